@@ -1,0 +1,154 @@
+"""The named results that travel between the layers. Units: nats per example unless a name says otherwise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributions import Distribution
+
+Values = Literal["binary", "bytes", "real"]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What one example looks like as it is stored: all that a model needs to know of the data.
+
+    Attributes:
+        shape: `(C, H, W)` for a picture, `(D,)` for a vector.
+        values: `binary` (0 or 1), `bytes` (0 ... 255), or `real`.
+        low, high: the range of the stored values (for `real`, as seen in the training split).
+        center, scale: for `real` data the mean and standard deviation of the training split, one a feature for
+            vectors and one a channel for pictures; `(0.0,)` and `(1.0,)` otherwise.
+        classes: the names of the classes, in the order of their labels; empty if there are none.
+    """
+
+    shape: tuple[int, ...]
+    values: Values
+    low: float = 0.0
+    high: float = 255.0
+    center: tuple[float, ...] = (0.0,)
+    scale: tuple[float, ...] = (1.0,)
+    classes: tuple[str, ...] = ()
+
+    @property
+    def dims(self) -> int:
+        """Numbers in one example."""
+        return math.prod(self.shape)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether an example has height and width."""
+        return len(self.shape) == 3
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Schema:
+        lists = ("shape", "center", "scale", "classes")
+        return cls(**{k: tuple(v) if k in lists else v for k, v in record.items()})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as stored, `x` `[B, *shape]` (uint8 or float32), and their labels `[B]` (int64) if there are any."""
+
+    x: Tensor
+    label: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What a bottleneck lets through.
+
+    Attributes:
+        z: `[B, *latent_shape]`, a draw from `posterior` (or the features themselves where there is none).
+        posterior: q(z | x) with batch shape `[B]`; None for a deterministic bottleneck, which has no rate.
+        penalty: `[B]`, what training adds to the loss and no bound ever contains (commitment, ...); or None.
+    """
+
+    z: Tensor
+    posterior: Distribution | None
+    penalty: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What the model says of a batch: the latent and what it costs to say it.
+
+    Attributes:
+        z: `[B, *latent_shape]`.
+        rate: `[B]`, KL(q(z | x) || p(z)); None for an autoencoder.
+        rate_per_unit: `[B, units]`, its parts where the KL is a sum over units; None otherwise.
+        penalty: `[B]` or None, as in `Passage`.
+    """
+
+    z: Tensor
+    rate: Tensor | None
+    rate_per_unit: Tensor | None = None
+    penalty: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of the bound, one number an example.
+
+    Attributes:
+        distortion: `[B]`, -log p(x | z).
+        rate: `[B]`, KL(q(z | x) || p(z)); None for an autoencoder.
+        rate_per_unit: `[B, units]` or None.
+        penalty: `[B]` or None; never part of the bound.
+    """
+
+    distortion: Tensor
+    rate: Tensor | None
+    rate_per_unit: Tensor | None = None
+    penalty: Tensor | None = None
+
+    @property
+    def bound(self) -> Tensor | None:
+        """`[B]`, rate + distortion >= -log p(x); None where there is no rate."""
+        return None if self.rate is None else self.rate + self.distortion
+
+
+@dataclass(frozen=True)
+class ImportanceBound:
+    """-log p(x) bounded by importance weighting (Burda et al. 2015, eq. 8), averaged over the examples."""
+
+    samples: int
+    nats: float
+    bits_per_dim: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on one split. Nats per example, averaged; None where the model has no such number."""
+
+    model: str
+    data: str
+    split: str
+    examples: int
+    dims: int
+    rate: float | None
+    distortion: float
+    bound: float | None
+    bits_per_dim: float | None
+    importance_bound: ImportanceBound | None
+    kl_per_unit: tuple[float, ...] | None
+    active_units: int | None
+    mse: float
+    psnr: float
+    parameters: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bits_per_dim(nats: float, dims: int) -> float:
+    """Nats per example as bits per dimension: `nats / (dims * ln 2)`."""
+    return nats / (dims * math.log(2))

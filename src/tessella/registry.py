@@ -1,0 +1,84 @@
+"""The catalogue: every exchangeable part by name, without importing any of them.
+
+One entry here and one class elsewhere is all that a new part takes. The catalogue feeds the command line, the
+specification of a run, the documentation's tables and the conformance tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from tessella.errors import SpecError
+from tessella.records import Values
+
+Kind = Literal["likelihood", "bottleneck", "prior", "model"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One part: its name at the faces, where it is defined, and what it is in one line.
+
+    Attributes:
+        values: for a likelihood, the stored values that it is normalised on.
+    """
+
+    kind: Kind
+    name: str
+    target: str
+    summary: str
+    values: tuple[Values, ...] = ()
+
+    def load(self) -> Any:
+        """The class or function itself."""
+        module, _, attribute = self.target.partition(":")
+        return getattr(import_module(module), attribute)
+
+
+CATALOGUE: tuple[Entry, ...] = (
+    Entry("likelihood", "bernoulli", "tessella.likelihoods:Bernoulli", "binary values", ("binary",)),
+    Entry("likelihood", "logistic", "tessella.likelihoods:LogisticMixture",
+          "mixture of discretised logistics with channel dependence, for 8-bit pictures", ("bytes",)),
+    Entry("likelihood", "categorical", "tessella.likelihoods:Categorical",
+          "a free probability for each of 256 values", ("bytes",)),
+    Entry("likelihood", "gaussian", "tessella.likelihoods:Gaussian",
+          "real values, the scale predicted for each", ("real",)),
+    Entry("likelihood", "gaussian-fixed", "tessella.likelihoods:FixedGaussian",
+          "real values, one scale for all: squared error as a likelihood", ("real",)),
+    Entry("bottleneck", "deterministic", "tessella.bottlenecks.continuous:Deterministic",
+          "the features themselves: an autoencoder, without rate or bound"),
+    Entry("bottleneck", "gaussian", "tessella.bottlenecks.continuous:DiagonalGaussian",
+          "q(z|x) = N(mu, sigma^2), factorised and reparameterised"),
+    Entry("prior", "normal", "tessella.priors.normal:StandardNormal", "p(z) = N(0, I)"),
+    Entry("prior", "class-normal", "tessella.priors.normal:ClassNormal",
+          "p(z | label) = N(mu_label, sigma_label^2), learned"),
+    Entry("model", "ae", "tessella.models.presets:AE", "autoencoder: reconstructs, has no prior and so no bound"),
+    Entry("model", "vae", "tessella.models.presets:VAE", "variational autoencoder (Kingma & Welling 2013)"),
+    Entry("model", "beta-vae", "tessella.models.presets:BetaVAE",
+          "VAE trained with the rate weighted by beta (Higgins et al. 2017)"),
+    Entry("model", "cvae", "tessella.models.presets:CVAE",
+          "conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015)"),
+)
+
+
+def entries(kind: Kind) -> tuple[Entry, ...]:
+    """All entries of one kind, in the catalogue's order."""
+    return tuple(e for e in CATALOGUE if e.kind == kind)
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """Their names."""
+    return tuple(e.name for e in entries(kind))
+
+
+def find(kind: Kind, name: str) -> Entry:
+    """The entry of that name.
+
+    Raises:
+        SpecError: naming what there is.
+    """
+    for entry in entries(kind):
+        if entry.name == name:
+            return entry
+    raise SpecError(f"no {kind} is called {name!r}; there are: {', '.join(names(kind))}")
