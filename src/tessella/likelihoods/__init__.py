@@ -1,0 +1,69 @@
+"""What x is, given its drawing: p(x | z), each a normalised distribution over the stored values.
+
+    binary   Bernoulli
+    bytes    LogisticMixture, Categorical
+    real     Gaussian, FixedGaussian
+
+Inside, `units.py` converts between stored and network units, `factorised.py` and `logistic.py` hold the classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from tessella.contracts import Likelihood
+from tessella.errors import SpecError
+from tessella.likelihoods.factorised import Bernoulli, Categorical, FixedGaussian, Gaussian
+from tessella.likelihoods.logistic import LogisticMixture
+from tessella.records import Schema, Values
+from tessella.registry import find
+
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "FixedGaussian",
+    "Gaussian",
+    "LogisticMixture",
+    "default_name",
+    "initial_bias",
+    "likelihood_for",
+]
+
+DEFAULTS: dict[Values, str] = {"binary": "bernoulli", "bytes": "logistic", "real": "gaussian"}
+
+
+def default_name(values: Values) -> str:
+    """The catalogue's name of the likelihood that such values get when none is asked for."""
+    return DEFAULTS[values]
+
+
+def likelihood_for(schema: Schema, name: str | None = None, **options: Any) -> Likelihood:
+    """The likelihood of that name for such data; without a name, the one that suits the stored values.
+
+    Args:
+        schema: what the stored values are.
+        name: a name of the catalogue, or None.
+        options: the class's own arguments (`mixtures`, `scale`).
+
+    Raises:
+        SpecError: if there is no such name, it does not know an option, or it is not a distribution over the values.
+    """
+    name = name or default_name(schema.values)
+    make = find("likelihood", name).load()
+    try:
+        return make(schema, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        raise SpecError(f"the {name} likelihood has no such option: {', '.join(options)} ({error})") from error
+
+
+def initial_bias(likelihood: Likelihood) -> Tensor | None:
+    """A good starting bias `[parameter_channels]` for the decoder's last layer; None if the likelihood has no opinion.
+
+    A likelihood that has one says it by a method `initial_bias()`. All of those here have.
+    """
+    method = getattr(likelihood, "initial_bias", None)
+    return None if method is None else method()

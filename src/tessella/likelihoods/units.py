@@ -1,0 +1,70 @@
+"""Stored units and network units: the one place where they are converted, and the checks the likelihoods share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tessella.errors import SpecError
+from tessella.records import Schema, Values
+
+MEANING: dict[Values, str] = {"binary": "binary", "bytes": "8-bit", "real": "real"}
+
+
+class Units(nn.Module):
+    """The affine map between stored and network units, `stored = center + scale * network`.
+
+    Binary values and bytes go to [-1, 1]; real values are standardised with the schema's center and scale, one a
+    channel (pictures) or a feature (vectors), or one for all. A scale of zero (a constant feature) counts as one.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        if schema.values == "real":
+            center, scale = schema.center, tuple(s if s > 0 else 1.0 for s in schema.scale)
+        else:
+            half = 0.5 if schema.values == "binary" else 127.5
+            center, scale = (half,), (half,)
+        for name, numbers in (("center", center), ("scale", scale)):
+            if len(numbers) not in (1, schema.shape[0]):
+                raise SpecError(
+                    f"the data's {name} has {len(numbers)} numbers, but its shape {schema.shape} needs 1 or "
+                    f"{schema.shape[0]}: prepare the data again"
+                )
+            tensor = torch.tensor(numbers, dtype=torch.float32).reshape(-1, *(1,) * (len(schema.shape) - 1))
+            self.register_buffer(name, tensor, persistent=False)
+
+    def to_network(self, x: Tensor) -> Tensor:
+        """Stored values `[B, *shape]` as float32 of about unit scale."""
+        return (x.to(torch.float32) - self.center) / self.scale
+
+    def to_stored(self, y: Tensor) -> Tensor:
+        """The inverse, in y's precision."""
+        return self.center + self.scale * y
+
+
+def require_values(schema: Schema, values: Values, likelihood: str, remedy: str) -> None:
+    """SpecError unless the data holds such values."""
+    if schema.values != values:
+        raise SpecError(
+            f"the {likelihood} likelihood needs {MEANING[values]} data, but this data holds "
+            f"{MEANING[schema.values]} values: {remedy}"
+        )
+
+
+def checked(parameters: Tensor, schema: Schema, channels: int) -> Tensor:
+    """The decoder's output in float32 (or float64), if its shape is `[B, channels, *spatial]`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    expected = (channels, *schema.shape[1:])
+    if tuple(parameters.shape[1:]) != expected:
+        raise ValueError(
+            f"the likelihood needs parameters of shape [B, {', '.join(map(str, expected))}], but the decoder gave "
+            f"{list(parameters.shape)}: its last layer must have {channels} outputs"
+        )
+    return parameters if parameters.dtype == torch.float64 else parameters.to(torch.float32)
