@@ -4,11 +4,12 @@
     bytes    LogisticMixture, Categorical
     real     Gaussian, FixedGaussian
 
-Inside, `units.py` converts between stored and network units, `factorised.py` and `logistic.py` hold the classes.
+Inside, `factorised.py` and `logistic.py` hold the classes, `shared.py` what they share: units, remedies, checks.
 """
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from tessella.contracts import Likelihood
 from tessella.errors import SpecError
 from tessella.likelihoods.factorised import Bernoulli, Categorical, FixedGaussian, Gaussian
 from tessella.likelihoods.logistic import LogisticMixture
+from tessella.likelihoods.shared import DEFAULTS
 from tessella.records import Schema, Values
 from tessella.registry import find
 
@@ -30,8 +32,6 @@ __all__ = [
     "initial_bias",
     "likelihood_for",
 ]
-
-DEFAULTS: dict[Values, str] = {"binary": "bernoulli", "bytes": "logistic", "real": "gaussian"}
 
 
 def default_name(values: Values) -> str:
@@ -52,12 +52,12 @@ def likelihood_for(schema: Schema, name: str | None = None, **options: Any) -> L
     """
     name = name or default_name(schema.values)
     make = find("likelihood", name).load()
-    try:
-        return make(schema, **options)
-    except TypeError as error:
-        if not options:
-            raise
-        raise SpecError(f"the {name} likelihood has no such option: {', '.join(options)} ({error})") from error
+    known = [option for option in signature(make).parameters if option != "schema"]
+    if unknown := [option for option in options if option not in known]:
+        raise SpecError(
+            f"the {name} likelihood has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}"
+        )
+    return make(schema, **options)
 
 
 def initial_bias(likelihood: Likelihood) -> Tensor | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
+from torch.types import _size
 
 from tessella.contracts import Likelihood
 from tessella.errors import SpecError
-from tessella.likelihoods.units import Units, checked, require_values
+from tessella.likelihoods.shared import StoredValues, Units, checked, require_values
 from tessella.records import Schema
 
 LEVELS = 256
@@ -31,14 +32,7 @@ class Bernoulli(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(
-            schema,
-            "binary",
-            "Bernoulli",
-            "add --binarize dynamic, or use --likelihood logistic"
-            if schema.values == "bytes"
-            else "use --likelihood gaussian",
-        )
+        require_values(schema, "binary", "Bernoulli")
         self.units = Units(schema)
 
     @property
@@ -57,14 +51,12 @@ class Bernoulli(Likelihood):
 
 
 @final
-class BernoulliLogits(Distribution):
+class BernoulliLogits(StoredValues):
     """Independent bits, from logits `[B, *event_shape]`; `log_prob` takes any dtype."""
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        super().__init__(logits.shape[:1], logits.shape[1:], validate_args=False)
+        super().__init__(logits.shape[0], logits.shape[1:])
 
     def log_prob(self, value: Tensor) -> Tensor:
         with torch.autocast(self.logits.device.type, enabled=False):
@@ -76,7 +68,7 @@ class BernoulliLogits(Distribution):
     def mean(self) -> Tensor:
         return torch.sigmoid(self.logits)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
 
@@ -93,12 +85,7 @@ class Categorical(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(
-            schema,
-            "bytes",
-            "categorical",
-            f"use --likelihood {'bernoulli' if schema.values == 'binary' else 'gaussian'}",
-        )
+        require_values(schema, "bytes", "categorical")
         self.units = Units(schema)
 
     @property
@@ -118,14 +105,12 @@ class Categorical(Likelihood):
 
 
 @final
-class ByteLogits(Distribution):
+class ByteLogits(StoredValues):
     """Independent bytes, from logits `[B, 256, *event_shape]`."""
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
-        super().__init__(logits.shape[:1], logits.shape[2:], validate_args=False)
+        super().__init__(logits.shape[0], logits.shape[2:])
 
     def log_prob(self, value: Tensor) -> Tensor:
         with torch.autocast(self.logits.device.type, enabled=False):
@@ -137,7 +122,7 @@ class ByteLogits(Distribution):
         values = torch.arange(LEVELS, dtype=self.logits.dtype, device=self.logits.device)
         return torch.einsum("bv...,v->b...", self.logits.softmax(1), values)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+    def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             weights = self.logits.movedim(1, -1).softmax(-1)
             draws = torch.multinomial(weights.reshape(-1, LEVELS), math.prod(sample_shape), replacement=True)
@@ -159,7 +144,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        _require_real(schema, "Gaussian")
+        require_values(schema, "real", "Gaussian")
         self.units = Units(schema)
 
     @property
@@ -199,7 +184,7 @@ class FixedGaussian(Likelihood):
 
     def __init__(self, schema: Schema, scale: float | None = None) -> None:
         super().__init__(schema)
-        _require_real(schema, "fixed-scale Gaussian")
+        require_values(schema, "real", "fixed-scale Gaussian")
         if scale is not None and not (scale > 0 and math.isfinite(scale)):
             raise SpecError(f"the fixed-scale Gaussian's scale must be positive, not {scale}")
         self.units = Units(schema)
@@ -224,12 +209,6 @@ class FixedGaussian(Likelihood):
         else:
             sigma = SCALE_FLOOR + self.log_scale.to(parameters.dtype).clamp(max=20).exp()
         return _normal(self.units, parameters, sigma)
-
-
-def _require_real(schema: Schema, likelihood: str) -> None:
-    require_values(
-        schema, "real", likelihood, f"use --likelihood {'bernoulli' if schema.values == 'binary' else 'logistic'}"
-    )
 
 
 def _normal(units: Units, location: Tensor, sigma: Tensor) -> Distribution:

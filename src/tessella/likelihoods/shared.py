@@ -1,14 +1,19 @@
-"""Stored units and network units: the one place where they are converted, and the checks the likelihoods share."""
+"""What the likelihoods share: stored and network units, the base of their distributions, the checks."""
 
 from __future__ import annotations
 
+from abc import ABC
+
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
 
 from tessella.errors import SpecError
 from tessella.records import Schema, Values
 
 MEANING: dict[Values, str] = {"binary": "binary", "bytes": "8-bit", "real": "real"}
+DEFAULTS: dict[Values, str] = {"binary": "bernoulli", "bytes": "logistic", "real": "gaussian"}
 
 
 class Units(nn.Module):
@@ -31,7 +36,7 @@ class Units(nn.Module):
         for name, numbers in (("center", center), ("scale", scale)):
             if len(numbers) not in (1, schema.shape[0]):
                 raise SpecError(
-                    f"the data's {name} has {len(numbers)} numbers, but its shape {schema.shape} needs 1 or "
+                    f"the data's {name} has {len(numbers)} numbers, but data of shape {schema.shape} needs 1 or "
                     f"{schema.shape[0]}: prepare the data again"
                 )
             tensor = torch.tensor(numbers, dtype=torch.float32).reshape(-1, *(1,) * (len(schema.shape) - 1))
@@ -46,17 +51,29 @@ class Units(nn.Module):
         return self.center + self.scale * y
 
 
-def require_values(schema: Schema, values: Values, likelihood: str, remedy: str) -> None:
-    """SpecError unless the data holds such values."""
+class StoredValues(Distribution, ABC):
+    """Base of the distributions over discrete stored values: `[B]` of them, no validation on the hot path."""
+
+    def __init__(self, batch: int, shape: torch.Size | tuple[int, ...]) -> None:
+        super().__init__(torch.Size((batch,)), torch.Size(shape), validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, Constraint]:
+        return {}
+
+
+def require_values(schema: Schema, values: Values, likelihood: str) -> None:
+    """SpecError, with the remedy, unless the data holds such values."""
     if schema.values != values:
+        binarize = "add --binarize dynamic, or " if (values, schema.values) == ("binary", "bytes") else ""
         raise SpecError(
             f"the {likelihood} likelihood needs {MEANING[values]} data, but this data holds "
-            f"{MEANING[schema.values]} values: {remedy}"
+            f"{MEANING[schema.values]} values: {binarize}use --likelihood {DEFAULTS[schema.values]}"
         )
 
 
 def checked(parameters: Tensor, schema: Schema, channels: int) -> Tensor:
-    """The decoder's output in float32 (or float64), if its shape is `[B, channels, *spatial]`.
+    """The decoder's output in float32 (float64 stays), if its shape is `[B, channels, *spatial]`.
 
     Raises:
         ValueError: if it is not.

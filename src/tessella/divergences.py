@@ -1,0 +1,73 @@
+"""KL(q || p) in nats per example: the closed form where torch's registry has one, else one draw's estimate.
+
+A new pair of distributions gets its closed form by `torch.distributions.register_kl`, and is then found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, kl_divergence
+
+
+def kl(q: Distribution, p: Distribution, z: Tensor | None = None) -> Tensor:
+    """KL(q || p) = E_q[log q(z) - log p(z)], `[B]` in float32 nats.
+
+    Closed form if `torch.distributions.kl_divergence` knows the pair (it looks inside `Independent`); otherwise
+    log q(z) - log p(z) at the draw `z`, which is unbiased, and may be negative for one draw.
+
+    Args:
+        q: batch shape `[B]`.
+        p: same event shape; batch shape `[B]` or `()`.
+        z: `[B, *event_shape]`, a draw from q; reparameterised if gradients are to reach q through it.
+
+    Raises:
+        ValueError: if the pair has no closed form and no draw is given.
+    """
+    with _full_precision():
+        try:
+            nats = kl_divergence(q, p)
+        except NotImplementedError:
+            if z is None:
+                raise ValueError(
+                    f"KL({_name(q)} || {_name(p)}) has no closed form: give the draw z, or register one by register_kl"
+                ) from None
+            z = z if z.dtype == torch.float64 else z.float()
+            nats = q.log_prob(z) - p.log_prob(z)
+    return nats.float()
+
+
+def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
+    """The terms of KL(q || p) `[B, units]` in float32 nats, where it is a sum over the event's numbers; else None.
+
+    It is for pairs that are both `Independent` over all of the event, with a closed form for one number.
+    """
+    if not (isinstance(q, Independent) and isinstance(p, Independent)) or q.event_shape != p.event_shape:
+        return None
+    if q.base_dist.event_shape or p.base_dist.event_shape:
+        return None
+    with _full_precision():
+        try:
+            terms = kl_divergence(q.base_dist, p.base_dist)
+        except NotImplementedError:
+            return None
+    return terms.expand(*q.batch_shape, *q.event_shape).flatten(1).float()
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No autocast, whatever the device that the distributions live on."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _name(distribution: Distribution) -> str:
+    if isinstance(distribution, Independent):
+        return f"Independent({_name(distribution.base_dist)})"
+    return type(distribution).__name__
