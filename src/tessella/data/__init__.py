@@ -1,0 +1,11 @@
+"""Data: what a SPEC names, as examples with a schema, divided into train, valid and test.
+
+Knows no model. It leans on the ground layer, on `noise` and, for the contact sheet, on `pictures`.
+"""
+
+from tessella.data.dataset import Data, open_data
+from tessella.data.sheet import contact_sheet, describe
+from tessella.data.splits import Split
+from tessella.data.streaming import Schedule, chunks, stream
+
+__all__ = ["Data", "Schedule", "Split", "chunks", "contact_sheet", "describe", "open_data", "stream"]

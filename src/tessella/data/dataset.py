@@ -1,0 +1,177 @@
+"""From a SPEC to a data set: find it, bring it to one shape and type, divide it, binarise it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, final, get_args
+
+import numpy as np
+
+from tessella.data import arrays
+from tessella.data.found import WHOLE, Found, Part
+from tessella.data.sources import BUILT_IN, HUB, find
+from tessella.data.splits import Binarization, BinarizedSplit, Split, divide, split_of
+from tessella.errors import DataError
+from tessella.records import Schema, Values
+
+SPLITS = ("train", "valid", "test")
+Size = tuple[int, int]
+
+
+@final
+@dataclass(frozen=True)
+class Data:
+    """A data set, understood.
+
+    Attributes:
+        spec: what was asked for; a path is absolute.
+        options: how it was asked for: `open_data(data.spec, **data.options)` opens it again.
+        schema: what an example looks like.
+        splits: `train`, and `valid` and `test` if there are enough examples.
+        notes: what was skipped or converted, a line each.
+    """
+
+    spec: str
+    options: dict[str, Any]
+    schema: Schema
+    splits: dict[str, Split]
+    notes: tuple[str, ...]
+
+    def split(self, name: str) -> Split:
+        """The split of that name.
+
+        Raises:
+            DataError: naming those there are.
+        """
+        if name not in self.splits:
+            raise DataError(f"{self.spec} has no split {name!r}; there are: {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+def open_data(
+    spec: str,
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    binarize: Binarization | None = None,
+    seed: int = 0,
+) -> Data:
+    """Open a data set.
+
+    Args:
+        spec: `digits`, `sprites`, `hf:NAME`, a folder of pictures, or a file (npz, npy, csv, parquet, idx, bin).
+        size: (height, width) that pictures are cropped and resized to, or one number for both.
+        channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
+        binarize: `dynamic` draws each pixel as Bernoulli(v / 255) anew whenever a training batch is fetched, `static`
+            once and for all, `threshold` cuts at 127. Validation and test are fixed in any case.
+        seed: of the division into splits and of what is drawn once and for all.
+
+    Raises:
+        DataError: saying in one line what is wrong, where, and what to do.
+    """
+    box = _checked(size, channels, binarize)
+    spec = _absolute(spec)
+    found = find(spec, box, channels)
+    notes = found.notes
+    values, shape = _unified(found, box, channels)
+    classes = _labelled(found)
+    rows = _divided(found, seed, notes)
+    splits: dict[str, Split] = {name: split_of(part, chosen) for name, (part, chosen) in rows.items()}
+    schema = _schema(values, shape, classes, *rows["train"])
+    if binarize is not None and values == "real":
+        raise DataError(f"{spec} has real values, which cannot be binarised: leave out --binarize")
+    if binarize is not None and values == "binary":
+        notes.append("the values are binary already: nothing to binarise")
+    elif binarize is not None:
+        schema = Schema(shape, "binary", 0.0, 1.0, classes=classes)
+        fixed: Binarization = "threshold" if binarize == "threshold" else "static"
+        for name, split in splits.items():
+            splits[name] = BinarizedSplit(split, binarize if name == "train" else fixed, seed)
+    options = {"size": box, "channels": channels, "binarize": binarize, "seed": seed}
+    return Data(spec, options, schema, splits, tuple(notes))
+
+
+def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize: str | None) -> Size | None:
+    if channels is not None and channels not in arrays.CHANNELS:
+        raise DataError(f"channels are {channels}: give 1 (grey), 2 (grey, alpha), 3 (colour) or 4 (colour, alpha)")
+    if binarize is not None and binarize not in get_args(Binarization):
+        raise DataError(f"cannot binarise by {binarize!r}; there are: {', '.join(get_args(Binarization))}")
+    if size is None:
+        return None
+    box = (size, size) if isinstance(size, int) else tuple(size)
+    if len(box) != 2 or not all(isinstance(side, int) and 1 <= side <= 1 << 14 for side in box):
+        raise DataError(f"size is {size}: give one number, or a height and a width, from 1 to {1 << 14}")
+    return box
+
+
+def _absolute(spec: str) -> str:
+    if spec in BUILT_IN:
+        return spec
+    hub = HUB if spec.startswith(HUB) else ""
+    path = os.path.expanduser(spec.removeprefix(hub))
+    return hub + os.path.abspath(path) if os.path.exists(path) or not hub else spec
+
+
+def _unified(found: Found, size: Size | None, channels: int | None) -> tuple[Values, tuple[int, ...]]:
+    """All parts' arrays brought to one shape, type, size and number of channels, in place."""
+    readers = {part.x.shape for part in found.parts.values() if not isinstance(part.x, np.ndarray)}
+    if readers:
+        shape = readers.pop()
+        if channels not in (None, shape[0]):
+            raise DataError(f"these pictures are drawn with {shape[0]} channels: leave out --channels")
+        return "bytes", shape
+    notes = found.notes
+    given = {name: part.x for name, part in found.parts.items() if isinstance(part.x, np.ndarray)}
+    xs = {name: arrays.examples(x, _called(name), notes) for name, x in given.items()}
+    shape = arrays.same_shape(xs)
+    from_files = all(x.dtype == np.uint8 for x in xs.values()) and found.decoded
+    xs, values = (xs, "bytes") if from_files else arrays.stored(xs, notes)
+    if len(shape) == 1:
+        if size is not None or channels is not None:
+            raise DataError(f"the examples are vectors of {shape[0]} numbers: leave out --size and --channels")
+    else:
+        if channels is not None:
+            xs = {name: arrays.recoloured(x, channels, values, _called(name)) for name, x in xs.items()}
+        if size is not None:
+            xs = {name: arrays.resized(x, size, values) for name, x in xs.items()}
+    for name, x in xs.items():
+        found.parts[name].x = x
+    return values, arrays.same_shape(xs)
+
+
+def _called(name: str) -> str:
+    return "x" if name == WHOLE else f"x_{name}"
+
+
+def _labelled(found: Found) -> tuple[str, ...]:
+    """All parts' labels as numbers, in place; the names of the classes."""
+    given = {name: part.labels for name, part in found.parts.items()}
+    counts = {name: len(part.keys) for name, part in found.parts.items()}
+    labels, classes = arrays.label_numbers(given, counts, found.classes, found.notes)
+    for name, part in found.parts.items():
+        part.labels = labels[name]
+    return classes
+
+
+def _divided(found: Found, seed: int, notes: list[str]) -> dict[str, tuple[Part, np.ndarray]]:
+    """Each split's part and rows. Official splits stay; what is missing is taken out of the rest."""
+    parts = found.parts
+    main = parts.get("train", parts.get(WHOLE))
+    if main is None:
+        main = next(iter(parts.values()))
+    taken = divide(main, test="test" not in parts, valid="valid" not in parts, seed=seed)
+    rows = {name: (main, chosen) for name, chosen in taken.items()}
+    for name in ("valid", "test"):
+        if name in parts and parts[name] is not main:
+            rows[name] = (parts[name], np.arange(len(parts[name].keys)))
+        elif name not in rows:
+            notes.append(f"too few examples for a {name} split")
+    return {name: rows[name] for name in SPLITS if name in rows}
+
+
+def _schema(values: Values, shape: tuple[int, ...], classes: tuple[str, ...], part: Part, rows: np.ndarray) -> Schema:
+    if values != "real" or not isinstance(part.x, np.ndarray):
+        return Schema(shape, values, 0.0, 1.0 if values == "binary" else 255.0, classes=classes)
+    center, scale, low, high = arrays.moments(part.x, rows)
+    return Schema(shape, values, low, high, center, scale, classes)

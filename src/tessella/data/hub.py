@@ -1,0 +1,76 @@
+"""Data sets of the Hugging Face hub, or saved by its `datasets` library in a local folder (an extra)."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tessella.data.folders import Item, pictures
+from tessella.data.found import WHOLE, Found, abridged, one_line
+from tessella.data.tables import vectors
+from tessella.errors import DataError
+
+PICTURE_COLUMNS = ("image", "img", "picture", "pixel_values")
+CLASS_COLUMNS = ("label", "labels", "class", "target", "y", "fine_label")
+SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "validation", "val", "dev"), "valid")
+SAVED = ("dataset_dict.json", "state.json")
+
+
+def hub(name: str, size: tuple[int, int] | None, channels: int | None) -> Found:
+    """`NAME` on the hub, or a local folder: pictures with their labels, or columns of numbers.
+
+    Raises:
+        DataError: if the extra is missing, there is no such data set, or no column fits.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f"hf:{name} needs the datasets extra: pip install 'tessella[datasets]'") from None
+    try:
+        if any(os.path.isfile(os.path.join(name, file)) for file in SAVED):
+            loaded: Any = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name)
+    except Exception as error:  # its readers and network layers raise nearly anything
+        raise DataError(f"hf:{name} cannot be loaded: {one_line(error)}") from None
+    given = dict(loaded.items()) if isinstance(loaded, dict) else {WHOLE: loaded}
+    notes: list[str] = []
+    known = {SPLITS[key]: part for key, part in given.items() if key in SPLITS}
+    if "train" not in known:
+        first = next(iter(given))
+        known = {WHOLE: given[first]}
+    left = [key for key, part in given.items() if all(part is not used for used in known.values())]
+    if left:
+        notes.append(f"splits left out: {abridged(left)}")
+    return _found(datasets, f"hf:{name}", known, size, channels, notes)
+
+
+def _found(
+    datasets: Any, where: str, known: dict[str, Any], size: tuple[int, int] | None, channels: int | None, notes: list
+) -> Found:
+    features = next(iter(known.values())).features
+    picture = next((c for c in PICTURE_COLUMNS if isinstance(features.get(c), datasets.Image)), None)
+    if picture is None:
+        found = {name: vectors(part.with_format("arrow")[:], where, notes) for name, part in known.items()}
+        return Found({name: f.parts[WHOLE] for name, f in found.items()}, notes=notes)
+    label = next((c for c in CLASS_COLUMNS if c in features), None)
+    parts, names, splits, values = [], [], [], []
+    for name, part in known.items():
+        parts.append(part.cast_column(picture, datasets.Image(decode=False)))
+        names += [f"{name}/{i}" for i in range(len(part))]
+        splits += [name] * len(part)
+        values.append(np.asarray(part.with_format("numpy")[label][:]) if label else None)
+    starts = np.cumsum([0, *map(len, parts)])
+    labels = None if label is None else np.concatenate(values)
+    classes = tuple(getattr(features[label], "names", None) or ()) if label else ()
+    item = partial(_item, parts, starts, picture)
+    return pictures(item, names, splits, labels, classes, size=size, channels=channels, notes=notes, where=where)
+
+
+def _item(parts: list[Any], starts: np.ndarray, column: str, i: int) -> Item:
+    part = int(np.searchsorted(starts, i, side="right")) - 1
+    record = parts[part][int(i - starts[part])][column] or {}
+    return record.get("bytes") or record.get("path") or b""

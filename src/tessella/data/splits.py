@@ -1,0 +1,182 @@
+"""Splits: who is in training, validation and test, and how a batch of them is fetched."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Literal, final
+
+import numpy as np
+import torch
+
+from tessella.data.found import Part, Reader, mixed, number_of
+from tessella.errors import DataError
+from tessella.noise import Noise
+from tessella.records import Batch
+
+Binarization = Literal["dynamic", "static", "threshold"]
+Indices = Sequence[int] | np.ndarray | torch.Tensor
+
+TEST_FRACTION, VALID_FRACTION, FEW = 0.10, 0.05, 8
+SUBSTITUTES = 100
+
+
+class Split(ABC):
+    """Examples that are used together.
+
+    Attributes:
+        keys: `[N]` uint64, each example's identity.
+        labels: `[N]` int64, or None.
+        factors: ground-truth factors of variation by name, each `[N]`; empty where none are known.
+    """
+
+    keys: np.ndarray
+    labels: np.ndarray | None
+    factors: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    @abstractmethod
+    def in_memory(self) -> bool:
+        """Whether a batch is so cheap that worker processes would only slow it down."""
+
+    @abstractmethod
+    def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
+        """Examples `indices` `[B]` as stored values.
+
+        Args:
+            noise: draws what is random in the data (dynamic binarisation); without it the batch is fixed.
+        """
+
+
+@final
+class ArraySplit(Split):
+    """Rows of an array `x` `[M, *shape]` (uint8 or float32) that several splits may share."""
+
+    def __init__(self, part: Part, rows: np.ndarray) -> None:
+        if not isinstance(part.x, np.ndarray):
+            raise TypeError("an array is needed")
+        self._x, self._rows = part.x, rows
+        self.keys, self.labels, self.factors = _gathered(part, rows)
+
+    @property
+    def in_memory(self) -> bool:
+        return True
+
+    def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
+        at = np.asarray(indices, dtype=np.int64)
+        return Batch(torch.from_numpy(self._x[self._rows[at]]), _labels(self.labels, at))
+
+
+@final
+class ReaderSplit(Split):
+    """Pictures that a reader decodes or draws when they are asked for.
+
+    A picture that turns out to be unreadable is replaced, label and all, by the next readable one of the split;
+    a warning names it.
+    """
+
+    def __init__(self, part: Part, rows: np.ndarray) -> None:
+        if isinstance(part.x, np.ndarray):
+            raise TypeError("a reader is needed")
+        self._reader: Reader = part.x
+        self._rows = rows
+        self.keys, self.labels, self.factors = _gathered(part, rows)
+
+    @property
+    def in_memory(self) -> bool:
+        return False
+
+    def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
+        at = np.asarray(indices, dtype=np.int64)
+        try:
+            x = self._reader.read(self._rows[at])
+        except DataError:
+            readable = [self._readable(int(i)) for i in at]
+            at = np.array([i for i, _ in readable], dtype=np.int64)
+            x = np.concatenate([picture for _, picture in readable])
+        return Batch(torch.from_numpy(x), _labels(self.labels, at))
+
+    def _readable(self, index: int) -> tuple[int, np.ndarray]:
+        for step in range(min(SUBSTITUTES, len(self))):
+            i = (index + step) % len(self)
+            try:
+                return i, self._reader.read(self._rows[i : i + 1])
+            except DataError as error:
+                warnings.warn(f"{error}; the next picture stands in", stacklevel=2)
+        raise DataError(f"{SUBSTITUTES} pictures in a row cannot be read, from number {index} of the split on")
+
+
+@final
+class BinarizedSplit(Split):
+    """A split of bytes v with values drawn as Bernoulli(v / 255), or cut at v > 127.
+
+    `dynamic` draws anew with each batch's noise. `static`, and `dynamic` without noise, draws once and for all:
+    pixel by pixel a hash of (seed, example, pixel), so that no order or partition into batches changes it.
+    """
+
+    def __init__(self, base: Split, mode: Binarization, seed: int) -> None:
+        self._base, self._mode = base, mode
+        self.keys, self.labels, self.factors = base.keys, base.labels, base.factors
+        self._salted = mixed(base.keys ^ np.uint64(number_of(f"{seed}/binarize")))
+
+    @property
+    def in_memory(self) -> bool:
+        return self._base.in_memory
+
+    def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
+        grey = self._base.batch(indices)
+        if self._mode == "threshold":
+            return Batch((grey.x > 127).to(torch.uint8), grey.label)
+        if self._mode == "dynamic" and noise is not None:
+            return Batch((noise.uniform(*grey.x.shape) * 255 < grey.x).to(torch.uint8), grey.label)
+        at = np.asarray(indices, dtype=np.int64)
+        v = grey.x.numpy().reshape(len(at), -1)
+        draw = mixed(self._salted[at][:, None] + np.arange(v.shape[1], dtype=np.uint64)) >> np.uint64(40)
+        ones = draw * np.uint64(255) < (v.astype(np.uint64) << np.uint64(24))
+        return Batch(torch.from_numpy(ones.astype(np.uint8)).reshape(grey.x.shape), grey.label)
+
+
+def split_of(part: Part, rows: np.ndarray) -> Split:
+    """The rows of a part as a split of the fitting kind."""
+    return ArraySplit(part, rows) if isinstance(part.x, np.ndarray) else ReaderSplit(part, rows)
+
+
+def divide(part: Part, *, test: bool, valid: bool, seed: int) -> dict[str, np.ndarray]:
+    """Take a test and a validation split out of a part, as asked: row numbers by name.
+
+    An example goes where a hash of its own key says, whatever the others are; only where that leaves a split with
+    too few are the next in hash order added.
+    """
+    groups = part.keys if part.groups is None else part.groups
+    rows = {"train": np.arange(len(part.keys))}
+    for name, wanted, fraction in (("test", test, TEST_FRACTION), ("valid", valid, VALID_FRACTION)):
+        train = rows["train"]
+        if not wanted or len(train) < 2:
+            continue
+        few = min(FEW, max(1, len(train) // 10))
+        taken = _taken(mixed(groups[train] ^ np.uint64(number_of(f"{seed}/{name}"))), fraction, few)
+        if taken.any():
+            rows[name], rows["train"] = train[taken], train[~taken]
+    return {name: rows[name] for name in ("train", "valid", "test") if name in rows}
+
+
+def _taken(hashes: np.ndarray, fraction: float, few: int) -> np.ndarray:
+    limit = int(fraction * 2**64)
+    chosen = np.sort(hashes)[: max(few, int((hashes < limit).sum()))]
+    taken = hashes <= chosen[-1]
+    if not taken.all():
+        return taken
+    return hashes < hashes.max()  # leave at least one group for training
+
+
+def _gathered(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
+    labels = None if part.labels is None else part.labels[rows]
+    return part.keys[rows], labels, {name: values[rows] for name, values in part.factors.items()}
+
+
+def _labels(labels: np.ndarray | None, at: np.ndarray) -> torch.Tensor | None:
+    return None if labels is None else torch.from_numpy(labels[at])

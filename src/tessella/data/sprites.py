@@ -1,0 +1,86 @@
+"""Generated shapes whose factors are known: drawn when asked for, at any size, the same on every machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from tessella.data.found import WHOLE, Found, Part, index_keys
+
+Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+DEFAULT_SIZE = (32, 32)
+
+
+def _square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(u), np.abs(v)) - 0.75
+
+
+def _ellipse(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return 0.5 * (np.sqrt(u * u + 4 * v * v) - 1)
+
+
+def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.maximum(v - 0.6, 0.857 * np.abs(u) - 0.515 * v - 0.515)
+
+
+SHAPES: dict[str, Distance] = {"square": _square, "ellipse": _ellipse, "triangle": _triangle}
+"""Each shape as its distance to the border, negative inside, in units of its radius."""
+
+COLOURS = np.array(
+    [(230, 57, 70), (244, 162, 97), (233, 216, 60), (60, 180, 90), (69, 123, 230), (190, 90, 220)], dtype=np.float32
+)
+SIZES = np.array([0.14, 0.18, 0.22, 0.26], dtype=np.float32)  # radius, as a fraction of the shorter side
+ORIENTATIONS = np.arange(8, dtype=np.float32) * np.float32(math.pi / 16)  # below the symmetry of a square
+PLACES = np.linspace(0.26, 0.74, 8, dtype=np.float32)  # of the centre, as a fraction of the side
+BACKGROUND = 16.0
+
+FACTORS = {"shape": 3, "size": 4, "colour": 6, "orientation": 8, "x": 8, "y": 8}
+"""Factors of variation and how many values each takes; example i is the i-th combination, the last moving fastest."""
+
+
+def factors(rows: np.ndarray) -> np.ndarray:
+    """Rows `[B]` to factor numbers `[B, 6]` int64, in the order of `FACTORS`."""
+    return np.stack(np.unravel_index(rows, tuple(FACTORS.values())), axis=-1)
+
+
+def draw(numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Factor numbers `[B, 6]` to antialiased pictures `[B, 3, H, W]` uint8."""
+    height, width = size
+    shape, radius, colour, angle, x, y = np.moveaxis(numbers, -1, 0)
+    side = np.float32(min(height, width))
+    r = (SIZES[radius] * side)[:, None, None]
+    dx = (np.arange(width, dtype=np.float32) + 0.5)[None, None, :] - (PLACES[x] * width)[:, None, None]
+    dy = (np.arange(height, dtype=np.float32) + 0.5)[None, :, None] - (PLACES[y] * height)[:, None, None]
+    cos, sin = np.cos(ORIENTATIONS[angle])[:, None, None] / r, np.sin(ORIENTATIONS[angle])[:, None, None] / r
+    u, v = cos * dx + sin * dy, cos * dy - sin * dx
+    cover = np.empty(u.shape, np.float32)
+    for number, distance in enumerate(SHAPES.values()):
+        of = shape == number
+        cover[of] = np.clip(0.5 - distance(u[of], v[of]) * r[of], 0, 1)
+    ink = COLOURS[colour] - np.float32(BACKGROUND)
+    return np.round(BACKGROUND + cover[:, None] * ink[:, :, None, None]).astype(np.uint8)
+
+
+class SpriteReader:
+    """All combinations of `FACTORS` as pictures of one size."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.shape: tuple[int, int, int] = (3, *size)
+        self._size = size
+
+    def __len__(self) -> int:
+        return math.prod(FACTORS.values())
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return draw(factors(rows), self._size)
+
+
+def sprites(size: tuple[int, int] | None) -> Found:
+    """The `sprites` source: 36,864 pictures of three shapes on a dark ground."""
+    reader = SpriteReader(size or DEFAULT_SIZE)
+    numbers = factors(np.arange(len(reader)))
+    known = {name: numbers[:, column] for column, name in enumerate(FACTORS)}
+    part = Part(reader, numbers[:, 0], index_keys(len(reader), "sprites"), factors=known)
+    return Found({WHOLE: part}, tuple(SHAPES))
