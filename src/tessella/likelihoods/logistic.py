@@ -14,13 +14,14 @@ from torch.types import _size
 
 from tessella.contracts import Likelihood
 from tessella.errors import SpecError
-from tessella.likelihoods.shared import StoredValues, Units, checked, require_values
+from tessella.likelihoods.shared import BYTE_HALF, StoredValues, Units, checked, require_values
 from tessella.records import Schema
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
-HALF_BIN = 1 / 255
+HALF_BIN = 0.5 / BYTE_HALF
+"""Half of the distance between two values, in network units."""
 EDGE_CAP = 20.0
-HUGE = 1e30
+HUGE = 1e38
 CHUNK = 1 << 18
 """Numbers of one intermediate result that a CPU works on at once: a megabyte a thread, by measurement."""
 
@@ -34,7 +35,8 @@ class LogisticMixture(Likelihood):
         p(pixel) = sum_k pi_k prod_c [F((y_c + 1/255 - mu_kc) / s_kc) - F((y_c - 1/255 - mu_kc) / s_kc)],
         mu_kc = m_kc + sum_(j < c) tanh(a_kcj) y_j,   F the logistic function,
 
-    where x = 0 takes the whole lower tail and x = 255 the upper one, so that it sums to one. log s is held in [-7, 7].
+    where x = 0 takes the whole lower tail and x = 255 the upper one, so that it sums to one. log s is held in [-7, 7];
+    with that, log p and its gradient are finite for all parameters up to 1e30.
 
     Parameters: `[B, K * (1 + 2 C + C (C - 1) / 2), *spatial]`, blocks of K channels: the mixture's logits; the
     locations m of channel 0, 1, ...; the log scales of channel 0, 1, ...; the coefficients a of the pairs
@@ -74,10 +76,13 @@ class LogisticMixture(Likelihood):
         return self.units.to_network(x)
 
     def initial_bias(self) -> Tensor:
-        """Equal weights, locations spread over [-1, 1], scales of about half their distance, no channel dependence."""
+        """Equal weights, locations spread over [-1, 1], channels independent; 7.5 bits a value on photographs.
+
+        Scales are not below exp(-1.5): a pixel's channels share their component, so narrow ones would hold it to grey.
+        """
         bias = torch.zeros(self._parameters_per_position // self.mixtures, self.mixtures)
         bias[1 : 1 + self.channels] = (2 * torch.arange(self.mixtures) + 1) / self.mixtures - 1
-        bias[1 + self.channels : 1 + 2 * self.channels] = -math.log(self.mixtures + 2)
+        bias[1 + self.channels : 1 + 2 * self.channels] = -min(1.5, math.log(self.mixtures + 2))
         return bias.flatten().repeat_interleave(self.schema.dims if self.is_vector else 1)
 
     def forward(self, parameters: Tensor) -> Distribution:
@@ -112,9 +117,8 @@ class LogisticMixtureBytes(StoredValues):
     def mean(self) -> Tensor:
         """E[x], channel by channel given the component, each with the mean of the earlier ones for their values.
 
-        One component's logistic is cut at 0 and 255 but not rounded,
-        s (softplus((m + 1) / s) - softplus((m - 1) / s)) - 1
-        in network units; rounding moves that by at most 0.2 of a value, at the smallest scales. What an earlier
+        One component's logistic is cut at 0 and 255 but not rounded: s (softplus((m + 1) / s) - softplus((m - 1) / s))
+        - 1 in network units. Rounding moves that by at most 0.2 of a value, at the smallest scales. What an earlier
         channel loses at 0 and 255 enters the next one through its mean alone.
         """
         with torch.autocast(self.parameters.device.type, enabled=False):
@@ -128,7 +132,7 @@ class LogisticMixtureBytes(StoredValues):
                 rise = F.softplus((location + 1) / s) - F.softplus((location - 1) / s)
                 means.append((s * rise - 1).clamp(-1, 1))
             y = (logits.softmax(1).unsqueeze(1) * torch.stack(means, 1)).sum(2)
-            return ((y + 1) * 127.5).reshape(-1, *self.event_shape)
+            return ((y + 1) * BYTE_HALF).reshape(-1, *self.event_shape)
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
@@ -147,8 +151,8 @@ class LogisticMixtureBytes(StoredValues):
             for c in range(self.channels):
                 location = locations[:, c]
                 for j, earlier in enumerate(values):
-                    location = location + coefficients[:, c * (c - 1) // 2 + j] * (earlier / 127.5 - 1)
-                values.append(((location + noise[:, c] + 1) * 127.5).round().clamp(0, 255))
+                    location = location + coefficients[:, c * (c - 1) // 2 + j] * (earlier / BYTE_HALF - 1)
+                values.append(((location + noise[:, c] + 1) * BYTE_HALF).round().clamp(0, 255))
             return torch.stack(values, 1).reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
 
@@ -195,19 +199,19 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
         return gradient * grad_outputs[0][:, None], None, None, None
 
 
 def _log_prob_and_gradient(blocks: Tensor, x: Tensor, gradient: Tensor | None) -> Tensor:
-    """log p `[b, N]` of stored values x `[b, C, N]`; its derivative by `blocks` `[b, -1, K, N]` is put in `gradient`."""
+    """log p `[b, N]` of stored values x `[b, C, N]`; its derivative by `blocks` `[b, -1, K, N]` goes to `gradient`."""
     channels = x.shape[1]
     logits, locations = blocks[:, 0], blocks[:, 1 : 1 + channels]
     log_scales, coefficients = blocks[:, 1 + channels : 1 + 2 * channels], blocks[:, 1 + 2 * channels :]
     pairs = [(c, j) for c in range(channels) for j in range(c)]
 
-    y = (x / 127.5 - 1).unsqueeze(2)  # [b, C, 1, N], as all that has no component
+    y = (x / BYTE_HALF - 1).unsqueeze(2)  # [b, C, 1, N], as all that has no component
     side = ((x == 0).to(x.dtype) - (x == 255).to(x.dtype)).unsqueeze(2)
     edge = side.abs() * HUGE
     cap = torch.where(side == 0, HUGE, EDGE_CAP if x.dtype == torch.float32 else 2 * EDGE_CAP)

@@ -12,6 +12,9 @@ from torch.distributions.constraints import Constraint
 from tessella.errors import SpecError
 from tessella.records import Schema, Values
 
+BYTE_HALF = 127.5
+"""Half of the range of a byte: x / BYTE_HALF - 1 is in [-1, 1]."""
+
 MEANING: dict[Values, str] = {"binary": "binary", "bytes": "8-bit", "real": "real"}
 DEFAULTS: dict[Values, str] = {"binary": "bernoulli", "bytes": "logistic", "real": "gaussian"}
 
@@ -31,7 +34,7 @@ class Units(nn.Module):
         if schema.values == "real":
             center, scale = schema.center, tuple(s if s > 0 else 1.0 for s in schema.scale)
         else:
-            half = 0.5 if schema.values == "binary" else 127.5
+            half = 0.5 if schema.values == "binary" else BYTE_HALF
             center, scale = (half,), (half,)
         for name, numbers in (("center", center), ("scale", scale)):
             if len(numbers) not in (1, schema.shape[0]):

@@ -1,0 +1,509 @@
+"""Each likelihood is a distribution over the stored values: it sums to one, and its sampler and mean agree with it.
+
+Random tests are seeded; those that compare draws with probabilities say how often they would fail by chance.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from scipy.stats import chi2
+from torch import Tensor
+from torch.nn import functional as F
+
+from tessella.errors import SpecError
+from tessella.likelihoods import (
+    Bernoulli,
+    Categorical,
+    FixedGaussian,
+    Gaussian,
+    LogisticMixture,
+    default_name,
+    initial_bias,
+    likelihood_for,
+    logistic,
+)
+from tessella.records import Schema, Values
+from tessella.registry import entries
+
+PICTURE, VECTOR = (3, 4, 5), (6,)
+FALSE_ALARM = 1e-4
+
+CASES = [
+    pytest.param(entry.name, values, shape, id=f"{entry.name}-{len(shape)}d")
+    for entry in entries("likelihood")
+    for values in entry.values
+    for shape in (PICTURE, VECTOR)
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def schema_of(values: Values, shape: tuple[int, ...]) -> Schema:
+    if values == "real":
+        numbers = range(shape[0])
+        return Schema(shape, values, -9, 9, tuple(0.5 * i for i in numbers), tuple(1.0 + i for i in numbers))
+    return Schema(shape, values)
+
+
+def random_parameters(likelihood, batch: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(batch, likelihood.parameter_channels, *likelihood.schema.shape[1:], dtype=dtype)
+
+
+def logistic_mixture(channels: int, mixtures: int) -> LogisticMixture:
+    return LogisticMixture(Schema((channels, 1, 1), "bytes"), mixtures)
+
+
+def all_bytes(channels: int) -> Tensor:
+    """Every pixel of so many channels, `[256 ** channels, channels, 1, 1]`."""
+    return torch.cartesian_prod(*[torch.arange(256)] * channels).reshape(-1, channels, 1, 1)
+
+
+def extreme_parameters(likelihood: LogisticMixture) -> list[Tensor]:
+    """Parameters that a diverging network might give, `[1, P, 1, 1]` each."""
+    k, c = likelihood.mixtures, likelihood.channels
+    cases = [torch.randn(1, likelihood.parameter_channels, 1, 1) * size for size in (1.0, 5.0, 100.0, 1e30)]
+    for location, log_scale in itertools.product((-3.0, 0.1, 1.0, 1e4, -1e30), (-1e30, -7.0, 0.0, 7.0, 1e30)):
+        parameters = torch.randn(1, likelihood.parameter_channels, 1, 1)
+        parameters[:, k : k + k * c] = location
+        parameters[:, k + k * c : k + 2 * k * c] = log_scale
+        cases.append(parameters)
+    return cases
+
+
+def reference(parameters: Tensor, x: Tensor, mixtures: int) -> Tensor:
+    """The formula of `LogisticMixture`'s docstring, by autograd and without care for cancellation: for float64."""
+    channels = x.shape[1]
+    blocks = parameters.view(len(x), -1, mixtures, *x.shape[2:])
+    y = x.to(parameters.dtype) / 127.5 - 1
+    total = blocks[:, 0].log_softmax(1)
+    for c in range(channels):
+        location = blocks[:, 1 + c]
+        for j in range(c):
+            location = location + blocks[:, 1 + 2 * channels + c * (c - 1) // 2 + j].tanh() * y[:, j, None]
+        scale = blocks[:, 1 + channels + c].clamp(-7, 7).exp()
+        upper = torch.sigmoid((y[:, c, None] + 1 / 255 - location) / scale)
+        lower = torch.sigmoid((y[:, c, None] - 1 / 255 - location) / scale)
+        upper = torch.where(x[:, c, None] == 255, 1.0, upper)
+        lower = torch.where(x[:, c, None] == 0, 0.0, lower)
+        total = total + torch.log(upper - lower)
+    return total.logsumexp(1).flatten(1).sum(1)
+
+
+def chi_square(draws: Tensor, probability: Tensor) -> float:
+    """The p-value of so many draws of cell numbers; cells expected fewer than 10 times are put together."""
+    expected = probability.double() * len(draws)
+    seen = torch.bincount(draws, minlength=len(probability)).double()
+    rare = expected < 10
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    seen = torch.cat([seen[~rare], seen[rare].sum()[None]])
+    kept = expected > 0
+    statistic = ((seen - expected)[kept] ** 2 / expected[kept]).sum()
+    return float(chi2.sf(statistic.item(), int(kept.sum()) - 1))
+
+
+# The contract, for every entry of the catalogue
+
+
+@pytest.mark.parametrize(("name", "values", "shape"), CASES)
+def test_keeps_the_contract(name: str, values: Values, shape: tuple[int, ...]) -> None:
+    schema = schema_of(values, shape)
+    likelihood = likelihood_for(schema, name)
+    parameters = random_parameters(likelihood).requires_grad_()
+    distribution = likelihood(parameters)
+    assert distribution.batch_shape == (4,)
+    assert distribution.event_shape == shape
+    x = distribution.sample()
+    assert x.shape == (4, *shape)
+    assert x.dtype == torch.float32
+    assert distribution.sample((2, 3)).shape == (2, 3, 4, *shape)
+    assert distribution.mean.shape == (4, *shape)
+    assert distribution.mean.dtype == torch.float32
+    if values != "real":
+        top = 1 if values == "binary" else 255
+        assert torch.equal(x, x.round().clamp(0, top))
+        assert distribution.mean.min() >= 0
+        assert distribution.mean.max() <= top
+        assert torch.equal(distribution.log_prob(x), distribution.log_prob(x.to(torch.uint8)))
+    nats = distribution.log_prob(x)
+    assert nats.shape == (4,)
+    assert nats.dtype == torch.float32
+    (gradient,) = torch.autograd.grad(nats.sum(), parameters)
+    assert gradient.shape == parameters.shape
+    assert gradient.isfinite().all()
+    assert torch.equal(likelihood(parameters.detach()).log_prob(x), nats)
+    network = likelihood.to_network(x if values == "real" else x.to(torch.uint8))
+    assert network.shape == x.shape
+    assert network.dtype == torch.float32
+    repr(distribution)
+
+
+@pytest.mark.parametrize(("name", "values", "shape"), CASES)
+def test_gradient(name: str, values: Values, shape: tuple[int, ...]) -> None:
+    small = (2, 1, 2) if len(shape) == 3 else (2,)
+    likelihood = likelihood_for(schema_of(values, small), name)
+    parameters = random_parameters(likelihood, 2, torch.float64)
+    x = likelihood(parameters).sample()
+    parameters.requires_grad_()
+    options = {"fast_mode": True} if name == "categorical" else {}
+    assert torch.autograd.gradcheck(lambda p: likelihood(p).log_prob(x), (parameters,), **options)
+
+
+@pytest.mark.parametrize(("name", "values", "shape"), CASES)
+def test_autocast_changes_no_digit(name: str, values: Values, shape: tuple[int, ...]) -> None:
+    likelihood = likelihood_for(schema_of(values, shape), name)
+    half = random_parameters(likelihood).bfloat16()
+    distribution = likelihood(half.float())
+    x = distribution.sample()
+    with torch.autocast("cpu", torch.bfloat16):
+        for parameters in (half, half.float()):
+            cast = likelihood(parameters)
+            assert torch.equal(cast.log_prob(x), distribution.log_prob(x))
+            assert torch.equal(cast.mean, distribution.mean)
+
+
+@pytest.mark.parametrize(("name", "values", "shape"), [case for case in CASES if case.values[2] == PICTURE])
+def test_memory_layout_changes_no_digit(name: str, values: Values, shape: tuple[int, ...]) -> None:
+    likelihood = likelihood_for(schema_of(values, shape), name)
+    parameters = random_parameters(likelihood)
+    x = likelihood(parameters).sample()
+    last = likelihood(parameters.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(
+        last.log_prob(x.contiguous(memory_format=torch.channels_last)), likelihood(parameters).log_prob(x)
+    )
+
+
+@pytest.mark.parametrize(("name", "values", "shape"), CASES)
+def test_wrong_number_of_parameters_is_named(name: str, values: Values, shape: tuple[int, ...]) -> None:
+    likelihood = likelihood_for(schema_of(values, shape), name)
+    channels = likelihood.parameter_channels
+    with pytest.raises(ValueError, match=f"must have {channels} outputs"):
+        likelihood(torch.zeros(2, channels + 1, *shape[1:]))
+    with pytest.raises(ValueError, match="shape"):
+        likelihood(torch.zeros(2, channels, *shape[1:], 1))
+
+
+@pytest.mark.parametrize(("name", "values", "shape"), CASES)
+def test_values_it_is_no_distribution_of_are_refused(name: str, values: Values, shape: tuple[int, ...]) -> None:
+    kinds: tuple[Values, ...] = ("binary", "bytes", "real")
+    for other in kinds:
+        if other != values:
+            with pytest.raises(SpecError, match=f"--likelihood {default_name(other)}") as caught:
+                likelihood_for(schema_of(other, shape), name)
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "values", "shape"), CASES)
+def test_initial_bias_is_a_fair_start(name: str, values: Values, shape: tuple[int, ...]) -> None:
+    schema = schema_of(values, shape)
+    likelihood = likelihood_for(schema, name)
+    bias = initial_bias(likelihood)
+    assert bias is not None
+    assert bias.shape == (likelihood.parameter_channels,)
+    distribution = likelihood(bias.reshape(1, -1, *(1,) * (len(shape) - 1)).expand(64, -1, *shape[1:]))
+    if values == "real":
+        center, scale = (torch.tensor(t).reshape(-1, *(1,) * (len(shape) - 1)) for t in (schema.center, schema.scale))
+        torch.testing.assert_close(distribution.mean, center.expand(64, *shape))
+        torch.testing.assert_close(distribution.stddev, scale.expand(64, *shape), rtol=2e-3, atol=0)
+    else:
+        levels, margin = {"bernoulli": (2, 1e-5), "categorical": (256, 1e-5)}.get(name, (256, 0.45))
+        uniform = torch.randint(0, levels, (64, *shape))
+        nats = -distribution.log_prob(uniform).mean() / schema.dims
+        assert nats < math.log(levels) + margin
+
+
+# The catalogue
+
+
+def test_default_likelihoods() -> None:
+    assert isinstance(likelihood_for(Schema(PICTURE, "binary")), Bernoulli)
+    assert isinstance(likelihood_for(Schema(PICTURE, "bytes")), LogisticMixture)
+    assert isinstance(likelihood_for(Schema(PICTURE, "real")), Gaussian)
+    assert likelihood_for(Schema(PICTURE, "bytes"), mixtures=3).parameter_channels == 30
+
+
+def test_refusals_are_one_line() -> None:
+    grey = Schema((1, 8, 8), "bytes")
+    with pytest.raises(SpecError, match="holds 8-bit values: add --binarize dynamic, or use --likelihood logistic"):
+        Bernoulli(grey)
+    with pytest.raises(SpecError, match="no likelihood is called 'poisson'"):
+        likelihood_for(grey, "poisson")
+    with pytest.raises(SpecError, match="no option colour; its options: mixtures"):
+        likelihood_for(grey, colour=3)
+    with pytest.raises(SpecError, match="its options: none"):
+        likelihood_for(grey, "categorical", mixtures=3)
+    with pytest.raises(SpecError, match="1 to 4 channels, not 5"):
+        LogisticMixture(Schema((5, 8, 8), "bytes"))
+    with pytest.raises(SpecError, match="at least one"):
+        LogisticMixture(grey, mixtures=0)
+    with pytest.raises(SpecError, match="must be positive"):
+        FixedGaussian(Schema(VECTOR, "real"), scale=0.0)
+    with pytest.raises(SpecError, match="center has 2 numbers"):
+        Gaussian(Schema(VECTOR, "real", center=(0.0, 1.0)))
+
+
+# Bernoulli and categorical
+
+
+def test_bernoulli_sums_to_one() -> None:
+    likelihood = Bernoulli(Schema((8,), "binary"))
+    every = torch.cartesian_prod(*[torch.arange(2)] * 8)
+    for size in (1.0, 30.0, 1000.0):
+        logits = torch.randn(1, 8) * size
+        nats = likelihood(logits.expand(256, -1)).log_prob(every)
+        assert nats.isfinite().all()
+        assert abs(nats.exp().sum().item() - 1) < 1e-5
+
+
+def test_categorical_sums_to_one() -> None:
+    likelihood = Categorical(Schema((1, 1, 1), "bytes"))
+    for size in (1.0, 30.0, 1000.0):
+        nats = likelihood((torch.randn(1, 256, 1, 1) * size).expand(256, -1, 1, 1)).log_prob(all_bytes(1))
+        assert nats.isfinite().all()
+        assert abs(nats.exp().sum().item() - 1) < 1e-5
+
+
+def test_categorical_layout_sampler_and_mean() -> None:
+    """False alarms: 1e-4 for each of 2 values."""
+    likelihood = Categorical(Schema((2,), "bytes"))
+    parameters = torch.randn(1, 512) * 2
+    probability = parameters.view(256, 2).softmax(0)
+    distribution = likelihood(parameters)
+    draws = distribution.sample((20_000,)).long()[:, 0]
+    for d in range(2):
+        assert chi_square(draws[:, d], probability[:, d]) > FALSE_ALARM
+    torch.testing.assert_close(distribution.mean[0], torch.arange(256.0) @ probability)
+
+
+def test_bernoulli_sampler_and_mean() -> None:
+    """False alarms: 1e-4 for each of 3 values."""
+    distribution = Bernoulli(Schema((3,), "binary"))(torch.tensor([[-2.0, 0.0, 1.0]]))
+    draws = distribution.sample((20_000,))[:, 0].long()
+    for d, p in enumerate(distribution.mean[0]):
+        assert chi_square(draws[:, d], torch.stack([1 - p, p])) > FALSE_ALARM
+
+
+# The logistic mixture
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_logistic_sums_to_one(channels: int) -> None:
+    likelihood = logistic_mixture(channels, 2)
+    every = all_bytes(channels)
+    for parameters in extreme_parameters(likelihood)[:: 1 if channels == 1 else 7]:
+        nats = likelihood(parameters.expand(len(every), -1, 1, 1)).log_prob(every)
+        assert nats.isfinite().all()
+        assert abs(nats.double().exp().sum().item() - 1) < 3e-5
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_logistic_summed_over_its_last_channel_is_the_one_of_the_others(channels: int) -> None:
+    """With the test above: by induction it sums to one for any number of channels."""
+    mixtures = 3
+    likelihood, shorter = logistic_mixture(channels, mixtures), logistic_mixture(channels - 1, mixtures)
+    keep = [0, *range(1, channels), *range(1 + channels, 2 * channels)]
+    keep += range(1 + 2 * channels, 1 + 2 * channels + (channels - 1) * (channels - 2) // 2)
+    for parameters in extreme_parameters(likelihood):
+        first = torch.tensor([0, 255, 31, 200])[torch.randint(0, 4, (channels - 1,))].reshape(1, -1, 1, 1)
+        x = torch.cat([first.expand(256, -1, 1, 1), all_bytes(1)], 1)
+        nats = likelihood(parameters.expand(256, -1, 1, 1)).log_prob(x).logsumexp(0, keepdim=True)
+        fewer = parameters.view(1, -1, mixtures, 1, 1)[:, keep].reshape(1, -1, 1, 1)
+        torch.testing.assert_close(nats, shorter(fewer).log_prob(first), rtol=1e-6, atol=3e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_logistic_is_its_formula(channels: int) -> None:
+    likelihood = LogisticMixture(Schema((channels, 4, 8), "bytes"), 3)
+    parameters = random_parameters(likelihood, 3, torch.float64) / 2  # or the formula as it stands takes log 0
+    x = torch.randint(0, 256, (3, channels, 4, 8), dtype=torch.uint8)
+    x[:, :, 0] = 0
+    x[:, :, 1] = 255
+    parameters.requires_grad_()
+    expected = reference(parameters, x, 3)
+    (gradient,) = torch.autograd.grad(expected.sum(), parameters)
+    for dtype, digits in ((torch.float64, 1e-8), (torch.float32, 2e-5)):
+        mine = parameters.detach().to(dtype).requires_grad_()
+        nats = likelihood(mine).log_prob(x)
+        torch.testing.assert_close(nats.double(), expected, rtol=digits, atol=digits)
+        (by_mine,) = torch.autograd.grad(nats.sum(), mine)
+        torch.testing.assert_close(by_mine.double(), gradient, rtol=digits, atol=digits)
+
+
+def test_logistic_gradient_at_the_edges_and_beyond_the_clamps() -> None:
+    likelihood = LogisticMixture(Schema((3, 1, 4), "bytes"), 2)
+    parameters = random_parameters(likelihood, 1, torch.float64)
+    parameters[:, 8:14, :, 2] = -9
+    parameters[:, 8:14, :, 3] = 9
+    x = torch.tensor([[0, 255, 0, 255], [255, 128, 3, 0], [77, 0, 128, 255]]).reshape(1, 3, 1, 4)
+    parameters.requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: likelihood(p).log_prob(x), (parameters,), atol=1e-4)
+    (gradient,) = torch.autograd.grad(likelihood(parameters).log_prob(x).sum(), parameters)
+    assert (gradient[:, 8:14, :, 2:] == 0).all()
+    assert (gradient[:, 8:14, :, :2] != 0).all()
+
+
+def test_logistic_is_finite_and_never_above_zero_for_extreme_parameters() -> None:
+    for channels in (1, 3):
+        likelihood = logistic_mixture(channels, 3)
+        x = torch.randint(0, 256, (64, channels, 1, 1))
+        x[:16], x[16:32] = 0, 255
+        for parameters in extreme_parameters(likelihood):
+            parameters = parameters.expand(64, -1, 1, 1).clone().requires_grad_()
+            distribution = likelihood(parameters)
+            nats = distribution.log_prob(x)
+            (gradient,) = torch.autograd.grad(nats.sum(), parameters)
+            assert nats.isfinite().all()
+            assert nats.max() < 1e-4
+            assert gradient.isfinite().all()
+            assert distribution.mean.isfinite().all()
+            assert distribution.sample().isfinite().all()
+
+
+def test_logistic_in_pieces_gives_the_same_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    likelihood = LogisticMixture(Schema((3, 8, 8), "bytes"), 3)
+    parameters = random_parameters(likelihood, 5).requires_grad_()
+    x = likelihood(parameters).sample()
+    results = []
+    for chunk in (1, 1500, 1 << 20):
+        monkeypatch.setattr(logistic, "CHUNK", chunk)
+        nats = likelihood(parameters).log_prob(x)
+        results.append((nats, *torch.autograd.grad(nats @ torch.arange(5.0), parameters)))
+    for nats, gradient in results[1:]:
+        torch.testing.assert_close(nats, results[0][0])
+        torch.testing.assert_close(gradient, results[0][1])
+
+
+def test_logistic_vector_is_a_picture_of_one_channel() -> None:
+    vector, picture = LogisticMixture(Schema((6,), "bytes"), 4), LogisticMixture(Schema((1, 2, 3), "bytes"), 4)
+    assert vector.parameter_channels == 3 * 4 * 6
+    parameters = torch.randn(2, 12, 2, 3)
+    x = torch.randint(0, 256, (2, 1, 2, 3))
+    assert torch.equal(vector(parameters.flatten(1)).log_prob(x.flatten(1)), picture(parameters).log_prob(x))
+    assert torch.equal(vector(parameters.flatten(1)).mean, picture(parameters).mean.flatten(1))
+
+
+@pytest.mark.parametrize("log_scale", [-7.0, -4.0, -2.0, 1.0])
+def test_logistic_sampler_against_probability(log_scale: float) -> None:
+    """False alarms: 1e-4 for each of 4 runs."""
+    likelihood = logistic_mixture(1, 3)
+    parameters = torch.tensor([0.0, 1.0, -0.5, -0.9, 0.1, 0.95] + [log_scale] * 3).view(1, 9, 1, 1)
+    probability = likelihood(parameters.expand(256, -1, 1, 1)).log_prob(all_bytes(1)).exp()
+    draws = likelihood(parameters).sample((20_000,)).long().flatten()
+    assert chi_square(draws, probability) > FALSE_ALARM
+
+
+def test_logistic_sampler_of_dependent_channels() -> None:
+    """The pair of channels in 16 by 16 cells, and their mean. False alarms: 1e-4, and 6e-5 for each of two means."""
+    likelihood = logistic_mixture(2, 2)
+    parameters = torch.tensor([0.3, -0.3, -0.3, 0.4, 0.1, -0.2, -2.5, -2.0, -3.0, -2.2, 0.8, -1.5]).view(1, 12, 1, 1)
+    every = all_bytes(2)
+    probability = likelihood(parameters.expand(len(every), -1, 1, 1)).log_prob(every).exp()
+    cells = probability.view(16, 16, 16, 16).sum((1, 3)).flatten()
+    distribution = likelihood(parameters)
+    draws = distribution.sample((40_000,)).view(-1, 2)
+    coarse = draws.long() // 16
+    assert chi_square(coarse[:, 0] * 16 + coarse[:, 1], cells) > FALSE_ALARM
+    error = draws.std(0) / math.sqrt(len(draws))
+    assert ((draws.mean(0) - distribution.mean.flatten()).abs() < 4 * error + 0.2).all()
+
+
+def test_logistic_mean_is_the_expectation() -> None:
+    likelihood = logistic_mixture(1, 2)
+    for log_scale, location in itertools.product((-9.0, -7.0, -5.0, -2.0, 1.0), (-2.0, -1.0, -0.213, 0.7, 1.0, 50.0)):
+        parameters = torch.tensor([0.0, 0.5, location, 0.3, log_scale, log_scale]).view(1, 6, 1, 1)
+        probability = likelihood(parameters.expand(256, -1, 1, 1)).log_prob(all_bytes(1)).exp()
+        assert abs(torch.arange(256.0) @ probability - likelihood(parameters).mean.item()) < 0.2
+
+
+def test_logistic_mean_of_three_channels_is_the_mean_of_draws() -> None:
+    """False alarms: 6e-5 for each of 36 means, 2e-3 in all."""
+    likelihood = LogisticMixture(Schema((3, 3, 4), "bytes"), 4)
+    parameters = random_parameters(likelihood, 1) * 0.3
+    parameters[:, 16:28] -= 3.5
+    distribution = likelihood(parameters)
+    draws = distribution.sample((4000,))[:, 0]
+    error = draws.std(0) / math.sqrt(len(draws))
+    assert ((draws.mean(0) - distribution.mean[0]).abs() < 4 * error + 0.2).all()
+
+
+# The Gaussians
+
+
+@pytest.mark.parametrize("name", ["gaussian", "gaussian-fixed"])
+def test_gaussians_are_densities_of_the_stored_values(name: str) -> None:
+    schema = Schema((1, 1, 1), "real", -100, 100, (30.0,), (7.0,))
+    likelihood = likelihood_for(schema, name)
+    parameters = torch.tensor([0.4, -1.0])[: likelihood.parameter_channels].view(1, -1, 1, 1).double()
+    grid = torch.linspace(-100, 160, 20_001, dtype=torch.float64)
+    density = likelihood(parameters.expand(len(grid), -1, 1, 1)).log_prob(grid.view(-1, 1, 1, 1)).exp()
+    assert abs(torch.trapezoid(density, grid).item() - 1) < 1e-6
+    distribution = likelihood(parameters)
+    torch.testing.assert_close(distribution.mean.item(), 30 + 7 * 0.4)
+    assert abs(torch.trapezoid(density * grid, grid).item() - distribution.mean.item()) < 1e-5
+
+
+def test_standardised_by_channel_and_feature() -> None:
+    for shape in (PICTURE, VECTOR):
+        schema = schema_of("real", shape)
+        x = torch.randn(2, *shape)
+        network = Gaussian(schema).to_network(x)
+        for i in range(shape[0]):
+            torch.testing.assert_close(network[:, i], (x[:, i] - schema.center[i]) / schema.scale[i])
+    one = Gaussian(Schema(PICTURE, "real", center=(2.0,), scale=(4.0,)))
+    torch.testing.assert_close(one.to_network(torch.full((1, *PICTURE), 6.0)), torch.ones(1, *PICTURE))
+
+
+def test_constant_feature_is_left_in_its_units() -> None:
+    likelihood = Gaussian(Schema((2,), "real", center=(0.0, 5.0), scale=(1.0, 0.0)))
+    x = torch.tensor([[1.0, 5.0]])
+    assert likelihood.to_network(x).tolist() == [[1.0, 0.0]]
+    assert likelihood(torch.zeros(1, 4)).log_prob(x).isfinite().all()
+
+
+def test_gaussian_scale_has_a_floor() -> None:
+    likelihood = Gaussian(Schema((1,), "real", center=(0.0,), scale=(50.0,)))
+    for log_scale in (-1e4, -1e30):
+        assert abs(likelihood(torch.tensor([[0.0, log_scale]])).stddev.item() - 0.05) < 1e-6
+    assert likelihood(torch.tensor([[0.0, 1e30]])).log_prob(torch.zeros(1, 1)).isfinite().all()
+
+
+def test_fixed_gaussian_is_squared_error() -> None:
+    likelihood = FixedGaussian(Schema((5,), "real", scale=(2.0,)), scale=0.5)
+    assert not list(likelihood.parameters())
+    x, parameters = torch.randn(3, 5), torch.randn(3, 5)
+    squared = (x - 2 * parameters).square().sum(1) / 2
+    torch.testing.assert_close(likelihood(parameters).log_prob(x), -squared - 5 / 2 * math.log(2 * math.pi))
+
+
+def test_fixed_gaussian_learns_the_root_mean_squared_error() -> None:
+    likelihood = FixedGaussian(Schema((50,), "real"))
+    assert likelihood.log_scale is not None
+    x = 0.3 * torch.randn(40, 50)
+    with torch.no_grad():
+        likelihood.log_scale.copy_((x.square().mean().sqrt() - 1e-3).log())
+    (gradient,) = torch.autograd.grad(likelihood(torch.zeros(40, 50)).log_prob(x).mean(), [likelihood.log_scale])
+    assert abs(gradient.item()) < 1e-3
+
+
+# Units
+
+
+def test_network_units() -> None:
+    grey = LogisticMixture(Schema((3,), "bytes"))
+    torch.testing.assert_close(
+        grey.to_network(torch.tensor([[0, 255, 51]], dtype=torch.uint8)), torch.tensor([[-1.0, 1.0, -0.6]])
+    )
+    bits = Bernoulli(Schema((2,), "binary"))
+    assert bits.to_network(torch.tensor([[0, 1]], dtype=torch.uint8)).tolist() == [[-1.0, 1.0]]
+
+
+def test_bernoulli_is_the_cross_entropy() -> None:
+    logits, x = torch.randn(4, *PICTURE), torch.randint(0, 2, (4, *PICTURE), dtype=torch.uint8)
+    nats = F.binary_cross_entropy(logits.sigmoid(), x.float(), reduction="none").sum((1, 2, 3))
+    torch.testing.assert_close(Bernoulli(Schema(PICTURE, "binary"))(logits).log_prob(x), -nats)
