@@ -1,4 +1,4 @@
-"""Examples made visible: stored values to 8-bit pictures, contact sheets, files and data URIs. Imports records only."""
+"""Examples made visible: stored values to 8-bit pictures, contact sheets, files and data URIs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from tessella.errors import DataError
 from tessella.records import Schema
 
 PLOT_HEIGHT, PLOT_WIDTH, FEW_BARS = 48, 96, 32
@@ -76,8 +77,14 @@ def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | Non
 
 
 def save(image: Image.Image, path: str | Path) -> None:
-    """Write a picture, whole or not at all; the format follows from the file name's ending."""
+    """Write a picture, whole or not at all; the format follows from the file name's ending.
+
+    Raises:
+        DataError: if no picture format has that ending.
+    """
     path = Path(path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise DataError(f"{path} has no picture's ending: let it end in .png")
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         image.save(partial)

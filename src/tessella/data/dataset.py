@@ -9,7 +9,8 @@ from typing import Any, final, get_args
 import numpy as np
 
 from tessella.data import arrays
-from tessella.data.found import WHOLE, Found, Part
+from tessella.data.found import WHOLE, Found, Part, abridged
+from tessella.data.readers import Fitted
 from tessella.data.sources import BUILT_IN, HUB, find
 from tessella.data.splits import Binarization, BinarizedSplit, Split, divide, split_of
 from tessella.errors import DataError
@@ -115,11 +116,13 @@ def _absolute(spec: str) -> str:
 
 def _unified(found: Found, size: Size | None, channels: int | None) -> tuple[Values, tuple[int, ...]]:
     """All parts' arrays brought to one shape, type, size and number of channels, in place."""
-    readers = {part.x.shape for part in found.parts.values() if not isinstance(part.x, np.ndarray)}
+    readers = {name: part.x for name, part in found.parts.items() if not isinstance(part.x, np.ndarray)}
     if readers:
-        shape = readers.pop()
-        if channels not in (None, shape[0]):
-            raise DataError(f"these pictures are drawn with {shape[0]} channels: leave out --channels")
+        have = next(iter(readers.values())).shape
+        shape = (channels or have[0], *(size or have[1:]))
+        if shape != have:
+            for name, reader in readers.items():
+                found.parts[name].x = Fitted(reader, shape)
         return "bytes", shape
     notes = found.notes
     given = {name: part.x for name, part in found.parts.items() if isinstance(part.x, np.ndarray)}
@@ -159,7 +162,7 @@ def _divided(found: Found, seed: int, notes: list[str]) -> dict[str, tuple[Part,
     parts = found.parts
     main = parts.get("train", parts.get(WHOLE))
     if main is None:
-        main = next(iter(parts.values()))
+        raise DataError(f"there are no training examples, only {abridged(list(parts))}: give a train part")
     taken = divide(main, test="test" not in parts, valid="valid" not in parts, seed=seed)
     rows = {name: (main, chosen) for name, chosen in taken.items()}
     for name in ("valid", "test"):

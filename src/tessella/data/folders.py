@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from tessella.data.arrays import centre_box, natural
-from tessella.data.found import WHOLE, Found, Part, Reader, abridged, name_keys, one_line
+from tessella.data.found import WHOLE, Found, Part, Reader, abridged, name_keys, one_line, shown
+from tessella.data.readers import Rows
 from tessella.errors import DataError
 
 FORMATS = {
@@ -30,7 +31,6 @@ FORMATS = {
     ".avif": ("AVIF",),
 }
 """File endings that are taken for pictures, and what they may hold; no other decoder is ever run."""
-ALLOWED = sorted({name for names in FORMATS.values() for name in names})
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -61,14 +61,16 @@ def folder(path: str, size: tuple[int, int] | None, channels: int | None) -> Fou
     Raises:
         DataError: if there is not one readable picture.
     """
-    names, others = [], []
-    for at, folders, files in os.walk(path):
+    names, others, closed = [], [], []
+    for at, folders, files in os.walk(path, onerror=lambda error: closed.append(str(error.filename))):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         inside = os.path.relpath(at, path).replace(os.sep, "/")
         for file in sorted(f for f in files if not f.startswith(".")):
             name = file if inside == "." else f"{inside}/{file}"
             (names if os.path.splitext(file)[1].lower() in FORMATS else others).append(name)
     notes = []
+    if closed:
+        notes.append(f"{len(closed)} folders could not be opened: {abridged(closed)}")
     if others:
         notes.append(f"{len(others)} files that are not pictures were left: {abridged(others)}")
     if not names:
@@ -191,26 +193,13 @@ class PictureReader:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         done = np.empty((len(rows), *self.shape), np.uint8)
-        for place, row in enumerate(rows.tolist()):
+        for place in range(len(rows)):
+            row = int(rows[place])
             picture = _decoded_or_trouble(self._item(row), *self._fit)
             if isinstance(picture, str):
-                raise DataError(f"{self._names[row]} cannot be read: {picture}")
+                raise DataError(f"{shown(self._names[row])} cannot be read: {picture}")
             done[place] = picture
         return done
-
-
-class Rows:
-    """Some rows of another reader."""
-
-    def __init__(self, reader: Reader, rows: np.ndarray) -> None:
-        self.shape = reader.shape
-        self._reader, self._rows = reader, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        return self._reader.read(self._rows[rows])
 
 
 def look(item: Item) -> Look:
@@ -231,7 +220,7 @@ def decoded(item: Item, size: tuple[int, int], channels: int) -> np.ndarray:
         box = centre_box((image.size[1], image.size[0]), size)
         if min(box[2] / size[0], box[3] / size[1]) > 4:
             image.draft(None, (image.size[0] * 2 * size[0] // box[2], image.size[1] * 2 * size[0] // box[2]))
-        upright = ImageOps.exif_transpose(_eight_bit(image))
+        upright = _eight_bit(ImageOps.exif_transpose(image))
     picture = upright.convert(MODES[_native(upright)])
     if picture.mode in ("LA", "RGBA") and channels in (1, 3):
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
@@ -251,7 +240,13 @@ def _decoded_or_trouble(item: Item, size: tuple[int, int], channels: int) -> np.
 
 
 def _opened(item: Item) -> Image.Image:
-    return Image.open(item if isinstance(item, str) else io.BytesIO(item), formats=ALLOWED)
+    return Image.open(item if isinstance(item, str) else io.BytesIO(item), formats=_allowed())
+
+
+@cache
+def _allowed() -> list[str]:
+    Image.init()
+    return sorted({name for names in FORMATS.values() for name in names if name in Image.OPEN})
 
 
 def _native(image: Image.Image) -> int:
@@ -265,11 +260,7 @@ def _native(image: Image.Image) -> int:
 def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode not in SIXTEEN_BIT:
         return image
-    exif = image.info.get("exif")
-    done = Image.fromarray((np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8))
-    if exif:
-        done.info["exif"] = exif
-    return done
+    return Image.fromarray((np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8).astype(np.uint8))
 
 
 def _reason(error: Exception) -> str:

@@ -56,7 +56,7 @@ def _found(
     if picture is None:
         found = {name: vectors(part.with_format("arrow")[:], where, notes) for name, part in known.items()}
         return Found({name: f.parts[WHOLE] for name, f in found.items()}, notes=notes)
-    label = next((c for c in CLASS_COLUMNS if c in features), None)
+    label = next((c for c in CLASS_COLUMNS if all(c in p.features for p in known.values())), None)
     parts, names, splits, values = [], [], [], []
     for name, part in known.items():
         parts.append(part.cast_column(picture, datasets.Image(decode=False)))

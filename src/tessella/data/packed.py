@@ -10,8 +10,9 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from tessella.data.folders import Item, Rows, pictures
+from tessella.data.folders import Item, pictures
 from tessella.data.found import WHOLE, Found, Part, index_keys, mixed, one_line
+from tessella.data.readers import Rows
 from tessella.errors import DataError
 
 Members = Mapping[str, np.ndarray]
@@ -20,16 +21,16 @@ Size = tuple[int, int] | None
 
 def bits(z: Members, where: str, size: Size, channels: int | None) -> Found:
     """`np.packbits` of square binary pictures, a row each, with official splits (the fixed binarised MNIST)."""
-    parts = {}
+    parts, side = {}, 0
     for name in ("train", "valid", "test"):
         packed = z[name]
         side = int(np.sqrt(packed.shape[1] * 8)) if packed.ndim == 2 and packed.dtype == np.uint8 else 0
-        if side == 0 or side * side > packed.shape[1] * 8:
-            raise DataError(f"{where}: {name} is no rows of packed bits")
+        if side == 0 or -(-side * side // 8) != packed.shape[1]:
+            raise DataError(f"{where}: {name} is no rows of packed bits of a square; call plain arrays x_train, x_test")
         x = np.unpackbits(packed, axis=1)[:, : side * side].reshape(-1, side, side)
         labels = z.get(f"{name}_label")
         parts[name] = Part(x, labels, index_keys(len(x), name))
-    return Found(parts)
+    return Found(parts, notes=[f"rows of packed bits unpacked to {side}x{side}"])
 
 
 def strips(z: Members, where: str, size: Size, channels: int | None) -> Found:
@@ -107,8 +108,6 @@ def layers(z: Members, where: str, size: Size, channels: int | None) -> Found:
     if stack.shape[:3] != (25, 9, 8) or stack.shape[5:] != (4,) or stack.dtype != np.uint8:
         raise DataError(f"{where}: layers have shape {stack.shape}, not (25, 9, 8, height, width, 4) of bytes")
     reader = LayerReader(stack)
-    if size not in (None, reader.shape[1:]) or channels not in (None, 3):
-        raise DataError(f"{where} is composed as 3 channels of {reader.shape[2]}x{reader.shape[1]}: leave out --size")
     rows = np.arange(len(reader))
     keys, characters = index_keys(len(reader), WHOLE), mixed((rows // 72).astype(np.uint64))
     known = reader.factors(rows)

@@ -24,11 +24,12 @@ def describe(data: Data) -> str:
         kind = f"pictures {width} wide, {height} high, {channels} channels ({CHANNELS.get(channels, '?')})"
     else:
         kind = f"vectors of {schema.dims} numbers"
+    binarize = data.options["binarize"]
     values = VALUES.get(schema.values, f"real, {schema.low:.4g} ... {schema.high:.4g} in training")
     lines = [
         f"data     {data.spec}",
         f"examples {kind}",
-        f"values   {values}",
+        f"values   {values}" + (f" ({binarize} binarisation)" if binarize and schema.values == "binary" else ""),
         "splits   " + ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items()),
     ]
     labels = data.splits["train"].labels

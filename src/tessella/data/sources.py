@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tessella.data.folders import folder
-from tessella.data.found import WHOLE, Found, Part, abridged, index_keys, one_line
+from tessella.data.found import WHOLE, Found, Part, abridged, index_keys, one_line, shown
 from tessella.data.hub import hub
 from tessella.data.packed import PACKED
 from tessella.data.sprites import sprites
@@ -43,7 +43,7 @@ def find(spec: str, size: Size, channels: int | None) -> Found:
             return _file(spec, size, channels)
     except PermissionError as error:
         raise DataError(f"{error.filename or spec} may not be read: change its permissions") from None
-    raise DataError(f"no such data: {spec}; give {', '.join(BUILT_IN)}, hf:NAME, a folder of pictures or a file")
+    raise DataError(f"no such data: {shown(spec)}; give {', '.join(BUILT_IN)}, hf:NAME, a folder of pictures or a file")
 
 
 def digits(size: Size) -> Found:
@@ -119,7 +119,10 @@ class _Members(Mapping[str, np.ndarray]):
     def __getitem__(self, key: str) -> np.ndarray:
         if key not in self._archive.files:
             raise KeyError(key)
-        return _guarded(f"{self._path}: {key}", lambda: self._archive[key])
+        member = _guarded(f"{self._path}: {key}", lambda: self._archive[key])
+        if not isinstance(member, np.ndarray):
+            raise DataError(f"{self._path}: {key} is no array: save it with numpy.savez")
+        return member
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._archive.files)
@@ -134,6 +137,8 @@ def _guarded(where: str, read: Callable[[], T]) -> T:
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
         if isinstance(error, PermissionError):
             raise
+        if "pickled data" in str(error):
+            raise DataError(f"{where} is no numpy file (and nothing is unpickled): save it with numpy.savez") from None
         if "allow_pickle" in str(error):
             raise DataError(f"{where} holds pickled Python objects (ragged lists?): save a plain array") from None
         raise DataError(f"{where} is damaged or cut short: {one_line(error)}; fetch or save it again") from None
@@ -166,6 +171,8 @@ def npz(path: str, size: Size, channels: int | None) -> Found:
 def npy(path: str) -> Found:
     """One array, an example a row."""
     x = _guarded(path, lambda: np.load(path, allow_pickle=False, mmap_mode="r"))
+    if not isinstance(x, np.ndarray):
+        raise DataError(f"{path} is an archive: let its name end in .npz")
     return Found({WHOLE: Part(x, None, _keys(x, WHOLE))})
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import count
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tessella.data.found import number_of
@@ -13,6 +14,8 @@ from tessella.data.splits import Split
 from tessella.errors import DataError
 from tessella.noise import Noise
 from tessella.records import Batch
+
+PREFETCH = 4
 
 
 class Schedule:
@@ -102,9 +105,21 @@ def _caught(split: Split, rows: np.ndarray, noise: Noise | None) -> Batch | Data
         return error
 
 
+def _loader(dataset: _Training | _Ordered, numbers: count | range, workers: int) -> DataLoader:
+    # A generator of its own: the loader would otherwise draw from the global one, and change the run's numbers.
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=PREFETCH,
+        generator=torch.Generator(),
+    )
+
+
 def _in_turn(dataset: _Training | _Ordered, numbers: count | range, workers: int) -> Iterator[Batch]:
     if workers > 0:
-        items = iter(DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=4))
+        items = iter(_loader(dataset, numbers, workers))
     else:
         items = map(dataset.__getitem__, numbers)
     for item in items:
