@@ -33,12 +33,13 @@ def examples(x: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
         return x
     if x.ndim == 3:
         return x[:, None]
-    if x.ndim == 4 and x.shape[3] in CHANNELS:
-        if x.shape[1] in CHANNELS:
-            notes.append(f"{name}: shape {_by(x.shape)} taken as (examples, height, width, channels)")
-        return np.ascontiguousarray(np.moveaxis(x, 3, 1))
-    if x.ndim == 4 and x.shape[1] in CHANNELS:
-        return x
+    fitting = [axis for axis in (3, 1) if x.ndim == 4 and x.shape[axis] in CHANNELS]
+    if fitting:
+        axis = next((axis for axis in fitting if x.shape[axis] in (1, 3)), fitting[0])  # alpha is rare
+        if len(fitting) > 1:
+            order = "height, width, channels" if axis == 3 else "channels, height, width"
+            notes.append(f"{name}: shape {_by(x.shape)} taken as (examples, {order})")
+        return np.ascontiguousarray(np.moveaxis(x, axis, 1))
     raise DataError(
         f"{name} has shape {_by(x.shape)}: give vectors (N, D) or pictures (N, H, W), (N, H, W, C) or (N, C, H, W) "
         "with 1 to 4 channels"

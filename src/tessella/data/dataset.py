@@ -126,10 +126,11 @@ def _unified(found: Found, size: Size | None, channels: int | None) -> tuple[Val
         return "bytes", shape
     notes = found.notes
     given = {name: part.x for name, part in found.parts.items() if isinstance(part.x, np.ndarray)}
-    xs = {name: arrays.examples(x, _called(name), notes) for name, x in given.items()}
+    if found.decoded:
+        xs, values = given, "bytes"
+    else:
+        xs, values = arrays.stored({n: arrays.examples(x, _called(n), notes) for n, x in given.items()}, notes)
     shape = arrays.same_shape(xs)
-    from_files = all(x.dtype == np.uint8 for x in xs.values()) and found.decoded
-    xs, values = (xs, "bytes") if from_files else arrays.stored(xs, notes)
     if len(shape) == 1:
         if size is not None or channels is not None:
             raise DataError(f"the examples are vectors of {shape[0]} numbers: leave out --size and --channels")

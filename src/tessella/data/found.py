@@ -57,7 +57,7 @@ class Found:
         parts: by name: `whole`, or `train` and perhaps `valid` and `test`.
         classes: names of the labels 0, 1, ... where the source knows them; labels are then such numbers.
         notes: what was skipped or converted, a line each.
-        decoded: whether arrays come from picture files, so that they are bytes whatever their values.
+        decoded: whether arrays are decoded picture files: `[N, C, H, W]` and bytes, whatever their values.
     """
 
     parts: dict[str, Part]

@@ -65,13 +65,13 @@ def vectors(read: pyarrow.Table, where: str, notes: list[str]) -> Found:
     lowered = {name.lower().strip(): name for name in reversed(read.column_names)}
     label = next((lowered[name] for name in LABEL_COLUMNS if name in lowered), None)
     chosen = [i for i, name in enumerate(read.column_names) if name != label]
+    gaps = [f"{read.column_names[i]} ({read.column(i).null_count})" for i in chosen if read.column(i).null_count]
+    if gaps:
+        raise DataError(f"{where} has empty cells in columns {abridged(gaps)}: fill or remove these rows")
     numeric = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
     texts = [read.column_names[i] for i in chosen if not any(test(read.schema.types[i]) for test in numeric)]
     if texts:
         raise DataError(f"{where} has columns that are no numbers: {abridged(texts)}; remove them or encode them")
-    gaps = [f"{read.column_names[i]} ({read.column(i).null_count})" for i in chosen if read.column(i).null_count]
-    if gaps:
-        raise DataError(f"{where} has empty cells in columns {abridged(gaps)}: fill or remove these rows")
     if not chosen:
         raise DataError(f"{where} has no columns of numbers beside the label")
     columns = [read.column(i).to_numpy(zero_copy_only=False) for i in chosen]
