@@ -249,7 +249,7 @@ def test_cut_files_are_refused(tmp_path, name, kept) -> None:
     assert name in refused(path)
 
 
-@pytest.mark.parametrize("spec", ["nowhere/at/all.npz", "mnits", ""])
+@pytest.mark.parametrize("spec", ["nowhere/at/all.npz", "mnits", "", "hf:"])
 def test_no_such_data_says_what_there_is(spec, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert "no" in refused(spec)

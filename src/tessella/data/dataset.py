@@ -109,6 +109,8 @@ def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize:
 def _absolute(spec: str) -> str:
     if spec in BUILT_IN:
         return spec
+    if not spec.removeprefix(HUB):
+        raise DataError(f"no data is named; give {', '.join(BUILT_IN)}, hf:NAME, a folder of pictures or a file")
     hub = HUB if spec.startswith(HUB) else ""
     path = os.path.expanduser(spec.removeprefix(hub))
     return hub + os.path.abspath(path) if os.path.exists(path) or not hub else spec
