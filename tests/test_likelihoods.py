@@ -379,6 +379,25 @@ def test_logistic_in_pieces_gives_the_same_digits(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(gradient, results[0][1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_logistic_gradient_in_the_decoders_precision_and_layout(
+    dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    likelihood = LogisticMixture(Schema(PICTURE, "bytes"), 3)
+    parameters = random_parameters(likelihood).to(dtype, memory_format=layout).requires_grad_()
+    exact = parameters.detach().float().contiguous().requires_grad_()
+    x = likelihood(exact).sample()
+    weights = torch.tensor([0.1, 0.3, -2.0, 0.7])
+    nats = likelihood(parameters).log_prob(x)
+    torch.testing.assert_close(nats, likelihood(exact).log_prob(x))
+    (gradient,) = torch.autograd.grad(nats @ weights, parameters)
+    (expected,) = torch.autograd.grad(likelihood(exact).log_prob(x) @ weights, exact)
+    assert gradient.dtype == dtype
+    digits = max(4 * torch.finfo(dtype).eps, 1e-5)
+    torch.testing.assert_close(gradient.float(), expected, rtol=digits, atol=digits / 10)
+
+
 def test_logistic_vector_is_a_picture_of_one_channel() -> None:
     vector, picture = LogisticMixture(Schema((6,), "bytes"), 4), LogisticMixture(Schema((1, 2, 3), "bytes"), 4)
     assert vector.parameter_channels == 3 * 4 * 6

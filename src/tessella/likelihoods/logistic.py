@@ -86,7 +86,7 @@ class LogisticMixture(Likelihood):
         return bias.flatten().repeat_interleave(self.schema.dims if self.is_vector else 1)
 
     def forward(self, parameters: Tensor) -> Distribution:
-        parameters = checked(parameters, self.schema, self.parameter_channels)
+        checked(parameters, self.schema, self.parameter_channels)
         parameters = parameters.reshape(parameters.shape[0], self._parameters_per_position, -1)
         return LogisticMixtureBytes(parameters, self.mixtures, self.channels, self.schema.shape)
 
@@ -96,7 +96,8 @@ class LogisticMixtureBytes(StoredValues):
     """The distribution of `LogisticMixture`, over bytes of shape `[B, *shape]`.
 
     Args:
-        parameters: `[B, K * (1 + 2 C + C (C - 1) / 2), positions]`, laid out as `LogisticMixture` says.
+        parameters: `[B, K * (1 + 2 C + C (C - 1) / 2), positions]`, laid out as `LogisticMixture` says, in any
+            precision and memory format; they are converted piece by piece where they are used.
         mixtures: K.
         channels: C, the values at one position that depend on one another.
         shape: the event shape, C * positions numbers, channels first.
@@ -159,7 +160,7 @@ class LogisticMixtureBytes(StoredValues):
 def _split(parameters: Tensor, mixtures: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logits `[B, K, N]`, locations, log scales `[B, C, K, N]` and coefficients `[B, C (C - 1) / 2, K, N]`."""
     batch, _, positions = parameters.shape
-    blocks = parameters.reshape(batch, -1, mixtures, positions)
+    blocks = parameters.to(_precision(parameters)).reshape(batch, -1, mixtures, positions)
     locations = blocks[:, 1 : 1 + channels]
     log_scales = blocks[:, 1 + channels : 1 + 2 * channels].clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
     return blocks[:, 0], locations, log_scales, blocks[:, 1 + 2 * channels :].tanh()
@@ -180,19 +181,24 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parameters: Tensor, value: Tensor, mixtures: int, with_gradient: bool) -> Tensor:
-        batch, _, positions = parameters.shape
-        channels = value.shape[1]
-        parameters = parameters.contiguous()
-        result = parameters.new_empty(batch, positions)
-        gradient = torch.empty_like(parameters) if with_gradient else None
+        batch, numbers, positions = parameters.shape
+        channels, work = value.shape[1], _precision(parameters)
+        on_cpu = parameters.device.type == "cpu"
+        result = parameters.new_empty(batch, positions, dtype=work)
+        # kept in the decoder's precision and layout, but for float16, whose range is too short for it
+        kept = torch.float32 if parameters.dtype == torch.float16 else parameters.dtype
+        gradient = torch.empty_like(parameters, dtype=kept) if with_gradient else None
         step = max(batch, 1)
-        if parameters.device.type == "cpu":
+        if on_cpu:
             step = max(1, CHUNK * torch.get_num_threads() // (channels * mixtures * positions))
         for start in range(0, batch, step):
             rows = slice(start, start + step)
-            blocks = parameters[rows].view(-1, parameters.shape[1] // mixtures, mixtures, positions)
-            into = None if gradient is None else gradient[rows].view_as(blocks)
-            result[rows] = _log_prob_and_gradient(blocks, value[rows].to(parameters.dtype), into)
+            part = parameters[rows].to(work, memory_format=torch.contiguous_format)
+            blocks = part.view(-1, numbers // mixtures, mixtures, positions)
+            into = None if gradient is None else torch.empty_like(blocks)
+            result[rows] = _log_prob_and_gradient(blocks, value[rows].to(work), into)
+            if gradient is not None and into is not None:
+                _store(gradient[rows], into.view_as(part), on_cpu)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return result
@@ -201,7 +207,20 @@ class _LogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0][:, None], None, None, None
+        return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None, None
+
+
+def _precision(parameters: Tensor) -> torch.dtype:
+    return torch.float64 if parameters.dtype == torch.float64 else torch.float32
+
+
+def _store(into: Tensor, values: Tensor, on_cpu: bool) -> None:
+    """Copy `values` `[b, P, N]` into another precision and layout: on a CPU the 2-d transpose is four times as fast."""
+    if on_cpu and into.stride() != values.stride():
+        for row, done in zip(into, values.to(into.dtype), strict=True):
+            row.t().copy_(done.t())
+    else:
+        into.copy_(values)
 
 
 def _log_prob_and_gradient(blocks: Tensor, x: Tensor, gradient: Tensor | None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Bottlenecks: what may pass from the encoder to the decoder."""

@@ -1,0 +1,1 @@
+"""Evaluation: the one ruler, and what it shows of a model's health."""

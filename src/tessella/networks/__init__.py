@@ -1,0 +1,1 @@
+"""Networks: how the data is looked at and drawn. They return parameters, never distributions."""

@@ -1,0 +1,1 @@
+"""Priors: which latents are plausible."""

@@ -1,0 +1,39 @@
+"""Gaussian priors: the standard one, and one a class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+from tessella.contracts import Prior
+
+
+class StandardNormal(Prior):
+    """p(z) = N(0, I)."""
+
+    zero: Tensor
+
+    def __init__(self, latent_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.latent_shape = latent_shape
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+
+    def forward(self, label: Tensor | None) -> Independent:
+        loc = self.zero.expand(self.latent_shape)
+        return Independent(Normal(loc, loc + 1, validate_args=False), len(self.latent_shape), validate_args=False)
+
+
+class ClassNormal(Prior):
+    """p(z | y) = N(mu_y, diag sigma_y^2), learned; starts at N(0, I) for every class (Sohn et al. 2015, section 4)."""
+
+    def __init__(self, latent_shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(classes, *latent_shape))
+        self.log_scale = nn.Parameter(torch.zeros(classes, *latent_shape))
+
+    def forward(self, label: Tensor | None) -> Independent:
+        if label is None:
+            raise ValueError("a class-conditional prior needs labels")
+        loc, scale = self.loc[label], self.log_scale[label].clamp(-8, 4).exp()
+        return Independent(Normal(loc, scale, validate_args=False), loc.dim() - 1, validate_args=False)

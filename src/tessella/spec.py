@@ -1,0 +1,172 @@
+"""What a model is built of, as data: enough to build it again, on any machine, without running anything stored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from tessella import registry
+from tessella.errors import RunError, SpecError
+from tessella.records import Schema
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What training minimises: mean(distortion + beta * rate) + penalty.
+
+    Attributes:
+        beta: weight of the rate (Higgins et al. 2017); 1 is the bound itself.
+        warmup: fraction of the training budget over which beta rises from 0 (Sonderby et al. 2016, section 2.3).
+        free_bits: nats a unit that cost nothing: sum_j max(free_bits, mean_batch KL_j) (Kingma et al. 2016,
+            appendix C.8). Needs a rate that is a sum over units.
+    """
+
+    beta: float = 1.0
+    warmup: float = 0.0
+    free_bits: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.beta < 0 or self.free_bits < 0 or not 0 <= self.warmup <= 1:
+            raise SpecError(
+                f"beta {self.beta} and free bits {self.free_bits} must not be negative and warm-up {self.warmup} "
+                "must lie between 0 and 1"
+            )
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is made. What is None follows from the data.
+
+    Attributes:
+        likelihood: a name of the catalogue; by default the one for the stored values.
+        mixtures: logistics in a discretised-logistic mixture; refused by other likelihoods.
+        latent: `vector`, one z for the whole example, or `grid`, a z at each position of a coarse grid. By default
+            a grid for colour pictures, whose bound needs many units, and a vector for all else.
+        units: numbers in z (in each position's z for a grid).
+        width: channels of the widest grid (pictures), units of a layer (vectors).
+        depth: residual blocks at each resolution.
+        beta, warmup, free_bits: the objective, as in `Objective`.
+    """
+
+    likelihood: str | None = None
+    mixtures: int | None = None
+    latent: Literal["vector", "grid"] | None = None
+    units: int | None = None
+    width: int | None = None
+    depth: int | None = None
+    beta: float = 1.0
+    warmup: float = 0.0
+    free_bits: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("mixtures", "units", "width", "depth"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SpecError(f"{name} must be at least 1, not {value}")
+        if self.latent not in (None, "vector", "grid"):
+            raise SpecError(f"latent must be vector or grid, not {self.latent!r}")
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(self.beta, self.warmup, self.free_bits)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a model is trained.
+
+    Attributes:
+        minutes, epochs, steps: the budget; at most one of them, 10 minutes if none.
+        batch_size: examples a process sees in one step.
+        learning_rate: at its highest; it rises over the first 2 % of the budget and falls to zero as a cosine.
+        weight_decay: of AdamW (Loshchilov & Hutter 2017).
+        clip: largest norm of the gradient of the loss in nats per dimension.
+        average: decay of the averaged weights that evaluation uses.
+        precision: `auto` is bfloat16 autocast for pictures where the hardware has it natively, else float32.
+        compile: compile the networks before training.
+        seed: of the weights, the order of the examples and every draw.
+        save_every: seconds between checkpoints: what a killed run loses at most.
+        workers: processes that read files, for data that is streamed.
+    """
+
+    minutes: float | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    average: float = 0.999
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
+    seed: int = 0
+    save_every: float = 60.0
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        budgets = {n: getattr(self, n) for n in ("minutes", "epochs", "steps") if getattr(self, n) is not None}
+        if len(budgets) > 1:
+            raise SpecError(f"give one budget, not {' and '.join(budgets)}")
+        for name, value in {**budgets, "batch_size": self.batch_size, "learning_rate": self.learning_rate}.items():
+            if not value > 0:
+                raise SpecError(f"{name.replace('_', ' ')} must be more than zero, not {value}")
+        if not budgets:
+            object.__setattr__(self, "minutes", 10.0)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A model and where it comes from: the content of `spec.json`.
+
+    Attributes:
+        model: a name of the catalogue.
+        data: `{"spec": ..., **options}` of `open_data`.
+        training: the options that training was started with.
+    """
+
+    model: str
+    schema: Schema
+    options: ModelOptions = field(default_factory=ModelOptions)
+    data: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    tessella: str = ""
+    version: int = VERSION
+
+    def build(self) -> Any:
+        """The model, with fresh weights."""
+        return registry.find("model", self.model).load()(self.schema, **asdict(self.options))
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "schema": self.schema.to_json()}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Spec:
+        """Read what `to_json` wrote.
+
+        Raises:
+            RunError: if it is no such text, or a newer version's.
+        """
+        try:
+            record = json.loads(text)
+            version = record["version"]
+            if not isinstance(version, int) or version > VERSION:
+                raise RunError(
+                    f"{where} has version {version}, written by tessella {record.get('tessella', '?')}; this one "
+                    f"reads versions up to {VERSION}: upgrade tessella"
+                )
+            known = {f.name for f in fields(ModelOptions)}
+            unknown = set(record["options"]) - known
+            if unknown:
+                raise RunError(f"{where} has unknown options {', '.join(sorted(unknown))}: it is damaged or edited")
+            return cls(
+                **{
+                    **record,
+                    "schema": Schema.from_json(record["schema"]),
+                    "options": ModelOptions(**record["options"]),
+                }
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{where} is not a specification that tessella wrote ({error})") from error

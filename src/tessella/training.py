@@ -1,0 +1,404 @@
+"""The training loop: a budget, a bound, and a run folder that survives anything.
+
+Every step is a function of (weights, optimizer, seed, step): batches and noise are drawn from (seed, step), so
+nothing but weights, optimizer and the step's number has to be saved for a resumed run to end where an uninterrupted
+one would.
+
+Imports beside it: checkpoint, monitor, evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+import tessella
+from tessella import checkpoint
+from tessella.data import Data, stream
+from tessella.errors import RunError, SpecError, TrainingError
+from tessella.models.latent_variable import LatentVariableModel
+from tessella.monitor import Monitor, Reading
+from tessella.noise import Noise
+from tessella.records import Batch, Terms
+from tessella.spec import Objective, Spec, TrainOptions
+
+BAD_IN_A_ROW = 5
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a training ended.
+
+    Attributes:
+        stopped: `budget` when it was used up, `signal` when somebody asked to stop.
+    """
+
+    run: Path
+    steps: int
+    seconds: float
+    stopped: Literal["budget", "signal"]
+
+
+def train(
+    model: LatentVariableModel,
+    data: Data,
+    out: str | os.PathLike[str],
+    options: TrainOptions | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Training:
+    """Train `model` on the training split of `data` and leave a run folder at `out`.
+
+    Args:
+        options: the budget and how to use it.
+        resume: go on from the last checkpoint in `out`; model, data and options must be those it was started with
+            (the budget may grow).
+        overwrite: replace a run that is there.
+        quiet: no progress bar.
+
+    Raises:
+        RunError: if `out` is occupied or cannot be written.
+        SpecError: if the model was made for other data.
+        TrainingError: if the loss stays infinite or NaN; the last good checkpoint stays.
+    """
+    options = options or TrainOptions()
+    if model.schema.shape != data.schema.shape or model.schema.values != data.schema.values:
+        raise SpecError(
+            f"the model is made for {model.schema.values} values of shape {model.schema.shape}, "
+            f"the data has {data.schema.values} values of shape {data.schema.shape}"
+        )
+    run = Path(out)
+    accelerator = _accelerator(options, model)
+    if resume:
+        checkpoint.read_spec(run)
+    elif accelerator.is_main_process:
+        run = checkpoint.prepare_run(run, overwrite=overwrite)
+        source = {"spec": data.spec, **data.options}
+        spec = Spec(model.name, model.schema, model.options, source, asdict(options), tessella.__version__)
+        checkpoint.write_spec(run, spec)
+    accelerator.wait_for_everyone()
+    return _Loop(model, data, run, options, accelerator, resume=resume, quiet=quiet).go()
+
+
+class _Loop:
+    """One training: what changes from step to step."""
+
+    def __init__(
+        self,
+        model: LatentVariableModel,
+        data: Data,
+        run: Path,
+        options: TrainOptions,
+        accelerator: Accelerator,
+        *,
+        resume: bool,
+        quiet: bool,
+    ) -> None:
+        self.options, self.accelerator, self.data, self.run = options, accelerator, data, run
+        self.step, self.spent, self.bad, self.bad_in_a_row = 0, 0.0, 0, 0
+        if accelerator.device.type in ("cpu", "cuda"):
+            model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model = model.to(accelerator.device).train()
+        self.average = _Average(self.model, options.average)
+        fused = accelerator.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(_groups(self.model, options), lr=options.learning_rate, fused=fused)
+        if resume:
+            self._restore()
+        if options.compile:
+            self.model.encoder.compile()
+            self.model.decoder.compile()
+        self.parallel: nn.Module = accelerator.prepare_model(self.model)
+        self.total = _steps(options, len(data.split("train")), accelerator.num_processes)
+        self.monitor = Monitor(run, data, resumed_at=self.step if resume else None, quiet=quiet,
+                               active=accelerator.is_main_process)
+
+    def go(self) -> Training:
+        options, accelerator = self.options, self.accelerator
+        batches = stream(
+            self.data.split("train"),
+            options.batch_size,
+            seed=options.seed,
+            start_step=self.step,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            workers=options.workers,
+        )
+        started = time.monotonic() - self.spent
+        saved = time.monotonic()
+        stopped: Literal["budget", "signal"] = "budget"
+        with _asked_to_stop() as asked, self.monitor:
+            while True:
+                used, stop = self._agree(time.monotonic() - started, asked.is_set)
+                if used >= 1 or stop:
+                    stopped = "signal" if stop and used < 1 else "budget"
+                    break
+                batch = next(batches)
+                reading = self._update(batch, used)
+                self.step += 1
+                self.spent = time.monotonic() - started
+                self.monitor.step(self.step, self.spent, used, reading)
+                if self.monitor.due(used):
+                    self._look(used)
+                if accelerator.is_main_process and time.monotonic() - saved > options.save_every:
+                    self.save()
+                    saved = time.monotonic()
+            if stopped == "budget":
+                self._look(1.0)
+            if accelerator.is_main_process:
+                self.save()
+        accelerator.wait_for_everyone()
+        return Training(self.run, self.step, self.spent, stopped)
+
+    def _agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
+        """The fraction of the budget that is used, and whether to stop: the first process's clock, anybody's wish."""
+        used = self.step / self.total if self.total else seconds / (60 * (self.options.minutes or 1))
+        if self.accelerator.num_processes > 1:
+            word = torch.tensor([used if self.accelerator.is_main_process else 0.0, float(stop)], dtype=torch.float64)
+            total = self.accelerator.reduce(word.to(self.accelerator.device), reduction="sum")
+            assert isinstance(total, Tensor)
+            used, stop = float(total[0]), bool(total[1] > 0)
+        return used, stop
+
+    def _update(self, batch: Batch, used: float) -> Reading:
+        """One step of AdamW, unless the loss or its gradient is not finite."""
+        options, accelerator, model = self.options, self.accelerator, self.model
+        rate = options.learning_rate * _schedule(used)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        noise = self._noise("latent")
+        x = batch.x.to(accelerator.device, non_blocking=True)
+        label = None if batch.label is None else batch.label.to(accelerator.device, non_blocking=True)
+        terms: Terms = self.parallel(x, label, noise=noise)
+        beta = _beta(model.objective, used)
+        loss = objective(terms, model.objective, beta) / model.schema.dims
+        accelerator.backward(loss)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        zero = loss.new_zeros(())
+        rates = zero if terms.rate is None else terms.rate.detach().mean()
+        numbers = torch.stack([loss.detach(), norm, terms.distortion.detach().mean(), rates]).tolist()
+        if math.isfinite(numbers[1]):
+            self.optimizer.step()
+            self.average.update(self.step)
+            self.bad_in_a_row = 0
+        else:
+            self._count_bad(x, label)
+        return Reading(
+            loss=numbers[0] * model.schema.dims,
+            gradient=numbers[1],
+            distortion=numbers[2],
+            rate=None if terms.rate is None else numbers[3],
+            beta=beta,
+            learning_rate=rate,
+            examples=len(x) * accelerator.num_processes,
+            bad=self.bad,
+        )
+
+    def _noise(self, stream: str) -> Noise:
+        a = self.accelerator
+        return Noise(self.options.seed, self.step, stream, rank=a.process_index, world=a.num_processes)
+
+    def _count_bad(self, x: Tensor, label: Tensor | None) -> None:
+        self.bad += 1
+        self.bad_in_a_row += 1
+        if self.bad_in_a_row < BAD_IN_A_ROW:
+            return
+        name = first_bad_tensor(self.model, x, label, self._noise("latent"))
+        raise TrainingError(
+            f"training stopped at step {self.step}: {BAD_IN_A_ROW} batches in a row gave a loss or gradient that is "
+            f"not finite, first in {name}; the last good checkpoint stays in {self.run}: "
+            "try a lower --learning-rate or --precision float32"
+        )
+
+    def _look(self, used: float) -> None:
+        """Measure the averaged weights on the validation split and draw what they draw."""
+        if self.accelerator.is_main_process:
+            with self.average.swapped_in(self.model):
+                self.monitor.look(self.model, self.step, self.spent, used)
+        self.accelerator.wait_for_everyone()
+
+    def save(self) -> None:
+        """The checkpoint to go on from, then the weights to use."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.tensors.items()}
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        for parameter, state in self.optimizer.state.items():
+            tensors |= {f"optimizer.{k}.{names[id(parameter)]}": v for k, v in state.items()}
+        progress = {"step": self.step, "seconds": self.spent, "bad": self.bad, "bad_in_a_row": self.bad_in_a_row}
+        checkpoint.write_tensors(self.run / checkpoint.STATE, tensors, progress)
+        weights = {**self.model.state_dict(), **self.average.tensors}
+        checkpoint.write_tensors(self.run / checkpoint.MODEL, weights, {"step": self.step})
+
+    def _restore(self) -> None:
+        state = checkpoint.read_tensors(self.run / checkpoint.STATE)
+        kinds: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        for name, tensor in state.tensors.items():
+            kind, _, rest = name.partition(".")
+            kinds[kind][rest] = tensor
+        try:
+            self.model.load_state_dict(kinds["model"])
+        except RuntimeError as error:
+            raise RunError(f"{self.run / checkpoint.STATE} is of another model than asked for") from error
+        for name, tensor in kinds["average"].items():
+            self.average.tensors[name].copy_(tensor)
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in kinds["optimizer"].items():
+            key, _, parameter = name.partition(".")
+            p = parameters[parameter]
+            value = tensor if key == "step" else torch.empty_like(p).copy_(tensor)
+            self.optimizer.state[p][key] = value.to(p.device)
+        self.step, self.spent = state.progress["step"], state.progress["seconds"]
+        self.bad, self.bad_in_a_row = state.progress["bad"], state.progress["bad_in_a_row"]
+
+
+class _Average:
+    """Exponential average of the trained weights; young averages forget faster (Polyak & Juditsky 1992)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.sources = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.tensors = {n: p.detach().clone() for n, p in self.sources.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.tensors.values()), list(self.sources.values()), weight)
+
+    @contextmanager
+    @torch.no_grad()
+    def swapped_in(self, model: nn.Module) -> Iterator[None]:
+        """The averaged weights in the model's place, in evaluation mode."""
+        self._swap()
+        model.eval()
+        try:
+            yield
+        finally:
+            self._swap()
+            model.train()
+
+    def _swap(self) -> None:
+        for name, source in self.sources.items():
+            source.data, self.tensors[name] = self.tensors[name], source.data
+
+
+def objective(terms: Terms, chosen: Objective, beta: float) -> Tensor:
+    """mean(distortion + beta * rate) + penalty, a scalar in nats; free bits raise each unit's mean rate to a floor."""
+    loss = terms.distortion.mean()
+    if terms.rate is not None and chosen.free_bits and terms.rate_per_unit is not None:
+        loss = loss + beta * terms.rate_per_unit.mean(0).clamp_min(chosen.free_bits).sum()
+    elif terms.rate is not None:
+        loss = loss + beta * terms.rate.mean()
+    if terms.penalty is not None:
+        loss = loss + terms.penalty.mean()
+    return loss
+
+
+@torch.no_grad()
+def first_bad_tensor(model: nn.Module, x: Tensor, label: Tensor | None, noise: Noise) -> str:
+    """The name of the first tensor that is not finite: a weight, a module's output, or else a gradient."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"the weights {name}"
+    found: list[str] = []
+
+    def watch(name: str):
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(f"the output of {name}")
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if n]
+    try:
+        terms: Terms = model(x, label, noise=noise)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return found[0]
+    for name, tensor in (("rate", terms.rate), ("distortion", terms.distortion), ("penalty", terms.penalty)):
+        if tensor is not None and not tensor.isfinite().all():
+            return f"the {name}"
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of {name}"
+    return "the gradient"
+
+
+def native_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 natively."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _accelerator(options: TrainOptions, model: LatentVariableModel) -> Accelerator:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    automatic = model.schema.is_picture and native_bfloat16(device)
+    half = options.precision == "bfloat16" or (options.precision == "auto" and automatic)
+    return Accelerator(mixed_precision="bf16" if half else "no", cpu=device.type == "cpu")
+
+
+def _groups(model: nn.Module, options: TrainOptions) -> list[dict[str, Any]]:
+    """Weights decay, biases and embeddings of one axis do not."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    return [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def _steps(options: TrainOptions, examples: int, world: int) -> int | None:
+    """The budget in steps, if it is not a time."""
+    if options.steps:
+        return options.steps
+    if options.epochs:
+        return max(1, round(options.epochs * examples / min(examples, options.batch_size * world)))
+    return None
+
+
+def _schedule(used: float) -> float:
+    """Linear rise over the first 2 % of the budget, then half a cosine to zero (Loshchilov & Hutter 2016)."""
+    if used < 0.02:
+        return 0.02 + 0.98 * used / 0.02
+    return 0.5 * (1 + math.cos(math.pi * (used - 0.02) / 0.98))
+
+
+def _beta(chosen: Objective, used: float) -> float:
+    return chosen.beta * min(1.0, used / chosen.warmup) if chosen.warmup else chosen.beta
+
+
+class _Wish:
+    is_set = False
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[_Wish]:
+    """Turn Ctrl-C and SIGTERM into a wish to stop after the step; a second Ctrl-C stops at once."""
+    wish = _Wish()
+
+    def note(number: int, frame: Any) -> None:
+        if wish.is_set and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        wish.is_set = True
+
+    try:
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        before = {}
+    try:
+        yield wish
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
