@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tessella.models.presets import CVAE as CVAE
     from tessella.models.presets import VAE as VAE
     from tessella.models.presets import BetaVAE as BetaVAE
+    from tessella.records import Schema as Schema
+    from tessella.spec import TrainOptions as TrainOptions
     from tessella.training import train as train
 
 _HOMES = {
@@ -25,12 +27,14 @@ _HOMES = {
     "VAE": "tessella.models.presets",
     "BetaVAE": "tessella.models.presets",
     "CVAE": "tessella.models.presets",
+    "Schema": "tessella.records",
     "TessellaError": "tessella.errors",
+    "TrainOptions": "tessella.spec",
     "load": "tessella.checkpoint",
     "open_data": "tessella.data",
     "train": "tessella.training",
 }
-__all__ = ["AE", "CVAE", "VAE", "BetaVAE", "TessellaError", "load", "open_data", "train"]
+__all__ = ["AE", "CVAE", "VAE", "BetaVAE", "Schema", "TessellaError", "TrainOptions", "load", "open_data", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tessella.errors import RunError
-from tessella.models.latent_variable import LatentVariableModel
+from tessella.models.model import Model
 from tessella.spec import Spec
 
 SPEC, MODEL, STATE, METRICS = "spec.json", "model.safetensors", "state/last.safetensors", "metrics.jsonl"
@@ -126,7 +126,7 @@ def read_tensors(path: Path) -> State:
     return State(tensors, progress)
 
 
-def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> LatentVariableModel:
+def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Model:
     """The trained model of a run: averaged weights, evaluation mode.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tessella.errors import SpecError
 from tessella.records import Values
 
-Kind = Literal["likelihood", "bottleneck", "prior", "model"]
+Kind = Literal["likelihood", "bottleneck", "prior", "model", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry("prior", "normal", "tessella.priors.normal:StandardNormal", "p(z) = N(0, I)"),
     Entry("prior", "class-normal", "tessella.priors.normal:ClassNormal",
           "p(z | label) = N(mu_label, sigma_label^2), learned"),
+    Entry("evaluation", "bounds", "tessella.evaluation.bounds:evaluate",
+          "rate, distortion, bound and importance-weighted bound"),
     Entry("model", "ae", "tessella.models.presets:AE", "autoencoder: reconstructs, has no prior and so no bound"),
     Entry("model", "vae", "tessella.models.presets:VAE", "variational autoencoder (Kingma & Welling 2013)"),
     Entry("model", "beta-vae", "tessella.models.presets:BetaVAE",

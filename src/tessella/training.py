@@ -27,7 +27,7 @@ import tessella
 from tessella import checkpoint
 from tessella.data import Data, stream
 from tessella.errors import RunError, SpecError, TrainingError
-from tessella.models.latent_variable import LatentVariableModel
+from tessella.models.model import Model
 from tessella.monitor import Monitor, Reading
 from tessella.noise import Noise
 from tessella.records import Batch, Terms
@@ -51,7 +51,7 @@ class Training:
 
 
 def train(
-    model: LatentVariableModel,
+    model: Model,
     data: Data,
     out: str | os.PathLike[str],
     options: TrainOptions | None = None,
@@ -98,7 +98,7 @@ class _Loop:
 
     def __init__(
         self,
-        model: LatentVariableModel,
+        model: Model,
         data: Data,
         run: Path,
         options: TrainOptions,
@@ -345,7 +345,7 @@ def native_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def _accelerator(options: TrainOptions, model: LatentVariableModel) -> Accelerator:
+def _accelerator(options: TrainOptions, model: Model) -> Accelerator:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     automatic = model.schema.is_picture and native_bfloat16(device)
     half = options.precision == "bfloat16" or (options.precision == "auto" and automatic)

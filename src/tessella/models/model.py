@@ -1,0 +1,131 @@
+"""What every model can do, whatever it is composed of.
+
+Imports beside it: spec.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from tessella import registry
+from tessella.contracts import Likelihood
+from tessella.errors import SpecError
+from tessella.noise import Noise
+from tessella.records import Evaluation, Latent, Schema, Terms
+from tessella.spec import ModelOptions, Objective
+
+
+class Model(nn.Module, ABC):
+    """A joint distribution p(x, z) with its inference network q(z | x).
+
+    Args:
+        name: of the composition: its name in the catalogue, or any other for one of your own.
+        likelihood: p(x | z); it knows what an example looks like.
+        options: what the composition was made with; kept so that a run can be built again.
+        conditional: whether the parts see the label.
+        has_prior: without one there is no rate and no bound.
+    """
+
+    latent_shape: tuple[int, ...]
+    """Shape of one example's z."""
+
+    def __init__(
+        self, name: str, likelihood: Likelihood, options: ModelOptions | None, *, conditional: bool, has_prior: bool
+    ) -> None:
+        super().__init__()
+        self.name, self.likelihood, self.options = name, likelihood, options or ModelOptions()
+        self.conditional, self.has_prior = conditional, has_prior
+
+    @abstractmethod
+    def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
+        """Stored values `[B, *shape]` to z `[B, *latent_shape]` and its rate `[B]` in nats.
+
+        With `noise` z is a draw from q(z | x), else its mean.
+        """
+
+    @abstractmethod
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+        """p(x | z) over stored values, batch shape `[B]`, for z `[B, *latent_shape]`."""
+
+    @abstractmethod
+    def sample_prior(
+        self, count: int, label: Tensor | None = None, *, seed: int = 0, temperature: float = 1.0
+    ) -> Tensor:
+        """z ~ p(z), `[count, *latent_shape]`; `temperature` multiplies its standard deviation."""
+
+    @abstractmethod
+    def log_weights(self, x: Tensor, label: Tensor | None = None, *, samples: int, noise: Noise) -> Tensor:
+        """log p(x, z_k) - log q(z_k | x) for `samples` draws z_k ~ q(z | x) of each example: `[samples, B]`, nats."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Terms:
+        """The bound's terms of stored values `[B, *shape]`, nats per example.
+
+        With `noise` the distortion is a one-sample estimate of -E_q log p(x | z) (Kingma & Welling 2013, eq. 10);
+        without, it is taken at the posterior's mean, which is no bound.
+        """
+
+    @property
+    def schema(self) -> Schema:
+        """What one example looks like."""
+        return self.likelihood.schema
+
+    @property
+    def objective(self) -> Objective:
+        """What training minimises; no bound depends on it."""
+        return self.options.objective
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """The mean of p(x | z) at the posterior's mean: stored units, float32, `[B, *shape]`."""
+        return self.decode(self.encode(x, label).z, label).mean
+
+    @torch.no_grad()
+    def sample(
+        self, count: int, label: Tensor | None = None, *, seed: int = 0, temperature: float = 1.0, draw: bool = False
+    ) -> Tensor:
+        """New examples `[count, *shape]`, float32 in stored units: z ~ p(z), then the mean of p(x | z).
+
+        Args:
+            label: `[count]`, for a conditional model.
+            temperature: factor on the prior's standard deviation.
+            draw: draw x ~ p(x | z) too, instead of taking its mean.
+
+        Raises:
+            SpecError: if there is no prior to sample from.
+        """
+        z = self.sample_prior(count, label, seed=seed, temperature=temperature)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            drawing = self.decode(z, label)
+            return drawing.sample() if draw else drawing.mean
+
+    def evaluate(self, data: Any, split: str = "test", **options: Any) -> Evaluation:
+        """Measure this model on a split of `data` (of `open_data`); options as of `evaluation.bounds.evaluate`."""
+        measure = registry.find("evaluation", "bounds").load()
+        return measure(self, data.split(split), data=data.spec, split_name=split, **options)
+
+    def seen(self, label: Tensor | None) -> Tensor | None:
+        """The label if the parts may see it.
+
+        Raises:
+            SpecError: if they must and there is none.
+        """
+        if not self.conditional:
+            return None
+        if label is None:
+            raise SpecError(f"the model {self.name} is conditional: it needs a label for every example")
+        return label
+
+    def without_prior(self) -> SpecError:
+        """What to say when the rate is needed and there is none."""
+        return SpecError(f"the model {self.name} has no prior, so no rate and nothing to sample from: train a vae instead")

@@ -1,0 +1,197 @@
+"""What a person sees of a training while it runs: progress, metrics, pictures.
+
+Imports beside it: checkpoint, evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from tessella import pictures
+from tessella.checkpoint import METRICS, write_atomic
+from tessella.data import Data
+from tessella.errors import RunError
+from tessella.evaluation.bounds import evaluate
+from tessella.models.model import Model
+from tessella.records import Batch, bits_per_dim
+
+EVERY = 50
+LOOKS = (0.01, 0.03, *(i / 20 for i in range(1, 20)))
+EXAMPLES = 500
+SHOWN = 16
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One training step. Nats per example; `bad` counts the batches that were skipped so far."""
+
+    loss: float
+    gradient: float
+    distortion: float
+    rate: float | None
+    beta: float
+    learning_rate: float
+    examples: int
+    bad: int
+
+
+class Monitor:
+    """Keeps `metrics.jsonl`, TensorBoard events and pictures of a run, and a progress bar.
+
+    Args:
+        resumed_at: the step that the run goes on from; what was noted after it is forgotten. None for a new run.
+        quiet: no progress on the terminal.
+        active: whether this process is the one that keeps records.
+    """
+
+    def __init__(self, run: Path, data: Data, *, resumed_at: int | None, quiet: bool, active: bool) -> None:
+        self.run, self.data, self.active = run, data, active
+        self.dims = data.schema.dims
+        self.recent: deque[tuple[float, Reading]] = deque(maxlen=EVERY)
+        self.looks = list(LOOKS)
+        self.drawn = 0.0
+        self.progress: Progress | None = None
+        if not active:
+            return
+        if resumed_at is not None:
+            _forget_after(run / METRICS, resumed_at)
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_at)
+        self.shown = _examples(data)
+        console = Console(stderr=True)
+        self.plain = not quiet and not console.is_terminal
+        if not quiet and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"))
+            self.progress = Progress(*columns, console=console, auto_refresh=False)
+            self.task = self.progress.add_task("training", total=1.0, numbers="")
+
+    def __enter__(self) -> Monitor:
+        if self.progress:
+            self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.progress:
+            self.progress.stop()
+        if self.active:
+            self.board.close()
+
+    def step(self, step: int, seconds: float, used: float, reading: Reading) -> None:
+        """Note one step; every 50th goes to the files, and the bar moves twice a second."""
+        if not self.active:
+            return
+        self.recent.append((seconds, reading))
+        if step % EVERY == 0:
+            self._note({"kind": "train", "step": step, "seconds": seconds, "used": used, **self._summary()})
+        now = time.monotonic()
+        if self.progress and now - self.drawn > 0.5:
+            self.drawn = now
+            self.progress.update(self.task, completed=min(used, 1.0), numbers=self._line(seconds, used))
+            self.progress.refresh()
+
+    def due(self, used: float) -> bool:
+        """Whether it is time to look at the model again."""
+        passed = [look for look in self.looks if look <= used]
+        self.looks = self.looks[len(passed) :]
+        return bool(passed)
+
+    def look(self, model: Model, step: int, seconds: float, used: float) -> None:
+        """Measure `model` on the validation split and draw reconstructions and samples."""
+        if "valid" in self.data.splits:
+            e = evaluate(model, self.data.split("valid"), limit=EXAMPLES, split_name="valid")
+            keys = ("distortion", "rate", "bound", "bits_per_dim", "mse")
+            self._note({"kind": "valid", "step": step, "seconds": seconds, "used": used,
+                        **{k: getattr(e, k) for k in keys}})
+        self._draw(model, step)
+        if self.plain and self.recent:
+            print(f"step {step}, {self._line(seconds, used)}", file=sys.stderr, flush=True)
+
+    @torch.inference_mode()
+    def _draw(self, model: Model, step: int) -> None:
+        x = self.shown.x.to(model.device)
+        label = None if self.shown.label is None else self.shown.label.to(model.device)
+        made = {"reconstructions": torch.cat([x.float(), model.reconstruct(x, label)])}
+        if model.has_prior:
+            made["samples"] = model.sample(2 * SHOWN, None if label is None else label.repeat(2)[: 2 * SHOWN])
+        for name, examples in made.items():
+            image = pictures.grid(examples, model.schema, columns=len(x))
+            path = self.run / "pictures" / f"{name}-{step:08d}.png"
+            write_atomic(path, lambda draft, image=image: image.save(draft, format="PNG"))
+            self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def _summary(self) -> dict[str, float | int | None]:
+        """The mean of the recent steps."""
+        readings = [r for _, r in self.recent]
+        distortion = _mean([r.distortion for r in readings])
+        rates = [r.rate for r in readings if r.rate is not None]
+        rate = _mean(rates) if rates else None
+        seconds = self.recent[-1][0] - self.recent[0][0]
+        examples = sum(r.examples for r in readings[1:])
+        last = readings[-1]
+        return {
+            "examples_per_second": examples / seconds if seconds > 0 else None,
+            "loss": _mean([r.loss for r in readings]),
+            "distortion": distortion,
+            "rate": rate,
+            "bits_per_dim": None if rate is None else bits_per_dim(distortion + rate, self.dims),
+            "beta": last.beta,
+            "learning_rate": last.learning_rate,
+            "gradient": _mean([r.gradient for r in readings]),
+            "bad": last.bad,
+        }
+
+    def _line(self, seconds: float, used: float) -> str:
+        now = self._summary()
+        rate, bits, speed = now["rate"], now["bits_per_dim"], now["examples_per_second"]
+        parts = [f"{100 * min(used, 1):.0f} %"]
+        parts += [f"rate {rate:.1f}"] if rate is not None else []
+        parts += [f"distortion {now['distortion']:.1f}"]
+        parts += [f"{bits:.3f} bits/dim"] if bits is not None else []
+        parts += [f"{speed:.0f} examples/s"] if speed else []
+        left = seconds * (1 - used) / used if used > 0 else 0
+        return "  ".join([*parts, f"{int(left // 60)}:{int(left % 60):02d} left"])
+
+    def _note(self, record: dict[str, float | int | str | None]) -> None:
+        try:
+            with (self.run / METRICS).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise RunError(f"{self.run / METRICS} cannot be written ({error.strerror}): free some space, then --resume") from error
+        for key, value in record.items():
+            if isinstance(value, float) and key not in ("seconds", "used"):
+                self.board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+
+
+def _mean(numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+def _examples(data: Data) -> Batch:
+    """The examples whose reconstructions are drawn: always the same."""
+    split = data.splits.get("valid") or data.split("train")
+    return split.batch(np.argsort(split.keys)[:SHOWN])
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop what was noted after `step`, and a line that was cut off."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    write_atomic(path, lambda draft: draft.write_text("".join(f"{line}\n" for line in kept)))
