@@ -10,6 +10,8 @@ Networks return parameters; likelihoods, bottlenecks and priors turn parameters 
 `torch.distributions.Distribution` objects whose batch shape is `[B]`, so `log_prob` is nats per example.
 `shape` is the data's, `(C, H, W)` or `(D,)`; `spatial` is `(H, W)` or `()`; `label` is `[B]` int64 or None.
 A class is abstract (this page) or final (everything else): to vary behaviour, compose.
+
+Imports beside it: noise.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 One entry here and one class elsewhere is all that a new part takes. The catalogue feeds the command line, the
 specification of a run, the documentation's tables and the conformance tests.
+
+Imports beside it: errors, records.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Named compositions. Each is a few lines over the same parts."""
+"""Named compositions. Each is a few lines over the same parts.
+
+Imports beside it: spec.
+"""
 
 from __future__ import annotations
 
