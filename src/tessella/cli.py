@@ -1,0 +1,170 @@
+"""The command line: `tessella COMMAND ...`.
+
+The overview is composed here from a table, so that `tessella --help` answers before PyTorch, or even the option
+parser, could be loaded. What a command takes and does stands in `commands`.
+
+Imports beside it: commands.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+from tessella import __version__
+from tessella.errors import TessellaError
+
+
+class Command(NamedTuple):
+    """One line of the overview."""
+
+    name: str
+    arguments: str
+    summary: str
+
+
+OVERVIEW: dict[str, tuple[Command, ...]] = {
+    "start here": (
+        Command("demo", "", "train, evaluate and report on small embedded pictures, in under four minutes"),
+        Command("data", "SPEC", "show what is understood of some data, and write a contact sheet"),
+        Command("parts", "", "list the models and what they are made of"),
+    ),
+    "train and measure": (
+        Command("train", "MODEL --data SPEC --out RUN", "train a model; --resume --out RUN goes on"),
+        Command("evaluate", "RUN", "rate, distortion and bits per dimension on a split it never saw"),
+        Command("report", "RUN", "write report.html: curves, pictures, numbers and what they mean"),
+    ),
+    "look": (
+        Command("sample", "RUN", "draw new examples"),
+        Command("reconstruct", "RUN [INPUTS]", "examples above what the model gives back"),
+        Command("interpolate", "RUN A B", "walk from one example to another"),
+        Command("traverse", "RUN [INPUT]", "move one latent unit at a time"),
+    ),
+}
+
+NAMES = tuple(command.name for group in OVERVIEW.values() for command in group)
+
+
+class UsageError(TessellaError):
+    """The command line cannot be understood."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 for a mistake of the user's, 130 when interrupted."""
+    first, *rest = args if args is not None else sys.argv[1:] or ["--help"]
+    try:
+        with ExitStack() as stack:
+            if not _speaks():
+                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.showwarning = _note
+            status = _dispatch(first, rest)
+        sys.stdout.flush()
+    except TessellaError as error:
+        return _complain(str(error))
+    except BrokenPipeError:  # whoever was reading has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+    return status
+
+
+def overview() -> str:
+    """What `tessella --help` prints."""
+    lines = ["tessella: learn the tiles that data is made of, and measure how well in bits", ""]
+    lines += ["usage: tessella COMMAND ...    (tessella COMMAND --help lists its options)", ""]
+    wide = max(len(f"{c.name} {c.arguments}") for group in OVERVIEW.values() for c in group)
+    for title, group in OVERVIEW.items():
+        lines.append(f"{title}:")
+        lines += [f"  {f'{c.name} {c.arguments}':{wide}}  {c.summary}" for c in group]
+        lines.append("")
+    lines += [
+        "SPEC is digits, sprites, hf:NAME, a folder of pictures (sub-folders are classes), or a file: .npz, .npy,"
+    ]
+    lines += [".csv, .parquet, idx, CIFAR .bin. RUN is the folder that training fills."]
+    return "\n".join(lines)
+
+
+def _dispatch(first: str, rest: list[str]) -> int:
+    if first in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if first == "--version":
+        print(f"tessella {__version__}")
+        return 0
+    if first not in NAMES:
+        raise UsageError(f"there is no command {first!r}; there are: {', '.join(NAMES)}")
+    from tessella import commands
+
+    options, run = commands.COMMANDS[first]
+    chosen = _parsed(options, first, rest)
+    return 0 if chosen is None else run(chosen)
+
+
+def _parsed(options: Any, name: str, args: list[str]) -> Any:
+    """The command's options; None if it was its help that was asked for. A field `given` gets the flags' names.
+
+    Raises:
+        UsageError: saying in one line what tyro says in a box.
+    """
+    import tyro
+    from tyro.conf import DisallowNone, FlagCreatePairsOff, PositionalMetavarFromFieldName
+
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            plain = (FlagCreatePairsOff, DisallowNone, PositionalMetavarFromFieldName)
+            chosen = tyro.cli(options, prog=f"tessella {name}", args=args, config=plain)
+    except SystemExit as end:
+        if not end.code:
+            return None
+        raise UsageError(f"{_out_of_its_box(said.getvalue())}; see tessella {name} --help") from None
+    if not any(field.name == "given" for field in fields(options)):
+        return chosen
+    flags = (word.removeprefix("--").partition("=")[0] for word in args if word.startswith("--"))
+    return replace(chosen, given=frozenset(flag.replace("-", "_") for flag in flags))
+
+
+def _out_of_its_box(text: str) -> str:
+    """The sentences of a framed message, up to its first rule."""
+    kept: list[str] = []
+    for line in text.splitlines():
+        inside = line.strip("│┃|╭╮╰╯ ")
+        if not inside.strip("─━-"):
+            if kept:
+                break
+        elif not line.startswith(("╭", "╰")):
+            kept.append(inside.strip())
+    sentence = " ".join(kept).rstrip(".") or "the command line cannot be understood"
+    return sentence[:1].lower() + sentence[1:]
+
+
+def _complain(message: str, status: int = 2) -> int:
+    if _speaks():
+        print(f"tessella: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _note(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
+    """Warnings of this package are for the user and take a line; those of others are not."""
+    if _speaks() and issubclass(category, UserWarning) and filename.startswith(os.path.dirname(__file__)):
+        print(f"tessella: note: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _speaks() -> bool:
+    """Whether this process is the one that speaks, of those that `torchrun` or `accelerate launch` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
