@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models", "spec"),
     ("training", "checkpoint", "monitor", "evaluation"),
     ("uses",),
-    ("cli", "report", "sklearn", "studio"),
+    ("cli", "commands", "report", "sklearn", "studio"),
 )
 """From the ground up: the files and packages right under `tessella`."""
 

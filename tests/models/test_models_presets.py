@@ -1,0 +1,92 @@
+"""The named compositions: what follows from the data, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tessella
+from tessella.errors import SpecError
+from tessella.models.presets import AE, CVAE, VAE, BetaVAE
+from tessella.noise import Noise
+from tessella.records import Schema
+
+GREY = Schema((1, 28, 28), "bytes")
+BINARY = Schema((1, 28, 28), "binary", 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "latent_shape"),
+    [
+        ((1, 28, 28), (32,)),
+        ((2, 64, 48), (32,)),
+        ((3, 32, 32), (16, 16, 16)),
+        ((3, 64, 64), (16, 16, 16)),
+        ((3, 33, 17), (16, 33, 17)),
+        ((4, 128, 200), (16, 16, 25)),
+        ((5, 1, 1), (16, 1, 1)),
+        ((1,), (2,)),
+        ((10,), (5,)),
+        ((1000,), (32,)),
+    ],
+)
+def test_latent_follows_from_the_data(shape: tuple[int, ...], latent_shape: tuple[int, ...]) -> None:
+    values = "bytes" if 1 < len(shape) and shape[0] < 5 else "real"
+    with torch.device("meta"):
+        model = VAE(Schema(shape, values), width=8, depth=1)
+    assert model.latent_shape == latent_shape
+
+
+def test_options_are_kept() -> None:
+    model = VAE(BINARY, units=3, width=8, depth=1, latent="grid", beta=2, free_bits=0.5)
+    assert model.latent_shape == (3, 14, 14)
+    assert (model.options.units, model.objective.beta, model.objective.free_bits) == (3, 2, 0.5)
+
+
+@pytest.mark.parametrize(("given", "beta"), [({}, 4.0), ({"beta": 10.0}, 10.0), ({"beta": 0.5}, 0.5)])
+def test_beta_vae_weighs_the_rate(given: dict[str, float], beta: float) -> None:
+    assert BetaVAE(BINARY, width=4, depth=1, **given).objective.beta == beta
+
+
+def test_autoencoder_has_no_bound() -> None:
+    model = AE(BINARY, width=4, depth=1)
+    terms = model(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), noise=Noise(0))
+    assert terms.rate is None
+    assert terms.bound is None
+    with pytest.raises(SpecError, match="the model ae has no prior"):
+        model.sample(1)
+
+
+def test_start_is_near_the_even_odds() -> None:
+    """A fresh model says about what the likelihood's starting bias says: log 2 a binary pixel, at a rate near zero."""
+    terms = VAE(BINARY)(torch.randint(0, 2, (8, 1, 28, 28)), noise=Noise(0))
+    assert terms.rate is not None
+    assert abs(terms.distortion.mean().item() / (784 * 0.6931) - 1) < 0.05
+    assert 0 <= terms.rate.mean().item() < 2
+
+
+@pytest.mark.parametrize(
+    ("make", "schema", "options", "message"),
+    [
+        (VAE, GREY, {"likelihood": "bernoulli"}, "needs binary data.*--binarize dynamic"),
+        (VAE, BINARY, {"likelihood": "logistic"}, "needs 8-bit data.*--likelihood bernoulli"),
+        (VAE, Schema((4,), "real"), {"likelihood": "categorical"}, "needs 8-bit data.*--likelihood gaussian"),
+        (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: bernoulli"),
+        (VAE, BINARY, {"mixtures": 5}, "bernoulli likelihood has no option mixtures"),
+        (VAE, Schema((4,), "real"), {"latent": "grid"}, "vectors have no grid"),
+        (VAE, Schema((5, 8, 8), "bytes"), {}, "1 to 4 channels, not 5"),
+        (VAE, GREY, {"units": 0}, "units must be at least 1, not 0"),
+        (VAE, GREY, {"latent": "tree"}, "latent must be vector or grid"),
+        (VAE, GREY, {"beta": -1.0}, "must not be negative"),
+        (VAE, GREY, {"warmup": 1.5}, "between 0 and 1"),
+        (CVAE, GREY, {}, "a conditional model needs labels"),
+    ],
+)
+def test_refuses_in_one_line(make, schema: Schema, options: dict, message: str) -> None:
+    with pytest.raises(SpecError, match=message) as caught:
+        make(schema, **options).objective  # noqa: B018
+    assert "\n" not in str(caught.value)
+
+
+def test_presets_are_at_the_top() -> None:
+    assert (tessella.AE, tessella.VAE, tessella.BetaVAE, tessella.CVAE) == (AE, VAE, BetaVAE, CVAE)
