@@ -1,25 +1,13 @@
-"""Files to read, and the real data sets where they are at hand."""
+"""Files to read."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real data sets: `TESSELLA_DATA`, or `../shared/data` beside the repository."""
-    folder = Path(os.environ.get("TESSELLA_DATA", ROOT.parent / "shared" / "data"))
-    if not (folder / "mnist.npz").is_file():
-        pytest.skip(f"no real data in {folder}: set TESSELLA_DATA")
-    return folder
 
 
 @pytest.fixture

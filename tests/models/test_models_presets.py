@@ -31,7 +31,7 @@ BINARY = Schema((1, 28, 28), "binary", 0.0, 1.0)
     ],
 )
 def test_latent_follows_from_the_data(shape: tuple[int, ...], latent_shape: tuple[int, ...]) -> None:
-    values = "bytes" if 1 < len(shape) and shape[0] < 5 else "real"
+    values = "bytes" if len(shape) > 1 and shape[0] < 5 else "real"
     with torch.device("meta"):
         model = VAE(Schema(shape, values), width=8, depth=1)
     assert model.latent_shape == latent_shape
