@@ -51,7 +51,9 @@ def prepare_run(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path
         if not overwrite:
             raise RunError(f"{run} already exists: go on with --resume, replace it with --overwrite, or choose another")
         if run.is_dir() and not (run / SPEC).is_file():
-            raise RunError(f"{run} is not a run of tessella (it has no {SPEC}), so it is not overwritten: choose another")
+            raise RunError(
+                f"{run} is not a run of tessella (it has no {SPEC}), so it is not overwritten: choose another"
+            )
         shutil.rmtree(run) if run.is_dir() else run.unlink()
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,7 @@ def prepare_run(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path
     return run
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place; a reader sees the old or the new whole.
 
     Raises:
@@ -149,5 +151,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         t = tensors[name]
         digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy() if t.numel() else b"")
+        digest.update(memoryview(t.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()

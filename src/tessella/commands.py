@@ -500,7 +500,9 @@ def demo(o: Demo) -> int:
     print("2 of 3: measuring it on digits that it never saw")
     evaluate(Evaluate(o.out, importance_samples=100))
     print("3 of 3: writing the report")
-    report(Report(o.out))
+    report(Report(run=o.out))
+    print(f"open {os.path.abspath(os.path.join(o.out, 'report.html'))} in a browser, then try pictures of your own:")
+    print("tessella train vae --data FOLDER --out RUN --minutes 10")
     return 0
 
 

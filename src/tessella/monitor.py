@@ -28,7 +28,7 @@ from tessella.models.model import Model
 from tessella.records import Batch, bits_per_dim
 
 EVERY = 50
-LOOKS = (0.01, 0.03, *(i / 20 for i in range(1, 20)))
+LOOKS = (0.01, 0.05, *(i / 10 for i in range(1, 10)))
 EXAMPLES = 500
 SHOWN = 16
 
@@ -111,8 +111,9 @@ class Monitor:
         if "valid" in self.data.splits:
             e = evaluate(model, self.data.split("valid"), limit=EXAMPLES, split_name="valid")
             keys = ("distortion", "rate", "bound", "bits_per_dim", "mse")
-            self._note({"kind": "valid", "step": step, "seconds": seconds, "used": used,
-                        **{k: getattr(e, k) for k in keys}})
+            self._note(
+                {"kind": "valid", "step": step, "seconds": seconds, "used": used, **{k: getattr(e, k) for k in keys}}
+            )
         self._draw(model, step)
         if self.plain and self.recent:
             print(f"step {step}, {self._line(seconds, used)}", file=sys.stderr, flush=True)
@@ -167,7 +168,9 @@ class Monitor:
             with (self.run / METRICS).open("a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise RunError(f"{self.run / METRICS} cannot be written ({error.strerror}): free some space, then --resume") from error
+            raise RunError(
+                f"{self.run / METRICS} cannot be written ({error.strerror}): free some space, then --resume"
+            ) from error
         for key, value in record.items():
             if isinstance(value, float) and key not in ("seconds", "used"):
                 self.board.add_scalar(f"{record['kind']}/{key}", value, record["step"])

@@ -8,6 +8,7 @@ would draw: each draws the whole joined batch's noise and keeps its own rows.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Noise:
         """`shape` draws from U[0, 1), float32; the first axis counts this process's examples."""
         return self._draw(torch.rand, shape, torch.device(device))
 
-    def _draw(self, draw, shape: tuple[int, ...], device: torch.device) -> Tensor:  # noqa: ANN001
+    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...], device: torch.device) -> Tensor:
         if device not in self._generators:
             key = f"{self.seed}/{self.step}/{self.stream}".encode()
             number = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1

@@ -49,8 +49,8 @@ class Schema:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Schema:
-        lists = ("shape", "center", "scale", "classes")
-        return cls(**{k: tuple(v) if k in lists else v for k, v in record.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**plain)
 
 
 @dataclass(frozen=True)

@@ -198,20 +198,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _opening(title: str, spec: Spec, model: Model, data: Data, e: Evaluation, metrics: list[dict[str, Any]]) -> str:
-    schema, latent = model.schema, math.prod(model.latent_shape)
-    known = spec.model in registry.names("model")
-    what = registry.find("model", spec.model).summary if known else spec.model
-    kind = f"{schema.shape[2]}x{schema.shape[1]} pictures" if schema.is_picture else f"vectors of {schema.dims} numbers"
-    spent = f" in {_duration(metrics[-1]['seconds'])} of training" if metrics else ""
-    lead = (
-        f"This model ({what}) learned from {len(data.split('train')):,} {kind} to describe each by {latent:,} numbers"
-        f"{spent}. Below is how well it does on {e.examples:,} {'of the same' if e.split == 'train' else 'others'}"
-        f"{'' if e.split == 'train' else ' that had no part in training'}."
-    )
+    schema = model.schema
     one = "picture" if schema.is_picture else "example"
+    kind = f"pictures of {schema.shape[2]}x{schema.shape[1]}" if schema.is_picture else f"rows of {schema.dims} numbers"
+    spent = f", in {_duration(metrics[-1]['seconds'])}" if metrics else ""
+    others = "of the same" if e.split == "train" else "others that had no part in training"
+    lead = (
+        f"From {len(data.split('train')):,} {kind} this model learned{spent}, to describe each by "
+        f"{math.prod(model.latent_shape):,} numbers and to draw it again from those. "
+        f"Below is how well it does on {e.examples:,} {others}."
+    )
+    known = spec.model in registry.names("model")
+    what = registry.find("model", spec.model).summary if known else "a composition of one's own"
     cards = []
     if e.bound is not None and e.bits_per_dim is not None:
-        cards.append((f"{e.bits_per_dim:.3f}", "bits per dimension, at most: the price of one number of the data"))
+        cards.append((f"{e.bits_per_dim:.3f}", "bits per dimension, at most: what saying one number of the data costs"))
         if schema.values != "real":
             raw = schema.dims * math.log(2) * (8 if schema.values == "bytes" else 1)
             cards.append((size_text(e.bound), f"a {one}, against {size_text(raw)} stored raw"))
@@ -226,7 +227,10 @@ def _opening(title: str, spec: Spec, model: Model, data: Data, e: Evaluation, me
         "be sampled from it, and no probability, no bound and no bits per dimension can be said of the data. "
         "What it can do is give examples back.</p>"
     )  # fmt: skip
-    return f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p><div class="cards">{shown}</div>{why}'
+    return (
+        f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>'
+        f'<p class="soft">{html.escape(spec.model)}: {html.escape(what)}</p><div class="cards">{shown}</div>{why}'
+    )
 
 
 def _data(data: Data) -> str:
@@ -234,17 +238,18 @@ def _data(data: Data) -> str:
     caption = "Some of what it learned from, as stored." + (
         " A row is a class." if data.schema.classes and data.split("train").labels is not None else ""
     )
-    return f"<h2>The data</h2>{_figure(contact_sheet(data), caption)}<table>{lines}</table>"
+    return f"<h2>The data</h2>{_figure(contact_sheet(data), caption, widest=560)}<table>{lines}</table>"
 
 
 def _reconstructions(model: Model, split: Split, name: str) -> str:
     columns = _columns(model.schema)
-    examples = split.batch(look.some(split, 3 * columns))
+    pairs = look.reconstruct(model, split.batch(look.some(split, 3 * columns)), columns)
     caption = (
-        f"Each pair of rows: examples of the {name} split, and below them what the model gives back after squeezing "
-        "each through its latent."
+        f"Examples of the {name} split, and below each row of them what the model gives back after squeezing each "
+        "through its latent."
     )
-    return f"<h2>Reconstructions</h2>{_sheet(look.reconstruct(model, examples, columns), model.schema, caption)}"
+    labels = ["as it is", "given back"] * (len(pairs) // 2)
+    return f"<h2>Reconstructions</h2>{_labelled_rows(pairs, labels, model.schema, caption)}"
 
 
 def _samples(model: Model) -> str:
@@ -268,7 +273,8 @@ def _interpolations(model: Model, split: Split, name: str) -> str:
     columns = _columns(model.schema)
     chosen = look.some(split, 8)
     half = len(chosen) // 2
-    if not half or columns < 4:
+    columns = max(4, columns)
+    if not half:
         return ""
     walks = look.interpolate(model, split.batch(chosen[:half]), split.batch(chosen[half : 2 * half]), columns - 2)
     caption = (
@@ -281,9 +287,7 @@ def _interpolations(model: Model, split: Split, name: str) -> str:
 def _traversals(model: Model, split: Split) -> str:
     units = look.survey(model, split)
     chosen = units.order[:10]
-    columns = min(11, _columns(model.schema)) // 2 * 2 - 1
-    if columns < 3:
-        return ""
+    columns = (_columns(model.schema) - 1) // 2 * 2 + 1
     example = split.batch(look.some(split, 1))
     rows = look.traverse(model, example, units, chosen, steps=columns)
     moved = "channel of the latent grid" if len(model.latent_shape) > 1 else "latent unit"
@@ -388,7 +392,7 @@ def _row(name: str, *rest: str) -> str:
 
 def _columns(schema: Schema) -> int:
     width = schema.shape[2] if schema.is_picture else pictures.PLOT_WIDTH
-    return max(3, min(12, WIDTH // max(width, TILE)))
+    return max(3, min(11, WIDTH // max(width, TILE)))
 
 
 def _scale(schema: Schema, columns: int) -> int:
@@ -412,15 +416,14 @@ def _labelled_rows(examples: Tensor, labels: Sequence[str], schema: Schema, capt
     return f'<figure><div class="rows">{rows}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
-def _figure(image: Image.Image, caption: str, *, pixels: bool = False) -> str:
-    return f"<figure>{_image(image, caption, pixels)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+def _figure(image: Image.Image, caption: str, *, pixels: bool = False, widest: int = WIDTH) -> str:
+    return f"<figure>{_image(image, caption, pixels, widest)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def _image(image: Image.Image, alt: str, pixels: bool) -> str:
+def _image(image: Image.Image, alt: str, pixels: bool, widest: int = WIDTH) -> str:
     kind = ' class="pixels"' if pixels else ""
-    return (
-        f'<img{kind} src="{pictures.png_data_uri(image)}" width="{image.width}" alt="{html.escape(alt, quote=True)}">'
-    )
+    size = f'width="{min(image.width, widest)}" alt="{html.escape(alt, quote=True)}"'
+    return f'<img{kind} src="{pictures.png_data_uri(image)}" {size}>'
 
 
 def line_chart(lines: dict[str, list[tuple[float, float]]], title: str, across: str) -> str:

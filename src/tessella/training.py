@@ -30,10 +30,14 @@ from tessella.errors import RunError, SpecError, TrainingError
 from tessella.models.model import Model
 from tessella.monitor import Monitor, Reading
 from tessella.noise import Noise
-from tessella.records import Batch, Terms
+from tessella.records import Batch, Schema, Terms
 from tessella.spec import Objective, Spec, TrainOptions
 
 BAD_IN_A_ROW = 5
+SMALL = 16
+"""Pixels a side under which float32 is faster than converting to bfloat16."""
+RISE = 0.03
+"""Fraction of the budget over which the learning rate rises."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def train(
             f"the data has {data.schema.values} values of shape {data.schema.shape}"
         )
     run = Path(out)
-    accelerator = _accelerator(options, model)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     if resume:
         checkpoint.read_spec(run)
     elif accelerator.is_main_process:
@@ -118,12 +122,13 @@ class _Loop:
         if resume:
             self._restore()
         if options.compile:
-            self.model.encoder.compile()
-            self.model.decoder.compile()
+            self.model.compile_networks()
         self.parallel: nn.Module = accelerator.prepare_model(self.model)
+        self.half = _in_bfloat16(options, self.model.schema, accelerator.device)
         self.total = _steps(options, len(data.split("train")), accelerator.num_processes)
-        self.monitor = Monitor(run, data, resumed_at=self.step if resume else None, quiet=quiet,
-                               active=accelerator.is_main_process)
+        self.monitor = Monitor(
+            run, data, resumed_at=self.step if resume else None, quiet=quiet, active=accelerator.is_main_process
+        )
 
     def go(self) -> Training:
         options, accelerator = self.options, self.accelerator
@@ -182,7 +187,8 @@ class _Loop:
         noise = self._noise("latent")
         x = batch.x.to(accelerator.device, non_blocking=True)
         label = None if batch.label is None else batch.label.to(accelerator.device, non_blocking=True)
-        terms: Terms = self.parallel(x, label, noise=noise)
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=self.half):
+            terms: Terms = self.parallel(x, label, noise=noise)
         beta = _beta(model.objective, used)
         loss = objective(terms, model.objective, beta) / model.schema.dims
         accelerator.backward(loss)
@@ -231,7 +237,9 @@ class _Loop:
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
-        """The checkpoint to go on from, then the weights to use."""
+        """The checkpoint to go on from, then the weights to use; nothing while batches are bad."""
+        if self.bad_in_a_row:
+            return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.tensors.items()}
         names = {id(p): n for n, p in self.model.named_parameters()}
@@ -275,7 +283,8 @@ class _Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.tensors.values()), list(self.sources.values()), weight)
+        for average, source in zip(self.tensors.values(), self.sources.values(), strict=True):
+            average.lerp_(source, weight)
 
     @contextmanager
     @torch.no_grad()
@@ -345,11 +354,9 @@ def native_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def _accelerator(options: TrainOptions, model: Model) -> Accelerator:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    automatic = model.schema.is_picture and native_bfloat16(device)
-    half = options.precision == "bfloat16" or (options.precision == "auto" and automatic)
-    return Accelerator(mixed_precision="bf16" if half else "no", cpu=device.type == "cpu")
+def _in_bfloat16(options: TrainOptions, schema: Schema, device: torch.device) -> bool:
+    automatic = schema.is_picture and min(schema.shape[1:]) >= SMALL and native_bfloat16(device)
+    return options.precision == "bfloat16" or (options.precision == "auto" and automatic)
 
 
 def _groups(model: nn.Module, options: TrainOptions) -> list[dict[str, Any]]:
@@ -369,10 +376,10 @@ def _steps(options: TrainOptions, examples: int, world: int) -> int | None:
 
 
 def _schedule(used: float) -> float:
-    """Linear rise over the first 2 % of the budget, then half a cosine to zero (Loshchilov & Hutter 2016)."""
-    if used < 0.02:
-        return 0.02 + 0.98 * used / 0.02
-    return 0.5 * (1 + math.cos(math.pi * (used - 0.02) / 0.98))
+    """Linear rise over the first part of the budget, then half a cosine to zero (Loshchilov & Hutter 2016)."""
+    if used < RISE:
+        return 0.02 + 0.98 * used / RISE
+    return 0.5 * (1 + math.cos(math.pi * (used - RISE) / (1 - RISE)))
 
 
 def _beta(chosen: Objective, used: float) -> float:

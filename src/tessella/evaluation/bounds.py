@@ -107,9 +107,7 @@ def evaluate(
     )
 
 
-def importance_log_likelihood(
-    model: Model, x: Tensor, label: Tensor | None, samples: int, noise: Noise
-) -> Tensor:
+def importance_log_likelihood(model: Model, x: Tensor, label: Tensor | None, samples: int, noise: Noise) -> Tensor:
     """log p(x) bounded from below, `[B]`: log 1/K sum_k p(x, z_k) / q(z_k | x), z_k ~ q (Burda et al. 2015, eq. 8).
 
     The draws come in passes of a fixed size, so memory does not grow with `samples`.

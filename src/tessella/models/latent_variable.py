@@ -78,5 +78,9 @@ class LatentVariableModel(Model):
         weights = weights + self.prior(self.seen(labels)).log_prob(passage.z) - passage.posterior.log_prob(passage.z)
         return weights.view(samples, len(x))
 
+    def compile_networks(self) -> None:
+        self.encoder.compile()
+        self.decoder.compile()
+
     def _features(self, x: Tensor, label: Tensor | None) -> Tensor:
         return self.encoder(self.likelihood.to_network(x), self.seen(label))

@@ -70,6 +70,10 @@ class Model(nn.Module, ABC):
         without, it is taken at the posterior's mean, which is no bound.
         """
 
+    @abstractmethod
+    def compile_networks(self) -> None:
+        """Let `torch.compile` compile the networks when they are first used; likelihood and rate stay as they are."""
+
     @property
     def schema(self) -> Schema:
         """What one example looks like."""
@@ -128,4 +132,6 @@ class Model(nn.Module, ABC):
 
     def without_prior(self) -> SpecError:
         """What to say when the rate is needed and there is none."""
-        return SpecError(f"the model {self.name} has no prior, so no rate and nothing to sample from: train a vae instead")
+        return SpecError(
+            f"the model {self.name} has no prior, so no rate and no samples: train a vae instead"
+        )

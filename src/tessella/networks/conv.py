@@ -80,7 +80,9 @@ def _blocks(channels: int, plan: ConvPlan) -> list[nn.Module]:
 class ConvEncoder(Encoder):
     """`[B, C, H, W]` to a grid of features `[B, F, h, w]`, or to one vector `[B, F]` if `features` is given."""
 
-    def __init__(self, shape: tuple[int, ...], plan: ConvPlan, *, features: int | None = None, classes: int = 0) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], plan: ConvPlan, *, features: int | None = None, classes: int = 0
+    ) -> None:
         super().__init__()
         self.plan = plan
         self.stem = nn.Conv2d(shape[0] * plan.patch**2, plan.widths[0], 3, padding=1)
