@@ -136,17 +136,18 @@ def _parsed(options: Any, name: str, args: list[str]) -> Any:
 
 
 def _out_of_its_box(text: str) -> str:
-    """The sentences of a framed message, up to its first rule."""
-    kept: list[str] = []
+    """The message of a frame: what stands under its title, up to the next rule or gap."""
+    blocks: list[list[str]] = [[]]
     for line in text.splitlines():
-        inside = line.strip("│┃|╭╮╰╯ ")
-        if not inside.strip("─━-"):
-            if kept:
-                break
-        elif not line.startswith(("╭", "╰")):
-            kept.append(inside.strip())
-    sentence = " ".join(kept).rstrip(".") or "the command line cannot be understood"
-    return sentence[:1].lower() + sentence[1:]
+        inside = line.strip("│ ")
+        if inside.startswith(("╭", "╰")) or not inside.strip("─-"):
+            blocks.append([])
+        else:
+            blocks[-1].append(inside)
+    filled = [" ".join(block) for block in blocks if block]
+    titled = text.startswith("╭")  # in the rule itself; otherwise the title is a block of its own
+    message = next(iter(filled[0 if titled else 1 :]), "the command line cannot be understood").rstrip(".")
+    return message[:1].lower() + message[1:]
 
 
 def _complain(message: str, status: int = 2) -> int:

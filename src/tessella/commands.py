@@ -498,7 +498,7 @@ def demo(o: Demo) -> int:
     if status := train(Train(**chosen, out=o.out, overwrite=o.out == Demo.out)):
         return status
     print("2 of 3: measuring it on digits that it never saw")
-    evaluate(Evaluate(o.out, importance_samples=100))
+    evaluate(Evaluate(run=o.out, importance_samples=50))
     print("3 of 3: writing the report")
     report(Report(run=o.out))
     print(f"open {os.path.abspath(os.path.join(o.out, 'report.html'))} in a browser, then try pictures of your own:")

@@ -1,0 +1,200 @@
+"""The report: it stands alone, says what was measured, and keeps silent about what does not exist."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+import tessella
+from tessella import checkpoint, report
+from tessella.data import Data
+from tessella.models.model import Model
+from tessella.records import Evaluation, ImportanceBound, Schema
+from tessella.spec import Spec, TrainOptions
+
+BYTES = Schema((1, 8, 8), "bytes")
+MEASURED = Evaluation(
+    model="vae", data="digits", split="test", examples=141, dims=64, rate=20.0, distortion=160.0, bound=180.0,
+    bits_per_dim=180 / 64 / math.log(2), importance_bound=ImportanceBound(5, 175.0, 3.9), kl_per_unit=(12.0, 8.0, 0.0),
+    active_units=2, mse=25.5**2, psnr=20.0, parameters=1000, seconds=1.0,
+)  # fmt: skip
+VOID = {"meta", "img", "br", "link", "i", "hr"}
+
+
+def a_run(folder: Path, kind: str = "VAE", data: str = "digits", *, lines: int = 6) -> tuple[Path, Model, Data]:
+    """A run folder as training leaves one, without training."""
+    opened = tessella.open_data(data, **({"size": 16} if data == "sprites" else {}))
+    torch.manual_seed(0)
+    model = getattr(tessella, kind)(opened.schema, width=8, depth=1, units=3).eval()
+    run = checkpoint.prepare_run(folder / "my run")
+    training = {"steps": 3, "batch_size": 8, "seed": 0}
+    checkpoint.write_spec(
+        run, Spec(model.name, model.schema, model.options, {"spec": data, **opened.options}, training)
+    )
+    checkpoint.write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 3})
+    has = model.has_prior
+    with (run / checkpoint.METRICS).open("w") as file:
+        for k in range(lines):
+            note = {"step": k, "seconds": 40.0 * k, "distortion": 200 - k, "rate": k if has else None, "mse": 9 - k}
+            note["bits_per_dim"] = 5 - k / 10 if has else None
+            file.write(json.dumps({"kind": "train", **note}) + "\n" + json.dumps({"kind": "valid", **note}) + "\n")
+        file.write('{"kind": "train", "st')  # cut off
+    return run, model, opened
+
+
+class Page(HTMLParser):
+    """Every address, heading and open tag of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.headings: list[str] = []
+        self.open: list[str] = []
+        self.unlabelled = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.addresses += [str(given[name]) for name in ("src", "href", "data", "action") if name in given]
+        self.unlabelled += tag == "img" and not given.get("alt")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+
+@pytest.mark.parametrize(("kind", "data"), [("VAE", "digits"), ("CVAE", "digits"), ("AE", "digits")])
+def test_a_page_stands_alone_and_is_well_formed(kind: str, data: str, tmp_path: Path) -> None:
+    run, model, opened = a_run(tmp_path, kind, data)
+    text = report.write(run, model, opened).read_text("utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert page.unlabelled == 0
+    assert page.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert not re.search(r"https?://|url\(|@import|<script", text)
+    wanted = {"The data", "Reconstructions", "From one to another", "One unit at a time", "Training", "The numbers"}
+    assert wanted | {"How to reproduce"} <= set(page.headings)
+    assert ("Samples" in page.headings) == ("What each unit says" in page.headings) == model.has_prior
+    assert ("An autoencoder has no prior" in text) == (not model.has_prior)
+
+
+def test_vectors_have_a_page_too(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(80, 5, generator=generator).tolist()
+    table.write_text("\n".join(",".join(f"{v:.4f}" for v in row) for row in rows))
+    run, model, opened = a_run(tmp_path, "VAE", str(table))
+    text = report.write(run, model, opened).read_text("utf-8")
+    assert "rows of 5 numbers" in text
+    assert "table.csv" in text
+
+
+def test_a_run_without_curves_or_test_split_has_a_page(tmp_path: Path) -> None:
+    run, model, opened = a_run(tmp_path, lines=0)
+    only = replace(opened, splits={"train": opened.splits["valid"]})
+    text = report.write(run, model, only).read_text("utf-8")
+    assert "too short" in text
+    assert "of the same" in text
+
+
+def test_an_evaluation_is_kept_for_the_weights_it_is_of(tmp_path: Path) -> None:
+    run, model, opened = a_run(tmp_path)
+    assert report.stored(run, "test") is None
+    report.store(run, MEASURED, seed=3)
+    assert report.stored(run, "test") == MEASURED
+    exact = replace(MEASURED, psnr=math.inf, split="valid")
+    report.store(run, exact, seed=3)
+    assert report.stored(run, "valid") == exact
+    assert "Infinity" not in (run / "evaluation-valid.json").read_text()
+    assert "161" not in (text := report.write(run, model, opened).read_text("utf-8")).split("<h2>The numbers</h2>")[0]
+    assert "175.00 nats" in text
+    checkpoint.write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 4})  # trained on
+    assert report.stored(run, "test") is None
+
+
+def test_numbers_are_said_in_words() -> None:
+    lines = {n.name: n for n in report.numbers(MEASURED, BYTES)}
+    assert lines["bits per dimension"].value == f"{180 / 64 / math.log(2):.3f}"
+    assert lines["bits per dimension"].meaning.startswith("32 bytes a picture, 2.0 times less than stored raw")
+    assert lines["active units"].value == "2 of 3"
+    assert lines["PSNR"].value == "20.0 dB"
+    assert "25.5 (root mean square) in a range of 255" in lines["PSNR"].meaning
+    worse = replace(MEASURED, bound=720.0)
+    assert "2.0 times more" in report.numbers(worse, BYTES)[0].meaning
+    binary = Schema((1, 8, 8), "binary", 0, 1)
+    assert "one bit a number (8.0 bytes)" in report.numbers(MEASURED, binary)[0].meaning
+    assert "density" in report.numbers(MEASURED, Schema((64,), "real", -1, 1))[0].meaning
+
+
+def test_a_number_that_does_not_exist_is_not_said() -> None:
+    none = replace(
+        MEASURED, rate=None, bound=None, bits_per_dim=None, importance_bound=None, kl_per_unit=None, active_units=None
+    )
+    names = [n.name for n in report.numbers(none, BYTES)]
+    assert names == ["bound", "distortion", "PSNR", "parameters"]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(3, "3.0 bytes"), (30, "30 bytes"), (3100, "3.1 kB"), (2.5e6, "2.5 MB"), (7e9, "7000.0 MB")]
+)
+def test_sizes_have_units(size: float, text: str) -> None:
+    assert report.size_text(size * 8 * math.log(2)) == text
+
+
+def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> None:
+    from tessella import cli
+
+    given = ["--data", "digits", "--out", str(tmp_path / "a b"), "--size", "10", "12", "--binarize", "static"]
+    given += ["--steps", "7", "--batch-size", "32", "--units", "5", "--compile", "--learning-rate", "0.0005"]
+    data = {"spec": "digits", "size": [10, 12], "channels": None, "binarize": "static", "seed": 0}
+    training = {**vars(TrainOptions(steps=7, batch_size=32, compile=True, learning_rate=5e-4))}
+    spec = Spec("vae", Schema((1, 10, 12), "binary", 0, 1), replace(Spec("", BYTES).options, units=5), data, training)
+    command = shlex.split(report.train_command(spec, tmp_path / "a b"))
+    assert command[:2] == ["tessella", "train"]
+    from tessella.commands import Train
+
+    again, first = (cli._parsed(Train, "train", list(words)) for words in (command[2:], ["vae", *given]))
+    assert replace(again, given=frozenset()) == replace(first, given=frozenset())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "about"), [(0, 1, 4), (-3.2, 8.8, 5), (0.001, 0.0042, 3), (1e6, 3e6, 4), (17, 17.3, 4)]
+)
+def test_ticks_are_round_and_inside(low: float, high: float, about: int) -> None:
+    marks = report.ticks(low, high, about)
+    assert 2 <= len(marks) <= 2 * about + 2
+    assert all(low - 1e-9 <= mark <= high + 1e-9 for mark in marks)
+    steps = {round(b - a, 9) for a, b in pairwise(marks)}
+    assert len(steps) == 1
+
+
+def test_ticks_of_nothing_are_one() -> None:
+    assert report.ticks(2, 2, 4) == [2]
+    assert report.ticks(0, math.inf, 4) == [0]
+
+
+def test_charts_draw_flat_lines_and_many_bars() -> None:
+    flat = report.line_chart({"train": [], "valid": [(0, 3.0), (5, 3.0)]}, "x < y", "seconds")
+    assert "x &lt; y" in flat
+    assert "nan" not in flat
+    assert report.bar_chart([3.0, 1.0, 0.0], 2).count("<rect") == 3
+    assert "2 in use, 1 not" in report.bar_chart([3.0, 1.0, 0.0], 2)
+    many = report.bar_chart([1 / (k + 1) for k in range(5000)], 100)
+    assert "<rect" not in many
+    assert len(many) < 30_000
