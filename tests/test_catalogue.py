@@ -186,14 +186,14 @@ def check_model(entry: Entry, schema: Schema, **more: int) -> None:
         draws = model.sample(BATCH, label, draw=True, seed=3)
         assert in_range(draws, schema)
         assert torch.equal(draws, model.sample(BATCH, label, draw=True, seed=3))
-        weights = model.log_weights(x, label, samples=2, noise=Noise(0))
+        weights = model(x, label, noise=Noise(0), draws=2).log_weights
         assert weights.shape == (2, BATCH)
         assert weights.isfinite().all()
     else:
         with pytest.raises(SpecError, match="no prior"):
             model.sample(BATCH, label)
         with pytest.raises(SpecError, match="no prior"):
-            model.log_weights(x, label, samples=2, noise=Noise(0))
+            model(x, label, noise=Noise(0), draws=2).log_weights
     if model.conditional:
         for call in (lambda: model(x), lambda: model.decode(latent.z), lambda: model.sample(BATCH)):
             with pytest.raises(SpecError, match="needs a label"):

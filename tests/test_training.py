@@ -245,7 +245,7 @@ def test_an_occupied_run_folder_is_refused_unless_it_is_to_be_replaced(digits, t
     run = tmp_path / "run"
     trained(digits, run)
     before = (run / checkpoint.MODEL).read_bytes()
-    with pytest.raises(RunError, match="--resume.*--overwrite"):
+    with pytest.raises(RunError, match=r"--resume.*--overwrite"):
         trained(digits, run)
     assert (run / checkpoint.MODEL).read_bytes() == before
     trained(digits, run, steps=3, overwrite=True)
@@ -312,7 +312,7 @@ def test_a_newer_specification_is_refused(digits, tmp_path):
     trained(digits, tmp_path / "run", steps=1)
     path = tmp_path / "run" / checkpoint.SPEC
     path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(RunError, match="version 2.*upgrade"):
+    with pytest.raises(RunError, match=r"version 2.*upgrade"):
         tessella.load(tmp_path / "run")
 
 
@@ -332,7 +332,13 @@ def test_a_specification_survives_the_way_to_disk(tmp_path):
 
 
 def test_the_budget_is_checked():
-    for budget in ({"minutes": 0}, {"steps": 0}, {"epochs": -1.0}, {"minutes": float("nan")}, {"steps": 1, "minutes": 1}):
+    for budget in (
+        {"minutes": 0},
+        {"steps": 0},
+        {"epochs": -1.0},
+        {"minutes": float("nan")},
+        {"steps": 1, "minutes": 1},
+    ):
         with pytest.raises(SpecError):
             TrainOptions(**budget)
     assert TrainOptions().minutes == 10

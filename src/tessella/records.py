@@ -102,12 +102,14 @@ class Terms:
         rate: `[B]`, KL(q(z | x) || p(z)); None for an autoencoder.
         rate_per_unit: `[B, units]` or None.
         penalty: `[B]` or None; never part of the bound.
+        log_weights: `[samples, B]`, log p(x, z_k) - log q(z_k | x) of several draws, if they were asked for.
     """
 
     distortion: Tensor
     rate: Tensor | None
     rate_per_unit: Tensor | None = None
     penalty: Tensor | None = None
+    log_weights: Tensor | None = None
 
     @property
     def bound(self) -> Tensor | None:

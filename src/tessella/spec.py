@@ -22,11 +22,16 @@ class Objective:
         warmup: fraction of the training budget over which beta rises from 0 (Sonderby et al. 2016, section 2.3).
         free_bits: nats a unit that cost nothing: sum_j max(free_bits, mean_batch KL_j) (Kingma et al. 2016,
             appendix C.8). Needs a rate that is a sum over units.
+        draws: of z an example. With more than one the importance-weighted bound is trained instead (Burda et al.
+            2015, eq. 8), and beta and free bits have no part in it.
+        draws_after: fraction of the budget from which on there are that many draws; one before.
     """
 
     beta: float = 1.0
     warmup: float = 0.0
     free_bits: float = 0.0
+    draws: int = 1
+    draws_after: float = 0.0
 
     def __post_init__(self) -> None:
         if self.beta < 0 or self.free_bits < 0 or not 0 <= self.warmup <= 1:
@@ -34,6 +39,13 @@ class Objective:
                 f"beta {self.beta} and free bits {self.free_bits} must not be negative and warm-up {self.warmup} "
                 "must lie between 0 and 1"
             )
+        if self.draws < 1 or not 0 <= self.draws_after <= 1:
+            raise SpecError(
+                f"there must be at least one draw, not {self.draws}, and draws after {self.draws_after} must lie "
+                "between 0 and 1"
+            )
+        if self.draws > 1 and (self.beta != 1 or self.free_bits):
+            raise SpecError("several draws train the importance-weighted bound, which has no beta and no free bits")
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,7 @@ class ModelOptions:
         units: numbers in z (in each position's z for a grid).
         width: channels of the widest grid (pictures), units of a layer (vectors).
         depth: residual blocks at each resolution.
-        beta, warmup, free_bits: the objective, as in `Objective`.
+        beta, warmup, free_bits, draws, draws_after: the objective, as in `Objective`.
     """
 
     likelihood: str | None = None
@@ -60,6 +72,8 @@ class ModelOptions:
     beta: float = 1.0
     warmup: float = 0.0
     free_bits: float = 0.0
+    draws: int = 1
+    draws_after: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("mixtures", "units", "width", "depth"):
@@ -71,7 +85,7 @@ class ModelOptions:
 
     @property
     def objective(self) -> Objective:
-        return Objective(self.beta, self.warmup, self.free_bits)
+        return Objective(self.beta, self.warmup, self.free_bits, self.draws, self.draws_after)
 
 
 @dataclass(frozen=True)

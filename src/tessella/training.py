@@ -188,7 +188,7 @@ class _Loop:
         x = batch.x.to(accelerator.device, non_blocking=True)
         label = None if batch.label is None else batch.label.to(accelerator.device, non_blocking=True)
         with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=self.half):
-            terms: Terms = self.parallel(x, label, noise=noise)
+            terms: Terms = self.parallel(x, label, noise=noise, draws=_draws(model.objective, used))
         beta = _beta(model.objective, used)
         loss = objective(terms, model.objective, beta) / model.schema.dims
         accelerator.backward(loss)
@@ -304,9 +304,14 @@ class _Average:
 
 
 def objective(terms: Terms, chosen: Objective, beta: float) -> Tensor:
-    """mean(distortion + beta * rate) + penalty, a scalar in nats; free bits raise each unit's mean rate to a floor."""
+    """mean(distortion + beta * rate) + penalty, a scalar in nats; free bits raise each unit's mean rate to a floor.
+
+    Of several draws it is the mean importance-weighted bound instead, plus the penalty.
+    """
     loss = terms.distortion.mean()
-    if terms.rate is not None and chosen.free_bits and terms.rate_per_unit is not None:
+    if terms.log_weights is not None:
+        loss = math.log(len(terms.log_weights)) - torch.logsumexp(terms.log_weights, 0).mean()
+    elif terms.rate is not None and chosen.free_bits and terms.rate_per_unit is not None:
         loss = loss + beta * terms.rate_per_unit.mean(0).clamp_min(chosen.free_bits).sum()
     elif terms.rate is not None:
         loss = loss + beta * terms.rate.mean()
@@ -384,6 +389,10 @@ def _schedule(used: float) -> float:
 
 def _beta(chosen: Objective, used: float) -> float:
     return chosen.beta * min(1.0, used / chosen.warmup) if chosen.warmup else chosen.beta
+
+
+def _draws(chosen: Objective, used: float) -> int | None:
+    return chosen.draws if chosen.draws > 1 and used >= chosen.draws_after else None
 
 
 class _Wish:

@@ -182,7 +182,7 @@ def test_bound_of_the_exact_posterior_is_the_exact_likelihood() -> None:
     model, truth = linear_gaussian()
     x = truth.sample((4,))
     exact = -truth.log_prob(x)
-    weights = model.log_weights(x, samples=5, noise=Noise(1))
+    weights = model(x, noise=Noise(1), draws=5).log_weights
     torch.testing.assert_close(weights, -exact.expand(5, 4), rtol=0, atol=1e-4)  # every draw says the same
     draws = bounds(model, x, 4000)
     assert ((draws.mean(0) - exact).abs() < 4 * standard_error(draws)).all()

@@ -13,7 +13,7 @@ from tessella.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior
 from tessella.divergences import kl, kl_per_unit
 from tessella.models.model import Model
 from tessella.noise import Noise
-from tessella.records import Latent, Terms
+from tessella.records import Latent, Passage, Terms
 from tessella.spec import ModelOptions
 
 
@@ -41,13 +41,22 @@ class LatentVariableModel(Model):
         self.encoder, self.bottleneck, self.prior, self.decoder = encoder, bottleneck, prior, decoder
         self.latent_shape = bottleneck.latent_shape
 
-    def forward(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Terms:
-        latent = self.encode(x, label, noise=noise)
+    def forward(
+        self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
+    ) -> Terms:
+        features = self.encoder(self.likelihood.to_network(x), self.seen(label))
+        if draws is not None:
+            return self._of_draws(features, x, label, noise, draws)
+        latent = self._priced(self.bottleneck(features, noise), label)
         distortion = -self.decode(latent.z, label).log_prob(x)
         return Terms(distortion, latent.rate, latent.rate_per_unit, latent.penalty)
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        passage = self.bottleneck(self._features(x, label), noise)
+        features = self.encoder(self.likelihood.to_network(x), self.seen(label))
+        return self._priced(self.bottleneck(features, noise), label)
+
+    def _priced(self, passage: Passage, label: Tensor | None) -> Latent:
+        """What passes, with its rate."""
         if self.prior is None or passage.posterior is None:
             return Latent(passage.z, None, None, passage.penalty)
         prior = self.prior(self.seen(label))
@@ -68,19 +77,23 @@ class LatentVariableModel(Model):
         eps = Noise(seed, stream="prior").normal(count, *self.latent_shape, device=self.device)
         return prior.mean + temperature * prior.stddev * eps
 
-    def log_weights(self, x: Tensor, label: Tensor | None = None, *, samples: int, noise: Noise) -> Tensor:
-        features = self._features(x, label)
-        passage = self.bottleneck(features.repeat(samples, *[1] * (features.dim() - 1)), noise)
+    def _of_draws(self, features: Tensor, x: Tensor, label: Tensor | None, noise: Noise | None, draws: int) -> Terms:
+        """The terms of `draws` z an example; examples stay the first axis that noise is drawn along."""
+        passage = self.bottleneck(features.repeat_interleave(draws, 0), noise)
         if self.prior is None or passage.posterior is None:
             raise self.without_prior()
-        labels = None if label is None else label.repeat(samples)
-        weights = self.decode(passage.z, labels).log_prob(x.repeat(samples, *[1] * (x.dim() - 1)))
-        weights = weights + self.prior(self.seen(labels)).log_prob(passage.z) - passage.posterior.log_prob(passage.z)
-        return weights.view(samples, len(x))
+        labels = None if label is None else label.repeat_interleave(draws)
+        latent = self._priced(passage, labels)
+        distortion = -self.decode(passage.z, labels).log_prob(x.repeat_interleave(draws, 0))
+        cost = passage.posterior.log_prob(passage.z) - self.prior(self.seen(labels)).log_prob(passage.z)
+
+        def mean(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.unflatten(0, (len(x), draws)).mean(1)
+
+        of_each = -(distortion + cost).view(len(x), draws).T
+        each = distortion.view(len(x), draws).mean(1)
+        return Terms(each, mean(latent.rate), mean(latent.rate_per_unit), mean(latent.penalty), of_each)
 
     def compile_networks(self) -> None:
         self.encoder.compile()
         self.decoder.compile()
-
-    def _features(self, x: Tensor, label: Tensor | None) -> Tensor:
-        return self.encoder(self.likelihood.to_network(x), self.seen(label))

@@ -59,15 +59,17 @@ class Model(nn.Module, ABC):
         """z ~ p(z), `[count, *latent_shape]`; `temperature` multiplies its standard deviation."""
 
     @abstractmethod
-    def log_weights(self, x: Tensor, label: Tensor | None = None, *, samples: int, noise: Noise) -> Tensor:
-        """log p(x, z_k) - log q(z_k | x) for `samples` draws z_k ~ q(z | x) of each example: `[samples, B]`, nats."""
-
-    @abstractmethod
-    def forward(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Terms:
+    def forward(
+        self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
+    ) -> Terms:
         """The bound's terms of stored values `[B, *shape]`, nats per example.
 
         With `noise` the distortion is a one-sample estimate of -E_q log p(x | z) (Kingma & Welling 2013, eq. 10);
-        without, it is taken at the posterior's mean, which is no bound.
+        without, it is taken at the posterior's mean, which is no bound. With `draws` it is the mean of that many
+        z_k ~ q(z | x), whose log p(x, z_k) - log q(z_k | x) are given too; the encoder runs once.
+
+        Raises:
+            SpecError: if draws are asked of a model without a prior.
         """
 
     @abstractmethod
@@ -132,6 +134,4 @@ class Model(nn.Module, ABC):
 
     def without_prior(self) -> SpecError:
         """What to say when the rate is needed and there is none."""
-        return SpecError(
-            f"the model {self.name} has no prior, so no rate and no samples: train a vae instead"
-        )
+        return SpecError(f"the model {self.name} has no prior, so no rate and no samples: train a vae instead")
