@@ -377,3 +377,24 @@ def test_the_warm_up_and_the_learning_rate_follow_the_fraction_of_the_budget():
     assert max(rates) == pytest.approx(1, abs=1e-3)
     assert rates[0] > 0
     assert rates[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_too_little_memory_is_said_in_one_line(digits, tmp_path, monkeypatch):
+    def exhausted(self, batch, used):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training._Loop, "_update", exhausted)
+    with pytest.raises(TrainingError, match="batches of 16 .* lower --batch-size"):
+        trained(digits, tmp_path / "run")
+
+
+def test_several_draws_train_the_importance_weighted_bound():
+    weights = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    terms = Terms(torch.zeros(3), torch.zeros(3), log_weights=weights)
+    expected = -weights.exp().mean(0).log().mean()
+    torch.testing.assert_close(training.objective(terms, Objective(draws=4), 1.0), expected)
+    assert [training._draws(Objective(draws=4, draws_after=0.5), u) for u in (0.4, 0.5)] == [None, 4]
+    assert training._draws(Objective(), 0.5) is None
+    for wrong in ({"draws": 0}, {"draws": 2, "beta": 2.0}, {"draws": 2, "free_bits": 0.1}, {"draws_after": 2.0}):
+        with pytest.raises(SpecError):
+            Objective(**wrong)

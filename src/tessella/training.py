@@ -94,7 +94,13 @@ def train(
         spec = Spec(model.name, model.schema, model.options, source, asdict(options), tessella.__version__)
         checkpoint.write_spec(run, spec)
     accelerator.wait_for_everyone()
-    return _Loop(model, data, run, options, accelerator, resume=resume, quiet=quiet).go()
+    try:
+        return _Loop(model, data, run, options, accelerator, resume=resume, quiet=quiet).go()
+    except RuntimeError as error:
+        advice = _advice(error, options)
+        if advice is None:
+            raise
+        raise TrainingError(advice) from error
 
 
 class _Loop:
@@ -350,6 +356,15 @@ def first_bad_tensor(model: nn.Module, x: Tensor, label: Tensor | None, noise: N
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name}"
     return "the gradient"
+
+
+def _advice(error: RuntimeError, options: TrainOptions) -> str | None:
+    """What to do about a failure of the machine that a user can do something about."""
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return f"batches of {options.batch_size} need more memory than there is: lower --batch-size"
+    if options.compile and any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__):
+        return "the networks cannot be compiled here, which takes a C++ compiler: install one, or leave --compile out"
+    return None
 
 
 def native_bfloat16(device: torch.device) -> bool:

@@ -24,7 +24,7 @@ BATCH = 250
 ACTIVE = 0.01
 """Nats: a unit is active if its mean KL is above this."""
 PASS = 2**21
-"""Numbers of data decoded in one pass of the importance bound: a few hundred megabytes with the features of usual networks."""
+"""Numbers of data decoded in one pass of the importance bound: some hundred megabytes with usual networks' features."""
 
 
 @torch.inference_mode()
