@@ -1,11 +1,9 @@
 """Run folders: written atomically, read without running anything that is stored.
 
-    spec.json            what was built, on which data
-    model.safetensors    the averaged weights: the model to use
-    state/last.safetensors   raw weights, optimizer and progress: enough to go on
-    metrics.jsonl, tensorboard/, pictures/, report.html
-
-Imports beside it: none.
+spec.json            what was built, on which data
+model.safetensors    the averaged weights: the model to use
+state/last.safetensors   raw weights, optimizer and progress: enough to go on
+metrics.jsonl, tensorboard/, pictures/, report.html
 """
 
 from __future__ import annotations
@@ -128,8 +126,11 @@ def read_tensors(path: Path) -> State:
     return State(tensors, progress)
 
 
-def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Model:
+def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu", into: Model | None = None) -> Model:
     """The trained model of a run: averaged weights, evaluation mode.
+
+    Args:
+        into: a model to load the weights into, for a composition of your own that the catalogue does not know.
 
     Raises:
         RunError: if the run is missing, damaged, from a newer version, or its weights do not fit its specification.
@@ -137,7 +138,7 @@ def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> 
     spec = read_spec(run)
     path = Path(run) / MODEL
     weights = read_tensors(path).tensors
-    model = spec.build()
+    model = into or spec.build()
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -60,7 +60,8 @@ class ModelOptions:
         units: numbers in z (in each position's z for a grid).
         width: channels of the widest grid (pictures), units of a layer (vectors).
         depth: residual blocks at each resolution.
-        beta, warmup, free_bits, draws, draws_after: the objective, as in `Objective`.
+        beta, warmup, free_bits, draws, draws_after: the objective, as in `Objective`; beta is 1 unless the model has
+            its own.
     """
 
     likelihood: str | None = None
@@ -69,7 +70,7 @@ class ModelOptions:
     units: int | None = None
     width: int | None = None
     depth: int | None = None
-    beta: float = 1.0
+    beta: float | None = None
     warmup: float = 0.0
     free_bits: float = 0.0
     draws: int = 1
@@ -85,7 +86,9 @@ class ModelOptions:
 
     @property
     def objective(self) -> Objective:
-        return Objective(self.beta, self.warmup, self.free_bits, self.draws, self.draws_after)
+        return Objective(
+            1.0 if self.beta is None else self.beta, self.warmup, self.free_bits, self.draws, self.draws_after
+        )
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def VAE(schema: Schema, **options: Any) -> LatentVariableModel:
 def BetaVAE(schema: Schema, **options: Any) -> LatentVariableModel:
     """VAE whose rate is weighted by `beta`, 4 unless given, while training (Higgins et al. 2017)."""
     chosen = ModelOptions(**options)
-    return _compose("beta-vae", schema, replace(chosen, beta=4.0) if chosen.beta == 1 else chosen)
+    return _compose("beta-vae", schema, replace(chosen, beta=4.0) if chosen.beta is None else chosen)
 
 
 def CVAE(schema: Schema, **options: Any) -> LatentVariableModel:

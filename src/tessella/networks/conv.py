@@ -35,9 +35,9 @@ class ConvPlan:
 
     @classmethod
     def for_pictures(cls, shape: tuple[int, ...], *, side: int, width: int, depth: int) -> ConvPlan:
-        """Halve the grid until its smaller side is about `side`; channels double once and then stay."""
+        """Halve the grid until it has about `side * side` positions; channels double once and then stay."""
         _, h, w = shape
-        halvings = max(0, round(math.log2(min(h, w) / side)))
+        halvings = max(0, round(math.log2(math.sqrt(h * w) / side)))
         patch = 2 if halvings else 1
         widths = tuple(width * min(2**i, 2) for i in range(max(1, halvings)))
         return cls(h, w, patch, widths, depth)
