@@ -35,9 +35,11 @@ class ConvPlan:
 
     @classmethod
     def for_pictures(cls, shape: tuple[int, ...], *, side: int, width: int, depth: int) -> ConvPlan:
-        """Halve the grid until it has about `side * side` positions; channels double once and then stay."""
+        """Halve the grid until it has no more than 2 side^2 positions; channels double once and then stay."""
         _, h, w = shape
-        halvings = max(0, round(math.log2(math.sqrt(h * w) / side)))
+        halvings = 0
+        while -(-h // 2**halvings) * -(-w // 2**halvings) > 2 * side**2:
+            halvings += 1
         patch = 2 if halvings else 1
         widths = tuple(width * min(2**i, 2) for i in range(max(1, halvings)))
         return cls(h, w, patch, widths, depth)
