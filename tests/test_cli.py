@@ -235,7 +235,6 @@ def test_bad_data_is_refused_and_no_run_is_begun(tmp_path: Path, refused: Callab
     hurt[3, 2] = np.nan
     arrays = {"grey": {"x": grey}, "real": {"x": real}, "nan": {"x": hurt}, "keys": {"pictures": grey}}
     arrays["object"] = {"x": np.array([{}, []] * 30, dtype=object)}
-    arrays["small"] = {"x": grey[:, :1, :1]}
     for name, content in arrays.items():
         np.savez(tmp_path / f"{name}.npz", **content)
     cases = [
@@ -259,6 +258,39 @@ def test_bad_data_is_refused_and_no_run_is_begun(tmp_path: Path, refused: Callab
         line = refused("train", *options, "--data", tmp_path / data, "--out", tmp_path / "run", "--quiet", *TINY[:2])
         assert says in line, (options, data, line)
         assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_odd_pictures_trains_and_says_what_it_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, noise = tmp_path / "pictures", np.random.default_rng(0)
+    folder.mkdir()
+    for k in range(30):
+        side, mode = 2 + k % 5, ("L", "RGB", "RGBA")[k % 3]
+        Image.fromarray(noise.integers(0, 256, (side, 3, 4), dtype=np.uint8)).convert(mode).save(folder / f"{k}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("not a picture")
+    out = str(tmp_path / "run")
+    assert main(["train", "vae", "--data", str(folder), "--size", "2", "3", "--out", out, *TINY]) == 0
+    said = capsys.readouterr().out
+    assert "1 of 31 pictures could not be read" in said
+    assert "broken.png" in said
+    assert "mixed modes" in said
+    assert main(["sample", out, "-n", "2", "-o", str(tmp_path / "samples.png")]) == 0
+
+
+def test_a_full_disk_while_training_is_said_in_one_line(
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: object, path: Path, note: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    run = tmp_path / "run"
+    assert "disk is full" in refused("train", "vae", "--data", "digits", "--out", run, "--quiet", *TINY)
+    assert not list(run.rglob("*.safetensors*"))
+    assert not list(run.rglob("*.draft"))
 
 
 @pytest.mark.parametrize(
