@@ -301,6 +301,7 @@ def test_a_full_disk_while_training_is_said_in_one_line(
         (["--epochs", "-1"], "more than zero"),
         (["--minutes", "nan"], "more than zero"),
         (["--steps", "3", "--minutes", "1"], "one budget"),
+        (["--steps", "3", "--beta", "-1"], "beta"),
     ],
 )
 def test_a_budget_of_nothing_is_refused(

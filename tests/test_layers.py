@@ -18,13 +18,13 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / PACKAGE
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("records", "errors", "registry"),
-    ("contracts", "divergences", "noise", "entropy_coding", "pictures"),
+    ("contracts", "divergences", "noise", "precision", "entropy_coding", "pictures"),
     ("networks",),
     ("likelihoods", "bottlenecks", "priors"),
     ("models", "spec"),
     ("training", "checkpoint", "monitor", "evaluation"),
     ("uses",),
-    ("cli", "commands", "report", "sklearn", "studio"),
+    ("cli", "__main__", "commands", "report", "sklearn", "studio"),
 )
 """From the ground up: the files and packages right under `tessella`."""
 

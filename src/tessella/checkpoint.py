@@ -69,7 +69,10 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     draft = path.with_name(f".{path.name}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        draft.touch()
+        mode = draft.stat().st_mode  # some writers close their files to others
         write(draft)
+        draft.chmod(mode)
         with draft.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)

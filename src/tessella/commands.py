@@ -20,6 +20,7 @@ from tyro.conf import Positional, Suppress, arg
 
 from tessella import registry
 from tessella.errors import DataError, RunError, SpecError
+from tessella.records import Precision
 from tessella.spec import ModelOptions, TrainOptions
 
 if TYPE_CHECKING:
@@ -128,6 +129,9 @@ def train(o: Train) -> int:
     if not o.overwrite and os.path.exists(o.out) and (not os.path.isdir(o.out) or os.listdir(o.out)):
         raise RunError(f"{o.out} already exists: go on with --resume, replace it with --overwrite, or choose another")
     data = o.how.open(o.data)
+    import torch
+
+    torch.manual_seed(o.training.seed)
     model = entry.load()(data.schema, **asdict(o.options))
     return _trained(model, data, o, o.training)
 
@@ -210,6 +214,7 @@ class Evaluate:
         split: train, valid or test.
         importance_samples: draws an example for the importance-weighted bound, which is tighter; 0 leaves it out.
         seed: of the draws.
+        precision: of the networks; the bound holds for the model as it runs here.
         json: print all numbers as JSON.
     """
 
@@ -218,6 +223,7 @@ class Evaluate:
     split: str = "test"
     importance_samples: int = 0
     seed: int = 0
+    precision: Precision = "float32"
     json: bool = False
 
 
@@ -227,7 +233,7 @@ def evaluate(o: Evaluate) -> int:
     from tessella.uses.look import data_for
 
     data = data_for(model, source, o.data)
-    result = _measured(model, data, o.split, o.importance_samples, o.seed, quiet=o.json)
+    result = _measured(model, data, o, quiet=o.json)
     if o.data is None:
         report.store(Path(o.run), result, o.seed)
     if o.json:
@@ -237,22 +243,23 @@ def evaluate(o: Evaluate) -> int:
     return 0
 
 
-def _measured(model: Model, data: Data, split: str, samples: int, seed: int, *, quiet: bool) -> Evaluation:
+def _measured(model: Model, data: Data, o: Evaluate, *, quiet: bool) -> Evaluation:
     from rich.console import Console
     from rich.progress import Progress
 
     from tessella.evaluation.bounds import evaluate as measure
 
-    examples = data.split(split)
+    examples = data.split(o.split)
     with Progress(console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty()) as bar:
         task = bar.add_task("evaluating", total=len(examples))
         return measure(
             model,
             examples,
-            importance_samples=samples,
-            seed=seed,
+            importance_samples=o.importance_samples,
+            seed=o.seed,
+            precision=o.precision,
             data=data.spec,
-            split_name=split,
+            split_name=o.split,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch.distributions import Distribution
 
 Values = Literal["binary", "bytes", "real"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)

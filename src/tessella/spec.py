@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tessella import registry
 from tessella.errors import RunError, SpecError
-from tessella.records import Schema
+from tessella.records import Precision, Schema
 
 VERSION = 1
 
@@ -60,8 +60,11 @@ class ModelOptions:
         units: numbers in z (in each position's z for a grid).
         width: channels of the widest grid (pictures), units of a layer (vectors).
         depth: residual blocks at each resolution.
-        beta, warmup, free_bits, draws, draws_after: the objective, as in `Objective`; beta is 1 unless the model has
-            its own.
+        beta: weight of the rate in training; 1 unless the model has its own.
+        warmup: fraction of the budget over which beta rises from 0.
+        free_bits: nats a unit that cost nothing in training.
+        draws: of z an example; more than one train the importance-weighted bound.
+        draws_after: fraction of the budget from which on there are that many draws.
     """
 
     likelihood: str | None = None
@@ -83,6 +86,7 @@ class ModelOptions:
                 raise SpecError(f"{name} must be at least 1, not {value}")
         if self.latent not in (None, "vector", "grid"):
             raise SpecError(f"latent must be vector or grid, not {self.latent!r}")
+        self.objective  # checks itself  # noqa: B018
 
     @property
     def objective(self) -> Objective:
@@ -96,7 +100,9 @@ class TrainOptions:
     """How a model is trained.
 
     Attributes:
-        minutes, epochs, steps: the budget; at most one of them, 10 minutes if none.
+        minutes: the budget as time spent training; 10 if no budget is given. At most one budget can be.
+        epochs: the budget as passes through the training split.
+        steps: the budget as updates of the weights.
         batch_size: examples a process sees in one step.
         learning_rate: at its highest; it rises over the first 2 % of the budget and falls to zero as a cosine.
         weight_decay: of AdamW (Loshchilov & Hutter 2017).
@@ -112,12 +118,12 @@ class TrainOptions:
     minutes: float | None = None
     epochs: float | None = None
     steps: int | None = None
-    batch_size: int = 128
-    learning_rate: float = 1e-3
+    batch_size: int = 64
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     clip: float = 1.0
     average: float = 0.999
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     compile: bool = False
     seed: int = 0
     save_every: float = 60.0

@@ -30,12 +30,11 @@ from tessella.errors import RunError, SpecError, TrainingError
 from tessella.models.model import Model
 from tessella.monitor import Monitor, Reading
 from tessella.noise import Noise
-from tessella.records import Batch, Schema, Terms
+from tessella.precision import autocast
+from tessella.records import Batch, Terms
 from tessella.spec import Objective, Spec, TrainOptions
 
 BAD_IN_A_ROW = 5
-SMALL = 16
-"""Pixels a side under which float32 is faster than converting to bfloat16."""
 RISE = 0.03
 """Fraction of the budget over which the learning rate rises."""
 
@@ -130,7 +129,7 @@ class _Loop:
         if options.compile:
             self.model.compile_networks()
         self.parallel: nn.Module = accelerator.prepare_model(self.model)
-        self.half = _in_bfloat16(options, self.model.schema, accelerator.device)
+        self.autocast = autocast(options.precision, self.model.schema, accelerator.device)
         self.total = _steps(options, len(data.split("train")), accelerator.num_processes)
         self.monitor = Monitor(
             run, data, resumed_at=self.step if resume else None, quiet=quiet, active=accelerator.is_main_process
@@ -193,7 +192,7 @@ class _Loop:
         noise = self._noise("latent")
         x = batch.x.to(accelerator.device, non_blocking=True)
         label = None if batch.label is None else batch.label.to(accelerator.device, non_blocking=True)
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=self.half):
+        with self.autocast:
             terms: Terms = self.parallel(x, label, noise=noise, draws=_draws(model.objective, used))
         beta = _beta(model.objective, used)
         loss = objective(terms, model.objective, beta) / model.schema.dims
@@ -365,18 +364,6 @@ def _advice(error: RuntimeError, options: TrainOptions) -> str | None:
     if options.compile and any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__):
         return "the networks cannot be compiled here, which takes a C++ compiler: install one, or leave --compile out"
     return None
-
-
-def native_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 natively."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def _in_bfloat16(options: TrainOptions, schema: Schema, device: torch.device) -> bool:
-    automatic = schema.is_picture and min(schema.shape[1:]) >= SMALL and native_bfloat16(device)
-    return options.precision == "bfloat16" or (options.precision == "auto" and automatic)
 
 
 def _groups(model: nn.Module, options: TrainOptions) -> list[dict[str, Any]]:

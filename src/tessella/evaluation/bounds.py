@@ -18,7 +18,8 @@ from tessella.data import Split, chunks
 from tessella.errors import SpecError
 from tessella.models.model import Model
 from tessella.noise import Noise
-from tessella.records import Batch, Evaluation, ImportanceBound, bits_per_dim
+from tessella.precision import autocast
+from tessella.records import Batch, Evaluation, ImportanceBound, Precision, bits_per_dim
 
 BATCH = 250
 ACTIVE = 0.01
@@ -35,6 +36,7 @@ def evaluate(
     importance_samples: int = 0,
     seed: int = 0,
     limit: int | None = None,
+    precision: Precision = "float32",
     data: str = "",
     split_name: str = "test",
     progress: Callable[[int, int], None] | None = None,
@@ -44,6 +46,7 @@ def evaluate(
     Args:
         importance_samples: draws an example for the importance-weighted bound; 0 leaves it out.
         limit: measure only so many examples, the same ones each time, spread over the split.
+        precision: of the networks; the bound holds for the model as it runs here.
         data, split_name: what to call them in the result.
         progress: told (examples done, examples in all) after each batch.
 
@@ -65,16 +68,22 @@ def evaluate(
         x = batch.x.to(model.device)
         label = None if batch.label is None else batch.label.to(model.device)
         noise = Noise(seed, number, "evaluation")
-        terms = model(x, label, noise=noise)
+        with autocast(precision, model.schema, model.device):
+            terms = model(x, label, noise=noise)
+            rebuilt = model.reconstruct(x, label)
+            weights = (
+                importance_log_likelihood(model, x, label, importance_samples, noise.split("importance"))
+                if importance_samples
+                else None
+            )
         sums["distortion"] += float(terms.distortion.double().sum())
         if terms.rate is not None:
             sums["rate"] += float(terms.rate.double().sum())
         if terms.rate_per_unit is not None:
             per_unit = per_unit + terms.rate_per_unit.double().sum(0)
-        error = (model.reconstruct(x, label) - x).double()
+        error = (rebuilt - x).double()
         sums["squared"] += float((error * error).mean(dim=tuple(range(1, error.dim()))).sum())
-        if importance_samples:
-            weights = importance_log_likelihood(model, x, label, importance_samples, noise.split("importance"))
+        if weights is not None:
             sums["weighted"] -= float(weights.double().sum())
         done += len(x)
         if progress:

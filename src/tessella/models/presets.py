@@ -83,15 +83,14 @@ def _compose(
 
 def _for_pictures(schema: Schema, options: ModelOptions, channels: int, classes: int):
     latent = options.latent or ("grid" if schema.shape[0] >= 3 else "vector")
-    depth = options.depth or 2
     if latent == "grid":
-        plan = ConvPlan.for_pictures(schema.shape, side=16, width=options.width or 96, depth=depth)
+        plan = ConvPlan.for_pictures(schema.shape, side=16, width=options.width or 64, depth=options.depth or 4)
         encoder = ConvEncoder(schema.shape, plan, classes=classes)
         units = options.units or 16
     else:
-        plan = ConvPlan.for_pictures(schema.shape, side=7, width=options.width or 64, depth=depth)
+        plan = ConvPlan.for_pictures(schema.shape, side=7, width=options.width or 32, depth=options.depth or 2)
         encoder = ConvEncoder(schema.shape, plan, features=256, classes=classes)
-        units = options.units or 32
+        units = options.units or 40
     return encoder, units, lambda shape: ConvDecoder(shape, plan, channels, classes=classes)
 
 
