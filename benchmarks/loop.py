@@ -1,0 +1,305 @@
+"""What a training step of tessella costs beside a step of a bare PyTorch loop over the same network.
+
+Both run in one process and take turns, a block of steps each: the training split asks for nothing but batches, so a
+split that runs a block of the bare loop whenever training asks for the first batch of its next block interleaves the
+two without touching `tessella.train`. A block of ours is timed from the first batch of it being asked for to the first
+batch of the next being asked for, so it holds everything that `train` does in between: batches, averaged weights,
+the check for bad batches, progress, metrics and TensorBoard. Start-up lies before the first block. Blocks in which the
+validation split is measured and pictures are drawn are left out and reported apart (there are 12 such looks in a run,
+however long it is); checkpoints are timed apart and charged at one a minute, the default.
+
+    python benchmarks/loop.py [--blocks 20] [--tiny-blocks 60]
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import pstats
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import common
+import tessella
+from tessella.data import Data, Split
+from tessella.models.latent_variable import LatentVariableModel
+from tessella.monitor import EVERY, LOOKS
+from tessella.noise import Noise
+from tessella.records import Batch
+from tessella.spec import TrainOptions
+from tessella.training import native_bfloat16
+
+BAR = 1.05
+BLOCK = EVERY
+"""Steps in a block: as many as between two lines of metrics, so that each block pays for one."""
+NEVER = 1e9
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its data and the options of both loops."""
+
+    name: str
+    shape: tuple[int, int, int]
+    options: dict[str, Any]
+    batch_size: int
+    half: bool
+
+    def data(self, folder: Path, examples: int = 6000) -> Data:
+        """Random binary pictures; a file, so that they come the way that anybody's do."""
+        generator = np.random.default_rng(0)
+        x = generator.integers(0, 2, (examples, *self.shape[1:]), dtype=np.uint8)
+        path = folder / f"{self.shape[1]}x{self.shape[2]}.npz"
+        np.savez(path, x=x)
+        return tessella.open_data(str(path))
+
+    def model(self, data: Data) -> LatentVariableModel:
+        torch.manual_seed(0)
+        return tessella.VAE(data.schema, **self.options)
+
+    def training(self, steps: int, save_every: float) -> TrainOptions:
+        precision = "bfloat16" if self.half else "float32"
+        return TrainOptions(steps=steps, batch_size=self.batch_size, precision=precision, save_every=save_every)
+
+
+def cases() -> tuple[Case, Case]:
+    """The default model for MNIST's shape, and one so small that whatever is not the network shows."""
+    return (
+        Case("mnist-shaped", (1, 28, 28), {}, 128, native_bfloat16(DEVICE)),
+        Case("tiny", (1, 8, 8), {"width": 8, "depth": 1, "units": 8}, 32, False),
+    )
+
+
+# the bare loop
+
+
+def bare_loss(model: LatentVariableModel, x: Tensor, eps: Tensor | None = None) -> Tensor:
+    """The bound of a Gaussian VAE with a Bernoulli likelihood as one writes it by hand: nats per dimension."""
+    features = model.encoder(model.likelihood.to_network(x), None)
+    with torch.autocast(x.device.type, enabled=False):
+        mu, log_sigma = model.bottleneck.head(features.float()).chunk(2, 1)  # pyright: ignore
+    log_sigma = log_sigma.clamp(-8, 4)
+    sigma = log_sigma.exp()
+    z = mu + sigma * (torch.randn_like(mu) if eps is None else eps)
+    rate = (0.5 * (mu**2 + sigma**2 - 1) - log_sigma).sum(1)
+    logits = model.decoder(z, None).float()
+    distortion = F.binary_cross_entropy_with_logits(logits, x.float(), reduction="none").flatten(1).sum(1)
+    return (rate + distortion).mean() / model.schema.dims
+
+
+def bare_loop(case: Case, data: Data) -> Callable[[int], None]:
+    """A loop of that many steps that does nothing but learn: no metrics, averages, checkpoints or progress."""
+    model = case.model(data).to(DEVICE, memory_format=torch.channels_last).train()  # pyright: ignore
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    split = data.split("train")
+    x = split.batch(np.arange(len(split))).x.to(DEVICE)
+    size, order, at = case.batch_size, torch.randperm(len(x)), 0
+
+    def run(steps: int) -> None:
+        nonlocal order, at
+        for _ in range(steps):
+            if at + size > len(x):
+                order, at = torch.randperm(len(x)), 0
+            rows = order[at : at + size]
+            at += size
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=case.half):
+                loss = bare_loss(model, x[rows])
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        _finish()
+
+    return run
+
+
+def _finish() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+# turns
+
+
+class Turns(Split):
+    """A training split that gives somebody else a turn before each block of `block` batches.
+
+    Attributes:
+        ours: seconds of each block of training but the last, which nobody sees the end of.
+        theirs: seconds of each turn.
+    """
+
+    def __init__(self, base: Split, block: int, turn: Callable[[int], None]) -> None:
+        self.base, self.block, self.turn = base, block, turn
+        self.keys, self.labels, self.factors = base.keys, base.labels, base.factors
+        self.fetched = 0
+        self.since: float | None = None
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+
+    @property
+    def in_memory(self) -> bool:
+        return self.base.in_memory
+
+    def batch(self, indices: Any, noise: Noise | None = None) -> Batch:
+        if self.fetched % self.block == 0:
+            _finish()
+            now = time.perf_counter()
+            if self.since is not None:
+                self.ours.append(now - self.since)
+            self.turn(self.block)
+            self.since = time.perf_counter()
+            self.theirs.append(self.since - now)
+        self.fetched += 1
+        return self.base.batch(indices, noise)
+
+
+def train_in_turns(
+    case: Case, data: Data, steps: int, *, block: int, turn: Callable[[int], None], save: float
+) -> Turns:
+    """Train for `steps` steps, silently but with all that a terminal would be shown."""
+    turns = Turns(data.split("train"), block, turn)
+    watched = Data(data.spec, data.options, data.schema, {**data.splits, "train": turns}, data.notes)
+    with tempfile.TemporaryDirectory() as folder, common.silenced():
+        tessella.train(case.model(data), watched, Path(folder) / "run", case.training(steps, save))
+    return turns
+
+
+def with_looks(steps: int, block: int) -> set[int]:
+    """The blocks in which training stops to look at what it has learned."""
+    return {ceil(look * steps) // block for look in LOOKS}
+
+
+# measure
+
+
+def measure(case: Case, blocks: int, block: int, folder: Path) -> common.Record:
+    """One case: interleaved blocks, what a checkpoint and a look cost, and where the time goes."""
+    data = case.data(folder)
+    bare = bare_loop(case, data)
+    bare(3)
+    steps = blocks * block + 1
+    common.say(f"{case.name}: {blocks} blocks of {block} steps of each loop")
+    turns = train_in_turns(case, data, steps, block=block, turn=bare, save=NEVER)
+    looks = with_looks(steps, block)
+    clean = [i for i in range(1, len(turns.ours)) if i not in looks]
+    looking = [i for i in range(1, len(turns.ours)) if i in looks]
+    ours, theirs = [turns.ours[i] for i in clean], [turns.theirs[i] for i in clean]
+    ratio = common.ratios(ours, theirs)
+    step = statistics.median(ours) / block
+    bare_step = statistics.median(theirs) / block
+
+    saving = train_in_turns(case, data, 41, block=1, turn=lambda count: None, save=0.0)
+    plain = train_in_turns(case, data, 41, block=1, turn=lambda count: None, save=NEVER)
+    save = max(0.0, statistics.median(saving.ours) - statistics.median(plain.ours))
+    look = statistics.median([turns.ours[i] - statistics.median(ours) for i in looking]) if looking else None
+    checkpoints = save / TrainOptions().save_every
+    return {
+        "batch_size": case.batch_size,
+        "precision": "bfloat16" if case.half else "float32",
+        "parameters": sum(p.numel() for p in case.model(data).parameters()),
+        "steps": {"a block": block, "compared": len(clean) * block},
+        "step_ms": {"ours": 1e3 * step, "bare": 1e3 * bare_step},
+        "ratio": {**ratio, "median_with_checkpoints": ratio["median"] * (1 + checkpoints)},
+        "checkpoint": {"ms": 1e3 * save, "share_at_one_a_minute": checkpoints},
+        "look": None if look is None else {"seconds": look, "share_of_10_minutes": 12 * look / 600},
+        "overhead_ms": profile(case, data, bare_step),
+    }
+
+
+PARTS = {
+    "averaged weights": ("training.py", "update"),
+    "progress, metrics and TensorBoard": ("monitor.py", "step"),
+    "batches": ("splits.py", "batch"),
+    "noise": ("noise.py", "_draw"),
+    "gradient clipping (the bare loop has it too)": ("clip_grad.py", "clip_grad_norm_"),
+    "optimizer (the bare loop has it too)": ("adam.py", "step"),
+    "finite check: numbers to Python": ("~", "<method 'tolist' of 'torch._C.TensorBase' objects>"),
+    "finite check: stacking": ("~", "<built-in method torch.stack>"),
+}
+"""Whose time in a profile is whose: (file, function) by a name to report it under."""
+
+
+def profile(case: Case, data: Data, bare_step: float, steps: int = 200) -> common.Record:
+    """Milliseconds a step of what `train` does besides the network, by cProfile, which inflates small calls.
+
+    `model by parts` is not of the profile: forward and backward through `LatentVariableModel`, its distributions and
+    records, less the same written by hand.
+    """
+    watched = cProfile.Profile()
+    with tempfile.TemporaryDirectory() as folder, common.silenced():
+        model, options = case.model(data), case.training(steps, NEVER)
+        watched.runcall(tessella.train, model, data, Path(folder) / "run", options)
+    stats: dict[tuple[str, int, str], Any] = pstats.Stats(watched).stats  # pyright: ignore
+    found: dict[str, float | None] = {}
+    for name, (file, function) in PARTS.items():
+        taken = [s[3] for (path, _, f), s in stats.items() if Path(path).name == file and f == function]
+        found[name] = 1e3 * sum(taken) / steps if taken else None
+    batch = data.split("train").batch(np.arange(case.batch_size)).x.to(DEVICE)
+    made = model.to(DEVICE).train()
+    number = 0
+
+    def timed(loss: Callable[[], Tensor]) -> Callable[[], float]:
+        def once() -> float:
+            started = time.perf_counter()
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=case.half):
+                value = loss()
+            value.backward()
+            _finish()
+            return time.perf_counter() - started
+
+        return once
+
+    def by_parts() -> Tensor:
+        nonlocal number
+        number += 1
+        bound = made(batch, None, noise=Noise(0, number, "latent")).bound
+        return bound.mean() / data.schema.dims
+
+    by = common.alternate({"parts": timed(by_parts), "hand": timed(lambda: bare_loss(made, batch))}, 30)
+    found["model by parts"] = 1e3 * (statistics.median(by["parts"]) - statistics.median(by["hand"]))
+    return {**found, "bare step, for comparison": 1e3 * bare_step}
+
+
+def loop(blocks: int = 20, tiny_blocks: int = 60, block: int = BLOCK) -> common.Record:
+    """The record of both cases."""
+    with tempfile.TemporaryDirectory() as folder:
+        taken = {
+            case.name: measure(case, count, block, Path(folder))
+            for case, count in zip(cases(), (blocks, tiny_blocks), strict=True)
+        }
+    claim = "training step / step of a bare PyTorch loop, default VAE on 28x28, batch 128"
+    figure = taken["mnist-shaped"]["ratio"]["median_with_checkpoints"]
+    return {
+        "about": "seconds a step of tessella.train over those of a bare loop of the same network, in turns",
+        "rows": [common.row(claim, BAR, figure, better="lower")],
+        **taken,
+        "environment": common.environment(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--blocks", type=int, default=20, help="of the default model's loops")
+    parser.add_argument("--tiny-blocks", type=int, default=60, help="of the tiny model's loops")
+    parser.add_argument("--block", type=int, default=BLOCK, help="steps in a block")
+    chosen = parser.parse_args()
+    record = loop(chosen.blocks, chosen.tiny_blocks, chosen.block)
+    common.write("loop", record)
+    common.show(record)
+
+
+if __name__ == "__main__":
+    main()

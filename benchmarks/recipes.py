@@ -1,0 +1,216 @@
+"""Recipes: commands, the score that each is expected to reach, and what it reached.
+
+    python benchmarks/recipes.py mnist-vae --data FOLDER --out RUN       train, evaluate and record
+    python benchmarks/recipes.py mnist-vae --record RUN                  record a finished run of the same command
+    python benchmarks/recipes.py                                         list the recipes
+
+`--minutes` gives another budget, `--label gpu` another name to the record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import common
+from startup import script
+from tessella.spec import ModelOptions, TrainOptions
+
+Evaluation = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A command and what is expected of it.
+
+    Attributes:
+        train, evaluate: what follows `tessella train` and `tessella evaluate RUN`; `{data}` is the data's folder.
+        claim: what the figure is.
+        figure: where it stands in an evaluation.
+        bar: the figure to reach at least; `goal` to be glad of.
+        examples: how many the test split must have for the figure to count.
+    """
+
+    train: str
+    evaluate: str
+    claim: str
+    figure: Callable[[Evaluation], float | None]
+    bar: float
+    unit: str
+    examples: int
+    goal: float | None = None
+
+
+def importance_nats(evaluation: Evaluation) -> float | None:
+    """The importance-weighted bound, if it is of 500 samples at least."""
+    bound = evaluation["importance_bound"]
+    return bound["nats"] if bound and bound["samples"] >= 500 else None
+
+
+RECIPES = {
+    "mnist-vae": Recipe(
+        train="vae --data {data}/mnist.npz --binarize dynamic --minutes 30 --width 32 --depth 2 --units 40 "
+        "--batch-size 128 --learning-rate 2e-3",
+        evaluate="--importance-samples 500",
+        claim="MNIST, dynamically binarised, VAE: -log p(x) by 500 importance samples, all test pictures",
+        figure=importance_nats,
+        bar=84.8,
+        goal=82.9,
+        unit=" nats",
+        examples=10_000,
+    ),
+    "cifar10-vae": Recipe(
+        train="vae --data {data}/cifar10.npz --minutes 60 --width 64 --depth 4 --units 16 --mixtures 5 "
+        "--batch-size 32 --learning-rate 2e-3",
+        evaluate="",
+        claim="CIFAR-10, VAE with a discretised-logistic mixture: bound, all test pictures",
+        figure=lambda evaluation: evaluation["bits_per_dim"],
+        bar=4.51,
+        unit=" bits/dim",
+        examples=10_000,
+    ),
+}
+
+
+# a run, told
+
+
+def record_of(recipe: Recipe, run: Path) -> common.Record:
+    """What a finished run of the recipe reached.
+
+    Raises:
+        SystemExit: if the run or its evaluation is missing, unfinished or not of the same weights.
+    """
+    spec, evaluation, last = _finished(run)
+    training = spec["training"]
+    budget = next(n for n in ("minutes", "epochs", "steps") if training[n] is not None)
+    figure = recipe.figure(evaluation) if evaluation["examples"] >= recipe.examples else None
+    evaluation["data"] = Path(evaluation["data"]).name
+    claim = f"{recipe.claim}, {training[budget]:g} {budget}"
+    return {
+        "about": "a recipe through the command line: train, then evaluate",
+        "rows": [common.row(claim, recipe.bar, figure, unit=recipe.unit, better="lower")],
+        "goal": recipe.goal,
+        "goal_reached": figure is not None and recipe.goal is not None and figure <= recipe.goal,
+        "commands": [command_of(spec), _evaluated(evaluation)],
+        "budget": {budget: training[budget]},
+        "seed": training["seed"],
+        "steps": last["step"],
+        "seconds": last["seconds"],
+        "evaluation": evaluation,
+        "trained_with": spec["tessella"],
+        "environment": common.environment(),
+    }
+
+
+def _finished(run: Path) -> tuple[dict[str, Any], Evaluation, dict[str, Any]]:
+    try:
+        spec = json.loads((run / "spec.json").read_text())
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    except (OSError, IndexError, ValueError) as error:
+        raise SystemExit(f"{run} is no run of tessella with metrics ({error})") from error
+    if last["used"] < 1:
+        raise SystemExit(f"{run} has used {last['used']:.0%} of its budget: finish it by tessella train --resume")
+    path = run / "evaluation-test.json"
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing: tessella evaluate {run} first, with the recipe's options")
+    evaluation = json.loads(path.read_text())
+    if evaluation["step"] != last["step"]:
+        raise SystemExit(f"{path} is of step {evaluation['step']}, the run ended at {last['step']}: evaluate it anew")
+    return spec, evaluation, last
+
+
+def command_of(spec: dict[str, Any]) -> str:
+    """The command that a run's specification is the trace of; what is default is left out."""
+    data = spec["data"]
+    words = ["tessella", "train", spec["model"], "--data", Path(data["spec"]).name]
+    if data.get("size"):
+        words += ["--size", *map(str, data["size"])]
+    chosen = {name: data[name] for name in ("channels", "binarize") if data.get(name) is not None}
+    for kind, stored in ((TrainOptions, spec["training"]), (ModelOptions, spec["options"])):
+        defaults = {f.name: f.default for f in fields(kind)}
+        chosen |= {name: value for name, value in stored.items() if name in defaults and value != defaults[name]}
+    for name, value in chosen.items():
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join([*words, "--out", "RUN"])
+
+
+def _evaluated(evaluation: Evaluation) -> str:
+    bound = evaluation["importance_bound"]
+    samples = f" --importance-samples {bound['samples']}" if bound else ""
+    seed = f" --seed {evaluation['seed']}" if evaluation["seed"] else ""
+    return f"tessella evaluate RUN{samples}{seed}"
+
+
+def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> list[str]:
+    """Options in which a run is not what the recipe says, the budget apart."""
+    import tyro
+    from tyro.conf import DisallowNone, FlagCreatePairsOff, PositionalMetavarFromFieldName
+
+    from tessella.commands import Train
+
+    words = [*shlex.split(recipe.train.format(data=data)), "--out", "RUN"]
+    plain = (FlagCreatePairsOff, DisallowNone, PositionalMetavarFromFieldName)
+    asked = tyro.cli(Train, args=words, config=plain)
+    wanted = {**asdict(asked.training), **asdict(asked.options), "binarize": asked.how.binarize, "model": asked.model}
+    have = {**spec["training"], **spec["options"], "binarize": spec["data"]["binarize"], "model": spec["model"]}
+    unheard = ("minutes", "epochs", "steps", "save_every", "workers")
+    found = [f"{n}: {have.get(n)!r}, not {v!r}" for n, v in wanted.items() if n not in unheard and have.get(n) != v]
+    named = Path(asked.data or "").name
+    if Path(spec["data"]["spec"]).name != named:
+        found.append(f"data: {Path(spec['data']['spec']).name}, not {named}")
+    return found
+
+
+# a run, made
+
+
+def run_recipe(recipe: Recipe, data: Path, out: Path, minutes: float | None) -> None:
+    """Both commands through the real command line; what they print is shown."""
+    train = shlex.split(recipe.train.format(data=shlex.quote(str(data))))
+    if minutes is not None:
+        train[train.index("--minutes") + 1] = f"{minutes:g}"
+    for words in (["train", *train, "--out", str(out)], ["evaluate", str(out), *shlex.split(recipe.evaluate)]):
+        done = subprocess.run([*script(), *words])
+        if done.returncode:
+            sys.exit(done.returncode)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipe", nargs="?", choices=RECIPES)
+    parser.add_argument("--data", type=Path, help="the folder that the data sets lie in")
+    parser.add_argument("--out", type=Path, help="the run folder to make")
+    parser.add_argument("--record", type=Path, metavar="RUN", help="record a finished run, without training")
+    parser.add_argument("--minutes", type=float, help="another budget than the recipe's")
+    parser.add_argument("--label", help="what else to call the record, for instance gpu")
+    chosen = parser.parse_args()
+    if chosen.recipe is None:
+        for name, recipe in RECIPES.items():
+            print(f"{name}: bar {recipe.bar:g}{recipe.unit}\n  tessella train {recipe.train.format(data='DATA')}")
+        return
+    recipe, run = RECIPES[chosen.recipe], chosen.record or chosen.out
+    if run is None or (chosen.record is None and chosen.data is None):
+        parser.error("give --data and --out to train, or --record RUN")
+    if chosen.record is None:
+        run_recipe(recipe, chosen.data, run, chosen.minutes)
+    record = record_of(recipe, run)
+    if wrong := differences(recipe, json.loads((run / "spec.json").read_text())):
+        raise SystemExit(f"{run} is no run of {chosen.recipe} ({'; '.join(wrong)})")
+    label = f"-{chosen.label}" if chosen.label else ""
+    if chosen.label:
+        record["rows"][0]["claim"] += f" ({chosen.label})"
+    common.write(f"recipe-{chosen.recipe}{label}", record)
+    common.show(record)
+
+
+if __name__ == "__main__":
+    main()
