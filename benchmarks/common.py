@@ -25,6 +25,7 @@ RESULTS = HERE / "results"
 TABLE = HERE / "README.md"
 START, END = "<!-- table: written by run.py -->", "<!-- end of table -->"
 ORDER = ("loop", "pythae_peer", "startup", "demo", "tests")
+"""Of the records in the table; the rest follows by name."""
 PACKAGES = ("tessella", "torch", "numpy", "accelerate", "safetensors", "tyro", "rich", "tensorboard", "pythae")
 
 Record = dict[str, Any]
@@ -43,7 +44,6 @@ def environment() -> Record:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": _memory(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "bfloat16": _native_bfloat16(),
         "threads": torch.get_num_threads(),
         "load": [round(x, 2) for x in os.getloadavg()],
         "system": f"{platform.system()} {platform.machine()}",
@@ -51,14 +51,6 @@ def environment() -> Record:
         "versions": {name: v for name in PACKAGES if (v := _version(name))},
         "commit": _commit(),
     }
-
-
-def _native_bfloat16() -> bool:
-    import torch
-
-    from tessella.training import native_bfloat16
-
-    return native_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _cpu() -> str:

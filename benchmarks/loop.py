@@ -36,9 +36,9 @@ from tessella.data import Data, Split
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.monitor import EVERY, LOOKS
 from tessella.noise import Noise
+from tessella.precision import autocast
 from tessella.records import Batch
 from tessella.spec import TrainOptions
-from tessella.training import native_bfloat16
 
 BAR = 1.05
 BLOCK = EVERY
@@ -55,7 +55,6 @@ class Case:
     shape: tuple[int, int, int]
     options: dict[str, Any]
     batch_size: int
-    half: bool
 
     def data(self, folder: Path, examples: int = 6000) -> Data:
         """Random binary pictures; a file, so that they come the way that anybody's do."""
@@ -70,15 +69,22 @@ class Case:
         return tessella.VAE(data.schema, **self.options)
 
     def training(self, steps: int, save_every: float) -> TrainOptions:
-        precision = "bfloat16" if self.half else "float32"
-        return TrainOptions(steps=steps, batch_size=self.batch_size, precision=precision, save_every=save_every)
+        return TrainOptions(steps=steps, batch_size=self.batch_size, save_every=save_every)
+
+    def autocast(self, data: Data) -> torch.autocast:
+        """The precision that training chooses by default, for the bare loop too."""
+        return autocast("auto", data.schema, DEVICE)
+
+    def precision(self, data: Data) -> str:
+        with self.autocast(data):
+            return "bfloat16 autocast" if torch.is_autocast_enabled(DEVICE.type) else "float32"
 
 
 def cases() -> tuple[Case, Case]:
     """The default model for MNIST's shape, and one so small that whatever is not the network shows."""
     return (
-        Case("mnist-shaped", (1, 28, 28), {}, 128, native_bfloat16(DEVICE)),
-        Case("tiny", (1, 8, 8), {"width": 8, "depth": 1, "units": 8}, 32, False),
+        Case("mnist-shaped", (1, 28, 28), {}, 128),
+        Case("tiny", (1, 8, 8), {"width": 8, "depth": 1, "units": 8}, 32),
     )
 
 
@@ -115,7 +121,7 @@ def bare_loop(case: Case, data: Data) -> Callable[[int], None]:
             rows = order[at : at + size]
             at += size
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=case.half):
+            with case.autocast(data):
                 loss = bare_loss(model, x[rows])
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -208,7 +214,7 @@ def measure(case: Case, blocks: int, block: int, folder: Path) -> common.Record:
     checkpoints = save / TrainOptions().save_every
     return {
         "batch_size": case.batch_size,
-        "precision": "bfloat16" if case.half else "float32",
+        "precision": case.precision(data),
         "parameters": sum(p.numel() for p in case.model(data).parameters()),
         "steps": {"a block": block, "compared": len(clean) * block},
         "step_ms": {"ours": 1e3 * step, "bare": 1e3 * bare_step},
@@ -254,7 +260,7 @@ def profile(case: Case, data: Data, bare_step: float, steps: int = 200) -> commo
     def timed(loss: Callable[[], Tensor]) -> Callable[[], float]:
         def once() -> float:
             started = time.perf_counter()
-            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=case.half):
+            with case.autocast(data):
                 value = loss()
             value.backward()
             _finish()

@@ -136,7 +136,9 @@ def command_of(spec: dict[str, Any]) -> str:
     chosen = {name: data[name] for name in ("channels", "binarize") if data.get(name) is not None}
     for kind, stored in ((TrainOptions, spec["training"]), (ModelOptions, spec["options"])):
         defaults = {f.name: f.default for f in fields(kind)}
-        chosen |= {name: value for name, value in stored.items() if name in defaults and value != defaults[name]}
+        chosen |= {name: value for name, value in stored.items() if value != defaults[name]}
+    if chosen.get("beta") == ModelOptions().objective.beta:
+        del chosen["beta"]
     for name, value in chosen.items():
         flag = f"--{name.replace('_', '-')}"
         words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
@@ -153,21 +155,24 @@ def _evaluated(evaluation: Evaluation) -> str:
 def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> list[str]:
     """Options in which a run is not what the recipe says, the budget apart."""
     import tyro
-    from tyro.conf import DisallowNone, FlagCreatePairsOff, PositionalMetavarFromFieldName
 
     from tessella.commands import Train
 
     words = [*shlex.split(recipe.train.format(data=data)), "--out", "RUN"]
-    plain = (FlagCreatePairsOff, DisallowNone, PositionalMetavarFromFieldName)
-    asked = tyro.cli(Train, args=words, config=plain)
-    wanted = {**asdict(asked.training), **asdict(asked.options), "binarize": asked.how.binarize, "model": asked.model}
-    have = {**spec["training"], **spec["options"], "binarize": spec["data"]["binarize"], "model": spec["model"]}
+    asked = tyro.cli(Train, args=words)
+    wanted = _options(asked.training, asked.options) | {"binarize": asked.how.binarize, "model": asked.model}
+    stored = _options(TrainOptions(**spec["training"]), ModelOptions(**spec["options"]))
+    have = stored | {"binarize": spec["data"]["binarize"], "model": spec["model"]}
     unheard = ("minutes", "epochs", "steps", "save_every", "workers")
-    found = [f"{n}: {have.get(n)!r}, not {v!r}" for n, v in wanted.items() if n not in unheard and have.get(n) != v]
+    found = [f"{n}: {have[n]!r}, not {v!r}" for n, v in wanted.items() if n not in unheard and have[n] != v]
     named = Path(asked.data or "").name
     if Path(spec["data"]["spec"]).name != named:
         found.append(f"data: {Path(spec['data']['spec']).name}, not {named}")
     return found
+
+
+def _options(training: TrainOptions, model: ModelOptions) -> dict[str, Any]:
+    return {**asdict(training), **asdict(model), **asdict(model.objective)}
 
 
 # a run, made
