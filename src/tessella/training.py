@@ -201,7 +201,7 @@ class _Loop:
         zero = loss.new_zeros(())
         rates = zero if terms.rate is None else terms.rate.detach().mean()
         numbers = torch.stack([loss.detach(), norm, terms.distortion.detach().mean(), rates]).tolist()
-        if math.isfinite(numbers[1]):
+        if math.isfinite(numbers[0]) and math.isfinite(numbers[1]):
             self.optimizer.step()
             self.average.update(self.step)
             self.bad_in_a_row = 0
@@ -288,8 +288,8 @@ class _Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        for average, source in zip(self.tensors.values(), self.sources.values(), strict=True):
-            average.lerp_(source, weight)
+        averages, sources = list(self.tensors.values()), list(self.sources.values())
+        torch._foreach_lerp_(averages, sources, weight)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
     @torch.no_grad()
