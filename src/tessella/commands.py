@@ -235,7 +235,7 @@ def evaluate(o: Evaluate) -> int:
     data = data_for(model, source, o.data)
     result = _measured(model, data, o, quiet=o.json)
     if o.data is None:
-        report.store(Path(o.run), result, o.seed)
+        report.store(Path(o.run), result, seed=o.seed, precision=o.precision)
     if o.json:
         print(json.dumps(report.jsonable(result), indent=2))
     else:

@@ -25,10 +25,12 @@ from tessella.data import Data
 from tessella.errors import RunError
 from tessella.evaluation.bounds import evaluate
 from tessella.models.model import Model
-from tessella.records import Batch, bits_per_dim
+from tessella.records import Batch, Precision, bits_per_dim
 
 EVERY = 50
 LOOKS = (0.01, 0.05, *(i / 10 for i in range(1, 10)))
+LOOKING = 0.02
+"""Looks may take this share of the time; the last one is always taken."""
 EXAMPLES = 500
 SHOWN = 16
 
@@ -54,14 +56,18 @@ class Monitor:
         resumed_at: the step that the run goes on from; what was noted after it is forgotten. None for a new run.
         quiet: no progress on the terminal.
         active: whether this process is the one that keeps records.
+        precision: of the networks when the model is looked at.
     """
 
-    def __init__(self, run: Path, data: Data, *, resumed_at: int | None, quiet: bool, active: bool) -> None:
+    def __init__(
+        self, run: Path, data: Data, *, resumed_at: int | None, quiet: bool, active: bool, precision: Precision
+    ) -> None:
         self.run, self.data, self.active = run, data, active
         self.dims = data.schema.dims
         self.recent: deque[tuple[float, Reading]] = deque(maxlen=EVERY)
         self.looks = list(LOOKS)
-        self.drawn = 0.0
+        self.precision: Precision = precision
+        self.drawn = self.looking = 0.0
         self.progress: Progress | None = None
         if not active:
             return
@@ -100,16 +106,18 @@ class Monitor:
             self.progress.update(self.task, completed=min(used, 1.0), numbers=self._line(seconds, used))
             self.progress.refresh()
 
-    def due(self, used: float) -> bool:
-        """Whether it is time to look at the model again."""
+    def due(self, seconds: float, used: float) -> bool:
+        """Whether it is time to look at the model again, and looks have not taken too much of the time yet."""
         passed = [look for look in self.looks if look <= used]
         self.looks = self.looks[len(passed) :]
-        return bool(passed)
+        return self.active and bool(passed) and self.looking <= LOOKING * seconds
 
     def look(self, model: Model, step: int, seconds: float, used: float) -> None:
         """Measure `model` on the validation split and draw reconstructions and samples."""
+        started = time.monotonic()
         if "valid" in self.data.splits:
-            e = evaluate(model, self.data.split("valid"), limit=EXAMPLES, split_name="valid")
+            valid = self.data.split("valid")
+            e = evaluate(model, valid, limit=EXAMPLES, precision=self.precision, split_name="valid")
             keys = ("distortion", "rate", "bound", "bits_per_dim", "mse")
             self._note(
                 {"kind": "valid", "step": step, "seconds": seconds, "used": used, **{k: getattr(e, k) for k in keys}}
@@ -117,6 +125,7 @@ class Monitor:
         self._draw(model, step)
         if self.plain and self.recent:
             print(f"step {step}, {self._line(seconds, used)}", file=sys.stderr, flush=True)
+        self.looking += time.monotonic() - started
 
     @torch.inference_mode()
     def _draw(self, model: Model, step: int) -> None:

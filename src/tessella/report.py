@@ -1,7 +1,4 @@
-"""One page about a run that a stranger understands: `report.html`, which stands alone.
-
-Imports beside it: none.
-"""
+"""One page about a run that a stranger understands: `report.html`, which stands alone."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ from tessella import checkpoint, pictures, registry
 from tessella.data import Data, Split, contact_sheet, describe
 from tessella.evaluation.bounds import ACTIVE, evaluate
 from tessella.models.model import Model
-from tessella.records import Evaluation, ImportanceBound, Schema
+from tessella.records import Evaluation, ImportanceBound, Precision, Schema
 from tessella.spec import ModelOptions, Spec, TrainOptions
 from tessella.uses import look
 
@@ -50,9 +47,9 @@ class Number:
 # evaluations kept with the run
 
 
-def store(run: Path, result: Evaluation, seed: int) -> None:
-    """Keep an evaluation on the run's own data, with the step of the weights that it is about."""
-    record = {**jsonable(result), "seed": seed, "step": _step(run)}
+def store(run: Path, result: Evaluation, *, seed: int, precision: Precision = "float32") -> None:
+    """Keep an evaluation on the run's own data, with how it was made and the step of the weights that it is about."""
+    record = {**jsonable(result), "seed": seed, "precision": precision, "step": _step(run)}
     text = json.dumps(record, indent=2)
     checkpoint.write_atomic(run / f"evaluation-{result.split}.json", lambda path: path.write_text(text))
 

@@ -104,7 +104,7 @@ class TrainOptions:
         epochs: the budget as passes through the training split.
         steps: the budget as updates of the weights.
         batch_size: examples a process sees in one step.
-        learning_rate: at its highest; it rises over the first 2 % of the budget and falls to zero as a cosine.
+        learning_rate: at its highest; it rises over the first 3 % of the budget and falls to zero as a cosine.
         weight_decay: of AdamW (Loshchilov & Hutter 2017).
         clip: largest norm of the gradient of the loss in nats per dimension.
         average: decay of the averaged weights that evaluation uses.

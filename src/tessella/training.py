@@ -132,7 +132,12 @@ class _Loop:
         self.autocast = autocast(options.precision, self.model.schema, accelerator.device)
         self.total = _steps(options, len(data.split("train")), accelerator.num_processes)
         self.monitor = Monitor(
-            run, data, resumed_at=self.step if resume else None, quiet=quiet, active=accelerator.is_main_process
+            run,
+            data,
+            resumed_at=self.step if resume else None,
+            quiet=quiet,
+            active=accelerator.is_main_process,
+            precision=options.precision,
         )
 
     def go(self) -> Training:
@@ -160,14 +165,14 @@ class _Loop:
                 self.step += 1
                 self.spent = time.monotonic() - started
                 self.monitor.step(self.step, self.spent, used, reading)
-                if self.monitor.due(used):
+                if self.monitor.due(self.spent, used):
                     self._look(used)
                 if accelerator.is_main_process and time.monotonic() - saved > options.save_every:
                     self.save()
                     saved = time.monotonic()
-            if stopped == "budget":
-                self._look(1.0)
             if accelerator.is_main_process:
+                if stopped == "budget":
+                    self._look(1.0)
                 self.save()
         accelerator.wait_for_everyone()
         return Training(self.run, self.step, self.spent, stopped)
@@ -236,10 +241,8 @@ class _Loop:
 
     def _look(self, used: float) -> None:
         """Measure the averaged weights on the validation split and draw what they draw."""
-        if self.accelerator.is_main_process:
-            with self.average.swapped_in(self.model):
-                self.monitor.look(self.model, self.step, self.spent, used)
-        self.accelerator.wait_for_everyone()
+        with self.average.swapped_in(self.model):
+            self.monitor.look(self.model, self.step, self.spent, used)
 
     def save(self) -> None:
         """The checkpoint to go on from, then the weights to use; nothing while batches are bad."""
