@@ -148,7 +148,8 @@ def _evaluated(evaluation: Evaluation) -> str:
     bound = evaluation["importance_bound"]
     samples = f" --importance-samples {bound['samples']}" if bound else ""
     seed = f" --seed {evaluation['seed']}" if evaluation["seed"] else ""
-    return f"tessella evaluate RUN{samples}{seed}"
+    precision = f" --precision {evaluation['precision']}" if evaluation["precision"] != "float32" else ""
+    return f"tessella evaluate RUN{samples}{seed}{precision}"
 
 
 def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> list[str]:

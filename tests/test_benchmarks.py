@@ -86,14 +86,15 @@ def test_the_readme_has_the_marks_of_its_table(bench) -> None:
 
 def recipe_run(run: Path, **training: Any) -> Path:
     """What a finished run of the MNIST recipe leaves, without the weights."""
-    options = TrainOptions(**{"minutes": 30, "batch_size": 128, "learning_rate": 2e-3, **training})
+    options = TrainOptions(**{"minutes": 30, **training})
     source = {"spec": str(run / "mnist.npz"), "size": None, "channels": None, "binarize": "dynamic", "seed": 0}
     schema = Schema((1, 28, 28), "binary", 0.0, 1.0)
-    spec = Spec("vae", schema, ModelOptions(width=32, depth=2, units=40), source, asdict(options), "0.1.0")
+    spec = Spec("vae", schema, ModelOptions(draws=5, draws_after=0.75), source, asdict(options), "0.1.0")
     (run / "spec.json").write_text(spec.to_json())
     (run / "metrics.jsonl").write_text(json.dumps({"kind": "valid", "step": 9, "seconds": 1800.5, "used": 1.0}) + "\n")
     bound = {"samples": 500, "nats": 84.0, "bits_per_dim": 0.15}
     evaluation = {"data": source["spec"], "examples": 10_000, "importance_bound": bound, "seed": 0, "step": 9}
+    evaluation["precision"] = "bfloat16"
     (run / "evaluation-test.json").write_text(json.dumps(evaluation))
     return run
 
@@ -106,7 +107,7 @@ def test_a_finished_run_is_recorded(bench, tmp_path: Path) -> None:
     assert record["rows"][0]["reached"]
     assert not record["goal_reached"]
     assert record["commands"][0].startswith("tessella train vae --data mnist.npz --binarize dynamic --minutes 30")
-    assert record["commands"][1] == "tessella evaluate RUN --importance-samples 500"
+    assert record["commands"][1] == "tessella evaluate RUN --importance-samples 500 --precision bfloat16"
     assert (record["steps"], record["seconds"], record["seed"]) == (9, 1800.5, 0)
     assert str(tmp_path) not in json.dumps(record)
     assert recipes.differences(recipe, json.loads((run / "spec.json").read_text())) == []
@@ -116,7 +117,7 @@ def test_a_run_of_another_command_is_told(bench, tmp_path: Path) -> None:
     recipes: ModuleType = bench("recipes")
     run = recipe_run(tmp_path, batch_size=32)
     found = recipes.differences(recipes.RECIPES["mnist-vae"], json.loads((run / "spec.json").read_text()))
-    assert found == ["batch_size: 32, not 128"]
+    assert found == ["batch_size: 32, not 64"]
 
 
 @pytest.mark.parametrize("file", ["evaluation-test.json", "metrics.jsonl"])

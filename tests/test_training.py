@@ -203,8 +203,8 @@ def test_a_loss_that_stays_nan_stops_the_run_names_the_tensor_and_keeps_the_last
 def test_one_bad_batch_is_skipped_and_counted(digits, tmp_path, monkeypatch):
     forward = type(tessella.VAE(digits.schema, **SMALL)).forward
 
-    def sometimes(self, x, label=None, *, noise=None):
-        terms = forward(self, x, label, noise=noise)
+    def sometimes(self, x, label=None, *, noise=None, draws=None):
+        terms = forward(self, x, label, noise=noise, draws=draws)
         bad = noise is not None and noise.stream == "latent" and noise.step == 3
         return Terms(terms.distortion * (float("nan") if bad else 1.0), terms.rate)
 
@@ -384,7 +384,7 @@ def test_too_little_memory_is_said_in_one_line(digits, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training._Loop, "_update", exhausted)
-    with pytest.raises(TrainingError, match="batches of 16 .* lower --batch-size"):
+    with pytest.raises(TrainingError, match=r"batches of 16 .* lower --batch-size"):
         trained(digits, tmp_path / "run")
 
 
