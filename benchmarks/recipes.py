@@ -92,6 +92,7 @@ def record_of(recipe: Recipe, run: Path) -> common.Record:
     budget = next(n for n in ("minutes", "epochs", "steps") if training[n] is not None)
     figure = recipe.figure(evaluation) if evaluation["examples"] >= recipe.examples else None
     evaluation["data"] = Path(evaluation["data"]).name
+    evaluation.pop("kl_per_unit", None)  # thousands of numbers for a grid; the run has them
     claim = f"{recipe.claim}, {training[budget]:g} {budget}"
     return {
         "about": "a recipe through the command line: train, then evaluate",
