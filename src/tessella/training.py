@@ -291,7 +291,8 @@ class _Average:
     @torch.no_grad()
     def update(self, step: int) -> None:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averages, sources = list(self.tensors.values()), list(self.sources.values())
+        averages: list[Tensor] = list(self.tensors.values())
+        sources: list[Tensor] = list(self.sources.values())
         torch._foreach_lerp_(averages, sources, weight)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
