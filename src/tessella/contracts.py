@@ -11,18 +11,22 @@ Networks return parameters; likelihoods, bottlenecks and priors turn parameters 
 `shape` is the data's, `(C, H, W)` or `(D,)`; `spatial` is `(H, W)` or `()`; `label` is `[B]` int64 or None.
 A class is abstract (this page) or final (everything else): to vary behaviour, compose.
 
+Where z is discrete, a `Quantizer` is the bottleneck: q(z | x) is a point mass on a grid of codes, integers from 0 to
+K - 1, and the decoder is given the vectors that the codes stand for. A `CodePrior` says which grids are plausible.
+
 Imports beside it: noise.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from tessella.noise import Noise
-from tessella.records import Passage, Schema
+from tessella.records import Passage, Sampling, Schema
 
 
 class Likelihood(nn.Module, ABC):
@@ -96,3 +100,65 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def forward(self, label: Tensor | None) -> Distribution:
         """A distribution with event shape `latent_shape`; batch shape `()` or, given labels, `[B]`."""
+
+
+class Quantizer(Bottleneck, ABC):
+    """A bottleneck of codes: q(z | x) is a point mass on integers, so the rate is -log p(codes).
+
+    `Passage.posterior` is a `PointMass` on the codes `[B, *code_shape]` (int64); `Passage.z` are the vectors that they
+    stand for, with the gradient passed straight through to the features. Any number of positions is taken: a grid
+    larger than the one that it was made with is quantised just the same. Computed in float32 whatever the autocast.
+    In training mode a codebook that is kept by statistics (rather than gradients) is updated in `forward`.
+    """
+
+    codebook_size: int
+    """K: a code is 0 ... K - 1."""
+    code_shape: tuple[int, ...]
+    """Shape of one example's codes: `(C,)` or `(C, h, w)`, C codes a position."""
+
+    @abstractmethod
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes `[B, C, *spatial]` to the vectors that they stand for, `[B, D, *spatial]`: what `forward` gave as z."""
+
+
+class CodePrior(nn.Module, ABC):
+    """Which grids of codes are plausible: p(codes | label, context).
+
+    Args:
+        code_shape: `(C, h, w)`: C codes a position. Of vectors' codes, a row of them: `(1, 1, C)`.
+        codebook_size: K.
+        context_channels: channels of a feature map that all codes may look at (the coarser levels' vectors); 0: none.
+        classes: number of labels, for a class-conditional prior; 0: none.
+    """
+
+    @abstractmethod
+    def forward(
+        self, codes: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, noise: Noise | None = None
+    ) -> Tensor:
+        """log p of each code given those before it, `[B, C, h, w]` float32 nats: the sum is log p(codes), or below it.
+
+        Args:
+            codes: `[B, C, h, w]` int64.
+            label: `[B]`, if it is class-conditional.
+            context: `[B, context_channels, h, w]` float, if it has one.
+            noise: for priors that estimate their bound by a random order; without it the order is fixed.
+        """
+
+    @abstractmethod
+    def sample(
+        self,
+        count: int,
+        noise: Noise,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Codes `[count, C, h, w]` int64, drawn position by position.
+
+        Args:
+            noise: all randomness comes from it.
+            sampling: temperature and cut-offs.
+            progress: told (positions done, positions in all).
+        """

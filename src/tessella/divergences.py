@@ -7,10 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence, register_kl
+from torch.distributions.constraints import Constraint
+from torch.types import _size
+
+
+@final
+class PointMass(Distribution):
+    """All probability on one value an example: q(z | x) of codes.
+
+    Args:
+        value: `[B, *event_shape]`.
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        super().__init__(value.shape[:1], value.shape[1:], validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """0 where `value` is the value, -inf elsewhere; `[B]`."""
+        same = (value == self.value).flatten(1).all(1)
+        return torch.zeros(same.shape, device=same.device).masked_fill(~same, -torch.inf)
+
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        return self.value.expand(*sample_shape, *self.value.shape)
+
+
+@register_kl(PointMass, Distribution)
+def _kl_point_mass(q: PointMass, p: Distribution) -> Tensor:
+    """KL(q || p) = -log p(value): the entropy of a point mass is zero."""
+    return -p.log_prob(q.value)
 
 
 def kl(q: Distribution, p: Distribution, z: Tensor | None = None) -> Tensor:

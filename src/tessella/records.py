@@ -1,10 +1,15 @@
-"""The named results that travel between the layers. Units: nats per example unless a name says otherwise."""
+"""The named results that travel between the layers. Units: nats per example unless a name says otherwise.
+
+Imports beside it: errors.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from tessella.errors import SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +68,33 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How freely is drawn: probabilities are sharpened by the temperature, then cut off, then drawn from.
+
+    Attributes:
+        temperature: of real numbers a factor on the deviation; of codes the logits are divided by it (0: the likeliest).
+        top_k: of codes, only the k likeliest values of each; None: all.
+        top_p: of codes, only the likeliest values that hold this share of the probability (Holtzman et al. 2020,
+            section 3.1); None: all.
+
+    Raises:
+        SpecError: if a number is out of its range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise SpecError(f"temperature must be a number from 0 up, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise SpecError(f"top-k must be at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise SpecError(f"top-p must lie above 0 and up to 1, not {self.top_p}")
+
+
+@dataclass(frozen=True)
 class Passage:
     """What a bottleneck lets through.
 
@@ -86,12 +118,14 @@ class Latent:
         rate: `[B]`, KL(q(z | x) || p(z)); None for an autoencoder.
         rate_per_unit: `[B, units]`, its parts where the KL is a sum over units; None otherwise.
         penalty: `[B]` or None, as in `Passage`.
+        codes: of a model with discrete latents, the codes of each level `[B, C, h, w]` int64, coarsest first.
     """
 
     z: Tensor
     rate: Tensor | None
     rate_per_unit: Tensor | None = None
     penalty: Tensor | None = None
+    codes: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)

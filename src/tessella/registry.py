@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tessella.errors import SpecError
 from tessella.records import Values
 
-Kind = Literal["likelihood", "bottleneck", "prior", "model", "evaluation"]
+Kind = Literal["likelihood", "bottleneck", "quantizer", "prior", "code-prior", "model", "evaluation"]
 
 
 @dataclass(frozen=True)
