@@ -119,6 +119,7 @@ class Latent:
         rate_per_unit: `[B, units]`, its parts where the KL is a sum over units; None otherwise.
         penalty: `[B]` or None, as in `Passage`.
         codes: of a model with discrete latents, the codes of each level `[B, C, h, w]` int64, coarsest first.
+        posterior: q(z | x) of a model with continuous latents, batch shape `[B]`.
     """
 
     z: Tensor
@@ -126,6 +127,7 @@ class Latent:
     rate_per_unit: Tensor | None = None
     penalty: Tensor | None = None
     codes: tuple[Tensor, ...] = ()
+    posterior: Distribution | None = None
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class LatentVariableModel(Model):
         prior = self.prior(self.seen(label))
         per_unit = kl_per_unit(passage.posterior, prior)
         rate = kl(passage.posterior, prior, passage.z) if per_unit is None else per_unit.sum(1)
-        return Latent(passage.z, rate, per_unit, passage.penalty)
+        return Latent(passage.z, rate, per_unit, passage.penalty, posterior=passage.posterior)
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
         return self.likelihood(self.decoder(z, self.seen(label)))
