@@ -1,0 +1,92 @@
+"""The codes of one position, given what a network says of it."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tessella.networks.mlp import ResidualLayer
+from tessella.priors.drawing import draw
+from tessella.records import Sampling
+
+CHUNK = 1 << 24
+"""Logits that are kept at once: 64 MiB of them in float32."""
+HIDDEN = 256
+
+
+@final
+class CodeHead(nn.Module):
+    """p(codes of a position | features h) = prod_c p(code_c | code_<c, h), exact.
+
+    With one code a position the logits are linear in h. With several, each is told those before it (as by the
+    RQ-transformer's depth, Lee et al. 2022, section 3.2, but without attention):
+
+        h_1 = W h,    h_c = h_(c-1) + E_(c-1)[code_(c-1)],    logits_c = W_c silu(g(h_c)),
+
+    with one residual layer g for all c. Where there are so many logits that keeping them would cost more than
+    computing them again (K large), they are computed a part of the positions at a time, in the backward pass again.
+
+    Args:
+        features: F; given as the last layer's output, normalised or through a non-linearity.
+        codes: C, codes a position.
+        codebook_size: K.
+    """
+
+    def __init__(self, features: int, codes: int, codebook_size: int) -> None:
+        super().__init__()
+        hidden = features if codes == 1 else HIDDEN
+        self.codebook_size = codebook_size
+        self.entry = nn.Identity() if codes == 1 else nn.Linear(features, hidden)
+        self.mix = nn.Identity() if codes == 1 else nn.Sequential(ResidualLayer(hidden, 0.1), nn.SiLU())
+        self.earlier = nn.ModuleList([nn.Embedding(codebook_size, hidden) for _ in range(codes - 1)])
+        self.exits = nn.ModuleList([nn.Linear(hidden, codebook_size) for _ in range(codes)])
+        with torch.no_grad():
+            for embedding in self.earlier.parameters():
+                embedding.mul_(0.5)
+
+    def log_prob(self, features: Tensor, codes: Tensor) -> Tensor:
+        """log p of each code given those before it in its position, in float32 nats.
+
+        Args:
+            features: `[B, P, F]`, of P positions.
+            codes: `[B, C, P]` int64.
+
+        Returns:
+            `[B, C, P]`.
+        """
+        batch, count, positions = codes.shape
+        rows, answers = features.reshape(-1, features.shape[-1]), codes.movedim(1, 2).reshape(-1, count)
+        step = max(1, CHUNK // self.codebook_size)
+        again = len(rows) > step and torch.is_grad_enabled()
+        parts = [
+            checkpoint(self._log_prob, *part, use_reentrant=False, preserve_rng_state=False)
+            if again
+            else self._log_prob(*part)
+            for part in zip(rows.split(step), answers.split(step), strict=True)
+        ]
+        nats = torch.cat(parts)
+        return nats.view(batch, positions, count).movedim(2, 1)
+
+    def draw(self, features: Tensor, uniform: Tensor, sampling: Sampling | None = None) -> Tensor:
+        """The codes of one position, one after the other: features `[B, F]`, uniform `[B, C]` to `[B, C]` int64."""
+        hidden = self.entry(features)
+        drawn: list[Tensor] = []
+        for c, exit_ in enumerate(self.exits):
+            if c:
+                hidden = hidden + self.earlier[c - 1](drawn[-1])
+            drawn.append(draw(exit_(self.mix(hidden)), uniform[:, c], sampling))
+        return torch.stack(drawn, 1)
+
+    def _log_prob(self, rows: Tensor, codes: Tensor) -> Tensor:
+        """Rows `[N, F]`, codes `[N, C]` to `[N, C]`."""
+        hidden = self.entry(rows)
+        nats: list[Tensor] = []
+        for c, exit_ in enumerate(self.exits):
+            if c:
+                hidden = hidden + self.earlier[c - 1](codes[:, c - 1])
+            nats.append(-F.cross_entropy(exit_(self.mix(hidden)).float(), codes[:, c], reduction="none"))
+        return torch.stack(nats, 1)
