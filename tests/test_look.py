@@ -12,7 +12,7 @@ from PIL import Image
 import tessella
 from tessella.errors import DataError, SpecError
 from tessella.models.model import Model
-from tessella.records import Batch, Schema
+from tessella.records import Batch, Sampling, Schema
 from tessella.uses import look
 
 GREY = Schema((1, 8, 8), "bytes", classes=tuple("abc"))
@@ -123,8 +123,7 @@ def test_a_conditional_model_draws_a_row_for_each_class() -> None:
         ("AE", {"count": 4}, "no prior"),
         ("VAE", {"count": 4, "label": 1}, "does not see labels"),
         ("VAE", {"count": 0}, "from 1 to"),
-        ("VAE", {"count": 4, "temperature": -1.0}, "temperature"),
-        ("VAE", {"count": 4, "temperature": float("nan")}, "temperature"),
+        ("VAE", {"count": 4, "sampling": Sampling(top_k=3)}, "top-k"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(kind: str, options: dict[str, float], says: str) -> None:

@@ -20,7 +20,7 @@ from tyro.conf import Positional, Suppress, arg
 
 from tessella import registry
 from tessella.errors import DataError, RunError, SpecError
-from tessella.records import Precision
+from tessella.records import Precision, Sampling
 from tessella.spec import ModelOptions, TrainOptions
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def sample(o: Sample) -> int:
     from tessella.uses import look
 
     label = None if o.label is None else look.label_number(model.schema, o.label)
-    drawn = look.sample(model, o.count, label=label, seed=o.seed, temperature=o.temperature)
+    drawn = look.sample(model, o.count, label=label, seed=o.seed, sampling=Sampling(o.temperature))
     if model.conditional and label is None and len(drawn) == len(model.schema.classes):
         print(f"rows, top to bottom: {', '.join(model.schema.classes)}")
     _write_picture(look.sheet(drawn, model.schema), o.out)

@@ -6,7 +6,7 @@ Imports beside it: errors.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from tessella.errors import SpecError
@@ -72,7 +72,7 @@ class Sampling:
     """How freely is drawn: probabilities are sharpened by the temperature, then cut off, then drawn from.
 
     Attributes:
-        temperature: of real numbers a factor on the deviation; of codes the logits are divided by it (0: the likeliest).
+        temperature: a factor on the deviation of real numbers; what the logits of codes are divided by (0: the likeliest).
         top_k: of codes, only the k likeliest values of each; None: all.
         top_p: of codes, only the likeliest values that hold this share of the probability (Holtzman et al. 2020,
             section 3.1); None: all.
@@ -164,8 +164,81 @@ class ImportanceBound:
 
 
 @dataclass(frozen=True)
+class LevelEvaluation:
+    """One level of codes over a whole split.
+
+    Attributes:
+        codes_per_example: N, positions times codes a position.
+        codebook_size: K.
+        code_usage: share of the codes that occur at all; the mean over the slots if each has its own codebook.
+        perplexity: exp of the entropy of the codes' frequencies, 1 ... K; the mean over slots likewise.
+        rate_uniform: nats, N log K: what the codes cost if all are held equally plausible.
+        rate: nats, -log p(codes | coarser levels) under the model's prior.
+        distortion: nats, -log p(x | z) with this level and the coarser ones, the finer ones left blank.
+    """
+
+    codes_per_example: int
+    codebook_size: int
+    code_usage: float
+    perplexity: float
+    rate_uniform: float
+    rate: float
+    distortion: float
+
+
+@dataclass(frozen=True)
+class CodesEvaluation:
+    """How a model uses its codes over a whole split; the totals of its levels, and each.
+
+    Attributes:
+        levels: coarsest first.
+        codes_per_example, rate_uniform: of all levels together.
+        codebook_size: of the level that has most codes.
+        code_usage, perplexity: of the level that uses least of its codes.
+        learned: whether a prior over the codes has been fitted; if not, `rate` is `rate_uniform`.
+    """
+
+    codes_per_example: int
+    codebook_size: int
+    code_usage: float
+    perplexity: float
+    rate_uniform: float
+    learned: bool
+    levels: tuple[LevelEvaluation, ...]
+
+
+@dataclass(frozen=True)
+class CollapseEvaluation:
+    """Whether z is used, judged on some examples: `evaluation.collapse` says how. Nats per example.
+
+    Attributes:
+        examples: on how many.
+        active_units: numbers of z (or codes) that change from example to example; None if that cannot be said.
+        units: numbers in z (or codes).
+        mutual_information: between z and the index of the example.
+        mutual_information_ceiling: what it can be at most with so many examples: log of their number.
+        shuffle_cost: how much log p(x | z) falls when x is given another example's z.
+        collapsed: whether z goes unused.
+        advice: if so, what to do, in words; else empty.
+    """
+
+    examples: int
+    active_units: int | None
+    units: int
+    mutual_information: float
+    mutual_information_ceiling: float
+    shuffle_cost: float
+    collapsed: bool
+    advice: str = ""
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """A model on one split. Nats per example, averaged; None where the model has no such number."""
+    """A model on one split. Nats per example, averaged; None where the model has no such number.
+
+    `mse` and `psnr` are of reconstructions, in stored units; None where drawing one takes a pass over all pixels
+    (autoregressive likelihoods). `codes` is of models with discrete latents. `notes` are warnings in words.
+    """
 
     model: str
     data: str
@@ -179,13 +252,37 @@ class Evaluation:
     importance_bound: ImportanceBound | None
     kl_per_unit: tuple[float, ...] | None
     active_units: int | None
-    mse: float
-    psnr: float
+    mse: float | None
+    psnr: float | None
     parameters: int
     seconds: float
+    codes: CodesEvaluation | None = None
+    collapse: CollapseEvaluation | None = None
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Evaluation:
+        """What `to_json` gave, be it an older version's; a PSNR that is not finite may have become null.
+
+        Raises:
+            KeyError, TypeError: if it is something else.
+        """
+        known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
+        for name, kind in (("importance_bound", ImportanceBound), ("collapse", CollapseEvaluation)):
+            if known.get(name) is not None:
+                known[name] = kind(**known[name])
+        if known.get("codes") is not None:
+            levels = tuple(LevelEvaluation(**level) for level in known["codes"]["levels"])
+            known["codes"] = CodesEvaluation(**{**known["codes"], "levels": levels})
+        for name in ("kl_per_unit", "notes"):
+            if known.get(name) is not None:
+                known[name] = tuple(known[name])
+        if known["psnr"] is None and known["mse"] == 0:
+            known["psnr"] = math.inf
+        return cls(**known)
 
 
 def bits_per_dim(nats: float, dims: int) -> float:

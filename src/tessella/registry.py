@@ -80,6 +80,42 @@ CATALOGUE: tuple[Entry, ...] = (
         "tessella.bottlenecks.continuous:DiagonalGaussian",
         "q(z|x) = N(mu, sigma^2), factorised and reparameterised",
     ),
+    Entry(
+        "quantizer",
+        "vq",
+        "tessella.bottlenecks.quantizers:VectorQuantizer",
+        "vector quantisation, codebook by gradient (van den Oord et al. 2017)",
+    ),
+    Entry(
+        "quantizer",
+        "ema",
+        "tessella.bottlenecks.quantizers:EMAQuantizer",
+        "vector quantisation, codebook by exponential averages, dead codes revived",
+    ),
+    Entry(
+        "quantizer",
+        "simvq",
+        "tessella.bottlenecks.quantizers:SimVQ",
+        "vector quantisation, codebook a frozen table times a learned map (Zhu et al. 2024)",
+    ),
+    Entry(
+        "quantizer",
+        "residual",
+        "tessella.bottlenecks.quantizers:ResidualQuantizer",
+        "several codes a position, each for what the ones before left over (Zeghidour et al. 2021)",
+    ),
+    Entry(
+        "quantizer",
+        "fsq",
+        "tessella.bottlenecks.quantizers:FSQ",
+        "finite scalar quantisation: numbers rounded to a few levels (Mentzer et al. 2023)",
+    ),
+    Entry(
+        "quantizer",
+        "lfq",
+        "tessella.bottlenecks.quantizers:LFQ",
+        "lookup-free quantisation: a code is a row of signs (Yu et al. 2023)",
+    ),
     Entry("prior", "normal", "tessella.priors.normal:StandardNormal", "p(z) = N(0, I)"),
     Entry(
         "prior",
@@ -87,6 +123,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "tessella.priors.normal:ClassNormal",
         "p(z | label) = N(mu_label, sigma_label^2), learned",
     ),
+    Entry("code-prior", "uniform", "tessella.priors.uniform:Uniform", "every code as likely as any other"),
     Entry(
         "evaluation",
         "bounds",
@@ -107,6 +144,14 @@ CATALOGUE: tuple[Entry, ...] = (
         "tessella.models.presets:CVAE",
         "conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015)",
     ),
+    Entry("model", "vqvae", "tessella.models.presets:VQVAE", "a grid of codes (van den Oord et al. 2017)"),
+    Entry(
+        "model",
+        "vqvae2",
+        "tessella.models.presets:VQVAE2",
+        "grids of codes, coarse and fine (Razavi et al. 2019)",
+    ),
+    Entry("model", "vqvae-paper", "tessella.models.presets:PaperVQVAE", "VQ-VAE with its paper's own network"),
 )
 
 

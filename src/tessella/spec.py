@@ -57,7 +57,7 @@ class ModelOptions:
         mixtures: logistics in a discretised-logistic mixture; refused by other likelihoods.
         latent: `vector`, one z for the whole example, or `grid`, a z at each position of a coarse grid. By default
             a grid for colour pictures, whose bound needs many units, and a vector for all else.
-        units: numbers in z (in each position's z for a grid).
+        units: numbers in z (in each position's z for a grid); not for codes.
         width: channels of the widest grid (pictures), units of a layer (vectors).
         depth: residual blocks at each resolution.
         beta: weight of the rate in training; 1 unless the model has its own.
@@ -65,10 +65,33 @@ class ModelOptions:
         free_bits: nats a unit that cost nothing in training.
         draws: of z an example; more than one train the importance-weighted bound.
         draws_after: fraction of the budget from which on there are that many draws.
+        pixel_width: channels of an autoregressive likelihood's network.
+        pixel_depth: its layers.
+        quantizer: of a model of codes; a name of the catalogue.
+        codebook_size: values that a code can take.
+        codes: codes at each position.
+        code_dim: numbers that a code stands for.
+        side: aim for a grid of codes of this side; it is halved from the data's until it has no more than 2 side^2
+            positions.
+        levels: grids of codes, coarse to fine.
+        commitment: weight of the commitment term, where the quantiser has one.
+        distance: by which the nearest code is chosen.
+        gradient: how it passes the quantiser.
     """
 
     likelihood: str | None = None
     mixtures: int | None = None
+    pixel_width: int | None = None
+    pixel_depth: int | None = None
+    quantizer: str | None = None
+    codebook_size: int | None = None
+    codes: int | None = None
+    code_dim: int | None = None
+    side: int | None = None
+    levels: int | None = None
+    commitment: float | None = None
+    distance: Literal["euclidean", "cosine"] | None = None
+    gradient: Literal["straight-through", "rotation"] | None = None
     latent: Literal["vector", "grid"] | None = None
     units: int | None = None
     width: int | None = None
@@ -80,10 +103,13 @@ class ModelOptions:
     draws_after: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("mixtures", "units", "width", "depth"):
+        counts = ("mixtures", "units", "width", "depth", "pixel_width", "pixel_depth")
+        for name in (*counts, "codebook_size", "codes", "code_dim", "side", "levels"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise SpecError(f"{name} must be at least 1, not {value}")
+                raise SpecError(f"{name} must be at least 1, not {value}".replace("_", " "))
+        if self.commitment is not None and not self.commitment >= 0:
+            raise SpecError(f"commitment must not be negative, and {self.commitment} is")
         if self.latent not in (None, "vector", "grid"):
             raise SpecError(f"latent must be vector or grid, not {self.latent!r}")
         self.objective  # checks itself  # noqa: B018

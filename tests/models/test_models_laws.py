@@ -20,7 +20,7 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.presets import CVAE, VAE
 from tessella.noise import Noise
 from tessella.priors.normal import StandardNormal
-from tessella.records import Schema
+from tessella.records import Sampling, Schema
 
 TINY = {"width": 4, "depth": 1, "units": 3}
 CLASSES = ("a", "b", "c")
@@ -262,7 +262,7 @@ def test_label_is_seen_by_all_parts_of_a_conditional_model() -> None:
     latent = model.encode(x.expand(3, *PICTURE.shape), labels)
     assert len(latent.z.unique(dim=0)) == 3
     assert len(model.decode(latent.z[:1].expand(3, -1), labels).mean.unique(dim=0)) == 3
-    assert len(model.sample_prior(3, labels, temperature=0).unique(dim=0)) == 3
+    assert len(model.sample_prior(3, labels, sampling=Sampling(0)).unique(dim=0)) == 3
 
 
 def test_prior_is_sampled_as_it_says() -> None:
@@ -277,6 +277,6 @@ def test_prior_is_sampled_as_it_says() -> None:
         standard = (z[label == number] - prior.mean) / prior.stddev
         assert (standard.mean(0).abs() < 4 / math.sqrt(count / 3)).all()
         assert ((standard.var(0) - 1).abs() < 4 * math.sqrt(2 / (count / 3))).all()
-    cold = model.sample_prior(count, label, temperature=0.5)
+    cold = model.sample_prior(count, label, sampling=Sampling(0.5))
     means = model.prior(label).mean
     torch.testing.assert_close(cold - means, (z - means) / 2)

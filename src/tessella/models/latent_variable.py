@@ -5,15 +5,18 @@ Imports beside it: spec.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from tessella.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior
 from tessella.divergences import kl, kl_per_unit
+from tessella.errors import SpecError
 from tessella.models.model import Model
 from tessella.noise import Noise
-from tessella.records import Latent, Passage, Terms
+from tessella.records import Latent, Passage, Sampling, Terms
 from tessella.spec import ModelOptions
 
 
@@ -69,13 +72,22 @@ class LatentVariableModel(Model):
 
     @torch.no_grad()
     def sample_prior(
-        self, count: int, label: Tensor | None = None, *, seed: int = 0, temperature: float = 1.0
+        self,
+        count: int,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         if self.prior is None:
             raise self.without_prior()
+        sampling = sampling or Sampling()
+        if sampling.top_k is not None or sampling.top_p is not None:
+            raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
         prior = self.prior(self.seen(label))
         eps = Noise(seed, stream="prior").normal(count, *self.latent_shape, device=self.device)
-        return prior.mean + temperature * prior.stddev * eps
+        return prior.mean + sampling.temperature * prior.stddev * eps
 
     def _of_draws(self, features: Tensor, x: Tensor, label: Tensor | None, noise: Noise | None, draws: int) -> Terms:
         """The terms of `draws` z an example; examples stay the first axis that noise is drawn along."""

@@ -6,6 +6,7 @@ Imports beside it: spec.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from tessella import registry
 from tessella.contracts import Likelihood
 from tessella.errors import SpecError
 from tessella.noise import Noise
-from tessella.records import Evaluation, Latent, Schema, Terms
+from tessella.records import Evaluation, Latent, Sampling, Schema, Terms
 from tessella.spec import ModelOptions, Objective
 
 
@@ -54,9 +55,24 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def sample_prior(
-        self, count: int, label: Tensor | None = None, *, seed: int = 0, temperature: float = 1.0
+        self,
+        count: int,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """z ~ p(z), `[count, *latent_shape]`; `temperature` multiplies its standard deviation."""
+        """z ~ p(z), `[count, *latent_shape]`.
+
+        Args:
+            label: `[count]`, for a conditional model.
+            sampling: how freely is drawn.
+            progress: told (steps done, steps in all) by a prior that draws in many steps.
+
+        Raises:
+            SpecError: if there is no prior, or cut-offs are asked of real numbers.
+        """
 
     @abstractmethod
     def forward(
@@ -97,19 +113,27 @@ class Model(nn.Module, ABC):
 
     @torch.no_grad()
     def sample(
-        self, count: int, label: Tensor | None = None, *, seed: int = 0, temperature: float = 1.0, draw: bool = False
+        self,
+        count: int,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        draw: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """New examples `[count, *shape]`, float32 in stored units: z ~ p(z), then the mean of p(x | z).
 
         Args:
             label: `[count]`, for a conditional model.
-            temperature: factor on the prior's standard deviation.
+            sampling: how freely is drawn from the prior.
             draw: draw x ~ p(x | z) too, instead of taking its mean.
+            progress: as of `sample_prior`.
 
         Raises:
             SpecError: if there is no prior to sample from.
         """
-        z = self.sample_prior(count, label, seed=seed, temperature=temperature)
+        z = self.sample_prior(count, label, seed=seed, sampling=sampling, progress=progress)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             drawing = self.decode(z, label)

@@ -6,14 +6,18 @@ Imports beside it: spec.
 from __future__ import annotations
 
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 from tessella import registry
+from tessella.contracts import Encoder, Likelihood, Quantizer
 from tessella.errors import SpecError
 from tessella.likelihoods import initial_bias, likelihood_for
+from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
+from tessella.networks.paper import PaperDecoder, PaperEncoder
 from tessella.records import Schema
 from tessella.spec import ModelOptions
 
@@ -50,6 +54,110 @@ def CVAE(schema: Schema, **options: Any) -> LatentVariableModel:
     return _compose("cvae", schema, ModelOptions(**options), prior="class-normal", classes=len(schema.classes))
 
 
+def VQVAE(schema: Schema, **options: Any) -> CodeModel:
+    """Vector-quantised VAE: a grid of codes, under a uniform prior until one is fitted (van den Oord et al. 2017)."""
+    return _of_codes("vqvae", schema, ModelOptions(**options), levels=1)
+
+
+def VQVAE2(schema: Schema, **options: Any) -> CodeModel:
+    """VQ-VAE of two levels or more, the finer ones given the coarser (Razavi et al. 2019, section 3.1).
+
+    Raises:
+        SpecError: for vectors, which have no grid to be coarse or fine.
+    """
+    if not schema.is_picture:
+        raise SpecError("vectors have no grid, so no coarse and fine levels: use vqvae")
+    return _of_codes("vqvae2", schema, ModelOptions(**options), levels=2)
+
+
+def PaperVQVAE(schema: Schema, **options: Any) -> CodeModel:
+    """The VQ-VAE paper's network: 256 ReLU units, two halvings, codes of 64 numbers (2017, section 4.1).
+
+    On CIFAR-10 the paper has 8 x 8 x 10 codes of 512 values.
+
+    Raises:
+        SpecError: for vectors, or options that it fixes.
+    """
+    chosen = ModelOptions(**options)
+    if not schema.is_picture:
+        raise SpecError("the paper's network is for pictures: use vqvae")
+    if chosen.depth is not None or chosen.side is not None or chosen.levels not in (None, 1):
+        raise SpecError("the paper's network fixes depth, side and levels: leave them out, or use vqvae")
+    likelihood = _likelihood(schema, chosen)
+    encoder = PaperEncoder(schema.shape, chosen.width or 256)
+    quantizer = _quantizer(encoder.feature_shape, replace(chosen, code_dim=chosen.code_dim or 64))
+    decoder = PaperDecoder(quantizer.latent_shape, schema.shape, likelihood.parameter_channels, chosen.width or 256)
+    _start(decoder, likelihood)
+    return CodeModel(
+        "vqvae-paper", likelihood=likelihood, encoder=encoder, quantizers=[quantizer], decoder=decoder, options=chosen
+    )
+
+
+def _of_codes(name: str, schema: Schema, options: ModelOptions, *, levels: int) -> CodeModel:
+    if options.units is not None or options.latent is not None:
+        raise SpecError(
+            f"{name} has codes instead of units: give --codebook-size, --codes and --side, not --units or --latent"
+        )
+    likelihood = _likelihood(schema, options)
+    levels = options.levels or levels
+    width, depth = options.width, options.depth
+    if schema.is_picture:
+        colour = schema.shape[0] >= 3
+        plan = ConvPlan.for_pictures(
+            schema.shape,
+            side=options.side or (16 if colour else 7),
+            width=width or (64 if colour else 32),
+            depth=depth or (4 if colour else 2),
+        )
+        encoder: Encoder = ConvEncoder(schema.shape, plan)
+    elif levels > 1:
+        raise SpecError("vectors have no grid, so no coarse and fine levels: leave --levels out")
+    else:
+        encoder = VectorEncoder(schema.dims, width=width or 256, depth=depth or 3)
+    features, *grid = encoder.feature_shape
+    grids = [[-(-side // 2**i) for side in grid] for i in reversed(range(levels))]
+    quantizers = [_quantizer((features, *sides), options) for sides in grids]
+    latent = (sum(q.latent_shape[0] for q in quantizers), *grid)
+    channels = likelihood.parameter_channels
+    if schema.is_picture:
+        decoder: ConvDecoder | VectorDecoder = ConvDecoder(latent, plan, channels)
+    else:
+        decoder = VectorDecoder(latent[0], channels, width=width or 256, depth=depth or 3)
+    _start(decoder, likelihood)
+    return CodeModel(
+        name, likelihood=likelihood, encoder=encoder, quantizers=quantizers, decoder=decoder, options=options
+    )
+
+
+def _quantizer(feature_shape: tuple[int, ...], options: ModelOptions) -> Quantizer:
+    """The quantiser that is asked for; what it does not know is refused.
+
+    Raises:
+        SpecError: naming the option and what the quantiser knows.
+    """
+    name = options.quantizer or "ema"
+    make = registry.find("quantizer", name).load()
+    asked = ("codebook_size", "codes", "code_dim", "commitment", "distance", "gradient")
+    given = {option: value for option in asked if (value := getattr(options, option)) is not None}
+    known = signature(make).parameters
+    if unknown := [option for option in given if option not in known]:
+        flags = ", ".join(f"--{option.replace('_', '-')}" for option in unknown)
+        raise SpecError(f"the quantiser {name} has no {flags}: leave it out, or choose another with --quantizer")
+    return make(feature_shape, **{"codebook_size": 512, **given})
+
+
+def _likelihood(schema: Schema, options: ModelOptions) -> Likelihood:
+    asked = {"mixtures": options.mixtures, "width": options.pixel_width, "depth": options.pixel_depth}
+    extras = {name: value for name, value in asked.items() if value is not None}
+    return likelihood_for(schema, options.likelihood, **extras)
+
+
+def _start(decoder: ConvDecoder | VectorDecoder | PaperDecoder, likelihood: Likelihood) -> None:
+    bias = initial_bias(likelihood)
+    if bias is not None:
+        decoder.start_at(bias)
+
+
 def _compose(
     name: str,
     schema: Schema,
@@ -59,16 +167,13 @@ def _compose(
     prior: str | None = "normal",
     classes: int = 0,
 ) -> LatentVariableModel:
-    extras = {} if options.mixtures is None else {"mixtures": options.mixtures}
-    likelihood = likelihood_for(schema, options.likelihood, **extras)
+    likelihood = _likelihood(schema, options)
     pieces = _for_pictures if schema.is_picture else _for_vectors
     encoder, units, decoder_for = pieces(schema, options, likelihood.parameter_channels, classes)
     waist = registry.find("bottleneck", bottleneck).load()(encoder.feature_shape, units)
     extra = (classes,) if classes else ()
     decoder = decoder_for(waist.latent_shape)
-    bias = initial_bias(likelihood)
-    if bias is not None:
-        decoder.start_at(bias)
+    _start(decoder, likelihood)
     return LatentVariableModel(
         name,
         likelihood=likelihood,

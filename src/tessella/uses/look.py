@@ -7,7 +7,7 @@ Models are used through `encode`, `decode`, `reconstruct` and `sample` alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -22,9 +22,10 @@ from tessella.data import Data, Split, open_data
 from tessella.data.folders import PictureReader
 from tessella.data.splits import Indices
 from tessella.errors import DataError, SpecError
+from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.noise import Noise
-from tessella.records import Batch, Schema
+from tessella.records import Batch, Sampling, Schema
 
 AT_ONCE = 100
 """Examples that are drawn at a time, so that any number fits in memory."""
@@ -38,7 +39,7 @@ class Units:
 
     Attributes:
         mean, deviation: `[U]`, of each unit over the examples (and averaged over a grid's positions).
-        rate: `[U]`, its mean KL in nats; None for an autoencoder.
+        rate: `[U]`, its mean KL in nats; None for an autoencoder, and for codes, whose rate is no sum over channels.
     """
 
     mean: Tensor
@@ -63,20 +64,29 @@ def in_rows(examples: Tensor, columns: int, blank: float) -> Tensor:
     return filled.unflatten(0, (-1, columns))
 
 
-def sample(model: Model, count: int, *, label: int | None = None, seed: int = 0, temperature: float = 1.0) -> Tensor:
+def sample(
+    model: Model,
+    count: int,
+    *,
+    label: int | None = None,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """`count` new examples as a sheet, about as many rows as columns.
 
     A conditional model without a `label` draws every class, a row each (or, of more classes than `count`, the first).
+
+    Args:
+        progress: told (steps done, steps in all); priors that draw in many steps call it often.
 
     Raises:
         SpecError: if there is no prior, no such number of examples, or a label that the model cannot see.
     """
     if not 1 <= count <= 10_000:
         raise SpecError(f"{count} samples do not make a sheet: give a number from 1 to 10000")
-    if not 0 <= temperature < math.inf:
-        raise SpecError(f"temperature must be a number from 0 up, not {temperature}")
     if label is not None and not model.conditional:
-        raise SpecError(f"the model {model.name} does not see labels, so none can be asked for: train a cvae instead")
+        raise SpecError(f"the model {model.name} does not see labels, so none can be asked for: {_remedy(model)}")
     columns, labels = math.ceil(math.sqrt(count)), None
     if model.conditional:
         classes = len(model.schema.classes)
@@ -89,11 +99,26 @@ def sample(model: Model, count: int, *, label: int | None = None, seed: int = 0,
             min(AT_ONCE, count - start),
             None if labels is None else labels[start : min(start + AT_ONCE, count)].to(model.device),
             seed=seed + (start << 32),
-            temperature=temperature,
+            sampling=sampling,
+            progress=_part(progress, start, count),
         ).cpu()
         for start in range(0, count, AT_ONCE)
     ]
     return in_rows(torch.cat(drawn), columns, model.schema.low)
+
+
+def _part(progress: Callable[[int, int], None] | None, start: int, count: int) -> Callable[[int, int], None] | None:
+    """Progress of one lot of examples as progress of all."""
+    if progress is None:
+        return None
+    lots, lot = -(-count // AT_ONCE), start // AT_ONCE
+    return lambda done, total: progress(lot * total + done, lots * total)
+
+
+def _remedy(model: Model) -> str:
+    if isinstance(model, CodeModel):
+        return "fit a prior that sees them, tessella prior RUN --class-conditional"
+    return "train a cvae instead"
 
 
 def reconstruct(model: Model, examples: Batch, columns: int = 10) -> Tensor:
@@ -109,7 +134,8 @@ def interpolate(model: Model, first: Batch, last: Batch, steps: int = 9) -> Tens
     """Walks from each of `first` `[B]` to each of `last` `[B]`: `[B, steps + 2, *shape]`, the two examples at the ends.
 
     A model with a prior walks along the sphere, so that length, which decides what is plausible under a normal prior,
-    changes evenly (White 2016); an autoencoder walks straight. A conditional model changes the label half way.
+    changes evenly (White 2016); an autoencoder and a model of codes walk straight. A conditional model changes the
+    label half way.
 
     Raises:
         SpecError: if there are fewer than 2 steps.
@@ -117,7 +143,7 @@ def interpolate(model: Model, first: Batch, last: Batch, steps: int = 9) -> Tens
     if steps < 2:
         raise SpecError(f"a walk has at least 2 steps, not {steps}")
     ends = [model.encode(b.x.to(model.device), _moved(b.label, model)).z for b in (first, last)]
-    walk = _along_sphere if model.has_prior else torch.lerp
+    walk = _along_sphere if model.has_prior and not isinstance(model, CodeModel) else torch.lerp
     columns = [first.x.float().cpu()]
     for k in range(steps):
         label = first.label if 2 * k < steps else last.label
@@ -161,7 +187,7 @@ def survey(model: Model, split: Split, seed: int = 0) -> Units:
         latent = model.encode(batch.x, batch.label, noise=Noise(seed, number, "survey"))
         by_position = latent.z.flatten(1).reshape(*latent.z.shape[:2], -1)
         drawn.append(by_position.mean(2))
-        if latent.rate_per_unit is not None:
+        if latent.rate_per_unit is not None and not latent.codes:
             rates.append(latent.rate_per_unit.reshape(by_position.shape).sum(2))
     z = torch.cat(drawn).cpu().double()
     rate = torch.cat(rates).mean(0).cpu() if rates else None

@@ -1,0 +1,255 @@
+"""Models whose latents are codes: one level (VQ-VAE) or several, coarse to fine (VQ-VAE-2).
+
+Imports beside it: spec.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import cast, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from tessella.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer
+from tessella.divergences import PointMass
+from tessella.errors import SpecError
+from tessella.models.model import Model
+from tessella.networks.pyramid import Merge, Pyramid
+from tessella.noise import Noise
+from tessella.priors.uniform import Uniform
+from tessella.records import Latent, Sampling, Terms
+from tessella.spec import ModelOptions
+
+Codes = Sequence[Tensor]
+"""The codes of each level `[B, *code_shape]` int64, coarsest first."""
+
+
+@final
+class CodeModel(Model):
+    """p(x, c) = prod_l p(c_l | c_<l) p(x | c), q(c | x) a point mass (van den Oord et al. 2017; Razavi et al. 2019).
+
+    The encoder looks at x once; each level's features, and what the coarser levels' codes stand for, are quantised to
+    the level's codes; one decoder draws x from the vectors of all levels, the coarser ones repeated to the finest grid.
+    So z is one tensor `[B, D, h, w]`, and the rate is -log p(c): N log K until a prior is fitted.
+
+    Args:
+        name, likelihood, options: as of `Model`.
+        encoder: x to the finest level's features.
+        quantizers: one a level, coarsest first.
+        decoder: z to the likelihood's parameters.
+        merge_depth: residual blocks that each further level's features pass through.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        likelihood: Likelihood,
+        encoder: Encoder,
+        quantizers: Sequence[Quantizer],
+        decoder: Decoder,
+        merge_depth: int = 2,
+        options: ModelOptions | None = None,
+    ) -> None:
+        super().__init__(name, likelihood, options, conditional=False, has_prior=True)
+        channels, levels = encoder.feature_shape[0], len(quantizers)
+        self.encoder, self.decoder = encoder, decoder
+        self.quantizers = nn.ModuleList(quantizers)
+        self.pyramid = Pyramid(channels, levels, merge_depth) if levels > 1 else None
+        self.merges = nn.ModuleList(Merge(channels, width, merge_depth) for width in self.context_channels[1:])
+        self.latent_shape = (sum(q.latent_shape[0] for q in quantizers), *quantizers[-1].latent_shape[1:])
+        self.adopt([Uniform(shape, q.codebook_size) for shape, q in zip(self.prior_shapes, quantizers, strict=True)])
+
+    # what the parts are
+
+    @property
+    def levels(self) -> list[Quantizer]:
+        """The quantisers, coarsest first."""
+        return cast("list[Quantizer]", list(self.quantizers))
+
+    @property
+    def code_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of one example's codes at each level."""
+        return tuple(q.code_shape for q in self.levels)
+
+    @property
+    def prior_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """The same as grids `(C, h, w)`: a vector's codes are a row of them."""
+        return tuple((1, 1, s[0]) if len(s) == 1 else (s[0], s[1], s[2]) for s in self.code_shapes)
+
+    @property
+    def context_channels(self) -> tuple[int, ...]:
+        """Channels of what each level knows of the coarser ones."""
+        widths = [q.latent_shape[0] for q in self.levels]
+        return tuple(sum(widths[:level]) for level in range(len(widths)))
+
+    @property
+    def fitted(self) -> bool:
+        """Whether a prior was learned."""
+        return not all(isinstance(prior, Uniform) for prior in self.priors)
+
+    def adopt(self, priors: Sequence[CodePrior]) -> None:
+        """Use these priors, one a level, from now on; class-conditional ones make the model conditional."""
+        self.priors = nn.ModuleList(priors)
+        self.conditional = any(getattr(prior, "classes", 0) for prior in priors)
+
+    def with_uniform_prior(self) -> CodeModel:
+        """The same model, weights shared, as it is before a prior is fitted."""
+        plain = copy.copy(self)
+        plain._modules = dict(self._modules)
+        plain.adopt([Uniform(s, q.codebook_size) for s, q in zip(self.prior_shapes, self.levels, strict=True)])
+        return plain
+
+    # what every model does
+
+    def forward(
+        self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
+    ) -> Terms:
+        latent = self.encode(x, label, noise=noise)
+        assert latent.rate is not None
+        distortion = -self.decode(latent.z).log_prob(x)
+        # Every draw from a point mass is the same one.
+        weights = None if draws is None else -(distortion + latent.rate).expand(draws, -1)
+        return Terms(distortion, latent.rate, latent.rate_per_unit, latent.penalty, weights)
+
+    def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
+        features = self.encoder(self.likelihood.to_network(x), None)
+        grids = [features] if self.pyramid is None else self.pyramid(features)
+        codes, vectors, penalty = [], [], features.new_zeros(len(x), dtype=torch.float32)
+        for level, (quantizer, grid) in enumerate(zip(self.levels, grids, strict=True)):
+            if level:
+                grid = self.merges[level - 1](grid, _joined(vectors, grid.shape[2:]))
+            passage = quantizer(grid, None if noise is None else noise.split(f"level{level}"))
+            codes.append(cast(PointMass, passage.posterior).value)
+            vectors.append(passage.z)
+            penalty = penalty if passage.penalty is None else penalty + passage.penalty
+        z = _joined(vectors, vectors[-1].shape[2:])
+        parts = [log_p.flatten(1) for log_p in self.log_prob_codes(codes, label, vectors)]
+        rate_per_unit = -torch.cat(parts, 1)
+        return Latent(z, rate_per_unit.sum(1), rate_per_unit, penalty, tuple(codes))
+
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+        return self.likelihood(self.decoder(z, None))
+
+    @torch.no_grad()
+    def sample_prior(
+        self,
+        count: int,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        return self.lookup(self.sample_codes(count, label, seed=seed, sampling=sampling, progress=progress))
+
+    def compile_networks(self) -> None:
+        self.encoder.compile()
+        self.decoder.compile()
+
+    # what models of codes do besides
+
+    def lookup(self, codes: Codes) -> Tensor:
+        """z `[B, D, h, w]` of the codes of all levels; grids larger than those trained on are taken too."""
+        vectors = [q.lookup(c) for q, c in zip(self.levels, codes, strict=True)]
+        return _joined(vectors, vectors[-1].shape[2:])
+
+    def coarse_only(self, z: Tensor, levels: int = 1) -> Tensor:
+        """z with nothing said by any but the coarsest `levels`: zeros in the finer ones' place."""
+        kept = sum(q.latent_shape[0] for q in self.levels[:levels])
+        return torch.cat([z[:, :kept], torch.zeros_like(z[:, kept:])], 1)
+
+    def log_prob_codes(
+        self, codes: Codes, label: Tensor | None = None, vectors: Codes | None = None, *, noise: Noise | None = None
+    ) -> tuple[Tensor, ...]:
+        """log p of each code given the ones before it and the coarser levels, `[B, *code_shape]` a level, in nats.
+
+        Args:
+            vectors: what the codes stand for, if it is known already.
+            noise: as of `CodePrior.forward`.
+        """
+        label = self.seen(label)
+        vectors = vectors or [q.lookup(c) for q, c in zip(self.levels, codes, strict=True)]
+        found = []
+        for level, (prior, c) in enumerate(zip(self.priors, codes, strict=True)):
+            context = _joined(vectors[:level], c.shape[2:]).detach() if level else None
+            grid = c if c.dim() == 4 else c[:, None, None]
+            log_p = prior(grid, label, context, noise=None if noise is None else noise.split(f"level{level}"))
+            found.append(log_p.reshape(c.shape))
+        return tuple(found)
+
+    @torch.no_grad()
+    def sample_codes(
+        self,
+        count: int,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Codes of all levels from the prior, coarsest first.
+
+        Args:
+            label: `[count]`, for a class-conditional prior.
+            progress: told (positions done, positions in all) by each level anew.
+        """
+        label = self.seen(label)
+        codes: list[Tensor] = []
+        vectors: list[Tensor] = []
+        for level, (prior, quantizer) in enumerate(zip(self.priors, self.levels, strict=True)):
+            noise = Noise(seed, level, "prior")
+            shape = self.prior_shapes[level]
+            context = _joined(vectors, torch.Size(shape[1:])) if level else None
+            drawn = cast(CodePrior, prior).sample(count, noise, label, context, sampling=sampling, progress=progress)
+            codes.append(drawn.reshape(count, *quantizer.code_shape).to(self.device))
+            vectors.append(quantizer.lookup(codes[-1]))
+        return tuple(codes)
+
+    def checked_codes(self, codes: Codes) -> tuple[Tensor, ...]:
+        """The codes as int64 on the model's device.
+
+        Raises:
+            SpecError: if there are not as many levels, or a level has the wrong shape or numbers outside 0 ... K - 1.
+        """
+        if len(codes) != len(self.levels):
+            raise SpecError(f"the model {self.name} has {len(self.levels)} levels of codes, and {len(codes)} are given")
+        for level, (c, q) in enumerate(zip(codes, self.levels, strict=True)):
+            expected = q.code_shape
+            if c.dim() != len(expected) + 1 or c.shape[1] != expected[0] or 0 in c.shape[1:]:
+                raise SpecError(
+                    f"codes of level {level} have shape {_by(c.shape[1:])} an example, the model's have "
+                    f"{_by(expected)}: encode with this run"
+                )
+            if len(c) and (int(c.min()) < 0 or int(c.max()) >= q.codebook_size):
+                raise SpecError(
+                    f"codes of level {level} must lie between 0 and {q.codebook_size - 1}; they go from {int(c.min())} "
+                    f"to {int(c.max())}: encode with this run"
+                )
+        for level in range(1, len(codes)):
+            coarse, fine = codes[level - 1].shape[2:], codes[level].shape[2:]
+            if tuple(coarse) != tuple(-(-side // 2) for side in fine):
+                raise SpecError(f"codes of level {level} form a grid of {_by(fine)}, which does not fit the coarser "
+                                f"level's {_by(coarse)}: encode with this run")  # fmt: skip
+        return tuple(c.to(self.device, torch.int64) for c in codes)
+
+
+def _joined(vectors: Codes, size: torch.Size) -> Tensor:
+    """Vectors of several levels as one map of that size: each position of a coarse grid stands for 2 x 2 finer ones."""
+    if len(vectors) == 1 and vectors[0].shape[2:] == size:
+        return vectors[0]
+    fitted = []
+    for v in vectors:
+        times = 1
+        while v.shape[2:] != tuple(-(-side // times) for side in size):
+            times *= 2
+        fitted.append(F.interpolate(v, scale_factor=float(times), mode="nearest")[..., : size[0], : size[1]])
+    return torch.cat(fitted, 1)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,47 @@
+"""The prior over codes before anything is learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tessella.contracts import CodePrior
+from tessella.errors import SpecError
+from tessella.noise import Noise
+from tessella.records import Sampling
+
+
+@final
+class Uniform(CodePrior):
+    """p(code) = 1 / K for each of them: what a VQ-VAE is trained with (van den Oord et al. 2017, section 3.2)."""
+
+    def __init__(
+        self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
+    ) -> None:
+        super().__init__()
+        if classes:
+            raise SpecError("the uniform prior does not see labels: fit another one with --class-conditional")
+        self.code_shape, self.codebook_size, self.classes = code_shape, codebook_size, 0
+
+    def forward(
+        self, codes: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, noise: Noise | None = None
+    ) -> Tensor:
+        return torch.full(codes.shape, -math.log(self.codebook_size), device=codes.device)
+
+    def sample(
+        self,
+        count: int,
+        noise: Noise,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Every code as likely as any other; temperature and cut-offs change nothing."""
+        device = "cpu" if context is None else context.device
+        return (noise.uniform(count, *self.code_shape, device=device) * self.codebook_size).long()
