@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.noise import Noise
 from tessella.priors.normal import StandardNormal
-from tessella.records import bits_per_dim
+from tessella.records import Evaluation, bits_per_dim
 
 SMALL = {"width": 8, "depth": 1, "units": 3}
 
@@ -52,7 +53,8 @@ def test_the_numbers_are_one_ruler(digits, vae):
     assert 0 < e.mse < 1
     assert e.psnr == pytest.approx(-10 * math.log10(e.mse))
     keys = "model data split examples dims rate distortion bound bits_per_dim importance_bound kl_per_unit active_units"
-    assert list(json.loads(json.dumps(e.to_json()))) == [*keys.split(), "mse", "psnr", "parameters", "seconds"]
+    last = "mse psnr parameters seconds codes collapse notes"
+    assert list(json.loads(json.dumps(e.to_json()))) == [*keys.split(), *last.split()]
 
 
 def test_evaluating_twice_with_one_seed_gives_the_same_digits_and_another_seed_others(digits, vae):
@@ -85,6 +87,58 @@ def test_a_limit_takes_the_same_examples_each_time(digits, vae):
     assert e.examples == 20
     assert e.distortion == vae.evaluate(digits, limit=20).distortion
     assert vae.evaluate(digits, limit=10**6).examples == len(digits.split("test"))
+
+
+def test_collapse_is_judged_if_there_is_a_prior_and_it_is_wanted(digits, vae):
+    e = vae.evaluate(digits, collapse_examples=30)
+    assert e.collapse.examples == 30
+    assert e.collapse.mutual_information_ceiling == pytest.approx(math.log(30))
+    assert e.notes == (e.collapse.advice,)  # nobody trained it
+    without = vae.evaluate(digits, collapse_examples=0)
+    assert (without.collapse, without.notes) == (None, ())
+    assert without.bound == e.bound
+    assert tessella.AE(digits.schema, **SMALL).evaluate(digits).collapse is None
+
+
+def test_no_mean_is_drawn_where_that_takes_a_pass_over_all_pixels(digits, monkeypatch):
+    model = tessella.VAE(digits.schema, **SMALL)
+    model.likelihood.sequential_mean = True
+    monkeypatch.setattr(type(model), "reconstruct", None)
+    e = model.evaluate(digits, collapse_examples=0)
+    assert (e.mse, e.psnr) == (None, None)
+
+
+def test_an_evaluation_survives_json_and_an_older_one_is_understood(digits, vae):
+    e = vae.evaluate(digits, importance_samples=2)
+    record = json.loads(json.dumps(e.to_json()))
+    assert Evaluation.from_json(record) == e
+    old = {name: value for name, value in record.items() if name not in ("codes", "collapse", "notes")}
+    assert Evaluation.from_json(old) == replace(e, collapse=None, notes=())
+    with pytest.raises(KeyError):
+        Evaluation.from_json({"psnr": None})
+
+
+def test_processes_that_share_a_split_have_the_figures_of_one(digits, vae, monkeypatch):
+    """Each of three simulated processes measures its batches of 40; what they gather is added up."""
+    monkeypatch.setattr(bounds, "BATCH", 40)
+    whole = vae.evaluate(digits, importance_samples=2)
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(bounds.dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(bounds.dist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(bounds.dist, "get_world_size", lambda: 3)
+        monkeypatch.setattr(bounds, "_gathered", lambda sums, world: parts.append(sums) or sums)
+        vae.evaluate(digits, importance_samples=2, together=True)
+    assert [int(p["examples"]) for p in parts] == [80, 40, len(digits.split("test")) - 120]
+    monkeypatch.undo()
+    monkeypatch.setattr(bounds.dist, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        bounds.dist, "all_gather_object", lambda into, of: into.__setitem__(slice(None), parts), raising=False
+    )
+    joined = bounds._gathered(parts[0], 3)
+    assert float(joined["distortion"]) / int(joined["examples"]) == pytest.approx(whole.distortion, rel=1e-12)
+    assert float(joined["weighted"]) / int(joined["examples"]) == pytest.approx(whole.importance_bound.nats, rel=1e-12)
+    assert (joined["units"] / joined["examples"]).tolist() == pytest.approx(whole.kl_per_unit)
 
 
 def test_progress_is_told_to_the_end(digits, vae):

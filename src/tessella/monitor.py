@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, final
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from tessella import pictures
@@ -25,7 +29,7 @@ from tessella.data import Data
 from tessella.errors import RunError
 from tessella.evaluation.bounds import evaluate
 from tessella.models.model import Model
-from tessella.records import Batch, Precision, bits_per_dim
+from tessella.records import Precision, bits_per_dim
 
 EVERY = 50
 LOOKS = (0.01, 0.05, *(i / 10 for i in range(1, 10)))
@@ -49,24 +53,64 @@ class Reading:
     bad: int
 
 
+class View(ABC):
+    """What is looked at now and then while something is trained."""
+
+    @abstractmethod
+    def measure(self, model: Any) -> dict[str, float | None]:
+        """Figures on the validation split by name; empty if there is none."""
+
+    @abstractmethod
+    def draw(self, model: Any) -> dict[str, Image]:
+        """Pictures by name."""
+
+
+@final
+class ModelView(View):
+    """A model's bound, reconstructions and samples.
+
+    Args:
+        precision: of the networks when the model is looked at.
+    """
+
+    def __init__(self, data: Data, precision: Precision) -> None:
+        self.data = data
+        self.precision: Precision = precision
+        split = data.splits.get("valid") or data.split("train")
+        self.shown = split.batch(np.argsort(split.keys)[:SHOWN])
+
+    def measure(self, model: Model) -> dict[str, float | None]:
+        if "valid" not in self.data.splits:
+            return {}
+        valid = self.data.split("valid")
+        e = evaluate(model, valid, limit=EXAMPLES, precision=self.precision, split_name="valid")
+        return {key: getattr(e, key) for key in ("distortion", "rate", "bound", "bits_per_dim", "mse")}
+
+    @torch.inference_mode()
+    def draw(self, model: Model) -> dict[str, Image]:
+        x = self.shown.x.to(model.device)
+        label = None if self.shown.label is None else self.shown.label.to(model.device)
+        made = {"reconstructions": torch.cat([x.float(), model.reconstruct(x, label)])}
+        if model.has_prior:
+            made["samples"] = model.sample(2 * SHOWN, None if label is None else label.repeat(2)[: 2 * SHOWN])
+        return {name: pictures.grid(examples, model.schema, columns=len(x)) for name, examples in made.items()}
+
+
 class Monitor:
     """Keeps `metrics.jsonl`, TensorBoard events and pictures of a run, and a progress bar.
 
     Args:
+        view: what to look at now and then.
+        dims: numbers in one example, for bits per dimension.
         resumed_at: the step that the run goes on from; what was noted after it is forgotten. None for a new run.
         quiet: no progress on the terminal.
         active: whether this process is the one that keeps records.
-        precision: of the networks when the model is looked at.
     """
 
-    def __init__(
-        self, run: Path, data: Data, *, resumed_at: int | None, quiet: bool, active: bool, precision: Precision
-    ) -> None:
-        self.run, self.data, self.active = run, data, active
-        self.dims = data.schema.dims
+    def __init__(self, run: Path, view: View, *, dims: int, resumed_at: int | None, quiet: bool, active: bool) -> None:
+        self.run, self.view, self.dims, self.active = run, view, dims, active
         self.recent: deque[tuple[float, Reading]] = deque(maxlen=EVERY)
         self.looks = list(LOOKS)
-        self.precision: Precision = precision
         self.drawn = self.looking = 0.0
         self.progress: Progress | None = None
         if not active:
@@ -74,7 +118,6 @@ class Monitor:
         if resumed_at is not None:
             _forget_after(run / METRICS, resumed_at)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_at)
-        self.shown = _examples(data)
         console = Console(stderr=True)
         self.plain = not quiet and not console.is_terminal
         if not quiet and console.is_terminal:
@@ -112,33 +155,18 @@ class Monitor:
         self.looks = self.looks[len(passed) :]
         return self.active and bool(passed) and self.looking <= LOOKING * seconds
 
-    def look(self, model: Model, step: int, seconds: float, used: float) -> None:
-        """Measure `model` on the validation split and draw reconstructions and samples."""
+    def look(self, model: nn.Module, step: int, seconds: float, used: float) -> None:
+        """Measure `model` on the validation split and draw what it makes."""
         started = time.monotonic()
-        if "valid" in self.data.splits:
-            valid = self.data.split("valid")
-            e = evaluate(model, valid, limit=EXAMPLES, precision=self.precision, split_name="valid")
-            keys = ("distortion", "rate", "bound", "bits_per_dim", "mse")
-            self._note(
-                {"kind": "valid", "step": step, "seconds": seconds, "used": used, **{k: getattr(e, k) for k in keys}}
-            )
-        self._draw(model, step)
-        if self.plain and self.recent:
-            print(f"step {step}, {self._line(seconds, used)}", file=sys.stderr, flush=True)
-        self.looking += time.monotonic() - started
-
-    @torch.inference_mode()
-    def _draw(self, model: Model, step: int) -> None:
-        x = self.shown.x.to(model.device)
-        label = None if self.shown.label is None else self.shown.label.to(model.device)
-        made = {"reconstructions": torch.cat([x.float(), model.reconstruct(x, label)])}
-        if model.has_prior:
-            made["samples"] = model.sample(2 * SHOWN, None if label is None else label.repeat(2)[: 2 * SHOWN])
-        for name, examples in made.items():
-            image = pictures.grid(examples, model.schema, columns=len(x))
+        if figures := self.view.measure(model):
+            self._note({"kind": "valid", "step": step, "seconds": seconds, "used": used, **figures})
+        for name, image in self.view.draw(model).items():
             path = self.run / "pictures" / f"{name}-{step:08d}.png"
             write_atomic(path, lambda draft, image=image: image.save(draft, format="PNG"))
             self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+        if self.plain and self.recent:
+            print(f"step {step}, {self._line(seconds, used)}", file=sys.stderr, flush=True)
+        self.looking += time.monotonic() - started
 
     def _summary(self) -> dict[str, float | int | None]:
         """The mean of the recent steps."""
@@ -187,12 +215,6 @@ class Monitor:
 
 def _mean(numbers: list[float]) -> float:
     return sum(numbers) / len(numbers)
-
-
-def _examples(data: Data) -> Batch:
-    """The examples whose reconstructions are drawn: always the same."""
-    split = data.splits.get("valid") or data.split("train")
-    return split.batch(np.argsort(split.keys)[:SHOWN])
 
 
 def _forget_after(path: Path, step: int) -> None:

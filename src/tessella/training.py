@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 import tessella
 from tessella import checkpoint
-from tessella.data import Data, stream
+from tessella.data import Data, Split, stream
 from tessella.errors import RunError, SpecError, TrainingError
 from tessella.models.model import Model
-from tessella.monitor import Monitor, Reading
+from tessella.monitor import ModelView, Monitor, Reading, View
 from tessella.noise import Noise
 from tessella.precision import autocast
-from tessella.records import Batch, Terms
+from tessella.records import Batch, Schema, Terms
 from tessella.spec import Objective, Spec, TrainOptions
 
 BAD_IN_A_ROW = 5
@@ -93,8 +93,28 @@ def train(
         spec = Spec(model.name, model.schema, model.options, source, asdict(options), tessella.__version__)
         checkpoint.write_spec(run, spec)
     accelerator.wait_for_everyone()
+    view = ModelView(data, options.precision)
+    return run_loop(model, data.split("train"), view, run, options, accelerator, resume=resume, quiet=quiet)
+
+
+def run_loop(
+    model: Trainable,
+    split: Split,
+    view: View,
+    run: Path,
+    options: TrainOptions,
+    accelerator: Accelerator,
+    *,
+    resume: bool,
+    quiet: bool,
+) -> Training:
+    """Train anything that gives `Terms` on the examples of `split`, with its checkpoints and records in `run`.
+
+    Raises:
+        TrainingError: as of `train`.
+    """
     try:
-        return _Loop(model, data, run, options, accelerator, resume=resume, quiet=quiet).go()
+        return _Loop(model, split, view, run, options, accelerator, resume=resume, quiet=quiet).go()
     except RuntimeError as error:
         advice = _advice(error, options)
         if advice is None:
@@ -102,13 +122,30 @@ def train(
         raise TrainingError(advice) from error
 
 
+class Trainable(Protocol):
+    """What the loop trains, besides being a module: a `Model`, or what fits priors."""
+
+    @property
+    def schema(self) -> Schema: ...
+
+    @property
+    def objective(self) -> Objective: ...
+
+    def compile_networks(self) -> None: ...
+
+    def forward(
+        self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
+    ) -> Terms: ...
+
+
 class _Loop:
     """One training: what changes from step to step."""
 
     def __init__(
         self,
-        model: Model,
-        data: Data,
+        model: Trainable,
+        split: Split,
+        view: View,
         run: Path,
         options: TrainOptions,
         accelerator: Accelerator,
@@ -116,11 +153,13 @@ class _Loop:
         resume: bool,
         quiet: bool,
     ) -> None:
-        self.options, self.accelerator, self.data, self.run = options, accelerator, data, run
+        self.options, self.accelerator, self.split, self.run = options, accelerator, split, run
         self.step, self.spent, self.bad, self.bad_in_a_row = 0, 0.0, 0, 0
+        assert isinstance(model, nn.Module)
+        module: nn.Module = model
         if accelerator.device.type in ("cpu", "cuda"):
-            model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.model = model.to(accelerator.device).train()
+            module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model: Any = module.to(accelerator.device).train()
         self.average = _Average(self.model, options.average)
         fused = accelerator.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(_groups(self.model, options), lr=options.learning_rate, fused=fused)
@@ -130,20 +169,20 @@ class _Loop:
             self.model.compile_networks()
         self.parallel: nn.Module = accelerator.prepare_model(self.model)
         self.autocast = autocast(options.precision, self.model.schema, accelerator.device)
-        self.total = _steps(options, len(data.split("train")), accelerator.num_processes)
+        self.total = _steps(options, len(split), accelerator.num_processes)
         self.monitor = Monitor(
             run,
-            data,
+            view,
+            dims=self.model.schema.dims,
             resumed_at=self.step if resume else None,
             quiet=quiet,
             active=accelerator.is_main_process,
-            precision=options.precision,
         )
 
     def go(self) -> Training:
         options, accelerator = self.options, self.accelerator
         batches = stream(
-            self.data.split("train"),
+            self.split,
             options.batch_size,
             seed=options.seed,
             start_step=self.step,

@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tessella.data import Split, chunks
 from tessella.errors import SpecError
+from tessella.evaluation import codebook, collapse
+from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.precision import autocast
-from tessella.records import Batch, Evaluation, ImportanceBound, Precision, bits_per_dim
+from tessella.records import Batch, CollapseEvaluation, Evaluation, ImportanceBound, Precision, Terms, bits_per_dim
 
 BATCH = 250
 ACTIVE = 0.01
@@ -34,20 +37,25 @@ def evaluate(
     split: Split,
     *,
     importance_samples: int = 0,
+    collapse_examples: int = collapse.EXAMPLES,
     seed: int = 0,
     limit: int | None = None,
     precision: Precision = "float32",
     data: str = "",
     split_name: str = "test",
+    together: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure `model` on `split`; nats per example, averaged.
 
     Args:
         importance_samples: draws an example for the importance-weighted bound; 0 leaves it out.
+        collapse_examples: on how many it is judged whether the latent is used; 0 leaves it out.
         limit: measure only so many examples, the same ones each time, spread over the split.
         precision: of the networks; the bound holds for the model as it runs here.
         data, split_name: what to call them in the result.
+        together: all processes of the group call this, and each measures its share of the batches; all get the figures
+            of the whole split. Without it a process measures all of it by itself.
         progress: told (examples done, examples in all) after each batch.
 
     Raises:
@@ -60,60 +68,110 @@ def evaluate(
     started = time.perf_counter()
     training = model.training
     model.eval()
-    total = min(len(split), limit or len(split))
-    sums: dict[str, float] = dict.fromkeys(("rate", "distortion", "squared", "weighted"), 0.0)
-    per_unit: Tensor | float = 0.0
-    done = 0
+    rank, world = (dist.get_rank(), dist.get_world_size()) if together and dist.is_initialized() else (0, 1)
+    total, seen = min(len(split), limit or len(split)), 0
+    sums: dict[str, Tensor] = {}
     for number, batch in enumerate(_batches(split, limit)):
-        x = batch.x.to(model.device)
-        label = None if batch.label is None else batch.label.to(model.device)
-        noise = Noise(seed, number, "evaluation")
-        with autocast(precision, model.schema, model.device):
-            terms = model(x, label, noise=noise)
-            rebuilt = model.reconstruct(x, label)
-            weights = (
-                importance_log_likelihood(model, x, label, importance_samples, noise.split("importance"))
-                if importance_samples
-                else None
-            )
-        sums["distortion"] += float(terms.distortion.double().sum())
-        if terms.rate is not None:
-            sums["rate"] += float(terms.rate.double().sum())
-        if terms.rate_per_unit is not None:
-            per_unit = per_unit + terms.rate_per_unit.double().sum(0)
-        error = (rebuilt - x).double()
-        sums["squared"] += float((error * error).mean(dim=tuple(range(1, error.dim()))).sum())
-        if weights is not None:
-            sums["weighted"] -= float(weights.double().sum())
-        done += len(x)
+        seen += len(batch.x)
+        if number % world == rank:
+            with autocast(precision, model.schema, model.device):
+                _add(sums, _sums(model, batch, Noise(seed, number, "evaluation"), importance_samples))
         if progress:
-            progress(done, total)
+            progress(seen, total)
+    if world > 1:
+        sums = _gathered(sums, world)
+    judged = None
+    if collapse_examples and model.has_prior:
+        examples = split.batch(np.argsort(split.keys)[:collapse_examples])
+        with autocast(precision, model.schema, model.device):
+            judged = collapse.measure(model, examples, seed=seed)
     model.train(training)
-    mean = {name: value / done for name, value in sums.items()}
-    has_rate = model.has_prior
-    bound = mean["rate"] + mean["distortion"] if has_rate else None
-    units = tuple((per_unit / done).tolist()) if isinstance(per_unit, Tensor) else None
-    dims = model.schema.dims
+    return _evaluation(model, sums, judged, importance_samples, data, split_name, seconds=time.perf_counter() - started)
+
+
+def _evaluation(
+    model: Model,
+    sums: dict[str, Tensor],
+    judged: CollapseEvaluation | None,
+    importance_samples: int,
+    data: str,
+    split_name: str,
+    *,
+    seconds: float,
+) -> Evaluation:
+    """The record of these sums."""
+    done, dims, schema = int(sums["examples"]), model.schema.dims, model.schema
+    mean = {name: float(total) / done for name, total in sums.items() if total.dim() == 0}
+    rate, distortion = mean.get("rate"), mean["distortion"]
+    bound = None if rate is None else rate + distortion
+    units = tuple((sums["units"] / done).tolist()) if "units" in sums else None
+    codes = codebook.figures(model, sums, done) if isinstance(model, CodeModel) else None
+    warned = () if codes is None else codebook.warnings(codes, done, model.options.quantizer or "ema")
+    mse = mean.get("squared")
     return Evaluation(
         model=model.name,
         data=data,
         split=split_name,
         examples=done,
         dims=dims,
-        rate=mean["rate"] if has_rate else None,
-        distortion=mean["distortion"],
+        rate=rate,
+        distortion=distortion,
         bound=bound,
         bits_per_dim=None if bound is None else bits_per_dim(bound, dims),
         importance_bound=ImportanceBound(importance_samples, mean["weighted"], bits_per_dim(mean["weighted"], dims))
         if importance_samples
         else None,
         kl_per_unit=units,
-        active_units=None if units is None else sum(u > ACTIVE for u in units),
-        mse=mean["squared"],
-        psnr=psnr(mean["squared"], model.schema.high - model.schema.low),
+        active_units=None if units is None or codes else sum(u > ACTIVE for u in units),
+        mse=mse,
+        psnr=None if mse is None else psnr(mse, schema.high - schema.low),
         parameters=sum(p.numel() for p in model.parameters()),
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
+        codes=codes,
+        collapse=judged,
+        notes=(*warned, *([judged.advice] if judged and judged.collapsed else [])),
     )
+
+
+def _sums(model: Model, batch: Batch, noise: Noise, importance_samples: int) -> dict[str, Tensor]:
+    """What a batch adds to each sum over the split, in float64."""
+    x = batch.x.to(model.device)
+    label = None if batch.label is None else batch.label.to(model.device)
+    sums = {"examples": torch.tensor(len(x))}
+    if isinstance(model, CodeModel):
+        latent = model.encode(x, label, noise=noise)
+        drawing = model.decode(latent.z, label)
+        terms = Terms(-drawing.log_prob(x), latent.rate, latent.rate_per_unit)
+        sums |= codebook.tally(model, latent, x, label, terms.distortion)
+    else:
+        terms, drawing = model(x, label, noise=noise), None
+    sums["distortion"] = terms.distortion.double().sum()
+    if terms.rate is not None:
+        sums["rate"] = terms.rate.double().sum()
+    if terms.rate_per_unit is not None:
+        sums["units"] = terms.rate_per_unit.double().sum(0)
+    if not getattr(model.likelihood, "sequential_mean", False):
+        rebuilt = model.reconstruct(x, label) if drawing is None else drawing.mean
+        sums["squared"] = (rebuilt - x).double().square().flatten(1).mean(1).sum()
+    if importance_samples:
+        weighted = importance_log_likelihood(model, x, label, importance_samples, noise.split("importance"))
+        sums["weighted"] = -weighted.double().sum()
+    return sums
+
+
+def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
+    for name, total in more.items():
+        sums[name] = sums[name] + total.cpu() if name in sums else total.cpu()
+
+
+def _gathered(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:
+    """The sums of all processes; one that had no batch has none to add."""
+    parts: list[dict[str, Tensor]] = [{} for _ in range(world)]
+    dist.all_gather_object(parts, sums)
+    joined: dict[str, Tensor] = {}
+    for part in parts:
+        _add(joined, part)
+    return joined
 
 
 def importance_log_likelihood(model: Model, x: Tensor, label: Tensor | None, samples: int, noise: Noise) -> Tensor:

@@ -10,7 +10,7 @@ from inspect import signature
 from typing import Any
 
 from tessella import registry
-from tessella.contracts import Encoder, Likelihood, Quantizer
+from tessella.contracts import Likelihood, Quantizer
 from tessella.errors import SpecError
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.models.codes import CodeModel
@@ -85,7 +85,8 @@ def PaperVQVAE(schema: Schema, **options: Any) -> CodeModel:
         raise SpecError("the paper's network fixes depth, side and levels: leave them out, or use vqvae")
     likelihood = _likelihood(schema, chosen)
     encoder = PaperEncoder(schema.shape, chosen.width or 256)
-    quantizer = _quantizer(encoder.feature_shape, replace(chosen, code_dim=chosen.code_dim or 64))
+    plain = replace(chosen, quantizer="vq", code_dim=chosen.code_dim or 64) if chosen.quantizer is None else chosen
+    quantizer = _quantizer(encoder.feature_shape, plain)
     decoder = PaperDecoder(quantizer.latent_shape, schema.shape, likelihood.parameter_channels, chosen.width or 256)
     _start(decoder, likelihood)
     return CodeModel(
@@ -100,33 +101,33 @@ def _of_codes(name: str, schema: Schema, options: ModelOptions, *, levels: int) 
         )
     likelihood = _likelihood(schema, options)
     levels = options.levels or levels
-    width, depth = options.width, options.depth
-    if schema.is_picture:
-        colour = schema.shape[0] >= 3
-        plan = ConvPlan.for_pictures(
-            schema.shape,
-            side=options.side or (16 if colour else 7),
-            width=width or (64 if colour else 32),
-            depth=depth or (4 if colour else 2),
-        )
-        encoder: Encoder = ConvEncoder(schema.shape, plan)
-    elif levels > 1:
+    if levels > 1 and not schema.is_picture:
         raise SpecError("vectors have no grid, so no coarse and fine levels: leave --levels out")
-    else:
-        encoder = VectorEncoder(schema.dims, width=width or 256, depth=depth or 3)
+    channels = likelihood.parameter_channels
+    encoder, decoder_for = (_grid if schema.is_picture else _row)(schema, options, channels)
     features, *grid = encoder.feature_shape
     grids = [[-(-side // 2**i) for side in grid] for i in reversed(range(levels))]
     quantizers = [_quantizer((features, *sides), options) for sides in grids]
     latent = (sum(q.latent_shape[0] for q in quantizers), *grid)
-    channels = likelihood.parameter_channels
-    if schema.is_picture:
-        decoder: ConvDecoder | VectorDecoder = ConvDecoder(latent, plan, channels)
-    else:
-        decoder = VectorDecoder(latent[0], channels, width=width or 256, depth=depth or 3)
+    decoder = decoder_for(latent)
     _start(decoder, likelihood)
     return CodeModel(
         name, likelihood=likelihood, encoder=encoder, quantizers=quantizers, decoder=decoder, options=options
     )
+
+
+def _grid(schema: Schema, options: ModelOptions, channels: int):
+    colour = schema.shape[0] >= 3
+    side, width, depth = (16, 64, 4) if colour else (7, 32, 2)
+    plan = ConvPlan.for_pictures(
+        schema.shape, side=options.side or side, width=options.width or width, depth=options.depth or depth
+    )
+    return ConvEncoder(schema.shape, plan), lambda shape: ConvDecoder(shape, plan, channels)
+
+
+def _row(schema: Schema, options: ModelOptions, channels: int):
+    size = {"width": options.width or 256, "depth": options.depth or 3}
+    return VectorEncoder(schema.dims, **size), lambda shape: VectorDecoder(shape[0], channels, **size)
 
 
 def _quantizer(feature_shape: tuple[int, ...], options: ModelOptions) -> Quantizer:
