@@ -125,6 +125,18 @@ CATALOGUE: tuple[Entry, ...] = (
     ),
     Entry("code-prior", "uniform", "tessella.priors.uniform:Uniform", "every code as likely as any other"),
     Entry(
+        "code-prior",
+        "transformer",
+        "tessella.priors.transformer:CausalTransformer",
+        "causal transformer: code after code in raster order, with cached keys and values",
+    ),
+    Entry(
+        "code-prior",
+        "masked",
+        "tessella.priors.masked:MaskedTransformer",
+        "any-order masked transformer: fills in any codes given any others, samples in a few steps",
+    ),
+    Entry(
         "evaluation",
         "bounds",
         "tessella.evaluation.bounds:evaluate",

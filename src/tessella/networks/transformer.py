@@ -1,0 +1,217 @@
+"""Transformers over the positions of a grid, whole sequences at once or one position after another.
+
+Pre-norm blocks (Xiong et al. 2020, section 3) of `F.scaled_dot_product_attention` and a GELU perceptron, without
+biases, with heads of 64 channels. Positions are in raster order and told where they are by a learned vector for their
+row and one for their column, so a grid may have any shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import cast, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tessella.errors import SpecError
+from tessella.noise import Noise
+
+HEAD = 64
+"""Channels of an attention head, at most."""
+BLOCK = 128
+"""Positions by which the cache of keys and values grows."""
+
+
+@final
+class CodeEmbedding(nn.Module):
+    """The codes of a position as one vector: the sum of one learned vector a code, `[B, C, P]` to `[B, P, width]`."""
+
+    offsets: Tensor
+
+    def __init__(self, codes: int, codebook_size: int, width: int) -> None:
+        super().__init__()
+        self.tables = nn.EmbeddingBag(codes * codebook_size, width, mode="sum")
+        self.register_buffer("offsets", codebook_size * torch.arange(codes)[:, None], persistent=False)
+        nn.init.normal_(self.tables.weight, std=1 / math.sqrt(codes))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        batch, count, positions = codes.shape
+        return self.tables((codes + self.offsets).movedim(1, 2).reshape(-1, count)).view(batch, positions, -1)
+
+
+@final
+class GridEmbedding(nn.Module):
+    """What each position knows before any code is: where it is, the label, and the context around it.
+
+    A position sees 5 x 5 positions of the context, those after it too, which causal attention would keep from it.
+
+    Args:
+        grid: `(h, w)`.
+        width: channels of the result.
+        context_channels: of the feature map that all positions may look at; 0: there is none.
+        classes: number of labels; 0: there are none.
+    """
+
+    def __init__(self, grid: tuple[int, ...], width: int, *, context_channels: int = 0, classes: int = 0) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(0.3 * torch.randn(grid[0], 1, width))
+        self.columns = nn.Parameter(0.3 * torch.randn(grid[1], width))
+        self.label = nn.Embedding(classes, width) if classes else None
+        self.context = (
+            nn.Sequential(
+                nn.Conv2d(context_channels, width // 2, 3, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(width // 2, width, 3, padding=1),
+            )
+            if context_channels
+            else None
+        )
+
+    def forward(self, label: Tensor | None, context: Tensor | None) -> Tensor:
+        """Labels `[B]` and context `[B, context_channels, h, w]` to `[B, P, width]`, or `[1, P, width]` without either.
+
+        Raises:
+            SpecError: if a label or a context is missing, or given to a network that has none.
+        """
+        vectors = (self.rows + self.columns).flatten(0, 1)[None]
+        if self.label is not None:
+            if label is None:
+                raise SpecError("the class-conditional prior needs a label: give a class to each example")
+            vectors = vectors + self.label(label)[:, None]
+        elif label is not None:
+            raise SpecError("the prior does not see labels: fit it with --class-conditional")
+        if self.context is not None:
+            if context is None:
+                raise SpecError("the prior is conditional on a coarser level: give that level's features as context")
+            vectors = vectors + self.context(context).flatten(2).transpose(1, 2)
+        elif context is not None:
+            raise SpecError("the prior does not see a coarser level: leave out the context")
+        return vectors
+
+
+@final
+class Block(nn.Module):
+    """`x + attention(norm(x))`, then `x + down(gelu(up(norm(x))))`.
+
+    Args:
+        scale: factor on the initial weights of what is added; 1 / sqrt(2 depth) keeps the variance of the sum.
+    """
+
+    def __init__(self, width: int, heads: int, scale: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before_attention = nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.before_mlp = nn.LayerNorm(width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+        for layer, gain in ((self.qkv, 1.0), (self.out, scale), (self.up, 1.0), (self.down, scale)):
+            nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
+
+    def attend(self, x: Tensor, causal: bool) -> Tensor:
+        """What attention adds to `[B, P, width]`."""
+        qkv = self.qkv(self.before_attention(x)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2))
+
+    def perceive(self, x: Tensor) -> Tensor:
+        """What the perceptron adds."""
+        return self.down(F.gelu(self.up(self.before_mlp(x))))
+
+
+@final
+class Transformer(nn.Module):
+    """Blocks and a last norm, `[B, P, width]` to the same.
+
+    Args:
+        width: channels; the heads are the fewest of equal size with 64 channels or less.
+        depth: blocks.
+        causal: whether a position sees only itself and those before it.
+        dropout: share of the numbers added by each block that training leaves out.
+    """
+
+    def __init__(self, width: int, depth: int, *, causal: bool, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.width, self.causal, self.dropout = width, causal, dropout
+        heads = next(n for n in range(1, width + 1) if width % n == 0 and width // n <= HEAD)
+        self.blocks = nn.ModuleList([Block(width, heads, 1 / math.sqrt(2 * depth)) for _ in range(depth)])
+        self.norm = nn.LayerNorm(width, bias=False)
+
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """In training mode the noise says what is dropped; without noise nothing is."""
+        x = self._dropped(x, noise)
+        for block in cast(Iterable[Block], self.blocks):
+            x = x + self._dropped(block.attend(x, self.causal), noise)
+            x = x + self._dropped(block.perceive(x), noise)
+        return self.norm(x)
+
+    def _dropped(self, x: Tensor, noise: Noise | None) -> Tensor:
+        if noise is None or not self.training or not self.dropout:
+            return x
+        keep = noise.uniform(*x.shape, device=x.device) >= self.dropout
+        return x * (keep.to(x.dtype) / (1 - self.dropout))
+
+
+@final
+class CachedSteps:
+    """A causal transformer at one position after another, without computing those before it again. No gradients.
+
+    Weights are cast once, to the precision of the autocast that this is made under, and keys and values are kept in
+    it. Their cache grows by blocks, so that each layer's is one dense array: matrix products read that several times
+    faster than a part of a larger one.
+
+    Args:
+        trunk: the transformer; its weights are read now.
+        batch: B.
+        positions: how many steps there will be.
+    """
+
+    def __init__(self, trunk: Transformer, batch: int, positions: int) -> None:
+        like = trunk.norm.weight
+        self._norm, self._batch, self._positions, self._done = trunk.norm, batch, positions, 0
+        amp = torch.is_autocast_enabled(like.device.type)
+        self._dtype = torch.get_autocast_dtype(like.device.type) if amp else like.dtype
+        self._layers = [_Layer(cast(Block, block), batch, self._dtype) for block in trunk.blocks]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What the transformer gives at the next position for its input there, both `[B, width]`."""
+        if self._done % BLOCK == 0:
+            for layer in self._layers:
+                layer.grow(min(BLOCK, self._positions - self._done))
+        for layer in self._layers:
+            x = layer(x, self._done)
+        self._done += 1
+        return self._norm(x)
+
+
+@final
+class _Layer:
+    """One block's weights, keys and values."""
+
+    def __init__(self, block: Block, batch: int, dtype: torch.dtype) -> None:
+        self.batch, self.heads, self.dtype = batch, block.heads, dtype
+        self.norms = block.before_attention, block.before_mlp
+        width = block.out.in_features
+        scale = torch.ones(3 * width, 1, device=block.out.weight.device)
+        scale[:width] = (width // block.heads) ** -0.5
+        self.qkv = (block.qkv.weight * scale).to(dtype)
+        self.out, self.up, self.down = (layer.weight.to(dtype) for layer in (block.out, block.up, block.down))
+        self.kv = self.out.new_zeros(2, batch, block.heads, 0, width // block.heads)
+
+    def grow(self, positions: int) -> None:
+        self.kv = F.pad(self.kv, (0, 0, 0, positions))
+        keys, self.values = self.kv.flatten(1, 2)
+        self.keys = keys.transpose(1, 2)
+
+    def __call__(self, x: Tensor, position: int) -> Tensor:
+        """`Block.forward` of `[B, width]`."""
+        first, second = self.norms
+        qkv = F.linear(first(x).to(self.dtype), self.qkv).view(self.batch, 3, self.heads, -1)
+        self.kv.select(3, position).copy_(qkv[:, 1:].transpose(0, 1))
+        scores = torch.bmm(qkv[:, 0].flatten(0, 1)[:, None], self.keys)[..., : position + 1]
+        heard = torch.bmm(scores.softmax(-1), self.values[:, : position + 1])
+        x = x + F.linear(heard.view(x.shape), self.out)
+        return x + F.linear(F.gelu(F.linear(second(x).to(self.dtype), self.up)), self.down)
