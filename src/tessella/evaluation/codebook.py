@@ -1,0 +1,122 @@
+"""How a model uses its codes: over a whole split, level by level.
+
+Figures of single batches say little: a batch of N codes cannot use more than N, nor have a higher perplexity. So counts
+are added up, batch by batch (and process by process), and turned into figures once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from tessella.models.codes import CodeModel
+from tessella.records import CodesEvaluation, Latent, LevelEvaluation
+
+POOR = 0.03
+"""A perplexity below this share of the codes that there are (or, if fewer, were counted) is a collapse."""
+ALONE = 1.05
+"""And so is one below this: a single code."""
+REMEDIES = {
+    "ema": "--quantizer ema, which revives dead codes",
+    "fsq": "--quantizer fsq, which has no codebook to lose",
+}
+
+
+def tally(model: CodeModel, latent: Latent, x: Tensor, label: Tensor | None, distortion: Tensor) -> dict[str, Tensor]:
+    """What a batch adds to the sums of its split, by name; `figures` makes an evaluation of them.
+
+    Args:
+        latent: of `model.encode(x, label)`.
+        distortion: `[B]`, -log p(x | z) with all levels.
+    """
+    sums: dict[str, Tensor] = {}
+    rates = _by_level(latent)
+    for level, (codes, quantizer) in enumerate(zip(latent.codes, model.levels, strict=True)):
+        last = level == len(latent.codes) - 1
+        if not last:
+            coarse = model.coarse_only(latent.z, level + 1)
+            sums[f"distortion {level}"] = -model.decode(coarse, label).log_prob(x).double().sum()
+        else:
+            sums[f"distortion {level}"] = distortion.double().sum()
+        sums[f"rate {level}"] = rates[level].double().sum()
+        sums[f"counts {level}"] = counts(codes, quantizer.codebook_size)
+    return sums
+
+
+def counts(codes: Tensor, size: int) -> Tensor:
+    """How often each of `size` codes occurs in each slot: codes `[B, C, *spatial]` to `[C, K]` int64."""
+    slots = codes.shape[1]
+    offset = size * torch.arange(slots, device=codes.device).view(-1, *[1] * (codes.dim() - 2))
+    return torch.bincount((codes + offset).flatten(), minlength=slots * size).view(slots, size)
+
+
+def perplexity(counted: Tensor) -> float:
+    """exp(-sum_k p_k log p_k) of counts `[C, K]`, the mean over the C slots: from 1 (one code) to K (all alike)."""
+    p = counted.double() / counted.sum(1, keepdim=True)
+    return float(torch.special.entr(p).sum(1).exp().mean())
+
+
+def figures(model: CodeModel, sums: Mapping[str, Tensor], examples: int) -> CodesEvaluation:
+    """The evaluation that sums over `examples` examples make."""
+    levels = []
+    for level, quantizer in enumerate(model.levels):
+        counted = sums[f"counts {level}"]
+        codes = int(counted.sum()) // examples
+        levels.append(
+            LevelEvaluation(
+                codes_per_example=codes,
+                codebook_size=quantizer.codebook_size,
+                code_usage=float((counted > 0).double().mean()),
+                perplexity=perplexity(counted),
+                rate_uniform=codes * math.log(quantizer.codebook_size),
+                rate=float(sums[f"rate {level}"]) / examples,
+                distortion=float(sums[f"distortion {level}"]) / examples,
+            )
+        )
+    return CodesEvaluation(
+        codes_per_example=sum(of.codes_per_example for of in levels),
+        codebook_size=max(of.codebook_size for of in levels),
+        code_usage=min(of.code_usage for of in levels),
+        perplexity=min(of.perplexity for of in levels),
+        rate_uniform=sum(of.rate_uniform for of in levels),
+        learned=model.fitted,
+        levels=tuple(levels),
+    )
+
+
+def warnings(codes: CodesEvaluation, examples: int, quantizer: str) -> tuple[str, ...]:
+    """For each level whose codebook has collapsed what is wrong and what to do, in words.
+
+    Args:
+        quantizer: what the model was made with; it is not advised again.
+    """
+    remedies = [words for name, words in REMEDIES.items() if name != quantizer]
+    advice = f"Try {', '.join(remedies)}, or a smaller --codebook-size."
+    found = []
+    for level, of in enumerate(codes.levels):
+        if of.perplexity < max(ALONE, POOR * min(of.codebook_size, examples * of.codes_per_example)):
+            named = level_name(level, len(codes.levels))
+            where = f" of {named}" if named else ""
+            found.append(
+                f"the codebook{where} has collapsed: {of.codebook_size * of.code_usage:.0f} of its "
+                f"{of.codebook_size} codes occur, and they are used as unevenly as if there were {of.perplexity:.1f} "
+                f"(perplexity). {advice}"
+            )
+    return tuple(found)
+
+
+def level_name(level: int, levels: int) -> str:
+    """What a level is called at the faces; empty if it is the only one."""
+    if levels == 1:
+        return ""
+    return "the coarsest level" if level == 0 else "the finest level" if level == levels - 1 else f"level {level}"
+
+
+def _by_level(latent: Latent) -> tuple[Tensor, ...]:
+    """Each level's part `[B, N]` of the rate of its codes."""
+    if latent.rate_per_unit is None:
+        raise ValueError("the rate of codes is a sum over them")
+    return latent.rate_per_unit.split([c[0].numel() for c in latent.codes], 1)
