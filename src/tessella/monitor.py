@@ -83,8 +83,11 @@ class ModelView(View):
         if "valid" not in self.data.splits:
             return {}
         valid = self.data.split("valid")
-        e = evaluate(model, valid, limit=EXAMPLES, precision=self.precision, split_name="valid")
-        return {key: getattr(e, key) for key in ("distortion", "rate", "bound", "bits_per_dim", "mse")}
+        e = evaluate(model, valid, limit=EXAMPLES, collapse_examples=0, precision=self.precision, split_name="valid")
+        figures = {key: getattr(e, key) for key in ("distortion", "rate", "bound", "bits_per_dim", "mse")}
+        if e.codes is not None:
+            figures |= {"code_usage": e.codes.code_usage, "perplexity": e.codes.perplexity}
+        return figures
 
     @torch.inference_mode()
     def draw(self, model: Model) -> dict[str, Image]:
