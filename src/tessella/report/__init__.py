@@ -1,0 +1,28 @@
+"""One page about a run that a stranger understands: `report.html`, which stands alone.
+
+page.py puts it together; codes.py is its part on codes, words.py the numbers, charts.py and blocks.py its figures;
+kept.py are the evaluations that it is written from.
+"""
+
+from __future__ import annotations
+
+from tessella.report.charts import bar_chart, line_chart, ticks
+from tessella.report.kept import jsonable, store, stored
+from tessella.report.page import REPORT, read_metrics, train_command, write
+from tessella.report.words import Number, numbers, size_text
+
+__all__ = [
+    "REPORT",
+    "Number",
+    "bar_chart",
+    "jsonable",
+    "line_chart",
+    "numbers",
+    "read_metrics",
+    "size_text",
+    "store",
+    "stored",
+    "ticks",
+    "train_command",
+    "write",
+]

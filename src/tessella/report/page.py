@@ -1,0 +1,288 @@
+"""One page about a run that a stranger understands: `report.html`, which stands alone."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import platform
+import shlex
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import torch
+
+import tessella
+from tessella import checkpoint, registry
+from tessella.data import Data, Split, contact_sheet, describe
+from tessella.evaluation.bounds import ACTIVE, evaluate
+from tessella.models.model import Model
+from tessella.records import Evaluation, Schema
+from tessella.report import blocks
+from tessella.report.charts import bar_chart, line_chart
+from tessella.report.kept import stored
+from tessella.report.words import numbers, psnr_text, size_text
+from tessella.spec import ModelOptions, Spec, TrainOptions
+from tessella.uses import look
+
+REPORT = "report.html"
+SPLITS = ("test", "valid", "train")
+QUICK = 2000
+MOST_ROWS = 16
+
+
+@torch.inference_mode()
+def write(run: Path, model: Model, data: Data) -> Path:
+    """Write `report.html` into the run and return its path.
+
+    The test split is measured quickly if `tessella evaluate` has not done so for the weights as they are.
+    """
+    spec = checkpoint.read_spec(run)
+    name = next(s for s in SPLITS if s in data.splits)
+    split = data.split(name)
+    e = stored(run, name) or evaluate(model, split, limit=QUICK, data=data.spec, split_name=name)
+    metrics = read_metrics(run / checkpoint.METRICS)
+    title = f"{model.name} on {_short(data.spec)}"
+    body = "\n".join(
+        [
+            _opening(title, spec, model, data, e, metrics),
+            _data(data),
+            _reconstructions(model, split, name),
+            _samples(model),
+            _interpolations(model, split, name),
+            _traversals(model, split),
+            _units(e),
+            _curves(metrics, model),
+            _numbers(e, model.schema),
+            _reproduce(run, spec, e, metrics),
+            f"<footer>Written by tessella {tessella.__version__}. This page holds everything it shows.</footer>",
+        ]
+    )
+    template = Template(resources.files("tessella").joinpath("report_template.html").read_text("utf-8"))
+    page = template.substitute(title=html.escape(title), body=body)
+    checkpoint.write_atomic(run / REPORT, lambda path: path.write_text(page, "utf-8"))
+    return run / REPORT
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; one that was cut off is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            lines.append(record)
+    return lines
+
+
+def _opening(title: str, spec: Spec, model: Model, data: Data, e: Evaluation, metrics: list[dict[str, Any]]) -> str:
+    schema = model.schema
+    one = "picture" if schema.is_picture else "example"
+    kind = f"pictures of {schema.shape[2]}x{schema.shape[1]}" if schema.is_picture else f"rows of {schema.dims} numbers"
+    spent = f", in {_duration(metrics[-1]['seconds'])}" if metrics else ""
+    others = "of the same" if e.split == "train" else "others that had no part in training"
+    lead = (
+        f"From {len(data.split('train')):,} {kind} this model learned{spent}, to describe each by "
+        f"{math.prod(model.latent_shape):,} numbers and to draw it again from those. "
+        f"Below is how well it does on {e.examples:,} {others}."
+    )
+    known = spec.model in registry.names("model")
+    what = registry.find("model", spec.model).summary if known else "a composition of one's own"
+    cards = []
+    if e.bound is not None and e.bits_per_dim is not None:
+        cards.append((f"{e.bits_per_dim:.3f}", "bits per dimension, at most: what saying one number of the data costs"))
+        if schema.values != "real":
+            raw = schema.dims * math.log(2) * (8 if schema.values == "bytes" else 1)
+            cards.append((size_text(e.bound), f"a {one}, against {size_text(raw)} stored raw"))
+    if e.psnr is not None:
+        cards.append((psnr_text(e.psnr), "PSNR: how close reconstructions come; more is better"))
+    if e.active_units is not None and e.kl_per_unit is not None:
+        cards.append((f"{e.active_units:,} of {len(e.kl_per_unit):,}", "latent units are in use"))
+    shown = "".join(f'<div class="card"><b>{html.escape(v)}</b><span>{html.escape(m)}</span></div>' for v, m in cards)
+    why = "" if e.bound is not None else (
+        "<p>An autoencoder has no prior over its latents: it does not say which of them are plausible. So nothing can "
+        "be sampled from it, and no probability, no bound and no bits per dimension can be said of the data. "
+        "What it can do is give examples back.</p>"
+    )  # fmt: skip
+    return (
+        f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>'
+        f'<p class="soft">{html.escape(spec.model)}: {html.escape(what)}</p><div class="cards">{shown}</div>{why}'
+    )
+
+
+def _data(data: Data) -> str:
+    lines = "".join(blocks.row(*line.split(maxsplit=1)) for line in describe(data).splitlines())
+    caption = "Some of what it learned from, as stored." + (
+        " A row is a class." if data.schema.classes and data.split("train").labels is not None else ""
+    )
+    return f"<h2>The data</h2>{blocks.figure(contact_sheet(data), caption, widest=560)}<table>{lines}</table>"
+
+
+def _reconstructions(model: Model, split: Split, name: str) -> str:
+    columns = blocks.columns_of(model.schema)
+    pairs = look.reconstruct(model, split.batch(look.some(split, 3 * columns)), columns)
+    caption = (
+        f"Examples of the {name} split, and below each row of them what the model gives back after squeezing each "
+        "through its latent."
+    )
+    labels = ["as it is", "given back"] * (len(pairs) // 2)
+    return f"<h2>Reconstructions</h2>{blocks.labelled_rows(pairs, labels, model.schema, caption)}"
+
+
+def _samples(model: Model) -> str:
+    if not model.has_prior:
+        return ""
+    columns, classes = blocks.columns_of(model.schema), model.schema.classes
+    text = (
+        "None of these exists. A latent is drawn from the prior, and the model draws what it stands for "
+        "(the mean of p(x | z))."
+    )
+    if model.conditional and len(classes) <= MOST_ROWS:
+        rows = look.sample(model, columns * len(classes))
+        figure = blocks.labelled_rows(rows, classes, model.schema, f"{text} A row is a class that was asked for.")
+    else:
+        drawn = look.sample(model, columns * 4).flatten(0, 1)[: columns * 4]
+        figure = blocks.sheet(look.in_rows(drawn, columns, model.schema.low), model.schema, text)
+    return f"<h2>Samples</h2>{figure}"
+
+
+def _interpolations(model: Model, split: Split, name: str) -> str:
+    columns = blocks.columns_of(model.schema)
+    chosen = look.some(split, 8)
+    half = len(chosen) // 2
+    columns = max(4, columns)
+    if not half:
+        return ""
+    walks = look.interpolate(model, split.batch(chosen[:half]), split.batch(chosen[half : 2 * half]), columns - 2)
+    caption = (
+        f"At the ends two examples of the {name} split; between them the model's drawings of latents on the way from "
+        "one to the other."
+    )
+    return f"<h2>From one to another</h2>{blocks.sheet(walks, model.schema, caption)}"
+
+
+def _traversals(model: Model, split: Split) -> str:
+    units = look.survey(model, split)
+    chosen = units.order[:10]
+    columns = (blocks.columns_of(model.schema) - 1) // 2 * 2 + 1
+    example = split.batch(look.some(split, 1))
+    rows = look.traverse(model, example, units, chosen, steps=columns)
+    moved = "channel of the latent grid" if len(model.latent_shape) > 1 else "latent unit"
+    first = "those that say most first" if units.rate is not None else "those that vary most first"
+    caption = (
+        f"One example redrawn with one {moved} moved and all else kept, from -2.5 to 2.5 standard deviations about its "
+        f"mean; {first}."
+    )
+    return f"<h2>One unit at a time</h2>{blocks.labelled_rows(rows, look.named(units, chosen), model.schema, caption)}"
+
+
+def _units(e: Evaluation) -> str:
+    if e.kl_per_unit is None or e.active_units is None:
+        return ""
+    caption = (
+        "What each latent unit says of an example on average (KL to the prior), sorted. Together the bars are the "
+        f"rate, {e.rate:.2f} nats. A unit under {ACTIVE:g} nats is not in use."
+    )
+    chart = bar_chart(sorted(e.kl_per_unit, reverse=True), e.active_units)
+    return f"<h2>What each unit says</h2><figure>{chart}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _curves(metrics: list[dict[str, Any]], model: Model) -> str:
+    wanted = [("distortion", "distortion, nats"), ("mse", "squared error, stored units")]
+    if model.has_prior:
+        wanted = [("bits_per_dim", "bits per dimension"), ("distortion", "distortion, nats"), ("rate", "rate, nats")]
+    seconds = max((m.get("seconds") or 0 for m in metrics), default=0)
+    per, unit = (60, "minutes") if seconds >= 120 else (1, "seconds")
+    charts = []
+    for key, title in wanted:
+        lines = {
+            kind: [(m["seconds"] / per, m[key]) for m in metrics if m.get("kind") == kind and _is_number(m.get(key))]
+            for kind in ("train", "valid")
+        }
+        if any(len(points) > 1 for points in lines.values()):
+            charts.append(line_chart(lines, title, f"{unit} of training"))
+    if not charts:
+        return "<h2>Training</h2><p>It was too short to draw curves of.</p>"
+    caption = (
+        '<span class="key"><i class="t"></i>training batches, with the weights as they move</span> '
+        '<span class="key"><i></i>validation split, with the averaged weights that are kept</span>. '
+        f"Lower {wanted[0][1].partition(',')[0]} is better. The first moments may run off the top."
+    )
+    figure = f'<div class="charts">{"".join(charts)}</div><figcaption>{caption}</figcaption>'
+    return f"<h2>Training</h2><figure>{figure}</figure>"
+
+
+def _numbers(e: Evaluation, schema: Schema) -> str:
+    rows = "".join(blocks.row(n.name, n.value, n.meaning) for n in numbers(e, schema))
+    intro = f"Averages over {e.examples:,} examples of the {e.split} split. A nat is {1 / math.log(2):.3f} bits. " + (
+        "A file coder built on this model would need the bound's number of bits." if e.bound is not None else ""
+    )
+    head = "<tr><th>what</th><th>value</th><th>what it means</th></tr>"
+    return f"<h2>The numbers</h2><p>{intro}</p><table>{head}{rows}</table>"
+
+
+def _reproduce(run: Path, spec: Spec, e: Evaluation, metrics: list[dict[str, Any]]) -> str:
+    samples = f" --importance-samples {e.importance_bound.samples}" if e.importance_bound else ""
+    out = shlex.quote(str(run))
+    steps = f"# it took {metrics[-1]['step']:,} steps in {_duration(metrics[-1]['seconds'])}\n" if metrics else ""
+    commands = f"{train_command(spec, run)}\n{steps}tessella evaluate {out}{samples}\ntessella report {out}"
+    versions = {
+        "trained with": f"tessella {spec.tessella}, seed {spec.training.get('seed', 0)}",
+        "page written with": f"tessella {tessella.__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+        "on": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+    }
+    table = "".join(blocks.row(name, version) for name, version in versions.items())
+    return (
+        f"<h2>How to reproduce</h2><pre>{html.escape(commands)}</pre><table>{table}</table>"
+        f"<details><summary>the run's specification</summary><pre>{html.escape(spec.to_json())}</pre></details>"
+    )
+
+
+def train_command(spec: Spec, run: Path) -> str:
+    """The command line that starts such a run, with every option that is not the default."""
+    words = ["tessella", "train", spec.model, "--data", str(spec.data.get("spec", "?")), "--out", str(run)]
+    shown = {k: v for k, v in spec.data.items() if k not in ("spec", "seed")}
+    given = {**asdict(spec.options), **spec.training, **shown}
+    usual = {**asdict(ModelOptions()), **asdict(TrainOptions(steps=1)), "steps": None, "minutes": None}
+    if spec.model == "beta-vae":
+        usual["beta"] = 4.0
+    for name, value in given.items():
+        if value is None or value == usual.get(name):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        values = [] if value is True else list(value) if isinstance(value, list | tuple) else [value]
+        words += [flag, *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+    return shlex.join(words)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def _short(spec: str) -> str:
+    return os.path.basename(spec.rstrip("/")) or spec
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or "an unnamed processor"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,145 @@
+"""The numbers in words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tessella.evaluation.bounds import ACTIVE
+from tessella.evaluation.codebook import level_name
+from tessella.evaluation.collapse import MOVES
+from tessella.records import CodesEvaluation, CollapseEvaluation, Evaluation, LevelEvaluation, Schema
+
+
+@dataclass(frozen=True)
+class Number:
+    """One line of a table: what, how much, and what that means in words."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+def numbers(e: Evaluation, schema: Schema) -> list[Number]:
+    """What an evaluation says, line by line."""
+    one = "picture" if schema.is_picture else "example"
+    lines = []
+    if e.bound is not None and e.bits_per_dim is not None and e.rate is not None:
+        lines += [
+            Number("bits per dimension", f"{e.bits_per_dim:.3f}", _against_raw(e.bound, schema, one)),
+            Number(
+                "bound", f"{e.bound:.2f} nats", f"rate + distortion: at least the model's surprise -log p(x) at a {one}"
+            ),
+            Number("rate", f"{e.rate:.2f} nats", f"of it spent on saying the latent: {e.rate / math.log(2):.1f} bits"),
+            Number("distortion", f"{e.distortion:.2f} nats", f"of it spent on saying the {one}, given the latent"),
+        ]
+    else:
+        lines += [
+            Number("bound", "none", "without a prior over latents no probability of the data can be said"),
+            Number(
+                "distortion",
+                f"{e.distortion:.2f} nats",
+                f"-log p(x | z): the {one}, given its latent; the latent is not paid for",
+            ),
+        ]
+    if e.importance_bound is not None:
+        b = e.importance_bound
+        meaning = f"the same bound, tighter: {b.bits_per_dim:.3f} bits per dimension from {b.samples} draws an example"
+        lines.append(Number("importance bound", f"{b.nats:.2f} nats", meaning))
+    if e.active_units is not None and e.kl_per_unit is not None:
+        meaning = f"latent units that say more than {ACTIVE:g} nats on average; the others are ignored"
+        lines.append(Number("active units", f"{e.active_units:,} of {len(e.kl_per_unit):,}", meaning))
+    if e.codes is not None:
+        lines += _codes(e.codes, one)
+    if e.collapse is not None:
+        lines += _collapse(e.collapse, one, codes=e.codes is not None)
+    if e.psnr is not None and e.mse is not None:
+        error, span = math.sqrt(e.mse), schema.high - schema.low
+        meaning = f"reconstructions are off by {error:.3g} (root mean square) in a range of {span:g}"
+        lines.append(Number("PSNR", psnr_text(e.psnr), meaning))
+    lines.append(Number("parameters", f"{e.parameters:,}", "numbers that training adjusted"))
+    return lines
+
+
+def psnr_text(psnr: float) -> str:
+    return "exact" if math.isinf(psnr) else f"{psnr:.1f} dB"
+
+
+def _codes(codes: CodesEvaluation, one: str) -> list[Number]:
+    """How the codes are used; of several levels each by itself."""
+    lines, levels = [], len(codes.levels)
+    for level, of in enumerate(codes.levels):
+        name = level_name(level, levels)
+        which = f", {name.removeprefix('the ')}" if name else ""
+        used = f"{100 * of.code_usage:.1f} %"
+        lines += [
+            Number(
+                f"codes{which}", f"{of.codes_per_example:,} of {of.codebook_size:,}", _of_bits(of, one, codes.learned)
+            ),
+            Number(f"code usage{which}", used, f"of the {of.codebook_size:,} values of a code occur in this split"),
+            Number(
+                f"perplexity{which}",
+                f"{of.perplexity:,.0f} of {of.codebook_size:,}",
+                "codes are used as evenly as if there were so many, each as often as any other",
+            ),
+        ]
+        if levels > 1:
+            alone = "this level alone, the finer ones left blank" if level < levels - 1 else "all levels"
+            lines.append(Number(f"distortion{which}", f"{of.distortion:.2f} nats", f"-log p(x | z) with {alone}"))
+    if codes.learned:
+        rate = sum(of.rate for of in codes.levels)
+        saved = 100 * (1 - rate / codes.rate_uniform)
+        words = f"what the codes cost if all are held equally plausible; the learned prior saves {saved:.0f} %"
+        lines.append(Number("rate, uniform prior", f"{codes.rate_uniform:.2f} nats", words))
+    return lines
+
+
+def _of_bits(of: LevelEvaluation, one: str, learned: bool) -> str:
+    each = of.rate_uniform / of.codes_per_example / math.log(2)
+    words = f"a {one} becomes {of.codes_per_example:,} integers below {of.codebook_size:,}, {each:.3g} bits each"
+    return f"{words}; {of.rate / of.codes_per_example / math.log(2):.2f} under the learned prior" if learned else words
+
+
+def _collapse(c: CollapseEvaluation, one: str, *, codes: bool) -> list[Number]:
+    """Whether the latent is used."""
+    lines = [
+        Number(
+            "exchange cost",
+            f"{c.shuffle_cost:.2f} nats",
+            f"what is lost of log p(x | z) when {one}s are drawn from each other's latents; near zero: z goes unused",
+        ),
+        Number(
+            "information",
+            f"{c.mutual_information:.2f} of {c.mutual_information_ceiling:.2f} nats",
+            f"what the latent tells of which of {c.examples:,} {one}s it is of, and what there is to tell",
+        ),
+    ]
+    if c.active_units is not None:
+        unit, moved = ("codes", "differ") if codes else ("units", f"move (variance of their mean above {MOVES:g})")
+        meaning = f"latent {unit} that {moved} from {one} to {one}"
+        lines.append(Number(f"{unit} that move", f"{c.active_units:,} of {c.units:,}", meaning))
+    return lines
+
+
+def size_text(nats: float) -> str:
+    """Nats as the size of a file: `3.1 kB`."""
+    size = nats / math.log(2) / 8
+    for unit in ("bytes", "kB", "MB"):
+        if abs(size) < 1000 or unit == "MB":
+            break
+        size /= 1000
+    return f"{size:.0f} bytes" if unit == "bytes" and size >= 10 else f"{size:.1f} {unit}"
+
+
+def _against_raw(bound: float, schema: Schema, one: str) -> str:
+    if schema.values == "real":
+        return (
+            "of a density, which depends on the data's unit and may be negative: compare models of the same data only"
+        )
+    raw = schema.dims * math.log(2) * (8 if schema.values == "bytes" else 1)
+    each = "8 bits a number" if schema.values == "bytes" else "one bit a number"
+    if bound <= 0:
+        return f"about nothing a {one}"
+    ratio = raw / bound
+    compared = f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"
+    return f"{size_text(bound)} a {one}, {compared} than stored raw at {each} ({size_text(raw)})"
