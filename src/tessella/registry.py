@@ -126,6 +126,12 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry("code-prior", "uniform", "tessella.priors.uniform:Uniform", "every code as likely as any other"),
     Entry(
         "code-prior",
+        "pixelcnn",
+        "tessella.priors.pixelcnn:PixelCNN",
+        "gated PixelCNN: code after code in raster order, by causal convolutions",
+    ),
+    Entry(
+        "code-prior",
         "transformer",
         "tessella.priors.transformer:CausalTransformer",
         "causal transformer: code after code in raster order, with cached keys and values",

@@ -1,0 +1,196 @@
+"""Causal convolutions: what is known of each position of a grid by those before it in raster order.
+
+The gated PixelCNN's two stacks (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders",
+section 2.2 and figure 2), which together see all that comes before, without a blind spot: a vertical one of the rows
+above, and a horizontal one of the positions to the left in the same row, which is told at every layer what the
+vertical one knows. Masks are shifts: convolutions are padded at the top and at the left only, as in PixelCNN++
+(Salimans et al. 2017, section 2.3), so that nothing is multiplied by zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import cast, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS, SIDE, LEFT = 3, 3, 4
+"""What the first layer sees: rows above, positions to either side of the one above, positions to the left."""
+
+
+@final
+class GatedLayer(nn.Module):
+    """One layer of both stacks, `v + gate(K_v * v)`, then `h + gate(K_h * h + W v)`, with `gate(a, b) = a sigmoid(b)`.
+
+    K_v is 2 x 3, of the position's row and the one before (the stack begins a row above its position), K_h is 1 x 2.
+    The gate is PixelCNN++'s, without the tanh.
+
+    Args:
+        above: channels of the vertical stack.
+        width: channels of the horizontal one.
+        scale: factor on the initial weights; 1 / sqrt(layers) keeps the variance of the sum.
+    """
+
+    def __init__(self, above: int, width: int, scale: float) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(above, 2 * above, (2, 3))
+        self.right = nn.Conv2d(width, 2 * width, (1, 2))
+        self.link = nn.Conv2d(above, 2 * width, 1, bias=False)
+        with torch.no_grad():
+            for conv in (self.down, self.right, self.link):
+                conv.weight.mul_(scale)
+
+    def forward(self, v: Tensor, h: Tensor, keep: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        dv = gate(self.down(F.pad(v, (1, 1, 1, 0))), 1)
+        v = v + dv if keep is None else torch.addcmul(v, dv, keep[0].to(dv.dtype))
+        dh = gate(self.right(F.pad(h, (1, 0))) + self.link(v), 1)
+        return v, h + dh if keep is None else torch.addcmul(h, dh, keep[1].to(dh.dtype))
+
+
+def gate(u: Tensor, axis: int) -> Tensor:
+    """`a * sigmoid(b)` of the two halves of `u`."""
+    a, b = u.chunk(2, axis)
+    return a * torch.sigmoid(b)
+
+
+@final
+class CausalConv(nn.Module):
+    """Values `[B, inputs, H, W]` to features `[B, width, H, W]`; those at i depend on the values before i only.
+
+    Args:
+        inputs: channels of the values.
+        width: channels of the horizontal stack, and of the features.
+        depth: layers.
+        context: channels of a feature map that every position may see, at its place; 0: there is none.
+    """
+
+    def __init__(self, inputs: int, width: int, depth: int, *, context: int = 0) -> None:
+        super().__init__()
+        self.inputs, self.width, self.above = inputs, width, width
+        self.top = nn.Conv2d(inputs, self.above, (ROWS, 2 * SIDE + 1))
+        self.left = nn.Conv2d(inputs, width, (1, LEFT))
+        self.context = nn.Conv2d(context, self.above + width, 1) if context else None
+        self.layers = nn.ModuleList([GatedLayer(self.above, width, 1 / math.sqrt(depth)) for _ in range(depth)])
+        self.last = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """All positions at once.
+
+        Args:
+            x: `[B, inputs, H, W]`.
+            context: `[B, context, H, W]`, or with 1 for B, H or W where it is the same for all.
+            keep: dropout, `[B, depth, 2 width]`: factors on what each layer adds to each channel of the two stacks.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        v = self.top(F.pad(x, (SIDE, SIDE, ROWS, -1)))
+        h = self.left(F.pad(x, (LEFT, -1)))
+        if self.context is not None and context is not None:
+            to_v, to_h = self.context(context).split([self.above, self.width], 1)
+            v, h = v + to_v, h + to_h
+        for number, layer in enumerate(self.layers):
+            parts = None
+            if keep is not None:
+                of_v, of_h = keep[:, number, :, None, None].split([self.above, self.width], 1)
+                parts = of_v, of_h
+            v, h = layer(v, h, parts)
+        return F.silu(self.last(F.silu(h)))
+
+
+@final
+class CausalWalk:
+    """A `CausalConv` at one position after another, without computing those before it again. No gradients.
+
+    At the start of a row the vertical stack is computed for all of it, then the horizontal one position by position.
+    In the weights' precision whatever the autocast.
+
+    Args:
+        network: its weights are read now.
+        batch, height, width: B, H, W.
+        context: as of `CausalConv.forward`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, network: CausalConv, batch: int, height: int, width: int, context: Tensor | None = None) -> None:
+        like = network.last.weight
+        self._network, self._width, self._row, self._column = network, width, 0, 0
+        layers = cast(Iterable[GatedLayer], network.layers)
+        self._cells = [_Cell(layer, batch, width) for layer in layers]
+        self._entry = _flat(network.left)
+        self._exit = _flat(network.last)
+        self._rows = like.new_zeros(batch, ROWS, width + 2 * SIDE, network.inputs)
+        self._values = like.new_zeros(batch, LEFT + width, network.inputs)
+        self._contexts: Tensor | None = None
+        if network.context is not None and context is not None:
+            with torch.autocast(like.device.type, enabled=False):
+                vectors = network.context(context.to(like.dtype)).expand(batch, -1, height, width)
+            self._contexts = vectors.permute(2, 0, 3, 1)
+
+    @torch.no_grad()
+    def features(self) -> Tensor:
+        """`[B, width]` at the next position: what `CausalConv.forward` gives there."""
+        with torch.autocast(self._rows.device.type, enabled=False):
+            if self._column == 0:
+                self._begin_row()
+            c = self._column
+            h = torch.addmm(self._lefts[:, c], self._values[:, c : c + LEFT].flatten(1), self._entry[0])
+            for cell in self._cells:
+                h = cell(h, c)
+            bias, weight = self._exit[1], self._exit[0]
+            return F.silu(torch.addmm(bias, F.silu(h), weight))
+
+    @torch.no_grad()
+    def put(self, values: Tensor) -> None:
+        """The values `[B, inputs]` at that position; then it is the next one's turn."""
+        self._values[:, LEFT + self._column] = values
+        self._column += 1
+        if self._column == self._width:
+            self._rows = self._rows.roll(-1, 1)
+            self._rows[:, -1, SIDE : SIDE + self._width] = self._values[:, LEFT:]
+            self._values.zero_()
+            self._row, self._column = self._row + 1, 0
+
+    def _begin_row(self) -> None:
+        """The vertical stack of this row, and what it tells the horizontal one."""
+        v = self._network.top(self._rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, 0]
+        lefts = self._entry[1].expand(*v.shape[:2], -1)
+        if self._contexts is not None:
+            to_v, to_h = self._contexts[self._row].split([self._network.above, self._network.width], 2)
+            v, lefts = v + to_v, lefts + to_h
+        self._lefts = lefts
+        for cell in self._cells:
+            v = cell.begin_row(v)
+
+
+@final
+class _Cell:
+    """One layer's weights as matrices, and what it has seen: `[B, columns, channels]` of a row."""
+
+    def __init__(self, layer: GatedLayer, batch: int, width: int) -> None:
+        self.layer = layer
+        self.weight, self.bias = _flat(layer.right)
+        self.link = _flat(layer.link)[0]
+        self.v = self.weight.new_zeros(batch, 2, width + 2, layer.link.in_channels)
+        self.h = self.weight.new_zeros(batch, width + 1, layer.right.in_channels)
+
+    def begin_row(self, v: Tensor) -> Tensor:
+        """The vertical stack's next row, `[B, W, above]` to the same."""
+        self.v[:, 0] = self.v[:, 1]
+        self.v[:, 1, 1:-1] = v
+        v = v + gate(self.layer.down(self.v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, 0], 2)
+        self.told = v @ self.link + self.bias
+        return v
+
+    def __call__(self, h: Tensor, column: int) -> Tensor:
+        """The horizontal stack at a position, `[B, width]` to the same."""
+        self.h[:, column + 1] = h
+        seen = self.h[:, column : column + 2].flatten(1)
+        return h + gate(torch.addmm(self.told[:, column], seen, self.weight), 1)
+
+
+def _flat(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """A convolution along a row as a matrix `[columns * inputs, outputs]` with its bias `[outputs]`."""
+    weight = conv.weight.detach()[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()
+    return weight, weight.new_zeros(weight.shape[1]) if conv.bias is None else conv.bias.detach()

@@ -1,0 +1,101 @@
+"""The gated PixelCNN over codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tessella.contracts import CodePrior
+from tessella.networks.causal_conv import CausalConv, CausalWalk
+from tessella.networks.transformer import CodeEmbedding, GridEmbedding
+from tessella.noise import Noise
+from tessella.priors.head import CodeHead
+from tessella.records import Sampling
+
+WIDTH, DEPTH, DROPOUT = 128, 8, 0.1
+EMBEDDED = 64
+
+
+@final
+class PixelCNN(CodePrior):
+    """p(codes) = prod_p p(codes at p | codes before p), in raster order, by causal convolutions.
+
+    The gated PixelCNN of van den Oord et al. (2016, "Conditional image generation with PixelCNN decoders", section 2),
+    which VQ-VAE and VQ-VAE-2 took as their prior: no blind spot, residual, conditional on a class and on a coarser
+    level. A position's C codes go in as the sum of their embeddings and come out of a `CodeHead` one by one. Every
+    position is also told its place in the grid.
+
+    Args:
+        code_shape, codebook_size, context_channels, classes: as in `CodePrior`.
+        width: channels of each stack.
+        depth: layers.
+
+    Attributes:
+        dropout: share of the channels that training leaves out of what a layer adds, for an example as a whole
+            (Tompson et al. 2015, section 3.2); which ones, the noise decides, and without noise none.
+    """
+
+    def __init__(
+        self,
+        code_shape: tuple[int, ...],
+        codebook_size: int,
+        *,
+        context_channels: int = 0,
+        classes: int = 0,
+        width: int | None = None,
+        depth: int | None = None,
+    ) -> None:
+        super().__init__()
+        count, *grid = code_shape
+        self.width, self.depth, self.dropout = width or WIDTH, depth or DEPTH, DROPOUT
+        self.code_shape, self.codebook_size, self.classes = code_shape, codebook_size, classes
+        self.embed = CodeEmbedding(count, codebook_size, EMBEDDED)
+        self.given = GridEmbedding(tuple(grid), self.width, context_channels=context_channels, classes=classes)
+        self.trunk = CausalConv(EMBEDDED, self.width, self.depth, context=self.width)
+        self.head = CodeHead(self.width, count, codebook_size)
+
+    def forward(
+        self, codes: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, noise: Noise | None = None
+    ) -> Tensor:
+        batch, _, *grid = codes.shape
+        values = self.embed(codes.flatten(2)).transpose(1, 2).unflatten(2, grid)
+        features = self.trunk(values, self._given(label, context), self._keep(batch, noise, codes.device))
+        return self.head.log_prob(features.flatten(2).transpose(1, 2), codes.flatten(2)).view(codes.shape)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        noise: Noise,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        height, width = self.code_shape[1:]
+        positions = math.prod((height, width))
+        uniform = noise.uniform(count, *self.code_shape, device=self.trunk.last.weight.device).flatten(2)
+        codes = torch.empty(uniform.shape, dtype=torch.int64, device=uniform.device)
+        with torch.inference_mode():
+            walk = CausalWalk(self.trunk, count, height, width, self._given(label, context))
+            for p in range(positions):
+                codes[..., p] = self.head.draw(walk.features(), uniform[..., p], sampling)
+                walk.put(self.embed(codes[..., p : p + 1])[:, 0])
+                if progress is not None:
+                    progress(p + 1, positions)
+        return codes.view(count, *self.code_shape)
+
+    def _given(self, label: Tensor | None, context: Tensor | None) -> Tensor:
+        """Place, label and context as a feature map `[B or 1, width, h, w]`."""
+        return self.given(label, context).transpose(1, 2).unflatten(2, self.code_shape[1:])
+
+    def _keep(self, batch: int, noise: Noise | None, device: torch.device) -> Tensor | None:
+        if noise is None or not self.training or not self.dropout:
+            return None
+        keep = noise.uniform(batch, self.depth, 2 * self.width, device=device) >= self.dropout
+        return keep / (1 - self.dropout)
