@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("networks",),
     ("likelihoods", "bottlenecks", "priors"),
     ("models", "spec"),
-    ("training", "checkpoint", "monitor", "evaluation"),
+    ("training", "fitting", "checkpoint", "monitor", "evaluation"),
     ("uses",),
     ("cli", "__main__", "commands", "report", "sklearn", "studio"),
 )

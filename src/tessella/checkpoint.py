@@ -4,6 +4,8 @@ spec.json            what was built, on which data
 model.safetensors    the averaged weights: the model to use
 state/last.safetensors   raw weights, optimizer and progress: enough to go on
 metrics.jsonl, tensorboard/, pictures/, report.html
+codes.safetensors    the codes of the data, made once to fit priors on
+priors/KIND/         a prior over the codes: a run of its own
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +27,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tessella import registry
+from tessella.contracts import CodePrior
 from tessella.errors import RunError
+from tessella.models.codes import CodeModel
 from tessella.models.model import Model
-from tessella.spec import Spec
+from tessella.spec import VERSION, Spec
 
 SPEC, MODEL, STATE, METRICS = "spec.json", "model.safetensors", "state/last.safetensors", "metrics.jsonl"
+CODES, PRIORS = "codes.safetensors", "priors"
 
 
 @dataclass(frozen=True)
@@ -129,11 +137,19 @@ def read_tensors(path: Path) -> State:
     return State(tensors, progress)
 
 
-def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu", into: Model | None = None) -> Model:
+def load(
+    run: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    into: Model | None = None,
+    prior: str | None = None,
+) -> Model:
     """The trained model of a run: averaged weights, evaluation mode.
 
     Args:
         into: a model to load the weights into, for a composition of your own that the catalogue does not know.
+        prior: of a model of codes, the kind of prior to use, or `uniform`; by default the fitted one with the lowest
+            rate on the validation split, and the uniform one if none was fitted on these weights.
 
     Raises:
         RunError: if the run is missing, damaged, from a newer version, or its weights do not fit its specification.
@@ -146,7 +162,141 @@ def load(run: str | os.PathLike[str], *, device: str | torch.device = "cpu", int
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{path} does not fit {SPEC} beside it: one of them is from another run") from error
+    if isinstance(model, CodeModel):
+        home = _chosen_prior(Path(run), prior)
+        if home is not None:
+            load_prior(home, model)
+    elif prior is not None:
+        raise RunError(f"{run} has no codes, so no prior {prior!r} over them: leave it out, or train a vqvae")
     return model.to(device).eval()
+
+
+# priors over codes
+
+
+@dataclass(frozen=True)
+class PriorSpec:
+    """A prior and what it was fitted on: the content of `priors/KIND/spec.json`.
+
+    Attributes:
+        kind: a name of the catalogue.
+        codes: fingerprint of the weights whose codes it was fitted on.
+        width, depth: of its networks; None: the kind's own.
+        class_conditional: whether it sees labels.
+        training: the options that fitting was started with.
+        rate: mean rate on the validation split in nats, once it is known.
+    """
+
+    kind: str
+    codes: str
+    width: int | None = None
+    depth: int | None = None
+    class_conditional: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    tessella: str = ""
+    rate: float | None = None
+    version: int = VERSION
+
+    def with_rate(self, rate: float) -> PriorSpec:
+        return replace(self, rate=rate)
+
+
+def prior_home(run: Path, kind: str) -> Path:
+    """The folder of a run's prior of that kind."""
+    return run / PRIORS / kind
+
+
+def fingerprint(run: str | os.PathLike[str]) -> str:
+    """12 hexadecimal digits that name the weights of a run: what their codes are codes of.
+
+    Raises:
+        RunError: if there are no weights.
+    """
+    path = Path(run) / MODEL
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {})["sha256"][:12]
+    except (SafetensorError, OSError, KeyError) as error:
+        raise RunError(f"{path} is missing or damaged: train the run first") from error
+
+
+def write_prior_spec(home: Path, spec: PriorSpec) -> None:
+    write_atomic(home / SPEC, lambda path: path.write_text(json.dumps(asdict(spec), indent=2)))
+
+
+def read_prior_spec(home: Path) -> PriorSpec:
+    """The specification of a fitted prior.
+
+    Raises:
+        RunError: if there is none, or it is damaged or newer than this package.
+    """
+    path = home / SPEC
+    if not path.is_file():
+        have = sorted(p.parent.name for p in home.parent.glob(f"*/{SPEC}"))
+        raise RunError(
+            f"{home} holds no prior; there are: {', '.join(have) or 'none yet, tessella prior RUN fits one'}"
+        )
+    try:
+        record = json.loads(path.read_text())
+        if record["version"] > VERSION:
+            raise RunError(f"{path} has version {record['version']}; this tessella reads up to {VERSION}: upgrade it")
+        return PriorSpec(**record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is not a specification that tessella wrote ({error})") from error
+
+
+def priors_of(model: CodeModel, spec: PriorSpec) -> list[CodePrior]:
+    """Priors as specified, one a level, with fresh weights."""
+    make = registry.find("code-prior", spec.kind).load()
+    size = {name: value for name in ("width", "depth") if (value := getattr(spec, name)) is not None}
+    classes = len(model.schema.classes) if spec.class_conditional else 0
+    return [
+        make(shape, quantizer.codebook_size, context_channels=context, classes=classes, **size)
+        for shape, quantizer, context in zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
+    ]
+
+
+def load_prior(home: Path, model: CodeModel) -> None:
+    """Let `model` use the fitted prior.
+
+    Raises:
+        RunError: if it is missing or damaged.
+    """
+    spec = read_prior_spec(home)
+    priors = priors_of(model, spec)
+    weights = read_tensors(home / MODEL).tensors
+    try:
+        torch.nn.ModuleDict({"priors": torch.nn.ModuleList(priors)}).load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"{home / MODEL} does not fit {SPEC} beside it: one of them is from another prior") from error
+    model.adopt([prior.to(model.device) for prior in priors])
+
+
+def _chosen_prior(run: Path, kind: str | None) -> Path | None:
+    """The folder of the prior to use; None for the uniform one.
+
+    Raises:
+        RunError: if the prior asked for was fitted on other weights.
+    """
+    if kind == "uniform":
+        return None
+    now = fingerprint(run)
+    if kind is not None:
+        home = prior_home(run, kind)
+        spec = read_prior_spec(home)
+        if spec.codes != now:
+            raise RunError(f"{home} was fitted on codes of other weights ({spec.codes}, now {now}): fit it again")
+        return home
+    homes = sorted(path.parent for path in (run / PRIORS).glob(f"*/{SPEC}"))
+    known = [(home, read_prior_spec(home)) for home in homes if (home / MODEL).is_file()]
+    if known and not any(spec.codes == now for _, spec in known):
+        warnings.warn(
+            f"the priors in {run / PRIORS} were fitted on codes of other weights, so the uniform one is used: "
+            "fit them again with tessella prior",
+            stacklevel=3,
+        )
+    fit = [(math.inf if spec.rate is None else spec.rate, home) for home, spec in known if spec.codes == now]
+    return min(fit)[1] if fit else None
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -72,7 +72,8 @@ class Sampling:
     """How freely is drawn: probabilities are sharpened by the temperature, then cut off, then drawn from.
 
     Attributes:
-        temperature: a factor on the deviation of real numbers; what the logits of codes are divided by (0: the likeliest).
+        temperature: of real numbers a factor on the deviation; of codes the logits are divided by it (0: the
+            likeliest).
         top_k: of codes, only the k likeliest values of each; None: all.
         top_p: of codes, only the likeliest values that hold this share of the probability (Holtzman et al. 2020,
             section 3.1); None: all.
