@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import common
 from startup import script
@@ -32,6 +32,8 @@ class Recipe:
 
     Attributes:
         train, evaluate: what follows `tessella train` and `tessella evaluate RUN`; `{data}` is the data's folder.
+        prior: what follows `tessella prior RUN`, for a model of codes; empty for others.
+        better: whether a lower or a higher figure is.
         claim: what the figure is.
         figure: where it stands in an evaluation.
         bar: the figure to reach at least; `goal` to be glad of.
@@ -46,12 +48,37 @@ class Recipe:
     unit: str
     examples: int
     goal: float | None = None
+    prior: str = ""
+    better: Literal["lower", "higher"] = "lower"
+
+    @property
+    def split(self) -> str:
+        """The split that is evaluated."""
+        words = shlex.split(self.evaluate)
+        return words[words.index("--split") + 1] if "--split" in words else "test"
+
+    def meets(self, figure: float | None, wanted: float | None) -> bool:
+        """Whether the figure is as good as wanted."""
+        if figure is None or wanted is None:
+            return False
+        return figure <= wanted if self.better == "lower" else figure >= wanted
 
 
 def importance_nats(evaluation: Evaluation) -> float | None:
     """The importance-weighted bound, if it is of 500 samples at least."""
     bound = evaluation["importance_bound"]
     return bound["nats"] if bound and bound["samples"] >= 500 else None
+
+
+def bound_with_codes_in_use(evaluation: Evaluation) -> float | None:
+    """The bound, if shuffling the codes between examples costs more than 5 nats."""
+    used = evaluation["collapse"] and evaluation["collapse"]["shuffle_cost"] > 5
+    return evaluation["bound"] if used else None
+
+
+def bits_with_codes_in_use(evaluation: Evaluation) -> float | None:
+    """Bits per dimension, under the same condition."""
+    return None if bound_with_codes_in_use(evaluation) is None else evaluation["bits_per_dim"]
 
 
 RECIPES = {
@@ -75,6 +102,48 @@ RECIPES = {
         unit=" bits/dim",
         examples=10_000,
     ),
+    "cifar10-vqvae": Recipe(
+        train="vqvae --data {data}/cifar10.npz --minutes 60 --quantizer fsq --codebook-size 64 --codes 2 "
+        "--batch-size 32 --mixtures 5",
+        prior="--kind pixelcnn --minutes 60",
+        evaluate="",
+        claim="CIFAR-10, VQ-VAE with independent pixels and a learned prior: bound, all test pictures",
+        figure=lambda evaluation: evaluation["bits_per_dim"],
+        bar=4.67,
+        goal=4.51,
+        unit=" bits/dim",
+        examples=10_000,
+    ),
+    "cifar10-usage-ema": Recipe(
+        train="vqvae --data {data}/cifar10.npz --minutes 5 --codebook-size 1024 --width 32 --depth 2",
+        evaluate="--split train --precision bfloat16",
+        claim="CIFAR-10, share of the 1024 codes of an EMA codebook in use over the training set",
+        figure=lambda evaluation: evaluation["codes"]["code_usage"],
+        bar=0.95,
+        unit="",
+        examples=45_000,
+        better="higher",
+    ),
+    "cifar10-usage-simvq": Recipe(
+        train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer simvq --codebook-size 16384 --width 32 --depth 2",
+        evaluate="--split train --precision bfloat16",
+        claim="CIFAR-10, share of the 16384 codes of SimVQ in use over the training set",
+        figure=lambda evaluation: evaluation["codes"]["code_usage"],
+        bar=0.95,
+        unit="",
+        examples=45_000,
+        better="higher",
+    ),
+    "cifar10-usage-fsq": Recipe(
+        train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer fsq --codebook-size 16384 --width 32 --depth 2",
+        evaluate="--split train --precision bfloat16",
+        claim="CIFAR-10, share of the 16384 codes of FSQ in use over the training set",
+        figure=lambda evaluation: evaluation["codes"]["code_usage"],
+        bar=0.95,
+        unit="",
+        examples=45_000,
+        better="higher",
+    ),
 }
 
 
@@ -87,19 +156,23 @@ def record_of(recipe: Recipe, run: Path) -> common.Record:
     Raises:
         SystemExit: if the run or its evaluation is missing, unfinished or not of the same weights.
     """
-    spec, evaluation, last = _finished(run)
+    spec, evaluation, last = _finished(run, recipe.split)
     training = spec["training"]
     budget = next(n for n in ("minutes", "epochs", "steps") if training[n] is not None)
     figure = recipe.figure(evaluation) if evaluation["examples"] >= recipe.examples else None
     evaluation["data"] = Path(evaluation["data"]).name
     evaluation.pop("kl_per_unit", None)  # thousands of numbers for a grid; the run has them
     claim = f"{recipe.claim}, {training[budget]:g} {budget}"
+    fitted = _fitted_prior(run) if recipe.prior else None
+    if fitted is not None:
+        claim += f" and {fitted['budget']} for the prior"
     return {
         "about": "a recipe through the command line: train, then evaluate",
-        "rows": [common.row(claim, recipe.bar, figure, unit=recipe.unit, better="lower")],
+        "rows": [common.row(claim, recipe.bar, figure, unit=recipe.unit, better=recipe.better)],
         "goal": recipe.goal,
-        "goal_reached": figure is not None and recipe.goal is not None and figure <= recipe.goal,
-        "commands": [command_of(spec), _evaluated(evaluation)],
+        "goal_reached": recipe.meets(figure, recipe.goal),
+        "commands": [command_of(spec), *([fitted["command"]] if fitted else []), _evaluated(evaluation)],
+        "prior": fitted,
         "budget": {budget: training[budget]},
         "seed": training["seed"],
         "steps": last["step"],
@@ -110,7 +183,7 @@ def record_of(recipe: Recipe, run: Path) -> common.Record:
     }
 
 
-def _finished(run: Path) -> tuple[dict[str, Any], Evaluation, dict[str, Any]]:
+def _finished(run: Path, split: str) -> tuple[dict[str, Any], Evaluation, dict[str, Any]]:
     try:
         spec = json.loads((run / "spec.json").read_text())
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -118,7 +191,7 @@ def _finished(run: Path) -> tuple[dict[str, Any], Evaluation, dict[str, Any]]:
         raise SystemExit(f"{run} is no run of tessella with metrics ({error})") from error
     if last["used"] < 1:
         raise SystemExit(f"{run} has used {last['used']:.0%} of its budget: finish it by tessella train --resume")
-    path = run / "evaluation-test.json"
+    path = run / f"evaluation-{split}.json"
     if not path.is_file():
         raise SystemExit(f"{path} is missing: tessella evaluate {run} first, with the recipe's options")
     evaluation = json.loads(path.read_text())
@@ -145,12 +218,44 @@ def command_of(spec: dict[str, Any]) -> str:
     return shlex.join([*words, "--out", "RUN"])
 
 
+def _fitted_prior(run: Path) -> dict[str, Any]:
+    """The prior that the run's evaluation used: the fitted one with the lowest rate on the validation split.
+
+    Raises:
+        SystemExit: if none is fitted to the end.
+    """
+    specs = [(json.loads(path.read_text()), path.parent) for path in (run / "priors").glob("*/spec.json")]
+    done = [(spec["rate"], spec, home) for spec, home in specs if spec["rate"] is not None]
+    if not done:
+        raise SystemExit(f"{run} has no fitted prior: tessella prior {run} first, with the recipe's options")
+    rate, spec, home = min(done, key=lambda entry: entry[0])
+    training = spec["training"]
+    budget = next(n for n in ("minutes", "epochs", "steps") if training[n] is not None)
+    defaults = {f.name: f.default for f in fields(TrainOptions)}
+    words = ["tessella", "prior", "RUN", "--kind", spec["kind"]]
+    chosen = {name: spec[name] for name in ("width", "depth", "class_conditional") if spec[name]}
+    chosen |= {name: value for name, value in training.items() if value != defaults[name]}
+    for name, value in chosen.items():
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    last = json.loads((home / "metrics.jsonl").read_text().splitlines()[-1])
+    return {
+        "kind": spec["kind"],
+        "validation_rate": rate,
+        "budget": f"{training[budget]:g} {budget}",
+        "seconds": last["seconds"],
+        "steps": last["step"],
+        "command": shlex.join(words),
+    }
+
+
 def _evaluated(evaluation: Evaluation) -> str:
     bound = evaluation["importance_bound"]
     samples = f" --importance-samples {bound['samples']}" if bound else ""
     seed = f" --seed {evaluation['seed']}" if evaluation["seed"] else ""
     precision = f" --precision {evaluation['precision']}" if evaluation["precision"] != "float32" else ""
-    return f"tessella evaluate RUN{samples}{seed}{precision}"
+    split = f" --split {evaluation['split']}" if evaluation["split"] != "test" else ""
+    return f"tessella evaluate RUN{split}{samples}{seed}{precision}"
 
 
 def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> list[str]:
@@ -184,7 +289,10 @@ def run_recipe(recipe: Recipe, data: Path, out: Path, minutes: float | None) -> 
     train = shlex.split(recipe.train.format(data=shlex.quote(str(data))))
     if minutes is not None:
         train[train.index("--minutes") + 1] = f"{minutes:g}"
-    for words in (["train", *train, "--out", str(out)], ["evaluate", str(out), *shlex.split(recipe.evaluate)]):
+    stages = [["train", *train, "--out", str(out)], ["evaluate", str(out), *shlex.split(recipe.evaluate)]]
+    if recipe.prior:
+        stages.insert(1, ["prior", str(out), *shlex.split(recipe.prior)])
+    for words in stages:
         done = subprocess.run([*script(), *words])
         if done.returncode:
             sys.exit(done.returncode)
@@ -202,6 +310,8 @@ def main() -> None:
     if chosen.recipe is None:
         for name, recipe in RECIPES.items():
             print(f"{name}: bar {recipe.bar:g}{recipe.unit}\n  tessella train {recipe.train.format(data='DATA')}")
+            if recipe.prior:
+                print(f"  tessella prior RUN {recipe.prior}")
         return
     recipe, run = RECIPES[chosen.recipe], chosen.record or chosen.out
     if run is None or (chosen.record is None and chosen.data is None):
