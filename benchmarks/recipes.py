@@ -125,7 +125,8 @@ RECIPES = {
         better="higher",
     ),
     "cifar10-usage-simvq": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer simvq --codebook-size 16384 --width 32 --depth 2",
+        train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer simvq --codebook-size 16384 "
+        "--width 32 --depth 2",
         evaluate="--split train --precision bfloat16",
         claim="CIFAR-10, share of the 16384 codes of SimVQ in use over the training set",
         figure=lambda evaluation: evaluation["codes"]["code_usage"],
@@ -254,7 +255,7 @@ def _evaluated(evaluation: Evaluation) -> str:
     samples = f" --importance-samples {bound['samples']}" if bound else ""
     seed = f" --seed {evaluation['seed']}" if evaluation["seed"] else ""
     precision = f" --precision {evaluation['precision']}" if evaluation["precision"] != "float32" else ""
-    split = f" --split {evaluation['split']}" if evaluation["split"] != "test" else ""
+    split = f" --split {evaluation['split']}" if evaluation.get("split", "test") != "test" else ""
     return f"tessella evaluate RUN{split}{samples}{seed}{precision}"
 
 
