@@ -241,10 +241,10 @@ def test_model_of_vectors(entry: Entry, features: int) -> None:
 @pytest.mark.parametrize("entry", entries_of("model"))
 @pytest.mark.parametrize("likelihood", names("likelihood"))
 def test_model_with_every_likelihood(entry: Entry, likelihood: str) -> None:
-    (values,) = find("likelihood", likelihood).values
-    schema = schema_of(values, (2, 5, 3))
-    model = entry.load()(schema, likelihood=likelihood, latent="grid", **TINY)
-    _check_terms(model(examples(schema), torch.tensor([0, 1, 2]), noise=Noise(0)), model)
+    for values in find("likelihood", likelihood).values:
+        schema = schema_of(values, (2, 5, 3))
+        model = entry.load()(schema, likelihood=likelihood, latent="grid", **TINY)
+        _check_terms(model(examples(schema), torch.tensor([0, 1, 2]), noise=Noise(0)), model)
 
 
 @pytest.mark.parametrize("entry", entries_of("model"))

@@ -27,7 +27,7 @@ from tessella.likelihoods import (
     logistic,
 )
 from tessella.records import Schema, Values
-from tessella.registry import entries
+from tessella.registry import entries, find
 
 PICTURE, VECTOR = (3, 4, 5), (6,)
 FALSE_ALARM = 1e-4
@@ -38,6 +38,10 @@ CASES = [
     for values in entry.values
     for shape in (PICTURE, VECTOR)
 ]
+
+
+CLOSED = [case for case in CASES if case.values[0] != "autoregressive"]
+"""Those that are a formula of their parameters, without a network of their own."""
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +148,7 @@ def test_keeps_the_contract(name: str, values: Values, shape: tuple[int, ...]) -
     repr(distribution)
 
 
-@pytest.mark.parametrize(("name", "values", "shape"), CASES)
+@pytest.mark.parametrize(("name", "values", "shape"), CLOSED)
 def test_gradient(name: str, values: Values, shape: tuple[int, ...]) -> None:
     small = (2, 1, 2) if len(shape) == 3 else (2,)
     likelihood = likelihood_for(schema_of(values, small), name)
@@ -155,7 +159,7 @@ def test_gradient(name: str, values: Values, shape: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(lambda p: likelihood(p).log_prob(x), (parameters,), **options)
 
 
-@pytest.mark.parametrize(("name", "values", "shape"), CASES)
+@pytest.mark.parametrize(("name", "values", "shape"), CLOSED)
 def test_autocast_changes_no_digit(name: str, values: Values, shape: tuple[int, ...]) -> None:
     likelihood = likelihood_for(schema_of(values, shape), name)
     half = random_parameters(likelihood).bfloat16()
@@ -193,13 +197,13 @@ def test_wrong_number_of_parameters_is_named(name: str, values: Values, shape: t
 def test_values_it_is_no_distribution_of_are_refused(name: str, values: Values, shape: tuple[int, ...]) -> None:
     kinds: tuple[Values, ...] = ("binary", "bytes", "real")
     for other in kinds:
-        if other != values:
+        if other not in find("likelihood", name).values:
             with pytest.raises(SpecError, match=f"--likelihood {default_name(other)}") as caught:
                 likelihood_for(schema_of(other, shape), name)
             assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "values", "shape"), CASES)
+@pytest.mark.parametrize(("name", "values", "shape"), CLOSED)
 def test_initial_bias_is_a_fair_start(name: str, values: Values, shape: tuple[int, ...]) -> None:
     schema = schema_of(values, shape)
     likelihood = likelihood_for(schema, name)

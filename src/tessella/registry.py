@@ -69,6 +69,13 @@ CATALOGUE: tuple[Entry, ...] = (
         ("real",),
     ),
     Entry(
+        "likelihood",
+        "autoregressive",
+        "tessella.likelihoods.autoregressive:Autoregressive",
+        "each pixel given those before it and the decoder's features: the strongest bounds, at the price of slow draws",
+        ("binary", "bytes", "real"),
+    ),
+    Entry(
         "bottleneck",
         "deterministic",
         "tessella.bottlenecks.continuous:Deterministic",
