@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
@@ -16,17 +16,23 @@ from torch.types import _size
 from tessella.contracts import Likelihood
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.likelihoods.shared import StoredValues, Units, checked
-from tessella.networks.causal_conv import CausalConv, CausalWalk
+from tessella.networks.causal_conv import BlockHead, CausalConv, CausalWalk
 from tessella.records import Schema
 
 FEATURES, FEATURES_OF_A_NUMBER = 32, 16
 WIDTH, WIDTH_OF_COLOUR = 64, 96
 DEPTH = 6
+BLOCK, SMALL = 2, 16
+"""Pixels a side of a block, for pictures of at least so many pixels a side."""
 
 
 @final
 class Autoregressive(Likelihood):
-    """p(x | z) = prod_i p(x_i | x_<i, h(z)) over pixels in raster order, with h(z) the decoder's output.
+    """p(x | z) = prod_i p(x_i | x_<i, h(z)) over pixels, with h(z) the decoder's output.
+
+    The order is raster order over blocks of 2 x 2 pixels (of one pixel where pictures are small), then within a block:
+    so the network runs on a quarter of the positions, and a small head says a block's pixels one after the other. Any
+    order gives a normalised distribution; this one takes a third of the time.
 
     Causal convolutions (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders") see the
     stored values, and h(z) at every position, and say each pixel's distribution: the one that such values get by
@@ -70,13 +76,13 @@ class Autoregressive(Likelihood):
         self.whole = likelihood_for(standard, **options)
         self.one = likelihood_for(replace(standard, shape=(self.grid[0], 1, 1)), **options)
         width = width or (WIDTH_OF_COLOUR if self.grid[0] > 1 else WIDTH)
-        self.trunk = CausalConv(self.grid[0] + 1, width, depth or DEPTH, context=self.features)
-        self.exit = nn.Conv2d(width, self.whole.parameter_channels, 1)
-        with torch.no_grad():
-            self.exit.weight.mul_(0.1)
-            bias = initial_bias(self.whole)
-            if bias is not None and self.exit.bias is not None:
-                self.exit.bias.copy_(bias)
+        self.side = BLOCK if min(self.grid[1:]) >= SMALL else 1
+        pixels, values = self.side**2, self.grid[0] + 1
+        self.trunk = CausalConv(pixels * values, width, depth or DEPTH, context=pixels * self.features)
+        self.head = BlockHead(width, values, pixels, self.whole.parameter_channels)
+        bias = initial_bias(self.whole)
+        if bias is not None:
+            self.head.start_at(bias)
 
     @property
     def parameter_channels(self) -> int:
@@ -103,6 +109,27 @@ class Autoregressive(Likelihood):
         """What `standard` gives, as the network sees it: in units of one, with a channel that is zero outside only."""
         return F.pad(self.whole.to_network(x), (0, 0, 0, 0, 0, 1), value=1.0)
 
+    def blocks(self, maps: Tensor) -> Tensor:
+        """Maps `[B, C, H, W]` as blocks `[B, pixels * C, h, w]`, pixel by pixel; zeros where one reaches outside."""
+        height, width = maps.shape[2:]
+        whole = F.pad(maps, (0, -width % self.side, 0, -height % self.side))
+        return F.pixel_unshuffle(whole, self.side).unflatten(1, (-1, self.side**2)).transpose(1, 2).flatten(1, 2)
+
+    def unblocked(self, blocks: Tensor) -> Tensor:
+        """The inverse of `blocks`."""
+        by_channel = blocks.unflatten(1, (self.side**2, -1)).transpose(1, 2).flatten(1, 2)
+        return F.pixel_shuffle(by_channel, self.side)[..., : self.grid[1], : self.grid[2]]
+
+    def conditionals(self, x: Tensor, context: Tensor) -> Tensor:
+        """Parameters of each pixel of `whole` given those before it, `[B, parameters, H, W]`.
+
+        Args:
+            x: as `standard` gives it.
+            context: `[B, features, H, W]`.
+        """
+        values = self.blocks(self.seen(x))
+        return self.unblocked(self.head(self.trunk(values, self.blocks(context)), values))
+
     def log_volume(self) -> Tensor | float:
         """Of real values, the nats by which a density of standardised values exceeds that of stored ones."""
         return self.units.scale.expand(self.schema.shape).log().sum() if self.schema.values == "real" else 0.0
@@ -126,8 +153,7 @@ class PixelByPixel(StoredValues):
     def log_prob(self, value: Tensor) -> Tensor:
         of = self.likelihood
         x = of.standard(value)
-        parameters = of.exit(of.trunk(of.seen(x), self.context))
-        return of.whole(parameters).log_prob(x) - of.log_volume()
+        return of.whole(of.conditionals(x, self.context)).log_prob(x) - of.log_volume()
 
     @property
     def mean(self) -> Tensor:
@@ -145,15 +171,23 @@ class PixelByPixel(StoredValues):
 
     @torch.no_grad()
     def _drawn(self, context: Tensor, choose: Callable[[Distribution], Tensor]) -> Tensor:
-        """One value after another, `[B, *shape]`."""
+        """One pixel after another, `[B, *shape]`."""
         of, (channels, height, width) = self.likelihood, self.likelihood.grid
-        x = context.new_empty(len(context), channels, height * width)
+        x = context.new_empty(len(context), channels, height, width)
         with torch.autocast(context.device.type, enabled=False):
-            walk = CausalWalk(of.trunk, len(context), height, width, context)
-            exit_ = of.exit.weight.flatten(1)
-            for p in range(math.prod((height, width))):
-                parameters = F.linear(walk.features(), exit_, of.exit.bias)
-                pixel = choose(of.one(parameters[:, :, None, None]))
-                walk.put(of.seen(pixel).flatten(1))
-                x[..., p] = pixel.flatten(1)
+            rows, columns = -(-height // of.side), -(-width // of.side)
+            walk = CausalWalk(of.trunk, len(context), rows, columns, of.blocks(context))
+            for row, column in product(range(rows), range(columns)):
+                begun = of.head.begin(walk.features())
+                values = begun.new_zeros(len(context), 0)
+                for j in range(of.side**2):
+                    at = of.side * row + j // of.side, of.side * column + j % of.side
+                    if at[0] >= height or at[1] >= width:
+                        seen = begun.new_zeros(len(context), of.head.values)
+                    else:
+                        pixel = choose(of.one(of.head.pixel(begun, values, j)[:, :, None, None]))
+                        x[:, :, at[0], at[1]] = pixel[..., 0, 0]
+                        seen = of.seen(pixel).flatten(1)
+                    values = torch.cat([values, seen], 1)
+                walk.put(values)
             return of.stored(x)

@@ -194,3 +194,58 @@ def _flat(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """A convolution along a row as a matrix `[columns * inputs, outputs]` with its bias `[outputs]`."""
     weight = conv.weight.detach()[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()
     return weight, weight.new_zeros(weight.shape[1]) if conv.bias is None else conv.bias.detach()
+
+
+@final
+class BlockHead(nn.Module):
+    """Parameters of the pixels of a block, each given the block's features and the pixels before it in the block.
+
+    Pixel j's are `W_j silu(g_j(u_j + sum_(i<j) V_ji y_i))`, with `u = U f`, y the pixels' values and g_j a residual
+    layer: all j at once where the values are known, one after the other where they are drawn.
+
+    Args:
+        features: channels of f, `[B, features, h, w]`.
+        values: channels of a pixel's value.
+        pixels: in a block.
+        outputs: parameters of a pixel.
+    """
+
+    def __init__(self, features: int, values: int, pixels: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden, self.values, self.pixels, self.outputs = features, values, pixels, outputs
+        everything = pixels * features
+        self.entry = nn.Conv2d(features, everything, 1)
+        self.earlier = nn.Conv2d(values * pixels, everything, 1, bias=False)
+        self.mix = nn.Conv2d(everything, everything, 1, groups=pixels)
+        self.exit = nn.Conv2d(everything, pixels * outputs, 1, groups=pixels)
+        j, i = torch.arange(pixels).repeat_interleave(features), torch.arange(pixels).repeat_interleave(values)
+        self.register_buffer("mask", (i[None] < j[:, None]).float()[..., None, None], persistent=False)
+        self.mask: Tensor
+        with torch.no_grad():
+            self.mix.weight.mul_(0.3)
+            self.exit.weight.mul_(0.1)
+
+    def start_at(self, bias: Tensor) -> None:
+        """Let every pixel's first parameters be `bias` `[outputs]`, plus a small part that depends on f."""
+        with torch.no_grad():
+            cast(Tensor, self.exit.bias).copy_(bias.repeat(self.pixels))
+
+    def forward(self, features: Tensor, values: Tensor) -> Tensor:
+        """`[B, features, h, w]` and `[B, pixels * values, h, w]`, pixel by pixel, to `[B, pixels * outputs, h, w]`."""
+        h = self.entry(features) + F.conv2d(values, self.earlier.weight * self.mask)
+        h = h + self.mix(F.silu(h))
+        return self.exit(F.silu(h))
+
+    @torch.no_grad()
+    def begin(self, features: Tensor) -> Tensor:
+        """What the block's features `[B, features]` say of its pixels, `[B, pixels, hidden]`."""
+        return F.linear(features, self.entry.weight.flatten(1), self.entry.bias).unflatten(1, (self.pixels, -1))
+
+    @torch.no_grad()
+    def pixel(self, begun: Tensor, before: Tensor, j: int) -> Tensor:
+        """Parameters `[B, outputs]` of pixel j, given the values `[B, j * values]` of those before it."""
+        mine, results = slice(j * self.hidden, (j + 1) * self.hidden), slice(j * self.outputs, (j + 1) * self.outputs)
+        earlier = self.earlier.weight.flatten(1)[mine, : j * self.values]
+        h = begun[:, j] + before @ earlier.T
+        h = h + F.linear(F.silu(h), self.mix.weight.flatten(1)[mine], cast(Tensor, self.mix.bias)[mine])
+        return F.linear(F.silu(h), self.exit.weight.flatten(1)[results], cast(Tensor, self.exit.bias)[results])
