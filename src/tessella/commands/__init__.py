@@ -1,0 +1,28 @@
+"""What each command takes and does: a dataclass of options, and one function that runs it.
+
+PyTorch is imported by the functions, so that a command's help does not wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tessella.commands import demo, look, measure, train
+from tessella.commands.measure import Parts
+from tessella.commands.train import Train
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
+    "data": (train.ShowData, train.show_data),
+    "train": (train.Train, train.train),
+    "evaluate": (measure.Evaluate, measure.evaluate),
+    "sample": (look.Sample, look.sample),
+    "reconstruct": (look.Reconstruct, look.reconstruct),
+    "interpolate": (look.Interpolate, look.interpolate),
+    "traverse": (look.Traverse, look.traverse),
+    "report": (measure.Report, measure.report),
+    "demo": (demo.Demo, demo.demo),
+    "parts": (measure.Parts, measure.parts),
+}
+
+__all__ = ["COMMANDS", "Parts", "Train"]

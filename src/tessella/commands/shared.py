@@ -1,0 +1,109 @@
+"""What several commands do: open a run, read inputs, show progress, write a picture."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tessella.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tessella.data import Split
+    from tessella.models.model import Model
+    from tessella.records import Batch
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which examples are looked at.
+
+    Attributes:
+        data: other data than the run's own, read as the run's was.
+        split: the split that numbers of examples refer to.
+        label: the class of picture files, by name or number, for a conditional model.
+    """
+
+    data: str | None = None
+    split: str = "test"
+    label: str | None = None
+
+
+def loaded(run: str, prior: str | None = None) -> tuple[Model, dict[str, Any]]:
+    """The model of a run, with that prior over its codes, and where its data comes from."""
+    from tessella import checkpoint
+
+    source = checkpoint.read_spec(run).data
+    return checkpoint.load(run, prior=prior), source
+
+
+def loaded_without_prior(run: str) -> tuple[Model, dict[str, Any]]:
+    """The same for what asks nothing of a prior over codes: it is left out, and with it the label that it may need."""
+    from tessella import checkpoint
+    from tessella.models.codes import CodeModel
+
+    spec = checkpoint.read_spec(run)
+    model = spec.build()
+    return checkpoint.load(run, into=model, prior="uniform" if isinstance(model, CodeModel) else None), spec.data
+
+
+def inputs(
+    model: Model, source: dict[str, Any], given: Sequence[str], shown: Shown, split: Split | None = None
+) -> Batch:
+    """Picture files, or else numbers of examples of the split, in the order given."""
+    from tessella.uses import look
+
+    label = None if shown.label is None else look.label_number(model.schema, shown.label)
+    batches = []
+    for one in given:
+        if os.path.isfile(one):
+            batches.append(look.from_files(model, (one,), label))
+            continue
+        if not one.isdecimal():
+            raise DataError(f"no such picture: {one}; give a file that exists, or the number of an example")
+        split = split or look.data_for(model, source, shown.data).split(shown.split)
+        batches.append(look.from_split(split, (one,), shown.split))
+    return look.joined(batches)
+
+
+@contextmanager
+def progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal that is told (done, in all), and is gone when all is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True, disable=quiet or not sys.stderr.isatty())
+    task = bar.add_task(what)
+
+    def tell(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+        if done >= total:
+            bar.stop()
+
+    try:
+        yield tell
+    finally:
+        bar.stop()
+
+
+def check_ending(path: str, ending: str, what: str) -> None:
+    if Path(path).suffix.lower() != ending:
+        raise DataError(f"{path} has no {what} ending: let it end in {ending}")
+
+
+def check_picture_name(path: str) -> None:
+    check_ending(path, ".png", "picture's")
+
+
+def write_picture(image: Image, path: str) -> None:
+    from tessella.checkpoint import write_atomic
+
+    write_atomic(Path(path), lambda draft: image.save(draft, format="PNG"))
+    print(f"wrote {path}")

@@ -1,0 +1,202 @@
+"""`tessella data` and `tessella train`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, Suppress, arg
+
+from tessella import registry
+from tessella.commands.shared import check_picture_name, write_picture
+from tessella.errors import DataError, RunError, SpecError
+from tessella.spec import ModelOptions, TrainOptions
+
+if TYPE_CHECKING:
+    from tessella.data import Data
+    from tessella.models.model import Model
+
+Binarize = Literal["dynamic", "static", "threshold"]
+UNHEARD = ("save_every", "workers", "quiet", "out", "resume", "overwrite", "given")
+"""Options that a resumed run may change, because no number depends on them."""
+BUDGETS = ("minutes", "epochs", "steps")
+
+
+@dataclass(frozen=True)
+class AsData:
+    """How data is read.
+
+    Attributes:
+        size: height and width that pictures are cropped and resized to, or one number for both.
+        channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
+        binarize: make bytes binary: drawn anew in every batch, drawn once, or cut at half.
+    """
+
+    size: tuple[int, ...] | None = None
+    channels: int | None = None
+    binarize: Binarize | None = None
+
+    def open(self, spec: str) -> Data:
+        from tessella.data import open_data
+
+        sides = self.size
+        if sides is not None and len(sides) not in (1, 2):
+            raise DataError(f"--size takes one number, or a height and a width, not {len(sides)} numbers")
+        box = None if sides is None else (sides[0], sides[-1])
+        return open_data(spec, size=box, channels=self.channels, binarize=self.binarize)
+
+
+# data
+
+
+@dataclass(frozen=True)
+class ShowData:
+    """Show what is understood of some data: counts, shape, value range, classes, splits; and write a contact sheet.
+
+    Attributes:
+        spec: digits, sprites, hf:NAME, a folder of pictures, or a file.
+        out: the contact sheet.
+    """
+
+    spec: Positional[str]
+    how: Annotated[AsData, arg(name="")] = field(default_factory=AsData)
+    out: Annotated[str, arg(aliases=("-o",))] = "contact-sheet.png"
+
+
+def show_data(o: ShowData) -> int:
+    check_picture_name(o.out)
+    data = o.how.open(o.spec)
+    from tessella.data import contact_sheet, describe
+
+    print(describe(data))
+    write_picture(contact_sheet(data), o.out)
+    return 0
+
+
+# train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a model on data and leave a run folder. Ctrl-C saves; `--resume --out RUN` goes on.
+
+    Attributes:
+        model: a name that `tessella parts` lists. The run's own when resuming.
+        data: digits, sprites, hf:NAME, a folder of pictures, or a file. The run's own when resuming.
+        out: the run folder.
+        resume: go on from the last checkpoint in it; a newly given budget replaces the old one.
+        overwrite: replace a run that is there.
+        quiet: print nothing but the end.
+    """
+
+    model: Positional[str | None] = None
+    data: str | None = None
+    out: Annotated[str | None, arg(aliases=("-o",))] = None
+    resume: bool = False
+    overwrite: bool = False
+    quiet: bool = False
+    how: Annotated[AsData, arg(name="")] = field(default_factory=AsData)
+    training: Annotated[TrainOptions, arg(name="")]
+    options: Annotated[ModelOptions, arg(name="")] = field(default_factory=ModelOptions)
+    given: Suppress[frozenset[str]] = frozenset()
+
+
+def train(o: Train) -> int:
+    if o.out is None:
+        raise SpecError("give the folder to train into: --out RUN")
+    if o.resume:
+        return _resume(o, Path(o.out))
+    if o.model is None or o.data is None:
+        raise SpecError(
+            "name a model and its data: tessella train MODEL --data SPEC --out RUN; models are "
+            f"{', '.join(registry.names('model'))}"
+        )
+    entry = registry.find("model", o.model)
+    if not o.overwrite and os.path.exists(o.out) and (not os.path.isdir(o.out) or os.listdir(o.out)):
+        raise RunError(f"{o.out} already exists: go on with --resume, replace it with --overwrite, or choose another")
+    data = o.how.open(o.data)
+    import torch
+
+    torch.manual_seed(o.training.seed)
+    model = entry.load()(data.schema, **asdict(o.options))
+    return _trained(model, data, o, o.training)
+
+
+def _resume(o: Train, run: Path) -> int:
+    from tessella import checkpoint
+    from tessella.uses.look import data_for
+
+    spec = checkpoint.read_spec(run)
+    if o.overwrite:
+        raise SpecError("--resume goes on with a run and --overwrite replaces it: give one of them")
+    stored = {**spec.data, **asdict(spec.options), **spec.training, "model": spec.model, "data": spec.data.get("spec")}
+    minded = _mapped(o)
+    if _same_data(o.data, stored["data"]):
+        minded["data"] = stored["data"]
+    refuse_changes(run, stored, minded, o.given if o.model is None else o.given | {"model"})
+    model = spec.build()
+    return _trained(model, data_for(model, spec.data), o, resumed_options(run, spec.training, o.training, o.given))
+
+
+def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, Any], given: Collection[str]) -> None:
+    """Let what is resumed be what it was started with, but for its budget and what no number depends on.
+
+    Args:
+        stored, minded: all options by name, as they were and as they are now.
+        given: the names that were said now.
+    """
+    for name in sorted(set(given) - {*UNHEARD, *BUDGETS}):
+        if minded[name] != stored.get(name):
+            raise SpecError(
+                f"{run} was started with {name.replace('_', ' ')} {stored.get(name)}, not {minded[name]}: leave it out "
+                "to go on with the run, or start a new one"
+            )
+
+
+def resumed_options(run: Path, stored: Mapping[str, Any], now: TrainOptions, given: Collection[str]) -> TrainOptions:
+    """The training's options as they were, but for a new budget and what no number depends on."""
+    changed = {name: getattr(now, name) for name in given if name in ("save_every", "workers", *BUDGETS)}
+    if set(given) & set(BUDGETS):
+        changed = {**dict.fromkeys(BUDGETS), **changed}
+    try:
+        return TrainOptions(**{**stored, **changed})
+    except TypeError as error:
+        raise RunError(f"{run} has options of training that this tessella does not know ({error})") from error
+
+
+def _mapped(o: Train) -> dict[str, Any]:
+    """All options by name, as a run's specification has them."""
+    size = o.how.size
+    box = None if size is None else [size[0], size[-1]]
+    return {**asdict(o.options), **asdict(o.training), **asdict(o.how), "size": box, "model": o.model, "data": o.data}
+
+
+def _same_data(given: str | None, stored: str) -> bool:
+    return given is not None and stored in (given, os.path.abspath(os.path.expanduser(given)))
+
+
+def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
+    from tessella.data import describe
+    from tessella.models.codes import CodeModel
+    from tessella.training import train as run_training
+
+    if not o.quiet:
+        print(describe(data))
+        print(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
+        print(f"budget   {budget(options)}", flush=True)
+    done = run_training(model, data, str(o.out), options, resume=o.resume, overwrite=o.overwrite, quiet=o.quiet)
+    if done.stopped == "signal":
+        print(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {o.out}")
+        return 130
+    print(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds: {o.out}")
+    if not o.quiet:
+        prior = f"tessella prior {o.out}, " if isinstance(model, CodeModel) else ""
+        print(f"next: {prior}tessella evaluate {o.out}, tessella report {o.out}")
+    return 0
+
+
+def budget(options: TrainOptions) -> str:
+    return next(f"{value:g} {name}" for name in BUDGETS if (value := getattr(options, name)) is not None)
