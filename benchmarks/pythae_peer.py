@@ -134,7 +134,7 @@ def pythae_peer(examples: int = 12800, epochs: int = 4, rounds: int = 3, batch_s
         drawn = np.random.default_rng(0).integers(0, 2, (examples + 1000, SIDE, SIDE), dtype=np.uint8)
         np.savez(path, x_train=drawn[:examples], x_valid=drawn[examples:-500], x_test=drawn[-500:])
         data = tessella.open_data(str(path))
-        rate = TrainOptions().learning_rate
+        rate = LatentVariableModel.learning_rate
         common.say("the same network, batch and precision")
         same = compare(
             data,

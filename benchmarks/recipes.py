@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import common
 from startup import script
+from tessella.models.model import Model
 from tessella.spec import ModelOptions, TrainOptions
 
 Evaluation = dict[str, Any]
@@ -279,7 +280,8 @@ def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> lis
 
 
 def _options(training: TrainOptions, model: ModelOptions) -> dict[str, Any]:
-    return {**asdict(training), **asdict(model), **asdict(model.objective)}
+    rate = training.learning_rate or Model.learning_rate
+    return {**asdict(training), **asdict(model), **asdict(model.objective), "learning_rate": rate}
 
 
 # a run, made

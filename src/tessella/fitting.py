@@ -89,6 +89,9 @@ class CodesSplit(Split):
 class Priors(nn.Module):
     """The priors of all levels as the loop trains them: rows of codes to their rate. The model itself stays."""
 
+    learning_rate: float = 1e-3
+    """What suits them at the height of training, unless another is asked for."""
+
     def __init__(self, model: CodeModel, priors: Sequence[CodePrior]) -> None:
         super().__init__()
         model.requires_grad_(False).eval()

@@ -130,7 +130,8 @@ class TrainOptions:
         epochs: the budget as passes through the training split.
         steps: the budget as updates of the weights.
         batch_size: examples a process sees in one step.
-        learning_rate: at its highest; it rises over the first 3 % of the budget and falls to zero as a cosine.
+        learning_rate: at its highest, unless it is what suits what is trained (2e-3 for models, 1e-3 for priors over
+            codes); it rises over the first 3 % of the budget and falls to zero as a cosine.
         weight_decay: of AdamW (Loshchilov & Hutter 2017).
         clip: largest norm of the gradient of the loss in nats per dimension.
         average: decay of the averaged weights that evaluation uses.
@@ -145,7 +146,7 @@ class TrainOptions:
     epochs: float | None = None
     steps: int | None = None
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float | None = None
     weight_decay: float = 0.01
     clip: float = 1.0
     average: float = 0.999
@@ -160,7 +161,7 @@ class TrainOptions:
         if len(budgets) > 1:
             raise SpecError(f"give one budget, not {' and '.join(budgets)}")
         for name, value in {**budgets, "batch_size": self.batch_size, "learning_rate": self.learning_rate}.items():
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise SpecError(f"{name.replace('_', ' ')} must be more than zero, not {value}")
         if not budgets:
             object.__setattr__(self, "minutes", 10.0)

@@ -131,6 +131,9 @@ class Trainable(Protocol):
     @property
     def objective(self) -> Objective: ...
 
+    @property
+    def learning_rate(self) -> float: ...
+
     def compile_networks(self) -> None: ...
 
     def forward(
@@ -160,9 +163,10 @@ class _Loop:
         if accelerator.device.type in ("cpu", "cuda"):
             module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.model: Any = module.to(accelerator.device).train()
+        self.learning_rate: float = options.learning_rate or model.learning_rate
         self.average = _Average(self.model, options.average)
         fused = accelerator.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(_groups(self.model, options), lr=options.learning_rate, fused=fused)
+        self.optimizer = torch.optim.AdamW(_groups(self.model, options), lr=self.learning_rate, fused=fused)
         if resume:
             self._restore()
         if options.compile:
@@ -229,7 +233,7 @@ class _Loop:
     def _update(self, batch: Batch, used: float) -> Reading:
         """One step of AdamW, unless the loss or its gradient is not finite."""
         options, accelerator, model = self.options, self.accelerator, self.model
-        rate = options.learning_rate * _schedule(used)
+        rate = self.learning_rate * _schedule(used)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)

@@ -34,6 +34,8 @@ class Model(nn.Module, ABC):
 
     latent_shape: tuple[int, ...]
     """Shape of one example's z."""
+    learning_rate: float = 2e-3
+    """What suits it at the height of training, unless another is asked for."""
 
     def __init__(
         self, name: str, likelihood: Likelihood, options: ModelOptions | None, *, conditional: bool, has_prior: bool
