@@ -50,9 +50,14 @@ def assert_same(a: Path, b: Path) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
-def script(tmp_path: Path, body: str) -> list[str]:
+OF_CODES = {"width": 8, "depth": 1, "codebook_size": 16, "code_dim": 4, "side": 4}
+"""Small enough for codes to die and to be revived."""
+
+
+def script(tmp_path: Path, body: str, kind: str = "vae") -> list[str]:
     """A Python process that trains as `trained` does, with `body` run before."""
     path = tmp_path / "train.py"
+    small = SMALL if kind == "vae" else OF_CODES
     path.write_text(
         textwrap.dedent(body)
         + textwrap.dedent(f"""
@@ -61,7 +66,7 @@ def script(tmp_path: Path, body: str) -> list[str]:
         torch.set_num_threads(1)
         data = tessella.open_data("digits", binarize="dynamic")
         torch.manual_seed(0)
-        model = tessella.VAE(data.schema, **{SMALL!r})
+        model = tessella.registry.find("model", {kind!r}).load()(data.schema, **{small!r})
         options = TrainOptions(steps=int(sys.argv[2]), batch_size=int(sys.argv[3]), save_every=0.0)
         result = training.train(model, data, sys.argv[1], options, quiet=True, resume="resume" in sys.argv)
         print(result.stopped, result.steps)
@@ -91,7 +96,8 @@ def test_the_same_seed_trains_the_same_weights(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_any_step_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path):
+@pytest.mark.parametrize("kind", ["vae", "vqvae2"])
+def test_killed_at_any_step_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path, kind):
     """Killed by SIGKILL after step 5, whose checkpoint is the last one whole."""
     dying = script(
         tmp_path,
@@ -105,10 +111,11 @@ def test_killed_at_any_step_and_resumed_is_bitwise_the_uninterrupted_run(tmp_pat
             return update(self, batch, used)
         training._Loop._update = die
         """,
+        kind,
     )
     killed = subprocess.run([*dying, str(tmp_path / "cut"), "12", "16"], check=False)
     assert killed.returncode == -signal.SIGKILL
-    plain = script(tmp_path, "")
+    plain = script(tmp_path, "", kind)
     subprocess.run([*plain, str(tmp_path / "cut"), "12", "16", "resume"], check=True)
     subprocess.run([*plain, str(tmp_path / "whole"), "12", "16"], check=True)
     assert_same(tmp_path / "whole", tmp_path / "cut")
@@ -146,9 +153,10 @@ def test_killed_in_the_middle_of_writing_and_resumed_is_bitwise_the_same(tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_the_joined_batch(tmp_path):
+@pytest.mark.parametrize("kind", ["vae", "vqvae2"])
+def test_two_processes_are_one_with_the_joined_batch(tmp_path, kind):
     """Weights after 12 steps differ by rounding only: sums of gradients are taken in another order."""
-    one = script(tmp_path, "")
+    one = script(tmp_path, "", kind)
     two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617", one[1]]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*one, str(tmp_path / "one"), "12", "16"], check=True, env=environment)
