@@ -1,0 +1,87 @@
+"""Two levels of codes against one, at an equal number of code bits (Fashion-MNIST): both stages through the commands.
+
+    python benchmarks/levels.py --data FOLDER [--minutes 6 --prior-minutes 4]
+
+One level: 14 x 14 codes of 1024 values, 196 * 10 bits. Two: 7 x 7 and 14 x 14 codes of 256 values, (49 + 196) * 8 bits.
+The same seed, network widths, budget and kind of prior; all test pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import common
+from startup import script
+
+SIDES = {"one": "vqvae --side 14 --codebook-size 1024", "two": "vqvae2 --side 14 --codebook-size 256"}
+
+
+def measured(model: str, data: Path, run: Path, minutes: float, prior_minutes: float) -> dict[str, Any]:
+    """Train, fit a prior, evaluate; what the evaluation says."""
+    stages = (
+        f"train {model} --data {shlex.quote(str(data))} --minutes {minutes:g} --out {run} --quiet",
+        f"prior {run} --kind pixelcnn --minutes {prior_minutes:g} --quiet",
+        f"evaluate {run} --json",
+    )
+    said = ""
+    for stage in stages:
+        common.say(f"tessella {stage}")
+        said = subprocess.run([*script(), *shlex.split(stage)], check=True, stdout=subprocess.PIPE, text=True).stdout
+    evaluation = json.loads(said)
+    evaluation.pop("kl_per_unit", None)
+    return {**evaluation, "data": data.name}
+
+
+def bits(evaluation: dict[str, Any]) -> float:
+    """Bits that an example's codes take under the uniform prior."""
+    return evaluation["codes"]["rate_uniform"] / 0.6931471805599453
+
+
+def levels(data: Path, minutes: float, prior_minutes: float, folder: Path) -> common.Record:
+    """The record of both."""
+    found = {name: measured(model, data, folder / name, minutes, prior_minutes) for name, model in SIDES.items()}
+    one, two = found["one"], found["two"]
+    assert round(bits(one)) == round(bits(two)), "the two must have equal bits"
+    budget = f"{minutes:g} + {prior_minutes:g} minutes each"
+    return {
+        "about": "two levels of codes against one, at an equal number of code bits",
+        "rows": [
+            common.row(
+                f"Fashion-MNIST, two levels against one at {bits(one):.0f} code bits, {budget}: {what} in nats, ratio",
+                1.0,
+                two[what] / one[what],
+                better="lower",
+            )
+            for what in ("distortion", "bound")
+        ],
+        "models": SIDES,
+        "budget": {"minutes": minutes, "prior_minutes": prior_minutes},
+        "seed": 0,
+        "evaluations": found,
+        "environment": common.environment(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="the folder that the data sets lie in")
+    parser.add_argument("--minutes", type=float, default=6.0, help="of training, each")
+    parser.add_argument("--prior-minutes", type=float, default=4.0, help="of fitting the prior, each")
+    parser.add_argument("--out", type=Path, help="where to keep the runs; by default they are not kept")
+    chosen = parser.parse_args()
+    with TemporaryDirectory() as temporary:
+        out = chosen.out or Path(temporary)
+        record = levels(chosen.data / "fashion_mnist.npz", chosen.minutes, chosen.prior_minutes, out)
+    common.write("levels", record)
+    common.show(record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
