@@ -272,6 +272,12 @@ def load_prior(home: Path, model: CodeModel) -> None:
     model.adopt([prior.to(model.device) for prior in priors])
 
 
+def prior_in_use(run: Path) -> str | None:
+    """The kind and the weights' fingerprint of the prior that `load` takes by default; None: the uniform one."""
+    home = _chosen_prior(run, None)
+    return None if home is None else f"{home.name} {fingerprint(home)}"
+
+
 def _chosen_prior(run: Path, kind: str | None) -> Path | None:
     """The folder of the prior to use; None for the uniform one.
 
