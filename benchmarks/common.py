@@ -24,7 +24,7 @@ ROOT = HERE.parent
 RESULTS = HERE / "results"
 TABLE = HERE / "README.md"
 START, END = "<!-- table: written by run.py -->", "<!-- end of table -->"
-ORDER = ("loop", "pythae_peer", "startup", "demo", "tests")
+ORDER = ("loop", "pythae_peer", "sampling", "startup", "demo", "tests")
 """Of the records in the table; the rest follows by name."""
 PACKAGES = ("tessella", "torch", "numpy", "accelerate", "safetensors", "tyro", "rich", "tensorboard", "pythae")
 

@@ -12,7 +12,7 @@ import sys
 
 import common
 
-SCRIPTS = ("startup", "loop", "pythae_peer", "demo")
+SCRIPTS = ("startup", "loop", "pythae_peer", "sampling", "demo")
 
 
 def main() -> int:

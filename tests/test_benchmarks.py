@@ -129,6 +129,15 @@ def test_an_unfinished_run_is_refused(bench, tmp_path: Path, file: str) -> None:
         recipes.record_of(recipes.RECIPES["mnist-vae"], run)
 
 
+@pytest.mark.parametrize("kind", ["pixelcnn", "transformer"])
+def test_both_ways_of_sampling_draw_the_same(bench, kind: str) -> None:
+    sampling: ModuleType = bench("sampling")
+    case = sampling.Case(kind, 1, shape=(2, 3, 3), codebook_size=5, depth=2, width=8, batch=2)
+    record = sampling.measure(case, rounds=1, count=9)
+    assert record["seconds"]["recomputed"] > 0
+    assert record["ratio"]["pairs"] == 1
+
+
 def test_pythae_is_given_the_same_network(bench) -> None:
     pytest.importorskip("pythae", reason="the bench extra is not installed: make bench")
     peer: ModuleType = bench("pythae_peer")

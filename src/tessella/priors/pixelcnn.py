@@ -61,10 +61,17 @@ class PixelCNN(CodePrior):
     def forward(
         self, codes: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, noise: Noise | None = None
     ) -> Tensor:
+        features = self.features(codes, label, context, noise=noise)
+        return self.head.log_prob(features, codes.flatten(2)).view(codes.shape)
+
+    def features(
+        self, codes: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, noise: Noise | None = None
+    ) -> Tensor:
+        """What is known of each position by the codes before it: `[B, C, h, w]` to `[B, h w, width]`, for `head`."""
         batch, _, *grid = codes.shape
         values = self.embed(codes.flatten(2)).transpose(1, 2).unflatten(2, grid)
         features = self.trunk(values, self._given(label, context), self._keep(batch, noise, codes.device))
-        return self.head.log_prob(features.flatten(2).transpose(1, 2), codes.flatten(2)).view(codes.shape)
+        return features.flatten(2).transpose(1, 2)
 
     @torch.no_grad()
     def sample(
