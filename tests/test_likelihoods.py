@@ -193,6 +193,22 @@ def test_wrong_number_of_parameters_is_named(name: str, values: Values, shape: t
         likelihood(torch.zeros(2, channels, *shape[1:], 1))
 
 
+@pytest.mark.parametrize(("name", "values", "shape"), [case for case in CASES if len(case.values[2]) == 3])
+def test_pictures_of_another_size_are_what_a_likelihood_of_that_size_says(
+    name: str, values: Values, shape: tuple[int, ...]
+) -> None:
+    trained, other = (likelihood_for(schema_of(values, s), name) for s in (shape, (shape[0], 7, 6)))
+    other.load_state_dict(trained.state_dict())
+    parameters = random_parameters(other, 2)
+    drawing, expected = trained(parameters), other(parameters)
+    assert drawing.event_shape == expected.event_shape
+    assert torch.equal(drawing.mean, expected.mean)
+    torch.manual_seed(1)
+    x = drawing.sample()
+    assert x.shape == (2, shape[0], 7, 6)
+    assert torch.equal(drawing.log_prob(x), expected.log_prob(x))
+
+
 @pytest.mark.parametrize(("name", "values", "shape"), CASES)
 def test_values_it_is_no_distribution_of_are_refused(name: str, values: Values, shape: tuple[int, ...]) -> None:
     kinds: tuple[Values, ...] = ("binary", "bytes", "real")

@@ -93,16 +93,16 @@ class Autoregressive(Likelihood):
 
     def forward(self, parameters: Tensor) -> Distribution:
         parameters = checked(parameters, self.schema, self.parameter_channels)
-        return PixelByPixel(self, parameters.reshape(len(parameters), self.features, *self.grid[1:]))
+        return PixelByPixel(self, parameters.reshape(len(parameters), self.features, *self._sides(parameters)))
 
     def standard(self, x: Tensor) -> Tensor:
         """Stored values `[B, *shape]` as `whole` takes them, `[B, *grid]`: real ones standardised, others as is."""
         x = self.units.to_network(x) if self.schema.values == "real" else x
-        return x.reshape(len(x), *self.grid)
+        return x.reshape(len(x), self.grid[0], *self._sides(x))
 
     def stored(self, x: Tensor) -> Tensor:
         """The inverse, as float32."""
-        x = x.reshape(-1, *self.schema.shape)
+        x = x if self.schema.is_picture else x.flatten(1)
         return self.units.to_stored(x) if self.schema.values == "real" else x
 
     def seen(self, x: Tensor) -> Tensor:
@@ -115,10 +115,10 @@ class Autoregressive(Likelihood):
         whole = F.pad(maps, (0, -width % self.side, 0, -height % self.side))
         return F.pixel_unshuffle(whole, self.side).unflatten(1, (-1, self.side**2)).transpose(1, 2).flatten(1, 2)
 
-    def unblocked(self, blocks: Tensor) -> Tensor:
-        """The inverse of `blocks`."""
+    def unblocked(self, blocks: Tensor, height: int, width: int) -> Tensor:
+        """The inverse of `blocks`, of maps of that size."""
         by_channel = blocks.unflatten(1, (self.side**2, -1)).transpose(1, 2).flatten(1, 2)
-        return F.pixel_shuffle(by_channel, self.side)[..., : self.grid[1], : self.grid[2]]
+        return F.pixel_shuffle(by_channel, self.side)[..., :height, :width]
 
     def conditionals(self, x: Tensor, context: Tensor) -> Tensor:
         """Parameters of each pixel of `whole` given those before it, `[B, parameters, H, W]`.
@@ -128,11 +128,15 @@ class Autoregressive(Likelihood):
             context: `[B, features, H, W]`.
         """
         values = self.blocks(self.seen(x))
-        return self.unblocked(self.head(self.trunk(values, self.blocks(context)), values))
+        return self.unblocked(self.head(self.trunk(values, self.blocks(context)), values), *x.shape[2:])
 
-    def log_volume(self) -> Tensor | float:
+    def log_volume(self, shape: tuple[int, ...]) -> Tensor | float:
         """Of real values, the nats by which a density of standardised values exceeds that of stored ones."""
-        return self.units.scale.expand(self.schema.shape).log().sum() if self.schema.values == "real" else 0.0
+        return self.units.scale.expand(shape).log().sum() if self.schema.values == "real" else 0.0
+
+    def _sides(self, maps: Tensor) -> tuple[int, ...]:
+        """Height and width of pictures, of any size; the numbers of a vector are one row."""
+        return tuple(maps.shape[2:]) if self.schema.is_picture else self.grid[1:]
 
 
 @final
@@ -148,12 +152,13 @@ class PixelByPixel(StoredValues):
 
     def __init__(self, likelihood: Autoregressive, context: Tensor) -> None:
         self.likelihood, self.context = likelihood, context
-        super().__init__(len(context), likelihood.schema.shape)
+        shape = likelihood.schema.shape
+        super().__init__(len(context), (shape[0], *context.shape[2:]) if len(shape) > 1 else shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         of = self.likelihood
         x = of.standard(value)
-        return of.whole(of.conditionals(x, self.context)).log_prob(x) - of.log_volume()
+        return of.whole(of.conditionals(x, self.context)).log_prob(x) - of.log_volume(self.event_shape)
 
     @property
     def mean(self) -> Tensor:
@@ -172,8 +177,8 @@ class PixelByPixel(StoredValues):
     @torch.no_grad()
     def _drawn(self, context: Tensor, choose: Callable[[Distribution], Tensor]) -> Tensor:
         """One pixel after another, `[B, *shape]`."""
-        of, (channels, height, width) = self.likelihood, self.likelihood.grid
-        x = context.new_empty(len(context), channels, height, width)
+        of, (height, width) = self.likelihood, context.shape[2:]
+        x = context.new_empty(len(context), of.grid[0], height, width)
         with torch.autocast(context.device.type, enabled=False):
             rows, columns = -(-height // of.side), -(-width // of.side)
             walk = CausalWalk(of.trunk, len(context), rows, columns, of.blocks(context))

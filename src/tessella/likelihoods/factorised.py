@@ -101,7 +101,7 @@ class Categorical(Likelihood):
 
     def forward(self, parameters: Tensor) -> Distribution:
         parameters = checked(parameters, self.schema, self.parameter_channels)
-        return ByteLogits(parameters.reshape(parameters.shape[0], LEVELS, *self.schema.shape))
+        return ByteLogits(parameters.reshape(len(parameters), LEVELS, -1, *parameters.shape[2:]))
 
 
 @final

@@ -87,8 +87,9 @@ class LogisticMixture(Likelihood):
 
     def forward(self, parameters: Tensor) -> Distribution:
         checked(parameters, self.schema, self.parameter_channels)
+        shape = (self.schema.shape[0], *parameters.shape[2:])
         parameters = parameters.reshape(parameters.shape[0], self._parameters_per_position, -1)
-        return LogisticMixtureBytes(parameters, self.mixtures, self.channels, self.schema.shape)
+        return LogisticMixtureBytes(parameters, self.mixtures, self.channels, shape)
 
 
 @final

@@ -78,13 +78,15 @@ def require_values(schema: Schema, values: Values, likelihood: str) -> None:
 def checked(parameters: Tensor, schema: Schema, channels: int) -> Tensor:
     """The decoder's output in float32 (float64 stays), if its shape is `[B, channels, *spatial]`.
 
+    Pictures may have another size than the schema's: convolutional networks draw any.
+
     Raises:
         ValueError: if it is not.
     """
-    expected = (channels, *schema.shape[1:])
-    if tuple(parameters.shape[1:]) != expected:
+    if parameters.dim() != len(schema.shape) + 1 or parameters.shape[1] != channels:
+        spatial = ", H, W" if schema.is_picture else ""
         raise ValueError(
-            f"the likelihood needs parameters of shape [B, {', '.join(map(str, expected))}], but the decoder gave "
+            f"the likelihood needs parameters of shape [B, {channels}{spatial}], but the decoder gave "
             f"{list(parameters.shape)}: its last layer must have {channels} outputs"
         )
     return parameters if parameters.dtype == torch.float64 else parameters.to(torch.float32)
