@@ -82,6 +82,7 @@ def _measured(model: Model, data: Data, o: Evaluate, *, quiet: bool) -> Evaluati
 def _print_numbers(result: Evaluation, model: Model) -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from tessella.report import numbers
@@ -95,6 +96,8 @@ def _print_numbers(result: Evaluation, model: Model) -> None:
         table.add_row(row.name, row.value, row.meaning)
     console = Console(highlight=False)
     console.print(table)
+    for note in result.notes:
+        console.print(f"[bold]warning:[/bold] {escape(note)}", soft_wrap=True)
 
 
 @dataclass(frozen=True)

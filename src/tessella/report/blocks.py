@@ -9,9 +9,21 @@ from PIL import Image
 from torch import Tensor
 
 from tessella import pictures
+from tessella.models.model import Model
 from tessella.records import Schema
 
 WIDTH, TILE = 860, 64
+
+
+def slow(model: Model) -> bool:
+    """Whether drawing one example takes a pass over all pixels, so that few should be drawn."""
+    return getattr(model.likelihood, "sequential_mean", False)
+
+
+def cards(figures: Sequence[tuple[str, str]]) -> str:
+    """Figures in large print, each with its meaning."""
+    shown = "".join(f'<div class="card"><b>{html.escape(v)}</b><span>{html.escape(m)}</span></div>' for v, m in figures)
+    return f'<div class="cards">{shown}</div>'
 
 
 def row(name: str, *rest: str) -> str:

@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 def line_chart(lines: dict[str, list[tuple[float, float]]], title: str, across: str) -> str:
@@ -29,12 +30,31 @@ def line_chart(lines: dict[str, list[tuple[float, float]]], title: str, across: 
     return plot.svg(parts, title)
 
 
-def bar_chart(values: Sequence[float], active: int) -> str:
+def over_time(metrics: list[dict[str, Any]], wanted: Sequence[tuple[str, str]]) -> str:
+    """Curves of these figures `(key, title)` beside each other; empty if nothing was noted often enough.
+
+    Args:
+        metrics: lines of `metrics.jsonl`.
+    """
+    seconds = max((m.get("seconds") or 0 for m in metrics), default=0)
+    per, unit = (60, "minutes") if seconds >= 120 else (1, "seconds")
+    charts = []
+    for key, title in wanted:
+        lines = {
+            kind: [(m["seconds"] / per, m[key]) for m in metrics if m.get("kind") == kind and _is_number(m.get(key))]
+            for kind in ("train", "valid")
+        }
+        if any(len(points) > 1 for points in lines.values()):
+            charts.append(line_chart(lines, title, f"{unit} of training"))
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def bar_chart(values: Sequence[float], active: int, *, title: str, across: str) -> str:
     """Values in falling order as SVG bars, the first `active` of them marked off; very many become an outline."""
     top = max(*values, 1e-3) * 1.05
     count = len(values)
     plot = _Plot(860, 230, (0.0, float(count)), (0.0, top))
-    parts = [plot.frame("nats, mean over the examples", "latent units, sorted", ticks(0, count, 8), ticks(0, top, 4))]
+    parts = [plot.frame(title, across, ticks(0, count, 8), ticks(0, top, 4))]
     if count <= 256:
         wide = (plot.x(1) - plot.x(0)) * (0.8 if count <= 128 else 1)
         for k, value in enumerate(values):
@@ -56,7 +76,7 @@ def bar_chart(values: Sequence[float], active: int) -> str:
         parts.append(
             f'<text class="marked" x="{x + to_side:.1f}" y="{y + 12:.1f}" text-anchor="{anchor}">{text}</text>'
         )
-    return plot.svg(parts, "KL of each latent unit")
+    return plot.svg(parts, title)
 
 
 @dataclass(frozen=True)
@@ -113,3 +133,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 def _thinned(points: list[tuple[float, float]], most: int = 600) -> list[tuple[float, float]]:
     every = -(-len(points) // most)
     return points if every == 1 else [*points[::every], points[-1]]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

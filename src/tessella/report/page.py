@@ -20,10 +20,11 @@ import tessella
 from tessella import checkpoint, registry
 from tessella.data import Data, Split, contact_sheet, describe
 from tessella.evaluation.bounds import ACTIVE, evaluate
+from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.records import Evaluation, Schema
-from tessella.report import blocks
-from tessella.report.charts import bar_chart, line_chart
+from tessella.report import blocks, codes
+from tessella.report.charts import bar_chart, over_time
 from tessella.report.kept import stored
 from tessella.report.words import numbers, psnr_text, size_text
 from tessella.spec import ModelOptions, Spec, TrainOptions
@@ -53,9 +54,13 @@ def write(run: Path, model: Model, data: Data) -> Path:
             _data(data),
             _reconstructions(model, split, name),
             _samples(model),
-            _interpolations(model, split, name),
-            _traversals(model, split),
+            ""
+            if e.codes is None or not isinstance(model, CodeModel)
+            else codes.section(model, split, name, e.codes, metrics),
+            "" if blocks.slow(model) else _interpolations(model, split, name),
+            "" if blocks.slow(model) or e.codes is not None else _traversals(model, split),
             _units(e),
+            _collapse(e, model.schema),
             _curves(metrics, model),
             _numbers(e, model.schema),
             _reproduce(run, spec, e, metrics),
@@ -89,9 +94,12 @@ def _opening(title: str, spec: Spec, model: Model, data: Data, e: Evaluation, me
     kind = f"pictures of {schema.shape[2]}x{schema.shape[1]}" if schema.is_picture else f"rows of {schema.dims} numbers"
     spent = f", in {_duration(metrics[-1]['seconds'])}" if metrics else ""
     others = "of the same" if e.split == "train" else "others that had no part in training"
+    by = f"{math.prod(model.latent_shape):,} numbers"
+    if e.codes is not None:
+        by = f"{e.codes.codes_per_example:,} integers below {e.codes.codebook_size:,}"
     lead = (
         f"From {len(data.split('train')):,} {kind} this model learned{spent}, to describe each by "
-        f"{math.prod(model.latent_shape):,} numbers and to draw it again from those. "
+        f"{by} and to draw it again from those. "
         f"Below is how well it does on {e.examples:,} {others}."
     )
     known = spec.model in registry.names("model")
@@ -106,7 +114,10 @@ def _opening(title: str, spec: Spec, model: Model, data: Data, e: Evaluation, me
         cards.append((psnr_text(e.psnr), "PSNR: how close reconstructions come; more is better"))
     if e.active_units is not None and e.kl_per_unit is not None:
         cards.append((f"{e.active_units:,} of {len(e.kl_per_unit):,}", "latent units are in use"))
-    shown = "".join(f'<div class="card"><b>{html.escape(v)}</b><span>{html.escape(m)}</span></div>' for v, m in cards)
+    if e.codes is not None:
+        worst = " (of the level that uses least of them)" if len(e.codes.levels) > 1 else ""
+        cards.append((f"{100 * e.codes.code_usage:.0f} %", f"of the {e.codes.codebook_size:,} codes occur{worst}"))
+    warned = "".join(f'<p class="warned"><b>Warning:</b> {html.escape(note)}</p>' for note in e.notes)
     why = "" if e.bound is not None else (
         "<p>An autoencoder has no prior over its latents: it does not say which of them are plausible. So nothing can "
         "be sampled from it, and no probability, no bound and no bits per dimension can be said of the data. "
@@ -114,7 +125,7 @@ def _opening(title: str, spec: Spec, model: Model, data: Data, e: Evaluation, me
     )  # fmt: skip
     return (
         f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>'
-        f'<p class="soft">{html.escape(spec.model)}: {html.escape(what)}</p><div class="cards">{shown}</div>{why}'
+        f'<p class="soft">{html.escape(spec.model)}: {html.escape(what)}</p>{warned}{blocks.cards(cards)}{why}'
     )
 
 
@@ -128,7 +139,8 @@ def _data(data: Data) -> str:
 
 def _reconstructions(model: Model, split: Split, name: str) -> str:
     columns = blocks.columns_of(model.schema)
-    pairs = look.reconstruct(model, split.batch(look.some(split, 3 * columns)), columns)
+    count = columns if blocks.slow(model) else 3 * columns
+    pairs = look.reconstruct(model, split.batch(look.some(split, count)), columns)
     caption = (
         f"Examples of the {name} split, and below each row of them what the model gives back after squeezing each "
         "through its latent."
@@ -140,16 +152,24 @@ def _reconstructions(model: Model, split: Split, name: str) -> str:
 def _samples(model: Model) -> str:
     if not model.has_prior:
         return ""
+    if isinstance(model, CodeModel) and model.fitted:
+        return codes.samples(model)
     columns, classes = blocks.columns_of(model.schema), model.schema.classes
     text = (
         "None of these exists. A latent is drawn from the prior, and the model draws what it stands for "
         "(the mean of p(x | z))."
     )
+    if isinstance(model, CodeModel):
+        text = (
+            "Codes drawn blindly, each as likely as any other, and what the decoder makes of them. No prior over codes "
+            "has been fitted yet: tessella prior does that."
+        )
     if model.conditional and len(classes) <= MOST_ROWS:
         rows = look.sample(model, columns * len(classes))
         figure = blocks.labelled_rows(rows, classes, model.schema, f"{text} A row is a class that was asked for.")
     else:
-        drawn = look.sample(model, columns * 4).flatten(0, 1)[: columns * 4]
+        count = columns * (1 if blocks.slow(model) else 4)
+        drawn = look.sample(model, count).flatten(0, 1)[:count]
         figure = blocks.sheet(look.in_rows(drawn, columns, model.schema.low), model.schema, text)
     return f"<h2>Samples</h2>{figure}"
 
@@ -191,24 +211,50 @@ def _units(e: Evaluation) -> str:
         "What each latent unit says of an example on average (KL to the prior), sorted. Together the bars are the "
         f"rate, {e.rate:.2f} nats. A unit under {ACTIVE:g} nats is not in use."
     )
-    chart = bar_chart(sorted(e.kl_per_unit, reverse=True), e.active_units)
+    chart = bar_chart(
+        sorted(e.kl_per_unit, reverse=True),
+        e.active_units,
+        title="nats, mean over the examples",
+        across="latent units, sorted",
+    )
     return f"<h2>What each unit says</h2><figure>{chart}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def _collapse(e: Evaluation, schema: Schema) -> str:
+    """Whether the latent is used, in words."""
+    if e.collapse is None:
+        return ""
+    c, one = e.collapse, "picture" if schema.is_picture else "example"
+    what = "codes" if e.codes is not None else "latent"
+    cards = [
+        (
+            f"{c.shuffle_cost:,.{1 if c.shuffle_cost < 100 else 0}f} nats",
+            f"is what a {one} loses of its log p(x | z) if it is given another one's {what}",
+        ),
+        (
+            f"{c.mutual_information:.2f} nats",
+            f"is what the {what} tell{'' if e.codes else 's'} of which of {c.examples:,} {one}s it is; "
+            f"there are {c.mutual_information_ceiling:.2f} to tell",
+        ),
+    ]
+    if c.active_units is not None:
+        moved = "codes differ" if e.codes is not None else "latent numbers move"
+        cards.append((f"{c.active_units:,} of {c.units:,}", f"{moved} from {one} to {one}"))
+    verdict = f"No: {c.advice}" if c.collapsed else f"Yes: what is drawn depends on the {what}."
+    intro = (
+        f"{verdict} A decoder that is strong enough can do without what it is told, and the encoder then stops "
+        "telling: posterior collapse."
+    )
+    return f"<h2>Is the latent used?</h2><p>{html.escape(intro)}</p>{blocks.cards(cards)}"
 
 
 def _curves(metrics: list[dict[str, Any]], model: Model) -> str:
     wanted = [("distortion", "distortion, nats"), ("mse", "squared error, stored units")]
     if model.has_prior:
         wanted = [("bits_per_dim", "bits per dimension"), ("distortion", "distortion, nats"), ("rate", "rate, nats")]
-    seconds = max((m.get("seconds") or 0 for m in metrics), default=0)
-    per, unit = (60, "minutes") if seconds >= 120 else (1, "seconds")
-    charts = []
-    for key, title in wanted:
-        lines = {
-            kind: [(m["seconds"] / per, m[key]) for m in metrics if m.get("kind") == kind and _is_number(m.get(key))]
-            for kind in ("train", "valid")
-        }
-        if any(len(points) > 1 for points in lines.values()):
-            charts.append(line_chart(lines, title, f"{unit} of training"))
+    if isinstance(model, CodeModel):
+        wanted.pop()  # it is N log K all the time
+    charts = over_time(metrics, wanted)
     if not charts:
         return "<h2>Training</h2><p>It was too short to draw curves of.</p>"
     caption = (
@@ -216,8 +262,7 @@ def _curves(metrics: list[dict[str, Any]], model: Model) -> str:
         '<span class="key"><i></i>validation split, with the averaged weights that are kept</span>. '
         f"Lower {wanted[0][1].partition(',')[0]} is better. The first moments may run off the top."
     )
-    figure = f'<div class="charts">{"".join(charts)}</div><figcaption>{caption}</figcaption>'
-    return f"<h2>Training</h2><figure>{figure}</figure>"
+    return f"<h2>Training</h2><figure>{charts}<figcaption>{caption}</figcaption></figure>"
 
 
 def _numbers(e: Evaluation, schema: Schema) -> str:
@@ -263,10 +308,6 @@ def train_command(spec: Spec, run: Path) -> str:
         values = [] if value is True else list(value) if isinstance(value, list | tuple) else [value]
         words += [flag, *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
     return shlex.join(words)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _duration(seconds: float) -> str:
