@@ -117,6 +117,13 @@ class Quantizer(Bottleneck, ABC):
     """Shape of one example's codes: `(C,)` or `(C, h, w)`, C codes a position."""
 
     @abstractmethod
+    def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Codes `[B, *code_shape]` drawn about those that `forward` chooses, and their log-probabilities `[B]`.
+
+        A proposal for importance sampling: any distribution makes a bound, and a good one is near p(codes | x).
+        """
+
+    @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes `[B, C, *spatial]` to the vectors that they stand for, `[B, D, *spatial]`: what `forward` gave as z."""
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from operator import add
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from tessella.bottlenecks.codebooks import (
     euclidean,
 )
 from tessella.bottlenecks.nearest import in_one_table, nearest
+from tessella.bottlenecks.softened import drawn, near, uniform_for
 from tessella.contracts import Quantizer
 from tessella.divergences import PointMass
 from tessella.errors import SpecError
@@ -38,7 +39,24 @@ Gradient = Callable[[Tensor, Tensor], Tensor]
 
 def straight_through(z: Tensor, e: Tensor) -> Tensor:
     """The gradient of e is given to z as it is (van den Oord et al. 2017, section 3.2)."""
-    return e + (z - z.detach())
+    return _InPlaceOf.apply(z, e)  # pyright: ignore[reportReturnType]
+
+
+@final
+class _InPlaceOf(torch.autograd.Function):
+    """The second argument's value and the first one's gradient; z + sg[e - z] would be rounded, and e be copied."""
+
+    @staticmethod
+    def forward(z: Tensor, e: Tensor) -> Tensor:
+        return e.view_as(e)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """Nothing to remember."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return gradient, None
 
 
 def rotated(z: Tensor, e: Tensor) -> Tensor:
@@ -108,16 +126,31 @@ class CodebookQuantizer(Quantizer):
             z = left = self.distance(rows.reshape(-1, self.groups, self.code_dim))
             codes, vectors, penalties = [], [], []
             for number, book in enumerate(self.books):
+                left = left - vectors[-1] if vectors else left
                 chosen, e = self._through(book, left, noise.split(f"codebook {number}"))
                 penalties.append(self.commitment * _squared(left, e.detach(), len(features)))
                 if book.taught:
                     penalties.append(_squared(left.detach(), e, len(features)))
-                left = left - e.detach()
                 codes.append(chosen)
                 vectors.append(e.detach())
             z = self.gradient(z, _sum(vectors))
             grid = torch.cat(codes, 1).reshape(*rows.shape[:-1], -1).movedim(-1, 1)
             return Passage(z.reshape(rows.shape).movedim(-1, 1), PointMass(grid.contiguous()), _sum(penalties))
+
+    @torch.no_grad()
+    def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        with torch.autocast(features.device.type, enabled=False):
+            rows = self.head(features.float().movedim(1, -1))
+            left = self.distance(rows.reshape(-1, self.groups, self.code_dim))
+            codes, log_q = [], rows.new_zeros(len(rows))
+            for number, book in enumerate(self.books):
+                table = book.table()
+                u = noise.split(f"soften {number}").uniform(len(rows), left[..., 0].numel() // len(rows))
+                chosen, nats = near(left, table, u.to(left.device).view(left.shape[:2]))
+                left = left - _vectors(table, chosen)
+                codes.append(chosen)
+                log_q = log_q + nats.view(len(rows), -1).sum(1)
+            return torch.cat(codes, 1).reshape(*rows.shape[:-1], -1).movedim(-1, 1).contiguous(), log_q
 
     def _through(self, book: Codebook, z: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Codes `[N, G]` of z `[N, G, D]` and their vectors, as they were before the codebook took note of z."""
@@ -326,6 +359,20 @@ class FSQ(Quantizer):
             z = straight_through(bounded.flatten(-2).movedim(-1, 1), self.lookup(codes))
             return Passage(z, PointMass(codes))
 
+    @torch.no_grad()
+    def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Each digit by itself; the values are spread about the levels as rounding spreads them."""
+        with torch.autocast(features.device.type, enabled=False):
+            bounded = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base))).tanh()
+            codes, log_q = 0, 0.0
+            for number, (most, base) in enumerate(zip(self.most.tolist(), self.base.tolist(), strict=True)):
+                value = bounded[..., number]
+                levels = torch.linspace(-1, 1, most + 1, device=value.device)
+                logits = -(value[..., None] - levels).square() / (2 * (2 / most) ** 2 / 12)
+                digit, nats = drawn(logits, uniform_for(noise.split(f"soften {number}"), value))
+                codes, log_q = codes + base * digit, log_q + nats.flatten(1).sum(1)
+            return cast(Tensor, codes).movedim(-1, 1).contiguous(), cast(Tensor, log_q)
+
     def lookup(self, codes: Tensor) -> Tensor:
         digits = codes.movedim(1, -1)[..., None] // self.base % (self.most + 1)
         return (2 * digits / self.most - 1).flatten(-2).movedim(-1, 1)
@@ -406,6 +453,15 @@ class LFQ(Quantizer):
             of_mean = torch.special.entr(mean) + torch.special.entr(1 - mean)
             terms = self.commitment * (z - signs).square() + self.entropy * (entropy - of_mean)
             return Passage(straight_through(z, signs), PointMass(codes), terms.flatten(1).sum(1))
+
+    @torch.no_grad()
+    def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Each bit by itself, from q(bit | z)."""
+        with torch.autocast(features.device.type, enabled=False):
+            z = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base)))
+            logits = torch.stack([torch.zeros_like(z), 4 * z], -1)
+            bits, nats = drawn(logits, uniform_for(noise.split("soften"), z))
+            return (bits * self.base).sum(-1).movedim(-1, 1).contiguous(), nats.flatten(1).sum(1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         bits = codes.movedim(1, -1)[..., None] // self.base % 2

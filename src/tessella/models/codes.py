@@ -109,12 +109,36 @@ class CodeModel(Model):
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
+        if draws is not None:
+            return self._of_draws(x, label, noise or Noise(0), draws)
         latent = self.encode(x, label, noise=noise)
-        assert latent.rate is not None
         distortion = -self.decode(latent.z).log_prob(x)
-        # Every draw from a point mass is the same one.
-        weights = None if draws is None else -(distortion + latent.rate).expand(draws, -1)
-        return Terms(distortion, latent.rate, latent.rate_per_unit, latent.penalty, weights)
+        return Terms(distortion, latent.rate, latent.rate_per_unit, latent.penalty)
+
+    @torch.no_grad()
+    def _of_draws(self, x: Tensor, label: Tensor | None, noise: Noise, draws: int) -> Terms:
+        """The terms of `draws` code grids an example, drawn about the chosen ones by the softened quantisers.
+
+        Their weights p(x, c) / q(c | x) average to p(x), as those of continuous latents do (Burda et al. 2015, eq. 8).
+        """
+        labels = None if label is None else label.repeat_interleave(draws)
+        features = self.encoder(self.likelihood.to_network(x), None)
+        grids = [features] if self.pyramid is None else self.pyramid(features)
+        codes, vectors, log_q = [], [], features.new_zeros(len(x) * draws, dtype=torch.float32)
+        for level, (quantizer, grid) in enumerate(zip(self.levels, grids, strict=True)):
+            grid = grid.repeat_interleave(draws, 0)
+            if level:
+                grid = self.merges[level - 1](grid, _joined(vectors, grid.shape[2:]))
+            c, nats = quantizer.soften(grid, noise.split(f"level{level}"))
+            codes.append(c)
+            vectors.append(quantizer.lookup(c))
+            log_q = log_q + nats
+        log_p = [level.flatten(1).sum(1) for level in self.log_prob_codes(codes, labels, vectors)]
+        rate = log_q - torch.stack(log_p).sum(0)
+        z = _joined(vectors, vectors[-1].shape[2:])
+        distortion = -self.decode(z).log_prob(x.repeat_interleave(draws, 0))
+        weights = -(distortion + rate).view(len(x), draws).T
+        return Terms(distortion.view(len(x), draws).mean(1), rate.view(len(x), draws).mean(1), log_weights=weights)
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
         features = self.encoder(self.likelihood.to_network(x), None)
@@ -196,7 +220,7 @@ class CodeModel(Model):
 
         Args:
             label: `[count]`, for a class-conditional prior.
-            progress: told (positions done, positions in all) by each level anew.
+            progress: told (steps done, steps in all), of all levels together.
         """
         label = self.seen(label)
         codes: list[Tensor] = []
@@ -205,7 +229,8 @@ class CodeModel(Model):
             noise = Noise(seed, level, "prior")
             shape = self.prior_shapes[level]
             context = _joined(vectors, torch.Size(shape[1:])) if level else None
-            drawn = cast(CodePrior, prior).sample(count, noise, label, context, sampling=sampling, progress=progress)
+            told = _part(progress, level, len(self.levels))
+            drawn = cast(CodePrior, prior).sample(count, noise, label, context, sampling=sampling, progress=told)
             codes.append(drawn.reshape(count, *quantizer.code_shape).to(self.device))
             vectors.append(quantizer.lookup(codes[-1]))
         return tuple(codes)
@@ -236,6 +261,11 @@ class CodeModel(Model):
                 raise SpecError(f"codes of level {level} form a grid of {_by(fine)}, which does not fit the coarser "
                                 f"level's {_by(coarse)}: encode with this run")  # fmt: skip
         return tuple(c.to(self.device, torch.int64) for c in codes)
+
+
+def _part(progress: Callable[[int, int], None] | None, level: int, levels: int) -> Callable[[int, int], None] | None:
+    """Progress of one level as progress of all; how long the others take is not known, so each is taken for a share."""
+    return progress and (lambda done, total: progress(level * total + done, levels * total))
 
 
 def _joined(vectors: Codes, size: torch.Size) -> Tensor:

@@ -1,0 +1,174 @@
+"""Models of codes: what their codes stand for, what they cost, and that more draws bound the same p(x) from below."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tessella.errors import SpecError
+from tessella.models.codes import CodeModel
+from tessella.models.presets import VQVAE, VQVAE2
+from tessella.noise import Noise
+from tessella.records import Sampling, Schema
+from tessella.registry import find, names
+
+TINY = {"width": 8, "depth": 1, "codebook_size": 16}
+QUANTIZERS = names("quantizer")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def started(model: CodeModel, x: Tensor) -> CodeModel:
+    """The model in evaluation mode, its codebooks started on x."""
+    with torch.no_grad():
+        model(x, noise=Noise(0))
+    return model.eval()
+
+
+def pictures(count: int, *shape: int) -> Tensor:
+    return torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 9), (1, 1, 7), (6,)])
+def test_codes_stand_for_z(quantizer: str, shape: tuple[int, ...]) -> None:
+    x = pictures(3, *shape)
+    kinds = [VQVAE] if len(shape) == 1 else [VQVAE, VQVAE2]
+    for kind in kinds:
+        model = started(kind(Schema(shape, "bytes"), quantizer=quantizer, side=4, **TINY), x)
+        latent = model.encode(x)
+        assert [tuple(c.shape[1:]) for c in latent.codes] == list(model.code_shapes)
+        assert torch.equal(model.lookup(latent.codes), latent.z)
+        count = sum(math.prod(s) for s in model.code_shapes)
+        torch.testing.assert_close(latent.rate, torch.full((3,), count * math.log(16)))
+        assert model.checked_codes(latent.codes)[0].dtype == torch.int64
+
+
+def test_larger_pictures_give_larger_grids() -> None:
+    x, large = pictures(2, 1, 8, 8), pictures(2, 1, 12, 20)
+    model = started(VQVAE2(Schema((1, 8, 8), "bytes"), side=4, **TINY), x)
+    latent = model.encode(large)
+    assert [c.shape[2:] for c in latent.codes] == [(3, 5), (6, 10)]
+    assert torch.equal(model.lookup(latent.codes), latent.z)
+
+
+def test_a_fine_level_is_encoded_given_the_coarse_one() -> None:
+    x = pictures(2, 1, 8, 8)
+    model = started(VQVAE2(Schema((1, 8, 8), "bytes"), side=4, **TINY), x)
+    before = model.encode(x)
+    with torch.no_grad():
+        model.levels[0].books[0].vectors.mul_(-3)  # pyright: ignore
+    after = model.encode(x)
+    assert not torch.equal(
+        before.z[:, -model.levels[1].latent_shape[0] :], after.z[:, -model.levels[1].latent_shape[0] :]
+    )
+
+
+def test_the_coarse_level_alone_says_nothing_of_the_fine_one() -> None:
+    x = pictures(4, 1, 8, 8)
+    model = started(VQVAE2(Schema((1, 8, 8), "bytes"), side=4, **TINY), x)
+    codes = model.encode(x).codes
+    other = (codes[0], codes[1].roll(1, 0))
+    assert not torch.equal(model.lookup(codes), model.lookup(other))
+    assert torch.equal(model.coarse_only(model.lookup(codes)), model.coarse_only(model.lookup(other)))
+
+
+def log_p(model: CodeModel, x: Tensor) -> Tensor:
+    """log p(x) by summing over all codes, `[B]`."""
+    size, shape = model.levels[0].codebook_size, model.code_shapes[0]
+    every = torch.tensor(list(itertools.product(range(size), repeat=math.prod(shape)))).view(-1, *shape)
+    terms = []
+    with torch.no_grad():
+        prior = model.log_prob_codes((every,))[0].flatten(1).sum(1)
+        for c, nats in zip(every, prior, strict=True):
+            z = model.lookup((c[None].expand(len(x), *shape),))
+            terms.append(model.decode(z).log_prob(x) + nats)
+    return torch.stack(terms).logsumexp(0)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_bounds_lie_below_the_log_likelihood(quantizer: str) -> None:
+    """By one term exactly; by 2000 draws in expectation: within 0.05 nats, some twenty standard errors."""
+    x = torch.randint(0, 2, (6, 1, 2, 2), dtype=torch.uint8)
+    options = {"codebook_size": 4, "codes": 2, "width": 8, "depth": 1, "side": 1, "quantizer": quantizer}
+    model = started(VQVAE(Schema((1, 2, 2), "binary"), **options), x)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.mul_(2)
+        exact, bound = log_p(model, x), model(x).bound
+        weights = model(x, noise=Noise(1), draws=2000).log_weights
+    assert (bound >= -exact - 1e-5).all()
+    sharper = weights.logsumexp(0) - math.log(2000)
+    assert (sharper <= exact + 0.05).all()
+
+
+def test_weights_average_to_the_likelihood() -> None:
+    """Where any codes are drawn often enough, within five standard errors: a false alarm in 1 of 3 * 10^5 seeds."""
+    x = torch.randint(0, 2, (6, 1, 2, 2), dtype=torch.uint8)
+    options = {"codebook_size": 4, "codes": 2, "width": 8, "depth": 1, "side": 1, "quantizer": "lfq"}
+    model = VQVAE(Schema((1, 2, 2), "binary"), **options).eval()
+    with torch.no_grad():
+        exact = log_p(model, x).exp().double()
+        p = model(x, noise=Noise(1), draws=4000).log_weights.double().exp()
+    error = p.std(0) / math.sqrt(len(p))
+    assert ((p.mean(0) - exact).abs() <= 5 * error + 1e-9).all()
+
+
+def test_the_uniform_prior_takes_the_fitted_ones_place() -> None:
+    schema = Schema((1, 4, 4), "bytes", classes=("a", "b"))
+    model = started(VQVAE(schema, side=2, **TINY), pictures(2, 1, 4, 4))
+    (shape,) = model.prior_shapes
+    fitted = find("code-prior", "pixelcnn").load()(shape, 16, classes=2, width=8, depth=1)
+    model.adopt([fitted])
+    assert model.fitted
+    assert model.conditional
+    plain = model.with_uniform_prior()
+    assert not plain.fitted
+    assert not plain.conditional
+    assert model.fitted
+    assert plain.encoder is model.encoder
+    assert plain.sample(3).shape == (3, 1, 4, 4)
+    with pytest.raises(SpecError, match="needs a label"):
+        model.sample(3)
+    label = torch.tensor([0, 1, 1])
+    assert torch.equal(model.sample(3, label, seed=4), model.sample(3, label, seed=4))
+    cold = model.sample_codes(3, label, sampling=Sampling(temperature=0))
+    assert torch.equal(cold[0][1], cold[0][2])
+
+
+def test_codes_that_are_not_the_models_are_refused() -> None:
+    model = VQVAE2(Schema((1, 8, 8), "bytes"), side=4, **TINY)
+    fine, coarse = torch.zeros(2, 1, 4, 4, dtype=torch.int64), torch.zeros(2, 1, 2, 2, dtype=torch.int64)
+    assert len(model.checked_codes((coarse, fine))) == 2
+    for codes, complaint in (
+        ((fine,), "has 2 levels of codes, and 1 are given"),
+        ((coarse, fine + 16), "must lie between 0 and 15"),
+        ((coarse - 1, fine), "must lie between 0 and 15"),
+        ((coarse[:, 0], fine), "have shape 2x2 an example"),
+        ((fine, fine), "does not fit the coarser"),
+    ):
+        with pytest.raises(SpecError, match=complaint):
+            model.checked_codes(codes)
+
+
+def test_options_that_mean_nothing_are_refused() -> None:
+    schema = Schema((1, 8, 8), "bytes")
+    for options, complaint in (
+        ({"units": 3}, "codes instead of units"),
+        ({"draws": 5}, "leave --draws out"),
+        ({"quantizer": "fsq", "commitment": 0.1}, "has no --commitment"),
+        ({"quantizer": "fsq", "codebook_size": 34}, "take"),
+        ({"quantizer": "nearest"}, "no quantizer is called"),
+        ({"codebook_size": 0}, "codebook size must be at least 1"),
+    ):
+        with pytest.raises(SpecError, match=complaint):
+            VQVAE(schema, **options)
+    with pytest.raises(SpecError, match="no coarse and fine levels"):
+        VQVAE2(Schema((6,), "bytes"))
