@@ -16,9 +16,21 @@ import torch
 
 import tessella
 from tessella import checkpoint, report
+from tessella.contracts import CodePrior
 from tessella.data import Data
+from tessella.models import presets
+from tessella.models.codes import CodeModel
 from tessella.models.model import Model
-from tessella.records import Evaluation, ImportanceBound, Schema
+from tessella.noise import Noise
+from tessella.records import (
+    CodesEvaluation,
+    CollapseEvaluation,
+    Evaluation,
+    ImportanceBound,
+    LevelEvaluation,
+    Schema,
+)
+from tessella.report import codes as seen_codes
 from tessella.spec import Spec, TrainOptions
 
 BYTES = Schema((1, 8, 8), "bytes")
@@ -27,14 +39,18 @@ MEASURED = Evaluation(
     bits_per_dim=180 / 64 / math.log(2), importance_bound=ImportanceBound(5, 175.0, 3.9), kl_per_unit=(12.0, 8.0, 0.0),
     active_units=2, mse=25.5**2, psnr=20.0, parameters=1000, seconds=1.0,
 )  # fmt: skip
+SAID = {"title": "nats", "across": "units"}
 VOID = {"meta", "img", "br", "link", "i", "hr"}
 
 
-def a_run(folder: Path, kind: str = "VAE", data: str = "digits", *, lines: int = 6) -> tuple[Path, Model, Data]:
+def a_run(
+    folder: Path, kind: str = "VAE", data: str = "digits", *, lines: int = 6, **options: object
+) -> tuple[Path, Model, Data]:
     """A run folder as training leaves one, without training."""
     opened = tessella.open_data(data, **({"size": 16} if data == "sprites" else {}))
     torch.manual_seed(0)
-    model = getattr(tessella, kind)(opened.schema, width=8, depth=1, units=3).eval()
+    options |= {} if kind.startswith("VQ") else {"units": 3}
+    model = getattr(presets, kind)(opened.schema, width=8, depth=1, **options).eval()
     run = checkpoint.prepare_run(folder / "my run")
     training = {"steps": 3, "batch_size": 8, "seed": 0}
     checkpoint.write_spec(
@@ -46,6 +62,7 @@ def a_run(folder: Path, kind: str = "VAE", data: str = "digits", *, lines: int =
         for k in range(lines):
             note = {"step": k, "seconds": 40.0 * k, "distortion": 200 - k, "rate": k if has else None, "mse": 9 - k}
             note["bits_per_dim"] = 5 - k / 10 if has else None
+            note |= {"code_usage": k / 9, "perplexity": float(k)} if kind.startswith("VQ") else {}
             file.write(json.dumps({"kind": "train", **note}) + "\n" + json.dumps({"kind": "valid", **note}) + "\n")
         file.write('{"kind": "train", "st')  # cut off
     return run, model, opened
@@ -74,7 +91,7 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("h1", "h2"):
+        if self.open and self.open[-1] in ("h1", "h2", "h3"):
             self.headings.append(data)
 
 
@@ -92,6 +109,82 @@ def test_a_page_stands_alone_and_is_well_formed(kind: str, data: str, tmp_path: 
     assert wanted | {"How to reproduce"} <= set(page.headings)
     assert ("Samples" in page.headings) == ("What each unit says" in page.headings) == model.has_prior
     assert ("An autoencoder has no prior" in text) == (not model.has_prior)
+    assert ("Is the latent used?" in page.headings) == model.has_prior
+    assert "Codes" not in page.headings
+
+
+SEEN = {"Codes", "What each code stands for", "How often", "Usage over training", "Is the latent used?"}
+
+
+@pytest.mark.parametrize(("kind", "options"), [("VQVAE", {}), ("VQVAE", {"codes": 2}), ("VQVAE2", {})], ids=str)
+def test_a_model_of_codes_shows_them(kind: str, options: dict[str, int], tmp_path: Path) -> None:
+    run, model, opened = a_run(tmp_path, kind, **options)
+    text = report.write(run, model, opened).read_text("utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert page.unlabelled == 0
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert set(page.headings) >= SEEN
+    assert "One unit at a time" not in page.headings
+    assert "each as likely as any other" in text
+    assert "learned prior" not in text
+    assert ("code 2 of the 2 at each position" in text) == bool(options)
+    assert ("coarsest codes" in text) == (kind == "VQVAE2")
+    if kind == "VQVAE":
+        assert f"{64 * (2 if options else 1)} integers below 512" in text
+
+
+class Zeros(CodePrior):
+    """Nearly always code 0: a prior that has been fitted, as far as a page can see."""
+
+    classes = 0
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, codes, label=None, context=None, *, noise=None):  # pyright: ignore
+        return torch.where(codes == 0, math.log(0.9), math.log(0.1 / 511))
+
+    def sample(self, count, noise, label=None, context=None, *, sampling=None, progress=None):  # pyright: ignore
+        return torch.zeros(count, *self.shape, dtype=torch.int64)
+
+
+def test_samples_of_the_uniform_and_the_learned_prior_stand_side_by_side(tmp_path: Path) -> None:
+    run, model, opened = a_run(tmp_path, "VQVAE")
+    assert isinstance(model, CodeModel)
+    model.adopt([Zeros(model.prior_shapes[0])])
+    text = report.write(run, model, opened).read_text("utf-8")
+    samples = text.partition("<h2>Samples</h2>")[2].partition("<h2>")[0]
+    uniform, learned = re.findall(r'<div><img[^>]*src="([^"]*)"', samples)
+    assert uniform != learned
+    assert "uniform prior" in samples
+    assert "codes drawn from the learned prior" in samples
+    assert "what its codes cost under the learned prior" in text
+    assert "rate, uniform prior" in text
+    batch = opened.split("test").batch(range(4))
+    cost = seen_codes.costs(model, batch)
+    assert cost[0].sum((1, 2)).tolist() == pytest.approx(model.encode(batch.x).rate.tolist())  # pyright: ignore
+
+
+def test_a_codebook_that_has_collapsed_is_warned_of_on_the_page(tmp_path: Path) -> None:
+    run, model, opened = a_run(tmp_path, "VQVAE")
+    assert isinstance(model, CodeModel)
+    with torch.no_grad():
+        for parameter in model.levels[0].head.parameters():  # pyright: ignore
+            parameter.zero_()
+    text = report.write(run, model, opened).read_text("utf-8")
+    assert "<b>Warning:</b> the codebook has collapsed: 1 of its 512 codes" in text
+    assert "--quantizer fsq" in text
+    assert "No: the latent is not used" in text
+
+
+def test_vectors_have_codes_too(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(",".join(f"{v:.4f}" for v in row) for row in Noise(0).normal(80, 5).tolist()))
+    run, model, opened = a_run(tmp_path, "VQVAE", str(table))
+    page = Page(report.write(run, model, opened).read_text("utf-8"))
+    assert set(page.headings) >= SEEN
 
 
 def test_vectors_have_a_page_too(tmp_path: Path) -> None:
@@ -140,6 +233,29 @@ def test_numbers_are_said_in_words() -> None:
     binary = Schema((1, 8, 8), "binary", 0, 1)
     assert "one bit a number (8.0 bytes)" in report.numbers(MEASURED, binary)[0].meaning
     assert "density" in report.numbers(MEASURED, Schema((64,), "real", -1, 1))[0].meaning
+
+
+def test_codes_and_their_use_are_said_in_words() -> None:
+    coarse = LevelEvaluation(16, 512, 0.5, 200.4, 16 * math.log(512), 80.0, 300.0)
+    fine = replace(coarse, codes_per_example=64, code_usage=1.0, rate_uniform=64 * math.log(512), rate=300.0)
+    codes = CodesEvaluation(80, 512, 0.5, 200.4, 80 * math.log(512), True, (coarse, fine))
+    judged = CollapseEvaluation(250, 78, 80, 5.5, math.log(250), 123.4, False)
+    e = replace(MEASURED, active_units=None, mse=None, psnr=None, codes=codes, collapse=judged)
+    lines = {n.name: n for n in report.numbers(e, BYTES)}
+    assert lines["codes, coarsest level"].value == "16 of 512"
+    assert lines["codes, finest level"].meaning.startswith("a picture becomes 64 integers below 512, 9 bits each; 6.76")
+    assert lines["code usage, coarsest level"].value == "50.0 %"
+    assert lines["perplexity, coarsest level"].value == "200 of 512"
+    assert "finer ones left blank" in lines["distortion, coarsest level"].meaning
+    assert f"saves {100 * (1 - 380 / codes.rate_uniform):.0f} %" in lines["rate, uniform prior"].meaning
+    assert lines["exchange cost"].value == "123.40 nats"
+    assert lines["information"].value == "5.50 of 5.52 nats"
+    assert lines["codes that move"].value == "78 of 80"
+    assert "PSNR" not in lines
+    only = replace(codes, levels=(coarse,), learned=False)
+    names = [n.name for n in report.numbers(replace(e, codes=only), BYTES)]
+    assert "codes" in names
+    assert not {"distortion, coarsest level", "rate, uniform prior"} & set(names)
 
 
 def test_a_number_that_does_not_exist_is_not_said() -> None:
@@ -193,8 +309,8 @@ def test_charts_draw_flat_lines_and_many_bars() -> None:
     flat = report.line_chart({"train": [], "valid": [(0, 3.0), (5, 3.0)]}, "x < y", "seconds")
     assert "x &lt; y" in flat
     assert "nan" not in flat
-    assert report.bar_chart([3.0, 1.0, 0.0], 2).count("<rect") == 3
-    assert "2 in use, 1 not" in report.bar_chart([3.0, 1.0, 0.0], 2)
-    many = report.bar_chart([1 / (k + 1) for k in range(5000)], 100)
+    assert report.bar_chart([3.0, 1.0, 0.0], 2, **SAID).count("<rect") == 3
+    assert "2 in use, 1 not" in report.bar_chart([3.0, 1.0, 0.0], 2, **SAID)
+    many = report.bar_chart([1 / (k + 1) for k in range(5000)], 100, **SAID)
     assert "<rect" not in many
     assert len(many) < 30_000
