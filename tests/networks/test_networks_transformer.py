@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tessella.errors import SpecError
+from tessella.networks import transformer
 from tessella.networks.transformer import BLOCK, CachedSteps, CodeEmbedding, GridEmbedding, Transformer
 from tessella.noise import Noise
 
@@ -16,7 +17,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-def sight(trunk: Transformer, positions: int) -> Tensor:
+def sight(trunk: Transformer, positions: int, rough: bool) -> Tensor:
     """`[P, P]`, the size of the gradient of each position's output by each position's input."""
     x = torch.randn(1, positions, trunk.width, requires_grad=True)
     y = trunk(x) * torch.randn(trunk.width)
@@ -25,14 +26,27 @@ def sight(trunk: Transformer, positions: int) -> Tensor:
     )
 
 
-def test_causal_positions_see_themselves_and_those_before() -> None:
-    seen = sight(Transformer(8, 2, causal=True), 6)
+@pytest.mark.parametrize("rough", [False, True])
+def test_causal_positions_see_themselves_and_those_before(rough: bool) -> None:
+    seen = sight(Transformer(8, 2, causal=True), 6, rough)
     assert (seen.triu(1) == 0).all()
     assert (seen[torch.ones(6, 6).tril().bool()] > 1e-6).all()
 
 
-def test_other_positions_see_all() -> None:
-    assert (sight(Transformer(8, 2, causal=False), 6) > 1e-6).all()
+@pytest.mark.parametrize("rough", [False, True])
+def test_other_positions_see_all(rough: bool) -> None:
+    assert (sight(Transformer(8, 2, causal=False), 6, rough) > 1e-6).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_plain_products_are_the_fused_kernel(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = torch.randn(3, 2, 3, 40, 16, dtype=torch.bfloat16)
+    plain = transformer._attention(q, k, v, causal).float()
+    monkeypatch.setattr(transformer, "SHORT", 0)
+    fused = transformer._attention(q, k, v, causal).float()
+    exact = transformer._attention(q.float(), k.float(), v.float(), causal)
+    assert (plain - exact).abs().mean() < 2 * (fused - exact).abs().mean()
+    torch.testing.assert_close(plain, exact, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(("width", "heads"), [(4, 1), (64, 1), (96, 2), (100, 2), (256, 4), (67, 67)])
@@ -79,11 +93,12 @@ def test_dropout_is_the_noise_s_and_only_in_training() -> None:
 
 
 def test_dropout_keeps_the_mean() -> None:
-    trunk = Transformer(4, 1, causal=True, dropout=0.25)
-    kept = trunk._dropped(torch.ones(100, 100, 4), Noise(0))
+    trunk = Transformer(4, 4, causal=True, dropout=0.25)
+    kept = trunk._keep(Noise(0), torch.zeros(1000, 7, 4))
     assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
-    # A share of 40 000 tosses, off by 4.5 standard deviations: one false alarm in 150 000 seeds.
-    assert abs(kept.mean().item() - 1) < 4.5 * (0.25 / 0.75 / 40_000) ** 0.5
+    # A share of 36 000 tosses, off by 4.5 standard deviations: one false alarm in 150 000 seeds.
+    assert kept.numel() == 36_000
+    assert abs(kept.mean().item() - 1) < 4.5 * (0.25 / 0.75 / 36_000) ** 0.5
 
 
 def test_codes_of_a_position_are_summed() -> None:

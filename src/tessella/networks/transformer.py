@@ -20,6 +20,8 @@ from tessella.noise import Noise
 
 HEAD = 64
 """Channels of an attention head, at most."""
+SHORT = 256
+"""Positions up to which a processor attends in bfloat16 by plain products."""
 BLOCK = 128
 """Positions by which the cache of keys and values grows."""
 
@@ -115,11 +117,25 @@ class Block(nn.Module):
         """What attention adds to `[B, P, width]`."""
         qkv = self.qkv(self.before_attention(x)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2))
+        return self.out(_attention(q, k, v, causal).transpose(1, 2).flatten(2))
 
     def perceive(self, x: Tensor) -> Tensor:
         """What the perceptron adds."""
         return self.down(F.gelu(self.up(self.before_mlp(x))))
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """`F.scaled_dot_product_attention` of `[B, heads, P, d]`.
+
+    On processors its backward pass takes several times as long as plain products of short sequences in bfloat16.
+    """
+    positions = q.shape[2]
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or positions > SHORT:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if causal:
+        scores = scores.masked_fill(torch.ones(positions, positions, dtype=torch.bool).triu(1), -torch.inf)
+    return scores.softmax(-1) @ v
 
 
 @final
@@ -130,7 +146,8 @@ class Transformer(nn.Module):
         width: channels; the heads are the fewest of equal size with 64 channels or less.
         depth: blocks.
         causal: whether a position sees only itself and those before it.
-        dropout: share of the numbers added by each block that training leaves out.
+        dropout: share of the channels that training leaves out of what comes in and of what each block adds, the same
+            at all positions of an example, as in recurrent networks (Gal & Ghahramani 2016): it takes little noise.
     """
 
     def __init__(self, width: int, depth: int, *, causal: bool, dropout: float = 0.0) -> None:
@@ -142,17 +159,21 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """In training mode the noise says what is dropped; without noise nothing is."""
-        x = self._dropped(x, noise)
-        for block in cast(Iterable[Block], self.blocks):
-            x = x + self._dropped(block.attend(x, self.causal), noise)
-            x = x + self._dropped(block.perceive(x), noise)
+        keep = self._keep(noise, x) if noise is not None and self.training and self.dropout else None
+
+        def dropped(branch: Tensor, place: int) -> Tensor:
+            return branch if keep is None else branch * keep[:, place].to(branch.dtype)
+
+        x = dropped(x, 0)
+        for i, block in enumerate(cast(Iterable[Block], self.blocks)):
+            x = x + dropped(block.attend(x, self.causal), 2 * i + 1)
+            x = x + dropped(block.perceive(x), 2 * i + 2)
         return self.norm(x)
 
-    def _dropped(self, x: Tensor, noise: Noise | None) -> Tensor:
-        if noise is None or not self.training or not self.dropout:
-            return x
-        keep = noise.uniform(*x.shape, device=x.device) >= self.dropout
-        return x * (keep.to(x.dtype) / (1 - self.dropout))
+    def _keep(self, noise: Noise, x: Tensor) -> Tensor:
+        """Factors `[B, 2 depth + 1, 1, width]` of mean 1."""
+        uniform = noise.uniform(len(x), 2 * len(self.blocks) + 1, 1, self.width, device=x.device)
+        return (uniform >= self.dropout) / (1 - self.dropout)
 
 
 @final

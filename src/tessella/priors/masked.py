@@ -15,7 +15,7 @@ from tessella.noise import Noise
 from tessella.priors.head import CodeHead
 from tessella.records import Sampling
 
-WIDTH, DEPTH, DROPOUT = 256, 8, 0.1
+WIDTH, DEPTH, DROPOUT = 192, 6, 0.1
 STEPS, PASSES = 12, 8
 POSITIONS = 1 << 14
 """Positions that `log_prob_in_order` looks at in one pass, about."""
@@ -28,7 +28,7 @@ class MaskedTransformer(CodePrior):
     An order is a permutation s of the D codes; codes not known yet are seen as masks, without any causality. For each
     order p_s(codes) = prod_t p(code_s(t) | code_s(1), ..., code_s(t-1)) sums to one over all grids. The average over
     all orders bounds the likelihood of drawing by a random order from below, and is what is trained and reported
-    (autoregressive diffusion, Hoogeboom et al. 2022, section 3, eq. 3 to 5; the absorbing diffusion of Austin et al.
+    (autoregressive diffusion, Hoogeboom et al. 2022, section 3; the absorbing diffusion of Austin et al.
     2021 in continuous time):
 
         log p(codes) >= E_s[log p_s(codes)] = E_(t, known)[D / (D - t) sum_(i not known) log p(code_i | known)],
@@ -138,7 +138,7 @@ class MaskedTransformer(CodePrior):
         """Draw the codes that are not known, given those that are and each other, in a random order.
 
         A step draws some of the codes that are missing, each given all that are there, as if they were independent
-        of each other; how many follows a cosine, few at first (Chang et al. 2022, section 3.2). With as many steps as
+        of each other; how many follows a cosine, few at first (Chang et al. 2022, section 3.3). With as many steps as
         codes are missing each step draws one, and the draw is exactly from the model.
 
         Args:

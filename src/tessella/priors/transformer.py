@@ -15,7 +15,7 @@ from tessella.noise import Noise
 from tessella.priors.head import CodeHead
 from tessella.records import Sampling
 
-WIDTH, DEPTH, DROPOUT = 256, 8, 0.1
+WIDTH, DEPTH, DROPOUT = 192, 6, 0.1
 
 
 @final
