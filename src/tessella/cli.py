@@ -37,6 +37,7 @@ OVERVIEW: dict[str, tuple[Command, ...]] = {
     ),
     "train and measure": (
         Command("train", "MODEL --data SPEC --out RUN", "train a model; --resume --out RUN goes on"),
+        Command("prior", "RUN", "of a model of codes: learn which codes go together"),
         Command("evaluate", "RUN", "rate, distortion and bits per dimension on a split it never saw"),
         Command("report", "RUN", "write report.html: curves, pictures, numbers and what they mean"),
     ),
@@ -45,6 +46,10 @@ OVERVIEW: dict[str, tuple[Command, ...]] = {
         Command("reconstruct", "RUN [INPUTS]", "examples above what the model gives back"),
         Command("interpolate", "RUN A B", "walk from one example to another"),
         Command("traverse", "RUN [INPUT]", "move one latent unit at a time"),
+    ),
+    "codes": (
+        Command("encode", "RUN [INPUTS]", "examples as integers, in a file of plain arrays"),
+        Command("decode", "RUN CODES", "pictures of such a file, one each"),
     ),
 }
 

@@ -21,7 +21,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 import tessella
-from tessella import checkpoint, pictures
+from tessella import checkpoint, pictures, registry
 from tessella.checkpoint import PriorSpec
 from tessella.contracts import CodePrior
 from tessella.data import Data, Split
@@ -192,13 +192,11 @@ def fit_prior(
         RunError: if there is such a prior already, or none to go on with.
     """
     options = options or TrainOptions()
-    model = checkpoint.load(run, prior="uniform")
+    model = checkpoint.read_spec(run).build()
     if not isinstance(model, CodeModel):
         raise SpecError(f"the model {model.name} of {run} has no codes, so no prior over codes: train a vqvae")
-    if kind == "uniform":
-        raise SpecError("the uniform prior has nothing to fit; choose pixelcnn, transformer or masked")
-    if class_conditional and not data.schema.classes:
-        raise SpecError(f"{data.spec} has no labels: leave --class-conditional out")
+    checkpoint.load(run, into=model, prior="uniform")
+    _check(model, data, kind, width, depth, class_conditional=class_conditional)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     model = model.to(accelerator.device)
     home = checkpoint.prior_home(Path(run), kind)
@@ -210,10 +208,11 @@ def fit_prior(
             raise RunError(f"{home} was fitted on codes of other weights ({before.codes}, now {fingerprint}): "
                            "fit it again with --overwrite")  # fmt: skip
         spec = before
-    elif accelerator.is_main_process:
+    splits = cached_codes(Path(run), model, data, options.precision, fingerprint, accelerator, progress)
+    if not resume and accelerator.is_main_process:
         checkpoint.prepare_run(home, overwrite=overwrite)
         checkpoint.write_prior_spec(home, spec)
-    splits = cached_codes(Path(run), model, data, options.precision, fingerprint, accelerator, progress)
+    accelerator.wait_for_everyone()
     torch.manual_seed(options.seed)
     priors = Priors(model, checkpoint.priors_of(model, spec)).to(accelerator.device)
     view = _PriorView(model, splits.get("valid"), options)
@@ -227,6 +226,22 @@ def fit_prior(
     if accelerator.is_main_process:
         checkpoint.write_prior_spec(home, spec.with_rate(rate))
     return Fitting(done, rate, uniform)
+
+
+def _check(
+    model: CodeModel, data: Data, kind: str, width: int | None, depth: int | None, *, class_conditional: bool
+) -> None:
+    """What can be known to be wrong before anything is encoded."""
+    registry.find("code-prior", kind)
+    if kind == "uniform":
+        raise SpecError("the uniform prior has nothing to fit; choose pixelcnn, transformer or masked")
+    for name, value in (("width", width), ("depth", depth)):
+        if value is not None and value < 1:
+            raise SpecError(f"{name} must be at least 1, not {value}")
+    if class_conditional and not data.schema.classes:
+        raise SpecError(f"{data.spec} has no labels: leave --class-conditional out")
+    if class_conditional and data.schema.classes != model.schema.classes:
+        raise SpecError(f"{data.spec} has other classes than the model was trained on: leave --class-conditional out")
 
 
 @torch.inference_mode()

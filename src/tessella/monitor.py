@@ -197,7 +197,7 @@ class Monitor:
         rate, bits, speed = now["rate"], now["bits_per_dim"], now["examples_per_second"]
         parts = [f"{100 * min(used, 1):.0f} %"]
         parts += [f"rate {rate:.1f}"] if rate is not None else []
-        parts += [f"distortion {now['distortion']:.1f}"]
+        parts += [f"distortion {now['distortion']:.1f}"] if now["distortion"] else []  # priors have none
         parts += [f"{bits:.3f} bits/dim"] if bits is not None else []
         parts += [f"{speed:.0f} examples/s"] if speed else []
         left = seconds * (1 - used) / used if used > 0 else 0

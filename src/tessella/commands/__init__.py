@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tessella.commands import demo, look, measure, train
+from tessella.commands import codes, demo, look, measure, prior, train
 from tessella.commands.measure import Parts
 from tessella.commands.train import Train
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
     "train": (train.Train, train.train),
+    "prior": (prior.Prior, prior.prior),
     "evaluate": (measure.Evaluate, measure.evaluate),
     "sample": (look.Sample, look.sample),
     "reconstruct": (look.Reconstruct, look.reconstruct),
     "interpolate": (look.Interpolate, look.interpolate),
     "traverse": (look.Traverse, look.traverse),
+    "encode": (codes.Encode, codes.encode),
+    "decode": (codes.Decode, codes.decode),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
     "parts": (measure.Parts, measure.parts),

@@ -61,21 +61,7 @@ def folder(path: str, size: tuple[int, int] | None, channels: int | None) -> Fou
     Raises:
         DataError: if there is not one readable picture.
     """
-    names, others, closed = [], [], []
-    for at, folders, files in os.walk(path, onerror=lambda error: closed.append(str(error.filename))):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        inside = os.path.relpath(at, path).replace(os.sep, "/")
-        for file in sorted(f for f in files if not f.startswith(".")):
-            name = file if inside == "." else f"{inside}/{file}"
-            (names if os.path.splitext(file)[1].lower() in FORMATS else others).append(name)
-    notes = []
-    if closed:
-        notes.append(f"{len(closed)} folders could not be opened: {abridged(closed)}")
-    if others:
-        notes.append(f"{len(others)} files that are not pictures were left: {abridged(others)}")
-    if not names:
-        held = f"; it holds {abridged(others, 3)}" if others else ""
-        raise DataError(f"no pictures in {path} ({', '.join(FORMATS)}){held}")
+    names, notes = picture_files(path)
     parts = {PurePosixPath(name).parts[0].lower() for name in names}
     official = parts <= SPLIT_FOLDERS.keys() and "train" in {SPLIT_FOLDERS[p] for p in parts}
     where = [PurePosixPath(name).parts for name in names]
@@ -93,6 +79,27 @@ def folder(path: str, size: tuple[int, int] | None, channels: int | None) -> Fou
     return pictures(
         partial(_path, paths), names, splits, numbers, classes, size=size, channels=channels, notes=notes, where=path
     )
+
+
+def picture_files(path: str) -> tuple[list[str], list[str]]:
+    """The picture files below a folder, as paths from there, in order; and notes on what else there is.
+
+    Raises:
+        DataError: if there are none.
+    """
+    names, others, closed = [], [], []
+    for at, folders, files in os.walk(path, onerror=lambda error: closed.append(str(error.filename))):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        inside = os.path.relpath(at, path).replace(os.sep, "/")
+        for file in sorted(f for f in files if not f.startswith(".")):
+            name = file if inside == "." else f"{inside}/{file}"
+            (names if os.path.splitext(file)[1].lower() in FORMATS else others).append(name)
+    if not names:
+        held = f"; it holds {abridged(others, 3)}" if others else ""
+        raise DataError(f"no pictures in {path} ({', '.join(FORMATS)}){held}")
+    notes = [f"{len(closed)} folders could not be opened: {abridged(closed)}"] if closed else []
+    notes += [f"{len(others)} files that are not pictures were left: {abridged(others)}"] if others else []
+    return names, notes
 
 
 def pictures(

@@ -106,8 +106,12 @@ def _pickled(path: str) -> DataError:
 # numpy
 
 
-class _Members(Mapping[str, np.ndarray]):
-    """The arrays of an `.npz`, each read when asked for."""
+class NumpyArchive(Mapping[str, np.ndarray]):
+    """The arrays of an `.npz`, each read when asked for; nothing in it is unpickled.
+
+    Raises:
+        DataError: if the file, or a member when it is asked for, is missing, damaged, or holds pickled objects.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -148,7 +152,7 @@ def _guarded(where: str, read: Callable[[], T]) -> T:
 
 def npz(path: str, size: Size, channels: int | None) -> Found:
     """`x_train` (`y_train`, `x_valid`, `y_valid`, `x_test`, `y_test`), `x` (`y`), or a packed form."""
-    members = _Members(path)
+    members = NumpyArchive(path)
     for keys, read in PACKED.items():
         if keys <= members.keys():
             return read(members, path, size, channels)

@@ -313,19 +313,25 @@ def from_files(model: Model, files: Sequence[str], label: int | None) -> Batch:
         DataError: if one cannot be read, or the model's values are not a picture file's.
         SpecError: if the model needs a label and there is none.
     """
-    schema = model.schema
-    if not schema.is_picture or schema.values == "real":
-        raise DataError(f"the model is made for {schema.values} values of shape {_by(schema.shape)}, which no picture "
-                        "file holds: give numbers of examples")  # fmt: skip
     if model.conditional and label is None:
         raise SpecError(f"the model {model.name} is conditional: give the class of these pictures with --label")
     labels = torch.full((len(files),), label) if model.conditional and label is not None else None
-    channels, height, width = schema.shape
-    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), channels)
+    return Batch(read_pictures(model.schema, files, model.schema.shape[1:]), labels)
+
+
+def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -> Tensor:
+    """Picture files as stored values `[B, C, *size]`, cropped and resized.
+
+    Raises:
+        DataError: if one cannot be read, or such values are not a picture file's.
+    """
+    if not schema.is_picture or schema.values == "real":
+        raise DataError(f"the model is made for {schema.values} values of shape {_by(schema.shape)}, which no picture "
+                        "file holds: give numbers of examples")  # fmt: skip
+    height, width = size
+    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0])
     x = torch.from_numpy(reader.read(np.arange(len(files))))
-    if schema.values == "binary":
-        x = (x > 127).to(torch.uint8)
-    return Batch(x, labels)
+    return (x > 127).to(torch.uint8) if schema.values == "binary" else x
 
 
 def some(split: Split, count: int) -> np.ndarray:

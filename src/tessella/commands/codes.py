@@ -1,0 +1,111 @@
+"""`tessella encode` and `tessella decode`."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from tessella.commands.shared import check_ending, loaded_without_prior, progress
+from tessella.errors import DataError, SpecError
+
+if TYPE_CHECKING:
+    from tessella.models.codes import CodeModel
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Turn examples into codes: a few integers each, in a file of plain arrays that numpy reads.
+
+    Attributes:
+        run: the run folder of a model of codes.
+        inputs: picture files, folders of them, or numbers of examples of the split; none: all of the split.
+        out: the file to write.
+        full_size: leave pictures the size that they have, instead of fitting them to the size trained on.
+        data: other data than the run's own, read as the run's was.
+        split: the split that is encoded, or that numbers refer to.
+    """
+
+    run: Positional[str]
+    inputs: Positional[tuple[str, ...]] = ()
+    out: Annotated[str, arg(aliases=("-o",))] = "codes.npz"
+    full_size: bool = False
+    data: str | None = None
+    split: str = "test"
+
+
+def encode(o: Encode) -> int:
+    check_ending(o.out, ".npz", "archive's")
+    model, source = _model_of_codes(o.run)
+    from tessella import checkpoint
+    from tessella.uses import coding
+    from tessella.uses.look import data_for
+
+    split = cache(lambda: data_for(model, source, o.data).split(o.split))
+    with progress("encoding") as tell:
+        found = coding.examples(model, o.inputs, split, o.split, full_size=o.full_size, progress=tell)
+        coded = coding.encode(model, found, checkpoint.fingerprint(o.run))
+    coding.write(o.out, coded)
+    count, numbers = len(coded), [[c.size for c in level] for level in coded.levels]
+    bits = sum(sum(each) * math.log2(q.codebook_size) for each, q in zip(numbers, model.levels, strict=True))
+    each = sum(map(sum, numbers)) / count
+    print(
+        f"wrote {o.out}: {count:,} examples, {each:g} codes and {bits / count / 8:.4g} bytes each before entropy coding"
+    )
+    return 0
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Draw what codes stand for: a picture each.
+
+    Attributes:
+        run: the run folder whose codes they are.
+        codes: a file that `tessella encode` wrote.
+        out: the folder to write pictures into; they keep their names.
+        draw: draw from p(x | z), noise and all, instead of taking its mean.
+        seed: of the draws.
+    """
+
+    run: Positional[str]
+    codes: Positional[str]
+    out: Annotated[str, arg(aliases=("-o",))] = "decoded"
+    draw: bool = False
+    seed: int = 0
+
+
+def decode(o: Decode) -> int:
+    if os.path.exists(o.out) and not os.path.isdir(o.out):
+        raise DataError(f"{o.out} is no folder: give one to write pictures into")
+    model, _ = _model_of_codes(o.run)
+    from tessella import checkpoint, pictures
+    from tessella.uses import coding
+
+    coded = coding.read(o.codes)
+    try:
+        coding.check(coded, model, checkpoint.fingerprint(o.run))
+    except DataError as error:
+        raise DataError(f"{o.codes}: {error}") from error
+    targets = {name: coding.target(o.out, name) for name in coded.names}
+    if len(targets) < len(coded):
+        raise DataError(f"{o.codes} has several examples of one name: encode again")
+    with progress("decoding") as tell:
+        for name, x in coding.decode(model, coded, draw=o.draw, seed=o.seed, progress=tell):
+            image = pictures.grid(x[None], model.schema, columns=1, scale=1)
+            checkpoint.write_atomic(targets[name], lambda draft, image=image: image.save(draft, format="PNG"))
+    print(f"wrote {len(coded):,} pictures into {Path(o.out)}")
+    return 0
+
+
+def _model_of_codes(run: str) -> tuple[CodeModel, dict[str, Any]]:
+    from tessella.models.codes import CodeModel
+
+    model, source = loaded_without_prior(run)
+    if not isinstance(model, CodeModel):
+        raise SpecError(f"the model {model.name} of {run} has no codes: train a vqvae")
+    return model, source
