@@ -289,6 +289,14 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
     assert replace(again, given=frozenset()) == replace(first, given=frozenset())
 
 
+def test_the_command_to_fit_the_prior_again_is_the_one_that_was_given(tmp_path: Path) -> None:
+    training = vars(TrainOptions(minutes=7, batch_size=32, average=0.99))
+    prior = checkpoint.PriorSpec("masked", "abc", width=32, class_conditional=True, training=training)
+    command = report.page.prior_command(prior, tmp_path / "a b")
+    given = "--kind masked --minutes 7 --batch-size 32 --average 0.99 --width 32 --class-conditional"
+    assert shlex.split(command) == ["tessella", "prior", str(tmp_path / "a b"), *given.split()]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "about"), [(0, 1, 4), (-3.2, 8.8, 5), (0.001, 0.0042, 3), (1e6, 3e6, 4), (17, 17.3, 4)]
 )

@@ -61,7 +61,7 @@ def write(run: Path, model: Model, data: Data) -> Path:
             "" if blocks.slow(model) or e.codes is not None else _traversals(model, split),
             _units(e),
             _collapse(e, model.schema),
-            _curves(metrics, model),
+            _curves(run, metrics, model),
             _numbers(e, model.schema),
             _reproduce(run, spec, e, metrics),
             f"<footer>Written by tessella {tessella.__version__}. This page holds everything it shows.</footer>",
@@ -248,21 +248,33 @@ def _collapse(e: Evaluation, schema: Schema) -> str:
     return f"<h2>Is the latent used?</h2><p>{html.escape(intro)}</p>{blocks.cards(cards)}"
 
 
-def _curves(metrics: list[dict[str, Any]], model: Model) -> str:
+def _curves(run: Path, metrics: list[dict[str, Any]], model: Model) -> str:
     wanted = [("distortion", "distortion, nats"), ("mse", "squared error, stored units")]
     if model.has_prior:
         wanted = [("bits_per_dim", "bits per dimension"), ("distortion", "distortion, nats"), ("rate", "rate, nats")]
-    if isinstance(model, CodeModel):
-        wanted.pop()  # it is N log K all the time
-    charts = over_time(metrics, wanted)
+    of_codes = isinstance(model, CodeModel)
+    charts = over_time(metrics, wanted[:2] if of_codes else wanted)
     if not charts:
         return "<h2>Training</h2><p>It was too short to draw curves of.</p>"
     caption = (
         '<span class="key"><i class="t"></i>training batches, with the weights as they move</span> '
         '<span class="key"><i></i>validation split, with the averaged weights that are kept</span>. '
         f"Lower {wanted[0][1].partition(',')[0]} is better. The first moments may run off the top."
+        + (" Up to here all codes are held equally plausible: the rate is N log K throughout." if of_codes else "")
     )
-    return f"<h2>Training</h2><figure>{charts}<figcaption>{caption}</figcaption></figure>"
+    home, fitting = _prior_of(run), ""
+    if home is not None:
+        fitting = over_time(read_metrics(home / checkpoint.METRICS), [("rate", "rate of the codes, nats")])
+    if fitting:
+        words = f"Then a prior over the codes was fitted ({home.name if home else ''}): what the codes cost under it."
+        fitting = f"<figure>{fitting}<figcaption>{html.escape(words)}</figcaption></figure>"
+    return f"<h2>Training</h2><figure>{charts}<figcaption>{caption}</figcaption></figure>{fitting}"
+
+
+def _prior_of(run: Path) -> Path | None:
+    """The folder of the fitted prior that the run's model uses; None if there is none."""
+    kind = checkpoint.prior_in_use(run)
+    return None if kind is None else checkpoint.prior_home(run, kind.split()[0])
 
 
 def _numbers(e: Evaluation, schema: Schema) -> str:
@@ -278,7 +290,9 @@ def _reproduce(run: Path, spec: Spec, e: Evaluation, metrics: list[dict[str, Any
     samples = f" --importance-samples {e.importance_bound.samples}" if e.importance_bound else ""
     out = shlex.quote(str(run))
     steps = f"# it took {metrics[-1]['step']:,} steps in {_duration(metrics[-1]['seconds'])}\n" if metrics else ""
-    commands = f"{train_command(spec, run)}\n{steps}tessella evaluate {out}{samples}\ntessella report {out}"
+    home = _prior_of(run)
+    prior = f"{prior_command(checkpoint.read_prior_spec(home), run)}\n" if home else ""
+    commands = f"{train_command(spec, run)}\n{steps}{prior}tessella evaluate {out}{samples}\ntessella report {out}"
     versions = {
         "trained with": f"tessella {spec.tessella}, seed {spec.training.get('seed', 0)}",
         "page written with": f"tessella {tessella.__version__}, torch {torch.__version__}, "
@@ -301,13 +315,25 @@ def train_command(spec: Spec, run: Path) -> str:
     usual = {**asdict(ModelOptions()), **asdict(TrainOptions(steps=1)), "steps": None, "minutes": None}
     if spec.model == "beta-vae":
         usual["beta"] = 4.0
+    return shlex.join([*words, *_flags(given, usual)])
+
+
+def prior_command(prior: checkpoint.PriorSpec, run: Path) -> str:
+    """The command line that fits such a prior over the codes of a run."""
+    given = {**prior.training, **{name: getattr(prior, name) for name in ("width", "depth", "class_conditional")}}
+    usual = {**asdict(TrainOptions(steps=1)), "steps": None, "minutes": None, "class_conditional": False}
+    return shlex.join(["tessella", "prior", str(run), "--kind", prior.kind, *_flags(given, usual)])
+
+
+def _flags(given: dict[str, Any], usual: dict[str, Any]) -> list[str]:
+    """Options that are not as usual, as words of a command line."""
+    words = []
     for name, value in given.items():
         if value is None or value == usual.get(name):
             continue
-        flag = f"--{name.replace('_', '-')}"
         values = [] if value is True else list(value) if isinstance(value, list | tuple) else [value]
-        words += [flag, *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
-    return shlex.join(words)
+        words += [f"--{name.replace('_', '-')}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+    return words
 
 
 def _duration(seconds: float) -> str:

@@ -270,7 +270,8 @@ def _cells(
         font = ImageFont.load_default(size)
         for i, row in enumerate(labels):
             for j, label in enumerate(row):
-                middle = ((j + 0.5) * cell, (i + 0.5) * cell)
+                below, right = min((i + 1) * cell, image.height), min((j + 1) * cell, image.width)
+                middle = ((j * cell + right) / 2, (i * cell + below) / 2)  # of what the edge leaves of the cell
                 draw.text(
                     middle, label, (255, 255, 255), font, anchor="mm", stroke_width=max(1, round(size / 12)),
                     stroke_fill=(0, 0, 0, 150),
