@@ -192,10 +192,10 @@ class CachedSteps:
 
     def __init__(self, trunk: Transformer, batch: int, positions: int) -> None:
         like = trunk.norm.weight
-        self._norm, self._batch, self._positions, self._done = trunk.norm, batch, positions, 0
-        amp = torch.is_autocast_enabled(like.device.type)
-        self._dtype = torch.get_autocast_dtype(like.device.type) if amp else like.dtype
-        self._layers = [_Layer(cast(Block, block), batch, self._dtype) for block in trunk.blocks]
+        rough = torch.is_autocast_enabled(like.device.type)
+        dtype = torch.get_autocast_dtype(like.device.type) if rough else like.dtype
+        self._norm, self._positions, self._done = trunk.norm, positions, 0
+        self._layers = [_Layer(cast(Block, block), batch, dtype) for block in trunk.blocks]
 
     def __call__(self, x: Tensor) -> Tensor:
         """What the transformer gives at the next position for its input there, both `[B, width]`."""
@@ -210,7 +210,7 @@ class CachedSteps:
 
 @final
 class _Layer:
-    """One block's weights, keys and values."""
+    """One block's weights, and its keys and values `[2, B, heads, positions so far and to come, d]`."""
 
     def __init__(self, block: Block, batch: int, dtype: torch.dtype) -> None:
         self.batch, self.heads, self.dtype = batch, block.heads, dtype
