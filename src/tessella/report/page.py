@@ -116,7 +116,7 @@ def _opening(title: str, spec: Spec, model: Model, data: Data, e: Evaluation, me
         cards.append((f"{e.active_units:,} of {len(e.kl_per_unit):,}", "latent units are in use"))
     if e.codes is not None:
         worst = " (of the level that uses least of them)" if len(e.codes.levels) > 1 else ""
-        cards.append((f"{100 * e.codes.code_usage:.0f} %", f"of the {e.codes.codebook_size:,} codes occur{worst}"))
+        cards.append((f"{100 * e.codes.code_usage:.3g} %", f"of the {e.codes.codebook_size:,} codes occur{worst}"))
     warned = "".join(f'<p class="warned"><b>Warning:</b> {html.escape(note)}</p>' for note in e.notes)
     why = "" if e.bound is not None else (
         "<p>An autoencoder has no prior over its latents: it does not say which of them are plausible. So nothing can "
