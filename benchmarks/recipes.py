@@ -106,8 +106,8 @@ RECIPES = {
     "cifar10-vqvae": Recipe(
         train="vqvae --data {data}/cifar10.npz --minutes 60 --quantizer fsq --codebook-size 64 --codes 2 "
         "--batch-size 32 --mixtures 5",
-        prior="--kind pixelcnn --minutes 60",
-        evaluate="",
+        prior="--kind pixelcnn --minutes 60 --width 128 --depth 6 --batch-size 32 --learning-rate 1.5e-3",
+        evaluate="--precision bfloat16",
         claim="CIFAR-10, VQ-VAE with independent pixels and a learned prior: bound, all test pictures",
         figure=lambda evaluation: evaluation["bits_per_dim"],
         bar=4.67,
@@ -119,7 +119,7 @@ RECIPES = {
         train="vqvae --data {data}/cifar10.npz --minutes 80 --likelihood autoregressive --side 8 --width 32 --depth 2 "
         "--codebook-size 256 --mixtures 5 --batch-size 16 --learning-rate 1.5e-3",
         prior="--kind pixelcnn --minutes 10 --width 64 --depth 6",
-        evaluate="",
+        evaluate="--precision bfloat16",
         claim="CIFAR-10, VQ-VAE with an autoregressive decoder, codes in use: bound, all test pictures",
         figure=bits_with_codes_in_use,
         bar=4.0,
@@ -127,7 +127,7 @@ RECIPES = {
         examples=10_000,
     ),
     "mnist-vqvae": Recipe(
-        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 30 --side 4 --codebook-size 64",
+        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 30 --side 4 --codebook-size 32 --code-dim 8",
         prior="--kind pixelcnn --minutes 15 --width 64 --depth 4 --batch-size 128",
         evaluate="--importance-samples 100 --precision bfloat16",
         claim="MNIST, dynamically binarised, VQ-VAE with independent pixels and a learned prior: bound by 100 codes a "
@@ -139,9 +139,9 @@ RECIPES = {
     ),
     "mnist-autoregressive": Recipe(
         train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 50 --likelihood autoregressive --side 2 "
-        "--codebook-size 64 --batch-size 32",
+        "--codebook-size 64 --width 24 --depth 1 --batch-size 32",
         prior="--kind pixelcnn --minutes 10 --width 64 --depth 4 --batch-size 128",
-        evaluate="",
+        evaluate="--precision bfloat16",
         claim="MNIST, dynamically binarised, VQ-VAE with an autoregressive decoder, codes in use: bound",
         figure=bound_with_codes_in_use,
         bar=84.0,
