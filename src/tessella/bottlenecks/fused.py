@@ -6,8 +6,8 @@ Each program has a block of vectors, goes over all codes and keeps the best scor
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 
@@ -42,6 +42,7 @@ def nearest(z: Tensor, table: Tensor) -> Tensor:
     half = table.square().sum(2).mul_(-0.5)
     codes = torch.empty(n, groups, dtype=torch.int64, device=z.device)
     rows, span, depth = 64, 64, min(64, max(16, triton.next_power_of_2(dims)))
-    with torch.cuda.device(z.device) if z.is_cuda else torch.no_grad():
-        _search[(triton.cdiv(n, rows), groups)](z, table, half, codes, n, groups, size, dims, rows, span, depth)
+    with torch.cuda.device_of(z):
+        grid = triton.cdiv(n, rows), groups
+        _search[grid](z, table, half, codes, n, groups, size, dims, rows, span, depth)  # pyright: ignore[reportIndexIssue]
     return codes

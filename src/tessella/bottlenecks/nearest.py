@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 2**20
-"""Scores in a block, 4 MB: enough work between two calls, and still in the cache when the largest are looked for."""
+BLOCK = 2**19
+"""Scores in a thread's block, 2 MB: still in its cache when the largest are looked for."""
 SPAN = 2048
 """Codes in a block, at most."""
+
+TRITON = find_spec("triton") is not None
 
 
 @torch.no_grad()
@@ -29,40 +31,54 @@ def nearest(z: Tensor, table: Tensor) -> Tensor:
     Returns:
         `[N, G]` int64, all of them in 0 ... K - 1, whatever in z is not finite. Of several that are nearest, any.
     """
-    if z.is_cuda and find_spec("triton"):
+    if z.is_cuda and TRITON and len(z):
         from tessella.bottlenecks.fused import nearest as fused
 
         return fused(z, table)
-    groups, size, _ = table.shape
+    count, groups, dims = z.shape
+    size = table.shape[1]
     half = table.square().sum(2, keepdim=True).mul_(-0.5)
+    codes = torch.empty(count, groups, dtype=torch.int64, device=z.device)
+    threads = torch.get_num_threads() if groups == 1 and z.device.type == "cpu" else 1
     span = min(size, SPAN)
-    rows = min(max(1, BLOCK // (groups * span)), max(1, len(z)))
-    space = z.new_empty(groups * span * rows)
-    codes = torch.empty(z.shape[:2], dtype=torch.int64, device=z.device)
-    for first in range(0, len(z), rows):
-        block = z[first : first + rows].permute(1, 2, 0)
-        values, places = [], []
+    rows = max(1, BLOCK // (groups * span)) * threads
+    space = z.new_empty(groups * span * min(rows, count))
+    for first in range(0, count, rows):
+        block = z[first : first + rows]
+        lanes = threads if len(block) % threads == 0 else 1
+        right = block.view(lanes, -1, groups, dims).permute(2, 0, 3, 1).reshape(groups * lanes, dims, -1)
+        best: list[tuple[Tensor, Tensor]] = []
         for at in range(0, size, span):
-            part = slice(at, at + span)
-            shape = groups, table[:, part].shape[1], block.shape[2]
-            scores = torch.baddbmm(half[:, part], table[:, part], block, out=space[: math.prod(shape)].view(shape))
-            value, place = _largest(scores, -(-shape[1] // torch.get_num_threads()))
-            values.append(value)
-            places.append(place + at)
-        _, best = _largest(torch.cat(values, 1), size)
-        codes[first : first + rows] = torch.cat(places, 1).gather(1, best)[:, 0].mT
+            left, bias = table[:, at : at + span], half[:, at : at + span]
+            if lanes > 1:
+                left, bias = left.expand(lanes, -1, -1), bias.expand(lanes, -1, -1)
+            shape = (len(left), left.shape[1], right.shape[2])
+            scores = torch.baddbmm(bias, left, right, out=space[: math.prod(shape)].view(shape))
+            value, place = _largest(scores)
+            best.append((value, place + at if at else place))
+        place = best[0][1] if len(best) == 1 else _first_of(best)
+        codes[first : first + rows] = place.view(groups, -1).mT
     return codes
 
 
-def _largest(scores: Tensor, span: int) -> tuple[Tensor, Tensor]:
-    """The largest in each span of K, and where in K it is: `[G, K, n]` to `[G, K / span, n]` each.
+def _first_of(best: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Where the largest is, of several spans' largest values and their places, `[G, n]` each."""
+    values, places = (torch.stack(parts, 1) for parts in zip(*best, strict=True))
+    return places.gather(1, _largest(values)[1][:, None])[:, 0]
 
-    As max pooling of a picture of K x 1 pixels and n channels: of torch's reductions on a CPU the only one that finds
-    a place as fast as a value, and the spans are shared by the threads.
+
+def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest over K, and where it is: `[G, K, n]` to `[G, n]` each.
+
+    On a CPU as max pooling of a picture of K x 1 pixels and n channels: of torch's reductions there the only one that
+    finds a place as fast as a value.
     """
+    if scores.device.type != "cpu":
+        values, places = scores.max(1)
+        return values, places
     picture = scores[:, :, None].permute(0, 3, 1, 2)
-    values, places = F.max_pool2d_with_indices(picture, (min(span, scores.shape[1]), 1), ceil_mode=True)
-    return values[..., 0].mT, places[..., 0].mT
+    values, places = F.max_pool2d_with_indices(picture, (scores.shape[1], 1))
+    return values[:, :, 0, 0], places[:, :, 0, 0]
 
 
 @torch.no_grad()

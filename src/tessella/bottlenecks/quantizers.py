@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
+from itertools import count
 from operator import add
 from typing import Any, cast, final
 
@@ -120,22 +121,22 @@ class CodebookQuantizer(Quantizer):
         self.code_shape = (len(books) * self.groups, *feature_shape[1:])
 
     def forward(self, features: Tensor, noise: Noise | None) -> Passage:
-        noise = noise or Noise(0)
         with torch.autocast(features.device.type, enabled=False):
             rows = self.head(features.float().movedim(1, -1))
             z = left = self.distance(rows.reshape(-1, self.groups, self.code_dim))
             codes, vectors, penalties = [], [], []
             for number, book in enumerate(self.books):
                 left = left - vectors[-1] if vectors else left
-                chosen, e = self._through(book, left, noise.split(f"codebook {number}"))
-                penalties.append(self.commitment * _squared(left, e.detach(), len(features)))
+                chosen, e = self._through(number, left, noise)
+                penalties.append(self.commitment * F.mse_loss(left, e.detach(), reduction="none"))
                 if book.taught:
-                    penalties.append(_squared(left.detach(), e, len(features)))
+                    penalties.append(F.mse_loss(left.detach(), e, reduction="none"))
                 codes.append(chosen)
                 vectors.append(e.detach())
             z = self.gradient(z, _sum(vectors))
-            grid = torch.cat(codes, 1).reshape(*rows.shape[:-1], -1).movedim(-1, 1)
-            return Passage(z.reshape(rows.shape).movedim(-1, 1), PointMass(grid.contiguous()), _sum(penalties))
+            grid = torch.cat(codes, 1).reshape(*rows.shape[:-1], self.code_shape[0]).movedim(-1, 1)
+            penalty = _sum(penalties).view(rows.shape).flatten(1).sum(1)
+            return Passage(z.view(rows.shape).movedim(-1, 1), PointMass(grid.contiguous()), penalty)
 
     @torch.no_grad()
     def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -152,16 +153,18 @@ class CodebookQuantizer(Quantizer):
                 log_q = log_q + nats.view(len(rows), -1).sum(1)
             return torch.cat(codes, 1).reshape(*rows.shape[:-1], -1).movedim(-1, 1).contiguous(), log_q
 
-    def _through(self, book: Codebook, z: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    @torch.compiler.disable()  # all of it hangs on numbers: a compiler would break and guard at every line
+    def _through(self, number: int, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         """Codes `[N, G]` of z `[N, G, D]` and their vectors, as they were before the codebook took note of z."""
-        seen = z.detach()
+        book, seen = self.books[number], z.detach()
+        draws = (noise or Noise(0)).split(f"codebook {number}")
         if self.training:
-            book.start(seen, noise.split("start"))
+            book.start(seen, draws.split("start"))
         table = book.table()
         codes = nearest(seen, table.detach())
         e = _vectors(table, codes)
         if self.training:
-            book.learn(seen, codes, noise.split("revival"))
+            book.learn(seen, codes, draws.split("revival"))
         return codes, e
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -169,17 +172,12 @@ class CodebookQuantizer(Quantizer):
             rows = codes.movedim(1, -1)
             chosen = rows.reshape(-1, len(self.books), self.groups).unbind(1)
             z = _sum([_vectors(book.table(), c) for book, c in zip(self.books, chosen, strict=True)])
-            return z.reshape(*rows.shape[:-1], -1).movedim(-1, 1)
+            return z.view(*rows.shape[:-1], self.latent_shape[0]).movedim(-1, 1)
 
 
 def _vectors(table: Tensor, codes: Tensor) -> Tensor:
     """The vectors `[N, G, D]` of codes `[N, G]` in tables `[G, K, D]`."""
     return F.embedding(in_one_table(codes, table.shape[1]), table.flatten(0, 1))
-
-
-def _squared(a: Tensor, b: Tensor, examples: int) -> Tensor:
-    """Squared distance of `[N, G, D]` and `[N, G, D]` for each example, `[B]`."""
-    return F.mse_loss(a, b, reduction="none").view(examples, -1).sum(1)
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
@@ -386,7 +384,7 @@ def levels_for(size: int) -> tuple[int, ...]:
     """
     found = _factors(size, 16) if size > 1 else []
     if not found:
-        near = next(n for off in range(1, size + 4) for n in (size - off, size + off) if n > 1 and _factors(n, 16))
+        near = next(n for off in count(1) for n in (size - off, size + off) if n > 1 and _factors(n, 16))
         raise SpecError(f"codebook_size {size} is no product of levels of 2 to 16, which FSQ needs: take {near}")
     return min(found, key=lambda levels: sum(math.log(level / 6) ** 2 for level in levels))
 
