@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from tessella.checkpoint import load as load
     from tessella.data import open_data as open_data
     from tessella.errors import TessellaError as TessellaError
+    from tessella.fitting import fit_prior as fit_prior
     from tessella.models.presets import AE as AE
     from tessella.models.presets import CVAE as CVAE
     from tessella.models.presets import VAE as VAE
+    from tessella.models.presets import VQVAE as VQVAE
+    from tessella.models.presets import VQVAE2 as VQVAE2
     from tessella.models.presets import BetaVAE as BetaVAE
+    from tessella.models.presets import PaperVQVAE as PaperVQVAE
+    from tessella.records import Sampling as Sampling
     from tessella.records import Schema as Schema
     from tessella.spec import TrainOptions as TrainOptions
     from tessella.training import train as train
@@ -27,14 +32,35 @@ _HOMES = {
     "VAE": "tessella.models.presets",
     "BetaVAE": "tessella.models.presets",
     "CVAE": "tessella.models.presets",
+    "VQVAE": "tessella.models.presets",
+    "VQVAE2": "tessella.models.presets",
+    "PaperVQVAE": "tessella.models.presets",
+    "Sampling": "tessella.records",
     "Schema": "tessella.records",
     "TessellaError": "tessella.errors",
     "TrainOptions": "tessella.spec",
+    "fit_prior": "tessella.fitting",
     "load": "tessella.checkpoint",
     "open_data": "tessella.data",
     "train": "tessella.training",
 }
-__all__ = ["AE", "CVAE", "VAE", "BetaVAE", "Schema", "TessellaError", "TrainOptions", "load", "open_data", "train"]
+__all__ = [
+    "AE",
+    "CVAE",
+    "VAE",
+    "VQVAE",
+    "VQVAE2",
+    "BetaVAE",
+    "PaperVQVAE",
+    "Sampling",
+    "Schema",
+    "TessellaError",
+    "TrainOptions",
+    "fit_prior",
+    "load",
+    "open_data",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -157,7 +157,8 @@ class CodeModel(Model):
         return Latent(z, rate_per_unit.sum(1), rate_per_unit, penalty, tuple(codes))
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
-        return self.likelihood(self.decoder(z, None))
+        # How z lies in memory decides how kernels round; what was looked up lies otherwise than what was encoded.
+        return self.likelihood(self.decoder(z.clone(memory_format=torch.contiguous_format), None))
 
     @torch.no_grad()
     def sample_prior(

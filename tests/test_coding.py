@@ -1,0 +1,367 @@
+"""Codes in files: what is decoded is what the model reconstructs, at any size, and nothing else is taken for codes."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import tessella
+from tessella.errors import DataError, SpecError
+from tessella.models.codes import CodeModel
+from tessella.records import Schema, Values
+from tessella.uses import coding
+
+TINY = {"width": 8, "depth": 1, "codebook_size": 12}
+BYTES = Schema((3, 13, 10), "bytes")
+MODELS = {
+    "one level": ("VQVAE", BYTES, {"side": 3}),
+    "one level of bits": ("VQVAE", Schema((1, 8, 8), "binary", 0.0, 1.0), {}),
+    "codes of several numbers": ("VQVAE", BYTES, {"side": 3, "codes": 3, "quantizer": "residual"}),
+    "codes with a turned gradient": ("VQVAE", BYTES, {"side": 3, "gradient": "rotation"}),
+    "scalars": ("VQVAE", BYTES, {"side": 3, "quantizer": "fsq", "codebook_size": 15}),
+    "two levels": ("VQVAE2", Schema((3, 27, 18), "bytes"), {"side": 7}),
+    "three levels": ("VQVAE2", Schema((1, 30, 30), "bytes"), {"side": 7, "levels": 3}),
+    "the paper's": ("PaperVQVAE", BYTES, {"depth": None}),
+    "vectors": ("VQVAE", Schema((5,), "real", -3.0, 3.0), {"codes": 2}),
+}
+
+
+def made(name: str = "one level") -> CodeModel:
+    kind, schema, options = MODELS[name]
+    torch.manual_seed(0)
+    model: CodeModel = getattr(tessella, kind)(schema, **{**TINY, **options})
+    model(examples(schema, 16))  # in training mode codebooks start from data
+    return model.eval()
+
+
+def examples(schema: Schema, count: int = 7, size: tuple[int, ...] | None = None) -> Tensor:
+    shape = (count, schema.shape[0], *(schema.shape[1:] if size is None else size))
+    generator = torch.Generator().manual_seed(1)
+    if schema.values == "real":
+        return torch.randn(shape, generator=generator)
+    return torch.randint(0, int(schema.high) + 1, shape, dtype=torch.uint8, generator=generator)
+
+
+def coded(model: CodeModel, *parts: Tensor) -> coding.Coded:
+    names = iter(f"{k}" for k in range(1000))
+    return coding.encode(model, (([next(names) for _ in x], x) for x in parts), "0" * 12)
+
+
+def drawn(model: CodeModel, codes: coding.Coded, **options) -> list[Tensor]:
+    return [x for _, x in coding.decode(model, codes, **options)]
+
+
+# laws
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_decoding_is_reconstructing_bit_for_bit_by_way_of_a_file(name: str, tmp_path: Path) -> None:
+    model, path = made(name), str(tmp_path / "codes.npz")
+    x = examples(model.schema)
+    before = coded(model, x)
+    coding.write(path, before)
+    codes = coding.read(path)
+    coding.check(codes, model, "0" * 12)
+    assert codes.names == before.names
+    for level, (kept, made_now) in enumerate(zip(codes.levels, model.encode(x).codes, strict=True)):
+        assert isinstance(kept, np.ndarray)
+        assert kept.dtype == np.uint8, "so few values fit in a byte"
+        assert np.array_equal(kept, made_now.numpy()), level
+    assert torch.equal(torch.stack(drawn(model, codes)), model.reconstruct(x))
+    arrays = np.load(path, allow_pickle=False)
+    assert arrays["level0"].shape == (7, *model.code_shapes[0])
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "vectors"])
+def test_pictures_of_any_size_keep_it(name: str, tmp_path: Path) -> None:
+    model, path = made(name), str(tmp_path / "codes.npz")
+    trained = model.schema.shape[1:]
+    near = tuple(side + 2 for side in trained)  # may have the grid of those trained on
+    sizes = [(45, 31), trained, near, (3, 4), (1, 1), (64, 7)]
+    parts = [examples(model.schema, 1, size) for size in sizes]
+    before = coded(model, *parts)
+    coding.write(path, before)
+    codes = coding.read(path)
+    coding.check(codes, model, "0" * 12)
+    assert codes.sizes.tolist() == [list(size) for size in sizes]
+    for kept, first in zip(codes.levels, before.levels, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(kept, first, strict=True))
+    given = drawn(model, codes)
+    assert [tuple(x.shape) for x in given] == [(model.schema.shape[0], *size) for size in sizes]
+    assert all(x.min() >= model.schema.low and x.max() <= model.schema.high for x in given)
+    assert torch.equal(given[1], model.reconstruct(parts[1])[0])
+
+
+@pytest.mark.parametrize("name", ["one level", "two levels", "the paper's"])
+def test_far_from_the_seam_a_larger_picture_has_the_codes_of_its_part(name: str) -> None:
+    """The networks are convolutional: what lies further away than they see changes nothing."""
+    model = made(name)
+    x = examples(model.schema, 1, (96, 96))
+    other = x.clone()
+    other[..., 80:, :] = 255 - other[..., 80:, :]
+    a, b = coded(model, x).levels[-1], coded(model, other).levels[-1]
+    rows = a[0].shape[1]
+    assert np.array_equal(a[0][:, : rows // 3], b[0][:, : rows // 3])
+    assert not np.array_equal(a[0], b[0])
+
+
+def test_the_codes_of_a_size_larger_than_the_trained_one_are_those_of_the_model() -> None:
+    model = made("two levels")
+    x = examples(model.schema, 2, (40, 50))
+    for kept, found in zip(coded(model, x).levels, model.encode(x).codes, strict=True):
+        assert np.array_equal(kept, found.numpy())
+
+
+def test_draws_are_of_p_of_x_given_z_and_follow_the_seed() -> None:
+    model = made("one level of bits")
+    codes = coded(model, examples(model.schema))
+    state = torch.get_rng_state()
+    first, again, other = (torch.stack(drawn(model, codes, draw=True, seed=s)) for s in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert set(first.unique().tolist()) == {0.0, 1.0}
+
+
+def test_many_examples_are_drawn_in_lots(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made()
+    codes = coded(model, examples(model.schema, 11))
+    whole = drawn(model, codes)
+    monkeypatch.setattr(coding, "AT_ONCE", 4)
+    told: list[tuple[int, int]] = []
+    parts = drawn(model, codes, progress=lambda done, total: told.append((done, total)))
+    torch.testing.assert_close(parts, whole)
+    assert told == [(4, 11), (8, 11), (11, 11)]
+
+
+# inputs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures of several sizes, one of them broken, and what is none."""
+    root, noise = tmp_path / "pictures", np.random.default_rng(0)
+    for name, size in (("a.png", (13, 10)), ("sub/a.png", (20, 31)), ("sub/b.png", (9, 9)), ("sub/b.bmp", (5, 5))):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / name)
+    (root / "broken.png").write_bytes(b"no picture")
+    (root / "notes.txt").write_text("not a picture")
+    return root
+
+
+def no_split() -> tessella.data.Split:
+    raise AssertionError("no split is asked for")
+
+
+def test_folders_are_read_with_their_names_and_what_is_broken_is_named(folder: Path) -> None:
+    model = made()
+    with pytest.warns(UserWarning, match="pictures") as noted:
+        found = list(coding.examples(model, [str(folder), str(folder / "a.png")], no_split, "test"))
+    said = " ".join(str(w.message) for w in noted)
+    assert "notes.txt" in said
+    assert "1 of 6 pictures could not be read" in said
+    assert "broken" in said
+    names = [name for called, _ in found for name in called]
+    assert names == ["a", "sub/a", "sub/b", "sub/b-2", "a-2"]
+    assert all(x.shape[1:] == model.schema.shape for _, x in found)
+
+
+def test_pictures_keep_their_own_size_when_asked_for(folder: Path) -> None:
+    (folder / "broken.png").unlink()
+    (folder / "notes.txt").unlink()
+    found = coding.examples(made(), [str(folder)], no_split, "test", full_size=True)
+    sizes = {called[0]: tuple(x.shape) for called, x in found}
+    assert sizes == {"a": (1, 3, 13, 10), "sub/a": (1, 3, 20, 31), "sub/b": (1, 3, 5, 5), "sub/b-2": (1, 3, 9, 9)}
+
+
+def test_a_folder_is_read_as_it_is_encoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than a lot of pictures is held at a time, so a folder may be larger than memory."""
+    monkeypatch.setattr(coding, "AT_ONCE", 2)
+    read, plain = [], coding.read_pictures
+
+    def noted(schema: Schema, files: list[str], size: tuple[int, ...]) -> Tensor:
+        read.extend(files)
+        return plain(schema, files, size)
+
+    monkeypatch.setattr(coding, "read_pictures", noted)
+    files = [str(folder / "a.png")] * 7
+    for number, (called, x) in enumerate(coding.examples(made(), files, no_split, "test")):
+        assert len(read) == min(7, 2 * number + 2)
+        assert len(called) == len(x) <= 2
+
+
+def test_numbers_and_whole_splits() -> None:
+    data = tessella.open_data("digits")
+    model = tessella.VQVAE(data.schema, **TINY)
+    split = data.split("valid")
+    some = list(coding.examples(model, ["5", "0", "05"], lambda: split, "valid"))
+    assert some[0][0] == ["valid-5", "valid-0", "valid-5-2"]
+    assert torch.equal(some[0][1], split.batch([5, 0, 5]).x)
+    told: list[tuple[int, int]] = []
+    whole = list(coding.examples(model, [], lambda: split, "valid", progress=lambda *t: told.append(t)))
+    assert torch.equal(torch.cat([x for _, x in whole]), split.batch(range(len(split))).x)
+    assert told[-1] == (len(split), len(split))
+    with pytest.raises(DataError, match="from 0 to 88"):
+        list(coding.examples(model, ["89"], lambda: split, "valid"))
+    with pytest.raises(SpecError, match="--full-size"):
+        list(coding.examples(model, ["5"], lambda: split, "valid", full_size=True))
+
+
+def test_inputs_that_are_none_are_refused(folder: Path, tmp_path: Path) -> None:
+    model = made()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hurt").mkdir()
+    (tmp_path / "hurt" / "x.png").write_bytes(b"no picture")
+    cases = [("missing.png", "no such picture"), (str(tmp_path / "empty"), "no pictures")]
+    cases.append((str(folder / "broken.png"), "cannot be read"))
+    (folder / "notes.txt").unlink()
+    for given, says in cases:
+        for full_size in (False, True):
+            with pytest.raises(DataError, match=says):
+                list(coding.examples(model, [given], no_split, "test", full_size=full_size))
+    with pytest.warns(UserWarning, match="could not be read"), pytest.raises(DataError, match="none of the pictures"):
+        list(coding.examples(model, [str(tmp_path / "hurt")], no_split, "test"))
+    with pytest.raises(DataError, match="no picture file"):
+        list(coding.examples(made("vectors"), [str(folder)], no_split, "test"))
+    with pytest.raises(DataError, match="no examples"):
+        coding.encode(model, [], "")
+
+
+# files that are none
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    """What a file of a model of two levels holds."""
+    model = made("two levels")
+    c = coded(model, examples(model.schema, 3))
+    levels = {f"level{number}": np.asarray(level) for number, level in enumerate(c.levels)}
+    return {"version": np.array(1), "model": np.array(c.model), "names": np.array(c.names), "sizes": c.sizes, **levels}
+
+
+def changed(arrays: dict[str, np.ndarray], **others: np.ndarray | None) -> dict[str, np.ndarray]:
+    return {name: value for name, value in {**arrays, **others}.items() if value is not None}
+
+
+def refusal(path: Path, arrays: dict[str, np.ndarray], model: CodeModel, fingerprint: str = "0" * 12) -> str:
+    """What is said of a file with these arrays."""
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(DataError) as caught:
+        coding.check(coding.read(str(path)), model, fingerprint)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_codes_that_do_not_fit_are_refused(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    model, path = made("two levels"), tmp_path / "codes.npz"
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    coding.check(coding.read(str(path)), model, "0" * 12)
+    coarse, fine, sizes = arrays["level0"].astype(np.int64), arrays["level1"].astype(np.int64), arrays["sizes"]
+    assert "0" * 12 in refusal(path, arrays, model, "f" * 12)
+    assert "f" * 12 in refusal(path, arrays, model, "f" * 12)
+    assert "go from -1" in refusal(path, changed(arrays, level1=np.where(fine == fine.max(), -1, fine)), model)
+    assert "to 12" in refusal(path, changed(arrays, level0=np.full_like(coarse, 12)), model)
+    assert "grid" in refusal(path, changed(arrays, level0=coarse[:, :, :-1]), model)
+    assert "shape" in refusal(path, changed(arrays, level0=np.repeat(coarse, 2, 1)), model)
+    assert "levels" in refusal(path, changed(arrays, level1=None), model)
+    assert "levels" in refusal(path, changed(arrays, level2=fine), model)
+    assert "lengths" in refusal(path, changed(arrays, level1=fine[:2]), model)
+    assert "fit its size" in refusal(path, changed(arrays, sizes=sizes * 4), model)
+    assert "fit its size" in refusal(path, changed(arrays, sizes=np.zeros_like(sizes)), model)
+    assert "fit its size" in refusal(path, changed(arrays, sizes=-sizes), model)
+    for hurt in (
+        {"level0": coarse.astype(float)},
+        {"level0": coarse[0]},
+        {"sizes": sizes[:, 0]},
+        {"names": sizes[:, 0]},
+    ):
+        assert "damaged or was edited" in refusal(path, changed(arrays, **hurt), model)
+    assert "lengths" in refusal(path, {name: a[:0] if a.ndim else a for name, a in arrays.items()}, model)
+    assert "upgrade" in refusal(path, changed(arrays, version=np.array(2)), model)
+
+
+def test_ragged_codes_are_checked_one_by_one(tmp_path: Path) -> None:
+    model, path = made(), tmp_path / "codes.npz"
+    coding.write(str(path), coded(model, examples(model.schema, 1), examples(model.schema, 1, (30, 30))))
+    arrays = dict(np.load(path))
+    assert {"level0.0", "level0.1"} <= arrays.keys()
+    assert "to 200" in refusal(path, changed(arrays, **{"level0.1": np.full_like(arrays["level0.1"], 200)}), model)
+    assert "level0.1 is missing" in refusal(path, changed(arrays, **{"level0.1": None}), model)
+
+
+def test_files_of_something_else_are_refused(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "codes.npz"
+    with pytest.raises(DataError, match="no such file"):
+        coding.read(str(path))
+    np.savez(path, x=np.zeros((4, 4)))
+    with pytest.raises(DataError, match=r"holds no codes \(but x\): tessella encode"):
+        coding.read(str(path))
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    whole = path.read_bytes()
+    hurt = bytearray(whole)
+    hurt[len(hurt) // 3] ^= 255
+    for content in (b"", b"text", whole[: len(whole) // 2], bytes(hurt)):
+        path.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            coding.read(str(path))
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+RAN: list[str] = []
+
+
+class Bomb:
+    def __reduce__(self):
+        return RAN.append, ("it ran",)
+
+
+def test_nothing_is_unpickled(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "codes.npz"
+    bombs = np.array([Bomb(), Bomb(), Bomb()], dtype=object)
+    for key in ("version", "names", "level0"):
+        np.savez(path, **changed(arrays, **{key: bombs}))  # pyright: ignore[reportArgumentType]
+        with pytest.raises(DataError, match="pickled"):
+            coding.read(str(path))
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(DataError, match="unpickled"):
+        coding.read(str(path))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in ("version", "model", "names", "sizes", "level0"):
+            archive.writestr(name, pickle.dumps(Bomb()))
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(DataError):
+        coding.read(str(path))
+    assert RAN == []
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "", "a/..", "a\0b"])
+def test_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="leads out"):
+        coding.target(str(tmp_path / "out"), name)
+    assert coding.target(str(tmp_path / "out"), "a/b.c") == tmp_path / "out" / "a" / "b.c.png"
+
+
+def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "link").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="outside"):
+        coding.target(str(tmp_path / "out"), "link/x")
+
+
+@pytest.mark.parametrize(("values", "high"), [("binary", 1.0), ("bytes", 255.0)])
+def test_pictures_in_files_are_seen_as_the_data_was(values: Values, high: float, folder: Path) -> None:
+    schema = replace(BYTES, values=values, high=high)
+    model = tessella.VQVAE(schema, **TINY)
+    ((_, x),) = coding.examples(model, [str(folder / "a.png")], no_split, "test")
+    assert x.max() == high
