@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -207,7 +207,7 @@ def fit_prior(
         if before.codes != fingerprint:
             raise RunError(f"{home} was fitted on codes of other weights ({before.codes}, now {fingerprint}): "
                            "fit it again with --overwrite")  # fmt: skip
-        spec = before
+        spec = replace(before, training=asdict(options))  # a resumed budget is the one that counts
     splits = cached_codes(Path(run), model, data, options.precision, fingerprint, accelerator, progress)
     if not resume and accelerator.is_main_process:
         checkpoint.prepare_run(home, overwrite=overwrite)
