@@ -24,9 +24,20 @@ ROOT = HERE.parent
 RESULTS = HERE / "results"
 TABLE = HERE / "README.md"
 START, END = "<!-- table: written by run.py -->", "<!-- end of table -->"
-ORDER = ("loop", "pythae_peer", "sampling", "startup", "demo", "tests")
+ORDER = ("loop", "pythae_peer", "quantizers", "sampling", "startup", "demo", "tests")
 """Of the records in the table; the rest follows by name."""
-PACKAGES = ("tessella", "torch", "numpy", "accelerate", "safetensors", "tyro", "rich", "tensorboard", "pythae")
+PACKAGES = (
+    "tessella",
+    "torch",
+    "numpy",
+    "accelerate",
+    "safetensors",
+    "tyro",
+    "rich",
+    "tensorboard",
+    "pythae",
+    "vector-quantize-pytorch",
+)
 
 Record = dict[str, Any]
 

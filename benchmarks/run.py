@@ -12,7 +12,7 @@ import sys
 
 import common
 
-SCRIPTS = ("startup", "loop", "pythae_peer", "sampling", "demo")
+SCRIPTS = ("startup", "loop", "pythae_peer", "quantizers", "sampling", "demo")
 
 
 def main() -> int:
