@@ -14,6 +14,8 @@ SECTIONS: tuple[tuple[Kind, str, str], ...] = (
     ("likelihood", "Likelihoods", "`--likelihood`"),
     ("bottleneck", "Bottlenecks", "bottleneck"),
     ("prior", "Priors", "prior"),
+    ("quantizer", "Quantisers", "`--quantizer`"),
+    ("code-prior", "Priors over codes", "`--kind`"),
 )
 
 
