@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
@@ -54,7 +55,13 @@ class Reading:
 
 
 class View(ABC):
-    """What is looked at now and then while something is trained."""
+    """What is looked at now and then while something is trained.
+
+    Attributes:
+        notes: warnings of the last measurement, in words.
+    """
+
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def measure(self, model: Any) -> dict[str, float | None]:
@@ -87,6 +94,7 @@ class ModelView(View):
         figures = {key: getattr(e, key) for key in ("distortion", "rate", "bound", "bits_per_dim", "mse")}
         if e.codes is not None:
             figures |= {"code_usage": e.codes.code_usage, "perplexity": e.codes.perplexity}
+        self.notes = e.notes
         return figures
 
     @torch.inference_mode()
@@ -169,6 +177,8 @@ class Monitor:
             self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
         if self.plain and self.recent:
             print(f"step {step}, {self._line(seconds, used)}", file=sys.stderr, flush=True)
+        for note in self.view.notes if used >= 1 else ():
+            warnings.warn(note, stacklevel=2)
         self.looking += time.monotonic() - started
 
     def _summary(self) -> dict[str, float | int | None]:
