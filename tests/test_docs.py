@@ -45,6 +45,11 @@ def test_every_likelihood_has_its_section(name: str) -> None:
     assert f"\n## {name}\n" in (DOCS / "likelihoods.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", [entry.name for kind in ("quantizer", "code-prior") for entry in entries(kind)])
+def test_every_quantiser_and_prior_over_codes_has_its_row(name: str) -> None:
+    assert f"\n| `{name}`" in (DOCS / "codes.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
