@@ -28,14 +28,14 @@ def sight(trunk: Transformer, positions: int, rough: bool) -> Tensor:
 
 @pytest.mark.parametrize("rough", [False, True])
 def test_causal_positions_see_themselves_and_those_before(rough: bool) -> None:
-    seen = sight(Transformer(8, 2, causal=True), 6, rough)
+    seen = sight(Transformer((2, 3), 8, 2, causal=True), 6, rough)
     assert (seen.triu(1) == 0).all()
     assert (seen[torch.ones(6, 6).tril().bool()] > 1e-6).all()
 
 
 @pytest.mark.parametrize("rough", [False, True])
 def test_other_positions_see_all(rough: bool) -> None:
-    assert (sight(Transformer(8, 2, causal=False), 6, rough) > 1e-6).all()
+    assert (sight(Transformer((2, 3), 8, 2, causal=False), 6, rough) > 1e-6).all()
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -49,15 +49,33 @@ def test_plain_products_are_the_fused_kernel(causal: bool, monkeypatch: pytest.M
     torch.testing.assert_close(plain, exact, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize(("width", "heads"), [(4, 1), (64, 1), (96, 2), (100, 2), (256, 4), (67, 67)])
+@pytest.mark.parametrize(("width", "heads"), [(4, 1), (64, 1), (96, 2), (100, 5), (256, 4)])
 def test_heads_have_64_channels_at_most(width: int, heads: int) -> None:
-    assert Transformer(width, 1, causal=True).blocks[0].heads == heads
+    assert Transformer((2, 2), width, 1, causal=True).blocks[0].heads == heads
+
+
+def test_width_is_a_multiple_of_four() -> None:
+    with pytest.raises(SpecError, match="multiple of 4, not 67"):
+        Transformer((2, 2), 67, 1, causal=True)
+
+
+def test_attention_knows_how_far_apart_positions_are_and_no_more() -> None:
+    block = Transformer((4, 5), 16, 1, causal=False).blocks[0]
+    turns = transformer._turns((4, 5), 16)
+    q, k = torch.randn(2, 16)
+    scores = (transformer._turned(q, turns[:, 0, 0]) @ transformer._turned(k, turns[:, 0, 0]).T).view(4, 5, 4, 5)
+    assert block.heads == 1
+    torch.testing.assert_close(scores[2, 3, 1, 1], scores[3, 4, 2, 2])
+    torch.testing.assert_close(scores[0, 2, 3, 0], scores[0, 4, 3, 2])
+    torch.testing.assert_close(scores[0, 0, 0, 0], q @ k)
+    others = torch.stack([scores[1, 1, 1, 1], scores[1, 1, 1, 2], scores[1, 1, 2, 1], scores[1, 2, 1, 1]])
+    assert torch.pdist(others[:, None]).min() > 1e-2
 
 
 @pytest.mark.parametrize("positions", [1, 5, BLOCK, 2 * BLOCK + 3])
 @pytest.mark.parametrize("width", [24, 96])
 def test_cached_steps_are_the_whole_sequence(positions: int, width: int) -> None:
-    trunk = Transformer(width, 2, causal=True).eval()
+    trunk = Transformer((1, positions), width, 2, causal=True).eval()
     x = torch.randn(3, positions, width)
     step = CachedSteps(trunk, 3, positions)
     with torch.no_grad():
@@ -66,7 +84,7 @@ def test_cached_steps_are_the_whole_sequence(positions: int, width: int) -> None
 
 
 def test_cached_steps_in_the_precision_of_autocast() -> None:
-    trunk = Transformer(64, 2, causal=True).eval()
+    trunk = Transformer((3, 3), 64, 2, causal=True).eval()
     x = torch.randn(2, 9, 64)
     with torch.no_grad():
         exact = trunk(x)
@@ -81,7 +99,7 @@ def test_cached_steps_in_the_precision_of_autocast() -> None:
 
 
 def test_dropout_is_the_noise_s_and_only_in_training() -> None:
-    trunk = Transformer(16, 2, causal=True, dropout=0.3)
+    trunk = Transformer((1, 5), 16, 2, causal=True, dropout=0.3)
     x = torch.randn(4, 5, 16)
     before = torch.get_rng_state()
     one, again, other = (trunk(x, Noise(0, step)) for step in (1, 1, 2))
@@ -93,7 +111,7 @@ def test_dropout_is_the_noise_s_and_only_in_training() -> None:
 
 
 def test_dropout_keeps_the_mean() -> None:
-    trunk = Transformer(4, 4, causal=True, dropout=0.25)
+    trunk = Transformer((1, 7), 4, 4, causal=True, dropout=0.25)
     kept = trunk._keep(Noise(0), torch.zeros(1000, 7, 4))
     assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
     # A share of 36 000 tosses, off by 4.5 standard deviations: one false alarm in 150 000 seeds.

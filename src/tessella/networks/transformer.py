@@ -1,8 +1,10 @@
 """Transformers over the positions of a grid, whole sequences at once or one position after another.
 
 Pre-norm blocks (Xiong et al. 2020, section 3) of `F.scaled_dot_product_attention` and a GELU perceptron, without
-biases, with heads of 64 channels. Positions are in raster order and told where they are by a learned vector for their
-row and one for their column, so a grid may have any shape.
+biases, with heads of 64 channels. Positions are in raster order. Where they are is told in two ways, so that a grid may
+have any shape: by a learned vector for the row and one for the column, and by turning queries and keys (Su et al. 2021,
+section 3.2), half of a head's channels by the row and half by the column, so that attention knows distances before it
+has learned anything.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from tessella.noise import Noise
 
 HEAD = 64
 """Channels of an attention head, at most."""
+SLOWEST = 1 / 30
+"""Radians that a position turns the slowest pair of a head's channels by; the fastest turns by 1."""
 SHORT = 256
 """Positions up to which a processor attends in bfloat16 by plain products."""
 BLOCK = 128
@@ -98,6 +102,7 @@ class Block(nn.Module):
     """`x + attention(norm(x))`, then `x + down(gelu(up(norm(x))))`.
 
     Args:
+        heads: of the attention.
         scale: factor on the initial weights of what is added; 1 / sqrt(2 depth) keeps the variance of the sum.
     """
 
@@ -113,15 +118,29 @@ class Block(nn.Module):
         for layer, gain in ((self.qkv, 1.0), (self.out, scale), (self.up, 1.0), (self.down, scale)):
             nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
 
-    def attend(self, x: Tensor, causal: bool) -> Tensor:
+    def attend(self, x: Tensor, turns: Tensor, causal: bool) -> Tensor:
         """What attention adds to `[B, P, width]`."""
         qkv = self.qkv(self.before_attention(x)).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        return self.out(_attention(q, k, v, causal).transpose(1, 2).flatten(2))
+        q, k = _turned(qkv[:, :, :2], turns).transpose(1, 3).unbind(2)
+        return self.out(_attention(q, k, qkv[:, :, 2].transpose(1, 2), causal).transpose(1, 2).flatten(2))
 
     def perceive(self, x: Tensor) -> Tensor:
         """What the perceptron adds."""
         return self.down(F.gelu(self.up(self.before_mlp(x))))
+
+
+def _turns(grid: tuple[int, ...], channels: int) -> Tensor:
+    """The cosine and sine of each position's angle for each pair of a head's channels, `[P, 1, 1, channels / 2, 2]`."""
+    rates = SLOWEST ** (torch.arange(channels // 4) / (channels // 4))
+    places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
+    angles = (places[:, :, None] * rates).flatten(1)
+    return torch.stack([angles.cos(), angles.sin()], -1)[:, None, None]
+
+
+def _turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Each pair of channels `[..., d]` turned by its angle, in float32."""
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * torch.view_as_complex(turns)
+    return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -143,17 +162,26 @@ class Transformer(nn.Module):
     """Blocks and a last norm, `[B, P, width]` to the same.
 
     Args:
+        grid: `(h, w)`, whose P positions come row after row.
         width: channels; the heads are the fewest of equal size with 64 channels or less.
         depth: blocks.
         causal: whether a position sees only itself and those before it.
         dropout: share of the channels that training leaves out of what comes in and of what each block adds, the same
             at all positions of an example, as in recurrent networks (Gal & Ghahramani 2016): it takes little noise.
+
+    Raises:
+        SpecError: if the width is not a multiple of 4.
     """
 
-    def __init__(self, width: int, depth: int, *, causal: bool, dropout: float = 0.0) -> None:
+    turns: Tensor
+
+    def __init__(self, grid: tuple[int, ...], width: int, depth: int, *, causal: bool, dropout: float = 0.0) -> None:
         super().__init__()
+        if width % 4:
+            raise SpecError(f"the width of a transformer must be a multiple of 4, not {width}")
         self.width, self.causal, self.dropout = width, causal, dropout
-        heads = next(n for n in range(1, width + 1) if width % n == 0 and width // n <= HEAD)
+        heads = next(n for n in range(1, width) if width % (4 * n) == 0 and width // n <= HEAD)
+        self.register_buffer("turns", _turns(grid, width // heads), persistent=False)
         self.blocks = nn.ModuleList([Block(width, heads, 1 / math.sqrt(2 * depth)) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, bias=False)
 
@@ -166,7 +194,7 @@ class Transformer(nn.Module):
 
         x = dropped(x, 0)
         for i, block in enumerate(cast(Iterable[Block], self.blocks)):
-            x = x + dropped(block.attend(x, self.causal), 2 * i + 1)
+            x = x + dropped(block.attend(x, self.turns, self.causal), 2 * i + 1)
             x = x + dropped(block.perceive(x), 2 * i + 2)
         return self.norm(x)
 
@@ -194,7 +222,7 @@ class CachedSteps:
         like = trunk.norm.weight
         rough = torch.is_autocast_enabled(like.device.type)
         dtype = torch.get_autocast_dtype(like.device.type) if rough else like.dtype
-        self._norm, self._positions, self._done = trunk.norm, positions, 0
+        self._norm, self._turns, self._positions, self._done = trunk.norm, trunk.turns, positions, 0
         self._layers = [_Layer(cast(Block, block), batch, dtype) for block in trunk.blocks]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -203,7 +231,7 @@ class CachedSteps:
             for layer in self._layers:
                 layer.grow(min(BLOCK, self._positions - self._done))
         for layer in self._layers:
-            x = layer(x, self._done)
+            x = layer(x, self._turns[self._done], self._done)
         self._done += 1
         return self._norm(x)
 
@@ -227,12 +255,14 @@ class _Layer:
         keys, self.values = self.kv.flatten(1, 2)
         self.keys = keys.transpose(1, 2)
 
-    def __call__(self, x: Tensor, position: int) -> Tensor:
-        """`Block.forward` of `[B, width]`."""
+    def __call__(self, x: Tensor, turns: Tensor, position: int) -> Tensor:
+        """What the block gives for `[B, width]`."""
         first, second = self.norms
         qkv = F.linear(first(x).to(self.dtype), self.qkv).view(self.batch, 3, self.heads, -1)
-        self.kv.select(3, position).copy_(qkv[:, 1:].transpose(0, 1))
-        scores = torch.bmm(qkv[:, 0].flatten(0, 1)[:, None], self.keys)[..., : position + 1]
+        q, k = _turned(qkv[:, :2], turns).unbind(1)
+        self.kv[0, :, :, position] = k
+        self.kv[1, :, :, position] = qkv[:, 2]
+        scores = torch.bmm(q.flatten(0, 1)[:, None], self.keys)[..., : position + 1]
         heard = torch.bmm(scores.softmax(-1), self.values[:, : position + 1])
         x = x + F.linear(heard.view(x.shape), self.out)
         return x + F.linear(F.gelu(F.linear(second(x).to(self.dtype), self.up)), self.down)

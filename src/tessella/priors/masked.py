@@ -65,7 +65,7 @@ class MaskedTransformer(CodePrior):
         self.steps, self.passes = STEPS, PASSES
         self.embed = CodeEmbedding(count, codebook_size + 1, width)
         self.given = GridEmbedding(tuple(grid), width, context_channels=context_channels, classes=classes)
-        self.trunk = Transformer(width, depth or DEPTH, causal=False, dropout=DROPOUT)
+        self.trunk = Transformer(tuple(grid), width, depth or DEPTH, causal=False, dropout=DROPOUT)
         self.heads = nn.ModuleList([CodeHead(width, 1, codebook_size) for _ in range(count)])
 
     def forward(

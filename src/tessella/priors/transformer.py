@@ -49,7 +49,7 @@ class CausalTransformer(CodePrior):
         self.start = nn.Parameter(torch.randn(width))
         self.embed = CodeEmbedding(count, codebook_size, width)
         self.given = GridEmbedding(tuple(grid), width, context_channels=context_channels, classes=classes)
-        self.trunk = Transformer(width, depth or DEPTH, causal=True, dropout=DROPOUT)
+        self.trunk = Transformer(tuple(grid), width, depth or DEPTH, causal=True, dropout=DROPOUT)
         self.head = CodeHead(width, count, codebook_size)
 
     def forward(
