@@ -46,7 +46,11 @@ def section(model: CodeModel, split: Split, name: str, codes: CodesEvaluation, m
 
 def samples(model: CodeModel) -> str:
     """Drawings of codes from the uniform prior and from the learned one, side by side."""
-    learned = look.sample(model, 9 if blocks.slow(model) else SIDE_BY_SIDE)
+    classes = len(model.schema.classes) if model.conditional else 0
+    few, many = (9, SIDE_BY_SIDE) if classes < 2 else (classes, classes * min(classes, 8))
+    learned = look.sample(model, few if blocks.slow(model) else many)
+    if classes and len(learned) > learned.shape[1]:
+        learned = learned.transpose(0, 1)  # a class a column, so that the panels are not tall
     rows, columns = learned.shape[:2]
     uniform = look.sample(model.with_uniform_prior(), rows * columns).flatten(0, 1)[: rows * columns]
     panels = [
