@@ -6,8 +6,11 @@ What a part computes is tested where the part is; here is only what all of them 
 from __future__ import annotations
 
 import inspect
+import itertools
+import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +19,10 @@ from torch.distributions import Distribution
 
 from tessella.errors import SpecError
 from tessella.likelihoods import likelihood_for
+from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.noise import Noise
-from tessella.records import Schema, Terms, Values
+from tessella.records import Sampling, Schema, Terms, Values
 from tessella.registry import CATALOGUE, Entry, entries, find, names
 from tessella.spec import ModelOptions, Spec
 
@@ -26,6 +30,15 @@ SIDES = [(1, 1), (1, 7), (5, 3), (8, 8), (28, 28), (30, 45), (33, 17), (64, 64)]
 FEATURES = [1, 2, 100]
 CLASSES = ("cat", "dog", "owl")
 TINY = {"width": 4, "depth": 1, "units": 2}
+OF_CODES = {"width": 4, "depth": 1, "codebook_size": 8}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "vqvae": OF_CODES,
+    "vqvae2": OF_CODES,
+    "vqvae-paper": {"width": 16, "codebook_size": 8},
+}
+"""What makes a model small, where it is not `TINY`."""
+OF_PICTURES = ("vqvae2", "vqvae-paper")
+"""Models that are for pictures only."""
 BATCH = 3
 
 
@@ -38,6 +51,12 @@ def schema_of(values: Values, shape: tuple[int, ...], classes: tuple[str, ...] =
         moments = tuple(10.0 + c for c in range(shape[0])), tuple(1.0 + c for c in range(shape[0]))
         return Schema(shape, values, -100.0, 100.0, *moments, classes)
     return Schema(shape, values, 0.0, 1.0 if values == "binary" else 255.0, classes=classes)
+
+
+def made(entry: Entry, schema: Schema, **more: Any) -> Model:
+    """A small one of these models."""
+    torch.manual_seed(0)
+    return entry.load()(schema, **{**OPTIONS.get(entry.name, TINY), **more})
 
 
 def examples(schema: Schema, count: int = BATCH) -> Tensor:
@@ -157,29 +176,116 @@ def test_prior(entry: Entry, latent_shape: tuple[int, ...]) -> None:
     assert nats.isfinite().all()
 
 
+# Priors over codes
+
+SIZE = 4
+GRIDS = [(1, 1, 1), (1, 1, 3), (2, 1, 1), (1, 2, 2), (3, 4, 3)]
+
+
+def made_prior(entry: Entry, grid: tuple[int, ...], **more: int) -> Any:
+    """A small one of these priors, and random codes of such a grid `[5, *grid]`."""
+    make = entry.load()
+    small = {
+        name: 8 if name == "width" else 1 for name in ("width", "depth") if name in inspect.signature(make).parameters
+    }
+    return make(grid, SIZE, **small, **more).eval(), torch.randint(0, SIZE, (5, *grid))
+
+
+@pytest.mark.parametrize("entry", entries_of("code-prior"))
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("given", [{}, {"classes": 3}, {"context_channels": 2}, {"classes": 3, "context_channels": 2}])
+def test_prior_over_codes(entry: Entry, grid: tuple[int, ...], given: dict[str, int]) -> None:
+    if entry.name == "uniform" and "classes" in given:
+        with pytest.raises(SpecError, match="does not see labels"):
+            made_prior(entry, grid, **given)
+        return
+    prior, codes = made_prior(entry, grid, **given)
+    label = torch.tensor([0, 1, 2, 1, 0]) if "classes" in given else None
+    context = torch.randn(5, 2, *grid[1:]) if "context_channels" in given else None
+    nats = prior(codes, label, context)
+    assert nats.shape == codes.shape
+    assert nats.dtype == torch.float32
+    assert nats.isfinite().all()
+    assert torch.equal(nats, prior(codes, label, context)), "without noise it is a function of the codes"
+    estimate = prior(codes, label, context, noise=Noise(0, 3))
+    assert torch.equal(estimate, prior(codes, label, context, noise=Noise(0, 3)))
+    told: list[tuple[int, int]] = []
+    drawn = prior.sample(5, Noise(1), label, context, progress=lambda *t: told.append(t))
+    assert drawn.shape == codes.shape
+    assert drawn.dtype == torch.int64
+    assert 0 <= drawn.min() <= drawn.max() < SIZE
+    assert torch.equal(drawn, prior.sample(5, Noise(1), label, context))
+    assert math.prod(grid) < 4 or not torch.equal(drawn, prior.sample(5, Noise(2), label, context))
+    assert told == sorted(told)
+    assert not told or told[-1][0] == told[-1][1]
+
+
+@pytest.mark.parametrize("entry", entries_of("code-prior"))
+@pytest.mark.parametrize("grid", [(1, 1, 3), (1, 2, 2), (2, 1, 2)], ids=str)
+def test_probabilities_of_codes_sum_to_one_at_most(entry: Entry, grid: tuple[int, ...]) -> None:
+    """Estimates of a bound are averaged over 64 draws, so that what is left of their noise is far below the margin."""
+    prior, _ = made_prior(entry, grid, context_channels=2)
+    everything = torch.tensor(list(itertools.product(range(SIZE), repeat=math.prod(grid)))).view(-1, *grid)
+    many = everything.repeat(64, 1, 1, 1)
+    context = torch.randn(1, 2, *grid[1:]).expand(len(many), -1, -1, -1)
+    with torch.no_grad():
+        nats = prior(many, None, context, noise=Noise(0)).flatten(1).sum(1)
+    total = nats.unflatten(0, (64, -1)).mean(0).exp().sum()
+    assert 0.2 < total < 1.01
+
+
+@pytest.mark.parametrize("entry", [e for e in entries_of("code-prior") if e.id != "uniform"])
+def test_prior_over_codes_learns(entry: Entry) -> None:
+    """The label is the first code, the context the last; gradients reach every weight."""
+    prior, codes = made_prior(entry, (2, 3, 2), classes=SIZE, context_channels=1)
+    codes = codes.repeat(3, 1, 1, 1)
+    label, context = codes[:, 0, 0, 0], codes[:, :1].float() * 0 + codes[:, -1:, -1:, -1:]
+    optimizer = torch.optim.Adam(prior.train().parameters(), 1e-2)
+    start = 12 * math.log(SIZE)
+    for step in range(60):
+        optimizer.zero_grad()
+        rate = -prior(codes, label, context, noise=Noise(0, step)).flatten(1).sum(1).mean()
+        rate.backward()
+        if step == 9:
+            for name, parameter in prior.named_parameters():
+                assert parameter.grad is not None, name
+                assert parameter.grad.isfinite().all(), name
+                assert parameter.grad.any(), f"no gradient reaches {name}"
+        optimizer.step()
+    with torch.no_grad():
+        rate = -prior.eval()(codes, label, context).flatten(1).sum(1).mean()
+        assert rate < 0.5 * start
+        other = -prior(codes, (label + 1) % SIZE, context).flatten(1).sum(1).mean()
+        assert other > rate
+        other = -prior(codes, label, (context + 1) % SIZE).flatten(1).sum(1).mean()
+        assert other > rate
+        likeliest = prior.sample(15, Noise(0), label, context, sampling=Sampling(temperature=0))
+        assert torch.equal(likeliest, prior.sample(15, Noise(0), label, context, sampling=Sampling(top_k=1)))
+        assert (likeliest[:, 0, 0, 0] == label).float().mean() > 0.5
+
+
 # Models
 
 
-def check_model(entry: Entry, schema: Schema, **more: int) -> None:
+def check_model(entry: Entry, schema: Schema, **more: Any) -> None:
     """All that a model promises, on one kind of data."""
-    torch.manual_seed(0)
-    model: Model = entry.load()(schema, **TINY, **more)
+    model = made(entry, schema, **more)
     x, label = examples(schema), torch.tensor([0, 1, 2])
     terms = model(x, label, noise=Noise(0, 1))
     _check_terms(terms, model)
-    total = terms.distortion if terms.bound is None else terms.bound
-    total.sum().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), f"no gradient reaches {name}"
+    _check_gradients(terms, model)
+    model.eval()  # codebooks that are kept by statistics now stay as they are
     with torch.no_grad():
-        again, other = model(x, label, noise=Noise(0, 1)), model(x, label, noise=Noise(0, 2))
-        assert torch.equal(again.distortion, terms.distortion)
-        assert torch.equal(other.distortion, terms.distortion) != model.has_prior
+        first, again, other = (model(x, label, noise=Noise(0, step)) for step in (1, 1, 2))
+        assert torch.equal(again.distortion, first.distortion)
+        of_codes = isinstance(model, CodeModel)
+        assert torch.equal(other.distortion, first.distortion) == (of_codes or not model.has_prior)
+        assert of_codes or torch.equal(first.distortion, terms.distortion)
         latent = model.encode(x, label)
         assert latent.z.shape == (BATCH, *model.latent_shape)
         assert in_range(model.decode(latent.z, label).mean, schema)
+        if isinstance(model, CodeModel):
+            _check_codes(model, latent.codes, latent.z, first)
     assert in_range(model.reconstruct(x, label), schema)
     if model.has_prior:
         assert in_range(model.sample(BATCH, label), schema)
@@ -217,6 +323,32 @@ def _check_terms(terms: Terms, model: Model) -> None:
         torch.testing.assert_close(terms.rate_per_unit.sum(1), terms.rate)
 
 
+def _check_gradients(terms: Terms, model: Model) -> None:
+    """What training minimises teaches every weight that is to be taught, but for codes that are at no distance."""
+    parts = (terms.distortion if terms.bound is None else terms.bound, terms.penalty)
+    sum(part.sum() for part in parts if part is not None).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert parameter.grad is None, name
+            continue
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        settled = terms.penalty is not None and not terms.penalty.any() and name.startswith("quantizers")
+        assert parameter.grad.any() or settled, f"no gradient reaches {name}"
+
+
+def _check_codes(model: CodeModel, codes: tuple[Tensor, ...], z: Tensor, terms: Terms) -> None:
+    """Codes are all that z is, and cost what the uniform prior says until another is fitted."""
+    assert all(torch.equal(a, b) for a, b in zip(model.checked_codes(codes), codes, strict=True))
+    assert [tuple(c.shape) for c in codes] == [(BATCH, *shape) for shape in model.code_shapes]
+    assert torch.equal(model.lookup(codes), z)
+    numbers = zip(model.code_shapes, model.levels, strict=True)
+    uniform = sum(math.prod(shape) * math.log(quantizer.codebook_size) for shape, quantizer in numbers)
+    assert terms.rate is not None
+    torch.testing.assert_close(terms.rate, torch.full((BATCH,), uniform), rtol=1e-4, atol=1e-4)
+    assert not model.fitted
+
+
 def _shapes(model: Model) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
@@ -233,6 +365,10 @@ def test_model_of_pictures(entry: Entry, sides: tuple[int, int]) -> None:
 @pytest.mark.parametrize("entry", entries_of("model"))
 @pytest.mark.parametrize("features", FEATURES)
 def test_model_of_vectors(entry: Entry, features: int) -> None:
+    if entry.name in OF_PICTURES:
+        with pytest.raises(SpecError, match="use vqvae"):
+            made(entry, schema_of("real", (features,)))
+        return
     check_model(entry, schema_of("binary", (features,)))
     check_model(entry, schema_of("bytes", (features,)), mixtures=2)
     check_model(entry, schema_of("real", (features,)))
@@ -241,10 +377,20 @@ def test_model_of_vectors(entry: Entry, features: int) -> None:
 @pytest.mark.parametrize("entry", entries_of("model"))
 @pytest.mark.parametrize("likelihood", names("likelihood"))
 def test_model_with_every_likelihood(entry: Entry, likelihood: str) -> None:
+    grid = {} if entry.name in OPTIONS else {"latent": "grid"}
     for values in find("likelihood", likelihood).values:
         schema = schema_of(values, (2, 5, 3))
-        model = entry.load()(schema, likelihood=likelihood, latent="grid", **TINY)
+        model = made(entry, schema, likelihood=likelihood, **grid)
         _check_terms(model(examples(schema), torch.tensor([0, 1, 2]), noise=Noise(0)), model)
+
+
+@pytest.mark.parametrize("entry", [pytest.param(find("model", name), id=name) for name in OPTIONS])
+@pytest.mark.parametrize("quantizer", names("quantizer"))
+@pytest.mark.parametrize("codes", [1, 2])
+def test_model_with_every_quantizer(entry: Entry, quantizer: str, codes: int) -> None:
+    check_model(entry, schema_of("bytes", (1, 9, 8)), mixtures=2, quantizer=quantizer, codes=codes)
+    if entry.name not in OF_PICTURES:
+        check_model(entry, schema_of("real", (6,)), quantizer=quantizer, codes=codes)
 
 
 @pytest.mark.parametrize("entry", entries_of("model"))
@@ -252,19 +398,16 @@ def test_model_without_classes(entry: Entry) -> None:
     schema = schema_of("bytes", (1, 8, 8), classes=())
     if "label" in entry.summary:
         with pytest.raises(SpecError, match="needs labels"):
-            entry.load()(schema, **TINY)
+            made(entry, schema)
     else:
-        model = entry.load()(schema, **TINY)
+        model = made(entry, schema)
         _check_terms(model(examples(schema), noise=Noise(0)), model)
 
 
 @pytest.mark.parametrize("entry", entries_of("model"))
 def test_bound_does_not_depend_on_the_objective(entry: Entry) -> None:
     schema = schema_of("binary", (1, 8, 8))
-    torch.manual_seed(0)
-    plain = entry.load()(schema, **TINY)
-    torch.manual_seed(0)
-    weighted = entry.load()(schema, **TINY, beta=7.0, warmup=0.5, free_bits=0.1)
+    plain, weighted = made(entry, schema), made(entry, schema, beta=7.0, warmup=0.5, free_bits=0.1)
     assert weighted.objective == replace(ModelOptions(), beta=7.0, warmup=0.5, free_bits=0.1).objective
     x, label = examples(schema), torch.tensor([0, 1, 2])
     one, two = (model(x, label, noise=Noise(0)) for model in (plain, weighted))
