@@ -119,11 +119,11 @@ def test_draws_of_the_bound_are_unbiased() -> None:
 
 @torch.no_grad()
 def test_without_noise_the_bound_is_estimated_without_bias() -> None:
-    prior, grids = made((1, 2, 3), 3), every((1, 2, 3), 3)
+    prior, grids = made((1, 1, 5), 3), every((1, 1, 5), 3)
     exact, spread = by_all_subsets(prior, grids), []
-    for prior.passes in (1, 3, 6, 50):
+    for prior.passes in (1, 3, 5, 50):
         error = (prior(grids) - exact).flatten(1).sum(1)
-        # The mean of 729 grids' errors, off by 4.5 standard errors: one false alarm in 150 000 seeds.
+        # The mean of 243 grids' errors, off by 4.5 standard errors: one false alarm in 150 000 seeds.
         assert error.mean().abs() < 4.5 * error.std() / len(grids) ** 0.5
         spread.append(error.std().item())
     assert spread[0] > 1.3 * spread[1] > 1.3 * 1.1 * spread[2]
