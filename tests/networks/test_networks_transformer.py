@@ -63,7 +63,7 @@ def test_attention_knows_how_far_apart_positions_are_and_no_more() -> None:
     block = Transformer((4, 5), 16, 1, causal=False).blocks[0]
     turns = transformer._turns((4, 5), 16)
     q, k = torch.randn(2, 16)
-    scores = (transformer._turned(q, turns[:, 0, 0]) @ transformer._turned(k, turns[:, 0, 0]).T).view(4, 5, 4, 5)
+    scores = (transformer._turned(q, turns) @ transformer._turned(k, turns).T).view(4, 5, 4, 5)
     assert block.heads == 1
     torch.testing.assert_close(scores[2, 3, 1, 1], scores[3, 4, 2, 2])
     torch.testing.assert_close(scores[0, 2, 3, 0], scores[0, 4, 3, 2])

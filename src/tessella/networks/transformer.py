@@ -130,11 +130,11 @@ class Block(nn.Module):
 
 
 def _turns(grid: tuple[int, ...], channels: int) -> Tensor:
-    """The cosine and sine of each position's angle for each pair of a head's channels, `[P, 1, 1, channels / 2, 2]`."""
+    """The cosine and sine of each position's angle for each pair of a head's channels, `[P, channels / 2, 2]`."""
     rates = SLOWEST ** (torch.arange(channels // 4) / (channels // 4))
     places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
     angles = (places[:, :, None] * rates).flatten(1)
-    return torch.stack([angles.cos(), angles.sin()], -1)[:, None, None]
+    return torch.stack([angles.cos(), angles.sin()], -1)  # 3 axes: channels-last would refuse 5
 
 
 def _turned(x: Tensor, turns: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class Transformer(nn.Module):
 
         x = dropped(x, 0)
         for i, block in enumerate(cast(Iterable[Block], self.blocks)):
-            x = x + dropped(block.attend(x, self.turns, self.causal), 2 * i + 1)
+            x = x + dropped(block.attend(x, self.turns[:, None, None], self.causal), 2 * i + 1)
             x = x + dropped(block.perceive(x), 2 * i + 2)
         return self.norm(x)
 
@@ -222,7 +222,7 @@ class CachedSteps:
         like = trunk.norm.weight
         rough = torch.is_autocast_enabled(like.device.type)
         dtype = torch.get_autocast_dtype(like.device.type) if rough else like.dtype
-        self._norm, self._turns, self._positions, self._done = trunk.norm, trunk.turns, positions, 0
+        self._norm, self._turns, self._positions, self._done = trunk.norm, trunk.turns[:, None, None], positions, 0
         self._layers = [_Layer(cast(Block, block), batch, dtype) for block in trunk.blocks]
 
     def __call__(self, x: Tensor) -> Tensor:
