@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -24,11 +24,13 @@ class PointMass(Distribution):
         value: `[B, *event_shape]`.
     """
 
-    arg_constraints: ClassVar[dict[str, Constraint]] = {}
-
     def __init__(self, value: Tensor) -> None:
         self.value = value
         super().__init__(value.shape[:1], value.shape[1:], validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, Constraint]:
+        return {}
 
     def log_prob(self, value: Tensor) -> Tensor:
         """0 where `value` is the value, -inf elsewhere; `[B]`."""
