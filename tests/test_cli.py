@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import tessella
 from tessella import checkpoint, cli, commands, registry
 from tessella.cli import main
 from tessella.errors import RunError
@@ -88,7 +89,7 @@ def test_every_command_explains_its_options(name: str, capsys: pytest.CaptureFix
 def test_parts_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["parts"]) == 0
     said = capsys.readouterr().out
-    for kind in ("model", "likelihood", "bottleneck", "prior"):
+    for kind in ("model", "likelihood", "bottleneck", "quantizer", "prior", "code-prior"):
         for entry in registry.entries(kind):
             assert f"  {entry.name} " in said
 
@@ -217,9 +218,17 @@ def test_a_demo_ends_with_a_report(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run.rename("demo-run")  # of an earlier demo: it is replaced
-    assert main(["demo", "--minutes", "0.002"]) == 0
-    assert "report.html" in capsys.readouterr().out
-    assert (tmp_path / "demo-run" / "report.html").is_file()
+    assert main(["demo", "--minutes", "0.004"]) == 0
+    said = capsys.readouterr().out
+    assert "report.html" in said
+    assert "under the uniform prior" in said
+    assert "code usage" in said
+    page = (tmp_path / "demo-run" / "report.html").read_text()
+    assert "uniform prior" in page
+    assert "learned prior" in page
+    model = tessella.load("demo-run")
+    assert model.conditional
+    assert model.name == "vqvae"
 
 
 # what goes wrong

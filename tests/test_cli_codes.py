@@ -182,7 +182,7 @@ def test_a_prior_of_other_weights_is_not_used(run: Path, tmp_path: Path, capsys:
 
 
 def test_evaluation_says_how_codes_are_used_and_keeps_what_is_the_default(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Path], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = {}
     for name, options in (("fitted", []), ("uniform", ["--prior", "uniform"])):
@@ -200,6 +200,9 @@ def test_evaluation_says_how_codes_are_used_and_keeps_what_is_the_default(
     said = capsys.readouterr().out
     assert "code usage" in said
     assert "perplexity" in said
+    assert "given the label" not in said
+    assert main(["evaluate", str(runs["labelled"]), "--split", "valid"]) == 0
+    assert "vqvae, given the label, on 89 examples" in capsys.readouterr().out
 
 
 def test_a_collapsed_codebook_is_warned_of_with_the_remedy(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

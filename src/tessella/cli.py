@@ -31,7 +31,7 @@ class Command(NamedTuple):
 
 OVERVIEW: dict[str, tuple[Command, ...]] = {
     "start here": (
-        Command("demo", "", "train, evaluate and report on small embedded pictures, in under four minutes"),
+        Command("demo", "", "train, fit, measure and report on small embedded pictures, in under four minutes"),
         Command("data", "SPEC", "show what is understood of some data, and write a contact sheet"),
         Command("parts", "", "list the models and what they are made of"),
     ),

@@ -11,16 +11,17 @@ from tyro.conf import arg
 from tessella.commands.measure import Evaluate, Report, evaluate, report
 from tessella.commands.prior import Prior, prior
 from tessella.commands.train import Train, train
+from tessella.errors import SpecError
 from tessella.spec import ModelOptions, TrainOptions
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Turn the embedded digits into codes, learn which codes go together, measure both and write the report.
+    """Train a VQ-VAE on the embedded digits, fit a prior over its codes, measure both and write their report.
 
     Attributes:
         out: the run folder; `demo-run` is replaced if it is there.
-        minutes: how long to train: two thirds of it the model, the rest the prior over its codes.
+        minutes: how long to train: two thirds for the model, one for the prior.
     """
 
     out: Annotated[str, arg(aliases=("-o",))] = "demo-run"
@@ -28,18 +29,21 @@ class Demo:
 
 
 def demo(o: Demo) -> int:
-    stages = TrainOptions(minutes=o.minutes * 2 / 3), TrainOptions(minutes=o.minutes / 3)
-    print("1 of 4: training a VQ-VAE on 1,797 handwritten digits: each becomes 4 x 4 codes")
+    if not o.minutes > 0:
+        raise SpecError(f"minutes must be more than zero, not {o.minutes}")
+    print("1 of 4: training a VQ-VAE, which makes 16 integers of each of 1,797 handwritten digits")
     chosen = {"model": "vqvae", "data": "digits", "options": ModelOptions(side=4, codebook_size=16)}
-    if status := train(Train(**chosen, training=stages[0], out=o.out, overwrite=o.out == Demo.out)):
+    first = TrainOptions(minutes=o.minutes * 2 / 3)
+    if status := train(Train(**chosen, training=first, out=o.out, overwrite=o.out == Demo.out)):
         return status
-    print("2 of 4: learning which codes go together, digit by digit")
-    if status := prior(Prior(run=o.out, width=48, depth=4, class_conditional=True, training=stages[1])):
+    print("2 of 4: fitting a prior, which learns the integers of each digit")
+    second = TrainOptions(minutes=o.minutes / 3, weight_decay=0.1)
+    if status := prior(Prior(run=o.out, width=32, depth=3, class_conditional=True, training=second)):
         return status
-    print("3 of 4: measuring it on digits that it never saw")
-    evaluate(Evaluate(run=o.out, importance_samples=50))
+    print("3 of 4: measuring both on digits that they never saw")
+    evaluate(Evaluate(run=o.out))
     print("4 of 4: writing the report")
     report(Report(run=o.out))
     print(f"open {os.path.abspath(os.path.join(o.out, 'report.html'))} in a browser, then try pictures of your own:")
-    print("tessella train vqvae --data FOLDER --out RUN --minutes 10, then tessella prior RUN --minutes 10")
+    print("tessella train vqvae --data FOLDER --out RUN --minutes 10 && tessella prior RUN --minutes 10")
     return 0

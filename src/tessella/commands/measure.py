@@ -91,7 +91,8 @@ def _print_numbers(result: Evaluation, model: Model) -> None:
     from tessella.report import numbers
 
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.title = f"{result.model} on {result.examples:,} examples of {result.data}, split {result.split}"
+    given = ", given the label," if model.conditional else ""
+    table.title = f"{result.model}{given} on {result.examples:,} examples of {result.data}, split {result.split}"
     table.add_column("what")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("what it means")
