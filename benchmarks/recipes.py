@@ -150,7 +150,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-usage-ema": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 5 --codebook-size 1024 --width 32 --depth 2",
+        train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer ema --codebook-size 1024 --width 32 --depth 2",
         evaluate="--split train --precision bfloat16",
         claim="CIFAR-10, share of the 1024 codes of an EMA codebook in use over the training set",
         figure=lambda evaluation: evaluation["codes"]["code_usage"],
