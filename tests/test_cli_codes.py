@@ -210,8 +210,8 @@ def test_a_collapsed_codebook_is_warned_of_with_the_remedy(run: Path, capsys: py
     weights = {n: torch.zeros_like(t) if ".head." in n else t for n, t in state.tensors.items()}
     checkpoint.write_tensors(run / checkpoint.MODEL, weights, state.progress)
     assert main(["evaluate", str(run), "--prior", "uniform"]) == 0
-    said = " ".join(capsys.readouterr().err.split())
-    assert "tessella: note: the codebook has collapsed: 1 of its 8 codes occur" in said
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: the codebook has collapsed: 1 of its 8 codes occur" in said
     assert "--quantizer" in said
     assert "--codebook-size" in said
 

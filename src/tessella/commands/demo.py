@@ -41,7 +41,7 @@ def demo(o: Demo) -> int:
     if status := prior(Prior(run=o.out, width=32, depth=3, class_conditional=True, training=second)):
         return status
     print("3 of 4: measuring both on digits that they never saw")
-    evaluate(Evaluate(run=o.out))
+    evaluate(Evaluate(run=o.out, importance_samples=50))
     print("4 of 4: writing the report")
     report(Report(run=o.out))
     print(f"open {os.path.abspath(os.path.join(o.out, 'report.html'))} in a browser, then try pictures of your own:")

@@ -6,7 +6,6 @@ Imports beside it: report.
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -61,8 +60,6 @@ def evaluate(o: Evaluate) -> int:
         print(json.dumps(report.jsonable(result), indent=2))
     else:
         _print_numbers(result, model)
-        for note in result.notes:
-            warnings.warn(note, stacklevel=1)
     return 0
 
 
