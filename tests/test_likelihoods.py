@@ -26,6 +26,7 @@ from tessella.likelihoods import (
     likelihood_for,
     logistic,
 )
+from tessella.likelihoods.shared import by_position
 from tessella.records import Schema, Values
 from tessella.registry import entries, find
 
@@ -146,6 +147,29 @@ def test_keeps_the_contract(name: str, values: Values, shape: tuple[int, ...]) -
     assert network.shape == x.shape
     assert network.dtype == torch.float32
     repr(distribution)
+
+
+@pytest.mark.parametrize(("name", "values", "shape"), CASES)
+def test_positions_add_up_and_each_says_its_own(name: str, values: Values, shape: tuple[int, ...]) -> None:
+    likelihood = likelihood_for(schema_of(values, shape), name).eval()
+    distribution = likelihood(random_parameters(likelihood))
+    x = distribution.sample()
+    each = by_position(distribution, x)
+    assert each.shape == (4, *shape[-2:])
+    torch.testing.assert_close(each.flatten(1).sum(1), distribution.log_prob(x), rtol=1e-5, atol=1e-4)
+    other = x.clone()
+    at = (slice(None), slice(None), 2, 3) if len(shape) == 3 else (slice(None), 3)
+    other[at] = 1 - x[at] if values == "binary" else (x[at] + 100) % 256
+    changed = (by_position(distribution, other) - each).abs().amax(0) > 1e-6
+    place = at[-len(changed.shape) :]
+    assert changed[place]
+    before = (
+        torch.arange(changed.numel()).reshape(changed.shape)
+        < torch.arange(changed.numel()).reshape(changed.shape)[place]
+    )
+    assert not changed[before].any()
+    if name != "autoregressive":
+        assert changed.sum() == 1
 
 
 @pytest.mark.parametrize(("name", "values", "shape"), CLOSED)

@@ -15,7 +15,7 @@ from torch.types import _size
 
 from tessella.contracts import Likelihood
 from tessella.likelihoods import initial_bias, likelihood_for
-from tessella.likelihoods.shared import StoredValues, Units, checked
+from tessella.likelihoods.shared import StoredValues, Units, by_position, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, CausalWalk
 from tessella.records import Schema
 
@@ -159,6 +159,14 @@ class PixelByPixel(StoredValues):
         of = self.likelihood
         x = of.standard(value)
         return of.whole(of.conditionals(x, self.context)).log_prob(x) - of.log_volume(self.event_shape)
+
+    def by_position(self, value: Tensor) -> Tensor:
+        of = self.likelihood
+        x = of.standard(value)
+        each = by_position(of.whole(of.conditionals(x, self.context)), x).reshape(len(x), *self.event_shape[-2:])
+        if of.schema.values != "real":
+            return each
+        return each - over_channels(of.units.scale.expand(self.event_shape).log()[None])
 
     @property
     def mean(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch.types import _size
 
 from tessella.contracts import Likelihood
 from tessella.errors import SpecError
-from tessella.likelihoods.shared import StoredValues, Units, checked, require_values
+from tessella.likelihoods.shared import StoredValues, Units, checked, over_channels, require_values
 from tessella.records import Schema
 
 LEVELS = 256
@@ -59,10 +59,15 @@ class BernoulliLogits(StoredValues):
         super().__init__(logits.shape[0], logits.shape[1:])
 
     def log_prob(self, value: Tensor) -> Tensor:
+        return self._each(value).flatten(1).sum(1)
+
+    def by_position(self, value: Tensor) -> Tensor:
+        return over_channels(self._each(value))
+
+    def _each(self, value: Tensor) -> Tensor:
         with torch.autocast(self.logits.device.type, enabled=False):
             value = value.to(self.logits.dtype)
-            nats = F.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
-            return -nats.flatten(1).sum(1)
+            return -F.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
 
     @property
     def mean(self) -> Tensor:
@@ -113,9 +118,14 @@ class ByteLogits(StoredValues):
         super().__init__(logits.shape[0], logits.shape[2:])
 
     def log_prob(self, value: Tensor) -> Tensor:
+        return self._each(value).flatten(1).sum(1)
+
+    def by_position(self, value: Tensor) -> Tensor:
+        return over_channels(self._each(value))
+
+    def _each(self, value: Tensor) -> Tensor:
         with torch.autocast(self.logits.device.type, enabled=False):
-            nats = F.cross_entropy(self.logits, value.to(torch.int64), reduction="none")
-            return -nats.flatten(1).sum(1)
+            return -F.cross_entropy(self.logits, value.to(torch.int64), reduction="none")
 
     @property
     def mean(self) -> Tensor:

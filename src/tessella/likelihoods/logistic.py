@@ -109,11 +109,18 @@ class LogisticMixtureBytes(StoredValues):
         super().__init__(parameters.shape[0], shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        return self._each(value).sum(1)
+
+    def by_position(self, value: Tensor) -> Tensor:
+        return self._each(value).reshape(-1, *self.event_shape[-2:])
+
+    def _each(self, value: Tensor) -> Tensor:
+        """Of each position, `[B, N]`."""
         parameters = self.parameters
         value = value.reshape(parameters.shape[0], self.channels, parameters.shape[2])
         with_gradient = torch.is_grad_enabled() and parameters.requires_grad
         with torch.autocast(parameters.device.type, enabled=False):
-            return _LogProb.apply(parameters, value, self.mixtures, with_gradient).sum(1)
+            return _LogProb.apply(parameters, value, self.mixtures, with_gradient)
 
     @property
     def mean(self) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 from torch.distributions.constraints import Constraint
 
 from tessella.errors import SpecError
@@ -63,6 +63,33 @@ class StoredValues(Distribution, ABC):
     @property
     def arg_constraints(self) -> dict[str, Constraint]:
         return {}
+
+    @abstractmethod
+    def by_position(self, value: Tensor) -> Tensor:
+        """As the function `by_position`."""
+
+
+def by_position(drawing: Distribution, x: Tensor) -> Tensor:
+    """log p(x | z) position by position, in nats: of pictures `[B, H, W]`, a pixel's channels together, of vectors
+    `[B, D]`; `log_prob` is the sum.
+
+    Args:
+        drawing: what a likelihood gives.
+        x: stored values `[B, *shape]`.
+
+    Raises:
+        SpecError: if the distribution does not say.
+    """
+    if isinstance(drawing, StoredValues):
+        return drawing.by_position(x)
+    if isinstance(drawing, Independent) and not drawing.base_dist.event_shape:
+        return over_channels(drawing.base_dist.log_prob(x))
+    raise SpecError(f"a {type(drawing).__name__} does not say its log-probability position by position")
+
+
+def over_channels(each: Tensor) -> Tensor:
+    """Log-probabilities of single values `[B, *shape]` as those of positions: a pixel's channels summed."""
+    return each.sum(1) if each.dim() == 4 else each
 
 
 def require_values(schema: Schema, values: Values, likelihood: str) -> None:

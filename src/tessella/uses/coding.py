@@ -33,6 +33,7 @@ from tessella.data.found import abridged, shown
 from tessella.data.sources import NumpyArchive
 from tessella.errors import DataError, SpecError
 from tessella.models.codes import CodeModel
+from tessella.models.model import Model
 from tessella.uses.look import AT_ONCE, from_split, read_pictures
 
 VERSION = 1
@@ -68,7 +69,7 @@ class Coded:
 
 
 def examples(
-    model: CodeModel,
+    model: Model,
     inputs: Sequence[str],
     split: Callable[[], Split],
     split_name: str,
@@ -156,9 +157,7 @@ def _name_apart(items: Sequence[_Item]) -> None:
         taken.add(item.name)
 
 
-def _read(
-    model: CodeModel, items: Sequence[_Item], broken: list[str], *, full_size: bool
-) -> tuple[Tensor, list[_Item]]:
+def _read(model: Model, items: Sequence[_Item], broken: list[str], *, full_size: bool) -> tuple[Tensor, list[_Item]]:
     """The pictures `[B, C, H, W]` that can be read, and which they are."""
     parts, good = [], []
     for item in items:
