@@ -202,7 +202,7 @@ def test_codes_are_made_once_and_again_only_for_other_weights(
     run: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, plain = [], fitting._encoded
-    monkeypatch.setattr(fitting, "_encoded", lambda model, x, how: (made.append(len(x)), plain(model, x, how))[1])
+    monkeypatch.setattr(fitting, "_encoded", lambda model, x, *how: (made.append(len(x)), plain(model, x, *how))[1])
     told: list[tuple[int, int]] = []
     fitted(run, digits, progress=lambda *t: told.append(t))
     everything = len(digits.split("train")) + len(digits.split("valid"))
@@ -236,6 +236,16 @@ def test_cached_codes_are_the_models(run: Path, digits: Data) -> None:
         assert (kept.tensors[f"{name}.codes"][0] == codes).float().mean() > 0.999
         assert batch.label is not None
         assert torch.equal(kept.tensors[f"{name}.labels"], batch.label)
+
+
+def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, digits: Data) -> None:
+    torch.manual_seed(0)
+    model = tessella.VQVAE(digits.schema, **SMALL, draws=3)
+    training.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
+    fitted(tmp_path / "run", digits)
+    kept = checkpoint.read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
+    assert (len(kept["train.codes"]), len(kept["valid.codes"])) == (fitting.DRAWS, 1)
+    assert (kept["train.codes"][0] != kept["train.codes"][1]).any()
 
 
 def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> None:

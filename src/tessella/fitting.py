@@ -274,7 +274,8 @@ def cached_codes(
     path = run / checkpoint.CODES
     if accelerator.is_main_process and not _is_of(path, fingerprint, data):
         splits = {name: data.split(name) for name in ("train", "valid") if name in data.splits}
-        draws = {name: DRAWS if name == "train" and data.options.get("binarize") == "dynamic" else 1 for name in splits}
+        anew = data.options.get("binarize") == "dynamic" or model.objective.draws > 1
+        draws = {name: DRAWS if name == "train" and anew else 1 for name in splits}
         total = sum(draws[name] * len(split) for name, split in splits.items())
         tensors: dict[str, Tensor] = {}
         done = 0
@@ -283,8 +284,9 @@ def cached_codes(
             for draw in range(draws[name]):
                 for first in range(0, len(split), ENCODED):
                     at = np.arange(first, min(first + ENCODED, len(split)))
-                    batch = split.batch(at, Noise(draw, first, "codes") if draws[name] > 1 else None)
-                    rows.append(_encoded(model, batch.x, precision))
+                    noise = Noise(draw, first, "codes") if draws[name] > 1 else None
+                    batch = split.batch(at, noise)
+                    rows.append(_encoded(model, batch.x, precision, noise))
                     labels += [batch.label] if draw == 0 and batch.label is not None else []
                     done += len(at)
                     if progress:
@@ -303,9 +305,12 @@ def cached_codes(
 
 
 @torch.inference_mode()
-def _encoded(model: CodeModel, x: Tensor, precision: Precision) -> Tensor:
+def _encoded(model: CodeModel, x: Tensor, precision: Precision, noise: Noise | None) -> Tensor:
+    """The chosen codes; of a model trained on several draws, with noise, drawn as they were in training."""
+    x = x.to(model.device)
     with autocast(precision, model.schema, model.device):
-        rows = packed(model.encode(x.to(model.device)).codes)
+        drawn = noise is not None and model.objective.draws > 1
+        rows = packed(model.draw_codes(x, noise) if drawn else model.encode(x).codes)
     return rows.to("cpu", torch.int32 if int(rows.max()) > 32767 else torch.int16)
 
 

@@ -138,7 +138,6 @@ class CodebookQuantizer(Quantizer):
             penalty = _sum(penalties).view(rows.shape).flatten(1).sum(1)
             return Passage(z.view(rows.shape).movedim(-1, 1), PointMass(grid.contiguous()), penalty)
 
-    @torch.no_grad()
     def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         with torch.autocast(features.device.type, enabled=False):
             rows = self.head(features.float().movedim(1, -1))
@@ -357,7 +356,6 @@ class FSQ(Quantizer):
             z = straight_through(bounded.flatten(-2).movedim(-1, 1), self.lookup(codes))
             return Passage(z, PointMass(codes))
 
-    @torch.no_grad()
     def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Each digit by itself; the values are spread about the levels as rounding spreads them."""
         with torch.autocast(features.device.type, enabled=False):
@@ -452,7 +450,6 @@ class LFQ(Quantizer):
             terms = self.commitment * (z - signs).square() + self.entropy * (entropy - of_mean)
             return Passage(straight_through(z, signs), PointMass(codes), terms.flatten(1).sum(1))
 
-    @torch.no_grad()
     def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Each bit by itself, from q(bit | z)."""
         with torch.autocast(features.device.type, enabled=False):

@@ -6,6 +6,8 @@ well; drawing them from a softened q and weighting them bounds p(x) by many term
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,12 +19,11 @@ BLOCK = 2**20
 """Distances that are kept at a time."""
 
 
-@torch.no_grad()
 def near(z: Tensor, table: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Codes drawn with probability proportional to exp(-|z - e_k|^2 / 2v), of the few nearest.
 
-    v is the mean squared error of the nearest vectors, per number: the variance under which z would be spread so about
-    the vectors, were they the centres of Gaussians.
+    v, per number, is the mean over codes of the squared half of the way to the next code: how far a z typically lies
+    from its code. It hangs on the codebook alone, so z can be learned to be sure of its code, or less so.
 
     Args:
         z: `[N, G, D]`.
@@ -30,20 +31,31 @@ def near(z: Tensor, table: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         uniform: `[N, G]`.
 
     Returns:
-        Codes `[N, G]` and the log-probabilities that they were drawn with, `[N, G]`.
+        Codes `[N, G]` and the log-probabilities that they were drawn with, `[N, G]`, with a gradient for z and table.
     """
-    groups, size, dims = table.shape
-    rows = max(1, BLOCK // (groups * size))
-    distances, places = [], []
-    for block in z.split(rows):
-        squared = torch.cdist(block.transpose(0, 1), table).square()
-        nearest, place = squared.topk(min(FEW, size), largest=False)
-        distances.append(nearest.transpose(0, 1))
-        places.append(place.transpose(0, 1))
-    squared, place = torch.cat(distances), torch.cat(places)
-    spread = squared[..., :1].mean().clamp(min=1e-12) / dims
-    chosen, log_q = drawn(-squared / (2 * spread), uniform)
+    place = _nearest_few(z.detach(), table.detach())
+    vectors = table[torch.arange(len(table), device=table.device)[:, None], place]
+    squared = (z[:, :, None] - vectors).square().sum(-1)
+    chosen, log_q = drawn(-squared / (2 * _spread(table.detach())), uniform)
     return place.gather(-1, chosen[..., None])[..., 0], log_q
+
+
+@torch.no_grad()
+def _nearest_few(z: Tensor, table: Tensor) -> Tensor:
+    """The nearest codes `[N, G, few]`, block by block."""
+    groups, size, _ = table.shape
+    blocks = z.split(max(1, BLOCK // (groups * size)))
+    few = [torch.cdist(b.transpose(0, 1), table).topk(min(FEW, size), largest=False).indices for b in blocks]
+    return torch.cat(few, 1).transpose(0, 1)
+
+
+@torch.no_grad()
+def _spread(table: Tensor) -> Tensor:
+    """v of `near`; of large codebooks, as the first codes have it."""
+    some = table[:, : max(2, BLOCK // (len(table) * table.shape[1]))]
+    apart = torch.cdist(some, table).square()
+    apart.diagonal(dim1=1, dim2=2).fill_(math.inf)
+    return (apart.amin(-1).mean() / (4 * table.shape[2])).clamp(min=1e-12)
 
 
 def drawn(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

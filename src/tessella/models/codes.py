@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from tessella.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer
+from tessella.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, Wire
 from tessella.divergences import PointMass
 from tessella.errors import SpecError
 from tessella.models.model import Model
@@ -115,16 +115,34 @@ class CodeModel(Model):
         distortion = -self.decode(latent.z).log_prob(x)
         return Terms(distortion, latent.rate, latent.rate_per_unit, latent.penalty)
 
-    @torch.no_grad()
     def _of_draws(self, x: Tensor, label: Tensor | None, noise: Noise, draws: int) -> Terms:
         """The terms of `draws` code grids an example, drawn about the chosen ones by the softened quantisers.
 
-        Their weights p(x, c) / q(c | x) average to p(x), as those of continuous latents do (Burda et al. 2015, eq. 8).
+        Their weights w = p(x, c) / q(c | x) average to p(x), as those of continuous latents do (Burda et al. 2015,
+        eq. 8). A discrete draw has no gradient: decoder and prior follow that of the weights, and q is moved, by the
+        penalty, to where the weights are large: -sum_k w_k / (sum_j w_j) log q(c_k | x) (reweighted wake-sleep,
+        Bornschein & Bengio 2015, eq. 8).
         """
         labels = None if label is None else label.repeat_interleave(draws)
+        codes, vectors, log_q = self._drawn(x, noise, draws)
+        log_p = [level.flatten(1).sum(1) for level in self.log_prob_codes(codes, labels, vectors)]
+        rate = log_q.detach() - torch.stack(log_p).sum(0)
+        z = _joined(vectors, vectors[-1].shape[2:])
+        distortion = -self.decode(z).log_prob(x.repeat_interleave(draws, 0))
+        log_w = -(distortion + rate).view(len(x), draws).T
+        toward = None
+        if log_q.requires_grad:
+            toward = -(log_w.detach().softmax(0) * log_q.view(len(x), draws).T).sum(0)
+        distortion, rate = distortion.view(len(x), draws).mean(1), rate.view(len(x), draws).mean(1)
+        return Terms(distortion, rate, penalty=toward, log_weights=log_w)
+
+    def _drawn(self, x: Tensor, noise: Noise, draws: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Codes and vectors of each level, `draws` an example, and log q of all levels' codes together."""
         features = self.encoder(self.likelihood.to_network(x), None)
         grids = [features] if self.pyramid is None else self.pyramid(features)
-        codes, vectors, log_q = [], [], features.new_zeros(len(x) * draws, dtype=torch.float32)
+        codes: list[Tensor] = []
+        vectors: list[Tensor] = []
+        log_q = features.new_zeros(len(x) * draws, dtype=torch.float32)
         for level, (quantizer, grid) in enumerate(zip(self.levels, grids, strict=True)):
             grid = grid.repeat_interleave(draws, 0)
             if level:
@@ -133,12 +151,7 @@ class CodeModel(Model):
             codes.append(c)
             vectors.append(quantizer.lookup(c))
             log_q = log_q + nats
-        log_p = [level.flatten(1).sum(1) for level in self.log_prob_codes(codes, labels, vectors)]
-        rate = log_q - torch.stack(log_p).sum(0)
-        z = _joined(vectors, vectors[-1].shape[2:])
-        distortion = -self.decode(z).log_prob(x.repeat_interleave(draws, 0))
-        weights = -(distortion + rate).view(len(x), draws).T
-        return Terms(distortion.view(len(x), draws).mean(1), rate.view(len(x), draws).mean(1), log_weights=weights)
+        return codes, vectors, log_q
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
         features = self.encoder(self.likelihood.to_network(x), None)
@@ -182,6 +195,10 @@ class CodeModel(Model):
         """z `[B, D, h, w]` of the codes of all levels; grids larger than those trained on are taken too."""
         vectors = [q.lookup(c) for q, c in zip(self.levels, codes, strict=True)]
         return _joined(vectors, vectors[-1].shape[2:])
+
+    def draw_codes(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+        """Codes of all levels drawn from the softened q(c | x): those that several draws are trained on."""
+        return tuple(self._drawn(x, noise, 1)[0])
 
     def coarse_only(self, z: Tensor, levels: int = 1) -> Tensor:
         """z with nothing said by any but the coarsest `levels`: zeros in the finer ones' place."""
@@ -235,6 +252,35 @@ class CodeModel(Model):
             codes.append(drawn.reshape(count, *quantizer.code_shape).to(self.device))
             vectors.append(quantizer.lookup(codes[-1]))
         return tuple(codes)
+
+    @torch.no_grad()
+    def tell_codes(
+        self,
+        wire: Wire,
+        count: int,
+        codes: Codes | None = None,
+        label: Tensor | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Codes of all levels over a wire, `[count, *code_shape]` each, coarsest first, at the price of -log p.
+
+        Args:
+            codes: if they are known.
+            progress: told (steps done, steps in all), of all levels together.
+        """
+        label = self.seen(label)
+        told: list[Tensor] = []
+        vectors: list[Tensor] = []
+        for level, (prior, quantizer) in enumerate(zip(self.priors, self.levels, strict=True)):
+            shape = self.prior_shapes[level]
+            context = _joined(vectors, torch.Size(shape[1:])) if level else None
+            known = None if codes is None else codes[level].reshape(count, *shape)
+            part = _part(progress, level, len(self.levels))
+            said = cast(CodePrior, prior).tell(wire, count, known, label, context, progress=part)
+            told.append(said.reshape(count, *quantizer.code_shape).to(self.device))
+            vectors.append(quantizer.lookup(told[-1]))
+        return tuple(told)
 
     def checked_codes(self, codes: Codes) -> tuple[Tensor, ...]:
         """The codes as int64 on the model's device.

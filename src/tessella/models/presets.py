@@ -99,8 +99,6 @@ def _of_codes(name: str, schema: Schema, options: ModelOptions, *, levels: int) 
         raise SpecError(
             f"{name} has codes instead of units: give --codebook-size, --codes and --side, not --units or --latent"
         )
-    if options.draws > 1:
-        raise SpecError(f"{name} has one choice of codes for an example, so no draws to train on: leave --draws out")
     likelihood = _likelihood(schema, options)
     levels = options.levels or levels
     if levels > 1 and not schema.is_picture:
