@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
 
 from PIL import Image
 from torch import Tensor
 
+import tessella
 from tessella import pictures
+from tessella.checkpoint import write_atomic
 from tessella.models.model import Model
 from tessella.records import Schema
 
 WIDTH, TILE = 860, 64
+
+
+def write_page(path: Path, title: str, body: Sequence[str]) -> None:
+    """Write a page that stands alone, whole or not at all."""
+    footer = f"<footer>Written by tessella {tessella.__version__}. This page holds everything it shows.</footer>"
+    template = Template(resources.files("tessella").joinpath("report_template.html").read_text("utf-8"))
+    page = template.substitute(title=html.escape(title), body="\n".join([*body, footer]))
+    write_atomic(path, lambda draft: draft.write_text(page, "utf-8"))
 
 
 def slow(model: Model) -> bool:

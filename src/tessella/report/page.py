@@ -9,9 +9,7 @@ import os
 import platform
 import shlex
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import torch
@@ -48,28 +46,23 @@ def write(run: Path, model: Model, data: Data) -> Path:
     e = stored(run, name) or evaluate(model, split, limit=QUICK, data=data.spec, split_name=name)
     metrics = read_metrics(run / checkpoint.METRICS)
     title = f"{model.name} on {_short(data.spec)}"
-    body = "\n".join(
-        [
-            _opening(title, spec, model, data, e, metrics),
-            _data(data),
-            _reconstructions(model, split, name),
-            _samples(model),
-            ""
-            if e.codes is None or not isinstance(model, CodeModel)
-            else codes.section(model, split, name, e.codes, metrics),
-            "" if blocks.slow(model) else _interpolations(model, split, name),
-            "" if blocks.slow(model) or e.codes is not None else _traversals(model, split),
-            _units(e),
-            _collapse(e, model.schema),
-            _curves(run, metrics, model),
-            _numbers(e, model.schema),
-            _reproduce(run, spec, e, metrics),
-            f"<footer>Written by tessella {tessella.__version__}. This page holds everything it shows.</footer>",
-        ]
-    )
-    template = Template(resources.files("tessella").joinpath("report_template.html").read_text("utf-8"))
-    page = template.substitute(title=html.escape(title), body=body)
-    checkpoint.write_atomic(run / REPORT, lambda path: path.write_text(page, "utf-8"))
+    body = [
+        _opening(title, spec, model, data, e, metrics),
+        _data(data),
+        _reconstructions(model, split, name),
+        _samples(model),
+        ""
+        if e.codes is None or not isinstance(model, CodeModel)
+        else codes.section(model, split, name, e.codes, metrics),
+        "" if blocks.slow(model) else _interpolations(model, split, name),
+        "" if blocks.slow(model) or e.codes is not None else _traversals(model, split),
+        _units(e),
+        _collapse(e, model.schema),
+        _curves(run, metrics, model),
+        _numbers(e, model.schema),
+        _reproduce(run, spec, e, metrics),
+    ]
+    blocks.write_page(run / REPORT, title, body)
     return run / REPORT
 
 
