@@ -29,6 +29,22 @@ from tessella.noise import Noise
 from tessella.records import Passage, Sampling, Schema
 
 
+class Wire(ABC):
+    """Where symbols are told under tables that both ends know: by a sender who knows them, or to a receiver.
+
+    Whatever can be entropy coded has a method `tell(wire, ..., value)` which is walked through alike at both ends: the
+    sender gives the value, the receiver None, and both get it back.
+    """
+
+    @abstractmethod
+    def tell(self, table: Tensor, symbols: Tensor | None) -> Tensor:
+        """Symbols `[n]` int64 from 0 to k - 1, each under its own integer edges `[n, k + 1]` (`entropy_coding`)."""
+
+    @abstractmethod
+    def tell_even(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
+        """`count` symbols from 0 to size - 1, all equally probable."""
+
+
 class Likelihood(nn.Module, ABC):
     """p(x | z), normalised over the stored values.
 
@@ -138,6 +154,9 @@ class CodePrior(nn.Module, ABC):
         classes: number of labels, for a class-conditional prior; 0: none.
     """
 
+    any_order = False
+    """Whether `fill` looks at all known codes, and not at those before each code alone."""
+
     @abstractmethod
     def forward(
         self, codes: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, noise: Noise | None = None
@@ -169,3 +188,36 @@ class CodePrior(nn.Module, ABC):
             sampling: temperature and cut-offs.
             progress: told (positions done, positions in all).
         """
+
+    @abstractmethod
+    def fill(
+        self,
+        codes: Tensor,
+        known: Tensor,
+        noise: Noise,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Draw the codes that are not known, given all known ones or those before each (`any_order`): `[B, C, h, w]`.
+
+        Args:
+            codes: `[B, C, h, w]` int64; those not known may be any number.
+            known: `[B, C, h, w]` bool; these come back as they were.
+            noise, label, context, sampling, progress: as of `sample`.
+        """
+
+    @abstractmethod
+    def tell(
+        self,
+        wire: Wire,
+        count: int,
+        codes: Tensor | None = None,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Codes `[count, C, h, w]` int64 over the wire at the price of -log p, in the order in which they are drawn."""

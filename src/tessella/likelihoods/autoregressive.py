@@ -13,7 +13,8 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.contracts import Likelihood
+from tessella.contracts import Likelihood, Wire
+from tessella.errors import SpecError
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.likelihoods.shared import StoredValues, Units, by_position, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, CausalWalk
@@ -171,20 +172,38 @@ class PixelByPixel(StoredValues):
     @property
     def mean(self) -> Tensor:
         """The greedy drawing: each pixel its conditional mean, rounded unless real, given those before it."""
+        return self._drawn(self.context, lambda pixel, row, column: self._greedy(pixel))
 
-        def choose(pixel: Distribution) -> Tensor:
-            return pixel.mean if self.likelihood.schema.values == "real" else pixel.mean.round()
+    def redrawn(self, x: Tensor, where: Tensor) -> Tensor:
+        """The greedy drawing of some pixels alone, `where` `[H, W]` bool; all others are those of `x` `[1, *shape]`."""
+        known, free = self.likelihood.standard(x).expand(len(self.context), -1, -1, -1), where.tolist()
+
+        def choose(pixel: Distribution, row: int, column: int) -> Tensor:
+            return self._greedy(pixel) if free[row][column] else known[:, :, row, column, None, None]
 
         return self._drawn(self.context, choose)
 
+    def _greedy(self, pixel: Distribution) -> Tensor:
+        return pixel.mean if self.likelihood.schema.values == "real" else pixel.mean.round()
+
     def sample(self, sample_shape: _size = ()) -> Tensor:
         context = self.context.expand(*sample_shape, *self.context.shape).flatten(0, -4)
-        drawn = self._drawn(context, lambda pixel: pixel.sample())
+        drawn = self._drawn(context, lambda pixel, row, column: pixel.sample())
         return drawn.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
+    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+        known = None if value is None else self.likelihood.standard(value)
+
+        def choose(pixel: Distribution, row: int, column: int) -> Tensor:
+            if not isinstance(pixel, StoredValues):
+                raise SpecError("real values have a density, which no code reaches: there is no lossless file of them")
+            return pixel.tell(wire, None if known is None else known[:, :, row, column])
+
+        return self._drawn(self.context, choose)
+
     @torch.no_grad()
-    def _drawn(self, context: Tensor, choose: Callable[[Distribution], Tensor]) -> Tensor:
-        """One pixel after another, `[B, *shape]`."""
+    def _drawn(self, context: Tensor, choose: Callable[[Distribution, int, int], Tensor]) -> Tensor:
+        """One pixel after another, `[B, *shape]`; `choose` gets its distribution, its row and its column."""
         of, (height, width) = self.likelihood, context.shape[2:]
         x = context.new_empty(len(context), of.grid[0], height, width)
         with torch.autocast(context.device.type, enabled=False):
@@ -198,7 +217,7 @@ class PixelByPixel(StoredValues):
                     if at[0] >= height or at[1] >= width:
                         seen = begun.new_zeros(len(context), of.head.values)
                     else:
-                        pixel = choose(of.one(of.head.pixel(begun, values, j)[:, :, None, None]))
+                        pixel = choose(of.one(of.head.pixel(begun, values, j)[:, :, None, None]), *at)
                         x[:, :, at[0], at[1]] = pixel[..., 0, 0]
                         seen = of.seen(pixel).flatten(1)
                     values = torch.cat([values, seen], 1)

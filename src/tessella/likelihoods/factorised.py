@@ -11,7 +11,8 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.contracts import Likelihood
+from tessella.contracts import Likelihood, Wire
+from tessella.entropy_coding import edges, tell_logits
 from tessella.errors import SpecError
 from tessella.likelihoods.shared import StoredValues, Units, checked, over_channels, require_values
 from tessella.records import Schema
@@ -68,6 +69,12 @@ class BernoulliLogits(StoredValues):
         with torch.autocast(self.logits.device.type, enabled=False):
             value = value.to(self.logits.dtype)
             return -F.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
+
+    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+        zero = torch.sigmoid(-self.logits.float()).flatten()
+        table = edges(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)], 1))
+        told = wire.tell(table, None if value is None else value.flatten().long())
+        return told.view(self.logits.shape).float()
 
     @property
     def mean(self) -> Tensor:
@@ -126,6 +133,13 @@ class ByteLogits(StoredValues):
     def _each(self, value: Tensor) -> Tensor:
         with torch.autocast(self.logits.device.type, enabled=False):
             return -F.cross_entropy(self.logits, value.to(torch.int64), reduction="none")
+
+    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+        told = []
+        for i, logits in enumerate(self.logits.movedim(1, -1)):  # one at a time: 256 numbers a value
+            known = None if value is None else value[i].flatten().long()
+            told.append(tell_logits(wire, logits.flatten(0, -2), known))
+        return torch.stack(told).view(self.batch_shape + self.event_shape).float()
 
     @property
     def mean(self) -> Tensor:

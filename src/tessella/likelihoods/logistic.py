@@ -12,7 +12,8 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.contracts import Likelihood
+from tessella.contracts import Likelihood, Wire
+from tessella.entropy_coding import tell_split
 from tessella.errors import SpecError
 from tessella.likelihoods.shared import BYTE_HALF, StoredValues, Units, checked, require_values
 from tessella.records import Schema
@@ -122,6 +123,38 @@ class LogisticMixtureBytes(StoredValues):
         with torch.autocast(parameters.device.type, enabled=False):
             return _LogProb.apply(parameters, value, self.mixtures, with_gradient)
 
+    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+        """Channel by channel: p(x_c | x_<c) is a mixture too, its weights being pi_k prod_(j < c) p_k(x_j | x_<j)."""
+        batch, _, positions = self.parameters.shape
+        known = None if value is None else value.reshape(batch, self.channels, positions)
+        step = max(1, CHUNK // (self.mixtures * positions))
+        told = [
+            self._told(wire, self.parameters[rows], None if known is None else known[rows])
+            for rows in (slice(first, first + step) for first in range(0, batch, step))
+        ]
+        return torch.cat(told).view(self.batch_shape + self.event_shape)
+
+    def _told(self, wire: Wire, parameters: Tensor, known: Tensor | None) -> Tensor:
+        """A few examples `[b, C, N]`."""
+        logits, locations, log_scales, coefficients = _split(parameters, self.mixtures, self.channels)
+        values: list[Tensor] = []
+        for c in range(self.channels):
+            location, inverse, weights = locations[:, c], log_scales[:, c].neg().exp(), logits.softmax(1)
+            for j, earlier in enumerate(values):
+                slope = coefficients[:, c * (c - 1) // 2 + j]
+                location = location + slope * (earlier / BYTE_HALF - 1).unsqueeze(1)
+            offset = (-1 - 0.5 / BYTE_HALF - location) * inverse
+            rise = inverse / BYTE_HALF
+
+            def below(t: Tensor, offset: Tensor = offset, rise: Tensor = rise, weights: Tensor = weights) -> Tensor:
+                return torch.addcmul(offset, rise, t.unsqueeze(1)).sigmoid_().mul_(weights).sum(1)
+
+            here = None if known is None else known[:, c].to(offset.dtype)
+            values.append(tell_split(wire, below, 8, here, torch.zeros_like(offset[:, 0])))
+            if c + 1 < self.channels:
+                logits = logits + _log_bins(values[-1].unsqueeze(1), offset, rise)
+        return torch.stack(values, 1)
+
     @property
     def mean(self) -> Tensor:
         """E[x], channel by channel given the component, each with the mean of the earlier ones for their values.
@@ -172,6 +205,17 @@ def _split(parameters: Tensor, mixtures: int, channels: int) -> tuple[Tensor, Te
     locations = blocks[:, 1 : 1 + channels]
     log_scales = blocks[:, 1 + channels : 1 + 2 * channels].clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
     return blocks[:, 0], locations, log_scales, blocks[:, 1 + 2 * channels :].tanh()
+
+
+def _log_bins(x: Tensor, offset: Tensor, rise: Tensor) -> Tensor:
+    """log p_k(x) of each component: log[F(b) - F(a)], with a and b = offset + rise t at t = x and x + 1.
+
+    F(b) - F(a) = F(b) F(-a) (1 - exp(a - b)), without the first factor at x = 255 and the other two at 0.
+    """
+    a = torch.addcmul(offset, rise, x)
+    upper = F.logsigmoid(a + rise).masked_fill(x == 255, 0)
+    lower = (F.logsigmoid(-a) + torch.log(-torch.expm1(-rise))).masked_fill(x == 0, 0)
+    return upper + torch.where(x == 255, F.logsigmoid(-a), lower)
 
 
 class _LogProb(torch.autograd.Function):

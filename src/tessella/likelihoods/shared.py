@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 from torch.distributions.constraints import Constraint
 
+from tessella.contracts import Wire
 from tessella.errors import SpecError
 from tessella.records import Schema, Values
 
@@ -67,6 +68,16 @@ class StoredValues(Distribution, ABC):
     @abstractmethod
     def by_position(self, value: Tensor) -> Tensor:
         """As the function `by_position`."""
+
+    @abstractmethod
+    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+        """Stored values `[B, *event_shape]` over the wire at the price of -log p, float32; `value` if they are known.
+
+        Both ends do the same with the same parameters, so that they have the same tables.
+
+        Raises:
+            SpecError: if they have a density and no probability.
+        """
 
 
 def by_position(drawing: Distribution, x: Tensor) -> Tensor:

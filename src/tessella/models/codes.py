@@ -138,11 +138,10 @@ class CodeModel(Model):
 
     def _drawn(self, x: Tensor, noise: Noise, draws: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Codes and vectors of each level, `draws` an example, and log q of all levels' codes together."""
-        features = self.encoder(self.likelihood.to_network(x), None)
-        grids = [features] if self.pyramid is None else self.pyramid(features)
+        grids = self.features(x)
         codes: list[Tensor] = []
         vectors: list[Tensor] = []
-        log_q = features.new_zeros(len(x) * draws, dtype=torch.float32)
+        log_q = grids[0].new_zeros(len(x) * draws, dtype=torch.float32)
         for level, (quantizer, grid) in enumerate(zip(self.levels, grids, strict=True)):
             grid = grid.repeat_interleave(draws, 0)
             if level:
@@ -154,9 +153,16 @@ class CodeModel(Model):
         return codes, vectors, log_q
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
+        return self.quantised(self.features(x), label, noise=noise)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """What each level looks at, `[B, F, h, w]`, coarsest first, of stored values `[B, *shape]`."""
         features = self.encoder(self.likelihood.to_network(x), None)
-        grids = [features] if self.pyramid is None else self.pyramid(features)
-        codes, vectors, penalty = [], [], features.new_zeros(len(x), dtype=torch.float32)
+        return [features] if self.pyramid is None else self.pyramid(features)
+
+    def quantised(self, grids: Sequence[Tensor], label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
+        """The codes of such features, each level told what the coarser ones became."""
+        codes, vectors, penalty = [], [], grids[0].new_zeros(len(grids[0]), dtype=torch.float32)
         for level, (quantizer, grid) in enumerate(zip(self.levels, grids, strict=True)):
             if level:
                 grid = self.merges[level - 1](grid, _joined(vectors, grid.shape[2:]))
@@ -281,6 +287,42 @@ class CodeModel(Model):
             told.append(said.reshape(count, *quantizer.code_shape).to(self.device))
             vectors.append(quantizer.lookup(told[-1]))
         return tuple(told)
+
+    @torch.no_grad()
+    def fill_codes(
+        self,
+        codes: Codes,
+        known: Codes,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Draw the codes that are not known, coarsest level first, by `CodePrior.fill`.
+
+        A level is told the coarser ones as they have become; it does not look at the finer ones.
+
+        Args:
+            codes, known: of each level `[B, *code_shape]`, int64 and bool.
+            label: `[B]`, for a class-conditional prior.
+
+        Returns:
+            The codes of each level; the known ones are as they were.
+        """
+        label = self.seen(label)
+        filled: list[Tensor] = []
+        vectors: list[Tensor] = []
+        for level, (prior, quantizer) in enumerate(zip(self.priors, self.levels, strict=True)):
+            shape, c = (len(codes[level]), *self.prior_shapes[level]), codes[level]
+            if not known[level].all():
+                context = _joined(vectors, torch.Size(shape[2:])) if level else None
+                told = _part(progress, level, len(self.levels))
+                grids, noise = (codes[level].reshape(shape), known[level].reshape(shape)), Noise(seed, level, "prior")
+                c = cast(CodePrior, prior).fill(*grids, noise, label, context, sampling=sampling, progress=told)
+            filled.append(c.reshape(codes[level].shape))
+            vectors.append(quantizer.lookup(filled[-1]))
+        return tuple(filled)
 
     def checked_codes(self, codes: Codes) -> tuple[Tensor, ...]:
         """The codes as int64 on the model's device.

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from tessella.noise import Noise
 from tessella.records import Sampling
+
+Pick = Callable[[Tensor, int, int], Tensor]
+"""Codes `[B]`, given their logits `[B, K]`, which code of its position it is, and which position."""
+Progress = Callable[[int, int], None]
 
 SHARPEST = 1e-6
 """Temperatures below it are zero: float32 logits that differ at all differ by more."""
@@ -47,3 +54,14 @@ def _inverted(weights: Tensor, uniform: Tensor) -> Tensor:
     total = cumulated[..., -1:]
     target = torch.minimum(uniform.unsqueeze(-1).float() * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulated, target, right=True).squeeze(-1)
+
+
+def filling(codes: Tensor, known: Tensor, noise: Noise, sampling: Sampling | None) -> Pick:
+    """What draws codes `[B, C, h, w]` one after the other where they are not known, and keeps those that are."""
+    uniform = noise.uniform(*codes.shape, device=codes.device).flatten(2)
+    codes, known = codes.flatten(2), known.flatten(2)
+
+    def pick(logits: Tensor, c: int, p: int) -> Tensor:
+        return torch.where(known[:, c, p], codes[:, c, p], draw(logits, uniform[:, c, p], sampling))
+
+    return pick

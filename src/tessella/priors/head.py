@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -72,14 +73,18 @@ class CodeHead(nn.Module):
         return nats.view(batch, positions, count).movedim(2, 1)
 
     def draw(self, features: Tensor, uniform: Tensor, sampling: Sampling | None = None) -> Tensor:
-        """The codes of one position, one after the other: features `[B, F]`, uniform `[B, C]` to `[B, C]` int64."""
+        """The codes of one position, drawn: features `[B, F]`, uniform `[B, C]` to `[B, C]` int64."""
+        return self.choose(features, lambda logits, c: draw(logits, uniform[:, c], sampling))
+
+    def choose(self, features: Tensor, pick: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """The codes of one position, one after the other: `pick` gets logits `[B, K]` and c, and gives codes `[B]`."""
         hidden = self.entry(features)
-        drawn: list[Tensor] = []
+        chosen: list[Tensor] = []
         for c, exit_ in enumerate(self.exits):
             if c:
-                hidden = hidden + self.earlier[c - 1](drawn[-1])
-            drawn.append(draw(exit_(self.mix(hidden)), uniform[:, c], sampling))
-        return torch.stack(drawn, 1)
+                hidden = hidden + self.earlier[c - 1](chosen[-1])
+            chosen.append(pick(exit_(self.mix(hidden)), c))
+        return torch.stack(chosen, 1)
 
     def _log_prob(self, rows: Tensor, codes: Tensor) -> Tensor:
         """Rows `[N, F]`, codes `[N, C]` to `[N, C]`."""

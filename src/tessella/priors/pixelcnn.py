@@ -9,10 +9,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tessella.contracts import CodePrior
+from tessella.contracts import CodePrior, Wire
+from tessella.entropy_coding import tell_logits
 from tessella.networks.causal_conv import CausalConv, CausalWalk
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding
 from tessella.noise import Noise
+from tessella.priors.drawing import Pick, Progress, draw, filling
 from tessella.priors.head import CodeHead
 from tessella.records import Sampling
 
@@ -73,7 +75,6 @@ class PixelCNN(CodePrior):
         features = self.trunk(values, self._given(label, context), self._keep(batch, noise, codes.device))
         return features.flatten(2).transpose(1, 2)
 
-    @torch.no_grad()
     def sample(
         self,
         count: int,
@@ -84,14 +85,56 @@ class PixelCNN(CodePrior):
         sampling: Sampling | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        height, width = self.code_shape[1:]
-        positions = math.prod((height, width))
         uniform = noise.uniform(count, *self.code_shape, device=self.trunk.last.weight.device).flatten(2)
-        codes = torch.empty(uniform.shape, dtype=torch.int64, device=uniform.device)
+
+        def pick(logits: Tensor, c: int, p: int) -> Tensor:
+            return draw(logits, uniform[:, c, p], sampling)
+
+        return self._walked(count, pick, label, context, progress)
+
+    def fill(
+        self,
+        codes: Tensor,
+        known: Tensor,
+        noise: Noise,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Each given those before it: known codes after it have no say."""
+        return self._walked(len(codes), filling(codes, known, noise, sampling), label, context, progress)
+
+    def tell(
+        self,
+        wire: Wire,
+        count: int,
+        codes: Tensor | None = None,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        known = None if codes is None else codes.flatten(2)
+
+        def pick(logits: Tensor, c: int, p: int) -> Tensor:
+            return tell_logits(wire, logits, None if known is None else known[:, c, p])
+
+        return self._walked(count, pick, label, context, progress)
+
+    @torch.no_grad()
+    def _walked(
+        self, count: int, pick: Pick, label: Tensor | None, context: Tensor | None, progress: Progress | None
+    ) -> Tensor:
+        """Codes `[count, C, h, w]`, position by position; `pick` gets logits `[count, K]`, which code and position."""
+        height, width = self.code_shape[1:]
+        positions, device = math.prod((height, width)), self.trunk.last.weight.device
+        codes = torch.empty(count, self.code_shape[0], positions, dtype=torch.int64, device=device)
         with torch.inference_mode():
             walk = CausalWalk(self.trunk, count, height, width, self._given(label, context))
             for p in range(positions):
-                codes[..., p] = self.head.draw(walk.features(), uniform[..., p], sampling)
+                codes[..., p] = self.head.choose(walk.features(), lambda logits, c, p=p: pick(logits, c, p))
                 walk.put(self.embed(codes[..., p : p + 1])[:, 0])
                 if progress is not None:
                     progress(p + 1, positions)

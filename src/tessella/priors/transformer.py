@@ -9,9 +9,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from tessella.contracts import CodePrior
+from tessella.contracts import CodePrior, Wire
+from tessella.entropy_coding import tell_logits
 from tessella.networks.transformer import CachedSteps, CodeEmbedding, GridEmbedding, Transformer
 from tessella.noise import Noise
+from tessella.priors.drawing import Pick, Progress, draw, filling
 from tessella.priors.head import CodeHead
 from tessella.records import Sampling
 
@@ -66,7 +68,6 @@ class CausalTransformer(CodePrior):
         start = self.start.expand(len(codes), 1, -1)
         return self.trunk(torch.cat([start, before], 1) + self.given(label, context), noise)
 
-    @torch.no_grad()
     def sample(
         self,
         count: int,
@@ -77,15 +78,57 @@ class CausalTransformer(CodePrior):
         sampling: Sampling | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        positions = math.prod(self.code_shape[1:])
         uniform = noise.uniform(count, *self.code_shape, device=self.start.device).flatten(2)
-        codes = torch.empty(uniform.shape, dtype=torch.int64, device=uniform.device)
+
+        def pick(logits: Tensor, c: int, p: int) -> Tensor:
+            return draw(logits, uniform[:, c, p], sampling)
+
+        return self._walked(count, pick, label, context, progress)
+
+    def fill(
+        self,
+        codes: Tensor,
+        known: Tensor,
+        noise: Noise,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Each given those before it: known codes after it have no say."""
+        return self._walked(len(codes), filling(codes, known, noise, sampling), label, context, progress)
+
+    def tell(
+        self,
+        wire: Wire,
+        count: int,
+        codes: Tensor | None = None,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        known = None if codes is None else codes.flatten(2)
+
+        def pick(logits: Tensor, c: int, p: int) -> Tensor:
+            return tell_logits(wire, logits, None if known is None else known[:, c, p])
+
+        return self._walked(count, pick, label, context, progress)
+
+    @torch.no_grad()
+    def _walked(
+        self, count: int, pick: Pick, label: Tensor | None, context: Tensor | None, progress: Progress | None
+    ) -> Tensor:
+        """Codes `[count, C, h, w]`, position by position; `pick` gets logits `[count, K]`, which code and position."""
+        positions = math.prod(self.code_shape[1:])
+        codes = torch.empty(count, self.code_shape[0], positions, dtype=torch.int64, device=self.start.device)
         with torch.inference_mode():
             given = self.given(label, context).expand(count, -1, -1)
             step = CachedSteps(self.trunk, count, positions)
             before = self.start
             for p in range(positions):
-                codes[..., p] = self.head.draw(step(before + given[:, p]), uniform[..., p], sampling)
+                codes[..., p] = self.head.choose(step(before + given[:, p]), lambda logits, c, p=p: pick(logits, c, p))
                 before = self.embed(codes[..., p : p + 1])[:, 0]
                 if progress is not None:
                     progress(p + 1, positions)

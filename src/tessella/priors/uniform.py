@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tessella.contracts import CodePrior
+from tessella.contracts import CodePrior, Wire
 from tessella.errors import SpecError
 from tessella.noise import Noise
 from tessella.records import Sampling
@@ -18,6 +18,8 @@ from tessella.records import Sampling
 @final
 class Uniform(CodePrior):
     """p(code) = 1 / K for each of them: what a VQ-VAE is trained with (van den Oord et al. 2017, section 3.2)."""
+
+    any_order = True
 
     def __init__(
         self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
@@ -45,3 +47,32 @@ class Uniform(CodePrior):
         """Every code as likely as any other; temperature and cut-offs change nothing."""
         device = "cpu" if context is None else context.device
         return (noise.uniform(count, *self.code_shape, device=device) * self.codebook_size).long()
+
+    def fill(
+        self,
+        codes: Tensor,
+        known: Tensor,
+        noise: Noise,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Each as likely as any other, whatever is known."""
+        return torch.where(known, codes, self.sample(len(codes), noise, label, codes))
+
+    def tell(
+        self,
+        wire: Wire,
+        count: int,
+        codes: Tensor | None = None,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        known = None if codes is None else codes.flatten()
+        return wire.tell_even(self.codebook_size, count * math.prod(self.code_shape), known).view(
+            count, *self.code_shape
+        )

@@ -1,0 +1,323 @@
+"""The file: a header, and chunks of examples that are coded together. Little endian; numbers of any size are varints.
+
+    magic, version           b"\\xf1TES", 1 byte
+    length, header           4 bytes, then what `Header` lists
+    checksum                 BLAKE2b-64 of all so far
+    chunk, chunk, ...        as `Chunk` lists, until the end of the file:
+        batches, words, spare
+        checksum             BLAKE2b-64 of what the chunk decodes to
+        the words            4 bytes each
+        checksum             CRC-32 of the chunk so far
+
+A chunk stands or falls as a whole: its examples come from one stack of bits. The inner checksum is of the examples (or
+codes) themselves, so whatever goes wrong on the way to them is found; the CRC tells a damaged file from a machine that
+rounds in another way. Every length is held against the bytes that are there before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import BinaryIO, Literal, cast, final, get_args
+
+import numpy as np
+
+from tessella.entropy_coding import WORD
+from tessella.errors import DataError
+from tessella.records import Values
+
+MAGIC, VERSION = b"\xf1TES", 1
+Method = Literal["codes", "lossless", "bits-back"]
+METHODS, VALUES = get_args(Method), get_args(Values)
+HEADER_MOST, TEXT_MOST, SIDE_MOST = 1 << 26, 1 << 12, 1 << 20
+NAMES_MOST = 1 << 26
+"""Bytes of all names, or of all sizes, unpacked."""
+
+
+@final
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself.
+
+    Attributes:
+        method: the codes alone; codes and then pixels; or latents by bits-back coding and then pixels.
+        model, fingerprint: the composition's name, and 12 hexadecimal digits that name its weights.
+        prior, prior_fingerprint: the kind of prior and its weights; of a prior without weights its name and nothing.
+        values, shape: of one example as the model knows it.
+        count: examples.
+        names: what each is called: a path without ending.
+        sizes: `[N, 2]`, height and width of each picture; empty if all are of the model's own size.
+        run: where the run lies, relative to the file: a hint.
+        made: what coded it: versions, machine.
+    """
+
+    method: Method
+    model: str
+    fingerprint: str
+    prior: str
+    prior_fingerprint: str
+    values: Values
+    shape: tuple[int, ...]
+    count: int
+    names: Sequence[str]
+    sizes: np.ndarray
+    run: str
+    made: str
+
+    def size(self, number: int) -> tuple[int, ...]:
+        """Height and width of a picture; nothing of a vector."""
+        return tuple(self.sizes[number].tolist()) if len(self.sizes) else self.shape[1:]
+
+
+@final
+@dataclass(frozen=True)
+class Chunk:
+    """Examples coded together.
+
+    Attributes:
+        batches: how many examples go through the networks at once, in the order in which they were coded.
+        words: the stack of bits, `[n]` uint32.
+        spare: words that the coder started from, which bits-back decoding gives back.
+        checksum: of what it decodes to, 8 bytes.
+    """
+
+    batches: tuple[int, ...]
+    words: np.ndarray
+    spare: int
+    checksum: bytes
+
+
+@final
+class Numbered(Sequence[str]):
+    """Names that count: `stem-first`, and so on. They take no memory."""
+
+    def __init__(self, stem: str, first: int, count: int) -> None:
+        self.stem, self.first, self._count = stem, first, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index):  # pyright: ignore[reportIncompatibleMethodOverride, reportMissingParameterType]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        return f"{self.stem}-{self.first + index % self._count}"
+
+
+def checksum(values: np.ndarray) -> bytes:
+    """8 bytes of BLAKE2b over the values in their order."""
+    return blake2b(np.ascontiguousarray(values).data, digest_size=8).digest()
+
+
+# writing
+
+
+def pack_header(header: Header) -> bytes:
+    """All that comes before the first chunk."""
+    out = bytearray([METHODS.index(header.method), VALUES.index(header.values)])
+    out += _varint(len(header.shape)) + b"".join(_varint(side) for side in header.shape)
+    for text in (header.model, header.prior, header.run, header.made):
+        out += _blob(text.encode()[:TEXT_MOST])
+    out += bytes.fromhex(header.fingerprint) + _blob(bytes.fromhex(header.prior_fingerprint))
+    out += _varint(header.count) + _packed_names(header.names)
+    out += _blob(zlib.compress(header.sizes.astype(WORD).tobytes(), 9))
+    plain = MAGIC + bytes([VERSION]) + struct.pack("<I", len(out)) + bytes(out)
+    return plain + blake2b(plain, digest_size=8).digest()
+
+
+def pack_chunk(chunk: Chunk) -> bytes:
+    head = _varint(len(chunk.batches)) + b"".join(_varint(batch) for batch in chunk.batches)
+    head += _varint(len(chunk.words)) + _varint(chunk.spare) + chunk.checksum
+    whole = head + chunk.words.astype(WORD).tobytes()
+    return whole + struct.pack("<I", zlib.crc32(whole))
+
+
+def _packed_names(names: Sequence[str]) -> bytes:
+    stem, dash, first = names[0].rpartition("-") if names else ("", "", "")
+    if dash and first.isdecimal() and len(first) < 10:
+        counted = Numbered(stem, int(first), len(names))
+        if all(a == b for a, b in zip(names, counted, strict=True)):
+            return b"\x01" + _blob(stem.encode()) + _varint(int(first))
+    return b"\x00" + _blob(zlib.compress("\0".join(names).encode("utf-8", "surrogateescape"), 9))
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the least significant first."""
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _blob(data: bytes) -> bytes:
+    return _varint(len(data)) + data
+
+
+# reading
+
+
+class _Damaged(Exception):
+    """What is wrong, in a few words."""
+
+
+@final
+class Container:
+    """A file that is read: its header at once, its chunks as they are asked for.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: if it is missing, something else, damaged, or a newer version's.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if not os.path.isfile(path):
+            raise DataError(f"no such file: {path}; tessella compress RUN PICTURES -o FILE makes one")
+        self.bytes = os.path.getsize(path)
+        with open(path, "rb") as file:
+            start = file.read(len(MAGIC) + 5)
+            if not self.bytes or start[: len(MAGIC)] != MAGIC[: len(start)]:
+                what = "is empty" if not self.bytes else "is no compressed file"
+                raise DataError(f"{path} {what}: tessella compress makes such files")
+            try:
+                if len(start) < len(MAGIC) + 5:
+                    raise _Damaged("it ends in its header")
+                if start[len(MAGIC)] != VERSION:
+                    raise DataError(
+                        f"{path} has version {start[len(MAGIC)]}; this tessella reads {VERSION}: upgrade it"
+                    )
+                (length,) = struct.unpack("<I", start[-4:])
+                if length > min(HEADER_MOST, self.bytes):
+                    raise _Damaged("it ends in its header")
+                body, sum_ = file.read(length), file.read(8)
+                if blake2b(start + body, digest_size=8).digest() != sum_:
+                    raise _Damaged("its header's checksum does not match")
+                self.header = _header(_Reader(io.BytesIO(body), length))
+            except _Damaged as error:
+                raise self.damaged(str(error)) from error
+            self._first = file.tell()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The chunks one by one.
+
+        Raises:
+            DataError: if one is damaged, or the file ends early.
+        """
+        with open(self.path, "rb") as file:
+            file.seek(self._first)
+            reader, number = _Reader(file, self.bytes - self._first), 0
+            while reader.left:
+                try:
+                    yield _chunk(reader)
+                except _Damaged as error:
+                    raise self.damaged(f"chunk {number}: {error}") from error
+                number += 1
+
+    def damaged(self, how: str) -> DataError:
+        """What to say of it."""
+        return DataError(f"{self.path} is damaged ({how}): copy it anew or compress again")
+
+
+@final
+class _Reader:
+    """Bytes that come one after the other, and never more than are left."""
+
+    def __init__(self, file: BinaryIO | io.BytesIO, left: int) -> None:
+        self._file, self.left, self.crc = file, left, 0
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise _Damaged("it ends early")
+        self.left -= count
+        data = self._file.read(count)
+        if len(data) < count:
+            raise _Damaged("it ends early")
+        self.crc = zlib.crc32(data, self.crc)
+        return data
+
+    def varint(self, most: int = 1 << 48) -> int:
+        number = shift = 0
+        while True:
+            (byte,) = self.take(1)
+            number |= (byte & 127) << shift
+            shift += 7
+            if number > most or shift > 63:
+                raise _Damaged("a number is out of range")
+            if byte < 128:
+                return number
+
+    def blob(self, most: int) -> bytes:
+        return self.take(self.varint(most))
+
+    def text(self, most: int = TEXT_MOST) -> str:
+        return _text(self.blob(most))
+
+
+def _header(reader: _Reader) -> Header:
+    method, values = reader.varint(len(METHODS) - 1), reader.varint(len(VALUES) - 1)
+    dims = reader.varint(3)
+    shape = tuple(reader.varint(SIDE_MOST) for _ in range(dims))
+    model, prior, run, made = (reader.text() for _ in range(4))
+    fingerprint, prior_fingerprint = reader.take(6).hex(), reader.blob(6).hex()
+    count = reader.varint()
+    if reader.varint(1):
+        stem, first = reader.text(), reader.varint()
+        names: Sequence[str] = Numbered(stem, first, count)
+    else:
+        joined = _unpacked(reader.blob(HEADER_MOST))
+        names = _text(joined).split("\0") if joined.count(b"\0") == count - 1 else []
+    packed = _unpacked(reader.blob(HEADER_MOST))
+    sizes = np.frombuffer(packed[: len(packed) // 8 * 8], WORD).reshape(-1, 2)
+    sound = len(shape) in (1, 3) and 0 not in shape and count and len(names) == count and not reader.left
+    fitting = not packed or (
+        len(shape) == 3 and len(packed) == 8 * count and 0 < sizes.min() <= sizes.max() < SIDE_MOST
+    )
+    if not sound or not fitting:
+        raise _Damaged("its header contradicts itself")
+    return Header(
+        cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, cast(Values, VALUES[values]),
+        shape, count, names, sizes, run, made,
+    )  # fmt: skip
+
+
+def _chunk(reader: _Reader) -> Chunk:
+    reader.crc = 0
+    several = reader.varint(reader.left)
+    batches = tuple(reader.varint(1 << 24) for _ in range(several))
+    length, spare = reader.varint(reader.left // WORD.itemsize), reader.varint()
+    sum_ = reader.take(8)
+    words = reader.take(length * WORD.itemsize)
+    expected = reader.crc
+    if reader.take(4) != struct.pack("<I", expected):
+        raise _Damaged("its checksum does not match")
+    if not batches or 0 in batches or spare > length:
+        raise _Damaged("it contradicts itself")
+    return Chunk(batches, np.frombuffer(words, WORD), spare, sum_)
+
+
+def _unpacked(data: bytes) -> bytes:
+    """What zlib packed, if it is not absurdly long."""
+    unpacker = zlib.decompressobj()
+    try:
+        plain = unpacker.decompress(data, NAMES_MOST)
+    except zlib.error as error:
+        raise _Damaged("its names cannot be unpacked") from error
+    if not unpacker.eof or unpacker.unused_data:
+        raise _Damaged("its names cannot be unpacked")
+    return plain
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8", "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise _Damaged("a text cannot be read") from error

@@ -1,0 +1,367 @@
+"""Examples to a file and back, a chunk at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tessella.checkpoint import write_atomic
+from tessella.data.found import shown
+from tessella.errors import DataError, SpecError
+from tessella.models.codes import CodeModel
+from tessella.models.latent_variable import LatentVariableModel
+from tessella.models.model import Model
+from tessella.uses import coding
+from tessella.uses.coding import Named
+from tessella.uses.compress.coders import (
+    BitsBack,
+    Coder,
+    CodesOnly,
+    Lossless,
+    Mismatch,
+    made_by,
+    steady,
+)
+from tessella.uses.compress.container import Chunk, Container, Header, Method, pack_chunk, pack_header
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@final
+@dataclass(frozen=True)
+class Weights:
+    """Which weights a file is of.
+
+    Attributes:
+        run: where they lie.
+        model: fingerprint of the model's (`checkpoint.fingerprint`).
+        prior, prior_fingerprint: the kind of prior and the fingerprint of its weights; of one without weights its name
+            and nothing.
+    """
+
+    run: str
+    model: str
+    prior: str
+    prior_fingerprint: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Compressed:
+    """What compressing gave.
+
+    Attributes:
+        examples: how many.
+        numbers: values in all of them.
+        bytes: of the file.
+        bound: nats that the model says: of codes alone their rate.
+        seconds: from the first example that was read to the finished file.
+    """
+
+    method: Method
+    examples: int
+    numbers: int
+    bytes: int
+    bound: float
+    seconds: float
+
+
+def coder_for(model: Model, *, lossy: bool) -> Coder:
+    """How this model's examples are coded.
+
+    Raises:
+        SpecError: if they cannot be.
+    """
+    if model.conditional:
+        raise SpecError(
+            f"the model {model.name} needs a label for every example, which no file says: "
+            "give --prior another (or uniform) for a prior that sees labels, or train a vae"
+        )
+    if isinstance(model, CodeModel):
+        return CodesOnly(model) if lossy else Lossless(model)
+    if lossy:
+        raise SpecError(f"the model {model.name} has no codes to keep: leave out --lossy, or train a vqvae")
+    return BitsBack(cast(LatentVariableModel, model))
+
+
+# to a file
+
+
+def compress(
+    model: Model,
+    examples: Iterable[Named],
+    out: str,
+    weights: Weights,
+    *,
+    lossy: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Compressed:
+    """Write examples into a file.
+
+    Args:
+        examples: what each is called and its stored values; pictures larger or smaller than the model's are cut into
+            tiles of its size (or, if lossy, encoded whole).
+        out: the file.
+        weights: what the file is of.
+        lossy: keep the codes alone.
+        workers: chunks that are coded side by side; None: one a processor.
+        progress: told how many examples (tiles, if they are cut) are done.
+
+    Raises:
+        SpecError: if the model cannot code.
+        RunError: if the file cannot be written.
+    """
+    started, coder = time.perf_counter(), coder_for(model, lossy=lossy)
+    method: Method = "bits-back" if isinstance(coder, BitsBack) else "codes" if lossy else "lossless"
+    names: list[str] = []
+    sizes: list[tuple[int, ...]] = []
+
+    def noted() -> Iterator[Tensor]:
+        for called, x in examples:
+            names.extend(called)
+            sizes.extend([tuple(x.shape[2:])] * len(x))
+            yield x
+
+    lots = _alike(noted(), coder.at_once) if lossy else _tiled(noted(), model.schema.shape, coder.at_once)
+    folder = Path(out).absolute().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    bound, done = 0.0, 0
+    with tempfile.TemporaryFile(dir=folder) as body, steady():
+        for coded in _side_by_side(coder.encode, lots, workers):
+            body.write(pack_chunk(coded.chunk))
+            bound, done = bound + coded.bound, done + sum(coded.chunk.batches)
+            if progress:
+                progress(done)
+        if not names:
+            raise DataError("there are no examples to compress")
+        trained = model.schema.shape[1:]
+        other = np.array(sizes if any(size != trained for size in sizes) else [], np.int64).reshape(-1, 2)
+        header = Header(
+            method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values,
+            model.schema.shape, len(names), names, other, os.path.relpath(weights.run, folder), made_by(),
+        )  # fmt: skip
+
+        def save(draft: Path) -> None:
+            body.seek(0)
+            with draft.open("wb") as file:
+                file.write(pack_header(header))
+                shutil.copyfileobj(body, file)
+
+        write_atomic(Path(out), save)
+    numbers = sum(model.schema.shape[0] * math.prod(size) for size in sizes)
+    seconds = time.perf_counter() - started
+    return Compressed(method, len(names), numbers, os.path.getsize(out), bound, seconds)
+
+
+def _alike(xs: Iterable[Tensor], at_once: int) -> Iterator[Tensor]:
+    """The same examples in lots of one size."""
+    kept: list[Tensor] = []
+    for x in xs:
+        for one in x.split(at_once):
+            if kept and (kept[0].shape[1:] != one.shape[1:] or sum(map(len, kept)) + len(one) > at_once):
+                yield torch.cat(kept)
+                kept = []
+            kept.append(one)
+    if kept:
+        yield torch.cat(kept)
+
+
+def _tiled(xs: Iterable[Tensor], shape: tuple[int, ...], at_once: int) -> Iterator[Tensor]:
+    """The tiles of all examples, in full lots but the last."""
+    kept, count = [], 0
+    for x in xs:
+        for tiles in cut(x, shape).split(at_once):
+            kept, count = [*kept, tiles], count + len(tiles)
+            while count >= at_once:
+                whole = torch.cat(kept)
+                yield whole[:at_once].clone()
+                kept, count = [whole[at_once:]], count - at_once
+    if count:
+        yield torch.cat(kept)
+
+
+def cut(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Pictures `[B, C, H, W]` as tiles `[B n m, C, h, w]` of a shape, each picture's row by row.
+
+    The last row and column are repeated to fill what is left over.
+    """
+    if x.shape[1:] == shape:
+        return x
+    (height, width), (h, w) = x.shape[2:], shape[1:]
+    whole = F.pad(x.float(), (0, -width % w, 0, -height % h), mode="replicate").to(x.dtype)
+    return whole.unfold(2, h, h).unfold(3, w, w).permute(0, 2, 3, 1, 4, 5).reshape(-1, *shape)
+
+
+def tiles_of(size: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """How many tiles of a shape a picture of that size is cut into."""
+    return math.prod(-(-side // tile) for side, tile in zip(size, shape[1:], strict=True))
+
+
+def laid(tiles: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The inverse of `cut` for one picture: `[n m, C, h, w]` to `[C, *size]`."""
+    if tuple(tiles.shape[2:]) == size:
+        return tiles[0]
+    columns = -(-size[1] // tiles.shape[3])
+    rows = torch.cat([torch.cat(list(row), 2) for row in tiles.split(columns)], 1)
+    return rows[:, : size[0], : size[1]]
+
+
+def _side_by_side(work: Callable[[A], B], items: Iterable[A], workers: int | None) -> Iterator[B]:
+    """The results in order, a few items ahead of whoever takes them."""
+    many = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or 1
+    if many == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(many) as pool:
+        waiting: deque[Future[B]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > many:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+# and back
+
+
+def check(container: Container, model: Model, weights: Weights) -> None:
+    """Whether the file is of this model with this prior.
+
+    Raises:
+        DataError: if it is of another.
+    """
+    header = container.header
+    if header.fingerprint != weights.model:
+        raise DataError(
+            f"{container.path} is of a model whose weights are {header.fingerprint}, and those of {weights.run} are "
+            f"{weights.model}: give the run that made it with --run"
+        )
+    if (header.prior, header.prior_fingerprint) != (weights.prior, weights.prior_fingerprint):
+        raise DataError(
+            f"{container.path} was made with the prior {_called(header.prior, header.prior_fingerprint)}, and "
+            f"{weights.run} has {_called(weights.prior, weights.prior_fingerprint)}: give the run that made it"
+        )
+    schema = model.schema
+    wanted = "bits-back" if isinstance(model, LatentVariableModel) else "lossless"
+    if (header.values, header.shape) != (schema.values, schema.shape) or header.method not in ("codes", wanted):
+        raise container.damaged("its header does not fit the model that it names")
+
+
+def _called(kind: str, fingerprint: str) -> str:
+    return f"{shown(kind)} {fingerprint}".strip()
+
+
+def decompress(
+    container: Container,
+    model: Model,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """The examples one by one: what each is called, and `[*shape]` in stored units; only those whose checksum is right.
+
+    Args:
+        container: what `check` finds no fault with.
+        workers, progress: as of `compress`.
+
+    Raises:
+        DataError: if the file is damaged, or this machine decodes it to something else than was written.
+    """
+    header, coder = container.header, coder_for(model, lossy=container.header.method == "codes")
+    parts = (
+        _drawn(container, model, coder, workers)
+        if isinstance(coder, CodesOnly)
+        else _exact(container, model, coder, workers)
+    )
+    number = -1
+    for number, x in enumerate(parts):
+        yield header.names[number], x
+        if progress:
+            progress(number + 1)
+    if number + 1 < header.count:
+        raise container.damaged(f"it ends after {number + 1} of {header.count} examples")
+
+
+def _exact(container: Container, model: Model, coder: Lossless | BitsBack, workers: int | None) -> Iterator[Tensor]:
+    """The examples of lossless files, of tiles as they come."""
+    header, shape = container.header, model.schema.shape
+    kept = torch.empty(0, *shape, dtype=torch.uint8)
+    number = 0
+    with steady():
+        for x in _side_by_side(_guarded(container, coder.decode), container.chunks(), workers):
+            kept = torch.cat([kept, x])
+            while number < header.count:
+                size = header.size(number)
+                needed = tiles_of(size, shape) if len(shape) == 3 else 1
+                if needed > len(kept):
+                    break
+                yield laid(kept[:needed], size) if len(shape) == 3 else kept[0]
+                kept, number = kept[needed:], number + 1
+            if len(kept) and number == header.count:
+                raise container.damaged("it holds more than its header says")
+
+
+def _drawn(container: Container, model: Model, coder: CodesOnly, workers: int | None) -> Iterator[Tensor]:
+    """The examples of files of codes, each the mean of p(x | codes)."""
+    header, model_ = container.header, cast(CodeModel, model)
+
+    def sized() -> Iterator[tuple[Chunk, tuple[int, ...]]]:
+        first = 0
+        for chunk in container.chunks():
+            size, count = header.size(min(first, header.count - 1)), sum(chunk.batches)
+            if first + count > header.count or any(header.size(i) != size for i in range(first, first + count)):
+                raise container.damaged("its chunks do not fit its header")
+            first += count
+            yield chunk, size
+
+    def decode(item: tuple[Chunk, tuple[int, ...]]) -> list[Tensor]:
+        chunk, size = item
+        codes = coder.decode_codes(chunk, size)
+        count = len(codes[0])
+        coded = coding.Coded("", ("",) * count, np.array([size] * count, np.int64), tuple(c.numpy() for c in codes))
+        return [x for _, x in coding.decode(model_, coded)]
+
+    with steady():
+        for xs in _side_by_side(_guarded(container, decode), sized(), workers):
+            yield from xs
+
+
+def _guarded(container: Container, work: Callable[[A], B]) -> Callable[[A], B]:
+    """What cannot be decoded, said of the file."""
+
+    def guarded(item: A) -> B:
+        try:
+            return work(item)
+        except Mismatch as error:
+            here = made_by()
+            made = container.header.made
+            reason = "it is damaged" if made == here else f"it was made by {shown(made)}, and this is {here}"
+            raise DataError(
+                f"{container.path} cannot be decoded here: {error}; {reason}: "
+                "use the machine and the library that made it, or compress again"
+            ) from error
+        except DataError as error:
+            raise container.damaged(str(error)) from error
+
+    return guarded
