@@ -149,6 +149,12 @@ class Zeros(CodePrior):
     def sample(self, count, noise, label=None, context=None, *, sampling=None, progress=None):  # pyright: ignore
         return torch.zeros(count, *self.shape, dtype=torch.int64)
 
+    def fill(self, codes, known, noise, label=None, context=None, *, sampling=None, progress=None):  # pyright: ignore
+        return codes * known
+
+    def tell(self, wire, count, codes=None, label=None, context=None, *, progress=None):  # pyright: ignore
+        raise NotImplementedError
+
 
 def test_samples_of_the_uniform_and_the_learned_prior_stand_side_by_side(tmp_path: Path) -> None:
     run, model, opened = a_run(tmp_path, "VQVAE")

@@ -51,6 +51,10 @@ OVERVIEW: dict[str, tuple[Command, ...]] = {
         Command("encode", "RUN [INPUTS]", "examples as integers, in a file of plain arrays"),
         Command("decode", "RUN CODES", "pictures of such a file, one each"),
     ),
+    "use": (
+        Command("edit", "RUN PICTURE", "change one part of a picture by its codes; all others stay"),
+        Command("detect", "RUN [INPUTS]", "find what does not fit, with a stated false-positive rate"),
+    ),
 }
 
 NAMES = tuple(command.name for group in OVERVIEW.values() for command in group)

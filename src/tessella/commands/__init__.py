@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tessella.commands import codes, demo, look, measure, prior, train
+from tessella.commands import codes, demo, detect, edit, look, measure, prior, train
 from tessella.commands.measure import Parts
 from tessella.commands.train import Train
 
@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "traverse": (look.Traverse, look.traverse),
     "encode": (codes.Encode, codes.encode),
     "decode": (codes.Decode, codes.decode),
+    "edit": (edit.Edit, edit.edit),
+    "detect": (detect.Detect, detect.detect),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
     "parts": (measure.Parts, measure.parts),

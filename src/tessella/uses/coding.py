@@ -220,10 +220,7 @@ def decode(
         rows = slice(first, first + at_once)
         z = model.lookup([_tensor(level[rows]).to(model.device) for level in coded.levels])
         sizes = [tuple(size) for size in coded.sizes[rows].tolist()]
-        if tuple(z.shape[2:]) == model.latent_shape[1:] and any(a > b for a, b in zip(sizes[0], trained, strict=True)):
-            # A grid like the trained one is drawn as a picture like the trained ones; a larger one takes one more.
-            z = F.pad(z, (0, 1, 0, 1), mode="replicate")
-        drawing = model.decode(z)
+        drawing = model.decode(grown(model, z, sizes[0]))
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed + (first << 32))
             x = (drawing.sample() if draw else drawing.mean).cpu()
@@ -231,6 +228,16 @@ def decode(
             yield name, one[:, : size[0], : size[1]] if size else one
         if progress:
             progress(min(first + at_once, len(coded)), len(coded))
+
+
+def grown(model: Model, z: Tensor, size: tuple[int, ...]) -> Tensor:
+    """z `[B, D, h, w]` such that it is drawn at least as large as `size`.
+
+    A grid like the trained one is drawn as a picture like the trained ones; a larger one takes one more position.
+    """
+    alike = tuple(z.shape[2:]) == model.latent_shape[1:]
+    larger = any(a > b for a, b in zip(size, model.schema.shape[1:], strict=True))
+    return F.pad(z, (0, 1, 0, 1), mode="replicate") if alike and larger else z
 
 
 def check(coded: Coded, model: CodeModel, fingerprint: str) -> None:
