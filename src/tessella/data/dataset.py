@@ -31,6 +31,7 @@ class Data:
         schema: what an example looks like.
         splits: `train`, and `valid` and `test` if there are enough examples.
         notes: what was skipped or converted, a line each.
+        undivided: all examples in the order of their source, if that has not divided them itself.
     """
 
     spec: str
@@ -38,6 +39,7 @@ class Data:
     schema: Schema
     splits: dict[str, Split]
     notes: tuple[str, ...]
+    undivided: Split | None = None
 
     def split(self, name: str) -> Split:
         """The split of that name.
@@ -79,6 +81,7 @@ def open_data(
     classes = _labelled(found)
     rows = _divided(found, seed, notes)
     splits: dict[str, Split] = {name: split_of(part, chosen) for name, (part, chosen) in rows.items()}
+    undivided = _undivided(found)
     schema = _schema(values, shape, classes, *rows["train"])
     if binarize is not None and values == "real":
         raise DataError(f"{spec} has real values, which cannot be binarised: leave out --binarize")
@@ -89,8 +92,9 @@ def open_data(
         fixed: Binarization = "threshold" if binarize == "threshold" else "static"
         for name, split in splits.items():
             splits[name] = BinarizedSplit(split, binarize if name == "train" else fixed, seed)
+        undivided = undivided and BinarizedSplit(undivided, fixed, seed)
     options = {"size": box, "channels": channels, "binarize": binarize, "seed": seed}
-    return Data(spec, options, schema, splits, tuple(notes))
+    return Data(spec, options, schema, splits, tuple(notes), undivided)
 
 
 def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize: str | None) -> Size | None:
@@ -174,6 +178,11 @@ def _divided(found: Found, seed: int, notes: list[str]) -> dict[str, tuple[Part,
         elif name not in rows:
             notes.append(f"too few examples for a {name} split")
     return {name: rows[name] for name in SPLITS if name in rows}
+
+
+def _undivided(found: Found) -> Split | None:
+    part = found.parts.get(WHOLE)
+    return split_of(part, np.arange(len(part.keys))) if part is not None and len(found.parts) == 1 else None
 
 
 def _schema(values: Values, shape: tuple[int, ...], classes: tuple[str, ...], part: Part, rows: np.ndarray) -> Schema:

@@ -270,7 +270,8 @@ def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> 
         )
     numbers = np.array([schema.classes.index(name) for name in data.schema.classes], dtype=np.int64)
     splits: dict[str, Split] = {name: _Renumbered(split, numbers) for name, split in data.splits.items()}
-    return Data(data.spec, data.options, schema, splits, data.notes)
+    undivided = data.undivided and _Renumbered(data.undivided, numbers)
+    return Data(data.spec, data.options, schema, splits, data.notes, undivided)
 
 
 @final

@@ -1,0 +1,94 @@
+"""How much better an example could be said if q were fitted to it alone: likelihood regret.
+
+An encoder learns to choose q(z | x) for the examples that it was trained on. Where an example is unlike them it chooses
+badly, and a few steps of optimisation for this one example gain much (Xiao et al. 2020, "Likelihood Regret", eq. 6).
+Everything here gives the bound that is reached, `[B]` nats; the regret is the bound at the encoder's q less that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from tessella.divergences import kl
+from tessella.models.codes import CodeModel
+from tessella.models.latent_variable import LatentVariableModel
+from tessella.models.model import Model
+from tessella.noise import Noise
+from tessella.records import Latent
+
+STEP = 0.1
+"""Adam's step, in deviations of the encoder's q."""
+SHARES = (0.5, 0.2, 0.1, 0.05)
+"""Shares of the codes that a trial replaces, in turn."""
+
+
+def distortion_of(
+    model: Model, x: Tensor, label: Tensor | None, mean: Tensor, deviation: Tensor, eps: Tensor
+) -> Tensor:
+    """-log p(x | z) `[B]`, the mean over z = mean + deviation * eps; eps `[draws, B or 1, *latent_shape]`."""
+    found = [-model.decode(mean + deviation * e, label).log_prob(x) for e in eps]
+    return torch.stack(found).mean(0)
+
+
+@torch.enable_grad()
+def best_posterior(
+    model: Model, x: Tensor, label: Tensor | None, latent: Latent, eps: Tensor, noise: Noise, steps: int
+) -> Tensor:
+    """The bound at N(mu, sigma^2), mu and log sigma moved from the encoder's by Adam, the decoder as it is.
+
+    Each step draws z anew, once; the bound is measured on `eps`, which had no part in the optimisation. So where
+    nothing can be gained a regret may come out a little below zero.
+    """
+    assert isinstance(model, LatentVariableModel)
+    assert latent.posterior is not None
+    assert model.prior is not None
+    prior = model.prior(model.seen(label))
+    mean, deviation = latent.posterior.mean.detach(), latent.posterior.stddev.detach()
+    moved = [torch.zeros_like(mean).requires_grad_(), torch.zeros_like(mean).requires_grad_()]
+    optimizer = torch.optim.Adam(moved, lr=STEP)
+
+    def bound(draws: Tensor) -> Tensor:
+        m, s = mean + deviation * moved[0], deviation * moved[1].exp()
+        q = Independent(Normal(m, s, validate_args=False), m.dim() - 1, validate_args=False)
+        return kl(q, prior, m + s * draws[0]) + distortion_of(model, x, label, m, s, draws)
+
+    for step in range(steps):
+        draws = noise.split(f"step{step}").normal(1, *eps.shape[1:], device=x.device)
+        gradients = torch.autograd.grad(bound(draws).sum(), moved)
+        for parameter, gradient in zip(moved, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    with torch.no_grad():
+        return bound(eps)
+
+
+@torch.no_grad()
+def best_codes(
+    model: CodeModel, x: Tensor, label: Tensor | None, codes: Sequence[Tensor], noise: Noise, steps: int
+) -> Tensor:
+    """The lowest -log p(x, codes) that a local search finds.
+
+    A trial replaces some of the codes by draws from the softened q(codes | x), and is kept for the examples whose
+    -log p(x, codes) it lowers. So a regret is never below zero.
+    """
+    best, cost = tuple(codes), _cost(model, x, label, codes)
+    for step in range(steps):
+        drawn = model.draw_codes(x, noise.split(f"codes{step}"))
+        share = SHARES[step % len(SHARES)]
+        chance = noise.split(f"places{step}")
+        places = [chance.uniform(*c.shape, device=c.device) < share for c in best]
+        tried = tuple(torch.where(p, d, b) for p, d, b in zip(places, drawn, best, strict=True))
+        now = _cost(model, x, label, tried)
+        better = now < cost
+        cost = torch.where(better, now, cost)
+        best = tuple(torch.where(better.view(-1, *[1] * (t.dim() - 1)), t, b) for t, b in zip(tried, best, strict=True))
+    return cost
+
+
+def _cost(model: CodeModel, x: Tensor, label: Tensor | None, codes: Sequence[Tensor]) -> Tensor:
+    rate = -torch.stack([level.flatten(1).sum(1) for level in model.log_prob_codes(codes, label)]).sum(0)
+    return rate - model.decode(model.lookup(codes), label).log_prob(x)

@@ -1,0 +1,135 @@
+"""What a model finds of examples: the numbers that scores of anomaly are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, fields
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tessella.models.codes import CodeModel
+from tessella.models.latent_variable import LatentVariableModel
+from tessella.models.model import Model
+from tessella.noise import Noise
+from tessella.records import Batch
+from tessella.uses.detect.complexity import file_nats
+from tessella.uses.detect.regret import best_codes, best_posterior, distortion_of
+
+DRAWS = 4
+"""Draws of z that a distortion is the mean of."""
+STEPS = 20
+"""Steps of per-example optimisation that a regret is measured by."""
+
+
+@final
+@dataclass(frozen=True)
+class Statistics:
+    """Of N examples, each `[N]` float64 in nats; None where the model or the data has no such number.
+
+    Attributes:
+        distortion: -E_q log p(x | z).
+        rate: KL(q(z | x) || p(z)).
+        regret: the bound minus the bound after q has been fitted to the example itself.
+        length: of the shortest file that a general lossless compressor makes of the picture.
+    """
+
+    distortion: np.ndarray
+    rate: np.ndarray | None = None
+    regret: np.ndarray | None = None
+    length: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.distortion)
+
+    @property
+    def bound(self) -> np.ndarray:
+        """rate + distortion, of a model that has a rate."""
+        assert self.rate is not None
+        return self.rate + self.distortion
+
+    def rows(self, which: slice) -> Statistics:
+        """Some of the examples."""
+        every = {f.name: values for f in fields(self) if (values := getattr(self, f.name)) is not None}
+        return Statistics(**{name: values[which] for name, values in every.items()})
+
+    @staticmethod
+    def joined(parts: Iterable[Statistics]) -> Statistics:
+        """Examples of several batches, one after the other; of none, no examples."""
+        found: dict[str, list[np.ndarray]] = {"distortion": []}
+        for part in parts:
+            for f in fields(part):
+                if (values := getattr(part, f.name)) is not None:
+                    found.setdefault(f.name, []).append(values)
+        return Statistics(**{name: np.concatenate(v) if v else np.empty(0) for name, v in found.items()})
+
+
+def possible(model: Model) -> frozenset[str]:
+    """Which statistics the model, and the kind of its data, allow."""
+    found = {"distortion"}
+    if model.has_prior:
+        found |= {"rate"}
+    if model.has_prior and isinstance(model, CodeModel | LatentVariableModel):
+        found |= {"regret"}
+    if model.schema.is_picture and model.schema.values != "real":
+        found |= {"length"}
+    return frozenset(found)
+
+
+@final
+class Examiner:
+    """Finds the statistics of batches, and nothing that is not asked for.
+
+    z is drawn with the same noise for every example, so that what is found of one does not hang on its neighbours in
+    the batch. (The local search that measures the regret of codes draws each example's proposals anew.)
+
+    Args:
+        needs: names of statistics, all of them `possible`.
+        draws: of z an example, where z is continuous.
+        steps: of the optimisation that the regret is measured by.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self, model: Model, needs: Collection[str], *, draws: int = DRAWS, steps: int = STEPS, seed: int = 0
+    ) -> None:
+        self.model, self.needs, self.steps = model.eval(), frozenset(needs), steps
+        self._noise = Noise(seed, stream="detect")
+        self._eps = Noise(seed, stream="detect").normal(draws, 1, *model.latent_shape, device=model.device)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Statistics:
+        """The statistics of a batch of stored values.
+
+        Raises:
+            SpecError: if the model needs labels and there are none.
+        """
+        model = self.model
+        x = batch.x.to(model.device)
+        label = None if batch.label is None else batch.label.to(model.device)
+        latent = model.encode(x, label)
+        if latent.posterior is None:
+            distortion = -model.decode(latent.z, label).log_prob(x)
+        else:
+            distortion = distortion_of(model, x, label, latent.posterior.mean, latent.posterior.stddev, self._eps)
+        regret = None
+        if "regret" in self.needs and latent.rate is not None:
+            best = (
+                best_codes(model, x, label, latent.codes, self._noise, self.steps)
+                if isinstance(model, CodeModel)
+                else best_posterior(model, x, label, latent, self._eps, self._noise, self.steps)
+            )
+            regret = latent.rate + distortion - best
+        length = file_nats(x, model.schema) if "length" in self.needs else None
+        return Statistics(
+            _numbers(distortion),
+            None if latent.rate is None else _numbers(latent.rate),
+            None if regret is None else _numbers(regret),
+            length,
+        )
+
+
+def _numbers(nats: Tensor) -> np.ndarray:
+    return nats.double().cpu().numpy()
