@@ -56,7 +56,7 @@ def complexity(normals: Statistics | None) -> Rule:
 
 
 def typicality(normals: Statistics | None) -> Rule:
-    """|bound - mean bound of normals|: too improbable or too probable (Nalisnick et al. 2019, eq. 5, of one example)."""
+    """|bound - mean bound of normals|: too improbable or too probable (Nalisnick et al. 2019, eq. 5, of one)."""
     expected = _taught(normals).bound.mean()
     return lambda s: np.abs(s.bound - expected)
 
