@@ -54,6 +54,8 @@ OVERVIEW: dict[str, tuple[Command, ...]] = {
     "use": (
         Command("edit", "RUN PICTURE", "change one part of a picture by its codes; all others stay"),
         Command("detect", "RUN [INPUTS]", "find what does not fit, with a stated false-positive rate"),
+        Command("index", "RUN [INPUTS]", "look at many examples once, so that they can be searched"),
+        Command("search", "RUN QUERIES", "the nearest of an index, or what it holds twice"),
     ),
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tessella.commands import codes, demo, detect, edit, look, measure, prior, train
+from tessella.commands import codes, demo, detect, edit, look, measure, prior, search, train
 from tessella.commands.measure import Parts
 from tessella.commands.train import Train
 
@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "decode": (codes.Decode, codes.decode),
     "edit": (edit.Edit, edit.edit),
     "detect": (detect.Detect, detect.detect),
+    "index": (search.Index, search.index),
+    "search": (search.Search, search.search),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
     "parts": (measure.Parts, measure.parts),

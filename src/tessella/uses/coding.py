@@ -75,6 +75,7 @@ def examples(
     split_name: str,
     *,
     full_size: bool = False,
+    endings: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Named]:
     """Examples to encode, read as they are asked for.
@@ -83,6 +84,7 @@ def examples(
         inputs: picture files, folders of them, or numbers of examples of the split; none for all of the split.
         split: opens the split.
         full_size: leave pictures in files the size that they have, instead of fitting them to what was trained on.
+        endings: call a picture in a file by the path that opens it, instead of a name without ending.
         progress: told (examples given, examples in all).
 
     Raises:
@@ -90,6 +92,8 @@ def examples(
             folder are left out with a warning.
     """
     items = _items(inputs, split, split_name)
+    for item in items if endings else ():
+        item.name = item.file or item.name
     if full_size and any(item.file is None for item in items):
         raise SpecError("--full-size is for picture files and folders; a split's pictures are fitted already")
     _name_apart(items)

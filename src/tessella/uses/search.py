@@ -1,0 +1,405 @@
+"""Finding examples that are alike: an index of many, the nearest of it to others, and what it holds twice.
+
+Two examples are compared in one of two spaces:
+
+    latent  z of each (of a model of codes the codes' vectors, of others the posterior's mean), a grid averaged to at
+            most `GRID` x `GRID` positions; the distance is the root mean square of the differences, each number divided
+            by the posterior's mean deviation, so that what the model holds uncertain or leaves unused counts little
+    codes   of a model of codes, position by position; the distance is the share of codes that differ
+
+The search is exact: all distances are computed, a block at a time. The index is one file of plain arrays with its own
+checksum, and holds a small picture of each example, so that what is found can be shown.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from tessella import pictures
+from tessella.checkpoint import read_tensors, write_tensors
+from tessella.data.found import shown
+from tessella.errors import DataError, RunError, SpecError
+from tessella.models.codes import CodeModel
+from tessella.models.model import Model
+from tessella.noise import Noise
+from tessella.records import Schema
+from tessella.uses.coding import Named
+
+VERSION = 1
+GRID = 7
+"""Positions a side that a grid of vectors is averaged to, at most."""
+BLOCK = 1 << 13
+"""Rows of the index that distances are computed to at once."""
+COPIED, FROM_EACH = 256, 16
+"""Examples that altered copies are made of, and how many of each batch."""
+FOUND_AGAIN = 0.95
+"""Share of the altered copies that lie nearer to their originals than the threshold of near-duplicates."""
+SPARE = 16
+"""Candidates beyond those asked for whose distances are computed once more, without cancellation."""
+THUMB, QUALITY = 96, 85
+Progress = Callable[[int, int], None]
+Features = dict[str, Tensor]
+"""Examples as rows of numbers in each space: `latent` `[N, D]` float16, `codes` `[N, P]` of the smallest integers."""
+
+
+@final
+@dataclass(frozen=True)
+class Index:
+    """Examples to be searched.
+
+    Attributes:
+        model: fingerprint of the weights that looked at them (`checkpoint.fingerprint`).
+        names: what each is called; of picture files the path.
+        features: of each space.
+        scale: `[D]`, what the latent numbers are multiplied by.
+        copies: of each space the distance under which 95 % of altered copies lie from their originals: copies with a
+            little noise, and copies made smaller and large again.
+        thumbs: a small picture of each, JPEG.
+    """
+
+    model: str
+    names: tuple[str, ...]
+    features: Features
+    scale: Tensor
+    copies: dict[str, float]
+    thumbs: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def thumb(self, row: int) -> Image.Image:
+        """The small picture of an example."""
+        with Image.open(io.BytesIO(self.thumbs[row]), formats=["JPEG"]) as image:
+            return image.convert("RGB")
+
+
+@final
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest to each of Q examples, nearest first: `rows` `[Q, k]` of the index, and `distances` `[Q, k]`."""
+
+    rows: Tensor
+    distances: Tensor
+
+
+@final
+@dataclass(frozen=True)
+class Pairs:
+    """Rows of the index that lie near each other, nearest first.
+
+    Attributes:
+        rows: `[P, 2]`, the smaller first.
+        distances: `[P]`.
+        total: how many there are; more than P if the farther ones were left out.
+        threshold: below which they lie.
+    """
+
+    rows: Tensor
+    distances: Tensor
+    total: int
+    threshold: float
+
+
+# making
+
+
+@torch.inference_mode()
+def index(model: Model, examples: Iterable[Named], fingerprint: str) -> Index:
+    """Look at all examples.
+
+    Args:
+        examples: names and stored values, a batch at a time; they are not kept.
+        fingerprint: of the model's weights.
+
+    Raises:
+        SpecError: if the model sees labels.
+        DataError: if there are no examples.
+    """
+    names: list[str] = []
+    thumbs: list[bytes] = []
+    parts: dict[str, list[Tensor]] = {}
+    copies: list[tuple[Features, Features]] = []
+    variance, seen, copied = torch.zeros(()), 0, 0
+    for number, (called, x) in enumerate(examples):
+        looked = _look(model, x)
+        for space, rows in looked.features.items():
+            parts.setdefault(space, []).append(rows)
+        names += called
+        thumbs += [_thumb(picture) for picture in small(x, model.schema)]
+        variance, seen = variance + looked.variance.sum(0), seen + len(x)
+        if copied < COPIED:
+            some = x[:FROM_EACH]
+            first = {space: rows[:FROM_EACH] for space, rows in looked.features.items()}
+            altered = _altered(some, model.schema, Noise(0, number, "copies"))
+            copies += [(first, _look(model, copy).features) for copy in altered]
+            copied += len(some)
+    if not names:
+        raise DataError("there are no examples to index")
+    features = {space: torch.cat(rows) for space, rows in parts.items()}
+    scale = (variance / seen).clamp_min(1e-12).rsqrt().float()
+    apart = {space: _apart(space, copies, scale) for space in features}
+    return Index(fingerprint, tuple(names), features, scale, apart, tuple(thumbs))
+
+
+@torch.inference_mode()
+def features(model: Model, x: Tensor) -> Features:
+    """Examples `[B, *shape]` as an index holds them.
+
+    Raises:
+        SpecError: if the model sees labels.
+    """
+    return _look(model, x).features
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Features, and the posterior's variance of each latent number, `[B, D]`; ones where there is none."""
+
+    features: Features
+    variance: Tensor
+
+
+def _look(model: Model, x: Tensor) -> _Look:
+    if isinstance(model, CodeModel):
+        model = model.with_uniform_prior()
+    elif model.conditional:
+        raise SpecError(f"the model {model.name} tells in z only what the label does not: search with a vae or vqvae")
+    latent = model.encode(x.to(model.device))
+    z = _averaged(latent.z)
+    found = {"latent": z.half().cpu()}
+    posterior = latent.posterior
+    variance = torch.ones_like(z) if posterior is None else _averaged(posterior.variance.view_as(latent.z))
+    if isinstance(model, CodeModel):
+        codes = torch.cat([c.flatten(1) for c in latent.codes], 1).cpu()
+        largest = max(q.codebook_size for q in model.levels) - 1
+        found["codes"] = codes.to(torch.uint8 if largest < 256 else torch.int16 if largest < 1 << 15 else torch.int32)
+    return _Look(found, variance.cpu().double())
+
+
+def _averaged(z: Tensor) -> Tensor:
+    """z `[B, *latent_shape]` as rows; of a grid the mean of each of at most `GRID` x `GRID` parts."""
+    if z.dim() == 4:
+        z = F.adaptive_avg_pool2d(z, (min(GRID, z.shape[2]), min(GRID, z.shape[3])))
+    return z.flatten(1)
+
+
+def _altered(x: Tensor, schema: Schema, noise: Noise) -> list[Tensor]:
+    """Copies as they come about: with noise of one hundredth of the range, and shrunk to three quarters and back."""
+    low, high, span = schema.low, schema.high, schema.high - schema.low
+    copies = [x.float() + 0.01 * span * noise.normal(*x.shape)]
+    if schema.is_picture:
+        size, options = x.shape[2:], {"mode": "bilinear", "antialias": True}
+        small = F.interpolate(x.float(), [max(1, 3 * side // 4) for side in size], **options)
+        copies.append(F.interpolate(small, list(size), **options))
+    if schema.values == "real":
+        return copies
+    return [copy.clamp(low, high).round().to(torch.uint8) for copy in copies]
+
+
+def _apart(space: str, copies: Sequence[tuple[Features, Features]], scale: Tensor) -> float:
+    """The distance under which most copies lie from their originals."""
+    measure = _Measure(space, scale)
+    each = [measure.exact(measure.ready(a[space]), measure.ready(b[space])[:, None])[:, 0] for a, b in copies]
+    return float(torch.quantile(torch.cat(each).double(), FOUND_AGAIN))
+
+
+def _thumb(picture: Image.Image) -> bytes:
+    """A small JPEG of a picture."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def small(x: Tensor, schema: Schema) -> list[Image.Image]:
+    """Examples `[B, *shape]` as small pictures; what is transparent is laid on white."""
+    found = []
+    for picture in pictures.to_uint8(x, schema):
+        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[picture.shape[2]]
+        image = Image.fromarray(picture[..., 0] if mode == "L" else picture, mode)
+        if mode in ("LA", "RGBA"):
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        image.thumbnail((THUMB, THUMB))
+        found.append(image)
+    return found
+
+
+# searching
+
+
+@final
+class _Measure:
+    """Distances in one space."""
+
+    def __init__(self, space: str, scale: Tensor) -> None:
+        self.codes, self.scale = space == "codes", scale
+
+    def ready(self, rows: Tensor) -> Tensor:
+        """Features as they are compared."""
+        return rows if self.codes else rows.float() * self.scale
+
+    def between(self, a: Tensor, b: Tensor) -> Tensor:
+        """`[A, D]`, `[B, D]` to `[A, B]`; of real numbers by a product, which is less exact where they are near."""
+        if self.codes:
+            return torch.stack([(row != b).sum(1) for row in a]) / a.shape[1]
+        squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * (a @ b.T)
+        return (squares.clamp_min(0) / a.shape[1]).sqrt()
+
+    def exact(self, a: Tensor, b: Tensor) -> Tensor:
+        """`[A, D]`, `[A, n, D]` to `[A, n]`."""
+        if self.codes:
+            return (a[:, None] != b).sum(2) / a.shape[1]
+        return (a[:, None] - b).square().mean(2).sqrt()
+
+
+@torch.inference_mode()
+def nearest(index: Index, queries: Features, k: int, space: str = "latent", *, block: int = BLOCK) -> Neighbours:
+    """The k examples of the index nearest to each query; of equally near ones those that come first.
+
+    Args:
+        queries: what `features` gives.
+        k: more than the index holds means all.
+        block: rows that are compared at once; it bounds the memory and changes nothing else.
+
+    Raises:
+        SpecError: if k is less than 1, or there is no such space.
+    """
+    if k < 1:
+        raise SpecError(f"{k} neighbours cannot be found: give at least 1")
+    rows, measure = _of_space(index, space), _Measure(space, index.scale)
+    asked, kept = measure.ready(queries[space]), min(k + SPARE, len(index))
+    best = torch.full((len(asked), 0), torch.inf, dtype=torch.float64)
+    at = torch.zeros(len(asked), 0, dtype=torch.int64)
+    for first in range(0, len(index), block):
+        some = measure.ready(rows[first : first + block])
+        here = torch.arange(first, first + len(some)).expand(len(asked), -1)
+        best, at = torch.cat([best, measure.between(asked, some)], 1), torch.cat([at, here], 1)
+        # what is added makes the first of equals the nearest
+        order = (best + 1e-12 * at).topk(min(kept, best.shape[1]), largest=False).indices
+        best, at = best.gather(1, order), at.gather(1, order)
+    exact = measure.exact(asked, measure.ready(rows[at.flatten()]).unflatten(0, at.shape)).double()
+    order = (exact + 1e-12 * at).argsort(1)[:, :k]
+    return Neighbours(at.gather(1, order), exact.gather(1, order).float())
+
+
+@torch.inference_mode()
+def duplicates(
+    index: Index,
+    space: str = "latent",
+    threshold: float | None = None,
+    *,
+    most: int = 10_000,
+    block: int = BLOCK // 4,
+    progress: Progress | None = None,
+) -> Pairs:
+    """All pairs of the index that are not farther from each other than a threshold.
+
+    Args:
+        threshold: None: `index.copies`, so that 95 % of slightly altered copies would be found.
+        most: pairs that are kept, the nearest.
+        block: rows that are compared at once.
+        progress: told (blocks done, blocks in all).
+
+    Raises:
+        SpecError: if there is no such space, or the threshold is negative.
+    """
+    if threshold is not None and not 0 <= threshold < float("inf"):
+        raise SpecError(f"a threshold of {threshold} cannot be: give a number from 0 up")
+    rows, measure = _of_space(index, space), _Measure(space, index.scale)
+    limit = index.copies[space] if threshold is None else threshold
+    starts = range(0, len(index), block)
+    found, apart, total, done = torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0), 0, 0
+    for i in starts:
+        a = measure.ready(rows[i : i + block])
+        for j in starts[i // block :]:
+            b = a if i == j else measure.ready(rows[j : j + block])
+            slack = 0.0 if measure.codes else 1e-3 * float(a.square().mean().sqrt())
+            near = (measure.between(a, b) <= limit + slack).nonzero()
+            near = near[near[:, 0] + i < near[:, 1] + j]
+            if len(near):
+                exact = torch.cat([measure.exact(a[p[:, 0]], b[p[:, 1]][:, None])[:, 0] for p in near.split(block)])
+                near, exact = near[exact <= limit], exact[exact <= limit]
+                total += len(near)
+                found = torch.cat([found, near + torch.tensor([i, j])])
+                apart = torch.cat([apart, exact])
+                order = apart.argsort(stable=True)[:most]
+                found, apart = found[order], apart[order]
+            done += 1
+            if progress:
+                progress(done, len(starts) * (len(starts) + 1) // 2)
+    return Pairs(found, apart, total, limit)
+
+
+def _of_space(index: Index, space: str) -> Tensor:
+    if space not in index.features:
+        raise SpecError(f"the index has no space {space!r}; there are: {', '.join(index.features)}")
+    return index.features[space]
+
+
+# files
+
+
+def write(path: str | os.PathLike[str], index: Index) -> None:
+    """Keep an index in a file, whole or not at all."""
+    tensors = {f"features.{space}": rows for space, rows in index.features.items()} | {"scale": index.scale}
+    for name, items in (("names", [name.encode() for name in index.names]), ("thumbs", index.thumbs)):
+        tensors[name] = torch.from_numpy(np.frombuffer(b"".join(items), np.uint8).copy())
+        tensors[f"{name}.ends"] = torch.tensor([len(item) for item in items]).cumsum(0)
+    write_tensors(Path(path), tensors, {"version": VERSION, "model": index.model, "copies": index.copies})
+
+
+def read(path: str | os.PathLike[str]) -> Index:
+    """An index from a file; nothing in it is unpickled.
+
+    Raises:
+        DataError: if it is missing, damaged, something else, or a newer version's.
+    """
+    if not os.path.isfile(path):
+        raise DataError(f"there is no index {path}: tessella index RUN FOLDER makes one")
+    try:
+        state = read_tensors(Path(path))
+        note: dict[str, Any] = state.progress
+        if note["version"] > VERSION:
+            raise DataError(f"{path} has version {note['version']}; this tessella reads up to {VERSION}: upgrade it")
+        kept = {n.removeprefix("features."): t for n, t in state.tensors.items() if n.startswith("features.")}
+        names = tuple(item.decode() for item in _cut(state.tensors, "names"))
+        thumbs = tuple(_cut(state.tensors, "thumbs"))
+        copies = {space: float(note["copies"][space]) for space in kept}
+        if not names or "latent" not in kept or {len(names)} != {len(thumbs), *(len(rows) for rows in kept.values())}:
+            raise ValueError("its parts have different lengths")
+        if state.tensors["scale"].shape != kept["latent"].shape[1:]:
+            raise ValueError("its parts have different widths")
+        return Index(str(note["model"]), names, kept, state.tensors["scale"], copies, thumbs)
+    except (RunError, KeyError, TypeError, ValueError, IndexError) as error:
+        reason = str(error).partition(" (")[2].partition("):")[0] if isinstance(error, RunError) else error
+        raise DataError(f"{path} is damaged, or no index ({reason}): make it again with tessella index") from error
+
+
+def check(index: Index, model: Model, fingerprint: str) -> None:
+    """Whether this index is of this model, of its weights as they are.
+
+    Raises:
+        DataError: if it is of other weights.
+    """
+    if index.model != fingerprint:
+        raise DataError(
+            f"the index is of a model whose weights are {shown(index.model)}, and this run's, a {model.name}'s, are "
+            f"{fingerprint}: search with the run that made it, or make it again with tessella index"
+        )
+
+
+def _cut(tensors: dict[str, Tensor], name: str) -> list[bytes]:
+    """Items that were written one after the other."""
+    whole, ends = tensors[name].numpy().tobytes(), tensors[f"{name}.ends"].tolist()
+    return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
