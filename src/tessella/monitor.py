@@ -111,14 +111,16 @@ class Monitor:
     """Keeps `metrics.jsonl`, TensorBoard events and pictures of a run, and a progress bar.
 
     Args:
-        view: what to look at now and then.
+        view: what to look at now and then; None where nothing is recorded.
         dims: numbers in one example, for bits per dimension.
         resumed_at: the step that the run goes on from; what was noted after it is forgotten. None for a new run.
         quiet: no progress on the terminal.
         active: whether this process is the one that keeps records.
     """
 
-    def __init__(self, run: Path, view: View, *, dims: int, resumed_at: int | None, quiet: bool, active: bool) -> None:
+    def __init__(
+        self, run: Path, view: View | None, *, dims: int, resumed_at: int | None, quiet: bool, active: bool
+    ) -> None:
         self.run, self.view, self.dims, self.active = run, view, dims, active
         self.recent: deque[tuple[float, Reading]] = deque(maxlen=EVERY)
         self.looks = list(LOOKS)
@@ -168,6 +170,7 @@ class Monitor:
 
     def look(self, model: nn.Module, step: int, seconds: float, used: float) -> None:
         """Measure `model` on the validation split and draw what it makes."""
+        assert self.view is not None
         started = time.monotonic()
         if figures := self.view.measure(model):
             self._note({"kind": "valid", "step": step, "seconds": seconds, "used": used, **figures})

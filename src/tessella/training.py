@@ -122,6 +122,20 @@ def run_loop(
         raise TrainingError(advice) from error
 
 
+def fit(model: Trainable, split: Split, options: TrainOptions) -> Training:
+    """The same training in memory: nothing is measured on the way or written, and the model is left with its averaged
+    weights, in evaluation mode.
+
+    Raises:
+        TrainingError: as of `train`.
+    """
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    loop = _Loop(model, split, None, None, options, accelerator, resume=False, quiet=True)
+    done = loop.go()
+    loop.settle()
+    return done
+
+
 class Trainable(Protocol):
     """What the loop trains, besides being a module: a `Model`, or what fits priors."""
 
@@ -148,15 +162,16 @@ class _Loop:
         self,
         model: Trainable,
         split: Split,
-        view: View,
-        run: Path,
+        view: View | None,
+        run: Path | None,
         options: TrainOptions,
         accelerator: Accelerator,
         *,
         resume: bool,
         quiet: bool,
     ) -> None:
-        self.options, self.accelerator, self.split, self.run = options, accelerator, split, run
+        self.options, self.accelerator, self.split, self.run = options, accelerator, split, run or Path()
+        self.recorded = run is not None and accelerator.is_main_process
         self.step, self.spent, self.bad, self.bad_in_a_row = 0, 0.0, 0, 0
         assert isinstance(model, nn.Module)
         module: nn.Module = model
@@ -175,12 +190,12 @@ class _Loop:
         self.autocast = autocast(options.precision, self.model.schema, accelerator.device)
         self.total = _steps(options, len(split), accelerator.num_processes)
         self.monitor = Monitor(
-            run,
+            self.run,
             view,
             dims=self.model.schema.dims,
             resumed_at=self.step if resume else None,
             quiet=quiet,
-            active=accelerator.is_main_process,
+            active=self.recorded,
         )
 
     def go(self) -> Training:
@@ -210,15 +225,20 @@ class _Loop:
                 self.monitor.step(self.step, self.spent, used, reading)
                 if self.monitor.due(self.spent, used):
                     self._look(used)
-                if accelerator.is_main_process and time.monotonic() - saved > options.save_every:
+                if self.recorded and time.monotonic() - saved > options.save_every:
                     self.save()
                     saved = time.monotonic()
-            if accelerator.is_main_process:
+            if self.recorded:
                 if stopped == "budget":
                     self._look(1.0)
                 self.save()
         accelerator.wait_for_everyone()
         return Training(self.run, self.step, self.spent, stopped)
+
+    def settle(self) -> None:
+        """Leave the averaged weights in the model."""
+        self.average.swap()
+        self.model.eval()
 
     def _agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
         """The fraction of the budget that is used, and whether to stop: the first process's clock, anybody's wish."""
@@ -342,15 +362,16 @@ class _Average:
     @torch.no_grad()
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """The averaged weights in the model's place, in evaluation mode."""
-        self._swap()
+        self.swap()
         model.eval()
         try:
             yield
         finally:
-            self._swap()
+            self.swap()
             model.train()
 
-    def _swap(self) -> None:
+    def swap(self) -> None:
+        """The averaged weights and the model's change places."""
         for name, source in self.sources.items():
             source.data, self.tensors[name] = self.tensors[name], source.data
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tessella import pictures
+from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.records import Schema, bits_per_dim
 from tessella.report import blocks
@@ -44,7 +45,7 @@ def write_anomalies(
     body = [
         _opening(title, detector, findings, calibration, rankings, one),
         _scores(detector, findings, calibration, rankings, schema),
-        _examples(detector.examine.model, findings, calibration, one),
+        _examples(detector.examine.model, findings, calibration),
     ]
     blocks.write_page(path, title, body)
 
@@ -109,24 +110,32 @@ def _scores(
     return f"<h2>The scores</h2>{note}<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
-def _examples(model: Model, findings: Findings, calibration: Calibration | None, one: str) -> str:
+def _examples(model: Model, findings: Findings, calibration: Calibration | None) -> str:
     if not findings.highest:
         return ""
-    what = "code" if hasattr(model, "code_shapes") else "latent"
-    legend = (
-        f"Beside each {one}: what the model gives back, "
-        f"the cost of drawing it there (-log p(x | z)), and what saying the {what}s there costs. "
-        "The colours of a kind of map mean the same in all rows: black costs nothing, yellow most."
-    )
-    if not model.schema.is_picture:
-        legend = "Each row of numbers as a small plot, what the model gives back, and the columns that cost most."
     shown = [*findings.highest, *findings.lowest]
     found = [maps(model, joined(shown[first : first + AT_ONCE])) for first in range(0, len(shown), AT_ONCE)]
+    legend = _legend(model, found[0])
     rows = _rows(model.schema, shown, found, findings, calibration)
     most = len(findings.highest)
     return (
         f"<h2>What fits least</h2><p>{html.escape(legend)}</p><div class=finds>{''.join(rows[:most])}</div>"
         f"<h2>What fits best</h2><div class=finds>{''.join(rows[most:])}</div>{_STYLE}"
+    )
+
+
+def _legend(model: Model, found: Maps) -> str:
+    given_back = [] if found.drawn is None else ["what the model gives back"]
+    if not model.schema.is_picture:
+        beside = [*given_back, "the columns whose numbers cost most, -log p(x | z)"]
+        return f"Each row of numbers as a small plot; beside it {' and '.join(beside)}."
+    beside = [*given_back, "what drawing each pixel costs, -log p(x | z)"]
+    if found.surprise is not None:
+        what = "codes" if isinstance(model, CodeModel) else "latents"
+        beside.append(f"what saying the {what} there costs under the prior")
+    return (
+        f"Beside each picture: {'; '.join(beside)}. The colours of a kind of map mean the same in all rows: black "
+        "costs least, yellow most."
     )
 
 
@@ -144,7 +153,7 @@ def _rows(
     errors = [e for m in found for e in m.error]
     surprises = [None if m.surprise is None else m.surprise[i] for m in found for i in range(len(m.error))]
     drawn = [None if m.drawn is None else m.drawn[i] for m in found for i in range(len(m.error))]
-    tops = [_brightest(errors), _brightest([s for s in surprises if s is not None])]
+    spans = [_span(errors), _span([s for s in surprises if s is not None])]
     flags = None if calibration is None else findings.flagged(calibration)
     p = None if calibration is None else calibration.p_values(findings.by, findings.scores[findings.by])
     rows = []
@@ -152,8 +161,8 @@ def _rows(
         images = [_tile(one.batch.x[0], schema)]
         images += [] if given_back is None else [_tile(given_back, schema)]
         if schema.is_picture:
-            images.append(_heat(error, tops[0]))
-            images += [] if surprise is None else [_heat(surprise, tops[1])]
+            images.append(_heat(error, *spans[0]))
+            images += [] if surprise is None else [_heat(surprise, *spans[1])]
         strip = "".join(blocks.image_tag(image, "", True, TILE) for image in images)
         score = bits_per_dim(float(findings.scores[findings.by][one.row]), schema.dims)
         words = [findings.names[one.row]]
@@ -169,22 +178,24 @@ def _rows(
     return rows
 
 
-def _brightest(of: Sequence[Tensor]) -> float:
+def _span(of: Sequence[Tensor]) -> tuple[float, float]:
+    """What is black and what is brightest."""
     if not of:
-        return 1.0
+        return 0.0, 1.0
     every = np.concatenate([m.numpy().ravel() for m in of])
-    return float(np.quantile(every, BRIGHTEST)) or 1.0
+    low, high = np.quantile(every, [1 - BRIGHTEST, BRIGHTEST]).tolist()
+    return low, max(high, low + 1e-6)
 
 
 def _tile(x: Tensor, schema: Schema) -> Image.Image:
     return pictures.grid(x[None], schema, 1, scale=_scale(schema.shape[1]) if schema.is_picture else 1)
 
 
-def _heat(nats: Tensor, top: float) -> Image.Image:
-    level = np.clip(nats.numpy() / top, 0, 1) * (len(HEAT) - 1)
-    low = np.minimum(np.floor(level).astype(int), len(HEAT) - 2)
-    part = (level - low)[..., None]
-    colours = np.round(HEAT[low] * (1 - part) + HEAT[low + 1] * part).astype(np.uint8)
+def _heat(nats: Tensor, low: float, high: float) -> Image.Image:
+    level = np.clip((nats.numpy() - low) / (high - low), 0, 1) * (len(HEAT) - 1)
+    step = np.minimum(np.floor(level).astype(int), len(HEAT) - 2)
+    part = (level - step)[..., None]
+    colours = np.round(HEAT[step] * (1 - part) + HEAT[step + 1] * part).astype(np.uint8)
     scale = _scale(colours.shape[0])
     return Image.fromarray(colours.repeat(scale, 0).repeat(scale, 1))
 

@@ -1,0 +1,295 @@
+"""Latents as scikit-learn has it: `LatentOutlierDetector` and `LatentTransformer`.
+
+Both train a model of this package when they are fitted. They take rows of numbers `[n, features]`; with `image_shape`
+the rows are pictures laid flat, and pictures `[n, H, W]` or `[n, H, W, C]` are taken as they are.
+
+    >>> from tessella.sklearn import LatentOutlierDetector
+    >>> detector = LatentOutlierDetector(contamination=0.05, random_state=0).fit(X)  # doctest: +SKIP
+    >>> detector.predict(X_new)  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from collections.abc import Iterator
+from dataclasses import asdict
+from numbers import Integral
+from typing import Any, cast, final
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from tessella import registry
+from tessella.data import Split
+from tessella.data.arrays import moments
+from tessella.data.found import Part, index_keys
+from tessella.data.splits import split_of
+from tessella.models.codes import CodeModel
+from tessella.models.model import Model
+from tessella.records import Batch, Schema
+from tessella.spec import TrainOptions
+from tessella.training import fit as train
+from tessella.uses.detect import Detector
+
+AT_ONCE = 500
+BATCH = 64
+
+
+class _Fitted(BaseEstimator, ABC):
+    """What both have in common: the model, and data made into its examples.
+
+    It is for vectors and pictures of real values: each column is standardised (of pictures each channel), and the
+    likelihood is a Gaussian whose scale is learned. Pictures of bytes (uint8) keep their values and get the likelihood
+    of bytes.
+    """
+
+    model: str
+    max_steps: int
+    image_shape: tuple[int, ...] | None
+    model_options: dict[str, Any] | None
+    random_state: Any
+
+    def _fit(self, X: Any) -> np.ndarray:
+        """Train on X; gives the examples."""
+        X = self._checked(X, reset=True)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        x = self._examples(X)
+        schema = _schema(x)
+        options = dict(self.model_options or {})
+        if not schema.is_picture:
+            options = {"width": 64, "depth": 2, **options}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = registry.find("model", self.model).load()(schema, **options)
+        steps = self.max_steps
+        train(model, _split(x), TrainOptions(steps=steps, batch_size=min(BATCH, max(8, len(x))), seed=seed))
+        self.model_ = _Kept(model.cpu())
+        self.seed_ = seed
+        self.n_iter_ = steps
+        return x
+
+    def _checked(self, X: Any, *, reset: bool) -> np.ndarray:
+        """X as `[n, features]`, with scikit-learn's own complaints."""
+        if self.image_shape is not None:
+            X = self._flat(X)
+        kinds: Any = [np.float64, np.float32, np.uint8]
+        return cast(np.ndarray, validate_data(self, X, reset=reset, dtype=kinds, ensure_min_samples=2 if reset else 1))
+
+    def _flat(self, X: Any) -> Any:
+        """Pictures as rows; what is rows already stays."""
+        kind: Any = None
+        X = check_array(X, allow_nd=True, dtype=kind, ensure_all_finite=False, ensure_2d=False)
+        if X.ndim in (3, 4):
+            height, width, channels = self._shape
+            if X.shape[1:] != self._shape and (channels, *X.shape[1:]) != (1, height, width):
+                raise ValueError(f"X has pictures of shape {X.shape[1:]}, but image_shape is {self.image_shape}")
+            return X.reshape(len(X), -1)
+        if X.ndim == 2 and X.shape[1] != math.prod(self._shape):
+            raise ValueError(
+                f"X has {X.shape[1]} features, but pictures of {self._shape} have {math.prod(self._shape)}"
+            )
+        return X
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        assert self.image_shape is not None
+        height, width, *channels = self.image_shape
+        return height, width, channels[0] if channels else 1
+
+    def _examples(self, X: np.ndarray) -> np.ndarray:
+        """Rows as examples: `[n, D]` or `[n, C, H, W]`, bytes or float32."""
+        x = X if X.dtype == np.uint8 and self.image_shape is not None else _single(X)
+        if self.image_shape is None:
+            return x
+        return np.ascontiguousarray(np.moveaxis(x.reshape(len(x), *self._shape), 3, 1))
+
+    def _batches(self, X: Any) -> Iterator[Batch]:
+        check_is_fitted(self)
+        x = self._examples(self._checked(X, reset=False))
+        bytes_wanted = self.model_.model.schema.values == "bytes"
+        if bytes_wanted and x.dtype != np.uint8:
+            raise ValueError("this was fitted on pictures of bytes: give uint8")
+        x = x if bytes_wanted else x.astype(np.float32)
+        for first in range(0, len(x), AT_ONCE):
+            yield Batch(torch.from_numpy(x[first : first + AT_ONCE]))
+
+
+@final
+class LatentOutlierDetector(OutlierMixin, _Fitted):
+    """Outliers are rows that a latent-variable model, trained on the data, says badly.
+
+    Args:
+        model: a name of the catalogue that has a bound (or any, with `criterion="distortion"`).
+        criterion: the score that is judged by: distortion, rate, bound, regret or, of byte pictures, complexity; see
+            `tessella.uses.detect.scores`.
+        contamination: share of outliers in the data that it is fitted on, in (0, 0.5]: it sets `offset_`.
+        max_steps: of training.
+        image_shape: (height, width) or (height, width, channels) of pictures; None for vectors.
+        model_options: of `tessella.spec.ModelOptions`, for instance `{"units": 4}`.
+        random_state: of the weights, the order of the examples and every draw.
+
+    Attributes:
+        offset_: the threshold on `score_samples`: `decision_function` is what lies above it.
+        n_features_in_: numbers in a row.
+        n_iter_: steps of training.
+    """
+
+    def __init__(
+        self,
+        model: str = "vae",
+        *,
+        criterion: str = "bound",
+        contamination: float = 0.1,
+        max_steps: int = 500,
+        image_shape: tuple[int, ...] | None = None,
+        model_options: dict[str, Any] | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.model = model
+        self.criterion = criterion
+        self.contamination = contamination
+        self.max_steps = max_steps
+        self.image_shape = image_shape
+        self.model_options = model_options
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> LatentOutlierDetector:
+        """Train on rows X `[n, features]`, or pictures; y is ignored.
+
+        Raises:
+            ValueError: if X is not finite numbers, or a parameter is out of its range.
+        """
+        _check_steps(self.max_steps)
+        if not 0 < self.contamination <= 0.5:
+            raise ValueError(f"contamination must lie above 0 and up to 0.5, not {self.contamination}")
+        x = self._fit(X)
+        self.offset_ = float(np.percentile(-self._strangeness(_batches(x)), 100 * self.contamination))
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """How well each row fits, `[n]` nats: minus the score, so the higher the more normal."""
+        check_is_fitted(self)
+        return -self._strangeness(self._batches(X))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """`score_samples` above `offset_`, `[n]`: negative for outliers."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """1 for inliers, -1 for outliers, `[n]`."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def _strangeness(self, batches: Iterator[Batch]) -> np.ndarray:
+        detector = Detector(self.model_.model, [self.criterion], seed=self.seed_)
+        return np.concatenate([detector.score(batch)[self.criterion] for batch in batches])
+
+
+@final
+class LatentTransformer(TransformerMixin, _Fitted):
+    """Latents or codes as features: rows X to z, the mean of q(z | x), or to codes as integers.
+
+    Args:
+        model: a name of the catalogue; `vae` gives real numbers, `vqvae` codes.
+        max_steps, image_shape, model_options, random_state: as of `LatentOutlierDetector`.
+
+    Attributes:
+        n_features_in_: numbers in a row.
+        n_iter_: steps of training.
+    """
+
+    def __init__(
+        self,
+        model: str = "vae",
+        *,
+        max_steps: int = 500,
+        image_shape: tuple[int, ...] | None = None,
+        model_options: dict[str, Any] | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.model = model
+        self.max_steps = max_steps
+        self.image_shape = image_shape
+        self.model_options = model_options
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> LatentTransformer:
+        """Train on rows X `[n, features]`, or pictures; y is ignored.
+
+        Raises:
+            ValueError: if X is not finite numbers, or a parameter is out of its range.
+        """
+        _check_steps(self.max_steps)
+        self._fit(X)
+        return self
+
+    @torch.no_grad()
+    def transform(self, X: Any) -> np.ndarray:
+        """The latents of rows, `[n, units]` float64, or the codes of all levels, `[n, codes]` int64."""
+        found = []
+        for batch in self._batches(X):
+            latent = self.model_.model.encode(batch.x)
+            flat = [c.flatten(1) for c in latent.codes] or [latent.z.flatten(1).double()]
+            found.append(torch.cat(flat, 1).numpy())
+        return np.concatenate(found)
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """`latent0`, `latent1`, ... or `code0`, `code1`, ...; the input's names say nothing of them."""
+        check_is_fitted(self)
+        model = self.model_.model
+        kind, count = "latent", math.prod(model.latent_shape)
+        if isinstance(model, CodeModel):
+            kind, count = "code", sum(math.prod(shape) for shape in model.code_shapes)
+        return np.array([f"{kind}{i}" for i in range(count)], dtype=object)
+
+
+@final
+class _Kept:
+    """A model that is pickled as what it was made of and plain arrays."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model.eval()
+
+    def __getstate__(self) -> dict[str, Any]:
+        weights = {name: t.numpy() for name, t in self.model.state_dict().items()}
+        return {"name": self.model.name, "schema": self.model.schema, "options": self.model.options, "weights": weights}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with torch.random.fork_rng(devices=[]):
+            model = registry.find("model", state["name"]).load()(state["schema"], **asdict(state["options"]))
+        model.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in state["weights"].items()})
+        self.model = model.eval()
+
+
+def _schema(x: np.ndarray) -> Schema:
+    if x.dtype == np.uint8:
+        return Schema(x.shape[1:], "bytes")
+    center, scale, low, high = moments(x, np.arange(len(x)))
+    return Schema(x.shape[1:], "real", low, high, center, scale)
+
+
+def _split(x: np.ndarray) -> Split:
+    return split_of(Part(x, None, index_keys(len(x), "sklearn")), np.arange(len(x)))
+
+
+def _batches(x: np.ndarray) -> Iterator[Batch]:
+    for first in range(0, len(x), AT_ONCE):
+        yield Batch(torch.from_numpy(x[first : first + AT_ONCE]))
+
+
+def _single(X: np.ndarray) -> np.ndarray:
+    """float32; what does not fit in it is refused."""
+    with np.errstate(over="ignore"):
+        x = X.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise ValueError("X has values that are too large for float32: scale it")
+    return x
+
+
+def _check_steps(steps: Any) -> None:
+    if not isinstance(steps, Integral) or cast(int, steps) < 1:
+        raise ValueError(f"max_steps must be a whole number from 1 up, not {steps!r}")
