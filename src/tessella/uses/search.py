@@ -3,8 +3,8 @@
 Two examples are compared in one of two spaces:
 
     latent  z of each (of a model of codes the codes' vectors, of others the posterior's mean), a grid averaged to at
-            most `GRID` x `GRID` positions; the distance is the root mean square of the differences, each number divided
-            by the posterior's mean deviation, so that what the model holds uncertain or leaves unused counts little
+            most `GRID` x `GRID` positions; the distance is the root mean square of the differences, each number
+            weighted by its use: sqrt(1 - the posterior's mean variance), which is 0 for a unit that says nothing
     codes   of a model of codes, position by position; the distance is the share of codes that differ
 
 The search is exact: all distances are computed, a block at a time. The index is one file of plain arrays with its own
@@ -114,7 +114,7 @@ class Pairs:
 # making
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def index(model: Model, examples: Iterable[Named], fingerprint: str) -> Index:
     """Look at all examples.
 
@@ -147,12 +147,12 @@ def index(model: Model, examples: Iterable[Named], fingerprint: str) -> Index:
     if not names:
         raise DataError("there are no examples to index")
     features = {space: torch.cat(rows) for space, rows in parts.items()}
-    scale = (variance / seen).clamp_min(1e-12).rsqrt().float()
+    scale = (1 - variance / seen).clamp_min(1e-12).sqrt().float()
     apart = {space: _apart(space, copies, scale) for space in features}
     return Index(fingerprint, tuple(names), features, scale, apart, tuple(thumbs))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def features(model: Model, x: Tensor) -> Features:
     """Examples `[B, *shape]` as an index holds them.
 
@@ -164,7 +164,7 @@ def features(model: Model, x: Tensor) -> Features:
 
 @dataclass(frozen=True)
 class _Look:
-    """Features, and the posterior's variance of each latent number, `[B, D]`; ones where there is none."""
+    """Features, and the posterior's variance of each latent number, `[B, D]`; zeros where there is none."""
 
     features: Features
     variance: Tensor
@@ -179,7 +179,7 @@ def _look(model: Model, x: Tensor) -> _Look:
     z = _averaged(latent.z)
     found = {"latent": z.half().cpu()}
     posterior = latent.posterior
-    variance = torch.ones_like(z) if posterior is None else _averaged(posterior.variance.view_as(latent.z))
+    variance = torch.zeros_like(z) if posterior is None else _averaged(posterior.variance.view_as(latent.z))
     if isinstance(model, CodeModel):
         codes = torch.cat([c.flatten(1) for c in latent.codes], 1).cpu()
         largest = max(q.codebook_size for q in model.levels) - 1
@@ -263,7 +263,7 @@ class _Measure:
         return (a[:, None] - b).square().mean(2).sqrt()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def nearest(index: Index, queries: Features, k: int, space: str = "latent", *, block: int = BLOCK) -> Neighbours:
     """The k examples of the index nearest to each query; of equally near ones those that come first.
 
@@ -293,7 +293,7 @@ def nearest(index: Index, queries: Features, k: int, space: str = "latent", *, b
     return Neighbours(at.gather(1, order), exact.gather(1, order).float())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def duplicates(
     index: Index,
     space: str = "latent",

@@ -18,10 +18,9 @@ from tessella.uses.edit.operations import Operation, Scene, of_codes
 from tessella.uses.edit.reach import undecided
 from tessella.uses.edit.records import Edited, EditedLevel
 from tessella.uses.edit.regions import cell_side, enlarged, feathered, in_words, meeting
-from tessella.uses.look import AT_ONCE
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def edit(
     model: Model,
     x: Tensor,
@@ -152,24 +151,27 @@ class _Drawings:
 
 
 def _drawings(scene: Scene, change: _Change, reach: Tensor, weight: Tensor | None) -> _Drawings:
-    """Before and after lie in one batch: kernels may round differently in batches of other sizes."""
-    drawn: list[_Drawings] = []
-    for some in change.after.split(AT_ONCE):
-        z = grown(scene.model, torch.cat([change.before, some]), tuple(scene.region.shape))
-        label = None if scene.label is None else scene.label.expand(len(z))
-        drawing = scene.model.decode(z, label)
-        if isinstance(drawing, PixelByPixel):
-            before = drawn[0].before if drawn else scene.model.decode(z[:1], scene.label).mean
-            after = drawing.redrawn(before, _filled_up(reach, before)[0, 0])[1:]
-            kept = _filled_up(scene.x[0].float(), before)
-            let_in = after if weight is None else drawing.redrawn(kept, _filled_up(weight > 0, before)[0, 0])[1:]
-        else:
-            before, after = drawing.mean.tensor_split([1])
-            let_in = after
-        drawn.append(_Drawings(before, after, let_in))
+    """One picture at a time: kernels round differently in batches of other sizes, and even in other rows of one."""
+    before, _ = _drawn(scene, change.before, None, reach, weight)
+    each = [_drawn(scene, z, before, reach, weight) for z in change.after.split(1)]
     height, width = scene.region.shape
-    parts = (torch.cat(each)[..., :height, :width] for each in zip(*((d.after, d.let_in) for d in drawn), strict=True))
-    return _Drawings(drawn[0].before[..., :height, :width], *parts)
+    parts = (torch.cat(pictures)[..., :height, :width] for pictures in zip(*each, strict=True))
+    return _Drawings(before[..., :height, :width], *parts)
+
+
+def _drawn(
+    scene: Scene, z: Tensor, before: Tensor | None, reach: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The picture of z `[1, ...]`, and what is let in where pixels are kept."""
+    drawing = scene.model.decode(grown(scene.model, z, tuple(scene.region.shape)), scene.label)
+    if before is None or not isinstance(drawing, PixelByPixel):
+        mean = drawing.mean
+        return mean, mean
+    after = drawing.redrawn(before, _filled_up(reach, before)[0, 0])
+    if weight is None:
+        return after, after
+    kept = _filled_up(scene.x[0].float(), before)
+    return after, drawing.redrawn(kept, _filled_up(weight > 0, before)[0, 0])
 
 
 def _reach(scene: Scene, poisoned: Tensor) -> Tensor:

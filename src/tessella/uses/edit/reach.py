@@ -16,7 +16,7 @@ GRIDS = (9, 17, 33, 65)
 """Positions a side of the grids that a receptive field is looked for on."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def receptive_field(model: Model, level: int = -1) -> tuple[int, int, int, int] | None:
     """How many pixels above, below, left and right of its cell a latent can change; None: any, however far.
 
