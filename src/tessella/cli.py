@@ -53,6 +53,9 @@ OVERVIEW: dict[str, tuple[Command, ...]] = {
     ),
     "use": (
         Command("edit", "RUN PICTURE", "change one part of a picture by its codes; all others stay"),
+        Command("compress", "RUN [INPUTS] -o FILE", "examples in one file, as short as the bound, lossless"),
+        Command("decompress", "FILE -o DIR", "the same examples back, bit for bit"),
+        Command("inspect", "FILE", "what such a file holds, and whether it is whole"),
         Command("detect", "RUN [INPUTS]", "find what does not fit, with a stated false-positive rate"),
         Command("index", "RUN [INPUTS]", "look at many examples once, so that they can be searched"),
         Command("search", "RUN QUERIES", "the nearest of an index, or what it holds twice"),

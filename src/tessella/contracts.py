@@ -38,7 +38,7 @@ class Wire(ABC):
 
     @abstractmethod
     def tell(self, table: Tensor, symbols: Tensor | None) -> Tensor:
-        """Symbols `[n]` int64 from 0 to k - 1, each under its own integer edges `[n, k + 1]` (`entropy_coding`)."""
+        """Symbols `[n]` int64 from 0 to k - 1, each under its own integer edges `[k + 1, n]` (`entropy_coding`)."""
 
     @abstractmethod
     def tell_even(self, size: int, count: int, symbols: Tensor | None) -> Tensor:

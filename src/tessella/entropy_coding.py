@@ -13,6 +13,7 @@ Imports beside it: contracts.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, final
@@ -36,51 +37,59 @@ _TABLES = streams.model.Categorical(perfect=False)
 
 
 def edges(cumulated: Tensor) -> Tensor:
-    """Cumulated probabilities `[..., k + 1]` of any scale and origin as integer edges, in float32, which holds them.
+    """Cumulated probabilities `[k + 1, ...]` of any scale and origin as integer edges, in float32, which holds them.
 
-    The columns must not fall from left to right. Where there is no probability at all the symbols share evenly.
+    They must not fall. Where there is no probability at all the last symbol takes it.
     """
-    symbols = cumulated.shape[-1] - 1
-    low, high = cumulated[..., :1], cumulated[..., -1:]
-    share = (cumulated - low) / (high - low)
-    even = torch.arange(symbols + 1, dtype=cumulated.dtype, device=cumulated.device) / symbols
-    share = torch.where(high > low, share, even)
-    return (share * (TOTAL - 2 * symbols)).floor().to(torch.float32)
+    symbols, low = len(cumulated) - 1, cumulated[:1]
+    whole = TOTAL - 2 * symbols
+    scale = whole / (cumulated[-1:] - low).clamp_min(torch.finfo(cumulated.dtype).tiny * TOTAL)
+    table = (cumulated - low).mul_(scale).floor_().clamp_max_(whole)
+    table[-1] = whole
+    return table.to(torch.float32)
 
 
 def tell_logits(wire: Wire, logits: Tensor, symbols: Tensor | None) -> Tensor:
     """Symbols `[n]` with probabilities softmax(logits) `[n, K]`."""
     cumulated = logits.float().softmax(-1).double().cumsum(-1)
-    return wire.tell(edges(torch.nn.functional.pad(cumulated, (1, 0))), symbols)
+    return wire.tell(edges(torch.nn.functional.pad(cumulated, (1, 0)).T), symbols)
 
 
-def tell_split(wire: Wire, below: Callable[[Tensor], Tensor], bits: int, value: Tensor | None, start: Tensor) -> Tensor:
+def tell_split(wire: Wire, below: Callable[[Tensor], Tensor], bits: int, value: Tensor | None, zeros: Tensor) -> Tensor:
     """Integers from 0 to 2^bits - 1, their bits two at a time, the most significant first.
 
     So a distribution function is asked for 3 values at each of bits / 2 steps, instead of 2^bits - 1.
 
     Args:
-        below: P(v < t) of whole numbers t, in the shape of `start` and its dtype: never at 0 and 2^bits. Where rounding
+        below: P(v < t) of whole numbers t, in the shape and dtype of `zeros`: never at 0 and 2^bits. Where rounding
             lets it fall it is taken to be level.
         bits: an even number.
-        value: if they are known.
-        start: zeros in their shape.
+        value: if they are known, in that dtype.
+        zeros: in their shape.
 
     Returns:
-        The integers, in the shape and dtype of `start`.
+        The integers, in that shape and dtype.
     """
-    low, high = start, start + 1
+    start, low, high = zeros, zeros, zeros + 1
     for shift in range(bits - 2, -1, -2):
-        cumulated = [low]
+        width = 2**shift
+        cumulated = torch.empty(5, *zeros.shape, dtype=zeros.dtype)
+        cumulated[0], cumulated[4] = low, high
         for j in (1, 2, 3):
-            cumulated.append(torch.maximum(below(start + j * 2**shift), cumulated[-1]).minimum(high))
-        table = torch.stack([*cumulated, high], -1)
-        digits = None if value is None else ((value - start) / 2**shift).floor()
-        told = wire.tell(edges(table.flatten(0, -2)), None if digits is None else digits.flatten().long())
-        at = told.view(start.shape).unsqueeze(-1)
-        low, high = table.gather(-1, at).squeeze(-1), table.gather(-1, at + 1).squeeze(-1)
-        start = start + told.view(start.shape) * 2**shift
+            here = torch.maximum(below(start + j * width), cumulated[j - 1])
+            torch.minimum(here, high, out=cumulated[j])
+        digits = None if value is None else ((value - start) / width).floor_().flatten().long()
+        at = wire.tell(edges(cumulated.flatten(1)), digits)
+        low, high = (ends.view(zeros.shape) for ends in _around(cumulated.flatten(1), at))
+        start = torch.add(start, at.view(zeros.shape), alpha=width)
     return start
+
+
+def _around(table: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows i and i + 1 of a table `[k + 1, n]` for each column's i: `gather`, several times as fast."""
+    flat, count = table.reshape(-1), table.shape[1]
+    place = torch.add(torch.arange(count), at, alpha=count)
+    return flat.take(place), flat[count:].take(place)
 
 
 # bits
@@ -116,6 +125,10 @@ class Stack:
         """Words that will be popped after all others."""
         self._coder = streams.stack.AnsCoder(np.concatenate([_native(words), _native(self.words())]))
 
+    def drop_under(self, count: int) -> None:
+        """Forget so many words that would be popped after all others."""
+        self._coder = streams.stack.AnsCoder(_native(self.words()[count:]))
+
     def push(self, symbols: np.ndarray, model: Any, *parameters: np.ndarray) -> None:
         """Symbols `[n]` int32, so that they are popped in their order."""
         self._coder.encode_reverse(symbols, model, *parameters)
@@ -127,38 +140,44 @@ class Stack:
 
 @final
 class Sender(Wire):
-    """Keeps what it is told, and pushes it on a stack at the end, in reverse: popped, it comes in the order told.
-
-    Attributes:
-        bits: of what was told, by the tables: the length that the stack grows by, but for rounding to words.
-    """
+    """Keeps what it is told, and pushes it on a stack at the end, in reverse: popped, it comes in the order told."""
 
     def __init__(self, stack: Stack) -> None:
-        self.bits = 0.0
         self._stack = stack
         self._told: list[tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, int]] = []
 
+    @property
+    def bits(self) -> float:
+        """The length of what is kept, by its tables: what the stack will grow by, but for rounding to words."""
+        return sum(
+            len(one) * math.log2(other) if isinstance(other, int) else -float(np.log2(other / TOTAL).sum())
+            for one, other in self._told
+        )
+
     def tell(self, table: Tensor, symbols: Tensor | None) -> Tensor:
-        at = _known(symbols).unsqueeze(1)
-        left = table.gather(1, at).long() + 2 * at
-        right = table.gather(1, at + 1).long() + 2 * at + 2
-        self.bits -= float(torch.log2((right - left).double() / TOTAL).sum())
-        self._told.append((_int32(left[:, 0]), _int32((right - left)[:, 0])))
-        return at[:, 0]
+        at = _known(symbols)
+        left, right = _around(table, at)
+        self._told.append((_int32(left.add_(at, alpha=2)), _int32(right.add_(at + 1, alpha=2).sub_(left))))
+        return at
 
     def tell_even(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
         known = _known(symbols)
         if size > 1:
-            self.bits += count * float(np.log2(size))
             self._told.append((_int32(known), size))
         return known
 
     def flush(self) -> None:
-        """Push it all."""
+        """Push it all.
+
+        Raises:
+            ValueError: if a probability was no number.
+        """
         for one, other in reversed(self._told):
             if isinstance(other, int):
                 self._stack.push(one, streams.model.Uniform(other))
             else:
+                if other.min(initial=2) < 2:
+                    raise ValueError("a probability is no number")
                 self._stack.push(*_of_three(one, other))
         self._told.clear()
 
@@ -171,7 +190,7 @@ class Receiver(Wire):
         self._stack = stack
 
     def tell(self, table: Tensor, symbols: Tensor | None) -> Tensor:
-        return self._stack.pop(_TABLES, table.diff(dim=-1).add_(1).contiguous().numpy())
+        return self._stack.pop(_TABLES, (table[1:] - table[:-1]).add_(1).T.contiguous().numpy())
 
     def tell_even(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
         if size == 1:

@@ -15,10 +15,13 @@ def autocast(precision: Precision, schema: Schema, device: torch.device) -> torc
 
     It is worth it for pictures that are not tiny, where the hardware multiplies bfloat16 natively.
     """
+    return torch.autocast(device.type, torch.bfloat16, enabled=lowers(precision, schema, device))
+
+
+def lowers(precision: Precision, schema: Schema, device: torch.device) -> bool:
+    """Whether that is so."""
     worth = schema.is_picture and min(schema.shape[1:]) >= SMALL and _native(device)
-    return torch.autocast(
-        device.type, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and worth)
-    )
+    return precision == "bfloat16" or (precision == "auto" and worth)
 
 
 def _native(device: torch.device) -> bool:

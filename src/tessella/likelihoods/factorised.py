@@ -72,7 +72,7 @@ class BernoulliLogits(StoredValues):
 
     def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
         zero = torch.sigmoid(-self.logits.float()).flatten()
-        table = edges(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)], 1))
+        table = edges(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)]))
         told = wire.tell(table, None if value is None else value.flatten().long())
         return told.view(self.logits.shape).float()
 

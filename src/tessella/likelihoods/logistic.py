@@ -210,12 +210,13 @@ def _split(parameters: Tensor, mixtures: int, channels: int) -> tuple[Tensor, Te
 def _log_bins(x: Tensor, offset: Tensor, rise: Tensor) -> Tensor:
     """log p_k(x) of each component: log[F(b) - F(a)], with a and b = offset + rise t at t = x and x + 1.
 
-    F(b) - F(a) = F(b) F(-a) (1 - exp(a - b)), without the first factor at x = 255 and the other two at 0.
+    Taken on the side where both are small, F(-a) - F(-b) if that is the other, so that little cancels.
     """
     a = torch.addcmul(offset, rise, x)
-    upper = F.logsigmoid(a + rise).masked_fill(x == 255, 0)
-    lower = (F.logsigmoid(-a) + torch.log(-torch.expm1(-rise))).masked_fill(x == 0, 0)
-    return upper + torch.where(x == 255, F.logsigmoid(-a), lower)
+    b = (a + rise).masked_fill_(x == 255, torch.inf)
+    a.masked_fill_(x == 0, -torch.inf)
+    side = torch.where(a + b > 0, -1.0, 1.0)
+    return ((b * side).sigmoid_() - (a * side).sigmoid_()).mul_(side).clamp_min_(1e-37).log_()
 
 
 class _LogProb(torch.autograd.Function):

@@ -332,14 +332,14 @@ def read(path: str) -> Coded:
     return Coded(str(array("model", "U", 0)), names, sizes, tuple(levels))
 
 
-def target(folder: str, name: str) -> Path:
-    """The picture file of an example of that name, inside the folder.
+def target(folder: str, name: str, ending: str = ".png") -> Path:
+    """The file of an example of that name, inside the folder.
 
     Raises:
         DataError: if the name leads out of it.
     """
     path = PurePosixPath(name)
-    inside = Path(folder, f"{name}.png")
+    inside = Path(folder, name + ending)
     if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
         raise DataError(f"{shown(name)!r} is no name of an example: it leads out of the folder {folder}")
     if not inside.resolve().is_relative_to(Path(folder).resolve()):

@@ -134,7 +134,8 @@ class BitsBack:
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> Coded:
-        stack, sizes, bound, spare, each, done = Stack(), [], 0.0, 0, math.inf, 0
+        stack, sizes, bound, each, done = Stack(), [], 0.0, math.inf, 0
+        spare = untouched = 0
         while done < len(x):
             count = int(min(max(stack.bits / each, 1), self._batch, len(x) - done))
             part = x[done : done + count]
@@ -143,10 +144,11 @@ class BitsBack:
             if stack.bits < count * each:
                 words = _seeded(count * each // 32 + 2, spare)
                 stack.put_under(words)
-                spare += len(words)
+                spare, untouched = spare + len(words), untouched + len(words)
             before = stack.bits
             at = q.tell(Receiver(stack))
             each = max(1.0, (before - stack.bits) / count * 1.2)
+            untouched = min(untouched, max(0, stack.bits // 32 - 2))
             drawing = self._drawing(at)
             sender = Sender(stack)
             q.tell_prior(sender, at)
@@ -155,7 +157,8 @@ class BitsBack:
             bound += float(cast(Tensor, latent.rate).double().sum() - drawing.log_prob(part).double().sum())
             sizes.append(count)
             done += count
-        return Coded(Chunk(tuple(sizes), stack.words(), spare, checksum(x.numpy())), bound)
+        stack.drop_under(untouched)
+        return Coded(Chunk(tuple(sizes), stack.words(), spare - untouched, checksum(x.numpy())), bound)
 
     @torch.inference_mode()
     def decode(self, chunk: Chunk) -> Tensor:
@@ -240,8 +243,9 @@ class CodesOnly:
         sender = Sender(stack)
         codes = codes_of(self._model, x)
         self._tell(sender, len(x), [tuple(c.shape[1:]) for c in codes], codes)
+        rate = sender.bits * math.log(2)
         sender.flush()
-        return Coded(Chunk((len(x),), stack.words(), 0, checksum(_flat(codes))), sender.bits * math.log(2))
+        return Coded(Chunk((len(x),), stack.words(), 0, checksum(_flat(codes))), rate)
 
     @torch.inference_mode()
     def decode_codes(self, chunk: Chunk, size: tuple[int, ...]) -> tuple[Tensor, ...]:

@@ -33,7 +33,8 @@ from tessella.records import Values
 
 MAGIC, VERSION = b"\xf1TES", 1
 Method = Literal["codes", "lossless", "bits-back"]
-METHODS, VALUES = get_args(Method), get_args(Values)
+Exactly = Literal["float32", "bfloat16"]
+METHODS, VALUES, PRECISIONS = get_args(Method), get_args(Values), get_args(Exactly)
 HEADER_MOST, TEXT_MOST, SIDE_MOST = 1 << 26, 1 << 12, 1 << 20
 NAMES_MOST = 1 << 26
 """Bytes of all names, or of all sizes, unpacked."""
@@ -52,6 +53,7 @@ class Header:
         count: examples.
         names: what each is called: a path without ending.
         sizes: `[N, 2]`, height and width of each picture; empty if all are of the model's own size.
+        precision: that encoder and decoder ran in.
         run: where the run lies, relative to the file: a hint.
         made: what coded it: versions, machine.
     """
@@ -66,8 +68,14 @@ class Header:
     count: int
     names: Sequence[str]
     sizes: np.ndarray
+    precision: Exactly
     run: str
     made: str
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether an example has height and width."""
+        return len(self.shape) == 3
 
     def size(self, number: int) -> tuple[int, ...]:
         """Height and width of a picture; nothing of a vector."""
@@ -120,10 +128,10 @@ def checksum(values: np.ndarray) -> bytes:
 
 def pack_header(header: Header) -> bytes:
     """All that comes before the first chunk."""
-    out = bytearray([METHODS.index(header.method), VALUES.index(header.values)])
+    out = bytearray([METHODS.index(header.method), VALUES.index(header.values), PRECISIONS.index(header.precision)])
     out += _varint(len(header.shape)) + b"".join(_varint(side) for side in header.shape)
     for text in (header.model, header.prior, header.run, header.made):
-        out += _blob(text.encode()[:TEXT_MOST])
+        out += _blob(text.encode("utf-8", "replace")[:TEXT_MOST])
     out += bytes.fromhex(header.fingerprint) + _blob(bytes.fromhex(header.prior_fingerprint))
     out += _varint(header.count) + _packed_names(header.names)
     out += _blob(zlib.compress(header.sizes.astype(WORD).tobytes(), 9))
@@ -259,11 +267,14 @@ class _Reader:
         return self.take(self.varint(most))
 
     def text(self, most: int = TEXT_MOST) -> str:
-        return _text(self.blob(most))
+        text = _text(self.blob(most))
+        if not text.isprintable():
+            raise _Damaged("a text cannot be read")
+        return text
 
 
 def _header(reader: _Reader) -> Header:
-    method, values = reader.varint(len(METHODS) - 1), reader.varint(len(VALUES) - 1)
+    method, values, precision = (reader.varint(len(known) - 1) for known in (METHODS, VALUES, PRECISIONS))
     dims = reader.varint(3)
     shape = tuple(reader.varint(SIDE_MOST) for _ in range(dims))
     model, prior, run, made = (reader.text() for _ in range(4))
@@ -285,7 +296,7 @@ def _header(reader: _Reader) -> Header:
         raise _Damaged("its header contradicts itself")
     return Header(
         cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, cast(Values, VALUES[values]),
-        shape, count, names, sizes, run, made,
+        shape, count, names, sizes, cast(Exactly, PRECISIONS[precision]), run, made,
     )  # fmt: skip
 
 

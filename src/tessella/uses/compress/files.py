@@ -25,6 +25,8 @@ from tessella.errors import DataError, SpecError
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
+from tessella.precision import autocast, lowers
+from tessella.records import Precision
 from tessella.uses import coding
 from tessella.uses.coding import Named
 from tessella.uses.compress.coders import (
@@ -36,7 +38,7 @@ from tessella.uses.compress.coders import (
     made_by,
     steady,
 )
-from tessella.uses.compress.container import Chunk, Container, Header, Method, pack_chunk, pack_header
+from tessella.uses.compress.container import Chunk, Container, Exactly, Header, Method, pack_chunk, pack_header
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -109,6 +111,7 @@ def compress(
     weights: Weights,
     *,
     lossy: bool = False,
+    precision: Precision = "auto",
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Compressed:
@@ -120,6 +123,7 @@ def compress(
         out: the file.
         weights: what the file is of.
         lossy: keep the codes alone.
+        precision: of encoder and decoder, if it is not lossy; the bound is of the model as it runs in it.
         workers: chunks that are coded side by side; None: one a processor.
         progress: told how many examples (tiles, if they are cut) are done.
 
@@ -138,12 +142,16 @@ def compress(
             sizes.extend([tuple(x.shape[2:])] * len(x))
             yield x
 
+    exactly: Exactly = "float32"
+    if not lossy and lowers(precision, model.schema, model.device):
+        exactly = "bfloat16"
+    encode = _in_precision(coder.encode, model, exactly)
     lots = _alike(noted(), coder.at_once) if lossy else _tiled(noted(), model.schema.shape, coder.at_once)
     folder = Path(out).absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     bound, done = 0.0, 0
     with tempfile.TemporaryFile(dir=folder) as body, steady():
-        for coded in _side_by_side(coder.encode, lots, workers):
+        for coded in _side_by_side(encode, lots, workers):
             body.write(pack_chunk(coded.chunk))
             bound, done = bound + coded.bound, done + sum(coded.chunk.batches)
             if progress:
@@ -154,7 +162,7 @@ def compress(
         other = np.array(sizes if any(size != trained for size in sizes) else [], np.int64).reshape(-1, 2)
         header = Header(
             method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values,
-            model.schema.shape, len(names), names, other, os.path.relpath(weights.run, folder), made_by(),
+            model.schema.shape, len(names), names, other, exactly, os.path.relpath(weights.run, folder), made_by(),
         )  # fmt: skip
 
         def save(draft: Path) -> None:
@@ -309,7 +317,8 @@ def _exact(container: Container, model: Model, coder: Lossless | BitsBack, worke
     kept = torch.empty(0, *shape, dtype=torch.uint8)
     number = 0
     with steady():
-        for x in _side_by_side(_guarded(container, coder.decode), container.chunks(), workers):
+        decode = _in_precision(coder.decode, model, header.precision)
+        for x in _side_by_side(_guarded(container, decode), container.chunks(), workers):
             kept = torch.cat([kept, x])
             while number < header.count:
                 size = header.size(number)
@@ -345,6 +354,16 @@ def _drawn(container: Container, model: Model, coder: CodesOnly, workers: int | 
     with steady():
         for xs in _side_by_side(_guarded(container, decode), sized(), workers):
             yield from xs
+
+
+def _in_precision(work: Callable[[A], B], model: Model, precision: Precision) -> Callable[[A], B]:
+    """The same with networks in that precision, on whatever thread it runs."""
+
+    def done(item: A) -> B:
+        with autocast(precision, model.schema, model.device):
+            return work(item)
+
+    return done
 
 
 def _guarded(container: Container, work: Callable[[A], B]) -> Callable[[A], B]:
