@@ -17,7 +17,7 @@ from tessella.priors.head import CodeHead
 from tessella.records import Sampling
 
 WIDTH, DEPTH, DROPOUT = 192, 6, 0.1
-STEPS, PASSES = 12, 8
+STEPS, FEWEST, PASSES = 12, 4, 8
 LOOKS = 256
 """Steps in which codes are told over a wire, at most: each costs a pass over all positions."""
 POSITIONS = 1 << 14
@@ -152,7 +152,7 @@ class MaskedTransformer(CodePrior):
             noise: all randomness comes from it: the order, and a number for each code.
             label, context: as in `forward`.
             sampling: temperature and cut-offs.
-            steps: None: `self.steps`.
+            steps: None: `self.steps` for a whole grid, and fewer, by the root of the share that is missing, for a part.
             progress: told (steps done, steps in all).
 
         Returns:
@@ -162,10 +162,11 @@ class MaskedTransformer(CodePrior):
         uniform = noise.split("codes").uniform(*shape, device=device)
         codes, known = codes.clone(), known.clone()
         rank = _rank(noise.split("order").uniform(*shape, device=device).masked_fill(known, math.inf))
-        ends = _schedule((~known).flatten(1).sum(1), steps or self.steps)
+        missing = (~known).flatten(1).sum(1)
+        ends = _schedule(missing, steps or self._enough(int(missing.max())))
         for i, end in enumerate(ends):
             now = (rank < end[:, None, None, None]) & ~known
-            features = self._features(codes, known, label, context)
+            features = self._looked(codes, known, label, context)
             for c, head in enumerate(self._heads):
                 rows = now[:, c].flatten(1)
                 drawn = head.draw(features[rows], uniform[:, c].flatten(1)[rows][:, None], sampling)
@@ -213,6 +214,19 @@ class MaskedTransformer(CodePrior):
             if progress is not None:
                 progress(i + 1, len(steps))
         return told
+
+    def _enough(self, missing: int) -> int:
+        """Steps for so many missing codes."""
+        share = missing / math.prod(self.code_shape)
+        return max(min(FEWEST, self.steps), math.ceil(self.steps * math.sqrt(share)))
+
+    def _looked(self, codes: Tensor, known: Tensor, label: Tensor | None, context: Tensor | None) -> Tensor:
+        """`_features`, but of one example where all are alike, as at first when one is filled in several ways."""
+        seen = (codes.masked_fill(~known, self.codebook_size), label, context)
+        if not all(of is None or bool((of == of[:1]).all()) for of in seen):
+            return self._features(codes, known, label, context)
+        one, around = None if label is None else label[:1], None if context is None else context[:1]
+        return self._features(codes[:1], known[:1], one, around).expand(len(codes), -1, -1)
 
     @property
     def _heads(self) -> Iterable[CodeHead]:

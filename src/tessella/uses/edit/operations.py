@@ -12,6 +12,7 @@ from torch import Tensor
 from tessella.errors import SpecError
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
+from tessella.precision import autocast
 from tessella.records import Sampling
 from tessella.uses.edit.regions import in_words
 
@@ -71,7 +72,10 @@ class Resample:
         many = [c.expand(self.count, -1, -1, -1) for c in codes]
         known = [k.expand(c.shape) for k, c in zip(scene.known, many, strict=True)]
         label = None if scene.label is None else scene.label.expand(self.count)
-        return model.fill_codes(many, known, label, seed=scene.seed, sampling=self.sampling, progress=scene.progress)
+        with autocast("auto", model.schema, model.device):
+            return model.fill_codes(
+                many, known, label, seed=scene.seed, sampling=self.sampling, progress=scene.progress
+            )
 
     def latents(self, scene: Scene, z: Tensor) -> Tensor:
         if z.shape[1:] != scene.model.latent_shape:
