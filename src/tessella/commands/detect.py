@@ -126,14 +126,17 @@ def _check(o: Detect) -> None:
 
 
 def _own_normals(reader: Inputs) -> list[Batch] | None:
-    """Some of the run's validation split; None if it is not to be had."""
+    """Some of the run's validation split; None if it is not to be had, or too small to learn from."""
     from tessella.uses import look
+    from tessella.uses.detect.scores import FEWEST
 
     try:
         split = reader.own.split("valid")
     except TessellaError:
         return None
     rows = look.some(split, TAUGHT)
+    if len(rows) < FEWEST:
+        return None
     return [split.batch(rows[first : first + look.AT_ONCE]) for first in range(0, len(rows), look.AT_ONCE)]
 
 

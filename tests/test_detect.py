@@ -1,0 +1,491 @@
+"""Scores of anomaly against what is known of them, thresholds that keep their rate, and the command.
+
+Random tests are seeded; those that judge a rate say how often they would fail by chance.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import binom
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
+
+import tessella
+from tessella.bottlenecks.continuous import DiagonalGaussian
+from tessella.cli import main
+from tessella.contracts import Decoder, Encoder
+from tessella.errors import DataError, SpecError
+from tessella.likelihoods import FixedGaussian
+from tessella.models.codes import CodeModel
+from tessella.models.latent_variable import LatentVariableModel
+from tessella.models.model import Model
+from tessella.noise import Noise
+from tessella.priors.normal import StandardNormal
+from tessella.records import Batch, Schema
+from tessella.uses.detect import Calibration, Detector, Statistics, available
+from tessella.uses.detect.calibration import needed, p_values, threshold
+from tessella.uses.detect.complexity import file_nats
+from tessella.uses.detect.inputs import truth
+from tessella.uses.detect.maps import maps
+from tessella.uses.detect.ranking import auroc, ranking
+from tessella.uses.detect.regret import best_codes, best_posterior, distortion_of
+from tessella.uses.detect.statistics import Examiner, possible
+
+FALSE_ALARM = 1e-4
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+# thresholds
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.3])
+def test_fresh_normals_are_flagged_as_often_as_stated(rate: float) -> None:
+    # Given its place, the share of a continuous distribution above an order statistic is exactly known, so over
+    # independent calibrations the flags of one fresh normal each are a binomial count.
+    generator = np.random.default_rng(0)
+    n, trials = 2 * needed(rate), 4000
+    flagged = 0
+    for _ in range(trials):
+        draws = generator.standard_cauchy(n + 1)
+        flagged += draws[-1] > threshold(draws[:-1], rate)
+    exact = 1 - math.ceil((n + 1) * (1 - rate)) / (n + 1)
+    assert rate - 1 / (n + 1) <= exact <= rate
+    low, high = binom.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], trials, exact)
+    assert low <= flagged <= high
+
+
+def test_equal_scores_never_raise_the_rate() -> None:
+    generator = np.random.default_rng(0)
+    flagged = 0
+    for _ in range(2000):
+        draws = generator.integers(0, 3, 41).astype(float)
+        flagged += draws[-1] > threshold(draws[:-1], 0.1)
+    assert flagged <= binom.ppf(1 - FALSE_ALARM, 2000, 0.1)
+
+
+@pytest.mark.parametrize(("rate", "fewest"), [(0.01, 99), (0.05, 19), (0.1, 9), (0.5, 1), (0.001, 999), (1 / 3, 2)])
+def test_too_few_normals_cannot_vouch(rate: float, fewest: int) -> None:
+    scores = np.arange(float(fewest))
+    assert needed(rate) == fewest
+    assert threshold(scores, rate) == fewest - 1
+    if fewest > 1:
+        with pytest.raises(DataError, match=f"at least {fewest}"):
+            threshold(scores[:-1], rate)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 1.5, math.nan])
+def test_a_rate_lies_between_none_and_all(rate: float) -> None:
+    with pytest.raises(SpecError, match="between 0 and 1"):
+        threshold(np.arange(50.0), rate)
+
+
+def test_p_values_agree_with_flags() -> None:
+    generator = np.random.default_rng(0)
+    normals, scores = generator.normal(size=199), generator.normal(size=500)
+    p = p_values(scores, normals)
+    assert p.min() >= 1 / 200
+    for rate in (0.01, 0.05, 0.2):
+        assert np.array_equal(p <= rate, scores > threshold(normals, rate))
+    calibration = Calibration({"a": normals}, 0.05)
+    assert np.array_equal(calibration.p_values("a", scores), p)
+    assert calibration.thresholds == {"a": threshold(normals, 0.05)}
+
+
+# rankings
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_rankings_are_scikit_learns(ties: bool) -> None:
+    generator = np.random.default_rng(0)
+    anomalous = generator.random(400) < 0.3
+    scores = generator.normal(size=400) + anomalous
+    scores = scores.round(1) if ties else scores
+    found = ranking(scores, anomalous)
+    assert found.auroc == pytest.approx(roc_auc_score(anomalous, scores), abs=1e-12)
+    assert found.average_precision == pytest.approx(average_precision_score(anomalous, scores), abs=1e-12)
+    assert (found.normals, found.anomalies) == (int((~anomalous).sum()), int(anomalous.sum()))
+
+
+def test_standard_errors_are_those_of_repeated_draws() -> None:
+    # Of 150 repetitions the deviation is known to 6 %; DeLong's and the bootstrap's own estimates vary about as much.
+    generator = np.random.default_rng(0)
+    anomalous = np.arange(200) < 60
+    areas, precisions = [], []
+    for _ in range(150):
+        scores = generator.normal(size=200) + anomalous
+        areas.append(roc_auc_score(anomalous, scores))
+        precisions.append(average_precision_score(anomalous, scores))
+    found = ranking(generator.normal(size=200) + anomalous, anomalous)
+    assert found.auroc_error == pytest.approx(np.std(areas), rel=0.3)
+    assert found.average_precision_error == pytest.approx(np.std(precisions), rel=0.35)
+
+
+def test_perfect_reversed_and_one_sided_rankings() -> None:
+    assert auroc(np.arange(5.0), np.arange(5.0, 9.0)) == (1.0, 0.0)
+    assert auroc(np.arange(5.0, 9.0), np.arange(5.0)) == (0.0, 0.0)
+    assert auroc(np.zeros(3), np.zeros(4))[0] == 0.5
+    assert math.isnan(ranking(np.arange(3.0), np.array([False, False, True])).auroc_error)
+    for kind in (True, False):
+        with pytest.raises(DataError, match="examples of both"):
+            ranking(np.arange(3.0), np.full(3, kind))
+
+
+def test_truth_is_by_class_and_unknown_without() -> None:
+    assert truth(["a", "b", None], ["a"]) == [False, True, None]
+    assert truth(["a", "b"], []) == [None, None]
+
+
+# statistics
+
+
+class _Blind(Encoder):
+    """Features that say nothing of x."""
+
+    feature_shape = (1,)
+
+    def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
+        return torch.ones(len(x), 1)
+
+
+class _Linear(Decoder):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, z: Tensor, label: Tensor | None) -> Tensor:
+        return z @ self.weight.T
+
+
+def linear_model() -> tuple[LatentVariableModel, MultivariateNormal]:
+    """p(x | z) = N(W z, 0.5^2) with orthogonal columns, so that the true posterior is a diagonal Gaussian; and p(x)."""
+    weight = torch.linalg.qr(torch.randn(3, 2))[0] * torch.tensor([1.0, 2.0])
+    schema = Schema((3,), "real", -9.0, 9.0)
+    model = LatentVariableModel(
+        "linear",
+        likelihood=FixedGaussian(schema, scale=0.5),
+        encoder=_Blind(),
+        bottleneck=DiagonalGaussian((1,), 2),
+        prior=StandardNormal((2,)),
+        decoder=_Linear(weight),
+    )
+    return model, MultivariateNormal(torch.zeros(3), weight @ weight.T + 0.25 * torch.eye(3))
+
+
+def test_regret_reaches_the_likelihood_itself_where_q_can() -> None:
+    model, marginal = linear_model()
+    x = marginal.sample((30,))
+    with torch.no_grad():
+        latent = model.encode(x)
+    assert latent.rate is not None
+    eps = Noise(1).normal(200, 1, 2)
+    best = best_posterior(model, x, None, latent, eps, Noise(0), steps=100)
+    exact = -marginal.log_prob(x)
+    # Without a step the gap is about ten nats; at the end q wanders by about the step's size.
+    assert (latent.rate + distortion_of(model, x, None, latent.z, torch.ones_like(latent.z), eps) - exact).mean() > 5
+    assert (best - exact).mean().abs() < 0.3
+    assert all(parameter.grad is None for parameter in model.parameters())
+    found = Examiner(model, ["regret"], draws=20, steps=100)(Batch(x))
+    assert found.regret is not None
+    assert abs((found.bound - found.regret - exact.numpy()).mean()) < 0.5
+
+
+def test_statistics_of_an_example_do_not_hang_on_its_neighbours() -> None:
+    model = tessella.VAE(Schema((1, 8, 8), "bytes"), width=8, depth=1, units=4)
+    x = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
+    examine = Examiner(model, possible(model), draws=2, steps=3)
+    together, alone = examine(Batch(x)), examine(Batch(x[3:4]))
+    for name in ("distortion", "rate", "regret", "length"):
+        np.testing.assert_allclose(getattr(together, name)[3:4], getattr(alone, name), rtol=1e-3, atol=1e-2)
+    np.testing.assert_array_equal(examine(Batch(x)).bound, together.bound)
+
+
+def test_bound_is_the_models_own() -> None:
+    model, marginal = linear_model()
+    x = marginal.sample((30,))
+    found = Examiner(model, ["distortion", "rate"], draws=600)(Batch(x))
+    with torch.no_grad():
+        latent = model.encode(x)
+        assert latent.rate is not None
+        assert latent.posterior is not None
+        weight, deviation = model.decoder.weight, latent.posterior.stddev  # pyright: ignore[reportAttributeAccessIssue]
+        squared = (x - latent.z @ weight.T).square().sum(1)
+        squared += (deviation.square() @ weight.square().T).sum(1)
+        exact = squared / (2 * 0.25) + 3 * (math.log(0.5) + math.log(2 * math.pi) / 2)
+    np.testing.assert_allclose(found.rate, latent.rate.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(found.distortion, exact.numpy(), atol=2.0)
+    assert abs((found.distortion - exact.numpy()).mean()) < 1.0
+
+
+def test_searched_codes_are_never_worse_and_often_better() -> None:
+    model = tessella.VQVAE(Schema((1, 8, 8), "binary"), width=8, depth=1, side=4, codebook_size=8).eval()
+    x = (torch.rand(6, 1, 8, 8) < 0.5).to(torch.uint8)
+    with torch.no_grad():
+        latent = model.encode(x)
+        assert latent.rate is not None
+        start = latent.rate - model.decode(latent.z).log_prob(x)
+        best = best_codes(model, x, None, latent.codes, Noise(0), 30)
+    assert (best <= start + 1e-3).all()
+    assert (best < start - 0.01).any()
+
+
+def test_file_length_is_the_shorter_files() -> None:
+    generator = np.random.default_rng(0)
+    for channels, values in ((1, "bytes"), (3, "bytes"), (1, "binary")):
+        schema = Schema((channels, 12, 10), values, 0.0, 1.0 if values == "binary" else 255.0)
+        top = 2 if values == "binary" else 256
+        noise = generator.integers(0, top, (channels, 12, 10))
+        x = torch.from_numpy(np.stack([np.ones_like(noise), noise])).to(torch.uint8)
+        flat, rough = file_nats(x, schema)
+        sizes = []
+        shades = (noise * (255 if values == "binary" else 1)).astype(np.uint8)
+        picture = Image.fromarray(shades[0] if channels == 1 else np.moveaxis(shades, 0, -1))
+        for options in ({"format": "PNG", "optimize": True}, {"format": "WEBP", "lossless": True, "exact": True}):
+            buffer = io.BytesIO()
+            picture.convert("RGB" if options["format"] == "WEBP" else picture.mode).save(buffer, **options)
+            sizes.append(len(buffer.getvalue()))
+        assert rough == pytest.approx(min(sizes) * 8 * math.log(2))
+        assert flat < rough
+
+
+# scores
+
+
+def test_scores_are_what_they_say() -> None:
+    model = tessella.VAE(Schema((1, 8, 8), "bytes"), width=8, depth=1, units=4)
+    generator = np.random.default_rng(0)
+
+    def drawn(n: int) -> Statistics:
+        length = generator.normal(300, 20, n)
+        return Statistics(length + generator.normal(100, 5, n), generator.normal(20, 2, n), np.zeros(n), length)
+
+    normals, strange = drawn(400), Statistics(*(np.array([v]) for v in (340.0, 20.0, 7.0, 300.0)))
+    scores = Detector(model, normals=normals).score(strange)
+    expected = {"distortion": 340.0, "rate": 20.0, "bound": 360.0, "regret": 7.0, "complexity": 60.0}
+    assert {name: float(scores[name][0]) for name in expected} == expected
+    assert scores["typicality"][0] == pytest.approx(abs(360 - normals.bound.mean()))
+    assert list(scores) == [score.name for score in available(model)]
+    # distortion and length each are ordinary, but not together: only what weighs them against each other sees it
+    table = np.stack([normals.rate, normals.distortion, normals.length], 1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    exact = -MultivariateNormal(torch.from_numpy(table.mean(0)), torch.from_numpy(np.cov(table.T))).log_prob(
+        torch.tensor([[20.0, 340.0, 300.0]], dtype=torch.float64)
+    )
+    assert scores["states"][0] == pytest.approx(float(exact), rel=1e-4)
+
+
+def test_scores_that_learn_need_normals() -> None:
+    model = tessella.VAE(Schema((4,), "real"), width=8, depth=1)
+    assert [s.name for s in Detector(model).left_out] == ["typicality", "states"]
+    with pytest.raises(DataError, match="at least 20"):
+        Detector(model, ["typicality"])
+    with pytest.raises(DataError, match="and 3 are given"):
+        Detector(model, normals=[Batch(torch.randn(3, 4))])
+
+
+def test_models_give_the_scores_that_they_have() -> None:
+    picture, row = Schema((1, 8, 8), "bytes"), Schema((4,), "real")
+    assert [s.name for s in available(tessella.AE(picture, width=8, depth=1))] == ["distortion"]
+    assert "complexity" not in [s.name for s in available(tessella.VAE(row, width=8, depth=1))]
+    assert Detector(tessella.VAE(row, width=8, depth=1)).preferred == "bound"
+    assert Detector(tessella.AE(row, width=8, depth=1)).preferred == "distortion"
+    with pytest.raises(SpecError, match="there are: distortion"):
+        Detector(tessella.AE(picture, width=8, depth=1), ["bound"])
+    with pytest.raises(SpecError, match="no score 'magic'"):
+        Detector(tessella.VAE(row, width=8, depth=1), ["magic"])
+
+
+# maps
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: tessella.VAE(Schema((1, 8, 8), "bytes"), width=8, depth=1, units=4),
+        lambda: tessella.VAE(Schema((3, 16, 12), "bytes"), width=8, depth=1, units=4, latent="grid"),
+        lambda: tessella.VQVAE(Schema((1, 8, 8), "binary"), width=8, depth=1, side=4, codebook_size=8),
+        lambda: tessella.VQVAE2(Schema((3, 16, 16), "bytes"), width=8, depth=1, side=8, codebook_size=8),
+        lambda: tessella.VAE(Schema((5,), "real"), width=8, depth=1),
+    ],
+)
+def test_maps_add_up(model: Callable[[], Model]) -> None:
+    made = model().eval()
+    top = 2 if made.schema.values == "binary" else 256
+    x = torch.randint(0, top, (3, *made.schema.shape)).to(torch.uint8)
+    x = torch.randn(3, 5) if made.schema.values == "real" else x
+    found = maps(made, Batch(x))
+    with torch.no_grad():
+        terms = made(x)
+        latent = made.encode(x)
+    torch.testing.assert_close(found.error.flatten(1).sum(1), terms.distortion, rtol=1e-4, atol=1e-3)
+    if isinstance(made, CodeModel) or len(made.latent_shape) == 3:
+        assert found.surprise is not None
+        assert latent.rate is not None
+        torch.testing.assert_close(found.surprise.flatten(1).sum(1), latent.rate, rtol=1e-4, atol=1e-3)
+    else:
+        assert found.surprise is None
+
+
+# the command
+
+SMALL = ("--steps", "30", "--width", "8", "--depth", "1", "--quiet")
+FAST = ("--draws", "1", "--steps", "2", "--show", "3")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A VAE, a VQ-VAE and an autoencoder of digits, and a VAE of a table."""
+    folder = tmp_path_factory.mktemp("runs")
+    generator = np.random.default_rng(0)
+    table(folder / "rows.csv", generator.normal(size=(600, 3)))
+    for name, words in (
+        ("vae", ["vae", "--data", "digits", "--units", "4"]),
+        ("vqvae", ["vqvae", "--data", "digits", "--side", "4", "--codebook-size", "8"]),
+        ("ae", ["ae", "--data", "digits", "--units", "4"]),
+        ("rows", ["vae", "--data", str(folder / "rows.csv")]),
+    ):
+        assert main(["train", *words, *SMALL, "--out", str(folder / name)]) == 0
+    return {name: folder / name for name in ("vae", "vqvae", "ae", "rows")}
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    """Run `tessella detect`, which must fail with status 2 and one line, and leave nothing; gives the line."""
+
+    def check(*args: object) -> str:
+        capsys.readouterr()
+        assert main(["detect", *map(str, args), "-o", str(tmp_path / "found")]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("tessella: ")
+        assert said.count("\n") == 1
+        assert not (tmp_path / "found").exists()
+        return said
+
+    return check
+
+
+def table(path: Path, rows: np.ndarray, kinds: list[str] | None = None) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["a", "b", "c", *(["label"] if kinds else [])])
+        writer.writerows([*row.tolist(), *([kinds[i]] if kinds else [])] for i, row in enumerate(rows))
+    return path
+
+
+def results(out: Path) -> tuple[dict[str, object], list[dict[str, str]], str]:
+    with (out / "scores.csv").open() as file:
+        return (
+            json.loads((out / "scores.json").read_text()),
+            list(csv.DictReader(file)),
+            (out / "index.html").read_text(),
+        )
+
+
+@pytest.mark.parametrize("name", ["vae", "vqvae", "ae"])
+def test_detect_writes_scores_thresholds_and_a_page(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--calibrate", "valid", "--false-positives", "0.1", "--normal", "0", "--normal", "1")
+    assert main(["detect", str(runs[name]), *options, *FAST, "-o", str(out)]) == 0
+    found, rows, page = results(out)
+    every = [s.name for s in available(tessella.load(runs[name]))]
+    assert list(found["scores"]) == list(found["rankings"]) == list(found["thresholds"]) == every  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert len(rows) == len(found["examples"]) == 141  # pyright: ignore[reportArgumentType]
+    by = str(found["by"])
+    limit = found["thresholds"][by]  # pyright: ignore[reportIndexIssue]
+    for row in rows:
+        assert (row["flagged"] == "True") == (float(row[by]) > limit)
+        assert (row["anomalous"] == "True") == (row["class"] not in ("0", "1"))
+        assert (float(row["p"]) <= 0.1) == (row["flagged"] == "True")
+    truths = [row["anomalous"] == "True" for row in rows]
+    for score in every:
+        area = roc_auc_score(truths, [float(row[score]) for row in rows])
+        assert found["rankings"][score]["auroc"] == pytest.approx(area)  # pyright: ignore[reportIndexIssue]
+    ranked = sorted(rows, key=lambda row: -float(row[by]))
+    shown = [page.index(f"<span>{row['name']}</span>") for row in (*ranked[:3], ranked[-1])]
+    assert shown == sorted(shown)
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_detect_takes_files_folders_numbers_and_other_data(runs: dict[str, Path], tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("cats/a.png", "cats/b.png", "dogs/a.png"):
+        (tmp_path / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / "pets" / name)
+    np.savez(tmp_path / "noise.npz", x=generator.integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    out, pets = tmp_path / "out", str(tmp_path / "pets")
+    inputs = [pets, f"{pets}/dogs/a.png", "7", "3", str(tmp_path / "noise.npz")]
+    run = ["detect", str(runs["vae"]), *FAST, "--scores", "bound", "--split", "valid", "-o", str(out)]
+    assert main([run[0], run[1], *inputs, *run[2:]]) == 0
+    _, rows, _ = results(out)
+    assert [row["name"] for row in rows[:6]] == [
+        f"{pets}/cats/a", f"{pets}/cats/b", f"{pets}/dogs/a", "a", "valid-7", "valid-3"]  # fmt: skip
+    assert [row["name"] for row in rows[6:]] == [f"noise-{i}" for i in range(30)]
+    assert [row["class"] for row in rows[:4]] == ["cats", "cats", "dogs", ""]
+    assert float(rows[2]["bound"]) == pytest.approx(float(rows[3]["bound"]), rel=1e-5)
+    assert main([*run, "--anomalies", str(tmp_path / "noise.npz")]) == 0
+    found, rows, _ = results(out)
+    assert [row["anomalous"] for row in rows] == ["False"] * (len(rows) - 30) + ["True"] * 30
+    assert found["rankings"]["bound"]["auroc"] > 0.9  # pyright: ignore[reportIndexIssue]
+
+
+def test_detect_scores_tables_row_by_row(runs: dict[str, Path], tmp_path: Path) -> None:
+    generator = np.random.default_rng(1)
+    rows = np.concatenate([generator.normal(size=(50, 3)), generator.normal(size=(5, 3)) + 40])
+    path = table(tmp_path / "new.csv", rows, ["good"] * 50 + ["bad"] * 5)
+    out = tmp_path / "out"
+    assert main(["detect", str(runs["rows"]), str(path), "--normal", "good", *FAST, "-o", str(out)]) == 0
+    found, read, page = results(out)
+    assert [row["name"] for row in read] == [f"new-{i}" for i in range(55)]
+    assert found["by"] == "bound"
+    assert found["rankings"]["bound"]["auroc"] == 1.0  # pyright: ignore[reportIndexIssue]
+    assert "columns " in page
+
+
+def test_what_cannot_be_detected_is_refused(runs: dict[str, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
+    rows = np.zeros((4, 3))
+    rows[2, 1] = np.nan
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "wide.npz", x=np.zeros((3, 5), np.float32) + 0.5)
+    np.savez(tmp_path / "real.npz", x=np.random.default_rng(0).normal(size=(3, 8, 8)))
+    np.save(tmp_path / "nan.npy", rows)
+    vae, table_run = runs["vae"], runs["rows"]
+    for args, says in (
+        ([table_run, tmp_path / "nan.npy"], "NaN or infinite in 32 bits, the first in example 2"),
+        ([table_run, tmp_path / "wide.npz"], "the model is made for real values of shape 3"),
+        ([table_run, tmp_path / "empty"], "no pictures"),
+        ([vae, tmp_path / "empty"], "no pictures"),
+        ([vae, tmp_path / "real.npz"], "the model is made for bytes values of shape 1x8x8"),
+        ([vae, tmp_path / "missing.png"], "no such input"),
+        ([vae, "999"], "a number up to 140"),
+        ([vae, "--false-positives", "0.1"], "--calibrate valid"),
+        ([vae, "--calibrate", "valid", "--false-positives", "0"], "between 0 and 1"),
+        ([vae, "--calibrate", "valid", "--false-positives", "1"], "between 0 and 1"),
+        ([vae, "--calibrate", "valid"], "at least 198"),
+        ([vae, "--calibrate", "valid", "--scores", "bound"], "at least 99"),
+        ([vae, "--normal", "cat"], "no example is of class cat; there are: 0, 1"),
+        ([vae, *["0", "1", "2", "3"], *(f"--normal={i}" for i in range(10))], "no example is of class"),
+        ([vae, "--scores", "psychic"], "there are: distortion, rate"),
+        ([vae, "--score", "psychic"], "there are: distortion, rate"),
+        ([runs["ae"], "--scores", "bound"], "cannot be had of the model ae"),
+        ([tmp_path / "nowhere"], "not a run"),
+        ([vae, "--draws", "0"], "at least 1"),
+    ):
+        assert says in refused(*args, *(() if "--draws" in args else FAST)), args
+
+
+def test_one_kind_alone_cannot_be_judged(runs: dict[str, Path], refused: Callable[..., str]) -> None:
+    every = [word for i in range(10) for word in ("--normal", i)]
+    assert "examples of both" in refused(runs["vae"], *every, *FAST, "--scores", "bound")
