@@ -199,3 +199,17 @@ def test_refusals() -> None:
     likelihood, parameters = made("binary", (1, 3, 3))
     with pytest.raises(ValueError, match="must have 3 outputs"):
         likelihood(parameters[:, :2])
+
+
+@pytest.mark.parametrize(("values", "shape"), [("bytes", (3, 4, 5)), ("binary", (1, 5, 4)), ("real", (2, 4, 4))])
+def test_a_part_is_drawn_given_the_rest(values: Values, shape: tuple[int, ...]) -> None:
+    likelihood, parameters = made(values, shape)
+    drawing = likelihood(parameters)
+    x, everywhere = drawing.mean, torch.ones(shape[1:], dtype=torch.bool)
+    other = likelihood(parameters.flip(0)).mean[:1]
+    torch.testing.assert_close(drawing.redrawn(other, everywhere), x)
+    torch.testing.assert_close(drawing.redrawn(other, ~everywhere), other.expand_as(x))
+    some = torch.rand(shape[1:], generator=torch.Generator().manual_seed(1)) < 0.5
+    redrawn = drawing.redrawn(other, some)
+    torch.testing.assert_close(redrawn[..., ~some], other.expand_as(x)[..., ~some])
+    torch.testing.assert_close(drawing.redrawn(redrawn[:1], some)[:1], redrawn[:1])  # what follows from itself stays

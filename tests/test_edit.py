@@ -17,9 +17,11 @@ from tessella.cli import main
 from tessella.errors import DataError, SpecError
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
+from tessella.noise import Noise
 from tessella.priors.masked import MaskedTransformer
 from tessella.priors.pixelcnn import PixelCNN
 from tessella.priors.transformer import CausalTransformer
+from tessella.priors.uniform import Uniform
 from tessella.records import Sampling, Schema
 from tessella.uses.edit import Blend, Code, Edited, Operation, Paste, Resample, box, edit, read_mask, receptive_field
 
@@ -218,6 +220,14 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
         Resample(0)
 
 
+def test_a_uniform_fill_keeps_what_is_known() -> None:
+    prior, grids = Uniform((2, 3, 3), 7), torch.arange(18).view(1, 2, 3, 3) % 7
+    known = grids % 2 == 0
+    drawn = prior.fill(grids.expand(50, -1, -1, -1), known.expand(50, -1, -1, -1), Noise(0))
+    assert (drawn[:, known[0]] == grids[known]).all()
+    assert drawn[:, ~known[0]].unique().tolist() == list(range(7))
+
+
 @pytest.mark.parametrize("kind", [MaskedTransformer, PixelCNN, CausalTransformer])
 @pytest.mark.parametrize("codes", [1, 3])
 def test_a_sequential_fill_is_conditional_on_what_is_known(kind: type, codes: int) -> None:
@@ -227,7 +237,7 @@ def test_a_sequential_fill_is_conditional_on_what_is_known(kind: type, codes: in
     grids = torch.randint(0, 5, (400, codes, 2, 3), generator=torch.Generator().manual_seed(2))
     known = torch.ones_like(grids, dtype=torch.bool)
     known[:, -1, 1, 2] = False  # the last of all: given everything under every prior
-    drawn = prior.fill(grids, known, tessella.noise.Noise(3))
+    drawn = prior.fill(grids, known, Noise(3))
     assert torch.equal(drawn[known], grids[known])
     with torch.no_grad():
         each = []

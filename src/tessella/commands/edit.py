@@ -205,7 +205,8 @@ def _write(out: Path, model: Model, edited: Edited, o: Edit, what: str) -> None:
     record |= {"seed": o.seed, "keep_pixels": o.keep_pixels, "files": names, **edited.to_json()}
     text = json.dumps(record, indent=1)
     checkpoint.write_atomic(out / "edit.json", lambda draft: draft.write_text(text, "utf-8"))
-    page.write(out / "edit.html", edited, model.schema, o.picture, f"{what}.")
+    called = os.path.basename(o.picture) if os.path.isfile(o.picture) else f"Example {o.picture} of {o.shown.split}"
+    page.write(out / "edit.html", edited, model.schema, called, f"{what}.")
     print(
         f"wrote {out}: {', '.join(names[:1])}{f' to {names[-1]}' * (len(names) > 1)}, sheet.png, edit.json, edit.html"
     )

@@ -61,9 +61,9 @@ def write(path: Path, edited: Edited, schema: Schema, name: str, what: str) -> N
     ]
     if edited.levels:
         cards.insert(0, (_codes_changed(edited), "codes changed" + (", of several variants the mean" * (count > 1))))
-        cards.insert(
-            2, (f"{shares['cells']:.3g} %", "lies outside the cells of the edited codes, which are whole tiles")
-        )
+        if shares["cells"] != shares["region"]:
+            outside = "lies outside the cells of the edited codes, which are whole tiles"
+            cards.insert(2, (f"{shares['cells']:.3g} %", outside))
     elif edited.moved is not None:
         cards.insert(0, (f"{100 * edited.moved.mean():.3g} %", "of its length is what z was moved by"))
     image = sheet(edited, schema)
