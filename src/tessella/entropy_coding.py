@@ -122,11 +122,14 @@ class Stack:
         return self._coder.num_valid_bits()
 
     def put_under(self, words: np.ndarray) -> None:
-        """Words that will be popped after all others."""
+        """Words that will be popped after all others: of a stack that is empty, or began with two words or more.
+
+        A coder that began with nothing has not filled its state, and words under it would change what comes last.
+        """
         self._coder = streams.stack.AnsCoder(np.concatenate([_native(words), _native(self.words())]))
 
     def drop_under(self, count: int) -> None:
-        """Forget so many words that would be popped after all others."""
+        """Forget so many words that would be popped after all others; two that were never popped must be left."""
         self._coder = streams.stack.AnsCoder(_native(self.words()[count:]))
 
     def push(self, symbols: np.ndarray, model: Any, *parameters: np.ndarray) -> None:
@@ -157,7 +160,10 @@ class Sender(Wire):
     def tell(self, table: Tensor, symbols: Tensor | None) -> Tensor:
         at = _known(symbols)
         left, right = _around(table, at)
-        self._told.append((_int32(left.add_(at, alpha=2)), _int32(right.add_(at + 1, alpha=2).sub_(left))))
+        frequency = right.add_(at + 1, alpha=2).sub_(left.add_(at, alpha=2))
+        if not bool((frequency > 0).all()):
+            raise ValueError("a probability is no number")
+        self._told.append((_int32(left), _int32(frequency)))
         return at
 
     def tell_even(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
@@ -167,17 +173,11 @@ class Sender(Wire):
         return known
 
     def flush(self) -> None:
-        """Push it all.
-
-        Raises:
-            ValueError: if a probability was no number.
-        """
+        """Push it all."""
         for one, other in reversed(self._told):
             if isinstance(other, int):
                 self._stack.push(one, streams.model.Uniform(other))
             else:
-                if other.min(initial=2) < 2:
-                    raise ValueError("a probability is no number")
                 self._stack.push(*_of_three(one, other))
         self._told.clear()
 

@@ -324,7 +324,7 @@ def _verify(values: np.ndarray, chunk: Chunk) -> None:
     Raises:
         Mismatch: if they are not.
     """
-    if checksum(values) != chunk.checksum:
+    if not chunk.is_of(values):
         raise Mismatch("the decoded values do not match their checksum")
 
 

@@ -5,13 +5,13 @@
     checksum                 BLAKE2b-64 of all so far
     chunk, chunk, ...        as `Chunk` lists, until the end of the file:
         batches, words, spare
-        checksum             BLAKE2b-64 of what the chunk decodes to
+        checksum             BLAKE2b-64 of what the chunk decodes to, with the header's checksum as its key
         the words            4 bytes each
         checksum             CRC-32 of the chunk so far
 
 A chunk stands or falls as a whole: its examples come from one stack of bits. The inner checksum is of the examples (or
-codes) themselves, so whatever goes wrong on the way to them is found; the CRC tells a damaged file from a machine that
-rounds in another way. Every length is held against the bytes that are there before memory is taken for it.
+codes) themselves and of the header, so whatever goes wrong on the way to them is found; the CRC tells a damaged file
+from a machine that rounds in another way. Every length is held against the bytes that are there before memory is taken for it.
 """
 
 from __future__ import annotations
@@ -91,13 +91,19 @@ class Chunk:
         batches: how many examples go through the networks at once, in the order in which they were coded.
         words: the stack of bits, `[n]` uint32.
         spare: words that the coder started from, which bits-back decoding gives back.
-        checksum: of what it decodes to, 8 bytes.
+        checksum: of what it decodes to, 8 bytes; `sealed` if it is in a file.
+        key: the header's checksum.
     """
 
     batches: tuple[int, ...]
     words: np.ndarray
     spare: int
     checksum: bytes
+    key: bytes = b""
+
+    def is_of(self, values: np.ndarray) -> bool:
+        """Whether these values, under this header, were coded."""
+        return sealed(checksum(values), self.key) == self.checksum
 
 
 @final
@@ -123,11 +129,16 @@ def checksum(values: np.ndarray) -> bytes:
     return blake2b(np.ascontiguousarray(values).data, digest_size=8).digest()
 
 
+def sealed(plain: bytes, key: bytes) -> bytes:
+    """The checksum of values bound to a header, so that it holds for them as this header says they are."""
+    return blake2b(plain, key=key, digest_size=8).digest() if key else plain
+
+
 # writing
 
 
 def pack_header(header: Header) -> bytes:
-    """All that comes before the first chunk."""
+    """All that comes before the first chunk; its last 8 bytes are the checksum."""
     out = bytearray([METHODS.index(header.method), VALUES.index(header.values), PRECISIONS.index(header.precision)])
     out += _varint(len(header.shape)) + b"".join(_varint(side) for side in header.shape)
     for text in (header.model, header.prior, header.run, header.made):
@@ -212,7 +223,7 @@ class Container:
                 self.header = _header(_Reader(io.BytesIO(body), length))
             except _Damaged as error:
                 raise self.damaged(str(error)) from error
-            self._first = file.tell()
+            self._first, self._key = file.tell(), sum_
 
     def chunks(self) -> Iterator[Chunk]:
         """The chunks one by one.
@@ -225,7 +236,7 @@ class Container:
             reader, number = _Reader(file, self.bytes - self._first), 0
             while reader.left:
                 try:
-                    yield _chunk(reader)
+                    yield _chunk(reader, self._key)
                 except _Damaged as error:
                     raise self.damaged(f"chunk {number}: {error}") from error
                 number += 1
@@ -300,7 +311,7 @@ def _header(reader: _Reader) -> Header:
     )  # fmt: skip
 
 
-def _chunk(reader: _Reader) -> Chunk:
+def _chunk(reader: _Reader, key: bytes) -> Chunk:
     reader.crc = 0
     several = reader.varint(reader.left)
     batches = tuple(reader.varint(1 << 24) for _ in range(several))
@@ -312,7 +323,7 @@ def _chunk(reader: _Reader) -> Chunk:
         raise _Damaged("its checksum does not match")
     if not batches or 0 in batches or spare > length:
         raise _Damaged("it contradicts itself")
-    return Chunk(batches, np.frombuffer(words, WORD), spare, sum_)
+    return Chunk(batches, np.frombuffer(words, WORD), spare, sum_, key)
 
 
 def _unpacked(data: bytes) -> bytes:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast, final
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from tessella.checkpoint import write_atomic
 from tessella.data.found import shown
+from tessella.entropy_coding import WORD
 from tessella.errors import DataError, SpecError
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -38,7 +38,7 @@ from tessella.uses.compress.coders import (
     made_by,
     steady,
 )
-from tessella.uses.compress.container import Chunk, Container, Exactly, Header, Method, pack_chunk, pack_header
+from tessella.uses.compress.container import Chunk, Container, Exactly, Header, Method, pack_chunk, pack_header, sealed
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -150,9 +150,12 @@ def compress(
     folder = Path(out).absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     bound, done = 0.0, 0
+    chunks: list[tuple[Chunk, int]] = []
     with tempfile.TemporaryFile(dir=folder) as body, steady():
         for coded in _side_by_side(encode, lots, workers):
-            body.write(pack_chunk(coded.chunk))
+            words = coded.chunk.words
+            body.write(words.tobytes())
+            chunks.append((replace(coded.chunk, words=words[:0]), words.nbytes))
             bound, done = bound + coded.bound, done + sum(coded.chunk.batches)
             if progress:
                 progress(done)
@@ -167,9 +170,12 @@ def compress(
 
         def save(draft: Path) -> None:
             body.seek(0)
+            start = pack_header(header)
             with draft.open("wb") as file:
-                file.write(pack_header(header))
-                shutil.copyfileobj(body, file)
+                file.write(start)
+                for chunk, length in chunks:
+                    words = np.frombuffer(body.read(length), WORD)
+                    file.write(pack_chunk(replace(chunk, words=words, checksum=sealed(chunk.checksum, start[-8:]))))
 
         write_atomic(Path(out), save)
     numbers = sum(model.schema.shape[0] * math.prod(size) for size in sizes)
