@@ -178,11 +178,11 @@ class BitsBack:
         return _verified(torch.cat(parts[::-1]), chunk)
 
     def _posterior(self, x: Tensor) -> tuple[Latent, Buckets]:
-        latent = self._model.encode(x)
+        latent = self._model.encode(plain(x))
         return latent, Buckets(latent.posterior)
 
     def _drawing(self, at: Tensor) -> StoredValues:
-        return cast(StoredValues, self._model.decode(Buckets.middle(at).float()))
+        return cast(StoredValues, self._model.decode(Buckets.middle(plain(at)).float()))
 
 
 @final
@@ -288,7 +288,15 @@ Coder = Lossless | BitsBack | CodesOnly
 
 def codes_of(model: CodeModel, x: Tensor) -> tuple[Tensor, ...]:
     """The codes of all levels; what they cost is not asked."""
-    return tuple(c.contiguous() for c in model.with_uniform_prior().encode(x).codes)
+    return tuple(plain(c) for c in model.with_uniform_prior().encode(plain(x)).codes)
+
+
+def plain(x: Tensor) -> Tensor:
+    """A copy that lies in memory as a new tensor does: kernels choose by strides how they round.
+
+    `contiguous` is not enough, for the strides of an axis of one may be anything.
+    """
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def stride_of(model: CodeModel) -> int:

@@ -11,7 +11,8 @@
 
 A chunk stands or falls as a whole: its examples come from one stack of bits. The inner checksum is of the examples (or
 codes) themselves and of the header, so whatever goes wrong on the way to them is found; the CRC tells a damaged file
-from a machine that rounds in another way. Every length is held against the bytes that are there before memory is taken for it.
+from a machine that rounds in another way. Every length is held against the bytes that are there before memory is taken
+for it.
 """
 
 from __future__ import annotations
