@@ -135,7 +135,7 @@ def _nearest(o: Search, model: Model, held: Held, asked: Batch) -> None:
         print(f"{query}: {', '.join(f'{tile.name} ({tile.distance:.3g})' for tile in near)}")
     words = "latent space" if o.space == "latent" else "the space of codes"
     lead = f"Of {len(held):,} examples those that are nearest in {words}, nearest first, with their distances."
-    _write(o, f"Nearest in {o.run}", lead, [(f"{len(held):,}", "examples were searched, all of them")], rows)
+    _write(o, f"Nearest in {Path(o.run).name}", lead, [(f"{len(held):,}", "examples were searched, all of them")], rows)
 
 
 def _twice(o: Search, held: Held) -> None:
@@ -146,7 +146,9 @@ def _twice(o: Search, held: Held) -> None:
         pairs = searching.duplicates(held, o.space, o.threshold, progress=tell)
     both = list(zip(pairs.rows.tolist(), pairs.distances.tolist(), strict=True))
     derived = "95 % of slightly altered copies lie nearer" if o.threshold is None else "as asked for"
-    print(f"{pairs.total:,} pairs of {len(held):,} examples lie within {pairs.threshold:.4g} ({derived})")
+    print(
+        f"{pairs.total:,} pair{'s' * (pairs.total != 1)} of {len(held):,} examples lie within {pairs.threshold:.4g} ({derived})"
+    )
     for (a, b), apart in both[:LISTED]:
         print(f"{apart:.3g}  {held.names[a]}  {held.names[b]}")
     if pairs.total > LISTED:
@@ -156,15 +158,14 @@ def _twice(o: Search, held: Held) -> None:
     rows = [
         [Tile(held.thumb(a), held.names[a]), Tile(held.thumb(b), held.names[b], d)] for (a, b), d in both[:PAIRS_SHOWN]
     ]
-    if Path(o.out).suffix.lower() == ".png":
-        rows = [[tile for pair in rows[n : n + 5] for tile in pair] for n in range(0, len(rows), 5)]
+    rows = [[tile for pair in rows[n : n + 3] for tile in pair] for n in range(0, len(rows), 3)]
     part = f" The nearest {len(both[:PAIRS_SHOWN])} are shown." if pairs.total > PAIRS_SHOWN else ""
     lead = f"Pairs of {len(held):,} examples that are nearly the same, nearest first.{part}"
     cards = [
         (f"{pairs.total:,}", "pairs lie nearer to each other than the threshold"),
         (f"{pairs.threshold:.3g}", f"is the threshold: {derived}"),
     ]
-    _write(o, f"Twice in {o.run}", lead, cards, rows)
+    _write(o, f"Twice in {Path(o.run).name}", lead, cards, rows)
 
 
 def _write(o: Search, title: str, lead: str, cards: list[tuple[str, str]], rows: list[list[Tile]]) -> None:

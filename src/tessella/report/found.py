@@ -52,7 +52,7 @@ def write(path: Path, title: str, lead: str, cards: Sequence[tuple[str, str]], r
 
 def _card(one: Shown) -> str:
     image = _enlarged(one.image)
-    said = "asked for" if one.distance is None else f"{one.distance:.3g}"
+    said = "" if one.distance is None else f"{one.distance:.3g}"
     name = html.escape(one.name if len(one.name) < 40 else f"...{one.name[-37:]}")
     tag = blocks.image_tag(image, one.name, image.width > one.image.width)
     return f'<div title="{html.escape(one.name, quote=True)}">{tag}<span>{name}<b>{said}</b></span></div>'

@@ -63,8 +63,8 @@ class Index:
         names: what each is called; of picture files the path.
         features: of each space.
         scale: `[D]`, what the latent numbers are multiplied by.
-        copies: of each space the distance under which 95 % of altered copies lie from their originals: copies with a
-            little noise, and copies made smaller and large again.
+        copies: of each space the distance under which 95 % of altered copies lie from their originals: with a little
+            noise, or saved again as JPEG.
         thumbs: a small picture of each, JPEG.
     """
 
@@ -80,8 +80,7 @@ class Index:
 
     def thumb(self, row: int) -> Image.Image:
         """The small picture of an example."""
-        with Image.open(io.BytesIO(self.thumbs[row]), formats=["JPEG"]) as image:
-            return image.convert("RGB")
+        return _opened(self.thumbs[row]).convert("RGB")
 
 
 @final
@@ -136,7 +135,7 @@ def index(model: Model, examples: Iterable[Named], fingerprint: str) -> Index:
         for space, rows in looked.features.items():
             parts.setdefault(space, []).append(rows)
         names += called
-        thumbs += [_thumb(picture) for picture in small(x, model.schema)]
+        thumbs += [_jpeg(picture) for picture in small(x, model.schema)]
         variance, seen = variance + looked.variance.sum(0), seen + len(x)
         if copied < COPIED:
             some = x[:FROM_EACH]
@@ -195,16 +194,18 @@ def _averaged(z: Tensor) -> Tensor:
 
 
 def _altered(x: Tensor, schema: Schema, noise: Noise) -> list[Tensor]:
-    """Copies as they come about: with noise of one hundredth of the range, and shrunk to three quarters and back."""
-    low, high, span = schema.low, schema.high, schema.high - schema.low
-    copies = [x.float() + 0.01 * span * noise.normal(*x.shape)]
-    if schema.is_picture:
-        size, options = x.shape[2:], {"mode": "bilinear", "antialias": True}
-        small = F.interpolate(x.float(), [max(1, 3 * side // 4) for side in size], **options)
-        copies.append(F.interpolate(small, list(size), **options))
+    """Copies as they come about: with noise of one hundredth of the range, and saved again as JPEG."""
+    if schema.values == "binary":
+        return [torch.where(noise.uniform(*x.shape) < 0.01, 1 - x, x)]
+    low, high = schema.low, schema.high
+    copy = x.float() + 0.01 * (high - low) * noise.normal(*x.shape)
     if schema.values == "real":
-        return copies
-    return [copy.clamp(low, high).round().to(torch.uint8) for copy in copies]
+        return [copy]
+    copies = [copy.clamp(low, high).round().to(torch.uint8)]
+    if schema.is_picture and schema.shape[0] in (1, 3):
+        again = [np.asarray(_opened(_jpeg(picture))) for picture in images(x, schema)]
+        copies.append(torch.from_numpy(np.stack(again).reshape(len(x), *x.shape[2:], -1)).movedim(3, 1).contiguous())
+    return copies
 
 
 def _apart(space: str, copies: Sequence[tuple[Features, Features]], scale: Tensor) -> float:
@@ -214,24 +215,36 @@ def _apart(space: str, copies: Sequence[tuple[Features, Features]], scale: Tenso
     return float(torch.quantile(torch.cat(each).double(), FOUND_AGAIN))
 
 
-def _thumb(picture: Image.Image) -> bytes:
-    """A small JPEG of a picture."""
+def _jpeg(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
 
 
-def small(x: Tensor, schema: Schema) -> list[Image.Image]:
-    """Examples `[B, *shape]` as small pictures; what is transparent is laid on white."""
+def _opened(jpeg: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+        image.load()
+        return image
+
+
+def images(x: Tensor, schema: Schema) -> list[Image.Image]:
+    """Examples `[B, *shape]` as pictures; what is transparent is laid on white."""
     found = []
     for picture in pictures.to_uint8(x, schema):
         mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[picture.shape[2]]
-        image = Image.fromarray(picture[..., 0] if mode == "L" else picture, mode)
+        image = Image.fromarray(picture[..., 0] if mode == "L" else picture)
         if mode in ("LA", "RGBA"):
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-        image.thumbnail((THUMB, THUMB))
         found.append(image)
+    return found
+
+
+def small(x: Tensor, schema: Schema) -> list[Image.Image]:
+    """The same, none of them large."""
+    found = images(x, schema)
+    for image in found:
+        image.thumbnail((THUMB, THUMB))
     return found
 
 
