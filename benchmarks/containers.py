@@ -78,7 +78,7 @@ def _place(data: bytearray, rng: np.random.Generator) -> int:
 
 
 def _flip(data: bytearray, _: Sequence[bytes], rng: np.random.Generator) -> bytearray:
-    for _ in range(int(rng.integers(1, 4))):
+    for _flips in range(int(rng.integers(1, 4))):
         if data:
             data[_place(data, rng)] ^= 1 << int(rng.integers(8))
     return data
