@@ -146,9 +146,8 @@ def _twice(o: Search, held: Held) -> None:
         pairs = searching.duplicates(held, o.space, o.threshold, progress=tell)
     both = list(zip(pairs.rows.tolist(), pairs.distances.tolist(), strict=True))
     derived = "95 % of slightly altered copies lie nearer" if o.threshold is None else "as asked for"
-    print(
-        f"{pairs.total:,} pair{'s' * (pairs.total != 1)} of {len(held):,} examples lie within {pairs.threshold:.4g} ({derived})"
-    )
+    number = f"{pairs.total:,} pair{'s' * (pairs.total != 1)}"
+    print(f"{number} of {len(held):,} examples lie within {pairs.threshold:.4g} ({derived})")
     for (a, b), apart in both[:LISTED]:
         print(f"{apart:.3g}  {held.names[a]}  {held.names[b]}")
     if pairs.total > LISTED:
