@@ -95,7 +95,7 @@ def log_p(model: CodeModel, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_bounds_lie_below_the_log_likelihood(quantizer: str) -> None:
-    """By one term exactly; by 2000 draws in expectation: within 0.05 nats, some twenty standard errors."""
+    """By one term exactly; by 10 draws in expectation, of 400 times within five standard errors: 1 in 3 * 10^5 seeds."""
     x = torch.randint(0, 2, (6, 1, 2, 2), dtype=torch.uint8)
     options = {"codebook_size": 4, "codes": 2, "width": 8, "depth": 1, "side": 1, "quantizer": quantizer}
     model = started(VQVAE(Schema((1, 2, 2), "binary"), **options), x)
@@ -103,10 +103,10 @@ def test_bounds_lie_below_the_log_likelihood(quantizer: str) -> None:
         for parameter in model.decoder.parameters():
             parameter.mul_(2)
         exact, bound = log_p(model, x), model(x).bound
-        weights = model(x, noise=Noise(1), draws=2000).log_weights
+        weights = model(x, noise=Noise(1), draws=4000).log_weights
     assert (bound >= -exact - 1e-5).all()
-    sharper = weights.logsumexp(0) - math.log(2000)
-    assert (sharper <= exact + 0.05).all()
+    sharper = weights.view(400, 10, -1).logsumexp(1) - math.log(10)
+    assert (sharper.mean(0) <= exact + 5 * sharper.std(0) / 20 + 1e-5).all()
 
 
 def test_weights_average_to_the_likelihood() -> None:

@@ -22,8 +22,9 @@ BLOCK = 2**20
 def near(z: Tensor, table: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Codes drawn with probability proportional to exp(-|z - e_k|^2 / 2v), of the few nearest.
 
-    v, per number, is the mean over codes of the squared half of the way to the next code: how far a z typically lies
-    from its code. It hangs on the codebook alone, so z can be learned to be sure of its code, or less so.
+    sqrt(v) is half of the way from a code to the next (root mean square), so of a z that lies on its code the next one
+    has odds of 1 to e^2: chosen on validation splits, where of narrower and wider ones it served codes of 8 to 48
+    numbers best. It hangs on the codebook alone, so z can be learned to be sure of its code, or less so.
 
     Args:
         z: `[N, G, D]`.
@@ -55,7 +56,7 @@ def _spread(table: Tensor) -> Tensor:
     some = table[:, : max(2, BLOCK // (len(table) * table.shape[1]))]
     apart = torch.cdist(some, table).square()
     apart.diagonal(dim1=1, dim2=2).fill_(math.inf)
-    return (apart.amin(-1).mean() / (4 * table.shape[2])).clamp(min=1e-12)
+    return (apart.amin(-1).mean() / 4).clamp(min=1e-12)
 
 
 def drawn(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
