@@ -35,7 +35,7 @@ from tessella.priors.normal import StandardNormal
 from tessella.records import Batch, Schema
 from tessella.uses.detect import Calibration, Detector, Statistics, available
 from tessella.uses.detect.calibration import needed, p_values, threshold
-from tessella.uses.detect.complexity import file_nats
+from tessella.uses.detect.complexity import context_nats, file_nats
 from tessella.uses.detect.inputs import truth
 from tessella.uses.detect.maps import maps
 from tessella.uses.detect.ranking import auroc, ranking
@@ -245,21 +245,40 @@ def test_searched_codes_are_never_worse_and_often_better() -> None:
 
 def test_file_length_is_the_shorter_files() -> None:
     generator = np.random.default_rng(0)
-    for channels, values in ((1, "bytes"), (3, "bytes"), (1, "binary")):
-        schema = Schema((channels, 12, 10), values, 0.0, 1.0 if values == "binary" else 255.0)
-        top = 2 if values == "binary" else 256
-        noise = generator.integers(0, top, (channels, 12, 10))
-        x = torch.from_numpy(np.stack([np.ones_like(noise), noise])).to(torch.uint8)
-        flat, rough = file_nats(x, schema)
+    for channels in (1, 3):
+        noise = generator.integers(0, 256, (channels, 12, 10), dtype=np.uint8)
+        x = torch.from_numpy(np.stack([np.full_like(noise, 7), noise]))
+        flat, rough = file_nats(x, Schema((channels, 12, 10), "bytes"))
+        picture = Image.fromarray(noise[0] if channels == 1 else np.moveaxis(noise, 0, -1))
         sizes = []
-        shades = (noise * (255 if values == "binary" else 1)).astype(np.uint8)
-        picture = Image.fromarray(shades[0] if channels == 1 else np.moveaxis(shades, 0, -1))
         for options in ({"format": "PNG", "optimize": True}, {"format": "WEBP", "lossless": True, "exact": True}):
             buffer = io.BytesIO()
             picture.convert("RGB" if options["format"] == "WEBP" else picture.mode).save(buffer, **options)
             sizes.append(len(buffer.getvalue()))
         assert rough == pytest.approx(min(sizes) * 8 * math.log(2))
         assert flat < rough
+
+
+def test_the_context_code_is_what_a_coder_would_spend() -> None:
+    x = (np.random.default_rng(0).random((3, 2, 6, 5)) < 0.3).astype(np.uint8)
+    spent = np.zeros(3)
+    for n in range(3):
+        counts: dict[tuple[int, ...], list[float]] = {}
+        for c, i, j in np.ndindex(2, 6, 5):
+            near = [(i, j - 1), (i - 1, j - 1), (i - 1, j), (i - 1, j + 1)]
+            context = (c, *(int(x[n, c, a, b]) if a >= 0 and 0 <= b < 5 else 0 for a, b in near))
+            seen = counts.setdefault(context, [0.5, 0.5])
+            spent[n] -= math.log(seen[x[n, c, i, j]] / sum(seen))
+            seen[x[n, c, i, j]] += 1
+    np.testing.assert_allclose(context_nats(x), spent, rtol=1e-10)
+    np.testing.assert_allclose(
+        file_nats(torch.from_numpy(x[:, :1]), Schema((1, 6, 5), "binary")), context_nats(x[:, :1])
+    )
+
+
+def test_the_context_code_is_a_code() -> None:
+    every = (np.arange(2**9)[:, None] >> np.arange(9) & 1).reshape(-1, 1, 3, 3)
+    assert np.exp(-context_nats(every)).sum() == pytest.approx(1.0)
 
 
 # scores

@@ -42,7 +42,7 @@ def bars(n: int, seed: int = 0) -> np.ndarray:
 
 def test_outliers_are_those_that_break_the_pattern() -> None:
     detector = LatentOutlierDetector(
-        contamination=0.05, max_steps=150, model_options={"width": 32, "depth": 1}, random_state=0
+        contamination=0.05, max_steps=300, model_options={"width": 32, "depth": 1}, random_state=0
     ).fit(band(400))
     assert np.mean(detector.predict(band(400)) == -1) == pytest.approx(0.05, abs=0.005)
     fresh = band(200, 1)

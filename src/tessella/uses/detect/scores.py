@@ -103,7 +103,7 @@ SCORES: tuple[Score, ...] = (
     Score("rate", frozenset({"rate"}), rate, "how unusual its latent is: KL(q || p)"),
     Score("bound", _BOUND, bound, "how improbable it is: rate + distortion"),
     Score("regret", _BOUND | {"regret"}, regret, "how much a latent of its own would save"),
-    Score("complexity", _BOUND | {"length"}, complexity, "the bound less its shortest lossless file"),
+    Score("complexity", _BOUND | {"length"}, complexity, "the bound less what a general lossless compressor needs"),
     Score("typicality", _BOUND, typicality, "how far its bound is from that of normals, to either side", learns=True),
     Score("states", _BOUND, states, "how unusual its rate, distortion and file length are together", learns=True),
 )
