@@ -72,9 +72,10 @@ def importance_nats(evaluation: Evaluation) -> float | None:
 
 
 def bound_with_codes_in_use(evaluation: Evaluation) -> float | None:
-    """The bound, if shuffling the codes between examples costs more than 5 nats."""
+    """The bound, importance-weighted if asked for, if shuffling the codes between examples costs more than 5 nats."""
     used = evaluation["collapse"] and evaluation["collapse"]["shuffle_cost"] > 5
-    return evaluation["bound"] if used else None
+    sharper = evaluation["importance_bound"]
+    return (sharper["nats"] if sharper else evaluation["bound"]) if used else None
 
 
 def bits_with_codes_in_use(evaluation: Evaluation) -> float | None:
@@ -127,9 +128,10 @@ RECIPES = {
         examples=10_000,
     ),
     "mnist-vqvae": Recipe(
-        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 30 --side 4 --codebook-size 32 --code-dim 8",
+        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 30 --side 4 --codebook-size 32 --code-dim 8 "
+        "--draws 5 --draws-after 0.7",
         prior="--kind pixelcnn --minutes 15 --width 64 --depth 4 --batch-size 128",
-        evaluate="--importance-samples 20 --precision bfloat16",
+        evaluate="--importance-samples 50 --precision bfloat16",
         claim="MNIST, dynamically binarised, VQ-VAE with independent pixels and a learned prior: importance-"
         "weighted bound (nobody has published this figure)",
         figure=lambda evaluation: evaluation["importance_bound"]["nats"],
@@ -141,8 +143,9 @@ RECIPES = {
         train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 50 --likelihood autoregressive --side 2 "
         "--codebook-size 64 --width 24 --depth 1 --batch-size 32",
         prior="--kind pixelcnn --minutes 10 --width 64 --depth 4 --batch-size 128",
-        evaluate="--precision bfloat16",
-        claim="MNIST, dynamically binarised, VQ-VAE with an autoregressive decoder, codes in use: bound",
+        evaluate="--importance-samples 20 --precision bfloat16",
+        claim="MNIST, dynamically binarised, VQ-VAE with an autoregressive decoder, codes in use: importance-weighted "
+        "bound",
         figure=bound_with_codes_in_use,
         bar=84.0,
         goal=82.0,
