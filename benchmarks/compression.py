@@ -32,12 +32,12 @@ import common
 import containers
 import tessella
 from tessella import checkpoint
-from tessella.commands.compress import weights_of
 from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.records import Schema
 from tessella.uses.compress import files
 from tessella.uses.compress.container import Container
+from tessella.uses.compress.files import weights_of
 from tessella.uses.compress.rivals import Rivals
 from tessella.uses.look import data_for
 
@@ -272,7 +272,7 @@ def rows(record: common.Record) -> list[common.Record]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parts = parser.add_subparsers(dest="part", required=True)
     one = parts.add_parser("length")
     one.add_argument("run")

@@ -77,7 +77,7 @@ MODELS = [
     ("vae", COLOUR, {**SMALL, "latent": "grid"}),
     ("vae", BITS, SMALL),
     ("vae", Schema(ROW, "binary"), {"width": 8, "depth": 1}),
-    ("vae", TINY, {**SMALL, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1}),
+    ("vae", TINY, {**SMALL, "units": 2, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1}),
     ("beta-vae", GREY, SMALL),
 ]
 
@@ -481,3 +481,20 @@ def test_the_prior_of_the_file_is_used(runs: dict[str, Path], tmp_path: Path, ca
         assert main(["inspect", str(file)]) == 0
         assert f"prior {prior}" in capsys.readouterr().out
     assert (tmp_path / "uniform" / "test-0.png").read_bytes() == (tmp_path / "pixelcnn" / "test-0.png").read_bytes()
+
+
+def test_pictures_that_are_fitted_are_counted(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in {"a": (8, 8), "b": (20, 9)}.items():
+        Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / f"{name}.png")
+    assert main(["compress", str(runs["vae"]), str(tmp_path), "-o", str(tmp_path / "f.tes")]) == 0
+    assert (
+        "note: pictures of other sizes (1) are fitted to 8x8 pixels: --full-size keeps them" in capsys.readouterr().err
+    )
+
+
+def test_codes_that_say_nothing_have_no_size(tmp_path: Path) -> None:
+    model = make("vqvae", GREY, **SMALL, codebook_size=1)
+    with pytest.raises(SpecError, match="say nothing"):
+        written(model, torch.zeros(1, 1, 30, 30, dtype=torch.uint8), tmp_path / "file", lossy=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
     from tessella.models.model import Model
     from tessella.uses.coding import Named
-    from tessella.uses.compress.container import Container, Header
-    from tessella.uses.compress.files import Compressed, Weights
+    from tessella.uses.compress.container import Header
+    from tessella.uses.compress.files import Compressed
     from tessella.uses.compress.rivals import Rival, Rivals
 
 METHODS = {
@@ -72,9 +73,14 @@ def compress(o: Compress) -> int:
     from tessella.uses.look import data_for
 
     model, source = checkpoint.load(o.run, prior=o.prior), checkpoint.read_spec(o.run).data
-    weights = weights_of(o.run, model, o.prior)
+    weights = files.weights_of(o.run, model, o.prior)
     files.coder_for(model, lossy=o.lossy)
     split = cache(lambda: data_for(model, source, o.data).split(o.split))
+    if not o.full_size and (fitted := _fitted(model, o.inputs)):
+        size = "x".join(map(str, model.schema.shape[1:]))
+        warnings.warn(
+            f"pictures of other sizes ({fitted:,}) are fitted to {size} pixels: --full-size keeps them", stacklevel=2
+        )
     rivals = Rivals(model.schema, lossy=o.lossy)
     read = {"all": 0}
 
@@ -97,27 +103,24 @@ def compress(o: Compress) -> int:
     return 0
 
 
+def _fitted(model: Model, inputs: Iterable[str]) -> int:
+    """How many picture files are of another size than the model's."""
+    from tessella.data.folders import look, picture_files
+
+    files: list[str] = []
+    for given in inputs:
+        if os.path.isdir(given):
+            files += [os.path.join(given, name) for name in picture_files(given)[0]]
+        elif os.path.isfile(given):
+            files.append(given)
+    headers = map(look, files) if model.schema.is_picture else ()
+    return sum(not header.trouble and tuple(header.size) != model.schema.shape[1:] for header in headers)
+
+
 def _seen(examples: Iterable[Named], rivals: Rivals) -> Iterator[Named]:
     for names, x in examples:
         rivals.see(x)
         yield names, x
-
-
-def weights_of(run: str, model: Model, prior: str | None) -> Weights:
-    """Which weights a run's files are of."""
-    from tessella import checkpoint
-    from tessella.models.codes import CodeModel
-    from tessella.uses.compress.files import Weights
-
-    fingerprint = checkpoint.fingerprint(run)
-    if not isinstance(model, CodeModel):
-        return Weights(run, fingerprint, "normal")
-    if not model.fitted:
-        return Weights(run, fingerprint, "uniform")
-    if prior is None:
-        kind, _, known = (checkpoint.prior_in_use(Path(run)) or "uniform").partition(" ")
-        return Weights(run, fingerprint, kind, known)
-    return Weights(run, fingerprint, prior, checkpoint.fingerprint(checkpoint.prior_home(Path(run), prior)))
 
 
 def _print_result(result: Compressed, out: str, compared: list[Rival], rivals: Rivals) -> None:
@@ -173,12 +176,13 @@ def decompress(o: Decompress) -> int:
 
     container = Container(o.file)
     header = container.header
-    model = _model_for(container, o.run)
     import numpy as np
 
     from tessella import checkpoint, pictures
     from tessella.uses.coding import target
     from tessella.uses.compress import files
+
+    model = files.model_for(container, o.run)
 
     ending = ".png" if header.is_picture else ".npy"
     if isinstance(header.names, list):
@@ -201,37 +205,6 @@ def decompress(o: Decompress) -> int:
             tell(count := count + 1, header.count)
     print(f"wrote {header.count:,} {'pictures' if header.is_picture else 'arrays'} into {Path(o.out)}")
     return 0
-
-
-def _model_for(container: Container, run: str | None) -> Model:
-    """The model that a file is of, with its prior.
-
-    Raises:
-        DataError: if it is not where the file says, or is another.
-    """
-    from tessella import checkpoint, registry
-    from tessella.models.codes import CodeModel
-    from tessella.uses.compress.files import check
-
-    header = container.header
-    hinted = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(container.path)), header.run))
-    home = run or hinted
-    if run is None and not os.path.isfile(os.path.join(hinted, checkpoint.SPEC)):
-        raise DataError(f"{container.path} is of a run that is not at {hinted}: say where it is with --run")
-    if header.fingerprint != (now := checkpoint.fingerprint(home)):
-        raise DataError(
-            f"{container.path} is of a {header.model} whose weights are {header.fingerprint}, and those of {home} are "
-            f"{now}: give the run that made it with --run"
-        )
-    model = checkpoint.read_spec(home).build()
-    if isinstance(model, CodeModel):
-        if header.prior not in registry.names("code-prior"):
-            raise container.damaged("it names no prior")
-        model = checkpoint.load(home, into=model, prior=header.prior)
-    else:
-        model = checkpoint.load(home, into=model)
-    check(container, model, weights_of(home, model, header.prior))
-    return model
 
 
 @dataclass(frozen=True)

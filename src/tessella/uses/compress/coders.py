@@ -28,14 +28,13 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.noise import Noise
 from tessella.records import Latent
+from tessella.uses.coding import stride_of
 from tessella.uses.compress.container import Chunk, checksum
 
 PARAMETERS = 1 << 24
 """Numbers that a decoder gives at once: 64 MiB."""
 BATCH, LONGEST = 1024, 1 << 24
 """Examples in a batch at most; numbers of data in a chunk of bits-back coding."""
-MARGIN = 4
-"""How much larger than ours another version's batches may be."""
 BUCKETS = 16
 """Bits of a latent unit: the prior is cut into 2^16 buckets of equal mass."""
 
@@ -162,7 +161,7 @@ class BitsBack:
 
     @torch.inference_mode()
     def decode(self, chunk: Chunk) -> Tensor:
-        if max(chunk.batches) > MARGIN * self._batch or sum(chunk.batches) > self.at_once:
+        if max(chunk.batches) > self._batch or sum(chunk.batches) > self.at_once:
             raise _too_large()
         stack, parts = Stack(chunk.words), []
         for count in reversed(chunk.batches):
@@ -242,7 +241,7 @@ class CodesOnly:
         stack = Stack()
         sender = Sender(stack)
         codes = codes_of(self._model, x)
-        self._tell(sender, len(x), [tuple(c.shape[1:]) for c in codes], codes)
+        self._tell(sender, len(x), self._shapes(tuple(x.shape[2:])), codes)
         rate = sender.bits * math.log(2)
         sender.flush()
         return Coded(Chunk((len(x),), stack.words(), 0, checksum(_flat(codes))), rate)
@@ -265,6 +264,8 @@ class CodesOnly:
         trained = self._model.code_shapes
         if size == self._model.schema.shape[1:]:
             return list(trained)
+        if any(q.codebook_size < 2 for q in self._model.levels):
+            raise SpecError("codes that are always the same say nothing of a picture's size: leave out --full-size")
         stride = stride_of(self._model)
         finest = [-(-side // stride) for side in size]
         times = [2**level for level in reversed(range(len(trained)))]
@@ -299,20 +300,14 @@ def plain(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format)
 
 
-def stride_of(model: CodeModel) -> int:
-    """Pixels a side that one position of the finest grid stands for."""
-    height, grid = model.schema.shape[1], model.code_shapes[-1][1]
-    return 2 ** math.ceil(math.log2(height / grid))
-
-
 def _one_batch(chunk: Chunk, most: int) -> int:
-    """The examples of a chunk of one batch; other versions may make larger ones.
+    """The examples of a chunk of one batch.
 
     Raises:
-        DataError: if they are more than any version would take.
+        DataError: if they are more than go through the networks at once.
     """
     count = sum(chunk.batches)
-    if len(chunk.batches) > 1 or count > MARGIN * most:
+    if len(chunk.batches) > 1 or count > most:
         raise _too_large()
     return count
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.checkpoint import write_atomic
+from tessella.checkpoint import SPEC, fingerprint, load, prior_home, prior_in_use, read_spec, write_atomic
 from tessella.data.found import shown
 from tessella.entropy_coding import WORD
 from tessella.errors import DataError, SpecError
@@ -27,6 +27,7 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.precision import autocast, lowers
 from tessella.records import Precision
+from tessella.registry import names
 from tessella.uses import coding
 from tessella.uses.coding import Named
 from tessella.uses.compress.coders import (
@@ -40,6 +41,8 @@ from tessella.uses.compress.coders import (
 )
 from tessella.uses.compress.container import Chunk, Container, Exactly, Header, Method, pack_chunk, pack_header, sealed
 
+MOST_AT_ONCE = 4
+"""Chunks that are coded side by side at most, unless told: each takes some hundred megabytes."""
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -133,12 +136,12 @@ def compress(
     """
     started, coder = time.perf_counter(), coder_for(model, lossy=lossy)
     method: Method = "bits-back" if isinstance(coder, BitsBack) else "codes" if lossy else "lossless"
-    names: list[str] = []
+    called: list[str] = []
     sizes: list[tuple[int, ...]] = []
 
     def noted() -> Iterator[Tensor]:
-        for called, x in examples:
-            names.extend(called)
+        for some, x in examples:
+            called.extend(some)
             sizes.extend([tuple(x.shape[2:])] * len(x))
             yield x
 
@@ -159,13 +162,13 @@ def compress(
             bound, done = bound + coded.bound, done + sum(coded.chunk.batches)
             if progress:
                 progress(done)
-        if not names:
+        if not called:
             raise DataError("there are no examples to compress")
         trained = model.schema.shape[1:]
         other = np.array(sizes if any(size != trained for size in sizes) else [], np.int64).reshape(-1, 2)
         header = Header(
             method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values,
-            model.schema.shape, len(names), names, other, exactly, os.path.relpath(weights.run, folder), made_by(),
+            model.schema.shape, len(called), called, other, exactly, os.path.relpath(weights.run, folder), made_by(),
         )  # fmt: skip
 
         def save(draft: Path) -> None:
@@ -180,7 +183,7 @@ def compress(
         write_atomic(Path(out), save)
     numbers = sum(model.schema.shape[0] * math.prod(size) for size in sizes)
     seconds = time.perf_counter() - started
-    return Compressed(method, len(names), numbers, os.path.getsize(out), bound, seconds)
+    return Compressed(method, len(called), numbers, os.path.getsize(out), bound, seconds)
 
 
 def _alike(xs: Iterable[Tensor], at_once: int) -> Iterator[Tensor]:
@@ -238,7 +241,7 @@ def laid(tiles: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def _side_by_side(work: Callable[[A], B], items: Iterable[A], workers: int | None) -> Iterator[B]:
     """The results in order, a few items ahead of whoever takes them."""
-    many = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or 1
+    many = workers or min(MOST_AT_ONCE, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     if many == 1:
         yield from map(work, items)
         return
@@ -259,6 +262,59 @@ def _side_by_side(work: Callable[[A], B], items: Iterable[A], workers: int | Non
 # and back
 
 
+def weights_of(run: str, model: Model, prior: str | None = None) -> Weights:
+    """Which weights a run's files are of.
+
+    Args:
+        model: of that run, as `checkpoint.load(run, prior=prior)` gives it.
+        prior: the kind of prior that was asked for; None: the run's best.
+    """
+    now = fingerprint(run)
+    if not isinstance(model, CodeModel):
+        return Weights(run, now, "normal")
+    if not model.fitted:
+        return Weights(run, now, "uniform")
+    if prior is None:
+        kind, _, known = (prior_in_use(Path(run)) or "uniform").partition(" ")
+        return Weights(run, now, kind, known)
+    return Weights(run, now, prior, fingerprint(prior_home(Path(run), prior)))
+
+
+def model_for(container: Container, run: str | None = None) -> Model:
+    """The model that a file is of, with the prior that it was made with.
+
+    Args:
+        run: where its run lies; None: where the file says.
+
+    Raises:
+        DataError: if there is none, or it is another.
+    """
+    header = container.header
+    hinted = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(container.path)), header.run))
+    home = run or hinted
+    if run is None and not os.path.isfile(os.path.join(hinted, SPEC)):
+        raise DataError(f"{container.path} is of a run that is not at {hinted}: say where it is with --run")
+    if header.fingerprint != (now := fingerprint(home)):
+        raise _of_another(container, home, now)
+    model = read_spec(home).build()
+    if isinstance(model, CodeModel):
+        if header.prior not in names("code-prior"):
+            raise container.damaged("it names no prior")
+        load(home, into=model, prior=header.prior)
+    else:
+        load(home, into=model)
+    check(container, model, weights_of(home, model, header.prior))
+    return model
+
+
+def _of_another(container: Container, run: str, now: str) -> DataError:
+    header = container.header
+    return DataError(
+        f"{container.path} is of a {header.model} whose weights are {header.fingerprint}, and those of {run} are "
+        f"{now}: give the run that made it with --run"
+    )
+
+
 def check(container: Container, model: Model, weights: Weights) -> None:
     """Whether the file is of this model with this prior.
 
@@ -267,10 +323,7 @@ def check(container: Container, model: Model, weights: Weights) -> None:
     """
     header = container.header
     if header.fingerprint != weights.model:
-        raise DataError(
-            f"{container.path} is of a model whose weights are {header.fingerprint}, and those of {weights.run} are "
-            f"{weights.model}: give the run that made it with --run"
-        )
+        raise _of_another(container, weights.run, weights.model)
     if (header.prior, header.prior_fingerprint) != (weights.prior, weights.prior_fingerprint):
         raise DataError(
             f"{container.path} was made with the prior {_called(header.prior, header.prior_fingerprint)}, and "
