@@ -8,7 +8,7 @@ The score that counts is `complexity`, as docs/uses/detect.md says beforehand. I
 training and validation pictures alone: one digit's held-out training pictures against the others', and Fashion-MNIST's
 validation split against small digits of another source, photographs, noise, drawn lines, and garments turned, mirrored
 and inverted.
-Runs that lie in RUNS already are not trained again.
+Runs that lie in RUNS already are not trained again, and scores not found again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def trained(run: Path, words: str, data: Path) -> Path:
 def judged(run: Path, options: str) -> dict[str, Any]:
     """AUROC and average precision of every score."""
     out = run / "anomalies"
-    tessella(f"detect {run} {options} -o {out}")
+    if not (out / "index.html").is_file():
+        tessella(f"detect {run} {options} -o {out}")
     return json.loads((out / "scores.json").read_text())["rankings"]
 
 

@@ -14,6 +14,10 @@ from tessella import pictures
 from tessella.data.folders import MODES
 from tessella.records import Schema
 
+BYTE = 8 * math.log(2)
+"""Nats."""
+SMALLEST_FILE = 26
+"""Bytes: no PNG or WebP file is shorter."""
 CAUSAL = ((0, -1), (-1, -1), (-1, 0), (-1, 1))
 """Rows and columns from a pixel to those that its context is made of: left, and the three above."""
 
@@ -30,8 +34,10 @@ def file_nats(x: Tensor, schema: Schema) -> np.ndarray:
     """
     tiles = pictures.to_uint8(x, schema)
     mode = MODES[tiles.shape[-1]]
-    files = np.array([_shortest(Image.fromarray(tile.squeeze(), mode)) for tile in tiles]) * 8 * math.log(2)
-    return np.minimum(files, context_nats(x.cpu().numpy())) if schema.values == "binary" else files
+    least = context_nats(x.cpu().numpy()) if schema.values == "binary" else np.full(len(x), np.inf)
+    for i in np.flatnonzero(least > SMALLEST_FILE * BYTE):
+        least[i] = min(least[i], _shortest(Image.fromarray(tiles[i].squeeze(), mode)) * BYTE)
+    return least
 
 
 def context_nats(x: np.ndarray) -> np.ndarray:
