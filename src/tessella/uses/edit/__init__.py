@@ -1,6 +1,7 @@
 """Changing one part of a picture: the codes of a region are drawn anew, pasted, set or blended, and all others stay.
 
-A region is a mask of pixels `[H, W]`. A position of a grid of codes is edited if its cell of pixels meets the region.
+A region is a mask of pixels `[H, W]`. A position of a grid of codes is edited if half or
+more of its cell of pixels lies in the region.
 What an edited code can change is found exactly, by one pass of the decoder: its vectors are replaced by what is not a
 number, and so is every pixel that depends on them. Two drawings are compared: of the codes as they were, and as they
 are now. A model without codes is edited in its latents, so that both kinds can be seen side by side.

@@ -17,7 +17,7 @@ from tessella.uses.coding import grown
 from tessella.uses.edit.operations import Operation, Scene, of_codes
 from tessella.uses.edit.reach import undecided
 from tessella.uses.edit.records import Edited, EditedLevel
-from tessella.uses.edit.regions import cell_side, enlarged, feathered, in_words, meeting
+from tessella.uses.edit.regions import cell_side, enlarged, feathered, in_words, positions
 
 
 @torch.no_grad()
@@ -102,9 +102,10 @@ def _edited_codes(scene: Scene, operation: Operation, level: int | None) -> _Cha
     now, finest = scene.encoded(scene.x), cell_side(model)
     _at_least_one_code(scene, finest)
     strides = [finest << (count - 1 - number) for number in range(count)]
-    chosen = [
-        meeting(scene.region, stride) & (level is None or level == number) for number, stride in enumerate(strides)
-    ]
+    chosen = positions(scene.region, strides if level is None else [strides[level]])
+    if level is not None:
+        nowhere = [torch.zeros_like(c[0, 0], dtype=torch.bool) for c in now]
+        chosen = [*nowhere[:level], *chosen, *nowhere[level + 1 :]]
     scene = replace(scene, known=tuple(~c[None, None] for c in chosen))
     proposed = operation.codes(scene)
     then = [torch.where(c, new, old) for c, new, old in zip(chosen, proposed, now, strict=True)]
@@ -130,7 +131,7 @@ def _edited_latents(scene: Scene, operation: Operation, level: int | None) -> _C
     if len(model.latent_shape) == 3:
         cell = cell_side(model)
         _at_least_one_code(scene, cell)
-        chosen = meeting(scene.region, cell)
+        (chosen,) = positions(scene.region, [cell])
         cells = enlarged(chosen, cell, scene.region.shape)
     else:
         cell, cells = max(1, min(size) // 16), scene.region

@@ -1,6 +1,8 @@
-"""Where: regions of pixels as masks, and the positions of a grid that they meet."""
+"""Where: regions of pixels as masks, and the positions of grids that lie in them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,10 +53,25 @@ def read_mask(path: str, size: tuple[int, ...]) -> Tensor:
     return mask
 
 
-def meeting(region: Tensor, stride: int) -> Tensor:
-    """The positions `[h, w]` whose cells of stride x stride pixels meet the region."""
+def positions(region: Tensor, strides: Sequence[int]) -> list[Tensor]:
+    """The positions `[h, w]` of each grid whose cells, of stride x stride pixels, lie in the region by half or more.
+
+    So a region is rounded to cells rather than grown to them. Where no grid has such a position, those of the last
+    grid that the region covers most are taken.
+    """
+    shares = [_covered(region, stride) for stride in strides]
+    chosen = [share >= 0.5 for share in shares]
+    if not any(c.any() for c in chosen):
+        chosen[-1] = shares[-1] == shares[-1].max()
+    return chosen
+
+
+def _covered(region: Tensor, stride: int) -> Tensor:
+    """The share of each cell's pixels that are in the region; cells at the border may reach outside the picture."""
     down, right = -region.shape[0] % stride, -region.shape[1] % stride
-    return F.max_pool2d(F.pad(region.float(), (0, right, 0, down))[None], stride)[0] > 0
+    both = torch.stack([region.float(), torch.ones_like(region, dtype=torch.float32)])
+    inside, pixels = F.avg_pool2d(F.pad(both, (0, right, 0, down))[None], stride)[0]
+    return inside / pixels
 
 
 def enlarged(positions: Tensor, times: int, size: tuple[int, ...]) -> Tensor:
