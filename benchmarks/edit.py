@@ -3,7 +3,7 @@
     python benchmarks/edit.py --data FOLDER --codes NAME=RUN ... --vae NAME=RUN ... [--pictures 200]
 
 Locality: for each run, codes (or latents) of a rectangle of half the height and width at a random place are pasted from
-another test picture, and the two drawings are compared. A position of the grid is edited if half of its cell lies in the
+another test picture, and the two drawings are compared. A position of the grid is edited if half its cell lies in the
 rectangle; the share of the squared change is told outside the rectangle, outside those cells, and beyond the reach of
 what was edited. A VAE's whole picture depends on its one vector.
 

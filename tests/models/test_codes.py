@@ -95,7 +95,7 @@ def log_p(model: CodeModel, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_bounds_lie_below_the_log_likelihood(quantizer: str) -> None:
-    """By one term exactly; by 10 draws in expectation, of 400 times within five standard errors: 1 in 3 * 10^5 seeds."""
+    """By one term exactly; by 10 draws in expectation: 400 times, within five standard errors, 1 in 3 * 10^5 seeds."""
     x = torch.randint(0, 2, (6, 1, 2, 2), dtype=torch.uint8)
     options = {"codebook_size": 4, "codes": 2, "width": 8, "depth": 1, "side": 1, "quantizer": quantizer}
     model = started(VQVAE(Schema((1, 2, 2), "binary"), **options), x)
