@@ -69,11 +69,13 @@ class Findings:
 
     def records(self, calibration: Calibration | None) -> Iterator[dict[str, Any]]:
         """Each example as a flat record: name, class, whether it is anomalous, p-value and flag, and its scores."""
-        p = None if calibration is None else calibration.p_values(self.by, self.scores[self.by])
+        p = flagged = None
+        if calibration is not None:
+            p, flagged = calibration.p_values(self.by, self.scores[self.by]), self.flagged(calibration)
         for i, name in enumerate(self.names):
             record: dict[str, Any] = {"name": name, "class": self.classes[i], "anomalous": self.anomalous[i]}
-            if calibration is not None and p is not None:
-                record |= {"p": float(p[i]), "flagged": bool(self.flagged(calibration)[i])}
+            if p is not None and flagged is not None:
+                record |= {"p": float(p[i]), "flagged": bool(flagged[i])}
             yield record | {name: float(values[i]) for name, values in self.scores.items()}
 
     def flagged(self, calibration: Calibration) -> np.ndarray:
