@@ -297,6 +297,20 @@ def test_names_that_count_take_no_room(tmp_path: Path) -> None:
     assert list(other.header.names) == apart[0]
 
 
+def test_a_header_holds_any_name_and_not_more_than_it_can(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, x = make("vae", GREY, **SMALL), examples(GREY, 3)
+    called = ["f\xfc\u2603r/\udcff", "line\nbreak", "-12"]
+    hidden = replace(WEIGHTS, run=str(tmp_path / "new\nline"))
+    files.compress(model, [(called, x)], str(tmp_path / "file"), hidden, workers=1)
+    container = Container(str(tmp_path / "file"))
+    assert list(container.header.names) == called
+    assert container.header.run == ""
+    monkeypatch.setattr(importlib.import_module("tessella.uses.compress.container"), "NAMES_MOST", 20)
+    with pytest.raises(DataError, match="compress in parts"):
+        files.compress(model, [(called, x)], str(tmp_path / "more"), WEIGHTS, workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
 def test_bits_back_keeps_what_it_started_from(tmp_path: Path) -> None:
     """The words that the coder began with are left when all is decoded."""
     model: Any = make("vae", GREY, **SMALL)

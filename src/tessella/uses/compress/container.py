@@ -37,7 +37,7 @@ Method = Literal["codes", "lossless", "bits-back"]
 Exactly = Literal["float32", "bfloat16"]
 METHODS, VALUES, PRECISIONS = get_args(Method), get_args(Values), get_args(Exactly)
 HEADER_MOST, TEXT_MOST, SIDE_MOST = 1 << 26, 1 << 12, 1 << 20
-NAMES_MOST = 1 << 26
+NAMES_MOST = 1 << 25
 """Bytes of all names, or of all sizes, unpacked."""
 
 
@@ -139,14 +139,19 @@ def sealed(plain: bytes, key: bytes) -> bytes:
 
 
 def pack_header(header: Header) -> bytes:
-    """All that comes before the first chunk; its last 8 bytes are the checksum."""
+    """All that comes before the first chunk; its last 8 bytes are the checksum.
+
+    Raises:
+        DataError: if there are more names or sizes than a header holds.
+    """
     out = bytearray([METHODS.index(header.method), VALUES.index(header.values), PRECISIONS.index(header.precision)])
     out += _varint(len(header.shape)) + b"".join(_varint(side) for side in header.shape)
     for text in (header.model, header.prior, header.run, header.made):
-        out += _blob(text.encode("utf-8", "replace")[:TEXT_MOST])
+        data = text.encode("utf-8", "replace")
+        out += _blob(data if text.isprintable() and len(data) <= TEXT_MOST else b"")
     out += bytes.fromhex(header.fingerprint) + _blob(bytes.fromhex(header.prior_fingerprint))
     out += _varint(header.count) + _packed_names(header.names)
-    out += _blob(zlib.compress(header.sizes.astype(WORD).tobytes(), 9))
+    out += _packed(header.sizes.astype(WORD).tobytes())
     plain = MAGIC + bytes([VERSION]) + struct.pack("<I", len(out)) + bytes(out)
     return plain + blake2b(plain, digest_size=8).digest()
 
@@ -164,7 +169,13 @@ def _packed_names(names: Sequence[str]) -> bytes:
         counted = Numbered(stem, int(first), len(names))
         if all(a == b for a, b in zip(names, counted, strict=True)):
             return b"\x01" + _blob(stem.encode()) + _varint(int(first))
-    return b"\x00" + _blob(zlib.compress("\0".join(names).encode("utf-8", "surrogateescape"), 9))
+    return b"\x00" + _packed("\0".join(names).encode("utf-8", "surrogateescape"))
+
+
+def _packed(data: bytes) -> bytes:
+    if len(data) > NAMES_MOST:
+        raise DataError(f"these are more names or sizes than a file holds ({NAMES_MOST >> 20} MiB): compress in parts")
+    return _blob(zlib.compress(data, 9))
 
 
 def _varint(number: int) -> bytes:

@@ -171,9 +171,10 @@ def compress(
             model.schema.shape, len(called), called, other, exactly, os.path.relpath(weights.run, folder), made_by(),
         )  # fmt: skip
 
+        start = pack_header(header)
+
         def save(draft: Path) -> None:
             body.seek(0)
-            start = pack_header(header)
             with draft.open("wb") as file:
                 file.write(start)
                 for chunk, length in chunks:
