@@ -45,7 +45,7 @@ class Compress:
         data: other data than the run's own, read as the run's was.
         split: the split that is compressed, or that numbers refer to.
         prior: of a model of codes, the kind of prior to use, or `uniform`, which is fast.
-        precision: what encoder and decoder compute in; `auto` takes bfloat16 where the processor has it.
+        precision: what encoder and decoder compute in; `auto`: of lossless codes bfloat16 where the processor has it.
         compare: code the first pictures as PNG, WebP and JPEG XL too.
         quiet: no progress bar.
     """
