@@ -285,15 +285,18 @@ def main() -> int:
         all_.add_argument(name, required=True)
     parts.add_parser("damage").add_argument("--mutations", type=int, default=10_000)
     chosen = parser.parse_args()
+    measured: dict[str, Callable[[], common.Record]] = {
+        "length": lambda: length(chosen.run, chosen.count, chosen.prior, chosen.precision),
+        "trips": lambda: trips(chosen.colour, chosen.grey, chosen.bits, Path(chosen.data)),
+        "damage": lambda: damage(chosen.mutations),
+    }
+    found = measured[chosen.part]()
     path = common.RESULTS / f"{NAME}.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if chosen.part == "length":
-        name = chosen.name or Path(chosen.run).name
-        record.setdefault("runs", {})[name] = length(chosen.run, chosen.count, chosen.prior, chosen.precision)
-    elif chosen.part == "trips":
-        record["trips"] = trips(chosen.colour, chosen.grey, chosen.bits, Path(chosen.data))
+        record.setdefault("runs", {})[chosen.name or Path(chosen.run).name] = found
     else:
-        record["damage"] = damage(chosen.mutations)
+        record[chosen.part] = found
     kept = {part: record[part] for part in ("runs", "trips", "damage") if part in record}
     about = "Compressed files: length against the bound and other coders, round trips, speed, damage."
     final = {"about": about, "rows": rows(kept), **kept, "environment": common.environment()}
