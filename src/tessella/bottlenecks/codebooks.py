@@ -77,8 +77,9 @@ class AveragedCodebook(nn.Module):
         count_k <- decay count_k + (1 - decay) n_k,    total_k <- decay total_k + (1 - decay) s_k,
         e_k = total_k / count_k, the counts smoothed by Laplace's rule.
 
-    k-means gives the first vectors. A code whose count falls under `revive` times the mean count is given a random
-    vector of the batch, and the mean count. A batch that is not finite is not noted.
+    k-means gives the first vectors. A code is dead if its count falls under one use a batch and under `revive` times the
+    mean count (of a few codes a rare one is not dead); it is given a random vector of the batch, and the mean count. A
+    batch that is not finite is not noted.
     """
 
     taught = False
@@ -123,7 +124,7 @@ class AveragedCodebook(nn.Module):
         count, total = _joined(*per_code(z, codes, size))
         count = self.count.lerp(count, 1 - self.decay)
         all_, mean = count.sum(1, keepdim=True), count.mean(1, keepdim=True)
-        dead = count < self.revive * mean
+        dead = count < (self.revive * mean).clamp(max=1)
         finite, any_dead = torch.stack([total.sum().isfinite(), dead.any()]).tolist()
         if not finite:
             return
