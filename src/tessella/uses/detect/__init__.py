@@ -12,10 +12,11 @@ findings     all of it together, of more examples than fit in memory
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import final
+from typing import NoReturn, final
 
 import numpy as np
 
+from tessella.errors import DataError
 from tessella.models.model import Model
 from tessella.records import Batch
 from tessella.uses.detect.calibration import p_values, threshold
@@ -55,7 +56,7 @@ class Detector:
         model: trained on normals.
         scores: names of scores; none for all that the model allows.
         normals: batches of normals that had no part in training, for the scores that are learned from them; without,
-            those are left out, unless they are asked for by name.
+            those are left out.
         draws, steps, seed: as of `Examiner`.
 
     Attributes:
@@ -64,7 +65,8 @@ class Detector:
 
     Raises:
         SpecError: if a score is unknown or cannot be had of the model.
-        DataError: if a score must be learned from normals and there are none, or too few.
+        DataError: if scores must be learned from normals and there are too few, or by `preferred` and `score` if there
+            are none and no other score is asked for.
 
     Example:
         >>> detector = Detector(model, normals=batches_of_normals)
@@ -82,10 +84,10 @@ class Detector:
         seed: int = 0,
     ) -> None:
         wanted = chosen(model, scores)
-        self.left_out = tuple(s for s in wanted if s.learns) if normals is None and not scores else ()
+        self.left_out = tuple(s for s in wanted if s.learns) if normals is None else ()
         self.scores = tuple(score for score in wanted if score not in self.left_out)
-        needs: frozenset[str] = frozenset().union(*(score.needs for score in self.scores))
-        if any(score.name == "states" for score in self.scores):
+        needs: frozenset[str] = frozenset().union(*(score.needs for score in wanted))
+        if any(score.name == "states" for score in wanted):
             needs |= {"length"} & frozenset().union(*(s.needs for s in available(model)))
         self.examine = Examiner(model, needs, draws=draws, steps=steps, seed=seed)
         taught = normals if isinstance(normals, Statistics) or normals is None else self.survey(normals)
@@ -94,7 +96,7 @@ class Detector:
     @property
     def preferred(self) -> str:
         """The score to go by, unless another is asked for."""
-        names = [score.name for score in self.scores]
+        names = [score.name for score in self.scores] or _none_to_learn_from()
         return next((name for name in PREFERRED if name in names), names[0])
 
     def survey(self, batches: Iterable[Batch]) -> Statistics:
@@ -104,9 +106,15 @@ class Detector:
     def score(self, examples: Batch | Statistics) -> dict[str, np.ndarray]:
         """Each score of each example, `[N]` float64."""
         statistics = examples if isinstance(examples, Statistics) else self.examine(examples)
+        if not self.scores:
+            _none_to_learn_from()
         return {name: rule(statistics) for name, rule in self._rules.items()}
 
     def calibrate(self, normals: Iterable[Batch] | Statistics, false_positives: float = 0.01) -> Calibration:
         """Thresholds from held-out normals: not those of training, nor those that scores were learned from."""
         found = normals if isinstance(normals, Statistics) else self.survey(normals)
         return Calibration(self.score(found), false_positives)
+
+
+def _none_to_learn_from() -> NoReturn:
+    raise DataError("all scores asked for are learned from normals, and there are none: give some by --calibrate")

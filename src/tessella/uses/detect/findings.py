@@ -17,6 +17,7 @@ from tessella.uses.detect import Calibration, Detector
 from tessella.uses.detect.calibration import check_rate, needed, too_few
 from tessella.uses.detect.inputs import Lot, Source, truth
 from tessella.uses.detect.ranking import Ranking, ranking
+from tessella.uses.detect.scores import FEWEST
 from tessella.uses.detect.statistics import Statistics
 
 Progress = Callable[[int, int], None]
@@ -148,7 +149,7 @@ def held_out(
     """A detector, and thresholds for it, from the same normals.
 
     Half of them, every other one, teach the scores that learn, and the other half set the thresholds; where no score
-    learns, all set thresholds.
+    learns, or halves are too few, all set thresholds, and scores that learn are left out.
 
     Args:
         detector_for: what makes the detector, given normals to learn from.
@@ -159,8 +160,13 @@ def held_out(
     check_rate(false_positives)
     taught = detector_for(None)
     total = sum(source.count for source in normals)
-    learns = bool(taught.left_out)
+    learns = bool(taught.left_out) and total // SHARE >= max(FEWEST, needed(false_positives))
     share = SHARE if learns else 1
+    if not (learns or taught.scores):
+        raise DataError(
+            f"scores that are learned from normals need at least {SHARE * FEWEST} of them, half to learn from, and "
+            f"{total} are given: give more by --calibrate, or choose other scores by --scores"
+        )
     if total // share < needed(false_positives):
         raise too_few(total, false_positives, share)
     parts: list[Statistics] = []
