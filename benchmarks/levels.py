@@ -4,7 +4,8 @@
 
 One level: 14 x 14 codes of 4 values, 392 bits. Two: 7 x 7 and 14 x 14 codes of 3 values, 388 bits. Or, by
 `--codebooks 32 16` and `--codebooks 1024 256`, 980 and 1960 bits on both sides: two levels must never have more.
-The same seed, network widths, budget and kind of prior; all test pictures.
+The same seed, quantiser (FSQ, which has no codes that could die), network widths, budget and kind of prior; all test
+pictures.
 """
 
 from __future__ import annotations
@@ -53,16 +54,16 @@ def bits(evaluation: dict[str, Any]) -> float:
 
 
 def levels(
-    data: Path, codebooks: Sequence[int], rate: float, minutes: float, prior_minutes: float, folder: Path
+    data: Path, codebooks: Sequence[int], quantizer: str, minutes: float, prior_minutes: float, folder: Path
 ) -> common.Record:
     """The record of both.
 
     Args:
         codebooks: sizes, of the one level's and of the two levels'.
-        rate: the learning rate of both.
+        quantizer: of both.
     """
     both = zip(MODELS.items(), codebooks, strict=True)
-    sides = {name: f"{m} --side 14 --codebook-size {k} --learning-rate {rate:g}" for (name, m), k in both}
+    sides = {name: f"{m} --side 14 --quantizer {quantizer} --codebook-size {k}" for (name, m), k in both}
     found = {name: measured(model, data, folder / name, minutes, prior_minutes) for name, model in sides.items()}
     one, two = found["one"], found["two"]
     assert 0.98 * bits(one) <= bits(two) <= bits(one) + 1e-6, "the two must have equal bits, or two levels hardly fewer"
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument(
         "--codebooks", type=int, nargs=2, default=[4, 3], metavar=("ONE", "TWO"), help="sizes of the codebooks"
     )
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of both")
+    parser.add_argument("--quantizer", default="fsq", help="of both")
     parser.add_argument("--minutes", type=float, default=8.0, help="of training, each")
     parser.add_argument("--prior-minutes", type=float, default=3.0, help="of fitting the prior, each")
     parser.add_argument("--out", type=Path, help="where to keep the runs; by default they are not kept")
@@ -101,7 +102,7 @@ def main() -> None:
     with TemporaryDirectory() as temporary:
         out = chosen.out or Path(temporary)
         data = chosen.data / "fashion_mnist.npz"
-        record = levels(data, chosen.codebooks, chosen.learning_rate, chosen.minutes, chosen.prior_minutes, out)
+        record = levels(data, chosen.codebooks, chosen.quantizer, chosen.minutes, chosen.prior_minutes, out)
     common.write("levels" + "".join(f"-{k}" for k in chosen.codebooks if chosen.codebooks != [4, 3]), record)
     common.show(record)
 
