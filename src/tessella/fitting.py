@@ -309,8 +309,10 @@ def _encoded(model: CodeModel, x: Tensor, precision: Precision, noise: Noise | N
     """The chosen codes; of a model trained on several draws, with noise, drawn as they were in training."""
     x = x.to(model.device)
     with autocast(precision, model.schema, model.device):
-        drawn = noise is not None and model.objective.draws > 1
-        rows = packed(model.draw_codes(x, noise) if drawn else model.encode(x).codes)
+        if noise is None or model.objective.draws == 1:
+            rows = packed(model.encode(x).codes)
+        else:
+            rows = packed(model.draw_codes(x, noise))
     return rows.to("cpu", torch.int32 if int(rows.max()) > 32767 else torch.int16)
 
 

@@ -77,9 +77,9 @@ class AveragedCodebook(nn.Module):
         count_k <- decay count_k + (1 - decay) n_k,    total_k <- decay total_k + (1 - decay) s_k,
         e_k = total_k / count_k, the counts smoothed by Laplace's rule.
 
-    k-means gives the first vectors. A code is dead if its count falls under one use a batch and under `revive` times the
-    mean count (of a few codes a rare one is not dead); it is given a random vector of the batch, and the mean count. A
-    batch that is not finite is not noted.
+    k-means gives the first vectors. A code is dead if its count falls under one use a batch and under `revive` times
+    the mean count (of a few codes a rare one is not dead); it is given a random vector of the batch, and the mean
+    count. A batch that is not finite is not noted.
     """
 
     taught = False
