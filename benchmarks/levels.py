@@ -1,6 +1,6 @@
 """Two levels of codes against one, at an equal number of code bits (Fashion-MNIST): both stages through the commands.
 
-    python benchmarks/levels.py --data FOLDER [--codebooks 4 3 --minutes 8 --prior-minutes 3]
+    python benchmarks/levels.py --data FOLDER [--codebooks 4 3 --minutes 5 --prior-minutes 4]
 
 One level: 14 x 14 codes of 4 values, 392 bits. Two: 7 x 7 and 14 x 14 codes of 3 values, 388 bits. Or, by
 `--codebooks 32 16` and `--codebooks 1024 256`, 980 and 1960 bits on both sides: two levels must never have more.
@@ -33,7 +33,7 @@ def measured(model: str, data: Path, run: Path, minutes: float, prior_minutes: f
         return _told(json.loads(done.read_text()), data)
     stages = (
         f"train {model} --data {shlex.quote(str(data))} --minutes {minutes:g} --out {run} --quiet",
-        f"prior {run} --kind pixelcnn --minutes {prior_minutes:g} --quiet",
+        f"prior {run} --kind pixelcnn --width 64 --depth 4 --minutes {prior_minutes:g} --quiet",
         f"evaluate {run} --json",
     )
     said = ""
@@ -95,8 +95,8 @@ def main() -> None:
         "--codebooks", type=int, nargs=2, default=[4, 3], metavar=("ONE", "TWO"), help="sizes of the codebooks"
     )
     parser.add_argument("--quantizer", default="fsq", help="of both")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of training, each")
-    parser.add_argument("--prior-minutes", type=float, default=3.0, help="of fitting the prior, each")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training, each")
+    parser.add_argument("--prior-minutes", type=float, default=4.0, help="of fitting the prior, each")
     parser.add_argument("--out", type=Path, help="where to keep the runs; by default they are not kept")
     chosen = parser.parse_args()
     with TemporaryDirectory() as temporary:
