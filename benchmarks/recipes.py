@@ -164,7 +164,7 @@ RECIPES = {
     ),
     "cifar10-usage-simvq": Recipe(
         train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer simvq --codebook-size 16384 "
-        "--width 32 --depth 2",
+        "--code-dim 8 --batch-size 32 --width 32 --depth 2",
         evaluate="--split train --precision bfloat16",
         claim="CIFAR-10, share of the 16384 codes of SimVQ in use over the training set",
         figure=lambda evaluation: evaluation["codes"]["code_usage"],
