@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("records", "errors", "registry"),
     ("contracts", "divergences", "noise", "precision", "entropy_coding", "pictures"),
     ("networks",),
-    ("likelihoods", "bottlenecks", "priors"),
+    ("likelihoods", "bottlenecks", "priors", "flows", "diffusion"),
     ("models", "spec"),
     ("training", "fitting", "checkpoint", "monitor", "evaluation"),
     ("uses",),

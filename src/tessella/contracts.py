@@ -101,6 +101,8 @@ class Bottleneck(nn.Module, ABC):
 
     latent_shape: tuple[int, ...]
     """Shape of one example's z: `(D,)` or `(D, h, w)`."""
+    stochastic = True
+    """Whether `Passage.posterior` is a distribution, so that z has a rate."""
 
     @abstractmethod
     def forward(self, features: Tensor, noise: Noise | None) -> Passage:
@@ -113,9 +115,35 @@ class Bottleneck(nn.Module, ABC):
 class Prior(nn.Module, ABC):
     """Which latents are plausible: p(z), or p(z | label)."""
 
+    exact = True
+    """Whether `log_prob` is the log-density itself; a prior made of many steps has a lower bound on it instead."""
+
     @abstractmethod
-    def forward(self, label: Tensor | None) -> Distribution:
-        """A distribution with event shape `latent_shape`; batch shape `()` or, given labels, `[B]`."""
+    def forward(self, label: Tensor | None, noise: Noise | None = None) -> Distribution:
+        """A distribution with event shape `latent_shape`; batch shape `()` or, given labels, `[B]`.
+
+        Args:
+            noise: for priors that estimate their `log_prob` by random steps; without it the steps are fixed.
+        """
+
+    @abstractmethod
+    def sample(
+        self,
+        count: int,
+        noise: Noise,
+        label: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """z ~ p(z), `[count, *latent_shape]` float32.
+
+        Args:
+            noise: all randomness comes from it.
+            label: `[count]`, for a class-conditional prior.
+            temperature: a factor on the deviation of what is drawn; 1 draws from the prior itself.
+            progress: told (steps done, steps in all) by a prior that draws in many steps.
+        """
 
 
 class Quantizer(Bottleneck, ABC):

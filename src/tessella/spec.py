@@ -57,6 +57,10 @@ class ModelOptions:
         mixtures: logistics in a discretised-logistic mixture; refused by other likelihoods.
         latent: `vector`, one z for the whole example, or `grid`, a z at each position of a coarse grid. By default
             a grid for colour pictures, whose bound needs many units, and a vector for all else.
+        prior: p(z) of a model with continuous latents: a name of the catalogue; N(0, I) unless given.
+        posterior: q(z | x): `gaussian` (factorised), or `flow` (inverse autoregressive steps after it).
+        components: of a mixture or VampPrior.
+        flow_steps: of a flow prior or posterior; couplings at each scale of a flow model.
         units: numbers in z (in each position's z for a grid); not for codes.
         width: channels of the widest grid (pictures), units of a layer (vectors).
         depth: residual blocks at each resolution.
@@ -93,6 +97,10 @@ class ModelOptions:
     distance: Literal["euclidean", "cosine"] | None = None
     gradient: Literal["straight-through", "rotation"] | None = None
     latent: Literal["vector", "grid"] | None = None
+    prior: str | None = None
+    posterior: Literal["gaussian", "flow"] | None = None
+    components: int | None = None
+    flow_steps: int | None = None
     units: int | None = None
     width: int | None = None
     depth: int | None = None
@@ -104,7 +112,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         counts = ("mixtures", "units", "width", "depth", "pixel_width", "pixel_depth")
-        for name in (*counts, "codebook_size", "codes", "code_dim", "side", "levels"):
+        for name in (*counts, "codebook_size", "codes", "code_dim", "side", "levels", "components", "flow_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SpecError(f"{name} must be at least 1, not {value}".replace("_", " "))
@@ -112,6 +120,8 @@ class ModelOptions:
             raise SpecError(f"commitment must not be negative, and {self.commitment} is")
         if self.latent not in (None, "vector", "grid"):
             raise SpecError(f"latent must be vector or grid, not {self.latent!r}")
+        if self.posterior not in (None, "gaussian", "flow"):
+            raise SpecError(f"posterior must be gaussian or flow, not {self.posterior!r}")
         self.objective  # checks itself  # noqa: B018
 
     @property

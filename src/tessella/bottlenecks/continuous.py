@@ -19,6 +19,8 @@ def _head(feature_shape: tuple[int, ...], outputs: int) -> nn.Module:
 class Deterministic(Bottleneck):
     """z = W h: everything may pass, so nothing has a price. The autoencoder's bottleneck."""
 
+    stochastic = False
+
     def __init__(self, feature_shape: tuple[int, ...], channels: int) -> None:
         super().__init__()
         self.head = _head(feature_shape, channels)

@@ -63,7 +63,7 @@ def evaluate(
     """
     if importance_samples < 0:
         raise SpecError(f"importance samples must not be negative, and {importance_samples} is")
-    if importance_samples and not model.has_prior:
+    if importance_samples and not model.has_bound:
         raise SpecError(f"the model {model.name} has no prior, so no bound: leave the importance samples out")
     started = time.perf_counter()
     training = model.training
@@ -81,7 +81,7 @@ def evaluate(
     if world > 1:
         sums = _gathered(sums, world)
     judged = None
-    if collapse_examples and model.has_prior:
+    if collapse_examples and model.has_bound:
         examples = split.batch(np.argsort(split.keys)[:collapse_examples])
         with autocast(precision, model.schema, model.device):
             judged = collapse.measure(model, examples, seed=seed)

@@ -55,7 +55,7 @@ class CodeModel(Model):
         merge_depth: int = 2,
         options: ModelOptions | None = None,
     ) -> None:
-        super().__init__(name, likelihood, options, conditional=False, has_prior=True)
+        super().__init__(name, likelihood, options, conditional=False)
         channels, levels = encoder.feature_shape[0], len(quantizers)
         self.encoder, self.decoder = encoder, decoder
         self.quantizers = nn.ModuleList(quantizers)

@@ -40,9 +40,17 @@ class LatentVariableModel(Model):
         conditional: bool = False,
         options: ModelOptions | None = None,
     ) -> None:
-        super().__init__(name, likelihood, options, conditional=conditional, has_prior=prior is not None)
+        super().__init__(name, likelihood, options, conditional=conditional)
         self.encoder, self.bottleneck, self.prior, self.decoder = encoder, bottleneck, prior, decoder
         self.latent_shape = bottleneck.latent_shape
+
+    @property
+    def has_prior(self) -> bool:
+        return self.prior is not None
+
+    @property
+    def has_bound(self) -> bool:
+        return self.has_prior and self.bottleneck.stochastic
 
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
@@ -50,19 +58,19 @@ class LatentVariableModel(Model):
         features = self.encoder(self.likelihood.to_network(x), self.seen(label))
         if draws is not None:
             return self._of_draws(features, x, label, noise, draws)
-        latent = self._priced(self.bottleneck(features, noise), label)
+        latent = self._priced(self.bottleneck(features, noise), label, noise)
         distortion = -self.decode(latent.z, label).log_prob(x)
         return Terms(distortion, latent.rate, latent.rate_per_unit, latent.penalty)
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
         features = self.encoder(self.likelihood.to_network(x), self.seen(label))
-        return self._priced(self.bottleneck(features, noise), label)
+        return self._priced(self.bottleneck(features, noise), label, noise)
 
-    def _priced(self, passage: Passage, label: Tensor | None) -> Latent:
+    def _priced(self, passage: Passage, label: Tensor | None, noise: Noise | None) -> Latent:
         """What passes, with its rate."""
         if self.prior is None or passage.posterior is None:
             return Latent(passage.z, None, None, passage.penalty)
-        prior = self.prior(self.seen(label))
+        prior = self.prior(self.seen(label), None if noise is None else noise.split("prior"))
         per_unit = kl_per_unit(passage.posterior, prior)
         rate = kl(passage.posterior, prior, passage.z) if per_unit is None else per_unit.sum(1)
         return Latent(passage.z, rate, per_unit, passage.penalty, posterior=passage.posterior)
@@ -85,9 +93,8 @@ class LatentVariableModel(Model):
         sampling = sampling or Sampling()
         if sampling.top_k is not None or sampling.top_p is not None:
             raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
-        prior = self.prior(self.seen(label))
-        eps = Noise(seed, stream="prior").normal(count, *self.latent_shape, device=self.device)
-        return prior.mean + sampling.temperature * prior.stddev * eps
+        noise = Noise(seed, stream="prior")
+        return self.prior.sample(count, noise, self.seen(label), temperature=sampling.temperature, progress=progress)
 
     def _of_draws(self, features: Tensor, x: Tensor, label: Tensor | None, noise: Noise | None, draws: int) -> Terms:
         """The terms of `draws` z an example; examples stay the first axis that noise is drawn along."""
@@ -95,7 +102,7 @@ class LatentVariableModel(Model):
         if self.prior is None or passage.posterior is None:
             raise self.without_prior()
         labels = None if label is None else label.repeat_interleave(draws)
-        latent = self._priced(passage, labels)
+        latent = self._priced(passage, labels, noise)
         distortion = -self.decode(passage.z, labels).log_prob(x.repeat_interleave(draws, 0))
         cost = passage.posterior.log_prob(passage.z) - self.prior(self.seen(labels)).log_prob(passage.z)
 

@@ -29,7 +29,6 @@ class Model(nn.Module, ABC):
         likelihood: p(x | z); it knows what an example looks like.
         options: what the composition was made with; kept so that a run can be built again.
         conditional: whether the parts see the label.
-        has_prior: without one there is no rate and no bound.
     """
 
     latent_shape: tuple[int, ...]
@@ -37,12 +36,20 @@ class Model(nn.Module, ABC):
     learning_rate: float = 2e-3
     """What suits it at the height of training, unless another is asked for."""
 
-    def __init__(
-        self, name: str, likelihood: Likelihood, options: ModelOptions | None, *, conditional: bool, has_prior: bool
-    ) -> None:
+    def __init__(self, name: str, likelihood: Likelihood, options: ModelOptions | None, *, conditional: bool) -> None:
         super().__init__()
         self.name, self.likelihood, self.options = name, likelihood, options or ModelOptions()
-        self.conditional, self.has_prior = conditional, has_prior
+        self.conditional = conditional
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether there is a p(z), so that new examples can be drawn."""
+        return True
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether z has a rate, so that rate + distortion bounds -log p(x)."""
+        return True
 
     @abstractmethod
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from tessella.contracts import Prior
+from tessella.noise import Noise
 
 
 class StandardNormal(Prior):
@@ -19,9 +22,20 @@ class StandardNormal(Prior):
         self.latent_shape = latent_shape
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
-    def forward(self, label: Tensor | None) -> Independent:
+    def forward(self, label: Tensor | None, noise: Noise | None = None) -> Independent:
         loc = self.zero.expand(self.latent_shape)
         return Independent(Normal(loc, loc + 1, validate_args=False), len(self.latent_shape), validate_args=False)
+
+    def sample(
+        self,
+        count: int,
+        noise: Noise,
+        label: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        return temperature * noise.normal(count, *self.latent_shape, device=self.zero.device)
 
 
 class ClassNormal(Prior):
@@ -32,8 +46,22 @@ class ClassNormal(Prior):
         self.loc = nn.Parameter(torch.zeros(classes, *latent_shape))
         self.log_scale = nn.Parameter(torch.zeros(classes, *latent_shape))
 
-    def forward(self, label: Tensor | None) -> Independent:
+    def forward(self, label: Tensor | None, noise: Noise | None = None) -> Independent:
         if label is None:
             raise ValueError("a class-conditional prior needs labels")
         loc, scale = self.loc[label], self.log_scale[label].clamp(-8, 4).exp()
         return Independent(Normal(loc, scale, validate_args=False), loc.dim() - 1, validate_args=False)
+
+    def sample(
+        self,
+        count: int,
+        noise: Noise,
+        label: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        prior = self(label).base_dist
+        assert isinstance(prior, Normal)
+        eps = noise.normal(count, *self.loc.shape[1:], device=self.loc.device)
+        return prior.loc + temperature * prior.scale * eps

@@ -143,7 +143,7 @@ def _reconstructions(model: Model, split: Split, name: str) -> str:
 
 
 def _samples(model: Model) -> str:
-    if not model.has_prior:
+    if not model.has_bound:
         return ""
     if isinstance(model, CodeModel) and model.fitted:
         return codes.samples(model)

@@ -125,7 +125,7 @@ class BitsBack:
     """
 
     def __init__(self, model: LatentVariableModel) -> None:
-        if not model.has_prior:
+        if not model.has_bound:
             raise model.without_prior()
         self._model, self._batch = model, _batch(model)
         self.at_once = max(1, LONGEST // model.schema.dims)

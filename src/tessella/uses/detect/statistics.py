@@ -69,9 +69,9 @@ class Statistics:
 def possible(model: Model) -> frozenset[str]:
     """Which statistics the model, and the kind of its data, allow."""
     found = {"distortion"}
-    if model.has_prior:
+    if model.has_bound:
         found |= {"rate"}
-    if model.has_prior and isinstance(model, CodeModel | LatentVariableModel):
+    if model.has_bound and isinstance(model, CodeModel | LatentVariableModel):
         found |= {"regret"}
     if model.schema.is_picture and model.schema.values != "real":
         found |= {"length"}
