@@ -77,6 +77,9 @@ class Sampling:
         top_k: of codes, only the k likeliest values of each; None: all.
         top_p: of codes, only the likeliest values that hold this share of the probability (Holtzman et al. 2020,
             section 3.1); None: all.
+        steps: of what draws in many steps (diffusion), how many; None: its own number.
+        guidance: of diffusion that sees labels, how far it is led towards the class: 0 is not at all, 1 is p(z | label)
+            itself, above that more typical of the class (Ho & Salimans 2022); None: 1.
 
     Raises:
         SpecError: if a number is out of its range.
@@ -85,6 +88,8 @@ class Sampling:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    steps: int | None = None
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
@@ -93,6 +98,10 @@ class Sampling:
             raise SpecError(f"top-k must be at least 1, not {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise SpecError(f"top-p must lie above 0 and up to 1, not {self.top_p}")
+        if self.steps is not None and self.steps < 1:
+            raise SpecError(f"steps must be at least 1, not {self.steps}")
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
+            raise SpecError(f"guidance must be a number from 0 up, not {self.guidance}")
 
 
 @dataclass(frozen=True)
@@ -283,6 +292,80 @@ class Evaluation:
                 known[name] = tuple(known[name])
         if known["psnr"] is None and known["mse"] == 0:
             known["psnr"] = math.inf
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A figure of samples against data, and for a measure the same figure of data against other data.
+
+    Attributes:
+        value, error: of the samples, and its standard error.
+        data, data_error: of as many examples that are data themselves: what perfect samples would have.
+    """
+
+    value: float
+    error: float
+    data: float
+    data_error: float
+
+
+@dataclass(frozen=True)
+class FidelityEvaluation:
+    """How much samples look like data: `evaluation.fidelity` says how. Never a "FID" unless it is called so.
+
+    Attributes:
+        samples: how many were drawn, and with how many examples of the data they were compared.
+        split: where those are from.
+        drawn: whether x was drawn from p(x | z); if not, the samples are its means.
+        features: what both were looked at by: `class`, `rotation`, `flip` or `autoencoder`, the task of the
+            classifier; `given` or a file's name for features of one's own.
+        feature_count: numbers in the features of one example.
+        classifier: fingerprint of the classifier; figures of another one are on another scale. Empty if none.
+        classifier_score: of its task on the validation split: accuracy, or of an autoencoder the share of variance.
+        frechet: Frechet distance between the features, as a share of the data's variance; 0 is the same.
+        precision, recall: share of the samples that lie among the data, and of the data among the samples.
+        consistency: of a model that sees the label: share of the samples that are seen as the class asked for.
+        class_distance: total variation between the classes of samples and of data; None without classes.
+        class_shares: share of the samples in each class.
+        sharpness: high-frequency energy over the data's; None for vectors.
+        fid: the standard Frechet Inception distance, if it was asked for.
+        seconds_per_sample: what drawing one took.
+    """
+
+    samples: int
+    split: str
+    drawn: bool
+    features: str
+    feature_count: int
+    classifier: str
+    classifier_score: float | None
+    frechet: Against
+    precision: Against
+    recall: Against
+    consistency: Against | None = None
+    class_distance: Against | None = None
+    class_shares: tuple[float, ...] | None = None
+    sharpness: Against | None = None
+    fid: float | None = None
+    seconds_per_sample: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> FidelityEvaluation:
+        """What `to_json` gave.
+
+        Raises:
+            KeyError, TypeError: if it is something else.
+        """
+        known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
+        for name in ("frechet", "precision", "recall", "consistency", "class_distance", "sharpness"):
+            if known.get(name) is not None:
+                known[name] = Against(**known[name])
+        if known.get("class_shares") is not None:
+            known["class_shares"] = tuple(known["class_shares"])
         return cls(**known)
 
 
