@@ -1,0 +1,78 @@
+"""The field's claims as experiments on anybody's data: one file a claim.
+
+`CLAIMS` says which file holds which claim; each file has a `CLAIM` with its hypothesis, its thresholds and its
+experiment. claim.py are the records, bench.py what the experiments share, recipes.py the models that several train.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from importlib import import_module
+
+from tessella.data import Data
+from tessella.errors import SpecError
+from tessella.uses.claims.bench import SEEDS, Bench, Recipe
+from tessella.uses.claims.claim import Claim, Measure, Result, Trial
+
+CLAIMS: dict[int, str] = {
+    3: "c03_divergence",
+}
+"""The file of each claim, in this package."""
+
+__all__ = ["CLAIMS", "Bench", "Claim", "Measure", "Recipe", "Result", "Trial", "chosen", "claim", "run"]
+
+
+def claim(number: int) -> Claim:
+    """The claim of that number.
+
+    Raises:
+        SpecError: naming those there are.
+    """
+    if number not in CLAIMS:
+        there = ", ".join(map(str, sorted(CLAIMS)))
+        raise SpecError(f"there is no claim {number}; there are: {there}")
+    return import_module(f"{__name__}.{CLAIMS[number]}").CLAIM
+
+
+def chosen(only: Iterable[int] = ()) -> tuple[Claim, ...]:
+    """These claims in the order of their numbers; all if none is named.
+
+    Raises:
+        SpecError: as of `claim`.
+    """
+    return tuple(claim(number) for number in sorted(set(only) or CLAIMS))
+
+
+def run(
+    data: Data,
+    claims: Iterable[Claim],
+    *,
+    minutes: float | None = None,
+    seeds: tuple[int, ...] = SEEDS,
+    tell: Callable[[Claim, Result], None] | None = None,
+) -> dict[int, Result]:
+    """Test these claims on `data`.
+
+    Args:
+        minutes: for all of them together.
+        seeds: every effect is measured once with each.
+        tell: told each claim as it is decided.
+
+    Raises:
+        DataError: if there is too little data.
+    """
+    claims = tuple(claims)
+    bench = Bench(data, seeds=seeds)
+    hindrances = {c.number: c.hindrance(bench) for c in claims}
+    needs = {recipe.name: recipe for c in claims if hindrances[c.number] is None for recipe in c.needs}
+    bench = Bench(data, minutes=minutes, seeds=seeds, needs=needs.values())
+    results: dict[int, Result] = {}
+    for c in claims:
+        started, reason = time.monotonic(), hindrances[c.number]
+        result = Result("not applicable", reason) if reason is not None else c.run(bench)
+        results[c.number] = replace(result, seconds=time.monotonic() - started)
+        if tell:
+            tell(c, results[c.number])
+    return results

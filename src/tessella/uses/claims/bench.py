@@ -1,0 +1,261 @@
+"""Where claims are tested: the data, the seeds, the time, and models that several claims share.
+
+What is trained is a `Recipe`. It is made once a seed, when the first claim asks for it, and gets a share of the time
+that is left, by its weight among all that is still to be made for the chosen claims. Small models reach the number of
+updates that is enough for them before their time is up; then the others get more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tessella import registry, training
+from tessella.data import Data, Split
+from tessella.errors import DataError
+from tessella.fitting import CodesSplit, Priors, packed
+from tessella.models.codes import CodeModel
+from tessella.models.model import Model
+from tessella.precision import autocast
+from tessella.records import Batch, Schema
+from tessella.spec import TrainOptions
+from tessella.training import Trainable
+
+SEEDS = (0, 1, 2)
+LEAST_TRAIN, LEAST_UNSEEN = 200, 40
+"""Examples that there must be, to train on and to measure on."""
+FOR_TRAINING = 0.8
+"""Share of the time that trainings may plan with; the rest is for measuring."""
+TRIED = 4
+"""Updates that the speed of a training is measured by."""
+AT_ONCE = 250
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Something that is trained once a seed.
+
+    Attributes:
+        name: it is kept under this name, so each recipe has its own.
+        make: makes it of (bench, seed, seconds that it may take); whatever it returns is kept.
+        weight: its share of the time for one seed, relative to others'.
+    """
+
+    name: str
+    make: Callable[[Bench, int, float], Any]
+    weight: float = 1.0
+
+
+class Bench:
+    """Where claims are tested.
+
+    Args:
+        data: with a train and a test split.
+        minutes: what all chosen claims together may take; None: no limit but the recipes' own.
+        seeds: every effect is measured once with each.
+        needs: the recipes that will be asked for; of several claims that share one it is counted once.
+
+    Raises:
+        DataError: if there is too little data.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        *,
+        minutes: float | None = None,
+        seeds: Sequence[int] = SEEDS,
+        needs: Iterable[Recipe] = (),
+    ) -> None:
+        self.data, self.schema, self.seeds = data, data.schema, tuple(seeds)
+        train = len(data.split("train"))
+        unseen = sum(len(data.split(name)) for name in ("valid", "test") if name in data.splits)
+        if train < LEAST_TRAIN or unseen < LEAST_UNSEEN:
+            raise DataError(
+                f"{data.spec} has {train} examples to train on and {unseen} to measure on: claims need at least "
+                f"{LEAST_TRAIN} and {LEAST_UNSEEN}; give more data"
+            )
+        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes * FOR_TRAINING
+        self._made: dict[tuple[str, int | None], Any] = {}
+        self._waiting = {(r.name, seed): r.weight for r in needs for seed in self.seeds}
+
+    # data
+
+    @property
+    def classes(self) -> int:
+        """How many classes the labels name; 0 without labels."""
+        return len(self.schema.classes) if self.data.split("train").labels is not None else 0
+
+    def examples(self, split: str = "train", count: int | None = None) -> Batch:
+        """The first `count` examples of a split in the order of their keys, which is no order of content."""
+        return fetched(self.data.split(split), count)
+
+    def unseen(self, count: int | None = 2000) -> Batch:
+        """Examples that nothing was trained on: of the test split, then of the validation split."""
+        parts = [self.data.split(name) for name in ("test", "valid") if name in self.data.splits]
+        batches: list[Batch] = []
+        for part in parts:
+            left = None if count is None else count - sum(len(b.x) for b in batches)
+            if left is None or left > 0:
+                batches.append(fetched(part, left))
+        labels = [b.label for b in batches if b.label is not None]
+        return Batch(torch.cat([b.x for b in batches]), torch.cat(labels) if len(labels) == len(batches) else None)
+
+    # what is trained
+
+    def get(self, recipe: Recipe, seed: int) -> Any:
+        """What the recipe makes of that seed, made now if it is not there yet."""
+        key = (recipe.name, seed)
+        if key not in self._made:
+            seconds = self._share(recipe, seed)
+            self._made[key] = recipe.make(self, seed, seconds)
+        return self._made[key]
+
+    def model(self, recipe: Recipe, seed: int) -> Model:
+        """The same, of a recipe that makes a model."""
+        return cast(Model, self.get(recipe, seed))
+
+    def keep(self, name: str, make: Callable[[], Any], seed: int | None = None) -> Any:
+        """Anything that several claims share and that takes no training: made once."""
+        key = (f"kept: {name}", seed)
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _share(self, recipe: Recipe, seed: int) -> float:
+        """Seconds of what is left, by weight among what waits; a second at the least."""
+        weight = self._waiting.pop((recipe.name, seed), recipe.weight)
+        if self._deadline is None:
+            return float("inf")
+        left = self._deadline - time.monotonic()
+        return max(1.0, left * weight / (weight + sum(self._waiting.values())))
+
+    def fit(
+        self,
+        module: Trainable,
+        split: Split | None = None,
+        *,
+        seed: int,
+        seconds: float,
+        steps: int,
+        **options: Any,
+    ) -> int:
+        """Train in memory by `training.fit` for as many updates as the seconds allow, `steps` at most.
+
+        The learning rate falls to zero within these updates. The speed is measured by a few updates of a copy.
+
+        Args:
+            split: the training split unless given.
+            options: of `TrainOptions`.
+
+        Returns:
+            The number of updates.
+        """
+        split = split or self.data.split("train")
+        options = {"batch_size": 64, "workers": 0, **options}
+        if seconds != float("inf"):
+            steps = max(1, min(steps, int((seconds - 0.0) / self._pace(module, split, options))))
+        training.fit(module, split, TrainOptions(steps=steps, seed=seed, **options))
+        return steps
+
+    def _pace(self, module: Trainable, split: Split, options: dict[str, Any]) -> float:
+        """Seconds an update, by a few of them after which the weights are put back."""
+        assert isinstance(module, nn.Module)
+        kept = {name: value.clone() for name, value in module.state_dict().items()}
+        training.fit(module, split, TrainOptions(steps=1, **options))
+        started = time.perf_counter()
+        training.fit(module, split, TrainOptions(steps=TRIED, **options))
+        taken = (time.perf_counter() - started) / TRIED
+        module.load_state_dict(kept)
+        return taken
+
+
+def of_model(
+    name: str,
+    model: str,
+    options: Callable[[Schema], dict[str, Any]] = lambda schema: {},
+    *,
+    weight: float = 1.0,
+    steps: int = 1500,
+    **training_options: Any,
+) -> Recipe:
+    """A recipe that trains a model of the catalogue.
+
+    Args:
+        model: its name in the catalogue.
+        options: of `ModelOptions`, given the data's schema.
+        weight: as of `Recipe`.
+        steps: updates that are enough.
+        training_options: of `TrainOptions`.
+    """
+
+    def make(bench: Bench, seed: int, seconds: float) -> Model:
+        torch.manual_seed(seed)
+        made = registry.find("model", model).load()(bench.schema, **options(bench.schema))
+        bench.fit(made, seed=seed, seconds=seconds, steps=steps, **training_options)
+        return made
+
+    return Recipe(name, make, weight)
+
+
+def with_code_prior(
+    name: str,
+    base: Recipe,
+    kind: str = "pixelcnn",
+    *,
+    width: int = 32,
+    depth: int = 3,
+    class_conditional: bool = False,
+    weight: float = 1.0,
+    steps: int = 1500,
+    **training_options: Any,
+) -> Recipe:
+    """A recipe that fits priors over the codes of another recipe's model; that one keeps its uniform prior.
+
+    Args:
+        kind: a code prior's name in the catalogue.
+        width, depth: of its network.
+        class_conditional: p(codes | label).
+    """
+
+    def make(bench: Bench, seed: int, seconds: float) -> CodeModel:
+        model = cast(CodeModel, bench.model(base, seed)).with_uniform_prior()
+        split = bench.keep(f"codes of {base.name}", lambda: codes_of(model, bench.data.split("train")), seed)
+        torch.manual_seed(seed)
+        prior, classes = registry.find("code-prior", kind).load(), bench.classes if class_conditional else 0
+        shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
+        made = [
+            prior(shape, q.codebook_size, context_channels=context, classes=classes, width=width, depth=depth)
+            for shape, q, context in shapes
+        ]
+        priors = Priors(model, made)
+        bench.fit(priors, split, seed=seed, seconds=seconds, steps=steps, **{"weight_decay": 0.1, **training_options})
+        return model.eval()
+
+    return Recipe(name, make, weight)
+
+
+@torch.inference_mode()
+def codes_of(model: CodeModel, split: Split) -> CodesSplit:
+    """A split's codes, as what priors are fitted on."""
+    rows: list[Tensor] = []
+    for first in range(0, len(split), AT_ONCE):
+        batch = split.batch(range(first, min(first + AT_ONCE, len(split))))
+        with autocast("auto", model.schema, model.device):
+            rows.append(packed(model.encode(batch.x.to(model.device)).codes).cpu().int())
+    labels = None if split.labels is None else torch.from_numpy(split.labels)
+    return CodesSplit(torch.cat(rows)[None], labels, split.keys)
+
+
+def fetched(split: Split, count: int | None = None) -> Batch:
+    """The first `count` examples of a split in the order of their keys; all of them if there are fewer."""
+    order = np.argsort(split.keys)[: len(split) if count is None else count]
+    batches = [split.batch(order[first : first + AT_ONCE]) for first in range(0, len(order), AT_ONCE)]
+    labels = [b.label for b in batches if b.label is not None]
+    return Batch(torch.cat([b.x for b in batches]), torch.cat(labels) if labels else None)
