@@ -60,6 +60,7 @@ OVERVIEW: dict[str, tuple[Command, ...]] = {
         Command("index", "RUN [INPUTS]", "look at many examples once, so that they can be searched"),
         Command("search", "RUN QUERIES", "the nearest of an index, or what it holds twice"),
     ),
+    "understand": (Command("claims", "--data SPEC", "test what the field claims, as experiments on your own data"),),
 }
 
 NAMES = tuple(command.name for group in OVERVIEW.values() for command in group)

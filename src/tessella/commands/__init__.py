@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tessella.commands import codes, compress, demo, detect, edit, look, measure, prior, search, train
+from tessella.commands import claims, codes, compress, demo, detect, edit, look, measure, prior, search, train
 from tessella.commands.measure import Parts
 from tessella.commands.train import Train
 
@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compress": (compress.Compress, compress.compress),
     "decompress": (compress.Decompress, compress.decompress),
     "inspect": (compress.Inspect, compress.inspect),
+    "claims": (claims.Claims, claims.claims),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
     "parts": (measure.Parts, measure.parts),

@@ -17,7 +17,7 @@ def line_chart(lines: dict[str, list[tuple[float, float]]], title: str, across: 
     low, high = min(settled), max(settled)
     margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     ys = ticks(low - margin, high + margin, 4)
-    plot = _Plot(300, 210, (0.0, end), (min(low - margin, ys[0]), max(high + margin, ys[-1])))
+    plot = Plot(300, 210, (0.0, end), (min(low - margin, ys[0]), max(high + margin, ys[-1])))
     parts = [plot.frame(title, across, ticks(0, end, 4), ys)]
     for kind, line in lines.items():
         if not line:
@@ -53,7 +53,7 @@ def bar_chart(values: Sequence[float], active: int, *, title: str, across: str) 
     """Values in falling order as SVG bars, the first `active` of them marked off; very many become an outline."""
     top = max(*values, 1e-3) * 1.05
     count = len(values)
-    plot = _Plot(860, 230, (0.0, float(count)), (0.0, top))
+    plot = Plot(860, 230, (0.0, float(count)), (0.0, top))
     parts = [plot.frame(title, across, ticks(0, count, 8), ticks(0, top, 4))]
     if count <= 256:
         wide = (plot.x(1) - plot.x(0)) * (0.8 if count <= 128 else 1)
@@ -80,7 +80,7 @@ def bar_chart(values: Sequence[float], active: int, *, title: str, across: str) 
 
 
 @dataclass(frozen=True)
-class _Plot:
+class Plot:
     """Data coordinates on an SVG canvas."""
 
     width: int

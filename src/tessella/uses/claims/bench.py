@@ -45,11 +45,13 @@ class Recipe:
         name: it is kept under this name, so each recipe has its own.
         make: makes it of (bench, seed, seconds that it may take); whatever it returns is kept.
         weight: its share of the time for one seed, relative to others'.
+        once: it is made of the first seed alone.
     """
 
     name: str
     make: Callable[[Bench, int, float], Any]
     weight: float = 1.0
+    once: bool = False
 
 
 class Bench:
@@ -83,7 +85,7 @@ class Bench:
             )
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes * FOR_TRAINING
         self._made: dict[tuple[str, int | None], Any] = {}
-        self._waiting = {(r.name, seed): r.weight for r in needs for seed in self.seeds}
+        self._waiting = {(r.name, seed): r.weight for r in needs for seed in self.seeds[: 1 if r.once else None]}
 
     # data
 
@@ -160,7 +162,7 @@ class Bench:
         split = split or self.data.split("train")
         options = {"batch_size": 64, "workers": 0, **options}
         if seconds != float("inf"):
-            steps = max(1, min(steps, int((seconds - 0.0) / self._pace(module, split, options))))
+            steps = max(1, min(steps, int(seconds / self._pace(module, split, options))))
         training.fit(module, split, TrainOptions(steps=steps, seed=seed, **options))
         return steps
 

@@ -1,0 +1,95 @@
+"""`tessella claims`.
+
+Imports beside it: report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from tessella.commands.shared import check_ending
+from tessella.commands.train import AsData
+from tessella.errors import DataError, SpecError
+
+if TYPE_CHECKING:
+    from tessella.uses.claims import Claim, Result
+
+MINUTES = 12.0
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Test the field's claims on data of your own: small experiments, each with its verdict, numbers and a plot.
+
+    A claim that does not hold on the data is reported as failed, and one that cannot be tested on it as not applicable.
+
+    Attributes:
+        data: digits, sprites, hf:NAME, a folder of pictures, or a file.
+        only: the numbers of claims, such as 6,10; all unless given.
+        minutes: about how long all of them may take; less where the models have learned enough before.
+        seeds: how often each experiment is repeated; its standard errors are over these.
+        out: the page to write.
+        json: a file for all numbers as JSON.
+    """
+
+    data: str
+    how: Annotated[AsData, arg(name="")] = field(default_factory=AsData)
+    only: str | None = None
+    minutes: float = MINUTES
+    seeds: int = 3
+    out: Annotated[str, arg(aliases=("-o",))] = "claims.html"
+    json: str | None = None
+
+
+def claims(o: Claims) -> int:
+    numbers = _numbers(o.only)
+    if not o.minutes > 0:
+        raise SpecError(f"minutes must be more than zero, not {o.minutes}")
+    if not 2 <= o.seeds <= 100:
+        raise SpecError(f"seeds must lie between 2 and 100, as errors are over them, and are {o.seeds}")
+    check_ending(o.out, ".html", "page's")
+    if o.json is not None:
+        check_ending(o.json, ".json", "JSON file's")
+    for path in (o.out, *([o.json] if o.json else [])):
+        if os.path.isdir(path):
+            raise DataError(f"{path} is a folder: give a file to write")
+    from tessella import checkpoint
+    from tessella.report import claims as page
+    from tessella.uses import claims as experiments
+
+    chosen = experiments.chosen(numbers)
+    data = o.how.open(o.data)
+    started = time.monotonic()
+    results = experiments.run(
+        data, chosen, minutes=o.minutes, seeds=tuple(range(o.seeds)), tell=lambda claim, result: _say(claim, result)
+    )
+    seconds = time.monotonic() - started
+    record = page.record(data, chosen, results, seeds=o.seeds, minutes=o.minutes, seconds=seconds)
+    page.write(Path(o.out), record)
+    print(f"{page.counted(record)}, in {seconds / 60:.1f} minutes")
+    print(f"wrote {o.out}")
+    if o.json is not None:
+        text = json.dumps(record, indent=1, allow_nan=False)
+        checkpoint.write_atomic(Path(o.json), lambda draft: draft.write_text(text, "utf-8"))
+        print(f"wrote {o.json}")
+    return 0
+
+
+def _numbers(only: str | None) -> tuple[int, ...]:
+    if only is None:
+        return ()
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", only):
+        raise SpecError(f"--only {only!r} is no list of numbers: give claims by their numbers, such as --only 6,10")
+    return tuple(int(number) for number in only.split(","))
+
+
+def _say(claim: Claim, result: Result) -> None:
+    print(f"{claim.number:>2}  {result.verdict:14}  {claim.title}: {result.sentence}", flush=True)
