@@ -5,7 +5,7 @@ model.safetensors    the averaged weights: the model to use
 state/last.safetensors   raw weights, optimizer and progress: enough to go on
 metrics.jsonl, tensorboard/, pictures/, report.html
 codes.safetensors    the codes of the data, made once to fit priors on
-priors/KIND/         a prior over the codes: a run of its own
+priors/KIND/         a prior over the latents, fitted when the model stood still: a run of its own
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,15 @@ from tessella import registry
 from tessella.contracts import CodePrior
 from tessella.errors import RunError
 from tessella.models.codes import CodeModel
+from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
+from tessella.priors.standardised import Standardised
 from tessella.spec import VERSION, Spec
 
 SPEC, MODEL, STATE, METRICS = "spec.json", "model.safetensors", "state/last.safetensors", "metrics.jsonl"
 CODES, PRIORS = "codes.safetensors", "priors"
+TRAINED, UNIFORM = "trained", "uniform"
+"""What the prior is called that a model was trained with; of codes it is the uniform one."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +152,13 @@ def load(
 
     Args:
         into: a model to load the weights into, for a composition of your own that the catalogue does not know.
-        prior: of a model of codes, the kind of prior to use, or `uniform`; by default the fitted one with the lowest
-            rate on the validation split, and the uniform one if none was fitted on these weights.
+        prior: the kind of a fitted prior, or `trained` for the model's own (of codes `uniform`); by default the fitted
+            one with the lowest rate on the validation split, and the model's own if none was fitted on these weights or
+            none is better.
 
     Raises:
-        RunError: if the run is missing, damaged, from a newer version, or its weights do not fit its specification.
+        RunError: if the run is missing, damaged, from a newer version, its weights do not fit its specification, or it
+            has no such prior.
     """
     spec = read_spec(run)
     path = Path(run) / MODEL
@@ -162,16 +168,18 @@ def load(
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{path} does not fit {SPEC} beside it: one of them is from another run") from error
-    if isinstance(model, CodeModel):
+    if isinstance(model, LatentVariableModel) and prior in registry.names("code-prior"):
+        raise RunError(f"{run} has no codes, so no prior {prior!r} over them: leave it out, or train a vqvae")
+    if isinstance(model, CodeModel | LatentVariableModel):
         home = _chosen_prior(Path(run), prior)
         if home is not None:
             load_prior(home, model)
-    elif prior is not None:
-        raise RunError(f"{run} has no codes, so no prior {prior!r} over them: leave it out, or train a vqvae")
+    elif prior not in (None, TRAINED):
+        raise RunError(f"{run} is of a {model.name}, which is its own prior, and has no other {prior!r}: leave it out")
     return model.to(device).eval()
 
 
-# priors over codes
+# priors fitted on frozen latents
 
 
 @dataclass(frozen=True)
@@ -180,11 +188,13 @@ class PriorSpec:
 
     Attributes:
         kind: a name of the catalogue.
-        codes: fingerprint of the weights whose codes it was fitted on.
-        width, depth: of its networks; None: the kind's own.
+        codes: fingerprint of the weights whose latents it was fitted on.
+        width, depth, components, flow_steps: of its networks; None: the kind's own.
         class_conditional: whether it sees labels.
         training: the options that fitting was started with.
-        rate: mean rate on the validation split in nats, once it is known.
+        rate: mean rate on the validation split in nats, once it is known; of an autoencoder the cross entropy.
+        rate_before: on the same draws, what the model's own prior pays; None of codes, whose own is uniform, of an
+            autoencoder, which has none, and without a validation split.
     """
 
     kind: str
@@ -195,7 +205,21 @@ class PriorSpec:
     training: dict[str, Any] = field(default_factory=dict)
     tessella: str = ""
     rate: float | None = None
+    rate_before: float | None = None
+    components: int | None = None
+    flow_steps: int | None = None
     version: int = VERSION
+
+    @property
+    def better(self) -> bool:
+        """Whether it is to be preferred to the model's own."""
+        return self.rate_before is None or (self.rate is not None and self.rate < self.rate_before)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """What was asked of its size."""
+        names = ("width", "depth", "components", "flow_steps")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def with_rate(self, rate: float) -> PriorSpec:
         return replace(self, rate=rate)
@@ -245,63 +269,90 @@ def read_prior_spec(home: Path) -> PriorSpec:
         raise RunError(f"{path} is not a specification that tessella wrote ({error})") from error
 
 
-def priors_of(model: CodeModel, spec: PriorSpec) -> list[CodePrior]:
-    """Priors as specified, one a level, with fresh weights."""
-    make = registry.find("code-prior", spec.kind).load()
-    size = {name: value for name in ("width", "depth") if (value := getattr(spec, name)) is not None}
+def prior_entry(model: Model, kind: str) -> registry.Entry:
+    """The catalogue's entry of a prior over what the model's latents are.
+
+    Raises:
+        SpecError: if there is none of that name.
+    """
+    return registry.find("code-prior" if isinstance(model, CodeModel) else "prior", kind)
+
+
+def code_priors_of(model: CodeModel, spec: PriorSpec) -> list[CodePrior]:
+    """Priors over codes as specified, one a level, with fresh weights."""
+    make = prior_entry(model, spec.kind).load()
     classes = len(model.schema.classes) if spec.class_conditional else 0
     return [
-        make(shape, quantizer.codebook_size, context_channels=context, classes=classes, **size)
+        make(shape, quantizer.codebook_size, context_channels=context, classes=classes, **spec.size)
         for shape, quantizer, context in zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
     ]
 
 
-def load_prior(home: Path, model: CodeModel) -> None:
+def latent_prior_of(model: LatentVariableModel, spec: PriorSpec) -> Standardised:
+    """A prior over real-valued z as specified, with fresh weights and z's scale not yet set."""
+    make = prior_entry(model, spec.kind).load()
+    classes = len(model.schema.classes) if spec.class_conditional else 0
+    seen = {"classes": classes} if classes else {}
+    return Standardised(make(model.latent_shape, **seen, **spec.size), model.latent_shape, classes)
+
+
+def load_prior(home: Path, model: CodeModel | LatentVariableModel) -> None:
     """Let `model` use the fitted prior.
 
     Raises:
         RunError: if it is missing or damaged.
     """
     spec = read_prior_spec(home)
-    priors = priors_of(model, spec)
+    if isinstance(model, CodeModel):
+        priors = code_priors_of(model, spec)
+        _fill_priors(home, priors)
+        model.adopt([prior.to(model.device) for prior in priors])
+    else:
+        prior = latent_prior_of(model, spec)
+        _fill_priors(home, [prior])
+        model.adopt(prior.to(model.device), labelled=spec.class_conditional)
+
+
+def _fill_priors(home: Path, priors: Sequence[torch.nn.Module]) -> None:
+    """Give them the weights that are kept."""
     weights = read_tensors(home / MODEL).tensors
     try:
         torch.nn.ModuleDict({"priors": torch.nn.ModuleList(priors)}).load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{home / MODEL} does not fit {SPEC} beside it: one of them is from another prior") from error
-    model.adopt([prior.to(model.device) for prior in priors])
 
 
 def prior_in_use(run: Path) -> str | None:
-    """The kind and the weights' fingerprint of the prior that `load` takes by default; None: the uniform one."""
+    """The kind and the weights' fingerprint of the prior that `load` takes by default; None: the model's own."""
     home = _chosen_prior(run, None)
     return None if home is None else f"{home.name} {fingerprint(home)}"
 
 
 def _chosen_prior(run: Path, kind: str | None) -> Path | None:
-    """The folder of the prior to use; None for the uniform one.
+    """The folder of the prior to use; None for the model's own.
 
     Raises:
         RunError: if the prior asked for was fitted on other weights.
     """
-    if kind == "uniform":
+    if kind in (TRAINED, UNIFORM):
         return None
     now = fingerprint(run)
     if kind is not None:
         home = prior_home(run, kind)
         spec = read_prior_spec(home)
         if spec.codes != now:
-            raise RunError(f"{home} was fitted on codes of other weights ({spec.codes}, now {now}): fit it again")
+            raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {now}): fit it again")
         return home
     homes = sorted(path.parent for path in (run / PRIORS).glob(f"*/{SPEC}"))
     known = [(home, read_prior_spec(home)) for home in homes if (home / MODEL).is_file()]
     if known and not any(spec.codes == now for _, spec in known):
         warnings.warn(
-            f"the priors in {run / PRIORS} were fitted on codes of other weights, so the uniform one is used: "
+            f"the priors in {run / PRIORS} were fitted on other weights, so the model's own is used: "
             "fit them again with tessella prior",
             stacklevel=3,
         )
-    fit = [(math.inf if spec.rate is None else spec.rate, home) for home, spec in known if spec.codes == now]
+    usable = [(home, spec) for home, spec in known if spec.codes == now and spec.better]
+    fit = [(math.inf if spec.rate is None else spec.rate, home) for home, spec in usable]
     return min(fit)[1] if fit else None
 
 

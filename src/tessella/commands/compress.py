@@ -44,7 +44,7 @@ class Compress:
         full_size: leave pictures the size that they have, instead of fitting them to the size trained on.
         data: other data than the run's own, read as the run's was.
         split: the split that is compressed, or that numbers refer to.
-        prior: of a model of codes, the kind of prior to use, or `uniform`, which is fast.
+        prior: the kind of a fitted prior, or `trained` (of codes `uniform`, which is fast): the model's own.
         precision: what encoder and decoder compute in; `auto`: of lossless codes bfloat16 where the processor has it.
         compare: code the first pictures as PNG, WebP and JPEG XL too.
         quiet: no progress bar.

@@ -52,7 +52,7 @@ class Detect:
         scores: which scores to find; by default all that the model allows.
         show: how many examples the page shows at either end.
         split: the split that numbers refer to, and that is taken of data that comes divided.
-        prior: of a model of codes: uniform, or the kind of a fitted prior; by default the best that was fitted.
+        prior: the kind of a fitted prior, or trained (of codes uniform): the model's own; by default the best.
         label: the class of picture files, for a model that sees it.
         draws: draws of z an example.
         steps: of the optimisation for one example that the regret takes.

@@ -29,12 +29,15 @@ class Sample:
         run: the run folder.
         out: the picture to write.
         count: how many.
-        prior: of a model of codes: uniform, or the kind of a fitted prior; by default the best that was fitted.
+        prior: the kind of a fitted prior, or trained (of codes uniform): the model's own; by default the best.
         label: a class by name or number, for a model or prior that sees them; without it, every class in turn.
         temperature: below 1 the examples are more typical and more alike: a factor on the prior's standard deviation;
             of codes, what their log-probabilities are divided by.
         top_k: of codes, draw each from its k likeliest values only.
         top_p: of codes, draw each from the likeliest values that hold this share of the probability only.
+        steps: of a diffusion model or prior, in how many steps to draw.
+        guidance: of a diffusion model or prior that sees labels, how far to lead what is drawn towards its class: above
+            1 it is more typical of it and more alike.
         seed: of the draws.
     """
 
@@ -46,12 +49,14 @@ class Sample:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    steps: int | None = None
+    guidance: float | None = None
     seed: int = 0
 
 
 def sample(o: Sample) -> int:
     check_picture_name(o.out)
-    sampling = Sampling(o.temperature, o.top_k, o.top_p)
+    sampling = Sampling(o.temperature, o.top_k, o.top_p, o.steps, o.guidance)
     model, _ = loaded(o.run, o.prior)
     from tessella.uses import look
 

@@ -6,7 +6,7 @@ Imports beside it: report.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -14,12 +14,13 @@ from tyro.conf import Positional
 
 from tessella import registry
 from tessella.commands.shared import loaded, progress
+from tessella.errors import SpecError
 from tessella.records import Precision
 
 if TYPE_CHECKING:
     from tessella.data import Data
     from tessella.models.model import Model
-    from tessella.records import Evaluation
+    from tessella.records import Evaluation, FidelityEvaluation
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,11 @@ class Evaluate:
         run: the run folder.
         data: other data than the run's own, read as the run's was.
         split: train, valid or test.
-        prior: of a model of codes: uniform, or the kind of a fitted prior; by default the best that was fitted.
+        prior: the kind of a fitted prior, or trained (of codes uniform): the model's own; by default the best.
         importance_samples: draws an example for the importance-weighted bound, which is tighter; 0 leaves it out.
+        fidelity: samples to draw and compare with data, through a small classifier of the same data; 0 draws none.
+        features: what samples and data are compared by: `classifier`; `inception`, the standard FID too (takes
+            torchmetrics); or an .npz file of features of your own, arrays `samples` and `data`.
         seed: of the draws.
         precision: of the networks; the bound holds for the model as it runs here.
         json: print all numbers as JSON.
@@ -42,25 +46,67 @@ class Evaluate:
     split: str = "test"
     prior: str | None = None
     importance_samples: int = 0
+    fidelity: int = 0
+    features: str = "classifier"
     seed: int = 0
     precision: Precision = "float32"
     json: bool = False
 
 
 def evaluate(o: Evaluate) -> int:
+    _check(o)
     model, source = loaded(o.run, o.prior)
+    if o.fidelity and not model.has_prior:
+        raise model.without_prior()
     from tessella import report
     from tessella.uses.look import data_for
 
     data = data_for(model, source, o.data)
+    data.split(o.split)
+    found = _fidelity(model, data, o) if o.fidelity else None
     result = _measured(model, data, o, quiet=o.json)
     if o.data is None and o.prior is None:
         report.store(Path(o.run), result, seed=o.seed, precision=o.precision)
+        if found is not None and not _is_file(o.features):
+            report.store_fidelity(Path(o.run), found, seed=o.seed)
     if o.json:
-        print(json.dumps(report.jsonable(result), indent=2))
+        of_samples = {} if found is None else {"fidelity": report.jsonable(found)}
+        print(json.dumps({**report.jsonable(result), **of_samples}, indent=2))
     else:
-        _print_numbers(result, model)
+        _print_numbers(result, model, found)
     return 0
+
+
+def _check(o: Evaluate) -> None:
+    """What can be known to be wrong before anything is loaded."""
+    if o.fidelity < 0:
+        raise SpecError(f"fidelity takes a number of samples, not {o.fidelity}")
+    if o.features != "classifier" and not o.fidelity:
+        raise SpecError("--features say what samples are compared by: give --fidelity N, how many to draw, too")
+    if o.features not in ("classifier", "inception") and not _is_file(o.features):
+        raise SpecError(f"features are classifier, inception or an .npz file of your own, not {o.features!r}")
+
+
+def _is_file(features: str) -> bool:
+    return features.lower().endswith(".npz")
+
+
+def _fidelity(model: Model, data: Data, o: Evaluate) -> FidelityEvaluation:
+    from tessella.evaluation import classifier, fidelity
+
+    if _is_file(o.features):
+        return fidelity.of_file(o.features, o.fidelity)
+    split = data.split(o.split)
+    first, second = fidelity.sets(split, o.fidelity)
+    with progress("training the classifier", quiet=o.json) as tell:
+        looker = classifier.of_run(Path(o.run), data, tell)
+    with progress("drawing", quiet=o.json) as tell:
+        samples = fidelity.draw(model, len(first), fidelity.labels(split, second), seed=o.seed, progress=tell)
+    found = fidelity.compare(samples, split, looker, model.schema, o.split)
+    if o.features != "inception":
+        return found
+    fid = fidelity.standard_fid(samples.x, split.batch(first).x, model.schema)
+    return replace(found, fid=fid)
 
 
 def _measured(model: Model, data: Data, o: Evaluate, *, quiet: bool) -> Evaluation:
@@ -79,13 +125,13 @@ def _measured(model: Model, data: Data, o: Evaluate, *, quiet: bool) -> Evaluati
         )
 
 
-def _print_numbers(result: Evaluation, model: Model) -> None:
+def _print_numbers(result: Evaluation, model: Model, found: FidelityEvaluation | None = None) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from tessella.report import numbers
+    from tessella.report import fidelity_numbers, numbers
 
     table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     given = ", given the label," if model.conditional else ""
@@ -93,7 +139,7 @@ def _print_numbers(result: Evaluation, model: Model) -> None:
     table.add_column("what")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("what it means")
-    for row in numbers(result, model.schema):
+    for row in (*numbers(result, model.schema), *(() if found is None else fidelity_numbers(found))):
         table.add_row(row.name, row.value, row.meaning)
     console = Console(highlight=False)
     console.print(table)

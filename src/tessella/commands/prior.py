@@ -19,18 +19,26 @@ if TYPE_CHECKING:
     from tessella.models.model import Model
 
 
+SIZES = ("width", "depth", "components", "flow_steps", "class_conditional")
+"""What a prior is made with; a resumed one keeps its own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """Fit a prior over the codes of a run and keep it in the run: it learns which codes go together.
+    """Fit a prior over the latents of a run and keep it in the run: it learns which codes, or numbers, go together.
 
-    Then `sample` draws from it and `evaluate` pays its rate. Of several kinds the one with the lowest rate on the
-    validation split is used, unless another is asked for. Ctrl-C saves; `--resume` goes on.
+    The model stays as it is. Then `sample` draws from the prior and `evaluate` pays its rate. Of several kinds the one
+    with the lowest rate on the validation split is used (of a vae only if it beats the model's own), unless another is
+    asked for; an autoencoder gets samples, but no bound. Ctrl-C saves; `--resume` goes on.
 
     Attributes:
-        run: the run folder of a model of codes.
-        kind: pixelcnn, transformer or masked; `tessella parts` says what they are.
+        run: the run folder.
+        kind: of a model of codes pixelcnn, transformer or masked; of an ae, vae or cvae mixture, vamp, flow or
+            diffusion; `tessella parts` says what they are.
         width: channels of its networks.
         depth: layers of its networks.
+        components: of a mixture or vamp.
+        flow_steps: of a flow.
         class_conditional: let it see the labels, so that a class can be asked of it.
         data: where the run's data lies now, if it was moved.
         resume: go on from its last checkpoint; a newly given budget replaces the old one.
@@ -42,6 +50,8 @@ class Prior:
     kind: str = "pixelcnn"
     width: int | None = None
     depth: int | None = None
+    components: int | None = None
+    flow_steps: int | None = None
     class_conditional: bool = False
     data: str | None = None
     resume: bool = False
@@ -57,19 +67,20 @@ def prior(o: Prior) -> int:
     model, source = loaded_without_prior(o.run)
     from tessella import checkpoint
     from tessella.fitting import fit_prior
+    from tessella.models.codes import CodeModel
     from tessella.uses.look import data_for
 
     home, options = checkpoint.prior_home(Path(o.run), o.kind), o.training
-    sizes = {"width": o.width, "depth": o.depth, "class_conditional": o.class_conditional}
+    sizes = {name: getattr(o, name) for name in SIZES}
     if o.resume:
         before = checkpoint.read_prior_spec(home)
         sizes = {name: getattr(before, name) for name in sizes}
-        minded = {**asdict(o.training), "width": o.width, "depth": o.depth, "class_conditional": o.class_conditional}
+        minded = {**asdict(o.training), **{name: getattr(o, name) for name in SIZES}}
         refuse_changes(home, {**before.training, **sizes}, minded, o.given - {"kind", "data"})
         options = resumed_options(home, before.training, o.training, o.given)
     data = data_for(model, source, o.data)
     if not o.quiet:
-        print(f"prior    {o.kind} over the codes of {o.run}")
+        print(f"prior    {o.kind} over the {'codes' if isinstance(model, CodeModel) else 'latents'} of {o.run}")
         print(f"budget   {budget(options)}", flush=True)
     with progress("encoding", quiet=o.quiet) as tell:
         done = fit_prior(
@@ -88,10 +99,22 @@ def prior(o: Prior) -> int:
 
 def _saving(done: Fitting, model: Model) -> str:
     """The rate before and after, in words."""
-    uniform = f"{done.rate_uniform:.2f} nats ({bits_per_dim(done.rate_uniform, model.schema.dims):.3f} bits/dim)"
+
+    def said(nats: float) -> str:
+        return f"{nats:.2f} nats ({bits_per_dim(nats, model.schema.dims):.3f} bits/dim)"
+
+    own = f"the {'uniform' if done.of_codes else 'trained'} prior"
     if done.rate is None:
-        return f"rate     {uniform} under the uniform prior; there is no validation split to measure the fitted one on"
-    fitted = f"{done.rate:.2f} nats ({bits_per_dim(done.rate, model.schema.dims):.3f} bits/dim)"
-    share = 100 * (1 - done.rate / done.rate_uniform)
-    worse = "" if share > 0 else "; it has learned too little or too much by heart: give it another budget or size"
-    return f"rate     {fitted} on the validation split, {uniform} under the uniform prior: {share:.0f} % saved{worse}"
+        paid = "" if done.rate_before is None else f"{said(done.rate_before)} under {own}; "
+        return f"rate     {paid}there is no validation split to measure the fitted one on"
+    if done.rate_before is None:
+        return (
+            f"fit      -log p(z) is {done.rate:.2f} nats on the validation split; an autoencoder's z is a point, so "
+            "this is a density and no rate: it can be sampled now, and has no bound"
+        )
+    saved, before = done.rate_before - done.rate, done.rate_before
+    much = f"{100 * saved / before:.0f} %" if before > 0 else f"{saved:.2f} nats"
+    worse = "" if saved > 0 else "; it has learned too little or too much by heart: give it another budget or size"
+    if not done.of_codes and saved <= 0:
+        worse += ", and until then the trained one is used"
+    return f"rate     {said(done.rate)} on the validation split, {said(before)} under {own}: {much} saved{worse}"

@@ -36,7 +36,7 @@ class Shown:
 
 
 def loaded(run: str, prior: str | None = None) -> tuple[Model, dict[str, Any]]:
-    """The model of a run, with that prior over its codes, and where its data comes from."""
+    """The model of a run, with that prior over its latents, and where its data comes from."""
     from tessella import checkpoint
 
     source = checkpoint.read_spec(run).data
@@ -44,13 +44,10 @@ def loaded(run: str, prior: str | None = None) -> tuple[Model, dict[str, Any]]:
 
 
 def loaded_without_prior(run: str) -> tuple[Model, dict[str, Any]]:
-    """The same for what asks nothing of a prior over codes: it is left out, and with it the label that it may need."""
+    """The same for what asks nothing of a fitted prior: it is left out, and with it the label that it may need."""
     from tessella import checkpoint
-    from tessella.models.codes import CodeModel
 
-    spec = checkpoint.read_spec(run)
-    model = spec.build()
-    return checkpoint.load(run, into=model, prior="uniform" if isinstance(model, CodeModel) else None), spec.data
+    return loaded(run, checkpoint.TRAINED)
 
 
 def inputs(

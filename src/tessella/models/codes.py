@@ -245,7 +245,12 @@ class CodeModel(Model):
         Args:
             label: `[count]`, for a class-conditional prior.
             progress: told (steps done, steps in all), of all levels together.
+
+        Raises:
+            SpecError: if steps or guidance are asked for, which are of diffusion.
         """
+        if sampling is not None and (sampling.steps is not None or sampling.guidance is not None):
+            raise SpecError(f"the model {self.name} draws codes, not by diffusion: leave out --steps and --guidance")
         label = self.seen(label)
         codes: list[Tensor] = []
         vectors: list[Tensor] = []

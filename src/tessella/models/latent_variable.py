@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from tessella.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior
-from tessella.divergences import kl, kl_per_unit
+from tessella.divergences import kl, kl_closed, kl_per_unit
 from tessella.errors import SpecError
 from tessella.models.model import Model
 from tessella.noise import Noise
+from tessella.priors.standardised import check_options
 from tessella.records import Latent, Passage, Sampling, Terms
 from tessella.spec import ModelOptions
 
@@ -43,6 +44,16 @@ class LatentVariableModel(Model):
         super().__init__(name, likelihood, options, conditional=conditional)
         self.encoder, self.bottleneck, self.prior, self.decoder = encoder, bottleneck, prior, decoder
         self.latent_shape = bottleneck.latent_shape
+        self._networks_see_labels = conditional
+
+    def adopt(self, prior: Prior | None, *, labelled: bool = False) -> None:
+        """Use this p(z) from now on; q(z | x) and p(x | z) stay as they are.
+
+        Args:
+            labelled: whether it is p(z | label): the model is then conditional, though its networks see no label.
+        """
+        self.prior = prior
+        self.conditional = self._networks_see_labels or labelled
 
     @property
     def has_prior(self) -> bool:
@@ -55,7 +66,7 @@ class LatentVariableModel(Model):
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
-        features = self.encoder(self.likelihood.to_network(x), self.seen(label))
+        features = self.encoder(self.likelihood.to_network(x), self._shown(label))
         if draws is not None:
             return self._of_draws(features, x, label, noise, draws)
         latent = self._priced(self.bottleneck(features, noise), label, noise)
@@ -63,20 +74,38 @@ class LatentVariableModel(Model):
         return Terms(distortion, latent.rate, latent.rate_per_unit, latent.penalty)
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        features = self.encoder(self.likelihood.to_network(x), self.seen(label))
-        return self._priced(self.bottleneck(features, noise), label, noise)
+        return self._priced(self.passage(x, label, noise=noise), label, noise)
+
+    def passage(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Passage:
+        """z and q(z | x), as `encode`, but not priced: what p(z) thinks of it is not asked."""
+        features = self.encoder(self.likelihood.to_network(x), self._shown(label))
+        return self.bottleneck(features, noise)
+
+    def _shown(self, label: Tensor | None) -> Tensor | None:
+        """The label if encoder and decoder see it, be the prior class-conditional or not."""
+        return self.seen(label) if self._networks_see_labels else None
 
     def _priced(self, passage: Passage, label: Tensor | None, noise: Noise | None) -> Latent:
         """What passes, with its rate."""
         if self.prior is None or passage.posterior is None:
             return Latent(passage.z, None, None, passage.penalty)
-        prior = self.prior(self.seen(label), None if noise is None else noise.split("prior"))
+        prior = self.prior_given(label, noise)
         per_unit = kl_per_unit(passage.posterior, prior)
         rate = kl(passage.posterior, prior, passage.z) if per_unit is None else per_unit.sum(1)
         return Latent(passage.z, rate, per_unit, passage.penalty, posterior=passage.posterior)
 
+    def prior_given(self, label: Tensor | None, noise: Noise | None = None) -> Distribution:
+        """p(z), or p(z | label) if it sees labels.
+
+        Raises:
+            SpecError: if there is none, or no label and one is needed.
+        """
+        if self.prior is None:
+            raise self.without_prior()
+        return self.prior(self.seen(label), None if noise is None else noise.split("prior"))
+
     def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
-        return self.likelihood(self.decoder(z, self.seen(label)))
+        return self.likelihood(self.decoder(z, self._shown(label)))
 
     @torch.no_grad()
     def sample_prior(
@@ -94,7 +123,10 @@ class LatentVariableModel(Model):
         if sampling.top_k is not None or sampling.top_p is not None:
             raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
         noise = Noise(seed, stream="prior")
-        return self.prior.sample(count, noise, self.seen(label), temperature=sampling.temperature, progress=progress)
+        options = {name: v for name in ("steps", "guidance") if (v := getattr(sampling, name)) is not None}
+        check_options(self.prior, options)
+        temperature, label = sampling.temperature, self.seen(label)
+        return self.prior.sample(count, noise, label, temperature=temperature, progress=progress, **options)
 
     def _of_draws(self, features: Tensor, x: Tensor, label: Tensor | None, noise: Noise | None, draws: int) -> Terms:
         """The terms of `draws` z an example; examples stay the first axis that noise is drawn along."""
@@ -102,16 +134,19 @@ class LatentVariableModel(Model):
         if self.prior is None or passage.posterior is None:
             raise self.without_prior()
         labels = None if label is None else label.repeat_interleave(draws)
-        latent = self._priced(passage, labels, noise)
+        q, prior = passage.posterior, self.prior_given(labels, noise)
         distortion = -self.decode(passage.z, labels).log_prob(x.repeat_interleave(draws, 0))
-        cost = passage.posterior.log_prob(passage.z) - self.prior(self.seen(labels)).log_prob(passage.z)
+        cost = q.log_prob(passage.z) - prior.log_prob(passage.z)
+        per_unit = kl_per_unit(q, prior)
+        closed = kl_closed(q, prior) if per_unit is None else per_unit.sum(1)
+        rate = cost if closed is None else closed
 
         def mean(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.unflatten(0, (len(x), draws)).mean(1)
 
         of_each = -(distortion + cost).view(len(x), draws).T
         each = distortion.view(len(x), draws).mean(1)
-        return Terms(each, mean(latent.rate), mean(latent.rate_per_unit), mean(latent.penalty), of_each)
+        return Terms(each, mean(rate), mean(per_unit), mean(passage.penalty), of_each)
 
     def compile_networks(self) -> None:
         self.encoder.compile()

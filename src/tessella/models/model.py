@@ -167,4 +167,11 @@ class Model(nn.Module, ABC):
 
     def without_prior(self) -> SpecError:
         """What to say when the rate is needed and there is none."""
-        return SpecError(f"the model {self.name} has no prior, so no rate and no samples: train a vae instead")
+        if self.has_prior:
+            return SpecError(
+                f"the model {self.name} has a prior, but its z is a point and has no rate: train a vae instead"
+            )
+        return SpecError(
+            f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit one to sample "
+            "from (tessella prior RUN --kind flow)"
+        )
