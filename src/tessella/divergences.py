@@ -61,17 +61,25 @@ def kl(q: Distribution, p: Distribution, z: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: if the pair has no closed form and no draw is given.
     """
-    with _full_precision():
-        try:
-            nats = kl_divergence(q, p)
-        except NotImplementedError:
+    nats = kl_closed(q, p)
+    if nats is None:
+        with _full_precision():
             if z is None:
                 raise ValueError(
                     f"KL({_name(q)} || {_name(p)}) has no closed form: give the draw z, or register one by register_kl"
-                ) from None
+                )
             z = z if z.dtype == torch.float64 else z.float()
             nats = q.log_prob(z) - p.log_prob(z)
     return nats.float()
+
+
+def kl_closed(q: Distribution, p: Distribution) -> Tensor | None:
+    """KL(q || p) `[B]` in float32 nats where torch's registry has its closed form; else None."""
+    with _full_precision():
+        try:
+            return kl_divergence(q, p).float()
+        except NotImplementedError:
+            return None
 
 
 def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:

@@ -11,7 +11,7 @@ from tessella.noise import Noise
 from tessella.records import Passage
 
 
-def _head(feature_shape: tuple[int, ...], outputs: int) -> nn.Module:
+def position_head(feature_shape: tuple[int, ...], outputs: int) -> nn.Module:
     """A linear map of each position's features."""
     return nn.Linear(feature_shape[0], outputs) if len(feature_shape) == 1 else nn.Conv2d(feature_shape[0], outputs, 1)
 
@@ -23,7 +23,7 @@ class Deterministic(Bottleneck):
 
     def __init__(self, feature_shape: tuple[int, ...], channels: int) -> None:
         super().__init__()
-        self.head = _head(feature_shape, channels)
+        self.head = position_head(feature_shape, channels)
         self.latent_shape = (channels, *feature_shape[1:])
 
     def forward(self, features: Tensor, noise: Noise | None) -> Passage:
@@ -39,7 +39,7 @@ class DiagonalGaussian(Bottleneck):
 
     def __init__(self, feature_shape: tuple[int, ...], channels: int) -> None:
         super().__init__()
-        self.head = _head(feature_shape, 2 * channels)
+        self.head = position_head(feature_shape, 2 * channels)
         self.latent_shape = (channels, *feature_shape[1:])
         with torch.no_grad():
             for parameter in self.head.parameters():

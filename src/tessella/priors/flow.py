@@ -1,0 +1,213 @@
+"""A flow prior: N(0, I) carried through invertible spline couplings, with an exact density and fast draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
+from torch.distributions.constraints import Constraint
+from torch.types import _size
+from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+from zuko.transforms import MonotonicRQSTransform
+
+from tessella.contracts import Prior
+from tessella.noise import Noise
+
+BINS = 8
+START = 0.01
+"""Factor on the last layers' initial weights: the flow starts as the identity, nearly."""
+VECTOR = 256
+"""Numbers up to which a grid is taken as one vector."""
+
+
+@final
+class FlowPrior(Prior):
+    """p(z) = N(f(z); 0, I) |det df/dz|, f a chain of invertible couplings (Durkan et al. 2019, "Neural spline flows").
+
+    Vectors, and grids of up to 256 numbers taken as vectors: in each step one half of the numbers, another half in each
+    step, goes through splines of 8 bins on [-5, 5] by itself, then the other half through splines that the first half
+    chooses. Larger grids: in each step half of the numbers (half of the channels, or every second position) is scaled
+    and shifted by a convolutional network that sees the other half (Dinh et al. 2017, section 3.4). Starts at about
+    N(0, I).
+
+    Args:
+        latent_shape: `(D,)` or `(D, h, w)`.
+        classes: number of labels, for p(z | label); 0: none.
+        flow_steps: couplings.
+        width: of their networks' two hidden layers.
+    """
+
+    zero: Tensor
+
+    def __init__(
+        self, latent_shape: tuple[int, ...], classes: int = 0, *, flow_steps: int | None = None, width: int = 128
+    ) -> None:
+        super().__init__()
+        self.latent_shape, self.classes = latent_shape, classes
+        dims = math.prod(latent_shape)
+        self.as_vector = len(latent_shape) == 1 or dims <= VECTOR
+        if self.as_vector:
+            count = flow_steps or 4
+            steps: list[nn.Module] = [_SplineCoupling(dims, classes, width, number) for number in range(count)]
+        else:
+            count = flow_steps or 8
+            steps = [_GridCoupling(latent_shape[0], classes, width, number) for number in range(count)]
+        self.steps = nn.ModuleList(steps)
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+
+    def forward(self, label: Tensor | None, noise: Noise | None = None) -> FlowDensity:
+        return FlowDensity(self, self._context(label))
+
+    def sample(
+        self,
+        count: int,
+        noise: Noise,
+        label: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        eps = temperature * noise.normal(count, *self.latent_shape, device=self.zero.device)
+        return self.drawn(eps, self._context(label))
+
+    def drawn(self, eps: Tensor, context: Tensor | None) -> Tensor:
+        """The z whose image is `eps` `[n, *latent_shape]`, given the labels as `[n, classes]`."""
+        with torch.autocast(eps.device.type, enabled=False):
+            z = eps.flatten(1) if self.as_vector else eps
+            for step in reversed(self.steps):
+                z = step.inverse(z, context)  # pyright: ignore[reportCallIssue]
+            return z.view_as(eps)
+
+    def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """log p(z) `[n]` of z `[n, *latent_shape]`, given the labels as `[n, classes]`."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float().flatten(1) if self.as_vector else z.float()
+            total = z.new_zeros(len(z))
+            for step in self.steps:
+                z, change = step(z, context)
+                total = total + change
+            return total - 0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+
+    def _context(self, label: Tensor | None) -> Tensor | None:
+        if not self.classes:
+            return None
+        if label is None:
+            raise ValueError("a class-conditional prior needs labels")
+        return F.one_hot(label, self.classes).float()
+
+
+@final
+class FlowDensity(Distribution):
+    """What a flow prior says of z: batch shape `[B]` given labels `[B, classes]`, else `()`."""
+
+    def __init__(self, prior: FlowPrior, context: Tensor | None) -> None:
+        self._prior, self._context = prior, context
+        batch = torch.Size() if context is None else context.shape[:1]
+        super().__init__(batch, torch.Size(prior.latent_shape), validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, Constraint]:
+        return {}
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Nats `[...]` of values `[..., *event_shape]`."""
+        lead = torch.broadcast_shapes(value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
+        wide = value.expand(*lead, *self.event_shape).reshape(-1, *self.event_shape)
+        return self._prior.log_density(wide, self._rows(lead)).view(lead)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        lead = torch.Size(sample_shape) + self.batch_shape
+        eps = torch.randn(math.prod(lead), *self.event_shape, device=self._prior.zero.device)
+        return self._prior.drawn(eps, self._rows(lead)).view(*lead, *self.event_shape)
+
+    def _rows(self, lead: torch.Size) -> Tensor | None:
+        context = self._context
+        return None if context is None else context.expand(*lead, context.shape[-1]).reshape(-1, context.shape[-1])
+
+
+@final
+class _SplineCoupling(nn.Module):
+    """A step of splines on vectors; which half goes first is drawn once for each step."""
+
+    def __init__(self, dims: int, classes: int, width: int, number: int) -> None:
+        super().__init__()
+        order = torch.randperm(dims, generator=torch.Generator().manual_seed(number // 2))
+        self.transform = MaskedAutoregressiveTransform(
+            dims,
+            classes,
+            passes=2,
+            order=order if number % 2 == 0 else dims - 1 - order,  # pyright: ignore[reportArgumentType]
+            univariate=MonotonicRQSTransform,
+            shapes=((BINS,), (BINS,), (BINS - 1,)),  # pyright: ignore[reportArgumentType]
+            **({"hidden_features": (width, width), "activation": nn.SiLU} if dims > 1 or classes else {}),
+        )
+        _start_small(self.transform)
+
+    def forward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._of(context).call_and_ladj(z)
+
+    def inverse(self, z: Tensor, context: Tensor | None) -> Tensor:
+        return self._of(context).inv(z)
+
+    def _of(self, context: Tensor | None) -> Transform:
+        return self.transform(context)
+
+
+@final
+class _GridCoupling(nn.Module):
+    """z' = z on half of the numbers, exp(s) z + t on the others, s and t of the first half; s is within (-2, 2)."""
+
+    def __init__(self, channels: int, classes: int, width: int, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.entry = nn.Conv2d(channels + 1, width, 3, padding=1)
+        self.label = nn.Linear(classes, width, bias=False) if classes else None
+        self.middle = nn.Conv2d(width, width, 1)
+        self.exit = nn.Conv2d(width, 2 * channels, 3, padding=1)
+        with torch.no_grad():
+            for parameter in self.exit.parameters():
+                parameter.mul_(START)
+
+    def forward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self._change(z, context)
+        return log_scale.exp() * z + shift, log_scale.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor, context: Tensor | None) -> Tensor:
+        log_scale, shift = self._change(z, context)
+        return (z - shift) * torch.exp(-log_scale)
+
+    def _change(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        kept = self._kept(z)
+        h = self.entry(torch.cat([kept * z, kept[:, :1].expand(len(z), 1, *z.shape[2:])], 1))
+        if self.label is not None:
+            h = h + self.label(context)[:, :, None, None]
+        log_scale, shift = self.exit(F.silu(self.middle(F.silu(h)))).chunk(2, 1)
+        return (1 - kept) * 2 * torch.tanh(log_scale / 2), (1 - kept) * shift
+
+    def _kept(self, z: Tensor) -> Tensor:
+        """1 where z stays as it is, `[1, D, h, w]`: every second position, or half of the channels where there are."""
+        channels, h, w = z.shape[1:]
+        if self.number // 2 % 2 or channels == 1:
+            rows, columns = torch.arange(h, device=z.device), torch.arange(w, device=z.device)
+            first = (rows[:, None] + columns) % 2 == 0
+            first = first.expand(1, channels, h, w)
+        else:
+            first = (torch.arange(channels, device=z.device) < channels // 2)[None, :, None, None].expand(1, -1, h, w)
+        return (first if self.number % 2 == 0 else ~first).to(z.dtype)
+
+
+def _start_small(transform: nn.Module) -> None:
+    """Let what chooses the splines say nearly nothing, so that they are nearly the identity."""
+    if isinstance(hyper := transform.hyper, nn.Sequential):
+        last: list[nn.Parameter] = list(hyper[-1].parameters())
+    else:
+        last = list(transform.parameters())
+    with torch.no_grad():
+        for parameter in last:
+            parameter.mul_(START)
