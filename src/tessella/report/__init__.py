@@ -7,21 +7,24 @@ kept.py are the evaluations that it is written from.
 from __future__ import annotations
 
 from tessella.report.charts import bar_chart, line_chart, ticks
-from tessella.report.kept import jsonable, store, stored
+from tessella.report.kept import jsonable, store, store_fidelity, stored, stored_fidelity
 from tessella.report.page import REPORT, read_metrics, train_command, write
-from tessella.report.words import Number, numbers, size_text
+from tessella.report.words import Number, fidelity_numbers, numbers, size_text
 
 __all__ = [
     "REPORT",
     "Number",
     "bar_chart",
+    "fidelity_numbers",
     "jsonable",
     "line_chart",
     "numbers",
     "read_metrics",
     "size_text",
     "store",
+    "store_fidelity",
     "stored",
+    "stored_fidelity",
     "ticks",
     "train_command",
     "write",

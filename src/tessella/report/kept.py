@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tessella import checkpoint
-from tessella.records import Evaluation, Precision
+from tessella.records import Evaluation, FidelityEvaluation, Precision
+
+FIDELITY = "fidelity.json"
 
 
 def store(run: Path, result: Evaluation, *, seed: int, precision: Precision = "float32") -> None:
@@ -28,7 +30,24 @@ def stored(run: Path, split: str) -> Evaluation | None:
         return None
 
 
-def jsonable(result: Evaluation) -> dict[str, Any]:
+def store_fidelity(run: Path, result: FidelityEvaluation, *, seed: int) -> None:
+    """Keep what was found of samples, with the seed and the weights that they were drawn with."""
+    text = json.dumps({**jsonable(result), "seed": seed, **_weights(run)}, indent=2)
+    checkpoint.write_atomic(run / FIDELITY, lambda path: path.write_text(text))
+
+
+def stored_fidelity(run: Path, split: str) -> FidelityEvaluation | None:
+    """What was kept of samples against that split, if it is of the weights as they are now."""
+    try:
+        record = json.loads((run / FIDELITY).read_text())
+        if record.get("split") != split or any(record.get(name) != now for name, now in _weights(run).items()):
+            return None
+        return FidelityEvaluation.from_json(record)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def jsonable(result: Evaluation | FidelityEvaluation) -> dict[str, Any]:
     """The evaluation as JSON knows it: numbers that are not finite become null."""
     return json.loads(json.dumps(result.to_json()), parse_constant=lambda _: None)
 

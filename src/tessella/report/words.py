@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from tessella.evaluation.bounds import ACTIVE
 from tessella.evaluation.codebook import level_name
 from tessella.evaluation.collapse import MOVES
-from tessella.records import CodesEvaluation, CollapseEvaluation, Evaluation, LevelEvaluation, Schema
+from tessella.records import (
+    Against,
+    CodesEvaluation,
+    CollapseEvaluation,
+    Evaluation,
+    FidelityEvaluation,
+    LevelEvaluation,
+    Schema,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ def numbers(e: Evaluation, schema: Schema) -> list[Number]:
         ]
     else:
         lines += [
-            Number("bound", "none", "without a prior over latents no probability of the data can be said"),
+            Number("bound", "none", "without a rate of the latent no probability of the data can be said"),
             Number(
                 "distortion",
                 f"{e.distortion:.2f} nats",
@@ -59,6 +67,53 @@ def numbers(e: Evaluation, schema: Schema) -> list[Number]:
         lines.append(Number("PSNR", psnr_text(e.psnr), meaning))
     lines.append(Number("parameters", f"{e.parameters:,}", "numbers that training adjusted"))
     return lines
+
+
+def fidelity_numbers(f: FidelityEvaluation) -> list[Number]:
+    """What was found of samples, line by line; each beside what data would have in their place."""
+    by = {
+        "class": "a classifier of the same data",
+        "rotation": "a network that tells how the same data was turned",
+        "flip": "a network that tells how the same data was mirrored",
+        "autoencoder": "an autoencoder of the same data",
+    }.get(f.features, "your own features")
+    if f.classifier_score is not None:
+        by += f" ({'giving back' if f.features == 'autoencoder' else 'right in'} {100 * f.classifier_score:.1f} %)"
+    kind = "drawn from p(x | z)" if f.drawn else "the means of p(x | z)"
+    sets = f"{f.samples:,} samples{f', {kind},' if f.split else ''} against as many examples"
+    lines = [
+        Number("Frechet distance", against(f.frechet), f"{sets}, in features of {by}; their variance is 1"),
+        Number("precision", against(f.precision, share=True), "of the samples lie where data lies"),
+        Number("recall", against(f.recall, share=True), "of the data lies where samples lie"),
+    ]
+    if f.consistency is not None:
+        meaning = "of the samples are seen as the class that was asked for"
+        lines.append(Number("class consistency", against(f.consistency, share=True), meaning))
+    if f.class_distance is not None:
+        meaning = "of the samples would have to be of another class to have the classes of data"
+        lines.append(Number("class distance", against(f.class_distance, share=True), meaning))
+    if f.sharpness is not None:
+        meaning = "high-frequency energy, of the data's: below 1 blurred, above noisy"
+        lines.append(Number("sharpness", against(f.sharpness), meaning))
+    if f.fid is not None:
+        lines.append(Number("FID", f"{f.fid:.2f}", "in Inception's features, by torchmetrics"))
+    if f.seconds_per_sample is not None:
+        lines.append(Number("time a sample", time_text(f.seconds_per_sample), "what drawing one took, of many at once"))
+    return lines
+
+
+def against(a: Against, *, share: bool = False) -> str:
+    """A figure with its standard error, and in brackets what data has."""
+    if share:
+        return f"{100 * a.value:.1f} ± {100 * a.error:.1f} % (data {100 * a.data:.1f})"
+    return f"{a.value:.3f} ± {a.error:.3f} (data {a.data:.3f})"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds in words: `3.1 ms`."""
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    return f"{seconds:.3g} s"
 
 
 def psnr_text(psnr: float) -> str:

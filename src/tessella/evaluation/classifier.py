@@ -1,0 +1,261 @@
+"""A small network that looks at the data, trained on the same training split: what fidelity is measured through.
+
+It learns to name the class where there are labels. Without them it learns a task that needs none: of pictures by which
+quarter turn they were turned (Gidaris et al. 2018; of pictures that are not square, how they were mirrored), of vectors
+to give them back through a narrow layer. Its last hidden layer is the features, divided by one number so that those of
+the training split have a total variance of 1.
+
+So figures need no download and fit the data, whatever it is; they can be compared through the same classifier only.
+It is trained once and kept with the run, with the fingerprint of the data.
+
+Imports beside it: checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tessella import checkpoint
+from tessella.data import Data, Split
+from tessella.errors import RunError
+from tessella.noise import Noise
+from tessella.records import Schema
+
+FILE = "classifier.safetensors"
+FEATURES = 64
+SEEN, PASSES = 60_000, 20
+"""Training examples that it is shown, unless they are fewer than would be in so many passes."""
+BATCH, LEARNING_RATE = 64, 2e-3
+JUDGED = 5000
+"""Examples of the validation split that its score is of."""
+AT_ONCE = 500
+HASHED = 256
+VERSION = 1
+
+Task = Literal["class", "rotation", "flip", "autoencoder"]
+
+
+@final
+class Classifier(nn.Module):
+    """Stored values to features, and to the answer of the task.
+
+    Args:
+        schema: what an example looks like.
+        task: what it is trained for.
+    """
+
+    scale: Tensor
+
+    def __init__(self, schema: Schema, task: Task) -> None:
+        super().__init__()
+        self.schema, self.task = schema, task
+        self.score: float | None = None
+        self.fingerprint = ""
+        answers = {"class": len(schema.classes), "rotation": 4, "flip": 4, "autoencoder": schema.dims}[task]
+        self.body = _for_picture(schema.shape) if schema.is_picture else _for_vector(schema.dims)
+        self.head = nn.Linear(FEATURES, answers)
+        self.register_buffer("scale", torch.ones(()))
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether its answer is the class."""
+        return self.task == "class"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Stored values `[B, *shape]` to the answer `[B, answers]`: logits, or the standardised values themselves."""
+        return self.head(self.body(self.standard(x)))
+
+    def standard(self, x: Tensor) -> Tensor:
+        """Stored values as float32 of about unit scale."""
+        s = self.schema
+        if s.values != "real":
+            return (x.float() - s.low) * (2 / (s.high - s.low)) - 1
+        per = (-1, 1, 1) if s.is_picture else (-1,)
+        center, scale = (torch.tensor(v, device=x.device).view(per) for v in (s.center, s.scale))
+        return (x.float() - center) / scale.clamp_min(1e-6)
+
+    @torch.inference_mode()
+    def features(self, x: Tensor) -> Tensor:
+        """Stored values `[B, *shape]`, any number of them, to `[B, 64]` float32, on the CPU."""
+        return self._in_parts(x, lambda part: self.body(self.standard(part)) / self.scale)
+
+    @torch.inference_mode()
+    def classes(self, x: Tensor) -> Tensor:
+        """The class that each is seen as, `[B]` int64."""
+        return self._in_parts(x, lambda part: self(part).argmax(1))
+
+    def _in_parts(self, x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+        device = self.scale.device
+        return torch.cat([of(part.to(device)).cpu() for part in x.split(AT_ONCE)])
+
+
+def _for_picture(shape: tuple[int, ...]) -> nn.Sequential:
+    channels, height, width = shape
+    layers: list[nn.Module] = []
+    before = channels
+    for wide in (24, 48, 64):
+        layers += [nn.Conv2d(before, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.ReLU()]
+        if min(height, width) >= 4:
+            layers.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+        before = wide
+    pooled = (min(height, 3), min(width, 3))
+    layers += [nn.AdaptiveAvgPool2d(pooled), nn.Flatten(), nn.Linear(before * pooled[0] * pooled[1], FEATURES)]
+    return nn.Sequential(*layers, nn.ReLU())
+
+
+def _for_vector(dims: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dims, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, FEATURES))
+
+
+def task_for(data: Data) -> Task:
+    """What can be learned from such data."""
+    schema, train = data.schema, data.split("train")
+    if train.labels is not None and len(schema.classes) > 1:
+        return "class"
+    if not schema.is_picture:
+        return "autoencoder"
+    return "rotation" if schema.shape[1] == schema.shape[2] else "flip"
+
+
+def fingerprint(data: Data, *splits: str) -> str:
+    """12 hexadecimal digits that name what is in some splits, all of them unless said: contents, labels, classes.
+
+    Contents are those of some hundred examples spread over each split, so that large data need not be read whole.
+    """
+    digest = hashlib.sha256(repr((data.schema.shape, data.schema.values, data.schema.classes)).encode())
+    digest.update(str(data.options.get("binarize")).encode())
+    for name in splits or tuple(data.splits):
+        split = data.split(name)
+        digest.update(f"{name} {len(split)}".encode())
+        digest.update(np.ascontiguousarray(split.keys).tobytes())
+        digest.update(b"" if split.labels is None else np.ascontiguousarray(split.labels, np.int64).tobytes())
+        digest.update(np.ascontiguousarray(split.batch(np.argsort(split.keys)[:HASHED]).x.numpy()).tobytes())
+    return digest.hexdigest()[:12]
+
+
+def trained(
+    data: Data,
+    *,
+    seen: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Classifier:
+    """A classifier, trained on the training split.
+
+    Args:
+        seen: on so many examples, drawn with replacement; by default 60,000 or 20 passes, what is less.
+        progress: told (examples seen, in all).
+    """
+    train, task = data.split("train"), task_for(data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Classifier(data.schema, task)
+    model = model.to(device).train()
+    steps = max(1, -(-(seen or min(SEEN, PASSES * len(train))) // BATCH))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1)
+    for step in range(steps):
+        noise = Noise(seed, step, "classifier")
+        at = (noise.uniform(BATCH) * len(train)).long().clamp_max(len(train) - 1)
+        batch = train.batch(at, noise.split("data"))
+        x, answer = _posed(model, batch.x.to(device), batch.label, noise.split("task"))
+        loss = _loss(model, x, answer)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if progress:
+            progress((step + 1) * BATCH, steps * BATCH)
+    model.eval().requires_grad_(False)
+    rows = np.argsort(train.keys)[:JUDGED]
+    spread = float(model.features(train.batch(rows).x).double().var(0).sum())
+    model.scale.fill_(max(spread, 1e-12) ** 0.5)
+    model.score = _score(model, data.splits.get("valid") or data.split(next(reversed(data.splits))), seed)
+    model.fingerprint = _named(model)
+    return model
+
+
+def _posed(model: Classifier, x: Tensor, label: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor]:
+    """A batch as the task poses it, and the right answer."""
+    if model.task == "class" and label is not None:
+        return x, label.to(x.device)
+    if model.task == "autoencoder":
+        return x, model.standard(x)
+    turn = (noise.uniform(len(x)) * 4).long().clamp_max(3).to(x.device)
+    if model.task == "rotation":
+        kinds = [torch.rot90(x, k, (2, 3)) for k in range(4)]
+    else:
+        kinds = [x, x.flip(2), x.flip(3), x.flip(2, 3)]
+    return torch.stack(kinds)[turn, torch.arange(len(x), device=x.device)], turn
+
+
+def _loss(model: Classifier, x: Tensor, answer: Tensor) -> Tensor:
+    if model.task == "autoencoder":
+        return F.mse_loss(model(x), answer)
+    return F.cross_entropy(model(x), answer)
+
+
+@torch.inference_mode()
+def _score(model: Classifier, split: Split, seed: int) -> float:
+    """Accuracy, or of an autoencoder the share of the variance that it gives back."""
+    rows, right, missed, total = np.argsort(split.keys)[:JUDGED], 0.0, 0.0, 0.0
+    for first in range(0, len(rows), AT_ONCE):
+        batch = split.batch(rows[first : first + AT_ONCE])
+        noise = Noise(seed, first, "classifier score")
+        x, answer = _posed(model, batch.x.to(model.scale.device), batch.label, noise)
+        if model.task == "autoencoder":
+            missed += float((model(x) - answer).double().square().sum())
+            total += float(answer.double().square().sum())
+        else:
+            right += float((model(x).argmax(1) == answer).sum())
+    return 1 - missed / max(total, 1e-12) if model.task == "autoencoder" else right / max(len(rows), 1)
+
+
+def _named(model: Classifier) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def store(path: Path, model: Classifier, of: str) -> None:
+    """Keep a classifier, with the fingerprint `of` the data that it was trained on."""
+    about = {"version": VERSION, "data": of, "task": model.task, "score": model.score}
+    checkpoint.write_tensors(path, model.state_dict(), about)
+
+
+def stored(path: Path, data: Data, of: str) -> Classifier | None:
+    """The classifier that was kept, if there is one of this data; damaged or another's it is as if there were none."""
+    try:
+        kept = checkpoint.read_tensors(path)
+        about: dict[str, Any] = kept.progress
+        if about.get("data") != of or about.get("version") != VERSION or about.get("task") != task_for(data):
+            return None
+        model = Classifier(data.schema, about["task"])
+        model.load_state_dict(kept.tensors)
+        model.score = about["score"]
+    except (RunError, RuntimeError, KeyError):
+        return None
+    model.fingerprint = _named(model)
+    return model.eval().requires_grad_(False)
+
+
+def of_run(run: Path, data: Data, progress: Callable[[int, int], None] | None = None) -> Classifier:
+    """The classifier of this data that is kept in `run`, trained now if there is none."""
+    of = fingerprint(data, "train")
+    model = stored(run / FILE, data, of)
+    if model is None:
+        model = trained(data, progress=progress)
+        store(run / FILE, model, of)
+    return model
