@@ -17,7 +17,15 @@ from tessella.uses.claims.bench import SEEDS, Bench, Recipe
 from tessella.uses.claims.claim import Claim, Measure, Result, Trial
 
 CLAIMS: dict[int, str] = {
+    1: "c01_autoencoder_latents",
+    2: "c02_gradient",
     3: "c03_divergence",
+    4: "c04_bound",
+    5: "c05_squared_error",
+    6: "c06_collapse",
+    7: "c07_learned_prior",
+    8: "c08_codebook_size",
+    9: "c09_primitives",
 }
 """The file of each claim, in this package."""
 
