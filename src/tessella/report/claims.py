@@ -132,6 +132,9 @@ def _claim(c: Record) -> list[str]:
             )
             caption = f"<figcaption>{html.escape(p['caption'])}</figcaption>"
             parts.append(f'<figure><div class="rows">{rows}</div>{caption}</figure>')
+    if c["trained"]:
+        of = ", ".join(f"{name} {steps:,.0f}" for name, steps in c["trained"].items())
+        parts.append(f'<p class="soft">Trained for so many updates: {html.escape(of)}.</p>')
     if c["measures"]:
         rows = "".join(
             f"<tr><td>{html.escape(m['name'])}</td><td class=v>{number(m['value'], m['error'])}</td>"
@@ -148,7 +151,8 @@ def number(value: float | None, error: float | None = None) -> str:
         return "not finite"
     if not error:
         return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    digits = max(0, 1 - math.floor(math.log10(error)))
+    power = math.floor(math.log10(error))
+    digits = max(0, -power + (error < 2 * 10**power))  # 12.35 ± 0.14, 12.3 ± 0.4
     if digits > 4 or abs(value) >= 1e6:
         return f"{value:.3g} ± {error:.1g}"
     return f"{value:,.{digits}f} ± {error:,.{digits}f}"

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import import_module
+from statistics import fmean
 
 from tessella.data import Data
 from tessella.errors import SpecError
@@ -80,7 +81,8 @@ def run(
     for c in claims:
         started, reason = time.monotonic(), hindrances[c.number]
         result = Result("not applicable", reason) if reason is not None else c.run(bench)
-        results[c.number] = replace(result, seconds=time.monotonic() - started)
+        trained = {r.name: fmean(steps) for r in c.needs if (steps := bench.updates.get(r.name))}
+        results[c.number] = replace(result, seconds=time.monotonic() - started, trained=trained)
         if tell:
             tell(c, results[c.number])
     return results

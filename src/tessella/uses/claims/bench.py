@@ -63,6 +63,9 @@ class Bench:
         seeds: every effect is measured once with each.
         needs: the recipes that will be asked for; of several claims that share one it is counted once.
 
+    Attributes:
+        updates: of each recipe by its name, those of each training.
+
     Raises:
         DataError: if there is too little data.
     """
@@ -84,6 +87,8 @@ class Bench:
                 f"{LEAST_TRAIN} and {LEAST_UNSEEN}; give more data"
             )
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes * FOR_TRAINING
+        self.updates: dict[str, list[int]] = {}
+        self._making: list[str] = []
         self._made: dict[tuple[str, int | None], Any] = {}
         self._waiting = {(r.name, seed): r.weight for r in needs for seed in self.seeds[: 1 if r.once else None]}
 
@@ -116,7 +121,10 @@ class Bench:
         key = (recipe.name, seed)
         if key not in self._made:
             seconds = self._share(recipe, seed)
-            self._made[key] = recipe.make(self, seed, seconds)
+            self._making.append(recipe.name)
+            with torch.inference_mode(False), torch.enable_grad():  # whoever measures needs no gradients; this does
+                self._made[key] = recipe.make(self, seed, seconds)
+            self._making.pop()
         return self._made[key]
 
     def model(self, recipe: Recipe, seed: int) -> Model:
@@ -127,7 +135,8 @@ class Bench:
         """Anything that several claims share and that takes no training: made once."""
         key = (f"kept: {name}", seed)
         if key not in self._made:
-            self._made[key] = make()
+            with torch.inference_mode(False):
+                self._made[key] = make()
         return self._made[key]
 
     def _share(self, recipe: Recipe, seed: int) -> float:
@@ -164,6 +173,8 @@ class Bench:
         if seconds != float("inf"):
             steps = max(1, min(steps, int(seconds / self._pace(module, split, options))))
         training.fit(module, split, TrainOptions(steps=steps, seed=seed, **options))
+        for name in self._making[-1:]:
+            self.updates.setdefault(name, []).append(steps)
         return steps
 
     def _pace(self, module: Trainable, split: Split, options: dict[str, Any]) -> float:
@@ -243,7 +254,7 @@ def with_code_prior(
     return Recipe(name, make, weight)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def codes_of(model: CodeModel, split: Split) -> CodesSplit:
     """A split's codes, as what priors are fitted on."""
     rows: list[Tensor] = []

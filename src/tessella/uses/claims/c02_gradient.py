@@ -22,7 +22,7 @@ from tessella.uses.claims.claim import Bars, Claim, Lines, Measure, Result, Seri
 from tessella.uses.claims.measuring import principal
 
 COMPONENTS, UNITS = 16, 8
-DRAWS, EXAMPLES = 40_000, 24
+DRAWS, EXAMPLES = 20_000, 16
 TOLERANCE = 0.1
 """How far a mean may be off, as a share of the true gradient's length and along it."""
 LEAST_RATIO = 2.0

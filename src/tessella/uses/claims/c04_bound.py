@@ -19,7 +19,7 @@ from tessella.uses.claims.claim import Claim, Lines, Measure, Result, Series, Tr
 from tessella.uses.claims.measuring import principal
 
 COMPONENTS, UNITS = 16, 4
-STEPS, LOOKS, RATE = 600, 25, 0.02
+STEPS, LOOKS, RATE = 400, 20, 0.02
 EXAMPLES = 512
 IDENTITY = 1e-6
 """Nats that both sides may differ by: the rounding of float64, and no more."""

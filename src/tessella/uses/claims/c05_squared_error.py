@@ -23,7 +23,7 @@ from tessella.uses.claims.claim import Claim, Lines, Measure, Result, Series, Tr
 from tessella.uses.claims.measuring import principal
 
 COMPONENTS, SCALE = 16, 0.3
-STEPS, RATE, ROWS = 200, 2e-3, 64
+STEPS, RATE, ROWS = 150, 2e-3, 64
 WEIGHTS, NATS = 1e-3, 1e-4
 """Share of the weights' way, and nats a dimension, that both may differ by: rounding of float32, summed up."""
 BEST = 0.02

@@ -57,7 +57,8 @@ def run(bench: Bench) -> Result:
     ]
     sentence = (
         f"an example's codes cost {measures[0].value:.4g} bits under the uniform prior and {measures[1].value:.4g} "
-        f"under the learned one; samples are at {measures[2].value:.3g} and {measures[3].value:.3g} ({features_named(bench)})"
+        f"under the learned one; samples are at {measures[2].value:.3g} and {measures[3].value:.3g} "
+        f"({features_named(bench)})"
     )
     return decided(sentence, trials, measures, plots)
 

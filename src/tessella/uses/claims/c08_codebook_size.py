@@ -91,7 +91,8 @@ def run(bench: Bench) -> Result:
     sentence = (
         f"from K = 2 to {SIZES[-1]:,} the distortion falls from {of['distortion'][0].value:.4g} to "
         f"{of['distortion'][-1].value:.4g} nats, {trials[0].effect:.2g} a doubling, in {sum(falls)} of {len(falls)} "
-        f"steps; of the largest codebook {of['share'][-1].value:.2g} % occurs (perplexity {of['perplexity'][-1].value:.3g})"
+        f"steps; of the largest codebook {of['share'][-1].value:.2g} % occurs "
+        f"(perplexity {of['perplexity'][-1].value:.3g})"
     )
     return decided(sentence, trials, measures, plots)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ class Result:
         trials: the predicted effects, from which the verdict follows.
         measures: what else was measured.
         seconds: how long it took, trainings that it was the first to need included.
+        trained: updates of each model that it looked at, the mean over the seeds.
     """
 
     verdict: Verdict
@@ -163,6 +164,7 @@ class Result:
     measures: tuple[Measure, ...] = ()
     plots: tuple[Plot, ...] = ()
     seconds: float = 0.0
+    trained: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: each trial with its own verdict, each plot with its kind."""
@@ -211,5 +213,7 @@ def decided(
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     """The mean and its standard error; None of a single value."""
-    mean = statistics.fmean(values)
-    return mean, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    mean, count = statistics.fmean(values), len(values)
+    if count < 2:
+        return mean, None
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1) / count)
