@@ -1,0 +1,185 @@
+"""p(z_0) as a chain: from z_1 ~ N(0, I) to z_0 by a learned denoiser, with its variational bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Normal
+
+from tessella.diffusion import samplers
+from tessella.diffusion.lattice import posterior
+from tessella.diffusion.schedule import NoiseSchedule, alpha, over, sigma, spread_times, variance_term
+from tessella.errors import SpecError
+from tessella.noise import Noise
+
+DROPPED = 0.1
+"""How often training hides the label, so that samples can be led by it (Ho & Salimans 2022, algorithm 1)."""
+STEPS = 50
+LINKS = 50
+"""Steps of the chain whose densities are known, which importance weights need."""
+SHAPING = 0.1
+"""Nats a dimension that the schedule's pieces are taught with: little beside the gradient of the network."""
+Sampler = Literal["dpm", "ddim", "ancestral"]
+
+
+@final
+class Chain(nn.Module):
+    """p(z_0) over noisy y, q(z_t | y) = N(alpha_t y, sigma_t^2 I), in continuous time (Kingma et al. 2021, section 4).
+
+    The network sees z_t and gamma_t and gives for each number a Gaussian N(mu, 1 / lambda) of what the others say of
+    y; what z_t itself says, N(z_t; alpha_t y, sigma_t^2), is known and multiplied in. The denoised y is the mean of
+    that product: over all reals, or over the `levels` values that y can have, so that little noise is
+    removed exactly. Any function of z_t would make a bound; this one has little left to learn where noise is small.
+
+    Args:
+        shape: of one y, `(C, H, W)` or `(D,)`.
+        network: `(z [B, *shape], gamma [B], label [B] or None)` to `[B, 2 C, ...]`, mu and log lambda.
+        schedule: gamma(t).
+        levels: evenly spaced values from -1 to 1 that y has; 0: any real number.
+        classes: labels are 0 ... classes - 1, and the network's label `classes` is none of them; 0: no labels.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], network: nn.Module, schedule: NoiseSchedule, *, levels: int = 0, classes: int = 0
+    ) -> None:
+        super().__init__()
+        self.shape, self.levels, self.classes = shape, levels, classes
+        self.network, self.schedule = network, schedule
+
+    def denoise(self, z: Tensor, gamma: Tensor, label: Tensor | None = None) -> Tensor:
+        """E[y | z_t] as the model has it, `[B, *shape]`.
+
+        Args:
+            z: `[B, *shape]`.
+            gamma: `[B]` or a scalar.
+            label: `[B]`, or None for no label.
+        """
+        gamma = gamma.expand(len(z))
+        if self.classes and label is None:
+            label = torch.full((len(z),), self.classes, device=z.device)
+        mu, log_precision = self.network(z, gamma, label if self.classes else None).float().chunk(2, dim=1)
+        level, told = over(gamma, z), (log_precision + 2).clamp(-8, 14).exp()
+        known = (-level).exp()
+        precision = told + known
+        location = (told * mu + known / alpha(level) * z) / precision
+        return posterior(location, precision, self.levels)[0] if self.levels else location
+
+    def start(self, y: Tensor, noise: Noise | None) -> Tensor:
+        """z_0 ~ q(z_0 | y) `[B, *shape]`; without noise its mean."""
+        first, _ = self.schedule.ends()
+        mean = alpha(first) * y
+        return mean if noise is None else mean + sigma(first) * noise.normal(*y.shape, device=y.device)
+
+    def rate(self, y: Tensor, label: Tensor | None, noise: Noise | None, *, times: int = 1) -> Tensor:
+        """KL(q(z_0, ..., z_1 | y) || p(z_0, ..., z_1)) >= KL(q(z_0 | y) || p(z_0)), estimated: `[B]` nats.
+
+        KL(q(z_1 | y) || N(0, I)) + 1/2 int_0^1 gamma'(t) exp(-gamma) E|y - y(z_t)|^2 dt, the integral by times that
+        are spread evenly over the batch. In training mode labels are hidden now and then, and the gradient by the
+        schedule's pieces is that of the estimate's second moment.
+
+        Args:
+            y: `[B, *shape]`.
+            noise: of times and noise; without it both are fixed, and the result is a function of y alone.
+            times: an example.
+        """
+        if noise is not None and self.training and self.classes and label is not None:
+            hidden = noise.split("hidden").uniform(len(y), device=y.device) < DROPPED
+            label = label.masked_fill(hidden, self.classes)
+        total = self.last_rate(y)
+        for part in range(times):
+            t = spread_times(len(y), y.device, noise, part, times)
+            at = self.schedule.at(t)
+            source = (Noise(0, stream="fixed") if noise is None else noise).split(f"time {part}")
+            eps = source.normal(len(y) if noise else 1, *self.shape, device=y.device)
+            gamma = over(at.gamma, y)
+            error = y - self.denoise(alpha(gamma) * y + sigma(gamma) * eps, at.gamma, label)
+            loss = at.slope * (-at.gamma).exp() * error.square().flatten(1).sum(1) / 2
+            total = total + loss / times
+            if self.training and noise is not None:
+                total = total + SHAPING * y[0].numel() * variance_term(at, loss)
+        return total
+
+    def last_rate(self, y: Tensor) -> Tensor:
+        """KL(q(z_1 | y) || N(0, I)), `[B]` nats."""
+        _, last = self.schedule.ends()
+        variance, log_variance = torch.sigmoid(last), nn.functional.logsigmoid(last)
+        each = torch.sigmoid(-last) * y.square() + variance - 1 - log_variance
+        return each.flatten(1).sum(1) / 2
+
+    def log_weight(self, y: Tensor, z: Tensor, label: Tensor | None, noise: Noise, *, links: int = LINKS) -> Tensor:
+        """log p(z_0, ..., z_1) - log q(z_0, ..., z_1 | y) of one draw given its z_0, `[B]`.
+
+        The chain is then one of so many links, p(z_s | z_t) = q(z_s | z_t, y = y(z_t)), and its weights are exact;
+        the continuous one has no densities to take them from.
+        """
+        first, last = self.schedule.ends()
+        gammas = torch.linspace(0, 1, links + 1, device=y.device) * (last - first) + first
+        total = torch.zeros(len(y), device=y.device)
+        for s, t in pairwise(gammas):
+            # z_t given z_s and y: forward, so that all of the chain hangs on the given z_0
+            ratio = alpha(t) / alpha(s)
+            deviation = sigma(t) * (-torch.expm1(s - t)).sqrt()
+            later = ratio * z + deviation * noise.normal(*z.shape, device=z.device)
+            drawn = self.denoise(later, t, label)
+            mean_p, scale = samplers.backward(later, drawn, t, s)
+            mean_q, _ = samplers.backward(later, y, t, s)
+            nats = ((z - mean_q).square() - (z - mean_p).square()) / (2 * scale.square())
+            total = total + nats.flatten(1).sum(1)
+            z = later
+        q = Normal(alpha(last) * y, sigma(last), validate_args=False)
+        p = Normal(torch.zeros_like(y), 1.0, validate_args=False)
+        return total + (p.log_prob(z) - q.log_prob(z)).flatten(1).sum(1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        noise: Noise,
+        label: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: Sampler = "dpm",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """z_0 ~ p(z_0), `[count, *shape]` float32.
+
+        Args:
+            noise: all randomness comes from it.
+            label: `[count]`; None for no label.
+            temperature: a factor on the deviation of all that is drawn.
+            steps: evenly spaced in gamma; 50 unless given.
+            guidance: the denoised y is y_none + guidance (y_label - y_none) (Ho & Salimans 2022, eq. 6 in terms of y):
+                0 does without the label, 1 is the model itself.
+            sampler: `dpm` and `ddim` are deterministic given z_1, of second and first order; `ancestral` is random.
+            progress: told (steps done, steps in all).
+
+        Raises:
+            SpecError: if guidance is asked of what sees no labels.
+        """
+        if guidance is not None and (not self.classes or label is None):
+            raise SpecError("guidance leads towards a class, and this diffusion sees none: leave --guidance out")
+        strength = 1.0 if guidance is None else guidance
+
+        def denoise(z: Tensor, gamma: Tensor) -> Tensor:
+            if label is None or strength == 1:
+                return self.denoise(z, gamma, label)
+            none = self.denoise(z, gamma)
+            if strength == 0:
+                return none
+            led = none + strength * (self.denoise(z, gamma, label) - none)
+            return led.clamp(-1, 1) if self.levels else led
+
+        first, last = (end.detach() for end in self.schedule.ends())
+        gammas = torch.linspace(1, 0, (steps or STEPS) + 1, device=first.device) * (last - first) + first
+        z = temperature * noise.normal(count, *self.shape, device=first.device)
+        if sampler == "ancestral":
+            return samplers.ancestral(
+                denoise, z, gammas, noise.split("steps"), temperature=temperature, progress=progress
+            )
+        return samplers.solve(denoise, z, gammas, order=2 if sampler == "dpm" else 1, progress=progress)

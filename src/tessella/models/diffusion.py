@@ -1,0 +1,119 @@
+"""Diffusion as a model: z is z_0, the least noisy latent; p(z_0) is a chain, p(x | z_0) almost certain.
+
+Imports beside it: spec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+
+from tessella.diffusion.chain import Chain
+from tessella.diffusion.observation import Observation
+from tessella.diffusion.schedule import alpha, over, sigma
+from tessella.errors import SpecError
+from tessella.models.model import Model
+from tessella.noise import Noise
+from tessella.records import Latent, Sampling, Terms
+from tessella.spec import ModelOptions
+
+TIMES = 8
+"""Noise levels an example where they are fixed."""
+
+
+@final
+class DiffusionModel(Model):
+    """p(x, z) = p(z) p(x | z) with z = z_0 and q(z | x) = N(alpha_0 x, sigma_0^2 I) (Kingma et al. 2021).
+
+    `rate` is the chain's own KL(q(z_0, ..., z_1 | x) || p), at least KL(q(z | x) || p(z)); with the distortion
+    -log p(x | z) it bounds -log p(x). Its estimate is unbiased, and may be far off for one example.
+
+    Args:
+        name, options: as of `Model`.
+        likelihood: p(x | z_0).
+        chain: p(z_0); it sees labels if it has classes.
+    """
+
+    learning_rate = 1e-3
+
+    def __init__(
+        self, name: str, *, likelihood: Observation, chain: Chain, options: ModelOptions | None = None
+    ) -> None:
+        super().__init__(name, likelihood, options, conditional=bool(chain.classes))
+        self.chain, self.latent_shape = chain, chain.shape
+
+    def forward(
+        self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
+    ) -> Terms:
+        if draws is not None:
+            return self._of_draws(x, label, noise or Noise(0), draws)
+        y = self.likelihood.to_network(x)
+        rate = self._rate(y, label, noise)
+        return Terms(-self.decode(self._start(y, noise), label).log_prob(x), rate)
+
+    def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
+        y = self.likelihood.to_network(x)
+        first, _ = self.chain.schedule.ends()
+        mean = alpha(first) * y
+        q = Independent(
+            Normal(mean, sigma(first).expand_as(mean), validate_args=False), y.dim() - 1, validate_args=False
+        )
+        return Latent(self._start(y, noise), self._rate(y, label, noise), posterior=q)
+
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+        self.seen(label)
+        first, _ = self.chain.schedule.ends()
+        location = z / alpha(first)
+        return self.likelihood(torch.cat([location, over(-first, z).expand_as(z)], 1))
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """As of `Model`, without the price of z, which takes the network."""
+        return self.decode(self._start(self.likelihood.to_network(x), None), label).mean
+
+    def _start(self, y: Tensor, noise: Noise | None) -> Tensor:
+        return self.chain.start(y, None if noise is None else noise.split("start"))
+
+    def _rate(self, y: Tensor, label: Tensor | None, noise: Noise | None) -> Tensor:
+        times = TIMES if noise is None else 1
+        return self.chain.rate(y, self.seen(label), None if noise is None else noise.split("rate"), times=times)
+
+    def _of_draws(self, x: Tensor, label: Tensor | None, noise: Noise, draws: int) -> Terms:
+        """Draws of the whole chain, then one of a few links: its bound is looser, and its weights are exact."""
+        many, labels = x.repeat_interleave(draws, 0), None if label is None else label.repeat_interleave(draws)
+        y = self.likelihood.to_network(many)
+        z = self._start(y, noise)
+        distortion = -self.decode(z, labels).log_prob(many)
+        rate = -self.chain.log_weight(y, z, self.seen(labels), noise.split("links"))
+        each = distortion.view(len(x), draws)
+        return Terms(each.mean(1), rate.view(len(x), draws).mean(1), log_weights=-(each + rate.view_as(each)).T)
+
+    @torch.no_grad()
+    def sample_prior(
+        self,
+        count: int,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        sampling = sampling or Sampling()
+        if sampling.top_k is not None or sampling.top_p is not None:
+            raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
+        return self.chain.sample(
+            count,
+            Noise(seed, stream="prior"),
+            self.seen(label),
+            temperature=sampling.temperature,
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            progress=progress,
+        )
+
+    def compile_networks(self) -> None:
+        self.chain.network.compile()

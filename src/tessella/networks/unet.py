@@ -1,0 +1,152 @@
+"""A small U-Net for pictures with noise in them (Ho et al. 2020, appendix B; Ronneberger et al. 2015)."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tessella.networks.conv import ConvPlan
+
+WAVES = 16
+GROUPED = 16
+"""Channels of a group that is normalised together."""
+
+
+class NoiseLevel(nn.Module):
+    """The log noise-to-signal ratio gamma `[B]`, and a label if there are any, as features `[B, features]`.
+
+    Args:
+        classes: numbers that a label can be; 0: there are none.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, classes: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.logspace(-1.5, 0.5, WAVES), persistent=False)
+        self.first = nn.Linear(2 * WAVES + 1, features)
+        self.second = nn.Linear(features, features)
+        self.label = nn.Embedding(classes, features) if classes else None
+
+    def forward(self, gamma: Tensor, label: Tensor | None) -> Tensor:
+        angles = gamma[:, None] * self.frequencies
+        h = self.first(torch.cat([gamma[:, None] / 10, angles.sin(), angles.cos()], 1))
+        if self.label is not None:
+            h = h + self.label(label)
+        return F.silu(self.second(F.silu(h)))
+
+
+class Block(nn.Module):
+    """`x + conv(silu(scale * conv(silu(norm(x))) + shift))`, 3 x 3, scale and shift given the noise level."""
+
+    def __init__(self, channels: int, features: int, scale: float) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(max(1, channels // GROUPED), channels)
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.level = nn.Linear(features, 2 * channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        with torch.no_grad():
+            self.second.weight.mul_(scale)
+            nn.init.zeros_(self.second.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        shift, scale = self.level(level)[:, :, None, None].chunk(2, dim=1)
+        h = self.first(F.silu(self.norm(x)))
+        return x + self.second(F.silu(h * (1 + scale) + shift))
+
+
+class Attention(nn.Module):
+    """Every position looks at every other, one head: `x + out(attention(norm(x)))`."""
+
+    def __init__(self, channels: int, scale: float) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(max(1, channels // GROUPED), channels)
+        self.entry = nn.Conv2d(channels, 3 * channels, 1)
+        self.exit = nn.Conv2d(channels, channels, 1)
+        with torch.no_grad():
+            self.exit.weight.mul_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.entry(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.exit(h.transpose(1, 2).reshape(x.shape))
+
+
+@final
+class UNet(nn.Module):
+    """z_t `[B, C, H, W]` and its noise level gamma `[B]` to `[B, outputs, H, W]`, any height and width.
+
+    Down through the grids of a plan and up again, each grid's features on the way down joined to those on the way up;
+    the coarsest grid has attention. Sizes that the plan's stride does not divide are padded and cut.
+
+    Args:
+        shape: `(C, H, W)`.
+        outputs: channels given.
+        patch: pixels a side that the first layer folds into channels, if the picture is not small.
+        side: the grid is halved until it has no more than 2 side^2 positions.
+        classes: numbers that a label can be; 0: no labels.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        outputs: int,
+        *,
+        width: int,
+        depth: int,
+        patch: int = 2,
+        side: int = 8,
+        classes: int = 0,
+    ) -> None:
+        super().__init__()
+        plan = ConvPlan.for_pictures(shape, side=side, width=width, depth=depth)
+        if patch < plan.patch:
+            plan = ConvPlan(plan.height, plan.width, 1, (width, *[2 * width for _ in plan.widths]), depth)
+        self.plan = plan
+        features, scale = 4 * width, 1 / math.sqrt(2 * depth * len(plan.widths))
+        self.level = NoiseLevel(features, classes)
+
+        def blocks(channels: int) -> nn.ModuleList:
+            return nn.ModuleList([Block(channels, features, scale) for _ in range(depth)])
+
+        steps = list(zip(plan.widths, plan.widths[1:], strict=False))
+        self.stem = nn.Conv2d(shape[0] * plan.patch**2, width, 3, padding=1)
+        self.falling = nn.ModuleList([blocks(channels) for channels in plan.widths])
+        self.down = nn.ModuleList([nn.Conv2d(before, after, 2, stride=2) for before, after in steps])
+        self.attention = Attention(plan.widths[-1], scale) if math.prod(plan.grid) > 1 else None
+        self.up = nn.ModuleList([nn.Conv2d(after, 4 * before, 1) for before, after in steps])
+        self.join = nn.ModuleList([nn.Conv2d(2 * channels, channels, 1) for channels in plan.widths])
+        self.rising = nn.ModuleList([blocks(channels) for channels in plan.widths])
+        self.norm = nn.GroupNorm(max(1, width // GROUPED), width)
+        self.head = nn.Conv2d(width, outputs * plan.patch**2, 3, padding=1)
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
+            nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, z: Tensor, gamma: Tensor, label: Tensor | None = None) -> Tensor:
+        height, width = z.shape[-2:]
+        down, right = -height % self.plan.stride, -width % self.plan.stride
+        z = F.pad(z, (0, right, 0, down), mode="replicate") if down or right else z
+        level = self.level(gamma, label)
+        h = self.stem(F.pixel_unshuffle(z, self.plan.patch))
+        kept: list[Tensor] = []
+        for number, group in enumerate(self.falling):
+            if number:
+                h = self.down[number - 1](h)
+            for block in group:  # pyright: ignore[reportGeneralTypeIssues]
+                h = block(h, level)
+            kept.append(h)
+        if self.attention is not None:
+            h = self.attention(h)
+        for number in reversed(range(len(self.rising))):
+            h = self.join[number](torch.cat([h, kept[number]], 1))
+            for block in self.rising[number]:  # pyright: ignore[reportGeneralTypeIssues]
+                h = block(h, level)
+            if number:
+                h = F.pixel_shuffle(self.up[number - 1](h), 2)
+        out = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.plan.patch)
+        return out[..., :height, :width]

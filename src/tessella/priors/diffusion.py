@@ -1,0 +1,120 @@
+"""A diffusion prior over real-valued latents.
+
+Imports beside it: diffusion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
+
+from tessella.contracts import Prior
+from tessella.diffusion.chain import Chain
+from tessella.diffusion.schedule import NoiseSchedule, alpha
+from tessella.networks.denoising_mlp import DenoisingPerceptron
+from tessella.networks.unet import UNet
+from tessella.noise import Noise
+
+TIMES = 8
+"""Noise levels an example that a measured `log_prob` is estimated from."""
+
+
+@final
+class DiffusionPrior(Prior):
+    """p(z) = int p(z_0) N(z; z_0 / alpha_0, exp(gamma_0) I) dz_0 with a chain p(z_0), in a model's latent space (Vahdat
+    et al. 2021; Rombach et al. 2022, section 3.2).
+
+    `log_prob` is an estimate of a lower bound on the log-density: E[log p(z | z_0)] less the chain's rate, with gamma_0
+    learned. For z of about unit scale.
+
+    Args:
+        latent_shape: `(D,)` or `(D, h, w)`.
+        classes: number of labels; 0: p(z) does not depend on them.
+        width: channels (grids, 64) or units of a layer (vectors, 256).
+        depth: blocks at each resolution (2), or layers (4).
+    """
+
+    exact = False
+
+    def __init__(
+        self, latent_shape: tuple[int, ...], classes: int = 0, *, width: int | None = None, depth: int | None = None
+    ) -> None:
+        super().__init__()
+        self.latent_shape = latent_shape
+        seen = classes + 1 if classes else 0
+        if len(latent_shape) == 3:
+            network: nn.Module = UNet(
+                latent_shape, 2 * latent_shape[0], width=width or 64, depth=depth or 2, patch=1, classes=seen
+            )
+        else:
+            (dims,) = latent_shape
+            network = DenoisingPerceptron(dims, 2 * dims, width=width or 256, depth=depth or 4, classes=seen)
+        self.chain = Chain(latent_shape, network, NoiseSchedule(-8.0, 5.0), classes=classes)
+
+    def forward(self, label: Tensor | None, noise: Noise | None = None) -> Distribution:
+        if self.chain.classes and label is None:
+            raise ValueError("a class-conditional prior needs labels")
+        return _Bounded(self, label if self.chain.classes else None, noise)
+
+    def log_prob(self, z: Tensor, label: Tensor | None, noise: Noise | None) -> Tensor:
+        """What `forward` gives as `log_prob`: z `[B, *latent_shape]` to `[B]` nats, below log p(z) on average.
+
+        In training mode one noise level an example, else several; without noise they are fixed.
+        """
+        times = 1 if self.training and noise is not None else TIMES
+        rate = self.chain.rate(z, label, None if noise is None else noise.split("rate"), times=times)
+        first, _ = self.chain.schedule.ends()
+        # E[log p(z | z_0)] in closed form: z_0 / alpha_0 - z ~ N(0, exp(gamma_0)), and the scale is that deviation
+        return -(1 + math.log(2 * math.pi) + first) / 2 * math.prod(self.latent_shape) - rate
+
+    def sample(
+        self,
+        count: int,
+        noise: Noise,
+        label: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        steps: int | None = None,
+        guidance: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """As of `Prior`; the mean of p(z | z_0).
+
+        Args:
+            steps: of the deterministic sampler; 50 unless given.
+            guidance: how far it is led towards the label: 0 is not at all, 1 is p(z | label).
+
+        Raises:
+            SpecError: if guidance is asked of a prior that sees no labels.
+        """
+        if self.chain.classes and label is None:
+            raise ValueError("a class-conditional prior needs labels")
+        label = label if self.chain.classes else None
+        drawn = self.chain.sample(
+            count, noise, label, temperature=temperature, steps=steps, guidance=guidance, progress=progress
+        )
+        first, _ = self.chain.schedule.ends()
+        return drawn / alpha(first.detach())
+
+
+@final
+class _Bounded(Distribution):
+    """What a prior's `log_prob` bounds, batch shape `()` or, given labels, `[B]`."""
+
+    def __init__(self, prior: DiffusionPrior, label: Tensor | None, noise: Noise | None) -> None:
+        self.prior, self.label, self.noise = prior, label, noise
+        batch = torch.Size() if label is None else label.shape
+        super().__init__(batch, torch.Size(prior.latent_shape), validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, Constraint]:
+        return {}
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.prior.log_prob(value, self.label, self.noise)
