@@ -85,6 +85,7 @@ def test_a_fitted_prior_costs_less_and_the_model_stays_as_it_was(run: Path, digi
     done = fitted(run, digits, options=TrainOptions(steps=60, batch_size=32), width=16)
     assert done.rate_before == pytest.approx(16 * np.log(8))
     assert done.rate is not None
+    assert done.rate_before is not None
     assert done.rate < 0.9 * done.rate_before
     assert before == {path: path.read_bytes() for path in before}
     model = loaded(run)

@@ -70,7 +70,7 @@ def fit_prior(
         RunError: if there is such a prior already, or none to go on with.
     """
     options = options or TrainOptions()
-    size = {"width": width, "depth": depth, "components": components, "flow_steps": flow_steps}
+    size: dict[str, Any] = {"width": width, "depth": depth, "components": components, "flow_steps": flow_steps}
     model = checkpoint.read_spec(run).build()
     _check_kind(model, kind, str(run))
     checkpoint.load(run, into=model, prior=checkpoint.TRAINED)

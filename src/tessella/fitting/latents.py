@@ -72,8 +72,6 @@ class LatentPrior(Frozen):
         super().__init__(model)
         self.cached = False
         self.priors = nn.ModuleList()
-        if not model.bottleneck.stochastic:
-            self.figure = "cross_entropy"
 
     @property
     def model(self) -> LatentVariableModel:

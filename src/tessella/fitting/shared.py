@@ -63,8 +63,6 @@ class Frozen(nn.Module, ABC):
 
     learning_rate: float = 1e-3
     """What suits it at the height of training, unless another is asked for."""
-    figure: str = "rate"
-    """What its price is called."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -129,9 +127,8 @@ class PriorView(View):
         if self.valid is None:
             return {}
         rate = mean_rate(model, self.valid, precision=self.precision, limit=MEASURED)
-        if model.figure != "rate":
-            return {model.figure: rate}
-        return {"rate": rate, "bits_per_dim": bits_per_dim(rate, model.schema.dims)}
+        bits = bits_per_dim(rate, model.schema.dims) if model.model.has_bound else None
+        return {"rate": rate, "bits_per_dim": bits}
 
     @torch.inference_mode()
     def draw(self, model: Any) -> dict[str, Image]:

@@ -21,7 +21,7 @@ from tessella.evaluation.bounds import ACTIVE, evaluate
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.records import Evaluation, Schema
-from tessella.report import blocks, codes
+from tessella.report import blocks, codes, gap
 from tessella.report.charts import bar_chart, over_time
 from tessella.report.kept import stored
 from tessella.report.words import numbers, psnr_text, size_text
@@ -32,6 +32,15 @@ REPORT = "report.html"
 SPLITS = ("test", "valid", "train")
 QUICK = 2000
 MOST_ROWS = 16
+NO_PRIOR = (
+    "<p>An autoencoder has no prior over its latents: it does not say which of them are plausible. So nothing can be "
+    "sampled from it, and no probability, no bound and no bits per dimension can be said of the data. What it can do "
+    "is give examples back.</p>"
+)
+NO_BOUND = (
+    "<p>A prior was fitted over this autoencoder's latents, so that new examples can be drawn. But its latent is a "
+    "point and not a distribution, so no bound and no bits per dimension can be said of the data.</p>"
+)
 
 
 @torch.inference_mode()
@@ -58,6 +67,7 @@ def write(run: Path, model: Model, data: Data) -> Path:
         "" if blocks.slow(model) or e.codes is not None else _traversals(model, split),
         _units(e),
         _collapse(e, model.schema),
+        gap.section(run),
         _curves(run, metrics, model),
         _numbers(e, model.schema),
         _reproduce(run, spec, e, metrics),
@@ -111,11 +121,7 @@ def _opening(title: str, spec: Spec, model: Model, data: Data, e: Evaluation, me
         worst = " (of the level that uses least of them)" if len(e.codes.levels) > 1 else ""
         cards.append((f"{100 * e.codes.code_usage:.3g} %", f"of the {e.codes.codebook_size:,} codes occur{worst}"))
     warned = "".join(f'<p class="warned"><b>Warning:</b> {html.escape(note)}</p>' for note in e.notes)
-    why = "" if e.bound is not None else (
-        "<p>An autoencoder has no prior over its latents: it does not say which of them are plausible. So nothing can "
-        "be sampled from it, and no probability, no bound and no bits per dimension can be said of the data. "
-        "What it can do is give examples back.</p>"
-    )  # fmt: skip
+    why = "" if e.bound is not None else NO_PRIOR if not model.has_prior else NO_BOUND
     return (
         f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>'
         f'<p class="soft">{html.escape(spec.model)}: {html.escape(what)}</p>{warned}{blocks.cards(cards)}{why}'
@@ -143,7 +149,7 @@ def _reconstructions(model: Model, split: Split, name: str) -> str:
 
 
 def _samples(model: Model) -> str:
-    if not model.has_bound:
+    if not model.has_prior:
         return ""
     if isinstance(model, CodeModel) and model.fitted:
         return codes.samples(model)
@@ -243,7 +249,7 @@ def _collapse(e: Evaluation, schema: Schema) -> str:
 
 def _curves(run: Path, metrics: list[dict[str, Any]], model: Model) -> str:
     wanted = [("distortion", "distortion, nats"), ("mse", "squared error, stored units")]
-    if model.has_prior:
+    if model.has_bound:
         wanted = [("bits_per_dim", "bits per dimension"), ("distortion", "distortion, nats"), ("rate", "rate, nats")]
     of_codes = isinstance(model, CodeModel)
     charts = over_time(metrics, wanted[:2] if of_codes else wanted)
@@ -256,10 +262,12 @@ def _curves(run: Path, metrics: list[dict[str, Any]], model: Model) -> str:
         + (" Up to here all codes are held equally plausible: the rate is N log K throughout." if of_codes else "")
     )
     home, fitting = _prior_of(run), ""
+    what = "codes" if of_codes else "latents"
     if home is not None:
-        fitting = over_time(read_metrics(home / checkpoint.METRICS), [("rate", "rate of the codes, nats")])
+        cost = f"rate of the {what}, nats" if model.has_bound else "-log p(z), nats"
+        fitting = over_time(read_metrics(home / checkpoint.METRICS), [("rate", cost)])
     if fitting:
-        words = f"Then a prior over the codes was fitted ({home.name if home else ''}): what the codes cost under it."
+        words = f"Then a prior over the {what} was fitted ({home.name if home else ''}): what the {what} cost under it."
         fitting = f"<figure>{fitting}<figcaption>{html.escape(words)}</figcaption></figure>"
     return f"<h2>Training</h2><figure>{charts}<figcaption>{caption}</figcaption></figure>{fitting}"
 
@@ -312,8 +320,8 @@ def train_command(spec: Spec, run: Path) -> str:
 
 
 def prior_command(prior: checkpoint.PriorSpec, run: Path) -> str:
-    """The command line that fits such a prior over the codes of a run."""
-    given = {**prior.training, **{name: getattr(prior, name) for name in ("width", "depth", "class_conditional")}}
+    """The command line that fits such a prior over the latents of a run."""
+    given = {**prior.training, **prior.size, "class_conditional": prior.class_conditional}
     usual = {**asdict(TrainOptions(steps=1)), "steps": None, "minutes": None, "class_conditional": False}
     return shlex.join(["tessella", "prior", str(run), "--kind", prior.kind, *_flags(given, usual)])
 

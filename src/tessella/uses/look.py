@@ -23,6 +23,7 @@ from tessella.data.folders import PictureReader
 from tessella.data.splits import Indices
 from tessella.errors import DataError, SpecError
 from tessella.models.codes import CodeModel
+from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.records import Batch, Sampling, Schema
@@ -118,6 +119,8 @@ def _part(progress: Callable[[int, int], None] | None, start: int, count: int) -
 def _remedy(model: Model) -> str:
     if isinstance(model, CodeModel):
         return "fit a prior that sees them, tessella prior RUN --class-conditional"
+    if isinstance(model, LatentVariableModel):
+        return "train a cvae instead, or fit a prior that sees them, tessella prior RUN --kind flow --class-conditional"
     return "train a cvae instead"
 
 
@@ -133,7 +136,7 @@ def reconstruct(model: Model, examples: Batch, columns: int = 10) -> Tensor:
 def interpolate(model: Model, first: Batch, last: Batch, steps: int = 9) -> Tensor:
     """Walks from each of `first` `[B]` to each of `last` `[B]`: `[B, steps + 2, *shape]`, the two examples at the ends.
 
-    A model with a prior walks along the sphere, so that length, which decides what is plausible under a normal prior,
+    A model with a rate walks along the sphere, so that length, which decides what is plausible under a normal prior,
     changes evenly (White 2016); an autoencoder and a model of codes walk straight. A conditional model changes the
     label half way.
 
@@ -143,7 +146,7 @@ def interpolate(model: Model, first: Batch, last: Batch, steps: int = 9) -> Tens
     if steps < 2:
         raise SpecError(f"a walk has at least 2 steps, not {steps}")
     ends = [model.encode(b.x.to(model.device), _moved(b.label, model)).z for b in (first, last)]
-    walk = _along_sphere if model.has_prior and not isinstance(model, CodeModel) else torch.lerp
+    walk = _along_sphere if model.has_bound and not isinstance(model, CodeModel) else torch.lerp
     columns = [first.x.float().cpu()]
     for k in range(steps):
         label = first.label if 2 * k < steps else last.label

@@ -27,6 +27,7 @@ from tessella.likelihoods.shared import StoredValues
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.noise import Noise
+from tessella.priors.normal import StandardNormal
 from tessella.records import Latent
 from tessella.uses.coding import stride_of
 from tessella.uses.compress.container import Chunk, checksum
@@ -127,6 +128,9 @@ class BitsBack:
     def __init__(self, model: LatentVariableModel) -> None:
         if not model.has_bound:
             raise model.without_prior()
+        if not isinstance(model.prior, StandardNormal):
+            raise SpecError("bits-back coding is for the prior N(0, I), and this one is another: give --prior trained, "
+                            "or train a vae with the normal prior")  # fmt: skip
         self._model, self._batch = model, _batch(model)
         self.at_once = max(1, LONGEST // model.schema.dims)
         _check_discrete(model)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.checkpoint import SPEC, fingerprint, load, prior_home, prior_in_use, read_spec, write_atomic
+from tessella.checkpoint import SPEC, TRAINED, fingerprint, load, prior_home, prior_in_use, read_spec, write_atomic
 from tessella.data.found import shown
 from tessella.entropy_coding import WORD
 from tessella.errors import DataError, SpecError
@@ -305,7 +305,7 @@ def model_for(container: Container, run: str | None = None) -> Model:
             raise container.damaged("it names no prior")
         load(home, into=model, prior=header.prior)
     else:
-        load(home, into=model)
+        load(home, into=model, prior=TRAINED)
     check(container, model, weights_of(home, model, header.prior))
     return model
 

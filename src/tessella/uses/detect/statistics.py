@@ -16,7 +16,7 @@ from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.records import Batch
 from tessella.uses.detect.complexity import file_nats
-from tessella.uses.detect.regret import best_codes, best_posterior, distortion_of
+from tessella.uses.detect.regret import best_codes, best_posterior, distortion_of, rate_of
 
 DRAWS = 4
 """Draws of z that a distortion is the mean of."""
@@ -110,22 +110,26 @@ class Examiner:
         x = batch.x.to(model.device)
         label = None if batch.label is None else batch.label.to(model.device)
         latent = model.encode(x, label)
+        rate = latent.rate
         if latent.posterior is None:
             distortion = -model.decode(latent.z, label).log_prob(x)
         else:
-            distortion = distortion_of(model, x, label, latent.posterior.mean, latent.posterior.stddev, self._eps)
+            mean, deviation = latent.posterior.mean, latent.posterior.stddev
+            distortion = distortion_of(model, x, label, mean, deviation, self._eps)
+            if isinstance(model, LatentVariableModel):
+                rate = rate_of(latent.posterior, model.prior_given(label), mean, deviation, self._eps)
         regret = None
-        if "regret" in self.needs and latent.rate is not None:
+        if "regret" in self.needs and rate is not None:
             best = (
                 best_codes(model, x, label, latent.codes, self._noise, self.steps)
                 if isinstance(model, CodeModel)
                 else best_posterior(model, x, label, latent, self._eps, self._noise, self.steps)
             )
-            regret = latent.rate + distortion - best
+            regret = rate + distortion - best
         length = file_nats(x, model.schema) if "length" in self.needs else None
         return Statistics(
             _numbers(distortion),
-            None if latent.rate is None else _numbers(latent.rate),
+            None if rate is None else _numbers(rate),
             None if regret is None else _numbers(regret),
             length,
         )

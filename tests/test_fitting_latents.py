@@ -1,0 +1,445 @@
+"""The second stage over real-valued z: priors are fitted on frozen q(z | x), kept with the run, and used if better."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributions import Independent, Normal
+
+import tessella
+from tessella import TrainOptions, checkpoint, fitting, training
+from tessella.cli import main
+from tessella.data import Data
+from tessella.errors import RunError, SpecError
+from tessella.fitting import fit_prior, latents
+from tessella.models.latent_variable import LatentVariableModel
+from tessella.noise import Noise
+from tessella.priors.flow import FlowPrior
+from tessella.priors.normal import StandardNormal
+from tessella.priors.standardised import Standardised
+from tessella.records import Sampling
+
+SMALL = {"width": 16, "depth": 1, "units": 4}
+OPTIONS = TrainOptions(steps=8, batch_size=16, save_every=0.0)
+QUICK = {"options": OPTIONS, "width": 8, "flow_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return tessella.open_data("digits")
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small models, trained for a moment."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, make in (("vae", tessella.VAE), ("ae", tessella.AE), ("cvae", tessella.CVAE)):
+        torch.manual_seed(0)
+        steps = TrainOptions(steps=120 if name == "vae" else 30, batch_size=32)
+        training.train(make(digits.schema, **SMALL), digits, folder / name, steps, quiet=True)
+    return {path.name: path for path in folder.iterdir()}
+
+
+@pytest.fixture
+def runs(trained: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of one, to do anything with."""
+    return lambda name: Path(shutil.copytree(trained[name], tmp_path / name, dirs_exist_ok=True))
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail: status 2, one line on stderr; gives the line."""
+
+    def check(*args: object) -> str:
+        capsys.readouterr()
+        assert main([str(a) for a in args]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("tessella: ")
+        assert said.err.count("\n") == 1
+        return said.err
+
+    return check
+
+
+def fitted(run: Path, data: Data, kind: str = "flow", **more: Any) -> fitting.Fitting:
+    return fit_prior(run, data, kind, quiet=True, **{**QUICK, **more})
+
+
+def loaded(run: Path, prior: str | None = None) -> LatentVariableModel:
+    model = tessella.load(run, prior=prior)
+    assert isinstance(model, LatentVariableModel)
+    return model
+
+
+def spoil(run: Path) -> None:
+    """Let the weights be others, as if training had gone on."""
+    state = checkpoint.read_tensors(run / checkpoint.MODEL)
+    weights = {name: t + 0.05 if t.is_floating_point() else t for name, t in state.tensors.items()}
+    checkpoint.write_tensors(run / checkpoint.MODEL, weights, state.progress)
+
+
+def prefer(run: Path, kind: str, rate: float | None) -> None:
+    """Let the prior of that kind have been measured so."""
+    home = checkpoint.prior_home(run, kind)
+    spec = checkpoint.read_prior_spec(home)
+    checkpoint.write_prior_spec(home, spec.with_rate(rate) if rate is not None else spec)
+
+
+# the scale
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 3)])
+def test_the_scale_is_in_the_density(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    prior = Standardised(StandardNormal(shape), shape)
+    mean, deviation = torch.randn(shape[0]), torch.rand(shape[0]) + 0.2
+    prior.settle(mean, deviation)
+    spread = (-1, *[1] * (len(shape) - 1))
+    wide = [t.reshape(spread).expand(shape) for t in (mean, deviation)]
+    truth = Independent(Normal(wide[0], wide[1]), len(shape))
+    z = torch.randn(7, *shape) * 3
+    torch.testing.assert_close(prior(None).log_prob(z), truth.log_prob(z))
+    # the change of volume is autograd's
+    base = StandardNormal(shape)(None)
+    jacobian = torch.func.jacrev(lambda v: ((v - wide[0]) / wide[1]).flatten())(z[0]).reshape(z[0].numel(), -1)
+    expected = base.log_prob((z[0] - wide[0]) / wide[1]) + torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(prior(None).log_prob(z[:1])[0], expected)
+    drawn = prior.sample(4000, Noise(0))
+    assert drawn.shape == (4000, *shape)
+    # five standard errors: a false alarm in some 10^5 seeds, numbers together
+    assert ((drawn.mean(0) - wide[0]).abs() < 5 * wide[1] / 4000**0.5).all()
+    assert ((drawn.std(0) / wide[1] - 1).abs() < 5 / 8000**0.5).all()
+
+
+def test_the_scale_is_that_of_the_latents(trained: dict[str, Path], digits: Data) -> None:
+    for name in ("ae", "vae"):
+        model = loaded(trained[name], "trained")
+        stage = fitting.LatentPrior(model)
+        split = latents.splits_for(stage, digits, "float32")["train"]
+        assert stage.cached
+        mean, deviation = latents.scale_of(stage, split, "float32")
+        train = digits.split("train")
+        with torch.no_grad():
+            q = model.passage(train.batch(range(len(train))).x)
+        spread = q.z.var(0) if q.posterior is None else q.posterior.mean.var(0) + q.posterior.variance.mean(0)
+        # of a vae z is drawn: three percent are five standard errors of the deviation of 1347 draws, and more
+        torch.testing.assert_close(mean, q.z.mean(0), atol=0.15, rtol=0.05)
+        torch.testing.assert_close(deviation, spread.sqrt(), atol=0.0, rtol=0.1 if name == "vae" else 0.01)
+
+
+# what is fitted
+
+
+def test_a_prior_fitted_to_a_vae_lowers_the_rate_and_the_model_stays(runs: Callable[[str], Path], digits: Data) -> None:
+    run = runs("vae")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = fitted(run, digits, options=TrainOptions(steps=150, batch_size=64), width=32)
+    assert done.rate is not None
+    assert done.rate_before is not None
+    assert done.rate < done.rate_before
+    assert before == {path: path.read_bytes() for path in before}
+    own, model = loaded(run, "trained"), loaded(run)
+    assert isinstance(own.prior, StandardNormal)
+    assert isinstance(model.prior, Standardised)
+    assert isinstance(model.prior.prior, FlowPrior)
+    spec = checkpoint.read_prior_spec(checkpoint.prior_home(run, "flow"))
+    assert (spec.rate, spec.rate_before) == (done.rate, done.rate_before)
+    assert (spec.kind, spec.width, spec.flow_steps, spec.class_conditional) == ("flow", 32, 2, False)
+    plain, better = (m.evaluate(digits, "valid", collapse_examples=0) for m in (own, model))
+    assert plain.distortion == better.distortion
+    assert better.bound is not None
+    assert plain.bound is not None
+    assert better.bound < plain.bound
+    # the rate is drawn: of 20 draws an example its standard error is some 0.05 nats, of one 0.2
+    assert better.rate == pytest.approx(done.rate, abs=0.8)
+    assert plain.rate == pytest.approx(done.rate_before, abs=0.3)
+    weighted = model.evaluate(digits, "valid", collapse_examples=0, importance_samples=20).importance_bound
+    assert weighted is not None
+    assert weighted.nats < better.bound
+
+
+def test_an_autoencoder_with_a_prior_samples_and_has_no_bound(runs: Callable[[str], Path], digits: Data) -> None:
+    run = runs("ae")
+    assert not loaded(run).has_prior
+    done = fitted(run, digits)
+    assert done.rate is not None
+    assert done.rate_before is None
+    model = loaded(run)
+    assert model.has_prior
+    assert not model.has_bound
+    assert not loaded(run, "trained").has_prior
+    assert model.sample(3).shape == (3, 1, 8, 8)
+    valid = digits.split("valid")
+    with torch.no_grad():
+        z = model.encode(valid.batch(range(len(valid))).x)
+        cost = -model.prior_given(None).log_prob(z.z)
+    assert z.rate is None
+    assert float(cost.mean()) == pytest.approx(done.rate, rel=1e-4)
+    evaluation = model.evaluate(digits, "valid")
+    assert (evaluation.rate, evaluation.bound, evaluation.bits_per_dim) == (None, None, None)
+    with pytest.raises(SpecError, match="its z is a point"):
+        model(digits.split("valid").batch(range(4)).x, draws=3)
+
+
+def test_a_prior_alone_may_see_the_label(runs: Callable[[str], Path], digits: Data) -> None:
+    run = runs("vae")
+    fitted(run, digits, class_conditional=True)
+    model = loaded(run, "flow")
+    batch = digits.split("valid").batch(range(20))
+    assert model.conditional
+    assert model.sample(3, torch.tensor([0, 1, 2])).shape == (3, 1, 8, 8)
+    with pytest.raises(SpecError, match="needs a label"):
+        model.sample(3)
+    with pytest.raises(SpecError, match="needs a label"):
+        model.encode(batch.x)
+    with torch.no_grad():
+        known = model.encode(batch.x, batch.label, noise=Noise(0))
+        plain = loaded(run, "trained").encode(batch.x, noise=Noise(0))
+        assert torch.equal(known.z, plain.z)
+        assert model.decode(known.z).log_prob(batch.x).shape == (20,)
+        terms = model(batch.x, batch.label, noise=Noise(0), draws=3)
+    assert known.rate is not None
+    assert terms.log_weights is not None
+    assert terms.log_weights.shape == (3, 20)
+    assert model.evaluate(digits, "valid", collapse_examples=20).rate is not None
+
+
+def test_a_model_that_sees_labels_may_have_a_prior_that_does_not(runs: Callable[[str], Path], digits: Data) -> None:
+    run = runs("cvae")
+    for labelled in (False, True):
+        fitted(run, digits, class_conditional=labelled, overwrite=True)
+        model = loaded(run, "flow")
+        assert isinstance(model.prior, Standardised)
+        assert (model.conditional, bool(model.prior.classes)) == (True, labelled)
+        assert model.sample(3, torch.tensor([0, 1, 2])).shape == (3, 1, 8, 8)
+        batch = digits.split("valid").batch(range(9))
+        with torch.no_grad():
+            rate = model.encode(batch.x, batch.label, noise=Noise(0)).rate
+        assert rate is not None
+        assert rate.isfinite().all()
+
+
+def test_examples_are_encoded_anew_where_posteriors_do_not_fit_in_memory(
+    runs: Callable[[str], Path], digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs("vae")
+    kept = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, average=0.9))
+    monkeypatch.setattr(latents, "CACHED", 0)
+    anew = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, average=0.9), overwrite=True)
+    assert anew.rate == pytest.approx(kept.rate, rel=1e-4)  # the same draws; lots of another size are rounded otherwise
+    assert anew.rate_before == pytest.approx(kept.rate_before, rel=1e-4)
+
+
+def test_data_that_is_drawn_anew_is_encoded_several_times(trained: dict[str, Path]) -> None:
+    data = tessella.open_data("digits", binarize="dynamic")
+    torch.manual_seed(0)
+    stage = fitting.LatentPrior(tessella.VAE(data.schema, **SMALL))
+    split = latents.splits_for(stage, data, "float32")["train"]
+    at = np.arange(50)
+    plain, first, again = split.batch(at), split.batch(at, Noise(0, 3)), split.batch(at, Noise(0, 3))
+    assert torch.equal(first.x, again.x)
+    same = (plain.x == first.x).flatten(1).all(1).float().mean()
+    assert 0 < same < 0.6  # one in four has the same draw; nobody has 30 of 50 in 10^5 seeds
+
+
+# going on
+
+
+def weights(home: Path) -> dict[str, torch.Tensor]:
+    return {**load_file(home / checkpoint.STATE), **load_file(home / checkpoint.MODEL)}
+
+
+@pytest.mark.parametrize(("name", "labelled"), [("vae", True), ("ae", False)])
+def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
+    name: str, labelled: bool, runs: Callable[[str], Path], digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs(name)
+    whole = fitted(run, digits, class_conditional=labelled)
+    home = checkpoint.prior_home(run, "flow")
+    expected = weights(home)
+    shutil.rmtree(home)
+    update = training._Loop._update
+
+    def ask(self: Any, batch: Any, used: float) -> Any:
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, batch, used)
+
+    monkeypatch.setattr(training._Loop, "_update", ask)
+    cut = fitted(run, digits, class_conditional=labelled)
+    monkeypatch.undo()
+    assert (cut.training.stopped, cut.training.steps, cut.rate) == ("signal", 5, None)
+    assert isinstance(loaded(run).prior, StandardNormal) == (name == "vae"), "one that is not measured is not used"
+    done = fitted(run, digits, class_conditional=labelled, resume=True)
+    assert (done.training.stopped, done.training.steps) == ("budget", 8)
+    assert (done.rate, done.rate_before) == (whole.rate, whole.rate_before)
+    found = weights(home)
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(tensor, found[key]), key
+
+
+# which prior is used
+
+
+def test_the_better_prior_is_used(runs: Callable[[str], Path], digits: Data) -> None:
+    run = runs("vae")
+    fitted(run, digits)
+    fit_prior(run, digits, "diffusion", OPTIONS, width=8, depth=1, quiet=True)
+
+    def used() -> str:
+        prior = loaded(run).prior
+        return type(prior.prior if isinstance(prior, Standardised) else prior).__name__
+
+    prefer(run, "flow", 1e6)
+    prefer(run, "diffusion", 1e6)
+    assert used() == "StandardNormal"
+    assert checkpoint.prior_in_use(run) is None
+    prefer(run, "flow", -1.0)
+    assert used() == "FlowPrior"
+    prefer(run, "diffusion", -2.0)
+    assert used() == "DiffusionPrior"
+    assert str(checkpoint.prior_in_use(run)).startswith("diffusion ")
+    assert isinstance(loaded(run, "trained").prior, StandardNormal)
+    assert isinstance(loaded(run, "flow").prior.prior, FlowPrior)  # pyright: ignore[reportOptionalMemberAccess]
+    model = loaded(run)
+    few, many = (model.sample(2, sampling=Sampling(steps=steps)) for steps in (2, 9))
+    assert not torch.equal(few, many)
+    with pytest.raises(SpecError, match="no --steps"):
+        loaded(run, "flow").sample(2, sampling=Sampling(steps=3))
+    with pytest.raises(SpecError, match="no --guidance"):
+        loaded(run, "trained").sample(2, sampling=Sampling(guidance=2.0))
+
+
+def test_a_prior_of_other_weights_is_refused(runs: Callable[[str], Path], digits: Data) -> None:
+    run = runs("vae")
+    fitted(run, digits)
+    prefer(run, "flow", -1.0)
+    before = checkpoint.fingerprint(run)
+    spoil(run)
+    after = checkpoint.fingerprint(run)
+    with pytest.raises(RunError, match=f"{before}, now {after}"):
+        loaded(run, "flow")
+    with pytest.raises(RunError, match=f"{before}, now {after}.*--overwrite"):
+        fitted(run, digits, resume=True)
+    with pytest.warns(UserWarning, match="tessella prior"):
+        assert isinstance(loaded(run).prior, StandardNormal)
+
+
+# what goes wrong
+
+
+def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
+    runs: Callable[[str], Path], digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any) -> Any:
+        raise AssertionError("nothing is encoded")
+
+    monkeypatch.setattr(latents, "_rows", never)
+    run = runs("vae")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"kind": "pixelcnn"}, r"no codes.*train a vqvae"),
+        ({"kind": "normal"}, "nothing to fit"),
+        ({"kind": "psychic"}, "there are: normal"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"flow_steps": 0}, "flow steps must be at least 1"),
+        ({"components": 3}, "has no --components"),
+    ]
+    for options, says in cases:
+        with pytest.raises(SpecError, match=says):
+            fitted(run, digits, **options)
+    with pytest.raises(RunError, match="no prior"):
+        fitted(run, digits, resume=True)
+    np.savez(tmp_path / "plain.npz", x=np.zeros((60, 8, 8), np.uint8))
+    with pytest.raises(SpecError, match="has no labels"):
+        fitted(run, tessella.open_data(str(tmp_path / "plain.npz")), class_conditional=True)
+    assert not (run / checkpoint.PRIORS).exists()
+
+
+def test_a_model_of_codes_has_no_prior_over_numbers(digits: Data, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    codes = tessella.VQVAE(digits.schema, width=8, depth=1, codebook_size=8, side=4)
+    training.train(codes, digits, tmp_path / "run", OPTIONS, quiet=True)
+    with pytest.raises(SpecError, match=r"real numbers.*pixelcnn"):
+        fit_prior(tmp_path / "run", digits, "flow", OPTIONS, quiet=True)
+    with pytest.raises(RunError, match="holds no prior"):
+        tessella.load(tmp_path / "run", prior="flow")
+
+
+def test_a_prior_that_is_there_is_not_touched_unless_it_is_to_be_replaced(
+    runs: Callable[[str], Path], digits: Data
+) -> None:
+    run = runs("ae")
+    fitted(run, digits)
+    home = checkpoint.prior_home(run, "flow")
+    before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="--overwrite"):
+        fitted(run, digits)
+    assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+
+# at the command line
+
+
+def test_commands_on_a_vae_with_a_prior(
+    runs: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    run, size = runs("vae"), ("--steps", "8", "--batch-size", "16", "--width", "8")
+    assert main(["prior", str(run), "--kind", "flow", "--flow-steps", "2", *size]) == 0
+    said = capsys.readouterr().out
+    assert "flow over the latents" in said
+    assert "under the trained prior" in said
+    prefer(run, "flow", -1.0)
+    assert main(["prior", str(run), "--kind", "flow", "--resume", "--steps", "10"]) == 0
+    assert "flow steps 2, not 3" in refused("prior", run, "--kind", "flow", "--resume", "--flow-steps", 3)
+    prefer(run, "flow", -1.0)
+    picture = str(tmp_path / "p.png")
+    for command in (["sample", "-n", "4"], ["interpolate", "0", "1"], ["traverse", "0", "--units", "2"]):
+        assert main([command[0], str(run), *command[1:], "-o", picture]) == 0
+    bounds = []
+    for prior in ("flow", "trained"):
+        capsys.readouterr()
+        assert main(["evaluate", str(run), "--prior", prior]) == 0
+        bounds.append(capsys.readouterr().out)
+    assert bounds[0] != bounds[1]
+    assert "bits-back" in refused("compress", run, "0", "-o", tmp_path / "z.tes")
+    assert "--prior trained" in refused("compress", run, "0", "-o", tmp_path / "z.tes")
+    assert main(["compress", str(run), "0", "1", "--prior", "trained", "-o", str(tmp_path / "z.tes"), "--quiet"]) == 0
+    assert main(["decompress", str(tmp_path / "z.tes"), "-o", str(tmp_path / "back"), "--quiet"]) == 0
+    assert "there are: flow" in refused("sample", run, "--prior", "diffusion", "-o", picture)
+    assert "no --guidance" in refused("sample", run, "--guidance", 2, "-o", picture)
+    assert "guidance must be" in refused("sample", run, "--guidance", -1, "-o", picture)
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "prior over the latents was fitted (flow)" in page or "too short to draw curves" in page
+    assert "--kind flow" in page
+
+
+def test_commands_on_an_autoencoder_with_a_prior(
+    runs: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    run, picture = runs("ae"), str(tmp_path / "p.png")
+    assert "has no prior" in refused("sample", run, "-o", picture)
+    assert main(["prior", str(run), "--kind", "flow", "--steps", "8", "--batch-size", "16", "--class-conditional"]) == 0
+    assert "no rate" in capsys.readouterr().out
+    assert main(["sample", str(run), "-n", "20", "-o", picture]) == 0
+    assert "rows, top to bottom: 0, 1, 2" in capsys.readouterr().out
+    assert main(["interpolate", str(run), "0", "1", "-o", picture]) == 0
+    assert main(["evaluate", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert "<h2>Samples</h2>" in page
+    assert "no bound and no bits per dimension" in page
+    assert "needs a label" in refused("compress", run, "0", "--prior", "flow", "-o", tmp_path / "z.tes")
+    assert main(["prior", str(run), "--kind", "flow", "--steps", "8", "--overwrite", "--quiet"]) == 0
+    assert "has no rate" in refused("compress", run, "0", "-o", tmp_path / "z.tes")
+    assert "has no prior" in refused("compress", run, "0", "--prior", "trained", "-o", tmp_path / "z.tes")
