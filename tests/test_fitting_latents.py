@@ -167,6 +167,34 @@ def test_a_prior_fitted_to_a_vae_lowers_the_rate_and_the_model_stays(runs: Calla
     assert weighted.nats < better.bound
 
 
+@pytest.mark.parametrize("kind", ["mixture", "vamp"])
+def test_mixtures_lower_the_rate_too(kind: str, runs: Callable[[str], Path], digits: Data) -> None:
+    run = runs("vae")
+    options = TrainOptions(steps=100, batch_size=64, learning_rate=0.01)
+    done = fit_prior(run, digits, kind, options, components=9, quiet=True)
+    assert done.rate is not None
+    assert done.rate_before is not None
+    assert done.rate < done.rate_before
+    spec = checkpoint.read_prior_spec(checkpoint.prior_home(run, kind))
+    assert spec.components == 9
+    model = loaded(run)
+    assert isinstance(model.prior, Standardised)
+    assert type(model.prior.prior).__name__ == {"mixture": "MixturePrior", "vamp": "VampPrior"}[kind]
+    assert {"priors.0.prior.logits", "priors.0.mean"} < set(weights(checkpoint.prior_home(run, kind)))
+    assert not any("encoder" in name for name in weights(checkpoint.prior_home(run, kind)))
+    assert model.sample(3).shape == (3, 1, 8, 8)
+
+
+def test_a_vamp_prior_is_of_posteriors_alone(runs: Callable[[str], Path], digits: Data) -> None:
+    with pytest.raises(SpecError, match="normal posteriors"):
+        fit_prior(runs("ae"), digits, "vamp", OPTIONS, quiet=True)
+    with pytest.raises(SpecError, match="give --class-conditional"):
+        fit_prior(runs("cvae"), digits, "vamp", OPTIONS, quiet=True)
+    done = fit_prior(runs("cvae"), digits, "vamp", OPTIONS, components=20, class_conditional=True, quiet=True)
+    assert done.rate is not None
+    assert loaded(runs("cvae"), "trained").conditional
+
+
 def test_an_autoencoder_with_a_prior_samples_and_has_no_bound(runs: Callable[[str], Path], digits: Data) -> None:
     run = runs("ae")
     assert not loaded(run).has_prior

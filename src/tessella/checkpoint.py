@@ -292,8 +292,11 @@ def latent_prior_of(model: LatentVariableModel, spec: PriorSpec) -> Standardised
     """A prior over real-valued z as specified, with fresh weights and z's scale not yet set."""
     make = prior_entry(model, spec.kind).load()
     classes = len(model.schema.classes) if spec.class_conditional else 0
-    seen = {"classes": classes} if classes else {}
-    return Standardised(make(model.latent_shape, **seen, **spec.size), model.latent_shape, classes)
+    parts: dict[str, Any] = {"classes": classes} if classes else {}
+    if spec.kind == "vamp":
+        parts |= {"encoder": model.encoder, "bottleneck": model.bottleneck, "input_shape": model.schema.shape}
+        parts |= {"labelled": model.networks_see_labels}
+    return Standardised(make(model.latent_shape, **parts, **spec.size), model.latent_shape, classes)
 
 
 def load_prior(home: Path, model: CodeModel | LatentVariableModel) -> None:

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 import tessella
 from tessella import checkpoint, registry
+from tessella.bottlenecks.continuous import DiagonalGaussian
 from tessella.checkpoint import PriorSpec
 from tessella.data import Data, Split
 from tessella.errors import RunError, SpecError
@@ -98,9 +99,9 @@ def fit_prior(
         splits = latents.splits_for(stage, data, options.precision, progress)
         before = _rate(stage, splits, options) if model.has_bound else None
         spec = replace(spec, rate_before=before)
-        scale = latents.scale_of(stage, splits["train"], options.precision)
         torch.manual_seed(options.seed)
-        stage.adopt(checkpoint.latent_prior_of(stage.model, spec), scale)
+        prior = checkpoint.latent_prior_of(stage.model, spec)
+        stage.adopt(prior, splits["train"], data.split("train"), options.precision)
     if not resume and accelerator.is_main_process:
         checkpoint.prepare_run(home, overwrite=overwrite)
         checkpoint.write_prior_spec(home, spec)
@@ -163,6 +164,12 @@ def _check(model: Model, data: Data, kind: str, size: dict[str, Any], *, class_c
     if unknown := [name for name, value in size.items() if value is not None and name not in known]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
         raise SpecError(f"the prior {kind} has no {flags}: leave it out, or choose another with --kind")
+    if kind == "vamp" and not isinstance(cast(LatentVariableModel, model).bottleneck, DiagonalGaussian):
+        raise SpecError(f"a vamp prior is made of normal posteriors, which this {model.name} has not: choose another "
+                        "--kind")  # fmt: skip
+    if kind == "vamp" and model.conditional and not class_conditional:
+        raise SpecError(f"a vamp prior of a {model.name}, whose posteriors see labels, sees them too: give "
+                        "--class-conditional")  # fmt: skip
     if class_conditional and "classes" not in known:
         raise SpecError(f"the prior {kind} sees no labels: leave --class-conditional out, or choose another --kind")
     if (class_conditional or model.conditional) and not data.schema.classes:

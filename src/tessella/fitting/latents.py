@@ -20,6 +20,7 @@ from tessella.fitting.shared import DRAWS, ENCODED, Frozen, Progress
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.noise import Noise
 from tessella.precision import autocast
+from tessella.priors.mixture import VampPrior
 from tessella.priors.standardised import Standardised
 from tessella.records import Batch, Passage, Precision, Terms
 
@@ -77,10 +78,20 @@ class LatentPrior(Frozen):
     def model(self) -> LatentVariableModel:
         return cast(LatentVariableModel, self._model[0])
 
-    def adopt(self, prior: Standardised, scale: tuple[Tensor, Tensor]) -> None:
-        """Let the model use this prior, which is then what is trained, for latents of that mean and deviation."""
+    def adopt(self, prior: Standardised, rows: Split, examples: Split, precision: Precision) -> None:
+        """Let the model use this prior, which is then what is trained.
+
+        Args:
+            rows: of the training split, whose scale it is given. A VampPrior, whose components are this model's
+                q(z | x), has that scale already, and starts at examples instead.
+            examples: of the same split, as stored.
+        """
         prior = prior.to(self.model.device)
-        prior.settle(*scale)
+        if isinstance(prior.prior, VampPrior):
+            first = examples.batch(np.argsort(examples.keys)[: len(prior.prior.inputs)])
+            prior.prior.start_at(self.model.likelihood.to_network(first.x.to(self.model.device)))
+        else:
+            prior.settle(*scale_of(self, rows, precision))
         self.model.adopt(prior, labelled=bool(prior.classes))
         self.priors = nn.ModuleList([prior.requires_grad_(True)])
 

@@ -44,7 +44,7 @@ class LatentVariableModel(Model):
         super().__init__(name, likelihood, options, conditional=conditional)
         self.encoder, self.bottleneck, self.prior, self.decoder = encoder, bottleneck, prior, decoder
         self.latent_shape = bottleneck.latent_shape
-        self._networks_see_labels = conditional
+        self.networks_see_labels = conditional
 
     def adopt(self, prior: Prior | None, *, labelled: bool = False) -> None:
         """Use this p(z) from now on; q(z | x) and p(x | z) stay as they are.
@@ -53,7 +53,7 @@ class LatentVariableModel(Model):
             labelled: whether it is p(z | label): the model is then conditional, though its networks see no label.
         """
         self.prior = prior
-        self.conditional = self._networks_see_labels or labelled
+        self.conditional = self.networks_see_labels or labelled
 
     @property
     def has_prior(self) -> bool:
@@ -83,7 +83,7 @@ class LatentVariableModel(Model):
 
     def _shown(self, label: Tensor | None) -> Tensor | None:
         """The label if encoder and decoder see it, be the prior class-conditional or not."""
-        return self.seen(label) if self._networks_see_labels else None
+        return self.seen(label) if self.networks_see_labels else None
 
     def _priced(self, passage: Passage, label: Tensor | None, noise: Noise | None) -> Latent:
         """What passes, with its rate."""
