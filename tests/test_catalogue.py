@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from tessella.errors import SpecError
 from tessella.likelihoods import likelihood_for
 from tessella.models.codes import CodeModel
+from tessella.models.flow import FlowModel
 from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.records import Sampling, Schema, Terms, Values
@@ -35,8 +36,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vqvae": OF_CODES,
     "vqvae2": OF_CODES,
     "vqvae-paper": {"width": 16, "codebook_size": 8},
+    "flow": {"width": 4, "depth": 1},
+    "diffusion": {"width": 4, "depth": 1},
 }
 """What makes a model small, where it is not `TINY`."""
+CODE_MODELS = ("vqvae", "vqvae2", "vqvae-paper")
 OF_PICTURES = ("vqvae2", "vqvae-paper")
 """Models that are for pictures only."""
 BATCH = 3
@@ -164,16 +168,40 @@ def test_bottleneck(entry: Entry, feature_shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("entry", entries_of("prior"))
 @pytest.mark.parametrize("latent_shape", [(4,), (4, 1, 1), (4, 3, 5)])
 def test_prior(entry: Entry, latent_shape: tuple[int, ...]) -> None:
-    make = entry.load()
-    conditional = "classes" in inspect.signature(make).parameters
-    prior = make(latent_shape, len(CLASSES)) if conditional else make(latent_shape)
-    label = torch.tensor([0, 2, 1]) if conditional else None
-    distribution = prior(label)
+    known = inspect.signature(entry.load()).parameters
+    cases = {0, len(CLASSES)} if "classes" in known else {0}
+    if "classes" in known and known["classes"].default is inspect.Parameter.empty:
+        cases = {len(CLASSES)}
+    for classes in cases:
+        _check_prior(entry, latent_shape, classes)
+
+
+def _check_prior(entry: Entry, latent_shape: tuple[int, ...], classes: int) -> None:
+    parts: dict[str, Any] = {}
+    if entry.name == "vamp":
+        bottleneck = find("bottleneck", "gaussian").load()((6, *latent_shape[1:]), latent_shape[0])
+        encoder = nn.Linear(5, 6) if len(latent_shape) == 1 else nn.Conv2d(5, 6, 1)
+        encoder.forward = lambda x, label, of=encoder.forward: of(x)  # pyright: ignore[reportAttributeAccessIssue]
+        parts = {"encoder": encoder, "bottleneck": bottleneck, "input_shape": (5, *latent_shape[1:])}
+    prior = entry.load()(latent_shape, *([classes] if classes else []), **parts)
+    label = torch.tensor([0, 2, 1]) if classes else None
+    distribution = prior(label, None if prior.exact else Noise(0))
     assert distribution.event_shape == latent_shape
-    assert distribution.batch_shape == ((BATCH,) if conditional else ())
-    nats = distribution.log_prob(torch.randn(BATCH, *latent_shape))
+    assert distribution.batch_shape == ((BATCH,) if classes else ())
+    z = torch.randn(BATCH, *latent_shape)
+    nats = distribution.log_prob(z)
     assert nats.shape == (BATCH,)
+    assert nats.dtype == torch.float32
     assert nats.isfinite().all()
+    if prior.exact:
+        assert torch.equal(nats, prior(label).log_prob(z))
+    drawn = prior.sample(BATCH, Noise(1), label)
+    assert drawn.shape == (BATCH, *latent_shape)
+    assert drawn.dtype == torch.float32
+    assert drawn.isfinite().all()
+    assert torch.equal(drawn, prior.sample(BATCH, Noise(1), label))
+    assert not torch.equal(drawn, prior.sample(BATCH, Noise(2), label))
+    assert not any("encoder" in name for name in prior.state_dict())
 
 
 # Priors over codes
@@ -279,7 +307,8 @@ def check_model(entry: Entry, schema: Schema, **more: Any) -> None:
         first, again, other = (model(x, label, noise=Noise(0, step)) for step in (1, 1, 2))
         assert torch.equal(again.distortion, first.distortion)
         of_codes = isinstance(model, CodeModel)
-        assert torch.equal(other.distortion, first.distortion) == (of_codes or not model.has_prior)
+        same = of_codes or isinstance(model, FlowModel) or not model.has_prior
+        assert torch.equal(other.distortion, first.distortion) == same
         assert of_codes or torch.equal(first.distortion, terms.distortion)
         latent = model.encode(x, label)
         assert latent.z.shape == (BATCH, *model.latent_shape)
@@ -380,11 +409,15 @@ def test_model_with_every_likelihood(entry: Entry, likelihood: str) -> None:
     grid = {} if entry.name in OPTIONS else {"latent": "grid"}
     for values in find("likelihood", likelihood).values:
         schema = schema_of(values, (2, 5, 3))
+        if entry.name in ("flow", "diffusion"):
+            with pytest.raises(SpecError, match="needs no likelihood"):
+                made(entry, schema, likelihood=likelihood)
+            continue
         model = made(entry, schema, likelihood=likelihood, **grid)
         _check_terms(model(examples(schema), torch.tensor([0, 1, 2]), noise=Noise(0)), model)
 
 
-@pytest.mark.parametrize("entry", [pytest.param(find("model", name), id=name) for name in OPTIONS])
+@pytest.mark.parametrize("entry", [pytest.param(find("model", name), id=name) for name in CODE_MODELS])
 @pytest.mark.parametrize("quantizer", names("quantizer"))
 @pytest.mark.parametrize("codes", [1, 2])
 def test_model_with_every_quantizer(entry: Entry, quantizer: str, codes: int) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import cast, final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
+from torch import BoolTensor, Tensor, nn
+from torch.distributions import Distribution, Independent
 from torch.distributions.constraints import Constraint
 from torch.types import _size
 from zuko.nn import MaskedMLP
@@ -83,10 +83,9 @@ class FlowDistribution(Distribution):
     """
 
     def __init__(self, base: Independent, steps: nn.ModuleList, context: Tensor, start: Tensor) -> None:
-        self.base, self._steps, self._context = base, steps, context
-        self.z, change = self._carried(start, context)
-        self._log_prob = base.log_prob(start) - change
+        self.base, self.start, self._steps, self._context = base, start, steps, context
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
+        self.z, self._log_prob = self.carried(start)
 
     @property
     def arg_constraints(self) -> dict[str, Constraint]:
@@ -103,17 +102,27 @@ class FlowDistribution(Distribution):
             start, change = self._inverted(wide, context)
             return self.base.log_prob(start.view(shape)) - change.view(lead)
 
+    def carried(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        """The image z_T of z_0 `[..., B, *event_shape]`, and log q(z_T | x) `[..., B]`."""
+        with torch.autocast(start.device.type, enabled=False):
+            lead = start.shape[: start.dim() - len(self.event_shape)]
+            wide, context = self._widened(start, lead)
+            z, change = self._forwards(wide, context)
+            return z.view(start.shape), self.base.log_prob(start) - change.view(lead)
+
+    def rebased(self, base: Independent, start: Tensor) -> FlowDistribution:
+        """The same steps after another diagonal Gaussian, at its draw `start`."""
+        return FlowDistribution(base, self._steps, self._context, start)
+
     def rsample(self, sample_shape: _size = ()) -> Tensor:
-        start = self.base.rsample(sample_shape)
-        wide, context = self._widened(start, start.shape[: start.dim() - len(self.event_shape)])
-        return self._carried(wide, context)[0].view(start.shape)
+        return self.carried(self.base.rsample(torch.Size(sample_shape)))[0]
 
     def _widened(self, value: Tensor, lead: _size) -> tuple[Tensor, Tensor]:
         """Values and the context of each, all leading axes as one."""
         context = self._context.expand(*lead, *self._context.shape[1:])
         return value.reshape(-1, *self.event_shape), context.reshape(-1, *self._context.shape[1:])
 
-    def _carried(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def _forwards(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """z_T of z_0, and sum log g of all steps."""
         total = z.new_zeros(len(z))
         for number, step in enumerate(self._steps):
@@ -156,6 +165,15 @@ def _log_gate(s: Tensor) -> Tensor:
     return F.logsigmoid(s) + 0.6931471805599453
 
 
+def variance_of(posterior: Distribution, draws: int = 16) -> Tensor:
+    """The variance of each number of z, `[B, *event_shape]`; of a flow's by draws, the same each time."""
+    if not isinstance(posterior, FlowDistribution):
+        return posterior.variance
+    base = posterior.base
+    eps = Noise(0, stream="variance").normal(draws, 1, *base.event_shape, device=base.mean.device)
+    return posterior.carried(base.mean + base.stddev * eps)[0].var(0)
+
+
 @final
 class _VectorStep(nn.Module):
     """Shift and log gate `[B, D]` of each number by those before it, through a masked perceptron (MADE)."""
@@ -164,7 +182,7 @@ class _VectorStep(nn.Module):
         super().__init__()
         before = torch.ones(channels, channels).tril(-1)
         adjacency = torch.cat([before, torch.ones(channels, context)], 1).bool()
-        self.network = MaskedMLP(adjacency.repeat(2, 1), (width, width), activation=nn.SiLU)
+        self.network = MaskedMLP(cast(BoolTensor, adjacency.repeat(2, 1)), (width, width), activation=nn.SiLU)
         _start_small(self.network[-1])
 
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:

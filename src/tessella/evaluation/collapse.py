@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from tessella.bottlenecks.flow import FlowPosterior
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.noise import Noise
@@ -38,6 +39,9 @@ MOVES = 0.01
 """Variance over the examples that the mean of an active unit has at least."""
 LEAST_COST, LEAST_INFORMATION = 0.5, 0.1
 """Nats: z is used if it is worth as much as both."""
+INVERTED, FEWEST = 400_000, 8
+"""Of a flow posterior, whose density at another example's z is found by inversion: numbers inverted in all, about, and
+how many examples there are at least."""
 AT_ONCE = 2**24
 """Numbers in the largest tensor of log densities: 64 MB."""
 
@@ -54,6 +58,9 @@ def measure(model: Model, examples: Batch, *, seed: int = 0) -> CollapseEvaluati
     """
     x = examples.x.to(model.device)
     label = None if examples.label is None else examples.label.to(model.device)
+    if isinstance(getattr(model, "bottleneck", None), FlowPosterior):
+        few = int((INVERTED / math.prod(model.latent_shape)) ** 0.5)
+        x, label = x[: max(FEWEST, few)], None if label is None else label[: max(FEWEST, few)]
     latent = model.encode(x, label, noise=Noise(seed, 0, "collapse"))
     if latent.posterior is None and not latent.codes:
         return None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Distribution, Transform
+from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 from torch.types import _size
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
@@ -155,7 +155,7 @@ class _SplineCoupling(nn.Module):
     def inverse(self, z: Tensor, context: Tensor | None) -> Tensor:
         return self._of(context).inv(z)
 
-    def _of(self, context: Tensor | None) -> Transform:
+    def _of(self, context: Tensor | None) -> Any:
         return self.transform(context)
 
 

@@ -4,7 +4,8 @@ Two examples are compared in one of two spaces:
 
     latent  z of each (of a model of codes the codes' vectors, of others the posterior's mean), a grid averaged to at
             most `GRID` x `GRID` positions; the distance is the root mean square of the differences, each number
-            weighted by its use: sqrt(1 - the posterior's mean variance), which is 0 for a unit that says nothing
+            weighted by its use: sqrt(1 - the posterior's mean variance), which is 0 for a unit that says nothing;
+            under another prior than N(0, I) in units of the number's own deviation
     codes   of a model of codes, position by position; the distance is the share of codes that differ
 
 The search is exact: all distances are computed, a block at a time. The index is one file of plain arrays with its own
@@ -27,12 +28,15 @@ from PIL import Image
 from torch import Tensor
 
 from tessella import pictures
+from tessella.bottlenecks.flow import variance_of
 from tessella.checkpoint import read_tensors, write_tensors
 from tessella.data.found import shown
 from tessella.errors import DataError, RunError, SpecError
 from tessella.models.codes import CodeModel
+from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.noise import Noise
+from tessella.priors.normal import StandardNormal
 from tessella.records import Schema
 from tessella.uses.coding import Named
 
@@ -146,9 +150,17 @@ def index(model: Model, examples: Iterable[Named], fingerprint: str) -> Index:
     if not names:
         raise DataError("there are no examples to index")
     features = {space: torch.cat(rows) for space, rows in parts.items()}
-    scale = (1 - variance / seen).clamp_min(1e-12).sqrt().float()
+    scale = _scale(model, variance / seen, features["latent"].double())
     apart = {space: _apart(space, copies, scale) for space in features}
     return Index(fingerprint, tuple(names), features, scale, apart, tuple(thumbs))
+
+
+def _scale(model: Model, variance: Tensor, z: Tensor) -> Tensor:
+    """What each latent number is multiplied by, `[D]`: its use, over its deviation where that need not be 1."""
+    total = torch.ones_like(variance)
+    if isinstance(model, LatentVariableModel) and model.has_bound and not isinstance(model.prior, StandardNormal):
+        total = (variance + z.var(0, correction=0)).clamp_min(1e-12)
+    return ((1 - variance / total).clamp_min(1e-12) / total).sqrt().float()
 
 
 @torch.no_grad()
@@ -177,8 +189,7 @@ def _look(model: Model, x: Tensor) -> _Look:
     latent = model.encode(x.to(model.device))
     z = _averaged(latent.z)
     found = {"latent": z.half().cpu()}
-    posterior = latent.posterior
-    variance = torch.zeros_like(z) if posterior is None else _averaged(posterior.variance.view_as(latent.z))
+    variance = torch.zeros_like(z) if latent.posterior is None else _averaged(variance_of(latent.posterior))
     if isinstance(model, CodeModel):
         codes = torch.cat([c.flatten(1) for c in latent.codes], 1).cpu()
         largest = max(q.codebook_size for q in model.levels) - 1

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from tessella import __version__
+from tessella.bottlenecks.continuous import DiagonalGaussian
 from tessella.contracts import Wire
 from tessella.entropy_coding import Receiver, Sender, Stack, tell_split
 from tessella.errors import DataError, SpecError
@@ -131,6 +132,9 @@ class BitsBack:
         if not isinstance(model.prior, StandardNormal):
             raise SpecError("bits-back coding is for the prior N(0, I), and this one is another: give --prior trained, "
                             "or train a vae with the normal prior")  # fmt: skip
+        if not isinstance(model.bottleneck, DiagonalGaussian):
+            raise SpecError("bits-back coding is for a Gaussian posterior, and this one is another: train a vae "
+                            "without --posterior")  # fmt: skip
         self._model, self._batch = model, _batch(model)
         self.at_once = max(1, LONGEST // model.schema.dims)
         _check_discrete(model)

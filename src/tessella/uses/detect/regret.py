@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from tessella.bottlenecks.flow import FlowDistribution
 from tessella.divergences import kl_closed
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -26,21 +27,37 @@ SHARES = (0.5, 0.2, 0.1, 0.05)
 """Shares of the codes that a trial replaces, in turn."""
 
 
-def distortion_of(
-    model: Model, x: Tensor, label: Tensor | None, mean: Tensor, deviation: Tensor, eps: Tensor
-) -> Tensor:
-    """-log p(x | z) `[B]`, the mean over z = mean + deviation * eps; eps `[draws, B or 1, *latent_shape]`."""
-    found = [-model.decode(mean + deviation * e, label).log_prob(x) for e in eps]
-    return torch.stack(found).mean(0)
+def terms_of(
+    model: Model, x: Tensor, label: Tensor | None, q: Distribution, prior: Distribution | None, eps: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Distortion -E_q log p(x | z) and rate KL(q || p), both `[B]`, over the z that `eps` stands for under q.
+
+    The rate is in closed form if there is one, else the mean over the same z.
+
+    Args:
+        q: q(z | x), a Gaussian or a flow after one, batch shape `[B]`.
+        prior: p(z); None leaves the rate out.
+        eps: `[draws, B or 1, *latent_shape]`, standard normal.
+    """
+    start = start_of(q)
+    closed = None if prior is None else kl_closed(q, prior)
+    distortions: list[Tensor] = []
+    rates: list[Tensor] = []
+    for e in eps:
+        z = start.mean + start.stddev * e
+        if isinstance(q, FlowDistribution):
+            z, log_q = q.carried(z)
+        else:
+            log_q = q.log_prob(z)
+        distortions.append(-model.decode(z, label).log_prob(x))
+        if prior is not None and closed is None:
+            rates.append(log_q - prior.log_prob(z))
+    return torch.stack(distortions).mean(0), torch.stack(rates).mean(0) if rates else closed
 
 
-def rate_of(q: Distribution, prior: Distribution, mean: Tensor, deviation: Tensor, eps: Tensor) -> Tensor:
-    """KL(q || p) `[B]`, q = N(mean, deviation^2): in closed form if there is one, else the mean over the same z."""
-    closed = kl_closed(q, prior)
-    if closed is not None:
-        return closed
-    drawn = [mean + deviation * e for e in eps]
-    return torch.stack([q.log_prob(z) - prior.log_prob(z) for z in drawn]).mean(0)
+def start_of(q: Distribution) -> Distribution:
+    """The Gaussian that is drawn from: q itself, or what a flow carries on."""
+    return q.base if isinstance(q, FlowDistribution) else q
 
 
 @torch.enable_grad()
@@ -49,20 +66,26 @@ def best_posterior(
 ) -> Tensor:
     """The bound at N(mu, sigma^2), mu and log sigma moved from the encoder's by Adam, the decoder as it is.
 
+    Of a flow posterior those of its first Gaussian are moved, and its steps stay as the encoder sets them.
+
     Each step draws z anew, once; the bound is measured on `eps`, which had no part in the optimisation. So where
     nothing can be gained a regret may come out a little below zero.
     """
     assert isinstance(model, LatentVariableModel)
     assert latent.posterior is not None
     prior = model.prior_given(label)
-    mean, deviation = latent.posterior.mean.detach(), latent.posterior.stddev.detach()
+    q, start = latent.posterior, start_of(latent.posterior)
+    mean, deviation = start.mean.detach(), start.stddev.detach()
     moved = [torch.zeros_like(mean).requires_grad_(), torch.zeros_like(mean).requires_grad_()]
     optimizer = torch.optim.Adam(moved, lr=STEP)
 
     def bound(draws: Tensor) -> Tensor:
         m, s = mean + deviation * moved[0], deviation * moved[1].exp()
-        q = Independent(Normal(m, s, validate_args=False), m.dim() - 1, validate_args=False)
-        return rate_of(q, prior, m, s, draws) + distortion_of(model, x, label, m, s, draws)
+        base = Independent(Normal(m, s, validate_args=False), m.dim() - 1, validate_args=False)
+        now = q.rebased(base, m) if isinstance(q, FlowDistribution) else base
+        distortion, rate = terms_of(model, x, label, now, prior, draws)
+        assert rate is not None
+        return rate + distortion
 
     for step in range(steps):
         draws = noise.split(f"step{step}").normal(1, *eps.shape[1:], device=x.device)

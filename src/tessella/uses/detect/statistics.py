@@ -16,7 +16,7 @@ from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.records import Batch
 from tessella.uses.detect.complexity import file_nats
-from tessella.uses.detect.regret import best_codes, best_posterior, distortion_of, rate_of
+from tessella.uses.detect.regret import best_codes, best_posterior, terms_of
 
 DRAWS = 4
 """Draws of z that a distortion is the mean of."""
@@ -114,10 +114,9 @@ class Examiner:
         if latent.posterior is None:
             distortion = -model.decode(latent.z, label).log_prob(x)
         else:
-            mean, deviation = latent.posterior.mean, latent.posterior.stddev
-            distortion = distortion_of(model, x, label, mean, deviation, self._eps)
-            if isinstance(model, LatentVariableModel):
-                rate = rate_of(latent.posterior, model.prior_given(label), mean, deviation, self._eps)
+            prior = model.prior_given(label) if isinstance(model, LatentVariableModel) else None
+            distortion, own = terms_of(model, x, label, latent.posterior, prior, self._eps)
+            rate = rate if own is None else own
         regret = None
         if "regret" in self.needs and rate is not None:
             best = (

@@ -1,0 +1,184 @@
+"""Mixture priors: of free Gaussians, and of the posteriors of learned pseudo-inputs (VampPrior)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+from torch.distributions.constraints import Constraint
+from torch.types import _size
+
+from tessella.contracts import Bottleneck, Encoder, Prior
+from tessella.errors import SpecError
+from tessella.noise import Noise
+
+SPREAD = 0.5
+"""Deviation of the means at the start; the scales are such that the whole is of unit variance."""
+
+
+@final
+class MixtureDensity(Distribution):
+    """sum_k pi_k N(z; mu_k, diag sigma_k^2), by log-sum-exp over the components.
+
+    Args:
+        logits: `[*batch, K]`, log pi up to a constant; batch `()` or `[B]`.
+        loc, scale: `[K, *event_shape]`.
+    """
+
+    def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor) -> None:
+        self.log_weights, self.loc, self.scale = F.log_softmax(logits.float(), -1), loc.float(), scale.float()
+        super().__init__(logits.shape[:-1], loc.shape[1:], validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, Constraint]:
+        return {}
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.tensordot(self.log_weights.exp(), self.loc, 1)
+
+    @property
+    def variance(self) -> Tensor:
+        square = torch.tensordot(self.log_weights.exp(), self.loc.square() + self.scale.square(), 1)
+        return square - self.mean.square()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Nats `[...]` of values `[..., *event_shape]`."""
+        with torch.autocast(value.device.type, enabled=False):
+            dims = len(self.event_shape)
+            each = (value.float().unsqueeze(-dims - 1) - self.loc) / self.scale
+            nats = -0.5 * each.square().flatten(-dims).sum(-1) - self.scale.log().flatten(1).sum(1)
+            constant = 0.5 * math.log(2 * math.pi) * math.prod(self.event_shape)
+            return torch.logsumexp(self.log_weights + nats, -1) - constant
+
+    @torch.no_grad()
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        lead = torch.Size(sample_shape) + self.batch_shape
+        chosen = torch.multinomial(self.log_weights.exp().expand(*lead, -1).reshape(math.prod(lead), -1), 1)[:, 0]
+        eps = torch.randn(len(chosen), *self.event_shape, device=self.loc.device)
+        return (self.loc[chosen] + self.scale[chosen] * eps).view(*lead, *self.event_shape)
+
+    def drawn(self, count: int, noise: Noise, temperature: float) -> Tensor:
+        """`[count, *event_shape]`: a component, then its Gaussian with the deviation times the temperature."""
+        uniform = noise.split("component").uniform(count, 1, device=self.loc.device)
+        below = self.log_weights.exp().cumsum(-1)
+        chosen = (uniform >= below).sum(-1).clamp_max(below.shape[-1] - 1)
+        eps = noise.normal(count, *self.event_shape, device=self.loc.device)
+        return self.loc[chosen] + temperature * self.scale[chosen] * eps
+
+
+@final
+class MixturePrior(Prior):
+    """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), weights, means and scales learned.
+
+    With classes each has weights of its own over the same Gaussians: p(z | y) = sum_k pi_yk N(z; mu_k, sigma_k^2). It
+    starts near N(0, I), the means spread over it.
+
+    Args:
+        latent_shape: `(D,)` or `(D, h, w)`.
+        classes: number of labels; 0: none.
+        components: K.
+    """
+
+    def __init__(self, latent_shape: tuple[int, ...], classes: int = 0, *, components: int = 50) -> None:
+        super().__init__()
+        self.latent_shape, self.classes = latent_shape, classes
+        spread = SPREAD if components > 1 else 0.0
+        self.logits = nn.Parameter(0.1 * torch.randn(max(1, classes), components))
+        self.loc = nn.Parameter(spread * torch.randn(components, *latent_shape))
+        self.log_scale = nn.Parameter(torch.full((components, *latent_shape), 0.5 * math.log(1 - spread**2)))
+
+    def forward(self, label: Tensor | None, noise: Noise | None = None) -> MixtureDensity:
+        return MixtureDensity(_of_class(self.logits, self.classes, label), self.loc, self.log_scale.clamp(-8, 4).exp())
+
+    def sample(
+        self,
+        count: int,
+        noise: Noise,
+        label: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        return self(label).drawn(count, noise, temperature)
+
+
+@final
+class VampPrior(Prior):
+    """p(z) = sum_k pi_k q(z | u_k), u_k learned pseudo-inputs (Tomczak & Welling 2018, eq. 9), and pi_k learned too.
+
+    Encoder and bottleneck are the model's own: they are used, not owned, and learn from both of their tasks unless they
+    are frozen. With classes, pseudo-input k is shown as one of class k mod classes to an encoder that sees labels, and
+    each class has weights of its own. The pseudo-inputs start as noise of unit scale, whose posteriors are as near to
+    N(0, I) as a fresh encoder's are, or at examples by `start_at`.
+
+    Args:
+        latent_shape: `(D,)` or `(D, h, w)`.
+        classes: number of labels; 0: none.
+        encoder, bottleneck: of q(z | x), which must be a diagonal Gaussian.
+        input_shape: of one example as `Likelihood.to_network` gives it.
+        components: K.
+        labelled: whether the encoder sees labels.
+
+    Raises:
+        SpecError: if q(z | x) is no diagonal Gaussian.
+    """
+
+    def __init__(
+        self,
+        latent_shape: tuple[int, ...],
+        classes: int = 0,
+        *,
+        encoder: Encoder,
+        bottleneck: Bottleneck,
+        input_shape: tuple[int, ...],
+        components: int = 50,
+        labelled: bool = False,
+    ) -> None:
+        super().__init__()
+        if not bottleneck.stochastic:
+            raise SpecError("a vamp prior is made of posteriors, and this model has none: use --prior mixture or flow")
+        self.latent_shape, self.classes, self.labelled = latent_shape, classes, labelled
+        self._q = (encoder, bottleneck)  # in a tuple, so that its weights are not this module's as well
+        self.logits = nn.Parameter(0.1 * torch.randn(max(1, classes), components))
+        self.inputs = nn.Parameter(torch.randn(components, *input_shape))
+
+    @torch.no_grad()
+    def start_at(self, x: Tensor) -> None:
+        """Let the pseudo-inputs be examples `[n, *input_shape]` as `Likelihood.to_network` gives them, in turn."""
+        self.inputs.copy_(x[torch.arange(len(self.inputs)) % len(x)])
+
+    def forward(self, label: Tensor | None, noise: Noise | None = None) -> MixtureDensity:
+        encoder, bottleneck = self._q
+        shown = None
+        if self.labelled:
+            shown = torch.arange(len(self.inputs), device=self.inputs.device) % max(1, self.classes)
+        q = bottleneck(encoder(self.inputs, shown), None).posterior
+        if not isinstance(q, Independent) or not isinstance(q.base_dist, Normal):
+            raise SpecError("a vamp prior needs a Gaussian posterior: leave --posterior out, or use --prior flow")
+        return MixtureDensity(_of_class(self.logits, self.classes, label), q.base_dist.loc, q.base_dist.scale)
+
+    def sample(
+        self,
+        count: int,
+        noise: Noise,
+        label: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        return self(label).drawn(count, noise, temperature)
+
+
+def _of_class(logits: Tensor, classes: int, label: Tensor | None) -> Tensor:
+    """`[K]`, or `[B, K]` given the labels."""
+    if not classes:
+        return logits[0]
+    if label is None:
+        raise ValueError("a class-conditional prior needs labels")
+    return logits[label]
