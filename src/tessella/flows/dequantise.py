@@ -1,0 +1,114 @@
+"""Discrete stored values as real ones: y = x + u with u ~ q(u | x) on [0, 1), so that a density of y bounds p(x).
+
+log p(x) >= E_q [log p(x + u) - log q(u | x)] (Theis et al. 2016, section 3.1; Ho et al. 2019, section 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tessella.networks.conv import ResidualBlock
+from tessella.networks.mlp import Perceptron
+from tessella.noise import Noise
+
+EDGE = 2.0**-12
+"""How near to 0 or 1 u comes: float32 then still tells x + u from the next value when it has been through a flow."""
+
+
+class Dequantizer(nn.Module, ABC):
+    """q(u | x) on the unit cube."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        """Network units `[B, *shape]` to u ~ q(u | x), `[B, *shape]` in (0, 1), and log q(u | x) `[B]` in nats."""
+
+
+@final
+class UniformDequantizer(Dequantizer):
+    """u ~ U(0, 1)^D, whatever x is."""
+
+    def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        return _inside(noise.uniform(*x.shape, device=x.device)), x.new_full((len(x),), _log_density(x))
+
+
+@final
+class VariationalDequantizer(Dequantizer):
+    """A flow that sees x: u = sigmoid(a + exp(b) e), e standard logistic; a and b of half of the numbers by x alone, of
+    the other half by x and the first half's u (a checkerboard, or every other number of a vector).
+
+    It starts near uniform dequantisation, which a = b = 0 gives.
+
+    Args:
+        shape: `(C, H, W)` or `(D,)`.
+        width, depth: of the two networks.
+    """
+
+    board: Tensor
+
+    def __init__(self, shape: tuple[int, ...], *, width: int, depth: int) -> None:
+        super().__init__()
+        channels, *sides = shape
+        if sides:
+            board = (torch.arange(sides[0])[:, None] + torch.arange(sides[1])) % 2
+        else:
+            board = torch.arange(channels) % 2
+        self.register_buffer("board", board.float(), persistent=False)
+        self.first = _network(channels, 2 * channels, width, depth, bool(sides))
+        mixed = bool(board.any())
+        self.second = _network(2 * channels, 2 * channels, width, depth, bool(sides)) if mixed else None
+
+    def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+        e = noise.uniform(*x.shape, device=x.device).clamp(1e-7, 1 - 1e-7).logit()
+        shift, log_scale = _bounded(self.first(x), x)
+        if self.second is not None:
+            u = torch.sigmoid(shift + log_scale.exp() * e) * (1 - self.board)
+            later = _bounded(self.second(torch.cat([x, u], 1)), x)
+            shift, log_scale = (torch.lerp(a, b, self.board) for a, b in zip((shift, log_scale), later, strict=True))
+        t = shift + log_scale.exp() * e
+        log_q = F.logsigmoid(e) + F.logsigmoid(-e) - log_scale - F.logsigmoid(t) - F.logsigmoid(-t)
+        return _inside(t.sigmoid()), log_q.flatten(1).sum(1) + _log_density(x)
+
+
+def _inside(u: Tensor) -> Tensor:
+    """`[0, 1]` onto `[EDGE, 1 - EDGE]`."""
+    return EDGE + (1 - 2 * EDGE) * u
+
+
+def _log_density(x: Tensor) -> float:
+    """What that adds to the log-density of an example, nats."""
+    return -math.log1p(-2 * EDGE) * x[0].numel()
+
+
+def _bounded(raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and log scale, float32: within what leaves u away from the edges."""
+    shift, log_scale = raw.to(x.dtype).chunk(2, 1)
+    return 3 * (shift / 3).tanh(), log_scale.tanh()
+
+
+def _network(inputs: int, outputs: int, width: int, depth: int, picture: bool) -> nn.Module:
+    if not picture:
+        network = _OfVectors(inputs, outputs, width, depth)
+        last: nn.Module = network.network.exit
+    else:
+        blocks = [ResidualBlock(width, 1 / math.sqrt(depth)) for _ in range(depth)]
+        last = nn.Conv2d(width, outputs, 3, padding=1)
+        network = nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), *blocks, nn.SiLU(), last)
+    with torch.no_grad():
+        last.weight.mul_(0.1)  # pyright: ignore[reportCallIssue]
+        nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]
+    return network
+
+
+class _OfVectors(nn.Module):
+    def __init__(self, inputs: int, outputs: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.network = Perceptron(inputs, outputs, width=width, depth=depth)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x, None)

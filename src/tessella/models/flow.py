@@ -1,0 +1,183 @@
+"""The flow as a model: z = f(x + u) with f invertible, so that nothing is lost and all cost is rate.
+
+Imports beside it: spec.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.types import _size
+
+from tessella.contracts import Likelihood, Prior, Wire
+from tessella.errors import SpecError
+from tessella.flows.dequantise import Dequantizer
+from tessella.flows.transforms import Transform
+from tessella.likelihoods.shared import StoredValues, Units, over_channels
+from tessella.models.model import Model
+from tessella.noise import Noise
+from tessella.records import Latent, Sampling, Schema, Terms
+from tessella.spec import ModelOptions
+
+NEAR = 1e-3
+"""Units of the data's scale: real values that far apart count as the same."""
+
+
+@final
+class FlowModel(Model):
+    """p(z) with z = f(y): log p(y) = log p(z) + log |det df/dy| (Dinh et al. 2017, section 3.1).
+
+    Discrete values are dequantised, y = x + u with u ~ q(u | x): q(z | x) is q(u | x) carried through f, and p(x | z)
+    is 1 for the x whose cell f^-1(z) lies in. So the distortion is 0 and the rate is log q(u | x) - log p(x + u), whose
+    mean over u bounds -log p(x). Real values are y themselves: z is a function of x, and the rate is exactly -log p(x).
+
+    In training mode the networks inside f follow the autocast; else all is float32, as the inverse always is: it must
+    meet the very numbers that the map had.
+
+    Args:
+        name, options: as of `Model`.
+        flow: f, of network units `[B, *shape]`.
+        prior: p(z), of the same shape.
+        dequantizer: q(u | x); None for real values.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: Schema,
+        *,
+        flow: Transform,
+        prior: Prior,
+        dequantizer: Dequantizer | None,
+        options: ModelOptions | None = None,
+    ) -> None:
+        super().__init__(name, Exactly(schema), options, conditional=False)
+        self.flow, self.prior, self.dequantizer = flow, prior, dequantizer
+        self.latent_shape = schema.shape
+
+    def forward(
+        self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
+    ) -> Terms:
+        if draws is not None:
+            return self._of_draws(x, noise, draws)
+        _, rate = self._mapped(x, noise)
+        return Terms(torch.zeros_like(rate), rate)
+
+    def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
+        """z and its rate. Without `noise` u is 1/2, the middle of each value's cell."""
+        return Latent(*self._mapped(x, noise))
+
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+        with torch.autocast(z.device.type, enabled=False):
+            return self.likelihood(self.flow.inverse(z.float()))
+
+    @torch.no_grad()
+    def sample_prior(
+        self,
+        count: int,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        sampling = sampling or Sampling()
+        if sampling.top_k is not None or sampling.top_p is not None:
+            raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
+        return self.prior.sample(
+            count, Noise(seed, stream="prior"), temperature=sampling.temperature, progress=progress
+        )
+
+    def compile_networks(self) -> None:
+        self.flow.compile()
+
+    def _mapped(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        """z `[B, *shape]` and the rate `[B]`."""
+        likelihood = self.likelihood
+        assert isinstance(likelihood, Exactly)
+        y = likelihood.to_network(x)
+        lowered = self.training and torch.is_autocast_enabled(y.device.type)
+        with torch.autocast(y.device.type, torch.bfloat16, enabled=lowered):
+            log_q = y.new_zeros(len(y))
+            if self.dequantizer is not None and noise is not None:
+                u, log_q = self.dequantizer(y, noise.split("dequantisation"))
+                y = y + (u - 0.5) / likelihood.half_range
+            z, log_det = self.flow(y)
+        with torch.autocast(y.device.type, enabled=False):
+            log_p = self.prior(None).log_prob(z) + log_det - likelihood.log_unit
+        return z, log_q - log_p
+
+    def _of_draws(self, x: Tensor, noise: Noise | None, draws: int) -> Terms:
+        """The terms of `draws` u an example; examples stay the first axis that noise is drawn along."""
+        _, rate = self._mapped(x.repeat_interleave(draws, 0), noise)
+        each = rate.view(len(x), draws)
+        return Terms(torch.zeros_like(each[:, 0]), each.mean(1), log_weights=-each.T)
+
+
+@final
+class Exactly(Likelihood):
+    """p(x | z) of a flow: all of it on the one x that z stands for.
+
+    Parameters: `[B, C, *spatial]` (vectors `[B, D]`), f^-1(z) in network units. Discrete values 0 ... n - 1 have their
+    cells' middles at (x + 1/2) / (n / 2) - 1 there; real values are standardised.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(schema)
+        self.discrete = schema.values != "real"
+        self.half_range = (2 if schema.values == "binary" else 256) / 2
+        self.units = Units(schema)
+        scale = self.units.scale.double().log()
+        self.log_unit = (
+            schema.dims * math.log(self.half_range)
+            if self.discrete
+            else float(scale.sum()) * schema.dims / scale.numel()
+        )
+        """log of the volume that a unit cell of the network's space has in stored units, nats."""
+
+    @property
+    def parameter_channels(self) -> int:
+        return self.schema.shape[0]
+
+    def to_network(self, x: Tensor) -> Tensor:
+        return (x.to(torch.float32) + 0.5) / self.half_range - 1 if self.discrete else self.units.to_network(x)
+
+    def forward(self, parameters: Tensor) -> Distribution:
+        if not self.discrete:
+            return Found(self.units.to_stored(parameters), NEAR * self.units.scale)
+        cell = torch.floor((parameters + 1) * self.half_range)
+        return Found(cell.clamp(0, 2 * self.half_range - 1), 0.5)
+
+
+@final
+class Found(StoredValues):
+    """One value an example, with probability one (of real values: no density, but whether it is the same)."""
+
+    def __init__(self, value: Tensor, near: Tensor | float) -> None:
+        self.value, self.near = value, near
+        super().__init__(len(value), value.shape[1:])
+
+    def _each(self, value: Tensor) -> Tensor:
+        far = (value.to(self.value.dtype) - self.value).abs() > self.near
+        return torch.zeros_like(self.value).masked_fill(far, -math.inf)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._each(value).flatten(1).sum(1)
+
+    def by_position(self, value: Tensor) -> Tensor:
+        return over_channels(self._each(value))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.value
+
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        return self.value.expand(*sample_shape, *self.value.shape)
+
+    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+        raise SpecError("a flow leaves nothing to tell once z is known, and its z cannot be told: use a vae or vqvae")
