@@ -88,6 +88,12 @@ CATALOGUE: tuple[Entry, ...] = (
         "q(z|x) = N(mu, sigma^2), factorised and reparameterised",
     ),
     Entry(
+        "bottleneck",
+        "flow",
+        "tessella.bottlenecks.flow:FlowPosterior",
+        "a Gaussian followed by inverse autoregressive steps (Kingma et al. 2016)",
+    ),
+    Entry(
         "quantizer",
         "vq",
         "tessella.bottlenecks.quantizers:VectorQuantizer",
@@ -129,6 +135,30 @@ CATALOGUE: tuple[Entry, ...] = (
         "class-normal",
         "tessella.priors.normal:ClassNormal",
         "p(z | label) = N(mu_label, sigma_label^2), learned",
+    ),
+    Entry(
+        "prior",
+        "mixture",
+        "tessella.priors.mixture:MixturePrior",
+        "a mixture of Gaussians, weights, means and scales learned",
+    ),
+    Entry(
+        "prior",
+        "vamp",
+        "tessella.priors.mixture:VampPrior",
+        "VampPrior: a mixture of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)",
+    ),
+    Entry(
+        "prior",
+        "flow",
+        "tessella.priors.flow:FlowPrior",
+        "N(0, I) carried through spline couplings, on larger grids through convolutional ones: exact density, fast draws",
+    ),
+    Entry(
+        "prior",
+        "diffusion",
+        "tessella.priors.diffusion:DiffusionPrior",
+        "a diffusion chain over z: log p(z) bounded from below, drawn in 50 steps or fewer",
     ),
     Entry("code-prior", "uniform", "tessella.priors.uniform:Uniform", "every code as likely as any other"),
     Entry(
@@ -176,7 +206,14 @@ CATALOGUE: tuple[Entry, ...] = (
         "tessella.models.presets:VQVAE2",
         "grids of codes, coarse and fine (Razavi et al. 2019)",
     ),
+    Entry("model", "flow", "tessella.models.presets:Flow", "invertible map with exact likelihood (Dinh et al. 2017)"),
     Entry("model", "vqvae-paper", "tessella.models.presets:PaperVQVAE", "VQ-VAE with its paper's own network"),
+    Entry(
+        "model",
+        "diffusion",
+        "tessella.models.presets:Diffusion",
+        "variational diffusion in the data's own space (Kingma et al. 2021)",
+    ),
 )
 
 

@@ -61,6 +61,8 @@ class ModelOptions:
         posterior: q(z | x): `gaussian` (factorised), or `flow` (inverse autoregressive steps after it).
         components: of a mixture or VampPrior.
         flow_steps: of a flow prior or posterior; couplings at each scale of a flow model.
+        dequantization: how a flow model makes discrete values real ones; uniform unless given.
+        class_conditional: of a diffusion model: whether it sees the label.
         units: numbers in z (in each position's z for a grid); not for codes.
         width: channels of the widest grid (pictures), units of a layer (vectors).
         depth: residual blocks at each resolution.
@@ -101,6 +103,8 @@ class ModelOptions:
     posterior: Literal["gaussian", "flow"] | None = None
     components: int | None = None
     flow_steps: int | None = None
+    class_conditional: bool = False
+    dequantization: Literal["uniform", "variational"] | None = None
     units: int | None = None
     width: int | None = None
     depth: int | None = None
@@ -122,6 +126,8 @@ class ModelOptions:
             raise SpecError(f"latent must be vector or grid, not {self.latent!r}")
         if self.posterior not in (None, "gaussian", "flow"):
             raise SpecError(f"posterior must be gaussian or flow, not {self.posterior!r}")
+        if self.dequantization not in (None, "uniform", "variational"):
+            raise SpecError(f"dequantization must be uniform or variational, not {self.dequantization!r}")
         self.objective  # checks itself  # noqa: B018
 
     @property

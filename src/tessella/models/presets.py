@@ -5,21 +5,33 @@ Imports beside it: spec.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from inspect import signature
 from typing import Any
 
 from tessella import registry
-from tessella.contracts import Likelihood, Quantizer
+from tessella.contracts import Bottleneck, Encoder, Likelihood, Prior, Quantizer
+from tessella.diffusion.chain import Chain
+from tessella.diffusion.observation import Observation
+from tessella.diffusion.schedule import NoiseSchedule
 from tessella.errors import SpecError
+from tessella.flows.dequantise import UniformDequantizer, VariationalDequantizer
+from tessella.flows.pictures import PictureFlow
+from tessella.flows.vectors import VectorFlow
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.models.codes import CodeModel
+from tessella.models.diffusion import DiffusionModel
+from tessella.models.flow import FlowModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan
+from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.networks.paper import PaperDecoder, PaperEncoder
+from tessella.networks.unet import UNet
+from tessella.priors.logistic import StandardLogistic
+from tessella.priors.normal import StandardNormal
 from tessella.records import Schema
-from tessella.spec import ModelOptions
+from tessella.spec import ModelOptions, Objective
 
 
 def AE(schema: Schema, **options: Any) -> LatentVariableModel:
@@ -81,6 +93,7 @@ def PaperVQVAE(schema: Schema, **options: Any) -> CodeModel:
     chosen = ModelOptions(**options)
     if not schema.is_picture:
         raise SpecError("the paper's network is for pictures: use vqvae")
+    _check_latents("vqvae-paper", chosen, None)
     if chosen.depth is not None or chosen.side is not None or chosen.levels not in (None, 1):
         raise SpecError("the paper's network fixes depth, side and levels: leave them out, or use vqvae")
     likelihood = _likelihood(schema, chosen)
@@ -94,11 +107,73 @@ def PaperVQVAE(schema: Schema, **options: Any) -> CodeModel:
     )
 
 
+def Flow(schema: Schema, **options: Any) -> FlowModel:
+    """Flow: x to z by an invertible map, with its exact likelihood (Dinh et al. 2017).
+
+    Pictures of any size get a multi-scale coupling flow, vectors autoregressive splines.
+
+    Raises:
+        SpecError: for options that are other models'.
+    """
+    chosen = ModelOptions(**options)
+    own = ("width", "depth", "mixtures", "flow_steps", "dequantization")
+    known = {*own, *(f.name for f in fields(Objective))}
+    if wrong := [f.name for f in fields(chosen) if f.name not in known and getattr(chosen, f.name) != f.default]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        raise SpecError(f"flow has no {flags}: leave it out; a flow has z as large as x and needs no likelihood")
+    if schema.values == "real" and chosen.dequantization:
+        raise SpecError("real values need no dequantisation: leave --dequantization out")
+    wide = 64 if not schema.is_picture or schema.shape[0] >= 3 else 32
+    size: dict[str, Any] = {"width": chosen.width or wide, "depth": chosen.depth or 2}
+    flow = (
+        PictureFlow(schema.shape, mixtures=chosen.mixtures or 5, steps=chosen.flow_steps or 0, **size)
+        if schema.is_picture
+        else VectorFlow(schema.dims, bins=chosen.mixtures or 16, steps=chosen.flow_steps or 3, **size)
+    )
+    dequantizer = None
+    if schema.values != "real":
+        variational = chosen.dequantization == "variational"
+        dequantizer = VariationalDequantizer(schema.shape, width=32, depth=2) if variational else UniformDequantizer()
+    prior = (StandardLogistic if schema.is_picture else StandardNormal)(schema.shape)
+    return FlowModel("flow", schema, flow=flow, prior=prior, dequantizer=dequantizer, options=chosen)
+
+
+def Diffusion(schema: Schema, **options: Any) -> DiffusionModel:
+    """Variational diffusion: z is the data with a little noise, p(z) a chain that removes it (Kingma et al. 2021).
+
+    `width` is 64 (pictures) or 256 (vectors), `depth` 2 or 4, unless given.
+
+    Raises:
+        SpecError: if it is to see labels and there are none, or for options of other models.
+    """
+    chosen = ModelOptions(**options)
+    if chosen.class_conditional and not schema.classes:
+        raise SpecError("this data has no labels to be conditional on: leave --class-conditional out")
+    own = ("width", "depth", "class_conditional", "beta", "warmup", "free_bits")
+    if wrong := [f.name for f in fields(chosen) if f.name not in own and getattr(chosen, f.name) != f.default]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
+        raise SpecError(f"diffusion has no {flags}: leave it out; its z is as large as x and needs no likelihood")
+    likelihood = Observation(schema)
+    channels, classes = schema.shape[0], len(schema.classes) if chosen.class_conditional else 0
+    seen = classes + 1 if classes else 0
+    if schema.is_picture:
+        size = {"width": chosen.width or 64, "depth": chosen.depth or 2}
+        network = UNet(schema.shape, 2 * channels, **size, classes=seen)
+    else:
+        size = {"width": chosen.width or 256, "depth": chosen.depth or 4}
+        network = DenoisingPerceptron(channels, 2 * channels, **size, classes=seen)
+    schedule = NoiseSchedule({"binary": -4.0, "bytes": -13.3, "real": -8.0}[schema.values])
+    variance = 0.25 if schema.values == "bytes" else 1.0
+    chain = Chain(schema.shape, network, schedule, levels=likelihood.levels, variance=variance, classes=classes)
+    return DiffusionModel("diffusion", likelihood=likelihood, chain=chain, options=chosen)
+
+
 def _of_codes(name: str, schema: Schema, options: ModelOptions, *, levels: int) -> CodeModel:
     if options.units is not None or options.latent is not None:
         raise SpecError(
             f"{name} has codes instead of units: give --codebook-size, --codes and --side, not --units or --latent"
         )
+    _check_latents(name, options, None)
     likelihood = _likelihood(schema, options)
     levels = options.levels or levels
     if levels > 1 and not schema.is_picture:
@@ -148,6 +223,8 @@ def _quantizer(feature_shape: tuple[int, ...], options: ModelOptions) -> Quantiz
 
 
 def _likelihood(schema: Schema, options: ModelOptions) -> Likelihood:
+    if options.dequantization is not None:
+        raise SpecError("only a flow is dequantised: leave --dequantization out, or train a flow")
     asked = {"mixtures": options.mixtures, "width": options.pixel_width, "depth": options.pixel_depth}
     extras = {name: value for name, value in asked.items() if value is not None}
     return likelihood_for(schema, options.likelihood, **extras)
@@ -168,11 +245,11 @@ def _compose(
     prior: str | None = "normal",
     classes: int = 0,
 ) -> LatentVariableModel:
+    _check_latents(name, options, prior)
     likelihood = _likelihood(schema, options)
     pieces = _for_pictures if schema.is_picture else _for_vectors
     encoder, units, decoder_for = pieces(schema, options, likelihood.parameter_channels, classes)
-    waist = registry.find("bottleneck", bottleneck).load()(encoder.feature_shape, units)
-    extra = (classes,) if classes else ()
+    waist = _waist(bottleneck, encoder.feature_shape, units, options)
     decoder = decoder_for(waist.latent_shape)
     _start(decoder, likelihood)
     return LatentVariableModel(
@@ -180,11 +257,67 @@ def _compose(
         likelihood=likelihood,
         encoder=encoder,
         bottleneck=waist,
-        prior=registry.find("prior", prior).load()(waist.latent_shape, *extra) if prior else None,
+        prior=_prior(options.prior or prior, schema, waist, encoder, classes, options) if prior else None,
         decoder=decoder,
         conditional=bool(classes),
         options=options,
     )
+
+
+def _check_latents(name: str, options: ModelOptions, prior: str | None) -> None:
+    """Whether prior and posterior are what such a model can have.
+
+    Args:
+        prior: its own, a name of the catalogue; None if it has none.
+
+    Raises:
+        SpecError: saying what to leave out or to choose.
+    """
+    if prior is None:
+        given = [n for n in ("prior", "posterior", "components", "flow_steps") if getattr(options, n) is not None]
+        if given:
+            flags = ", ".join(f"--{n.replace('_', '-')}" for n in given)
+            raise SpecError(f"{name} has no distribution over z while it is trained, so no {flags}: leave it out, or "
+                            "train a vae; tessella prior fits a prior afterwards")  # fmt: skip
+        return
+    chosen = options.prior or prior
+    known = signature(registry.find("prior", chosen).load()).parameters
+    if chosen == "class-normal" and prior != chosen:
+        raise SpecError(f"the prior class-normal sees labels and {name} does not: use cvae, or --prior mixture")
+    if chosen == "diffusion":
+        raise SpecError("a diffusion prior is fitted after the model: train without --prior, then tessella prior RUN "
+                        "--kind diffusion")  # fmt: skip
+    if chosen == "vamp" and options.posterior == "flow":
+        raise SpecError("a vamp prior needs a Gaussian posterior: leave --posterior flow out, or use --prior flow")
+    if options.components is not None and "components" not in known:
+        raise SpecError(f"the prior {chosen} has no --components: leave it out, or use --prior mixture or vamp")
+    if options.flow_steps is not None and "flow_steps" not in known and options.posterior != "flow":
+        raise SpecError("there is no flow to have --flow-steps: leave it out, or use --prior flow or --posterior flow")
+    if options.free_bits and (options.posterior == "flow" or chosen not in ("normal", "class-normal")):
+        raise SpecError("--free-bits needs a rate that is a sum over units, as of a Gaussian posterior and a normal "
+                        "prior: leave it out; --warmup works with any")  # fmt: skip
+
+
+def _waist(bottleneck: str, feature_shape: tuple[int, ...], units: int, options: ModelOptions) -> Bottleneck:
+    """The bottleneck, with the steps that a flow posterior was asked for."""
+    steps = {}
+    if options.posterior == "flow":
+        bottleneck = "flow"
+        steps = {} if options.flow_steps is None else {"flow_steps": options.flow_steps}
+    return registry.find("bottleneck", bottleneck).load()(feature_shape, units, **steps)
+
+
+def _prior(
+    kind: str, schema: Schema, waist: Bottleneck, encoder: Encoder, classes: int, options: ModelOptions
+) -> Prior:
+    """The prior over the bottleneck's latents, given the labels where there are classes and it sees them."""
+    make = registry.find("prior", kind).load()
+    known = signature(make).parameters
+    asked: dict[str, Any] = {"flow_steps": options.flow_steps, "components": options.components}
+    given = {option: value for option, value in asked.items() if value is not None and option in known}
+    if kind == "vamp":
+        given |= {"encoder": encoder, "bottleneck": waist, "input_shape": schema.shape, "labelled": bool(classes)}
+    return make(waist.latent_shape, *((classes,) if classes and "classes" in known else ()), **given)
 
 
 def _for_pictures(schema: Schema, options: ModelOptions, channels: int, classes: int):
