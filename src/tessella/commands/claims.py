@@ -67,12 +67,15 @@ def claims(o: Claims) -> int:
 
     chosen = experiments.chosen(numbers)
     data = o.how.open(o.data)
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     results = experiments.run(
         data, chosen, minutes=o.minutes, seeds=tuple(range(o.seeds)), tell=lambda claim, result: _say(claim, result)
     )
     seconds = time.monotonic() - started
-    record = page.record(data, chosen, results, seeds=o.seeds, minutes=o.minutes, seconds=seconds)
+    spent = time.process_time() - worked
+    record = page.record(
+        data, chosen, results, seeds=o.seeds, minutes=o.minutes, seconds=seconds, processor_seconds=spent
+    )
     page.write(Path(o.out), record)
     print(f"{page.counted(record)}, in {seconds / 60:.1f} minutes")
     print(f"wrote {o.out}")

@@ -30,6 +30,7 @@ def record(
     seeds: int,
     minutes: float,
     seconds: float,
+    processor_seconds: float,
 ) -> Record:
     """Everything that was found, as plain data without infinities; the page is written from it."""
     return _finite(
@@ -42,6 +43,7 @@ def record(
             "seeds": seeds,
             "minutes": minutes,
             "seconds": seconds,
+            "processor_seconds": processor_seconds,
             "threads": torch.get_num_threads(),
             "claims": [
                 {
@@ -86,7 +88,8 @@ def write(path: Path, found: Record) -> None:
         blocks.cards(cards),
         _summary(claims),
         *(part for c in claims for part in _claim(c)),
-        f'<p class="soft">{found["seconds"] / 60:.1f} minutes on {found["threads"]} threads.</p>',
+        f'<p class="soft">{found["seconds"] / 60:.1f} minutes, {found["processor_seconds"] / 60:.1f} of processor time, '
+        f"on {found['threads']} threads.</p>",
     ]
     blocks.write_page(path, f"Claims, tested on {name}", body)
 
