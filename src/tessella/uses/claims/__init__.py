@@ -27,6 +27,15 @@ CLAIMS: dict[int, str] = {
     7: "c07_learned_prior",
     8: "c08_codebook_size",
     9: "c09_primitives",
+    10: "c10_locality",
+    11: "c11_levels",
+    12: "c12_gap",
+    13: "c13_blur",
+    14: "c14_latent_diffusion",
+    15: "c15_noise",
+    16: "c16_sound",
+    17: "c17_condition",
+    18: "c18_anomalies",
 }
 """The file of each claim, in this package."""
 

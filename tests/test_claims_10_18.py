@@ -1,0 +1,266 @@
+"""Claims 10 to 18: what decides each, on made-up measures; where each does not apply; each once with a tiny budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tessella.data import Data, open_data
+from tessella.models.presets import VAE, VQVAE2, Flow
+from tessella.noise import Noise
+from tessella.uses import claims
+from tessella.uses.claims import Bench, Result
+from tessella.uses.claims import c10_locality as c10
+from tessella.uses.claims import c11_levels as c11
+from tessella.uses.claims import c12_gap as c12
+from tessella.uses.claims import c13_blur as c13
+from tessella.uses.claims import c14_latent_diffusion as c14
+from tessella.uses.claims import c15_noise as c15
+from tessella.uses.claims import c17_condition as c17
+from tessella.uses.claims import c18_anomalies as c18
+from tessella.uses.claims.bench import codes_of
+
+NUMBERS = tuple(range(10, 19))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    return open_data("digits")
+
+
+def of_values(path: Path, x: np.ndarray) -> Data:
+    np.save(path / "x.npy", x)
+    return open_data(str(path / "x.npy"))
+
+
+def readable(result: Result) -> Result:
+    """The result, which must be plain finite numbers and say something."""
+    json.dumps(result.to_json(), allow_nan=False)
+    assert result.sentence
+    assert result.measures
+    assert result.plots
+    return result
+
+
+# decisions
+
+
+@pytest.mark.parametrize(
+    ("codes", "z", "verdict"),
+    [
+        ((0.10, 0.11, 0.12), (0.4, 0.41, 0.42), "held"),
+        ((0.40, 0.41, 0.42), (0.6, 0.61, 0.62), "failed"),  # not in place
+        ((0.10, 0.11, 0.12), (0.05, 0.06, 0.07), "failed"),  # z is more in place
+        ((0.10, 0.45, 0.12), (0.6, 0.61, 0.62), "undecided"),
+    ],
+)
+def test_locality(codes: tuple[float, ...], z: tuple[float, ...], verdict: str) -> None:
+    assert readable(c10.judged(list(codes), list(z), list(codes))).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [({}, "held"), ({"mean": 95.0}, "failed"), ({"coarse": 90.0}, "failed"), ({"alone": 30.0}, "failed")],
+)
+def test_levels(changed: dict[str, float], verdict: str) -> None:
+    """Of the guesses at the finer level the best counts; each of the three effects can fail the claim."""
+    v = {"likeliest": 130.0, "mean": 120.0, "coarse": 125.0, "alone": 50.0, **changed}
+    found = [
+        c11.Levels(
+            both=100.0 + seed,
+            top={"likeliest": v["likeliest"], "mean": v["mean"], "nothing": 200.0 + seed},
+            coarse=v["coarse"],
+            given=40.0 + seed / 10,
+            alone=v["alone"],
+            uniform=60.0,
+        )
+        for seed in range(3)
+    ]
+    assert readable(c11.judged(found)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("flow_gap", "back", "verdict"), [(0.3, 1.0, "held"), (1.5, 1.0, "failed"), (0.3, 0.9, "failed")]
+)
+def test_gap(flow_gap: float, back: float, verdict: str) -> None:
+    gaussian = [c12.Gap(exact=100.0, bound=103.0 + s / 10, own=101.0 + s / 20, weighted=100.2) for s in range(3)]
+    flow = [c12.Gap(exact=99.0, bound=101.0, own=99.0 + flow_gap + s / 50, weighted=99.1) for s in range(3)]
+    assert gaussian[0].approximation + gaussian[0].amortisation == pytest.approx(3.0)
+    assert readable(c12.judged(gaussian, flow, [1.0, back, 1.0], 32)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("vae", "codes", "diffusion", "verdict"),
+    [
+        (0.6, 0.9, 0.95, "held"),
+        (0.6, 1.2, 0.95, "held"),  # noisier than data, but nearer
+        (0.6, 3.0, 0.95, "failed"),
+        (1.3, 1.1, 1.05, "failed"),  # not blurred
+    ],
+)
+def test_blur(vae: float, codes: float, diffusion: float, verdict: str) -> None:
+    near = (-0.01, 0.0, 0.01)
+    found = {name: [v + d for d in near] for name, v in (("vae", vae), ("codes", codes), ("diffusion", diffusion))}
+    assert readable(c13.judged(found, [0.8, 0.8, 0.8], 1.0)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("distance", "sharpness", "verdict"),
+    [(0.10, 0.9, "held"), (0.40, 0.9, "failed"), (0.10, 0.5, "failed"), (0.10, None, "held")],
+)
+def test_latent_diffusion(distance: float, sharpness: float | None, verdict: str) -> None:
+    near = (-0.01, 0.0, 0.01)
+    frechet = {"normal": [0.3 + d for d in near], "diffusion": [distance] * 3, "reconstructed": [0.05] * 3}
+    sharp = None
+    if sharpness is not None:
+        sharp = {"normal": [0.7 + d for d in near], "diffusion": [sharpness] * 3, "reconstructed": [0.9] * 3}
+    assert readable(c14.judged(frechet, sharp, "features")).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("kept", "clean", "noisy", "verdict"),
+    [(0.97, 0.9, 0.9, "held"), (0.6, 0.9, 0.9, "failed"), (0.97, 0.05, 0.05, "failed"), (0.97, 0.9, 0.7, "failed")],
+)
+def test_noise(kept: float, clean: float, noisy: float, verdict: str) -> None:
+    near, levels = (-0.001, 0.0, 0.001), len(c15.LEVELS)
+    shares = [[kept + d] * levels for d in near]
+    accuracy = [[clean + d] + [noisy - d] * levels for d in near]
+    assert readable(c15.judged(shares, [[0.4] * levels] * 3, accuracy, 10)).verdict == verdict
+
+
+def test_noise_without_labels_has_no_probe() -> None:
+    result = c15.judged([[0.97] * 5, [0.98] * 5], [[0.4] * 5] * 2, None, 0)
+    assert [t.verdict for t in result.trials] == ["held"]
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.9, "held"), (0.3, "failed"), (0.1, "failed")])
+def test_condition(share: float, verdict: str) -> None:
+    names = tuple("abcde")
+    result = c17.judged([[share + d] * 5 for d in (-0.01, 0.0, 0.01)], 40, names, 0.99)
+    assert readable(result).verdict == verdict
+    measured = {m.name: m for m in result.measures}
+    assert measured["chance, with its binomial error"].error == pytest.approx(100 * (0.2 * 0.8 / 600) ** 0.5)
+
+
+def test_a_condition_that_is_always_obeyed_still_has_an_error() -> None:
+    assert c17.judged([[1.0, 1.0]] * 2, 10, ("a", "b"), None).trials[0].error > 0
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(0.7, "held"), (0.4, "failed")])
+def test_anomalies_are_judged_by_the_score_chosen_beforehand(bound: float, verdict: str) -> None:
+    """The others are reported, however good."""
+    found = [
+        [c18.LeftOut(n, {"distortion": 0.99, "bound": bound + d + s}) for n, d in (("a", -0.2), ("b", 0.2))]
+        for s in (-0.01, 0.0, 0.01)
+    ]
+    result = readable(c18.judged(found))
+    assert result.verdict == verdict
+    assert "distortion 0.99" in result.sentence
+
+
+# what is measured
+
+
+def test_the_best_box_holds_a_change_in_one_place() -> None:
+    change = torch.zeros(2, 8, 8)
+    change[0, 3:5, 2:4] = 1.0
+    change[1] = 1.0
+    torch.testing.assert_close(c10.in_best_box(change, 4, 4), torch.tensor([4.0, 16.0]))
+
+
+def test_noise_stays_within_the_stored_values(digits: Data) -> None:
+    x = digits.split("test").batch(range(50)).x
+    noisy = c15.with_noise(x, digits.schema, 4, Noise(0))
+    assert noisy.dtype == x.dtype
+    inside = (x > 30) & (x < 225)
+    moved = (noisy.float() - x.float())[inside]
+    assert abs(float(moved.std()) / 4 - 1) < 5 / (2 * int(inside.sum())) ** 0.5  # a false alarm in two million
+
+
+def test_a_part_of_a_split_leaves_a_class_out(digits: Data) -> None:
+    train = digits.split("train")
+    assert train.labels is not None
+    part = c18.Part(train, np.flatnonzero(train.labels != 3))
+    batch = part.batch(range(len(part)))
+    assert batch.label is not None
+    assert set(batch.label.tolist()) == set(range(10)) - {3}
+    assert len(part) == int((train.labels != 3).sum())
+
+
+def test_a_prior_alone_does_not_see_the_top(digits: Data) -> None:
+    """Changing the coarse codes changes what the finer ones cost given them, and not what they cost alone."""
+    torch.manual_seed(0)
+    model = VQVAE2(digits.schema, width=8, depth=1, side=4, codebook_size=8)
+    priors = c11.FinePriors(model).eval()
+    rows = codes_of(model, digits.split("valid")).batch(range(6)).x
+    first = rows.clone()
+    first[:, : int(np.prod(model.code_shapes[0]))] += 1
+    first %= 8
+    with torch.no_grad():
+        before, after = priors(rows).rate_per_unit, priors(first).rate_per_unit
+    assert before is not None
+    assert after is not None
+    assert torch.equal(before[:, 1], after[:, 1])
+    assert not torch.allclose(before[:, 0], after[:, 0])
+
+
+def test_the_parts_of_a_gap_add_up_and_lie_in_order(digits: Data) -> None:
+    """Of an untrained VAE: the bound falls when q is moved, and nothing falls below log p(x)."""
+    torch.manual_seed(0)
+    model = VAE(digits.schema, width=8, depth=1, units=2, latent="vector").eval()
+    gap = c12.measured(model, digits.split("test").batch(range(2)).x, 0, steps=10)
+    assert gap.bound - gap.exact == pytest.approx(gap.approximation + gap.amortisation)
+    assert gap.bound > gap.own - 0.5
+    assert gap.own > gap.exact - 0.5
+
+
+def test_an_invertible_model_gives_everything_back(digits: Data) -> None:
+    torch.manual_seed(0)
+    model = Flow(digits.schema, width=8, depth=1, flow_steps=1).eval()
+    assert c12.given_back(model, digits.split("test").batch(range(20)).x, 0) == 1.0
+
+
+# where they do not apply
+
+
+def test_vectors_without_labels(tmp_path: Path) -> None:
+    data = of_values(tmp_path, np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32))
+    bench = Bench(data)
+    reasons = {n: claims.claim(n).hindrance(bench) for n in NUMBERS}
+    assert [n for n, reason in reasons.items() if reason is None] == [12, 14]
+    assert all(len(reason) > 20 for reason in reasons.values() if reason)
+
+
+def test_pictures_of_ink_without_labels(tmp_path: Path) -> None:
+    data = of_values(tmp_path, np.random.default_rng(0).integers(0, 2, size=(400, 8, 8, 1), dtype=np.uint8))
+    bench = Bench(data)
+    assert [n for n in NUMBERS if claims.claim(n).hindrance(bench)] == [15, 16, 17, 18]
+    assert "needs bytes" in str(claims.claim(15).hindrance(bench))
+
+
+def test_few_classes_cannot_be_left_out_in_turn(tmp_path: Path) -> None:
+    path = tmp_path / "two.npz"
+    labels = np.arange(400) % 2
+    np.savez(path, x=np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32), y=labels)
+    reason = claims.claim(18).hindrance(Bench(open_data(str(path))))
+    assert reason is not None
+    assert "fewer than 3 classes" in reason
+
+
+def test_sound_is_waited_for(digits: Data) -> None:
+    assert claims.run(digits, claims.chosen((16,)))[16].verdict == "not applicable"
+
+
+# whole claims
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [10, 11, 13, 14, 15, 17])
+def test_every_claim_comes_to_an_end_on_digits(number: int, digits: Data) -> None:
+    """With next to no training: whichever verdict it is."""
+    result = claims.run(digits, claims.chosen((number,)), minutes=0.002, seeds=(0, 1))[number]
+    assert readable(result).verdict in ("held", "failed", "undecided")
