@@ -16,7 +16,7 @@ from tessella.evaluation import collapse
 from tessella.records import CollapseEvaluation, Schema
 from tessella.uses.claims.bench import Bench, of_model
 from tessella.uses.claims.claim import Bars, Claim, Lines, Measure, Result, Series, Trial, decided
-from tessella.uses.claims.recipes import VAE, codes, latent
+from tessella.uses.claims.recipes import RATE, VAE, codes, latent
 
 IGNORED = 0.1
 """Of what z is worth to the factorised decoder: worth less than this share, it counts as ignored."""
@@ -25,12 +25,26 @@ USED = collapse.LEAST_COST
 
 
 def _strong(schema: Schema) -> dict[str, Any]:
-    """A decoder of pixels that sees far: 6 layers reach over a small picture."""
-    return {"likelihood": "autoregressive", "pixel_width": 32, "pixel_depth": 6}
+    """A decoder of pixels that sees far: 4 layers reach over a small picture."""
+    return {"likelihood": "autoregressive", "pixel_width": 16, "pixel_depth": 4}
 
 
-STRONG_VAE = of_model("vae, autoregressive", "vae", lambda s: {**latent(s), **_strong(s)}, weight=3.0, steps=1500)
-STRONG_VQVAE = of_model("vqvae, autoregressive", "vqvae", lambda s: {**codes(s), **_strong(s)}, weight=3.0, steps=1500)
+STRONG_VAE = of_model(
+    "vae, autoregressive",
+    "vae",
+    lambda s: {**latent(s), **_strong(s)},
+    weight=2.5,
+    steps=500,
+    learning_rate=RATE,
+)
+STRONG_VQVAE = of_model(
+    "vqvae, autoregressive",
+    "vqvae",
+    lambda s: {**codes(s), **_strong(s)},
+    weight=2.5,
+    steps=500,
+    learning_rate=RATE,
+)
 RECIPES = {"VAE": VAE, "VAE, autoregressive": STRONG_VAE, "VQ-VAE, autoregressive": STRONG_VQVAE}
 
 
