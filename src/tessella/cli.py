@@ -39,6 +39,7 @@ OVERVIEW: dict[str, tuple[Command, ...]] = {
         Command("train", "MODEL --data SPEC --out RUN", "train a model; --resume --out RUN goes on"),
         Command("prior", "RUN", "of a model of codes: learn which codes go together"),
         Command("evaluate", "RUN", "rate, distortion and bits per dimension on a split it never saw"),
+        Command("gap", "RUN", "by how much the bound misses log p(x), and why"),
         Command("report", "RUN", "write report.html: curves, pictures, numbers and what they mean"),
     ),
     "look": (

@@ -369,6 +369,78 @@ class FidelityEvaluation:
         return cls(**known)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over examples, and its standard error; nats per example."""
+
+    nats: float
+    error: float
+
+
+@dataclass(frozen=True)
+class GapEvaluation:
+    """What a bound is short of -log p(x), and why (Cremer et al. 2018). Nats per example, means over the same examples.
+
+    Attributes:
+        exact: -log p(x), estimated by `method`; on average not below the truth.
+        bound: rate + distortion as trained.
+        own: the bound with q optimised for each example within the family of the model's q.
+        flow: likewise with a flow of its own for each example after that q; None if z has too many numbers for one.
+        approximation: own - exact, what the family costs.
+        approximation_flow: flow - exact.
+        amortisation: bound - own, what it costs that an encoder finds q in one pass.
+        total: bound - exact, their sum.
+        family: of the model's q: `gaussian`, `flow`, or `dequantisation` (of a flow model).
+        method: `annealed importance sampling`, `importance sampling`, or `exact`.
+        steps, chains: of annealing, or draws an example (`chains`) of importance sampling.
+        bracket: upper less lower estimate of log p(x) on simulated examples: how far `exact` may be above the truth.
+        tolerance: what the bracket was to come below.
+        converged: whether it did.
+        seconds_annealing: to find log p(x) of the examples, the bracket included.
+        seconds: to find everything.
+    """
+
+    model: str
+    data: str
+    split: str
+    examples: int
+    dims: int
+    family: str
+    method: str
+    chains: int
+    steps: int
+    exact: Estimate
+    bound: Estimate
+    own: Estimate
+    flow: Estimate | None
+    approximation: Estimate
+    approximation_flow: Estimate | None
+    amortisation: Estimate
+    total: Estimate
+    bracket: Estimate | None
+    tolerance: float
+    converged: bool
+    seconds_annealing: float
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> GapEvaluation:
+        """What `to_json` gave.
+
+        Raises:
+            KeyError, TypeError: if it is something else.
+        """
+        known = {f.name: record[f.name] for f in fields(cls)}
+        for name, value in known.items():
+            if isinstance(value, dict):
+                known[name] = Estimate(**value)
+        return cls(**{**known, "notes": tuple(known["notes"])})
+
+
 def bits_per_dim(nats: float, dims: int) -> float:
     """Nats per example as bits per dimension: `nats / (dims * ln 2)`."""
     return nats / (dims * math.log(2))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tessella.commands import claims, codes, compress, demo, detect, edit, look, measure, prior, search, train
+from tessella.commands import claims, codes, compress, demo, detect, edit, gap, look, measure, prior, search, train
 from tessella.commands.measure import Parts
 from tessella.commands.train import Train
 
@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (train.Train, train.train),
     "prior": (prior.Prior, prior.prior),
     "evaluate": (measure.Evaluate, measure.evaluate),
+    "gap": (gap.Gap, gap.gap),
     "sample": (look.Sample, look.sample),
     "reconstruct": (look.Reconstruct, look.reconstruct),
     "interpolate": (look.Interpolate, look.interpolate),

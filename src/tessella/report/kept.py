@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tessella import checkpoint
-from tessella.records import Evaluation, FidelityEvaluation, Precision
+from tessella.records import Evaluation, FidelityEvaluation, GapEvaluation, Precision
 
+GAP = "gap.json"
 FIDELITY = "fidelity.json"
 
 
@@ -47,7 +48,24 @@ def stored_fidelity(run: Path, split: str) -> FidelityEvaluation | None:
         return None
 
 
-def jsonable(result: Evaluation | FidelityEvaluation) -> dict[str, Any]:
+def store_gap(run: Path, result: GapEvaluation, *, seed: int) -> None:
+    """Keep the inference gap on the run's own data, with the weights that it is about."""
+    text = json.dumps({**jsonable(result), "seed": seed, **_weights(run)}, indent=2)
+    checkpoint.write_atomic(run / GAP, lambda path: path.write_text(text))
+
+
+def stored_gap(run: Path) -> GapEvaluation | None:
+    """The inference gap that was kept, if it is of the weights as they are now."""
+    try:
+        record = json.loads((run / GAP).read_text())
+        if any(record.get(name) != now for name, now in _weights(run).items()):
+            return None
+        return GapEvaluation.from_json(record)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def jsonable(result: Evaluation | FidelityEvaluation | GapEvaluation) -> dict[str, Any]:
     """The evaluation as JSON knows it: numbers that are not finite become null."""
     return json.loads(json.dumps(result.to_json()), parse_constant=lambda _: None)
 
