@@ -37,9 +37,10 @@ OVERVIEW: dict[str, tuple[Command, ...]] = {
     ),
     "train and measure": (
         Command("train", "MODEL --data SPEC --out RUN", "train a model; --resume --out RUN goes on"),
-        Command("prior", "RUN", "of a model of codes: learn which codes go together"),
+        Command("prior", "RUN", "learn which latents go together, codes or numbers"),
         Command("evaluate", "RUN", "rate, distortion and bits per dimension on a split it never saw"),
         Command("gap", "RUN", "by how much the bound misses log p(x), and why"),
+        Command("compare", "RUN RUN ...", "runs in one table and one page, ranked where they can be"),
         Command("report", "RUN", "write report.html: curves, pictures, numbers and what they mean"),
     ),
     "look": (
