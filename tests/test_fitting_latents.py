@@ -461,6 +461,14 @@ def test_commands_on_an_autoencoder_with_a_prior(
     assert "no rate" in capsys.readouterr().out
     assert main(["sample", str(run), "-n", "20", "-o", picture]) == 0
     assert "rows, top to bottom: 0, 1, 2" in capsys.readouterr().out
+    small = ("--steps", "6", "--batch-size", "16", "--width", "8", "--depth", "1", "--quiet")
+    assert main(["prior", str(run), "--kind", "diffusion", *small, "--class-conditional"]) == 0
+    drawn = []
+    for guidance in ("1", "3"):
+        options = ("--prior", "diffusion", "--steps", "3", "--guidance", guidance)
+        assert main(["sample", str(run), "-n", "10", *options, "-o", picture]) == 0
+        drawn.append(Path(picture).read_bytes())
+    assert drawn[0] != drawn[1]
     assert main(["interpolate", str(run), "0", "1", "-o", picture]) == 0
     assert main(["evaluate", str(run)]) == 0
     assert main(["report", str(run)]) == 0
