@@ -57,12 +57,12 @@ def test_it_is_invertible_and_the_determinant_is_the_jacobian_s(shape: tuple[int
 
 
 def test_it_integrates_to_one_in_two_dimensions() -> None:
-    prior = shaken(FlowPrior((2,), 2, width=16), 1.0)
-    cells = torch.cartesian_prod(torch.linspace(-7, 7, 701), torch.linspace(-7, 7, 701))
+    prior = shaken(FlowPrior((2,), 2, width=8, flow_steps=2), 0.5)
+    cells = torch.cartesian_prod(torch.linspace(-7, 7, 401), torch.linspace(-7, 7, 401))
     with torch.no_grad():
         for label in (0, 1):
-            total = prior(torch.full((len(cells),), label)).log_prob(cells).exp().sum() * (14 / 700) ** 2
-            assert abs(float(total) - 1) < 2e-3
+            total = prior(torch.full((len(cells),), label)).log_prob(cells).exp().sum() * (14 / 400) ** 2
+            assert abs(float(total) - 1) < 5e-3
 
 
 @pytest.mark.parametrize("shape", [(6,), (4, 9, 8)], ids=str)
@@ -74,23 +74,23 @@ def test_it_starts_as_the_standard_normal_nearly(shape: tuple[int, ...]) -> None
 
 
 def test_it_learns_what_no_gaussian_is_and_draws_it() -> None:
-    """A ring of radius 2 and deviation 0.1, whose entropy is known; held-out data within 0.15 nats of it."""
+    """A ring of radius 2 and deviation 0.1, whose entropy is known; held-out data within 0.3 nats of it."""
 
     def ring(count: int) -> Tensor:
         angle, radius = 2 * math.pi * torch.rand(count), 2 + 0.1 * torch.randn(count)
         return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
 
-    prior = FlowPrior((2,), width=32, flow_steps=4)
-    optimizer = torch.optim.Adam(prior.parameters(), 4e-3)
-    for _ in range(400):
+    prior = FlowPrior((2,), width=32, flow_steps=3)
+    optimizer = torch.optim.Adam(prior.parameters(), 1e-2)
+    for _ in range(200):
         optimizer.zero_grad()
-        (-prior(None).log_prob(ring(256)).mean()).backward()
+        (-prior(None).log_prob(ring(128)).mean()).backward()
         optimizer.step()
     entropy = math.log(2 * math.pi * 2) + 0.5 * math.log(2 * math.pi * math.e * 0.01)
     with torch.no_grad():
-        assert -0.05 < float(-prior(None).log_prob(ring(4000)).mean()) - entropy < 0.15
+        assert -0.05 < float(-prior(None).log_prob(ring(4000)).mean()) - entropy < 0.3
         radius = prior.sample(2000, Noise(0)).norm(dim=1)
-    assert ((radius - 2).abs() < 0.5).float().mean() > 0.95
+    assert ((radius - 2).abs() < 0.5).float().mean() > 0.9
 
 
 def test_gradients_reach_every_weight_and_the_latents() -> None:

@@ -39,7 +39,7 @@ MOVES = 0.01
 """Variance over the examples that the mean of an active unit has at least."""
 LEAST_COST, LEAST_INFORMATION = 0.5, 0.1
 """Nats: z is used if it is worth as much as both."""
-INVERTED, FEWEST = 400_000, 8
+INVERTED, FEWEST = 100_000, 8
 """Of a flow posterior, whose density at another example's z is found by inversion: numbers inverted in all, about, and
 how many examples there are at least."""
 AT_ONCE = 2**24

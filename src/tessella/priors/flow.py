@@ -204,7 +204,8 @@ class _GridCoupling(nn.Module):
 
 def _start_small(transform: nn.Module) -> None:
     """Let what chooses the splines say nearly nothing, so that they are nearly the identity."""
-    if isinstance(hyper := transform.hyper, nn.Sequential):
+    hyper = getattr(transform, "hyper", None)  # one number given nothing has no network
+    if isinstance(hyper, nn.Sequential):
         last: list[nn.Parameter] = list(hyper[-1].parameters())
     else:
         last = list(transform.parameters())

@@ -28,7 +28,14 @@ SHARES = (0.5, 0.2, 0.1, 0.05)
 
 
 def terms_of(
-    model: Model, x: Tensor, label: Tensor | None, q: Distribution, prior: Distribution | None, eps: Tensor
+    model: Model,
+    x: Tensor,
+    label: Tensor | None,
+    q: Distribution,
+    prior: Distribution | None,
+    eps: Tensor,
+    *,
+    source: Distribution | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Distortion -E_q log p(x | z) and rate KL(q || p), both `[B]`, over the z that `eps` stands for under q.
 
@@ -38,8 +45,9 @@ def terms_of(
         q: q(z | x), a Gaussian or a flow after one, batch shape `[B]`.
         prior: p(z); None leaves the rate out.
         eps: `[draws, B or 1, *latent_shape]`, standard normal.
+        source: the Gaussian whose draws `eps` are; q's own unless given.
     """
-    start = start_of(q)
+    start = source or start_of(q)
     closed = None if prior is None else kl_closed(q, prior)
     distortions: list[Tensor] = []
     rates: list[Tensor] = []
@@ -79,11 +87,15 @@ def best_posterior(
     moved = [torch.zeros_like(mean).requires_grad_(), torch.zeros_like(mean).requires_grad_()]
     optimizer = torch.optim.Adam(moved, lr=STEP)
 
+    estimated = isinstance(q, FlowDistribution) or kl_closed(q, prior) is None
+
     def bound(draws: Tensor) -> Tensor:
-        m, s = mean + deviation * moved[0], deviation * moved[1].exp()
-        base = Independent(Normal(m, s, validate_args=False), m.dim() - 1, validate_args=False)
-        now = q.rebased(base, m) if isinstance(q, FlowDistribution) else base
-        distortion, rate = terms_of(model, x, label, now, prior, draws)
+        source = _normal(mean + deviation * moved[0], deviation * moved[1].exp())
+        # Of an estimated rate only the draws are followed, and not log q's own parameters, whose gradient is noise of
+        # mean zero (Roeder et al. 2017, "Sticking the landing", eq. 5).
+        base = _normal(source.mean.detach(), source.stddev.detach()) if estimated else source
+        now = q.rebased(base, base.mean) if isinstance(q, FlowDistribution) else base
+        distortion, rate = terms_of(model, x, label, now, prior, draws, source=source)
         assert rate is not None
         return rate + distortion
 
@@ -95,6 +107,10 @@ def best_posterior(
         optimizer.step()
     with torch.no_grad():
         return bound(eps)
+
+
+def _normal(mean: Tensor, deviation: Tensor) -> Independent:
+    return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
 
 
 @torch.no_grad()

@@ -1,0 +1,80 @@
+"""What uses a model's latents takes any prior and posterior, or refuses in a line."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tessella.errors import SpecError
+from tessella.evaluation import collapse
+from tessella.models.model import Model
+from tessella.models.presets import AE, VAE, VQVAE
+from tessella.noise import Noise
+from tessella.records import Batch, Schema
+from tessella.uses.compress.coders import BitsBack
+from tessella.uses.detect.statistics import Examiner, possible
+from tessella.uses.search import index
+
+SCHEMA = Schema((1, 8, 8), "binary", 0.0, 1.0)
+KINDS = [
+    {"posterior": "flow"},
+    {"prior": "mixture"},
+    {"prior": "vamp"},
+    {"prior": "flow", "posterior": "flow"},
+    {"prior": "flow", "posterior": "flow", "latent": "grid"},
+]
+
+
+def model_of(**options: object) -> Model:
+    torch.manual_seed(0)
+    small = {"components": 5} if options.get("prior") in ("mixture", "vamp") else {}
+    return VAE(SCHEMA, width=4, depth=1, units=3, **small, **options).eval()
+
+
+def pictures(count: int = 6) -> torch.Tensor:
+    return torch.randint(0, 2, (count, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_detection(options: dict[str, str]) -> None:
+    """The statistics are the model's own terms, and do not hang on the others in the batch; fitting q gains."""
+    model, x = model_of(**options), pictures()
+    assert possible(model) >= {"rate", "regret"}
+    draws = 16 if "latent" in options else 64
+    found = Examiner(model, {"regret"}, draws=draws, steps=10)(Batch(x))
+    assert found.rate is not None
+    assert found.regret is not None
+    assert found.regret.mean() > -0.05 * math.prod(model.latent_shape)
+    alone = Examiner(model, {"rate"}, draws=draws)(Batch(x[:1]))
+    np.testing.assert_allclose(alone.bound, found.bound[:1], rtol=1e-3)
+    with torch.no_grad():
+        bounds = torch.stack([b for step in range(draws) if (b := model(x, noise=Noise(0, step)).bound) is not None])
+    error = bounds.std(0) / draws**0.5
+    assert (np.abs(found.bound - bounds.mean(0).numpy()) < 8 * error.numpy() + 1e-2).all()
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_search_and_collapse(options: dict[str, str]) -> None:
+    count = 8 if "latent" in options else 24
+    model, x = model_of(**options), pictures(count)
+    made = index(model, [([str(n) for n in range(count)], x)], "model")
+    assert made.scale.isfinite().all()
+    judged = collapse.measure(model, Batch(x))
+    assert judged is not None
+    assert 0 <= judged.mutual_information <= judged.mutual_information_ceiling + 1e-6
+
+
+def test_lossless_compression_is_for_the_plain_ones() -> None:
+    for options in KINDS:
+        with pytest.raises(SpecError, match="bits-back coding is for"):
+            BitsBack(model_of(**options))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("preset", [AE, VQVAE])
+def test_models_without_a_trained_prior_refuse_one(preset) -> None:
+    for options in ({"prior": "flow"}, {"posterior": "flow"}, {"components": 3}, {"flow_steps": 2}):
+        with pytest.raises(SpecError, match=f"no --{next(iter(options)).replace('_', '-')}: leave it out"):
+            preset(SCHEMA, **options)
