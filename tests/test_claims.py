@@ -20,6 +20,7 @@ from tessella.uses import claims
 from tessella.uses.claims import Bench, Claim, Recipe, Result, Trial
 from tessella.uses.claims import bench as benches
 from tessella.uses.claims.claim import Bars, Lines, Measure, Series, decided
+from tessella.uses.claims.measuring import principal
 
 CLOSED = (2, 3, 4, 5)
 """Claims of which everything is known in closed form: seconds each."""
@@ -132,6 +133,23 @@ def test_measuring_the_speed_changes_no_weight(digits: Data) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     bench._pace(model, digits.split("train"), {"batch_size": 8, "workers": 0})
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_nothing_is_concluded_from_models_without_updates(digits: Data) -> None:
+    def make(bench: Bench, seed: int, seconds: float) -> None:
+        bench.fit(VAE(digits.schema, width=8, depth=1, units=2), seed=seed, seconds=0.001, steps=1000)
+
+    recipe = Recipe("hasty", make)
+
+    def look(bench: Bench) -> Result:
+        bench.get(recipe, 0)
+        return decided("it was found", [Trial.exact("it", 1.0)])
+
+    claim = Claim(1, "Title", "It is so.", "looking", look, needs=(recipe,))
+    result = claims.run(digits, (claim,))[1]
+    assert result.verdict == "undecided"
+    assert "hasty had less than 15 % of the updates that are enough: give more --minutes" in result.sentence
+    assert result.trained == {"hasty": 1}
 
 
 def test_unseen_examples_are_of_test_and_valid(digits: Data) -> None:
@@ -282,3 +300,13 @@ def test_mistakes_take_one_line(
     assert said.err.count("\n") == 1
     assert part in said.err
     assert [p.name for p in tmp_path.iterdir()] == ["few.npy"]
+
+
+@pytest.mark.parametrize("shape", [(60, 10), (10, 60)])
+def test_principal_components_are_those_of_the_singular_values(shape: tuple[int, int]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = principal(x, 5)
+    s = torch.linalg.svdvals(x - x.mean(0))[:5]
+    assert torch.allclose(found.deviations, s / (len(x) - 1) ** 0.5)
+    assert torch.allclose(found.axes.T @ found.axes, torch.eye(5, dtype=torch.float64), atol=1e-9)
+    assert torch.allclose(found.of(x, whitened=True).var(0), torch.ones(5, dtype=torch.float64))

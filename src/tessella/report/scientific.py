@@ -29,8 +29,7 @@ def _lines(plot: dict[str, Any]) -> str:
     margin = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
     left, right = min(x for x, _ in points), max(x for x, _ in points)
     right = right if right > left else left + 1
-    height = 236 + 16 * max(0, len(series) - 1)
-    canvas = Plot(380, height, (left, right), (low - margin, high + margin))
+    canvas = Plot(380, 236, (left, right), (low - margin, high + margin))
     ys, xs = ticks(low - margin, high + margin, 4), ticks(left, right, 5)
     if plot["log"]:
         xs = list(range(math.ceil(left), math.floor(right) + 1, max(1, round((right - left) / 6))))
@@ -45,12 +44,12 @@ def _lines(plot: dict[str, Any]) -> str:
                 parts.append(_whisker(canvas, canvas.x(at(x)), y, error, colour))
         if len(shown) <= 20:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" style="fill: {colour}"/>' for x, y in shown]
-        if len(series) > 1:
-            y = canvas.TOP + 4 + 15 * number
-            name = html.escape(s["name"])
-            end = canvas.width - canvas.RIGHT - 4
-            parts.append(f'<text x="{end}" y="{y}" text-anchor="end" style="fill: {colour}">{name}</text>')
-    return canvas.svg(parts, plot["title"])
+    names = [
+        f'<span class="key"><i style="background: {COLOURS[n % len(COLOURS)]}"></i>{html.escape(s["name"])}</span>'
+        for n, s in enumerate(series)
+    ]
+    key = f'<div class="soft">{"".join(names)}</div>' if len(series) > 1 else ""
+    return f"<div>{canvas.svg(parts, plot['title'])}{key}</div>"
 
 
 def _bars(plot: dict[str, Any]) -> str:

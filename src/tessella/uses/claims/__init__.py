@@ -38,6 +38,8 @@ CLAIMS: dict[int, str] = {
     18: "c18_anomalies",
 }
 """The file of each claim, in this package."""
+LEAST_TRAINED = 0.15
+"""Share of the updates that are enough for a model, below which nothing is concluded from it."""
 
 __all__ = ["CLAIMS", "Bench", "Claim", "Measure", "Recipe", "Result", "Trial", "chosen", "claim", "run"]
 
@@ -90,8 +92,19 @@ def run(
     for c in claims:
         started, reason = time.monotonic(), hindrances[c.number]
         result = Result("not applicable", reason) if reason is not None else c.run(bench)
+        if reason is None:
+            result = _if_trained(result, {r.name: share for r in c.needs if (share := bench.shares.get(r.name))})
         trained = {r.name: fmean(steps) for r in c.needs if (steps := bench.updates.get(r.name))}
         results[c.number] = replace(result, seconds=time.monotonic() - started, trained=trained)
         if tell:
             tell(c, results[c.number])
     return results
+
+
+def _if_trained(result: Result, shares: dict[str, list[float]]) -> Result:
+    """The result, unless a model had far too few updates for the verdict to mean anything, whichever it is."""
+    poor = [name for name, found in shares.items() if min(found) < LEAST_TRAINED]
+    if not poor:
+        return result
+    words = f"{', '.join(poor)} had less than {LEAST_TRAINED * 100:g} % of the updates that are enough"
+    return replace(result, verdict="undecided", sentence=f"{result.sentence}; but {words}: give more --minutes")

@@ -65,6 +65,7 @@ class Bench:
 
     Attributes:
         updates: of each recipe by its name, those of each training.
+        shares: the same as shares of the updates that are enough.
 
     Raises:
         DataError: if there is too little data.
@@ -88,6 +89,7 @@ class Bench:
             )
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes * FOR_TRAINING
         self.updates: dict[str, list[int]] = {}
+        self.shares: dict[str, list[float]] = {}
         self._making: list[str] = []
         self._made: dict[tuple[str, int | None], Any] = {}
         self._waiting = {(r.name, seed): r.weight for r in needs for seed in self.seeds[: 1 if r.once else None]}
@@ -168,13 +170,14 @@ class Bench:
         Returns:
             The number of updates.
         """
-        split = split or self.data.split("train")
+        split, enough = split or self.data.split("train"), steps
         options = {"batch_size": 64, "workers": 0, **options}
         if seconds != float("inf"):
             steps = max(1, min(steps, int(seconds / self._pace(module, split, options))))
         training.fit(module, split, TrainOptions(steps=steps, seed=seed, **options))
         for name in self._making[-1:]:
             self.updates.setdefault(name, []).append(steps)
+            self.shares.setdefault(name, []).append(steps / enough)
         return steps
 
     def _pace(self, module: Trainable, split: Split, options: dict[str, Any]) -> float:

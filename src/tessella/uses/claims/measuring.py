@@ -47,9 +47,14 @@ def principal(x: Tensor, count: int = COMPONENTS) -> Components:
     """The `count` leading components of `x` `[N, *shape]` that have any variance."""
     flat = x.flatten(1).double()
     center = flat.mean(0)
-    _, s, v = torch.linalg.svd(flat - center, full_matrices=False)
-    kept = min(count, int((s > 1e-6 * s[0].clamp_min(1e-12)).sum()))
-    return Components(center, v[:kept].T, s[:kept] / (len(x) - 1) ** 0.5)
+    flat = flat - center
+    wide = flat.shape[1] > len(flat)
+    squares, vectors = torch.linalg.eigh(flat @ flat.T if wide else flat.T @ flat)
+    squares, vectors = squares.flip(0)[:count], vectors.flip(1)[:, :count]
+    kept = max(1, int((squares > 1e-9 * squares[0]).sum()))
+    roots = squares[:kept].clamp_min(1e-24).sqrt()
+    axes = flat.T @ vectors[:, :kept] / roots if wide else vectors[:, :kept]
+    return Components(center, axes, roots / (len(x) - 1) ** 0.5)
 
 
 def classifier(bench: Bench) -> Classifier:
