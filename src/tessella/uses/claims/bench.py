@@ -32,6 +32,8 @@ LEAST_TRAIN, LEAST_UNSEEN = 200, 40
 """Examples that there must be, to train on and to measure on."""
 FOR_TRAINING = 0.8
 """Share of the time that trainings may plan with; the rest is for measuring."""
+BATCH, SMALL = 64, 256
+"""Examples in a batch; of examples of more numbers than that, half as many."""
 TRIED = 4
 """Updates that the speed of a training is measured by."""
 AT_ONCE = 250
@@ -171,7 +173,8 @@ class Bench:
             The number of updates.
         """
         split, enough = split or self.data.split("train"), steps
-        options = {"batch_size": 64, "workers": 0, **options}
+        few = self.schema.dims > SMALL
+        options = {"batch_size": BATCH // 2 if few else BATCH, "workers": 0, **options}
         if seconds != float("inf"):
             steps = max(1, min(steps, int(seconds / self._pace(module, split, options))))
         training.fit(module, split, TrainOptions(steps=steps, seed=seed, **options))

@@ -3,7 +3,7 @@
 A primitive: the patches of data under one code are alike, so the code explains much of what a patch looks like (share
 of the variance of patches that lies between codes, R^2). Not an object: one code tells little of the class, and all
 codes of an example together tell it. Each position's probe is the class that is commonest with its code, all codes
-together are given to a linear classifier; both are fitted on training examples and judged on unseen ones.
+together are given to a linear (ridge) classifier; both are fitted on training examples and judged on unseen ones.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _probes(
     codes: Tensor, train: Batch, others: Tensor, unseen: Batch, classes: int, model: CodeModel
 ) -> dict[str, float]:
     """Accuracies in percent on unseen examples."""
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import RidgeClassifier
 
     assert train.label is not None
     assert unseen.label is not None
@@ -122,7 +122,7 @@ def _probes(
         said = table.view(size, classes).argmax(1)
         each.append(float((said[held[:, position]] == unseen.label).double().mean()))
     kept = [(torch.arange(size) == part[..., None]).flatten(1).float().numpy() for part in (flat, held)]
-    linear = LogisticRegression(C=0.1, max_iter=200).fit(kept[0], train.label.numpy())
+    linear = RidgeClassifier(alpha=10.0).fit(kept[0], train.label.numpy())
     right = float(np.mean(linear.predict(kept[1]) == unseen.label.numpy()))
     return {
         "one code": 100 * sum(each) / len(each),
