@@ -11,13 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tessella import pictures
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.uses.claims.bench import AT_ONCE, Bench
 from tessella.uses.claims.claim import Bars, Claim, Measure, Pictures, Plot, Result, Trial, decided
-from tessella.uses.claims.measuring import CLASSIFIER, distance, features_named
+from tessella.uses.claims.measuring import CLASSIFIER, distance, features_named, row_of
 from tessella.uses.claims.recipes import AE, VAE
 
 SAMPLES, SHOWN = 1000, 12
@@ -70,7 +69,7 @@ def run(bench: Bench) -> Result:
             tuple(m.error or 0.0 for m in measures[:4]),
         )
     ]
-    rows = [(name, pictures.png_data_uri(pictures.grid(x, bench.schema, SHOWN, scale=4))) for name, x in shown]
+    rows = [(name, row_of(x, bench.schema)) for name, x in shown]
     plots.append(Pictures("Samples are the means of p(x | z), of one seed.", tuple(rows)))
     sentence = (
         f"decoding N(0, I) gives a Frechet distance of {measures[0].value:.3g} with the autoencoder and "

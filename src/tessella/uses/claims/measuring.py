@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tessella import pictures
 from tessella.evaluation import classifier as judging
 from tessella.evaluation import fidelity
 from tessella.evaluation.classifier import Classifier
+from tessella.records import Schema
 from tessella.uses.claims.bench import Recipe
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ COMPONENTS = 32
 SEEN = 30_000
 """Examples that are enough for the classifier."""
 TRIED = 5
+VIEWABLE = 40
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,12 @@ def distance(bench: Bench, a: Tensor, b: Tensor) -> float:
     """
     look = classifier(bench).features
     return fidelity.frechet(look(a).double().numpy(), look(b).double().numpy())
+
+
+def row_of(x: Tensor, schema: Schema) -> str:
+    """Examples `[N, *shape]` in a row, as a `data:` address; small pictures are enlarged."""
+    scale = max(1, VIEWABLE // min(schema.shape[1:])) if schema.is_picture else 1
+    return pictures.png_data_uri(pictures.grid(x, schema, len(x), scale=scale))
 
 
 def _classifier(bench: Bench, seed: int, seconds: float) -> Classifier:
