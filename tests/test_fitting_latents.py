@@ -44,7 +44,7 @@ def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folder = tmp_path_factory.mktemp("runs")
     for name, make in (("vae", tessella.VAE), ("ae", tessella.AE), ("cvae", tessella.CVAE)):
         torch.manual_seed(0)
-        steps = TrainOptions(steps=120 if name == "vae" else 30, batch_size=32)
+        steps = TrainOptions(steps=120 if name == "vae" else 12, batch_size=32)
         training.train(make(digits.schema, **SMALL), digits, folder / name, steps, quiet=True)
     return {path.name: path for path in folder.iterdir()}
 
@@ -267,6 +267,19 @@ def test_examples_are_encoded_anew_where_posteriors_do_not_fit_in_memory(
     assert anew.rate_before == pytest.approx(kept.rate_before, rel=1e-4)
 
 
+def test_a_posterior_that_is_not_normal_is_drawn_from_each_step(digits: Data, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = tessella.VAE(digits.schema, **SMALL, posterior="flow")
+    training.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
+    assert latents.splits_for(fitting.LatentPrior(vae), digits, "float32")["valid"] is digits.split("valid")
+    done = fit_prior(tmp_path / "run", digits, "mixture", OPTIONS, components=3, quiet=True)
+    assert done.rate is not None
+    model = loaded(tmp_path / "run", "mixture")
+    assert model.evaluate(digits, "valid", collapse_examples=0).rate == pytest.approx(done.rate, abs=1.0)
+    with pytest.raises(SpecError, match="normal posteriors"):
+        fit_prior(tmp_path / "run", digits, "vamp", OPTIONS, quiet=True)
+
+
 def test_data_that_is_drawn_anew_is_encoded_several_times(trained: dict[str, Path]) -> None:
     data = tessella.open_data("digits", binarize="dynamic")
     torch.manual_seed(0)
@@ -340,6 +353,8 @@ def test_the_better_prior_is_used(runs: Callable[[str], Path], digits: Data) -> 
     assert isinstance(loaded(run, "trained").prior, StandardNormal)
     assert isinstance(loaded(run, "flow").prior.prior, FlowPrior)  # pyright: ignore[reportOptionalMemberAccess]
     model = loaded(run)
+    with pytest.raises(SpecError, match=r"need p\(z\) itself"):
+        model(digits.split("valid").batch(range(4)).x, draws=3)
     few, many = (model.sample(2, sampling=Sampling(steps=steps)) for steps in (2, 9))
     assert not torch.equal(few, many)
     with pytest.raises(SpecError, match="no --steps"):

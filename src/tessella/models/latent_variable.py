@@ -133,6 +133,9 @@ class LatentVariableModel(Model):
         passage = self.bottleneck(features.repeat_interleave(draws, 0), noise)
         if self.prior is None or passage.posterior is None:
             raise self.without_prior()
+        if not self.prior.exact:  # exp of an unbiased estimate of a bound on log p(z) may lie above p(z) on average
+            raise SpecError(f"importance weights need p(z) itself, and this {self.name} has a prior that gives a bound "
+                            "on it: leave the importance samples out, or give --prior another")  # fmt: skip
         labels = None if label is None else label.repeat_interleave(draws)
         q, prior = passage.posterior, self.prior_given(labels, noise)
         distortion = -self.decode(passage.z, labels).log_prob(x.repeat_interleave(draws, 0))
