@@ -8,7 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tessella.commands import claims, codes, compress, demo, detect, edit, gap, look, measure, prior, search, train
+from tessella.commands import (
+    claims,
+    codes,
+    compare,
+    compress,
+    demo,
+    detect,
+    edit,
+    gap,
+    look,
+    measure,
+    prior,
+    search,
+    train,
+)
 from tessella.commands.measure import Parts
 from tessella.commands.train import Train
 
@@ -32,6 +46,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "decompress": (compress.Decompress, compress.decompress),
     "inspect": (compress.Inspect, compress.inspect),
     "claims": (claims.Claims, claims.claims),
+    "compare": (compare.Compare, compare.compare),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
     "parts": (measure.Parts, measure.parts),

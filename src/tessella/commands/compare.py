@@ -1,0 +1,121 @@
+"""`tessella compare`.
+
+Imports beside it: report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from tessella.commands.shared import check_ending, progress
+
+if TYPE_CHECKING:
+    from tessella.uses.compare import Comparison, Group
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Runs beside each other: bounds, how their samples look, and what they cost, in one table and one page.
+
+    Only figures of the same thing are ranked: runs of other data, another split, another binarisation, or with labels
+    given make groups of their own, with the reason.
+
+    Attributes:
+        runs: the run folders, two or more.
+        out: the page to write.
+        data: other data than the runs' own, read as theirs was.
+        split: train, valid or test.
+        examples: samples of each run, and examples that bounds are of unless the whole split is known of all.
+        minutes: for the samples of one run; of one that takes longer it is not said how they look.
+        seed: of the draws.
+        json: print all numbers as JSON too.
+    """
+
+    runs: Positional[tuple[str, ...]] = ()
+    out: Annotated[str, arg(aliases=("-o",))] = "compared.html"
+    data: str | None = None
+    split: str = "test"
+    examples: int = 2000
+    minutes: float = 5.0
+    seed: int = 0
+    json: bool = False
+
+
+def compare(o: Compare) -> int:
+    check_ending(o.out, ".html", "page's")
+    from tessella.report import compared, kept
+    from tessella.uses import compare as uses
+
+    with _bars(quiet=o.json) as told:
+        found = uses.compare(
+            o.runs,
+            split=o.split,
+            data=o.data,
+            examples=o.examples,
+            minutes=o.minutes,
+            seed=o.seed,
+            kept=None if o.data else uses.Kept(kept.stored, kept.stored_gap),
+            progress=told,
+        )
+    compared.write_compared(Path(o.out), found)
+    if o.json:
+        print(json.dumps(compared.jsonable(found), indent=2))
+        return 0
+    _say(found)
+    print(f"wrote {o.out}")
+    return 0
+
+
+@contextmanager
+def _bars(*, quiet: bool) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Gives a bar for each thing that is done, one after the other."""
+    with ExitStack() as stack:
+
+        def told(what: str) -> Callable[[int, int], None]:
+            stack.pop_all().close()
+            return stack.enter_context(progress(what, quiet=quiet))
+
+        yield told
+
+
+def _say(found: Comparison) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from tessella.report.compared import footnotes
+
+    console = Console(highlight=False)
+    for number, group in enumerate(found.groups, 1):
+        heading = group.basis.title if len(found.groups) == 1 else f"group {number}: {group.basis.title}"
+        console.print(f"[bold]{escape(heading)}[/bold]", soft_wrap=True)
+        _table(console, group)
+        for note in footnotes(group):
+            console.print(escape(note), soft_wrap=True)
+        console.print()
+    for reason in found.reasons:
+        console.print(f"[bold]not ranked:[/bold] {escape(reason)}", soft_wrap=True)
+
+
+def _table(console, group: Group) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tessella.report.compared import lines
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for entry in group.entries:
+        table.add_column(escape(entry.name), justify="right", overflow="fold")
+    table.add_column("data", justify="right")
+    for line in lines(group):
+        cells = [f"[bold]{escape(c)}[/bold]" if b else escape(c) for c, b in zip(line.cells, line.best, strict=True)]
+        table.add_row(line.name, *cells, line.data)
+    console.print(table)
