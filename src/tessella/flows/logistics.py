@@ -52,8 +52,7 @@ class Mixture:
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x `[*numbers]` to z and log dz/dx, both `[*numbers]`."""
         t = (x - self.location) * (-self.log_scale).exp()
-        below = F.logsigmoid(t)
-        above = below - t
+        below, above = F.logsigmoid(t), F.logsigmoid(-t)  # below - t would round what the inverse must meet
         log_f = torch.logsumexp(self.log_weight + below + above - self.log_scale, 0)
         left = torch.logsumexp(self.log_weight + below, 0)
         right = torch.logsumexp(self.log_weight + above, 0)
