@@ -30,24 +30,33 @@ Sampler = Literal["dpm", "ddim", "ancestral"]
 class Chain(nn.Module):
     """p(z_0) over noisy y, q(z_t | y) = N(alpha_t y, sigma_t^2 I), in continuous time (Kingma et al. 2021, section 4).
 
-    The network sees z_t and gamma_t and gives for each number a Gaussian N(mu, 1 / lambda) of what the others say of
-    y; what z_t itself says, N(z_t; alpha_t y, sigma_t^2), is known and multiplied in. The denoised y is the mean of
-    that product: over all reals, or over the `levels` values that y can have, so that little noise is
-    removed exactly. Any function of z_t would make a bound; this one has little left to learn where noise is small.
+    Of y ~ N(0, variance) the posterior given z_t is a Gaussian; the network says by how many of its deviations the mean
+    is off, and by which factor its precision (Karras et al. 2022, section 5, where y is real). The denoised y is the
+    mean of that Gaussian: over all reals, or over the `levels` values that y can have, so that little noise is removed
+    exactly. Any function of z_t would make a bound; this one leaves little to learn where noise is small.
 
     Args:
         shape: of one y, `(C, H, W)` or `(D,)`.
-        network: `(z [B, *shape], gamma [B], label [B] or None)` to `[B, 2 C, ...]`, mu and log lambda.
+        network: `(z [B, *shape], gamma [B], label [B] or None)` to `[B, 2 C, ...]`: shift
+            and log precision.
         schedule: gamma(t).
         levels: evenly spaced values from -1 to 1 that y has; 0: any real number.
+        variance: of one number of y, roughly.
         classes: labels are 0 ... classes - 1, and the network's label `classes` is none of them; 0: no labels.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], network: nn.Module, schedule: NoiseSchedule, *, levels: int = 0, classes: int = 0
+        self,
+        shape: tuple[int, ...],
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        *,
+        levels: int = 0,
+        variance: float = 1.0,
+        classes: int = 0,
     ) -> None:
         super().__init__()
-        self.shape, self.levels, self.classes = shape, levels, classes
+        self.shape, self.levels, self.variance, self.classes = shape, levels, variance, classes
         self.network, self.schedule = network, schedule
 
     def denoise(self, z: Tensor, gamma: Tensor, label: Tensor | None = None) -> Tensor:
@@ -61,12 +70,15 @@ class Chain(nn.Module):
         gamma = gamma.expand(len(z))
         if self.classes and label is None:
             label = torch.full((len(z),), self.classes, device=z.device)
-        mu, log_precision = self.network(z, gamma, label if self.classes else None).float().chunk(2, dim=1)
-        level, told = over(gamma, z), (log_precision + 2).clamp(-8, 14).exp()
-        known = (-level).exp()
-        precision = told + known
-        location = (told * mu + known / alpha(level) * z) / precision
-        return posterior(location, precision, self.levels)[0] if self.levels else location
+        shift, log_precision = self.network(z, gamma, label if self.classes else None).float().chunk(2, dim=1)
+        # of y ~ N(0, variance) the posterior given z_t is N(location, spread), and the network says how y differs
+        a, s = alpha(over(gamma, z)), sigma(over(gamma, z))
+        total = a.square() * self.variance + s.square()
+        location, spread = a * self.variance / total * z, self.variance * s.square() / total
+        location = location + spread.sqrt() * shift
+        if not self.levels:
+            return location
+        return posterior(location, log_precision.clamp(-6, 6).exp() / spread, self.levels, thin=True)[0]
 
     def start(self, y: Tensor, noise: Noise | None) -> Tensor:
         """z_0 ~ q(z_0 | y) `[B, *shape]`; without noise its mean."""
@@ -91,10 +103,9 @@ class Chain(nn.Module):
             label = label.masked_fill(hidden, self.classes)
         total = self.last_rate(y)
         for part in range(times):
-            t = spread_times(len(y), y.device, noise, part, times)
-            at = self.schedule.at(t)
-            source = (Noise(0, stream="fixed") if noise is None else noise).split(f"time {part}")
-            eps = source.normal(len(y) if noise else 1, *self.shape, device=y.device)
+            source = None if noise is None else noise.split(f"time {part}")
+            at = self.schedule.at(spread_times(len(y), y.device, noise, part, times))
+            eps = fixed_noise(y, part) if source is None else source.normal(*y.shape, device=y.device)
             gamma = over(at.gamma, y)
             error = y - self.denoise(alpha(gamma) * y + sigma(gamma) * eps, at.gamma, label)
             loss = at.slope * (-at.gamma).exp() * error.square().flatten(1).sum(1) / 2
@@ -183,3 +194,9 @@ class Chain(nn.Module):
                 denoise, z, gammas, noise.split("steps"), temperature=temperature, progress=progress
             )
         return samplers.solve(denoise, z, gammas, order=2 if sampler == "dpm" else 1, progress=progress)
+
+
+def fixed_noise(y: Tensor, part: int) -> Tensor:
+    """One eps for every example, of the length that E|eps|^2 says, and then minus the same: `[1, *shape]`."""
+    eps = Noise(0, stream=f"fixed {part // 2}").normal(1, *y.shape[1:]).to(y.device)
+    return eps * (1 - 2 * (part % 2)) * (eps.numel() ** 0.5 / eps.norm())

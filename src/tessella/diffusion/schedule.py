@@ -104,12 +104,12 @@ def spread_times(count: int, device: torch.device, noise: Noise | None, part: in
     """Times `[count]` in [0, 1), each uniform and together evenly spread (Kingma et al. 2021, appendix I.1).
 
     Args:
-        noise: one shift for all processes' examples comes from it; without it every example has the time
-            (part + 1/2) / parts.
+        noise: one shift for all processes' examples comes from it; without it every example has the same times, evenly
+            spread, each for two parts.
         part, parts: of several times an example, which one of how many.
     """
     if noise is None:
-        return torch.full((count,), (part + 0.5) / parts, device=device)
+        return torch.full((count,), (part // 2 + 0.5) / ((parts + 1) // 2), device=device)
     shift = Noise(noise.seed, noise.step, f"{noise.stream}/times").uniform(1).item()
     index = noise.rank * count + torch.arange(count, dtype=torch.float64)
     t = (shift + (part + index / (noise.world * count)) / parts) % 1.0

@@ -21,8 +21,8 @@ from tessella.noise import Noise
 from tessella.records import Latent, Sampling, Terms
 from tessella.spec import ModelOptions
 
-TIMES = 8
-"""Noise levels an example where they are fixed."""
+TIMES = 16
+"""Evaluations an example where noise is fixed: eight noise levels, each twice."""
 
 
 @final

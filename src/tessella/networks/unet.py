@@ -76,12 +76,20 @@ class Attention(nn.Module):
         return x + self.exit(h.transpose(1, 2).reshape(x.shape))
 
 
+def details(z: Tensor, gamma: Tensor) -> Tensor:
+    """How far each number is from the mean of the 3 x 3 about it, in deviations of the noise: asinh of that."""
+    mean = F.avg_pool2d(F.pad(z, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return torch.asinh((z - mean) / torch.sigmoid(gamma).sqrt()[:, None, None, None])
+
+
 @final
 class UNet(nn.Module):
     """z_t `[B, C, H, W]` and its noise level gamma `[B]` to `[B, outputs, H, W]`, any height and width.
 
-    Down through the grids of a plan and up again, each grid's features on the way down joined to those on the way up;
-    the coarsest grid has attention. Sizes that the plan's stride does not divide are padded and cut.
+    It is shown z_t and its details at the scale of the noise, without which little noise would be lost among features
+    of the picture's own scale. Down through the grids of a plan and up again, each grid's features on the way down are
+    joined to those on the way up; the coarsest grid has attention. Sizes that the plan's stride does not divide are
+    padded and cut.
 
     Args:
         shape: `(C, H, W)`.
@@ -114,7 +122,7 @@ class UNet(nn.Module):
             return nn.ModuleList([Block(channels, features, scale) for _ in range(depth)])
 
         steps = list(zip(plan.widths, plan.widths[1:], strict=False))
-        self.stem = nn.Conv2d(shape[0] * plan.patch**2, width, 3, padding=1)
+        self.stem = nn.Conv2d(2 * shape[0] * plan.patch**2, width, 3, padding=1)
         self.falling = nn.ModuleList([blocks(channels) for channels in plan.widths])
         self.down = nn.ModuleList([nn.Conv2d(before, after, 2, stride=2) for before, after in steps])
         self.attention = Attention(plan.widths[-1], scale) if math.prod(plan.grid) > 1 else None
@@ -132,7 +140,7 @@ class UNet(nn.Module):
         down, right = -height % self.plan.stride, -width % self.plan.stride
         z = F.pad(z, (0, right, 0, down), mode="replicate") if down or right else z
         level = self.level(gamma, label)
-        h = self.stem(F.pixel_unshuffle(z, self.plan.patch))
+        h = self.stem(F.pixel_unshuffle(torch.cat([z, details(z, gamma)], 1), self.plan.patch))
         kept: list[Tensor] = []
         for number, group in enumerate(self.falling):
             if number:

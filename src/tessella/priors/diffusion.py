@@ -21,8 +21,8 @@ from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.unet import UNet
 from tessella.noise import Noise
 
-TIMES = 8
-"""Noise levels an example that a measured `log_prob` is estimated from."""
+TIMES, FIXED = 8, 16
+"""Evaluations an example that a measured `log_prob` is estimated from, with noise and without."""
 
 
 @final
@@ -67,7 +67,7 @@ class DiffusionPrior(Prior):
 
         In training mode one noise level an example, else several; without noise they are fixed.
         """
-        times = 1 if self.training and noise is not None else TIMES
+        times = FIXED if noise is None else 1 if self.training else TIMES
         rate = self.chain.rate(z, label, None if noise is None else noise.split("rate"), times=times)
         first, _ = self.chain.schedule.ends()
         # E[log p(z | z_0)] in closed form: z_0 / alpha_0 - z ~ N(0, exp(gamma_0)), and the scale is that deviation
