@@ -6,6 +6,7 @@ Tests by chance are seeded; where they could fail under another seed, they say h
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from tessella.noise import Noise
 from tessella.priors.logistic import StandardLogistic
 from tessella.priors.normal import StandardNormal
 
-SMALL = {"width": 6, "depth": 1}
+SMALL: dict[str, Any] = {"width": 6, "depth": 1}
 TRANSFORMS: dict[str, tuple[Transform, tuple[int, ...]]] = {
     "actnorm": (ActNorm(3), (3, 2, 3)),
     "convolution": (InvertibleConv(4), (4, 2, 2)),

@@ -24,6 +24,8 @@ from tessella.records import Sampling, Schema
 from tessella.spec import ModelOptions, TrainOptions
 from tessella.training import fit
 from tessella.uses import look
+from tessella.uses.compress.files import coder_for
+from tessella.uses.edit import Resample, edit
 
 SMALL = {"width": 8, "depth": 1, "mixtures": 3}
 
@@ -147,6 +149,16 @@ def test_samples_are_ruled_by_the_temperature() -> None:
 def test_what_a_flow_has_not_is_refused(option: dict) -> None:
     with pytest.raises(SpecError, match=f"no --{next(iter(option))}"):
         Flow(Schema((3, 8, 8), "bytes"), **option)
+
+
+def test_uses_that_need_a_smaller_latent_refuse() -> None:
+    model = Flow(Schema((1, 8, 8), "bytes"), **SMALL).eval()
+    with pytest.raises(SpecError, match="train a vae or vqvae to compress"):
+        coder_for(model, lossy=False)
+    region = torch.zeros(8, 8, dtype=torch.bool)
+    region[:4] = True
+    with pytest.raises(SpecError, match="train a vqvae or vae to edit"):
+        edit(model, torch.zeros(1, 8, 8, dtype=torch.uint8), region, Resample(1))
 
 
 def test_dequantisation_is_for_flows_of_discrete_values() -> None:

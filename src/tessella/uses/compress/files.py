@@ -101,7 +101,10 @@ def coder_for(model: Model, *, lossy: bool) -> Coder:
         return CodesOnly(model) if lossy else Lossless(model)
     if lossy:
         raise SpecError(f"the model {model.name} has no codes to keep: leave out --lossy, or train a vqvae")
-    return BitsBack(cast(LatentVariableModel, model))
+    if not isinstance(model, LatentVariableModel):
+        raise SpecError(f"the z of the model {model.name} is as large as its examples and cannot be coded: train a vae "
+                        "or vqvae to compress")  # fmt: skip
+    return BitsBack(model)
 
 
 # to a file

@@ -12,6 +12,7 @@ from torch import Tensor
 from tessella.errors import SpecError
 from tessella.likelihoods.autoregressive import PixelByPixel
 from tessella.models.codes import CodeModel
+from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.uses.coding import grown
 from tessella.uses.edit.operations import Operation, Scene, of_codes
@@ -55,6 +56,9 @@ def edit(
     """
     if not model.schema.is_picture:
         raise SpecError(f"the model {model.name} is of vectors: only pictures have regions to edit")
+    if not isinstance(model, CodeModel | LatentVariableModel):
+        raise SpecError(f"the z of the model {model.name} is as large as the picture, and none of it stands for a "
+                        "region: train a vqvae or vae to edit")  # fmt: skip
     if x.shape[1:] != region.shape:
         raise SpecError(
             f"a mask of {in_words(region.shape)} does not fit a picture of {in_words(x.shape[1:])}: give one of "
