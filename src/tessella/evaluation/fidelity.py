@@ -262,9 +262,13 @@ def precision_recall(samples: np.ndarray, data: np.ndarray, k: int = NEIGHBOURS)
 
 
 def _distances(samples: np.ndarray, data: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    a, b = torch.from_numpy(samples).double(), torch.from_numpy(data).double()
+    a, b = torch.from_numpy(samples).float(), torch.from_numpy(data).float()
     exact = "donot_use_mm_for_euclid_dist"  # by the product, a point is not at distance 0 from itself
-    return tuple(torch.cdist(p, q, compute_mode=exact).float() for p, q in ((a, b), (a, a), (b, b)))  # type: ignore
+    return (
+        torch.cdist(a, b, compute_mode=exact),
+        torch.cdist(a, a, compute_mode=exact),
+        torch.cdist(b, b, compute_mode=exact),
+    )
 
 
 def _among(apart: Tensor, of_samples: Tensor, of_data: Tensor, k: int) -> tuple[float, float]:
