@@ -32,7 +32,7 @@ from tessella.records import Batch, Estimate, GapEvaluation
 
 TOLERANCE = 0.3
 """Nats: what the bracket is to come below."""
-STEPS, MOST_STEPS = 16, 4096
+STEPS, MOST_STEPS = 16, 1024
 """Of annealing: at first, doubled until the bracket is narrow enough, and at most."""
 DRAWS = 500
 """Of z an example where a bound is measured."""
@@ -175,7 +175,8 @@ class _Search:
             before = time.perf_counter()
             found = self._bracket(now)
             took, spent = time.perf_counter() - before, time.perf_counter() - started
-            if steps or now >= MOST_STEPS or found.nats + found.error <= self.tolerance:
+            enough = found.nats + found.error <= self.tolerance or not math.isfinite(found.nats)
+            if steps or now >= MOST_STEPS or enough:
                 return now, found
             if spent + 4 * took > seconds:  # twice as long for the bracket, and about that for the examples themselves
                 return now, found
