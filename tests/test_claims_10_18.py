@@ -23,6 +23,7 @@ from tessella.uses.claims import c15_noise as c15
 from tessella.uses.claims import c17_condition as c17
 from tessella.uses.claims import c18_anomalies as c18
 from tessella.uses.claims.bench import codes_of
+from tessella.uses.claims.parts import Part
 
 NUMBERS = tuple(range(10, 19))
 
@@ -184,7 +185,7 @@ def test_noise_stays_within_the_stored_values(digits: Data) -> None:
 def test_a_part_of_a_split_leaves_a_class_out(digits: Data) -> None:
     train = digits.split("train")
     assert train.labels is not None
-    part = c18.Part(train, np.flatnonzero(train.labels != 3))
+    part = Part(train, np.flatnonzero(train.labels != 3))
     batch = part.batch(range(len(part)))
     assert batch.label is not None
     assert set(batch.label.tolist()) == set(range(10)) - {3}

@@ -23,10 +23,10 @@ from tessella.records import Sampling, Schema, Terms
 from tessella.spec import Objective
 from tessella.uses.claims.bench import AT_ONCE, Bench, Recipe, codes_of, of_model
 from tessella.uses.claims.claim import Bars, Claim, Measure, Result, Trial, decided
-from tessella.uses.claims.recipes import CODEBOOK, codes, size
+from tessella.uses.claims.recipes import CODEBOOK, RATE, UPDATES, codes, size
 
 EXAMPLES = 500
-WIDTH, DEPTH = 32, 3
+WIDTH, DEPTH = 32, 2
 """Of each prior's network."""
 GUESSES = {"likeliest": "its likeliest codes", "mean": "its mean vectors", "nothing": "nothing"}
 
@@ -35,17 +35,19 @@ def _two(schema: Schema) -> dict[str, Any]:
     return {**codes(schema), "levels": 2}
 
 
-TWO = of_model("vqvae2", "vqvae2", _two, steps=1500, weight=2.0)
+TWO = of_model("vqvae2", "vqvae2", _two, steps=UPDATES, weight=1.5, learning_rate=RATE)
 
 
 def _coarse(bench: Bench, seed: int, seconds: float) -> CodeModel:
     """A model of one level on the grid of the other's coarse one."""
     top = cast(CodeModel, bench.model(TWO, seed)).code_shapes[0]
     options = {**size(bench.schema), "side": max(top[1:]), "codebook_size": CODEBOOK}
-    return of_model(ONE.name, "vqvae", lambda schema: options, steps=1500).make(bench, seed, seconds)
+    return of_model(ONE.name, "vqvae", lambda schema: options, steps=UPDATES, learning_rate=RATE).make(
+        bench, seed, seconds
+    )
 
 
-ONE = Recipe("vqvae, coarse", _coarse, 1.5)
+ONE = Recipe("vqvae, coarse", _coarse)
 
 
 class FinePriors(nn.Module):
@@ -55,7 +57,7 @@ class FinePriors(nn.Module):
         model: whose codes they are; it stays as it is.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
 
     def __init__(self, model: CodeModel) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ def _fine_priors(bench: Bench, seed: int, seconds: float) -> FinePriors:
     model = cast(CodeModel, bench.model(TWO, seed)).with_uniform_prior()
     torch.manual_seed(seed)
     priors = FinePriors(model)
-    bench.fit(priors, _rows(bench, model, seed), seed=seed, seconds=seconds, steps=1200, weight_decay=0.1)
+    bench.fit(priors, _rows(bench, model, seed), seed=seed, seconds=seconds, steps=UPDATES, weight_decay=0.1)
     return priors
 
 

@@ -23,7 +23,7 @@ from tessella.noise import Noise
 from tessella.records import Schema
 from tessella.uses.claims.bench import Bench, of_model
 from tessella.uses.claims.claim import Bars, Claim, Measure, Result, Trial, decided
-from tessella.uses.claims.recipes import VAE, latent
+from tessella.uses.claims.recipes import RATE, UPDATES, VAE, latent
 
 CHAINS, DRAWS = 8, 200
 """Of annealing, and of z where a bound is measured."""
@@ -41,7 +41,7 @@ def _invertible(schema: Schema) -> dict[str, Any]:
     return {"width": 16, "depth": 1, "flow_steps": 2} if schema.is_picture else {"width": 64}
 
 
-FLOW_POSTERIOR = of_model("vae with a flow posterior", "vae", _with_flow, steps=2000, weight=2.0)
+FLOW_POSTERIOR = of_model("vae with a flow posterior", "vae", _with_flow, steps=UPDATES, weight=1.5, learning_rate=RATE)
 FLOW = of_model("flow", "flow", _invertible, steps=300, weight=1.0)
 
 

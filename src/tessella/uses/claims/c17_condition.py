@@ -15,9 +15,9 @@ import torch
 from tessella.uses.claims.bench import Bench, of_model
 from tessella.uses.claims.claim import Bars, Claim, Measure, Result, Trial, decided, mean_and_error
 from tessella.uses.claims.measuring import CLASSIFIER, classifier
-from tessella.uses.claims.recipes import latent
+from tessella.uses.claims.recipes import RATE, UPDATES, latent
 
-CVAE = of_model("cvae", "cvae", latent, steps=1000)
+CVAE = of_model("cvae", "cvae", latent, steps=UPDATES, learning_rate=RATE)
 SAMPLES, MOST_A_CLASS = 600, 50
 OBEYED = 0.5
 """More often than not: at least this share of the samples, and more than chance."""

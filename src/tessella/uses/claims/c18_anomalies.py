@@ -10,52 +10,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import fmean
-from typing import final
 
 import numpy as np
 import torch
 
 from tessella import registry
-from tessella.data import Split
-from tessella.data.splits import Indices
 from tessella.models.model import Model
-from tessella.noise import Noise
 from tessella.records import Batch
 from tessella.uses.claims.bench import Bench, Recipe, fetched
 from tessella.uses.claims.claim import Bars, Claim, Measure, Result, Trial, decided, mean_and_error
-from tessella.uses.claims.recipes import latent
+from tessella.uses.claims.parts import Part
+from tessella.uses.claims.recipes import RATE, latent
 from tessella.uses.detect import Detector
 from tessella.uses.detect.ranking import auroc
 
 CLASSES, EXAMPLES, TAUGHT = 10, 300, 100
 """Classes that are left out, examples of either kind, and normals that scores learn from."""
-STEPS, WIDTH = 300, 16
-"""Updates of each small model, and its width."""
+STEPS = 250
+"""Updates of each small model."""
 JUDGED_BY = "bound"
 FEWEST = 10
 """Examples of a class, so that leaving it out can be judged."""
 FEWEST_CLASSES = 3
-
-
-@final
-class Part(Split):
-    """Some of a split's examples, and their labels.
-
-    Args:
-        rows: which of them.
-    """
-
-    def __init__(self, base: Split, rows: np.ndarray) -> None:
-        self._base, self._rows = base, rows
-        self.keys, self.factors = base.keys[rows], {}
-        self.labels = None if base.labels is None else base.labels[rows]
-
-    @property
-    def in_memory(self) -> bool:
-        return self._base.in_memory
-
-    def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
-        return self._base.batch(self._rows[np.asarray(indices, dtype=np.int64)], noise)
 
 
 @dataclass(frozen=True)
@@ -84,13 +60,12 @@ def _without(bench: Bench, seed: int, seconds: float) -> dict[int, Model]:
     """A model for each class, trained without it."""
     classes, train = left_out(bench), bench.data.split("train")
     assert train.labels is not None
-    options = {**latent(bench.schema), **({"width": WIDTH} if bench.schema.is_picture else {})}
     made: dict[int, Model] = {}
     for c in classes:
         torch.manual_seed(seed)
-        made[c] = registry.find("model", "vae").load()(bench.schema, **options)
+        made[c] = registry.find("model", "vae").load()(bench.schema, **latent(bench.schema))
         part = Part(train, np.flatnonzero(train.labels != c))
-        bench.fit(made[c], part, seed=seed, seconds=seconds / len(classes), steps=STEPS, learning_rate=4e-3)
+        bench.fit(made[c], part, seed=seed, seconds=seconds / len(classes), steps=STEPS, learning_rate=RATE)
     return made
 
 
