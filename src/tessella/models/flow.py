@@ -89,6 +89,8 @@ class FlowModel(Model):
         sampling = sampling or Sampling()
         if sampling.top_k is not None or sampling.top_p is not None:
             raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
+        if sampling.steps is not None or sampling.guidance is not None:
+            raise SpecError(f"the model {self.name} is drawn in one pass: leave out --steps and --guidance")
         return self.prior.sample(
             count, Noise(seed, stream="prior"), temperature=sampling.temperature, progress=progress
         )
