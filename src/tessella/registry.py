@@ -206,8 +206,8 @@ CATALOGUE: tuple[Entry, ...] = (
         "tessella.models.presets:VQVAE2",
         "grids of codes, coarse and fine (Razavi et al. 2019)",
     ),
-    Entry("model", "flow", "tessella.models.presets:Flow", "invertible map with exact likelihood (Dinh et al. 2017)"),
     Entry("model", "vqvae-paper", "tessella.models.presets:PaperVQVAE", "VQ-VAE with its paper's own network"),
+    Entry("model", "flow", "tessella.models.presets:Flow", "invertible map with exact likelihood (Dinh et al. 2017)"),
     Entry(
         "model",
         "diffusion",
