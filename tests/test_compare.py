@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from tessella import checkpoint
 from tessella.cli import main
 from tessella.data import open_data
 from tessella.evaluation import classifier
-from tessella.records import Schema
+from tessella.records import Estimate, GapEvaluation, Schema
 from tessella.report import kept
 from tessella.report.plane import plane
 from tessella.spec import TrainOptions
@@ -108,6 +110,35 @@ def test_a_run_that_is_too_slow_is_said_to_be(runs: Path, tmp_path: Path, capsys
         assert run["fidelity"] is None
         assert run["evaluation"]["examples"] == 300
         assert any("only 100 samples in" in note for note in run["notes"])
+
+
+def test_an_autoencoder_with_a_fitted_prior_has_samples_and_no_bound(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "ae", tmp_path / "fitted")
+    fit = f"prior {tmp_path / 'fitted'} --kind mixture --components 2 --steps 3 --quiet"
+    assert main(fit.split()) == 0
+    capsys.readouterr()
+    found = compared(runs, tmp_path, capsys, "vae", str(tmp_path / "fitted"))
+    (group,) = found["groups"]
+    fitted = group["runs"][1]
+    assert fitted["prior"] == "mixture"
+    assert fitted["evaluation"]["bound"] is None
+    assert fitted["fidelity"]["samples"] == 70
+    assert "samples but no bound" in fitted["notes"][0]
+
+
+def test_the_gap_is_shown_if_it_was_found(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(runs / "vae", tmp_path / "known")
+    one = Estimate(2.77, 0.02)
+    numbers = {f.name: one for f in fields(GapEvaluation) if "Estimate" in str(f.type)}
+    rest = {"model": "vae", "data": "digits", "split": "test", "examples": 9, "dims": 64, "family": "gaussian"}
+    how = {"method": "exact", "chains": 1, "steps": 1, "tolerance": 0.3, "converged": True}
+    gap = GapEvaluation(**rest, **how, **numbers, seconds_annealing=0.0, seconds=0.0)
+    kept.store_gap(tmp_path / "known", gap, seed=0)
+    found = compared(runs, tmp_path, capsys, "vqvae", str(tmp_path / "known"))
+    assert found["groups"][0]["runs"][1]["gap"]["total"] == {"nats": 2.77, "error": 0.02}
+    assert "2.770 ± 0.020" in (tmp_path / "page.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
