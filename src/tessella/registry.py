@@ -152,7 +152,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "prior",
         "flow",
         "tessella.priors.flow:FlowPrior",
-        "N(0, I) carried through spline couplings, on larger grids through convolutional ones: exact density, fast draws",
+        "N(0, I) through spline couplings, on larger grids through convolutional ones: exact density, fast draws",
     ),
     Entry(
         "prior",
