@@ -95,7 +95,7 @@ def test_what_cannot_be_ranked_is_told_apart(runs: Path, tmp_path: Path, capsys:
     assert "group 4" in said
     for reason in (
         "groups 1 and 2 are not ranked against each other: -log p(x | label) leaves out what the label costs",
-        "groups 1 and 3 are not ranked against each other: the values differ (8-bit, binary, static binarisation)",
+        "groups 1 and 3 are not ranked against each other: the values differ, 8-bit against binary by static binarisation",
         "groups 1 and 4 are not ranked against each other: the data were divided by other seeds (0, 1)",
     ):
         assert reason in said
@@ -187,7 +187,7 @@ def basis(**changes: object) -> Basis:
         (basis(data="b.npz", contents="y"), "the data differ (a.npz, b.npz)"),
         (basis(contents="y", seed=3), "other seeds (0, 3)"),
         (basis(contents="y"), "hold other examples"),
-        (basis(binarize="dynamic", schema=Schema((1, 8, 8), "binary")), "binary, dynamic binarisation"),
+        (basis(binarize="dynamic", schema=Schema((1, 8, 8), "binary")), "8-bit against binary by dynamic binarisation"),
         (basis(conditional=True), "what the label costs"),
     ],
 )

@@ -339,7 +339,7 @@ def _why(a: Basis, b: Basis) -> list[str]:
     if "real" in (a.schema.values, b.schema.values) and a.schema.values != b.schema.values:
         why.append("real values have densities, which depend on the unit, the others probabilities")
     elif a.schema.values != b.schema.values or a.binarize != b.binarize:
-        why.append(f"the values differ ({_values(a)}, {_values(b)})")
+        why.append(f"the values differ, {_values(a)} against {_values(b)}")
     if a.schema.shape != b.schema.shape:
         why.append(f"the shapes differ ({'x'.join(map(str, a.schema.shape))}, {'x'.join(map(str, b.schema.shape))})")
     if a.data != b.data:
@@ -355,7 +355,7 @@ def _why(a: Basis, b: Basis) -> list[str]:
 
 def _values(basis: Basis) -> str:
     kind = {"binary": "binary", "bytes": "8-bit", "real": "real"}[basis.schema.values]
-    return f"{kind}, {basis.binarize} binarisation" if basis.binarize else kind
+    return f"{kind} by {basis.binarize} binarisation" if basis.binarize else kind
 
 
 def best(figures: Sequence[tuple[float, float] | None], better: str, alike: Sequence[Any] | None = None) -> list[bool]:
