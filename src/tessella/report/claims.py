@@ -88,7 +88,7 @@ def write(path: Path, found: Record) -> None:
         blocks.cards(cards),
         _summary(claims),
         *(part for c in claims for part in _claim(c)),
-        f'<p class="soft">{found["seconds"] / 60:.1f} minutes, {found["processor_seconds"] / 60:.1f} of processor time, '
+        f'<p class="soft">{found["seconds"] / 60:.1f} min, {found["processor_seconds"] / 60:.1f} of processor time, '
         f"on {found['threads']} threads.</p>",
     ]
     blocks.write_page(path, f"Claims, tested on {name}", body)
