@@ -19,6 +19,8 @@ from tessella.records import Passage
 
 START = 0.01
 """Factor on the last layers' initial weights: the steps start as the identity, nearly."""
+SETTLED = 1e-5
+"""The inversion ends when no number moves more than this, relative to the largest: float32's noise is below it."""
 FAR = 1e4
 """No guess of the inversion lies further out, so that a wrong one cannot overflow."""
 
@@ -145,7 +147,7 @@ class FlowDistribution(Distribution):
                 better = ((image - shift) * torch.exp(-log_gate)).clamp(-FAR, FAR)
                 moved = (better - guess).detach().abs().amax() if len(z) else z.new_zeros(())
                 guess = better
-                if moved <= 1e-6 * (1 + guess.detach().abs().amax()):
+                if moved <= SETTLED * (1 + guess.detach().abs().amax()):
                     break
             z, total = guess, total + log_gate.flatten(1).sum(1)
         return z, total
