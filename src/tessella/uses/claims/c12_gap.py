@@ -28,7 +28,7 @@ from tessella.uses.claims.recipes import RATE, UPDATES, VAE, latent
 CHAINS, DRAWS = 8, 200
 """Of annealing, and of z where a bound is measured."""
 ANNEALING_STEPS = 100
-MOST, DIMS = 32, 64
+MOST, DIMS = 24, 64
 """Examples of data of so many numbers, and fewer of larger data."""
 FEWEST = 8
 

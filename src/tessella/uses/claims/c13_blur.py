@@ -26,9 +26,9 @@ NAMES = {"vae": "VAE", "codes": "VQ-VAE and prior", "diffusion": "diffusion"}
 DIFFUSION = of_model(
     "diffusion",
     "diffusion",
-    lambda schema: {"width": 32, "depth": 1} if schema.is_picture else {"width": 128, "depth": 2},
-    steps=1500,
-    weight=3.0,
+    lambda schema: {"width": 24, "depth": 1} if schema.is_picture else {"width": 128, "depth": 2},
+    steps=1000,
+    weight=2.5,
     learning_rate=2e-3,
 )
 MODELS = {"vae": VAE, "codes": VQVAE_PRIOR, "diffusion": DIFFUSION}
