@@ -21,7 +21,7 @@ from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.unet import UNet
 from tessella.noise import Noise
 
-TIMES, FIXED = 8, 16
+TIMES, FIXED = 8, 32
 """Evaluations an example that a measured `log_prob` is estimated from, with noise and without."""
 
 
