@@ -16,6 +16,7 @@ from tessella.data import Data, open_data
 from tessella.errors import DataError, SpecError
 from tessella.models.presets import VAE
 from tessella.report import claims as page
+from tessella.training import Training
 from tessella.uses import claims
 from tessella.uses.claims import Bench, Claim, Recipe, Result, Trial
 from tessella.uses.claims import bench as benches
@@ -124,6 +125,13 @@ def test_fitting_stops_at_its_updates_or_its_time(digits: Data) -> None:
     model = VAE(digits.schema, width=8, depth=1, units=2)
     assert bench.fit(model, seed=0, seconds=float("inf"), steps=3) == 3
     assert 1 <= bench.fit(model, seed=0, seconds=0.2, steps=10_000) < 2_000
+
+
+def test_whoever_stops_a_training_stops_the_claims(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = Training(Path(), 1, 0.0, "signal")
+    monkeypatch.setattr(benches.training, "fit", lambda *args: stopped)
+    with pytest.raises(KeyboardInterrupt):
+        Bench(digits).fit(VAE(digits.schema, width=8, depth=1, units=2), seed=0, seconds=float("inf"), steps=3)
 
 
 def test_measuring_the_speed_changes_no_weight(digits: Data) -> None:

@@ -171,13 +171,16 @@ class Bench:
 
         Returns:
             The number of updates.
+
+        Raises:
+            KeyboardInterrupt: if somebody asked to stop.
         """
         split, enough = split or self.data.split("train"), steps
         few = self.schema.dims > SMALL
         options = {"batch_size": BATCH // 2 if few else BATCH, "workers": 0, **options}
         if seconds != float("inf"):
             steps = max(1, min(steps, int(seconds / self._pace(module, split, options))))
-        training.fit(module, split, TrainOptions(steps=steps, seed=seed, **options))
+        _fitted(module, split, TrainOptions(steps=steps, seed=seed, **options))
         for name in self._making[-1:]:
             self.updates.setdefault(name, []).append(steps)
             self.shares.setdefault(name, []).append(steps / enough)
@@ -187,12 +190,18 @@ class Bench:
         """Seconds an update, by a few of them after which the weights are put back."""
         assert isinstance(module, nn.Module)
         kept = {name: value.clone() for name, value in module.state_dict().items()}
-        training.fit(module, split, TrainOptions(steps=1, **options))
+        _fitted(module, split, TrainOptions(steps=1, **options))
         started = time.perf_counter()
-        training.fit(module, split, TrainOptions(steps=TRIED, **options))
+        _fitted(module, split, TrainOptions(steps=TRIED, **options))
         taken = (time.perf_counter() - started) / TRIED
         module.load_state_dict(kept)
         return taken
+
+
+def _fitted(module: Trainable, split: Split, options: TrainOptions) -> None:
+    """`training.fit`; whoever asks it to stop means all of the claims."""
+    if training.fit(module, split, options).stopped == "signal":
+        raise KeyboardInterrupt
 
 
 def of_model(
