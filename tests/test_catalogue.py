@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from tessella.diffusion import chain
 from tessella.errors import SpecError
 from tessella.likelihoods import likelihood_for
+from tessella.models import diffusion
 from tessella.models.codes import CodeModel
 from tessella.models.flow import FlowModel
 from tessella.models.model import Model
@@ -80,6 +82,14 @@ def in_range(x: Tensor, schema: Schema, count: int = BATCH) -> bool:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _short_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contracts hold whatever the number of steps; what many are good for is tested where diffusion is."""
+    monkeypatch.setattr(chain, "STEPS", 3)
+    monkeypatch.setattr(chain, "LINKS", 3)
+    monkeypatch.setattr(diffusion, "TIMES", 2)
 
 
 # The catalogue

@@ -121,13 +121,16 @@ class Chain(nn.Module):
         each = torch.sigmoid(-last) * y.square() + variance - 1 - log_variance
         return each.flatten(1).sum(1) / 2
 
-    def log_weight(self, y: Tensor, z: Tensor, label: Tensor | None, noise: Noise, *, links: int = LINKS) -> Tensor:
+    def log_weight(
+        self, y: Tensor, z: Tensor, label: Tensor | None, noise: Noise, *, links: int | None = None
+    ) -> Tensor:
         """log p(z_0, ..., z_1) - log q(z_0, ..., z_1 | y) of one draw given its z_0, `[B]`.
 
         The chain is then one of so many links, p(z_s | z_t) = q(z_s | z_t, y = y(z_t)), and its weights are exact;
         the continuous one has no densities to take them from.
         """
         first, last = self.schedule.ends()
+        links = links or LINKS
         gammas = torch.linspace(0, 1, links + 1, device=y.device) * (last - first) + first
         total = torch.zeros(len(y), device=y.device)
         for s, t in pairwise(gammas):
