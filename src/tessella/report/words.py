@@ -52,7 +52,8 @@ def numbers(e: Evaluation, schema: Schema) -> list[Number]:
         ]
     if e.importance_bound is not None:
         b = e.importance_bound
-        meaning = f"the same bound, tighter: {b.bits_per_dim:.3f} bits per dimension from {b.samples} draws an example"
+        kind = "the same bound, tighter" if e.bound is None or b.nats <= e.bound else "a bound too, of a coarser chain"
+        meaning = f"{kind}: {b.bits_per_dim:.3f} bits per dimension from {b.samples} draws an example"
         lines.append(Number("importance bound", f"{b.nats:.2f} nats", meaning))
     if e.active_units is not None and e.kl_per_unit is not None:
         meaning = f"latent units that say more than {ACTIVE:g} nats on average; the others are ignored"
