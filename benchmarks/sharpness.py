@@ -1,6 +1,6 @@
 """How sharp samples are, against data (8-bit Fashion-MNIST): a VAE, a VQ-VAE with a learned prior, a latent diffusion.
 
-    python benchmarks/sharpness.py --data FOLDER [--steps 1000 --prior-steps 400 --samples 1000] [--out RUNS]
+    python benchmarks/sharpness.py --data FOLDER [--steps 1000 --prior-steps 1000 --samples 1000] [--out RUNS]
 
 All through the commands, with the same number of updates: the VAE as it comes; codes of 14 x 14 positions and a
 PixelCNN over them; z of 14 x 14 positions of a VAE with the rate at a tenth, and a diffusion prior over them. Sharpness
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder that the data sets lie in")
     parser.add_argument("--steps", type=int, default=1000, help="updates of each model")
-    parser.add_argument("--prior-steps", type=int, default=400, help="of each prior")
+    parser.add_argument("--prior-steps", type=int, default=1000, help="of each prior")
     parser.add_argument("--samples", type=int, default=1000, help="of each model")
     parser.add_argument("--out", type=Path, help="where to keep the runs; by default they are not kept")
     chosen = parser.parse_args()
