@@ -47,12 +47,12 @@ def rows_of(data: Path, name: str, folder: Path) -> Path:
     return archive
 
 
-def measured(run: Path, archive: Path, options: str, examples: int) -> dict[str, Any]:
+def measured(run: Path, archive: Path, options: str, measuring: str) -> dict[str, Any]:
     """The gap of a run, which is trained unless it is there."""
     if not (run / "model.safetensors").is_file():
         tessella(f"train {NETWORK} {options} --data {shlex.quote(str(archive))} --out {run} --quiet")
     if not (run / "gap.json").is_file():
-        tessella(f"gap {run} --examples {examples} --chains 16")
+        tessella(f"gap {run} {measuring}")
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     found = json.loads((run / "gap.json").read_text())
     return {**found, "data": archive.name, "trained": {"steps": last["step"], "seconds": last["seconds"]}}
@@ -64,18 +64,21 @@ def smaller_by(gaussian: dict[str, Any], flow: dict[str, Any]) -> float:
     return (one["nats"] - other["nats"]) / math.hypot(one["error"], other["error"])
 
 
-def record_of(data: Path, folder: Path, steps: list[int], long: int, examples: int) -> common.Record:
+def record_of(
+    data: Path, folder: Path, steps: list[int], long: int, examples: int, annealing: int | None
+) -> common.Record:
     """The record of all runs."""
     folder.mkdir(parents=True, exist_ok=True)
+    measuring = f"--examples {examples} --chains 16" + (f" --steps {annealing}" if annealing else "")
     found: dict[str, dict[str, Any]] = {}
     for name, count in zip(("mnist", "fashion_mnist"), steps, strict=True):
         archive = rows_of(data, name, folder)
         for posterior in ("gaussian", "flow"):
             options = f"--posterior {posterior} --steps {count}"
             key = f"{name}-{posterior}"
-            found[key] = measured(folder / key, archive, options, examples)
+            found[key] = measured(folder / key, archive, options, measuring)
     found["mnist-long"] = measured(
-        folder / "mnist-long", rows_of(data, "mnist", folder), f"--posterior gaussian --steps {long}", examples
+        folder / "mnist-long", rows_of(data, "mnist", folder), f"--posterior gaussian --steps {long}", measuring
     )
     widest = max(found.values(), key=lambda g: g["bracket"]["nats"])
     slowest = max(g["seconds_annealing"] for g in found.values()) / 60
@@ -119,6 +122,7 @@ def record_of(data: Path, folder: Path, steps: list[int], long: int, examples: i
         "about": "the inference gap, in its parts",
         "rows": rows,
         "network": NETWORK,
+        "measured_by": f"tessella gap RUN {measuring}",
         "steps": {"compared": steps, "long": long},
         "gaps": found,
         "environment": common.environment(),
@@ -137,11 +141,12 @@ def main() -> None:
     )
     parser.add_argument("--long", type=int, default=32000, help="of training, for the total gap")
     parser.add_argument("--examples", type=int, default=100, help="test images that the gap is measured on")
+    parser.add_argument("--annealing", type=int, help="steps; by default as many as the bracket takes, run by run")
     parser.add_argument("--out", type=Path, help="where to keep the runs; by default they are not kept")
     chosen = parser.parse_args()
     with TemporaryDirectory() as temporary:
         out = chosen.out or Path(temporary)
-        record = record_of(chosen.data, out, chosen.steps, chosen.long, chosen.examples)
+        record = record_of(chosen.data, out, chosen.steps, chosen.long, chosen.examples, chosen.annealing)
     common.write("gap", record)
     common.show(record)
 
