@@ -136,8 +136,8 @@ def _claim(c: Record) -> list[str]:
             caption = f"<figcaption>{html.escape(p['caption'])}</figcaption>"
             parts.append(f'<figure><div class="rows">{rows}</div>{caption}</figure>')
     if c["trained"]:
-        of = ", ".join(f"{name} {steps:,.0f}" for name, steps in c["trained"].items())
-        parts.append(f'<p class="soft">Trained for so many updates: {html.escape(of)}.</p>')
+        of = "; ".join(f"{name}: {steps:,.0f}" for name, steps in c["trained"].items())
+        parts.append(f'<p class="soft">Updates of {html.escape(of)}.</p>')
     if c["measures"]:
         rows = "".join(
             f"<tr><td>{html.escape(m['name'])}</td><td class=v>{number(m['value'], m['error'])}</td>"

@@ -13,7 +13,7 @@ from torch.distributions import Independent, Normal
 from tessella.divergences import kl
 from tessella.noise import Noise
 from tessella.uses.claims.bench import Bench
-from tessella.uses.claims.claim import Bars, Claim, Measure, Result, Trial, decided
+from tessella.uses.claims.claim import Claim, Lines, Measure, Result, Series, Trial, decided
 from tessella.uses.claims.measuring import principal
 
 UNITS, DRAWS, GROUPS, MOST_CLASSES = 8, 20_000, 8, 20
@@ -56,14 +56,11 @@ def run(bench: Bench) -> Result:
         Measure.over("the other way round", backward.tolist(), "nats"),
         Measure("largest difference of Monte Carlo from the closed form", max(worst) * 100, None, "%"),
     ]
-    names = bench.schema.classes if bench.classes > 1 else tuple(f"group {n}" for n in range(GROUPS))
-    shown = min(len(closed), 8)
-    plot = Bars(
-        "KL(q || p) and KL(p || q), q of a group, p = N(0, I)",
-        tuple(f"{names[n // 2][:10]} {'qp' if n % 2 == 0 else 'pq'}" for n in range(2 * shown)),
-        tuple(float((closed, backward)[n % 2][n // 2]) for n in range(2 * shown)),
-        (0.0,) * (2 * shown),
-        "nats",
+    both = (("KL(q || p)", closed), ("KL(p || q)", backward))
+    plot = Lines(
+        "nats, q of a group, p = N(0, I)",
+        "class" if bench.classes > 1 else "group along the first component",
+        tuple(Series(name, tuple((float(n), float(v)) for n, v in enumerate(values))) for name, values in both),
     )
     sentence = (
         f"over {len(closed)} Gaussians of the data, Monte Carlo is within {max(worst) * 100:.1f} % of the closed form; "

@@ -103,7 +103,7 @@ def run(bench: Bench) -> Result:
     ]
     sentence = (
         f"exchanging z between examples costs {costs[0].value:.3g} nats with a factorised decoder and "
-        f"{costs[1].value:.2g} with an autoregressive one; exchanging codes costs {costs[2].value:.2g} with the "
+        f"{costs[1].value:.3g} with an autoregressive one; exchanging codes costs {costs[2].value:.3g} with the "
         "autoregressive one"
     )
     return decided(sentence, trials, measures, plots)
