@@ -66,6 +66,8 @@ def tables() -> str:
         of = [kept.get(number) for kept in by_number]
         title = next(c["title"] for c in of if c)
         lines.append(f"| {number} | {_cell(title)} | {' | '.join(_verdict(c) for c in of)} |")
+    spent = (f"{r['processor_seconds'] / 60:.1f}" for r in records)
+    lines.append(f"| | *processor time, minutes* | {' | '.join(spent)} |")
     for number in numbers:
         first = next(kept[number] for kept in by_number if number in kept)
         lines += ["", f"### {number}. {first['title']}", "", f"*Hypothesis.* {first['hypothesis']}", ""]
