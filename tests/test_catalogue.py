@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vqvae": OF_CODES,
     "vqvae2": OF_CODES,
     "vqvae-paper": {"width": 16, "codebook_size": 8},
-    "flow": {"width": 4, "depth": 1},
+    "flow": {"width": 16, "depth": 1},
     "diffusion": {"width": 4, "depth": 1},
 }
 """What makes a model small, where it is not `TINY`."""
