@@ -27,7 +27,7 @@ import common
 
 BAR = 0.02
 SAMPLES, FRESH = 400_000, 100_000
-OPTIONS: dict[str, Any] = {"width": 128, "depth": 2, "mixtures": 24, "flow_steps": 2}
+OPTIONS: dict[str, Any] = {"width": 96, "depth": 2, "mixtures": 24, "flow_steps": 3}
 TRAINING: dict[str, Any] = {"batch_size": 512, "learning_rate": 3e-3}
 
 
