@@ -15,7 +15,6 @@ from torch.distributions import Distribution, Independent, Normal
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.observation import Observation
 from tessella.diffusion.schedule import alpha, over, sigma
-from tessella.errors import SpecError
 from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.records import Latent, Sampling, Terms
@@ -102,9 +101,7 @@ class DiffusionModel(Model):
         sampling: Sampling | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        sampling = sampling or Sampling()
-        if sampling.top_k is not None or sampling.top_p is not None:
-            raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
+        sampling = self.uncut(sampling)
         return self.chain.sample(
             count,
             Noise(seed, stream="prior"),

@@ -86,9 +86,7 @@ class FlowModel(Model):
         sampling: Sampling | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        sampling = sampling or Sampling()
-        if sampling.top_k is not None or sampling.top_p is not None:
-            raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
+        sampling = self.uncut(sampling)
         if sampling.steps is not None or sampling.guidance is not None:
             raise SpecError(f"the model {self.name} is drawn in one pass: leave out --steps and --guidance")
         return self.prior.sample(

@@ -119,9 +119,7 @@ class LatentVariableModel(Model):
     ) -> Tensor:
         if self.prior is None:
             raise self.without_prior()
-        sampling = sampling or Sampling()
-        if sampling.top_k is not None or sampling.top_p is not None:
-            raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
+        sampling = self.uncut(sampling)
         noise = Noise(seed, stream="prior")
         options = {name: v for name in ("steps", "guidance") if (v := getattr(sampling, name)) is not None}
         check_options(self.prior, options)

@@ -165,6 +165,17 @@ class Model(nn.Module, ABC):
             raise SpecError(f"the model {self.name} is conditional: it needs a label for every example")
         return label
 
+    def uncut(self, sampling: Sampling | None) -> Sampling:
+        """How freely real numbers are drawn.
+
+        Raises:
+            SpecError: if cut-offs are asked for, which are of codes.
+        """
+        sampling = sampling or Sampling()
+        if sampling.top_k is not None or sampling.top_p is not None:
+            raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
+        return sampling
+
     def without_prior(self) -> SpecError:
         """What to say when the rate is needed and there is none."""
         if self.has_prior:
