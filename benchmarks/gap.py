@@ -1,11 +1,12 @@
 """The inference gap: MNIST and Fashion-MNIST, a factorised Gaussian against a flow posterior, through the commands.
 
-    python benchmarks/gap.py --data FOLDER [--steps 5000 3000 --long 32000 --examples 100] [--out RUNS]
+    python benchmarks/gap.py --data FOLDER [--steps 32000 20000 --examples 100] [--out RUNS]
 
 The network is like the published comparison's, perceptrons of 200 units with 50 latent numbers (Cremer et al. 2018), so
 the pictures are given as rows of 784 numbers, binarised anew in every batch. On either data both posteriors are trained
-for the same number of steps (`--steps`, MNIST and Fashion-MNIST); on MNIST the Gaussian for `--long` steps too, whose
-total gap is the one to compare with the published 2.77 nats.
+for the same number of steps (`--steps`, MNIST and Fashion-MNIST). What a flow saves is asked twice: of the model that
+was trained with it against the one with a Gaussian, each with its own best q; and of the latter alone, with the best
+flow for each example against the best Gaussian. The total gap of MNIST's Gaussian is held against the published 2.77.
 Runs that lie in RUNS already are not trained again, and gaps of the weights as they are not measured again.
 """
 
@@ -58,15 +59,14 @@ def measured(run: Path, archive: Path, options: str, measuring: str) -> dict[str
     return {**found, "data": archive.name, "trained": {"steps": last["step"], "seconds": last["seconds"]}}
 
 
-def smaller_by(gaussian: dict[str, Any], flow: dict[str, Any]) -> float:
+def smaller_row(claim: str, flow: dict[str, float], gaussian: dict[str, float]) -> common.Row:
     """By how many standard errors the flow's approximation gap is smaller, the two taken as independent."""
-    one, other = gaussian["approximation"], flow["approximation"]
-    return (one["nats"] - other["nats"]) / math.hypot(one["error"], other["error"])
+    said = " against ".join(f"{e['nats']:.2f} ± {e['error']:.2f}" for e in (flow, gaussian))
+    figure = (gaussian["nats"] - flow["nats"]) / math.hypot(flow["error"], gaussian["error"])
+    return common.row(f"{claim} ({said} nats), in standard errors", 2.0, figure, better="higher")
 
 
-def record_of(
-    data: Path, folder: Path, steps: list[int], long: int, examples: int, annealing: int | None
-) -> common.Record:
+def record_of(data: Path, folder: Path, steps: list[int], examples: int, annealing: int | None) -> common.Record:
     """The record of all runs."""
     folder.mkdir(parents=True, exist_ok=True)
     measuring = f"--examples {examples} --chains 16" + (f" --steps {annealing}" if annealing else "")
@@ -77,24 +77,24 @@ def record_of(
             options = f"--posterior {posterior} --steps {count}"
             key = f"{name}-{posterior}"
             found[key] = measured(folder / key, archive, options, measuring)
-    found["mnist-long"] = measured(
-        folder / "mnist-long", rows_of(data, "mnist", folder), f"--posterior gaussian --steps {long}", measuring
-    )
     widest = max(found.values(), key=lambda g: g["bracket"]["nats"])
     slowest = max(g["seconds_annealing"] for g in found.values()) / 60
     rows = []
     for name, title in (("mnist", "MNIST"), ("fashion_mnist", "Fashion-MNIST")):
-        g, f = found[f"{name}-gaussian"], found[f"{name}-flow"]
-        said = " against ".join(f"{e['nats']:.2f} ± {e['error']:.2f}" for e in (f["approximation"], g["approximation"]))
-        rows.append(
-            common.row(
-                f"{title}: approximation gap, flow posterior below Gaussian ({said} nats), in standard errors",
-                2.0,
-                smaller_by(g, f),
-                better="higher",
-            )
-        )
-    total = found["mnist-long"]["total"]
+        gaussian, flow = found[f"{name}-gaussian"], found[f"{name}-flow"]
+        rows += [
+            smaller_row(
+                f"{title}: approximation gap, trained with a flow posterior below with a Gaussian",
+                flow["approximation"],
+                gaussian["approximation"],
+            ),
+            smaller_row(
+                f"{title}: approximation gap, trained with a Gaussian: each one's best flow below its best Gaussian",
+                gaussian["approximation_flow"],
+                gaussian["approximation"],
+            ),
+        ]
+    total = found["mnist-gaussian"]["total"]
     rows += [
         common.row(
             f"MNIST, Gaussian: total gap, published {PUBLISHED} nats (here ± {total['error']:.2f})",
@@ -123,7 +123,7 @@ def record_of(
         "rows": rows,
         "network": NETWORK,
         "measured_by": f"tessella gap RUN {measuring}",
-        "steps": {"compared": steps, "long": long},
+        "steps": steps,
         "gaps": found,
         "environment": common.environment(),
     }
@@ -136,17 +136,16 @@ def main() -> None:
         "--steps",
         type=int,
         nargs=2,
-        default=[5000, 3000],
-        help="of training, each that is compared: MNIST, Fashion-MNIST",
+        default=[32000, 20000],
+        help="of training: MNIST, Fashion-MNIST",
     )
-    parser.add_argument("--long", type=int, default=32000, help="of training, for the total gap")
     parser.add_argument("--examples", type=int, default=100, help="test images that the gap is measured on")
     parser.add_argument("--annealing", type=int, help="steps; by default as many as the bracket takes, run by run")
     parser.add_argument("--out", type=Path, help="where to keep the runs; by default they are not kept")
     chosen = parser.parse_args()
     with TemporaryDirectory() as temporary:
         out = chosen.out or Path(temporary)
-        record = record_of(chosen.data, out, chosen.steps, chosen.long, chosen.examples, chosen.annealing)
+        record = record_of(chosen.data, out, chosen.steps, chosen.examples, chosen.annealing)
     common.write("gap", record)
     common.show(record)
 

@@ -85,7 +85,7 @@ class FlowDistribution(Distribution):
     """
 
     def __init__(self, base: Independent, steps: nn.ModuleList, context: Tensor, start: Tensor) -> None:
-        self.base, self.start, self._steps, self._context = base, start, steps, context
+        self.base, self.start, self._steps, self.context = base, start, steps, context
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
         self.z, self._log_prob = self.carried(start)
 
@@ -112,17 +112,17 @@ class FlowDistribution(Distribution):
             z, change = self._forwards(wide, context)
             return z.view(start.shape), self.base.log_prob(start) - change.view(lead)
 
-    def rebased(self, base: Independent, start: Tensor) -> FlowDistribution:
-        """The same steps after another diagonal Gaussian, at its draw `start`."""
-        return FlowDistribution(base, self._steps, self._context, start)
+    def rebased(self, base: Independent, start: Tensor, context: Tensor | None = None) -> FlowDistribution:
+        """The same steps after another diagonal Gaussian, at its draw `start`; told another context if one is given."""
+        return FlowDistribution(base, self._steps, self.context if context is None else context, start)
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         return self.carried(self.base.rsample(torch.Size(sample_shape)))[0]
 
     def _widened(self, value: Tensor, lead: _size) -> tuple[Tensor, Tensor]:
         """Values and the context of each, all leading axes as one."""
-        context = self._context.expand(*lead, *self._context.shape[1:])
-        return value.reshape(-1, *self.event_shape), context.reshape(-1, *self._context.shape[1:])
+        context = self.context.expand(*lead, *self.context.shape[1:])
+        return value.reshape(-1, *self.event_shape), context.reshape(-1, *self.context.shape[1:])
 
     def _forwards(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """z_T of z_0, and sum log g of all steps."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from tessella.bottlenecks.flow import FlowDistribution
 from tessella.divergences import kl
 from tessella.evaluation.annealing import Joint
 from tessella.models.latent_variable import LatentVariableModel
@@ -68,16 +69,20 @@ class GaussianFamily(Family):
     @property
     def posterior(self) -> Independent:
         """q as it is now; batch shape `[B]`."""
-        mean, deviation = self._mean + self._deviation * self._moved, self._deviation * self._widened.exp()
-        return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
+        return _gaussian(*self._moments())
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        return self._mean + self._deviation * self._moved, self._deviation * self._widened.exp()
+
+    def spread(self, draws: int) -> Independent:
+        """q as it is now, each example's so many times in a row; batch shape `[B * draws]`."""
+        mean, deviation = (t.repeat_interleave(draws, 0) for t in self._moments())
+        return _gaussian(mean, deviation)
 
     def draw(self, noise: Noise, draws: int) -> tuple[Tensor, Tensor]:
-        q = self.posterior.base_dist
-        assert isinstance(q, Normal)
-        loc, scale = q.loc.repeat_interleave(draws, 0), q.scale.repeat_interleave(draws, 0)
-        eps = noise.normal(*loc.shape, device=loc.device)
-        each = -0.5 * eps.square() - scale.log() - 0.5 * math.log(2 * math.pi)
-        return loc + scale * eps, each.flatten(1).sum(1)
+        q = self.spread(draws)
+        z = q.mean + q.stddev * noise.normal(*q.mean.shape, device=q.mean.device)
+        return z, q.log_prob(z)
 
     def divergence(self, model: LatentVariableModel, label: Tensor | None) -> Tensor | None:
         assert model.prior is not None
@@ -88,20 +93,23 @@ class GaussianFamily(Family):
 
 
 @final
-class BottleneckFamily(Family):
-    """What the model's own bottleneck makes of features, whose every number is free; from the encoder's on.
+class FlowPosteriorFamily(Family):
+    """Images of Gaussians under the model's flow posterior, from the encoder's on.
 
-    The weights inside the bottleneck (a flow's) stay as they were trained.
+    Means, deviations and the context that the steps are told are free; the steps' weights stay as they were trained.
     """
 
-    def __init__(self, model: LatentVariableModel, features: Tensor) -> None:
-        self._bottleneck, self._features = model.bottleneck, features.detach().clone().requires_grad_()
-        self.parameters = [(self._features, float(features.abs().mean().clamp_min(1e-3)))]
+    def __init__(self, posterior: FlowDistribution) -> None:
+        self._posterior = posterior
+        self._base = GaussianFamily(posterior.base.mean, posterior.base.stddev)
+        self._context = posterior.context.detach().clone().requires_grad_()
+        scale = float(self._context.detach().abs().mean().clamp_min(1e-3))
+        self.parameters = [*self._base.parameters, (self._context, scale)]
 
     def draw(self, noise: Noise, draws: int) -> tuple[Tensor, Tensor]:
-        passage = self._bottleneck(self._features.repeat_interleave(draws, 0), noise)
-        assert passage.posterior is not None
-        return passage.z, passage.posterior.log_prob(passage.z)
+        start, context = self._base.draw(noise, draws)[0], self._context.repeat_interleave(draws, 0)
+        q = self._posterior.rebased(self._base.spread(draws), start, context)
+        return q.z, q.log_prob(q.z)
 
 
 @final
@@ -145,6 +153,10 @@ class FlowFamily(Family):
         return (mean + deviation * u).reshape(shape), log_q
 
 
+def _gaussian(mean: Tensor, deviation: Tensor) -> Independent:
+    return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
+
+
 def amortised(model: LatentVariableModel, x: Tensor, label: Tensor | None) -> Family:
     """The family of the model's own q, standing where its encoder puts it."""
     with torch.no_grad():
@@ -152,7 +164,8 @@ def amortised(model: LatentVariableModel, x: Tensor, label: Tensor | None) -> Fa
         q = model.bottleneck(features, None).posterior
     if isinstance(q, Independent) and isinstance(q.base_dist, Normal):
         return GaussianFamily(q.base_dist.loc, q.base_dist.scale)
-    return BottleneckFamily(model, features)
+    assert isinstance(q, FlowDistribution)
+    return FlowPosteriorFamily(q)
 
 
 def with_flow(model: LatentVariableModel, x: Tensor, inner: Family, noise: Noise) -> FlowFamily:
