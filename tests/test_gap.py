@@ -203,7 +203,7 @@ def test_an_optimised_flow_closes_most_of_it_and_stays_a_bound(known):
 
 
 def test_a_flow_posterior_is_freed_from_where_the_encoder_put_it(known):
-    """Its steps, untrained, change nearly nothing, so that its best q misses by what a Gaussian's does."""
+    """Of correlated numbers it misses less than any Gaussian of independent ones, and stays a bound."""
     torch.manual_seed(0)
     flow = FlowPosterior((3,), 3, flow_steps=2)
     flow.base.load_state_dict(known.model.bottleneck.state_dict())
@@ -217,8 +217,8 @@ def test_a_flow_posterior_is_freed_from_where_the_encoder_put_it(known):
     torch.testing.assert_close(log_q, q.log_prob(q.z))
     local.optimise(model, known.x, None, freed, Noise(1))
     mean, error = mean_and_error(local.bound(model, known.x, None, freed, Noise(2), draws=500) + known.truth)
-    assert -4 * error < mean < known.best_gap + 4 * error + 0.01  # what optimisation leaves
-    assert known.amortised_gap > 0.2
+    assert -4 * error < mean < 0.3 * known.best_gap
+    assert local.weights(model) == sum(p[0].numel() for p, _ in freed.parameters[3:])
 
 
 def test_a_flow_for_each_example_has_the_density_of_its_draws():

@@ -385,7 +385,8 @@ class GapEvaluation:
         exact: -log p(x), estimated by `method`; on average not below the truth.
         bound: rate + distortion as trained.
         own: the bound with q optimised for each example within the family of the model's q.
-        flow: likewise with a flow of its own for each example after that q; None if z has too many numbers for one.
+        flow: likewise with a flow of each example's own after a Gaussian q; None if z has too many numbers for one, or
+            q is of a flow already.
         approximation: own - exact, what the family costs.
         approximation_flow: flow - exact.
         amortisation: bound - own, what it costs that an encoder finds q in one pass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import cast, final
 
 import torch
@@ -17,6 +18,7 @@ from tessella.contracts import Bottleneck
 from tessella.noise import Noise
 from tessella.records import Passage
 
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 START = 0.01
 """Factor on the last layers' initial weights: the steps start as the identity, nearly."""
 SETTLED = 1e-5
@@ -69,7 +71,7 @@ class FlowPosterior(Bottleneck):
             start = self.base(features.float(), noise)
             base = start.posterior
             assert isinstance(base, Independent)
-            posterior = FlowDistribution(base, self.steps, F.silu(self.context(features.float())), start.z)
+            posterior = FlowDistribution(base, list(self.steps), F.silu(self.context(features.float())), start.z)
         return Passage(posterior.z, posterior)
 
 
@@ -79,13 +81,13 @@ class FlowDistribution(Distribution):
 
     Args:
         base: of z_0, batch shape `[B]`.
-        steps: the modules that give m and log g of `(z, context)`.
+        steps: what gives m and log g of `(z, context)`.
         context: `[B, ...]`, what they are told of x.
         start: `[B, *event_shape]`, the z_0 whose image is `z`.
     """
 
-    def __init__(self, base: Independent, steps: nn.ModuleList, context: Tensor, start: Tensor) -> None:
-        self.base, self.start, self._steps, self.context = base, start, steps, context
+    def __init__(self, base: Independent, steps: Sequence[Step], context: Tensor, start: Tensor) -> None:
+        self.base, self.start, self.steps, self.context = base, start, steps, context
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
         self.z, self._log_prob = self.carried(start)
 
@@ -112,9 +114,9 @@ class FlowDistribution(Distribution):
             z, change = self._forwards(wide, context)
             return z.view(start.shape), self.base.log_prob(start) - change.view(lead)
 
-    def rebased(self, base: Independent, start: Tensor, context: Tensor | None = None) -> FlowDistribution:
-        """The same steps after another diagonal Gaussian, at its draw `start`; told another context if one is given."""
-        return FlowDistribution(base, self._steps, self.context if context is None else context, start)
+    def rebased(self, base: Independent, start: Tensor) -> FlowDistribution:
+        """The same steps after another diagonal Gaussian, at its draw `start`."""
+        return FlowDistribution(base, self.steps, self.context, start)
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         return self.carried(self.base.rsample(torch.Size(sample_shape)))[0]
@@ -127,7 +129,7 @@ class FlowDistribution(Distribution):
     def _forwards(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """z_T of z_0, and sum log g of all steps."""
         total = z.new_zeros(len(z))
-        for number, step in enumerate(self._steps):
+        for number, step in enumerate(self.steps):
             shift, log_gate = _in_order(step, z, context, number)
             z, total = shift + log_gate.exp() * z, total + log_gate.flatten(1).sum(1)
         return z, total
@@ -139,8 +141,8 @@ class FlowDistribution(Distribution):
         computation"): after k rounds the first k are exact, and most often all are after far fewer than there are.
         """
         total = z.new_zeros(len(z))
-        for number in reversed(range(len(self._steps))):
-            step, image, guess = self._steps[number], z, z
+        for number in reversed(range(len(self.steps))):
+            step, image, guess = self.steps[number], z, z
             log_gate = torch.zeros_like(z)
             for _ in range(image[0].numel() + 1):
                 shift, log_gate = _in_order(step, guess, context, number)
@@ -153,7 +155,7 @@ class FlowDistribution(Distribution):
         return z, total
 
 
-def _in_order(step: nn.Module, z: Tensor, context: Tensor, number: int) -> tuple[Tensor, Tensor]:
+def _in_order(step: Step, z: Tensor, context: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """Shift and log gate of step `number`; every second one goes through the numbers from the last to the first."""
     if number % 2 == 0:
         return step(z, context)

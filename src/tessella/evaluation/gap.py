@@ -37,7 +37,9 @@ STEPS, MOST_STEPS = 16, 1024
 DRAWS = 500
 """Of z an example where a bound is measured."""
 OPTIMISED = 2**21
-"""Numbers of data decoded in an update of q, and of weights of the examples' own flows: how many go together."""
+"""Numbers of data decoded in an update of q: how many go together."""
+WEIGHTS = 2**26
+"""Weights of the examples' own flows: how many are kept together."""
 
 
 def measure(
@@ -218,10 +220,14 @@ def _of_latent(
 def _optimised(
     model: LatentVariableModel, batch: Batch, noise: Noise, tell: Callable[[int, int], None]
 ) -> tuple[Tensor, Tensor, Tensor | None, str]:
-    """The bound of each example as trained, with its own q, and with its own flow; and what family q is of."""
-    dims, latent = model.schema.dims, math.prod(model.latent_shape)
-    flows = latent <= local.LARGEST
-    together = max(1, OPTIMISED // max(local.DRAWS * dims, 6 * local.HIDDEN * latent if flows else 0))
+    """The bound of each example as trained, with its own q, and with its own flow; and what family q is of.
+
+    A flow posterior of each example's own is a flow of its own already.
+    """
+    latent, owned = math.prod(model.latent_shape), local.weights(model)
+    flows = not owned and latent <= local.LARGEST
+    owned = max(owned, 6 * local.HIDDEN * latent if flows else 1)
+    together = max(1, min(OPTIMISED // (local.DRAWS * model.schema.dims), WEIGHTS // owned))
     found: list[tuple[Tensor, ...]] = []
     family = "gaussian"
     for first in range(0, len(batch.x), together):

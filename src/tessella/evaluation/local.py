@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Independent, Normal
+from torch.func import functional_call, vmap
 
-from tessella.bottlenecks.flow import FlowDistribution
+from tessella.bottlenecks.flow import FlowDistribution, FlowPosterior
 from tessella.divergences import kl
 from tessella.evaluation.annealing import Joint
 from tessella.models.latent_variable import LatentVariableModel
@@ -98,22 +101,48 @@ class GaussianFamily(Family):
 
 @final
 class FlowPosteriorFamily(Family):
-    """Images of Gaussians under the model's flow posterior, from the encoder's on.
+    """The model's flow posterior with every number of it each example's own, from where encoder and training left it.
 
-    Means, deviations and the context that the steps are told are free; the steps' weights stay as they were trained.
+    So are means and deviations of the Gaussian that is carried on, the context that the steps are told, and the steps'
+    weights (Cremer et al. 2018, section 3.2).
     """
 
     def __init__(self, posterior: FlowDistribution) -> None:
-        self._posterior = posterior
         self._base = GaussianFamily(posterior.base.mean, posterior.base.stddev)
         self._context = posterior.context.detach().clone().requires_grad_()
-        scale = float(self._context.detach().abs().mean().clamp_min(1e-3))
-        self.parameters = [*self._base.parameters, (self._context, scale)]
+        count = len(self._context)
+        self._modules = [step for step in posterior.steps if isinstance(step, nn.Module)]
+        self._weights = [
+            {name: p.detach().expand(count, *p.shape).clone().requires_grad_() for name, p in step.named_parameters()}
+            for step in self._modules
+        ]
+        free = [self._context, *(p for weights in self._weights for p in weights.values())]
+        self.parameters = [*self._base.parameters, *((p, _size(p)) for p in free)]
 
     def draw(self, noise: Noise, draws: int) -> tuple[Tensor, Tensor]:
         start, base = self._base.drawn(noise, draws)
-        q = self._posterior.rebased(base, start, self._context.repeat_interleave(draws, 0))
+        steps = [_Own(step, weights) for step, weights in zip(self._modules, self._weights, strict=True)]
+        q = FlowDistribution(base, steps, self._context.repeat_interleave(draws, 0), start)
         return q.z, q.log_prob(q.z)
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A flow's step with weights of each example's own, `[B, ...]` by name; it is given its draws in a row."""
+
+    step: nn.Module
+    weights: dict[str, Tensor]
+
+    def __call__(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        count = len(next(iter(self.weights.values())))
+        each = [t.unflatten(0, (count, -1)) for t in (z, context)]
+        shift, log_gate = vmap(partial(functional_call, self.step))(self.weights, tuple(each))
+        return shift.flatten(0, 1), log_gate.flatten(0, 1)
+
+
+def _size(parameter: Tensor) -> float:
+    """By how much its steps are larger than others', as its numbers are."""
+    return float(parameter.detach().abs().mean().clamp_min(1e-3))
 
 
 @final
@@ -170,6 +199,12 @@ def amortised(model: LatentVariableModel, x: Tensor, label: Tensor | None) -> Fa
         return GaussianFamily(q.base_dist.loc, q.base_dist.scale)
     assert isinstance(q, FlowDistribution)
     return FlowPosteriorFamily(q)
+
+
+def weights(model: LatentVariableModel) -> int:
+    """How many weights of networks the family of the model's own q has for each example; a Gaussian has none."""
+    flow = model.bottleneck
+    return sum(p.numel() for p in flow.steps.parameters()) if isinstance(flow, FlowPosterior) else 0
 
 
 def with_flow(model: LatentVariableModel, x: Tensor, inner: Family, noise: Noise) -> FlowFamily:
