@@ -57,7 +57,9 @@ def tables() -> str:
     records.sort(key=lambda r: (order.get(r["data"], 2), r["data"]))
     if not records:
         return "Nothing is measured yet."
-    names = [Path(r["data"]).stem.replace("_", "-") for r in records]
+    names = [
+        f"{Path(r['data']).stem.replace('_', '-')}, {' x '.join(map(str, r['schema']['shape'][1:]))}" for r in records
+    ]
     by_number = [{c["number"]: c for c in r["claims"]} for r in records]
     numbers = sorted({number for of in by_number for number in of})
     lines = [f"| | claim | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
@@ -96,7 +98,7 @@ def _cell(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="as of tessella claims")
-    parser.add_argument("--minutes", type=float, default=12.0)
+    parser.add_argument("--minutes", type=float, default=14.0)
     parser.add_argument("--page", help="keep the page too")
     parser.add_argument("--numbers", help="what tessella claims --json wrote, instead of running it")
     parser.add_argument("--tables", action="store_true", help="write docs/claims.md anew from the records, and no more")

@@ -22,7 +22,7 @@ from tessella.errors import DataError, SpecError
 if TYPE_CHECKING:
     from tessella.uses.claims import Claim, Result
 
-MINUTES = 12.0
+MINUTES = 14.0
 
 
 @dataclass(frozen=True)
