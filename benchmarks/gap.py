@@ -59,7 +59,7 @@ def measured(run: Path, archive: Path, options: str, measuring: str) -> dict[str
     return {**found, "data": archive.name, "trained": {"steps": last["step"], "seconds": last["seconds"]}}
 
 
-def smaller_row(claim: str, flow: dict[str, float], gaussian: dict[str, float]) -> common.Row:
+def smaller_row(claim: str, flow: dict[str, float], gaussian: dict[str, float]) -> common.Record:
     """By how many standard errors the flow's approximation gap is smaller, the two taken as independent."""
     said = " against ".join(f"{e['nats']:.2f} ± {e['error']:.2f}" for e in (flow, gaussian))
     figure = (gaussian["nats"] - flow["nats"]) / math.hypot(flow["error"], gaussian["error"])
