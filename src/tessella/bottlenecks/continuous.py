@@ -16,6 +16,11 @@ def position_head(feature_shape: tuple[int, ...], outputs: int) -> nn.Module:
     return nn.Linear(feature_shape[0], outputs) if len(feature_shape) == 1 else nn.Conv2d(feature_shape[0], outputs, 1)
 
 
+def diagonal_normal(mean: Tensor, deviation: Tensor) -> Independent:
+    """N(mean, diag deviation^2) of `[B, *shape]`, batch shape `[B]`; arguments are not checked, for speed."""
+    return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
+
+
 class Deterministic(Bottleneck):
     """z = W h: everything may pass, so nothing has a price. The autoencoder's bottleneck."""
 
@@ -49,6 +54,5 @@ class DiagonalGaussian(Bottleneck):
         with torch.autocast(features.device.type, enabled=False):
             mu, log_sigma = self.head(features.float()).chunk(2, dim=1)
         sigma = log_sigma.clamp(-8, 4).exp()
-        posterior = Independent(Normal(mu, sigma, validate_args=False), mu.dim() - 1, validate_args=False)
         z = mu if noise is None else mu + sigma * noise.normal(*mu.shape, device=mu.device)
-        return Passage(z, posterior)
+        return Passage(z, diagonal_normal(mu, sigma))

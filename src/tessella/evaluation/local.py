@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 from torch.func import functional_call, vmap
 
+from tessella.bottlenecks.continuous import diagonal_normal
 from tessella.bottlenecks.flow import FlowDistribution, FlowPosterior
 from tessella.divergences import kl
 from tessella.evaluation.annealing import Joint
@@ -72,7 +73,7 @@ class GaussianFamily(Family):
     @property
     def posterior(self) -> Independent:
         """q as it is now; batch shape `[B]`."""
-        return _gaussian(*self._moments())
+        return diagonal_normal(*self._moments())
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         return self._mean + self._deviation * self._moved, self._deviation * self._widened.exp()
@@ -85,7 +86,7 @@ class GaussianFamily(Family):
         """
         mean, deviation = (t.repeat_interleave(draws, 0) for t in self._moments())
         z = mean + deviation * noise.normal(*mean.shape, device=mean.device)
-        return z, _gaussian(mean.detach(), deviation.detach())
+        return z, diagonal_normal(mean.detach(), deviation.detach())
 
     def draw(self, noise: Noise, draws: int) -> tuple[Tensor, Tensor]:
         z, q = self.drawn(noise, draws)
@@ -184,10 +185,6 @@ class FlowFamily(Family):
             log_gate = F.logsigmoid(torch.baddbmm(gate_bias, h, (gate * self._out).mT)) + math.log(2)
             u, log_q = m + log_gate.exp() * u, log_q - log_gate.sum(-1).flatten()
         return (mean + deviation * u).reshape(shape), log_q
-
-
-def _gaussian(mean: Tensor, deviation: Tensor) -> Independent:
-    return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
 
 
 def amortised(model: LatentVariableModel, x: Tensor, label: Tensor | None) -> Family:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from tessella.bottlenecks.continuous import diagonal_normal
 from tessella.data import Data, Split
 from tessella.data.splits import Indices
 from tessella.fitting.shared import DRAWS, ENCODED, Frozen, Progress
@@ -110,7 +111,7 @@ class LatentPrior(Frozen):
         if x.shape[1] == 1:
             return Passage(x[:, 0], None)
         mean, deviation = x.unbind(1)
-        q = Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
+        q = diagonal_normal(mean, deviation)
         z = mean if noise is None else mean + deviation * noise.normal(*mean.shape, device=mean.device)
         return Passage(z, q)
 

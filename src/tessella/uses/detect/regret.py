@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution
 
+from tessella.bottlenecks.continuous import diagonal_normal
 from tessella.bottlenecks.flow import FlowDistribution
 from tessella.divergences import kl_closed
 from tessella.models.codes import CodeModel
@@ -90,10 +91,10 @@ def best_posterior(
     estimated = isinstance(q, FlowDistribution) or kl_closed(q, prior) is None
 
     def bound(draws: Tensor) -> Tensor:
-        source = _normal(mean + deviation * moved[0], deviation * moved[1].exp())
+        source = diagonal_normal(mean + deviation * moved[0], deviation * moved[1].exp())
         # Of an estimated rate only the draws are followed, and not log q's own parameters, whose gradient is noise of
         # mean zero (Roeder et al. 2017, "Sticking the landing", eq. 5).
-        base = _normal(source.mean.detach(), source.stddev.detach()) if estimated else source
+        base = diagonal_normal(source.mean.detach(), source.stddev.detach()) if estimated else source
         now = q.rebased(base, base.mean) if isinstance(q, FlowDistribution) else base
         distortion, rate = terms_of(model, x, label, now, prior, draws, source=source)
         assert rate is not None
@@ -107,10 +108,6 @@ def best_posterior(
         optimizer.step()
     with torch.no_grad():
         return bound(eps)
-
-
-def _normal(mean: Tensor, deviation: Tensor) -> Independent:
-    return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
 
 
 @torch.no_grad()
