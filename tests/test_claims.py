@@ -127,6 +127,13 @@ def test_fitting_stops_at_its_updates_or_its_time(digits: Data) -> None:
     assert 1 <= bench.fit(model, seed=0, seconds=0.2, steps=10_000) < 2_000
 
 
+def test_a_long_time_trains_for_longer(digits: Data) -> None:
+    """In proportion beyond the usual time; shares are still of what is enough in that."""
+    for minutes, steps in ((0.5 * benches.USUAL, 3), (2 * benches.USUAL, 6)):
+        bench = Bench(digits, minutes=minutes)
+        assert bench.fit(VAE(digits.schema, width=8, depth=1, units=2), seed=0, seconds=60, steps=3) == steps
+
+
 def test_whoever_stops_a_training_stops_the_claims(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = Training(Path(), 1, 0.0, "signal")
     monkeypatch.setattr(benches.training, "fit", lambda *args: stopped)
@@ -288,6 +295,7 @@ def test_the_command_writes_a_page_and_numbers(tmp_path: Path, capsys: pytest.Ca
         (("--minutes", "0"), "minutes must be more than zero"),
         (("--seeds", "1"), "seeds must lie between 2 and 100"),
         (("-o", "page.txt"), "page.txt has no page's ending"),
+        (("-o", "few.npy/page.html"), "no folder that takes new files"),
         (("--json", "numbers.html"), "numbers.html has no JSON file's ending"),
         (("--data", "nowhere"), "no such data"),
         (("--data", "few.npy"), "claims need at least"),

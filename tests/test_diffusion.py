@@ -17,6 +17,7 @@ from tessella.diffusion.schedule import NoiseSchedule, alpha, sigma, spread_time
 from tessella.errors import SpecError
 from tessella.models.diffusion import DiffusionModel
 from tessella.models.presets import Diffusion
+from tessella.networks.unet import UNet
 from tessella.noise import Noise
 from tessella.priors.diffusion import DiffusionPrior
 from tessella.records import Sampling, Schema
@@ -346,6 +347,12 @@ def test_what_is_refused() -> None:
         model.sample(2, sampling=Sampling(top_k=3))
     with pytest.raises(SpecError, match="leave --guidance out"):
         DiffusionPrior((2,), width=4, depth=1).sample(2, Noise(0), guidance=2.0)
+
+
+@pytest.mark.parametrize("width", [1, 33, 50])
+def test_any_width_has_groups_to_normalise(width: int) -> None:
+    network = UNet((1, 8, 8), 2, width=width, depth=1)
+    assert network(torch.zeros(2, 1, 8, 8), torch.zeros(2)).shape == (2, 2, 8, 8)
 
 
 @pytest.mark.parametrize("latent_shape", [(5,), (3, 8, 8), (2, 3, 5)])

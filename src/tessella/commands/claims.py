@@ -6,7 +6,6 @@ Imports beside it: report.
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from tessella.commands.shared import check_ending
+from tessella.commands.shared import check_file
 from tessella.commands.train import AsData
-from tessella.errors import DataError, SpecError
+from tessella.errors import SpecError
 
 if TYPE_CHECKING:
     from tessella.uses.claims import Claim, Result
@@ -34,7 +33,8 @@ class Claims:
     Attributes:
         data: digits, sprites, hf:NAME, a folder of pictures, or a file.
         only: the numbers of claims, such as 6,10; all unless given.
-        minutes: about how long all of them may take; less where the models have learned enough before.
+        minutes: about how long all of them may take; less where the models have learned enough before. More than 14
+            minutes train them for longer, which data larger than small pictures needs.
         seeds: how often each experiment is repeated; its standard errors are over these.
         out: the page to write.
         json: a file for all numbers as JSON.
@@ -55,12 +55,9 @@ def claims(o: Claims) -> int:
         raise SpecError(f"minutes must be more than zero, not {o.minutes}")
     if not 2 <= o.seeds <= 100:
         raise SpecError(f"seeds must lie between 2 and 100, as errors are over them, and are {o.seeds}")
-    check_ending(o.out, ".html", "page's")
+    check_file(o.out, ".html", "page's")
     if o.json is not None:
-        check_ending(o.json, ".json", "JSON file's")
-    for path in (o.out, *([o.json] if o.json else [])):
-        if os.path.isdir(path):
-            raise DataError(f"{path} is a folder: give a file to write")
+        check_file(o.json, ".json", "JSON file's")
     from tessella import checkpoint
     from tessella.report import claims as page
     from tessella.uses import claims as experiments

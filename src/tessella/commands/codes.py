@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import check_ending, loaded_without_prior, progress
+from tessella.commands.shared import check_file, loaded_without_prior, progress
 from tessella.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Encode:
 
 
 def encode(o: Encode) -> int:
-    check_ending(o.out, ".npz", "archive's")
+    check_file(o.out, ".npz", "archive's")
     model, source = _model_of_codes(o.run)
     from tessella import checkpoint
     from tessella.uses import coding

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import check_ending, progress
+from tessella.commands.shared import check_file, progress
 
 if TYPE_CHECKING:
     from tessella.uses.compare import Comparison, Group
@@ -49,7 +49,7 @@ class Compare:
 
 
 def compare(o: Compare) -> int:
-    check_ending(o.out, ".html", "page's")
+    check_file(o.out, ".html", "page's")
     from tessella.report import compared, kept
     from tessella.uses import compare as uses
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import Shown, check_ending, inputs, loaded_without_prior, progress
+from tessella.commands.shared import Shown, check_file, inputs, loaded_without_prior, progress
 from tessella.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Index:
 
 def index(o: Index) -> int:
     out = o.out or str(Path(o.run, INDEX))
-    check_ending(out, ".safetensors", "index's")
+    check_file(out, ".safetensors", "index's")
     model, source = loaded_without_prior(o.run)
     from tessella import checkpoint
     from tessella.uses import coding, search
@@ -105,7 +105,7 @@ def search(o: Search) -> int:
     if not o.duplicates and o.threshold is not None:
         raise SpecError("--threshold is of --duplicates: leave it out")
     if Path(o.out).suffix.lower() != ".png":
-        check_ending(o.out, ".html", "page's (.html) or picture's (.png)")
+        check_file(o.out, ".html", "page's (.html) or picture's (.png)")
     model, source = loaded_without_prior(o.run)
     from tessella import checkpoint
     from tessella.uses import search as searching

@@ -90,13 +90,23 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
         bar.stop()
 
 
-def check_ending(path: str, ending: str, what: str) -> None:
+def check_file(path: str, ending: str, what: str) -> None:
+    """Whether such a file can be written, before anything long is begun.
+
+    Raises:
+        DataError: if it has another ending, is a folder, or its folder cannot be had.
+    """
     if Path(path).suffix.lower() != ending:
         raise DataError(f"{path} has no {what} ending: let it end in {ending}")
+    if os.path.isdir(path):
+        raise DataError(f"{path} is a folder: give a file to write")
+    there = next(place for place in Path(path).absolute().parents if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise DataError(f"{path} cannot be written: {there} is no folder that takes new files; choose another place")
 
 
 def check_picture_name(path: str) -> None:
-    check_ending(path, ".png", "picture's")
+    check_file(path, ".png", "picture's")
 
 
 def write_picture(image: Image, path: str) -> None:

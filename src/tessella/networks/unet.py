@@ -13,7 +13,7 @@ from tessella.networks.conv import ConvPlan
 
 WAVES = 16
 GROUPED = 16
-"""Channels of a group that is normalised together."""
+"""Channels of a group that is normalised together, at least."""
 
 
 class NoiseLevel(nn.Module):
@@ -40,12 +40,18 @@ class NoiseLevel(nn.Module):
         return F.silu(self.second(F.silu(h)))
 
 
+def _norm(channels: int) -> nn.GroupNorm:
+    """In as many groups as any width can be cut into."""
+    groups = max(n for n in range(1, max(1, channels // GROUPED) + 1) if channels % n == 0)
+    return nn.GroupNorm(groups, channels)
+
+
 class Block(nn.Module):
     """`x + conv(silu(scale * conv(silu(norm(x))) + shift))`, 3 x 3, scale and shift given the noise level."""
 
     def __init__(self, channels: int, features: int, scale: float) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(max(1, channels // GROUPED), channels)
+        self.norm = _norm(channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.level = nn.Linear(features, 2 * channels)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
@@ -64,7 +70,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, scale: float) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(max(1, channels // GROUPED), channels)
+        self.norm = _norm(channels)
         self.entry = nn.Conv2d(channels, 3 * channels, 1)
         self.exit = nn.Conv2d(channels, channels, 1)
         with torch.no_grad():
@@ -129,7 +135,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList([nn.Conv2d(after, 4 * before, 1) for before, after in steps])
         self.join = nn.ModuleList([nn.Conv2d(2 * channels, channels, 1) for channels in plan.widths])
         self.rising = nn.ModuleList([blocks(channels) for channels in plan.widths])
-        self.norm = nn.GroupNorm(max(1, width // GROUPED), width)
+        self.norm = _norm(width)
         self.head = nn.Conv2d(width, outputs * plan.patch**2, 3, padding=1)
         with torch.no_grad():
             self.head.weight.mul_(0.1)

@@ -13,7 +13,7 @@ from tessella.report.words import Number
 
 FAMILIES = {
     "gaussian": "Gaussians of independent numbers",
-    "flow": "the model's flow, told by other features",
+    "flow": "the model's flow, all numbers of it its own",
     "dequantisation": "the dequantisation u",
 }
 

@@ -2,7 +2,8 @@
 
 What is trained is a `Recipe`. It is made once a seed, when the first claim asks for it, and gets a share of the time
 that is left, by its weight among all that is still to be made for the chosen claims. Small models reach the number of
-updates that is enough for them before their time is up; then the others get more.
+updates that is enough for them before their time is up; then the others get more. A time longer than the usual one buys
+more updates in proportion.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ FOR_TRAINING = 0.8
 """Share of the time that trainings may plan with; the rest is for measuring."""
 BATCH, SMALL = 64, 256
 """Examples in a batch; of examples of more numbers than that, half as many."""
+USUAL = 14.0
+"""Minutes in which the models of small pictures have come to about the updates that are enough for them."""
 TRIED = 4
 """Updates that the speed of a training is measured by."""
 AT_ONCE = 250
@@ -61,7 +64,7 @@ class Bench:
 
     Args:
         data: with a train and a test split.
-        minutes: what all chosen claims together may take; None: no limit but the recipes' own.
+        minutes: what all chosen claims together may take; None: as long as the recipes take.
         seeds: every effect is measured once with each.
         needs: the recipes that will be asked for; of several claims that share one it is counted once.
 
@@ -90,6 +93,7 @@ class Bench:
                 f"{LEAST_TRAIN} and {LEAST_UNSEEN}; give more data"
             )
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes * FOR_TRAINING
+        self._longer = 1.0 if minutes is None else max(1.0, minutes / USUAL)
         self.updates: dict[str, list[int]] = {}
         self.shares: dict[str, list[float]] = {}
         self._making: list[str] = []
@@ -161,12 +165,13 @@ class Bench:
         steps: int,
         **options: Any,
     ) -> int:
-        """Train in memory by `training.fit` for as many updates as the seconds allow, `steps` at most.
+        """Train in memory by `training.fit` for as many updates as the seconds allow, but no more than are of use.
 
         The learning rate falls to zero within these updates. The speed is measured by a few updates of a copy.
 
         Args:
             split: the training split unless given.
+            steps: updates that are enough in the usual time; in a longer one there are more in proportion.
             options: of `TrainOptions`.
 
         Returns:
@@ -175,7 +180,7 @@ class Bench:
         Raises:
             KeyboardInterrupt: if somebody asked to stop.
         """
-        split, enough = split or self.data.split("train"), steps
+        split, enough, steps = split or self.data.split("train"), steps, round(steps * self._longer)
         few = self.schema.dims > SMALL
         options = {"batch_size": BATCH // 2 if few else BATCH, "workers": 0, **options}
         if seconds != float("inf"):
