@@ -67,8 +67,8 @@ def tables() -> str:
         of = [kept.get(number) for kept in by_number]
         title = next(c["title"] for c in of if c)
         lines.append(f"| {number} | {_cell(title)} | {' | '.join(_verdict(c) for c in of)} |")
-    spent = (f"{r['processor_seconds'] / 60:.1f}" for r in records)
-    lines.append(f"| | *processor time, minutes* | {' | '.join(spent)} |")
+    for words, spent in (("minutes given", _given), ("minutes of processor time", _spent)):
+        lines.append(f"| | *{words}* | {' | '.join(spent(r) for r in records)} |")
     for number in numbers:
         first = next(kept[number] for kept in by_number if number in kept)
         lines += ["", f"### {number}. {first['title']}", "", f"*Hypothesis.* {first['hypothesis']}", ""]
@@ -83,6 +83,14 @@ def write_tables() -> None:
     before, _, rest = DOCS.read_text("utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     DOCS.write_text(f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}", "utf-8")
+
+
+def _given(of: common.Record) -> str:
+    return f"{of['minutes']:g}"
+
+
+def _spent(of: common.Record) -> str:
+    return f"{of['processor_seconds'] / 60:.1f}"
 
 
 def _verdict(claim: common.Record | None) -> str:

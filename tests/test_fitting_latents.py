@@ -332,6 +332,16 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
 # which prior is used
 
 
+def test_a_prior_is_measured_as_it_is_used(runs: Callable[[str], Path], digits: Data) -> None:
+    """And not as it is trained: with one noise level an example and the labels of some hidden."""
+    run = runs("vae")
+    done = fit_prior(run, digits, "diffusion", OPTIONS, width=8, depth=1, class_conditional=True, quiet=True)
+    fit = latents.LatentPrior(loaded(run, "diffusion"))
+    valid = latents.splits_for(fit, digits, OPTIONS.precision)["valid"]
+    again = fitting.shared.mean_rate(fit, valid, precision=OPTIONS.precision, times=latents.times_for(valid))
+    assert done.rate == pytest.approx(again, abs=1e-4)
+
+
 def test_the_better_prior_is_used(runs: Callable[[str], Path], digits: Data) -> None:
     run = runs("vae")
     fitted(run, digits)

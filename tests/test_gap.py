@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.noise import Noise
 from tessella.priors.normal import StandardNormal
-from tessella.records import Batch, GapEvaluation
+from tessella.records import Batch, Estimate, GapEvaluation
 
 SMALL = {"width": 8, "depth": 1, "units": 3}
 
@@ -305,6 +306,16 @@ def test_annealing_that_does_not_converge_is_warned_of(quick):
     assert "has not converged" in found.notes[0]
 
 
+@pytest.mark.parametrize(("nats", "error", "narrow"), [(-1.3, 0.8, False), (-0.1, 0.2, True), (0.2, 0.2, False)])
+def test_a_bracket_below_zero_is_noise_and_not_narrow(known, monkeypatch, quick, nats, error, narrow):
+    monkeypatch.setattr(gap._Search, "_bracket", lambda self, steps: Estimate(nats, error))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = gap.measure(known.model, Rows(known.x), examples=4, chains=2, steps=2)
+    assert found.converged is narrow
+    assert len(said) == (not narrow)
+
+
 def test_little_time_ends_the_doubling(known, quick):
     with pytest.warns(UserWarning, match="has not converged: after 16 steps"):
         gap.measure(known.model, Rows(known.x), examples=4, chains=2, tolerance=1e-9, minutes=1e-9)
@@ -368,7 +379,8 @@ def test_a_model_without_a_bound_has_no_gap(digits):
     "wrong", [{"examples": 1}, {"chains": 0}, {"steps": 0}, {"simulated": 1}, {"tolerance": 0.0}, {"minutes": -1.0}]
 )
 def test_numbers_that_make_no_sense_are_refused(known, wrong):
-    with pytest.raises(SpecError):
+    said = re.escape(f"{next(iter(wrong.values()))}")
+    with pytest.raises(SpecError, match=said):
         gap.measure(known.model, Rows(known.x), **wrong)
 
 

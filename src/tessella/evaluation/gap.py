@@ -110,7 +110,7 @@ def _check(
     if examples < 2 or chains < 1 or (steps is not None and steps < 1) or (simulated is not None and simulated < 2):
         raise SpecError(
             "the gap takes at least 2 examples (and 2 simulated ones) for a standard error, 1 chain and 1 step: "
-            f"not {examples}, {simulated or 2}, {chains} and {steps or STEPS}"
+            f"not {examples}, {2 if simulated is None else simulated}, {chains} and {STEPS if steps is None else steps}"
         )
     if not tolerance > 0 or (minutes is not None and not minutes > 0):
         raise SpecError(f"the tolerance and the minutes must be more than zero, not {tolerance} and {minutes}")
@@ -177,7 +177,7 @@ class _Search:
             before = time.perf_counter()
             found = self._bracket(now)
             took, spent = time.perf_counter() - before, time.perf_counter() - started
-            enough = found.nats + found.error <= self.tolerance or not math.isfinite(found.nats)
+            enough = _width(found) <= self.tolerance or not math.isfinite(found.nats)
             if steps or now >= MOST_STEPS or enough:
                 return now, found
             if spent + 4 * took > seconds:  # twice as long for the bracket, and about that for the examples themselves
@@ -206,7 +206,7 @@ def _of_latent(
     seconds = time.perf_counter() - started
     search.tell(2, 5)
     bound, own, flow, family = _optimised(model, Batch(x, label), noise, search.tell)
-    converged = bracket.nats + bracket.error <= search.tolerance
+    converged = _width(bracket) <= search.tolerance
     warned = () if converged else (
         f"annealing has not converged: after {steps:,} steps log p(x) of simulated examples is only known to within "
         f"{bracket.nats:.2f} ± {bracket.error:.2f} nats, and the approximation gap may be too small by as much; "
@@ -300,6 +300,11 @@ def _record(model: Model, parts: _Parts, data: str, split: str, tolerance: float
         seconds=seconds,
         notes=parts.notes,
     )
+
+
+def _width(bracket: Estimate) -> float:
+    """How wide it may be, nats. On average it is never below zero: where it came out so, that is noise, not width."""
+    return max(bracket.nats, 0.0) + bracket.error
 
 
 def _estimate(each: Tensor) -> Estimate:

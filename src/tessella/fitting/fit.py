@@ -110,8 +110,8 @@ def fit_prior(
     done = run_loop(stage, splits["train"], view, home, options, accelerator, resume=resume, quiet=quiet)
     if done.stopped == "signal" or "valid" not in splits:
         return Fitting(done, None, before, isinstance(model, CodeModel))
-    model.eval()
     checkpoint.load_prior(home, stage.model)
+    model.eval()  # once it has the prior: while it trains, one is measured with more noise and hidden labels
     rate = _rate(stage, splits, options)
     if accelerator.is_main_process and rate is not None:
         checkpoint.write_prior_spec(home, spec.with_rate(rate))
