@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,7 @@ def test_the_page_shows_every_claim(digits: Data, tmp_path: Path) -> None:
         ),
     )
     told: list[int] = []
+    digits = replace(digits, notes=("1 picture was <skipped>",))
     results = claims.run(digits, chosen, tell=lambda claim, result: told.append(claim.number))
     assert told == [1, 2, 3]
     record = page.record(digits, chosen, results, seeds=3, minutes=12.0, seconds=30.0, processor_seconds=20.0)
@@ -260,7 +262,16 @@ def test_the_page_shows_every_claim(digits: Data, tmp_path: Path) -> None:
     assert page.counted(record) == "1 held, 1 failed, 1 not applicable"
     page.write(tmp_path / "page.html", record)
     text = (tmp_path / "page.html").read_text("utf-8")
-    for part in ("Claim &lt;1&gt;", "failed", "waits for sound", "12.3 ± 0.4", "not finite", "above 0", "<svg"):
+    for part in (
+        "Claim &lt;1&gt;",
+        "failed",
+        "waits for sound",
+        "12.3 ± 0.4",
+        "not finite",
+        "above 0",
+        "<svg",
+        "&lt;skipped",
+    ):
         assert part in text
     assert not re.search(r'(src|href)="(?!data:|#)', text)
 
@@ -280,7 +291,8 @@ def test_the_command_writes_a_page_and_numbers(tmp_path: Path, capsys: pytest.Ca
     out, numbers = tmp_path / "page.html", tmp_path / "numbers.json"
     assert main(["claims", "--data", "digits", "--only", "3", "-o", str(out), "--json", str(numbers)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith(" 3  held")
+    assert said[0] == "data     digits"
+    assert any(line.startswith(" 3  held") for line in said)
     assert "KL is never negative" in out.read_text("utf-8")
     found = json.loads(numbers.read_text())
     assert [c["number"] for c in found["claims"]] == [3]

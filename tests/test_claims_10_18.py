@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,13 @@ def readable(result: Result) -> Result:
 )
 def test_locality(codes: tuple[float, ...], z: tuple[float, ...], verdict: str) -> None:
     assert readable(c10.judged(list(codes), list(z), list(codes))).verdict == verdict
+
+
+def test_locality_of_a_z_that_is_not_used() -> None:
+    found = c10.judged([0.1, 0.1, 0.1], [math.nan] * 3, [0.1, 0.1, 0.1])
+    assert found.verdict == "undecided"
+    assert "no number of z is used" in found.sentence
+    assert "nan" not in found.sentence
 
 
 @pytest.mark.parametrize(

@@ -59,11 +59,13 @@ def claims(o: Claims) -> int:
     if o.json is not None:
         check_file(o.json, ".json", "JSON file's")
     from tessella import checkpoint
+    from tessella.data import describe
     from tessella.report import claims as page
     from tessella.uses import claims as experiments
 
     chosen = experiments.chosen(numbers)
     data = o.how.open(o.data)
+    print(describe(data), flush=True)
     started, worked = time.monotonic(), time.process_time()
     results = experiments.run(
         data, chosen, minutes=o.minutes, seeds=tuple(range(o.seeds)), tell=lambda claim, result: _say(claim, result)

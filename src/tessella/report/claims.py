@@ -40,6 +40,7 @@ def record(
             "data": data.spec if data.spec in ("digits", "sprites") else Path(data.spec).name,
             "schema": asdict(data.schema),
             "examples": {name: len(split) for name, split in data.splits.items()},
+            "notes": list(data.notes),
             "seeds": seeds,
             "minutes": minutes,
             "seconds": seconds,
@@ -85,6 +86,7 @@ def write(path: Path, found: Record) -> None:
     body = [
         f"<h1>Claims, tested on {html.escape(name)}</h1>",
         f'<p class="lead">{html.escape(lead)}</p>',
+        *(f'<p class="soft">{html.escape(note)}</p>' for note in found["notes"]),
         blocks.cards(cards),
         _summary(claims),
         *(part for c in claims for part in _claim(c)),

@@ -8,6 +8,7 @@ most of the change, picture by picture.
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import cast
 
@@ -72,10 +73,13 @@ def judged(of_codes: list[float], of_z: list[float], best_of_codes: list[float])
         (100 * (codes_error or 0.0), 100 * (z_error or 0.0), 0.0),
         "%",
     )
-    sentence = (
-        f"of the change that new codes make, {100 * codes:.0f} % falls outside their box; of the change that one "
-        f"number of z makes, {100 * z:.0f} % falls outside the box of that size which suits it best"
+    of_number = (
+        f"of the change that one number of z makes, {100 * z:.0f} % falls outside the box of that size which suits it "
+        "best"
     )
+    if math.isnan(z):
+        of_number = "no number of z is used by the VAE, so none can be moved"
+    sentence = f"of the change that new codes make, {100 * codes:.0f} % falls outside their box; {of_number}"
     return decided(sentence, trials, measures, [plot])
 
 
