@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +139,11 @@ def test_the_gap_is_shown_if_it_was_found(runs: Path, tmp_path: Path, capsys: py
     found = compared(runs, tmp_path, capsys, "vqvae", str(tmp_path / "known"))
     assert found["groups"][0]["runs"][1]["gap"]["total"] == {"nats": 2.77, "error": 0.02}
     assert "2.770 ± 0.020" in (tmp_path / "page.html").read_text("utf-8")
+    for wrong, why in (({"split": "valid"}, "of the split valid"), ({"converged": False}, "had not converged")):
+        kept.store_gap(tmp_path / "known", replace(gap, **wrong), seed=0)
+        run = compared(runs, tmp_path, capsys, "vqvae", str(tmp_path / "known"))["groups"][0]["runs"][1]
+        assert run["gap"] is None
+        assert why in run["notes"][0]
 
 
 @pytest.mark.parametrize(

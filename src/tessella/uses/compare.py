@@ -247,6 +247,11 @@ def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> En
     notes = () if of.model.has_bound else (f"{of.name}: an autoencoder has no prior, so no bound and no samples",)
     if of.model.has_prior and not of.model.has_bound:
         notes = (f"{of.name}: z has no distribution q(z | x), so there are samples but no bound",)
+    if gap is not None and gap.split != of.basis.split:
+        gap, notes = None, (*notes, f"{of.name}: its gap is of the split {gap.split}, and left out")
+    elif gap is not None and not gap.converged:
+        gap, notes = None, (*notes, f"{of.name}: its gap is not known, as annealing had not converged: repeat "
+                            "tessella gap with more --steps")  # fmt: skip
     prior = checkpoint.prior_in_use(of.run)
     return Entry(
         run=str(of.run),
