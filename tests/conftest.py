@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tessella.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,3 +20,19 @@ def real_data() -> Path:
     if not (folder / "mnist.npz").is_file():
         pytest.skip(f"no real data in {folder}: set TESSELLA_DATA")
     return folder
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command that must fail: status 2, one line on stderr; gives the line."""
+
+    def check(*args: object) -> str:
+        capsys.readouterr()
+        assert main([str(a) for a in args]) == 2
+        said = capsys.readouterr()
+        assert said.err.startswith("tessella: ")
+        assert said.err.count("\n") == 1
+        assert "Traceback" not in said.err
+        return said.err
+
+    return check

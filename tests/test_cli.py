@@ -38,22 +38,6 @@ def run(runs: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(runs["vae"], tmp_path / "run"))
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must fail: status 2, one line on stderr; gives the line."""
-
-    def check(*args: object) -> str:
-        capsys.readouterr()
-        assert main([str(a) for a in args]) == 2
-        said = capsys.readouterr()
-        assert said.err.startswith("tessella: ")
-        assert said.err.count("\n") == 1
-        assert "Traceback" not in said.err
-        return said.err
-
-    return check
-
-
 # help
 
 

@@ -397,19 +397,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in ("codes", "vae")}
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def check(*args: object) -> str:
-        capsys.readouterr()
-        assert main([str(a) for a in args]) == 2
-        said = capsys.readouterr()
-        assert said.err.startswith("tessella: ")
-        assert said.err.count("\n") == 1
-        return said.err
-
-    return check
-
-
 @pytest.mark.parametrize("name", ["codes", "vae"])
 def test_numbers_of_examples_come_back_as_pictures(
     name: str, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

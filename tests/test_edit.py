@@ -366,19 +366,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def check(*args: object) -> str:
-        capsys.readouterr()
-        assert main([str(a) for a in args]) == 2
-        said = capsys.readouterr()
-        assert said.err.startswith("tessella: ")
-        assert said.err.count("\n") == 1
-        return said.err
-
-    return check
-
-
 def test_an_edit_at_the_command_line(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, mask = tmp_path / "out", tmp_path / "mask.png"
     painted = np.zeros((8, 8), np.uint8)

@@ -55,21 +55,6 @@ def runs(trained: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return lambda name: Path(shutil.copytree(trained[name], tmp_path / name, dirs_exist_ok=True))
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command that must fail: status 2, one line on stderr; gives the line."""
-
-    def check(*args: object) -> str:
-        capsys.readouterr()
-        assert main([str(a) for a in args]) == 2
-        said = capsys.readouterr()
-        assert said.err.startswith("tessella: ")
-        assert said.err.count("\n") == 1
-        return said.err
-
-    return check
-
-
 def fitted(run: Path, data: Data, kind: str = "flow", **more: Any) -> fitting.Fitting:
     return fit_prior(run, data, kind, quiet=True, **{**QUICK, **more})
 

@@ -200,19 +200,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def check(*args: object) -> str:
-        capsys.readouterr()
-        assert main([str(a) for a in args]) == 2
-        said = capsys.readouterr()
-        assert said.err.startswith("tessella: ")
-        assert said.err.count("\n") == 1
-        return said.err
-
-    return check
-
-
 def test_a_folder_is_indexed_and_searched(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, noise = tmp_path / "pictures", np.random.default_rng(0)
     (folder / "cat").mkdir(parents=True)
