@@ -13,15 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WIDE, SHARE = 1.5, 1e-3
-"""Scale and weight of a component that is always there: it keeps F strictly rising between far components, so that
-float32 can invert it for any x. It costs at most a thousandth of a nat."""
+"""Scale and weight of a component that is always there: it keeps F strictly rising between far components, so that it
+can be inverted for any x. It costs at most a thousandth of a nat."""
 FAR, CEILING = 16.0, 2.0
 HALVINGS = 36
+POLISHED, NEAR = 3, 1e-3
+"""Newton's steps in float64, each the square of the error before it, and how long they may be."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Log weights, locations and log scales, each `[components, *numbers]`, float32."""
+    """Log weights, locations and log scales, each `[components, *numbers]`; arithmetic is in their precision."""
 
     log_weight: Tensor
     location: Tensor
@@ -60,14 +62,22 @@ class Mixture:
 
     @torch.no_grad()
     def inverse(self, z: Tensor) -> Tensor:
-        """z `[*numbers]` to x, by bisection between the components' own quantiles, which hold the mixture's."""
-        own = self.location + self.log_scale.exp() * z
+        """z `[*numbers]` to x, by bisection between the components' own quantiles, which hold the mixture's.
+
+        That is done in float32; of a z in float64 Newton's steps then find x as exactly.
+        """
+        rough, at = Mixture(self.log_weight.float(), self.location.float(), self.log_scale.float()), z.float()
+        own = rough.location + rough.log_scale.exp() * at
         low, high = own.amin(0), own.amax(0)
         for _ in range(HALVINGS):
             middle = 0.5 * (low + high)
-            under = self.logit(middle) < z
+            under = rough.logit(middle) < at
             low, high = torch.where(under, middle, low), torch.where(under, high, middle)
-        return 0.5 * (low + high)
+        x = (0.5 * (low + high)).to(z.dtype)
+        for _ in range(POLISHED if z.dtype == torch.float64 else 0):
+            now, log_slope = self.forward(x)
+            x = x - ((now - z) * (-log_slope).exp()).clamp(-NEAR, NEAR)
+        return x
 
     def logit(self, x: Tensor) -> Tensor:
         """z alone."""

@@ -59,6 +59,12 @@ class PictureFlow(Transform):
         self.start = nn.Parameter(torch.randn(width, 1, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As of `Transform`; but in training z is float64.
+
+        Where F hardly rises float32 would not tell what x was, and what one scale's inverse gives back inexactly the
+        networks of all finer ones would make worse.
+        """
+        x = x if self.training else x.double()
         grids: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         total = x.new_zeros(len(x))
         for scale in self._scales():
@@ -76,6 +82,7 @@ class PictureFlow(Transform):
 
     @torch.no_grad()
     def inverse(self, z: Tensor) -> Tensor:
+        z = z.double()
         grids: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for _ in self.scales:
             grids.append(quarters(z))
@@ -84,7 +91,7 @@ class PictureFlow(Transform):
         x = self.last.inverse(features, z)
         for scale, parts in zip(reversed(self._scales()), reversed(grids), strict=True):
             x, features = scale.inverse(x, parts, features)
-        return x
+        return x.float()
 
     def _scales(self) -> list[_Scale]:
         return list(self.scales)  # pyright: ignore[reportReturnType]
@@ -124,7 +131,7 @@ class _Scale(nn.Module):
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
         """The quarters and the coarser scale's features, to the z of the last three, log |det| and own features."""
         h = self._seen(parts[0], features)
-        total, told = features.new_zeros(len(h)), [part.float() for part in parts[1:]]
+        total, told = parts[0].new_zeros(len(h)), list(parts[1:])
         for i, number in enumerate(self.kept):
             part = parts[1 + number]
             h = self.trunks[i](h)
@@ -189,9 +196,9 @@ class _Head(nn.Module):
         self.bias = nn.Parameter(start.reshape(channels, 3 * mixtures, 1))
 
     def forward(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `[B, width, h, w]` and x `[B, C, h, w]` to z `[B, C, h, w]` and log |det| `[B]`."""
+        """Features `[B, width, h, w]` and x `[B, C, h, w]` to z `[B, C, h, w]` and log |det| `[B]`, of x's precision."""
         with torch.autocast(x.device.type, enabled=False):
-            rows = _rows(x.float())
+            rows = _rows(x)
             z, log_slope = self._mixture(self._entered(features), rows).forward(rows)
             return _pixels(z, x), log_slope.view(self.channels, len(x), -1).sum((0, 2))
 
@@ -208,11 +215,11 @@ class _Head(nn.Module):
         return self.entry.bias[:, None] + self.entry.weight @ _rows(features.float())
 
     def _mixture(self, entered: Tensor, x: Tensor) -> Mixture:
-        """Of x `[C, B * h * w]`."""
+        """Of x `[C, B * h * w]`, in its precision; the network's own is float32."""
         if self.before is not None:
-            entered = entered + (self.before * self.mask) @ x
+            entered = entered + (self.before * self.mask) @ x.float()
         raw = torch.baddbmm(self.bias, self.weight, F.silu(entered).unflatten(0, (self.channels, HIDDEN)))
-        return Mixture.of(raw.movedim(1, 0), FLOOR)
+        return Mixture.of(raw.movedim(1, 0).to(x.dtype), FLOOR)
 
 
 def _rows(x: Tensor) -> Tensor:

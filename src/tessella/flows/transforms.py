@@ -1,6 +1,7 @@
 """Invertible maps f with log |det df/dx|, and the small ones that flows of pictures are made of.
 
-All arithmetic on x and z is float32 whatever the autocast; only networks that give a map's parameters may run lower.
+All arithmetic on x and z is in their own precision whatever the autocast: float32, or float64, in which an inverse gives
+back the very numbers that the networks saw. Networks that give a map's parameters run in float32, or lower.
 """
 
 from __future__ import annotations
@@ -65,11 +66,12 @@ class ActNorm(Transform):
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = self.log_scale.sum() * math.prod(x.shape[2:])
-        return self.log_scale.exp()[:, None, None] * (x + self.shift[:, None, None]), log_det.expand(len(x))
+        log_scale = self.log_scale.to(x.dtype)[:, None, None]
+        log_det = log_scale.sum() * math.prod(x.shape[2:])
+        return log_scale.exp() * (x + self.shift[:, None, None]), log_det.expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        return z * (-self.log_scale).exp()[:, None, None] - self.shift[:, None, None]
+        return z * (-self.log_scale.to(z.dtype)).exp()[:, None, None] - self.shift[:, None, None]
 
 
 @final
@@ -116,7 +118,8 @@ class InvertibleConv(Transform):
 
 def _mixed(weight: Tensor, x: Tensor) -> Tensor:
     """`[C, C]` times each pixel of `[B, C, H, W]`."""
-    return F.conv2d(x, weight[:, :, None, None])
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(x, weight[:, :, None, None])
 
 
 @final
@@ -150,7 +153,7 @@ class AffineCoupling(Transform):
         return torch.cat([changed, told] if self.flip else [told, changed], 1)
 
     def _map_given(self, told: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale, shift = self.exit(self.network(told)).to(told.dtype).chunk(2, 1)
+        log_scale, shift = self.exit(self.network(told.float())).to(told.dtype).chunk(2, 1)
         return log_scale.tanh(), shift
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -55,6 +55,7 @@ class VectorFlow(Transform):
     @torch.no_grad()
     def inverse(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
             for layer in reversed(list(self.layers)):
                 z = layer().inv(z)
         return z

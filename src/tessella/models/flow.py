@@ -74,7 +74,7 @@ class FlowModel(Model):
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
         with torch.autocast(z.device.type, enabled=False):
-            return self.likelihood(self.flow.inverse(z.float()))
+            return self.likelihood(self.flow.inverse(z))
 
     @torch.no_grad()
     def sample_prior(
@@ -110,7 +110,7 @@ class FlowModel(Model):
             z, log_det = self.flow(y)
         with torch.autocast(y.device.type, enabled=False):
             log_p = self.prior(None).log_prob(z) + log_det - likelihood.log_unit
-        return z, log_q - log_p
+        return z, (log_q - log_p).float()
 
     def _of_draws(self, x: Tensor, noise: Noise | None, draws: int) -> Terms:
         """The terms of `draws` u an example; examples stay the first axis that noise is drawn along."""
