@@ -42,7 +42,7 @@ def main() -> None:
             z = model.encode(x).z
             far = max(far, float((model.flow(model.flow.inverse(z))[0] - z).abs().max()))
     record = {
-        "about": "a trained flow, its inverse and what is lost on the way: float32, no autocast",
+        "about": "a trained flow, its inverse and what is lost on the way: no autocast",
         "rows": [
             common.row(
                 f"CIFAR-10 flow as trained, {numbers // model.schema.dims} test pictures to z and back, {kind}: values "

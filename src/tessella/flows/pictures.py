@@ -196,7 +196,7 @@ class _Head(nn.Module):
         self.bias = nn.Parameter(start.reshape(channels, 3 * mixtures, 1))
 
     def forward(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `[B, width, h, w]` and x `[B, C, h, w]` to z `[B, C, h, w]` and log |det| `[B]`, of x's precision."""
+        """Features `[B, width, h, w]` and x `[B, C, h, w]` to z `[B, C, h, w]` and log |det| `[B]`, as precise as x."""
         with torch.autocast(x.device.type, enabled=False):
             rows = _rows(x)
             z, log_slope = self._mixture(self._entered(features), rows).forward(rows)

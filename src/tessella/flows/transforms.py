@@ -1,7 +1,7 @@
 """Invertible maps f with log |det df/dx|, and the small ones that flows of pictures are made of.
 
-All arithmetic on x and z is in their own precision whatever the autocast: float32, or float64, in which an inverse gives
-back the very numbers that the networks saw. Networks that give a map's parameters run in float32, or lower.
+All arithmetic on x and z is in their own precision whatever the autocast: float32, or float64, whose inverse gives back
+the very numbers that the networks saw. Networks that give a map's parameters run in float32, or lower.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ class FlowModel(Model):
     is 1 for the x whose cell f^-1(z) lies in. So the distortion is 0 and the rate is log q(u | x) - log p(x + u), whose
     mean over u bounds -log p(x). Real values are y themselves: z is a function of x, and the rate is exactly -log p(x).
 
-    In training mode the networks inside f follow the autocast; else all is float32, as the inverse always is: it must
-    meet the very numbers that the map had.
+    In training mode the networks inside f follow the autocast; else they are float32, as in the inverse: it must meet
+    the very numbers that the map had. For that z of pictures is float64 then.
 
     Args:
         name, options: as of `Model`.
