@@ -121,6 +121,18 @@ def test_the_clock_is_shared_by_weight(digits: Data, monkeypatch: pytest.MonkeyP
     assert given[-1] == 1.0
 
 
+def test_all_seeds_are_trained_before_anything_is_measured(digits: Data) -> None:
+    done: list[object] = []
+
+    def looking(bench: Bench) -> Result:
+        done.append("measured")
+        return made_up(1.0)
+
+    needs = tuple(Recipe(n, lambda bench, seed, seconds: done.append(seed), once=n == "one") for n in ("one", "many"))
+    claims.run(digits, (replace(of_number(1, looking), needs=needs),), seeds=(4, 5))
+    assert done == [4, 4, 5, "measured"]
+
+
 def test_fitting_stops_at_its_updates_or_its_time(digits: Data) -> None:
     bench = Bench(digits)
     model = VAE(digits.schema, width=8, depth=1, units=2)

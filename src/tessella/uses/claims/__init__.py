@@ -91,8 +91,11 @@ def run(
     results: dict[int, Result] = {}
     for c in claims:
         started, reason = time.monotonic(), hindrances[c.number]
-        result = Result("not applicable", reason) if reason is not None else c.run(bench)
-        if reason is None:
+        if reason is not None:
+            result = Result("not applicable", reason)
+        else:
+            bench.make(c.needs)  # before anything is measured, which would take the time of later seeds
+            result = c.run(bench)
             result = _if_trained(result, {r.name: share for r in c.needs if (share := bench.shares.get(r.name))})
         trained = {r.name: fmean(steps) for r in c.needs if (steps := bench.updates.get(r.name))}
         results[c.number] = replace(result, seconds=time.monotonic() - started, trained=trained)

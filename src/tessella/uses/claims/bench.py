@@ -98,7 +98,7 @@ class Bench:
         self.shares: dict[str, list[float]] = {}
         self._making: list[str] = []
         self._made: dict[tuple[str, int | None], Any] = {}
-        self._waiting = {(r.name, seed): r.weight for r in needs for seed in self.seeds[: 1 if r.once else None]}
+        self._waiting = {(r.name, seed): r.weight for r in needs for seed in self._seeds_of(r)}
 
     # data
 
@@ -135,6 +135,12 @@ class Bench:
             self._making.pop()
         return self._made[key]
 
+    def make(self, recipes: Iterable[Recipe]) -> None:
+        """All that these recipes make, of every seed."""
+        for recipe in recipes:
+            for seed in self._seeds_of(recipe):
+                self.get(recipe, seed)
+
     def model(self, recipe: Recipe, seed: int) -> Model:
         """The same, of a recipe that makes a model."""
         return cast(Model, self.get(recipe, seed))
@@ -146,6 +152,9 @@ class Bench:
             with torch.inference_mode(False):
                 self._made[key] = make()
         return self._made[key]
+
+    def _seeds_of(self, recipe: Recipe) -> tuple[int, ...]:
+        return self.seeds[:1] if recipe.once else self.seeds
 
     def _share(self, recipe: Recipe, seed: int) -> float:
         """Seconds of what is left, by weight among what waits; a second at the least."""
