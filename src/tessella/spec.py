@@ -146,8 +146,8 @@ class TrainOptions:
         epochs: the budget as passes through the training split.
         steps: the budget as updates of the weights.
         batch_size: examples a process sees in one step.
-        learning_rate: at its highest, unless it is what suits what is trained (2e-3 for models, 1e-3 for priors over
-            codes); it rises over the first 3 % of the budget and falls to zero as a cosine.
+        learning_rate: at its highest, unless it is what suits what is trained (2e-3 for most models, 1e-3 for flows,
+            diffusion and priors); it rises over the first 3 % of the budget and falls to zero as a cosine.
         weight_decay: of AdamW (Loshchilov & Hutter 2017).
         clip: largest norm of the gradient of the loss in nats per dimension.
         average: decay of the averaged weights that evaluation uses.

@@ -46,6 +46,8 @@ class FlowModel(Model):
         dequantizer: q(u | x); None for real values.
     """
 
+    learning_rate = 1e-3
+
     def __init__(
         self,
         name: str,
