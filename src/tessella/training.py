@@ -9,6 +9,7 @@ Imports beside it: checkpoint, monitor, evaluation.
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import signal
@@ -21,7 +22,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 import tessella
 from tessella import checkpoint
@@ -84,7 +85,7 @@ def train(
             f"the data has {data.schema.values} values of shape {data.schema.shape}"
         )
     run = Path(out)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = accelerated()
     if resume:
         checkpoint.read_spec(run)
     elif accelerator.is_main_process:
@@ -129,7 +130,7 @@ def fit(model: Trainable, split: Split, options: TrainOptions) -> Training:
     Raises:
         TrainingError: as of `train`.
     """
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = accelerated()
     loop = _Loop(model, split, None, None, options, accelerator, resume=False, quiet=True)
     done = loop.go()
     loop.settle()
@@ -488,3 +489,16 @@ def _asked_to_stop() -> Iterator[_Wish]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+def accelerated() -> Accelerator:
+    """The processes that train together, be it one. They part in order when Python ends, or it may abort."""
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    atexit.unregister(_part)
+    atexit.register(_part)
+    return accelerator
+
+
+def _part() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 import tessella
 from tessella import checkpoint, registry
@@ -27,7 +26,7 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.spec import TrainOptions
-from tessella.training import run_loop
+from tessella.training import accelerated, run_loop
 
 LEFT_OUT = {"code-prior": ("uniform",), "prior": ("normal", "class-normal")}
 """Priors with nothing to fit, or that others contain."""
@@ -76,7 +75,7 @@ def fit_prior(
     _check_kind(model, kind, str(run))
     checkpoint.load(run, into=model, prior=checkpoint.TRAINED)
     _check(model, data, kind, size, class_conditional=class_conditional)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = accelerated()
     model = model.to(accelerator.device)
     home = checkpoint.prior_home(Path(run), kind)
     fingerprint = checkpoint.fingerprint(run)
