@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tessella.cli import main
+from tessella.commands.claims import Claims
 from tessella.data import Data, open_data
 from tessella.errors import DataError, SpecError
 from tessella.models.presets import VAE
@@ -142,6 +143,7 @@ def test_fitting_stops_at_its_updates_or_its_time(digits: Data) -> None:
 
 def test_a_long_time_trains_for_longer(digits: Data) -> None:
     """In proportion beyond the usual time; shares are still of what is enough in that."""
+    assert Claims.minutes == benches.USUAL  # written twice, as the command's help must not import torch
     for minutes, steps in ((0.5 * benches.USUAL, 3), (2 * benches.USUAL, 6)):
         bench = Bench(digits, minutes=minutes)
         assert bench.fit(VAE(digits.schema, width=8, depth=1, units=2), seed=0, seconds=60, steps=3) == steps
