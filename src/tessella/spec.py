@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from tessella import registry
+from tessella import registry, stored
 from tessella.errors import RunError, SpecError
 from tessella.records import Precision, Schema
 
@@ -216,23 +216,18 @@ class Spec:
             RunError: if it is no such text, or a newer version's.
         """
         try:
-            record = json.loads(text)
-            version = record["version"]
-            if not isinstance(version, int) or version > VERSION:
+            record = stored.parse(text)
+            version = record.get("version") if isinstance(record, dict) else None
+            if type(version) is not int:
+                raise stored.Malformed("it names no version")
+            if version > VERSION:
                 raise RunError(
-                    f"{where} has version {version}, written by tessella {record.get('tessella', '?')}; this one "
-                    f"reads versions up to {VERSION}: upgrade tessella"
+                    f"{where} has version {version}, written by a newer tessella; this one reads versions up to "
+                    f"{VERSION}: upgrade tessella"
                 )
-            known = {f.name for f in fields(ModelOptions)}
-            unknown = set(record["options"]) - known
-            if unknown:
-                raise RunError(f"{where} has unknown options {', '.join(sorted(unknown))}: it is damaged or edited")
-            return cls(
-                **{
-                    **record,
-                    "schema": Schema.from_json(record["schema"]),
-                    "options": ModelOptions(**record["options"]),
-                }
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{where} is not a specification that tessella wrote ({error})") from error
+            schema = Schema.from_json(record.get("schema"))
+            spec: Spec = stored.fitted(cls, record)
+            training = stored.known_fields(TrainOptions, spec.training, "training")
+            return replace(spec, schema=schema, training=training)
+        except stored.Malformed as error:
+            raise RunError(f"{where} is not a specification that tessella wrote ({error}): get the run anew") from error
