@@ -201,6 +201,7 @@ class PriorSpec:
         rate: mean rate on the validation split in nats, once it is known; of an autoencoder the cross entropy.
         rate_before: on the same draws, what the model's own prior pays; None of codes, whose own is uniform, of an
             autoencoder, which has none, and without a validation split.
+        data: what it was fitted on, as a run's specification has it.
     """
 
     kind: str
@@ -214,6 +215,7 @@ class PriorSpec:
     rate_before: float | None = None
     components: int | None = None
     flow_steps: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     @property

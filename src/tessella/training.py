@@ -15,9 +15,9 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -37,6 +37,8 @@ from tessella.records import Batch, Schema, Terms
 from tessella.spec import Objective, Spec, TrainOptions
 
 BAD_IN_A_ROW = 5
+RECORDED = ("fingerprint", "examples")
+"""What a run's specification says of its data besides where it lies and how it is read."""
 REMEDY = "try a lower --learning-rate or --precision float32, or look for values of the data that are far too large"
 RISE = 0.03
 """Fraction of the budget over which the learning rate rises."""
@@ -64,6 +66,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    changed_data: bool = False,
     quiet: bool = False,
 ) -> Training:
     """Train `model` on the training split of `data` and leave a run folder at `out`.
@@ -73,10 +76,11 @@ def train(
         resume: go on from the last checkpoint in `out`; model, data and options must be those it was started with
             (the budget may grow).
         overwrite: replace a run that is there.
+        changed_data: resume although the data is not what it was.
         quiet: no progress bar.
 
     Raises:
-        RunError: if `out` is occupied or cannot be written.
+        RunError: if `out` is occupied or cannot be written, or is resumed on other data.
         SpecError: if the model was made for other data.
         TrainingError: if the loss stays infinite or NaN; the last good checkpoint stays.
     """
@@ -89,15 +93,56 @@ def train(
     run = Path(out)
     accelerator = accelerated()
     if resume:
-        checkpoint.read_spec(run)
-    elif accelerator.is_main_process:
-        run = checkpoint.prepare_run(run, overwrite=overwrite)
-        source = {"spec": data.spec, **data.options}
-        spec = Spec(model.name, model.schema, model.options, source, asdict(options), tessella.__version__)
+        before = checkpoint.read_spec(run)
+        check_data(run, before.data, data, changed_data=changed_data)
+        spec = replace(before, data=source_of(data), training=asdict(options))
+    else:
+        spec = Spec(model.name, model.schema, model.options, source_of(data), asdict(options), tessella.__version__)
+    if accelerator.is_main_process:
+        run = run if resume else checkpoint.prepare_run(run, overwrite=overwrite)
         checkpoint.write_spec(run, spec)
     accelerator.wait_for_everyone()
     view = ModelView(data, options.precision)
     return run_loop(model, data.split("train"), view, run, options, accelerator, resume=resume, quiet=quiet)
+
+
+def source_of(data: Data) -> dict[str, Any]:
+    """Where data lies, how it is read, and what tells it from other data: a specification's record of it."""
+    counts = {name: len(split) for name, split in data.splits.items()}
+    return {"spec": data.spec, **data.options, "fingerprint": data.fingerprint, "examples": counts}
+
+
+def difference(before: Mapping[str, Any], data: Data) -> str | None:
+    """Say in what data differs from its record; None if it is the same, or the record has no fingerprint."""
+    if before.get("fingerprint") in (None, data.fingerprint):
+        return None
+    called = "pictures" if data.schema.is_picture else "examples"
+    now = {name: len(split) for name, split in data.splits.items()}
+    then: dict[str, int] = before.get("examples") or {}
+    names = {"train": "training", "valid": "validation", "test": "test"}
+    told = [
+        f"{then.get(name, 0):,} {names.get(name, name)} {called} then, {now.get(name, 0):,} now"
+        for name in dict.fromkeys((*then, *now))
+        if then.get(name, 0) != now.get(name, 0)
+    ]
+    return "; ".join(told) or f"as many {called} as then, but not the same"
+
+
+def check_data(run: Path, before: Mapping[str, Any], data: Data, *, changed_data: bool) -> None:
+    """Let what is resumed go on with the data that it was started with.
+
+    Raises:
+        RunError: if the data is other data, unless `changed_data` says that it may be; then a warning says so.
+    """
+    what = difference(before, data)
+    if what is None:
+        return
+    if not changed_data:
+        raise RunError(
+            f"{run} was trained on other data than {data.spec} holds now ({what}): give --data with the place of what "
+            "it was trained on, or go on with this data by --changed-data"
+        )
+    warnings.warn(f"{run} goes on with other data than before ({what})", stacklevel=3)
 
 
 def run_loop(
@@ -367,6 +412,10 @@ class _Loop:
         self.saved = self.step
 
     def _restore(self) -> None:
+        """Take up the last checkpoint; a run that was stopped before its first one begins anew."""
+        if not any((self.run / name).exists() for name in (checkpoint.STATE, checkpoint.MODEL)):
+            warnings.warn(f"{self.run} was stopped before its first checkpoint: it begins anew", stacklevel=2)
+            return
         state = checkpoint.read_tensors(self.run / checkpoint.STATE)
         kinds: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
         for name, tensor in state.tensors.items():
