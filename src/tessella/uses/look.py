@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -305,7 +305,7 @@ def _fitting(model: Model, spec: str, options: dict[str, Any]) -> Data:
     numbers = np.array([schema.classes.index(name) for name in data.schema.classes], dtype=np.int64)
     splits: dict[str, Split] = {name: _Renumbered(split, numbers) for name, split in data.splits.items()}
     undivided = data.undivided and _Renumbered(data.undivided, numbers)
-    return Data(data.spec, data.options, schema, splits, data.notes, undivided)
+    return replace(data, schema=schema, splits=splits, undivided=undivided)
 
 
 @final
