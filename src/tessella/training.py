@@ -114,7 +114,7 @@ def source_of(data: Data) -> dict[str, Any]:
 
 def difference(before: Mapping[str, Any], data: Data) -> str | None:
     """Say in what data differs from its record; None if it is the same, or the record has no fingerprint."""
-    if before.get("fingerprint") in (None, data.fingerprint):
+    if not data.fingerprint or before.get("fingerprint") in (None, "", data.fingerprint):
         return None
     called = "pictures" if data.schema.is_picture else "examples"
     now = {name: len(split) for name, split in data.splits.items()}
@@ -129,20 +129,21 @@ def difference(before: Mapping[str, Any], data: Data) -> str | None:
 
 
 def check_data(run: Path, before: Mapping[str, Any], data: Data, *, changed_data: bool) -> None:
-    """Let what is resumed go on with the data that it was started with.
+    """Let what is resumed go on with the data that it was started with, wherever it lies; a warning says what is new.
 
     Raises:
-        RunError: if the data is other data, unless `changed_data` says that it may be; then a warning says so.
+        RunError: if the data is other data, unless `changed_data` says that it may be.
     """
     what = difference(before, data)
-    if what is None:
-        return
-    if not changed_data:
+    if what is not None and not changed_data:
         raise RunError(
             f"{run} was trained on other data than {data.spec} holds now ({what}): give --data with the place of what "
             "it was trained on, or go on with this data by --changed-data"
         )
-    warnings.warn(f"{run} goes on with other data than before ({what})", stacklevel=3)
+    if what is not None:
+        warnings.warn(f"{run} goes on with other data than before ({what})", stacklevel=3)
+    elif before.get("spec") not in (None, data.spec):
+        warnings.warn(f"{run} finds its data in {data.spec} from now on", stacklevel=3)
 
 
 def run_loop(

@@ -7,6 +7,7 @@ Models are used through `encode`, `decode`, `reconstruct` and `sample` alone.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.records import Batch, Sampling, Schema
-from tessella.training import RECORDED
+from tessella.training import RECORDED, difference
 
 AT_ONCE = 100
 """Examples that are drawn at a time, so that any number fits in memory."""
@@ -250,7 +251,10 @@ def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> 
         DataError: if it cannot be opened, or is not what the model was made for.
     """
     if other is None:
-        return own_data(model, source)
+        data = own_data(model, source)
+        if (what := difference(source, data)) is not None:
+            warnings.warn(f"{data.spec} is not what the run was trained on any more ({what})", stacklevel=2)
+        return data
     options = _reading(source)
     if model.schema.is_picture:
         options |= {"size": model.schema.shape[1:], "channels": model.schema.shape[0]}
