@@ -156,6 +156,8 @@ class TrainOptions:
         seed: of the weights, the order of the examples and every draw.
         save_every: seconds between checkpoints: what a killed run loses at most.
         workers: processes that read files, for data that is streamed.
+        rank_timeout: of several processes that train together, seconds after which one that does not answer, or does
+            not come, is given up: the others then end.
     """
 
     minutes: float | None = None
@@ -171,12 +173,18 @@ class TrainOptions:
     seed: int = 0
     save_every: float = 60.0
     workers: int = 2
+    rank_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         budgets = {n: getattr(self, n) for n in ("minutes", "epochs", "steps") if getattr(self, n) is not None}
         if len(budgets) > 1:
             raise SpecError(f"give one budget, not {' and '.join(budgets)}")
-        for name, value in {**budgets, "batch_size": self.batch_size, "learning_rate": self.learning_rate}.items():
+        for name, value in {
+            **budgets,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "rank_timeout": self.rank_timeout,
+        }.items():
             if value is not None and not value > 0:
                 raise SpecError(f"{name.replace('_', ' ')} must be more than zero, not {value}")
         if not budgets:
