@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -207,6 +208,8 @@ class Watch:
                 self._tell(f"lost {number} {what}")
             time.sleep(SETTLED)  # one that was lost at the same moment is heard of
             left = {rank(), *(number for number, peer in self.peers.items() if not _closed(peer))} - set(self.lost)
+            if rank() in self.lost:  # the others have given this one up, and have said so
+                _end(None)
             number, what = next(iter(self.lost.items()))
             line = (
                 f"process {number} of {world()} {what}; what was saved is kept: start all of them again with --resume"
@@ -244,13 +247,36 @@ def watched(seconds: float, device: torch.device) -> Iterator[None]:
     with joining(seconds):
         watch = Watch.of_all(seconds, device)
     try:
-        yield
+        with _unhurried(watch):
+            try:
+                yield
+            except Exception as error:
+                if not isinstance(error, TessellaError):  # it may be that the backend has lost a process
+                    watch.thread.join(2 * GRACE)
+                raise
     except BaseException as error:
-        if not isinstance(error, TessellaError | KeyboardInterrupt):  # it may be that the backend has lost a process
-            watch.thread.join(2 * GRACE)
         watch.leave(error)
         raise
     watch.leave(None)
+
+
+@contextmanager
+def _unhurried(watch: Watch) -> Iterator[None]:
+    """Let a launcher that ends all processes because one was lost not end this one before it has said so."""
+
+    def note(number: int, frame: Any) -> None:
+        if not watch.lost:
+            signal.signal(number, before)
+            os.kill(os.getpid(), number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _own_address() -> str:
