@@ -34,7 +34,7 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.priors.standardised import Standardised
-from tessella.spec import VERSION, Spec, TrainOptions
+from tessella.spec import VERSION, Source, Spec, TrainOptions
 from tessella.tensors import built, fill, read_header
 from tessella.tensors import read_tensors as read_tensors
 from tessella.tensors import write_tensors as write_tensors
@@ -43,32 +43,63 @@ SPEC, MODEL, STATE, METRICS = "spec.json", "model.safetensors", "state/last.safe
 MOST_METRICS = 1 << 26
 """Bytes of `metrics.jsonl`: of some ten million steps."""
 CODES, PRIORS = "codes.safetensors", "priors"
+LOCK, HOLDER, REPLACED = ".lock", ".lock.json", ".replaced"
+"""What a process that writes into a run holds it by, who that is, and a mark of a run that is being replaced."""
 TRAINED, UNIFORM = "trained", "uniform"
 """What the prior is called that a model was trained with; of codes it is the uniform one."""
 
 
 def prepare_run(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """An empty run folder at `out`.
+    """An empty run folder at `out`, but for what this process holds it by.
 
     Raises:
-        RunError: if something is there already and `overwrite` is not given, or the folder cannot be made.
+        RunError: as of `check_place`, or if the folder cannot be made.
     """
     run = Path(out)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        if not overwrite:
-            raise RunError(f"{run} already exists: go on with --resume, replace it with --overwrite, or choose another")
-        if not (run / SPEC).is_file():
-            raise RunError(
-                f"{run} is not a run of tessella (it has no {SPEC}), so it is not overwritten: choose another"
-            )
-        if run.is_symlink():
-            raise RunError(f"{run} is a link, and what it leads to is not removed: give the folder itself")
-        shutil.rmtree(run)
+    check_place(run, overwrite=overwrite)
     try:
         run.mkdir(parents=True, exist_ok=True)
+        _clear(run)
     except OSError as error:
         raise RunError(f"{run} cannot be made ({error.strerror}): choose another folder") from error
     return run
+
+
+def check_place(run: Path, *, overwrite: bool = False) -> None:
+    """Whether a new run may begin in that folder. What a process leaves that was killed before it had begun, or while
+    it was replacing a run, is in nobody's way.
+
+    Raises:
+        RunError: if something is there already and `overwrite` is not given, or it is not a run.
+    """
+    if not run.exists():
+        return
+    if not run.is_dir():
+        raise RunError(f"{run} is not a folder: choose another place")
+    if (run / REPLACED).is_file() or all(_is_leftover(path) for path in run.iterdir()):
+        return
+    is_run = (run / SPEC).is_file()
+    if not is_run:
+        raise RunError(f"{run} is not a run of tessella (it has no {SPEC}), so it is not overwritten: choose another")
+    if not overwrite:
+        raise RunError(f"{run} already exists: go on with --resume, replace it with --overwrite, or choose another")
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether it may lie in a folder in which no run has begun: drafts, and what a run is held by."""
+    return path.name in (LOCK, HOLDER) or (path.name.startswith(".") and path.name.endswith(".draft"))
+
+
+def _clear(run: Path) -> None:
+    """Empty the folder of a run that is replaced; when it is cut short, a mark says that all of it is to go."""
+    there = [path for path in run.iterdir() if path.name not in (LOCK, HOLDER, REPLACED)]
+    if not there and not (run / REPLACED).exists():
+        return
+    (run / REPLACED).unlink(missing_ok=True)  # it may be a link
+    write_atomic(run / REPLACED, lambda draft: draft.touch())
+    for path in sorted(there, key=lambda path: path.name != SPEC):  # first what makes a run of it
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (run / REPLACED).unlink()
 
 
 def write_spec(run: Path, spec: Spec) -> None:
@@ -147,7 +178,8 @@ def build(run: str | os.PathLike[str], spec: Spec | None = None) -> Model:
         RunError: if the run is missing, damaged, or its specification and its weights do not belong together.
     """
     spec = spec or read_spec(run)
-    header = read_header(kept(run, MODEL if (Path(run) / MODEL).is_file() else STATE))
+    known = [name for name in (MODEL, STATE) if kept(run, name).exists()]
+    header = read_header(kept(run, known[0])) if known else None
     model: Model = built(spec.build, header, of=Path(run) / SPEC, options=_sizes(asdict(spec.options)))
     return model
 
@@ -201,6 +233,7 @@ class PriorSpec:
         rate: mean rate on the validation split in nats, once it is known; of an autoencoder the cross entropy.
         rate_before: on the same draws, what the model's own prior pays; None of codes, whose own is uniform, of an
             autoencoder, which has none, and without a validation split.
+        data: what it was fitted on, as a run's specification has it.
     """
 
     kind: str
@@ -214,6 +247,7 @@ class PriorSpec:
     rate_before: float | None = None
     components: int | None = None
     flow_steps: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     @property
@@ -281,6 +315,7 @@ def read_prior_spec(home: Path) -> PriorSpec:
         spec: PriorSpec = stored.fitted(PriorSpec, record)
         if not re.fullmatch(r"[0-9a-f]{12}", spec.codes):
             raise stored.Malformed("codes names no weights")
+        stored.known_fields(Source, spec.data, "data")
         return replace(spec, training=stored.known_fields(TrainOptions, spec.training, "training"))
     except (OSError, stored.Malformed) as error:
         raise RunError(f"{path} is not a specification that tessella wrote ({error})") from error

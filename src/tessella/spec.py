@@ -11,6 +11,8 @@ from tessella.errors import RunError, SpecError
 from tessella.records import Precision, Schema
 
 VERSION = 1
+MOST = 1 << 24
+"""Of values of a code, of a grid's side, of draws."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class ModelOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SpecError(f"{name} must be at least 1, not {value}".replace("_", " "))
+        if max(self.codebook_size or 0, self.side or 0, self.draws) > MOST:
+            raise SpecError(f"codebook size, side and draws must be at most {MOST:,} each")
         if self.commitment is not None and not self.commitment >= 0:
             raise SpecError(f"commitment must not be negative, and {self.commitment} is")
         if self.latent not in (None, "vector", "grid"):
@@ -156,6 +160,8 @@ class TrainOptions:
         seed: of the weights, the order of the examples and every draw.
         save_every: seconds between checkpoints: what a killed run loses at most.
         workers: processes that read files, for data that is streamed.
+        rank_timeout: of several processes that train together, seconds after which one that does not answer, or does
+            not come, is given up: the others then end.
     """
 
     minutes: float | None = None
@@ -171,16 +177,37 @@ class TrainOptions:
     seed: int = 0
     save_every: float = 60.0
     workers: int = 2
+    rank_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         budgets = {n: getattr(self, n) for n in ("minutes", "epochs", "steps") if getattr(self, n) is not None}
         if len(budgets) > 1:
             raise SpecError(f"give one budget, not {' and '.join(budgets)}")
-        for name, value in {**budgets, "batch_size": self.batch_size, "learning_rate": self.learning_rate}.items():
+        for name, value in {
+            **budgets,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "rank_timeout": self.rank_timeout,
+        }.items():
             if value is not None and not value > 0:
                 raise SpecError(f"{name.replace('_', ' ')} must be more than zero, not {value}")
         if not budgets:
             object.__setattr__(self, "minutes", 10.0)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a specification says of data besides how it is read.
+
+    Attributes:
+        spec: where it lies.
+        fingerprint: of its content.
+        examples: how many each split has.
+    """
+
+    spec: str | None = None
+    fingerprint: str = ""
+    examples: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -227,6 +254,7 @@ class Spec:
                 )
             schema = Schema.from_json(record.get("schema"))
             spec: Spec = stored.fitted(cls, record)
+            stored.known_fields(Source, spec.data, "data")
             training = stored.known_fields(TrainOptions, spec.training, "training")
             return replace(spec, schema=schema, training=training)
         except stored.Malformed as error:

@@ -33,6 +33,8 @@ DTYPES = {
 }  # fmt: skip
 SPARE_BYTES, SPARE_TENSORS = 1 << 26, 4_000
 """What a small model may take besides what its tensors say."""
+MOST_SIDE, MOST_NEW = 1 << 16, 1 << 31
+"""What a model may take that nothing is kept of yet: its sides, and its bytes at 8 a number."""
 T = TypeVar("T")
 Kind = tuple[torch.dtype, tuple[int, ...]]
 """Type and shape of a tensor."""
@@ -78,7 +80,13 @@ class Header:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
     """Tensors and numbers as one safetensors file that carries its own checksum."""
-    plain = {name: t.detach().to("cpu", copy=False).contiguous() for name, t in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        t = tensor.detach().to("cpu", copy=False).contiguous()
+        at = t.untyped_storage().data_ptr()
+        plain[name] = t.clone() if at in memory else t  # safetensors takes no two names of the same memory
+        memory.add(at)
     note = {"progress": json.dumps(progress), "sha256": digest_of(plain)}
     write_atomic(path, lambda draft: save_file(plain, draft, note))
 
@@ -92,7 +100,9 @@ def read_header(path: Path) -> Header:
     try:
         return _header(path)
     except FileNotFoundError as error:
-        raise RunError(f"{path} is missing: the run was stopped before its first checkpoint; start it again") from error
+        raise RunError(
+            f"{path} is missing: there is no checkpoint yet; let the run train on, or --resume it"
+        ) from error
     except (stored.Malformed, OSError) as error:
         raise _damaged(path, getattr(error, "strerror", None) or str(error)) from error
 
@@ -210,23 +220,29 @@ def fill(module: torch.nn.Module, header: Header, *, what: str = "run", exactly:
     module.load_state_dict(weights)
 
 
-def built(make: Callable[[], T], header: Header, *, of: Path, options: Mapping[str, Any]) -> T:
+def built(make: Callable[[], T], header: Header | None, *, of: Path, options: Mapping[str, Any]) -> T:
     """Build what is to hold the tensors of a file, unless it would be much larger than they are.
 
     Args:
         make: builds it.
+        header: of the file; None if there is none yet.
         of: the file that says how.
         options: what it says; a whole number among them cannot be more than the largest side of a tensor.
 
     Raises:
         RunError: if it would be larger, or cannot be built.
     """
-    other = f"{of} does not fit {header.path.name} beside it, one of them is from another run or was edited"
-    for name, value in options.items():
-        if type(value) is int and value > 2 * header.largest:
-            raise RunError(f"{other}: {name.replace('_', ' ')} {value:,} is more than its tensors can hold")
+    name = "what its tensors may be" if header is None else f"{header.path.name} beside it"
+    other = f"{of} does not fit {name}, one of them is from another run or was edited"
+    largest, room, count = MOST_SIDE, MOST_NEW, SPARE_TENSORS
+    if header is not None:
+        largest, room = 2 * header.largest, SPARE_BYTES + 16 * header.bytes
+        count += 64 * len(header.kinds)
+    for option, value in options.items():
+        if type(value) is int and value > largest:
+            raise RunError(f"{other}: {option.replace('_', ' ')} {value:,} is more than its tensors can hold")
     try:
-        with _Budget(SPARE_BYTES + 16 * header.bytes, SPARE_TENSORS + 64 * len(header.kinds)):
+        with _Budget(room, count):
             return make()
     except TessellaError as error:
         raise RunError(f"{of}: {error}") from error

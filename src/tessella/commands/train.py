@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,8 +19,10 @@ if TYPE_CHECKING:
     from tessella.models.model import Model
 
 Binarize = Literal["dynamic", "static", "threshold"]
-UNHEARD = ("save_every", "workers", "quiet", "out", "resume", "overwrite", "given")
-"""Options that a resumed run may change, because no number depends on them."""
+UNHEARD = ("save_every", "workers", "rank_timeout")
+"""Options of training that a resumed run may change, because no number depends on them."""
+OF_COMMAND = ("quiet", "out", "resume", "overwrite", "data", "changed_data", "given")
+"""What is no part of a run; its data is compared by content."""
 BUDGETS = ("minutes", "epochs", "steps")
 
 
@@ -85,9 +86,11 @@ class Train:
 
     Attributes:
         model: a name that `tessella parts` lists. The run's own when resuming.
-        data: digits, sprites, hf:NAME, a folder of pictures, or a file. The run's own when resuming.
+        data: digits, sprites, hf:NAME, a folder of pictures, or a file. When resuming, where the run's data lies now,
+            if it was moved.
         out: the run folder.
         resume: go on from the last checkpoint in it; a newly given budget replaces the old one.
+        changed_data: resume although the data is not what the run was started with.
         overwrite: replace a run that is there.
         quiet: print nothing but the end.
     """
@@ -96,6 +99,7 @@ class Train:
     data: str | None = None
     out: Annotated[str | None, arg(aliases=("-o",))] = None
     resume: bool = False
+    changed_data: bool = False
     overwrite: bool = False
     quiet: bool = False
     how: Annotated[AsData, arg(name="")] = field(default_factory=AsData)
@@ -109,36 +113,45 @@ def train(o: Train) -> int:
         raise SpecError("give the folder to train into: --out RUN")
     if o.resume:
         return _resume(o, Path(o.out))
+    if o.changed_data:
+        raise SpecError("--changed-data is for a run that is resumed: leave it out, or give --resume")
     if o.model is None or o.data is None:
         raise SpecError(
             "name a model and its data: tessella train MODEL --data SPEC --out RUN; models are "
             f"{', '.join(registry.names('model'))}"
         )
-    entry = registry.find("model", o.model)
-    if not o.overwrite and os.path.exists(o.out) and (not os.path.isdir(o.out) or os.listdir(o.out)):
-        raise RunError(f"{o.out} already exists: go on with --resume, replace it with --overwrite, or choose another")
-    data = o.how.open(o.data)
+    entry, run = registry.find("model", o.model), Path(o.out)
     import torch
 
-    torch.manual_seed(o.training.seed)
-    model = entry.load()(data.schema, **asdict(o.options))
-    return _trained(model, data, o, o.training)
+    from tessella import checkpoint
+    from tessella.training import writing
+
+    checkpoint.check_place(run, overwrite=True)  # whoever writes into it is told of first
+    with writing(run, o.training, _facts(o)) as accelerator:
+        checkpoint.check_place(run, overwrite=o.overwrite or not accelerator.is_main_process)
+        data = o.how.open(o.data)
+        torch.manual_seed(o.training.seed)
+        model = entry.load()(data.schema, **asdict(o.options))
+        return _trained(model, data, o, o.training)
 
 
 def _resume(o: Train, run: Path) -> int:
-    from tessella import checkpoint
-    from tessella.uses.look import data_for
+    import torch
 
-    spec = checkpoint.read_spec(run)
+    from tessella import checkpoint
+    from tessella.training import writing
+    from tessella.uses.look import own_data
+
     if o.overwrite:
         raise SpecError("--resume goes on with a run and --overwrite replaces it: give one of them")
-    stored = {**spec.data, **asdict(spec.options), **spec.training, "model": spec.model, "data": spec.data.get("spec")}
-    minded = _mapped(o)
-    if _same_data(o.data, stored["data"]):
-        minded["data"] = stored["data"]
-    refuse_changes(run, stored, minded, o.given if o.model is None else o.given | {"model"})
-    model = spec.build()
-    return _trained(model, data_for(model, spec.data), o, resumed_options(run, spec.training, o.training, o.given))
+    spec = checkpoint.read_spec(run)
+    stored = {**spec.data, **asdict(spec.options), **spec.training, "model": spec.model}
+    refuse_changes(run, stored, _mapped(o), o.given if o.model is None else o.given | {"model"})
+    options = resumed_options(run, spec.training, o.training, o.given)
+    with writing(run, options, _facts(o)):
+        torch.manual_seed(options.seed)
+        model = checkpoint.build(run, spec)
+        return _trained(model, own_data(model, spec.data, o.data), o, options)
 
 
 def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, Any], given: Collection[str]) -> None:
@@ -148,7 +161,7 @@ def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, An
         stored, minded: all options by name, as they were and as they are now.
         given: the names that were said now.
     """
-    for name in sorted(set(given) - {*UNHEARD, *BUDGETS}):
+    for name in sorted(set(given) - {*UNHEARD, *OF_COMMAND, *BUDGETS}):
         if minded[name] != stored.get(name):
             raise SpecError(
                 f"{run} was started with {name.replace('_', ' ')} {stored.get(name)}, not {minded[name]}: leave it out "
@@ -158,7 +171,7 @@ def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, An
 
 def resumed_options(run: Path, stored: Mapping[str, Any], now: TrainOptions, given: Collection[str]) -> TrainOptions:
     """The training's options as they were, but for a new budget and what no number depends on."""
-    changed = {name: getattr(now, name) for name in given if name in ("save_every", "workers", *BUDGETS)}
+    changed = {name: getattr(now, name) for name in given if name in (*UNHEARD, *BUDGETS)}
     if set(given) & set(BUDGETS):
         changed = {**dict.fromkeys(BUDGETS), **changed}
     try:
@@ -171,11 +184,13 @@ def _mapped(o: Train) -> dict[str, Any]:
     """All options by name, as a run's specification has them."""
     size = o.how.size
     box = None if size is None else [size[0], size[-1]]
-    return {**asdict(o.options), **asdict(o.training), **asdict(o.how), "size": box, "model": o.model, "data": o.data}
+    return {**asdict(o.options), **asdict(o.training), **asdict(o.how), "size": box, "model": o.model}
 
 
-def _same_data(given: str | None, stored: str) -> bool:
-    return given is not None and stored in (given, os.path.abspath(os.path.expanduser(given)))
+def _facts(o: Train) -> dict[str, Any]:
+    """The options that processes must have in common; what data they have is compared by content."""
+    alike = {**_mapped(o), "out": o.out, "resume": o.resume, "overwrite": o.overwrite}
+    return {name: value for name, value in alike.items() if name != "workers"}
 
 
 def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
@@ -187,7 +202,8 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
         print(describe(data))
         print(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
         print(f"budget   {budget(options)}", flush=True)
-    done = run_training(model, data, str(o.out), options, resume=o.resume, overwrite=o.overwrite, quiet=o.quiet)
+    how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data, "quiet": o.quiet}
+    done = run_training(model, data, str(o.out), options, **how)
     if done.stopped == "signal":
         print(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {o.out}")
         return 130
