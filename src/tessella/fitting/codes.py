@@ -170,7 +170,8 @@ def _is_of(path: Path, fingerprint: str, data: Data, model: CodeModel) -> bool:
     largest = torch.cat([torch.full((math.prod(q.code_shape),), q.codebook_size - 1) for q in model.levels])
     for name, rows in tensors.items():
         most = largest if name.endswith(".codes") else torch.tensor(max(len(data.schema.classes) - 1, 0))
-        if not all(bool(((some >= 0) & (some <= most)).all()) for part in rows for some in part.split(ENCODED)):
+        flat = rows.flatten(0, -2) if rows.dim() > 1 else rows
+        if not all(bool(((some >= 0) & (some <= most)).all()) for some in flat.split(ENCODED)):
             warnings.warn(f"{path}: {name} has values that cannot be; the codes are made anew", stacklevel=2)
             return False
     return True
@@ -186,10 +187,10 @@ def _check(header: Header, data: Data, model: CodeModel) -> None:
     wanted = {f"{name}.codes": len(data.split(name)) for name in ("train", "valid") if name in data.splits}
     labelled = {f"{name}.labels" for name in ("train", "valid")}
     for name, (dtype, shape) in header.kinds.items():
-        if name in wanted and dtype in (torch.int16, torch.int32) and shape[1:] == (wanted[name], width):
-            if shape[0] in (1, DRAWS):
-                continue
-        if name in labelled and dtype == torch.int64 and shape == (wanted.get(name.replace("labels", "codes")),):
+        shapes = [(draws, wanted.get(name), width) for draws in (1, DRAWS)] if name in wanted else []
+        of_codes = dtype in (torch.int16, torch.int32) and shape in shapes
+        of_labels = dtype == torch.int64 and shape == (wanted.get(name.replace("labels", "codes")),)
+        if of_codes or (name in labelled and of_labels):
             continue
         raise RunError(f"{header.path} holds {name[:40]!r}, which are no codes of this data by this model")
     if missing := wanted.keys() - header.kinds.keys():

@@ -25,13 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.checkpoint import write_atomic
+from tessella.checkpoint import place, write_atomic
 from tessella.data import Split
 from tessella.data.folders import look as look_at
 from tessella.data.folders import picture_files
 from tessella.data.found import abridged, shown
 from tessella.data.sources import NumpyArchive
-from tessella.errors import DataError, SpecError
+from tessella.errors import DataError, RunError, SpecError
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.uses.look import AT_ONCE, from_split, read_pictures
@@ -336,12 +336,12 @@ def target(folder: str, name: str, ending: str = ".png") -> Path:
     """The file of an example of that name, inside the folder.
 
     Raises:
-        DataError: if the name leads out of it.
+        DataError: if the name leads out of it, or a folder on the way is a link.
     """
     path = PurePosixPath(name)
-    inside = Path(folder, name + ending)
     if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
         raise DataError(f"{shown(name)!r} is no name of an example: it leads out of the folder {folder}")
-    if not inside.resolve().is_relative_to(Path(folder).resolve()):
-        raise DataError(f"{inside} lies outside the folder {folder}: choose another")
-    return inside
+    try:
+        return place(folder, name + ending)
+    except RunError as error:
+        raise DataError(str(error)) from error
