@@ -448,6 +448,11 @@ def check(index: Index, model: Model, fingerprint: str) -> None:
     Raises:
         DataError: if it is of other weights, or holds what these cannot give.
     """
+    if index.model != fingerprint:
+        raise DataError(
+            f"the index is of a model whose weights are {shown(index.model)}, and this run's, a {model.name}'s, are "
+            f"{fingerprint}: search with the run that made it, or make it again with tessella index"
+        )
     own = _widths(model)
     if {space: rows.shape[1] for space, rows in index.features.items()} != own:
         raise DataError("the index has other spaces than this model's: make it again with tessella index")
@@ -455,11 +460,6 @@ def check(index: Index, model: Model, fingerprint: str) -> None:
         largest = max(q.codebook_size for q in model.levels)
         if not all(bool(((some >= 0) & (some < largest)).all()) for some in codes.split(BLOCK)):
             raise DataError("the index has codes that this model has not: make it again with tessella index")
-    if index.model != fingerprint:
-        raise DataError(
-            f"the index is of a model whose weights are {shown(index.model)}, and this run's, a {model.name}'s, are "
-            f"{fingerprint}: search with the run that made it, or make it again with tessella index"
-        )
 
 
 def _widths(model: Model) -> dict[str, int]:
@@ -475,10 +475,7 @@ def _cut(tensors: dict[str, Tensor], name: str) -> list[bytes]:
     """Items that were written one after the other."""
     kinds = [(t.dtype, t.dim()) for t in (tensors[name], tensors[f"{name}.ends"])]
     whole, ends = tensors[name].numpy().tobytes(), tensors[f"{name}.ends"].tolist()
-    if (
-        kinds != [(torch.uint8, 1), (torch.int64, 1)]
-        or [0, *ends] != sorted([0, *ends])
-        or ends[-1:] not in ([], [len(whole)])
-    ):
+    ordered = [0, *ends] == sorted([0, *ends]) and ends[-1:] in ([], [len(whole)])
+    if kinds != [(torch.uint8, 1), (torch.int64, 1)] or not ordered:
         raise ValueError(f"its {name} do not lie where they should")
     return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
