@@ -404,8 +404,8 @@ def remove(run: Path, _: Sequence[Path], __: Path, rng: np.random.Generator) -> 
 def link(run: Path, _: Sequence[Path], user: Path, rng: np.random.Generator) -> str:
     """Put a link to a file or a folder of the user's in place of one of the run's, or where a file will be."""
     names = ["metrics.jsonl", "report.html", "pictures", "tensorboard", "state", "priors", "spec.json",
-             "index.safetensors", "evaluation-test.json", "codes.safetensors", ".report.html.draft", "model.safetensors", ".lock",
-             ".lock.json", "priors/pixelcnn"]  # fmt: skip
+             "index.safetensors", "evaluation-test.json", "codes.safetensors", ".report.html.draft",
+             "model.safetensors", ".lock", ".lock.json", "priors/pixelcnn"]  # fmt: skip
     name = names[int(rng.integers(len(names)))]
     place_link(run / name, user / "folder" if "." not in Path(name).name else user / "notes.txt")
     return f"link {name}"
