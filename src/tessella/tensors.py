@@ -140,7 +140,7 @@ def _header(path: Path) -> Header:
         start = opened.read(8)
         length, rest = int.from_bytes(start, "little"), status.st_size - 8
         if len(start) < 8 or length > rest or length > stored.MOST_BYTES:
-            raise stored.Malformed(f"its header would have {length:,} bytes")
+            raise stored.Malformed("its header is longer than it can be")
         text = opened.read(length)
     try:
         record = stored.parse(text.decode("utf-8"))

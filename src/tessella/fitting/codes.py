@@ -165,7 +165,7 @@ def _is_of(path: Path, fingerprint: str, data: Data, model: CodeModel) -> bool:
         _check(header, data, model)
         tensors = checkpoint.read_tensors(path, header).tensors
     except RunError as error:
-        warnings.warn(f"{error}; the codes are made anew", stacklevel=2)
+        warnings.warn(f"{str(error).partition(': ')[0]}; the codes are made anew", stacklevel=2)
         return False
     largest = torch.cat([torch.full((math.prod(q.code_shape),), q.codebook_size - 1) for q in model.levels])
     for name, rows in tensors.items():
