@@ -255,7 +255,7 @@ def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> 
     schema = model.schema
     if other is not None and schema.is_picture:
         options |= {"size": schema.shape[1:], "channels": schema.shape[0]}
-    data = open_data(other or str(spec), **options)
+    data = open_data(other or str(spec), **options, depth=schema.depth)
     if (data.schema.shape, data.schema.values) != (schema.shape, schema.values):
         raise DataError(
             f"{data.spec} has {data.schema.values} values of shape {_by(data.schema.shape)}, the model is made for "
@@ -333,7 +333,7 @@ def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -
         raise DataError(f"the model is made for {schema.values} values of shape {_by(schema.shape)}, which no picture "
                         "file holds: give numbers of examples")  # fmt: skip
     height, width = size
-    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0])
+    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0], schema.depth)
     x = torch.from_numpy(reader.read(np.arange(len(files))))
     return (x > 127).to(torch.uint8) if schema.values == "binary" else x
 
