@@ -223,12 +223,12 @@ def _fingerprint(schema: Schema, rows: dict[str, tuple[Part, np.ndarray]], binar
     for name, (part, chosen) in rows.items():
         digest.update(f"{name} {len(chosen)}".encode())
         if part.content is not None:
-            digest.update(np.ascontiguousarray(part.content[chosen], "<u8"))
+            digest.update(part.content[chosen].astype("<u8").tobytes())
         elif not isinstance(part.x, np.ndarray):  # composed when asked for: their rule, and some of what it makes
-            digest.update(np.ascontiguousarray(part.keys[chosen], "<u8"))
+            digest.update(part.keys[chosen].astype("<u8").tobytes())
             digest.update(part.x.read(chosen[:TOLD_BY]).tobytes())
         if part.labels is not None:
-            digest.update(np.ascontiguousarray(part.labels[chosen], "<i8"))
+            digest.update(part.labels[chosen].astype("<i8").tobytes())
     return digest.hexdigest()
 
 

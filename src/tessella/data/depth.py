@@ -83,8 +83,14 @@ def how(depth: Depth) -> str:
 
 
 def to_bytes(values: np.ndarray, depth: Depth) -> np.ndarray:
-    """Values `[H, W]` as uint8: whole numbers of 8, 12 or 16 bits lose the lower ones, all else is scaled; NaN is 0."""
+    """Values `[H, W]` as uint8: whole numbers of 8, 12 or 16 bits lose the lower ones, all else is scaled; NaN is 0.
+
+    Raises:
+        ValueError: if no value is finite.
+    """
     low, high = depth
+    if values.dtype.kind == "f" and not np.isfinite(values).any():
+        raise ValueError("it holds no finite number")
     bits = BITS.get(int(high)) if low == 0 and high == int(high) and values.dtype.kind != "f" else None
     done = np.empty(values.shape, np.uint8)
     rows = max(1, STRIP // max(1, values.shape[1]))

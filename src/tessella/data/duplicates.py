@@ -131,9 +131,10 @@ def settle(found: Found, classes: tuple[str, ...]) -> None:
 
 
 def _keep_apart(found: Found, name: str, other: str, what: str) -> None:
-    part = found.parts[name]
+    part, seen = found.parts[name], found.parts[other].content
     assert part.content is not None
-    same = np.isin(part.content, found.parts[other].content)
+    assert seen is not None
+    same = np.isin(part.content, seen)
     number, where = int(same.sum()), "training" if other == "train" else other
     if not number:
         return

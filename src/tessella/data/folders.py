@@ -60,6 +60,7 @@ Item = str | bytes
 A = TypeVar("A")
 
 _one_large = Lock()
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is lower than its limit
 
 
 @dataclass(frozen=True)
@@ -395,21 +396,23 @@ class PictureReader:
         return len(self._names)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        done = np.empty((len(rows), *self.shape), np.uint8)
-        for place in range(len(rows)):
-            row = int(rows[place])
+        done: np.ndarray | None = None
+        for place, row in enumerate(rows.tolist()):
             picture = _decoded_or_trouble(self._item(row), *self._fit)
             if isinstance(picture, str):
                 raise DataError(f"{shown(self._names[row])} cannot be read: {picture}")
+            done = np.empty((len(rows), *self.shape), np.uint8) if done is None else done
             done[place] = picture
-        return done
+        return np.empty((0, *self.shape), np.uint8) if done is None else done
 
 
 def look(item: Item) -> Look:
-    """A picture's size and mode from its header alone."""
+    """Read a picture's size and mode, not its values."""
     try:
         with _opened(item) as image:
-            return Look(_upright_size(image), _native(image), image.mode in DEEP, _is_cut(image))
+            deep, cut = image.mode in DEEP, _is_cut(image)
+            with _one_large if math.prod(image.size) > LARGE else nullcontext():  # of a PNG all is read for its Exif
+                return Look(_upright_size(image), _native(image), deep, cut)
     except Exception as error:  # decoders of broken files raise nearly anything
         return Look(trouble=_reason(error))
 
@@ -507,7 +510,6 @@ def _too_large(pixels: int, size: tuple[int, int] | None = None) -> ValueError:
 @cache
 def _allowed() -> list[str]:
     Image.init()
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit here is lower
     return sorted({name for names in FORMATS.values() for name in names if name in Image.OPEN})
 
 

@@ -145,7 +145,8 @@ def _leave_out(layout: Layout, paths: list[list[str]], rows: Rows, kept: set[int
         layout.splits[row] = ""
     if left:
         named = abridged(["/".join(paths[row]) for row in left], 3)
-        layout.notes.append(f"{len(left):,} pictures {where} were left out: {named}")
+        what = "1 picture" if len(left) == 1 else f"{len(left):,} pictures"
+        layout.notes.append(f"{what} {where} {'was' if len(left) == 1 else 'were'} left out: {named}")
 
 
 def _take_splits(
