@@ -116,7 +116,13 @@ def read_spec(run: str | os.PathLike[str]) -> Spec:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
     """Tensors and numbers as one safetensors file that carries its own checksum."""
-    plain = {name: t.detach().to("cpu", copy=False).contiguous() for name, t in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        t = tensor.detach().to("cpu", copy=False).contiguous()
+        at = t.untyped_storage().data_ptr()
+        plain[name] = t.clone() if at in memory else t  # safetensors takes no two names of the same memory
+        memory.add(at)
     note = {"progress": json.dumps(progress), "sha256": _digest(plain)}
     write_atomic(path, lambda draft: save_file(plain, draft, note))
 
@@ -195,6 +201,7 @@ class PriorSpec:
         rate: mean rate on the validation split in nats, once it is known; of an autoencoder the cross entropy.
         rate_before: on the same draws, what the model's own prior pays; None of codes, whose own is uniform, of an
             autoencoder, which has none, and without a validation split.
+        data: what it was fitted on, as a run's specification has it.
     """
 
     kind: str
@@ -208,6 +215,7 @@ class PriorSpec:
     rate_before: float | None = None
     components: int | None = None
     flow_steps: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
     @property

@@ -103,7 +103,8 @@ class ModelView(View):
         label = None if self.shown.label is None else self.shown.label.to(model.device)
         made = {"reconstructions": torch.cat([x.float(), model.reconstruct(x, label)])}
         if model.has_prior:
-            made["samples"] = model.sample(2 * SHOWN, None if label is None else label.repeat(2)[: 2 * SHOWN])
+            labels = None if label is None else label.repeat(-(-2 * SHOWN // len(label)))[: 2 * SHOWN]
+            made["samples"] = model.sample(2 * SHOWN, labels)
         return {name: pictures.grid(examples, model.schema, columns=len(x)) for name, examples in made.items()}
 
 

@@ -54,6 +54,7 @@ class Detect:
         split: the split that numbers refer to, and that is taken of data that comes divided.
         prior: the kind of a fitted prior, or trained (of codes uniform): the model's own; by default the best.
         label: the class of picture files, for a model that sees it.
+        data: where the run's data lies now, if it was moved.
         draws: draws of z an example.
         steps: of the optimisation for one example that the regret takes.
         seed: of the draws.
@@ -72,6 +73,7 @@ class Detect:
     split: str = "test"
     prior: str | None = None
     label: str | None = None
+    data: str | None = None
     draws: int = 4
     steps: int = 20
     seed: int = 0
@@ -84,7 +86,7 @@ def detect(o: Detect) -> int:
     from tessella.uses.detect.findings import find, held_out
     from tessella.uses.detect.inputs import Inputs
 
-    reader = Inputs(model, source, o.split, o.label)
+    reader = Inputs(model, source, o.split, o.label, o.data)
     inputs = reader.find(o.inputs or (o.split,))
     anomalies = reader.find(o.anomalies)
     names = (*o.scores, *([o.score] if o.score and o.scores and o.score not in o.scores else []))

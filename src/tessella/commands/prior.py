@@ -42,6 +42,7 @@ class Prior:
         class_conditional: let it see the labels, so that a class can be asked of it.
         data: where the run's data lies now, if it was moved.
         resume: go on from its last checkpoint; a newly given budget replaces the old one.
+        changed_data: resume although the data is not what fitting was started with.
         overwrite: replace a prior of that kind.
         quiet: print nothing but the end.
     """
@@ -55,6 +56,7 @@ class Prior:
     class_conditional: bool = False
     data: str | None = None
     resume: bool = False
+    changed_data: bool = False
     overwrite: bool = False
     quiet: bool = False
     training: Annotated[TrainOptions, arg(name="")]
@@ -64,11 +66,13 @@ class Prior:
 def prior(o: Prior) -> int:
     if o.resume and o.overwrite:
         raise SpecError("--resume goes on with a prior and --overwrite replaces it: give one of them")
+    if o.changed_data and not o.resume:
+        raise SpecError("--changed-data is for a prior that is resumed: leave it out, or give --resume")
     model, source = loaded_without_prior(o.run)
     from tessella import checkpoint
     from tessella.fitting import fit_prior
     from tessella.models.codes import CodeModel
-    from tessella.uses.look import data_for
+    from tessella.uses.look import own_data
 
     home, options = checkpoint.prior_home(Path(o.run), o.kind), o.training
     sizes = {name: getattr(o, name) for name in SIZES}
@@ -76,15 +80,24 @@ def prior(o: Prior) -> int:
         before = checkpoint.read_prior_spec(home)
         sizes = {name: getattr(before, name) for name in sizes}
         minded = {**asdict(o.training), **{name: getattr(o, name) for name in SIZES}}
-        refuse_changes(home, {**before.training, **sizes}, minded, o.given - {"kind", "data"})
+        refuse_changes(home, {**before.training, **sizes}, minded, o.given - {"run", "kind"})
         options = resumed_options(home, before.training, o.training, o.given)
-    data = data_for(model, source, o.data)
+    data = own_data(model, source, o.data)
     if not o.quiet:
         print(f"prior    {o.kind} over the {'codes' if isinstance(model, CodeModel) else 'latents'} of {o.run}")
         print(f"budget   {budget(options)}", flush=True)
     with progress("encoding", quiet=o.quiet) as tell:
         done = fit_prior(
-            o.run, data, o.kind, options, **sizes, resume=o.resume, overwrite=o.overwrite, quiet=o.quiet, progress=tell
+            o.run,
+            data,
+            o.kind,
+            options,
+            **sizes,
+            resume=o.resume,
+            overwrite=o.overwrite,
+            changed_data=o.changed_data,
+            quiet=o.quiet,
+            progress=tell,
         )
     if done.training.stopped == "signal":
         kind = "" if o.kind == Prior.kind else f" --kind {o.kind}"

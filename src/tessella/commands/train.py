@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tessella.models.model import Model
 
 Binarize = Literal["dynamic", "static", "threshold"]
-UNHEARD = ("save_every", "workers", "quiet", "out", "resume", "overwrite", "given")
-"""Options that a resumed run may change, because no number depends on them."""
+UNHEARD = ("save_every", "workers", "quiet", "out", "resume", "overwrite", "data", "changed_data", "given")
+"""Options that a resumed run may change, because no number depends on them; its data is compared by content."""
 BUDGETS = ("minutes", "epochs", "steps")
 
 
@@ -85,9 +85,11 @@ class Train:
 
     Attributes:
         model: a name that `tessella parts` lists. The run's own when resuming.
-        data: digits, sprites, hf:NAME, a folder of pictures, or a file. The run's own when resuming.
+        data: digits, sprites, hf:NAME, a folder of pictures, or a file. When resuming, where the run's data lies now,
+            if it was moved.
         out: the run folder.
         resume: go on from the last checkpoint in it; a newly given budget replaces the old one.
+        changed_data: resume although the data is not what the run was started with.
         overwrite: replace a run that is there.
         quiet: print nothing but the end.
     """
@@ -96,6 +98,7 @@ class Train:
     data: str | None = None
     out: Annotated[str | None, arg(aliases=("-o",))] = None
     resume: bool = False
+    changed_data: bool = False
     overwrite: bool = False
     quiet: bool = False
     how: Annotated[AsData, arg(name="")] = field(default_factory=AsData)
@@ -109,6 +112,8 @@ def train(o: Train) -> int:
         raise SpecError("give the folder to train into: --out RUN")
     if o.resume:
         return _resume(o, Path(o.out))
+    if o.changed_data:
+        raise SpecError("--changed-data is for a run that is resumed: leave it out, or give --resume")
     if o.model is None or o.data is None:
         raise SpecError(
             "name a model and its data: tessella train MODEL --data SPEC --out RUN; models are "
@@ -126,19 +131,20 @@ def train(o: Train) -> int:
 
 
 def _resume(o: Train, run: Path) -> int:
+    import torch
+
     from tessella import checkpoint
-    from tessella.uses.look import data_for
+    from tessella.uses.look import own_data
 
     spec = checkpoint.read_spec(run)
     if o.overwrite:
         raise SpecError("--resume goes on with a run and --overwrite replaces it: give one of them")
-    stored = {**spec.data, **asdict(spec.options), **spec.training, "model": spec.model, "data": spec.data.get("spec")}
-    minded = _mapped(o)
-    if _same_data(o.data, stored["data"]):
-        minded["data"] = stored["data"]
-    refuse_changes(run, stored, minded, o.given if o.model is None else o.given | {"model"})
+    stored = {**spec.data, **asdict(spec.options), **spec.training, "model": spec.model}
+    refuse_changes(run, stored, _mapped(o), o.given if o.model is None else o.given | {"model"})
+    options = resumed_options(run, spec.training, o.training, o.given)
+    torch.manual_seed(options.seed)
     model = spec.build()
-    return _trained(model, data_for(model, spec.data), o, resumed_options(run, spec.training, o.training, o.given))
+    return _trained(model, own_data(model, spec.data, o.data), o, options)
 
 
 def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, Any], given: Collection[str]) -> None:
@@ -171,11 +177,7 @@ def _mapped(o: Train) -> dict[str, Any]:
     """All options by name, as a run's specification has them."""
     size = o.how.size
     box = None if size is None else [size[0], size[-1]]
-    return {**asdict(o.options), **asdict(o.training), **asdict(o.how), "size": box, "model": o.model, "data": o.data}
-
-
-def _same_data(given: str | None, stored: str) -> bool:
-    return given is not None and stored in (given, os.path.abspath(os.path.expanduser(given)))
+    return {**asdict(o.options), **asdict(o.training), **asdict(o.how), "size": box, "model": o.model}
 
 
 def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
@@ -187,7 +189,8 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
         print(describe(data))
         print(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
         print(f"budget   {budget(options)}", flush=True)
-    done = run_training(model, data, str(o.out), options, resume=o.resume, overwrite=o.overwrite, quiet=o.quiet)
+    how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data, "quiet": o.quiet}
+    done = run_training(model, data, str(o.out), options, **how)
     if done.stopped == "signal":
         print(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {o.out}")
         return 130
