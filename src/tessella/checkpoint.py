@@ -29,6 +29,7 @@ from torch import Tensor
 
 from tessella import registry
 from tessella.contracts import CodePrior
+from tessella.device import resolve
 from tessella.errors import RunError
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -150,13 +151,14 @@ def read_tensors(path: Path) -> State:
 def load(
     run: str | os.PathLike[str],
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = "cpu",
     into: Model | None = None,
     prior: str | None = None,
 ) -> Model:
     """The trained model of a run: averaged weights, evaluation mode.
 
     Args:
+        device: where it runs: cpu, cuda, mps, xpu, or auto for the best there is; as of `tessella.device.resolve`.
         into: a model to load the weights into, for a composition of your own that the catalogue does not know.
         prior: the kind of a fitted prior, or `trained` for the model's own (of codes `uniform`); by default the fitted
             one with the lowest rate on the validation split, and the model's own if none was fitted on these weights or
@@ -165,7 +167,9 @@ def load(
     Raises:
         RunError: if the run is missing, damaged, from a newer version, its weights do not fit its specification, or it
             has no such prior.
+        SpecError: if there is no such device.
     """
+    place = resolve(device)
     spec = read_spec(run)
     path = Path(run) / MODEL
     weights = read_tensors(path).tensors
@@ -182,7 +186,7 @@ def load(
             load_prior(home, model)
     elif prior not in (None, TRAINED):
         raise RunError(f"{run} is of a {model.name}, which is its own prior, and has no other {prior!r}: leave it out")
-    return model.to(device).eval()
+    return model.to(place).eval()
 
 
 # priors fitted on frozen latents

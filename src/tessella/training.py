@@ -28,6 +28,7 @@ from torch import Tensor, distributed, nn
 import tessella
 from tessella import checkpoint
 from tessella.data import Data, Split, stream
+from tessella.device import resolve
 from tessella.errors import RunError, SpecError, TrainingError
 from tessella.models.model import Model
 from tessella.monitor import ModelView, Monitor, Reading, View
@@ -91,7 +92,7 @@ def train(
             f"the data has {data.schema.values} values of shape {data.schema.shape}"
         )
     run = Path(out)
-    accelerator = accelerated()
+    accelerator = accelerated(options.device)
     if resume:
         before = checkpoint.read_spec(run)
         check_data(run, before.data, data, changed_data=changed_data)
@@ -178,7 +179,7 @@ def fit(model: Trainable, split: Split, options: TrainOptions) -> Training:
     Raises:
         TrainingError: as of `train`.
     """
-    accelerator = accelerated()
+    accelerator = accelerated(options.device)
     loop = _Loop(model, split, None, None, options, accelerator, resume=False, quiet=True)
     done = loop.go()
     loop.settle()
@@ -593,9 +594,20 @@ def _asked_to_stop() -> Iterator[_Wish]:
             signal.signal(s, handler)
 
 
-def accelerated() -> Accelerator:
-    """The processes that train together, be it one. They part in order when Python ends, or it may abort."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+def accelerated(asked: str | None = None) -> Accelerator:
+    """The processes that train together, be it one, on the device asked for.
+
+    They part in order when Python ends, or it may abort. Of several processes each has a device of its own, of that
+    kind.
+
+    Raises:
+        SpecError: if there is no such device.
+    """
+    device = resolve(asked)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    accelerator = Accelerator(cpu=several and device.type == "cpu")
+    if not several:  # accelerate would choose by itself, and for all trainings of a process the same
+        accelerator.state.device = device  # pyright: ignore[reportAttributeAccessIssue]
     atexit.unregister(_part)
     atexit.register(_part)
     return accelerator

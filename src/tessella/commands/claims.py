@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from tessella.commands.shared import check_file
+from tessella.commands.shared import Where, check_file
 from tessella.commands.train import AsData
 from tessella.errors import SpecError
 
@@ -47,6 +47,7 @@ class Claims:
     seeds: int = 3
     out: Annotated[str, arg(aliases=("-o",))] = "claims.html"
     json: str | None = None
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def claims(o: Claims) -> int:
@@ -66,9 +67,15 @@ def claims(o: Claims) -> int:
     chosen = experiments.chosen(numbers)
     data = o.how.open(o.data)
     print(describe(data), flush=True)
+    device = o.where.find()
     started, worked = time.monotonic(), time.process_time()
     results = experiments.run(
-        data, chosen, minutes=o.minutes, seeds=tuple(range(o.seeds)), tell=lambda claim, result: _say(claim, result)
+        data,
+        chosen,
+        minutes=o.minutes,
+        seeds=tuple(range(o.seeds)),
+        device=str(device),
+        tell=lambda claim, result: _say(claim, result),
     )
     seconds = time.monotonic() - started
     spent = time.process_time() - worked

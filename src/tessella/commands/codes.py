@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import check_file, loaded_without_prior, progress
+from tessella.commands.shared import Where, check_file, loaded_without_prior, progress
 from tessella.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -37,11 +37,12 @@ class Encode:
     full_size: bool = False
     data: str | None = None
     split: str = "test"
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def encode(o: Encode) -> int:
     check_file(o.out, ".npz", "archive's")
-    model, source = _model_of_codes(o.run)
+    model, source = _model_of_codes(o.run, o.where)
     from tessella import checkpoint
     from tessella.uses import coding
     from tessella.uses.look import data_for
@@ -77,12 +78,13 @@ class Decode:
     out: Annotated[str, arg(aliases=("-o",))] = "decoded"
     draw: bool = False
     seed: int = 0
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def decode(o: Decode) -> int:
     if os.path.exists(o.out) and not os.path.isdir(o.out):
         raise DataError(f"{o.out} is no folder: give one to write pictures into")
-    model, _ = _model_of_codes(o.run)
+    model, _ = _model_of_codes(o.run, o.where)
     from tessella import checkpoint, pictures
     from tessella.uses import coding
 
@@ -102,10 +104,10 @@ def decode(o: Decode) -> int:
     return 0
 
 
-def _model_of_codes(run: str) -> tuple[CodeModel, dict[str, Any]]:
+def _model_of_codes(run: str, where: Where) -> tuple[CodeModel, dict[str, Any]]:
     from tessella.models.codes import CodeModel
 
-    model, source = loaded_without_prior(run)
+    model, source = loaded_without_prior(run, where)
     if not isinstance(model, CodeModel):
         raise SpecError(f"the model {model.name} of {run} has no codes: train a vqvae")
     return model, source

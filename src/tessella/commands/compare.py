@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import check_file, progress
+from tessella.commands.shared import Where, check_file, progress
 
 if TYPE_CHECKING:
     from tessella.uses.compare import Comparison, Group
@@ -46,6 +46,7 @@ class Compare:
     minutes: float = 5.0
     seed: int = 0
     json: bool = False
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def compare(o: Compare) -> int:
@@ -53,6 +54,7 @@ def compare(o: Compare) -> int:
     from tessella.report import compared, kept
     from tessella.uses import compare as uses
 
+    device = o.where.find(json=o.json)
     with _bars(quiet=o.json) as told:
         found = uses.compare(
             o.runs,
@@ -61,6 +63,7 @@ def compare(o: Compare) -> int:
             examples=o.examples,
             minutes=o.minutes,
             seed=o.seed,
+            device=device,
             kept=None if o.data else uses.Kept(kept.stored, kept.stored_gap),
             progress=told,
         )

@@ -6,14 +6,14 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import progress
+from tessella.commands.shared import Where, progress
 from tessella.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Compress:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compare: Literal["yes", "no"] = "yes"
     quiet: bool = False
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def compress(o: Compress) -> int:
@@ -72,6 +73,7 @@ def compress(o: Compress) -> int:
     from tessella.uses.compress.rivals import Rivals
     from tessella.uses.look import data_for
 
+    _coding_device(o.where)
     model, source = checkpoint.load(o.run, prior=o.prior), checkpoint.read_spec(o.run).data
     weights = files.weights_of(o.run, model, o.prior)
     files.coder_for(model, lossy=o.lossy)
@@ -101,6 +103,16 @@ def compress(o: Compress) -> int:
         compared = rivals.measured()
     _print_result(result, o.out, compared, rivals)
     return 0
+
+
+def _coding_device(where: Where) -> None:
+    """Say where coding runs: on the processor, whatever else there is."""
+    from tessella.device import resolve
+
+    if resolve(where.device).type == "cpu":
+        where.say()
+    else:
+        print("device   cpu: coding runs on the processor, where both ends round alike", flush=True)
 
 
 def _fitted(model: Model, inputs: Iterable[str]) -> int:
@@ -167,6 +179,7 @@ class Decompress:
     out: Annotated[str, arg(aliases=("-o",))] = "decompressed"
     run: str | None = None
     quiet: bool = False
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def decompress(o: Decompress) -> int:
@@ -182,6 +195,11 @@ def decompress(o: Decompress) -> int:
     from tessella.uses.coding import target
     from tessella.uses.compress import files
 
+    if header.method == "codes":
+        device = o.where.find()  # for drawing; the codes themselves are decoded on the processor
+    else:
+        device = None
+        _coding_device(o.where)
     model = files.model_for(container, o.run)
 
     ending = ".png" if header.is_picture else ".npy"
@@ -200,7 +218,7 @@ def decompress(o: Decompress) -> int:
 
     count = 0
     with progress("decompressing", quiet=o.quiet) as tell:
-        for name, x in files.decompress(container, model):
+        for name, x in files.decompress(container, model, device=device):
             checkpoint.write_atomic(target(o.out, name, ending), lambda draft, x=x: save(draft, x))
             tell(count := count + 1, header.count)
     print(f"wrote {header.count:,} {'pictures' if header.is_picture else 'arrays'} into {Path(o.out)}")

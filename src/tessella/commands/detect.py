@@ -11,13 +11,13 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from tessella.commands.shared import loaded, progress
+from tessella.commands.shared import Where, loaded, progress
 from tessella.errors import DataError, SpecError, TessellaError
 
 if TYPE_CHECKING:
@@ -77,11 +77,12 @@ class Detect:
     draws: int = 4
     steps: int = 20
     seed: int = 0
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def detect(o: Detect) -> int:
     _check(o)
-    model, source = loaded(o.run, o.prior)
+    model, source = loaded(o.run, o.prior, o.where)
     from tessella.uses.detect import Detector, Statistics
     from tessella.uses.detect.findings import find, held_out
     from tessella.uses.detect.inputs import Inputs

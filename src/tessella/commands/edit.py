@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import Shown, inputs, loaded, loaded_without_prior, progress
+from tessella.commands.shared import Shown, Where, inputs, loaded, loaded_without_prior, progress
 from tessella.errors import DataError, SpecError
 from tessella.records import Sampling
 
@@ -81,12 +81,14 @@ class Edit:
     top_p: float | None = None
     seed: int = 0
     shown: Annotated[Shown, arg(name="")] = field(default_factory=Shown)
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def edit(o: Edit) -> int:
     box = _checked(o)
     sampling = Sampling(o.temperature, o.top_k, o.top_p)
-    model, source = loaded(o.run, o.prior or _filling(o.run)) if o.resample else loaded_without_prior(o.run)
+    prior = o.prior or _filling(o.run)
+    model, source = loaded(o.run, prior, o.where) if o.resample else loaded_without_prior(o.run, o.where)
     from tessella.uses import edit as editing
 
     read = partial(_picture, model, source, o)

@@ -6,13 +6,13 @@ Imports beside it: report.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from tessella.commands.shared import loaded, progress
+from tessella.commands.shared import Where, loaded, progress
 
 if TYPE_CHECKING:
     from tessella.records import GapEvaluation
@@ -53,10 +53,11 @@ class Gap:
     minutes: float | None = None
     seed: int = 0
     json: bool = False
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def gap(o: Gap) -> int:
-    model, source = loaded(o.run, o.prior)
+    model, source = loaded(o.run, o.prior, o.where, json=o.json)
     from tessella.evaluation.gap import measure
     from tessella.report.kept import jsonable, store_gap
     from tessella.uses.look import data_for

@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from tessella.commands.shared import (
     Shown,
+    Where,
     check_picture_name,
     inputs,
     loaded,
@@ -52,12 +53,13 @@ class Sample:
     steps: int | None = None
     guidance: float | None = None
     seed: int = 0
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def sample(o: Sample) -> int:
     check_picture_name(o.out)
     sampling = Sampling(o.temperature, o.top_k, o.top_p, o.steps, o.guidance)
-    model, _ = loaded(o.run, o.prior)
+    model, _ = loaded(o.run, o.prior, o.where)
     from tessella.uses import look
 
     label = None if o.label is None else look.label_number(model.schema, o.label)
@@ -85,13 +87,14 @@ class Reconstruct:
     out: Annotated[str, arg(aliases=("-o",))] = "reconstructions.png"
     count: Annotated[int, arg(aliases=("-n",))] = 20
     shown: Annotated[Shown, arg(name="")] = field(default_factory=Shown)
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def reconstruct(o: Reconstruct) -> int:
     check_picture_name(o.out)
     if o.count < 1:
         raise SpecError(f"{o.count} examples do not make a sheet: give at least 1")
-    model, source = loaded_without_prior(o.run)
+    model, source = loaded_without_prior(o.run, o.where)
     from tessella.uses import look
 
     if o.inputs:
@@ -120,11 +123,12 @@ class Interpolate:
     out: Annotated[str, arg(aliases=("-o",))] = "interpolation.png"
     steps: int = 9
     shown: Annotated[Shown, arg(name="")] = field(default_factory=Shown)
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def interpolate(o: Interpolate) -> int:
     check_picture_name(o.out)
-    model, source = loaded_without_prior(o.run)
+    model, source = loaded_without_prior(o.run, o.where)
     from tessella.uses import look
 
     both = inputs(model, source, (o.first, o.last), o.shown)
@@ -153,13 +157,14 @@ class Traverse:
     steps: int = 11
     span: float = 2.5
     shown: Annotated[Shown, arg(name="")] = field(default_factory=Shown)
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def traverse(o: Traverse) -> int:
     check_picture_name(o.out)
     if o.units < 1 or o.steps < 2 or not 0 < o.span < math.inf:
         raise SpecError("a traversal takes at least 1 unit, 2 steps and a span above 0")
-    model, source = loaded_without_prior(o.run)
+    model, source = loaded_without_prior(o.run, o.where)
     from tessella.uses import look
 
     split = look.data_for(model, source, o.shown.data).split(o.shown.split)

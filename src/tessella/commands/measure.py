@@ -6,14 +6,14 @@ Imports beside it: report.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from tessella import registry
-from tessella.commands.shared import loaded, progress
+from tessella.commands.shared import Where, loaded, progress
 from tessella.errors import SpecError
 from tessella.records import Precision
 
@@ -51,11 +51,12 @@ class Evaluate:
     seed: int = 0
     precision: Precision = "float32"
     json: bool = False
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def evaluate(o: Evaluate) -> int:
     _check(o)
-    model, source = loaded(o.run, o.prior)
+    model, source = loaded(o.run, o.prior, o.where, json=o.json)
     if o.fidelity and not model.has_prior:
         raise model.without_prior()
     from tessella import report
@@ -158,10 +159,11 @@ class Report:
 
     run: Positional[str]
     data: str | None = None
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def report(o: Report) -> int:
-    model, source = loaded(o.run)
+    model, source = loaded(o.run, where=o.where)
     from tessella.report import write
     from tessella.uses.look import data_for
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, Suppress, arg
 
-from tessella.commands.shared import loaded_without_prior, progress
+from tessella.commands.shared import Where, loaded_without_prior, progress, said_of_device
 from tessella.commands.train import budget, refuse_changes, resumed_options
 from tessella.errors import SpecError
 from tessella.records import bits_per_dim
@@ -68,7 +68,8 @@ def prior(o: Prior) -> int:
         raise SpecError("--resume goes on with a prior and --overwrite replaces it: give one of them")
     if o.changed_data and not o.resume:
         raise SpecError("--changed-data is for a prior that is resumed: leave it out, or give --resume")
-    model, source = loaded_without_prior(o.run)
+    device = said_of_device(o.training.device)
+    model, source = loaded_without_prior(o.run, Where("cpu"))
     from tessella import checkpoint
     from tessella.fitting import fit_prior
     from tessella.models.codes import CodeModel
@@ -85,6 +86,7 @@ def prior(o: Prior) -> int:
     data = own_data(model, source, o.data)
     if not o.quiet:
         print(f"prior    {o.kind} over the {'codes' if isinstance(model, CodeModel) else 'latents'} of {o.run}")
+        print(f"device   {device}")
         print(f"budget   {budget(options)}", flush=True)
     with progress("encoding", quiet=o.quiet) as tell:
         done = fit_prior(

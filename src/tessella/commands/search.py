@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import Shown, check_file, inputs, loaded_without_prior, progress
+from tessella.commands.shared import Shown, Where, check_file, inputs, loaded_without_prior, progress
 from tessella.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -44,12 +44,13 @@ class Index:
     out: Annotated[str | None, arg(aliases=("-o",))] = None
     data: str | None = None
     split: str = "train"
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def index(o: Index) -> int:
     out = o.out or str(Path(o.run, INDEX))
     check_file(out, ".safetensors", "index's")
-    model, source = loaded_without_prior(o.run)
+    model, source = loaded_without_prior(o.run, o.where)
     from tessella import checkpoint
     from tessella.uses import coding, search
     from tessella.uses.look import data_for
@@ -95,6 +96,7 @@ class Search:
     duplicates: bool = False
     threshold: float | None = None
     shown: Annotated[Shown, arg(name="")] = field(default_factory=Shown)
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def search(o: Search) -> int:
@@ -106,7 +108,7 @@ def search(o: Search) -> int:
         raise SpecError("--threshold is of --duplicates: leave it out")
     if Path(o.out).suffix.lower() != ".png":
         check_file(o.out, ".html", "page's (.html) or picture's (.png)")
-    model, source = loaded_without_prior(o.run)
+    model, source = loaded_without_prior(o.run, o.where)
     from tessella import checkpoint
     from tessella.uses import search as searching
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tessella.errors import DataError
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
     from tessella.data import Split
@@ -35,19 +36,73 @@ class Shown:
     label: str | None = None
 
 
-def loaded(run: str, prior: str | None = None) -> tuple[Model, dict[str, Any]]:
-    """The model of a run, with that prior over its latents, and where its data comes from."""
+@dataclass(frozen=True)
+class Where:
+    """Where networks run.
+
+    Attributes:
+        device: auto (the best there is), cpu, cuda, mps or xpu; of several cards cuda:1 is the second. By default what
+            the environment variable TESSELLA_DEVICE says, or else auto.
+    """
+
+    device: str | None = None
+
+    def find(self, *, json: bool = False) -> torch.device:
+        """The device, said in one line unless it was asked for by name; on stderr if stdout is for JSON.
+
+        Raises:
+            SpecError: if there is none of that name.
+        """
+        from tessella.device import resolve
+
+        device = resolve(self.device)
+        self.say(json=json)
+        return device
+
+    def say(self, *, json: bool = False) -> None:
+        """Say what was chosen and why; nothing if it was asked for by name."""
+        from tessella.device import reason
+
+        if reason(self.device) is not None:
+            print(f"device   {said_of_device(self.device)}", file=sys.stderr if json else sys.stdout, flush=True)
+
+
+def said_of_device(asked: str | None) -> str:
+    """The device in words, and why it is this one.
+
+    Raises:
+        SpecError: if there is none of that name.
+    """
+    from tessella.device import described, reason, resolve
+
+    why = reason(asked)
+    return described(resolve(asked)) + (f", {why}" if why else "")
+
+
+def loaded(
+    run: str, prior: str | None = None, where: Where | None = None, *, json: bool = False
+) -> tuple[Model, dict[str, Any]]:
+    """The model of a run on the device asked for, with that prior over its latents, and where its data comes from.
+
+    Args:
+        json: whether stdout is for JSON alone.
+    """
     from tessella import checkpoint
+    from tessella.device import resolve
 
+    where = where or Where()
+    device = resolve(where.device)
     source = checkpoint.read_spec(run).data
-    return checkpoint.load(run, prior=prior), source
+    model = checkpoint.load(run, prior=prior, device=device)
+    where.say(json=json)
+    return model, source
 
 
-def loaded_without_prior(run: str) -> tuple[Model, dict[str, Any]]:
+def loaded_without_prior(run: str, where: Where | None = None) -> tuple[Model, dict[str, Any]]:
     """The same for what asks nothing of a fitted prior: it is left out, and with it the label that it may need."""
     from tessella import checkpoint
 
-    return loaded(run, checkpoint.TRAINED)
+    return loaded(run, checkpoint.TRAINED, where)
 
 
 def inputs(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, Suppress, arg
 
 from tessella import registry
-from tessella.commands.shared import check_picture_name, write_picture
+from tessella.commands.shared import check_picture_name, said_of_device, write_picture
 from tessella.errors import DataError, RunError, SpecError
 from tessella.spec import ModelOptions, TrainOptions
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tessella.models.model import Model
 
 Binarize = Literal["dynamic", "static", "threshold"]
-UNHEARD = ("save_every", "workers", "quiet", "out", "resume", "overwrite", "data", "changed_data", "given")
-"""Options that a resumed run may change, because no number depends on them; its data is compared by content."""
+UNHEARD = ("save_every", "workers", "device", "quiet", "out", "resume", "overwrite", "data", "changed_data", "given")
+"""Options that a resumed run may change: no number depends on them but by rounding. Its data is compared by content."""
 BUDGETS = ("minutes", "epochs", "steps")
 
 
@@ -165,6 +165,7 @@ def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, An
 def resumed_options(run: Path, stored: Mapping[str, Any], now: TrainOptions, given: Collection[str]) -> TrainOptions:
     """The training's options as they were, but for a new budget and what no number depends on."""
     changed = {name: getattr(now, name) for name in given if name in ("save_every", "workers", *BUDGETS)}
+    changed["device"] = now.device  # where it runs is of this machine, not of the run
     if set(given) & set(BUDGETS):
         changed = {**dict.fromkeys(BUDGETS), **changed}
     try:
@@ -187,6 +188,7 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
 
     if not o.quiet:
         print(describe(data))
+        print(f"device   {said_of_device(options.device)}")
         print(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
         print(f"budget   {budget(options)}", flush=True)
     how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data, "quiet": o.quiet}

@@ -79,7 +79,7 @@ def fit_prior(
     _check_kind(model, kind, str(run))
     checkpoint.load(run, into=model, prior=checkpoint.TRAINED)
     _check(model, data, kind, size, class_conditional=class_conditional)
-    accelerator = accelerated()
+    accelerator = accelerated(options.device)
     model = model.to(accelerator.device)
     home = checkpoint.prior_home(Path(run), kind)
     fingerprint = checkpoint.fingerprint(run)

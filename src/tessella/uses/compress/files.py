@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import tempfile
@@ -350,6 +351,7 @@ def decompress(
     model: Model,
     *,
     workers: int | None = None,
+    device: torch.device | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """The examples one by one: what each is called, and `[*shape]` in stored units; only those whose checksum is right.
@@ -357,13 +359,14 @@ def decompress(
     Args:
         container: what `check` finds no fault with.
         workers, progress: as of `compress`.
+        device: where pictures are drawn from codes; all that is coded stays on the processor.
 
     Raises:
         DataError: if the file is damaged, or this machine decodes it to something else than was written.
     """
     header, coder = container.header, coder_for(model, lossy=container.header.method == "codes")
     parts = (
-        _drawn(container, model, coder, workers)
+        _drawn(container, model, coder, workers, device)
         if isinstance(coder, CodesOnly)
         else _exact(container, model, coder, workers)
     )
@@ -396,9 +399,13 @@ def _exact(container: Container, model: Model, coder: Lossless | BitsBack, worke
                 raise container.damaged("it holds more than its header says")
 
 
-def _drawn(container: Container, model: Model, coder: CodesOnly, workers: int | None) -> Iterator[Tensor]:
+def _drawn(
+    container: Container, model: Model, coder: CodesOnly, workers: int | None, device: torch.device | None
+) -> Iterator[Tensor]:
     """The examples of files of codes, each the mean of p(x | codes)."""
-    header, model_ = container.header, cast(CodeModel, model)
+    header, drawing = container.header, cast(CodeModel, model)
+    if device is not None and device != model.device:
+        drawing = copy.deepcopy(drawing).to(device)
 
     def sized() -> Iterator[tuple[Chunk, tuple[int, ...]]]:
         first = 0
@@ -414,7 +421,7 @@ def _drawn(container: Container, model: Model, coder: CodesOnly, workers: int | 
         codes = coder.decode_codes(chunk, size)
         count = len(codes[0])
         coded = coding.Coded("", ("",) * count, np.array([size] * count, np.int64), tuple(c.numpy() for c in codes))
-        return [x for _, x in coding.decode(model_, coded)]
+        return [x for _, x in coding.decode(drawing, coded)]
 
     with steady():
         for xs in _side_by_side(_guarded(container, decode), sized(), workers):
