@@ -172,10 +172,10 @@ def _read(model: Model, items: Sequence[_Item], broken: list[str], *, full_size:
         try:
             parts.append(read_pictures(model.schema, [item.file], size))
             good.append(item)
-        except DataError:
+        except DataError as error:
             if not item.found or not model.schema.is_picture or model.schema.values == "real":
                 raise
-            broken.append(shown(item.name))
+            broken.append(f"{item.name} ({str(error).partition(' cannot be read: ')[2]})")
     return torch.cat(parts) if parts else torch.empty(0), good
 
 
