@@ -59,7 +59,7 @@ def evaluate(o: Evaluate) -> int:
     model, source = loaded(o.run, o.prior, o.where, json=o.json)
     if o.fidelity and not model.has_prior:
         raise model.without_prior()
-    from tessella import report
+    from tessella import checkpoint, report
     from tessella.uses.look import data_for
 
     data = data_for(model, source, o.data)
@@ -71,8 +71,10 @@ def evaluate(o: Evaluate) -> int:
         if found is not None and not _is_file(o.features):
             report.store_fidelity(Path(o.run), found, seed=o.seed)
     if o.json:
+        passed_over = checkpoint.choose_prior(Path(o.run), o.prior).note
+        noted = replace(result, notes=(*result.notes, passed_over)) if passed_over else result
         of_samples = {} if found is None else {"fidelity": report.jsonable(found)}
-        print(json.dumps({**report.jsonable(result), **of_samples}, indent=2))
+        print(json.dumps({**report.jsonable(noted), **of_samples}, indent=2))
     else:
         _print_numbers(result, model, found)
     return 0

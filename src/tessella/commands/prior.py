@@ -28,8 +28,8 @@ class Prior:
     """Fit a prior over the latents of a run and keep it in the run: it learns which codes, or numbers, go together.
 
     The model stays as it is. Then `sample` draws from the prior and `evaluate` pays its rate. Of several kinds the one
-    with the lowest rate on the validation split is used (of a vae only if it beats the model's own), unless another is
-    asked for; an autoencoder gets samples, but no bound. Ctrl-C saves; `--resume` goes on.
+    with the lowest rate on the validation split is used, if it beats the model's own (of codes the uniform one), unless
+    another is asked for with --prior; an autoencoder gets samples, but no bound. Ctrl-C saves; `--resume` goes on.
 
     Attributes:
         run: the run folder.
@@ -121,15 +121,19 @@ def _saving(done: Fitting, model: Model) -> str:
     own = f"the {'uniform' if done.of_codes else 'trained'} prior"
     if done.rate is None:
         paid = "" if done.rate_before is None else f"{said(done.rate_before)} under {own}; "
-        return f"rate     {paid}there is no validation split to measure the fitted one on"
+        trust = f"there is no validation split to measure the fitted one on, so it is taken to be better than {own}"
+        return f"rate     {paid}{trust if model.has_bound else trust.partition(',')[0]}"
     if done.rate_before is None:
         return (
             f"fit      -log p(z) is {done.rate:.2f} nats on the validation split; an autoencoder's z is a point, so "
             "this is a density and no rate: it can be sampled now, and has no bound"
         )
     saved, before = done.rate_before - done.rate, done.rate_before
-    much = f"{100 * saved / before:.0f} %" if before > 0 else f"{saved:.2f} nats"
-    worse = "" if saved > 0 else "; it has learned too little or too much by heart: give it another budget or size"
-    if not done.of_codes and saved <= 0:
-        worse += ", and until then the trained one is used"
-    return f"rate     {said(done.rate)} on the validation split, {said(before)} under {own}: {much} saved{worse}"
+    much = f"{100 * abs(saved) / before:.0f} %" if before > 0 else f"{abs(saved):.2f} nats"
+    line = f"rate     {said(done.rate)} on the validation split, {said(before)} under {own}: "
+    if saved > 0:
+        return f"{line}{much} saved"
+    return (
+        f"{line}{much} more, so {own} is used; it has learned too little or too much by heart: give it another budget "
+        f"or size with --overwrite, or take it as it is with --prior"
+    )
