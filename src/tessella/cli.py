@@ -107,7 +107,7 @@ def _open_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):  # in this order, for a new file takes the number of a closed one
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
         elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 

@@ -103,12 +103,8 @@ def _table(title: str, group: Group) -> None:
     from tessella.report.compared import lines
 
     heads = ["", *(entry.name for entry in group.entries), "data"]
-    rows = [
-        [
-            line.name,
-            *(Text(c, style="bold" if b else "") for c, b in zip(line.cells, line.best, strict=True)),
-            line.data,
-        ]
-        for line in lines(group)
-    ]
+    rows = []
+    for line in lines(group):
+        cells = [Text(c, style="bold" if b else "") for c, b in zip(line.cells, line.best, strict=True)]
+        rows.append([line.name, *cells, line.data])
     say_table(title, heads, rows, figures=range(1, len(heads)))

@@ -88,9 +88,8 @@ def prior(o: Prior) -> int:
         )
     if done.training.stopped == "signal":
         kind = "" if o.kind == Prior.kind else f" --kind {o.kind}"
-        say(
-            f"stopped and saved at step {done.training.steps:,}; go on with: tessella prior {quoted(o.run)}{kind} --resume"
-        )
+        again = f"tessella prior {quoted(o.run)}{kind} --resume"
+        say(f"stopped and saved at step {done.training.steps:,}; go on with: {again}")
         return 130
     say(f"fitted for {done.training.steps:,} steps, {done.training.seconds:.0f} seconds: {home}")
     say(_saving(done, model))

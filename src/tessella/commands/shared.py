@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessella.errors import DataError
-from tessella.text import shown
+from tessella.text import shown as escaped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,7 +66,7 @@ def inputs(
             batches.append(look.from_files(model, (one,), label))
             continue
         if not one.isdecimal():
-            raise DataError(f"no such picture: {shown(one)}; give a file that exists, or the number of an example")
+            raise DataError(f"no such picture: {escaped(one)}; give a file that exists, or the number of an example")
         split = split or look.data_for(model, source, shown.data).split(shown.split)
         batches.append(look.from_split(split, (one,), shown.split))
     return look.joined(batches)
@@ -74,7 +74,7 @@ def inputs(
 
 def say(text: str) -> None:
     """Print lines in which names from outside may stand: what a terminal would obey is escaped."""
-    print("\n".join(map(shown, text.split("\n"))), flush=True)
+    print("\n".join(map(escaped, text.split("\n"))), flush=True)
 
 
 def quoted(path: str | os.PathLike[str]) -> str:
@@ -99,9 +99,9 @@ def say_table(
     from rich.text import Text
 
     console = Console(highlight=False)
-    cells = [[Text(shown(c)) if isinstance(c, str) else c for c in row] for row in rows]
+    cells = [[Text(escaped(c)) if isinstance(c, str) else c for c in row] for row in rows]
     if title:
-        console.print(Text(shown(title), style="italic"), overflow="fold")
+        console.print(Text(escaped(title), style="italic"), overflow="fold")
     least = 0
     for number, head in enumerate(heads):
         words = [word for row in cells for word in row[number].plain.split()] + head.split()
@@ -112,7 +112,9 @@ def say_table(
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for number, head in enumerate(heads):
             figure = number in figures
-            table.add_column(Text(shown(head)), justify="right" if figure else "left", no_wrap=figure, overflow="fold")
+            table.add_column(
+                Text(escaped(head)), justify="right" if figure else "left", no_wrap=figure, overflow="fold"
+            )
         for row in cells:
             table.add_row(*row)
         console.print(table)
@@ -121,7 +123,9 @@ def say_table(
         console.print(Text(first.plain, style="bold"), overflow="fold")
         for number, one in enumerate(rest, 1):
             if one.plain:
-                console.print(Text(f"  {shown(heads[number])}: " if number in figures else "  ") + one, overflow="fold")
+                console.print(
+                    Text(f"  {escaped(heads[number])}: " if number in figures else "  ") + one, overflow="fold"
+                )
 
 
 @contextmanager
