@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / PACKAGE
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("records", "errors", "registry"),
-    ("contracts", "divergences", "noise", "precision", "entropy_coding", "pictures"),
+    ("contracts", "divergences", "noise", "fixed_batch", "precision", "entropy_coding", "pictures"),
     ("networks",),
     ("likelihoods", "bottlenecks", "priors", "flows", "diffusion"),
     ("models", "spec"),
