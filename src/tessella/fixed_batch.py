@@ -22,11 +22,11 @@ from torch import Tensor
 from tessella.noise import example_keys
 from tessella.records import Batch
 
-NUMBERS = {"cpu": 1 << 17}
+NUMBERS = {"cpu": 1 << 15}
 """Numbers of data in a batch, at most: so few that one example alone, whose batch is copies of it, is quick."""
 NUMBERS_ELSEWHERE = 1 << 21
 """The same of accelerators, which large batches keep busy."""
-MOST = 512
+MOST = 256
 """Examples in a batch, at most."""
 READ = 100
 """Examples that are read at a time, at least."""
@@ -66,16 +66,16 @@ def to_read(shape: Sequence[int], device: torch.device) -> int:
     return size * -(-READ // size)
 
 
-def fixed_batches(batch: Batch, device: torch.device) -> Iterator[FixedBatch]:
-    """A batch of stored values, of any length, in parts of `size_of`."""
-    x, size = batch.x, size_of(batch.x.shape[1:], device)
+def fixed_batches(batch: Batch, device: torch.device, size: int | None = None) -> Iterator[FixedBatch]:
+    """A batch of stored values, of any length, in parts of `size_of`, or of another size that is always the same."""
+    x, size = batch.x, size or size_of(batch.x.shape[1:], device)
     for first in range(0, len(x), size):
         some = x[first : first + size]
-        label = None if batch.label is None else _full(batch.label[first : first + size], size, device)
-        yield FixedBatch(_full(some, size, device), label, len(some), some)
+        label = None if batch.label is None else filled(batch.label[first : first + size], size, device)
+        yield FixedBatch(filled(some, size, device), label, len(some), some)
 
 
-def _full(rows: Tensor, size: int, device: torch.device) -> Tensor:
+def filled(rows: Tensor, size: int, device: torch.device) -> Tensor:
     """The rows and copies of the last one, in memory of their own: how they lie decides how kernels add, too."""
     full = torch.empty((size, *rows.shape[1:]), dtype=rows.dtype, device=device)
     full[: len(rows)] = rows

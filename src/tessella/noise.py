@@ -78,7 +78,7 @@ class Noise:
     def from_draw(self, draw: int) -> Noise:
         """The source of an example's draws number `draw` and on, where its draws come in several passes."""
         if self.keys is None:
-            return self.split(f"draw {draw}")
+            return self.split(str(draw))
         return Noise(self.seed, self.step, self.stream, keys=self.keys, draw=draw)
 
     def normal(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:

@@ -168,7 +168,9 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"contamination must lie above 0 and up to 0.5, not {self.contamination}")
         x = self._fit(X)
-        self.offset_ = float(np.percentile(-self._strangeness(_batches(x, self.model_.model.device)), 100 * self.contamination))
+        self.offset_ = float(
+            np.percentile(-self._strangeness(_batches(x, self.model_.model.device)), 100 * self.contamination)
+        )
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
