@@ -29,6 +29,7 @@ from tessella.data.arrays import moments
 from tessella.data.found import Part, index_keys
 from tessella.data.splits import split_of
 from tessella.device import resolve
+from tessella.fixed_batch import fixed_batches, to_read
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.records import Batch, Schema
@@ -36,8 +37,8 @@ from tessella.spec import TrainOptions
 from tessella.training import fit as train
 from tessella.uses.detect import Detector
 
-AT_ONCE = 500
 BATCH = 64
+"""Examples in a step of training."""
 
 
 class _Fitted(BaseEstimator, ABC):
@@ -118,8 +119,7 @@ class _Fitted(BaseEstimator, ABC):
         if bytes_wanted and x.dtype != np.uint8:
             raise ValueError("this was fitted on pictures of bytes: give uint8")
         x = x if bytes_wanted else x.astype(np.float32)
-        for first in range(0, len(x), AT_ONCE):
-            yield Batch(torch.from_numpy(x[first : first + AT_ONCE]))
+        return _batches(x, self.model_.model.device)
 
 
 @final
@@ -175,7 +175,9 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"contamination must lie above 0 and up to 0.5, not {self.contamination}")
         x = self._fit(X)
-        self.offset_ = float(np.percentile(-self._strangeness(_batches(x)), 100 * self.contamination))
+        self.offset_ = float(
+            np.percentile(-self._strangeness(_batches(x, self.model_.model.device)), 100 * self.contamination)
+        )
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -239,12 +241,12 @@ class LatentTransformer(TransformerMixin, _Fitted):
     @torch.no_grad()
     def transform(self, X: Any) -> np.ndarray:
         """The latents of rows, `[n, units]` float64, or the codes of all levels, `[n, codes]` int64."""
-        found = []
+        found, model = [], self.model_.on(self.device)
         for batch in self._batches(X):
-            model = self.model_.on(self.device)
-            latent = model.encode(batch.x.to(model.device))
-            flat = [c.flatten(1) for c in latent.codes] or [latent.z.flatten(1).cpu().double()]
-            found.append(torch.cat(flat, 1).cpu().numpy())
+            for part in fixed_batches(batch, model.device):
+                latent = model.encode(part.x)
+                flat = [c.flatten(1) for c in latent.codes] or [latent.z.flatten(1).cpu().double()]
+                found.append(torch.cat(flat, 1)[: part.count].cpu().numpy())
         return np.concatenate(found)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -290,9 +292,10 @@ def _split(x: np.ndarray) -> Split:
     return split_of(Part(x, None, index_keys(len(x), "sklearn")), np.arange(len(x)))
 
 
-def _batches(x: np.ndarray) -> Iterator[Batch]:
-    for first in range(0, len(x), AT_ONCE):
-        yield Batch(torch.from_numpy(x[first : first + AT_ONCE]))
+def _batches(x: np.ndarray, device: torch.device) -> Iterator[Batch]:
+    at_once = to_read(x.shape[1:], device)
+    for first in range(0, len(x), at_once):
+        yield Batch(torch.from_numpy(x[first : first + at_once]))
 
 
 def _single(X: np.ndarray) -> np.ndarray:

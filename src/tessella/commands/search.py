@@ -63,10 +63,9 @@ def index(o: Index) -> int:
     split = cache(lambda: data_for(model, source, data).split(o.split))
     with progress("looking") as tell:
         found = coding.examples(model, given, split, o.split, endings=True, progress=tell)
-        held = search.index(model, found, checkpoint.fingerprint(o.run))
-    search.write(out, held)
-    spaces = " and ".join(f"{rows.shape[1]:,} {'numbers' if s == 'latent' else s}" for s, rows in held.features.items())
-    say(f"wrote {out}: {len(held):,} examples, {spaces} each, {os.path.getsize(out) / 2**20:,.1f} MiB")
+        held = search.write_index(out, model, found, checkpoint.fingerprint(o.run))
+    spaces = " and ".join(f"{width:,} {'numbers' if s == 'latent' else s}" for s, width in held.widths.items())
+    say(f"wrote {out}: {held.examples:,} examples, {spaces} each, {os.path.getsize(out) / 2**20:,.1f} MiB")
     named = "" if o.out is None else f" --index {quoted(out)}"
     say(f"next: tessella search {quoted(o.run)} PICTURE{named}, tessella search {quoted(o.run)} --duplicates{named}")
     return 0

@@ -35,7 +35,7 @@ from tessella.noise import Noise
 from tessella.priors.normal import StandardNormal
 from tessella.records import Latent
 from tessella.text import shown
-from tessella.uses.coding import stride_of
+from tessella.uses.coding import codes_of, stride_of
 from tessella.uses.compress.container import Chunk, checksum
 
 PARAMETERS = 1 << 24
@@ -324,11 +324,6 @@ class CodesOnly:
 
 
 Coder = Lossless | BitsBack | CodesOnly
-
-
-def codes_of(model: CodeModel, x: Tensor) -> tuple[Tensor, ...]:
-    """The codes of all levels; what they cost is not asked."""
-    return tuple(plain(c) for c in model.with_uniform_prior().encode(plain(x)).codes)
 
 
 def plain(x: Tensor) -> Tensor:
