@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tessella.data.clothes import clothes
 from tessella.data.folders import folder
 from tessella.data.found import WHOLE, Found, Part, abridged, index_keys, one_line, shown
 from tessella.data.hub import hub
@@ -61,7 +62,7 @@ def digits(size: Size) -> Found:
 
 
 HUB = "hf:"
-BUILT_IN: dict[str, Callable[[Size], Found]] = {"digits": digits, "sprites": sprites}
+BUILT_IN: dict[str, Callable[[Size], Found]] = {"clothes": clothes, "digits": digits, "sprites": sprites}
 
 
 def _folder(path: str, size: Size, channels: int | None, depth: tuple[float, float] | None) -> Found:
