@@ -8,7 +8,8 @@ would draw: each draws the whole joined batch's noise and keeps its own rows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -48,3 +49,15 @@ class Noise:
         rows = shape[0]
         joined = draw((rows * self.world, *shape[1:]), generator=self._generators[device], device=device)
         return joined[self.rank * rows : (self.rank + 1) * rows]
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's own generators, for draws that take none; what they were is put back for the processor and `device`.
+
+    Of an Apple GPU, whose generator cannot be forked, it is not put back.
+    """
+    kind = device.type if device.type in ("cuda", "xpu") else "cuda"
+    with torch.random.fork_rng(devices=[device] if device.type == kind else [], device_type=kind):
+        torch.manual_seed(seed)
+        yield

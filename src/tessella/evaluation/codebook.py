@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tessella.device import precise
 from tessella.models.codes import CodeModel
 from tessella.records import CodesEvaluation, Latent, LevelEvaluation
 
@@ -38,10 +39,10 @@ def tally(model: CodeModel, latent: Latent, x: Tensor, label: Tensor | None, dis
         last = level == len(latent.codes) - 1
         if not last:
             coarse = model.coarse_only(latent.z, level + 1)
-            sums[f"distortion {level}"] = -model.decode(coarse, label).log_prob(x).double().sum()
+            sums[f"distortion {level}"] = -precise(model.decode(coarse, label).log_prob(x)).sum()
         else:
-            sums[f"distortion {level}"] = distortion.double().sum()
-        sums[f"rate {level}"] = rates[level].double().sum()
+            sums[f"distortion {level}"] = precise(distortion).sum()
+        sums[f"rate {level}"] = precise(rates[level]).sum()
         sums[f"counts {level}"] = counts(codes, quantizer.codebook_size)
     return sums
 

@@ -34,6 +34,7 @@ from tessella.data.sources import NumpyArchive
 from tessella.errors import DataError, SpecError
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
+from tessella.noise import seeded
 from tessella.uses.look import AT_ONCE, from_split, read_pictures
 
 VERSION = 1
@@ -225,8 +226,7 @@ def decode(
         z = model.lookup([_tensor(level[rows]).to(model.device) for level in coded.levels])
         sizes = [tuple(size) for size in coded.sizes[rows].tolist()]
         drawing = model.decode(grown(model, z, sizes[0]))
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(seed + (first << 32))
+        with seeded(seed + (first << 32), model.device):
             x = (drawing.sample() if draw else drawing.mean).cpu()
         for name, size, one in zip(coded.names[rows], sizes, x, strict=True):
             yield name, one[:, : size[0], : size[1]] if size else one
