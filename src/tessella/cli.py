@@ -106,7 +106,7 @@ def overview() -> str:
         lines += [f"  {f'{c.name} {c.arguments}':{wide}}  {c.summary}" for c in group]
         lines.append("")
     lines += [
-        "SPEC is digits, sprites, hf:NAME, a folder of pictures (sub-folders are classes), or a file: .npz, .npy,"
+        "SPEC is clothes, digits, sprites, hf:NAME, a folder of pictures (sub-folders are classes), or a file: .npz, .npy,"
     ]
     lines += [".csv, .parquet, idx, CIFAR .bin. RUN is the folder that training fills."]
     return "\n".join(lines)

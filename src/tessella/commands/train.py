@@ -57,7 +57,7 @@ class ShowData:
     """Show what is understood of some data: counts, shape, value range, classes, splits; and write a contact sheet.
 
     Attributes:
-        spec: digits, sprites, hf:NAME, a folder of pictures, or a file.
+        spec: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file.
         out: the contact sheet.
     """
 
@@ -85,7 +85,7 @@ class Train:
 
     Attributes:
         model: a name that `tessella parts` lists. The run's own when resuming.
-        data: digits, sprites, hf:NAME, a folder of pictures, or a file. The run's own when resuming.
+        data: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file. The run's own when resuming.
         out: the run folder.
         resume: go on from the last checkpoint in it; a newly given budget replaces the old one.
         overwrite: replace a run that is there.
