@@ -6,9 +6,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 import tomllib
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 

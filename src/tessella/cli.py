@@ -31,7 +31,7 @@ class Command(NamedTuple):
 
 OVERVIEW: dict[str, tuple[Command, ...]] = {
     "start here": (
-        Command("demo", "", "train, fit, measure and report on small embedded pictures, in under four minutes"),
+        Command("demo", "", "train on embedded pictures of clothes and show what can be done, in under four minutes"),
         Command("data", "SPEC", "show what is understood of some data, and write a contact sheet"),
         Command("parts", "", "list the models and what they are made of"),
     ),
@@ -106,9 +106,9 @@ def overview() -> str:
         lines += [f"  {f'{c.name} {c.arguments}':{wide}}  {c.summary}" for c in group]
         lines.append("")
     lines += [
-        "SPEC is clothes, digits, sprites, hf:NAME, a folder of pictures (sub-folders are classes), or a file: .npz, .npy,"
+        "SPEC is clothes, digits, sprites, hf:NAME, a folder of pictures (sub-folders are classes), or a file: .npz,"
     ]
-    lines += [".csv, .parquet, idx, CIFAR .bin. RUN is the folder that training fills."]
+    lines += [".npy, .csv, .parquet, idx, CIFAR .bin. RUN is the folder that training fills."]
     return "\n".join(lines)
 
 

@@ -45,7 +45,7 @@ def write_anomalies(
     body = [
         _opening(title, detector, findings, calibration, rankings, one),
         _scores(detector, findings, calibration, rankings, schema),
-        _examples(detector.examine.model, findings, calibration),
+        finds(detector.examine.model, findings, calibration),
     ]
     blocks.write_page(path, title, body)
 
@@ -110,7 +110,8 @@ def _scores(
     return f"<h2>The scores</h2>{note}<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
-def _examples(model: Model, findings: Findings, calibration: Calibration | None) -> str:
+def finds(model: Model, findings: Findings, calibration: Calibration | None) -> str:
+    """The examples that fit least and best, each with its heat maps."""
     if not findings.highest:
         return ""
     shown = [*findings.highest, *findings.lowest]
