@@ -34,7 +34,7 @@ def demo() -> common.Record:
         whole = done.returncode == 0 and page.is_file() and (run / "report.html").is_file()
         evaluation = json.loads(written.read_text()) if written.is_file() else None
         return {
-            "about": "`tessella demo` after installation: wall time, and what the learned prior saves on the test split",
+            "about": "`tessella demo` after installation: wall time, and what the learned prior saves on test",
             "rows": [
                 common.row("`tessella demo`, seconds", DEMO_BAR, seconds if whole else None, unit=" s", better="lower"),
                 common.row(
@@ -43,7 +43,7 @@ def demo() -> common.Record:
                     _saving(evaluation),
                     unit=" %",
                     better="higher",
-                ),  # fmt: skip
+                ),
             ],
             "status": done.returncode,
             "seconds": seconds,

@@ -129,7 +129,9 @@ def _opening(demo: Demo) -> str:
                 "test pictures",
             )
         )
-    cards.append((f"{a.auroc:.3f}", "AUROC: how often a picture that is no clothes scores above one that is"))
+    cards.append(
+        (f"{a.auroc:.3f}", "AUROC: how often a handwritten digit scores as stranger than a picture of clothes")
+    )
     if e.psnr is not None:
         cards.append((psnr_text(e.psnr), "PSNR of the reconstructions"))
     return f'<h1>What one small run can do</h1><p class="lead">{html.escape(lead)}</p>{blocks.cards(cards)}'
@@ -168,9 +170,10 @@ def _anomalies(demo: Demo) -> str:
     caught = sum(f and k for f, k in zip(flagged, known, strict=True))
     false = sum(f and not k for f, k in zip(flagged, known, strict=True))
     text = (
-        f"{sum(known)} pictures that are no clothes or are damaged stand among {len(known) - sum(known):,} test "
-        f"pictures. The threshold is the score that {100 * a.calibration.false_positives:g} % of the validation "
-        f"pictures exceed: {caught} of the {sum(known)} lie above it, and {false} of the others."
+        f"{sum(known)} handwritten digits, which the model never saw, among {len(known) - sum(known):,} test pictures "
+        f"of clothes, sorted by how ill they fit. The threshold is the score that "
+        f"{100 * a.calibration.false_positives:g} % of the validation pictures exceed: {caught} of the digits lie above "
+        f"it, and {false} of the clothes."
     )
     return (
         f"<h2>Anomalies</h2><p>{html.escape(text)}</p>{anomalies.finds(demo.model, a.findings, a.calibration)}"
