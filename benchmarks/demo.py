@@ -1,6 +1,6 @@
 """What a newcomer waits for and sees: `tessella demo`, and how long the tests take if asked.
 
-python benchmarks/demo.py [--with-tests]
+python benchmarks/demo.py [--with-tests] [--keep FOLDER]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,8 +22,12 @@ from startup import script
 DEMO_BAR, SAVING_BAR, TESTS_BAR = 210.0, 25.0, 480.0
 
 
-def demo() -> common.Record:
-    """`tessella demo` with its defaults, in an empty folder: training, evaluation and pages."""
+def demo(keep: str | None = None) -> common.Record:
+    """`tessella demo` with its defaults, in an empty folder: training, evaluation and pages.
+
+    Args:
+        keep: a new folder that the run is copied to, to look at its pages.
+    """
     with tempfile.TemporaryDirectory() as folder:
         started, before = time.perf_counter(), _cpu_seconds()
         done = subprocess.run(
@@ -33,6 +38,8 @@ def demo() -> common.Record:
         page, written = run / "demo.html", run / "evaluation-test.json"
         whole = done.returncode == 0 and page.is_file() and (run / "report.html").is_file()
         evaluation = json.loads(written.read_text()) if written.is_file() else None
+        if keep is not None:
+            shutil.copytree(run, keep)
         return {
             "about": "`tessella demo` after installation: wall time, and what the learned prior saves on test",
             "rows": [
@@ -89,8 +96,9 @@ def tests() -> common.Record:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--with-tests", action="store_true", help="time the tests too")
+    parser.add_argument("--keep", metavar="FOLDER", help="copy the demo's run there")
     chosen = parser.parse_args()
-    records = {"demo": demo()}
+    records = {"demo": demo(chosen.keep)}
     if chosen.with_tests:
         records["tests"] = tests()
     for name, record in records.items():

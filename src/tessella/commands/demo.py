@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DATA = "clothes"
 MODEL = ModelOptions(codebook_size=128, width=32, depth=1, mixtures=3)
-PRIOR = {"width": 48, "depth": 4}
+PRIOR_WIDTH, PRIOR_DEPTH = 48, 4
 RATE, PRIOR_RATE = 3e-3, 2e-3
 """Learning rates: with so little time, small networks come farther with more than the package's own."""
 SHARE = 0.6
@@ -81,7 +81,7 @@ def demo(o: Demo) -> int:
     print(f"        {trained.steps:,} steps; {codes} integers below {MODEL.codebook_size} a picture")
     _say(3, f"fitting a prior for {60 * (1 - SHARE) * o.minutes:.0f} seconds: which integers go together")
     options = TrainOptions(minutes=(1 - SHARE) * o.minutes, learning_rate=PRIOR_RATE)
-    fitted = fit_prior(run, data, "pixelcnn", options, **PRIOR)
+    fitted = fit_prior(run, data, "pixelcnn", options, width=PRIOR_WIDTH, depth=PRIOR_DEPTH)
     if fitted.training.stopped == "signal":
         return _stopped(f"tessella prior {run} --resume")
     print(f"        {fitted.training.steps:,} steps")

@@ -171,9 +171,9 @@ def _anomalies(demo: Demo) -> str:
     false = sum(f and not k for f, k in zip(flagged, known, strict=True))
     text = (
         f"{sum(known)} handwritten digits, which the model never saw, among {len(known) - sum(known):,} test pictures "
-        f"of clothes, sorted by how ill they fit. The threshold is the score that "
-        f"{100 * a.calibration.false_positives:g} % of the validation pictures exceed: {caught} of the digits lie above "
-        f"it, and {false} of the clothes."
+        "of clothes, sorted by how ill they fit. The threshold is the score that "
+        f"{100 * a.calibration.false_positives:g} % of the validation pictures exceed: {caught} of the digits lie "
+        f"above it, and {false} of the clothes."
     )
     return (
         f"<h2>Anomalies</h2><p>{html.escape(text)}</p>{anomalies.finds(demo.model, a.findings, a.calibration)}"
