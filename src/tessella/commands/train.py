@@ -58,7 +58,7 @@ class ShowData:
     """Show what is understood of some data: counts, shape, value range, classes, splits; and write a contact sheet.
 
     Attributes:
-        spec: digits, sprites, hf:NAME, a folder of pictures, or a file.
+        spec: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file.
         out: the contact sheet.
     """
 
@@ -86,8 +86,8 @@ class Train:
 
     Attributes:
         model: a name that `tessella parts` lists. The run's own when resuming.
-        data: digits, sprites, hf:NAME, a folder of pictures, or a file. When resuming, where the run's data lies now,
-            if it was moved.
+        data: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file. When resuming, where the run's data
+            lies now, if it was moved.
         out: the run folder.
         resume: go on from the last checkpoint in it; a newly given budget replaces the old one.
         changed_data: resume although the data is not what the run was started with.
