@@ -66,7 +66,7 @@ def claims(o: Claims) -> int:
 
     chosen = experiments.chosen(numbers)
     data = o.how.open(o.data)
-    say(describe(data))
+    say(*describe(data).split("\n"))
     device = o.where.find()
     started, worked = time.monotonic(), time.process_time()
     results = experiments.run(
