@@ -82,7 +82,7 @@ def load(counts: Sequence[int]) -> common.Record:
             folder, run = home / f"pictures-{count}", home / f"run-{count}"
             make(folder, count)
             commands: dict[str, list[Any]] = {
-                "data": ["data", folder, "--sheet", home / "sheet.png"],
+                "data": ["data", folder, "--out", home / "sheet.png"],
                 "train": ["train", "vae", "--data", folder, "--out", run, "--steps", STEPS, "--width", 16, "--quiet"],
                 "index": ["index", run, folder],
                 "detect": ["detect", run, folder, "-o", home / "found", "--score", "bound", "--scores", "bound"],
