@@ -17,8 +17,8 @@ PACKAGE = "tessella"
 SOURCE = Path(__file__).resolve().parents[1] / "src" / PACKAGE
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("records", "errors", "registry"),
-    ("contracts", "divergences", "noise", "fixed_batch", "precision", "entropy_coding", "pictures"),
+    ("records", "errors", "registry", "text"),
+    ("contracts", "divergences", "noise", "fixed_batch", "precision", "entropy_coding", "pictures", "device"),
     ("networks",),
     ("likelihoods", "bottlenecks", "priors", "flows", "diffusion"),
     ("models", "spec"),

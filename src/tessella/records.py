@@ -30,6 +30,7 @@ class Schema:
         center, scale: for `real` data the mean and standard deviation of the training split, one a feature for
             vectors and one a channel for pictures; `(0.0,)` and `(1.0,)` otherwise.
         classes: the names of the classes, in the order of their labels; empty if there are none.
+        depth: of pictures read from files of more than 8 bits, the values in the files that became 0 and 255.
     """
 
     shape: tuple[int, ...]
@@ -39,6 +40,7 @@ class Schema:
     center: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
     classes: tuple[str, ...] = ()
+    depth: tuple[float, float] | None = None
 
     @property
     def dims(self) -> int:

@@ -156,6 +156,8 @@ class TrainOptions:
         seed: of the weights, the order of the examples and every draw.
         save_every: seconds between checkpoints: what a killed run loses at most.
         workers: processes that read files, for data that is streamed.
+        device: where networks run: auto (the best there is), cpu, cuda, mps or xpu; of several cards cuda:1 is the
+            second. By default what the environment variable TESSELLA_DEVICE says, or else auto.
     """
 
     minutes: float | None = None
@@ -171,6 +173,7 @@ class TrainOptions:
     seed: int = 0
     save_every: float = 60.0
     workers: int = 2
+    device: str | None = None
 
     def __post_init__(self) -> None:
         budgets = {n: getattr(self, n) for n in ("minutes", "epochs", "steps") if getattr(self, n) is not None}

@@ -14,9 +14,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -27,6 +28,7 @@ from torch import Tensor, distributed, nn
 import tessella
 from tessella import checkpoint
 from tessella.data import Data, Split, stream
+from tessella.device import resolve
 from tessella.errors import RunError, SpecError, TrainingError
 from tessella.models.model import Model
 from tessella.monitor import ModelView, Monitor, Reading, View
@@ -36,6 +38,9 @@ from tessella.records import Batch, Schema, Terms
 from tessella.spec import Objective, Spec, TrainOptions
 
 BAD_IN_A_ROW = 5
+RECORDED = ("fingerprint", "examples")
+"""What a run's specification says of its data besides where it lies and how it is read."""
+REMEDY = "try a lower --learning-rate or --precision float32, or look for values of the data that are far too large"
 RISE = 0.03
 """Fraction of the budget over which the learning rate rises."""
 
@@ -62,6 +67,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    changed_data: bool = False,
     quiet: bool = False,
 ) -> Training:
     """Train `model` on the training split of `data` and leave a run folder at `out`.
@@ -71,10 +77,11 @@ def train(
         resume: go on from the last checkpoint in `out`; model, data and options must be those it was started with
             (the budget may grow).
         overwrite: replace a run that is there.
+        changed_data: resume although the data is not what it was.
         quiet: no progress bar.
 
     Raises:
-        RunError: if `out` is occupied or cannot be written.
+        RunError: if `out` is occupied or cannot be written, or is resumed on other data.
         SpecError: if the model was made for other data.
         TrainingError: if the loss stays infinite or NaN; the last good checkpoint stays.
     """
@@ -85,17 +92,59 @@ def train(
             f"the data has {data.schema.values} values of shape {data.schema.shape}"
         )
     run = Path(out)
-    accelerator = accelerated()
+    accelerator = accelerated(options.device)
     if resume:
-        checkpoint.read_spec(run)
-    elif accelerator.is_main_process:
-        run = checkpoint.prepare_run(run, overwrite=overwrite)
-        source = {"spec": data.spec, **data.options}
-        spec = Spec(model.name, model.schema, model.options, source, asdict(options), tessella.__version__)
+        before = checkpoint.read_spec(run)
+        check_data(run, before.data, data, changed_data=changed_data)
+        spec = replace(before, data=source_of(data), training=asdict(options))
+    else:
+        spec = Spec(model.name, model.schema, model.options, source_of(data), asdict(options), tessella.__version__)
+    if accelerator.is_main_process:
+        run = run if resume else checkpoint.prepare_run(run, overwrite=overwrite)
         checkpoint.write_spec(run, spec)
     accelerator.wait_for_everyone()
     view = ModelView(data, options.precision)
     return run_loop(model, data.split("train"), view, run, options, accelerator, resume=resume, quiet=quiet)
+
+
+def source_of(data: Data) -> dict[str, Any]:
+    """Where data lies, how it is read, and what tells it from other data: a specification's record of it."""
+    counts = {name: len(split) for name, split in data.splits.items()}
+    return {"spec": data.spec, **data.options, "fingerprint": data.fingerprint, "examples": counts}
+
+
+def difference(before: Mapping[str, Any], data: Data) -> str | None:
+    """Say in what data differs from its record; None if it is the same, or the record has no fingerprint."""
+    if not data.fingerprint or before.get("fingerprint") in (None, "", data.fingerprint):
+        return None
+    called = "pictures" if data.schema.is_picture else "examples"
+    now = {name: len(split) for name, split in data.splits.items()}
+    then: dict[str, int] = before.get("examples") or {}
+    names = {"train": "training", "valid": "validation", "test": "test"}
+    told = [
+        f"{then.get(name, 0):,} {names.get(name, name)} {called} then, {now.get(name, 0):,} now"
+        for name in dict.fromkeys((*then, *now))
+        if then.get(name, 0) != now.get(name, 0)
+    ]
+    return "; ".join(told) or f"as many {called} as then, but not the same"
+
+
+def check_data(run: Path, before: Mapping[str, Any], data: Data, *, changed_data: bool) -> None:
+    """Let what is resumed go on with the data that it was started with, wherever it lies; a warning says what is new.
+
+    Raises:
+        RunError: if the data is other data, unless `changed_data` says that it may be.
+    """
+    what = difference(before, data)
+    if what is not None and not changed_data:
+        raise RunError(
+            f"{run} was trained on other data than {data.spec} holds now ({what}): give --data with the place of what "
+            "it was trained on, or go on with this data by --changed-data"
+        )
+    if what is not None:
+        warnings.warn(f"{run} goes on with other data than before ({what})", stacklevel=3)
+    elif before.get("spec") not in (None, data.spec):
+        warnings.warn(f"{run} finds its data in {data.spec} from now on", stacklevel=3)
 
 
 def run_loop(
@@ -130,7 +179,7 @@ def fit(model: Trainable, split: Split, options: TrainOptions) -> Training:
     Raises:
         TrainingError: as of `train`.
     """
-    accelerator = accelerated()
+    accelerator = accelerated(options.device)
     loop = _Loop(model, split, None, None, options, accelerator, resume=False, quiet=True)
     done = loop.go()
     loop.settle()
@@ -174,6 +223,9 @@ class _Loop:
         self.options, self.accelerator, self.split, self.run = options, accelerator, split, run or Path()
         self.recorded = run is not None and accelerator.is_main_process
         self.step, self.spent, self.bad, self.bad_in_a_row = 0, 0.0, 0, 0
+        self.learned, self.first_bad = 0, ""
+        self.saved: int | None = None
+        """The step of the checkpoint that is there."""
         assert isinstance(model, nn.Module)
         module: nn.Module = model
         if accelerator.device.type in ("cpu", "cuda"):
@@ -212,6 +264,7 @@ class _Loop:
         )
         started = time.monotonic() - self.spent
         saved = time.monotonic()
+        resumed_at = self.step
         stopped: Literal["budget", "signal"] = "budget"
         with _asked_to_stop() as asked, self.monitor:
             while True:
@@ -226,9 +279,10 @@ class _Loop:
                 self.monitor.step(self.step, self.spent, used, reading)
                 if self.monitor.due(self.spent, used):
                     self._look(used)
-                if self.recorded and time.monotonic() - saved > options.save_every:
+                if self.recorded and time.monotonic() - saved > options.save_every and not self.bad_in_a_row:
                     self.save()
                     saved = time.monotonic()
+            self._check_learned(resumed_at)
             if self.recorded:
                 if stopped == "budget":
                     self._look(1.0)
@@ -269,11 +323,12 @@ class _Loop:
         norm = nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         zero = loss.new_zeros(())
         rates = zero if terms.rate is None else terms.rate.detach().mean()
-        numbers = torch.stack([loss.detach(), norm, terms.distortion.detach().mean(), rates]).tolist()
+        numbers = self._of_all(torch.stack([loss.detach(), norm, terms.distortion.detach().mean(), rates])).tolist()
         if math.isfinite(numbers[0]) and math.isfinite(numbers[1]):
             self.optimizer.step()
             self.average.update(self.step)
             self.bad_in_a_row = 0
+            self.learned += 1
         else:
             self._count_bad(x, label)
         return Reading(
@@ -291,17 +346,51 @@ class _Loop:
         a = self.accelerator
         return Noise(self.options.seed, self.step, stream, rank=a.process_index, world=a.num_processes)
 
+    def _of_all(self, numbers: Tensor) -> Tensor:
+        """The mean over the processes: what is bad for one is bad for all, or their weights would part."""
+        if self.accelerator.num_processes == 1:
+            return numbers
+        mean = self.accelerator.reduce(numbers, reduction="mean")
+        assert isinstance(mean, Tensor)
+        return mean
+
     def _count_bad(self, x: Tensor, label: Tensor | None) -> None:
         self.bad += 1
         self.bad_in_a_row += 1
-        if self.bad_in_a_row < BAD_IN_A_ROW:
-            return
-        name = first_bad_tensor(self.model, x, label, self._noise("latent"))
-        raise TrainingError(
-            f"training stopped at step {self.step}: {BAD_IN_A_ROW} batches in a row gave a loss or gradient that is "
-            f"not finite, first in {name}; the last good checkpoint stays in {self.run}: "
-            "try a lower --learning-rate or --precision float32"
-        )
+        if self.bad_in_a_row == 1:
+            self.first_bad = first_bad_tensor(self.model, x, label, self._noise("latent"))
+        if self.bad_in_a_row == BAD_IN_A_ROW:
+            raise TrainingError(
+                f"training stopped at step {self.step}: {BAD_IN_A_ROW} batches in a row gave a loss or gradient that "
+                f"is not finite, first in {self.first_bad}; {self._left()}: {REMEDY}"
+            )
+
+    def _check_learned(self, resumed_at: int) -> None:
+        """Whether the steps since `resumed_at` have left weights that are worth keeping.
+
+        Raises:
+            TrainingError: naming the first bad tensor.
+        """
+        made = self.step - resumed_at
+        if made and not self.learned:
+            raise TrainingError(
+                f"nothing was learned: all {made} batches gave a loss or gradient that is not finite, first in "
+                f"{self.first_bad}; {self._left()}: {REMEDY}"
+            )
+        if (name := _first_infinite(self.model)) is not None:
+            raise TrainingError(f"training ended at step {self.step} with {name} not finite; {self._left()}: {REMEDY}")
+        if self.accelerator.is_main_process and made > self.learned:
+            warnings.warn(
+                f"{made - self.learned} of {made} batches gave a loss or gradient that is not finite, the last time "
+                f"first in {self.first_bad}; they were skipped",
+                stacklevel=2,
+            )
+
+    def _left(self) -> str:
+        """What a failure leaves."""
+        if self.saved is None:
+            return "nothing was saved" if self.recorded else "no weights of use are left"
+        return f"the last good checkpoint, of step {self.saved:,}, stays in {self.run}"
 
     def _look(self, used: float) -> None:
         """Measure the averaged weights on the validation split and draw what they draw."""
@@ -309,8 +398,8 @@ class _Loop:
             self.monitor.look(self.model, self.step, self.spent, used)
 
     def save(self) -> None:
-        """The checkpoint to go on from, then the weights to use; nothing while batches are bad."""
-        if self.bad_in_a_row:
+        """The checkpoint to go on from, then the weights to use; nothing once weights are not finite."""
+        if _first_infinite(self.model) is not None:
             return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.tensors.items()}
@@ -319,10 +408,16 @@ class _Loop:
             tensors |= {f"optimizer.{k}.{names[id(parameter)]}": v for k, v in state.items()}
         progress = {"step": self.step, "seconds": self.spent, "bad": self.bad, "bad_in_a_row": self.bad_in_a_row}
         checkpoint.write_tensors(self.run / checkpoint.STATE, tensors, progress)
-        weights = {**self.model.state_dict(), **self.average.tensors}
-        checkpoint.write_tensors(self.run / checkpoint.MODEL, weights, {"step": self.step})
+        if self.step > self.bad:  # before the first update there is nothing to use
+            weights = {**self.model.state_dict(), **self.average.tensors}
+            checkpoint.write_tensors(self.run / checkpoint.MODEL, weights, {"step": self.step})
+        self.saved = self.step
 
     def _restore(self) -> None:
+        """Take up the last checkpoint; a run that was stopped before its first one begins anew."""
+        if not any((self.run / name).exists() for name in (checkpoint.STATE, checkpoint.MODEL)):
+            warnings.warn(f"{self.run} was stopped before its first checkpoint: it begins anew", stacklevel=2)
+            return
         state = checkpoint.read_tensors(self.run / checkpoint.STATE)
         kinds: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
         for name, tensor in state.tensors.items():
@@ -342,6 +437,7 @@ class _Loop:
             self.optimizer.state[p][key] = value.to(p.device)
         self.step, self.spent = state.progress["step"], state.progress["seconds"]
         self.bad, self.bad_in_a_row = state.progress["bad"], state.progress["bad_in_a_row"]
+        self.saved = self.step
 
 
 class _Average:
@@ -397,9 +493,8 @@ def objective(terms: Terms, chosen: Objective, beta: float) -> Tensor:
 @torch.no_grad()
 def first_bad_tensor(model: nn.Module, x: Tensor, label: Tensor | None, noise: Noise) -> str:
     """The name of the first tensor that is not finite: a weight, a module's output, or else a gradient."""
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            return f"the weights {name}"
+    if (bad := _first_infinite(model)) is not None:
+        return bad
     found: list[str] = []
 
     def watch(name: str):
@@ -424,6 +519,14 @@ def first_bad_tensor(model: nn.Module, x: Tensor, label: Tensor | None, noise: N
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name}"
     return "the gradient"
+
+
+def _first_infinite(model: nn.Module) -> str | None:
+    """The first weights (or statistics that are kept with them) that are not finite, in words."""
+    named = [(name, t) for name, t in model.state_dict().items() if t.is_floating_point() and t.numel()]
+    if not named or torch.stack([t.detach().isfinite().all() for _, t in named]).all():
+        return None
+    return next(f"the weights {name}" for name, t in named if not t.isfinite().all())
 
 
 def _advice(error: RuntimeError, options: TrainOptions) -> str | None:
@@ -491,9 +594,20 @@ def _asked_to_stop() -> Iterator[_Wish]:
             signal.signal(s, handler)
 
 
-def accelerated() -> Accelerator:
-    """The processes that train together, be it one. They part in order when Python ends, or it may abort."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+def accelerated(asked: str | None = None) -> Accelerator:
+    """The processes that train together, be it one, on the device asked for.
+
+    They part in order when Python ends, or it may abort. Of several processes each has a device of its own, of that
+    kind.
+
+    Raises:
+        SpecError: if there is no such device.
+    """
+    device = resolve(asked)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    accelerator = Accelerator(cpu=several and device.type == "cpu")
+    if not several:  # accelerate would choose by itself, and for all trainings of a process the same
+        accelerator.state.device = device  # pyright: ignore[reportAttributeAccessIssue]
     atexit.unregister(_part)
     atexit.register(_part)
     return accelerator

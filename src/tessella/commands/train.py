@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, Suppress, arg
 
 from tessella import registry
-from tessella.commands.shared import check_picture_name, write_picture
+from tessella.commands.shared import check_picture_name, quoted, said_of_device, say, write_picture
 from tessella.errors import DataError, RunError, SpecError
 from tessella.spec import ModelOptions, TrainOptions
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tessella.models.model import Model
 
 Binarize = Literal["dynamic", "static", "threshold"]
-UNHEARD = ("save_every", "workers", "quiet", "out", "resume", "overwrite", "given")
-"""Options that a resumed run may change, because no number depends on them."""
+UNHEARD = ("save_every", "workers", "device", "quiet", "out", "resume", "overwrite", "data", "changed_data", "given")
+"""Options that a resumed run may change: no number depends on them but by rounding. Its data is compared by content."""
 BUDGETS = ("minutes", "epochs", "steps")
 
 
@@ -71,7 +71,7 @@ def show_data(o: ShowData) -> int:
     data = o.how.open(o.spec)
     from tessella.data import contact_sheet, describe
 
-    print(describe(data))
+    say(describe(data))
     write_picture(contact_sheet(data), o.out)
     return 0
 
@@ -85,9 +85,11 @@ class Train:
 
     Attributes:
         model: a name that `tessella parts` lists. The run's own when resuming.
-        data: digits, sprites, hf:NAME, a folder of pictures, or a file. The run's own when resuming.
+        data: digits, sprites, hf:NAME, a folder of pictures, or a file. When resuming, where the run's data lies now,
+            if it was moved.
         out: the run folder.
         resume: go on from the last checkpoint in it; a newly given budget replaces the old one.
+        changed_data: resume although the data is not what the run was started with.
         overwrite: replace a run that is there.
         quiet: print nothing but the end.
     """
@@ -96,6 +98,7 @@ class Train:
     data: str | None = None
     out: Annotated[str | None, arg(aliases=("-o",))] = None
     resume: bool = False
+    changed_data: bool = False
     overwrite: bool = False
     quiet: bool = False
     how: Annotated[AsData, arg(name="")] = field(default_factory=AsData)
@@ -109,6 +112,8 @@ def train(o: Train) -> int:
         raise SpecError("give the folder to train into: --out RUN")
     if o.resume:
         return _resume(o, Path(o.out))
+    if o.changed_data:
+        raise SpecError("--changed-data is for a run that is resumed: leave it out, or give --resume")
     if o.model is None or o.data is None:
         raise SpecError(
             "name a model and its data: tessella train MODEL --data SPEC --out RUN; models are "
@@ -126,19 +131,20 @@ def train(o: Train) -> int:
 
 
 def _resume(o: Train, run: Path) -> int:
+    import torch
+
     from tessella import checkpoint
-    from tessella.uses.look import data_for
+    from tessella.uses.look import own_data
 
     spec = checkpoint.read_spec(run)
     if o.overwrite:
         raise SpecError("--resume goes on with a run and --overwrite replaces it: give one of them")
-    stored = {**spec.data, **asdict(spec.options), **spec.training, "model": spec.model, "data": spec.data.get("spec")}
-    minded = _mapped(o)
-    if _same_data(o.data, stored["data"]):
-        minded["data"] = stored["data"]
-    refuse_changes(run, stored, minded, o.given if o.model is None else o.given | {"model"})
+    stored = {**spec.data, **asdict(spec.options), **spec.training, "model": spec.model}
+    refuse_changes(run, stored, _mapped(o), o.given if o.model is None else o.given | {"model"})
+    options = resumed_options(run, spec.training, o.training, o.given)
+    torch.manual_seed(options.seed)
     model = spec.build()
-    return _trained(model, data_for(model, spec.data), o, resumed_options(run, spec.training, o.training, o.given))
+    return _trained(model, own_data(model, spec.data, o.data), o, options)
 
 
 def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, Any], given: Collection[str]) -> None:
@@ -159,6 +165,7 @@ def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, An
 def resumed_options(run: Path, stored: Mapping[str, Any], now: TrainOptions, given: Collection[str]) -> TrainOptions:
     """The training's options as they were, but for a new budget and what no number depends on."""
     changed = {name: getattr(now, name) for name in given if name in ("save_every", "workers", *BUDGETS)}
+    changed["device"] = now.device  # where it runs is of this machine, not of the run
     if set(given) & set(BUDGETS):
         changed = {**dict.fromkeys(BUDGETS), **changed}
     try:
@@ -171,11 +178,7 @@ def _mapped(o: Train) -> dict[str, Any]:
     """All options by name, as a run's specification has them."""
     size = o.how.size
     box = None if size is None else [size[0], size[-1]]
-    return {**asdict(o.options), **asdict(o.training), **asdict(o.how), "size": box, "model": o.model, "data": o.data}
-
-
-def _same_data(given: str | None, stored: str) -> bool:
-    return given is not None and stored in (given, os.path.abspath(os.path.expanduser(given)))
+    return {**asdict(o.options), **asdict(o.training), **asdict(o.how), "size": box, "model": o.model}
 
 
 def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
@@ -184,17 +187,20 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
     from tessella.training import train as run_training
 
     if not o.quiet:
-        print(describe(data))
-        print(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
-        print(f"budget   {budget(options)}", flush=True)
-    done = run_training(model, data, str(o.out), options, resume=o.resume, overwrite=o.overwrite, quiet=o.quiet)
+        say(describe(data))
+        say(f"device   {said_of_device(options.device)}")
+        say(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
+        say(f"budget   {budget(options)}")
+    how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data, "quiet": o.quiet}
+    done = run_training(model, data, str(o.out), options, **how)
     if done.stopped == "signal":
-        print(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {o.out}")
+        say(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {quoted(str(o.out))}")
         return 130
-    print(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds: {o.out}")
+    say(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds: {o.out}")
     if not o.quiet:
-        prior = f"tessella prior {o.out}, " if isinstance(model, CodeModel) else ""
-        print(f"next: {prior}tessella evaluate {o.out}, tessella report {o.out}")
+        run = quoted(str(o.out))
+        prior = f"tessella prior {run}, " if isinstance(model, CodeModel) else ""
+        say(f"next: {prior}tessella evaluate {run}, tessella report {run}")
     return 0
 
 

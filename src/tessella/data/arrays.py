@@ -16,7 +16,8 @@ CHUNK_BYTES = 64 << 20
 
 def natural(text: str) -> tuple:
     """A key that sorts `9` before `10`."""
-    return tuple((0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", text))
+    pieces = re.split(r"([0-9]{1,4000})", text)  # ASCII digits: "①".isdigit() holds, and it is no number to int()
+    return tuple((0, int(piece), "") if i % 2 else (1, 0, piece) for i, piece in enumerate(pieces))
 
 
 def examples(x: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
@@ -144,7 +145,7 @@ def label_numbers(
 
 
 def _numeric(name: str) -> tuple:
-    return (0, int(name), ()) if re.fullmatch(r"-?\d+", name) else (1, 0, natural(name))
+    return (0, int(name), ()) if re.fullmatch(r"-?[0-9]{1,4000}", name) else (1, 0, natural(name))
 
 
 def _numbered(y: np.ndarray | None, names: tuple[str, ...]) -> np.ndarray | None:

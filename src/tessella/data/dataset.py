@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final, get_args
 
 import numpy as np
 
 from tessella.data import arrays
+from tessella.data.duplicates import settle
 from tessella.data.found import WHOLE, Found, Part, abridged
 from tessella.data.readers import Fitted
 from tessella.data.sources import BUILT_IN, HUB, find
@@ -18,6 +21,8 @@ from tessella.records import Schema, Values
 
 SPLITS = ("train", "valid", "test")
 Size = tuple[int, int]
+TOLD_BY = 4
+"""Examples that tell a source that draws them when asked for."""
 
 
 @final
@@ -32,6 +37,10 @@ class Data:
         splits: `train`, and `valid` and `test` if there are enough examples.
         notes: what was skipped or converted, a line each.
         undivided: all examples in the order of their source, if that has not divided them itself.
+        division: where each split comes from, in words.
+        labelling: where the labels come from, in words.
+        fingerprint: 16 hex digits of the content: shape, values, class names and, split by split, examples and labels;
+            the same wherever the data lies.
     """
 
     spec: str
@@ -40,6 +49,9 @@ class Data:
     splits: dict[str, Split]
     notes: tuple[str, ...]
     undivided: Split | None = None
+    division: str = ""
+    labelling: str = ""
+    fingerprint: str = ""
 
     def split(self, name: str) -> Split:
         """The split of that name.
@@ -59,6 +71,7 @@ def open_data(
     channels: int | None = None,
     binarize: Binarization | None = None,
     seed: int = 0,
+    depth: tuple[float, float] | None = None,
 ) -> Data:
     """Open a data set.
 
@@ -69,32 +82,37 @@ def open_data(
         binarize: `dynamic` draws each pixel as Bernoulli(v / 255) anew whenever a training batch is fetched, `static`
             once and for all, `threshold` cuts at 127. Validation and test are fixed in any case.
         seed: of the division into splits and of what is drawn once and for all.
+        depth: the values of 16-bit, 32-bit and float picture files that become 0 and 255; by default what the data
+            needs, kept as `schema.depth`.
 
     Raises:
         DataError: saying in one line what is wrong, where, and what to do.
     """
     box = _checked(size, channels, binarize)
     spec = _absolute(spec)
-    found = find(spec, box, channels)
+    found = find(spec, box, channels, depth)
     notes = found.notes
     values, shape = _unified(found, box, channels)
     classes = _labelled(found)
+    settle(found, classes)
     rows = _divided(found, seed, notes)
     splits: dict[str, Split] = {name: split_of(part, chosen) for name, (part, chosen) in rows.items()}
     undivided = _undivided(found)
-    schema = _schema(values, shape, classes, *rows["train"])
+    schema = replace(_schema(values, shape, classes, *rows["train"]), depth=found.depth)
     if binarize is not None and values == "real":
         raise DataError(f"{spec} has real values, which cannot be binarised: leave out --binarize")
+    fingerprint = _fingerprint(schema, rows, binarize)
     if binarize is not None and values == "binary":
         notes.append("the values are binary already: nothing to binarise")
     elif binarize is not None:
-        schema = Schema(shape, "binary", 0.0, 1.0, classes=classes)
+        schema = Schema(shape, "binary", 0.0, 1.0, classes=classes, depth=found.depth)
         fixed: Binarization = "threshold" if binarize == "threshold" else "static"
         for name, split in splits.items():
             splits[name] = BinarizedSplit(split, binarize if name == "train" else fixed, seed)
         undivided = undivided and BinarizedSplit(undivided, fixed, seed)
     options = {"size": box, "channels": channels, "binarize": binarize, "seed": seed}
-    return Data(spec, options, schema, splits, tuple(notes), undivided)
+    division = _division(found, rows)
+    return Data(spec, options, schema, splits, tuple(notes), undivided, division, found.labelling, fingerprint)
 
 
 def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize: str | None) -> Size | None:
@@ -176,8 +194,42 @@ def _divided(found: Found, seed: int, notes: list[str]) -> dict[str, tuple[Part,
         if name in parts and parts[name] is not main:
             rows[name] = (parts[name], np.arange(len(parts[name].keys)))
         elif name not in rows:
-            notes.append(f"too few examples for a {name} split")
+            notes.append(_why_none(main, name))
+    if found.by_content:
+        rows = {name: (part, chosen[np.argsort(part.keys[chosen])]) for name, (part, chosen) in rows.items()}
     return {name: rows[name] for name in SPLITS if name in rows}
+
+
+def _why_none(part: Part, name: str) -> str:
+    if len(part.keys) > 1 and part.groups is not None and len(np.unique(part.groups)) == 1:
+        return f"all {len(part.keys):,} examples are the same, so there is none for a {name} split"
+    return f"too few examples for a {name} split"
+
+
+def _division(found: Found, rows: dict[str, tuple[Part, np.ndarray]]) -> str:
+    """Where each split comes from, in words: `test: folder test/; valid: cut out of train`."""
+    whole = WHOLE in found.parts
+    given = {name: found.origins.get(name, "given") for name in rows if name in found.parts}
+    cut = [name for name in rows if name not in found.parts and name != "train"]
+    parts = [f"{name}: {origin}" for name, origin in given.items()]
+    if cut:
+        parts.append(f"{' and '.join(cut)}: cut out of {found.origins.get(WHOLE, 'all') if whole else 'train'}")
+    return "; ".join(parts)
+
+
+def _fingerprint(schema: Schema, rows: dict[str, tuple[Part, np.ndarray]], binarize: str | None) -> str:
+    head = [list(schema.shape), schema.values, list(schema.classes), binarize]
+    digest = hashlib.blake2b(json.dumps(head).encode("utf-8", "surrogateescape"), digest_size=8)
+    for name, (part, chosen) in rows.items():
+        digest.update(f"{name} {len(chosen)}".encode())
+        if part.content is not None:
+            digest.update(np.ascontiguousarray(part.content[chosen], "<u8"))
+        elif not isinstance(part.x, np.ndarray):  # composed when asked for: their rule, and some of what it makes
+            digest.update(np.ascontiguousarray(part.keys[chosen], "<u8"))
+            digest.update(part.x.read(chosen[:TOLD_BY]).tobytes())
+        if part.labels is not None:
+            digest.update(np.ascontiguousarray(part.labels[chosen], "<i8"))
+    return digest.hexdigest()
 
 
 def _undivided(found: Found) -> Split | None:

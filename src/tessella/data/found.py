@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from tessella.text import shown as shown
+
 WHOLE = "whole"
 """The name of a part that its source has not divided into train and test."""
 
@@ -40,6 +42,7 @@ class Part:
         keys: `[N]` uint64, what identifies an example whatever the order and number of the others.
         groups: `[N]` uint64; examples of one group stay on one side of a split. None: each its own.
         factors: ground-truth factors of variation by name, each `[N]`.
+        content: `[N]` uint64, a hash of each example's content, where its source knows it better than by its array.
     """
 
     x: np.ndarray | Reader
@@ -47,6 +50,7 @@ class Part:
     keys: np.ndarray
     groups: np.ndarray | None = None
     factors: dict[str, np.ndarray] = field(default_factory=dict)
+    content: np.ndarray | None = None
 
 
 @dataclass
@@ -58,12 +62,21 @@ class Found:
         classes: names of the labels 0, 1, ... where the source knows them; labels are then such numbers.
         notes: what was skipped or converted, a line each.
         decoded: whether arrays are decoded picture files: `[N, C, H, W]` and bytes, whatever their values.
+        by_content: whether keys are of the examples' content, so that splits are in their order whatever files are
+            called.
+        origins: where a given split was found, in words, by its name.
+        labelling: where the labels come from, in words.
+        depth: the values of 16-bit, 32-bit and float picture files that became 0 and 255.
     """
 
     parts: dict[str, Part]
     classes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     decoded: bool = False
+    by_content: bool = False
+    origins: dict[str, str] = field(default_factory=dict)
+    labelling: str = ""
+    depth: tuple[float, float] | None = None
 
 
 def number_of(text: str) -> int:
@@ -93,11 +106,6 @@ def abridged(items: Sequence[str], most: int = 5) -> str:
     """`a, b, c ... and 12 more`."""
     more = len(items) - most
     return ", ".join(map(shown, items[:most])) + (f" ... and {more} more" if more > 0 else "")
-
-
-def shown(text: str) -> str:
-    """A name from outside as it may stand in a line: what cannot be printed is a question mark."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def one_line(error: BaseException, most: int = 160) -> str:

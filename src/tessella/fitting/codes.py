@@ -129,7 +129,7 @@ def cached_codes(
             tensors[f"{name}.codes"] = torch.cat(rows).unflatten(0, (draws[name], len(split)))
             if labels:
                 tensors[f"{name}.labels"] = torch.cat(labels)
-        checkpoint.write_tensors(path, tensors, {"codes": fingerprint, "data": data.spec})
+        checkpoint.write_tensors(path, tensors, {"codes": fingerprint, "data": data.fingerprint})
     accelerator.wait_for_everyone()
     kept = checkpoint.read_tensors(path).tensors
     return {
@@ -156,4 +156,4 @@ def _is_of(path: Path, fingerprint: str, data: Data) -> bool:
         progress: dict[str, Any] = checkpoint.read_tensors(path).progress
     except RunError:
         return False
-    return progress.get("codes") == fingerprint and progress.get("data") == data.spec
+    return progress.get("codes") == fingerprint and progress.get("data") == data.fingerprint

@@ -6,6 +6,7 @@ Imports beside it: checkpoint, training.
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import asdict, replace
 from inspect import signature
 from pathlib import Path
@@ -26,7 +27,7 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.spec import TrainOptions
-from tessella.training import accelerated, run_loop
+from tessella.training import accelerated, check_data, difference, run_loop, source_of
 
 LEFT_OUT = {"code-prior": ("uniform",), "prior": ("normal", "class-normal")}
 """Priors with nothing to fit, or that others contain."""
@@ -45,6 +46,7 @@ def fit_prior(
     class_conditional: bool = False,
     resume: bool = False,
     overwrite: bool = False,
+    changed_data: bool = False,
     quiet: bool = False,
     progress: Progress | None = None,
 ) -> Fitting:
@@ -62,20 +64,22 @@ def fit_prior(
         class_conditional: let it see the label: p(z | label).
         resume: go on from its last checkpoint.
         overwrite: replace a prior of that kind that is there.
+        changed_data: resume although the data is not what it was.
         progress: told (examples encoded, examples in all) while latents are made.
 
     Raises:
         SpecError: if the kind cannot be fitted or is not for such a model, an option is not the kind's, or labels are
             missing.
-        RunError: if there is such a prior already, or none to go on with.
+        RunError: if there is such a prior already, or none to go on with, or it is resumed on other data.
     """
     options = options or TrainOptions()
     size: dict[str, Any] = {"width": width, "depth": depth, "components": components, "flow_steps": flow_steps}
-    model = checkpoint.read_spec(run).build()
+    of_run = checkpoint.read_spec(run)
+    model = of_run.build()
     _check_kind(model, kind, str(run))
     checkpoint.load(run, into=model, prior=checkpoint.TRAINED)
     _check(model, data, kind, size, class_conditional=class_conditional)
-    accelerator = accelerated()
+    accelerator = accelerated(options.device)
     model = model.to(accelerator.device)
     home = checkpoint.prior_home(Path(run), kind)
     fingerprint = checkpoint.fingerprint(run)
@@ -85,14 +89,20 @@ def fit_prior(
         if spec.codes != fingerprint:
             raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {fingerprint}): "
                            "fit it again with --overwrite")  # fmt: skip
-    elif not overwrite and home.exists():
-        checkpoint.prepare_run(home)
-    spec = replace(spec, training=asdict(options))  # a resumed budget is the one that counts
+        check_data(home, spec.data, data, changed_data=changed_data)
+    else:
+        if not overwrite and home.exists():
+            checkpoint.prepare_run(home)
+        if (what := difference(of_run.data, data)) is not None:
+            warnings.warn(f"{data.spec} is not the data that {run} was trained on ({what})", stacklevel=2)
+    # a resumed budget, and the place of the data, are those that count
+    spec = replace(spec, training=asdict(options), data=source_of(data))
     if isinstance(model, CodeModel):
         splits = codes.cached_codes(Path(run), model, data, options.precision, fingerprint, accelerator, progress)
         torch.manual_seed(options.seed)
         stage: Frozen = codes.Priors(model, checkpoint.code_priors_of(model, spec))
         before = sum(int(np.prod(q.code_shape)) * float(np.log(q.codebook_size)) for q in model.levels)
+        spec = replace(spec, rate_before=before if "valid" in splits else None)
     else:
         stage = latents.LatentPrior(cast(LatentVariableModel, model))
         splits = latents.splits_for(stage, data, options.precision, progress)
@@ -101,8 +111,9 @@ def fit_prior(
         torch.manual_seed(options.seed)
         prior = checkpoint.latent_prior_of(stage.model, spec)
         stage.adopt(prior, splits["train"], data.split("train"), options.precision)
-    if not resume and accelerator.is_main_process:
-        checkpoint.prepare_run(home, overwrite=overwrite)
+    if accelerator.is_main_process:
+        if not resume:
+            checkpoint.prepare_run(home, overwrite=overwrite)
         checkpoint.write_prior_spec(home, spec)
     accelerator.wait_for_everyone()
     stage, view = stage.to(accelerator.device), PriorView(splits.get("valid"), options)

@@ -7,8 +7,9 @@ Models are used through `encode`, `decode`, `reconstruct` and `sample` alone.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -27,6 +28,7 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.records import Batch, Sampling, Schema
+from tessella.training import RECORDED, difference
 
 AT_ONCE = 100
 """Examples that are drawn at a time, so that any number fits in memory."""
@@ -248,14 +250,47 @@ def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> 
     Raises:
         DataError: if it cannot be opened, or is not what the model was made for.
     """
-    options = dict(source)
-    spec = options.pop("spec", None)
-    if other is None and spec is None:
+    if other is None:
+        data = own_data(model, source)
+        if (what := difference(source, data)) is not None:
+            warnings.warn(f"{data.spec} is not what the run was trained on any more ({what})", stacklevel=2)
+        return data
+    options = _reading(source)
+    if model.schema.is_picture:
+        options |= {"size": model.schema.shape[1:], "channels": model.schema.shape[0]}
+    return _fitting(model, other, options)
+
+
+def own_data(model: Model, source: dict[str, Any], place: str | None = None) -> Data:
+    """The data that a run was trained on, read exactly as it was then.
+
+    Args:
+        source: as of `data_for`.
+        place: where it lies now, if it was moved.
+
+    Raises:
+        DataError: as of `data_for`; naming --data if no place is given.
+    """
+    if place is not None:
+        return _fitting(model, place, _reading(source))
+    if source.get("spec") is None:
         raise DataError("the run does not say what data it was trained on: give --data")
+    try:
+        return _fitting(model, str(source["spec"]), _reading(source))
+    except DataError as error:
+        raise DataError(f"{error} (this is the data that the run was trained on; say with --data where it lies now)"
+                        ) from error  # fmt: skip
+
+
+def _reading(source: dict[str, Any]) -> dict[str, Any]:
+    """How a run's data was read."""
+    return {name: value for name, value in source.items() if name not in ("spec", *RECORDED)}
+
+
+def _fitting(model: Model, spec: str, options: dict[str, Any]) -> Data:
+    """The data of that SPEC, if it fits the model, its labels numbered as the model's."""
     schema = model.schema
-    if other is not None and schema.is_picture:
-        options |= {"size": schema.shape[1:], "channels": schema.shape[0]}
-    data = open_data(other or str(spec), **options)
+    data = open_data(spec, **options, depth=schema.depth)
     if (data.schema.shape, data.schema.values) != (schema.shape, schema.values):
         raise DataError(
             f"{data.spec} has {data.schema.values} values of shape {_by(data.schema.shape)}, the model is made for "
@@ -274,7 +309,7 @@ def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> 
     numbers = np.array([schema.classes.index(name) for name in data.schema.classes], dtype=np.int64)
     splits: dict[str, Split] = {name: _Renumbered(split, numbers) for name, split in data.splits.items()}
     undivided = data.undivided and _Renumbered(data.undivided, numbers)
-    return Data(data.spec, data.options, schema, splits, data.notes, undivided)
+    return replace(data, schema=schema, splits=splits, undivided=undivided)
 
 
 @final
@@ -333,7 +368,7 @@ def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -
         raise DataError(f"the model is made for {schema.values} values of shape {_by(schema.shape)}, which no picture "
                         "file holds: give numbers of examples")  # fmt: skip
     height, width = size
-    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0])
+    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0], schema.depth)
     x = torch.from_numpy(reader.read(np.arange(len(files))))
     return (x > 127).to(torch.uint8) if schema.values == "binary" else x
 

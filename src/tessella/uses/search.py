@@ -165,7 +165,7 @@ def write_index(path: str | os.PathLike[str], model: Model, examples: Iterable[N
             for space, rows in survey.look(x).items():
                 writer.append(f"features.{space}", rows.numpy())
                 widths[space] = rows.shape[1]
-            names.add([name.encode() for name in called])
+            names.add([name.encode("utf-8", "surrogateescape") for name in called])
             thumbs.add([_jpeg(picture) for picture in small(x, model.schema)])
             count += len(x)
         scale, copies = survey.results()
@@ -461,7 +461,7 @@ def write(path: str | os.PathLike[str], index: Index) -> None:
         for space, rows in index.features.items():
             writer.append(f"features.{space}", rows.numpy())
         writer.append("scale", index.scale.numpy())
-        _Items(writer, "names").add([name.encode() for name in index.names])
+        _Items(writer, "names").add([name.encode("utf-8", "surrogateescape") for name in index.names])
         _Items(writer, "thumbs").add(index.thumbs)
         writer.finish({"version": VERSION, "model": index.model, "copies": index.copies})
 
@@ -494,7 +494,7 @@ def read(path: str | os.PathLike[str]) -> Index:
         if note["version"] > VERSION:
             raise DataError(f"{path} has version {note['version']}; this tessella reads up to {VERSION}: upgrade it")
         kept = {n.removeprefix("features."): t for n, t in state.tensors.items() if n.startswith("features.")}
-        names = tuple(item.decode() for item in _cut(state.tensors, "names"))
+        names = tuple(item.decode("utf-8", "surrogateescape") for item in _cut(state.tensors, "names"))
         thumbs = tuple(_cut(state.tensors, "thumbs"))
         copies = {space: float(note["copies"][space]) for space in kept}
         if not names or "latent" not in kept or {len(names)} != {len(thumbs), *(len(rows) for rows in kept.values())}:

@@ -52,17 +52,25 @@ class Inputs:
         run: where the run's own data comes from, as its specification has it.
         split: the split that numbers refer to, and that is taken of data that comes divided into splits.
         label: the class of picture files, for a model that needs one; without it, the name of their sub-folder.
+        place: where the run's own data lies now, if it was moved.
     """
 
-    def __init__(self, model: Model, run: dict[str, Any], split: str = "test", label: str | None = None) -> None:
-        self.model, self.run, self.split = model, run, split
+    def __init__(
+        self,
+        model: Model,
+        run: dict[str, Any],
+        split: str = "test",
+        label: str | None = None,
+        place: str | None = None,
+    ) -> None:
+        self.model, self.run, self.split, self.place = model, run, split, place
         self.label = None if label is None else label_number(model.schema, label)
         self._own: Data | None = None
 
     @property
     def own(self) -> Data:
         """The run's own data."""
-        self._own = self._own or data_for(self.model, self.run)
+        self._own = self._own or data_for(self.model, self.run, self.place)
         return self._own
 
     def find(self, given: Sequence[str]) -> list[Source]:
