@@ -30,6 +30,9 @@ class Schema:
         center, scale: for `real` data the mean and standard deviation of the training split, one a feature for
             vectors and one a channel for pictures; `(0.0,)` and `(1.0,)` otherwise.
         classes: the names of the classes, in the order of their labels; empty if there are none.
+        columns: the names of a table's columns, in order; empty if they have none.
+        offset: whole numbers that were subtracted from the columns, because 32 bits could not tell their values apart;
+            empty if none were.
     """
 
     shape: tuple[int, ...]
@@ -39,6 +42,8 @@ class Schema:
     center: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
     classes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    offset: tuple[int, ...] = ()
 
     @property
     def dims(self) -> int:

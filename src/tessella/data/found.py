@@ -39,6 +39,7 @@ class Part:
         labels: `[N]` of any type that names a class, or None.
         keys: `[N]` uint64, what identifies an example whatever the order and number of the others.
         groups: `[N]` uint64; examples of one group stay on one side of a split. None: each its own.
+        name, labels_name: what x and the labels are called where they come from, for messages.
         factors: ground-truth factors of variation by name, each `[N]`.
     """
 
@@ -47,6 +48,8 @@ class Part:
     keys: np.ndarray
     groups: np.ndarray | None = None
     factors: dict[str, np.ndarray] = field(default_factory=dict)
+    name: str = ""
+    labels_name: str = ""
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Found:
         parts: by name: `whole`, or `train` and perhaps `valid` and `test`.
         classes: names of the labels 0, 1, ... where the source knows them; labels are then such numbers.
         notes: what was skipped or converted, a line each.
+        columns: the names of a table's columns, in order.
         decoded: whether arrays are decoded picture files: `[N, C, H, W]` and bytes, whatever their values.
     """
 
@@ -64,6 +68,7 @@ class Found:
     classes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     decoded: bool = False
+    columns: tuple[str, ...] = ()
 
 
 def number_of(text: str) -> int:

@@ -7,6 +7,7 @@ Models are used through `encode`, `decode`, `reconstruct` and `sample` alone.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,7 +256,9 @@ def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> 
     schema = model.schema
     if other is not None and schema.is_picture:
         options |= {"size": schema.shape[1:], "channels": schema.shape[0]}
-    data = open_data(other or str(spec), **options)
+    data = open_data(other or str(spec), **options, like=schema)
+    for note in data.notes if other is not None else ():
+        warnings.warn(note, stacklevel=2)
     if (data.schema.shape, data.schema.values) != (schema.shape, schema.values):
         raise DataError(
             f"{data.spec} has {data.schema.values} values of shape {_by(data.schema.shape)}, the model is made for "
