@@ -127,7 +127,8 @@ def _offset(parts: list[np.ndarray], columns: Sequence[str], where: str, notes: 
     high = np.max([x.max(axes).astype(np.float64) for x in parts], axis=0).reshape(-1)
     size, spread = np.maximum(np.abs(low), np.abs(high)), high - low
     offset, rounded, refused = [0] * len(size), [], []
-    for j in np.flatnonzero(np.isfinite(size) & ((size > EXACT_IN_SINGLE) | (size > FAR * spread) & (spread > 0))):
+    suspects = np.isfinite(size) & ((size > EXACT_IN_SINGLE) | (size > FAR * spread) & (spread > 0))
+    for j in np.flatnonzero(suspects).tolist():
         name = (columns[j] if columns else f"number {j + 1} of an example") if axes == 0 else "all values"
         values = np.unique(np.concatenate([x[:, j] if axes == 0 else x.reshape(-1) for x in parts]))
         first, last = int(np.floor(values[0])), int(np.ceil(values[-1]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 
-from tessella.data.delimited import MISSING, Cells
+from tessella.data.delimited import MISSING, NUMBER, Cells
 from tessella.data.found import abridged, one_line, shown
 from tessella.errors import DataError
 
@@ -26,7 +26,7 @@ _DATE = (
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Column:
     """One column, understood.
 
@@ -48,12 +48,9 @@ class Column:
         return self.kind == "numbers" and self.values.dtype.kind in "biu"
 
 
-def is_header(first: list[str], below: list[Column], style: Style, notes: list[str]) -> bool:
+def is_header(first: list[str], below: list[Column], notes: list[str]) -> bool:
     """Whether the first line names the columns, judged by the types of what is below it."""
-    import pyarrow
-
-    cells = [text_column("", pyarrow.chunked_array([[cell]]), style) for cell in first]
-    texts = [one.kind != "numbers" and not len(one.missing) for one in cells]
+    texts = [cell not in MISSING and not NUMBER.fullmatch(cell) for cell in first]
     if all(texts) or any(text and column.kind == "numbers" for text, column in zip(texts, below, strict=True)):
         return True
     unnamed = is_unnamed(first[0]) and len(first) > 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
@@ -105,7 +106,7 @@ def _text(path: str, notes: list[str], like: Schema | None) -> Read:
     if style != "plain":
         below = columns(first, 1, style)
     known = set(like.columns) if like is not None else set()
-    if (known and known <= set(first)) or is_header(first, below, style, notes):
+    if (known and known <= set(first)) or is_header(first, below, notes):
         return Read(below)
     if cells.comment:
         notes.append("the columns are named by the comment line above them")
@@ -149,7 +150,7 @@ def _vectors(
         data = _matched(data, known, where, notes) if read.named else _in_place(data, known, where, notes)
     _check_numbers(data, where)
     x = _joined(data, where)
-    if not known and len(data) > 1 and data[0].whole and np.array_equal(np.sort(x[:, 0]), np.arange(len(x)) + x[0, 0]):
+    if not known and len(data) > 1 and len(x) > 2 and data[0].whole and (np.diff(data[0].values) == 1).all():
         notes.append(f"{data[0].name} counts the rows and is taken for data: remove it if it means nothing")
     labels = None if chosen is None else _labels(chosen, where)
     parts = {}
@@ -162,24 +163,24 @@ def _vectors(
 def _without_row_numbers(read: Read, known: tuple[str, ...], notes: list[str]) -> list[Column]:
     """The columns that hold something, each with a name of its own."""
     columns = [column for column in read.columns if column.name not in read.index or column.name in known]
-    empty = [c for c in columns if is_unnamed(c.name) and len(c.missing) == len(c.values)]
-    columns = [column for column in columns if column not in empty]
-    if empty:
-        notes.append(f"{len(empty)} columns without a name or a value were left out")
+    held = [c for c in columns if not is_unnamed(c.name) or len(c.missing) < len(c.values)]
+    if len(held) < len(columns):
+        notes.append(f"{len(columns) - len(held)} columns without a name or a value were left out")
+        columns = held
     left = [name for name in read.index if name not in known]
     while len(columns) > 1 and columns[0].name not in known and _is_row_numbers(columns[0]):
         left.append(columns.pop(0).name or "the first, which has no name")
     if left:
         notes.append(f"row numbers or row names were left out: column {abridged(left)}")
-    names: list[str] = []
+    names: dict[str, None] = {}
     for place, column in enumerate(columns):
         name = column.name or f"column {place + 1}"
-        again = next(n for n in (name, *(f"{name}.{k}" for k in range(1, len(columns) + 1))) if n not in names)
+        again = name if name not in names else next(n for k in count(1) if (n := f"{name}.{k}") not in names)
         if again != name:
-            notes.append(f"{name} names several columns: a later one is called {again}")
+            notes.append(f"{shown(name)} names several columns: a later one is called {shown(again)}")
         elif not column.name:
             notes.append(f"a column without a name is taken for data and called {name}")
-        names.append(again)
+        names[again] = None
     return [replace(column, name=name) for column, name in zip(columns, names, strict=True)]
 
 
