@@ -92,7 +92,7 @@ def stored(
     if "f" not in kinds:
         low = min(int(x.min()) for x in parts.values())
         high = max(int(x.max()) for x in parts.values())
-        if low >= 0 and high <= 255:
+        if low >= 0 and high <= 255 and (like is None or not like.offset):
             if "i" in kinds or any(x.dtype.itemsize > 1 for x in parts.values()):
                 notes.append(f"whole numbers from {low} to {high} kept as bytes")
             done = {name: x.view(np.uint8) if x.dtype == bool else _cast(x, np.uint8) for name, x in parts.items()}
@@ -138,7 +138,7 @@ def _offset(parts: list[np.ndarray], columns: Sequence[str], where: str, notes: 
                 continue
             if axes == 0 and 0 < last - first <= EXACT_IN_SINGLE:
                 far = True
-            elif size[j] > EXACT_IN_DOUBLE and len(np.unique(_cast(values, np.float32))) < len(values):
+            elif size[j] > EXACT_IN_DOUBLE and first < last:
                 refused.append(f"{name} (up to {last})")
             else:
                 rounded.append(name)
@@ -148,15 +148,20 @@ def _offset(parts: list[np.ndarray], columns: Sequence[str], where: str, notes: 
             offset[j] = _round_below(first, last)
     if refused:
         raise DataError(
-            f"{where}: 32 bits do not keep the whole numbers apart of {abridged(refused)}: remove them if they are "
-            "identifiers, or subtract a constant"
+            f"{where} has whole numbers too large to keep: {abridged(refused)}; remove them if they are identifiers, "
+            "or give them in larger units"
         )
     if any(offset):
         taken = [f"{o} from {columns[j] if columns else f'number {j + 1}'}" for j, o in enumerate(offset) if o]
         notes.append(f"subtracted, as 32 bits could not tell the values apart: {abridged(taken)}")
     if rounded:
-        notes.append(f"whole numbers above {EXACT_IN_SINGLE:,} are rounded to 24 bits: {abridged(rounded)}")
+        notes.append(rounding(rounded))
     return tuple(offset) if any(offset) else ()
+
+
+def rounding(columns: Sequence[str]) -> str:
+    """Note that whole numbers were rounded."""
+    return f"whole numbers above {EXACT_IN_SINGLE:,} are rounded to 24 bits: {abridged(columns)}"
 
 
 def _exact(values: np.ndarray) -> bool:

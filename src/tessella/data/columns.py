@@ -76,7 +76,9 @@ def is_unnamed(name: str) -> bool:
 def _counts_columns(counted: np.ndarray, below: list[Column]) -> bool:
     """Whether a first line 0, 1, 2 ... (or 1, 2 ...) is unlikely to be one more row of what is below it."""
     rows = len(below[0].values)
-    if rows < 2 or any(column.kind != "numbers" for column in below):
+    if any(column.kind != "numbers" for column in below):
+        return True
+    if rows < 2:
         return False
     if any(not column.whole and not np.any(column.values == np.round(column.values)) for column in below):
         return True

@@ -78,6 +78,7 @@ def read_cells(path: str, notes: list[str]) -> Cells:
         data = data.replace(b"\r", b"\n")
     hint = _HINT.match(data)
     data, comment = _without_comments(data[hint.end() :] if hint else data, notes)
+    data += b"" if data.endswith(b"\n") else b"\n"
     if not data.strip():
         raise DataError(f"{path} is empty: give a table with at least one row")
     lines = _sample(data)

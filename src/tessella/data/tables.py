@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from tessella.data import limits
+from tessella.data.arrays import rounding
 from tessella.data.columns import (
     EXACT_IN_DOUBLE,
     Column,
@@ -149,14 +150,16 @@ def _vectors(
     if known:
         data = _matched(data, known, where, notes) if read.named else _in_place(data, known, where, notes)
     _check_numbers(data, where)
-    x = _joined(data, where)
+    x = _joined(data, where, notes)
+    if like is not None and like.values == "real":
+        x = x if x.dtype.kind == "f" or any(like.offset) else x.astype(np.float64)
     if not known and len(data) > 1 and len(x) > 2 and data[0].whole and (np.diff(data[0].values) == 1).all():
         notes.append(f"{data[0].name} counts the rows and is taken for data: remove it if it means nothing")
     labels = None if chosen is None else _labels(chosen, where)
     parts = {}
     for name, of in rows.items():
         part = x[of]
-        parts[name] = Part(part, None if labels is None else labels[of], index_keys(len(part), name))
+        parts[name] = Part(part, None if labels is None else labels[of], index_keys(len(part), name), name=where)
     return Found(parts, notes=notes, columns=tuple(column.name for column in data) if read.named else known)
 
 
@@ -169,9 +172,9 @@ def _without_row_numbers(read: Read, known: tuple[str, ...], notes: list[str]) -
         columns = held
     left = [name for name in read.index if name not in known]
     while len(columns) > 1 and columns[0].name not in known and _is_row_numbers(columns[0]):
-        left.append(columns.pop(0).name or "the first, which has no name")
+        left.append(columns.pop(0).name or "the first column, which has no name")
     if left:
-        notes.append(f"row numbers or row names were left out: column {abridged(left)}")
+        notes.append(f"row numbers or row names were left out: {abridged(left)}")
     names: dict[str, None] = {}
     for place, column in enumerate(columns):
         name = column.name or f"column {place + 1}"
@@ -280,19 +283,20 @@ def _check_numbers(data: list[Column], where: str) -> None:
     troubles: dict[str, list[str]] = {}
     for column in data:
         for trouble, said in _troubles(column):
-            troubles.setdefault(trouble, []).append(said)
+            troubles.setdefault(trouble, []).append(said.removeprefix("column "))
     if troubles:
-        said = "; ".join(f"{trouble} {abridged(columns)}: {REMEDIES[trouble]}" for trouble, columns in troubles.items())
+        said = "; ".join(f"{t} {abridged(troubles[t])}: {remedy}" for t, remedy in REMEDIES.items() if t in troubles)
         raise DataError(f"{where} has {said}")
 
 
+TOO_LARGE = "whole numbers too large to keep in columns"
 REMEDIES = {
     "dates or times in columns": "write them as numbers, such as days since the first, or remove them",
-    "columns that are no numbers:": "remove them, write them as numbers, or name one as the class with --label",
+    "no numbers in columns": "remove them, write them as numbers, or name one as the class with --label",
     "empty cells in columns": "fill or remove these rows",
     "infinite values in columns": "replace them or remove these rows",
     "values too large for 32 bits in columns": "give them in larger units",
-    "whole numbers too large to keep in columns": "remove them if they are identifiers, or subtract a constant",
+    TOO_LARGE: "remove them if they are identifiers, or subtract a constant",
 }
 
 
@@ -320,7 +324,7 @@ def _troubles(column: Column) -> list[tuple[str, str]]:
     return found
 
 
-def _joined(data: list[Column], where: str) -> np.ndarray:
+def _joined(data: list[Column], where: str, notes: list[str]) -> np.ndarray:
     """`[N, D]`, exactly: int64 or uint64 where all numbers are whole, else float64.
 
     Raises:
@@ -332,14 +336,16 @@ def _joined(data: list[Column], where: str) -> np.ndarray:
             return np.stack([a.astype(np.int64, copy=False) for a in arrays], axis=1)
         if all(a.dtype == np.uint64 or not (a < 0).any() for a in arrays):
             return np.stack([a.astype(np.uint64, copy=False) for a in arrays], axis=1)
-    merged = [
-        f"{c.name} (up to {c.values.max()})"
-        for c in data
-        if c.values.dtype.kind in "iu" and c.values.dtype.itemsize == 8
-        and max(abs(int(c.values.min())), int(c.values.max())) > EXACT_IN_DOUBLE
-        and len(np.unique(c.values.astype(np.float64))) < len(np.unique(c.values))
-    ]  # fmt: skip
+    changed = [c for c in data if c.values.dtype.kind in "iu" and _beyond_double(c.values)]
+    merged = [c for c in changed if c.values.min() < c.values.max()]
     if merged:
-        trouble = list(REMEDIES)[-1]
-        raise DataError(f"{where} has {trouble} {abridged(merged)}: {REMEDIES[trouble]}")
+        named = abridged([f"{c.name} (up to {c.values.max()})" for c in merged])
+        raise DataError(f"{where} has {TOO_LARGE} {named}: {REMEDIES[TOO_LARGE]}")
+    if changed:
+        notes.append(rounding([c.name for c in changed]))
     return np.stack([a.astype(np.float64, copy=False) for a in arrays], axis=1)
+
+
+def _beyond_double(values: np.ndarray) -> bool:
+    """Whether whole numbers are so large that float64 need not hold them."""
+    return max(abs(int(values.min())), int(values.max())) > EXACT_IN_DOUBLE
