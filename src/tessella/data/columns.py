@@ -19,7 +19,7 @@ EXACT_IN_DOUBLE = 1 << 53
 CHANCE = 0.05
 """A first line that counts its columns is an example if that much of a chance makes it one."""
 
-_UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)?|__index_level_\d+__", re.IGNORECASE)
+_UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)?", re.IGNORECASE)
 _DATE = (
     r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}( .*)?|\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?)$"
 )
@@ -70,7 +70,13 @@ def is_header(first: list[str], below: list[Column], notes: list[str]) -> bool:
 
 
 def is_unnamed(name: str) -> bool:
+    """Whether a name is none, or what pandas calls a column without one."""
     return _UNNAMED.fullmatch(name) is not None
+
+
+def is_pandas_index(name: str) -> bool:
+    """Whether a name is what pandas stores an index under that has none."""
+    return re.fullmatch(r"__index_level_\d+__", name) is not None
 
 
 def _counts_columns(counted: np.ndarray, below: list[Column]) -> bool:

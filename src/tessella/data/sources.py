@@ -214,7 +214,7 @@ def _guarded(where: str, read: Callable[[], T]) -> T:
             raise
         if "pickled data" in str(error):
             raise DataError(f"{where} is no numpy file (and nothing is unpickled): save it with numpy.savez") from None
-        if "allow_pickle" in str(error) or "Python objects" in str(error):
+        if ("allow_pickle" in str(error) and "max_header_size" not in str(error)) or "Python objects" in str(error):
             raise DataError(f"{where} {_OBJECTS}") from None
         raise DataError(f"{where} is damaged or cut short: {one_line(error)}; fetch or save it again") from None
     except MemoryError:

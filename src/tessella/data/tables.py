@@ -22,6 +22,7 @@ from tessella.data.columns import (
     Style,
     arrow_columns,
     is_header,
+    is_pandas_index,
     is_unnamed,
     style_of,
     text_column,
@@ -165,12 +166,12 @@ def _vectors(
 
 def _without_row_numbers(read: Read, known: tuple[str, ...], notes: list[str]) -> list[Column]:
     """The columns that hold something, each with a name of its own."""
-    columns = [column for column in read.columns if column.name not in read.index or column.name in known]
+    left = [c.name for c in read.columns if c.name not in known and (c.name in read.index or is_pandas_index(c.name))]
+    columns = [column for column in read.columns if column.name not in set(left)]
     held = [c for c in columns if not is_unnamed(c.name) or len(c.missing) < len(c.values)]
     if len(held) < len(columns):
         notes.append(f"{len(columns) - len(held)} columns without a name or a value were left out")
         columns = held
-    left = [name for name in read.index if name not in known]
     while len(columns) > 1 and columns[0].name not in known and _is_row_numbers(columns[0]):
         left.append(columns.pop(0).name or "the first column, which has no name")
     if left:
