@@ -167,6 +167,12 @@ def test_every_layout_in_memory_is_read(tmp_path, as_stored, end) -> None:
     assert np.array_equal(data.undivided.batch(range(60)).x.numpy(), V.astype(np.float32))
 
 
+def test_large_measures_are_no_identifiers(tmp_path) -> None:
+    np.save(tmp_path / "a.npy", 10 ** (20 + V))
+    x = opened(tmp_path / "a.npy").undivided.batch(range(60)).x.numpy()
+    np.testing.assert_allclose(x, 10 ** (20 + V), rtol=1e-6)
+
+
 def test_large_whole_numbers_in_arrays_are_told_apart(tmp_path) -> None:
     times = 1_700_000_000 + np.arange(60)
     np.savez(tmp_path / "a.npz", x_train=np.stack([times, Y], 1)[:50], x_test=np.stack([times, Y], 1)[50:])

@@ -16,6 +16,7 @@ from tessella.records import Schema, Values
 CHANNELS = (1, 2, 3, 4)
 CHUNK_BYTES = 64 << 20
 EXACT_IN_SINGLE, EXACT_IN_DOUBLE = 1 << 24, 1 << 53
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 RESOLVED, FAR = 2.0**-14, 1024
 """What of a column's range 32 bits must resolve, and from how many times its range on a column lies far from zero."""
 
@@ -127,13 +128,13 @@ def _offset(parts: list[np.ndarray], columns: Sequence[str], where: str, notes: 
     high = np.max([x.max(axes).astype(np.float64) for x in parts], axis=0).reshape(-1)
     size, spread = np.maximum(np.abs(low), np.abs(high)), high - low
     offset, rounded, refused = [0] * len(size), [], []
-    suspects = np.isfinite(size) & ((size > EXACT_IN_SINGLE) | (size > FAR * spread) & (spread > 0))
+    suspects = (size <= LARGEST_FLOAT) & ((size > EXACT_IN_SINGLE) | (size > FAR * spread) & (spread > 0))
     for j in np.flatnonzero(suspects).tolist():
         name = (columns[j] if columns else f"number {j + 1} of an example") if axes == 0 else "all values"
         values = np.unique(np.concatenate([x[:, j] if axes == 0 else x.reshape(-1) for x in parts]))
         first, last = int(np.floor(values[0])), int(np.ceil(values[-1]))
         far = axes == 0 and first < last and size[j] > FAR * (last - first)
-        if values.dtype.kind != "f" or np.array_equal(values, np.round(values)):
+        if values.dtype.kind != "f" or (size[j] <= EXACT_IN_DOUBLE and np.array_equal(values, np.round(values))):
             if _exact(values):
                 continue
             if axes == 0 and 0 < last - first <= EXACT_IN_SINGLE:

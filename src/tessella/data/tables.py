@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from tessella.data import limits
-from tessella.data.arrays import rounding
+from tessella.data.arrays import LARGEST_FLOAT, rounding
 from tessella.data.columns import (
     EXACT_IN_DOUBLE,
     Column,
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 PARQUET = (".parquet", ".pq")
 LABEL_COLUMNS = ("label", "class", "target")
 MOST_CLASSES = 100
-LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 @final
