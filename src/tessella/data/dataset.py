@@ -71,6 +71,7 @@ def open_data(
     channels: int | None = None,
     binarize: Binarization | None = None,
     seed: int = 0,
+    depth: tuple[float, float] | None = None,
 ) -> Data:
     """Open a data set.
 
@@ -81,13 +82,15 @@ def open_data(
         binarize: `dynamic` draws each pixel as Bernoulli(v / 255) anew whenever a training batch is fetched, `static`
             once and for all, `threshold` cuts at 127. Validation and test are fixed in any case.
         seed: of the division into splits and of what is drawn once and for all.
+        depth: the values of 16-bit, 32-bit and float picture files that become 0 and 255; by default what the data
+            needs, kept as `schema.depth`.
 
     Raises:
         DataError: saying in one line what is wrong, where, and what to do.
     """
     box = _checked(size, channels, binarize)
     spec = _absolute(spec)
-    found = find(spec, box, channels)
+    found = find(spec, box, channels, depth)
     notes = found.notes
     values, shape = _unified(found, box, channels)
     classes = _labelled(found)
@@ -220,12 +223,12 @@ def _fingerprint(schema: Schema, rows: dict[str, tuple[Part, np.ndarray]], binar
     for name, (part, chosen) in rows.items():
         digest.update(f"{name} {len(chosen)}".encode())
         if part.content is not None:
-            digest.update(np.ascontiguousarray(part.content[chosen], "<u8"))
+            digest.update(part.content[chosen].astype("<u8").tobytes())
         elif not isinstance(part.x, np.ndarray):  # composed when asked for: their rule, and some of what it makes
-            digest.update(np.ascontiguousarray(part.keys[chosen], "<u8"))
+            digest.update(part.keys[chosen].astype("<u8").tobytes())
             digest.update(part.x.read(chosen[:TOLD_BY]).tobytes())
         if part.labels is not None:
-            digest.update(np.ascontiguousarray(part.labels[chosen], "<i8"))
+            digest.update(part.labels[chosen].astype("<i8").tobytes())
     return digest.hexdigest()
 
 

@@ -47,7 +47,7 @@ def whole_hash(path: str) -> int:
         return int.from_bytes(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest(), "little")
 
 
-def open_regular(path: str):  # noqa: ANN201
+def open_regular(path: str):
     """Open a file for reading if it is a regular one: a named pipe would wait for ever.
 
     Raises:
@@ -95,11 +95,20 @@ def distinct_keys(content: np.ndarray, order: np.ndarray) -> np.ndarray:
     return keys
 
 
+def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """One number for all examples that are the same once decoded, as files `content` `[N]` or as `x` `[N, ...]`."""
+    _, inverse = np.unique(row_hashes(x), return_inverse=True)
+    least = np.full(int(inverse.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(least, inverse, content)
+    return least[inverse]
+
+
 def settle(found: Found, classes: tuple[str, ...]) -> None:
     """Tell examples by their content, in place: `content` and `groups` of all parts, and notes.
 
-    Pictures of a given test (valid) split that training has too are left out of it; so are those of valid that test
-    has. Rows of tables may well repeat: they are only counted.
+    Picture files of a given test (valid) split that training has too are left out of it; so are those of valid that
+    test has. In arrays, whose rows are known by their numbers, they are only counted; so are rows of tables, which may
+    well repeat.
 
     Args:
         classes: the names of the labels.
@@ -122,9 +131,10 @@ def settle(found: Found, classes: tuple[str, ...]) -> None:
 
 
 def _keep_apart(found: Found, name: str, other: str, what: str) -> None:
-    part = found.parts[name]
+    part, seen = found.parts[name], found.parts[other].content
     assert part.content is not None
-    same = np.isin(part.content, found.parts[other].content)
+    assert seen is not None
+    same = np.isin(part.content, seen)
     number, where = int(same.sum()), "training" if other == "train" else other
     if not number:
         return
@@ -132,6 +142,9 @@ def _keep_apart(found: Found, name: str, other: str, what: str) -> None:
         found.notes.append(f"{number:,} of {len(same):,} {name} rows occur in {where} too")
         return
     said = f"{number:,} of {len(same):,} {name} pictures are byte-identical to {where} pictures"
+    if not found.by_content:  # rows of arrays are known by their numbers
+        found.notes.append(f"{said}: what is measured on {name} is not all of unseen pictures")
+        return
     if number == len(same):
         del found.parts[name]
         found.origins.pop(name, None)

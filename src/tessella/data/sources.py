@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tessella.data.clothes import clothes
 from tessella.data.folders import folder
 from tessella.data.found import WHOLE, Found, Part, abridged, index_keys, one_line, shown
 from tessella.data.hub import hub
@@ -25,8 +26,11 @@ Size = tuple[int, int] | None
 T = TypeVar("T")
 
 
-def find(spec: str, size: Size, channels: int | None) -> Found:
+def find(spec: str, size: Size, channels: int | None, depth: tuple[float, float] | None = None) -> Found:
     """What a SPEC names: a built-in, `hf:NAME`, a folder or a file.
+
+    Args:
+        depth: of pictures of more than 8 bits in a folder, the values that become 0 and 255.
 
     Raises:
         DataError: if there is no such thing, or it cannot be read.
@@ -38,7 +42,7 @@ def find(spec: str, size: Size, channels: int | None) -> Found:
     path = Path(spec)
     try:
         if path.is_dir():
-            return _folder(spec, size, channels)
+            return _folder(spec, size, channels, depth)
         if path.is_file():
             return _file(spec, size, channels)
     except PermissionError as error:
@@ -58,10 +62,10 @@ def digits(size: Size) -> Found:
 
 
 HUB = "hf:"
-BUILT_IN: dict[str, Callable[[Size], Found]] = {"digits": digits, "sprites": sprites}
+BUILT_IN: dict[str, Callable[[Size], Found]] = {"clothes": clothes, "digits": digits, "sprites": sprites}
 
 
-def _folder(path: str, size: Size, channels: int | None) -> Found:
+def _folder(path: str, size: Size, channels: int | None, depth: tuple[float, float] | None) -> Found:
     names = sorted(os.listdir(path))
     files = [name for name in names if os.path.isfile(os.path.join(path, name))]
     if any(_IDX.search(name) for name in files):
@@ -70,7 +74,7 @@ def _folder(path: str, size: Size, channels: int | None) -> Found:
         return cifar_binary(path, files)
     if any(_CIFAR_PICKLE.fullmatch(name) for name in files):
         raise _pickled(path)
-    return folder(path, size, channels)
+    return folder(path, size, channels, depth)
 
 
 def _file(path: str, size: Size, channels: int | None) -> Found:

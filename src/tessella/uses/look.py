@@ -290,7 +290,7 @@ def _reading(source: dict[str, Any]) -> dict[str, Any]:
 def _fitting(model: Model, spec: str, options: dict[str, Any]) -> Data:
     """The data of that SPEC, if it fits the model, its labels numbered as the model's."""
     schema = model.schema
-    data = open_data(spec, **options)
+    data = open_data(spec, **options, depth=schema.depth)
     if (data.schema.shape, data.schema.values) != (schema.shape, schema.values):
         raise DataError(
             f"{data.spec} has {data.schema.values} values of shape {_by(data.schema.shape)}, the model is made for "
@@ -368,7 +368,7 @@ def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -
         raise DataError(f"the model is made for {schema.values} values of shape {_by(schema.shape)}, which no picture "
                         "file holds: give numbers of examples")  # fmt: skip
     height, width = size
-    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0])
+    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0], schema.depth)
     x = torch.from_numpy(reader.read(np.arange(len(files))))
     return (x > 127).to(torch.uint8) if schema.values == "binary" else x
 
