@@ -65,19 +65,21 @@ def test_numbers_are_those_of_the_processor(model: str) -> None:
     assert there.importance_bound.nats == pytest.approx(here.importance_bound.nats, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("model", "data"),
-    [("vae", "digits"), ("flow", "digits"), ("cvae", "vectors"), ("flow", "vectors"), ("diffusion", "vectors")],
-)
+REAL = [("vae", "digits"), ("flow", "digits"), ("cvae", "vectors"), ("flow", "vectors"), ("diffusion", "vectors")]
+
+
+@pytest.mark.parametrize(("model", "data"), REAL)
 def test_models_of_real_latents(fake, tmp_path: Path, model: str, data: str) -> None:
     spec = "digits"
     if data == "vectors":
         spec, rng = str(tmp_path / "v.npz"), np.random.default_rng(0)
-        np.savez(spec, x=rng.normal(size=(150, 5)).astype(np.float32), y=rng.integers(0, 3, 150))
+        np.savez(spec, x=rng.normal(size=(700, 5)).astype(np.float32), y=rng.integers(0, 3, 700))
     out, sheet = tmp_path / "run", tmp_path / "x.png"
     run("train", model, "--data", spec, "--out", out, *SMALL)
     run("evaluate", out, "--importance-samples", 2, "--json")
-    run("sample", out, "-n", 4, "-o", sheet, *(["--steps", 3] if model == "diffusion" else []))
+    run("sample", out, "-n", 2, "-o", sheet, *(["--steps", 3] if model == "diffusion" else []))
+    if (model, data) == ("flow", "digits"):
+        return  # its inverse takes long
     run("reconstruct", out, "-n", 2, "-o", sheet)
     run("detect", out, *range(6), "-o", tmp_path / "found", "--steps", 2)
     if model == "vae":
@@ -117,7 +119,7 @@ def test_quantisers_learn(fake, quantizer: str) -> None:
     assert model.device.type == KIND
 
 
-@pytest.mark.parametrize("model", ["vqvae", "autoregressive", "vqvae2"])
+@pytest.mark.parametrize("model", ["vqvae", pytest.param("autoregressive", marks=pytest.mark.slow), "vqvae2"])
 def test_models_of_codes(fake, tmp_path: Path, model: str) -> None:
     spec, sheet, out = str(tmp_path / "x.npz"), tmp_path / "x.png", tmp_path / "run"
     rng = np.random.default_rng(0)
@@ -126,7 +128,7 @@ def test_models_of_codes(fake, tmp_path: Path, model: str) -> None:
     name, options = ("vqvae", likelihood) if model == "autoregressive" else (model, [])
     size = CODES if name == "vqvae" else ["--codebook-size", 8]
     run("train", name, "--data", spec, "--out", out, *SMALL, *size, *options, "--batch-size", 16)
-    for kind in ("pixelcnn", "transformer", "masked"):
+    for kind in ("pixelcnn", "transformer", "masked") if model == "vqvae" else ("transformer",):
         run("prior", out, "--kind", kind, "--steps", 2, "--width", 8, "--depth", 1, "--quiet")
         run("sample", out, "-n", 2, "-o", sheet, "--prior", kind, "--top-p", 0.9)
         run("edit", out, 0, "--region", "0,0,4,4", "--resample", "-n", 2, "--prior", kind, "-o", tmp_path / "edited")
