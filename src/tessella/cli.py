@@ -77,6 +77,7 @@ class UsageError(TessellaError):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 for a mistake of the user's, 130 when interrupted."""
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what an Apple GPU lacks runs on the processor
     first, *rest = args if args is not None else sys.argv[1:] or ["--help"]
     _open_streams()
     try:
