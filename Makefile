@@ -15,7 +15,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 .PHONY: help setup demo test test-fast lint style types format docs bench clean
 
 help:
-	@echo "make demo       train, evaluate and report on the embedded digits (after set-up: a few minutes)"
+	@echo "make demo       train on embedded pictures of clothes and show what can be done (after set-up: 4 minutes)"
 	@echo "make test       all tests"
 	@echo "make test-fast  the tests that take no more than seconds"
 	@echo "make lint       ruff and pyright"

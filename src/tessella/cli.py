@@ -34,7 +34,7 @@ class Command(NamedTuple):
 
 OVERVIEW: dict[str, tuple[Command, ...]] = {
     "start here": (
-        Command("demo", "", "train on embedded pictures of clothes and show what can be done, in under four minutes"),
+        Command("demo", "", "train on embedded pictures of clothes and show what can be done, in 4 minutes"),
         Command("data", "SPEC", "show what is understood of some data, and write a contact sheet"),
         Command("parts", "", "list the models and what they are made of"),
     ),
