@@ -86,7 +86,7 @@ def test_one_rule_holds_for_a_data_set_and_for_a_file_of_it_alone(tmp_path: Path
     alone = read_pictures(schema, [str(tmp_path / "0.tif")], (16, 16)).numpy()
     assert np.array_equal(alone[0, 0], RAMP // 4)
     (tmp_path / "1.tif").unlink()
-    assert np.array_equal(read(open_data(str(tmp_path), depth=data.schema.depth))[0, 0], RAMP // 4)
+    assert np.array_equal(read(open_data(str(tmp_path), like=data.schema))[0, 0], RAMP // 4)
     with pytest.warns(UserWarning, match="12 bits.*one picture by itself"):
         decoded(str(tmp_path / "0.tif"), (16, 16), 1)
 

@@ -33,11 +33,14 @@ class AsData:
         size: height and width that pictures are cropped and resized to, or one number for both.
         channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
         binarize: make bytes binary: drawn anew in every batch, drawn once, or cut at half.
+        label: the column of a table, or the array of an .npz, that holds the class; by default one called label, class
+            or target that holds few values.
     """
 
     size: tuple[int, ...] | None = None
     channels: int | None = None
     binarize: Binarize | None = None
+    label: str | None = None
 
     def open(self, spec: str) -> Data:
         from tessella.data import open_data
@@ -46,7 +49,7 @@ class AsData:
         if sides is not None and len(sides) not in (1, 2):
             raise DataError(f"--size takes one number, or a height and a width, not {len(sides)} numbers")
         box = None if sides is None else (sides[0], sides[-1])
-        return open_data(spec, size=box, channels=self.channels, binarize=self.binarize)
+        return open_data(spec, size=box, channels=self.channels, binarize=self.binarize, label=self.label)
 
 
 # data

@@ -258,7 +258,10 @@ def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> 
     options = _reading(source)
     if model.schema.is_picture:
         options |= {"size": model.schema.shape[1:], "channels": model.schema.shape[0]}
-    return _fitting(model, other, options)
+    data = _fitting(model, other, options)
+    for note in data.notes:
+        warnings.warn(note, stacklevel=2)
+    return data
 
 
 def own_data(model: Model, source: dict[str, Any], place: str | None = None) -> Data:
@@ -290,7 +293,7 @@ def _reading(source: dict[str, Any]) -> dict[str, Any]:
 def _fitting(model: Model, spec: str, options: dict[str, Any]) -> Data:
     """The data of that SPEC, if it fits the model, its labels numbered as the model's."""
     schema = model.schema
-    data = open_data(spec, **options, depth=schema.depth)
+    data = open_data(spec, **options, like=schema)
     if (data.schema.shape, data.schema.values) != (schema.shape, schema.values):
         raise DataError(
             f"{data.spec} has {data.schema.values} values of shape {_by(data.schema.shape)}, the model is made for "
