@@ -212,9 +212,7 @@ def _why_none(part: Part, name: str) -> str:
 def _division(found: Found, rows: dict[str, tuple[Part, np.ndarray]]) -> str:
     """Where each split comes from, in words: `test: folder test/; valid: cut out of train`."""
     whole = WHOLE in found.parts
-    given = {
-        name: found.origins.get(name) or part.name or "given" for name, part in found.parts.items() if name in rows
-    }
+    given = {name: found.origins.get(name) or _short(found.parts[name].name) for name in rows if name in found.parts}
     cut = [name for name in rows if name not in found.parts and name != "train"]
     parts = [f"{name}: {origin}" for name, origin in given.items()]
     if cut:
