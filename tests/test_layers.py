@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("networks",),
     ("likelihoods", "bottlenecks", "priors", "flows", "diffusion"),
     ("models", "spec"),
-    ("training", "fitting", "checkpoint", "tensor_files", "monitor", "evaluation"),
+    ("training", "fitting", "checkpoint", "tensor_files", "lock", "ranks", "monitor", "evaluation"),
     ("uses",),
     ("cli", "__main__", "commands", "report", "sklearn", "studio"),
 )

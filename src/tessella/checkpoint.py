@@ -39,6 +39,8 @@ from tessella.spec import VERSION, Spec
 
 SPEC, MODEL, STATE, METRICS = "spec.json", "model.safetensors", "state/last.safetensors", "metrics.jsonl"
 CODES, PRIORS = "codes.safetensors", "priors"
+LOCK, HOLDER, REPLACED = ".lock", ".lock.json", ".replaced"
+"""What a process that writes into a run holds it by, who that is, and a mark of a run that is being replaced."""
 TRAINED, UNIFORM = "trained", "uniform"
 """What the prior is called that a model was trained with; of codes it is the uniform one."""
 
@@ -52,25 +54,55 @@ class State:
 
 
 def prepare_run(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """An empty run folder at `out`.
+    """An empty run folder at `out`, but for what this process holds it by.
 
     Raises:
-        RunError: if something is there already and `overwrite` is not given, or the folder cannot be made.
+        RunError: as of `check_place`, or if the folder cannot be made.
     """
     run = Path(out)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        if not overwrite:
-            raise RunError(f"{run} already exists: go on with --resume, replace it with --overwrite, or choose another")
-        if run.is_dir() and not (run / SPEC).is_file():
-            raise RunError(
-                f"{run} is not a run of tessella (it has no {SPEC}), so it is not overwritten: choose another"
-            )
-        shutil.rmtree(run) if run.is_dir() else run.unlink()
+    check_place(run, overwrite=overwrite)
     try:
         run.mkdir(parents=True, exist_ok=True)
+        _clear(run)
     except OSError as error:
         raise RunError(f"{run} cannot be made ({error.strerror}): choose another folder") from error
     return run
+
+
+def check_place(run: Path, *, overwrite: bool = False) -> None:
+    """Whether a new run may begin in that folder. What a process leaves that was killed before it had begun, or while
+    it was replacing a run, is in nobody's way.
+
+    Raises:
+        RunError: if something is there already and `overwrite` is not given, or it is not a run.
+    """
+    if not run.exists():
+        return
+    if not run.is_dir():
+        raise RunError(f"{run} is not a folder: choose another place")
+    if (run / REPLACED).is_file() or all(_is_leftover(path) for path in run.iterdir()):
+        return
+    is_run = (run / SPEC).is_file()
+    if not is_run:
+        raise RunError(f"{run} is not a run of tessella (it has no {SPEC}), so it is not overwritten: choose another")
+    if not overwrite:
+        raise RunError(f"{run} already exists: go on with --resume, replace it with --overwrite, or choose another")
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether it may lie in a folder in which no run has begun: drafts, and what a run is held by."""
+    return path.name in (LOCK, HOLDER) or (path.name.startswith(".") and path.name.endswith(".draft"))
+
+
+def _clear(run: Path) -> None:
+    """Empty the folder of a run that is replaced; when it is cut short, a mark says that all of it is to go."""
+    there = [path for path in run.iterdir() if path.name not in (LOCK, HOLDER, REPLACED)]
+    if not there and not (run / REPLACED).exists():
+        return
+    (run / REPLACED).touch()
+    for path in sorted(there, key=lambda path: path.name != SPEC):  # first what makes a run of it
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    (run / REPLACED).unlink()
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -135,7 +167,7 @@ def read_tensors(path: Path) -> State:
         RunError: if the file is missing, truncated, or not what was written.
     """
     if not path.is_file():
-        raise RunError(f"{path} is missing: the run was stopped before its first checkpoint; start it again")
+        raise RunError(f"{path} is missing: there is no checkpoint yet; let the run train on, or --resume it")
     try:
         with safe_open(path, framework="pt") as file:
             note = file.metadata() or {}

@@ -34,7 +34,7 @@ class Command(NamedTuple):
 
 OVERVIEW: dict[str, tuple[Command, ...]] = {
     "start here": (
-        Command("demo", "", "train, fit, measure and report on small embedded pictures, in under four minutes"),
+        Command("demo", "", "train on embedded pictures of clothes and show what can be done, in under four minutes"),
         Command("data", "SPEC", "show what is understood of some data, and write a contact sheet"),
         Command("parts", "", "list the models and what they are made of"),
     ),
@@ -133,8 +133,8 @@ def overview() -> str:
             lines += _entry(f"{c.name} {c.arguments}".strip(), c.summary, wide, columns)
         lines.append("")
     lines += textwrap.wrap(
-        "SPEC is digits, sprites, hf:NAME, a folder of pictures (sub-folders are classes), or a file: .npz, .npy, "
-        ".csv, .parquet, idx, CIFAR .bin. RUN is the folder that training fills.",
+        "SPEC is clothes, digits, sprites, hf:NAME, a folder of pictures (sub-folders are classes), or a file: .npz, "
+        ".npy, .csv, .parquet, idx, CIFAR .bin. RUN is the folder that training fills.",
         min(columns, 106),
     )
     return "\n".join(lines)

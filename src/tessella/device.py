@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 from tessella.errors import SpecError
 
@@ -74,6 +75,16 @@ def reason(asked: str | None) -> str | None:
 def has_float64(device: torch.device) -> bool:
     """Whether it computes in double precision, which Apple's GPUs do not."""
     return device.type != "mps"
+
+
+def precise(t: Tensor) -> Tensor:
+    """The same numbers in float64: where they are if the device has it, else on the processor."""
+    return t.double() if has_float64(t.device) else t.cpu().double()
+
+
+def widened(t: Tensor) -> Tensor:
+    """The same numbers in float64 if the device has it, else as they are."""
+    return t.double() if has_float64(t.device) else t
 
 
 def _count(kind: str) -> int:

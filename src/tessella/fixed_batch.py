@@ -81,3 +81,9 @@ def filled(rows: Tensor, size: int, device: torch.device) -> Tensor:
     full[: len(rows)] = rows
     full[len(rows) :] = full[len(rows) - 1]
     return full
+
+
+def even_block(rows: int, most: int) -> int:
+    """How many of so many rows to take at once, `most` or fewer: if a power of two divides them so, parts are alike."""
+    parts = 1 << max(0, -(-rows // most) - 1).bit_length()
+    return rows // parts if rows and rows % parts == 0 else most

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import final
 
 import torch
@@ -157,3 +158,15 @@ def _scrambled(x: Tensor) -> Tensor:
 def _shifted(x: Tensor, bits: int) -> Tensor:
     """Unsigned shift to the right."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's own generators, for draws that take none; what they were is put back for the processor and `device`.
+
+    Of an Apple GPU, whose generator cannot be forked, it is not put back.
+    """
+    kind = device.type if device.type in ("cuda", "xpu") else "cuda"
+    with torch.random.fork_rng(devices=[device] if device.type == kind else [], device_type=kind):
+        torch.manual_seed(seed)
+        yield

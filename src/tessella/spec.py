@@ -158,6 +158,8 @@ class TrainOptions:
         workers: processes that read files, for data that is streamed.
         device: where networks run: auto (the best there is), cpu, cuda, mps or xpu; of several cards cuda:1 is the
             second. By default what the environment variable TESSELLA_DEVICE says, or else auto.
+        rank_timeout: of several processes that train together, seconds after which one that does not answer, or does
+            not come, is given up: the others then end.
     """
 
     minutes: float | None = None
@@ -174,12 +176,18 @@ class TrainOptions:
     save_every: float = 60.0
     workers: int = 2
     device: str | None = None
+    rank_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         budgets = {n: getattr(self, n) for n in ("minutes", "epochs", "steps") if getattr(self, n) is not None}
         if len(budgets) > 1:
             raise SpecError(f"give one budget, not {' and '.join(budgets)}")
-        for name, value in {**budgets, "batch_size": self.batch_size, "learning_rate": self.learning_rate}.items():
+        for name, value in {
+            **budgets,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "rank_timeout": self.rank_timeout,
+        }.items():
             if value is not None and not value > 0:
                 raise SpecError(f"{name.replace('_', ' ')} must be more than zero, not {value}")
         if not budgets:

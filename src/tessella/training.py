@@ -4,7 +4,7 @@ Every step is a function of (weights, optimizer, seed, step): batches and noise 
 nothing but weights, optimizer and the step's number has to be saved for a resumed run to end where an uninterrupted
 one would.
 
-Imports beside it: checkpoint, monitor, evaluation.
+Imports beside it: checkpoint, lock, ranks, monitor, evaluation.
 """
 
 from __future__ import annotations
@@ -16,20 +16,23 @@ import signal
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, distributed, nn
 
 import tessella
-from tessella import checkpoint
+from tessella import checkpoint, ranks
 from tessella.data import Data, Split, stream
 from tessella.device import resolve
 from tessella.errors import RunError, SpecError, TrainingError
+from tessella.lock import held
 from tessella.models.model import Model
 from tessella.monitor import ModelView, Monitor, Reading, View
 from tessella.noise import Noise
@@ -92,19 +95,24 @@ def train(
             f"the data has {data.schema.values} values of shape {data.schema.shape}"
         )
     run = Path(out)
-    accelerator = accelerated(options.device)
     if resume:
-        before = checkpoint.read_spec(run)
-        check_data(run, before.data, data, changed_data=changed_data)
-        spec = replace(before, data=source_of(data), training=asdict(options))
+        checkpoint.read_spec(run)
     else:
-        spec = Spec(model.name, model.schema, model.options, source_of(data), asdict(options), tessella.__version__)
-    if accelerator.is_main_process:
-        run = run if resume else checkpoint.prepare_run(run, overwrite=overwrite)
-        checkpoint.write_spec(run, spec)
-    accelerator.wait_for_everyone()
-    view = ModelView(data, options.precision)
-    return run_loop(model, data.split("train"), view, run, options, accelerator, resume=resume, quiet=quiet)
+        checkpoint.check_place(run, overwrite=True)  # whoever writes into it is told of first
+    chosen = {"model": model.name, **asdict(model.options), **asdict(options), **facts_of(data)}
+    with writing(run, options, chosen) as accelerator:
+        if resume:
+            before = checkpoint.read_spec(run)
+            check_data(run, before.data, data, changed_data=changed_data)
+            spec = replace(before, data=source_of(data), training=asdict(options))
+        else:
+            spec = Spec(model.name, model.schema, model.options, source_of(data), asdict(options), tessella.__version__)
+        if accelerator.is_main_process:
+            run = run if resume else checkpoint.prepare_run(run, overwrite=overwrite)
+            checkpoint.write_spec(run, spec)
+        accelerator.wait_for_everyone()
+        view = ModelView(data, options.precision)
+        return run_loop(model, data.split("train"), view, run, options, accelerator, resume=resume, quiet=quiet)
 
 
 def source_of(data: Data) -> dict[str, Any]:
@@ -179,11 +187,11 @@ def fit(model: Trainable, split: Split, options: TrainOptions) -> Training:
     Raises:
         TrainingError: as of `train`.
     """
-    accelerator = accelerated(options.device)
-    loop = _Loop(model, split, None, None, options, accelerator, resume=False, quiet=True)
-    done = loop.go()
-    loop.settle()
-    return done
+    with together(options) as accelerator:
+        loop = _Loop(model, split, None, None, options, accelerator, resume=False, quiet=True)
+        done = loop.go()
+        loop.settle()
+        return done
 
 
 class Trainable(Protocol):
@@ -594,6 +602,40 @@ def _asked_to_stop() -> Iterator[_Wish]:
             signal.signal(s, handler)
 
 
+@contextmanager
+def together(options: TrainOptions, facts: Mapping[str, Any] | None = None) -> Iterator[Accelerator]:
+    """The processes that train together, be it one; during the block each ends when another one is lost.
+
+    Args:
+        facts: what all of them must be started with, by name.
+
+    Raises:
+        TrainingError: if one was started with something else.
+    """
+    with ranks.joining(options.rank_timeout):
+        accelerator = accelerated(options.device)
+    if accelerator.num_processes == 1:
+        yield accelerator
+        return
+    with ranks.watched(options.rank_timeout, accelerator.device):
+        versions = {"tessella": tessella.__version__, "torch": torch.__version__}
+        ranks.agree({**versions, **(facts or {})}, accelerator.device)
+        yield accelerator
+
+
+@contextmanager
+def writing(run: Path, options: TrainOptions, facts: Mapping[str, Any]) -> Iterator[Accelerator]:
+    """As `together`, for a run that the first of the processes then holds."""
+    with together(options, facts) as accelerator, held(run) if accelerator.is_main_process else nullcontext():
+        yield accelerator
+
+
+def facts_of(data: Data) -> dict[str, str]:
+    """What tells data from other data, for processes that must all have the same."""
+    counts = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    return {"data": f"{data.fingerprint} ({counts})"}
+
+
 def accelerated(asked: str | None = None) -> Accelerator:
     """The processes that train together, be it one, on the device asked for.
 
@@ -605,7 +647,9 @@ def accelerated(asked: str | None = None) -> Accelerator:
     """
     device = resolve(asked)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    accelerator = Accelerator(cpu=several and device.type == "cpu")
+    # The backend never gives one up: a process may take long over what the others wait for. `ranks` knows better.
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=7))
+    accelerator = Accelerator(cpu=several and device.type == "cpu", kwargs_handlers=[patient])
     if not several:  # accelerate would choose by itself, and for all trainings of a process the same
         accelerator.state.device = device  # pyright: ignore[reportAttributeAccessIssue]
     atexit.unregister(_part)

@@ -224,8 +224,6 @@ def decompress(o: Decompress) -> int:
     targets = Outputs(o.out, header.names, ending, kept, overwrite=o.overwrite)
     if isinstance(header.names, list) and len(set(header.names)) < header.count:
         raise container.damaged("several examples have one name")
-    if header.notes:
-        warnings.warn(header.notes, stacklevel=2)
 
     def save_array(draft: Path, x: Tensor) -> None:
         with draft.open("wb") as file:  # numpy would add an ending to a path
@@ -234,7 +232,7 @@ def decompress(o: Decompress) -> int:
     count = 0
     with targets as outputs, progress("decompressing", quiet=o.quiet) as tell:
         for name, x in files.decompress(container, model, device=device) if model else ():
-            if header.is_picture:
+            if model and header.is_picture:
                 image = picture(x, model.schema, header.mode(count))
                 outputs.write(name + ending, lambda draft, image=image: image.save(draft, format="PNG"))
             else:
@@ -242,6 +240,8 @@ def decompress(o: Decompress) -> int:
             tell(count := count + 1, header.count)
         for file in container.files():
             outputs.write(file.name, lambda draft, data=file.data: draft.write_bytes(data))
+    if header.notes:
+        warnings.warn(header.notes, stacklevel=2)
     also = f" and {len(kept):,} files" if kept else ""
     say(f"wrote {header.count:,} {'pictures' if header.is_picture else 'arrays'}{also} into {Path(o.out)}")
     return 0

@@ -6,12 +6,12 @@ Imports beside it: report.
 from __future__ import annotations
 
 import csv
-import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -165,11 +165,6 @@ def _write(
     from tessella.checkpoint import write_atomic
     from tessella.report.anomalies import write_anomalies
 
-    records = list(found.records(calibration))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: cell(v) if isinstance(v, str) else v for k, v in record.items()} for record in records)
     summary = {
         "version": 1,
         "run": o.run,
@@ -182,12 +177,29 @@ def _write(
         "normals": None if calibration is None else len(calibration.normals[found.by]),
         "thresholds": None if calibration is None else calibration.thresholds,
         "rankings": None if rankings is None else {name: asdict(r) for name, r in rankings.items()},
-        "examples": records,
     }
-    text = json_text(summary, indent=1)
-    write_atomic(out / "scores.csv", lambda draft: draft.write_text(table.getvalue(), "utf-8"))
-    write_atomic(out / "scores.json", lambda draft: draft.write_text(text, "utf-8"))
+    write_atomic(out / "scores.csv", lambda draft: _write_table(draft, found.records(calibration)))
+    write_atomic(out / "scores.json", lambda draft: _write_json(draft, summary, found.records(calibration)))
     write_anomalies(out / "index.html", o.run, detector, found, calibration, rankings)
+
+
+def _write_table(path: Path, records: Iterator[dict[str, Any]]) -> None:
+    """The records as CSV, each as it comes: there may be very many."""
+    first = next(records)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(first), lineterminator="\n")
+        writer.writeheader()
+        for record in chain([first], records):
+            writer.writerow({k: cell(v) if isinstance(v, str) else v for k, v in record.items()})
+
+
+def _write_json(path: Path, summary: dict[str, Any], records: Iterator[dict[str, Any]]) -> None:
+    """The summary and, as its list `examples`, the records as they come."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json_text(summary, indent=1).removesuffix("\n}") + ',\n "examples": [')
+        for number, record in enumerate(records):
+            file.write(("," if number else "") + "\n  " + json_text(record, indent=1).replace("\n", "\n  "))
+        file.write("\n ]\n}")
 
 
 def _say(

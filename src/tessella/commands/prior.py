@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SIZES = ("width", "depth", "components", "flow_steps", "class_conditional")
 """What a prior is made with; a resumed one keeps its own."""
+APART = ("training", "data", "workers", "quiet", "given")
+"""What processes that fit together need not have in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,16 @@ def prior(o: Prior) -> int:
         raise SpecError("--resume goes on with a prior and --overwrite replaces it: give one of them")
     if o.changed_data and not o.resume:
         raise SpecError("--changed-data is for a prior that is resumed: leave it out, or give --resume")
+    from tessella import checkpoint
+    from tessella.training import writing
+
+    checkpoint.read_spec(o.run)
+    alike = {name: value for name, value in {**asdict(o), **asdict(o.training)}.items() if name not in APART}
+    with writing(Path(o.run), o.training, alike):
+        return _fitted(o)
+
+
+def _fitted(o: Prior) -> int:
     device = said_of_device(o.training.device)
     model, source = loaded_without_prior(o.run, Where("cpu"))
     from tessella import checkpoint
@@ -81,7 +93,7 @@ def prior(o: Prior) -> int:
         before = checkpoint.read_prior_spec(home)
         sizes = {name: getattr(before, name) for name in sizes}
         minded = {**asdict(o.training), **{name: getattr(o, name) for name in SIZES}}
-        refuse_changes(home, {**before.training, **sizes}, minded, o.given - {"run", "kind"})
+        refuse_changes(home, {**before.training, **sizes}, minded, o.given - {"kind"})
         options = resumed_options(home, before.training, o.training, o.given)
     data = own_data(model, source, o.data)
     if not o.quiet:

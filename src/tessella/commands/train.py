@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,8 +19,10 @@ if TYPE_CHECKING:
     from tessella.models.model import Model
 
 Binarize = Literal["dynamic", "static", "threshold"]
-UNHEARD = ("save_every", "workers", "device", "quiet", "out", "resume", "overwrite", "data", "changed_data", "given")
-"""Options that a resumed run may change: no number depends on them but by rounding. Its data is compared by content."""
+UNHEARD = ("save_every", "workers", "device", "rank_timeout")
+"""Options of training that a resumed run may change: no number depends on them but by rounding."""
+OF_COMMAND = ("quiet", "out", "resume", "overwrite", "data", "changed_data", "given")
+"""What is no part of a run; its data is compared by content."""
 BUDGETS = ("minutes", "epochs", "steps")
 
 
@@ -60,7 +61,7 @@ class ShowData:
     """Show what is understood of some data: counts, shape, value range, classes, splits; and write a contact sheet.
 
     Attributes:
-        spec: digits, sprites, hf:NAME, a folder of pictures, or a file.
+        spec: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file.
         out: the contact sheet.
     """
 
@@ -74,7 +75,7 @@ def show_data(o: ShowData) -> int:
     data = o.how.open(o.spec)
     from tessella.data import contact_sheet, describe
 
-    say(describe(data))
+    say(*describe(data).split("\n"))
     write_picture(contact_sheet(data), o.out)
     return 0
 
@@ -88,8 +89,8 @@ class Train:
 
     Attributes:
         model: a name that `tessella parts` lists. The run's own when resuming.
-        data: digits, sprites, hf:NAME, a folder of pictures, or a file. When resuming, where the run's data lies now,
-            if it was moved.
+        data: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file. When resuming, where the run's data
+            lies now, if it was moved.
         out: the run folder.
         resume: go on from the last checkpoint in it; a newly given budget replaces the old one.
         changed_data: resume although the data is not what the run was started with.
@@ -122,32 +123,38 @@ def train(o: Train) -> int:
             "name a model and its data: tessella train MODEL --data SPEC --out RUN; models are "
             f"{', '.join(registry.names('model'))}"
         )
-    entry = registry.find("model", o.model)
-    if not o.overwrite and os.path.exists(o.out) and (not os.path.isdir(o.out) or os.listdir(o.out)):
-        raise RunError(f"{o.out} already exists: go on with --resume, replace it with --overwrite, or choose another")
-    data = o.how.open(o.data)
+    entry, run = registry.find("model", o.model), Path(o.out)
     import torch
 
-    torch.manual_seed(o.training.seed)
-    model = entry.load()(data.schema, **asdict(o.options))
-    return _trained(model, data, o, o.training)
+    from tessella import checkpoint
+    from tessella.training import writing
+
+    checkpoint.check_place(run, overwrite=True)  # whoever writes into it is told of first
+    with writing(run, o.training, _facts(o)) as accelerator:
+        checkpoint.check_place(run, overwrite=o.overwrite or not accelerator.is_main_process)
+        data = o.how.open(o.data)
+        torch.manual_seed(o.training.seed)
+        model = entry.load()(data.schema, **asdict(o.options))
+        return _trained(model, data, o, o.training)
 
 
 def _resume(o: Train, run: Path) -> int:
     import torch
 
     from tessella import checkpoint
+    from tessella.training import writing
     from tessella.uses.look import own_data
 
-    spec = checkpoint.read_spec(run)
     if o.overwrite:
         raise SpecError("--resume goes on with a run and --overwrite replaces it: give one of them")
+    spec = checkpoint.read_spec(run)
     stored = {**spec.data, **asdict(spec.options), **spec.training, "model": spec.model}
     refuse_changes(run, stored, _mapped(o), o.given if o.model is None else o.given | {"model"})
     options = resumed_options(run, spec.training, o.training, o.given)
-    torch.manual_seed(options.seed)
-    model = spec.build()
-    return _trained(model, own_data(model, spec.data, o.data), o, options)
+    with writing(run, options, _facts(o)):
+        torch.manual_seed(options.seed)
+        model = spec.build()
+        return _trained(model, own_data(model, spec.data, o.data), o, options)
 
 
 def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, Any], given: Collection[str]) -> None:
@@ -157,7 +164,7 @@ def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, An
         stored, minded: all options by name, as they were and as they are now.
         given: the names that were said now.
     """
-    for name in sorted(set(given) - {*UNHEARD, *BUDGETS}):
+    for name in sorted(set(given) - {*UNHEARD, *OF_COMMAND, *BUDGETS}):
         if minded[name] != stored.get(name):
             raise SpecError(
                 f"{run} was started with {name.replace('_', ' ')} {stored.get(name)}, not {minded[name]}: leave it out "
@@ -167,7 +174,7 @@ def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, An
 
 def resumed_options(run: Path, stored: Mapping[str, Any], now: TrainOptions, given: Collection[str]) -> TrainOptions:
     """The training's options as they were, but for a new budget and what no number depends on."""
-    changed = {name: getattr(now, name) for name in given if name in ("save_every", "workers", *BUDGETS)}
+    changed = {name: getattr(now, name) for name in given if name in (*UNHEARD, *BUDGETS)}
     changed["device"] = now.device  # where it runs is of this machine, not of the run
     if set(given) & set(BUDGETS):
         changed = {**dict.fromkeys(BUDGETS), **changed}
@@ -184,13 +191,19 @@ def _mapped(o: Train) -> dict[str, Any]:
     return {**asdict(o.options), **asdict(o.training), **asdict(o.how), "size": box, "model": o.model}
 
 
+def _facts(o: Train) -> dict[str, Any]:
+    """The options that processes must have in common; what data they have is compared by content."""
+    alike = {**_mapped(o), "out": o.out, "resume": o.resume, "overwrite": o.overwrite}
+    return {name: value for name, value in alike.items() if name != "workers"}
+
+
 def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
     from tessella.data import describe
     from tessella.models.codes import CodeModel
     from tessella.training import train as run_training
 
     if not o.quiet:
-        say(describe(data))
+        say(*describe(data).split("\n"))
         say(f"device   {said_of_device(options.device)}")
         say(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
         say(f"budget   {budget(options)}")

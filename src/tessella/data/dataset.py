@@ -77,7 +77,8 @@ def open_data(
     """Open a data set.
 
     Args:
-        spec: `digits`, `sprites`, `hf:NAME`, a folder of pictures, or a file (npz, npy, csv, parquet, idx, bin).
+        spec: `clothes`, `digits`, `sprites`, `hf:NAME`, a folder of pictures, or a file (npz, npy, csv,
+            parquet, idx, bin).
         size: (height, width) that pictures are cropped and resized to, or one number for both.
         channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
         binarize: `dynamic` draws each pixel as Bernoulli(v / 255) anew whenever a training batch is fetched, `static`

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tessella.data import Split, chunks
+from tessella.device import precise
 from tessella.errors import SpecError
 from tessella.evaluation import codebook, collapse
 from tessella.fixed_batch import FixedBatch, fixed_batches, size_of
@@ -144,17 +145,17 @@ def _sums(model: Model, batch: FixedBatch, noise: Noise, importance_samples: int
         sums |= codebook.tally(model, latent, x, label, terms.distortion, count)
     else:
         terms, drawing = model(x, label, noise=noise), None
-    sums["distortion"] = terms.distortion[:count].double().sum()
+    sums["distortion"] = precise(terms.distortion[:count]).sum()
     if terms.rate is not None:
-        sums["rate"] = terms.rate[:count].double().sum()
+        sums["rate"] = precise(terms.rate[:count]).sum()
     if terms.rate_per_unit is not None:
-        sums["units"] = terms.rate_per_unit[:count].double().sum(0)
+        sums["units"] = precise(terms.rate_per_unit[:count]).sum(0)
     if not getattr(model.likelihood, "sequential_mean", False):
         rebuilt = model.reconstruct(x, label) if drawing is None else drawing.mean
-        sums["squared"] = (rebuilt - x)[:count].double().square().flatten(1).mean(1).sum()
+        sums["squared"] = precise((rebuilt - x)[:count]).square().flatten(1).mean(1).sum()
     if importance_samples:
         weighted = importance_log_likelihood(model, x, label, importance_samples, noise.split("importance"))
-        sums["weighted"] = -weighted[:count].double().sum()
+        sums["weighted"] = -precise(weighted[:count]).sum()
     return sums
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tessella.device import precise
 from tessella.models.codes import CodeModel
 from tessella.records import CodesEvaluation, Latent, LevelEvaluation
 
@@ -41,10 +42,10 @@ def tally(
         last = level == len(latent.codes) - 1
         if not last:
             coarse = model.coarse_only(latent.z, level + 1)
-            sums[f"distortion {level}"] = -model.decode(coarse, label).log_prob(x)[:count].double().sum()
+            sums[f"distortion {level}"] = -precise(model.decode(coarse, label).log_prob(x)[:count]).sum()
         else:
-            sums[f"distortion {level}"] = distortion[:count].double().sum()
-        sums[f"rate {level}"] = rates[level][:count].double().sum()
+            sums[f"distortion {level}"] = precise(distortion[:count]).sum()
+        sums[f"rate {level}"] = precise(rates[level][:count]).sum()
         sums[f"counts {level}"] = counts(codes[:count], quantizer.codebook_size)
     return sums
 

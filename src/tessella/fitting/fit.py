@@ -27,7 +27,7 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.spec import TrainOptions
-from tessella.training import accelerated, check_data, difference, run_loop, source_of
+from tessella.training import check_data, difference, facts_of, run_loop, source_of, writing
 
 LEFT_OUT = {"code-prior": ("uniform",), "prior": ("normal", "class-normal")}
 """Priors with nothing to fit, or that others contain."""
@@ -73,59 +73,60 @@ def fit_prior(
         RunError: if there is such a prior already, or none to go on with, or it is resumed on other data.
     """
     options = options or TrainOptions()
+    checkpoint.read_spec(run)
     size: dict[str, Any] = {"width": width, "depth": depth, "components": components, "flow_steps": flow_steps}
-    of_run = checkpoint.read_spec(run)
-    model = of_run.build()
-    _check_kind(model, kind, str(run))
-    checkpoint.load(run, into=model, prior=checkpoint.TRAINED)
-    _check(model, data, kind, size, class_conditional=class_conditional)
-    accelerator = accelerated(options.device)
-    model = model.to(accelerator.device)
-    home = checkpoint.prior_home(Path(run), kind)
-    fingerprint = checkpoint.fingerprint(run)
-    spec = PriorSpec(kind, fingerprint, **size, class_conditional=class_conditional, tessella=tessella.__version__)
-    if resume:
-        spec = checkpoint.read_prior_spec(home)
-        if spec.codes != fingerprint:
-            raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {fingerprint}): "
-                           "fit it again with --overwrite")  # fmt: skip
-        check_data(home, spec.data, data, changed_data=changed_data)
-    else:
-        if not overwrite and home.exists():
-            checkpoint.prepare_run(home)
-        if (what := difference(of_run.data, data)) is not None:
-            warnings.warn(f"{data.spec} is not the data that {run} was trained on ({what})", stacklevel=2)
-    # a resumed budget, and the place of the data, are those that count
-    spec = replace(spec, training=asdict(options), data=source_of(data))
-    if isinstance(model, CodeModel):
-        splits = codes.cached_codes(Path(run), model, data, options.precision, fingerprint, accelerator, progress)
-        torch.manual_seed(options.seed)
-        stage: Frozen = codes.Priors(model, checkpoint.code_priors_of(model, spec))
-        before = sum(int(np.prod(q.code_shape)) * float(np.log(q.codebook_size)) for q in model.levels)
-        spec = replace(spec, rate_before=before if "valid" in splits else None)
-    else:
-        stage = latents.LatentPrior(cast(LatentVariableModel, model))
-        splits = latents.splits_for(stage, data, options.precision, progress)
-        before = _rate(stage, splits, options) if model.has_bound else None
-        spec = replace(spec, rate_before=before)
-        torch.manual_seed(options.seed)
-        prior = checkpoint.latent_prior_of(stage.model, spec)
-        stage.adopt(prior, splits["train"], data.split("train"), options.precision)
-    if accelerator.is_main_process:
-        if not resume:
-            checkpoint.prepare_run(home, overwrite=overwrite)
-        checkpoint.write_prior_spec(home, spec)
-    accelerator.wait_for_everyone()
-    stage, view = stage.to(accelerator.device), PriorView(splits.get("valid"), options)
-    done = run_loop(stage, splits["train"], view, home, options, accelerator, resume=resume, quiet=quiet)
-    if done.stopped == "signal" or "valid" not in splits:
-        return Fitting(done, None, before, isinstance(model, CodeModel))
-    checkpoint.load_prior(home, stage.model)
-    model.eval()  # once it has the prior: while it trains, one is measured with more noise and hidden labels
-    rate = _rate(stage, splits, options)
-    if accelerator.is_main_process and rate is not None:
-        checkpoint.write_prior_spec(home, spec.with_rate(rate))
-    return Fitting(done, rate, before, isinstance(model, CodeModel))
+    chosen = {"kind": kind, **size, "class_conditional": class_conditional, **asdict(options), **facts_of(data)}
+    with writing(Path(run), options, chosen) as accelerator:
+        of_run = checkpoint.read_spec(run)
+        model = of_run.build()
+        _check_kind(model, kind, str(run))
+        checkpoint.load(run, into=model, prior=checkpoint.TRAINED)
+        _check(model, data, kind, size, class_conditional=class_conditional)
+        model = model.to(accelerator.device)
+        home = checkpoint.prior_home(Path(run), kind)
+        fingerprint = checkpoint.fingerprint(run)
+        spec = PriorSpec(kind, fingerprint, **size, class_conditional=class_conditional, tessella=tessella.__version__)
+        if resume:
+            spec = checkpoint.read_prior_spec(home)
+            if spec.codes != fingerprint:
+                raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {fingerprint}): "
+                               "fit it again with --overwrite")  # fmt: skip
+            check_data(home, spec.data, data, changed_data=changed_data)
+        else:
+            checkpoint.check_place(home, overwrite=overwrite)
+            if (what := difference(of_run.data, data)) is not None:
+                warnings.warn(f"{data.spec} is not the data that {run} was trained on ({what})", stacklevel=2)
+        # a resumed budget, and the place of the data, are those that count
+        spec = replace(spec, training=asdict(options), data=source_of(data))
+        if isinstance(model, CodeModel):
+            splits = codes.cached_codes(Path(run), model, data, options.precision, fingerprint, accelerator, progress)
+            torch.manual_seed(options.seed)
+            stage: Frozen = codes.Priors(model, checkpoint.code_priors_of(model, spec))
+            before = sum(int(np.prod(q.code_shape)) * float(np.log(q.codebook_size)) for q in model.levels)
+            spec = replace(spec, rate_before=before if "valid" in splits else None)
+        else:
+            stage = latents.LatentPrior(cast(LatentVariableModel, model))
+            splits = latents.splits_for(stage, data, options.precision, progress)
+            before = _rate(stage, splits, options) if model.has_bound else None
+            spec = replace(spec, rate_before=before)
+            torch.manual_seed(options.seed)
+            prior = checkpoint.latent_prior_of(stage.model, spec)
+            stage.adopt(prior, splits["train"], data.split("train"), options.precision)
+        if accelerator.is_main_process:
+            if not resume:
+                checkpoint.prepare_run(home, overwrite=overwrite)
+            checkpoint.write_prior_spec(home, spec)
+        accelerator.wait_for_everyone()
+        stage, view = stage.to(accelerator.device), PriorView(splits.get("valid"), options)
+        done = run_loop(stage, splits["train"], view, home, options, accelerator, resume=resume, quiet=quiet)
+        if done.stopped == "signal" or "valid" not in splits:
+            return Fitting(done, None, before, isinstance(model, CodeModel))
+        checkpoint.load_prior(home, stage.model)
+        model.eval()  # once it has the prior: while it trains, one is measured with more noise and hidden labels
+        rate = _rate(stage, splits, options)
+        if accelerator.is_main_process and rate is not None:
+            checkpoint.write_prior_spec(home, spec.with_rate(rate))
+        return Fitting(done, rate, before, isinstance(model, CodeModel))
 
 
 def _rate(stage: Frozen, splits: dict[str, Split], options: TrainOptions) -> float | None:

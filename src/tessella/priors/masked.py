@@ -261,8 +261,11 @@ class MaskedTransformer(CodePrior):
         nats: list[Tensor] = []
         for c, head in enumerate(self._heads):
             answers, asked = codes[:, c].flatten(1), wanted[:, c].flatten(1)
-            found = head.log_prob(features[asked][None], answers[asked][None, None]).flatten()
-            nats.append(torch.zeros(asked.shape, device=codes.device).masked_scatter(asked, found))
+            if self.training:
+                found = head.log_prob(features[asked][None], answers[asked][None, None]).flatten()
+                nats.append(torch.zeros(asked.shape, device=codes.device).masked_scatter(asked, found))
+            else:  # of all, as many each time, so that no example's figures hang on how many others have
+                nats.append(head.log_prob(features, answers[:, None])[:, 0].masked_fill(~asked, 0.0))
         return torch.stack(nats, 1).view(codes.shape)
 
     def _features(

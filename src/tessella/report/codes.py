@@ -33,7 +33,7 @@ def section(model: CodeModel, split: Split, name: str, codes: CodesEvaluation, m
     one = "picture" if model.schema.is_picture else "example"
     parts = [f"<h2>Codes</h2><p>{html.escape(_introduction(codes, seen, one))}</p>"]
     if seen.grids and model.schema.is_picture:
-        parts += [_over_one(model, seen), _over_some(model, seen, name)]
+        parts += [_over_one(model, seen), strips(model, seen, name)]
     parts += [_atlases(seen, one), _usage(seen)]
     charts = over_time(metrics, [("code_usage", "share of the codes that occur"), ("perplexity", "perplexity")])
     if charts:
@@ -100,7 +100,7 @@ def _over_one(model: CodeModel, seen: mosaic.Seen) -> str:
     return _panels(panels, caption)
 
 
-def _over_some(model: CodeModel, seen: mosaic.Seen, name: str) -> str:
+def strips(model: CodeModel, seen: mosaic.Seen, name: str) -> str:
     """Some pictures, each above its code map, its mean patches and its reconstruction."""
     rows = slice(1, 1 + ROW)
     batch = mosaic.examples_of(seen, rows)

@@ -35,6 +35,7 @@ from tessella.errors import DataError, SpecError
 from tessella.fixed_batch import filled, fixed_batches, size_of, to_read
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
+from tessella.noise import seeded
 from tessella.records import Batch
 from tessella.uses.look import from_split, read_pictures
 
@@ -257,8 +258,7 @@ def decode(
         z = model.lookup([filled(_tensor(level[rows]), at_once, model.device) for level in coded.levels])
         sizes = [tuple(size) for size in coded.sizes[rows].tolist()]
         drawing = model.decode(grown(model, z, sizes[0]))
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(seed + (first << 32))
+        with seeded(seed + (first << 32), model.device):
             x = (drawing.sample() if draw else drawing.mean)[: len(sizes)].cpu()
         for name, size, one in zip(coded.names[rows], sizes, x, strict=True):
             yield name, one[:, : size[0], : size[1]] if size else one

@@ -288,13 +288,13 @@ class Container:
         return (part for part in self._parts() if isinstance(part, Chunk))
 
     def files(self) -> Iterator[Kept]:
-        """The files that are kept as they are, one by one.
+        """The files that are kept as they are, one by one; all chunks before them are checked on the way.
 
         Raises:
             DataError: if one is damaged, or there are more or fewer than the header says.
         """
         number = 0
-        for part in self._parts() if self.header.kept else ():
+        for part in self._parts():
             if isinstance(part, Kept):
                 number += 1
                 yield part

@@ -101,8 +101,9 @@ class Originals:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(file, formats=_formats()) as image:
-                lost = []
-                if image.getexif().get(ORIENTATION, 1) not in (0, 1):
+                deep, lost = _deep(image, file), []  # before the file is decoded, for then its depth is forgotten
+                orientation = image.getexif().get(ORIENTATION, 1)
+                if orientation not in (0, 1):
                     lost.append("turned upright as EXIF says")
                 if image.info.get("icc_profile"):
                     lost.append("colour profiles")
@@ -111,12 +112,12 @@ class Originals:
                     lost.append("palettes")
                 if getattr(image, "n_frames", 1) > 1:
                     trouble = "of several frames"
-                elif _deep(image, file):
+                elif deep:
                     trouble = "of another depth than 8 bits"
                 elif mode not in MODES:
                     trouble = f"of the kind {mode}"
                 large = image.width * image.height > COMPARED
-                lying = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) and image.format != "TIFF"
+                lying = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # Pillow turns these itself
                 size = (image.width, image.height) if lying else (image.height, image.width)
                 if trouble or large:
                     return _Judged(mode, size, trouble or self._by_kind(mode), tuple(lost))
@@ -167,7 +168,7 @@ def _deep(image: Image.Image, file: str) -> bool:
             start = opened.read(1 << 16)
         at = start.find(b"av1C")
         return 0 <= at < len(start) - 6 and bool(start[at + 6] & 0x40)
-    for codec, _, _, args in image.tile if image.format in ("PNG", "TIFF", "PPM") else ():
+    for codec, _, _, args in getattr(image, "tile", ()) if image.format in ("PNG", "TIFF", "PPM") else ():
         raw = args if isinstance(args, str) else args[0] if args else ""
         if codec.startswith("ppm") and isinstance(args, tuple) and args[-1] != 255 and image.mode != "1":
             return True

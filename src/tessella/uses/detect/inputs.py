@@ -18,10 +18,11 @@ from tessella.data.found import shown
 from tessella.data.layout import arranged
 from tessella.data.sources import BUILT_IN, HUB
 from tessella.errors import DataError
+from tessella.fixed_batch import to_read
 from tessella.models.model import Model
 from tessella.records import Batch
 from tessella.uses.coding import examples
-from tessella.uses.look import AT_ONCE, data_for, label_number
+from tessella.uses.look import data_for, label_number
 
 
 @final
@@ -141,8 +142,9 @@ class Inputs:
         classes = data.schema.classes
 
         def lots() -> Iterator[Lot]:
-            for first in range(0, len(rows), AT_ONCE):
-                at = rows[first : first + AT_ONCE]
+            at_once = to_read(self.model.schema.shape, self.model.device)
+            for first in range(0, len(rows), at_once):
+                at = rows[first : first + at_once]
                 batch = split.batch(at)
                 of = [None] * len(at) if batch.label is None else [classes[i] for i in batch.label.tolist()]
                 yield Lot([f"{name}-{i}" for i in at], batch, of)

@@ -135,4 +135,4 @@ class Examiner:
 
 
 def _numbers(nats: Tensor) -> np.ndarray:
-    return nats.double().cpu().numpy()
+    return nats.cpu().double().numpy()
