@@ -86,7 +86,7 @@ def open_data(
         seed: of the division into splits and of what is drawn once and for all.
         label: the column of a table, or the array of an `.npz`, that holds the class.
         like: what a model was trained on: a table's columns are matched by name with it and stored as its are, and
-            pictures of more than 8 bits are scaled as it says.
+            picture files of more than 8 bits become bytes by its rule (`schema.depth`).
 
     Raises:
         DataError: saying in one line what is wrong, where, and what to do.
@@ -102,7 +102,7 @@ def open_data(
     splits: dict[str, Split] = {name: split_of(part, chosen) for name, (part, chosen) in rows.items()}
     undivided = _undivided(found)
     schema = _schema(values, shape, classes, *rows["train"])
-    schema = replace(schema, depth=found.depth, columns=found.columns, offset=offset)
+    schema = replace(schema, columns=found.columns, offset=offset, depth=found.depth)
     if binarize is not None and values == "real":
         raise DataError(f"{spec} has real values, which cannot be binarised: leave out --binarize")
     fingerprint = _fingerprint(schema, rows, binarize)
@@ -213,12 +213,17 @@ def _why_none(part: Part, name: str) -> str:
 def _division(found: Found, rows: dict[str, tuple[Part, np.ndarray]]) -> str:
     """Where each split comes from, in words: `test: folder test/; valid: cut out of train`."""
     whole = WHOLE in found.parts
-    given = {name: found.origins.get(name, "given") for name in rows if name in found.parts}
+    given = {name: found.origins.get(name) or _short(found.parts[name].name) for name in rows if name in found.parts}
     cut = [name for name in rows if name not in found.parts and name != "train"]
     parts = [f"{name}: {origin}" for name, origin in given.items()]
     if cut:
         parts.append(f"{' and '.join(cut)}: cut out of {found.origins.get(WHOLE, 'all') if whole else 'train'}")
     return "; ".join(parts)
+
+
+def _short(name: str) -> str:
+    """`x_train` of `folder/file.npz: x_train`."""
+    return os.path.basename(name.rpartition(": ")[2]) or "given"
 
 
 def _fingerprint(schema: Schema, rows: dict[str, tuple[Part, np.ndarray]], binarize: str | None) -> str:

@@ -13,7 +13,7 @@ DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 Depth = tuple[float, float]
 """The values in the files that become 0 and 255."""
 
-BITS = {255: 8, 4095: 12, 65535: 16}
+BITS = {255.0: 8, 4095.0: 12, 65535.0: 16}
 """The largest value of unsigned whole numbers, and of how many bits they are then taken to be."""
 
 SAMPLE_FORMAT, UNSIGNED = 339, 1
@@ -68,13 +68,13 @@ def rule(low: float, high: float, *, floats: bool) -> Depth:
     if not floats and low >= 0:
         for top in BITS:
             if high <= top:
-                return 0.0, float(top)
+                return 0.0, top
     return low, high
 
 
 def how(depth: Depth) -> str:
     """The rule in words."""
-    bits = BITS.get(int(depth[1])) if depth[0] == 0 and depth[1] == int(depth[1]) else None
+    bits = BITS.get(depth[1]) if depth[0] == 0 else None
     if bits == 8:
         return "hold whole numbers up to 255, which are kept as they are"
     if bits is not None:
@@ -91,7 +91,7 @@ def to_bytes(values: np.ndarray, depth: Depth) -> np.ndarray:
     low, high = depth
     if values.dtype.kind == "f" and not np.isfinite(values).any():
         raise ValueError("it holds no finite number")
-    bits = BITS.get(int(high)) if low == 0 and high == int(high) and values.dtype.kind != "f" else None
+    bits = BITS.get(high) if low == 0 and values.dtype.kind != "f" else None
     done = np.empty(values.shape, np.uint8)
     rows = max(1, STRIP // max(1, values.shape[1]))
     for start in range(0, len(values), rows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from dataclasses import replace
 
 import numpy as np
 
@@ -189,11 +190,12 @@ def _groups(part: Part, by_content: bool) -> np.ndarray | None:
 
 def part_of(part: Part, rows: np.ndarray) -> Part:
     """Some rows of a part."""
-    return Part(
-        part.x[rows] if isinstance(part.x, np.ndarray) else Rows(part.x, rows),
-        None if part.labels is None else part.labels[rows],
-        part.keys[rows],
-        None if part.groups is None else part.groups[rows],
-        {name: values[rows] for name, values in part.factors.items()},
-        None if part.content is None else part.content[rows],
+    return replace(
+        part,
+        x=part.x[rows] if isinstance(part.x, np.ndarray) else Rows(part.x, rows),
+        labels=None if part.labels is None else part.labels[rows],
+        keys=part.keys[rows],
+        groups=None if part.groups is None else part.groups[rows],
+        factors={name: values[rows] for name, values in part.factors.items()},
+        content=None if part.content is None else part.content[rows],
     )

@@ -400,7 +400,7 @@ class PictureReader:
         for place, row in enumerate(rows.tolist()):
             picture = _decoded_or_trouble(self._item(row), *self._fit)
             if isinstance(picture, str):
-                raise DataError(f"{shown(self._names[row])} cannot be read: {picture}")
+                raise DataError(f"{shown(str(self._names[row]))} cannot be read: {picture}")
             done = np.empty((len(rows), *self.shape), np.uint8) if done is None else done
             done[place] = picture
         return np.empty((0, *self.shape), np.uint8) if done is None else done

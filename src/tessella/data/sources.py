@@ -36,7 +36,7 @@ def find(spec: str, size: Size, channels: int | None, label: str | None = None, 
 
     Args:
         label: the column or array that holds the class.
-        like: what the columns of a table are matched with, and pictures of more than 8 bits are scaled by.
+        like: what the columns of a table are matched with, and how pictures of more than 8 bits become bytes.
 
     Raises:
         DataError: if there is no such thing, or it cannot be read.
@@ -54,7 +54,7 @@ def find(spec: str, size: Size, channels: int | None, label: str | None = None, 
         if spec in BUILT_IN:
             return BUILT_IN[spec](size)
         if path.is_dir():
-            return _folder(spec, size, channels, None if like is None else like.depth)
+            return _folder(spec, size, channels, like and like.depth)
         if path.is_file():
             return _file(spec)
     except PermissionError as error:
