@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import tessella
-from tessella import checkpoint, cli, commands, registry
+from tessella import checkpoint, cli, commands, registry, tensors
 from tessella.cli import main
 from tessella.errors import RunError
 
@@ -275,11 +275,11 @@ def test_a_folder_of_odd_pictures_trains_and_says_what_it_left_out(
 def test_a_full_disk_while_training_is_said_in_one_line(
     tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(tensors: object, path: Path, note: object) -> None:
+    def full(given: object, path: Path, note: object) -> None:
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     run = tmp_path / "run"
     assert "disk is full" in refused("train", "vae", "--data", "digits", "--out", run, "--quiet", *TINY)
     assert not list(run.rglob("*.safetensors*"))

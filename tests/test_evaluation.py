@@ -114,7 +114,7 @@ def test_an_evaluation_survives_json_and_an_older_one_is_understood(digits, vae)
     assert Evaluation.from_json(record) == e
     old = {name: value for name, value in record.items() if name not in ("codes", "collapse", "notes")}
     assert Evaluation.from_json(old) == replace(e, collapse=None, notes=())
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError):
         Evaluation.from_json({"psnr": None})
 
 

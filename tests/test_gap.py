@@ -274,7 +274,7 @@ def test_the_parts_agree_with_the_truth_and_add_up(known):
     assert found.notes == ()
     assert (found.method, found.family, found.examples) == ("annealed importance sampling", "gaussian", 64)
     assert GapEvaluation.from_json(json.loads(json.dumps(found.to_json()))) == found
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError):
         GapEvaluation.from_json({})
 
 

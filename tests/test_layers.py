@@ -17,8 +17,18 @@ PACKAGE = "tessella"
 SOURCE = Path(__file__).resolve().parents[1] / "src" / PACKAGE
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("records", "errors", "registry", "text"),
-    ("contracts", "divergences", "noise", "fixed_batch", "precision", "entropy_coding", "pictures", "device"),
+    ("records", "errors", "registry", "text", "stored", "files"),
+    (
+        "contracts",
+        "divergences",
+        "noise",
+        "fixed_batch",
+        "precision",
+        "entropy_coding",
+        "pictures",
+        "device",
+        "tensors",
+    ),
     ("networks",),
     ("likelihoods", "bottlenecks", "priors", "flows", "diffusion"),
     ("models", "spec"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tessella.errors import DataError
+from tessella.errors import DataError, RunError
 from tessella.pictures import GAP_SHADE, grid, png_data_uri, save, to_uint8
 from tessella.records import Schema
 
@@ -75,7 +75,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match="disk full"):
         save(Image.new("L", (3, 3), 9), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

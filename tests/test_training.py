@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import tessella
 from tessella import Schema, TrainOptions, checkpoint, training
+from tessella import tensors as storing
 from tessella.errors import RunError, SpecError, TrainingError
 from tessella.noise import Noise
 from tessella.records import Terms
@@ -130,8 +131,8 @@ def test_killed_in_the_middle_of_writing_and_resumed_is_bitwise_the_same(tmp_pat
         f"""
         import os
         from pathlib import Path
-        from tessella import checkpoint
-        save, count = checkpoint.save_file, 0
+        from tessella import tensors as storing
+        save, count = storing.save_file, 0
         def half(tensors, path, note):
             global count
             save(tensors, path, note)
@@ -140,7 +141,7 @@ def test_killed_in_the_middle_of_writing_and_resumed_is_bitwise_the_same(tmp_pat
                 whole = Path(path).read_bytes()
                 Path(path).write_bytes(whole[: len(whole) // 2])
                 os._exit(9)
-        checkpoint.save_file = half
+        storing.save_file = half
         """,
     )
     assert subprocess.run([*dying, str(tmp_path / "cut"), "12", "16"], check=False).returncode == 9
@@ -234,7 +235,7 @@ def test_the_first_bad_tensor_is_an_output_if_no_weight_is_bad(digits):
 
 
 def test_a_full_disk_is_said_in_one_line_and_the_last_checkpoint_stays(digits, tmp_path, monkeypatch):
-    save, count = checkpoint.save_file, 0
+    save, count = storing.save_file, 0
 
     def full(tensors, path, note):
         nonlocal count
@@ -244,7 +245,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_last_checkpoint_stays(digits, t
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(tensors, path, note)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(storing, "save_file", full)
     with pytest.raises(RunError, match="the disk is full") as caught:
         trained(digits, tmp_path / "run")
     assert "\n" not in str(caught.value)

@@ -6,51 +6,48 @@ state/last.safetensors   raw weights, optimizer and progress: enough to go on
 metrics.jsonl, tensorboard/, pictures/, report.html
 codes.safetensors    the codes of the data, made once to fit priors on
 priors/KIND/         a prior over the latents, fitted when the model stood still: a run of its own
+
+A run may come from a stranger. What it says is checked before it is used (`stored`), what it asks for may not be larger
+than its tensors (`tensors.built`), and nothing is read or written through a link that lies in it (`files`).
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from tessella import registry
+from tessella import registry, stored
 from tessella.contracts import CodePrior
 from tessella.device import resolve
 from tessella.errors import RunError
+from tessella.files import kept, place, write_atomic
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.priors.standardised import Standardised
-from tessella.spec import VERSION, Spec
+from tessella.spec import VERSION, Source, Spec, TrainOptions
+from tessella.tensors import built, fill, read_header
+from tessella.tensors import read_tensors as read_tensors
+from tessella.tensors import write_tensors as write_tensors
 
 SPEC, MODEL, STATE, METRICS = "spec.json", "model.safetensors", "state/last.safetensors", "metrics.jsonl"
+MOST_METRICS = 1 << 26
+"""Bytes of `metrics.jsonl`: of some ten million steps."""
 CODES, PRIORS = "codes.safetensors", "priors"
 LOCK, HOLDER, REPLACED = ".lock", ".lock.json", ".replaced"
 """What a process that writes into a run holds it by, who that is, and a mark of a run that is being replaced."""
 TRAINED, UNIFORM = "trained", "uniform"
 """What the prior is called that a model was trained with; of codes it is the uniform one."""
-
-
-@dataclass(frozen=True)
-class State:
-    """Tensors by name, and the numbers that go with them."""
-
-    tensors: dict[str, Tensor]
-    progress: dict[str, Any]
 
 
 def prepare_run(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -99,37 +96,25 @@ def _clear(run: Path) -> None:
     there = [path for path in run.iterdir() if path.name not in (LOCK, HOLDER, REPLACED)]
     if not there and not (run / REPLACED).exists():
         return
-    (run / REPLACED).touch()
+    (run / REPLACED).unlink(missing_ok=True)  # it may be a link
+    write_atomic(run / REPLACED, lambda draft: draft.touch())
     for path in sorted(there, key=lambda path: path.name != SPEC):  # first what makes a run of it
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (run / REPLACED).unlink()
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place; a reader sees the old or the new whole.
+def write_spec(run: Path, spec: Spec) -> None:
+    """Keep the specification of a run.
 
     Raises:
-        RunError: if the disk is full or the folder cannot be written; what was there stays.
+        RunError: if it is too large to be read again, or cannot be written.
     """
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.touch()
-        mode = draft.stat().st_mode  # some writers close their files to others
-        write(draft)
-        draft.chmod(mode)
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except (OSError, SafetensorError) as error:
-        draft.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
-        raise RunError(f"{path} cannot be saved: {reason}; what was saved before is untouched") from error
-
-
-def write_spec(run: Path, spec: Spec) -> None:
-    write_atomic(run / SPEC, lambda path: path.write_text(spec.to_json()))
+    text = spec.to_json()
+    if len(text) > stored.MOST_BYTES:
+        raise RunError(
+            f"{run / SPEC} would have {len(text):,} bytes and may have {stored.MOST_BYTES:,}: give fewer columns"
+        )
+    write_atomic(run / SPEC, lambda path: path.write_text(text))
 
 
 def read_spec(run: str | os.PathLike[str]) -> Spec:
@@ -138,46 +123,66 @@ def read_spec(run: str | os.PathLike[str]) -> Spec:
     Raises:
         RunError: if `run` is not a run folder, or its specification is damaged or newer than this package.
     """
-    path = Path(run) / SPEC
+    path = kept(run, SPEC)
     if not path.is_file():
         raise RunError(f"{run} is not a run of tessella: it has no {SPEC}")
     try:
-        return Spec.from_json(path.read_text(), str(path))
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path} is not a specification that tessella wrote ({error.reason})") from error
+        return Spec.from_json(stored.read_bytes(path).decode("utf-8"), str(path))
+    except (UnicodeDecodeError, stored.Malformed) as error:
+        why = error.reason if isinstance(error, UnicodeDecodeError) else error
+        raise RunError(f"{path} is not a specification that tessella wrote ({why})") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-    """Tensors and numbers as one safetensors file that carries its own checksum."""
-    plain: dict[str, Tensor] = {}
-    memory: set[int] = set()
-    for name, tensor in tensors.items():
-        t = tensor.detach().to("cpu", copy=False).contiguous()
-        at = t.untyped_storage().data_ptr()
-        plain[name] = t.clone() if at in memory else t  # safetensors takes no two names of the same memory
-        memory.add(at)
-    note = {"progress": json.dumps(progress), "sha256": _digest(plain)}
-    write_atomic(path, lambda draft: save_file(plain, draft, note))
-
-
-def read_tensors(path: Path) -> State:
-    """What `write_tensors` wrote.
+def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; one that was cut off, or does not say what a line says, is left out.
 
     Raises:
-        RunError: if the file is missing, truncated, or not what was written.
+        RunError: if it is no file of the run, or larger than any training makes it.
     """
+    path = kept(run, METRICS)
     if not path.is_file():
-        raise RunError(f"{path} is missing: there is no checkpoint yet; let the run train on, or --resume it")
+        return []
     try:
-        with safe_open(path, framework="pt") as file:
-            note = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        progress = json.loads(note["progress"])
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
-        raise RunError(f"{path} is damaged ({' '.join(str(error).split())}): copy it anew or train again") from error
-    if note.get("sha256") != _digest(tensors):
-        raise RunError(f"{path} is damaged (its checksum does not match): copy it anew or train again")
-    return State(tensors, progress)
+        text = stored.read_bytes(path, MOST_METRICS).decode("utf-8", "replace")
+    except (OSError, stored.Malformed) as error:
+        raise RunError(f"{path} cannot be read ({error}): remove it, it holds nothing but the curves") from error
+    return [record for line in text.splitlines() if (record := _noted(line)) is not None]
+
+
+def _noted(line: str) -> dict[str, Any] | None:
+    """A line of `metrics.jsonl`; figures that were not finite are None."""
+    try:
+        record = json.loads(line, parse_constant=lambda _: None) if len(line) < stored.LONGEST else None
+        stored.fitted(dict[str, float | str | None], record)
+        progress: _Noted = stored.fitted(_Noted, record, others=True)
+    except (ValueError, RecursionError):
+        return None
+    return record if progress.step >= 0 and progress.seconds >= 0 else None
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """What each line of `metrics.jsonl` says."""
+
+    kind: str
+    step: int
+    seconds: float
+
+
+def build(run: str | os.PathLike[str], spec: Spec | None = None) -> Model:
+    """The model of a run with fresh weights, unless it would be much larger than the weights that the run holds.
+
+    Args:
+        spec: the run's specification, if it was read before.
+
+    Raises:
+        RunError: if the run is missing, damaged, or its specification and its weights do not belong together.
+    """
+    spec = spec or read_spec(run)
+    known = [name for name in (MODEL, STATE) if kept(run, name).exists()]
+    header = read_header(kept(run, known[0])) if known else None
+    model: Model = built(spec.build, header, of=Path(run) / SPEC, options=_sizes(asdict(spec.options)))
+    return model
 
 
 def load(
@@ -202,14 +207,9 @@ def load(
         SpecError: if there is no such device.
     """
     place = resolve(device)
-    spec = read_spec(run)
-    path = Path(run) / MODEL
-    weights = read_tensors(path).tensors
-    model = into or spec.build()
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunError(f"{path} does not fit {SPEC} beside it: one of them is from another run") from error
+    spec, header = read_spec(run), read_header(kept(run, MODEL))
+    model = build(run, spec) if into is None else into
+    fill(model, header, exactly=into is None)
     if isinstance(model, LatentVariableModel) and prior in registry.names("code-prior"):
         raise RunError(f"{run} has no codes, so no prior {prior!r} over them: leave it out, or train a vqvae")
     if isinstance(model, CodeModel | LatentVariableModel):
@@ -272,8 +272,14 @@ class PriorSpec:
 
 
 def prior_home(run: Path, kind: str) -> Path:
-    """The folder of a run's prior of that kind."""
-    return run / PRIORS / kind
+    """The folder of a run's prior of that kind.
+
+    Raises:
+        RunError: if the kind is no name, or its folder is a link.
+    """
+    if not re.fullmatch(r"[a-z0-9-]+", kind):
+        raise RunError(f"no prior is called {kind[:40]!r}: tessella parts lists the kinds")
+    return place(run, Path(PRIORS, kind, SPEC)).parent
 
 
 def fingerprint(run: str | os.PathLike[str]) -> str:
@@ -282,16 +288,15 @@ def fingerprint(run: str | os.PathLike[str]) -> str:
     Raises:
         RunError: if there are no weights.
     """
-    path = Path(run) / MODEL
     try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {})["sha256"][:12]
-    except (SafetensorError, OSError, KeyError) as error:
-        raise RunError(f"{path} is missing or damaged: train the run first") from error
+        return read_header(kept(run, MODEL)).digest[:12]
+    except RunError as error:
+        raise RunError(f"{Path(run) / MODEL} is missing or damaged: train the run first") from error
 
 
 def write_prior_spec(home: Path, spec: PriorSpec) -> None:
-    write_atomic(home / SPEC, lambda path: path.write_text(json.dumps(asdict(spec), indent=2)))
+    finite = json.loads(json.dumps(asdict(spec)), parse_constant=lambda _: None)
+    write_atomic(home / SPEC, lambda path: path.write_text(json.dumps(finite, indent=2)))
 
 
 def read_prior_spec(home: Path) -> PriorSpec:
@@ -300,18 +305,25 @@ def read_prior_spec(home: Path) -> PriorSpec:
     Raises:
         RunError: if there is none, or it is damaged or newer than this package.
     """
-    path = home / SPEC
+    path = kept(home, SPEC)
     if not path.is_file():
         have = sorted(p.parent.name for p in home.parent.glob(f"*/{SPEC}"))
         raise RunError(
             f"{home} holds no prior; there are: {', '.join(have) or 'none yet, tessella prior RUN fits one'}"
         )
     try:
-        record = json.loads(path.read_text())
-        if record["version"] > VERSION:
-            raise RunError(f"{path} has version {record['version']}; this tessella reads up to {VERSION}: upgrade it")
-        return PriorSpec(**record)
-    except (ValueError, KeyError, TypeError) as error:
+        record = stored.read_json(path)
+        version = record.get("version") if isinstance(record, dict) else None
+        if type(version) is int and version > VERSION:
+            raise RunError(f"{path} has version {version}; this tessella reads up to {VERSION}: upgrade it")
+        if version != VERSION:
+            raise stored.Malformed("it names no version")
+        spec: PriorSpec = stored.fitted(PriorSpec, record)
+        if not re.fullmatch(r"[0-9a-f]{12}", spec.codes):
+            raise stored.Malformed("codes names no weights")
+        stored.known_fields(Source, spec.data, "data")
+        return replace(spec, training=stored.known_fields(TrainOptions, spec.training, "training"))
+    except (OSError, stored.Malformed) as error:
         raise RunError(f"{path} is not a specification that tessella wrote ({error})") from error
 
 
@@ -351,24 +363,32 @@ def load_prior(home: Path, model: CodeModel | LatentVariableModel) -> None:
     Raises:
         RunError: if it is missing or damaged.
     """
-    spec = read_prior_spec(home)
+    spec, header = read_prior_spec(home), read_header(kept(home, MODEL))
+    if spec.kind != home.name:
+        raise RunError(f"{home / SPEC} is of a prior {spec.kind[:40]!r}, not {home.name}: fit it again")
+    options = _sizes(asdict(spec))
     if isinstance(model, CodeModel):
-        priors = code_priors_of(model, spec)
-        _fill_priors(home, priors)
+        priors = built(lambda: code_priors_of(model, spec), header, of=home / SPEC, options=options)
+        fill(_Priors(priors), header, what="prior")
         model.adopt([prior.to(model.device) for prior in priors])
     else:
-        prior = latent_prior_of(model, spec)
-        _fill_priors(home, [prior])
+        prior = built(lambda: latent_prior_of(model, spec), header, of=home / SPEC, options=options)
+        fill(_Priors([prior]), header, what="prior")
         model.adopt(prior.to(model.device), labelled=spec.class_conditional)
 
 
-def _fill_priors(home: Path, priors: Sequence[torch.nn.Module]) -> None:
-    """Give them the weights that are kept."""
-    weights = read_tensors(home / MODEL).tensors
-    try:
-        torch.nn.ModuleDict({"priors": torch.nn.ModuleList(priors)}).load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunError(f"{home / MODEL} does not fit {SPEC} beside it: one of them is from another prior") from error
+class _Priors(torch.nn.Module):
+    """Priors by the names that their weights have in a file."""
+
+    def __init__(self, priors: Sequence[torch.nn.Module]) -> None:
+        super().__init__()
+        self.priors = torch.nn.ModuleList(priors)
+
+
+def _sizes(options: Mapping[str, Any]) -> dict[str, int]:
+    """Those options that say how many or how wide parts are."""
+    others = ("draws", "side", "codebook_size", "version")
+    return {name: value for name, value in options.items() if type(value) is int and name not in others}
 
 
 @dataclass(frozen=True)
@@ -407,7 +427,7 @@ def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
         if spec.codes != now:
             raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {now}): fit it again")
         return PriorChoice(home)
-    homes = sorted(path.parent for path in (run / PRIORS).glob(f"*/{SPEC}"))
+    homes = [prior_home(run, name) for name in _prior_names(run)]
     known = [(home, read_prior_spec(home)) for home in homes if (home / MODEL).is_file()]
     if not known:
         return PriorChoice(None)
@@ -441,11 +461,7 @@ def _passed_over(run: Path, spec: PriorSpec) -> str:
     )
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        t = tensors[name]
-        digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _prior_names(run: Path) -> list[str]:
+    """The kinds of a run's priors, those of names that kinds have."""
+    known = (*registry.names("code-prior"), *registry.names("prior"))
+    return sorted(path.parent.name for path in (run / PRIORS).glob(f"*/{SPEC}") if path.parent.name in known)

@@ -95,6 +95,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _complain("there is not enough memory for this: give fewer or smaller examples, or take a smaller model")
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     finally:
@@ -211,6 +215,12 @@ def _out_of_its_box(text: str) -> str:
 def _complain(message: str, status: int = 2) -> int:
     _tell(f"tessella: {message}")
     return status
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether the machine had no memory left; PyTorch says so of the processor's in words alone."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _note(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:

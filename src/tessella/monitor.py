@@ -24,8 +24,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from tessella import pictures
-from tessella.checkpoint import METRICS, write_atomic
+from tessella import files, pictures
+from tessella.checkpoint import METRICS, kept, place, read_metrics, write_atomic
 from tessella.data import Data
 from tessella.errors import RunError
 from tessella.evaluation.bounds import evaluate
@@ -131,8 +131,8 @@ class Monitor:
         if not active:
             return
         if resumed_at is not None:
-            _forget_after(run / METRICS, resumed_at)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_at)
+            _forget_after(run, resumed_at)
+        self.board = SummaryWriter(str(place(run, "tensorboard/events").parent), purge_step=resumed_at)
         console = Console(stderr=True)
         self.plain = not quiet and not console.is_terminal
         if not quiet and console.is_terminal:
@@ -177,7 +177,7 @@ class Monitor:
         if figures := self.view.measure(model):
             self._note({"kind": "valid", "step": step, "seconds": seconds, "used": used, **figures})
         for name, image in self.view.draw(model).items():
-            path = self.run / "pictures" / f"{name}-{step:08d}.png"
+            path = place(self.run, f"pictures/{name}-{step:08d}.png")
             write_atomic(path, lambda draft, image=image: image.save(draft, format="PNG"))
             self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
         if self.plain and self.recent:
@@ -220,8 +220,7 @@ class Monitor:
 
     def _note(self, record: dict[str, float | int | str | None]) -> None:
         try:
-            with (self.run / METRICS).open("a") as file:
-                file.write(json_text(record) + "\n")
+            files.append(self.run / METRICS, json_text(record) + "\n")
         except OSError as error:
             raise RunError(
                 f"{self.run / METRICS} cannot be written ({error.strerror}): free some space, then --resume"
@@ -235,15 +234,9 @@ def _mean(numbers: list[float]) -> float:
     return sum(numbers) / len(numbers)
 
 
-def _forget_after(path: Path, step: int) -> None:
+def _forget_after(run: Path, step: int) -> None:
     """Drop what was noted after `step`, and a line that was cut off."""
-    if not path.is_file():
+    if not kept(run, METRICS).is_file():
         return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_atomic(path, lambda draft: draft.write_text("".join(f"{line}\n" for line in kept)))
+    text = "".join(f"{json.dumps(record)}\n" for record in read_metrics(run) if record["step"] <= step)
+    write_atomic(run / METRICS, lambda draft: draft.write_text(text))

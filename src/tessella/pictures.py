@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from tessella.errors import DataError
+from tessella.files import write_atomic
 from tessella.records import Schema
 
 PLOT_HEIGHT, PLOT_WIDTH, FEW_BARS = 48, 96, 32
@@ -85,12 +85,7 @@ def save(image: Image.Image, path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() not in Image.registered_extensions():
         raise DataError(f"{path} has no picture's ending: let it end in .png")
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        image.save(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomic(path, image.save)
 
 
 def png_data_uri(image: Image.Image) -> str:

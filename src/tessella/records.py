@@ -1,20 +1,23 @@
 """The named results that travel between the layers. Units: nats per example unless a name says otherwise.
 
-Imports beside it: errors.
+Imports beside it: errors, stored.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from tessella import stored
 from tessella.errors import SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributions import Distribution
 
+LARGEST = 1 << 26
+"""Numbers in one example, at most."""
 Values = Literal["binary", "bytes", "real"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -61,9 +64,27 @@ class Schema:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Schema:
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-        return cls(**plain)
+    def from_json(cls, record: Any) -> Schema:
+        """What `to_json` gave.
+
+        Raises:
+            Malformed: if it is something else, or describes no data.
+        """
+        schema: Schema = stored.fitted(cls, record, "schema")
+        sides = schema.shape
+        if len(sides) not in (1, 3) or not all(1 <= side <= LARGEST for side in sides) or schema.dims > LARGEST:
+            raise stored.Malformed(f"shape {sides[:4]} is of no picture and no vector that a model could be made for")
+        if len(sides) == 3 and sides[0] > 4:
+            raise stored.Malformed(f"shape {sides} has {sides[0]} channels, more than a picture has")
+        if not schema.low <= schema.high:
+            raise stored.Malformed(f"low {schema.low} is above high {schema.high}")
+        if any(len(numbers) not in (1, sides[0]) for numbers in (schema.center, schema.scale)):
+            raise stored.Malformed(f"center and scale do not have 1 or {sides[0]} numbers")
+        if not all(number > 0 for number in schema.scale):
+            raise stored.Malformed("scale is not above zero")
+        if len(set(schema.classes)) < len(schema.classes):
+            raise stored.Malformed("two classes have one name")
+        return schema
 
 
 @dataclass(frozen=True)
@@ -281,25 +302,14 @@ class Evaluation:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Evaluation:
+    def from_json(cls, record: Any) -> Evaluation:
         """What `to_json` gave, be it an older version's; a PSNR that is not finite may have become null.
 
         Raises:
-            KeyError, TypeError: if it is something else.
+            Malformed: if it is something else.
         """
-        known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
-        for name, kind in (("importance_bound", ImportanceBound), ("collapse", CollapseEvaluation)):
-            if known.get(name) is not None:
-                known[name] = kind(**known[name])
-        if known.get("codes") is not None:
-            levels = tuple(LevelEvaluation(**level) for level in known["codes"]["levels"])
-            known["codes"] = CodesEvaluation(**{**known["codes"], "levels": levels})
-        for name in ("kl_per_unit", "notes"):
-            if known.get(name) is not None:
-                known[name] = tuple(known[name])
-        if known["psnr"] is None and known["mse"] == 0:
-            known["psnr"] = math.inf
-        return cls(**known)
+        found: Evaluation = stored.fitted(cls, record, others=True)
+        return replace(found, psnr=math.inf) if found.psnr is None and found.mse == 0 else found
 
 
 @dataclass(frozen=True)
@@ -361,19 +371,13 @@ class FidelityEvaluation:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> FidelityEvaluation:
+    def from_json(cls, record: Any) -> FidelityEvaluation:
         """What `to_json` gave.
 
         Raises:
-            KeyError, TypeError: if it is something else.
+            Malformed: if it is something else.
         """
-        known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
-        for name in ("frechet", "precision", "recall", "consistency", "class_distance", "sharpness"):
-            if known.get(name) is not None:
-                known[name] = Against(**known[name])
-        if known.get("class_shares") is not None:
-            known["class_shares"] = tuple(known["class_shares"])
-        return cls(**known)
+        return stored.fitted(cls, record, others=True)
 
 
 @dataclass(frozen=True)
@@ -436,17 +440,13 @@ class GapEvaluation:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> GapEvaluation:
+    def from_json(cls, record: Any) -> GapEvaluation:
         """What `to_json` gave.
 
         Raises:
-            KeyError, TypeError: if it is something else.
+            Malformed: if it is something else.
         """
-        known = {f.name: record[f.name] for f in fields(cls)}
-        for name, value in known.items():
-            if isinstance(value, dict):
-                known[name] = Estimate(**value)
-        return cls(**{**known, "notes": tuple(known["notes"])})
+        return stored.fitted(cls, record, others=True)
 
 
 def bits_per_dim(nats: float, dims: int) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from tessella import registry
+from tessella import registry, stored
 from tessella.errors import RunError, SpecError
 from tessella.records import Precision, Schema
 
 VERSION = 1
+MOST = 1 << 24
+"""Of values of a code, of a grid's side, of draws."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class ModelOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SpecError(f"{name} must be at least 1, not {value}".replace("_", " "))
+        if max(self.codebook_size or 0, self.side or 0, self.draws) > MOST:
+            raise SpecError(f"codebook size, side and draws must be at most {MOST:,} each")
         if self.commitment is not None and not self.commitment >= 0:
             raise SpecError(f"commitment must not be negative, and {self.commitment} is")
         if self.latent not in (None, "vector", "grid"):
@@ -195,6 +199,21 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What a specification says of data besides how it is read.
+
+    Attributes:
+        spec: where it lies.
+        fingerprint: of its content.
+        examples: how many each split has.
+    """
+
+    spec: str | None = None
+    fingerprint: str = ""
+    examples: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Spec:
     """A model and where it comes from: the content of `spec.json`.
 
@@ -227,23 +246,19 @@ class Spec:
             RunError: if it is no such text, or a newer version's.
         """
         try:
-            record = json.loads(text)
-            version = record["version"]
-            if not isinstance(version, int) or version > VERSION:
+            record = stored.parse(text)
+            version = record.get("version") if isinstance(record, dict) else None
+            if type(version) is not int:
+                raise stored.Malformed("it names no version")
+            if version > VERSION:
                 raise RunError(
-                    f"{where} has version {version}, written by tessella {record.get('tessella', '?')}; this one "
-                    f"reads versions up to {VERSION}: upgrade tessella"
+                    f"{where} has version {version}, written by a newer tessella; this one reads versions up to "
+                    f"{VERSION}: upgrade tessella"
                 )
-            known = {f.name for f in fields(ModelOptions)}
-            unknown = set(record["options"]) - known
-            if unknown:
-                raise RunError(f"{where} has unknown options {', '.join(sorted(unknown))}: it is damaged or edited")
-            return cls(
-                **{
-                    **record,
-                    "schema": Schema.from_json(record["schema"]),
-                    "options": ModelOptions(**record["options"]),
-                }
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{where} is not a specification that tessella wrote ({error})") from error
+            schema = Schema.from_json(record.get("schema"))
+            spec: Spec = stored.fitted(cls, record)
+            stored.known_fields(Source, spec.data, "data")
+            training = stored.known_fields(TrainOptions, spec.training, "training")
+            return replace(spec, schema=schema, training=training)
+        except stored.Malformed as error:
+            raise RunError(f"{where} is not a specification that tessella wrote ({error}): get the run anew") from error

@@ -1,7 +1,4 @@
-"""Tensors that grow row by row on disk, so that no more than a batch of them is in memory.
-
-Imports beside it: checkpoint.
-"""
+"""Tensors that grow row by row on disk, so that no more than a batch of them is in memory."""
 
 from __future__ import annotations
 
@@ -19,8 +16,8 @@ from typing import IO, Any, final
 import numpy as np
 import torch
 
-from tessella.checkpoint import write_atomic
 from tessella.errors import RunError
+from tessella.files import write_atomic
 
 KINDS = {"uint8": "U8", "int16": "I16", "int32": "I32", "int64": "I64", "float16": "F16", "float32": "F32"}
 """Types of numbers, as numpy and as safetensors call them."""
@@ -39,7 +36,7 @@ class _Column:
 
 @final
 class TensorWriter:
-    """Writes the file that `checkpoint.write_tensors` would write, from rows that come a batch at a time.
+    """Writes the file that `tensors.write_tensors` would write, from rows that come a batch at a time.
 
     Rows wait in nameless files beside the target, which vanish with the process whatever becomes of it.
 

@@ -28,7 +28,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, distributed, nn
 
 import tessella
-from tessella import checkpoint, ranks
+from tessella import checkpoint, ranks, stored
 from tessella.data import Data, Split, stream
 from tessella.device import resolve
 from tessella.errors import RunError, SpecError, TrainingError
@@ -415,7 +415,7 @@ class _Loop:
         for parameter, state in self.optimizer.state.items():
             tensors |= {f"optimizer.{k}.{names[id(parameter)]}": v for k, v in state.items()}
         progress = {"step": self.step, "seconds": self.spent, "bad": self.bad, "bad_in_a_row": self.bad_in_a_row}
-        checkpoint.write_tensors(self.run / checkpoint.STATE, tensors, progress)
+        checkpoint.write_tensors(checkpoint.place(self.run, checkpoint.STATE), tensors, progress)
         if self.step > self.bad:  # before the first update there is nothing to use
             weights = {**self.model.state_dict(), **self.average.tensors}
             checkpoint.write_tensors(self.run / checkpoint.MODEL, weights, {"step": self.step})
@@ -426,26 +426,41 @@ class _Loop:
         if not any((self.run / name).exists() for name in (checkpoint.STATE, checkpoint.MODEL)):
             warnings.warn(f"{self.run} was stopped before its first checkpoint: it begins anew", stacklevel=2)
             return
-        state = checkpoint.read_tensors(self.run / checkpoint.STATE)
+        path = checkpoint.kept(self.run, checkpoint.STATE)
+        state = checkpoint.read_tensors(path)
         kinds: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
         for name, tensor in state.tensors.items():
             kind, _, rest = name.partition(".")
-            kinds[kind][rest] = tensor
+            kinds.setdefault(kind, {})[rest] = tensor
+        parameters = dict(self.model.named_parameters())
         try:
             self.model.load_state_dict(kinds["model"])
-        except RuntimeError as error:
-            raise RunError(f"{self.run / checkpoint.STATE} is of another model than asked for") from error
-        for name, tensor in kinds["average"].items():
-            self.average.tensors[name].copy_(tensor)
-        parameters = dict(self.model.named_parameters())
-        for name, tensor in kinds["optimizer"].items():
-            key, _, parameter = name.partition(".")
-            p = parameters[parameter]
-            value = tensor if key == "step" else torch.empty_like(p).copy_(tensor)
-            self.optimizer.state[p][key] = value.to(p.device)
-        self.step, self.spent = state.progress["step"], state.progress["seconds"]
-        self.bad, self.bad_in_a_row = state.progress["bad"], state.progress["bad_in_a_row"]
+            for name, tensor in kinds["average"].items():
+                self.average.tensors[name].copy_(tensor)
+            for name, tensor in kinds["optimizer"].items():
+                key, _, parameter = name.partition(".")
+                p = parameters[parameter]
+                value = tensor.reshape(()) if key == "step" else torch.empty_like(p).copy_(tensor)
+                self.optimizer.state[p][key] = value.to(p.device)
+            now: _Progress = stored.fitted(_Progress, state.progress, "progress", others=True)
+        except (RuntimeError, KeyError, stored.Malformed) as error:
+            raise RunError(f"{path} is of another model than asked for") from error
+        self.step, self.spent, self.bad, self.bad_in_a_row = now.step, now.seconds, now.bad, now.bad_in_a_row
         self.saved = self.step
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """How far a training has come, as its checkpoint says it."""
+
+    step: int
+    seconds: float
+    bad: int
+    bad_in_a_row: int
+
+    def __post_init__(self) -> None:
+        if min(self.step, self.seconds, self.bad, self.bad_in_a_row) < 0:
+            raise RunError("a training has not come less far than to its beginning")
 
 
 class _Average:

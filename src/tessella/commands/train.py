@@ -153,7 +153,7 @@ def _resume(o: Train, run: Path) -> int:
     options = resumed_options(run, spec.training, o.training, o.given)
     with writing(run, options, _facts(o)):
         torch.manual_seed(options.seed)
-        model = spec.build()
+        model = checkpoint.build(run, spec)
         return _trained(model, own_data(model, spec.data, o.data), o, options)
 
 

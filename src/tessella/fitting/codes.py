@@ -8,9 +8,11 @@ Imports beside it: checkpoint.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast, final
+from typing import cast, final
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from tessella.models.codes import CodeModel
 from tessella.noise import Noise
 from tessella.precision import autocast
 from tessella.records import Batch, Precision, Terms
+from tessella.tensors import Header, read_header
 
 
 @final
@@ -106,8 +109,8 @@ def cached_codes(
     progress: Progress | None = None,
 ) -> dict[str, Split]:
     """The codes of the training and validation splits, made once for a model's weights and kept in the run."""
-    path = run / checkpoint.CODES
-    if accelerator.is_main_process and not _is_of(path, fingerprint, data):
+    path = checkpoint.kept(run, checkpoint.CODES)
+    if accelerator.is_main_process and not _is_of(path, fingerprint, data, model):
         splits = {name: data.split(name) for name in ("train", "valid") if name in data.splits}
         anew = data.options.get("binarize") == "dynamic" or model.objective.draws > 1
         draws = {name: DRAWS if name == "train" and anew else 1 for name in splits}
@@ -151,9 +154,44 @@ def _encoded(model: CodeModel, x: Tensor, precision: Precision, noise: Noise | N
     return rows.to("cpu", torch.int32 if int(rows.max()) > 32767 else torch.int16)
 
 
-def _is_of(path: Path, fingerprint: str, data: Data) -> bool:
-    try:
-        progress: dict[str, Any] = checkpoint.read_tensors(path).progress
-    except RunError:
+def _is_of(path: Path, fingerprint: str, data: Data, model: CodeModel) -> bool:
+    """Whether these are codes of the data by these weights, each of a value that it can have."""
+    if not path.is_file():
         return False
-    return progress.get("codes") == fingerprint and progress.get("data") == data.fingerprint
+    try:
+        header = read_header(path)
+        if (header.progress.get("codes"), header.progress.get("data")) != (fingerprint, data.fingerprint):
+            return False
+        _check(header, data, model)
+        tensors = checkpoint.read_tensors(path, header).tensors
+    except RunError as error:
+        warnings.warn(f"{error}; the codes are made anew", stacklevel=2)
+        return False
+    largest = torch.cat([torch.full((math.prod(q.code_shape),), q.codebook_size - 1) for q in model.levels])
+    for name, rows in tensors.items():
+        most = largest if name.endswith(".codes") else torch.tensor(max(len(data.schema.classes) - 1, 0))
+        flat = rows.flatten(0, -2) if rows.dim() > 1 else rows
+        if not all(bool(((some >= 0) & (some <= most)).all()) for some in flat.split(ENCODED)):
+            warnings.warn(f"{path}: {name} has values that cannot be; the codes are made anew", stacklevel=2)
+            return False
+    return True
+
+
+def _check(header: Header, data: Data, model: CodeModel) -> None:
+    """Whether a file holds rows of codes for each example of the data.
+
+    Raises:
+        RunError: if it holds anything else.
+    """
+    width = sum(math.prod(q.code_shape) for q in model.levels)
+    wanted = {f"{name}.codes": len(data.split(name)) for name in ("train", "valid") if name in data.splits}
+    labelled = {f"{name}.labels" for name in ("train", "valid")}
+    for name, (dtype, shape) in header.kinds.items():
+        shapes = [(draws, wanted.get(name), width) for draws in (1, DRAWS)] if name in wanted else []
+        of_codes = dtype in (torch.int16, torch.int32) and shape in shapes
+        of_labels = dtype == torch.int64 and shape == (wanted.get(name.replace("labels", "codes")),)
+        if of_codes or (name in labelled and of_labels):
+            continue
+        raise RunError(f"{header.path} holds {name[:40]!r}, which are no codes of this data by this model")
+    if missing := wanted.keys() - header.kinds.keys():
+        raise RunError(f"{header.path} holds no {min(missing)}")

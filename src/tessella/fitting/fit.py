@@ -78,7 +78,7 @@ def fit_prior(
     chosen = {"kind": kind, **size, "class_conditional": class_conditional, **asdict(options), **facts_of(data)}
     with writing(Path(run), options, chosen) as accelerator:
         of_run = checkpoint.read_spec(run)
-        model = of_run.build()
+        model = checkpoint.build(run, of_run)
         _check_kind(model, kind, str(run))
         checkpoint.load(run, into=model, prior=checkpoint.TRAINED)
         _check(model, data, kind, size, class_conditional=class_conditional)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tessella.report.charts import bar_chart, line_chart, ticks
 from tessella.report.kept import jsonable, store, store_fidelity, stored, stored_fidelity
-from tessella.report.page import REPORT, read_metrics, train_command, write
+from tessella.report.page import REPORT, train_command, write
 from tessella.report.words import Number, fidelity_numbers, numbers, size_text
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "jsonable",
     "line_chart",
     "numbers",
-    "read_metrics",
     "size_text",
     "store",
     "store_fidelity",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import os
 import platform
@@ -53,7 +52,7 @@ def write(run: Path, model: Model, data: Data) -> Path:
     name = next(s for s in SPLITS if s in data.splits)
     split = data.split(name)
     e = stored(run, name) or evaluate(model, split, limit=QUICK, data=data.spec, split_name=name)
-    metrics = read_metrics(run / checkpoint.METRICS)
+    metrics = checkpoint.read_metrics(run)
     title = f"{model.name} on {_short(data.spec)}"
     passed_over = checkpoint.choose_prior(run).note
     body = [
@@ -75,21 +74,6 @@ def write(run: Path, model: Model, data: Data) -> Path:
     ]
     blocks.write_page(run / REPORT, title, body)
     return run / REPORT
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; one that was cut off is left out."""
-    if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text("utf-8", errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            lines.append(record)
-    return lines
 
 
 def _opening(
@@ -283,7 +267,7 @@ def _curves(run: Path, metrics: list[dict[str, Any]], model: Model) -> str:
     what = "codes" if of_codes else "latents"
     if home is not None:
         cost = f"rate of the {what}, nats" if model.has_bound else "-log p(z), nats"
-        fitting = over_time(read_metrics(home / checkpoint.METRICS), [("rate", cost)])
+        fitting = over_time(checkpoint.read_metrics(home), [("rate", cost)])
     if fitting:
         words = f"Then a prior over the {what} was fitted ({home.name if home else ''}): what the {what} cost under it."
         fitting = f"<figure>{fitting}<figcaption>{html.escape(words)}</figcaption></figure>"

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tessella import pictures
+from tessella import pictures, stored
 from tessella.data import Data, Split, open_data
 from tessella.data.folders import PictureReader
 from tessella.data.splits import Indices
@@ -293,7 +293,15 @@ def _reading(source: dict[str, Any]) -> dict[str, Any]:
 
 def _fitting(model: Model, spec: str, options: dict[str, Any]) -> Data:
     """The data of that SPEC, if it fits the model, its labels numbered as the model's."""
-    schema = model.schema
+    schema, size = model.schema, options.get("size")
+    try:
+        options = stored.arguments(open_data, options, "data")
+    except stored.Malformed as error:
+        raise DataError(f"the run's specification was edited: {error}") from error
+    if size is not None and schema.is_picture and tuple(np.broadcast_to(size, 2)) != schema.shape[1:]:
+        raise DataError(
+            f"the run's data has size {size}, and its model is made for {_by(schema.shape)}: one was edited"
+        )
     data = open_data(spec, **options, like=schema)
     if (data.schema.shape, data.schema.values) != (schema.shape, schema.values):
         raise DataError(

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import final
 
 from tessella.errors import DataError, RunError
+from tessella.files import place
 from tessella.text import shown
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
@@ -28,15 +29,15 @@ def target(folder: str, name: str, ending: str = ".png") -> Path:
     """The file of an example of that name, inside the folder.
 
     Raises:
-        DataError: if the name leads out of it.
+        DataError: if the name leads out of it, or a folder on the way is a link.
     """
     path = PurePosixPath(name)
-    inside = Path(folder, _allowed(name + ending) if os.name == "nt" else name + ending)
     if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
         raise DataError(f"{shown(name)!r} is no name of an example: it leads out of the folder {folder}")
-    if not inside.resolve().is_relative_to(Path(folder).resolve()):
-        raise DataError(f"{inside} lies outside the folder {folder}: choose another")
-    return inside
+    try:
+        return place(folder, _allowed(name + ending) if os.name == "nt" else name + ending)
+    except RunError as error:
+        raise DataError(str(error)) from error
 
 
 @final

@@ -15,6 +15,7 @@ checksum, and holds a small picture of each example, so that what is found can b
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Index:
 
     def thumb(self, row: int) -> Image.Image:
         """The small picture of an example."""
-        return _opened(self.thumbs[row]).convert("RGB")
+        return _thumb(self.thumbs[row])
 
 
 @final
@@ -317,6 +318,21 @@ def _opened(jpeg: bytes) -> Image.Image:
         return image
 
 
+def _thumb(jpeg: bytes) -> Image.Image:
+    """A small picture from a file, where it may be anything.
+
+    Raises:
+        DataError: if it is no JPEG, or not small.
+    """
+    try:
+        with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+            if max(image.size) <= THUMB:
+                return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError("the index has a damaged picture: make it again with tessella index") from error
+    raise DataError("the index has a picture that is not small: make it again with tessella index")
+
+
 def images(x: Tensor, schema: Schema) -> list[Image.Image]:
     """Examples `[B, *shape]` as pictures; what is transparent is laid on white."""
     found = []
@@ -499,28 +515,64 @@ def read(path: str | os.PathLike[str]) -> Index:
         copies = {space: float(note["copies"][space]) for space in kept}
         if not names or "latent" not in kept or {len(names)} != {len(thumbs), *(len(rows) for rows in kept.values())}:
             raise ValueError("its parts have different lengths")
-        if state.tensors["scale"].shape != kept["latent"].shape[1:]:
-            raise ValueError("its parts have different widths")
+        _check_features(kept, state.tensors["scale"], copies)
         return Index(str(note["model"]), names, kept, state.tensors["scale"], copies, thumbs)
     except (RunError, KeyError, TypeError, ValueError, IndexError) as error:
         reason = str(error).partition(" (")[2].partition("):")[0] if isinstance(error, RunError) else error
         raise DataError(f"{path} is damaged, or no index ({reason}): make it again with tessella index") from error
 
 
+def _check_features(features: Features, scale: Tensor, copies: dict[str, float]) -> None:
+    """Whether rows of each space are what `features` gives.
+
+    Raises:
+        ValueError: if they are of other types, shapes or values.
+    """
+    kinds = {"latent": (torch.float16,), "codes": (torch.uint8, torch.int16, torch.int32)}
+    if any(rows.dim() != 2 or rows.dtype not in kinds.get(space, ()) for space, rows in features.items()):
+        raise ValueError("its parts are of other types or shapes")
+    if scale.shape != features["latent"].shape[1:] or scale.dtype != torch.float32:
+        raise ValueError("its parts have different widths")
+    if not all(0 <= number < math.inf for number in copies.values()):
+        raise ValueError("its thresholds cannot be")
+    if not bool((scale.isfinite() & (scale >= 0)).all() & features["latent"].isfinite().all()):
+        raise ValueError("it has numbers that are not finite")
+
+
 def check(index: Index, model: Model, fingerprint: str) -> None:
     """Whether this index is of this model, of its weights as they are.
 
     Raises:
-        DataError: if it is of other weights.
+        DataError: if it is of other weights, or holds what these cannot give.
     """
     if index.model != fingerprint:
         raise DataError(
             f"the index is of a model whose weights are {shown(index.model)}, and this run's, a {model.name}'s, are "
             f"{fingerprint}: search with the run that made it, or make it again with tessella index"
         )
+    own = _widths(model)
+    if {space: rows.shape[1] for space, rows in index.features.items()} != own:
+        raise DataError("the index has other spaces than this model's: make it again with tessella index")
+    if (codes := index.features.get("codes")) is not None and isinstance(model, CodeModel):
+        largest = max(q.codebook_size for q in model.levels)
+        if not all(bool(((some >= 0) & (some < largest)).all()) for some in codes.split(BLOCK)):
+            raise DataError("the index has codes that this model has not: make it again with tessella index")
+
+
+def _widths(model: Model) -> dict[str, int]:
+    """Numbers that an index has of each example in each space."""
+    units, *grid = model.latent_shape
+    found = {"latent": units * math.prod(min(GRID, side) for side in grid)}
+    if isinstance(model, CodeModel):
+        found["codes"] = sum(math.prod(q.code_shape) for q in model.levels)
+    return found
 
 
 def _cut(tensors: dict[str, Tensor], name: str) -> list[bytes]:
     """Items that were written one after the other."""
+    kinds = [(t.dtype, t.dim()) for t in (tensors[name], tensors[f"{name}.ends"])]
     whole, ends = tensors[name].numpy().tobytes(), tensors[f"{name}.ends"].tolist()
+    ordered = [0, *ends] == sorted([0, *ends]) and ends[-1:] in ([], [len(whole)])
+    if kinds != [(torch.uint8, 1), (torch.int64, 1)] or not ordered:
+        raise ValueError(f"its {name} do not lie where they should")
     return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.checkpoint import SPEC, TRAINED, fingerprint, load, prior_home, prior_in_use, read_spec, write_atomic
+from tessella.checkpoint import SPEC, TRAINED, build, fingerprint, load, prior_home, prior_in_use, write_atomic
 from tessella.data.found import shown
 from tessella.entropy_coding import WORD
 from tessella.errors import DataError, SpecError
@@ -328,7 +328,7 @@ def model_for(container: Container, run: str | None = None) -> Model:
         raise DataError(f"{container.path} is of a run that is not at {hinted}: say where it is with --run")
     if header.fingerprint != (now := fingerprint(home)):
         raise _of_another(container, home, now)
-    model = read_spec(home).build()
+    model = build(home)
     if isinstance(model, CodeModel):
         if header.prior not in names("code-prior"):
             raise DataError(
