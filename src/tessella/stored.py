@@ -226,9 +226,10 @@ def _plain(value: Any, name: str) -> Any:
 def _scalar(kind: Any, value: Any, name: str) -> Any:
     if kind is str:
         return _text(value, name)
-    if kind is float and type(value) in (int, float) and abs(value) < math.inf:
+    whole = type(value) is int and -LARGEST <= value <= LARGEST
+    if kind is float and (whole or (type(value) is float and math.isfinite(value))):
         return float(value)
-    if kind is int and type(value) is int and -LARGEST <= value <= LARGEST:
+    if kind is int and whole:
         return value
     if kind is bool and type(value) is bool:
         return value
