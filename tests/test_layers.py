@@ -17,7 +17,7 @@ PACKAGE = "tessella"
 SOURCE = Path(__file__).resolve().parents[1] / "src" / PACKAGE
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("records", "errors", "registry"),
+    ("records", "errors", "registry", "text"),
     ("contracts", "divergences", "noise", "precision", "entropy_coding", "pictures"),
     ("networks",),
     ("likelihoods", "bottlenecks", "priors", "flows", "diffusion"),

@@ -5,7 +5,6 @@ Imports beside it: report.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from tessella.commands.shared import check_file
+from tessella.commands.shared import check_file, say
 from tessella.commands.train import AsData
 from tessella.errors import SpecError
+from tessella.text import json_text
 
 if TYPE_CHECKING:
     from tessella.uses.claims import Claim, Result
@@ -65,10 +65,10 @@ def claims(o: Claims) -> int:
 
     chosen = experiments.chosen(numbers)
     data = o.how.open(o.data)
-    print(describe(data), flush=True)
+    say(describe(data))
     started, worked = time.monotonic(), time.process_time()
     results = experiments.run(
-        data, chosen, minutes=o.minutes, seeds=tuple(range(o.seeds)), tell=lambda claim, result: _say(claim, result)
+        data, chosen, minutes=o.minutes, seeds=tuple(range(o.seeds)), tell=lambda claim, result: _report(claim, result)
     )
     seconds = time.monotonic() - started
     spent = time.process_time() - worked
@@ -76,12 +76,12 @@ def claims(o: Claims) -> int:
         data, chosen, results, seeds=o.seeds, minutes=o.minutes, seconds=seconds, processor_seconds=spent
     )
     page.write(Path(o.out), record)
-    print(f"{page.counted(record)}, in {seconds / 60:.1f} minutes")
-    print(f"wrote {o.out}")
+    say(f"{page.counted(record)}, in {seconds / 60:.1f} minutes")
+    say(f"wrote {o.out}")
     if o.json is not None:
-        text = json.dumps(record, indent=1, allow_nan=False)
+        text = json_text(record, indent=1)
         checkpoint.write_atomic(Path(o.json), lambda draft: draft.write_text(text, "utf-8"))
-        print(f"wrote {o.json}")
+        say(f"wrote {o.json}")
     return 0
 
 
@@ -93,5 +93,5 @@ def _numbers(only: str | None) -> tuple[int, ...]:
     return tuple(int(number) for number in only.split(","))
 
 
-def _say(claim: Claim, result: Result) -> None:
-    print(f"{claim.number:>2}  {result.verdict:14}  {claim.title}: {result.sentence}", flush=True)
+def _report(claim: Claim, result: Result) -> None:
+    say(f"{claim.number:>2}  {result.verdict:14}  {claim.title}: {result.sentence}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import check_file, loaded_without_prior, progress
+from tessella.commands.shared import check_file, loaded_without_prior, progress, say
 from tessella.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def encode(o: Encode) -> int:
     count, numbers = len(coded), [[c.size for c in level] for level in coded.levels]
     bits = sum(sum(each) * math.log2(q.codebook_size) for each, q in zip(numbers, model.levels, strict=True))
     each = sum(map(sum, numbers)) / count
-    print(
+    say(
         f"wrote {o.out}: {count:,} examples, {each:g} codes and {bits / count / 8:.4g} bytes each before entropy coding"
     )
     return 0
@@ -98,7 +98,7 @@ def decode(o: Decode) -> int:
         for name, x in coding.decode(model, coded, draw=o.draw, seed=o.seed, progress=tell):
             image = pictures.grid(x[None], model.schema, columns=1, scale=1)
             checkpoint.write_atomic(targets[name], lambda draft, image=image: image.save(draft, format="PNG"))
-    print(f"wrote {len(coded):,} pictures into {Path(o.out)}")
+    say(f"wrote {len(coded):,} pictures into {Path(o.out)}")
     return 0
 
 

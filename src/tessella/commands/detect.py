@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from tessella.commands.shared import loaded, progress
+from tessella.commands.shared import loaded, progress, say, say_table
 from tessella.errors import DataError, SpecError, TessellaError
+from tessella.text import cell, json_text
 
 if TYPE_CHECKING:
     from tessella.records import Batch
@@ -167,7 +166,7 @@ def _write(
     table = io.StringIO()
     writer = csv.DictWriter(table, list(records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({k: cell(v) if isinstance(v, str) else v for k, v in record.items()} for record in records)
     summary = {
         "version": 1,
         "run": o.run,
@@ -179,17 +178,13 @@ def _write(
         "false_positives": None if calibration is None else calibration.false_positives,
         "normals": None if calibration is None else len(calibration.normals[found.by]),
         "thresholds": None if calibration is None else calibration.thresholds,
-        "rankings": None if rankings is None else {name: _finite(asdict(r)) for name, r in rankings.items()},
+        "rankings": None if rankings is None else {name: asdict(r) for name, r in rankings.items()},
         "examples": records,
     }
-    text = json.dumps(summary, indent=1)
+    text = json_text(summary, indent=1)
     write_atomic(out / "scores.csv", lambda draft: draft.write_text(table.getvalue(), "utf-8"))
     write_atomic(out / "scores.json", lambda draft: draft.write_text(text, "utf-8"))
     write_anomalies(out / "index.html", o.run, detector, found, calibration, rankings)
-
-
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
 def _say(
@@ -199,15 +194,8 @@ def _say(
     rankings: dict[str, Ranking] | None,
     out: str,
 ) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("score")
-    for heading in _headings(calibration, rankings):
-        table.add_column(heading, justify="right")
-    table.add_column("what it says")
+    headings = _headings(calibration, rankings)
+    rows = []
     for score in detector.scores:
         cells: list[str] = []
         if rankings is not None:
@@ -215,10 +203,10 @@ def _say(
         if calibration is not None:
             above = found.scores[score.name] > calibration.thresholds[score.name]
             cells += [f"{calibration.thresholds[score.name]:.2f}", f"{int(above.sum()):,}"]
-        table.add_row(f"{score.name}{' *' if score.name == found.by else ''}", *cells, score.summary)
-    Console().print(table)
-    print(f"* the pages and flags go by it; {len(found):,} examples in all")
-    print(f"wrote {out}/index.html, scores.csv and scores.json")
+        rows.append([f"{score.name}{' *' if score.name == found.by else ''}", *cells, score.summary])
+    say_table("", ("score", *headings, "what it says"), rows, figures=range(1, 1 + len(headings)))
+    say(f"* the pages and flags go by it; {len(found):,} examples in all")
+    say(f"wrote {out}/index.html, scores.csv and scores.json")
 
 
 def _headings(calibration: Calibration | None, rankings: dict[str, Ranking] | None) -> Sequence[str]:

@@ -5,7 +5,6 @@ Imports beside it: report.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import Shown, inputs, loaded, loaded_without_prior, progress
+from tessella.commands.shared import Shown, inputs, loaded, loaded_without_prior, progress, say
 from tessella.errors import DataError, SpecError
 from tessella.records import Sampling
+from tessella.text import json_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -203,15 +203,13 @@ def _write(out: Path, model: Model, edited: Edited, o: Edit, what: str) -> None:
     checkpoint.write_atomic(out / "sheet.png", lambda draft: sheet.save(draft, format="PNG"))
     record = {"version": VERSION, "model": checkpoint.fingerprint(o.run), "picture": o.picture, "operation": what}
     record |= {"seed": o.seed, "keep_pixels": o.keep_pixels, "files": names, **edited.to_json()}
-    text = json.dumps(record, indent=1)
+    text = json_text(record, indent=1)
     checkpoint.write_atomic(out / "edit.json", lambda draft: draft.write_text(text, "utf-8"))
     called = os.path.basename(o.picture) if os.path.isfile(o.picture) else f"Example {o.picture} of {o.shown.split}"
     page.write(out / "edit.html", edited, model.schema, called, f"{what}.")
-    print(
-        f"wrote {out}: {', '.join(names[:1])}{f' to {names[-1]}' * (len(names) > 1)}, sheet.png, edit.json, edit.html"
-    )
+    say(f"wrote {out}: {', '.join(names[:1])}{f' to {names[-1]}' * (len(names) > 1)}, sheet.png, edit.json, edit.html")
     if edited.levels:
         changed = sum(len(edited.changed(n)) for n in range(len(names))) / len(names)
-        print(f"codes    {changed:,.4g} of {sum(v.before.numel() for v in edited.levels):,} changed")
+        say(f"codes    {changed:,.4g} of {sum(v.before.numel() for v in edited.levels):,} changed")
     shares = [100 * float(edited.share_outside(where).mean()) for where in (edited.cells, edited.reach)]
-    print(f"change   {shares[0]:.3g} % of it outside the edited cells, {shares[1]:.3g} % beyond the decoder's reach")
+    say(f"change   {shares[0]:.3g} % of it outside the edited cells, {shares[1]:.3g} % beyond the decoder's reach")

@@ -15,6 +15,7 @@ from tessella.commands.shared import (
     loaded,
     loaded_without_prior,
     progress,
+    say,
     write_picture,
 )
 from tessella.errors import SpecError
@@ -64,7 +65,7 @@ def sample(o: Sample) -> int:
     with progress("drawing") as tell:
         drawn = look.sample(model, o.count, label=label, seed=o.seed, sampling=sampling, progress=tell)
     if model.conditional and label is None and len(drawn) == len(model.schema.classes):
-        print(f"rows, top to bottom: {', '.join(model.schema.classes)}")
+        say(f"rows, top to bottom: {', '.join(model.schema.classes)}")
     write_picture(look.sheet(drawn, model.schema), o.out)
     return 0
 
@@ -167,7 +168,7 @@ def traverse(o: Traverse) -> int:
     units = look.survey(model, split)
     chosen = units.order[: o.units]
     moved = look.traverse(model, example, units, chosen, span=o.span, steps=o.steps)
-    print(f"rows, top to bottom: {', '.join(look.named(units, chosen))}")
-    print(f"columns: {-o.span:g} ... {o.span:g} standard deviations")
+    say(f"rows, top to bottom: {', '.join(look.named(units, chosen))}")
+    say(f"columns: {-o.span:g} ... {o.span:g} standard deviations")
     write_picture(look.sheet(moved, model.schema), o.out)
     return 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, Suppress, arg
 
-from tessella.commands.shared import loaded_without_prior, progress
+from tessella.commands.shared import loaded_without_prior, progress, quoted, say
 from tessella.commands.train import budget, refuse_changes, resumed_options
 from tessella.errors import SpecError
 from tessella.records import bits_per_dim
@@ -80,20 +80,22 @@ def prior(o: Prior) -> int:
         options = resumed_options(home, before.training, o.training, o.given)
     data = data_for(model, source, o.data)
     if not o.quiet:
-        print(f"prior    {o.kind} over the {'codes' if isinstance(model, CodeModel) else 'latents'} of {o.run}")
-        print(f"budget   {budget(options)}", flush=True)
+        say(f"prior    {o.kind} over the {'codes' if isinstance(model, CodeModel) else 'latents'} of {o.run}")
+        say(f"budget   {budget(options)}")
     with progress("encoding", quiet=o.quiet) as tell:
         done = fit_prior(
             o.run, data, o.kind, options, **sizes, resume=o.resume, overwrite=o.overwrite, quiet=o.quiet, progress=tell
         )
     if done.training.stopped == "signal":
         kind = "" if o.kind == Prior.kind else f" --kind {o.kind}"
-        print(f"stopped and saved at step {done.training.steps:,}; go on with: tessella prior {o.run}{kind} --resume")
+        again = f"tessella prior {quoted(o.run)}{kind} --resume"
+        say(f"stopped and saved at step {done.training.steps:,}; go on with: {again}")
         return 130
-    print(f"fitted for {done.training.steps:,} steps, {done.training.seconds:.0f} seconds: {home}")
-    print(_saving(done, model))
+    say(f"fitted for {done.training.steps:,} steps, {done.training.seconds:.0f} seconds: {home}")
+    say(_saving(done, model))
     if not o.quiet:
-        print(f"next: tessella sample {o.run}, tessella evaluate {o.run}, tessella report {o.run}")
+        run = quoted(o.run)
+        say(f"next: tessella sample {run}, tessella evaluate {run}, tessella report {run}")
     return 0
 
 

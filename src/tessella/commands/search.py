@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import Shown, check_file, inputs, loaded_without_prior, progress
+from tessella.commands.shared import Shown, check_file, inputs, loaded_without_prior, progress, quoted, say
 from tessella.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def index(o: Index) -> int:
         held = search.index(model, found, checkpoint.fingerprint(o.run))
     search.write(out, held)
     spaces = " and ".join(f"{rows.shape[1]:,} {'numbers' if s == 'latent' else s}" for s, rows in held.features.items())
-    print(f"wrote {out}: {len(held):,} examples, {spaces} each, {os.path.getsize(out) / 2**20:,.1f} MiB")
-    named = "" if o.out is None else f" --index {out}"
-    print(f"next: tessella search {o.run} PICTURE{named}, tessella search {o.run} --duplicates{named}")
+    say(f"wrote {out}: {len(held):,} examples, {spaces} each, {os.path.getsize(out) / 2**20:,.1f} MiB")
+    named = "" if o.out is None else f" --index {quoted(out)}"
+    say(f"next: tessella search {quoted(o.run)} PICTURE{named}, tessella search {quoted(o.run)} --duplicates{named}")
     return 0
 
 
@@ -132,7 +132,7 @@ def _nearest(o: Search, model: Model, held: Held, asked: Batch) -> None:
     for query, image, at, apart in zip(o.queries, images, found.rows.tolist(), found.distances.tolist(), strict=True):
         near = [Tile(held.thumb(row), held.names[row], d) for row, d in zip(at, apart, strict=True)]
         rows.append([Tile(image.convert("RGB"), query), *near])
-        print(f"{query}: {', '.join(f'{tile.name} ({tile.distance:.3g})' for tile in near)}")
+        say(f"{query}: {', '.join(f'{tile.name} ({tile.distance:.3g})' for tile in near)}")
     words = "latent space" if o.space == "latent" else "the space of codes"
     lead = f"Of {len(held):,} examples those that are nearest in {words}, nearest first, with their distances."
     _write(o, f"Nearest in {Path(o.run).name}", lead, [(f"{len(held):,}", "examples were searched, all of them")], rows)
@@ -147,11 +147,11 @@ def _twice(o: Search, held: Held) -> None:
     both = list(zip(pairs.rows.tolist(), pairs.distances.tolist(), strict=True))
     derived = "95 % of slightly altered copies lie nearer" if o.threshold is None else "as asked for"
     number = f"{pairs.total:,} pair{'s' * (pairs.total != 1)}"
-    print(f"{number} of {len(held):,} examples lie within {pairs.threshold:.4g} ({derived})")
+    say(f"{number} of {len(held):,} examples lie within {pairs.threshold:.4g} ({derived})")
     for (a, b), apart in both[:LISTED]:
-        print(f"{apart:.3g}  {held.names[a]}  {held.names[b]}")
+        say(f"{apart:.3g}  {held.names[a]}  {held.names[b]}")
     if pairs.total > LISTED:
-        print(f"... and {pairs.total - LISTED:,} more")
+        say(f"... and {pairs.total - LISTED:,} more")
     if not both:
         return
     rows = [
@@ -175,7 +175,7 @@ def _write(o: Search, title: str, lead: str, cards: list[tuple[str, str]], rows:
         write_picture(found.sheet(rows), o.out)
         return
     found.write(Path(o.out), title, lead, cards, rows)
-    print(f"wrote {o.out}")
+    say(f"wrote {o.out}")
 
 
 def _is_spec(given: str) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessella.errors import DataError
+from tessella.text import shown as escaped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from rich.text import Text
 
     from tessella.data import Split
     from tessella.models.model import Model
@@ -63,10 +66,66 @@ def inputs(
             batches.append(look.from_files(model, (one,), label))
             continue
         if not one.isdecimal():
-            raise DataError(f"no such picture: {one}; give a file that exists, or the number of an example")
+            raise DataError(f"no such picture: {escaped(one)}; give a file that exists, or the number of an example")
         split = split or look.data_for(model, source, shown.data).split(shown.split)
         batches.append(look.from_split(split, (one,), shown.split))
     return look.joined(batches)
+
+
+def say(text: str) -> None:
+    """Print lines in which names from outside may stand: what a terminal would obey is escaped."""
+    print("\n".join(map(escaped, text.split("\n"))), flush=True)
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """A path as a word of a command line that is printed."""
+    return shlex.quote(str(path))
+
+
+def say_table(
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Text]], *, figures: Collection[int]
+) -> None:
+    """Print a table, or on a console that is too narrow for it a list: no figure is ever cut or broken.
+
+    Args:
+        title: the line above it; it may be empty.
+        heads: a name for each column.
+        rows: the cells, each a text or a styled one.
+        figures: the numbers of the columns that hold figures; in the others words are folded.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    cells = [[Text(escaped(c)) if isinstance(c, str) else c for c in row] for row in rows]
+    if title:
+        console.print(Text(escaped(title), style="italic"), overflow="fold")
+    least = 0
+    for number, head in enumerate(heads):
+        words = [word for row in cells for word in row[number].plain.split()] + head.split()
+        whole = [row[number].plain for row in cells] if number in figures else []
+        longest = max(map(len, [*whole, *words]), default=0)
+        least += 2 + (longest if number in figures else min(longest, 12))
+    if least <= console.width:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for number, head in enumerate(heads):
+            figure = number in figures
+            table.add_column(
+                Text(escaped(head)), justify="right" if figure else "left", no_wrap=figure, overflow="fold"
+            )
+        for row in cells:
+            table.add_row(*row)
+        console.print(table)
+        return
+    for first, *rest in cells:
+        console.print(Text(first.plain, style="bold"), overflow="fold")
+        for number, one in enumerate(rest, 1):
+            if one.plain:
+                console.print(
+                    Text(f"  {escaped(heads[number])}: " if number in figures else "  ") + one, overflow="fold"
+                )
 
 
 @contextmanager
@@ -113,4 +172,4 @@ def write_picture(image: Image, path: str) -> None:
     from tessella.checkpoint import write_atomic
 
     write_atomic(Path(path), lambda draft: image.save(draft, format="PNG"))
-    print(f"wrote {path}")
+    say(f"wrote {path}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, Suppress, arg
 
 from tessella import registry
-from tessella.commands.shared import check_picture_name, write_picture
+from tessella.commands.shared import check_picture_name, quoted, say, write_picture
 from tessella.errors import DataError, RunError, SpecError
 from tessella.spec import ModelOptions, TrainOptions
 
@@ -71,7 +71,7 @@ def show_data(o: ShowData) -> int:
     data = o.how.open(o.spec)
     from tessella.data import contact_sheet, describe
 
-    print(describe(data))
+    say(describe(data))
     write_picture(contact_sheet(data), o.out)
     return 0
 
@@ -184,17 +184,18 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
     from tessella.training import train as run_training
 
     if not o.quiet:
-        print(describe(data))
-        print(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
-        print(f"budget   {budget(options)}", flush=True)
+        say(describe(data))
+        say(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
+        say(f"budget   {budget(options)}")
     done = run_training(model, data, str(o.out), options, resume=o.resume, overwrite=o.overwrite, quiet=o.quiet)
     if done.stopped == "signal":
-        print(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {o.out}")
+        say(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {quoted(str(o.out))}")
         return 130
-    print(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds: {o.out}")
+    say(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds: {o.out}")
     if not o.quiet:
-        prior = f"tessella prior {o.out}, " if isinstance(model, CodeModel) else ""
-        print(f"next: {prior}tessella evaluate {o.out}, tessella report {o.out}")
+        run = quoted(str(o.out))
+        prior = f"tessella prior {run}, " if isinstance(model, CodeModel) else ""
+        say(f"next: {prior}tessella evaluate {run}, tessella report {run}")
     return 0
 
 

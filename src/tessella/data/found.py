@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from tessella.text import shown as shown
+
 WHOLE = "whole"
 """The name of a part that its source has not divided into train and test."""
 
@@ -93,11 +95,6 @@ def abridged(items: Sequence[str], most: int = 5) -> str:
     """`a, b, c ... and 12 more`."""
     more = len(items) - most
     return ", ".join(map(shown, items[:most])) + (f" ... and {more} more" if more > 0 else "")
-
-
-def shown(text: str) -> str:
-    """A name from outside as it may stand in a line: what cannot be printed is a question mark."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def one_line(error: BaseException, most: int = 160) -> str:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from tessella.data.dataset import Data
-from tessella.data.found import abridged
+from tessella.data.found import abridged, shown
 from tessella.pictures import grid
 
 VALUES = {"binary": "0 or 1", "bytes": "bytes 0 ... 255"}
@@ -27,7 +27,7 @@ def describe(data: Data) -> str:
     binarize = data.options["binarize"]
     values = VALUES.get(schema.values, f"real, {schema.low:.4g} ... {schema.high:.4g} in training")
     lines = [
-        f"data     {data.spec}",
+        f"data     {shown(data.spec)}",
         f"examples {kind}",
         f"values   {values}" + (f" ({binarize} binarisation)" if binarize and schema.values == "binary" else ""),
         "splits   " + ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items()),
@@ -58,7 +58,7 @@ def contact_sheet(data: Data) -> Image.Image:
             blank = x.new_full((COLUMNS - len(of), *x.shape[1:]), data.schema.low)
             rows.append((name, grid(torch.cat([x, blank]), data.schema, COLUMNS)))
     font = ImageFont.load_default(14)
-    texts = [name if len(name) <= 24 else name[:23] + "…" for name, _ in rows]
+    texts = [name if len(name) <= 24 else name[:23] + "…" for name in (shown(name) for name, _ in rows)]
     left = int(max(font.getlength(text) for text in texts)) + 2 * MARGIN
     width, height = rows[0][1].size
     mode = "RGB" if rows[0][1].mode in ("L", "RGB") else "RGBA"

@@ -377,7 +377,10 @@ def _of_space(index: Index, space: str) -> Tensor:
 def write(path: str | os.PathLike[str], index: Index) -> None:
     """Keep an index in a file, whole or not at all."""
     tensors = {f"features.{space}": rows for space, rows in index.features.items()} | {"scale": index.scale}
-    for name, items in (("names", [name.encode() for name in index.names]), ("thumbs", index.thumbs)):
+    for name, items in (
+        ("names", [name.encode("utf-8", "surrogateescape") for name in index.names]),
+        ("thumbs", index.thumbs),
+    ):
         tensors[name] = torch.from_numpy(np.frombuffer(b"".join(items), np.uint8).copy())
         tensors[f"{name}.ends"] = torch.tensor([len(item) for item in items]).cumsum(0)
     write_tensors(Path(path), tensors, {"version": VERSION, "model": index.model, "copies": index.copies})
@@ -397,7 +400,7 @@ def read(path: str | os.PathLike[str]) -> Index:
         if note["version"] > VERSION:
             raise DataError(f"{path} has version {note['version']}; this tessella reads up to {VERSION}: upgrade it")
         kept = {n.removeprefix("features."): t for n, t in state.tensors.items() if n.startswith("features.")}
-        names = tuple(item.decode() for item in _cut(state.tensors, "names"))
+        names = tuple(item.decode("utf-8", "surrogateescape") for item in _cut(state.tensors, "names"))
         thumbs = tuple(_cut(state.tensors, "thumbs"))
         copies = {space: float(note["copies"][space]) for space in kept}
         if not names or "latent" not in kept or {len(names)} != {len(thumbs), *(len(rows) for rows in kept.values())}:
