@@ -18,7 +18,7 @@ import tessella
 from tessella.errors import DataError, SpecError
 from tessella.models.codes import CodeModel
 from tessella.records import Schema, Values
-from tessella.uses import coding
+from tessella.uses import coding, outputs
 
 TINY = {"width": 8, "depth": 1, "codebook_size": 12}
 BYTES = Schema((3, 13, 10), "bytes")
@@ -348,15 +348,15 @@ def test_nothing_is_unpickled(arrays: dict[str, np.ndarray], tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "", "a/..", "a\0b"])
 def test_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="leads out"):
-        coding.target(str(tmp_path / "out"), name)
-    assert coding.target(str(tmp_path / "out"), "a/b.c") == tmp_path / "out" / "a" / "b.c.png"
+        outputs.target(str(tmp_path / "out"), name)
+    assert outputs.target(str(tmp_path / "out"), "a/b.c") == tmp_path / "out" / "a" / "b.c.png"
 
 
 def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "link").symlink_to(tmp_path)
     with pytest.raises(DataError, match="outside"):
-        coding.target(str(tmp_path / "out"), "link/x")
+        outputs.target(str(tmp_path / "out"), "link/x")
 
 
 @pytest.mark.parametrize(("values", "high"), [("binary", 1.0), ("bytes", 255.0)])

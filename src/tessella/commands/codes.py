@@ -70,6 +70,7 @@ class Decode:
         out: the folder to write pictures into; they keep their names.
         draw: draw from p(x | z), noise and all, instead of taking its mean.
         seed: of the draws.
+        overwrite: replace pictures that are there.
     """
 
     run: Positional[str]
@@ -77,6 +78,7 @@ class Decode:
     out: Annotated[str, arg(aliases=("-o",))] = "decoded"
     draw: bool = False
     seed: int = 0
+    overwrite: bool = False
 
 
 def decode(o: Decode) -> int:
@@ -85,19 +87,20 @@ def decode(o: Decode) -> int:
     model, _ = _model_of_codes(o.run)
     from tessella import checkpoint, pictures
     from tessella.uses import coding
+    from tessella.uses.outputs import Outputs
 
     coded = coding.read(o.codes)
     try:
         coding.check(coded, model, checkpoint.fingerprint(o.run))
     except DataError as error:
         raise DataError(f"{o.codes}: {error}") from error
-    targets = {name: coding.target(o.out, name) for name in coded.names}
-    if len(targets) < len(coded):
+    files = Outputs(o.out, coded.names, ".png", overwrite=o.overwrite)
+    if len(set(coded.names)) < len(coded):
         raise DataError(f"{o.codes} has several examples of one name: encode again")
-    with progress("decoding") as tell:
+    with files as outputs, progress("decoding") as tell:
         for name, x in coding.decode(model, coded, draw=o.draw, seed=o.seed, progress=tell):
             image = pictures.grid(x[None], model.schema, columns=1, scale=1)
-            checkpoint.write_atomic(targets[name], lambda draft, image=image: image.save(draft, format="PNG"))
+            outputs.write(f"{name}.png", lambda draft, image=image: image.save(draft, format="PNG"))
     say(f"wrote {len(coded):,} pictures into {Path(o.out)}")
     return 0
 

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -76,6 +76,7 @@ def examples(
     *,
     full_size: bool = False,
     endings: bool = False,
+    without: Callable[[str, str], bool] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Named]:
     """Examples to encode, read as they are asked for.
@@ -85,6 +86,7 @@ def examples(
         split: opens the split.
         full_size: leave pictures in files the size that they have, instead of fitting them to what was trained on.
         endings: call a picture in a file by the path that opens it, instead of a name without ending.
+        without: told each picture's name and file before the first is read; those for which it is true are left out.
         progress: told (examples given, examples in all).
 
     Raises:
@@ -97,6 +99,8 @@ def examples(
     if full_size and any(item.file is None for item in items):
         raise SpecError("--full-size is for picture files and folders; a split's pictures are fitted already")
     _name_apart(items)
+    every = len(items)
+    items = [item for item in items if not (without and item.file is not None and without(item.name, item.file))]
     done, broken = 0, []
     for from_file, run in groupby(items, key=lambda item: item.file is not None):
         ready = list(run)
@@ -116,7 +120,7 @@ def examples(
             f"{len(broken)} of {len(items)} pictures could not be read and were skipped: {abridged(broken)}",
             stacklevel=2,
         )
-    if not done:
+    if not done and len(items) == every:
         raise DataError(f"none of the pictures in {', '.join(inputs)} can be read")
 
 
@@ -330,18 +334,3 @@ def read(path: str) -> Coded:
     if not names or not levels or any(len(part) != len(names) for part in (sizes, *levels)):
         raise DataError(f"{path} is damaged or was edited (its arrays have no or different lengths): encode again")
     return Coded(str(array("model", "U", 0)), names, sizes, tuple(levels))
-
-
-def target(folder: str, name: str, ending: str = ".png") -> Path:
-    """The file of an example of that name, inside the folder.
-
-    Raises:
-        DataError: if the name leads out of it.
-    """
-    path = PurePosixPath(name)
-    inside = Path(folder, name + ending)
-    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
-        raise DataError(f"{shown(name)!r} is no name of an example: it leads out of the folder {folder}")
-    if not inside.resolve().is_relative_to(Path(folder).resolve()):
-        raise DataError(f"{inside} lies outside the folder {folder}: choose another")
-    return inside
