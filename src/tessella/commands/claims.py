@@ -65,7 +65,7 @@ def claims(o: Claims) -> int:
 
     chosen = experiments.chosen(numbers)
     data = o.how.open(o.data)
-    say(describe(data))
+    say(*describe(data).split("\n"))
     started, worked = time.monotonic(), time.process_time()
     results = experiments.run(
         data, chosen, minutes=o.minutes, seeds=tuple(range(o.seeds)), tell=lambda claim, result: _report(claim, result)

@@ -22,8 +22,6 @@ from tessella.records import Sampling
 from tessella.text import json_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tessella.models.model import Model
     from tessella.records import Batch
     from tessella.uses.edit import Edited, Operation
@@ -191,22 +189,20 @@ def _write(out: Path, model: Model, edited: Edited, o: Edit, what: str) -> None:
     """The pictures, the sheet, the record and the page."""
     from tessella import checkpoint, pictures
     from tessella.report import edited as page
-
-    def save(x: Tensor, name: str) -> None:
-        image = pictures.grid(x[None], model.schema, columns=1, scale=1)
-        checkpoint.write_atomic(out / name, lambda draft: image.save(draft, format="PNG"))
+    from tessella.uses.outputs import Outputs
 
     names = [f"edited-{n + 1}.png" for n in range(len(edited.result))] if o.resample else ["edited.png"]
-    for x, name in zip(edited.result, names, strict=True):
-        save(x, name)
-    sheet = page.sheet(edited, model.schema)
-    checkpoint.write_atomic(out / "sheet.png", lambda draft: sheet.save(draft, format="PNG"))
+    images = [pictures.grid(x[None], model.schema, columns=1, scale=1) for x in edited.result]
     record = {"version": VERSION, "model": checkpoint.fingerprint(o.run), "picture": o.picture, "operation": what}
     record |= {"seed": o.seed, "keep_pixels": o.keep_pixels, "files": names, **edited.to_json()}
     text = json_text(record, indent=1)
-    checkpoint.write_atomic(out / "edit.json", lambda draft: draft.write_text(text, "utf-8"))
     called = os.path.basename(o.picture) if os.path.isfile(o.picture) else f"Example {o.picture} of {o.shown.split}"
-    page.write(out / "edit.html", edited, model.schema, called, f"{what}.")
+    every = [*zip(names, images, strict=True), ("sheet.png", page.sheet(edited, model.schema))]
+    with Outputs(str(out), [*names, "sheet.png", "edit.json", "edit.html"], "", overwrite=True) as outputs:
+        for name, image in every:
+            outputs.write(name, lambda draft, image=image: image.save(draft, format="PNG"))
+        outputs.write("edit.json", lambda draft: draft.write_text(text, "utf-8"))
+        outputs.write("edit.html", lambda draft: page.write(draft, edited, model.schema, called, f"{what}."))
     say(f"wrote {out}: {', '.join(names[:1])}{f' to {names[-1]}' * (len(names) > 1)}, sheet.png, edit.json, edit.html")
     if edited.levels:
         changed = sum(len(edited.changed(n)) for n in range(len(names))) / len(names)

@@ -72,9 +72,9 @@ def inputs(
     return look.joined(batches)
 
 
-def say(text: str) -> None:
+def say(*lines: str) -> None:
     """Print lines in which names from outside may stand: what a terminal would obey is escaped."""
-    print("\n".join(map(escaped, text.split("\n"))), flush=True)
+    print("\n".join(map(escaped, lines)), flush=True)
 
 
 def quoted(path: str | os.PathLike[str]) -> str:
@@ -94,38 +94,38 @@ def say_table(
         figures: the numbers of the columns that hold figures; in the others words are folded.
     """
     from rich import box
-    from rich.console import Console
+    from rich.console import Console, Group
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False)
     cells = [[Text(escaped(c)) if isinstance(c, str) else c for c in row] for row in rows]
-    if title:
-        console.print(Text(escaped(title), style="italic"), overflow="fold")
     least = 0
     for number, head in enumerate(heads):
         words = [word for row in cells for word in row[number].plain.split()] + head.split()
         whole = [row[number].plain for row in cells] if number in figures else []
         longest = max(map(len, [*whole, *words]), default=0)
         least += 2 + (longest if number in figures else min(longest, 12))
-    if least <= console.width:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for number, head in enumerate(heads):
-            figure = number in figures
-            table.add_column(
-                Text(escaped(head)), justify="right" if figure else "left", no_wrap=figure, overflow="fold"
+    with console.capture() as printed:  # or Rich would end the process where nobody reads on
+        if title:
+            console.print(Text(escaped(title), style="italic"), overflow="fold")
+        if least <= console.width:
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            for number, head in enumerate(heads):
+                side, figure = ("right", True) if number in figures else ("left", False)
+                table.add_column(Text(escaped(head)), justify=side, no_wrap=figure, overflow="fold")
+            for row in cells:
+                table.add_row(*row)
+            console.print(table)
+        for first, *rest in cells if least > console.width else ():
+            names = [f"{escaped(heads[n])}: " if n in figures else "" for n in range(1, len(heads))]
+            below = [Text(name) + one for name, one in zip(names, rest, strict=True) if one.plain]
+            console.print(
+                Text(first.plain, style="bold"), Padding(Group(*below), (0, 0, 0, 2), expand=False), overflow="fold"
             )
-        for row in cells:
-            table.add_row(*row)
-        console.print(table)
-        return
-    for first, *rest in cells:
-        console.print(Text(first.plain, style="bold"), overflow="fold")
-        for number, one in enumerate(rest, 1):
-            if one.plain:
-                console.print(
-                    Text(f"  {escaped(heads[number])}: " if number in figures else "  ") + one, overflow="fold"
-                )
+    sys.stdout.write(printed.get())
+    sys.stdout.flush()
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def show_data(o: ShowData) -> int:
     data = o.how.open(o.spec)
     from tessella.data import contact_sheet, describe
 
-    say(describe(data))
+    say(*describe(data).split("\n"))
     write_picture(contact_sheet(data), o.out)
     return 0
 
@@ -184,7 +184,7 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
     from tessella.training import train as run_training
 
     if not o.quiet:
-        say(describe(data))
+        say(*describe(data).split("\n"))
         say(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
         say(f"budget   {budget(options)}")
     done = run_training(model, data, str(o.out), options, resume=o.resume, overwrite=o.overwrite, quiet=o.quiet)

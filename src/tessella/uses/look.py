@@ -27,6 +27,7 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.records import Batch, Sampling, Schema
+from tessella.text import shown
 
 AT_ONCE = 100
 """Examples that are drawn at a time, so that any number fits in memory."""
@@ -233,9 +234,9 @@ def label_number(schema: Schema, given: str) -> int:
     if given.isdecimal() and int(given) < len(schema.classes):
         return int(given)
     if not schema.classes:
-        raise SpecError(f"there is no class {given!r}: the model was trained on data without labels")
-    named = ", ".join(schema.classes[:12]) + (", ..." if len(schema.classes) > 12 else "")
-    raise SpecError(f"there is no class {given!r}; there are: {named}")
+        raise SpecError(f"there is no class '{shown(given)}': the model was trained on data without labels")
+    named = ", ".join(map(shown, schema.classes[:12])) + (", ..." if len(schema.classes) > 12 else "")
+    raise SpecError(f"there is no class '{shown(given)}'; there are: {named}")
 
 
 def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> Data:
@@ -268,8 +269,8 @@ def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> 
     unknown = [name for name in data.schema.classes if name not in schema.classes]
     if unknown:
         raise DataError(
-            f"{data.spec} has classes that the model was not trained on: {', '.join(unknown[:8])}; "
-            f"it knows {', '.join(schema.classes[:8])}{', ...' if len(schema.classes) > 8 else ''}"
+            f"{data.spec} has classes that the model was not trained on: {', '.join(map(shown, unknown[:8]))}; "
+            f"it knows {', '.join(map(shown, schema.classes[:8]))}{', ...' if len(schema.classes) > 8 else ''}"
         )
     numbers = np.array([schema.classes.index(name) for name in data.schema.classes], dtype=np.int64)
     splits: dict[str, Split] = {name: _Renumbered(split, numbers) for name, split in data.splits.items()}
