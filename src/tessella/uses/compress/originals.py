@@ -70,7 +70,7 @@ class Originals:
         self.seen += 1
         self._troubles[judged.trouble] += bool(judged.trouble)
         if judged.trouble and not self._lossy:
-            self.files.append((name + os.path.splitext(file)[1].lower(), file))
+            self.files.append((name + os.path.splitext(file)[1], file))
             return True
         self._lost.update(judged.lost)
         if not self._full_size and judged.size != self.size:
