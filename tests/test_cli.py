@@ -226,7 +226,7 @@ def test_bad_data_is_refused_and_no_run_is_begun(tmp_path: Path, refused: Callab
     real = np.random.default_rng(0).normal(size=(60, 5))
     hurt = real.copy()
     hurt[3, 2] = np.nan
-    arrays = {"grey": {"x": grey}, "real": {"x": real}, "nan": {"x": hurt}, "keys": {"pictures": grey}}
+    arrays = {"grey": {"x": grey}, "real": {"x": real}, "nan": {"x": hurt}, "keys": {"a": grey, "b": grey}}
     arrays["object"] = {"x": np.array([{}, []] * 30, dtype=object)}
     for name, content in arrays.items():
         np.savez(tmp_path / f"{name}.npz", **content)
@@ -235,7 +235,7 @@ def test_bad_data_is_refused_and_no_run_is_begun(tmp_path: Path, refused: Callab
         (["vae"], "empty", "no pictures"),
         (["vae"], "broken", "can be read"),
         (["vae"], "nan.npz", "NaN"),
-        (["vae"], "keys.npz", "pictures"),
+        (["vae"], "keys.npz", "it has a (60x8x8)"),
         (["vae"], "object.npz", "object"),
         (["cvae"], "grey.npz", "labels"),
         (["vae", "--likelihood", "bernoulli"], "grey.npz", "--binarize"),

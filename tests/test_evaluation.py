@@ -120,7 +120,7 @@ def test_an_evaluation_survives_json_and_an_older_one_is_understood(digits, vae)
 
 def test_processes_that_share_a_split_have_the_figures_of_one(digits, vae, monkeypatch):
     """Each of three simulated processes measures its batches of 40; what they gather is added up."""
-    monkeypatch.setattr(bounds, "BATCH", 40)
+    monkeypatch.setattr(bounds, "size_of", lambda shape, device: 40)
     whole = vae.evaluate(digits, importance_samples=2)
     parts = []
     for rank in range(3):

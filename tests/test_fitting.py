@@ -110,7 +110,7 @@ def test_each_kind_is_kept_and_is_itself_when_loaded(kind: str, run: Path, digit
     assert {path.relative_to(home).parts[0] for path in home.rglob("*")} == {
         *("spec.json", "model.safetensors", "state", "metrics.jsonl", "tensorboard", "pictures")
     }
-    model = loaded(run)
+    model = loaded(run, kind)
     assert model.conditional
     assert valid_rate(model, digits) == pytest.approx(done.rate, rel=1e-4)
     assert model.sample(3, torch.tensor([0, 1, 2])).shape == (3, 1, 8, 8)
@@ -124,7 +124,7 @@ def test_levels_are_fitted_together_each_given_the_coarser_ones(digits: Data, tm
     training.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     done = fitted(tmp_path / "run", digits)
     assert done.rate_before == pytest.approx((16 + 64) * np.log(8))
-    two = loaded(tmp_path / "run")
+    two = loaded(tmp_path / "run", "pixelcnn")
     codes = two.sample_codes(5)
     assert [tuple(c.shape) for c in codes] == [(5, 1, 4, 4), (5, 1, 8, 8)]
     coarse, fine = (p.flatten(1).sum(1) for p in two.log_prob_codes(codes))

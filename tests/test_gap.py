@@ -206,18 +206,19 @@ def test_an_optimised_flow_closes_most_of_it_and_stays_a_bound(known):
 def test_a_flow_posterior_is_freed_from_where_the_encoder_put_it(known):
     """Of correlated numbers it misses less than any Gaussian of independent ones, and stays a bound."""
     torch.manual_seed(0)
-    flow = FlowPosterior((3,), 3, flow_steps=2)
+    flow = FlowPosterior((3,), 3, flow_steps=2, width=32, context=16)
     flow.base.load_state_dict(known.model.bottleneck.state_dict())
     model = Known(3, 6, 0.7, off=0.4).model
     model.bottleneck = flow
+    x = known.x[:16]  # each has weights of its own, which is what takes the time
     with torch.no_grad():
-        q = flow(model.encoder(known.x, None), Noise(5)).posterior
-        freed = local.amortised(model, known.x, None)
+        q = flow(model.encoder(x, None), Noise(5)).posterior
+        freed = local.amortised(model, x, None)
         z, log_q = freed.draw(Noise(5), 1)
     torch.testing.assert_close(z, q.z)
     torch.testing.assert_close(log_q, q.log_prob(q.z))
-    local.optimise(model, known.x, None, freed, Noise(1))
-    mean, error = mean_and_error(local.bound(model, known.x, None, freed, Noise(2), draws=500) + known.truth)
+    local.optimise(model, x, None, freed, Noise(1))
+    mean, error = mean_and_error(local.bound(model, x, None, freed, Noise(2), draws=500) + known.truth[:16])
     assert -4 * error < mean < 0.3 * known.best_gap
     assert local.weights(model) == sum(p[0].numel() for p, _ in freed.parameters[3:])
 

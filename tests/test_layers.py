@@ -17,12 +17,22 @@ PACKAGE = "tessella"
 SOURCE = Path(__file__).resolve().parents[1] / "src" / PACKAGE
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("records", "errors", "registry", "stored", "files"),
-    ("contracts", "divergences", "noise", "precision", "entropy_coding", "pictures", "tensors"),
+    ("records", "errors", "registry", "text", "stored", "files"),
+    (
+        "contracts",
+        "divergences",
+        "noise",
+        "fixed_batch",
+        "precision",
+        "entropy_coding",
+        "pictures",
+        "device",
+        "tensors",
+    ),
     ("networks",),
     ("likelihoods", "bottlenecks", "priors", "flows", "diffusion"),
     ("models", "spec"),
-    ("training", "fitting", "checkpoint", "lock", "ranks", "monitor", "evaluation"),
+    ("training", "fitting", "checkpoint", "tensor_files", "lock", "ranks", "monitor", "evaluation"),
     ("uses",),
     ("cli", "__main__", "commands", "report", "sklearn", "studio"),
 )

@@ -165,8 +165,8 @@ def test_samples_of_the_uniform_and_the_learned_prior_stand_side_by_side(tmp_pat
     uniform, learned = re.findall(r'<div><img[^>]*src="([^"]*)"', samples)
     assert uniform != learned
     assert "uniform prior" in samples
-    assert "codes drawn from the learned prior" in samples
-    assert "what its codes cost under the learned prior" in text
+    assert "learned prior" in samples
+    assert "what each code costs under the learned prior" in text
     assert "rate, uniform prior" in text
     batch = opened.split("test").batch(range(4))
     cost = seen_codes.costs(model, batch)

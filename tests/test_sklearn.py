@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_methods_subset_invariance, parametrize_with_checks
 
 from tessella.sklearn import LatentOutlierDetector, LatentTransformer
 
@@ -24,6 +24,13 @@ STEPS = 20
 )
 def test_keeps_the_contract(estimator, check) -> None:
     check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", [LatentOutlierDetector(), LatentTransformer()], ids=lambda of: type(of).__name__)
+def test_a_rows_numbers_do_not_depend_on_its_neighbours_with_default_options(estimator) -> None:
+    """All of scikit-learn's checks with default options take a quarter of an hour: benchmarks/conformance.py."""
+    check_methods_subset_invariance(type(estimator).__name__, estimator)
 
 
 def band(n: int, seed: int = 0) -> np.ndarray:

@@ -28,6 +28,7 @@ import torch
 
 from tessella import registry, stored
 from tessella.contracts import CodePrior
+from tessella.device import resolve
 from tessella.errors import RunError
 from tessella.files import kept, place, write_atomic
 from tessella.models.codes import CodeModel
@@ -187,13 +188,14 @@ def build(run: str | os.PathLike[str], spec: Spec | None = None) -> Model:
 def load(
     run: str | os.PathLike[str],
     *,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = "cpu",
     into: Model | None = None,
     prior: str | None = None,
 ) -> Model:
     """The trained model of a run: averaged weights, evaluation mode.
 
     Args:
+        device: where it runs: cpu, cuda, mps, xpu, or auto for the best there is; as of `tessella.device.resolve`.
         into: a model to load the weights into, for a composition of your own that the catalogue does not know.
         prior: the kind of a fitted prior, or `trained` for the model's own (of codes `uniform`); by default the fitted
             one with the lowest rate on the validation split, and the model's own if none was fitted on these weights or
@@ -202,19 +204,23 @@ def load(
     Raises:
         RunError: if the run is missing, damaged, from a newer version, its weights do not fit its specification, or it
             has no such prior.
+        SpecError: if there is no such device.
     """
+    place = resolve(device)
     spec, header = read_spec(run), read_header(kept(run, MODEL))
     model = build(run, spec) if into is None else into
     fill(model, header, exactly=into is None)
     if isinstance(model, LatentVariableModel) and prior in registry.names("code-prior"):
         raise RunError(f"{run} has no codes, so no prior {prior!r} over them: leave it out, or train a vqvae")
     if isinstance(model, CodeModel | LatentVariableModel):
-        home = _chosen_prior(Path(run), prior)
-        if home is not None:
-            load_prior(home, model)
+        choice = choose_prior(Path(run), prior)
+        if choice.note:
+            warnings.warn(choice.note, stacklevel=2)
+        if choice.home is not None:
+            load_prior(choice.home, model)
     elif prior not in (None, TRAINED):
         raise RunError(f"{run} is of a {model.name}, which is its own prior, and has no other {prior!r}: leave it out")
-    return model.to(device).eval()
+    return model.to(place).eval()
 
 
 # priors fitted on frozen latents
@@ -231,8 +237,8 @@ class PriorSpec:
         class_conditional: whether it sees labels.
         training: the options that fitting was started with.
         rate: mean rate on the validation split in nats, once it is known; of an autoencoder the cross entropy.
-        rate_before: on the same draws, what the model's own prior pays; None of codes, whose own is uniform, of an
-            autoencoder, which has none, and without a validation split.
+        rate_before: on the same draws, what the model's own prior pays, of codes N log K; None for an autoencoder,
+            which has none, and without a validation split.
         data: what it was fitted on, as a run's specification has it.
     """
 
@@ -252,7 +258,7 @@ class PriorSpec:
 
     @property
     def better(self) -> bool:
-        """Whether it is to be preferred to the model's own."""
+        """Whether to prefer it to the model's own prior: by the validation split, and where there is none on trust."""
         return self.rate_before is None or (self.rate is not None and self.rate < self.rate_before)
 
     @property
@@ -385,38 +391,74 @@ def _sizes(options: Mapping[str, Any]) -> dict[str, int]:
     return {name: value for name, value in options.items() if type(value) is int and name not in others}
 
 
+@dataclass(frozen=True)
+class PriorChoice:
+    """The prior that a run's model uses.
+
+    Attributes:
+        home: the folder of a fitted prior; None for the model's own.
+        note: why fitted priors were passed over, and what to do, in a line; empty if none was.
+    """
+
+    home: Path | None
+    note: str = ""
+
+
 def prior_in_use(run: Path) -> str | None:
     """The kind and the weights' fingerprint of the prior that `load` takes by default; None: the model's own."""
-    home = _chosen_prior(run, None)
+    home = choose_prior(run).home
     return None if home is None else f"{home.name} {fingerprint(home)}"
 
 
-def _chosen_prior(run: Path, kind: str | None) -> Path | None:
-    """The folder of the prior to use; None for the model's own.
+def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
+    """Choose the prior of that kind, or by default the fitted one with the lowest rate on the validation split.
+
+    The model's own is chosen where no fitted one is better on the validation split.
 
     Raises:
         RunError: if the prior asked for was fitted on other weights.
     """
     if kind in (TRAINED, UNIFORM):
-        return None
+        return PriorChoice(None)
     now = fingerprint(run)
     if kind is not None:
         home = prior_home(run, kind)
         spec = read_prior_spec(home)
         if spec.codes != now:
             raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {now}): fit it again")
-        return home
+        return PriorChoice(home)
     homes = [prior_home(run, name) for name in _prior_names(run)]
     known = [(home, read_prior_spec(home)) for home in homes if (home / MODEL).is_file()]
-    if known and not any(spec.codes == now for _, spec in known):
-        warnings.warn(
+    if not known:
+        return PriorChoice(None)
+    current = sorted(
+        ((math.inf if spec.rate is None else spec.rate, home, spec) for home, spec in known if spec.codes == now),
+        key=lambda item: item[:2],
+    )
+    if not current:
+        return PriorChoice(
+            None,
             f"the priors in {run / PRIORS} were fitted on other weights, so the model's own is used: "
             "fit them again with tessella prior",
-            stacklevel=3,
         )
-    usable = [(home, spec) for home, spec in known if spec.codes == now and spec.better]
-    fit = [(math.inf if spec.rate is None else spec.rate, home) for home, spec in usable]
-    return min(fit)[1] if fit else None
+    better = [home for _, home, spec in current if spec.better]
+    return PriorChoice(better[0]) if better else PriorChoice(None, _passed_over(run, current[0][2]))
+
+
+def _passed_over(run: Path, spec: PriorSpec) -> str:
+    """Why the best of the fitted priors is not used, and what to do."""
+    own = "the uniform one" if spec.kind in registry.names("code-prior") else "the model's own"
+    again, taken = f"tessella prior {run} --kind {spec.kind}", f"or take it as it is with --prior {spec.kind}"
+    if spec.rate is None:
+        return (
+            f"the prior {spec.kind} was stopped before it was measured, so {own} is used: go on with {again} "
+            f"--resume, {taken}"
+        )
+    return (
+        f"the fitted prior {spec.kind} costs more than {own} on the validation split ({spec.rate:.2f} against "
+        f"{spec.rate_before:.2f} nats), so {own} is used: fit it again with another budget or size ({again} "
+        f"--overwrite), {taken}"
+    )
 
 
 def _prior_names(run: Path) -> list[str]:

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
+import textwrap
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from tessella import __version__
 from tessella.errors import TessellaError
+from tessella.text import shown
 
 
 class Command(NamedTuple):
@@ -31,7 +34,7 @@ class Command(NamedTuple):
 
 OVERVIEW: dict[str, tuple[Command, ...]] = {
     "start here": (
-        Command("demo", "", "train, fit, measure and report on small embedded pictures, in under four minutes"),
+        Command("demo", "", "train on embedded pictures of clothes and show what can be done, in 4 minutes"),
         Command("data", "SPEC", "show what is understood of some data, and write a contact sheet"),
         Command("parts", "", "list the models and what they are made of"),
     ),
@@ -74,7 +77,9 @@ class UsageError(TessellaError):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 2 for a mistake of the user's, 130 when interrupted."""
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what an Apple GPU lacks runs on the processor
     first, *rest = args if args is not None else sys.argv[1:] or ["--help"]
+    _open_streams()
     try:
         with ExitStack() as stack:
             if not _speaks():
@@ -86,7 +91,6 @@ def main(args: Sequence[str] | None = None) -> int:
     except TessellaError as error:
         return _complain(str(error))
     except BrokenPipeError:  # whoever was reading has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -97,23 +101,60 @@ def main(args: Sequence[str] | None = None) -> int:
         return _complain("there is not enough memory for this: give fewer or smaller examples, or take a smaller model")
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+    finally:
+        _release(sys.stdout)
+        _release(sys.stderr)
     return status
+
+
+def _open_streams() -> None:
+    """Let there be a console that takes every character: one that it does not have is escaped."""
+    for name in ("stdin", "stdout", "stderr"):  # in this order, for a new file takes the number of a closed one
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+        elif name != "stdin" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _release(stream: TextIO) -> None:
+    """Point a stream that takes no more at nothing, or Python would complain of it at its end."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def overview() -> str:
     """What `tessella --help` prints."""
+    columns = shutil.get_terminal_size((120, 24)).columns
     lines = ["tessella: learn the tiles that data is made of, and measure how well in bits", ""]
     lines += ["usage: tessella COMMAND ...    (tessella COMMAND --help lists its options)", ""]
     wide = max(len(f"{c.name} {c.arguments}") for group in OVERVIEW.values() for c in group)
     for title, group in OVERVIEW.items():
         lines.append(f"{title}:")
-        lines += [f"  {f'{c.name} {c.arguments}':{wide}}  {c.summary}" for c in group]
+        for c in group:
+            lines += _entry(f"{c.name} {c.arguments}".strip(), c.summary, wide, columns)
         lines.append("")
-    lines += [
-        "SPEC is digits, sprites, hf:NAME, a folder of pictures (sub-folders are classes), or a file: .npz, .npy,"
-    ]
-    lines += [".csv, .parquet, idx, CIFAR .bin. RUN is the folder that training fills."]
+    lines += textwrap.wrap(
+        "SPEC is clothes, digits, sprites, hf:NAME, a folder of pictures (sub-folders are classes), or a file: .npz, "
+        ".npy, .csv, .parquet, idx, CIFAR .bin. RUN is the folder that training fills.",
+        min(columns, 106),
+    )
     return "\n".join(lines)
+
+
+def _entry(command: str, summary: str, wide: int, columns: int) -> Iterator[str]:
+    """A command and what it does beside it, or below it where there is no room."""
+    room = columns - wide - 4
+    if room < 24:
+        yield f"  {command}"
+        yield from textwrap.wrap(summary, max(columns, 20), initial_indent="      ", subsequent_indent="      ")
+        return
+    first, *more = textwrap.wrap(summary, room)
+    yield f"  {command:{wide}}  {first}"
+    yield from (f"{'':{wide + 4}}{line}" for line in more)
 
 
 def _dispatch(first: str, rest: list[str]) -> int:
@@ -172,8 +213,7 @@ def _out_of_its_box(text: str) -> str:
 
 
 def _complain(message: str, status: int = 2) -> int:
-    if _speaks():
-        print(f"tessella: {' '.join(message.split())}", file=sys.stderr)
+    _tell(f"tessella: {message}")
     return status
 
 
@@ -185,8 +225,15 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _note(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
     """Warnings of this package are for the user and take a line; those of others are not."""
-    if _speaks() and issubclass(category, UserWarning) and filename.startswith(os.path.dirname(__file__)):
-        print(f"tessella: note: {' '.join(str(message).split())}", file=sys.stderr)
+    if issubclass(category, UserWarning) and filename.startswith(os.path.dirname(__file__)):
+        _tell(f"tessella: note: {message}")
+
+
+def _tell(text: str) -> None:
+    """One line on stderr, if there is somebody to read it."""
+    if _speaks():
+        with suppress(OSError, ValueError):
+            print(shown(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 def _speaks() -> bool:

@@ -31,6 +31,7 @@ from tessella.errors import RunError
 from tessella.evaluation.bounds import evaluate
 from tessella.models.model import Model
 from tessella.records import Precision, bits_per_dim
+from tessella.text import json_text
 
 EVERY = 50
 LOOKS = (0.01, 0.05, *(i / 10 for i in range(1, 10)))
@@ -219,7 +220,7 @@ class Monitor:
 
     def _note(self, record: dict[str, float | int | str | None]) -> None:
         try:
-            files.append(self.run / METRICS, json.dumps(record) + "\n")
+            files.append(self.run / METRICS, json_text(record) + "\n")
         except OSError as error:
             raise RunError(
                 f"{self.run / METRICS} cannot be written ({error.strerror}): free some space, then --resume"

@@ -34,6 +34,9 @@ class Schema:
             vectors and one a channel for pictures; `(0.0,)` and `(1.0,)` otherwise.
         classes: the names of the classes, in the order of their labels; empty if there are none.
         depth: of pictures read from files of more than 8 bits, the values in the files that became 0 and 255.
+        columns: the names of a table's columns, in order; empty if they have none.
+        offset: whole numbers that were subtracted from the columns, because 32 bits could not tell their values apart;
+            empty if none were.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +47,8 @@ class Schema:
     scale: tuple[float, ...] = (1.0,)
     classes: tuple[str, ...] = ()
     depth: tuple[float, float] | None = None
+    columns: tuple[str, ...] = ()
+    offset: tuple[int, ...] = ()
 
     @property
     def dims(self) -> int:

@@ -28,6 +28,8 @@ from tessella.data import Split
 from tessella.data.arrays import moments
 from tessella.data.found import Part, index_keys
 from tessella.data.splits import split_of
+from tessella.device import resolve
+from tessella.fixed_batch import fixed_batches, to_read
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.records import Batch, Schema
@@ -35,8 +37,8 @@ from tessella.spec import TrainOptions
 from tessella.training import fit as train
 from tessella.uses.detect import Detector
 
-AT_ONCE = 500
 BATCH = 64
+"""Examples in a step of training."""
 
 
 class _Fitted(BaseEstimator, ABC):
@@ -52,6 +54,7 @@ class _Fitted(BaseEstimator, ABC):
     image_shape: tuple[int, ...] | None
     model_options: dict[str, Any] | None
     random_state: Any
+    device: str | None
 
     def _fit(self, X: Any) -> np.ndarray:
         """Train on X; gives the examples."""
@@ -66,8 +69,9 @@ class _Fitted(BaseEstimator, ABC):
             torch.manual_seed(seed)
             model = registry.find("model", self.model).load()(schema, **options)
         steps = self.max_steps
-        train(model, _split(x), TrainOptions(steps=steps, batch_size=min(BATCH, max(8, len(x))), seed=seed))
-        self.model_ = _Kept(model.cpu())
+        batch = min(BATCH, max(8, len(x)))
+        train(model, _split(x), TrainOptions(steps=steps, batch_size=batch, seed=seed, device=self.device))
+        self.model_ = _Kept(model)
         self.seed_ = seed
         self.n_iter_ = steps
         return x
@@ -115,8 +119,7 @@ class _Fitted(BaseEstimator, ABC):
         if bytes_wanted and x.dtype != np.uint8:
             raise ValueError("this was fitted on pictures of bytes: give uint8")
         x = x if bytes_wanted else x.astype(np.float32)
-        for first in range(0, len(x), AT_ONCE):
-            yield Batch(torch.from_numpy(x[first : first + AT_ONCE]))
+        return _batches(x, self.model_.model.device)
 
 
 @final
@@ -132,6 +135,8 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         image_shape: (height, width) or (height, width, channels) of pictures; None for vectors.
         model_options: of `tessella.spec.ModelOptions`, for instance `{"units": 4}`.
         random_state: of the weights, the order of the examples and every draw.
+        device: where the model runs: auto (the best there is), cpu, cuda, mps or xpu; None: what the environment
+            variable `TESSELLA_DEVICE` says, or else auto. What is pickled is on no device, and runs where it is loaded.
 
     Attributes:
         offset_: the threshold on `score_samples`: `decision_function` is what lies above it.
@@ -149,6 +154,7 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         image_shape: tuple[int, ...] | None = None,
         model_options: dict[str, Any] | None = None,
         random_state: Any = None,
+        device: str | None = None,
     ) -> None:
         self.model = model
         self.criterion = criterion
@@ -157,6 +163,7 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         self.image_shape = image_shape
         self.model_options = model_options
         self.random_state = random_state
+        self.device = device
 
     def fit(self, X: Any, y: Any = None) -> LatentOutlierDetector:
         """Train on rows X `[n, features]`, or pictures; y is ignored.
@@ -168,7 +175,9 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"contamination must lie above 0 and up to 0.5, not {self.contamination}")
         x = self._fit(X)
-        self.offset_ = float(np.percentile(-self._strangeness(_batches(x)), 100 * self.contamination))
+        self.offset_ = float(
+            np.percentile(-self._strangeness(_batches(x, self.model_.model.device)), 100 * self.contamination)
+        )
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -185,7 +194,7 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def _strangeness(self, batches: Iterator[Batch]) -> np.ndarray:
-        detector = Detector(self.model_.model, [self.criterion], seed=self.seed_)
+        detector = Detector(self.model_.on(self.device), [self.criterion], seed=self.seed_)
         return np.concatenate([detector.score(batch)[self.criterion] for batch in batches])
 
 
@@ -195,7 +204,7 @@ class LatentTransformer(TransformerMixin, _Fitted):
 
     Args:
         model: a name of the catalogue; `vae` gives real numbers, `vqvae` codes.
-        max_steps, image_shape, model_options, random_state: as of `LatentOutlierDetector`.
+        max_steps, image_shape, model_options, random_state, device: as of `LatentOutlierDetector`.
 
     Attributes:
         n_features_in_: numbers in a row.
@@ -210,12 +219,14 @@ class LatentTransformer(TransformerMixin, _Fitted):
         image_shape: tuple[int, ...] | None = None,
         model_options: dict[str, Any] | None = None,
         random_state: Any = None,
+        device: str | None = None,
     ) -> None:
         self.model = model
         self.max_steps = max_steps
         self.image_shape = image_shape
         self.model_options = model_options
         self.random_state = random_state
+        self.device = device
 
     def fit(self, X: Any, y: Any = None) -> LatentTransformer:
         """Train on rows X `[n, features]`, or pictures; y is ignored.
@@ -230,11 +241,12 @@ class LatentTransformer(TransformerMixin, _Fitted):
     @torch.no_grad()
     def transform(self, X: Any) -> np.ndarray:
         """The latents of rows, `[n, units]` float64, or the codes of all levels, `[n, codes]` int64."""
-        found = []
+        found, model = [], self.model_.on(self.device)
         for batch in self._batches(X):
-            latent = self.model_.model.encode(batch.x)
-            flat = [c.flatten(1) for c in latent.codes] or [latent.z.flatten(1).double()]
-            found.append(torch.cat(flat, 1).numpy())
+            for part in fixed_batches(batch, model.device):
+                latent = model.encode(part.x)
+                flat = [c.flatten(1) for c in latent.codes] or [latent.z.flatten(1).cpu().double()]
+                found.append(torch.cat(flat, 1)[: part.count].cpu().numpy())
         return np.concatenate(found)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -254,8 +266,12 @@ class _Kept:
     def __init__(self, model: Model) -> None:
         self.model = model.eval()
 
+    def on(self, device: str | None) -> Model:
+        """The model, moved to that device."""
+        return self.model.to(resolve(device))
+
     def __getstate__(self) -> dict[str, Any]:
-        weights = {name: t.numpy() for name, t in self.model.state_dict().items()}
+        weights = {name: t.cpu().numpy() for name, t in self.model.state_dict().items()}
         return {"name": self.model.name, "schema": self.model.schema, "options": self.model.options, "weights": weights}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -276,9 +292,10 @@ def _split(x: np.ndarray) -> Split:
     return split_of(Part(x, None, index_keys(len(x), "sklearn")), np.arange(len(x)))
 
 
-def _batches(x: np.ndarray) -> Iterator[Batch]:
-    for first in range(0, len(x), AT_ONCE):
-        yield Batch(torch.from_numpy(x[first : first + AT_ONCE]))
+def _batches(x: np.ndarray, device: torch.device) -> Iterator[Batch]:
+    at_once = to_read(x.shape[1:], device)
+    for first in range(0, len(x), at_once):
+        yield Batch(torch.from_numpy(x[first : first + at_once]))
 
 
 def _single(X: np.ndarray) -> np.ndarray:

@@ -160,6 +160,8 @@ class TrainOptions:
         seed: of the weights, the order of the examples and every draw.
         save_every: seconds between checkpoints: what a killed run loses at most.
         workers: processes that read files, for data that is streamed.
+        device: where networks run: auto (the best there is), cpu, cuda, mps or xpu; of several cards cuda:1 is the
+            second. By default what the environment variable TESSELLA_DEVICE says, or else auto.
         rank_timeout: of several processes that train together, seconds after which one that does not answer, or does
             not come, is given up: the others then end.
     """
@@ -177,6 +179,7 @@ class TrainOptions:
     seed: int = 0
     save_every: float = 60.0
     workers: int = 2
+    device: str | None = None
     rank_timeout: float = 300.0
 
     def __post_init__(self) -> None:

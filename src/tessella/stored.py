@@ -28,7 +28,7 @@ DEEPEST = 32
 """Lists and objects within each other."""
 LONGEST = 1 << 14
 """Characters of one text."""
-LARGEST = 1 << 53
+LARGEST = 1 << 64
 """Whole numbers lie between its negative and itself."""
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)

@@ -30,6 +30,7 @@ from torch import Tensor, distributed, nn
 import tessella
 from tessella import checkpoint, ranks, stored
 from tessella.data import Data, Split, stream
+from tessella.device import resolve
 from tessella.errors import RunError, SpecError, TrainingError
 from tessella.lock import held
 from tessella.models.model import Model
@@ -627,7 +628,7 @@ def together(options: TrainOptions, facts: Mapping[str, Any] | None = None) -> I
         TrainingError: if one was started with something else.
     """
     with ranks.joining(options.rank_timeout):
-        accelerator = accelerated()
+        accelerator = accelerated(options.device)
     if accelerator.num_processes == 1:
         yield accelerator
         return
@@ -650,11 +651,22 @@ def facts_of(data: Data) -> dict[str, str]:
     return {"data": f"{data.fingerprint} ({counts})"}
 
 
-def accelerated() -> Accelerator:
-    """The processes that train together, be it one. They part in order when Python ends, or it may abort."""
+def accelerated(asked: str | None = None) -> Accelerator:
+    """The processes that train together, be it one, on the device asked for.
+
+    They part in order when Python ends, or it may abort. Of several processes each has a device of its own, of that
+    kind.
+
+    Raises:
+        SpecError: if there is no such device.
+    """
+    device = resolve(asked)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # The backend never gives one up: a process may take long over what the others wait for. `ranks` knows better.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=7))
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patient])
+    accelerator = Accelerator(cpu=several and device.type == "cpu", kwargs_handlers=[patient])
+    if not several:  # accelerate would choose by itself, and for all trainings of a process the same
+        accelerator.state.device = device  # pyright: ignore[reportAttributeAccessIssue]
     atexit.unregister(_part)
     atexit.register(_part)
     return accelerator

@@ -421,7 +421,8 @@ def test_revived_code_is_a_vector_of_its_group() -> None:
     codes = torch.zeros(30, 2, dtype=torch.int64)
     book.learn(z, codes, Noise(0))
     for group in range(2):
-        assert torch.cdist(book.vectors[group, 1:2], z[:, group]).min() < 1e-4
+        # not `cdist`, whose matrix product loses what is small beside the vectors' length
+        assert (book.vectors[group, 1] - z[:, group]).abs().amax(1).min() < 1e-4
         assert book.count[group, 1] > 0
 
 

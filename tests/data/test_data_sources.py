@@ -177,7 +177,7 @@ def test_labels_that_are_no_classes_are_left_out(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"pictures": X}, "neither x nor x_train"),
+        ({"a": X, "b": X}, "neither x nor x_train"),
         ({}, "nothing"),
         ({"x": np.array([1.0, np.nan, np.inf])[:, None]}, "2 values that are NaN or infinite"),
         ({"x": np.array([[1e300], [1.0]])}, "infinite in 32 bits"),
@@ -190,12 +190,11 @@ def test_labels_that_are_no_classes_are_left_out(tmp_path) -> None:
         ({"x": np.array([["a", "b"]])}, "not numbers"),
         ({"x": np.zeros((3, 3), complex)}, "not numbers"),
         ({"x": X, "y": Y[:7]}, "one label an example"),
-        ({"x": X, "y": np.eye(30)}, "one label an example"),
+        ({"x": X, "y": np.eye(29)}, "one label an example"),
         ({"x_train": X, "x_test": X[:, :2]}, "different shapes"),
         ({"x_train": X[:0], "x_test": X}, "empty"),
         ({"x": X, "y": Y, "class_names": np.array(["only"])}, "classes are named"),
         ({"audio": X, "offsets": Y}, "sound"),
-        ({"train": X, "valid": X, "test": X}, "packed bits"),
     ],
 )
 def test_unusable_arrays_are_refused(tmp_path, arrays, said) -> None:
@@ -320,7 +319,7 @@ def test_cifar_binary_is_read(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("end", ["csv", "tsv", "parquet", "csv.gz"])
-@pytest.mark.parametrize("label", ["label", "Class", "target", "y", None])
+@pytest.mark.parametrize("label", ["label", "Class", "target", None])
 def test_tables_are_read(tmp_path, end, label) -> None:
     table = {"a": [1.5, 2.0, 3.0, 4.0], "b": [0, 1, 2, 3]} | ({label: ["u", "v", "u", "v"]} if label else {})
     path = tmp_path / f"t.{end}"
@@ -340,12 +339,12 @@ def test_tables_are_read(tmp_path, end, label) -> None:
     ("text", "said"),
     [
         ("a,name,b\n1,x,2\n", "name"),
-        ("a,b\n1,2\n3\n", "cannot be read"),
-        ("a,b\n1,\n3,4\n", "empty cells in columns b (1)"),
+        ("a,b\n1,2\n3\n", "line 3 has 1 cells, the first line has 2"),
+        ("a,b\n1,\n3,4\n", "empty cells in columns b (1, the first in row 1)"),
         ("a,b\n1,nan\n", "empty cells"),
-        ("a,b\n1,inf\n", "NaN or infinite"),
+        ("a,b\n1,inf\n", "infinite values in columns b (1, the first in row 1)"),
         ("a,b\n", "no rows"),
-        ("", "cannot be read"),
+        ("", "is empty"),
         ("label\nx\n", "no columns of numbers"),
         ("a,label\n1,\n2,3\n", "label column"),
     ],

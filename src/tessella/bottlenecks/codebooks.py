@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessella.bottlenecks.nearest import nearest, per_code
+from tessella.device import precise
 from tessella.noise import Noise
 
 Distance = Callable[[Tensor], Tensor]
@@ -163,8 +164,8 @@ class MappedCodebook(nn.Module):
     @torch.no_grad()
     def start(self, z: Tensor, noise: Noise) -> None:
         if not self.started and _finite(z):
-            vectors = z.transpose(0, 1).double()
-            moments, rows = _joined(vectors.mT @ vectors, torch.tensor(float(len(z)), device=z.device))
+            vectors = precise(z.transpose(0, 1))
+            moments, rows = _joined(vectors.mT @ vectors, torch.tensor(float(len(z)), device=vectors.device))
             values, axes = torch.linalg.eigh(moments / rows)
             self.map.copy_(axes @ (values.clamp(min=0).sqrt()[..., None] * axes.mT))
             self.started.fill_(True)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tessella.fixed_batch import even_block
+
 BLOCK = 2**19
 """Scores in a thread's block, 2 MB: still in its cache when the largest are looked for."""
 SPAN = 2048
@@ -41,7 +43,7 @@ def nearest(z: Tensor, table: Tensor) -> Tensor:
     codes = torch.empty(count, groups, dtype=torch.int64, device=z.device)
     threads = torch.get_num_threads() if groups == 1 and z.device.type == "cpu" else 1
     span = min(size, SPAN)
-    rows = max(1, BLOCK // (groups * span)) * threads
+    rows = even_block(count, max(1, BLOCK // (groups * span)) * threads)
     space = z.new_empty(groups * span * min(rows, count))
     for first in range(0, count, rows):
         block = z[first : first + rows]

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from tessella.fixed_batch import even_block
 from tessella.noise import Noise
 
 FEW = 8
@@ -45,7 +46,7 @@ def near(z: Tensor, table: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
 def _nearest_few(z: Tensor, table: Tensor) -> Tensor:
     """The nearest codes `[N, G, few]`, block by block."""
     groups, size, _ = table.shape
-    blocks = z.split(max(1, BLOCK // (groups * size)))
+    blocks = z.split(even_block(len(z), max(1, BLOCK // (groups * size))))
     few = [torch.cdist(b.transpose(0, 1), table).topk(min(FEW, size), largest=False).indices for b in blocks]
     return torch.cat(few, 1).transpose(0, 1)
 

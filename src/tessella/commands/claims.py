@@ -5,7 +5,6 @@ Imports beside it: report.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from dataclasses import dataclass, field
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from tessella.commands.shared import check_file
+from tessella.commands.shared import Where, check_file, say
 from tessella.commands.train import AsData
 from tessella.errors import SpecError
+from tessella.text import json_text
 
 if TYPE_CHECKING:
     from tessella.uses.claims import Claim, Result
@@ -31,7 +31,7 @@ class Claims:
     A claim that does not hold on the data is reported as failed, and one that cannot be tested on it as not applicable.
 
     Attributes:
-        data: digits, sprites, hf:NAME, a folder of pictures, or a file.
+        data: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file.
         only: the numbers of claims, such as 6,10; all unless given.
         minutes: about how long all of them may take; less where the models have learned enough before. More than 14
             minutes train them for longer, which data larger than small pictures needs.
@@ -47,6 +47,7 @@ class Claims:
     seeds: int = 3
     out: Annotated[str, arg(aliases=("-o",))] = "claims.html"
     json: str | None = None
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def claims(o: Claims) -> int:
@@ -65,10 +66,16 @@ def claims(o: Claims) -> int:
 
     chosen = experiments.chosen(numbers)
     data = o.how.open(o.data)
-    print(describe(data), flush=True)
+    say(*describe(data).split("\n"))
+    device = o.where.find()
     started, worked = time.monotonic(), time.process_time()
     results = experiments.run(
-        data, chosen, minutes=o.minutes, seeds=tuple(range(o.seeds)), tell=lambda claim, result: _say(claim, result)
+        data,
+        chosen,
+        minutes=o.minutes,
+        seeds=tuple(range(o.seeds)),
+        device=str(device),
+        tell=lambda claim, result: _report(claim, result),
     )
     seconds = time.monotonic() - started
     spent = time.process_time() - worked
@@ -76,12 +83,12 @@ def claims(o: Claims) -> int:
         data, chosen, results, seeds=o.seeds, minutes=o.minutes, seconds=seconds, processor_seconds=spent
     )
     page.write(Path(o.out), record)
-    print(f"{page.counted(record)}, in {seconds / 60:.1f} minutes")
-    print(f"wrote {o.out}")
+    say(f"{page.counted(record)}, in {seconds / 60:.1f} minutes")
+    say(f"wrote {o.out}")
     if o.json is not None:
-        text = json.dumps(record, indent=1, allow_nan=False)
+        text = json_text(record, indent=1)
         checkpoint.write_atomic(Path(o.json), lambda draft: draft.write_text(text, "utf-8"))
-        print(f"wrote {o.json}")
+        say(f"wrote {o.json}")
     return 0
 
 
@@ -93,5 +100,5 @@ def _numbers(only: str | None) -> tuple[int, ...]:
     return tuple(int(number) for number in only.split(","))
 
 
-def _say(claim: Claim, result: Result) -> None:
-    print(f"{claim.number:>2}  {result.verdict:14}  {claim.title}: {result.sentence}", flush=True)
+def _report(claim: Claim, result: Result) -> None:
+    say(f"{claim.number:>2}  {result.verdict:14}  {claim.title}: {result.sentence}")

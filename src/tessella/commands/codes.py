@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import check_file, loaded_without_prior, progress
+from tessella.commands.shared import Where, check_file, loaded_without_prior, progress, say
 from tessella.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -37,11 +37,12 @@ class Encode:
     full_size: bool = False
     data: str | None = None
     split: str = "test"
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def encode(o: Encode) -> int:
     check_file(o.out, ".npz", "archive's")
-    model, source = _model_of_codes(o.run)
+    model, source = _model_of_codes(o.run, o.where)
     from tessella import checkpoint
     from tessella.uses import coding
     from tessella.uses.look import data_for
@@ -54,7 +55,7 @@ def encode(o: Encode) -> int:
     count, numbers = len(coded), [[c.size for c in level] for level in coded.levels]
     bits = sum(sum(each) * math.log2(q.codebook_size) for each, q in zip(numbers, model.levels, strict=True))
     each = sum(map(sum, numbers)) / count
-    print(
+    say(
         f"wrote {o.out}: {count:,} examples, {each:g} codes and {bits / count / 8:.4g} bytes each before entropy coding"
     )
     return 0
@@ -70,6 +71,7 @@ class Decode:
         out: the folder to write pictures into; they keep their names.
         draw: draw from p(x | z), noise and all, instead of taking its mean.
         seed: of the draws.
+        overwrite: replace pictures that are there.
     """
 
     run: Positional[str]
@@ -77,35 +79,38 @@ class Decode:
     out: Annotated[str, arg(aliases=("-o",))] = "decoded"
     draw: bool = False
     seed: int = 0
+    overwrite: bool = False
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def decode(o: Decode) -> int:
     if os.path.exists(o.out) and not os.path.isdir(o.out):
         raise DataError(f"{o.out} is no folder: give one to write pictures into")
-    model, _ = _model_of_codes(o.run)
+    model, _ = _model_of_codes(o.run, o.where)
     from tessella import checkpoint, pictures
     from tessella.uses import coding
+    from tessella.uses.outputs import Outputs
 
     coded = coding.read(o.codes)
     try:
         coding.check(coded, model, checkpoint.fingerprint(o.run))
     except DataError as error:
         raise DataError(f"{o.codes}: {error}") from error
-    targets = {name: coding.target(o.out, name) for name in coded.names}
-    if len(targets) < len(coded):
+    files = Outputs(o.out, coded.names, ".png", overwrite=o.overwrite)
+    if len(set(coded.names)) < len(coded):
         raise DataError(f"{o.codes} has several examples of one name: encode again")
-    with progress("decoding") as tell:
+    with files as outputs, progress("decoding") as tell:
         for name, x in coding.decode(model, coded, draw=o.draw, seed=o.seed, progress=tell):
             image = pictures.grid(x[None], model.schema, columns=1, scale=1)
-            checkpoint.write_atomic(targets[name], lambda draft, image=image: image.save(draft, format="PNG"))
-    print(f"wrote {len(coded):,} pictures into {Path(o.out)}")
+            outputs.write(f"{name}.png", lambda draft, image=image: image.save(draft, format="PNG"))
+    say(f"wrote {len(coded):,} pictures into {Path(o.out)}")
     return 0
 
 
-def _model_of_codes(run: str) -> tuple[CodeModel, dict[str, Any]]:
+def _model_of_codes(run: str, where: Where) -> tuple[CodeModel, dict[str, Any]]:
     from tessella.models.codes import CodeModel
 
-    model, source = loaded_without_prior(run)
+    model, source = loaded_without_prior(run, where)
     if not isinstance(model, CodeModel):
         raise SpecError(f"the model {model.name} of {run} has no codes: train a vqvae")
     return model, source

@@ -5,16 +5,16 @@ Imports beside it: report.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import check_file, progress
+from tessella.commands.shared import Where, check_file, progress, say, say_table
+from tessella.text import json_text
 
 if TYPE_CHECKING:
     from tessella.uses.compare import Comparison, Group
@@ -46,6 +46,7 @@ class Compare:
     minutes: float = 5.0
     seed: int = 0
     json: bool = False
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def compare(o: Compare) -> int:
@@ -53,6 +54,7 @@ def compare(o: Compare) -> int:
     from tessella.report import compared, kept
     from tessella.uses import compare as uses
 
+    device = o.where.find(json=o.json)
     with _bars(quiet=o.json) as told:
         found = uses.compare(
             o.runs,
@@ -61,15 +63,16 @@ def compare(o: Compare) -> int:
             examples=o.examples,
             minutes=o.minutes,
             seed=o.seed,
+            device=device,
             kept=None if o.data else uses.Kept(kept.stored, kept.stored_gap),
             progress=told,
         )
     compared.write_compared(Path(o.out), found)
     if o.json:
-        print(json.dumps(compared.jsonable(found), indent=2))
+        print(json_text(compared.jsonable(found), indent=2))
         return 0
     _say(found)
-    print(f"wrote {o.out}")
+    say(f"wrote {o.out}")
     return 0
 
 
@@ -86,36 +89,25 @@ def _bars(*, quiet: bool) -> Iterator[Callable[[str], Callable[[int, int], None]
 
 
 def _say(found: Comparison) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
     from tessella.report.compared import footnotes
 
-    console = Console(highlight=False)
     for number, group in enumerate(found.groups, 1):
-        heading = group.basis.title if len(found.groups) == 1 else f"group {number}: {group.basis.title}"
-        console.print(f"[bold]{escape(heading)}[/bold]", soft_wrap=True)
-        _table(console, group)
+        _table(group.basis.title if len(found.groups) == 1 else f"group {number}: {group.basis.title}", group)
         for note in footnotes(group):
-            console.print(escape(note), soft_wrap=True)
-        console.print()
+            say(note)
+        say("")
     for reason in found.reasons:
-        console.print(f"[bold]not ranked:[/bold] {escape(reason)}", soft_wrap=True)
+        say(f"not ranked: {reason}")
 
 
-def _table(console, group: Group) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+def _table(title: str, group: Group) -> None:
+    from rich.text import Text
 
     from tessella.report.compared import lines
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for entry in group.entries:
-        table.add_column(escape(entry.name), justify="right", overflow="fold")
-    table.add_column("data", justify="right")
+    heads = ["", *(entry.name for entry in group.entries), "data"]
+    rows = []
     for line in lines(group):
-        cells = [f"[bold]{escape(c)}[/bold]" if b else escape(c) for c, b in zip(line.cells, line.best, strict=True)]
-        table.add_row(line.name, *cells, line.data)
-    console.print(table)
+        cells = [Text(c, style="bold" if b else "") for c, b in zip(line.cells, line.best, strict=True)]
+        rows.append([line.name, *cells, line.data])
+    say_table(title, heads, rows, figures=range(1, len(heads)))

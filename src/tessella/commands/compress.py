@@ -6,23 +6,25 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import progress
+from tessella.commands.shared import Where, progress, say, say_table
 from tessella.errors import DataError
+from tessella.text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tessella.models.model import Model
     from tessella.uses.coding import Named
-    from tessella.uses.compress.container import Header
+    from tessella.uses.compress.container import Container, Header
     from tessella.uses.compress.files import Compressed
+    from tessella.uses.compress.originals import Originals
     from tessella.uses.compress.rivals import Rival, Rivals
 
 METHODS = {
@@ -36,6 +38,9 @@ METHODS = {
 class Compress:
     """Write examples into one file, as short as the model's bound, and give them back exactly.
 
+    Picture files that the model cannot hold exactly (with alpha, of 16 bits, in colour where it is grey, ...) are kept
+    in the file as they are; what is not given back of the others, such as their size without --full-size, is said.
+
     Attributes:
         run: the run folder.
         inputs: picture files, folders of them, or numbers of examples of the split; none: all of the split.
@@ -47,6 +52,7 @@ class Compress:
         prior: the kind of a fitted prior, or `trained` (of codes `uniform`, which is fast): the model's own.
         precision: what encoder and decoder compute in; `auto`: of lossless codes bfloat16 where the processor has it.
         compare: code the first pictures as PNG, WebP and JPEG XL too.
+        overwrite: replace a file that is there.
         quiet: no progress bar.
     """
 
@@ -60,96 +66,116 @@ class Compress:
     prior: str | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compare: Literal["yes", "no"] = "yes"
+    overwrite: bool = False
     quiet: bool = False
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def compress(o: Compress) -> int:
     if os.path.isdir(o.out):
         raise DataError(f"{o.out} is a folder: give a file to write with -o")
+    if os.path.lexists(o.out) and not o.overwrite:
+        raise DataError(f"{o.out} exists already: choose another file with -o, or give --overwrite")
     from tessella import checkpoint
     from tessella.uses import coding
     from tessella.uses.compress import files
+    from tessella.uses.compress.originals import Originals
     from tessella.uses.compress.rivals import Rivals
     from tessella.uses.look import data_for
 
+    _coding_device(o.where)
     model, source = checkpoint.load(o.run, prior=o.prior), checkpoint.read_spec(o.run).data
     weights = files.weights_of(o.run, model, o.prior)
     files.coder_for(model, lossy=o.lossy)
     split = cache(lambda: data_for(model, source, o.data).split(o.split))
-    if not o.full_size and (fitted := _fitted(model, o.inputs)):
-        size = "x".join(map(str, model.schema.shape[1:]))
-        warnings.warn(
-            f"pictures of other sizes ({fitted:,}) are fitted to {size} pixels: --full-size keeps them", stacklevel=2
-        )
     rivals = Rivals(model.schema, lossy=o.lossy)
     read = {"all": 0}
 
     def told(done: int, total: int) -> None:
         read["all"] = total
 
+    originals = Originals(model.schema, lossy=o.lossy, full_size=o.full_size)
+    keeps = originals.keeps if model.schema.is_picture and model.schema.values != "real" else None
+    numbers = not o.inputs or any(one.isdecimal() and not os.path.exists(one) for one in o.inputs)
+    of_split = f"examples of the split {o.split} as the run reads its data" if numbers else ""
     with progress("compressing", quiet=o.quiet) as tell:
-        found = coding.examples(model, o.inputs, split, o.split, full_size=o.full_size, progress=told)
+        found = coding.examples(model, o.inputs, split, o.split, full_size=o.full_size, without=keeps, progress=told)
         result = files.compress(
             model,
-            _seen(found, rivals) if o.compare == "yes" else found,
+            _seen(found, originals, rivals if o.compare == "yes" else None),
             o.out,
             weights,
             lossy=o.lossy,
             precision=o.precision,
+            originals=originals,
+            notes=of_split,
             progress=lambda done: tell(min(done, read["all"]), max(read["all"], 1)),
         )
         compared = rivals.measured()
-    _print_result(result, o.out, compared, rivals)
+    _print_result(result, o.out, compared, rivals, _exactness(result, originals, of_split))
     return 0
 
 
-def _fitted(model: Model, inputs: Iterable[str]) -> int:
-    """How many picture files are of another size than the model's."""
-    from tessella.data.folders import look, picture_files
+def _coding_device(where: Where) -> None:
+    """Say where coding runs: on the processor, whatever else there is."""
+    from tessella.device import resolve
 
-    files: list[str] = []
-    for given in inputs:
-        if os.path.isdir(given):
-            files += [os.path.join(given, name) for name in picture_files(given)[0]]
-        elif os.path.isfile(given):
-            files.append(given)
-    headers = map(look, files) if model.schema.is_picture else ()
-    return sum(not header.trouble and tuple(header.size) != model.schema.shape[1:] for header in headers)
+    if resolve(where.device).type == "cpu":
+        where.say()
+    else:
+        say("device   cpu: coding runs on the processor, where both ends round alike")
 
 
-def _seen(examples: Iterable[Named], rivals: Rivals) -> Iterator[Named]:
-    for names, x in examples:
-        rivals.see(x)
+def _seen(examples: Iterable[Named], originals: Originals, rivals: Rivals | None) -> Iterator[Named]:
+    """The same examples; what is not given back is said before the first, when all files have been judged."""
+    rest = iter(examples)
+    first = list(islice(rest, 1))
+    for note in originals.notes:
+        remedy = ": --full-size keeps them" if "are fitted" in note else ""
+        warnings.warn(f"{note}{remedy}", stacklevel=2)
+    for names, x in chain(first, rest):
+        if rivals is not None:
+            rivals.see(x)
         yield names, x
 
 
-def _print_result(result: Compressed, out: str, compared: list[Rival], rivals: Rivals) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    bound = result.bound / math.log(2) / 8
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.title = f"{out}: {result.examples:,} examples, {METHODS[result.method].partition(', ')[0].partition(':')[0]}"
-    for name in ("what", "bytes", "bits/dim", "the file is"):
-        table.add_column(name, justify="left" if name == "what" else "right", no_wrap=True)
+def _print_result(result: Compressed, out: str, compared: list[Rival], rivals: Rivals, exact: str) -> None:
+    title = f"{out}: {result.examples:,} examples, {exact}"
+    coded, rows = result.bytes - result.kept_bytes, []
 
     def line(what: str, size: float, numbers: int) -> None:
-        bits = 8 * size / numbers
-        ours = 8 * result.bytes / result.numbers
+        bits, ours = 8 * size / numbers, 8 * coded / result.numbers
         apart = "" if what == "this file" else f"{abs(ours / bits - 1):.2%} {'longer' if ours > bits else 'shorter'}"
-        table.add_row(what, f"{size:,.0f}", f"{bits:.4f}", apart)
+        rows.append((what, f"{size:,.0f}", f"{bits:.4f}", apart))
 
-    line("this file", result.bytes, result.numbers)
-    line("the model's rate" if result.method == "codes" else "the model's bound", bound, result.numbers)
-    for rival in compared:
-        line(rival.name, rival.bytes, rivals.numbers)
-    console = Console(highlight=False)
-    console.print(table)
+    if result.examples:
+        line("this file", coded, result.numbers)
+        line(
+            "the model's rate" if result.method == "codes" else "the model's bound",
+            result.bound / math.log(2) / 8,
+            result.numbers,
+        )
+        for rival in compared:
+            line(rival.name, rival.bytes, rivals.numbers)
+    if result.kept:
+        rows.append((f"{result.kept:,} files kept beside them", f"{result.kept_bytes:,}", "", ""))
+    say_table(title, ("what", "bytes", "bits/dim", "the file is"), rows, figures={1, 2, 3})
     if compared and rivals.count < result.examples:
-        console.print(f"others are of the first {rivals.count:,} pictures, a file each", soft_wrap=True)
+        say(f"others are of the first {rivals.count:,} pictures, a file each")
     speed = result.numbers / 1e6 / result.seconds
-    console.print(f"{result.seconds:.1f} seconds, {speed:.3g} MB/s of values", soft_wrap=True)
+    say(f"{result.seconds:.1f} seconds, {speed:.3g} MB/s of values")
+
+
+def _exactness(result: Compressed, originals: Originals, of_split: str) -> str:
+    """What is given back, in words."""
+    said = METHODS[result.method].partition(", ")[0].partition(":")[0]
+    if result.method == "codes":
+        return said
+    if originals.fitted:
+        size = "x".join(map(str, originals.size))
+        others = "" if originals.fitted == result.examples else f" ({originals.fitted:,} of them)"
+        return f"{said} of the pictures as fitted to {size}{others}"
+    return f"{said} of the {of_split}" if of_split else said
 
 
 @dataclass(frozen=True)
@@ -160,13 +186,16 @@ class Decompress:
         file: a file that `tessella compress` wrote.
         out: the folder to write into; examples keep their names.
         run: the run that made it, if it has moved.
+        overwrite: replace files that are there.
         quiet: no progress bar.
     """
 
     file: Positional[str]
     out: Annotated[str, arg(aliases=("-o",))] = "decompressed"
     run: str | None = None
+    overwrite: bool = False
     quiet: bool = False
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def decompress(o: Decompress) -> int:
@@ -178,33 +207,52 @@ def decompress(o: Decompress) -> int:
     header = container.header
     import numpy as np
 
-    from tessella import checkpoint, pictures
-    from tessella.uses.coding import target
     from tessella.uses.compress import files
+    from tessella.uses.compress.originals import picture
+    from tessella.uses.outputs import Outputs
 
-    model = files.model_for(container, o.run)
-
+    if header.method == "codes":
+        device = o.where.find()  # for drawing; the codes themselves are decoded on the processor
+    else:
+        device = None
+        _coding_device(o.where)
+    model = files.model_for(container, o.run) if header.count else None
     ending = ".png" if header.is_picture else ".npy"
-    if isinstance(header.names, list):
-        if len(set(header.names)) < header.count:
-            raise container.damaged("several examples have one name")
-        for name in header.names:
-            target(o.out, name, ending)
+    kept = [file.name for file in container.files()]
+    for name in kept:
+        _check_kept(container, name)
+    targets = Outputs(o.out, header.names, ending, kept, overwrite=o.overwrite)
+    if isinstance(header.names, list) and len(set(header.names)) < header.count:
+        raise container.damaged("several examples have one name")
 
-    def save(draft: Path, x: Tensor) -> None:
-        if header.is_picture:
-            pictures.grid(x[None], model.schema, columns=1, scale=1).save(draft, format="PNG")
-        else:
-            with draft.open("wb") as file:
-                np.save(file, x.numpy(), allow_pickle=False)
+    def save_array(draft: Path, x: Tensor) -> None:
+        with draft.open("wb") as file:  # numpy would add an ending to a path
+            np.save(file, x.numpy(), allow_pickle=False)
 
     count = 0
-    with progress("decompressing", quiet=o.quiet) as tell:
-        for name, x in files.decompress(container, model):
-            checkpoint.write_atomic(target(o.out, name, ending), lambda draft, x=x: save(draft, x))
+    with targets as outputs, progress("decompressing", quiet=o.quiet) as tell:
+        for name, x in files.decompress(container, model, device=device) if model else ():
+            if model and header.is_picture:
+                image = picture(x, model.schema, header.mode(count))
+                outputs.write(name + ending, lambda draft, image=image: image.save(draft, format="PNG"))
+            else:
+                outputs.write(name + ending, lambda draft, x=x: save_array(draft, x))
             tell(count := count + 1, header.count)
-    print(f"wrote {header.count:,} {'pictures' if header.is_picture else 'arrays'} into {Path(o.out)}")
+        for file in container.files():
+            outputs.write(file.name, lambda draft, data=file.data: draft.write_bytes(data))
+    if header.notes:
+        warnings.warn(header.notes, stacklevel=2)
+    also = f" and {len(kept):,} files" if kept else ""
+    say(f"wrote {header.count:,} {'pictures' if header.is_picture else 'arrays'}{also} into {Path(o.out)}")
     return 0
+
+
+def _check_kept(container: Container, name: str) -> None:
+    """Whether a kept file is called as a picture is: no other kind of file is ever written."""
+    from tessella.data.folders import FORMATS
+
+    if os.path.splitext(name)[1].lower() not in FORMATS:
+        raise DataError(f"{container.path} holds a file {name}, which is no picture: no tessella wrote it")
 
 
 @dataclass(frozen=True)
@@ -219,6 +267,7 @@ class Inspect:
 
 
 def inspect(o: Inspect) -> int:
+    from tessella.data.found import abridged
     from tessella.uses.compress.container import Container
 
     container = Container(o.file)
@@ -229,13 +278,16 @@ def inspect(o: Inspect) -> int:
     header = container.header
     shape = "x".join(map(str, header.shape))
     prior = f"{header.prior} {header.prior_fingerprint}".strip()
-    names = f"{header.names[0]} ... {header.names[-1]}" if header.count > 1 else header.names[0]
+    names = " ... ".join(dict.fromkeys((header.names[0], header.names[-1]))) if header.count else "none"
+    kept = [file.name for file in container.files()]
     rows = {
         "method": METHODS[header.method],
         "model": f"{header.model} {header.fingerprint}, prior {prior}, in {header.precision}",
         "run": header.run,
         "examples": f"{header.count:,} of {shape} {header.values} values: {names}",
         "sizes": _sizes(header),
+        "kept": f"{len(kept):,} files as they are: {abridged(kept)}" if kept else "",
+        "notes": header.notes,
         "bytes": f"{container.bytes:,}, {4 * words:,} of them examples in {chunks:,} chunks of {batches:,} batches",
         "made by": header.made,
     }
@@ -243,7 +295,7 @@ def inspect(o: Inspect) -> int:
         raise container.damaged(f"it ends {short} examples early")
     for what, said in rows.items():
         if said:
-            print(f"{what:<10}{said}".encode("utf-8", "replace").decode())
+            say(f"{what:<10}{shown(said)}")
     return 0
 
 

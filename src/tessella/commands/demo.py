@@ -1,49 +1,270 @@
-"""`tessella demo`."""
+"""`tessella demo`.
+
+Imports beside it: report.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Annotated
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 from tyro.conf import arg
 
-from tessella.commands.measure import Evaluate, Report, evaluate, report
-from tessella.commands.prior import Prior, prior
-from tessella.commands.train import Train, train
+from tessella.commands.shared import Where
 from tessella.errors import SpecError
 from tessella.spec import ModelOptions, TrainOptions
+
+if TYPE_CHECKING:
+    from tessella.data import Data
+    from tessella.models.codes import CodeModel
+    from tessella.report import demo as page
+    from tessella.uses.coding import Named
+
+DATA = "clothes"
+MODEL = ModelOptions(codebook_size=128, width=32, depth=1, mixtures=3)
+PRIOR_WIDTH, PRIOR_DEPTH = 48, 4
+RATE, PRIOR_RATE = 3e-3, 2e-3
+"""Learning rates: with so little time, small networks come farther with more than the package's own."""
+SHARE = 0.6
+"""Of the time, for the model; the rest is the prior's."""
+EDITED, REGION, VARIANTS = "Dress", (0, 12, 28, 16), 5
+QUERIES, NEAREST = ("Ankle boot", "Bag", "Dress"), 7
+NORMAL, STRANGE, SCORE, FALSE_POSITIVES, SHOWN = 300, 20, "complexity", 0.01, 6
+COMPRESSED = 500
+PROBES = 20
+"""Convolutions that are timed, a few milliseconds each, to see whether the machine is busy."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Train a VQ-VAE on the embedded digits, fit a prior over its codes, measure both and write their report.
+    """Train a VQ-VAE and a prior on embedded pictures of clothes, and show on one page what they can do.
+
+    The page has samples, an edit, a search, anomalies and a compressed file, each beside the command that does it.
 
     Attributes:
         out: the run folder; `demo-run` is replaced if it is there.
-        minutes: how long to train: two thirds for the model, one for the prior.
+        minutes: how long to train: three fifths for the model, two for the prior.
     """
 
     out: Annotated[str, arg(aliases=("-o",))] = "demo-run"
-    minutes: float = 1.5
+    minutes: float = 2.5
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def demo(o: Demo) -> int:
     if not o.minutes > 0:
-        raise SpecError(f"minutes must be more than zero, not {o.minutes}")
-    print("1 of 4: training a VQ-VAE, which makes 16 integers of each of 1,797 handwritten digits")
-    chosen = {"model": "vqvae", "data": "digits", "options": ModelOptions(side=4, codebook_size=16)}
-    first = TrainOptions(minutes=o.minutes * 2 / 3)
-    if status := train(Train(**chosen, training=first, out=o.out, overwrite=o.out == Demo.out)):
-        return status
-    print("2 of 4: fitting a prior, which learns the integers of each digit")
-    second = TrainOptions(minutes=o.minutes / 3, weight_decay=0.1)
-    if status := prior(Prior(run=o.out, width=32, depth=3, class_conditional=True, training=second)):
-        return status
-    print("3 of 4: measuring both on digits that they never saw")
-    evaluate(Evaluate(run=o.out, importance_samples=50))
-    print("4 of 4: writing the report")
-    report(Report(run=o.out))
-    print(f"open {os.path.abspath(os.path.join(o.out, 'report.html'))} in a browser, then try pictures of your own:")
+        raise SpecError(f"--minutes must be more than 0, got {o.minutes}")
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        if threads > 1 and _crowded(threads):
+            torch.set_num_threads(1)
+            print("other programs keep this machine busy: computing with one thread, so expect rougher pictures")
+        return _shown(o)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _crowded(threads: int) -> bool:
+    """Whether one thread is faster than all: where others hold the cores, threads mostly wait for each other."""
+    import torch
+
+    x, weight = torch.randn(64, 32, 14, 14), torch.randn(32, 32, 3, 3)
+
+    def seconds(count: int) -> float:
+        torch.set_num_threads(count)
+        torch.nn.functional.conv2d(x, weight, padding=1)
+        started = time.perf_counter()
+        for _ in range(PROBES):
+            torch.nn.functional.conv2d(x, weight, padding=1)
+        return time.perf_counter() - started
+
+    return sum(seconds(1) for _ in range(3)) < sum(seconds(threads) for _ in range(3))
+
+
+def _shown(o: Demo) -> int:
+    device = str(o.where.find())
+    started = time.monotonic()
+    import torch
+
+    from tessella import VQVAE, checkpoint, open_data, report
+    from tessella.evaluation.bounds import evaluate
+    from tessella.fitting import fit_prior
+    from tessella.models.codes import CodeModel
+    from tessella.report.words import saving_text, size_text
+    from tessella.training import train
+
+    data, run = open_data(DATA), Path(o.out)
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    _say(1, f"data: {counts} pictures of clothes, 28x28 (Fashion-MNIST, inside the package)")
+    _say(
+        2, f"training a VQ-VAE for {60 * SHARE * o.minutes:.0f} seconds: each picture becomes a small grid of integers"
+    )
+    options = TrainOptions(minutes=SHARE * o.minutes, learning_rate=RATE, device=device)
+    torch.manual_seed(options.seed)
+    new = VQVAE(data.schema, **vars(MODEL))
+    trained = train(new, data, run, options, overwrite=o.out == Demo.out)
+    if trained.stopped == "signal":
+        return _stopped(f"tessella train --resume --out {run}")
+    codes = int(np.prod(new.levels[0].code_shape))
+    print(f"        {trained.steps:,} steps; {codes} integers below {MODEL.codebook_size} a picture")
+    _say(3, f"fitting a prior for {60 * (1 - SHARE) * o.minutes:.0f} seconds: which integers go together")
+    options = TrainOptions(minutes=(1 - SHARE) * o.minutes, learning_rate=PRIOR_RATE, device=device)
+    fitted = fit_prior(run, data, "pixelcnn", options, width=PRIOR_WIDTH, depth=PRIOR_DEPTH)
+    if fitted.training.stopped == "signal":
+        return _stopped(f"tessella prior {run} --resume")
+    print(f"        {fitted.training.steps:,} steps")
+
+    model = checkpoint.load(run, device=device)
+    assert isinstance(model, CodeModel)
+    found = evaluate(model, data.split("test"), data=data.spec, split_name="test")
+    assert found.codes is not None
+    assert found.bound is not None
+    report.store(run, found, seed=0)
+    if found.codes.learned:
+        _say(4, f"test: the learned prior {saving_text(found.codes)} of the bits of the codes; a picture takes "
+                f"{size_text(found.bound)} in all, {size_text(784 * 8 * np.log(2))} raw")  # fmt: skip
+    else:
+        _say(4, f"test: a picture takes {size_text(found.bound)}, {size_text(784 * 8 * np.log(2))} raw; the learned "
+                "prior is no better than the uniform one, which is used: give more --minutes")  # fmt: skip
+    from tessella.report import demo as page
+    from tessella.uses import mosaic
+
+    shown = page.Demo(
+        run,
+        model,
+        found,
+        mosaic.see(model, data.split("test")),
+        _edit(model, data),
+        _search(model, data, run),
+        _anomalies(model, data),
+        _compression(data, run),
+        o.minutes,
+        checkpoint.choose_prior(run).note,
+    )
+    report.write(run, model, data)
+    written = os.path.abspath(page.write(shown))
+    _say(9, f"done in {(time.monotonic() - started) / 60:.1f} minutes: open {written} in a browser")
+    print("then try pictures of your own:")
     print("tessella train vqvae --data FOLDER --out RUN --minutes 10 && tessella prior RUN --minutes 10")
     return 0
+
+
+def _say(step: int, what: str) -> None:
+    print(f"{step} of 9  {what}", flush=True)
+
+
+def _stopped(go_on: str) -> int:
+    print(f"stopped and saved; go on with: {go_on}")
+    return 130
+
+
+def _first(data: Data, split: str, name: str) -> int:
+    """The number of the first example of a class."""
+    labels = data.split(split).labels
+    assert labels is not None
+    return int(np.flatnonzero(labels == data.schema.classes.index(name))[0])
+
+
+def _edit(model: CodeModel, data: Data) -> page.Edit:
+    """The lower half of one picture, sampled anew given the upper half."""
+    from tessella.report import demo as page
+    from tessella.uses import edit as editing
+
+    number = _first(data, "test", EDITED)
+    x = data.split("test").batch([number]).x[0]
+    region = editing.box(*REGION, (28, 28))
+    edited = editing.edit(model, x, region, editing.Resample(VARIANTS))
+    _say(5, f"edit: the lower half of test picture {number}, a {EDITED.lower()}, sampled anew {VARIANTS} times; "
+            f"{len(edited.changed(0))} of {edited.levels[0].before.numel()} codes changed in the first")  # fmt: skip
+    return page.Edit(number, ",".join(map(str, REGION)), edited)
+
+
+def _search(model: CodeModel, data: Data, run: Path) -> page.Search:
+    """The nearest test pictures to some of the validation split."""
+    from tessella import checkpoint
+    from tessella.report import demo as page
+    from tessella.report.found import Shown
+    from tessella.uses import search
+
+    test, valid = data.split("test"), data.split("valid")
+    held = search.index(model, _named(data, "test", len(test)), checkpoint.fingerprint(run))
+    numbers = [_first(data, "valid", name) for name in QUERIES]
+    asked = valid.batch(numbers).x
+    near = search.nearest(held, search.features(model, asked), NEAREST)
+    rows = []
+    same = 0
+    assert test.labels is not None
+    assert valid.labels is not None
+    for query, image, at, apart in zip(
+        numbers, search.small(asked, data.schema), near.rows.tolist(), near.distances.tolist(), strict=True
+    ):
+        same += int((test.labels[at] == valid.labels[query]).sum())
+        tiles = [Shown(held.thumb(row), held.names[row], d) for row, d in zip(at, apart, strict=True)]
+        rows.append([Shown(image.convert("RGB"), str(query)), *tiles])
+    _say(6, f"search: of the {NEAREST} nearest of {len(held):,} pictures to each of {len(rows)} queries, {same} of "
+            f"{NEAREST * len(rows)} are of the query's class")  # fmt: skip
+    return page.Search(len(held), rows)
+
+
+def _anomalies(model: CodeModel, data: Data) -> page.Anomalies:
+    """Handwritten digits among clothes."""
+    from tessella.data import open_data
+    from tessella.records import Batch
+    from tessella.report import demo as page
+    from tessella.uses.detect import Detector
+    from tessella.uses.detect.findings import find, held_out
+    from tessella.uses.detect.inputs import Inputs, Lot, Source
+
+    reader = Inputs(model, {"spec": DATA, **data.options})
+    detector, calibration = held_out(
+        lambda normals: Detector(model, (SCORE,), normals=normals), reader.find(["valid"]), FALSE_POSITIVES
+    )
+    digits = open_data("digits", size=28).split("test").batch(range(STRANGE)).x
+    lot = Lot([f"digit-{i}" for i in range(STRANGE)], Batch(digits), ["digit"] * STRANGE)
+    inputs = reader.find([str(i) for i in range(NORMAL)])
+    findings = find(detector, inputs, [Source(STRANGE, lambda: iter([lot]))], by=SCORE, show=SHOWN)
+    flagged, known = findings.flagged(calibration), np.array(findings.anomalous, bool)
+    _say(7, f"anomalies: {int((flagged & known).sum())} of {known.sum()} handwritten digits lie above the threshold, "
+            f"and {int((flagged & ~known).sum())} of {int((~known).sum())} clothes")  # fmt: skip
+    return page.Anomalies(findings, calibration, findings.rankings()[SCORE].auroc)
+
+
+def _compression(data: Data, run: Path) -> page.Compression:
+    """Test pictures in a lossless file, and back; coding runs on the processor."""
+    from tessella import checkpoint
+    from tessella.report import demo as page
+    from tessella.uses.compress import files
+    from tessella.uses.compress.container import Container
+    from tessella.uses.compress.rivals import Rivals
+
+    model, out = checkpoint.load(run), run / "clothes.tes"
+    rivals = Rivals(model.schema, lossy=False)
+    x = data.split("test").batch(range(COMPRESSED)).x
+    rivals.see(x)
+    packed = files.compress(model, _named(data, "test", COMPRESSED), str(out), files.weights_of(str(run), model))
+    same = [
+        bool((back == one).all())
+        for one, (_, back) in zip(x, files.decompress(Container(str(out)), model), strict=True)
+    ]
+    if not all(same):
+        raise SpecError(f"{out} does not give back what went in: please report this")
+    measured = rivals.measured()
+    beside = ", ".join(f"{rival.bytes:,} as {rival.name}" for rival in measured)
+    _say(
+        8, f"compressed: {COMPRESSED} test pictures in {packed.bytes:,} bytes, {beside}; back, every pixel is the same"
+    )
+    return page.Compression(out.name, packed, measured)
+
+
+def _named(data: Data, split: str, count: int) -> Iterator[Named]:
+    """Names and pictures of the first examples of a split, a batch at a time."""
+    for first in range(0, count, 250):
+        rows = range(first, min(first + 250, count))
+        yield [f"{split}-{row}" for row in rows], data.split(split).batch(rows).x

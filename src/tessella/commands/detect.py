@@ -6,19 +6,18 @@ Imports beside it: report.
 from __future__ import annotations
 
 import csv
-import io
-import json
-import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from tessella.commands.shared import loaded, progress
+from tessella.commands.shared import Where, loaded, progress, say, say_table
 from tessella.errors import DataError, SpecError, TessellaError
+from tessella.text import cell, json_text
 
 if TYPE_CHECKING:
     from tessella.records import Batch
@@ -77,11 +76,12 @@ class Detect:
     draws: int = 4
     steps: int = 20
     seed: int = 0
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def detect(o: Detect) -> int:
     _check(o)
-    model, source = loaded(o.run, o.prior)
+    model, source = loaded(o.run, o.prior, o.where)
     from tessella.uses.detect import Detector, Statistics
     from tessella.uses.detect.findings import find, held_out
     from tessella.uses.detect.inputs import Inputs
@@ -165,11 +165,6 @@ def _write(
     from tessella.checkpoint import write_atomic
     from tessella.report.anomalies import write_anomalies
 
-    records = list(found.records(calibration))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
     summary = {
         "version": 1,
         "run": o.run,
@@ -181,17 +176,30 @@ def _write(
         "false_positives": None if calibration is None else calibration.false_positives,
         "normals": None if calibration is None else len(calibration.normals[found.by]),
         "thresholds": None if calibration is None else calibration.thresholds,
-        "rankings": None if rankings is None else {name: _finite(asdict(r)) for name, r in rankings.items()},
-        "examples": records,
+        "rankings": None if rankings is None else {name: asdict(r) for name, r in rankings.items()},
     }
-    text = json.dumps(summary, indent=1)
-    write_atomic(out / "scores.csv", lambda draft: draft.write_text(table.getvalue(), "utf-8"))
-    write_atomic(out / "scores.json", lambda draft: draft.write_text(text, "utf-8"))
+    write_atomic(out / "scores.csv", lambda draft: _write_table(draft, found.records(calibration)))
+    write_atomic(out / "scores.json", lambda draft: _write_json(draft, summary, found.records(calibration)))
     write_anomalies(out / "index.html", o.run, detector, found, calibration, rankings)
 
 
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+def _write_table(path: Path, records: Iterator[dict[str, Any]]) -> None:
+    """The records as CSV, each as it comes: there may be very many."""
+    first = next(records)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(first), lineterminator="\n")
+        writer.writeheader()
+        for record in chain([first], records):
+            writer.writerow({k: cell(v) if isinstance(v, str) else v for k, v in record.items()})
+
+
+def _write_json(path: Path, summary: dict[str, Any], records: Iterator[dict[str, Any]]) -> None:
+    """The summary and, as its list `examples`, the records as they come."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json_text(summary, indent=1).removesuffix("\n}") + ',\n "examples": [')
+        for number, record in enumerate(records):
+            file.write(("," if number else "") + "\n  " + json_text(record, indent=1).replace("\n", "\n  "))
+        file.write("\n ]\n}")
 
 
 def _say(
@@ -201,15 +209,8 @@ def _say(
     rankings: dict[str, Ranking] | None,
     out: str,
 ) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("score")
-    for heading in _headings(calibration, rankings):
-        table.add_column(heading, justify="right")
-    table.add_column("what it says")
+    headings = _headings(calibration, rankings)
+    rows = []
     for score in detector.scores:
         cells: list[str] = []
         if rankings is not None:
@@ -217,10 +218,10 @@ def _say(
         if calibration is not None:
             above = found.scores[score.name] > calibration.thresholds[score.name]
             cells += [f"{calibration.thresholds[score.name]:.2f}", f"{int(above.sum()):,}"]
-        table.add_row(f"{score.name}{' *' if score.name == found.by else ''}", *cells, score.summary)
-    Console().print(table)
-    print(f"* the pages and flags go by it; {len(found):,} examples in all")
-    print(f"wrote {out}/index.html, scores.csv and scores.json")
+        rows.append([f"{score.name}{' *' if score.name == found.by else ''}", *cells, score.summary])
+    say_table("", ("score", *headings, "what it says"), rows, figures=range(1, 1 + len(headings)))
+    say(f"* the pages and flags go by it; {len(found):,} examples in all")
+    say(f"wrote {out}/index.html, scores.csv and scores.json")
 
 
 def _headings(calibration: Calibration | None, rankings: dict[str, Ranking] | None) -> Sequence[str]:

@@ -5,7 +5,6 @@ Imports beside it: report.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import warnings
@@ -17,13 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import Shown, inputs, loaded, loaded_without_prior, progress
+from tessella.commands.shared import Shown, Where, inputs, loaded, loaded_without_prior, progress, say
 from tessella.errors import DataError, SpecError
 from tessella.records import Sampling
+from tessella.text import json_text
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from tessella.models.model import Model
     from tessella.records import Batch
     from tessella.uses.edit import Edited, Operation
@@ -81,12 +79,14 @@ class Edit:
     top_p: float | None = None
     seed: int = 0
     shown: Annotated[Shown, arg(name="")] = field(default_factory=Shown)
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def edit(o: Edit) -> int:
     box = _checked(o)
     sampling = Sampling(o.temperature, o.top_k, o.top_p)
-    model, source = loaded(o.run, o.prior or _filling(o.run)) if o.resample else loaded_without_prior(o.run)
+    prior = o.prior or _filling(o.run)
+    model, source = loaded(o.run, prior, o.where) if o.resample else loaded_without_prior(o.run, o.where)
     from tessella.uses import edit as editing
 
     read = partial(_picture, model, source, o)
@@ -191,27 +191,23 @@ def _write(out: Path, model: Model, edited: Edited, o: Edit, what: str) -> None:
     """The pictures, the sheet, the record and the page."""
     from tessella import checkpoint, pictures
     from tessella.report import edited as page
-
-    def save(x: Tensor, name: str) -> None:
-        image = pictures.grid(x[None], model.schema, columns=1, scale=1)
-        checkpoint.write_atomic(out / name, lambda draft: image.save(draft, format="PNG"))
+    from tessella.uses.outputs import Outputs
 
     names = [f"edited-{n + 1}.png" for n in range(len(edited.result))] if o.resample else ["edited.png"]
-    for x, name in zip(edited.result, names, strict=True):
-        save(x, name)
-    sheet = page.sheet(edited, model.schema)
-    checkpoint.write_atomic(out / "sheet.png", lambda draft: sheet.save(draft, format="PNG"))
+    images = [pictures.grid(x[None], model.schema, columns=1, scale=1) for x in edited.result]
     record = {"version": VERSION, "model": checkpoint.fingerprint(o.run), "picture": o.picture, "operation": what}
     record |= {"seed": o.seed, "keep_pixels": o.keep_pixels, "files": names, **edited.to_json()}
-    text = json.dumps(record, indent=1)
-    checkpoint.write_atomic(out / "edit.json", lambda draft: draft.write_text(text, "utf-8"))
+    text = json_text(record, indent=1)
     called = os.path.basename(o.picture) if os.path.isfile(o.picture) else f"Example {o.picture} of {o.shown.split}"
-    page.write(out / "edit.html", edited, model.schema, called, f"{what}.")
-    print(
-        f"wrote {out}: {', '.join(names[:1])}{f' to {names[-1]}' * (len(names) > 1)}, sheet.png, edit.json, edit.html"
-    )
+    every = [*zip(names, images, strict=True), ("sheet.png", page.sheet(edited, model.schema))]
+    with Outputs(str(out), [*names, "sheet.png", "edit.json", "edit.html"], "", overwrite=True) as outputs:
+        for name, image in every:
+            outputs.write(name, lambda draft, image=image: image.save(draft, format="PNG"))
+        outputs.write("edit.json", lambda draft: draft.write_text(text, "utf-8"))
+        outputs.write("edit.html", lambda draft: page.write(draft, edited, model.schema, called, f"{what}."))
+    say(f"wrote {out}: {', '.join(names[:1])}{f' to {names[-1]}' * (len(names) > 1)}, sheet.png, edit.json, edit.html")
     if edited.levels:
         changed = sum(len(edited.changed(n)) for n in range(len(names))) / len(names)
-        print(f"codes    {changed:,.4g} of {sum(v.before.numel() for v in edited.levels):,} changed")
+        say(f"codes    {changed:,.4g} of {sum(v.before.numel() for v in edited.levels):,} changed")
     shares = [100 * float(edited.share_outside(where).mean()) for where in (edited.cells, edited.reach)]
-    print(f"change   {shares[0]:.3g} % of it outside the edited cells, {shares[1]:.3g} % beyond the decoder's reach")
+    say(f"change   {shares[0]:.3g} % of it outside the edited cells, {shares[1]:.3g} % beyond the decoder's reach")

@@ -5,14 +5,14 @@ Imports beside it: report.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from tessella.commands.shared import loaded, progress
+from tessella.commands.shared import Where, loaded, progress, say, say_table
+from tessella.text import json_text
 
 if TYPE_CHECKING:
     from tessella.records import GapEvaluation
@@ -53,10 +53,11 @@ class Gap:
     minutes: float | None = None
     seed: int = 0
     json: bool = False
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def gap(o: Gap) -> int:
-    model, source = loaded(o.run, o.prior)
+    model, source = loaded(o.run, o.prior, o.where, json=o.json)
     from tessella.evaluation.gap import measure
     from tessella.report.kept import jsonable, store_gap
     from tessella.uses.look import data_for
@@ -81,27 +82,18 @@ def gap(o: Gap) -> int:
     if o.data is None and o.prior is None:
         store_gap(Path(o.run), result, seed=o.seed)
     if o.json:
-        print(json.dumps(jsonable(result), indent=2))
+        print(json_text(jsonable(result), indent=2))
     else:
         _print(result)
     return 0
 
 
 def _print(result: GapEvaluation) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from tessella.report import gap as page
 
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    table.title = f"{result.model} on {result.examples:,} examples of {result.data}, split {result.split}"
-    table.add_column("what")
-    table.add_column("nats", justify="right", no_wrap=True)
-    table.add_column("what it means")
-    for row in page.rows(result):
-        table.add_row(row.name, row.value, row.meaning)
-    Console(highlight=False).print(table)
+    title = f"{result.model} on {result.examples:,} examples of {result.data}, split {result.split}"
+    rows = [(row.name, row.value, row.meaning) for row in page.rows(result)]
+    say_table(title, ("what", "nats", "what it means"), rows, figures={1})
     if result.converged:  # if not, a warning has said so
         for note in result.notes:
-            print(note)
+            say(note)

@@ -10,11 +10,13 @@ from tyro.conf import Positional, arg
 
 from tessella.commands.shared import (
     Shown,
+    Where,
     check_picture_name,
     inputs,
     loaded,
     loaded_without_prior,
     progress,
+    say,
     write_picture,
 )
 from tessella.errors import SpecError
@@ -52,19 +54,20 @@ class Sample:
     steps: int | None = None
     guidance: float | None = None
     seed: int = 0
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def sample(o: Sample) -> int:
     check_picture_name(o.out)
     sampling = Sampling(o.temperature, o.top_k, o.top_p, o.steps, o.guidance)
-    model, _ = loaded(o.run, o.prior)
+    model, _ = loaded(o.run, o.prior, o.where)
     from tessella.uses import look
 
     label = None if o.label is None else look.label_number(model.schema, o.label)
     with progress("drawing") as tell:
         drawn = look.sample(model, o.count, label=label, seed=o.seed, sampling=sampling, progress=tell)
     if model.conditional and label is None and len(drawn) == len(model.schema.classes):
-        print(f"rows, top to bottom: {', '.join(model.schema.classes)}")
+        say(f"rows, top to bottom: {', '.join(model.schema.classes)}")
     write_picture(look.sheet(drawn, model.schema), o.out)
     return 0
 
@@ -85,13 +88,14 @@ class Reconstruct:
     out: Annotated[str, arg(aliases=("-o",))] = "reconstructions.png"
     count: Annotated[int, arg(aliases=("-n",))] = 20
     shown: Annotated[Shown, arg(name="")] = field(default_factory=Shown)
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def reconstruct(o: Reconstruct) -> int:
     check_picture_name(o.out)
     if o.count < 1:
         raise SpecError(f"{o.count} examples do not make a sheet: give at least 1")
-    model, source = loaded_without_prior(o.run)
+    model, source = loaded_without_prior(o.run, o.where)
     from tessella.uses import look
 
     if o.inputs:
@@ -120,11 +124,12 @@ class Interpolate:
     out: Annotated[str, arg(aliases=("-o",))] = "interpolation.png"
     steps: int = 9
     shown: Annotated[Shown, arg(name="")] = field(default_factory=Shown)
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def interpolate(o: Interpolate) -> int:
     check_picture_name(o.out)
-    model, source = loaded_without_prior(o.run)
+    model, source = loaded_without_prior(o.run, o.where)
     from tessella.uses import look
 
     both = inputs(model, source, (o.first, o.last), o.shown)
@@ -153,13 +158,14 @@ class Traverse:
     steps: int = 11
     span: float = 2.5
     shown: Annotated[Shown, arg(name="")] = field(default_factory=Shown)
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def traverse(o: Traverse) -> int:
     check_picture_name(o.out)
     if o.units < 1 or o.steps < 2 or not 0 < o.span < math.inf:
         raise SpecError("a traversal takes at least 1 unit, 2 steps and a span above 0")
-    model, source = loaded_without_prior(o.run)
+    model, source = loaded_without_prior(o.run, o.where)
     from tessella.uses import look
 
     split = look.data_for(model, source, o.shown.data).split(o.shown.split)
@@ -167,7 +173,7 @@ def traverse(o: Traverse) -> int:
     units = look.survey(model, split)
     chosen = units.order[: o.units]
     moved = look.traverse(model, example, units, chosen, span=o.span, steps=o.steps)
-    print(f"rows, top to bottom: {', '.join(look.named(units, chosen))}")
-    print(f"columns: {-o.span:g} ... {o.span:g} standard deviations")
+    say(f"rows, top to bottom: {', '.join(look.named(units, chosen))}")
+    say(f"columns: {-o.span:g} ... {o.span:g} standard deviations")
     write_picture(look.sheet(moved, model.schema), o.out)
     return 0

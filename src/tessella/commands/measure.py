@@ -5,17 +5,17 @@ Imports beside it: report.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from tessella import registry
-from tessella.commands.shared import loaded, progress
+from tessella.commands.shared import Where, loaded, progress, say, say_table
 from tessella.errors import SpecError
 from tessella.records import Precision
+from tessella.text import json_text
 
 if TYPE_CHECKING:
     from tessella.data import Data
@@ -51,14 +51,15 @@ class Evaluate:
     seed: int = 0
     precision: Precision = "float32"
     json: bool = False
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def evaluate(o: Evaluate) -> int:
     _check(o)
-    model, source = loaded(o.run, o.prior)
+    model, source = loaded(o.run, o.prior, o.where, json=o.json)
     if o.fidelity and not model.has_prior:
         raise model.without_prior()
-    from tessella import report
+    from tessella import checkpoint, report
     from tessella.uses.look import data_for
 
     data = data_for(model, source, o.data)
@@ -70,8 +71,10 @@ def evaluate(o: Evaluate) -> int:
         if found is not None and not _is_file(o.features):
             report.store_fidelity(Path(o.run), found, seed=o.seed)
     if o.json:
+        passed_over = checkpoint.choose_prior(Path(o.run), o.prior).note
+        noted = replace(result, notes=(*result.notes, passed_over)) if passed_over else result
         of_samples = {} if found is None else {"fidelity": report.jsonable(found)}
-        print(json.dumps({**report.jsonable(result), **of_samples}, indent=2))
+        print(json_text({**report.jsonable(noted), **of_samples}, indent=2))
     else:
         _print_numbers(result, model, found)
     return 0
@@ -126,25 +129,15 @@ def _measured(model: Model, data: Data, o: Evaluate, *, quiet: bool) -> Evaluati
 
 
 def _print_numbers(result: Evaluation, model: Model, found: FidelityEvaluation | None = None) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from tessella.report import fidelity_numbers, numbers
 
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     given = ", given the label," if model.conditional else ""
-    table.title = f"{result.model}{given} on {result.examples:,} examples of {result.data}, split {result.split}"
-    table.add_column("what")
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("what it means")
-    for row in (*numbers(result, model.schema), *(() if found is None else fidelity_numbers(found))):
-        table.add_row(row.name, row.value, row.meaning)
-    console = Console(highlight=False)
-    console.print(table)
+    title = f"{result.model}{given} on {result.examples:,} examples of {result.data}, split {result.split}"
+    found_rows = (*numbers(result, model.schema), *(() if found is None else fidelity_numbers(found)))
+    rows = [(row.name, row.value, row.meaning) for row in found_rows]
+    say_table(title, ("what", "value", "what it means"), rows, figures={1})
     for note in result.notes:
-        console.print(f"[bold]warning:[/bold] {escape(note)}", soft_wrap=True)
+        say(f"warning: {note}")
 
 
 @dataclass(frozen=True)
@@ -158,14 +151,15 @@ class Report:
 
     run: Positional[str]
     data: str | None = None
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def report(o: Report) -> int:
-    model, source = loaded(o.run)
+    model, source = loaded(o.run, where=o.where)
     from tessella.report import write
     from tessella.uses.look import data_for
 
-    print(f"wrote {write(Path(o.run), model, data_for(model, source, o.data))}")
+    say(f"wrote {write(Path(o.run), model, data_for(model, source, o.data))}")
     return 0
 
 

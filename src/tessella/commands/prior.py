@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, Suppress, arg
 
-from tessella.commands.shared import loaded_without_prior, progress
+from tessella.commands.shared import Where, loaded_without_prior, progress, quoted, said_of_device, say
 from tessella.commands.train import budget, refuse_changes, resumed_options
 from tessella.errors import SpecError
 from tessella.records import bits_per_dim
@@ -30,8 +30,8 @@ class Prior:
     """Fit a prior over the latents of a run and keep it in the run: it learns which codes, or numbers, go together.
 
     The model stays as it is. Then `sample` draws from the prior and `evaluate` pays its rate. Of several kinds the one
-    with the lowest rate on the validation split is used (of a vae only if it beats the model's own), unless another is
-    asked for; an autoencoder gets samples, but no bound. Ctrl-C saves; `--resume` goes on.
+    with the lowest rate on the validation split is used, if it beats the model's own (of codes the uniform one), unless
+    another is asked for with --prior; an autoencoder gets samples, but no bound. Ctrl-C saves; `--resume` goes on.
 
     Attributes:
         run: the run folder.
@@ -80,7 +80,8 @@ def prior(o: Prior) -> int:
 
 
 def _fitted(o: Prior) -> int:
-    model, source = loaded_without_prior(o.run)
+    device = said_of_device(o.training.device)
+    model, source = loaded_without_prior(o.run, Where("cpu"))
     from tessella import checkpoint
     from tessella.fitting import fit_prior
     from tessella.models.codes import CodeModel
@@ -96,8 +97,9 @@ def _fitted(o: Prior) -> int:
         options = resumed_options(home, before.training, o.training, o.given)
     data = own_data(model, source, o.data)
     if not o.quiet:
-        print(f"prior    {o.kind} over the {'codes' if isinstance(model, CodeModel) else 'latents'} of {o.run}")
-        print(f"budget   {budget(options)}", flush=True)
+        say(f"prior    {o.kind} over the {'codes' if isinstance(model, CodeModel) else 'latents'} of {o.run}")
+        say(f"device   {device}")
+        say(f"budget   {budget(options)}")
     with progress("encoding", quiet=o.quiet) as tell:
         done = fit_prior(
             o.run,
@@ -113,12 +115,14 @@ def _fitted(o: Prior) -> int:
         )
     if done.training.stopped == "signal":
         kind = "" if o.kind == Prior.kind else f" --kind {o.kind}"
-        print(f"stopped and saved at step {done.training.steps:,}; go on with: tessella prior {o.run}{kind} --resume")
+        again = f"tessella prior {quoted(o.run)}{kind} --resume"
+        say(f"stopped and saved at step {done.training.steps:,}; go on with: {again}")
         return 130
-    print(f"fitted for {done.training.steps:,} steps, {done.training.seconds:.0f} seconds: {home}")
-    print(_saving(done, model))
+    say(f"fitted for {done.training.steps:,} steps, {done.training.seconds:.0f} seconds: {home}")
+    say(_saving(done, model))
     if not o.quiet:
-        print(f"next: tessella sample {o.run}, tessella evaluate {o.run}, tessella report {o.run}")
+        run = quoted(o.run)
+        say(f"next: tessella sample {run}, tessella evaluate {run}, tessella report {run}")
     return 0
 
 
@@ -131,15 +135,19 @@ def _saving(done: Fitting, model: Model) -> str:
     own = f"the {'uniform' if done.of_codes else 'trained'} prior"
     if done.rate is None:
         paid = "" if done.rate_before is None else f"{said(done.rate_before)} under {own}; "
-        return f"rate     {paid}there is no validation split to measure the fitted one on"
+        trust = f"there is no validation split to measure the fitted one on, so it is taken to be better than {own}"
+        return f"rate     {paid}{trust if model.has_bound else trust.partition(',')[0]}"
     if done.rate_before is None:
         return (
             f"fit      -log p(z) is {done.rate:.2f} nats on the validation split; an autoencoder's z is a point, so "
             "this is a density and no rate: it can be sampled now, and has no bound"
         )
     saved, before = done.rate_before - done.rate, done.rate_before
-    much = f"{100 * saved / before:.0f} %" if before > 0 else f"{saved:.2f} nats"
-    worse = "" if saved > 0 else "; it has learned too little or too much by heart: give it another budget or size"
-    if not done.of_codes and saved <= 0:
-        worse += ", and until then the trained one is used"
-    return f"rate     {said(done.rate)} on the validation split, {said(before)} under {own}: {much} saved{worse}"
+    much = f"{100 * abs(saved) / before:.0f} %" if before > 0 else f"{abs(saved):.2f} nats"
+    line = f"rate     {said(done.rate)} on the validation split, {said(before)} under {own}: "
+    if saved > 0:
+        return f"{line}{much} saved"
+    return (
+        f"{line}{much} more, so {own} is used; it has learned too little or too much by heart: give it another budget "
+        f"or size with --overwrite, or take it as it is with --prior"
+    )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import Shown, check_file, inputs, loaded_without_prior, progress
+from tessella.commands.shared import Shown, Where, check_file, inputs, loaded_without_prior, progress, quoted, say
 from tessella.errors import DataError, SpecError
 
 if TYPE_CHECKING:
@@ -44,12 +44,13 @@ class Index:
     out: Annotated[str | None, arg(aliases=("-o",))] = None
     data: str | None = None
     split: str = "train"
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def index(o: Index) -> int:
     out = o.out or str(Path(o.run, INDEX))
     check_file(out, ".safetensors", "index's")
-    model, source = loaded_without_prior(o.run)
+    model, source = loaded_without_prior(o.run, o.where)
     from tessella import checkpoint
     from tessella.uses import coding, search
     from tessella.uses.look import data_for
@@ -62,12 +63,11 @@ def index(o: Index) -> int:
     split = cache(lambda: data_for(model, source, data).split(o.split))
     with progress("looking") as tell:
         found = coding.examples(model, given, split, o.split, endings=True, progress=tell)
-        held = search.index(model, found, checkpoint.fingerprint(o.run))
-    search.write(out, held)
-    spaces = " and ".join(f"{rows.shape[1]:,} {'numbers' if s == 'latent' else s}" for s, rows in held.features.items())
-    print(f"wrote {out}: {len(held):,} examples, {spaces} each, {os.path.getsize(out) / 2**20:,.1f} MiB")
-    named = "" if o.out is None else f" --index {out}"
-    print(f"next: tessella search {o.run} PICTURE{named}, tessella search {o.run} --duplicates{named}")
+        held = search.write_index(out, model, found, checkpoint.fingerprint(o.run))
+    spaces = " and ".join(f"{width:,} {'numbers' if s == 'latent' else s}" for s, width in held.widths.items())
+    say(f"wrote {out}: {held.examples:,} examples, {spaces} each, {os.path.getsize(out) / 2**20:,.1f} MiB")
+    named = "" if o.out is None else f" --index {quoted(out)}"
+    say(f"next: tessella search {quoted(o.run)} PICTURE{named}, tessella search {quoted(o.run)} --duplicates{named}")
     return 0
 
 
@@ -95,6 +95,7 @@ class Search:
     duplicates: bool = False
     threshold: float | None = None
     shown: Annotated[Shown, arg(name="")] = field(default_factory=Shown)
+    where: Annotated[Where, arg(name="")] = field(default_factory=Where)
 
 
 def search(o: Search) -> int:
@@ -106,7 +107,7 @@ def search(o: Search) -> int:
         raise SpecError("--threshold is of --duplicates: leave it out")
     if Path(o.out).suffix.lower() != ".png":
         check_file(o.out, ".html", "page's (.html) or picture's (.png)")
-    model, source = loaded_without_prior(o.run)
+    model, source = loaded_without_prior(o.run, o.where)
     from tessella import checkpoint
     from tessella.uses import search as searching
 
@@ -132,7 +133,7 @@ def _nearest(o: Search, model: Model, held: Held, asked: Batch) -> None:
     for query, image, at, apart in zip(o.queries, images, found.rows.tolist(), found.distances.tolist(), strict=True):
         near = [Tile(held.thumb(row), held.names[row], d) for row, d in zip(at, apart, strict=True)]
         rows.append([Tile(image.convert("RGB"), query), *near])
-        print(f"{query}: {', '.join(f'{tile.name} ({tile.distance:.3g})' for tile in near)}")
+        say(f"{query}: {', '.join(f'{tile.name} ({tile.distance:.3g})' for tile in near)}")
     words = "latent space" if o.space == "latent" else "the space of codes"
     lead = f"Of {len(held):,} examples those that are nearest in {words}, nearest first, with their distances."
     _write(o, f"Nearest in {Path(o.run).name}", lead, [(f"{len(held):,}", "examples were searched, all of them")], rows)
@@ -147,11 +148,11 @@ def _twice(o: Search, held: Held) -> None:
     both = list(zip(pairs.rows.tolist(), pairs.distances.tolist(), strict=True))
     derived = "95 % of slightly altered copies lie nearer" if o.threshold is None else "as asked for"
     number = f"{pairs.total:,} pair{'s' * (pairs.total != 1)}"
-    print(f"{number} of {len(held):,} examples lie within {pairs.threshold:.4g} ({derived})")
+    say(f"{number} of {len(held):,} examples lie within {pairs.threshold:.4g} ({derived})")
     for (a, b), apart in both[:LISTED]:
-        print(f"{apart:.3g}  {held.names[a]}  {held.names[b]}")
+        say(f"{apart:.3g}  {held.names[a]}  {held.names[b]}")
     if pairs.total > LISTED:
-        print(f"... and {pairs.total - LISTED:,} more")
+        say(f"... and {pairs.total - LISTED:,} more")
     if not both:
         return
     rows = [
@@ -175,7 +176,7 @@ def _write(o: Search, title: str, lead: str, cards: list[tuple[str, str]], rows:
         write_picture(found.sheet(rows), o.out)
         return
     found.write(Path(o.out), title, lead, cards, rows)
-    print(f"wrote {o.out}")
+    say(f"wrote {o.out}")
 
 
 def _is_spec(given: str) -> bool:

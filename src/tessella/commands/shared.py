@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessella.errors import DataError
+from tessella.text import shown as escaped
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
+    from rich.text import Text
 
     from tessella.data import Split
     from tessella.models.model import Model
@@ -35,19 +39,73 @@ class Shown:
     label: str | None = None
 
 
-def loaded(run: str, prior: str | None = None) -> tuple[Model, dict[str, Any]]:
-    """The model of a run, with that prior over its latents, and where its data comes from."""
+@dataclass(frozen=True)
+class Where:
+    """Where networks run.
+
+    Attributes:
+        device: auto (the best there is), cpu, cuda, mps or xpu; of several cards cuda:1 is the second. By default what
+            the environment variable TESSELLA_DEVICE says, or else auto.
+    """
+
+    device: str | None = None
+
+    def find(self, *, json: bool = False) -> torch.device:
+        """The device, said in one line unless it was asked for by name; on stderr if stdout is for JSON.
+
+        Raises:
+            SpecError: if there is none of that name.
+        """
+        from tessella.device import resolve
+
+        device = resolve(self.device)
+        self.say(json=json)
+        return device
+
+    def say(self, *, json: bool = False) -> None:
+        """Say what was chosen and why; nothing if it was asked for by name."""
+        from tessella.device import reason
+
+        if reason(self.device) is not None:
+            print(f"device   {said_of_device(self.device)}", file=sys.stderr if json else sys.stdout, flush=True)
+
+
+def said_of_device(asked: str | None) -> str:
+    """The device in words, and why it is this one.
+
+    Raises:
+        SpecError: if there is none of that name.
+    """
+    from tessella.device import described, reason, resolve
+
+    why = reason(asked)
+    return described(resolve(asked)) + (f", {why}" if why else "")
+
+
+def loaded(
+    run: str, prior: str | None = None, where: Where | None = None, *, json: bool = False
+) -> tuple[Model, dict[str, Any]]:
+    """The model of a run on the device asked for, with that prior over its latents, and where its data comes from.
+
+    Args:
+        json: whether stdout is for JSON alone.
+    """
     from tessella import checkpoint
+    from tessella.device import resolve
 
+    where = where or Where()
+    device = resolve(where.device)
     source = checkpoint.read_spec(run).data
-    return checkpoint.load(run, prior=prior), source
+    model = checkpoint.load(run, prior=prior, device=device)
+    where.say(json=json)
+    return model, source
 
 
-def loaded_without_prior(run: str) -> tuple[Model, dict[str, Any]]:
+def loaded_without_prior(run: str, where: Where | None = None) -> tuple[Model, dict[str, Any]]:
     """The same for what asks nothing of a fitted prior: it is left out, and with it the label that it may need."""
     from tessella import checkpoint
 
-    return loaded(run, checkpoint.TRAINED)
+    return loaded(run, checkpoint.TRAINED, where)
 
 
 def inputs(
@@ -63,10 +121,66 @@ def inputs(
             batches.append(look.from_files(model, (one,), label))
             continue
         if not one.isdecimal():
-            raise DataError(f"no such picture: {one}; give a file that exists, or the number of an example")
+            raise DataError(f"no such picture: {escaped(one)}; give a file that exists, or the number of an example")
         split = split or look.data_for(model, source, shown.data).split(shown.split)
         batches.append(look.from_split(split, (one,), shown.split))
     return look.joined(batches)
+
+
+def say(*lines: str) -> None:
+    """Print lines in which names from outside may stand: what a terminal would obey is escaped."""
+    print("\n".join(map(escaped, lines)), flush=True)
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """A path as a word of a command line that is printed."""
+    return shlex.quote(str(path))
+
+
+def say_table(
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Text]], *, figures: Collection[int]
+) -> None:
+    """Print a table, or on a console that is too narrow for it a list: no figure is ever cut or broken.
+
+    Args:
+        title: the line above it; it may be empty.
+        heads: a name for each column.
+        rows: the cells, each a text or a styled one.
+        figures: the numbers of the columns that hold figures; in the others words are folded.
+    """
+    from rich import box
+    from rich.console import Console, Group
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    cells = [[Text(escaped(c)) if isinstance(c, str) else c for c in row] for row in rows]
+    least = 0
+    for number, head in enumerate(heads):
+        words = [word for row in cells for word in row[number].plain.split()] + head.split()
+        whole = [row[number].plain for row in cells] if number in figures else []
+        longest = max(map(len, [*whole, *words]), default=0)
+        least += 2 + (longest if number in figures else min(longest, 12))
+    with console.capture() as printed:  # or Rich would end the process where nobody reads on
+        if title:
+            console.print(Text(escaped(title), style="italic"), overflow="fold")
+        if least <= console.width:
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            for number, head in enumerate(heads):
+                side, figure = ("right", True) if number in figures else ("left", False)
+                table.add_column(Text(escaped(head)), justify=side, no_wrap=figure, overflow="fold")
+            for row in cells:
+                table.add_row(*row)
+            console.print(table)
+        for first, *rest in cells if least > console.width else ():
+            names = [f"{escaped(heads[n])}: " if n in figures else "" for n in range(1, len(heads))]
+            below = [Text(name) + one for name, one in zip(names, rest, strict=True) if one.plain]
+            console.print(
+                Text(first.plain, style="bold"), Padding(Group(*below), (0, 0, 0, 2), expand=False), overflow="fold"
+            )
+    sys.stdout.write(printed.get())
+    sys.stdout.flush()
 
 
 @contextmanager
@@ -113,4 +227,4 @@ def write_picture(image: Image, path: str) -> None:
     from tessella.checkpoint import write_atomic
 
     write_atomic(Path(path), lambda draft: image.save(draft, format="PNG"))
-    print(f"wrote {path}")
+    say(f"wrote {path}")

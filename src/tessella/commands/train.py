@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, Suppress, arg
 
 from tessella import registry
-from tessella.commands.shared import check_picture_name, write_picture
+from tessella.commands.shared import check_picture_name, quoted, said_of_device, say, write_picture
 from tessella.errors import DataError, RunError, SpecError
 from tessella.spec import ModelOptions, TrainOptions
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tessella.models.model import Model
 
 Binarize = Literal["dynamic", "static", "threshold"]
-UNHEARD = ("save_every", "workers", "rank_timeout")
-"""Options of training that a resumed run may change, because no number depends on them."""
+UNHEARD = ("save_every", "workers", "device", "rank_timeout")
+"""Options of training that a resumed run may change: no number depends on them but by rounding."""
 OF_COMMAND = ("quiet", "out", "resume", "overwrite", "data", "changed_data", "given")
 """What is no part of a run; its data is compared by content."""
 BUDGETS = ("minutes", "epochs", "steps")
@@ -34,11 +34,14 @@ class AsData:
         size: height and width that pictures are cropped and resized to, or one number for both.
         channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
         binarize: make bytes binary: drawn anew in every batch, drawn once, or cut at half.
+        label: the column of a table, or the array of an .npz, that holds the class; by default one called label, class
+            or target that holds few values.
     """
 
     size: tuple[int, ...] | None = None
     channels: int | None = None
     binarize: Binarize | None = None
+    label: str | None = None
 
     def open(self, spec: str) -> Data:
         from tessella.data import open_data
@@ -47,7 +50,7 @@ class AsData:
         if sides is not None and len(sides) not in (1, 2):
             raise DataError(f"--size takes one number, or a height and a width, not {len(sides)} numbers")
         box = None if sides is None else (sides[0], sides[-1])
-        return open_data(spec, size=box, channels=self.channels, binarize=self.binarize)
+        return open_data(spec, size=box, channels=self.channels, binarize=self.binarize, label=self.label)
 
 
 # data
@@ -58,7 +61,7 @@ class ShowData:
     """Show what is understood of some data: counts, shape, value range, classes, splits; and write a contact sheet.
 
     Attributes:
-        spec: digits, sprites, hf:NAME, a folder of pictures, or a file.
+        spec: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file.
         out: the contact sheet.
     """
 
@@ -72,7 +75,7 @@ def show_data(o: ShowData) -> int:
     data = o.how.open(o.spec)
     from tessella.data import contact_sheet, describe
 
-    print(describe(data))
+    say(*describe(data).split("\n"))
     write_picture(contact_sheet(data), o.out)
     return 0
 
@@ -86,8 +89,8 @@ class Train:
 
     Attributes:
         model: a name that `tessella parts` lists. The run's own when resuming.
-        data: digits, sprites, hf:NAME, a folder of pictures, or a file. When resuming, where the run's data lies now,
-            if it was moved.
+        data: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file. When resuming, where the run's data
+            lies now, if it was moved.
         out: the run folder.
         resume: go on from the last checkpoint in it; a newly given budget replaces the old one.
         changed_data: resume although the data is not what the run was started with.
@@ -172,6 +175,7 @@ def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, An
 def resumed_options(run: Path, stored: Mapping[str, Any], now: TrainOptions, given: Collection[str]) -> TrainOptions:
     """The training's options as they were, but for a new budget and what no number depends on."""
     changed = {name: getattr(now, name) for name in given if name in (*UNHEARD, *BUDGETS)}
+    changed["device"] = now.device  # where it runs is of this machine, not of the run
     if set(given) & set(BUDGETS):
         changed = {**dict.fromkeys(BUDGETS), **changed}
     try:
@@ -199,18 +203,20 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
     from tessella.training import train as run_training
 
     if not o.quiet:
-        print(describe(data))
-        print(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
-        print(f"budget   {budget(options)}", flush=True)
+        say(*describe(data).split("\n"))
+        say(f"device   {said_of_device(options.device)}")
+        say(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
+        say(f"budget   {budget(options)}")
     how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data, "quiet": o.quiet}
     done = run_training(model, data, str(o.out), options, **how)
     if done.stopped == "signal":
-        print(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {o.out}")
+        say(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {quoted(str(o.out))}")
         return 130
-    print(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds: {o.out}")
+    say(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds: {o.out}")
     if not o.quiet:
-        prior = f"tessella prior {o.out}, " if isinstance(model, CodeModel) else ""
-        print(f"next: {prior}tessella evaluate {o.out}, tessella report {o.out}")
+        run = quoted(str(o.out))
+        prior = f"tessella prior {run}, " if isinstance(model, CodeModel) else ""
+        say(f"next: {prior}tessella evaluate {run}, tessella report {run}")
     return 0
 
 

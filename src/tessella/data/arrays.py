@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 
-from tessella.data.found import abridged
+from tessella.data.found import Part, abridged
 from tessella.errors import DataError
-from tessella.records import Values
+from tessella.records import Schema, Values
 
 CHANNELS = (1, 2, 3, 4)
 CHUNK_BYTES = 64 << 20
+EXACT_IN_SINGLE, EXACT_IN_DOUBLE = 1 << 24, 1 << 53
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
+RESOLVED, FAR = 2.0**-14, 1024
+"""What of a column's range 32 bits must resolve, and from how many times its range on a column lies far from zero."""
+
+
+@final
+@dataclass(frozen=True)
+class Stored:
+    """Arrays as they are stored, what their values are, and what was subtracted from the columns of vectors."""
+
+    parts: dict[str, np.ndarray]
+    values: Values
+    offset: tuple[int, ...] = ()
 
 
 def natural(text: str) -> tuple:
     """A key that sorts `9` before `10`."""
     pieces = re.split(r"([0-9]{1,4000})", text)  # ASCII digits: "①".isdigit() holds, and it is no number to int()
     return tuple((0, int(piece), "") if i % 2 else (1, 0, piece) for i, piece in enumerate(pieces))
+
+
+_NO_NUMBERS = {
+    "c": "complex numbers and not numbers: save real and imaginary parts, or magnitudes, as real ones",
+    "M": "dates and not numbers: save days or seconds since the first, as numbers",
+    "m": "spans of time and not numbers: save days or seconds, as numbers",
+    "V": "records with named fields and not numbers: save a plain array (numpy.lib.recfunctions), or a table",
+}
 
 
 def examples(x: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
@@ -27,7 +52,7 @@ def examples(x: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
         DataError: if it is empty, holds no numbers, or has a shape that is neither vectors nor pictures.
     """
     if x.dtype.kind not in "buif":
-        raise DataError(f"{name} holds {x.dtype} and not numbers: convert it to numbers first")
+        raise DataError(f"{name} holds {_NO_NUMBERS.get(x.dtype.kind, f'{x.dtype} and not numbers: convert it first')}")
     if x.size == 0:
         raise DataError(f"{name} is empty, of shape {_by(x.shape)}: give at least one example")
     if x.ndim == 2:
@@ -47,31 +72,135 @@ def examples(x: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
     )
 
 
-def stored(parts: dict[str, np.ndarray], notes: list[str]) -> tuple[dict[str, np.ndarray], Values]:
-    """Arrays of one data set in the type that they are stored in, uint8 or float32, and what their values are.
+def stored(
+    parts: dict[str, np.ndarray],
+    called: Mapping[str, str],
+    notes: list[str],
+    columns: Sequence[str] = (),
+    like: Schema | None = None,
+) -> Stored:
+    """Arrays of one data set in the type that they are stored in, uint8 or float32.
+
+    Args:
+        parts: `[N, D]` or `[N, C, H, W]` by the name of the part.
+        called: what to call each part in messages.
+        columns: names of the D columns, if they have any.
+        like: the data that they must be stored like: the same offset, and bytes even if all are 0 or 1.
 
     Raises:
-        DataError: if values are not finite.
+        DataError: if values are not finite, or 32 bits would change identifiers beyond recognition.
     """
     kinds = {x.dtype.kind for x in parts.values()}
     if "f" not in kinds:
         low = min(int(x.min()) for x in parts.values())
         high = max(int(x.max()) for x in parts.values())
-        if low >= 0 and high <= 255:
+        if low >= 0 and high <= 255 and (like is None or not like.offset):
             if "i" in kinds or any(x.dtype.itemsize > 1 for x in parts.values()):
                 notes.append(f"whole numbers from {low} to {high} kept as bytes")
             done = {name: x.view(np.uint8) if x.dtype == bool else _cast(x, np.uint8) for name, x in parts.items()}
-            return done, "binary" if high == 1 or kinds == {"b"} else "bytes"
+            binary = (high == 1 or kinds == {"b"}) and (like is None or like.values != "bytes")
+            return Stored(done, "binary" if binary else "bytes")
         notes.append(f"whole numbers from {low} to {high} do not fit in a byte: kept as real values")
-    done = {name: _cast(x, np.float32) for name, x in parts.items()}
+    if like is not None:
+        offset = like.offset
+    else:
+        offset = _offset(list(parts.values()), columns, " and ".join(called.values()), notes)
+    done = {name: _shifted(x, offset) for name, x in parts.items()}
     for name, x in done.items():
-        _check_finite(x, name)
-    return done, "real"
+        _check_finite(x, called[name])
+    return Stored(done, "real", offset)
 
 
 def _cast(x: np.ndarray, dtype: type) -> np.ndarray:
     with np.errstate(over="ignore"):
         return x.astype(dtype, copy=False)
+
+
+def _offset(parts: list[np.ndarray], columns: Sequence[str], where: str, notes: list[str]) -> tuple[int, ...]:
+    """What to subtract from each column of vectors, so that float32 keeps its values apart; empty if nothing.
+
+    A column of whole numbers is kept exactly where its range allows it (at most 2^24), a column far from zero to
+    2^-14 of its range; beyond that its numbers are rounded, which is noted, or they are identifiers and refused.
+    """
+    if all(x.dtype.kind in "bf" and x.dtype.itemsize <= 4 for x in parts):
+        return ()
+    axes = 0 if parts[0].ndim == 2 else None
+    low = np.min([x.min(axes).astype(np.float64) for x in parts], axis=0).reshape(-1)
+    high = np.max([x.max(axes).astype(np.float64) for x in parts], axis=0).reshape(-1)
+    size, spread = np.maximum(np.abs(low), np.abs(high)), high - low
+    offset, rounded, refused = [0] * len(size), [], []
+    suspects = (size <= LARGEST_FLOAT) & ((size > EXACT_IN_SINGLE) | (size > FAR * spread) & (spread > 0))
+    for j in np.flatnonzero(suspects).tolist():
+        name = (columns[j] if columns else f"number {j + 1} of an example") if axes == 0 else "all values"
+        values = np.unique(np.concatenate([x[:, j] if axes == 0 else x.reshape(-1) for x in parts]))
+        first, last = int(np.floor(values[0])), int(np.ceil(values[-1]))
+        far = axes == 0 and first < last and size[j] > FAR * (last - first)
+        if values.dtype.kind != "f" or (size[j] <= EXACT_IN_DOUBLE and np.array_equal(values, np.round(values))):
+            if _exact(values):
+                continue
+            if axes == 0 and 0 < last - first <= EXACT_IN_SINGLE:
+                far = True
+            elif size[j] > EXACT_IN_DOUBLE and first < last:
+                refused.append(f"{name} (up to {last})")
+            else:
+                rounded.append(name)
+        elif np.abs(values - _cast(values, np.float32)).max() <= RESOLVED * spread[j]:
+            continue
+        if far:
+            offset[j] = _round_below(first, last)
+    if refused:
+        raise DataError(
+            f"{where} has whole numbers too large to keep: {abridged(refused)}; remove them if they are identifiers, "
+            "or give them in larger units"
+        )
+    if any(offset):
+        taken = [f"{o} from {columns[j] if columns else f'number {j + 1}'}" for j, o in enumerate(offset) if o]
+        notes.append(f"subtracted, as 32 bits could not tell the values apart: {abridged(taken)}")
+    if rounded:
+        notes.append(rounding(rounded))
+    return tuple(offset) if any(offset) else ()
+
+
+def rounding(columns: Sequence[str]) -> str:
+    """Note that whole numbers were rounded."""
+    return f"whole numbers above {EXACT_IN_SINGLE:,} are rounded to 24 bits: {abridged(columns)}"
+
+
+def _exact(values: np.ndarray) -> bool:
+    """Whether float32 holds these whole numbers as they are."""
+    if values.dtype.kind == "f":
+        return np.array_equal(_cast(values, np.float32).astype(values.dtype), values)
+    size = np.where(values < 0, np.uint64(0) - values.astype(np.uint64), values.astype(np.uint64))
+    lowest_bit = size & (np.uint64(0) - size)
+    return bool((size // np.maximum(lowest_bit, 1) < EXACT_IN_SINGLE).all())
+
+
+def _round_below(first: int, last: int) -> int:
+    """A round number at or below `first`, near enough for all up to `last` to be exact above it."""
+    step = 10 ** len(str(last - first))
+    base = first // step * step
+    return base if last - base <= EXACT_IN_SINGLE else first
+
+
+def _shifted(x: np.ndarray, offset: tuple[int, ...]) -> np.ndarray:
+    """`x` in float32, less the offset of its columns, which is subtracted before anything is rounded."""
+    done = _cast(x, np.float32)
+    if x.ndim != 2 or len(offset) != x.shape[1] or not any(offset):
+        return done
+    done = done.copy() if done is x else done
+    for j, o in enumerate(offset):
+        if o:
+            done[:, j] = _difference(x[:, j], o)
+    return done
+
+
+def _difference(x: np.ndarray, o: int) -> np.ndarray:
+    if x.dtype.kind == "u" and 0 <= o < 1 << 64:
+        large, base = x.astype(np.uint64), np.uint64(o)
+        return np.where(large >= base, (large - base).astype(np.float64), -(base - large).astype(np.float64))
+    if x.dtype.kind in "iub" and abs(o) < 1 << 62 and (np.abs(x.astype(np.float64)) < 1 << 62).all():
+        return (x.astype(np.int64) - o).astype(np.float64)
+    return x.astype(np.float64) - float(o)
 
 
 def _check_finite(x: np.ndarray, name: str) -> None:
@@ -109,48 +238,80 @@ def moments(x: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[f
 
 
 def label_numbers(
-    parts: dict[str, np.ndarray | None], counts: dict[str, int], classes: tuple[str, ...], notes: list[str]
+    parts: Mapping[str, Part], classes: tuple[str, ...], notes: list[str]
 ) -> tuple[dict[str, np.ndarray | None], tuple[str, ...]]:
     """Labels of any type as int64 `[N]` in `0 ... K - 1`, and the K names.
+
+    Args:
+        parts: whose labels are numbers, words or one-hot rows.
+        classes: the names of the classes, if they are known; labels in words are looked up among them.
 
     Raises:
         DataError: if there are more or fewer labels than examples, or a label has no name among `classes`.
     """
     given: dict[str, np.ndarray] = {}
-    for name, y in parts.items():
-        if y is None:
+    for name, part in parts.items():
+        if part.labels is None:
             continue
+        y, called = np.asarray(part.labels), part.labels_name or f"the labels of {part.name or name}"
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-        if y.shape != (counts[name],):
+        if y.shape[:1] != (len(part.keys),):
             raise DataError(
-                f"the labels of {name} have shape {_by(y.shape)} for {counts[name]} examples: give one label an example"
+                f"{called} has shape {_by(y.shape)} for {len(part.keys)} examples in {part.name or name}: give one "
+                "label an example"
             )
-        if y.dtype.kind not in "buifSU":
-            raise DataError(f"the labels of {name} are of type {y.dtype}: give numbers or texts")
+        if y.dtype.kind not in "buifSUT":
+            raise DataError(f"{called} is of type {y.dtype}: give numbers or texts")
+        if y.ndim > 1:
+            if not _is_one_hot(y):
+                notes.append(f"{called} has shape {_by(y.shape)} and is not one-hot, so it names no classes: left out")
+                return dict.fromkeys(parts), ()
+            classes = classes or tuple(map(str, range(y.shape[1])))
+            notes.append(f"{called}: one-hot rows taken for classes")
+            y = y.argmax(1)
         if y.dtype.kind == "f" and not np.all(np.isfinite(y) & (y == np.round(y))):
-            notes.append(f"the labels of {name} are not whole numbers, so they are no classes: left out")
+            notes.append(f"{called}: not whole numbers, so they are no classes: left out")
             return dict.fromkeys(parts), ()
-        given[name] = np.char.decode(y, "utf-8", "replace") if y.dtype.kind == "S" else y
+        if y.dtype.kind == "S":
+            y = np.char.decode(y, "utf-8", "replace")
+        given[name] = _by_name(y, classes, called) if classes else y
     if not given:
         return dict.fromkeys(parts), ()
     notes.extend(f"{name} has no labels" for name in parts if name not in given)
     if classes:
-        low, high = min(int(y.min()) for y in given.values()), max(int(y.max()) for y in given.values())
-        if low < 0 or high >= len(classes):
-            raise DataError(f"labels run from {low} to {high}, but {len(classes)} classes are named")
-        return {name: None if y is None else given[name].astype(np.int64) for name, y in parts.items()}, classes
+        return {name: given.get(name) for name in parts}, classes
     found = {str(int(v)) if isinstance(v, float) else str(v) for y in given.values() for v in np.unique(y).tolist()}
     names = tuple(sorted(found, key=_numeric))
-    return {name: _numbered(given.get(name), names) for name in parts}, names
+    return {name: _numbered(given[name], names) if name in given else None for name in parts}, names
+
+
+def _is_one_hot(y: np.ndarray) -> bool:
+    return y.ndim == 2 and y.dtype.kind in "buif" and bool(np.isin(y, (0, 1)).all() and (y.sum(1) == 1).all())
+
+
+def _by_name(y: np.ndarray, classes: tuple[str, ...], called: str) -> np.ndarray:
+    """Labels as numbers of named classes: numbers stay, words are looked up."""
+    if y.dtype.kind in "UT":
+        words = np.unique(y).tolist()
+        unknown = [word for word in words if word not in classes]
+        if not unknown:
+            return _numbered(y, classes)
+        if not all(word.isdecimal() and word.isascii() for word in words):
+            raise DataError(
+                f"{called} holds {abridged(unknown)}, but the named classes are {abridged(classes)}: name all classes"
+            )
+    numbers = y.astype(np.int64)
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < 0 or high >= len(classes):
+        raise DataError(f"{called}: labels run from {low} to {high}, but {len(classes)} classes are named, from 0 on")
+    return numbers
 
 
 def _numeric(name: str) -> tuple:
     return (0, int(name), ()) if re.fullmatch(r"-?[0-9]{1,4000}", name) else (1, 0, natural(name))
 
 
-def _numbered(y: np.ndarray | None, names: tuple[str, ...]) -> np.ndarray | None:
-    if y is None:
-        return None
+def _numbered(y: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     place = {name: number for number, name in enumerate(names)}
     values, inverse = np.unique(y, return_inverse=True)
     texts = [str(int(v)) if isinstance(v, float) else str(v) for v in values.tolist()]
@@ -211,7 +372,7 @@ def centre_box(have: tuple[int, int], want: tuple[int, int]) -> tuple[int, int, 
     return (have[0] - height) // 2, (have[1] - width) // 2, height, width
 
 
-def same_shape(parts: dict[str, np.ndarray]) -> tuple[int, ...]:
+def same_shape(parts: dict[str, np.ndarray], called: Mapping[str, str]) -> tuple[int, ...]:
     """The shape of an example, the same in all parts.
 
     Raises:
@@ -219,7 +380,7 @@ def same_shape(parts: dict[str, np.ndarray]) -> tuple[int, ...]:
     """
     shapes = {name: x.shape[1:] for name, x in parts.items()}
     if len(set(shapes.values())) > 1:
-        found = abridged([f"{name} {_by(shape)}" for name, shape in shapes.items()])
+        found = abridged([f"{called[name]} {_by(shape)}" for name, shape in shapes.items()])
         raise DataError(f"the splits hold examples of different shapes: {found}")
     return next(iter(shapes.values()))
 

@@ -71,43 +71,50 @@ def open_data(
     channels: int | None = None,
     binarize: Binarization | None = None,
     seed: int = 0,
+    label: str | None = None,
+    like: Schema | None = None,
 ) -> Data:
     """Open a data set.
 
     Args:
-        spec: `digits`, `sprites`, `hf:NAME`, a folder of pictures, or a file (npz, npy, csv, parquet, idx, bin).
+        spec: `clothes`, `digits`, `sprites`, `hf:NAME`, a folder of pictures, or a file (npz, npy, csv,
+            parquet, idx, bin).
         size: (height, width) that pictures are cropped and resized to, or one number for both.
         channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
         binarize: `dynamic` draws each pixel as Bernoulli(v / 255) anew whenever a training batch is fetched, `static`
             once and for all, `threshold` cuts at 127. Validation and test are fixed in any case.
         seed: of the division into splits and of what is drawn once and for all.
+        label: the column of a table, or the array of an `.npz`, that holds the class.
+        like: what a model was trained on: a table's columns are matched by name with it and stored as its are, and
+            picture files of more than 8 bits become bytes by its rule (`schema.depth`).
 
     Raises:
         DataError: saying in one line what is wrong, where, and what to do.
     """
     box = _checked(size, channels, binarize)
     spec = _absolute(spec)
-    found = find(spec, box, channels)
+    found = find(spec, box, channels, label, like)
     notes = found.notes
-    values, shape = _unified(found, box, channels)
+    values, shape, offset = _unified(found, box, channels, like)
     classes = _labelled(found)
     settle(found, classes)
     rows = _divided(found, seed, notes)
     splits: dict[str, Split] = {name: split_of(part, chosen) for name, (part, chosen) in rows.items()}
     undivided = _undivided(found)
-    schema = replace(_schema(values, shape, classes, *rows["train"]), depth=found.depth)
+    schema = _schema(values, shape, classes, *rows["train"])
+    schema = replace(schema, columns=found.columns, offset=offset, depth=found.depth)
     if binarize is not None and values == "real":
         raise DataError(f"{spec} has real values, which cannot be binarised: leave out --binarize")
     fingerprint = _fingerprint(schema, rows, binarize)
     if binarize is not None and values == "binary":
         notes.append("the values are binary already: nothing to binarise")
     elif binarize is not None:
-        schema = Schema(shape, "binary", 0.0, 1.0, classes=classes, depth=found.depth)
+        schema = replace(schema, values="binary", low=0.0, high=1.0)
         fixed: Binarization = "threshold" if binarize == "threshold" else "static"
         for name, split in splits.items():
             splits[name] = BinarizedSplit(split, binarize if name == "train" else fixed, seed)
         undivided = undivided and BinarizedSplit(undivided, fixed, seed)
-    options = {"size": box, "channels": channels, "binarize": binarize, "seed": seed}
+    options = {"size": box, "channels": channels, "binarize": binarize, "seed": seed, "label": label}
     division = _division(found, rows)
     return Data(spec, options, schema, splits, tuple(notes), undivided, division, found.labelling, fingerprint)
 
@@ -135,8 +142,10 @@ def _absolute(spec: str) -> str:
     return hub + os.path.abspath(path) if os.path.exists(path) or not hub else spec
 
 
-def _unified(found: Found, size: Size | None, channels: int | None) -> tuple[Values, tuple[int, ...]]:
-    """All parts' arrays brought to one shape, type, size and number of channels, in place."""
+def _unified(
+    found: Found, size: Size | None, channels: int | None, like: Schema | None
+) -> tuple[Values, tuple[int, ...], tuple[int, ...]]:
+    """All parts' arrays brought to one shape, type, size and number of channels, in place; and their offset."""
     readers = {name: part.x for name, part in found.parts.items() if not isinstance(part.x, np.ndarray)}
     if readers:
         have = next(iter(readers.values())).shape
@@ -144,36 +153,34 @@ def _unified(found: Found, size: Size | None, channels: int | None) -> tuple[Val
         if shape != have:
             for name, reader in readers.items():
                 found.parts[name].x = Fitted(reader, shape)
-        return "bytes", shape
-    notes = found.notes
+        return "bytes", shape, ()
+    notes, offset = found.notes, ()
+    called = {name: part.name or name for name, part in found.parts.items()}
     given = {name: part.x for name, part in found.parts.items() if isinstance(part.x, np.ndarray)}
     if found.decoded:
         xs, values = given, "bytes"
     else:
-        xs, values = arrays.stored({n: arrays.examples(x, _called(n), notes) for n, x in given.items()}, notes)
-    shape = arrays.same_shape(xs)
+        xs = {name: arrays.examples(x, called[name], notes) for name, x in given.items()}
+        arrays.same_shape(xs, called)
+        stored = arrays.stored(xs, called, notes, found.columns, like)
+        xs, values, offset = stored.parts, stored.values, stored.offset
+    shape = arrays.same_shape(xs, called)
     if len(shape) == 1:
         if size is not None or channels is not None:
             raise DataError(f"the examples are vectors of {shape[0]} numbers: leave out --size and --channels")
     else:
         if channels is not None:
-            xs = {name: arrays.recoloured(x, channels, values, _called(name)) for name, x in xs.items()}
+            xs = {name: arrays.recoloured(x, channels, values, called[name]) for name, x in xs.items()}
         if size is not None:
             xs = {name: arrays.resized(x, size, values) for name, x in xs.items()}
     for name, x in xs.items():
         found.parts[name].x = x
-    return values, arrays.same_shape(xs)
-
-
-def _called(name: str) -> str:
-    return "x" if name == WHOLE else f"x_{name}"
+    return values, arrays.same_shape(xs, called), offset
 
 
 def _labelled(found: Found) -> tuple[str, ...]:
     """All parts' labels as numbers, in place; the names of the classes."""
-    given = {name: part.labels for name, part in found.parts.items()}
-    counts = {name: len(part.keys) for name, part in found.parts.items()}
-    labels, classes = arrays.label_numbers(given, counts, found.classes, found.notes)
+    labels, classes = arrays.label_numbers(found.parts, found.classes, found.notes)
     for name, part in found.parts.items():
         part.labels = labels[name]
     return classes
@@ -206,12 +213,17 @@ def _why_none(part: Part, name: str) -> str:
 def _division(found: Found, rows: dict[str, tuple[Part, np.ndarray]]) -> str:
     """Where each split comes from, in words: `test: folder test/; valid: cut out of train`."""
     whole = WHOLE in found.parts
-    given = {name: found.origins.get(name, "given") for name in rows if name in found.parts}
+    given = {name: found.origins.get(name) or _short(found.parts[name].name) for name in rows if name in found.parts}
     cut = [name for name in rows if name not in found.parts and name != "train"]
     parts = [f"{name}: {origin}" for name, origin in given.items()]
     if cut:
         parts.append(f"{' and '.join(cut)}: cut out of {found.origins.get(WHOLE, 'all') if whole else 'train'}")
     return "; ".join(parts)
+
+
+def _short(name: str) -> str:
+    """`x_train` of `folder/file.npz: x_train`."""
+    return os.path.basename(name.rpartition(": ")[2]) or "given"
 
 
 def _fingerprint(schema: Schema, rows: dict[str, tuple[Part, np.ndarray]], binarize: str | None) -> str:
@@ -220,12 +232,12 @@ def _fingerprint(schema: Schema, rows: dict[str, tuple[Part, np.ndarray]], binar
     for name, (part, chosen) in rows.items():
         digest.update(f"{name} {len(chosen)}".encode())
         if part.content is not None:
-            digest.update(np.ascontiguousarray(part.content[chosen], "<u8"))
+            digest.update(part.content[chosen].astype("<u8").tobytes())
         elif not isinstance(part.x, np.ndarray):  # composed when asked for: their rule, and some of what it makes
-            digest.update(np.ascontiguousarray(part.keys[chosen], "<u8"))
+            digest.update(part.keys[chosen].astype("<u8").tobytes())
             digest.update(part.x.read(chosen[:TOLD_BY]).tobytes())
         if part.labels is not None:
-            digest.update(np.ascontiguousarray(part.labels[chosen], "<i8"))
+            digest.update(part.labels[chosen].astype("<i8").tobytes())
     return digest.hexdigest()
 
 

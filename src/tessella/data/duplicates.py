@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from dataclasses import replace
 
 import numpy as np
 
@@ -95,11 +96,20 @@ def distinct_keys(content: np.ndarray, order: np.ndarray) -> np.ndarray:
     return keys
 
 
+def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """One number for all examples that are the same once decoded, as files `content` `[N]` or as `x` `[N, ...]`."""
+    _, inverse = np.unique(row_hashes(x), return_inverse=True)
+    least = np.full(int(inverse.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(least, inverse, content)
+    return least[inverse]
+
+
 def settle(found: Found, classes: tuple[str, ...]) -> None:
     """Tell examples by their content, in place: `content` and `groups` of all parts, and notes.
 
-    Pictures of a given test (valid) split that training has too are left out of it; so are those of valid that test
-    has. Rows of tables may well repeat: they are only counted.
+    Picture files of a given test (valid) split that training has too are left out of it; so are those of valid that
+    test has. In arrays, whose rows are known by their numbers, they are only counted; so are rows of tables, which may
+    well repeat.
 
     Args:
         classes: the names of the labels.
@@ -122,9 +132,10 @@ def settle(found: Found, classes: tuple[str, ...]) -> None:
 
 
 def _keep_apart(found: Found, name: str, other: str, what: str) -> None:
-    part = found.parts[name]
+    part, seen = found.parts[name], found.parts[other].content
     assert part.content is not None
-    same = np.isin(part.content, found.parts[other].content)
+    assert seen is not None
+    same = np.isin(part.content, seen)
     number, where = int(same.sum()), "training" if other == "train" else other
     if not number:
         return
@@ -132,6 +143,9 @@ def _keep_apart(found: Found, name: str, other: str, what: str) -> None:
         found.notes.append(f"{number:,} of {len(same):,} {name} rows occur in {where} too")
         return
     said = f"{number:,} of {len(same):,} {name} pictures are byte-identical to {where} pictures"
+    if not found.by_content:  # rows of arrays are known by their numbers
+        found.notes.append(f"{said}: what is measured on {name} is not all of unseen pictures")
+        return
     if number == len(same):
         del found.parts[name]
         found.origins.pop(name, None)
@@ -176,11 +190,12 @@ def _groups(part: Part, by_content: bool) -> np.ndarray | None:
 
 def part_of(part: Part, rows: np.ndarray) -> Part:
     """Some rows of a part."""
-    return Part(
-        part.x[rows] if isinstance(part.x, np.ndarray) else Rows(part.x, rows),
-        None if part.labels is None else part.labels[rows],
-        part.keys[rows],
-        None if part.groups is None else part.groups[rows],
-        {name: values[rows] for name, values in part.factors.items()},
-        None if part.content is None else part.content[rows],
+    return replace(
+        part,
+        x=part.x[rows] if isinstance(part.x, np.ndarray) else Rows(part.x, rows),
+        labels=None if part.labels is None else part.labels[rows],
+        keys=part.keys[rows],
+        groups=None if part.groups is None else part.groups[rows],
+        factors={name: values[rows] for name, values in part.factors.items()},
+        content=None if part.content is None else part.content[rows],
     )

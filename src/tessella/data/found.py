@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from tessella.text import shown as shown
+
 WHOLE = "whole"
 """The name of a part that its source has not divided into train and test."""
 
@@ -39,6 +41,7 @@ class Part:
         labels: `[N]` of any type that names a class, or None.
         keys: `[N]` uint64, what identifies an example whatever the order and number of the others.
         groups: `[N]` uint64; examples of one group stay on one side of a split. None: each its own.
+        name, labels_name: what x and the labels are called where they come from, for messages.
         factors: ground-truth factors of variation by name, each `[N]`.
         content: `[N]` uint64, a hash of each example's content, where its source knows it better than by its array.
     """
@@ -49,6 +52,8 @@ class Part:
     groups: np.ndarray | None = None
     factors: dict[str, np.ndarray] = field(default_factory=dict)
     content: np.ndarray | None = None
+    name: str = ""
+    labels_name: str = ""
 
 
 @dataclass
@@ -59,6 +64,7 @@ class Found:
         parts: by name: `whole`, or `train` and perhaps `valid` and `test`.
         classes: names of the labels 0, 1, ... where the source knows them; labels are then such numbers.
         notes: what was skipped or converted, a line each.
+        columns: the names of a table's columns, in order.
         decoded: whether arrays are decoded picture files: `[N, C, H, W]` and bytes, whatever their values.
         by_content: whether keys are of the examples' content, so that splits are in their order whatever files are
             called.
@@ -75,6 +81,7 @@ class Found:
     origins: dict[str, str] = field(default_factory=dict)
     labelling: str = ""
     depth: tuple[float, float] | None = None
+    columns: tuple[str, ...] = ()
 
 
 def number_of(text: str) -> int:
@@ -104,11 +111,6 @@ def abridged(items: Sequence[str], most: int = 5) -> str:
     """`a, b, c ... and 12 more`."""
     more = len(items) - most
     return ", ".join(map(shown, items[:most])) + (f" ... and {more} more" if more > 0 else "")
-
-
-def shown(text: str) -> str:
-    """A name from outside as it may stand in a line: what cannot be printed is a question mark."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def one_line(error: BaseException, most: int = 160) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from tessella.data.folders import Item, pictures
-from tessella.data.found import WHOLE, Found, abridged, one_line
+from tessella.data.found import WHOLE, Found, abridged, one_line, shown
 from tessella.data.tables import vectors
 from tessella.errors import DataError
+from tessella.records import Schema
 
 PICTURE_COLUMNS = ("image", "img", "picture", "pixel_values")
 CLASS_COLUMNS = ("label", "labels", "class", "target", "y", "fine_label")
@@ -19,8 +20,18 @@ SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "validatio
 SAVED = ("dataset_dict.json", "state.json")
 
 
-def hub(name: str, size: tuple[int, int] | None, channels: int | None) -> Found:
+def hub(
+    name: str,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    label: str | None = None,
+    like: Schema | None = None,
+) -> Found:
     """`NAME` on the hub, or a local folder: pictures with their labels, or columns of numbers.
+
+    Args:
+        label: the column that holds the class.
+        like: what the columns of numbers are matched with.
 
     Raises:
         DataError: if the extra is missing, there is no such data set, or no column fits.
@@ -45,18 +56,28 @@ def hub(name: str, size: tuple[int, int] | None, channels: int | None) -> Found:
     left = [key for key, part in given.items() if all(part is not used for used in known.values())]
     if left:
         notes.append(f"splits left out: {abridged(left)}")
-    return _found(datasets, f"hf:{name}", known, size, channels, notes)
+    names = list(next(iter(known.values())).features)
+    if label is not None and label not in names and like is None:
+        raise DataError(f"hf:{name} has no column {shown(label)!r} to take the class from; it has {abridged(names)}")
+    if any(isinstance(next(iter(known.values())).features.get(c), datasets.Image) for c in PICTURE_COLUMNS):
+        return _pictures(datasets, f"hf:{name}", known, size, channels, label, notes)
+    read = {part: rows.with_format("arrow")[:] for part, rows in known.items()}
+    return vectors(read, f"hf:{name}", notes, label, like)
 
 
-def _found(
-    datasets: Any, where: str, known: dict[str, Any], size: tuple[int, int] | None, channels: int | None, notes: list
+def _pictures(
+    datasets: Any,
+    where: str,
+    known: dict[str, Any],
+    size: tuple[int, int] | None,
+    channels: int | None,
+    label: str | None,
+    notes: list[str],
 ) -> Found:
     features = next(iter(known.values())).features
-    picture = next((c for c in PICTURE_COLUMNS if isinstance(features.get(c), datasets.Image)), None)
-    if picture is None:
-        found = {name: vectors(part.with_format("arrow")[:], where, notes) for name, part in known.items()}
-        return Found({name: f.parts[WHOLE] for name, f in found.items()}, notes=notes)
-    label = next((c for c in CLASS_COLUMNS if all(c in p.features for p in known.values())), None)
+    picture = next(c for c in PICTURE_COLUMNS if isinstance(features.get(c), datasets.Image))
+    columns = CLASS_COLUMNS if label is None else (label,)
+    label = next((c for c in columns if all(c in p.features for p in known.values())), None)
     parts, names, splits, values = [], [], [], []
     for name, part in known.items():
         parts.append(part.cast_column(picture, datasets.Image(decode=False)))

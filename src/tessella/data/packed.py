@@ -19,14 +19,17 @@ Members = Mapping[str, np.ndarray]
 Size = tuple[int, int] | None
 
 
-def bits(z: Members, where: str, size: Size, channels: int | None) -> Found:
-    """`np.packbits` of square binary pictures, a row each, with official splits (the fixed binarised MNIST)."""
+def bits(z: Members, where: str, size: Size, channels: int | None) -> Found | None:
+    """`np.packbits` of square binary pictures, a row each, with official splits (the fixed binarised MNIST).
+
+    None if they are plain arrays.
+    """
     parts, side = {}, 0
     for name in ("train", "valid", "test"):
         packed = z[name]
         side = int(np.sqrt(packed.shape[1] * 8)) if packed.ndim == 2 and packed.dtype == np.uint8 else 0
         if side == 0 or -(-side * side // 8) != packed.shape[1]:
-            raise DataError(f"{where}: {name} is no rows of packed bits of a square; call plain arrays x_train, x_test")
+            return None
         x = np.unpackbits(packed, axis=1)[:, : side * side].reshape(-1, side, side)
         labels = z.get(f"{name}_label")
         parts[name] = Part(x, labels, index_keys(len(x), name))
@@ -133,7 +136,7 @@ def sound(z: Members, where: str, size: Size, channels: int | None) -> Found:
     raise DataError(f"{where} holds sound, which Tessella does not read yet: give pictures or vectors")
 
 
-PACKED: dict[frozenset[str], Callable[[Members, str, Size, int | None], Found]] = {
+PACKED: dict[frozenset[str], Callable[[Members, str, Size, int | None], Found | None]] = {
     frozenset({"train_webp", "train_offsets", "test_webp", "test_offsets"}): strips,
     frozenset({"jpeg", "offsets"}): jpegs,
     frozenset({"layers", "is_train_character"}): layers,

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from tessella.data.dataset import Data
-from tessella.data.found import abridged
+from tessella.data.found import abridged, shown
 from tessella.pictures import grid
 
 VALUES = {"binary": "0 or 1", "bytes": "bytes 0 ... 255"}
@@ -27,20 +27,27 @@ def describe(data: Data) -> str:
     binarize = data.options["binarize"]
     values = VALUES.get(schema.values, f"real, {schema.low:.4g} ... {schema.high:.4g} in training")
     lines = [
-        f"data     {data.spec}",
+        f"data     {shown(data.spec)}",
         f"examples {kind}",
         f"values   {values}" + (f" ({binarize} binarisation)" if binarize and schema.values == "binary" else ""),
-        "splits   " + ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items()),
+        "splits   "
+        + ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+        + _aside(data.division),
     ]
     labels = data.splits["train"].labels
     if labels is None:
-        lines.append("classes  none")
+        lines.append(f"classes  none{_aside(data.labelling)}")
     else:
         counts = np.bincount(labels, minlength=len(schema.classes))
         named = [f"{name} ({count:,})" for name, count in zip(schema.classes, counts.tolist(), strict=True)]
-        lines.append(f"classes  {len(named)}: {abridged(named, 12)}; counted in training")
+        how = f" {data.labelling}" if data.labelling else ""
+        lines.append(f"classes  {len(named)}{how}: {abridged(named, 12)}; counted in training")
     lines += [f"note     {note}" for note in data.notes]
     return "\n".join(lines)
+
+
+def _aside(text: str) -> str:
+    return f" ({shown(text)})" if text else ""
 
 
 def contact_sheet(data: Data) -> Image.Image:
@@ -58,7 +65,7 @@ def contact_sheet(data: Data) -> Image.Image:
             blank = x.new_full((COLUMNS - len(of), *x.shape[1:]), data.schema.low)
             rows.append((name, grid(torch.cat([x, blank]), data.schema, COLUMNS)))
     font = ImageFont.load_default(14)
-    texts = [name if len(name) <= 24 else name[:23] + "…" for name, _ in rows]
+    texts = [name if len(name) <= 24 else name[:23] + "…" for name in (shown(name) for name, _ in rows)]
     left = int(max(font.getlength(text) for text in texts)) + 2 * MARGIN
     width, height = rows[0][1].size
     mode = "RGB" if rows[0][1].mode in ("L", "RGB") else "RGBA"

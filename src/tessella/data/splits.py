@@ -149,7 +149,7 @@ def divide(part: Part, *, test: bool, valid: bool, seed: int) -> dict[str, np.nd
     """Take a test and a validation split out of a part, as asked: row numbers by name.
 
     An example goes where a hash of its own key says, whatever the others are; only where that leaves a split with
-    too few are the next in hash order added.
+    too few are the next in hash order added. Groups larger than the split is to be stay in training.
     """
     groups = part.keys if part.groups is None else part.groups
     rows = {"train": np.arange(len(part.keys))}
@@ -166,11 +166,15 @@ def divide(part: Part, *, test: bool, valid: bool, seed: int) -> dict[str, np.nd
 
 def _taken(hashes: np.ndarray, fraction: float, few: int) -> np.ndarray:
     limit = int(fraction * 2**64)
-    chosen = np.sort(hashes)[: max(few, int((hashes < limit).sum()))]
-    taken = hashes <= chosen[-1]
-    if not taken.all():
-        return taken
-    return hashes < hashes.max()  # leave at least one group for training
+    _, inverse, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
+    if len(sizes) == 1:
+        return np.zeros(len(hashes), bool)  # one group is not torn apart
+    largest = max(2 * few, int(2 * fraction * len(hashes)), int(sizes.min()))
+    free = sizes[inverse] <= largest
+    ordered = np.sort(hashes[free])
+    chosen = ordered[: max(few, int((ordered < limit).sum()))]
+    taken = free & (hashes <= chosen[-1])
+    return taken if not taken.all() else hashes < hashes.max()  # leave at least one group for training
 
 
 def _gathered(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:

@@ -104,16 +104,13 @@ def spread_times(count: int, device: torch.device, noise: Noise | None, part: in
     """Times `[count]` in [0, 1), each uniform and together evenly spread (Kingma et al. 2021, appendix I.1).
 
     Args:
-        noise: one shift for all processes' examples comes from it; without it every example has the same times, evenly
-            spread, each for two parts.
-        part, parts: of several times an example, which one of how many.
+        noise: as of `Noise.spread`; without it every example has the same times, evenly spread, each for two parts.
+        part, parts: of several times an example, which one of how many: it lies in that part of [0, 1).
     """
     if noise is None:
         return torch.full((count,), (part // 2 + 0.5) / ((parts + 1) // 2), device=device)
-    shift = Noise(noise.seed, noise.step, f"{noise.stream}/times").uniform(1).item()
-    index = noise.rank * count + torch.arange(count, dtype=torch.float64)
-    t = (shift + (part + index / (noise.world * count)) / parts) % 1.0
-    return t.float().clamp_max(math.nextafter(1.0, 0.0)).to(device)
+    t = (part + noise.split("times").spread(count, device)) / parts
+    return t.clamp_max(math.nextafter(1.0, 0.0))
 
 
 def alpha(gamma: Tensor) -> Tensor:

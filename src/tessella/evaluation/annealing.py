@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from tessella.device import precise
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.noise import Noise
+from tessella.noise import Noise, seeded
 
 TARGET = 0.65
 """Share of proposals to accept, about the best for HMC in many dimensions (Beskos et al. 2013; Wu et al. 2017)."""
@@ -166,8 +167,7 @@ def simulated(model: LatentVariableModel, count: int, label: Tensor | None, nois
     """x ~ p(x | z) `[count, *shape]` and the z ~ p(z) that it came from, a draw from p(z | x) therefore."""
     assert model.prior is not None
     z = model.prior.sample(count, noise, model.seen(label))
-    with torch.random.fork_rng(devices=[z.device] if z.device.type == "cuda" else []):
-        torch.manual_seed(int(noise.uniform(1).item() * 2**24))  # likelihoods draw from the global generator
+    with seeded(int(noise.uniform(1).item() * 2**24), z.device):  # likelihoods draw from the global generator
         drawn = [model.decode(z[a:b], None if label is None else label[a:b]).sample() for a, b in passes(model, count)]
     return torch.cat(drawn), z
 
@@ -200,10 +200,10 @@ class _Walk:
 
     def down_the(self, path: Tensor, u: Tensor) -> Tensor:
         """The log of each chain's weight, `[B * chains]` float64, along beta = path[0], path[1], ..."""
-        weights = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+        weights = torch.zeros_like(precise(u[:, :0].flatten(1).sum(1)))
         joint, slope = self._joint(u)
         for t in range(1, len(path)):
-            weights += float(path[t] - path[t - 1]) * (joint - self._base(u)).double()
+            weights += float(path[t] - path[t - 1]) * precise(joint - self._base(u))
             if t < len(path) - 1:
                 u, joint, slope = self._transition(u, joint, slope, float(path[t]))
         return weights

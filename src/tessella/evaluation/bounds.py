@@ -1,7 +1,7 @@
 """The one ruler: rate, distortion and bound of a model on a split, and the importance-weighted bound.
 
-Every draw is a function of the seed and the batch's number, and batches have one size, so that evaluating twice
-gives the same digits.
+Every draw is a function of the seed and the example, and batches have one size. So an example's numbers are its own,
+whatever it is measured with; a split's are their means.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tessella.data import Split, chunks
+from tessella.device import precise
 from tessella.errors import SpecError
 from tessella.evaluation import codebook, collapse
+from tessella.fixed_batch import FixedBatch, fixed_batches, size_of
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.precision import autocast
 from tessella.records import Batch, CollapseEvaluation, Evaluation, ImportanceBound, Precision, Terms, bits_per_dim
 
-BATCH = 250
 ACTIVE = 0.01
 """Nats: a unit is active if its mean KL is above this."""
 PASS = 2**21
@@ -70,12 +71,12 @@ def evaluate(
     model.eval()
     rank, world = (dist.get_rank(), dist.get_world_size()) if together and dist.is_initialized() else (0, 1)
     total, seen = min(len(split), limit or len(split)), 0
-    sums: dict[str, Tensor] = {}
-    for number, batch in enumerate(_batches(split, limit)):
+    noise, sums = Noise(seed, stream="evaluation"), {}
+    for number, batch in enumerate(_batches(split, limit, size_of(model.schema.shape, model.device))):
         seen += len(batch.x)
-        if number % world == rank:
+        for fixed in fixed_batches(batch, model.device) if number % world == rank else ():
             with autocast(precision, model.schema, model.device):
-                _add(sums, _sums(model, batch, Noise(seed, number, "evaluation"), importance_samples))
+                _add(sums, _sums(model, fixed, noise.of(fixed.keys), importance_samples))
         if progress:
             progress(seen, total)
     if world > 1:
@@ -133,29 +134,28 @@ def _evaluation(
     )
 
 
-def _sums(model: Model, batch: Batch, noise: Noise, importance_samples: int) -> dict[str, Tensor]:
-    """What a batch adds to each sum over the split, in float64."""
-    x = batch.x.to(model.device)
-    label = None if batch.label is None else batch.label.to(model.device)
-    sums = {"examples": torch.tensor(len(x))}
+def _sums(model: Model, batch: FixedBatch, noise: Noise, importance_samples: int) -> dict[str, Tensor]:
+    """What a batch's examples add to each sum over the split, in float64."""
+    x, label, count = batch.x, batch.label, batch.count
+    sums = {"examples": torch.tensor(count)}
     if isinstance(model, CodeModel):
         latent = model.encode(x, label, noise=noise)
         drawing = model.decode(latent.z, label)
         terms = Terms(-drawing.log_prob(x), latent.rate, latent.rate_per_unit)
-        sums |= codebook.tally(model, latent, x, label, terms.distortion)
+        sums |= codebook.tally(model, latent, x, label, terms.distortion, count)
     else:
         terms, drawing = model(x, label, noise=noise), None
-    sums["distortion"] = terms.distortion.double().sum()
+    sums["distortion"] = precise(terms.distortion[:count]).sum()
     if terms.rate is not None:
-        sums["rate"] = terms.rate.double().sum()
+        sums["rate"] = precise(terms.rate[:count]).sum()
     if terms.rate_per_unit is not None:
-        sums["units"] = terms.rate_per_unit.double().sum(0)
+        sums["units"] = precise(terms.rate_per_unit[:count]).sum(0)
     if not getattr(model.likelihood, "sequential_mean", False):
         rebuilt = model.reconstruct(x, label) if drawing is None else drawing.mean
-        sums["squared"] = (rebuilt - x).double().square().flatten(1).mean(1).sum()
+        sums["squared"] = precise((rebuilt - x)[:count]).square().flatten(1).mean(1).sum()
     if importance_samples:
         weighted = importance_log_likelihood(model, x, label, importance_samples, noise.split("importance"))
-        sums["weighted"] = -weighted.double().sum()
+        sums["weighted"] = -precise(weighted[:count]).sum()
     return sums
 
 
@@ -181,9 +181,9 @@ def importance_log_likelihood(model: Model, x: Tensor, label: Tensor | None, sam
     """
     each = max(1, PASS // (len(x) * model.schema.dims))
     total: Tensor | None = None
-    for number, first in enumerate(range(0, samples, each)):
+    for first in range(0, samples, each):
         count = min(each, samples - first)
-        weights = model(x, label, noise=noise.split(str(number)), draws=count).log_weights
+        weights = model(x, label, noise=noise.from_draw(first), draws=count).log_weights
         part = torch.logsumexp(weights, 0)
         total = part if total is None else torch.logaddexp(total, part)
     if total is None:
@@ -196,10 +196,10 @@ def psnr(mse: float, span: float) -> float:
     return math.inf if mse == 0 else 10 * math.log10((span or 1.0) ** 2 / mse)
 
 
-def _batches(split: Split, limit: int | None) -> Iterator[Batch]:
+def _batches(split: Split, limit: int | None, size: int) -> Iterator[Batch]:
     if limit is None or limit >= len(split):
-        yield from chunks(split, BATCH)
+        yield from chunks(split, size)
         return
     order = np.argsort(split.keys)[:limit]
-    for first in range(0, limit, BATCH):
-        yield split.batch(order[first : first + BATCH])
+    for first in range(0, limit, size):
+        yield split.batch(order[first : first + size])

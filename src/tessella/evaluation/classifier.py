@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from tessella import checkpoint
 from tessella.data import Data, Split
+from tessella.device import precise
 from tessella.errors import RunError
 from tessella.noise import Noise
 from tessella.records import Schema
@@ -178,7 +179,7 @@ def trained(
             progress((step + 1) * BATCH, steps * BATCH)
     model.eval().requires_grad_(False)
     rows = np.argsort(train.keys)[:JUDGED]
-    spread = float(model.features(train.batch(rows).x).double().var(0).sum())
+    spread = float(precise(model.features(train.batch(rows).x)).var(0).sum())
     model.scale.fill_(max(spread, 1e-12) ** 0.5)
     model.score = _score(model, data.splits.get("valid") or data.split(next(reversed(data.splits))), seed)
     model.fingerprint = _named(model)
@@ -214,8 +215,8 @@ def _score(model: Classifier, split: Split, seed: int) -> float:
         noise = Noise(seed, first, "classifier score")
         x, answer = _posed(model, batch.x.to(model.scale.device), batch.label, noise)
         if model.task == "autoencoder":
-            missed += float((model(x) - answer).double().square().sum())
-            total += float(answer.double().square().sum())
+            missed += float(precise(model(x) - answer).square().sum())
+            total += float(precise(answer).square().sum())
         else:
             right += float((model(x).argmax(1) == answer).sum())
     return 1 - missed / max(total, 1e-12) if model.task == "autoencoder" else right / max(len(rows), 1)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tessella.device import precise
 from tessella.models.codes import CodeModel
 from tessella.records import CodesEvaluation, Latent, LevelEvaluation
 
@@ -25,12 +26,15 @@ REMEDIES = {
 }
 
 
-def tally(model: CodeModel, latent: Latent, x: Tensor, label: Tensor | None, distortion: Tensor) -> dict[str, Tensor]:
+def tally(
+    model: CodeModel, latent: Latent, x: Tensor, label: Tensor | None, distortion: Tensor, count: int
+) -> dict[str, Tensor]:
     """What a batch adds to the sums of its split, by name; `figures` makes an evaluation of them.
 
     Args:
         latent: of `model.encode(x, label)`.
         distortion: `[B]`, -log p(x | z) with all levels.
+        count: how many of the examples count, the first ones.
     """
     sums: dict[str, Tensor] = {}
     rates = _by_level(latent)
@@ -38,11 +42,11 @@ def tally(model: CodeModel, latent: Latent, x: Tensor, label: Tensor | None, dis
         last = level == len(latent.codes) - 1
         if not last:
             coarse = model.coarse_only(latent.z, level + 1)
-            sums[f"distortion {level}"] = -model.decode(coarse, label).log_prob(x).double().sum()
+            sums[f"distortion {level}"] = -precise(model.decode(coarse, label).log_prob(x)[:count]).sum()
         else:
-            sums[f"distortion {level}"] = distortion.double().sum()
-        sums[f"rate {level}"] = rates[level].double().sum()
-        sums[f"counts {level}"] = counts(codes, quantizer.codebook_size)
+            sums[f"distortion {level}"] = precise(distortion[:count]).sum()
+        sums[f"rate {level}"] = precise(rates[level][:count]).sum()
+        sums[f"counts {level}"] = counts(codes[:count], quantizer.codebook_size)
     return sums
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from tessella.bottlenecks.flow import FlowPosterior
+from tessella.device import precise
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.noise import Noise
@@ -69,8 +70,8 @@ def measure(model: Model, examples: Batch, *, seed: int = 0) -> CollapseEvaluati
     group, paired = group.to(x.device), other != torch.arange(len(x), device=x.device)
     if not paired.any():
         return None
-    own, exchanged = (model.decode(z, label).log_prob(x).double() for z in (latent.z, latent.z[other]))
-    cost = float((own - exchanged)[paired].mean())
+    own, exchanged = (precise(model.decode(z, label).log_prob(x)) for z in (latent.z, latent.z[other]))
+    cost = float((own - exchanged)[paired.to(own.device)].mean())
     information, ceiling = mutual_information(log_densities(latent), group, paired)
     active, units = active_units(latent, group, other)
     collapsed = cost < LEAST_COST or information < LEAST_INFORMATION
@@ -120,8 +121,10 @@ def mutual_information(log_q: Tensor, group: Tensor, counted: Tensor) -> tuple[f
         group: `[M]`.
         counted: `[M]` bool, the rows that the average is over.
     """
+    log_q = precise(log_q)
+    group, counted = group.to(log_q.device), counted.to(log_q.device)
     same = group[:, None] == group
-    log_q, number = log_q.double().masked_fill(~same, -torch.inf), same.sum(1).double().log()
+    log_q, number = log_q.masked_fill(~same, -torch.inf), same.sum(1).double().log()
     aggregate = torch.logsumexp(log_q, 1) - number
     return max(0.0, float((log_q.diagonal() - aggregate)[counted].mean())), float(number[counted].mean())
 
@@ -138,7 +141,8 @@ def active_units(latent: Latent, group: Tensor, other: Tensor) -> tuple[int | No
     means, units = _mean(latent.posterior), math.prod(latent.z.shape[1:])
     if means is None:
         return None, units
-    centred = means.flatten(1).double()
+    centred = precise(means.flatten(1))
+    group = group.to(centred.device)
     groups = group.unique()
     for of in groups:
         centred[group == of] -= centred[group == of].mean(0)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tessella.data import Split
+from tessella.device import precise
 from tessella.errors import SpecError
 from tessella.evaluation import annealing, local
 from tessella.models.codes import CodeModel
@@ -213,7 +214,7 @@ def _of_latent(
         "give more --steps or --chains",
     )  # fmt: skip
     method = "annealed importance sampling"
-    values = torch.cat(exact).float(), bound, own, flow
+    values = torch.cat(exact).float().to(x.device), bound, own, flow
     return _Parts(family, method, *values, search.chains, steps, bracket, converged, seconds, warned, warned)
 
 
@@ -251,14 +252,14 @@ def _optimised(
 @torch.no_grad()
 def _of_flow(model: FlowModel, x: Tensor, noise: Noise, tolerance: float) -> _Parts:
     """By several draws of u: z is a function of x + u, so q(z | x + u) is p(z | x + u) and has no gap."""
-    started, total, mean = time.perf_counter(), None, torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    started, total, each = time.perf_counter(), None, []
     draws = 1 if model.schema.values == "real" else 64
     for number in range(draws):
-        weights = model(x, None, noise=noise.split(f"draw{number}"), draws=1).log_weights[0].double()
+        weights = precise(model(x, None, noise=noise.split(f"draw{number}"), draws=1).log_weights[0])
         total = weights if total is None else torch.logaddexp(total, weights)
-        mean -= weights / draws
+        each.append(weights)
     assert total is not None
-    exact, bound = (math.log(draws) - total).float(), mean.float()
+    exact, bound = (math.log(draws) - total).float(), -torch.stack(each).mean(0).float()
     if draws == 1:
         method, note = (
             "exact",
@@ -309,5 +310,5 @@ def _width(bracket: Estimate) -> float:
 
 def _estimate(each: Tensor) -> Estimate:
     """Mean and standard error of examples' figures."""
-    values = each.double()
+    values = precise(each)
     return Estimate(float(values.mean()), float(values.std() / math.sqrt(len(values))))

@@ -103,6 +103,7 @@ def fit_prior(
             torch.manual_seed(options.seed)
             stage: Frozen = codes.Priors(model, checkpoint.code_priors_of(model, spec))
             before = sum(int(np.prod(q.code_shape)) * float(np.log(q.codebook_size)) for q in model.levels)
+            spec = replace(spec, rate_before=before if "valid" in splits else None)
         else:
             stage = latents.LatentPrior(cast(LatentVariableModel, model))
             splits = latents.splits_for(stage, data, options.precision, progress)

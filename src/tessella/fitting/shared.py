@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tessella import pictures
 from tessella.data import Split
+from tessella.device import precise
 from tessella.models.model import Model
 from tessella.monitor import SHOWN, View
 from tessella.noise import Noise
@@ -110,7 +111,7 @@ def mean_rate(fit: Frozen, split: Split, *, precision: Precision, limit: int | N
         label = None if batch.label is None else batch.label.to(device)
         with autocast(precision, fit.schema, device):
             terms = fit(batch.x.to(device), label, noise=fit.measuring(number))
-        nats += float(terms.rate.double().sum())
+        nats += float(precise(terms.rate).sum())
     fit.train(training)
     return nats / len(order)
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tessella.device import widened
 from tessella.flows.logistics import Mixture
 from tessella.flows.transforms import (
     ActNorm,
@@ -62,9 +63,9 @@ class PictureFlow(Transform):
         """As of `Transform`; but in training z is float64.
 
         Where F hardly rises float32 would not tell what x was, and what one scale's inverse gives back inexactly the
-        networks of all finer ones would make worse.
+        networks of all finer ones would make worse. On a device without float64 it is float32 all the same.
         """
-        x = x if self.training else x.double()
+        x = x if self.training else widened(x)
         grids: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         total = x.new_zeros(len(x))
         for scale in self._scales():
@@ -82,7 +83,7 @@ class PictureFlow(Transform):
 
     @torch.no_grad()
     def inverse(self, z: Tensor) -> Tensor:
-        z = z.double()
+        z = widened(z)
         grids: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for _ in self.scales:
             grids.append(quarters(z))

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tessella.device import precise
 from tessella.networks.conv import ResidualBlock
 
 
@@ -104,16 +105,16 @@ class InvertibleConv(Transform):
 
     def weight(self) -> Tensor:
         """W `[C, C]`, float64."""
-        diagonal = (self.sign * self.log_scale.exp()).double()
-        lower = self.lower.double().tril(-1) + torch.eye(len(diagonal), dtype=torch.float64, device=diagonal.device)
-        return self.permutation.double() @ lower @ (self.upper.double().triu(1) + torch.diag(diagonal))
+        diagonal = precise(self.sign * self.log_scale.exp())
+        lower = precise(self.lower).tril(-1) + torch.eye(len(diagonal), dtype=torch.float64, device=diagonal.device)
+        return precise(self.permutation) @ lower @ (precise(self.upper).triu(1) + torch.diag(diagonal))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_det = self.log_scale.sum() * math.prod(x.shape[2:])
-        return _mixed(self.weight().to(x.dtype), x), log_det.expand(len(x))
+        return _mixed(self.weight().to(x), x), log_det.expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        return _mixed(torch.linalg.inv(self.weight()).to(z.dtype), z)
+        return _mixed(torch.linalg.inv(self.weight()).to(z), z)
 
 
 def _mixed(weight: Tensor, x: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ from tessella.spec import ModelOptions
 
 TIMES = 16
 """Evaluations an example where noise is fixed: eight noise levels, each twice."""
+MEASURED = 2
+"""The same where it is measured with noise: no neighbour's level makes up for an example's own, as in training."""
 
 
 @final
@@ -78,7 +80,7 @@ class DiffusionModel(Model):
         return self.chain.start(y, None if noise is None else noise.split("start"))
 
     def _rate(self, y: Tensor, label: Tensor | None, noise: Noise | None) -> Tensor:
-        times = TIMES if noise is None else 1
+        times = TIMES if noise is None else 1 if self.training else MEASURED
         return self.chain.rate(y, self.seen(label), None if noise is None else noise.split("rate"), times=times)
 
     def _of_draws(self, x: Tensor, label: Tensor | None, noise: Noise, draws: int) -> Terms:

@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from tessella import registry
 from tessella.contracts import Likelihood
 from tessella.errors import SpecError
-from tessella.noise import Noise
+from tessella.noise import Noise, seeded
 from tessella.records import Evaluation, Latent, Sampling, Schema, Terms
 from tessella.spec import ModelOptions, Objective
 
@@ -143,8 +143,7 @@ class Model(nn.Module, ABC):
             SpecError: if there is no prior to sample from.
         """
         z = self.sample_prior(count, label, seed=seed, sampling=sampling, progress=progress)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with seeded(seed, self.device):
             drawing = self.decode(z, label)
             return drawing.sample() if draw else drawing.mean
 

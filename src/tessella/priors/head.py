@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from tessella.fixed_batch import even_block
 from tessella.networks.mlp import ResidualLayer
 from tessella.priors.drawing import draw
 from tessella.records import Sampling
@@ -61,7 +62,7 @@ class CodeHead(nn.Module):
         """
         batch, count, positions = codes.shape
         rows, answers = features.reshape(-1, features.shape[-1]), codes.movedim(1, 2).reshape(-1, count)
-        step = max(1, CHUNK // self.codebook_size)
+        step = even_block(len(rows), max(1, CHUNK // self.codebook_size))
         again = len(rows) > step and torch.is_grad_enabled()
         parts = [
             checkpoint(self._log_prob, *part, use_reentrant=False, preserve_rng_state=False)

@@ -77,7 +77,7 @@ class MaskedTransformer(CodePrior):
         self, codes: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, noise: Noise | None = None
     ) -> Tensor:
         if noise is not None:
-            share = _stratified(noise, len(codes), codes.device)
+            share = noise.split("share").spread(len(codes), codes.device)  # so every batch learns of few and of many
             return self._weighted(codes, share, noise.uniform(*codes.shape, device=codes.device), label, context, noise)
         passes = min(self.passes, math.prod(self.code_shape))
         own = _seeded_by(codes, passes)
@@ -261,8 +261,11 @@ class MaskedTransformer(CodePrior):
         nats: list[Tensor] = []
         for c, head in enumerate(self._heads):
             answers, asked = codes[:, c].flatten(1), wanted[:, c].flatten(1)
-            found = head.log_prob(features[asked][None], answers[asked][None, None]).flatten()
-            nats.append(torch.zeros(asked.shape, device=codes.device).masked_scatter(asked, found))
+            if self.training:
+                found = head.log_prob(features[asked][None], answers[asked][None, None]).flatten()
+                nats.append(torch.zeros(asked.shape, device=codes.device).masked_scatter(asked, found))
+            else:  # of all, as many each time, so that no example's figures hang on how many others have
+                nats.append(head.log_prob(features, answers[:, None])[:, 0].masked_fill(~asked, 0.0))
         return torch.stack(nats, 1).view(codes.shape)
 
     def _features(
@@ -276,16 +279,6 @@ class MaskedTransformer(CodePrior):
 def _rank(numbers: Tensor) -> Tensor:
     """The place of each number among its example's, 0 for the least; same shape."""
     return numbers.flatten(1).argsort(1).argsort(1).view(numbers.shape)
-
-
-def _stratified(noise: Noise, batch: int, device: torch.device) -> Tensor:
-    """A number in [0, 1) for each example `[B]`, uniform, and evenly spaced over the joined batch of all processes.
-
-    So that every batch learns of few and of many known codes (Kingma et al. 2021, appendix I.1).
-    """
-    shared = Noise(noise.seed, noise.step, f"{noise.stream}/share").uniform(1, device=device)
-    place = noise.rank * batch + torch.arange(batch, device=device)
-    return (shared + place / (noise.world * batch)) % 1
 
 
 def _seeded_by(codes: Tensor, passes: int) -> Tensor:

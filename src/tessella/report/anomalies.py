@@ -45,7 +45,7 @@ def write_anomalies(
     body = [
         _opening(title, detector, findings, calibration, rankings, one),
         _scores(detector, findings, calibration, rankings, schema),
-        _examples(detector.examine.model, findings, calibration),
+        finds(detector.examine.model, findings, calibration),
     ]
     blocks.write_page(path, title, body)
 
@@ -110,7 +110,8 @@ def _scores(
     return f"<h2>The scores</h2>{note}<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
-def _examples(model: Model, findings: Findings, calibration: Calibration | None) -> str:
+def finds(model: Model, findings: Findings, calibration: Calibration | None) -> str:
+    """The examples that fit least and best, each with its heat maps."""
     if not findings.highest:
         return ""
     shown = [*findings.highest, *findings.lowest]
@@ -125,14 +126,14 @@ def _examples(model: Model, findings: Findings, calibration: Calibration | None)
 
 
 def _legend(model: Model, found: Maps) -> str:
-    given_back = [] if found.drawn is None else ["what the model gives back"]
+    given_back = [] if found.drawn is None else ["its reconstruction"]
     if not model.schema.is_picture:
         beside = [*given_back, "the columns whose numbers cost most, -log p(x | z)"]
         return f"Each row of numbers as a small plot; beside it {' and '.join(beside)}."
-    beside = [*given_back, "what drawing each pixel costs, -log p(x | z)"]
+    beside = [*given_back, "the cost of each pixel given the latent, -log p(x | z)"]
     if found.surprise is not None:
         what = "codes" if isinstance(model, CodeModel) else "latents"
-        beside.append(f"what saying the {what} there costs under the prior")
+        beside.append(f"the cost of the {what} there under the prior")
     return (
         f"Beside each picture: {'; '.join(beside)}. The colours of a kind of map mean the same in all rows: black "
         "costs least, yellow most."
@@ -141,9 +142,9 @@ def _legend(model: Model, found: Maps) -> str:
 
 _STYLE = """<style>
 .finds { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr)); gap: 14px 22px; margin: 14px 0; }
-.find { display: grid; grid-template-columns: max-content 1fr; gap: 4px 12px; align-items: center; font-size: 13px; }
-.find .strip { display: flex; gap: 3px; } .find b { font-size: 16px; display: block; }
-.find.flag b { color: var(--second); } .find span { color: var(--soft); display: block; overflow-wrap: anywhere; }
+.find { font-size: 13px; }
+.find .strip { display: flex; gap: 3px; } .find b { font-size: 16px; }
+.find.flag b { color: var(--second); } .find span { color: var(--soft); margin-left: 12px; overflow-wrap: anywhere; }
 </style>"""
 
 

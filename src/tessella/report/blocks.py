@@ -16,6 +16,7 @@ from tessella import pictures
 from tessella.checkpoint import write_atomic
 from tessella.models.model import Model
 from tessella.records import Schema
+from tessella.text import shown
 
 WIDTH, TILE = 860, 64
 
@@ -25,6 +26,7 @@ def write_page(path: Path, title: str, body: Sequence[str]) -> None:
     footer = f"<footer>Written by tessella {tessella.__version__}. This page holds everything it shows.</footer>"
     template = Template(resources.files("tessella").joinpath("report_template.html").read_text("utf-8"))
     page = template.substitute(title=html.escape(title), body="\n".join([*body, footer]))
+    page = "\n".join(map(shown, page.split("\n")))  # names from outside
     write_atomic(path, lambda draft: draft.write_text(page, "utf-8"))
 
 

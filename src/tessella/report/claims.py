@@ -13,6 +13,7 @@ import torch
 
 import tessella
 from tessella.data import Data
+from tessella.data.sources import BUILT_IN
 from tessella.report import blocks
 from tessella.report.scientific import chart
 from tessella.uses.claims import Claim, Result
@@ -37,7 +38,7 @@ def record(
         {
             "version": VERSION,
             "tessella": tessella.__version__,
-            "data": data.spec if data.spec in ("digits", "sprites") else Path(data.spec).name,
+            "data": data.spec if data.spec in BUILT_IN else Path(data.spec).name,
             "schema": asdict(data.schema),
             "examples": {name: len(split) for name, split in data.splits.items()},
             "notes": list(data.notes),

@@ -33,7 +33,7 @@ def section(model: CodeModel, split: Split, name: str, codes: CodesEvaluation, m
     one = "picture" if model.schema.is_picture else "example"
     parts = [f"<h2>Codes</h2><p>{html.escape(_introduction(codes, seen, one))}</p>"]
     if seen.grids and model.schema.is_picture:
-        parts += [_over_one(model, seen), _over_some(model, seen, name)]
+        parts += [_over_one(model, seen), strips(model, seen, name)]
     parts += [_atlases(seen, one), _usage(seen)]
     charts = over_time(metrics, [("code_usage", "share of the codes that occur"), ("perplexity", "perplexity")])
     if charts:
@@ -45,7 +45,7 @@ def section(model: CodeModel, split: Split, name: str, codes: CodesEvaluation, m
 
 
 def samples(model: CodeModel) -> str:
-    """Drawings of codes from the uniform prior and from the learned one, side by side."""
+    """Samples from the uniform prior over codes and from the learned one, side by side."""
     classes = len(model.schema.classes) if model.conditional else 0
     few, many = (9, SIDE_BY_SIDE) if classes < 2 else (classes, classes * min(classes, 8))
     learned = look.sample(model, few if blocks.slow(model) else many)
@@ -54,11 +54,12 @@ def samples(model: CodeModel) -> str:
     rows, columns = learned.shape[:2]
     uniform = look.sample(model.with_uniform_prior(), rows * columns).flatten(0, 1)[: rows * columns]
     panels = [
-        (_fitting(uniform, model, columns), "codes drawn blindly, each as likely as any other (uniform prior)"),
-        (_fitting(learned.flatten(0, 1), model, columns), "codes drawn from the learned prior"),
+        (_fitting(uniform, model, columns), "uniform prior: each code as likely as any other"),
+        (_fitting(learned.flatten(0, 1), model, columns), "learned prior"),
     ]
     caption = (
-        "None of these exists. Both halves come from the same decoder; the only difference is which codes it was given."
+        "Samples: none of these exists. The same decoder made both halves; the only difference is the prior that the "
+        "codes were sampled from."
     )
     return f"<h2>Samples</h2>{_panels(panels, caption)}"
 
@@ -83,15 +84,15 @@ def _over_one(model: CodeModel, seen: mosaic.Seen) -> str:
     panels = []
     for level, slot in books[:2]:
         grid = mosaic.token_grid(seen, 0, mosaic.colours(model, level, slot), level=level, slot=slot)
-        panels.append((grid, _called(seen, level, slot, "the codes of a picture")))
+        panels.append((grid, _called(seen, level, slot, "code map of a picture")))
     mosaics = mosaic.enlarged(mosaic.laid(seen, slice(0, 1))[0], seen.schema, 2 * HALF)
-    panels.append((mosaics, "the same picture laid with the mean tile of each code: what the codes say by themselves"))
+    panels.append((mosaics, "the mean patch of each code in its place: what the codes say by themselves"))
     if model.fitted:
         rates = costs(model, mosaic.examples_of(seen, slice(0, 1)))
         cost = mosaic.cost_grid(seen, 0, rates[-1][0], level=len(rates) - 1)
-        panels.append((cost, _called(seen, len(rates) - 1, None, "what its codes cost under the learned prior, bits")))
+        panels.append((cost, _called(seen, len(rates) - 1, None, "what each code costs under the learned prior, bits")))
     if len(panels) % 2:
-        panels.insert(0, (mosaic.enlarged(seen.x[0], seen.schema, 2 * HALF), "a picture"))
+        panels.insert(0, (mosaic.enlarged(seen.x[0], seen.schema, 2 * HALF), "input"))
     caption = (
         "A colour is a code: codes whose vectors are alike have colours that are alike. A number is the code's; where "
         "cells are too small for it, it is left out."
@@ -99,28 +100,28 @@ def _over_one(model: CodeModel, seen: mosaic.Seen) -> str:
     return _panels(panels, caption)
 
 
-def _over_some(model: CodeModel, seen: mosaic.Seen, name: str) -> str:
-    """Some pictures, each above its codes, its mosaic and its drawing."""
+def strips(model: CodeModel, seen: mosaic.Seen, name: str) -> str:
+    """Some pictures, each above its code map, its mean patches and its reconstruction."""
     rows = slice(1, 1 + ROW)
     batch = mosaic.examples_of(seen, rows)
     numbers = range(1, 1 + len(batch.x))
     if not numbers:
         return ""
-    lines = {"as it is": [mosaic.enlarged(x, seen.schema, 2 * SMALL) for x in batch.x]}
+    lines = {"input": [mosaic.enlarged(x, seen.schema, 2 * SMALL) for x in batch.x]}
     for level in range(len(seen.codes)):
         palette = mosaic.colours(model, level)
-        label = level_name(level, len(seen.codes)).removeprefix("the ").replace(" level", " codes") or "its codes"
+        label = level_name(level, len(seen.codes)).removeprefix("the ").replace(" level", " codes") or "code map"
         lines[label] = [mosaic.token_grid(seen, n, palette, level=level, side=2 * SMALL) for n in numbers]
-    lines["laid"] = [mosaic.enlarged(x, seen.schema, 2 * SMALL) for x in mosaic.laid(seen, rows)]
+    lines["mean patches"] = [mosaic.enlarged(x, seen.schema, 2 * SMALL) for x in mosaic.laid(seen, rows)]
     if not blocks.slow(model):
         drawn = look.reconstruct(model, batch, len(batch.x))[1]
-        lines["drawn"] = [mosaic.enlarged(x, seen.schema, 2 * SMALL) for x in drawn]
+        lines["reconstruction"] = [mosaic.enlarged(x, seen.schema, 2 * SMALL) for x in drawn]
     shown = "".join(
         f"<span>{html.escape(label)}</span>{blocks.image_tag(_strip(images), label, False, len(images) * (SMALL + 6))}"
         for label, images in lines.items()
     )
-    caption = f"Pictures of the {name} split; their codes; those codes laid as a mosaic of their mean tiles" + (
-        "." if blocks.slow(model) else "; and what the decoder draws from them, which sees how they stand together."
+    caption = f"Pictures of the {name} split; their codes; the mean patch of each code in its place" + (
+        "." if blocks.slow(model) else "; and the decoder's reconstruction, which sees all codes together."
     )
     return f'<figure><div class="rows">{shown}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
 
@@ -143,8 +144,8 @@ def _atlases(seen: mosaic.Seen, one: str) -> str:
     around = ", with some of what surrounds them, faded" if seen.grids and seen.schema.is_picture else ""
     caption = (
         f"The codes that occur most often, with the share of all positions that they hold in {len(seen.x):,} {one}s. "
-        f"Large, the mean of all tiles that a code stands for; small, some of these tiles{around}. A code sees more "
-        f"than its tile, and may stand for what is around it.{left}"
+        f"Large, the mean patch of a code; small, some of its patches{around}. A code sees more than its patch, and "
+        f"may stand for what is around it.{left}"
     )
     return f"{''.join(parts)}<p class='soft'>{html.escape(caption)}</p>"
 

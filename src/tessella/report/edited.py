@@ -39,8 +39,8 @@ def sheet(edited: Edited, schema: Schema) -> Image.Image:
     most = float(change.max()) or 1.0
     apart = [_outlined(_heat(c / most, side), edited.region, ORANGE, edited.reach) for c in change]
     if count == 1:
-        return _laid([[first, before, *after, *apart]], ["as it is", "drawn before", "after", "difference"])
-    return _laid([[first, *after], [before, *apart]], ["as it is; drawn", *map(str, range(1, count + 1))])
+        return _laid([[first, before, *after, *apart]], ["input", "reconstruction", "after the edit", "difference"])
+    return _laid([[first, *after], [before, *apart]], ["input; before", *map(str, range(1, count + 1))])
 
 
 def write(path: Path, edited: Edited, schema: Schema, name: str, what: str) -> None:
@@ -68,8 +68,8 @@ def write(path: Path, edited: Edited, schema: Schema, name: str, what: str) -> N
         cards.insert(0, (f"{100 * edited.moved.mean():.3g} %", "of its length is what z was moved by"))
     image = sheet(edited, schema)
     caption = (
-        "As it is, with the region; what the model draws of it as it was encoded; the edited picture; and where the "
-        "two drawings differ, on one scale, light where most"
+        "The input, with the region; its reconstruction before the edit; the edited picture; and the difference of "
+        "the two, on one scale, light where most"
         + ("." if bool(edited.reach.all()) else "; the line in grey is how far the edit could reach.")
     )
     rows = [

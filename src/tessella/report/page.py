@@ -23,7 +23,7 @@ from tessella.records import Evaluation, Schema
 from tessella.report import blocks, codes, gap
 from tessella.report.charts import bar_chart, over_time
 from tessella.report.kept import stored
-from tessella.report.words import numbers, psnr_text, size_text
+from tessella.report.words import numbers, psnr_text, saving_card, size_text
 from tessella.spec import ModelOptions, Spec, TrainOptions
 from tessella.uses import look
 
@@ -54,11 +54,12 @@ def write(run: Path, model: Model, data: Data) -> Path:
     e = stored(run, name) or evaluate(model, split, limit=QUICK, data=data.spec, split_name=name)
     metrics = checkpoint.read_metrics(run)
     title = f"{model.name} on {_short(data.spec)}"
+    passed_over = checkpoint.choose_prior(run).note
     body = [
-        _opening(title, spec, model, data, e, metrics),
+        _opening(title, spec, model, data, e, metrics, passed_over),
         _data(data),
         _reconstructions(model, split, name),
-        _samples(model),
+        _samples(model, passed_over),
         ""
         if e.codes is None or not isinstance(model, CodeModel)
         else codes.section(model, split, name, e.codes, metrics),
@@ -75,7 +76,15 @@ def write(run: Path, model: Model, data: Data) -> Path:
     return run / REPORT
 
 
-def _opening(title: str, spec: Spec, model: Model, data: Data, e: Evaluation, metrics: list[dict[str, Any]]) -> str:
+def _opening(
+    title: str,
+    spec: Spec,
+    model: Model,
+    data: Data,
+    e: Evaluation,
+    metrics: list[dict[str, Any]],
+    passed_over: str,
+) -> str:
     schema = model.schema
     one = "picture" if schema.is_picture else "example"
     kind = f"pictures of {schema.shape[2]}x{schema.shape[1]}" if schema.is_picture else f"rows of {schema.dims} numbers"
@@ -104,7 +113,10 @@ def _opening(title: str, spec: Spec, model: Model, data: Data, e: Evaluation, me
     if e.codes is not None:
         worst = " (of the level that uses least of them)" if len(e.codes.levels) > 1 else ""
         cards.append((f"{100 * e.codes.code_usage:.3g} %", f"of the {e.codes.codebook_size:,} codes occur{worst}"))
-    warned = "".join(f'<p class="warned"><b>Warning:</b> {html.escape(note)}</p>' for note in e.notes)
+        if e.codes.learned:
+            cards.append(saving_card(e.codes, one))
+    notes = [*e.notes, passed_over] if passed_over else e.notes
+    warned = "".join(f'<p class="warned"><b>Warning:</b> {html.escape(note)}</p>' for note in notes)
     why = "" if e.bound is not None else NO_PRIOR if not model.has_prior else NO_BOUND
     return (
         f'<h1>{html.escape(title)}</h1><p class="lead">{html.escape(lead)}</p>'
@@ -125,14 +137,19 @@ def _reconstructions(model: Model, split: Split, name: str) -> str:
     count = columns if blocks.slow(model) else 3 * columns
     pairs = look.reconstruct(model, split.batch(look.some(split, count)), columns)
     caption = (
-        f"Examples of the {name} split, and below each row of them what the model gives back after squeezing each "
-        "through its latent."
+        f"Examples of the {name} split; below each row of inputs their reconstructions, decoded from nothing but "
+        "their latents."
     )
-    labels = ["as it is", "given back"] * (len(pairs) // 2)
+    labels = ["input", "reconstruction"] * (len(pairs) // 2)
     return f"<h2>Reconstructions</h2>{blocks.labelled_rows(pairs, labels, model.schema, caption)}"
 
 
-def _samples(model: Model) -> str:
+def _samples(model: Model, passed_over: str) -> str:
+    """Samples from the prior in use.
+
+    Args:
+        passed_over: why a fitted prior is not the one in use; empty if none was passed over.
+    """
     if not model.has_prior:
         return ""
     if isinstance(model, CodeModel) and model.fitted:
@@ -144,9 +161,10 @@ def _samples(model: Model) -> str:
     )
     if isinstance(model, CodeModel):
         text = (
-            "Codes drawn blindly, each as likely as any other, and what the decoder makes of them. No prior over codes "
-            "has been fitted yet: tessella prior does that."
-        )
+            "Codes sampled from the uniform prior, each as likely as any other, and decoded. "
+            + (f"{passed_over[0].upper()}{passed_over[1:]}." if passed_over else
+               "No prior over codes has been fitted yet: tessella prior does that.")
+        )  # fmt: skip
     if model.conditional and len(classes) <= MOST_ROWS:
         rows = look.sample(model, columns * len(classes))
         figure = blocks.labelled_rows(rows, classes, model.schema, f"{text} A row is a class that was asked for.")

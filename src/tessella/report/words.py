@@ -143,11 +143,24 @@ def _codes(codes: CodesEvaluation, one: str) -> list[Number]:
             alone = "this level alone, the finer ones left blank" if level < levels - 1 else "all levels"
             lines.append(Number(f"distortion{which}", f"{of.distortion:.2f} nats", f"-log p(x | z) with {alone}"))
     if codes.learned:
-        rate = sum(of.rate for of in codes.levels)
-        saved = 100 * (1 - rate / codes.rate_uniform)
-        words = f"what the codes cost if all are held equally plausible; the learned prior saves {saved:.0f} %"
+        words = f"what the codes cost if all are held equally plausible; the learned prior {saving_text(codes)}"
         lines.append(Number("rate, uniform prior", f"{codes.rate_uniform:.2f} nats", words))
     return lines
+
+
+def saving_text(codes: CodesEvaluation) -> str:
+    """What the learned prior saves of the bits that the codes cost under the uniform one: `saves 12 %`."""
+    saved = 100 * (1 - sum(of.rate for of in codes.levels) / codes.rate_uniform)
+    return f"saves {saved:.0f} %" if saved >= 0 else f"costs {-saved:.1f} % more"
+
+
+def saving_card(codes: CodesEvaluation, one: str) -> tuple[str, str]:
+    """The same in large print, and what it means."""
+    rate, uniform = sum(of.rate for of in codes.levels) / math.log(2), codes.rate_uniform / math.log(2)
+    verb, _, much = saving_text(codes).partition(" ")
+    verb = "saved" if verb == "saves" else "added"
+    meaning = f"of the bits of a {one}'s codes {verb} by the learned prior: {rate:.0f} against {uniform:.0f} bits"
+    return much.removesuffix(" more"), meaning
 
 
 def _of_bits(of: LevelEvaluation, one: str, learned: bool) -> str:

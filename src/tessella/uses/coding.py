@@ -16,8 +16,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path, PurePosixPath
+from itertools import groupby, islice
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -25,16 +25,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.checkpoint import place, write_atomic
+from tessella.checkpoint import write_atomic
 from tessella.data import Split
 from tessella.data.folders import look as look_at
 from tessella.data.folders import picture_files
 from tessella.data.found import abridged, shown
 from tessella.data.sources import NumpyArchive
-from tessella.errors import DataError, RunError, SpecError
+from tessella.errors import DataError, SpecError
+from tessella.fixed_batch import filled, fixed_batches, size_of, to_read
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
-from tessella.uses.look import AT_ONCE, from_split, read_pictures
+from tessella.noise import seeded
+from tessella.records import Batch
+from tessella.uses.look import from_split, read_pictures
 
 VERSION = 1
 Progress = Callable[[int, int], None]
@@ -76,6 +79,7 @@ def examples(
     *,
     full_size: bool = False,
     endings: bool = False,
+    without: Callable[[str, str], bool] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Named]:
     """Examples to encode, read as they are asked for.
@@ -85,25 +89,30 @@ def examples(
         split: opens the split.
         full_size: leave pictures in files the size that they have, instead of fitting them to what was trained on.
         endings: call a picture in a file by the path that opens it, instead of a name without ending.
+        without: told each picture's name and file before the first is read; those for which it is true are left out.
         progress: told (examples given, examples in all).
 
     Raises:
         DataError: if there is no such input, or a file that is named cannot be read; those that cannot be read in a
             folder are left out with a warning.
     """
-    items = _items(inputs, split, split_name)
-    for item in items if endings else ():
-        item.name = item.file or item.name
+    items = _items(inputs, split, split_name, endings=endings)
     if full_size and any(item.file is None for item in items):
         raise SpecError("--full-size is for picture files and folders; a split's pictures are fitted already")
     _name_apart(items)
+    every = len(items)
+    items = [item for item in items if not (without and item.file is not None and without(item.name, item.file))]
     done, broken = 0, []
-    for from_file, run in groupby(items, key=lambda item: item.file is not None):
-        ready = list(run)
-        each = 1 if full_size else AT_ONCE
-        for some in (ready[first : first + each] for first in range(0, len(ready), each)):
+    trained, at_once = model.schema.shape[1:], to_read(model.schema.shape, model.device)
+
+    def kind(item: _Item) -> tuple[bool, tuple[int, ...]]:
+        """Whether it is read from a file, and its size: examples that are of one kind can be of one batch."""
+        return item.file is not None, _size(item, trained) if full_size else trained
+
+    for (from_file, size), run in groupby(items, key=kind):
+        while some := list(islice(run, at_once if size == trained else 1)):
             if from_file:
-                x, some = _read(model, some, broken, full_size=full_size)
+                x, some = _read(model, some, broken, size)
             else:
                 x = from_split(split(), [item.number for item in some], split_name).x
             done += len(some)
@@ -116,11 +125,11 @@ def examples(
             f"{len(broken)} of {len(items)} pictures could not be read and were skipped: {abridged(broken)}",
             stacklevel=2,
         )
-    if not done:
+    if not done and len(items) == every:
         raise DataError(f"none of the pictures in {', '.join(inputs)} can be read")
 
 
-@dataclass
+@dataclass(slots=True)
 class _Item:
     """A picture file, named or found in a folder, or an example of the split by its number."""
 
@@ -130,7 +139,7 @@ class _Item:
     found: bool = False
 
 
-def _items(inputs: Sequence[str], split: Callable[[], Split], split_name: str) -> list[_Item]:
+def _items(inputs: Sequence[str], split: Callable[[], Split], split_name: str, *, endings: bool) -> list[_Item]:
     if not inputs:
         return [_Item(f"{split_name}-{number}", number=str(number)) for number in range(len(split()))]
     items = []
@@ -139,9 +148,11 @@ def _items(inputs: Sequence[str], split: Callable[[], Split], split_name: str) -
             names, notes = picture_files(given)
             for note in notes:
                 warnings.warn(f"{given}: {note}", stacklevel=2)
-            items += [_Item(os.path.splitext(n)[0], os.path.join(given, n), found=True) for n in names]
+            items += [
+                _of_file(os.path.join(given, n), None if endings else os.path.splitext(n)[0], True) for n in names
+            ]
         elif os.path.isfile(given):
-            items.append(_Item(Path(given).stem, given))
+            items.append(_of_file(given, None if endings else Path(given).stem))
         elif given.isdecimal():
             items.append(_Item(f"{split_name}-{int(given)}", number=given))
         else:
@@ -149,6 +160,11 @@ def _items(inputs: Sequence[str], split: Callable[[], Split], split_name: str) -
                 f"no such picture: {shown(given)}; give files or folders that exist, or numbers of examples"
             )
     return items
+
+
+def _of_file(path: str, name: str | None, found: bool = False) -> _Item:
+    """Without a name it is called by its path: one text, of which there may be very many."""
+    return _Item(path if name is None else name, path, found=found)
 
 
 def _name_apart(items: Sequence[_Item]) -> None:
@@ -161,21 +177,24 @@ def _name_apart(items: Sequence[_Item]) -> None:
         taken.add(item.name)
 
 
-def _read(model: Model, items: Sequence[_Item], broken: list[str], *, full_size: bool) -> tuple[Tensor, list[_Item]]:
+def _size(item: _Item, trained: tuple[int, ...]) -> tuple[int, ...]:
+    """A picture's own size; of one that cannot be read the size trained on, and reading it will say so."""
+    header = None if item.file is None else look_at(item.file)
+    return trained if header is None or header.trouble else header.size
+
+
+def _read(model: Model, items: Sequence[_Item], broken: list[str], size: tuple[int, ...]) -> tuple[Tensor, list[_Item]]:
     """The pictures `[B, C, H, W]` that can be read, and which they are."""
     parts, good = [], []
     for item in items:
         assert item.file is not None
-        size = model.schema.shape[1:]
-        if full_size and not (header := look_at(item.file)).trouble:
-            size = header.size
         try:
             parts.append(read_pictures(model.schema, [item.file], size))
             good.append(item)
-        except DataError:
+        except DataError as error:
             if not item.found or not model.schema.is_picture or model.schema.values == "real":
                 raise
-            broken.append(shown(item.name))
+            broken.append(f"{item.name} ({str(error).partition(' cannot be read: ')[2]})")
     return torch.cat(parts) if parts else torch.empty(0), good
 
 
@@ -194,9 +213,8 @@ def encode(model: CodeModel, examples: Iterable[Named], fingerprint: str) -> Cod
     sizes: list[tuple[int, ...]] = []
     levels: list[list[np.ndarray]] = [[] for _ in model.levels]
     for called, x in examples:
-        codes = model.encode(x.to(model.device)).codes
-        for kept, quantizer, c in zip(levels, model.levels, codes, strict=True):
-            kept.extend(c.cpu().numpy().astype(np.min_scalar_type(quantizer.codebook_size - 1)))
+        for kept, quantizer, c in zip(levels, model.levels, codes_of(model, x), strict=True):
+            kept.extend(c.numpy().astype(np.min_scalar_type(quantizer.codebook_size - 1)))
         names += called
         sizes += [tuple(x.shape[2:])] * len(x)
     if not names:
@@ -204,6 +222,21 @@ def encode(model: CodeModel, examples: Iterable[Named], fingerprint: str) -> Cod
     alike = all(len({c.shape for c in kept}) == 1 for kept in levels)
     whole = tuple(np.stack(kept) if alike else kept for kept in levels)
     return Coded(fingerprint, tuple(names), np.array(sizes, np.int64).reshape(len(names), -1), whole)
+
+
+@torch.inference_mode()
+def codes_of(model: CodeModel, x: Tensor) -> tuple[Tensor, ...]:
+    """The codes of all levels, `[B, *code_shape]` int64 each, of examples `[B, *shape]`; their rate is not asked.
+
+    Pictures of another size than those trained on are encoded one by one.
+    """
+    plain = model.with_uniform_prior()
+    size = None if x.shape[1:] == model.schema.shape else 1
+    parts = [
+        [level[: batch.count].cpu() for level in plain.encode(batch.x).codes]
+        for batch in fixed_batches(Batch(x), model.device, size)
+    ]
+    return tuple(torch.cat(level) for level in zip(*parts, strict=True))
 
 
 @torch.inference_mode()
@@ -219,15 +252,14 @@ def decode(
         progress: told (examples done, examples in all).
     """
     trained = model.schema.shape[1:]
-    at_once = AT_ONCE if (coded.sizes == trained).all() else 1
+    at_once = size_of(model.schema.shape, model.device) if (coded.sizes == trained).all() else 1
     for first in range(0, len(coded), at_once):
         rows = slice(first, first + at_once)
-        z = model.lookup([_tensor(level[rows]).to(model.device) for level in coded.levels])
+        z = model.lookup([filled(_tensor(level[rows]), at_once, model.device) for level in coded.levels])
         sizes = [tuple(size) for size in coded.sizes[rows].tolist()]
         drawing = model.decode(grown(model, z, sizes[0]))
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-            torch.manual_seed(seed + (first << 32))
-            x = (drawing.sample() if draw else drawing.mean).cpu()
+        with seeded(seed + (first << 32), model.device):
+            x = (drawing.sample() if draw else drawing.mean)[: len(sizes)].cpu()
         for name, size, one in zip(coded.names[rows], sizes, x, strict=True):
             yield name, one[:, : size[0], : size[1]] if size else one
         if progress:
@@ -330,18 +362,3 @@ def read(path: str) -> Coded:
     if not names or not levels or any(len(part) != len(names) for part in (sizes, *levels)):
         raise DataError(f"{path} is damaged or was edited (its arrays have no or different lengths): encode again")
     return Coded(str(array("model", "U", 0)), names, sizes, tuple(levels))
-
-
-def target(folder: str, name: str, ending: str = ".png") -> Path:
-    """The file of an example of that name, inside the folder.
-
-    Raises:
-        DataError: if the name leads out of it, or a folder on the way is a link.
-    """
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
-        raise DataError(f"{shown(name)!r} is no name of an example: it leads out of the folder {folder}")
-    try:
-        return place(folder, name + ending)
-    except RunError as error:
-        raise DataError(str(error)) from error

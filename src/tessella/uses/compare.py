@@ -151,6 +151,7 @@ def compare(
     examples: int = EXAMPLES,
     minutes: float = MINUTES,
     seed: int = 0,
+    device: str | torch.device = "cpu",
     kept: Kept | None = None,
     progress: Callable[[str], Progress] | None = None,
 ) -> Comparison:
@@ -161,6 +162,7 @@ def compare(
         examples: samples of each run, and examples that bounds are of, unless all of a group are known for the whole
             split.
         minutes: for drawing the samples of one run; one that takes longer is said to be too slow.
+        device: where the models run, as of `tessella.device.resolve`.
         kept: what was found before; evaluations are taken if they are of the whole split.
         progress: given what is done, gives what is told (done, in all) of it.
 
@@ -172,7 +174,7 @@ def compare(
         raise SpecError("to compare takes two runs or more: of one, tessella evaluate tells the numbers")
     if examples < 2 * fidelity.FEWEST or not minutes > 0:
         raise SpecError(f"compare by at least {2 * fidelity.FEWEST} examples and more than 0 minutes")
-    opened = _open(runs, split, data)
+    opened = _open(runs, split, data, device)
     together: dict[tuple[Any, ...], list[_Opened]] = {}
     for one in opened:
         together.setdefault(one.basis.key, []).append(one)
@@ -181,7 +183,9 @@ def compare(
     return Comparison(groups, differences([group.basis for group in groups]))
 
 
-def _open(runs: Sequence[str | os.PathLike[str]], split: str, other: str | None) -> list[_Opened]:
+def _open(
+    runs: Sequence[str | os.PathLike[str]], split: str, other: str | None, device: str | torch.device
+) -> list[_Opened]:
     """All runs loaded, before anything long is begun; data that several have is opened once."""
     paths = [Path(run) for run in runs]
     for path in paths:
@@ -191,7 +195,7 @@ def _open(runs: Sequence[str | os.PathLike[str]], split: str, other: str | None)
     known: dict[str, tuple[Data, str]] = {}
     opened = []
     for path, name in zip(paths, names(paths), strict=True):
-        spec, model = checkpoint.read_spec(path), checkpoint.load(path)
+        spec, model = checkpoint.read_spec(path), checkpoint.load(path, device=device)
         key = json.dumps([spec.data, model.schema.to_json(), model.conditional], sort_keys=True, default=str)
         if key not in known:
             found = look.data_for(model, spec.data, other)

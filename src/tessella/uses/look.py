@@ -28,6 +28,7 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.noise import Noise
 from tessella.records import Batch, Sampling, Schema
+from tessella.text import shown
 from tessella.training import RECORDED, difference
 
 AT_ONCE = 100
@@ -235,9 +236,9 @@ def label_number(schema: Schema, given: str) -> int:
     if given.isdecimal() and int(given) < len(schema.classes):
         return int(given)
     if not schema.classes:
-        raise SpecError(f"there is no class {given!r}: the model was trained on data without labels")
-    named = ", ".join(schema.classes[:12]) + (", ..." if len(schema.classes) > 12 else "")
-    raise SpecError(f"there is no class {given!r}; there are: {named}")
+        raise SpecError(f"there is no class '{shown(given)}': the model was trained on data without labels")
+    named = ", ".join(map(shown, schema.classes[:12])) + (", ..." if len(schema.classes) > 12 else "")
+    raise SpecError(f"there is no class '{shown(given)}'; there are: {named}")
 
 
 def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> Data:
@@ -258,7 +259,10 @@ def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> 
     options = _reading(source)
     if model.schema.is_picture:
         options |= {"size": model.schema.shape[1:], "channels": model.schema.shape[0]}
-    return _fitting(model, other, options)
+    data = _fitting(model, other, options)
+    for note in data.notes:
+        warnings.warn(note, stacklevel=2)
+    return data
 
 
 def own_data(model: Model, source: dict[str, Any], place: str | None = None) -> Data:
@@ -298,7 +302,7 @@ def _fitting(model: Model, spec: str, options: dict[str, Any]) -> Data:
         raise DataError(
             f"the run's data has size {size}, and its model is made for {_by(schema.shape)}: one was edited"
         )
-    data = open_data(spec, **options)
+    data = open_data(spec, **options, like=schema)
     if (data.schema.shape, data.schema.values) != (schema.shape, schema.values):
         raise DataError(
             f"{data.spec} has {data.schema.values} values of shape {_by(data.schema.shape)}, the model is made for "
@@ -311,8 +315,8 @@ def _fitting(model: Model, spec: str, options: dict[str, Any]) -> Data:
     unknown = [name for name in data.schema.classes if name not in schema.classes]
     if unknown:
         raise DataError(
-            f"{data.spec} has classes that the model was not trained on: {', '.join(unknown[:8])}; "
-            f"it knows {', '.join(schema.classes[:8])}{', ...' if len(schema.classes) > 8 else ''}"
+            f"{data.spec} has classes that the model was not trained on: {', '.join(map(shown, unknown[:8]))}; "
+            f"it knows {', '.join(map(shown, schema.classes[:8]))}{', ...' if len(schema.classes) > 8 else ''}"
         )
     numbers = np.array([schema.classes.index(name) for name in data.schema.classes], dtype=np.int64)
     splits: dict[str, Split] = {name: _Renumbered(split, numbers) for name, split in data.splits.items()}
@@ -376,7 +380,7 @@ def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -
         raise DataError(f"the model is made for {schema.values} values of shape {_by(schema.shape)}, which no picture "
                         "file holds: give numbers of examples")  # fmt: skip
     height, width = size
-    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0])
+    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0], schema.depth)
     x = torch.from_numpy(reader.read(np.arange(len(files))))
     return (x > 127).to(torch.uint8) if schema.values == "binary" else x
 

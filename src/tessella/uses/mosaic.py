@@ -189,7 +189,7 @@ def colours(model: CodeModel, level: int = 0, slot: int = 0) -> np.ndarray:
     quantizer = model.levels[level]
     codes = torch.zeros(quantizer.codebook_size, quantizer.code_shape[0], dtype=torch.int64, device=model.device)
     codes[:, slot] = torch.arange(quantizer.codebook_size, device=model.device)
-    vectors = quantizer.lookup(codes).double().cpu()
+    vectors = quantizer.lookup(codes).cpu().double()
     _, _, axes = torch.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
     place = ((vectors @ axes[:2].T).argsort(0).argsort(0) / max(1, len(vectors) - 1)).numpy()
     if place.shape[1] == 1:

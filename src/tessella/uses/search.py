@@ -30,15 +30,17 @@ from torch import Tensor
 
 from tessella import pictures
 from tessella.bottlenecks.flow import variance_of
-from tessella.checkpoint import read_tensors, write_tensors
+from tessella.checkpoint import read_tensors
 from tessella.data.found import shown
 from tessella.errors import DataError, RunError, SpecError
+from tessella.fixed_batch import FixedBatch, fixed_batches
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
-from tessella.noise import Noise
+from tessella.noise import Noise, example_keys
 from tessella.priors.normal import StandardNormal
-from tessella.records import Schema
+from tessella.records import Batch, Schema
+from tessella.tensor_files import TensorWriter
 from tessella.uses.coding import Named
 
 VERSION = 1
@@ -46,8 +48,8 @@ GRID = 7
 """Positions a side that a grid of vectors is averaged to, at most."""
 BLOCK = 1 << 13
 """Rows of the index that distances are computed to at once."""
-COPIED, FROM_EACH = 256, 16
-"""Examples that altered copies are made of, and how many of each batch."""
+COPIED = 256
+"""Examples that altered copies are made of, at most."""
 FOUND_AGAIN = 0.95
 """Share of the altered copies that lie nearer to their originals than the threshold of near-duplicates."""
 SPARE = 16
@@ -118,9 +120,17 @@ class Pairs:
 # making
 
 
-@torch.no_grad()
+@final
+@dataclass(frozen=True)
+class Written:
+    """What an index file was given: how many examples, and how many numbers of each in each space."""
+
+    examples: int
+    widths: dict[str, int]
+
+
 def index(model: Model, examples: Iterable[Named], fingerprint: str) -> Index:
-    """Look at all examples.
+    """Look at all examples, and keep what an index holds of them in memory.
 
     Args:
         examples: names and stored values, a batch at a time; they are not kept.
@@ -130,37 +140,100 @@ def index(model: Model, examples: Iterable[Named], fingerprint: str) -> Index:
         SpecError: if the model sees labels.
         DataError: if there are no examples.
     """
-    names: list[str] = []
-    thumbs: list[bytes] = []
+    survey, names, thumbs = _Survey(model), [], []
     parts: dict[str, list[Tensor]] = {}
-    copies: list[tuple[Features, Features]] = []
-    variance, seen, copied = torch.zeros(()), 0, 0
-    for number, (called, x) in enumerate(examples):
-        looked = _look(model, x)
-        for space, rows in looked.features.items():
+    for called, x in examples:
+        for space, rows in survey.look(x).items():
             parts.setdefault(space, []).append(rows)
         names += called
         thumbs += [_jpeg(picture) for picture in small(x, model.schema)]
-        variance, seen = variance + looked.variance.sum(0), seen + len(x)
-        if copied < COPIED:
-            some = x[:FROM_EACH]
-            first = {space: rows[:FROM_EACH] for space, rows in looked.features.items()}
-            altered = _altered(some, model.schema, Noise(0, number, "copies"))
-            copies += [(first, _look(model, copy).features) for copy in altered]
-            copied += len(some)
-    if not names:
-        raise DataError("there are no examples to index")
+    scale, copies = survey.results()
     features = {space: torch.cat(rows) for space, rows in parts.items()}
-    scale = _scale(model, variance / seen, features["latent"].double())
-    apart = {space: _apart(space, copies, scale) for space in features}
-    return Index(fingerprint, tuple(names), features, scale, apart, tuple(thumbs))
+    return Index(fingerprint, tuple(names), features, scale, copies, tuple(thumbs))
 
 
-def _scale(model: Model, variance: Tensor, z: Tensor) -> Tensor:
-    """What each latent number is multiplied by, `[D]`: its use, over its deviation where that need not be 1."""
+def write_index(path: str | os.PathLike[str], model: Model, examples: Iterable[Named], fingerprint: str) -> Written:
+    """Look at all examples, and write what `write(path, index(...))` would; no more than a batch is in memory.
+
+    Raises:
+        SpecError, DataError: as of `index`.
+        RunError: if the file cannot be written.
+    """
+    survey, count, widths = _Survey(model), 0, {}
+    with TensorWriter(Path(path)) as writer:
+        names, thumbs = _Items(writer, "names"), _Items(writer, "thumbs")
+        for called, x in examples:
+            for space, rows in survey.look(x).items():
+                writer.append(f"features.{space}", rows.numpy())
+                widths[space] = rows.shape[1]
+            names.add([name.encode("utf-8", "surrogateescape") for name in called])
+            thumbs.add([_jpeg(picture) for picture in small(x, model.schema)])
+            count += len(x)
+        scale, copies = survey.results()
+        writer.append("scale", scale.numpy())
+        writer.finish({"version": VERSION, "model": fingerprint, "copies": copies})
+    return Written(count, widths)
+
+
+@final
+class _Survey:
+    """What is found out of many examples on the way: the use of each number, and how far copies lie apart.
+
+    Copies are made of the `COPIED` examples with the least keys, which are the same in whatever order they come.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model, self._count = model, 0
+        self._variance = self._center = self._sum = self._squares = torch.zeros((), dtype=torch.float64)
+        self._keys, self._copied = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+
+    @torch.no_grad()
+    def look(self, x: Tensor) -> Features:
+        """The features of examples `[B, *shape]`, which are taken note of."""
+        looked = _look(self._model, x)
+        z = looked.features["latent"].double()
+        if not self._count:
+            self._center, self._copied = z.mean(0), x[:0]
+        apart = z - self._center
+        self._count, self._variance = self._count + len(x), self._variance + looked.variance.sum(0)
+        self._sum, self._squares = self._sum + apart.sum(0), self._squares + apart.square().sum(0)
+        keys = example_keys(x)
+        if len(self._keys) < COPIED or bool((keys < self._keys[-1]).any()):
+            every, rows = np.unique(torch.cat([self._keys, keys]).numpy(), return_index=True)
+            self._keys = torch.from_numpy(every[:COPIED])
+            self._copied = torch.cat([self._copied, x])[torch.from_numpy(rows[:COPIED])]
+        return looked.features
+
+    @torch.no_grad()
+    def results(self) -> tuple[Tensor, dict[str, float]]:
+        """The scale, and of each space the distance under which most copies lie from their originals.
+
+        Raises:
+            DataError: if there were no examples.
+        """
+        if not self._count:
+            raise DataError("there are no examples to index")
+        model, x = self._model, self._copied
+        moved = self._squares / self._count - (self._sum / self._count).square()
+        scale = _scale(model, self._variance / self._count, moved)
+        first = features(model, x)
+        altered = [
+            features(model, copy) for copy in _altered(x, model.schema, Noise(0, stream="copies").of(self._keys))
+        ]
+        copies = [(first, copy) for copy in altered]
+        return scale, {space: _apart(space, copies, scale) for space in first}
+
+
+def _scale(model: Model, variance: Tensor, moved: Tensor) -> Tensor:
+    """What each latent number is multiplied by, `[D]`: its use, over its deviation where that need not be 1.
+
+    Args:
+        variance: the posterior's, on average.
+        moved: the variance of the posterior's mean.
+    """
     total = torch.ones_like(variance)
     if isinstance(model, LatentVariableModel) and model.has_bound and not isinstance(model.prior, StandardNormal):
-        total = (variance + z.var(0, correction=0)).clamp_min(1e-12)
+        total = (variance + moved).clamp_min(1e-12)
     return ((1 - variance / total).clamp_min(1e-12) / total).sqrt().float()
 
 
@@ -187,15 +260,21 @@ def _look(model: Model, x: Tensor) -> _Look:
         model = model.with_uniform_prior()
     elif model.conditional:
         raise SpecError(f"the model {model.name} tells in z only what the label does not: search with a vae or vqvae")
-    latent = model.encode(x.to(model.device))
+    parts = [_of_batch(model, batch) for batch in fixed_batches(Batch(x), model.device)]
+    spaces = {space: torch.cat([part.features[space] for part in parts]) for space in parts[0].features}
+    return _Look(spaces, torch.cat([part.variance for part in parts]))
+
+
+def _of_batch(model: Model, batch: FixedBatch) -> _Look:
+    latent = model.encode(batch.x)
     z = _averaged(latent.z)
-    found = {"latent": z.half().cpu()}
     variance = torch.zeros_like(z) if latent.posterior is None else _averaged(variance_of(latent.posterior))
+    found = {"latent": z[: batch.count].half().cpu()}
     if isinstance(model, CodeModel):
-        codes = torch.cat([c.flatten(1) for c in latent.codes], 1).cpu()
+        codes = torch.cat([c.flatten(1) for c in latent.codes], 1)[: batch.count].cpu()
         largest = max(q.codebook_size for q in model.levels) - 1
         found["codes"] = codes.to(torch.uint8 if largest < 256 else torch.int16 if largest < 1 << 15 else torch.int32)
-    return _Look(found, variance.cpu().double())
+    return _Look(found, variance[: batch.count].cpu().double())
 
 
 def _averaged(z: Tensor) -> Tensor:
@@ -328,7 +407,9 @@ def nearest(index: Index, queries: Features, k: int, space: str = "latent", *, b
         # what is added makes the first of equals the nearest
         order = (best + 1e-12 * at).topk(min(kept, best.shape[1]), largest=False).indices
         best, at = best.gather(1, order), at.gather(1, order)
-    exact = measure.exact(asked, measure.ready(rows[at.flatten()]).unflatten(0, at.shape)).double()
+    # each query by itself: how numbers are added hangs on how many queries there are
+    near = [measure.exact(asked[i : i + 1], measure.ready(rows[some])[None]) for i, some in enumerate(at)]
+    exact = torch.cat(near).double()
     order = (exact + 1e-12 * at).argsort(1)[:, :k]
     return Neighbours(at.gather(1, order), exact.gather(1, order).float())
 
@@ -392,11 +473,27 @@ def _of_space(index: Index, space: str) -> Tensor:
 
 def write(path: str | os.PathLike[str], index: Index) -> None:
     """Keep an index in a file, whole or not at all."""
-    tensors = {f"features.{space}": rows for space, rows in index.features.items()} | {"scale": index.scale}
-    for name, items in (("names", [name.encode() for name in index.names]), ("thumbs", index.thumbs)):
-        tensors[name] = torch.from_numpy(np.frombuffer(b"".join(items), np.uint8).copy())
-        tensors[f"{name}.ends"] = torch.tensor([len(item) for item in items]).cumsum(0)
-    write_tensors(Path(path), tensors, {"version": VERSION, "model": index.model, "copies": index.copies})
+    with TensorWriter(Path(path)) as writer:
+        for space, rows in index.features.items():
+            writer.append(f"features.{space}", rows.numpy())
+        writer.append("scale", index.scale.numpy())
+        _Items(writer, "names").add([name.encode("utf-8", "surrogateescape") for name in index.names])
+        _Items(writer, "thumbs").add(index.thumbs)
+        writer.finish({"version": VERSION, "model": index.model, "copies": index.copies})
+
+
+@final
+class _Items:
+    """Items of any length as one tensor of bytes, one after the other, and one of where each ends."""
+
+    def __init__(self, writer: TensorWriter, name: str) -> None:
+        self._writer, self._name, self._end = writer, name, 0
+
+    def add(self, items: Sequence[bytes]) -> None:
+        ends = self._end + np.cumsum([len(item) for item in items], dtype=np.int64)
+        self._end = int(ends[-1])
+        self._writer.append(self._name, np.frombuffer(b"".join(items), np.uint8))
+        self._writer.append(f"{self._name}.ends", ends)
 
 
 def read(path: str | os.PathLike[str]) -> Index:
@@ -413,7 +510,7 @@ def read(path: str | os.PathLike[str]) -> Index:
         if note["version"] > VERSION:
             raise DataError(f"{path} has version {note['version']}; this tessella reads up to {VERSION}: upgrade it")
         kept = {n.removeprefix("features."): t for n, t in state.tensors.items() if n.startswith("features.")}
-        names = tuple(item.decode() for item in _cut(state.tensors, "names"))
+        names = tuple(item.decode("utf-8", "surrogateescape") for item in _cut(state.tensors, "names"))
         thumbs = tuple(_cut(state.tensors, "thumbs"))
         copies = {space: float(note["copies"][space]) for space in kept}
         if not names or "latent" not in kept or {len(names)} != {len(thumbs), *(len(rows) for rows in kept.values())}:

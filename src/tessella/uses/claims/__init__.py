@@ -71,6 +71,7 @@ def run(
     *,
     minutes: float | None = None,
     seeds: tuple[int, ...] = SEEDS,
+    device: str | None = None,
     tell: Callable[[Claim, Result], None] | None = None,
 ) -> dict[int, Result]:
     """Test these claims on `data`.
@@ -78,6 +79,7 @@ def run(
     Args:
         minutes: for all of them together.
         seeds: every effect is measured once with each.
+        device: where models are trained, as of `tessella.device.resolve`.
         tell: told each claim as it is decided.
 
     Raises:
@@ -87,7 +89,7 @@ def run(
     bench = Bench(data, seeds=seeds)
     hindrances = {c.number: c.hindrance(bench) for c in claims}
     needs = {recipe.name: recipe for c in claims if hindrances[c.number] is None for recipe in c.needs}
-    bench = Bench(data, minutes=minutes, seeds=seeds, needs=needs.values())
+    bench = Bench(data, minutes=minutes, seeds=seeds, needs=needs.values(), device=device)
     results: dict[int, Result] = {}
     for c in claims:
         started, reason = time.monotonic(), hindrances[c.number]

@@ -67,6 +67,7 @@ class Bench:
         minutes: what all chosen claims together may take; None: as long as the recipes take.
         seeds: every effect is measured once with each.
         needs: the recipes that will be asked for; of several claims that share one it is counted once.
+        device: where models are trained and stay, as of `tessella.device.resolve`.
 
     Attributes:
         updates: of each recipe by its name, those of each training.
@@ -83,8 +84,9 @@ class Bench:
         minutes: float | None = None,
         seeds: Sequence[int] = SEEDS,
         needs: Iterable[Recipe] = (),
+        device: str | None = None,
     ) -> None:
-        self.data, self.schema, self.seeds = data, data.schema, tuple(seeds)
+        self.data, self.schema, self.seeds, self.device = data, data.schema, tuple(seeds), device
         train = len(data.split("train"))
         unseen = sum(len(data.split(name)) for name in ("valid", "test") if name in data.splits)
         if train < LEAST_TRAIN or unseen < LEAST_UNSEEN:
@@ -191,7 +193,7 @@ class Bench:
         """
         split, enough, steps = split or self.data.split("train"), steps, round(steps * self._longer)
         few = self.schema.dims > SMALL
-        options = {"batch_size": BATCH // 2 if few else BATCH, "workers": 0, **options}
+        options = {"batch_size": BATCH // 2 if few else BATCH, "workers": 0, "device": self.device, **options}
         if seconds != float("inf"):
             steps = max(1, min(steps, int(seconds / self._pace(module, split, options))))
         _fitted(module, split, TrainOptions(steps=steps, seed=seed, **options))

@@ -8,10 +8,14 @@ says, so that both ends compute the same floats on any number of threads; severa
 from __future__ import annotations
 
 import math
+import os
 import platform
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from typing import cast, final
 
 import numpy as np
@@ -30,19 +34,25 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.noise import Noise
 from tessella.priors.normal import StandardNormal
 from tessella.records import Latent
-from tessella.uses.coding import stride_of
+from tessella.text import shown
+from tessella.uses.coding import codes_of, stride_of
 from tessella.uses.compress.container import Chunk, checksum
 
 PARAMETERS = 1 << 24
 """Numbers that a decoder gives at once: 64 MiB."""
 BATCH, LONGEST = 1024, 1 << 24
 """Examples in a batch at most; numbers of data in a chunk of bits-back coding."""
+SETTINGS = (
+    "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
+    "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE",
+)  # fmt: skip
+"""Variables of the environment that choose how floats are computed."""
 BUCKETS = 16
 """Bits of a latent unit: the prior is cut into 2^16 buckets of equal mass."""
 
 
 class Mismatch(DataError):
-    """The bits are as they were written, and decode to something else."""
+    """The bits are as they were written, and decode to something else or to nothing."""
 
 
 @final
@@ -65,10 +75,31 @@ def steady() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@cache
+def _processor() -> str:
+    """The processor's name, and where the system tells it the numbers that names leave out."""
+    said: dict[str, str] = {}
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            said.setdefault(name.strip(), value.strip())
+    numbers = [f"{what} {said[key]}" for what, key in (("family", "cpu family"), ("model", "model")) if key in said]
+    return " ".join([said.get("model name") or platform.processor() or "unnamed processor", *numbers])
+
+
 def made_by() -> str:
-    """What the floats of a file depend on, in words."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"tessella {__version__}, torch {torch.__version__}, {platform.machine()} {capability}"
+    """What the floats of a file depend on, in words: versions, processor, instruction sets, libraries, settings."""
+    built = torch.__config__.show()
+    versions = [f"tessella {__version__}", f"torch {torch.__version__}", f"constriction {version('constriction')}"]
+    for name, pattern in (("oneDNN", r"MKL-DNN (v[\d.]+)"), ("MKL", r"Math Kernel Library Version ([\w.]+)")):
+        found = re.search(pattern, built)
+        versions.append(f"{name} {found[1] if found else 'none'}")
+    machine = f"{platform.system()} {platform.machine()}"
+    parts = [*versions, machine, _processor(), torch.backends.cpu.get_cpu_capability()]
+    if not torch.backends.mkldnn.enabled:
+        parts.append("oneDNN off")
+    parts += [f"{name}={os.environ[name]}" for name in SETTINGS if os.environ.get(name)]
+    return shown(", ".join(" ".join(part.split())[:120] for part in parts))
 
 
 @final
@@ -174,7 +205,7 @@ class BitsBack:
         stack, parts = Stack(chunk.words), []
         for count in reversed(chunk.batches):
             if stack.bits < (count - 1) * math.prod(self._model.latent_shape) * BUCKETS:
-                raise DataError("it holds fewer bits than its examples need")
+                raise Mismatch("the bits end before its examples do")
             receiver = Receiver(stack)
             at = Buckets.drawn(receiver, count, self._model.latent_shape)
             x = self._drawing(at).tell(receiver).to(torch.uint8)
@@ -262,7 +293,7 @@ class CodesOnly:
             sizes = [math.log2(q.codebook_size) for q in self._model.levels]
             bits = count * sum(math.prod(s) * b for s, b in zip(shapes, sizes, strict=True))
             if bits > 32 * len(chunk.words) + 64:
-                raise DataError("it holds fewer codes than its pictures' sizes need")
+                raise Mismatch("the bits end before its codes do")
         codes = self._tell(Receiver(Stack(chunk.words)), count, shapes, None)
         _verify(_flat(codes), chunk)
         return codes
@@ -293,11 +324,6 @@ class CodesOnly:
 
 
 Coder = Lossless | BitsBack | CodesOnly
-
-
-def codes_of(model: CodeModel, x: Tensor) -> tuple[Tensor, ...]:
-    """The codes of all levels; what they cost is not asked."""
-    return tuple(plain(c) for c in model.with_uniform_prior().encode(plain(x)).codes)
 
 
 def plain(x: Tensor) -> Tensor:

@@ -8,6 +8,11 @@
         checksum             BLAKE2b-64 of what the chunk decodes to, with the header's checksum as its key
         the words            4 bytes each
         checksum             CRC-32 of the chunk so far
+    file, file, ...          pictures that the model cannot hold, as `Kept` lists:
+        0                    which is no number of batches
+        name, length, bytes  packed by zlib where that is shorter; the length of what they are unpacked
+        checksum             BLAKE2b-64 of name and bytes, with the header's checksum as its key
+        checksum             CRC-32 of all that
 
 A chunk stands or falls as a whole: its examples come from one stack of bits. The inner checksum is of the examples (or
 codes) themselves and of the header, so whatever goes wrong on the way to them is found; the CRC tells a damaged file
@@ -32,13 +37,17 @@ from tessella.entropy_coding import WORD
 from tessella.errors import DataError
 from tessella.records import Values
 
-MAGIC, VERSION = b"\xf1TES", 1
+MAGIC, VERSION = b"\xf1TES", 2
 Method = Literal["codes", "lossless", "bits-back"]
 Exactly = Literal["float32", "bfloat16"]
 METHODS, VALUES, PRECISIONS = get_args(Method), get_args(Values), get_args(Exactly)
 HEADER_MOST, TEXT_MOST, SIDE_MOST = 1 << 26, 1 << 12, 1 << 20
 NAMES_MOST = 1 << 25
 """Bytes of all names, or of all sizes, unpacked."""
+FILE_MOST = 1 << 28
+"""Bytes of a kept file that is packed; a larger one is not."""
+MODES = ("1", "L", "LA", "RGB", "RGBA")
+"""Kinds of pictures that are given back, as Pillow calls them."""
 
 
 @final
@@ -54,6 +63,9 @@ class Header:
         count: examples.
         names: what each is called: a path without ending.
         sizes: `[N, 2]`, height and width of each picture; empty if all are of the model's own size.
+        modes: what each picture is given back as, of `MODES`, or nothing: as the model has it; empty if all are so.
+        kept: files that are kept as they are, beside the examples.
+        notes: what is not given back of what was there to compress, in words.
         precision: that encoder and decoder ran in.
         run: where the run lies, relative to the file: a hint.
         made: what coded it: versions, machine.
@@ -72,6 +84,9 @@ class Header:
     precision: Exactly
     run: str
     made: str
+    modes: Sequence[str] = ()
+    kept: int = 0
+    notes: str = ""
 
     @property
     def is_picture(self) -> bool:
@@ -81,6 +96,10 @@ class Header:
     def size(self, number: int) -> tuple[int, ...]:
         """Height and width of a picture; nothing of a vector."""
         return tuple(self.sizes[number].tolist()) if len(self.sizes) else self.shape[1:]
+
+    def mode(self, number: int) -> str:
+        """What a picture is given back as; nothing: as the model has it."""
+        return self.modes[number] if self.modes else ""
 
 
 @final
@@ -105,6 +124,15 @@ class Chunk:
     def is_of(self, values: np.ndarray) -> bool:
         """Whether these values, under this header, were coded."""
         return sealed(checksum(values), self.key) == self.checksum
+
+
+@final
+@dataclass(frozen=True)
+class Kept:
+    """A file that is kept as it is: its name with its ending, and its bytes."""
+
+    name: str
+    data: bytes
 
 
 @final
@@ -146,12 +174,13 @@ def pack_header(header: Header) -> bytes:
     """
     out = bytearray([METHODS.index(header.method), VALUES.index(header.values), PRECISIONS.index(header.precision)])
     out += _varint(len(header.shape)) + b"".join(_varint(side) for side in header.shape)
-    for text in (header.model, header.prior, header.run, header.made):
+    for text in (header.model, header.prior, header.run, header.made, header.notes):
         data = text.encode("utf-8", "replace")
         out += _blob(data if text.isprintable() and len(data) <= TEXT_MOST else b"")
     out += bytes.fromhex(header.fingerprint) + _blob(bytes.fromhex(header.prior_fingerprint))
     out += _varint(header.count) + _packed_names(header.names)
     out += _packed(header.sizes.astype(WORD).tobytes())
+    out += _packed(bytes(MODES.index(mode) + 1 if mode else 0 for mode in header.modes)) + _varint(header.kept)
     plain = MAGIC + bytes([VERSION]) + struct.pack("<I", len(out)) + bytes(out)
     return plain + blake2b(plain, digest_size=8).digest()
 
@@ -163,9 +192,23 @@ def pack_chunk(chunk: Chunk) -> bytes:
     return whole + struct.pack("<I", zlib.crc32(whole))
 
 
+def pack_file(kept: Kept, key: bytes) -> bytes:
+    """A file that is kept, under the header whose checksum is `key`."""
+    name, packed = kept.name.encode("utf-8", "surrogateescape"), b""
+    if len(kept.data) <= FILE_MOST:
+        packed = zlib.compress(kept.data, 9)
+    shorter = packed if packed and len(packed) < len(kept.data) else kept.data
+    whole = b"\0" + _blob(name) + _varint(len(kept.data)) + _blob(shorter) + sealed(_sum(name, kept.data), key)
+    return whole + struct.pack("<I", zlib.crc32(whole))
+
+
+def _sum(name: bytes, data: bytes) -> bytes:
+    return blake2b(len(name).to_bytes(8, "little") + name + data, digest_size=8).digest()
+
+
 def _packed_names(names: Sequence[str]) -> bytes:
     stem, dash, first = names[0].rpartition("-") if names else ("", "", "")
-    if dash and first.isdecimal() and len(first) < 10:
+    if dash and first.isdecimal() and len(first) < 10 and stem.isprintable() and len(stem.encode()) <= TEXT_MOST:
         counted = Numbered(stem, int(first), len(names))
         if all(a == b for a, b in zip(names, counted, strict=True)):
             return b"\x01" + _blob(stem.encode()) + _varint(int(first))
@@ -222,10 +265,9 @@ class Container:
             try:
                 if len(start) < len(MAGIC) + 5:
                     raise _Damaged("it ends in its header")
-                if start[len(MAGIC)] != VERSION:
-                    raise DataError(
-                        f"{path} has version {start[len(MAGIC)]}; this tessella reads {VERSION}: upgrade it"
-                    )
+                if (version := start[len(MAGIC)]) != VERSION:
+                    remedy = "upgrade it" if version > VERSION else "decompress it by the tessella that made it"
+                    raise DataError(f"{path} has version {version}; this tessella reads {VERSION}: {remedy}")
                 (length,) = struct.unpack("<I", start[-4:])
                 if length > min(HEADER_MOST, self.bytes):
                     raise _Damaged("it ends in its header")
@@ -243,15 +285,35 @@ class Container:
         Raises:
             DataError: if one is damaged, or the file ends early.
         """
+        return (part for part in self._parts() if isinstance(part, Chunk))
+
+    def files(self) -> Iterator[Kept]:
+        """The files that are kept as they are, one by one; all chunks before them are checked on the way.
+
+        Raises:
+            DataError: if one is damaged, or there are more or fewer than the header says.
+        """
+        number = 0
+        for part in self._parts():
+            if isinstance(part, Kept):
+                number += 1
+                yield part
+        if number != self.header.kept:
+            raise self.damaged(f"it holds {number} of {self.header.kept} kept files")
+
+    def _parts(self) -> Iterator[Chunk | Kept]:
         with open(self.path, "rb") as file:
             file.seek(self._first)
-            reader, number = _Reader(file, self.bytes - self._first), 0
+            reader, number, coded = _Reader(file, self.bytes - self._first), 0, True
             while reader.left:
                 try:
-                    yield _chunk(reader, self._key)
+                    part = _part(reader, self._key)
                 except _Damaged as error:
                     raise self.damaged(f"chunk {number}: {error}") from error
-                number += 1
+                if isinstance(part, Chunk) > coded or (isinstance(part, Kept) and not self.header.kept):
+                    raise self.damaged(f"chunk {number}: it is out of its place")
+                coded, number = isinstance(part, Chunk), number + 1
+                yield part
 
     def damaged(self, how: str) -> DataError:
         """What to say of it."""
@@ -300,7 +362,7 @@ def _header(reader: _Reader) -> Header:
     method, values, precision = (reader.varint(len(known) - 1) for known in (METHODS, VALUES, PRECISIONS))
     dims = reader.varint(3)
     shape = tuple(reader.varint(SIDE_MOST) for _ in range(dims))
-    model, prior, run, made = (reader.text() for _ in range(4))
+    model, prior, run, made, notes = (reader.text() for _ in range(5))
     fingerprint, prior_fingerprint = reader.take(6).hex(), reader.blob(6).hex()
     count = reader.varint()
     if reader.varint(1):
@@ -311,7 +373,10 @@ def _header(reader: _Reader) -> Header:
         names = _text(joined).split("\0") if joined.count(b"\0") == count - 1 else []
     packed = _unpacked(reader.blob(HEADER_MOST))
     sizes = np.frombuffer(packed[: len(packed) // 8 * 8], WORD).reshape(-1, 2)
-    sound = len(shape) in (1, 3) and 0 not in shape and count and len(names) == count and not reader.left
+    numbers, kept = _unpacked(reader.blob(HEADER_MOST)), reader.varint()
+    modes = [("", *MODES)[number] for number in numbers] if max(numbers, default=0) <= len(MODES) else ["?"]
+    sound = len(shape) in (1, 3) and 0 not in shape and count + kept and len(names) == count and not reader.left
+    sound = sound and len(modes) in (0, count) and (len(shape) == 3 or not (modes or kept))
     fitting = not packed or (
         len(shape) == 3 and len(packed) == 8 * count and 0 < sizes.min() <= sizes.max() < SIDE_MOST
     )
@@ -320,12 +385,31 @@ def _header(reader: _Reader) -> Header:
     return Header(
         cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, cast(Values, VALUES[values]),
         shape, count, names, sizes, cast(Exactly, PRECISIONS[precision]), run, made,
+        modes, kept, notes,
     )  # fmt: skip
 
 
-def _chunk(reader: _Reader, key: bytes) -> Chunk:
+def _part(reader: _Reader, key: bytes) -> Chunk | Kept:
     reader.crc = 0
     several = reader.varint(reader.left)
+    return _chunk(reader, key, several) if several else _kept(reader, key)
+
+
+def _kept(reader: _Reader, key: bytes) -> Kept:
+    name, length = reader.blob(HEADER_MOST), reader.varint()
+    data, sum_, expected = reader.blob(reader.left), reader.take(8), reader.crc
+    if reader.take(4) != struct.pack("<I", expected):
+        raise _Damaged("its checksum does not match")
+    if length != len(data):
+        if length > FILE_MOST:
+            raise _Damaged("a number is out of range")
+        data = _unpacked(data, length)
+    if sealed(_sum(name, data), key) != sum_:
+        raise _Damaged("it is another file's")
+    return Kept(_text(name), data)
+
+
+def _chunk(reader: _Reader, key: bytes, several: int) -> Chunk:
     batches = tuple(reader.varint(1 << 24) for _ in range(several))
     length, spare = reader.varint(reader.left // WORD.itemsize), reader.varint()
     sum_ = reader.take(8)
@@ -333,16 +417,16 @@ def _chunk(reader: _Reader, key: bytes) -> Chunk:
     expected = reader.crc
     if reader.take(4) != struct.pack("<I", expected):
         raise _Damaged("its checksum does not match")
-    if not batches or 0 in batches or spare > length:
+    if 0 in batches or spare > length:
         raise _Damaged("it contradicts itself")
     return Chunk(batches, np.frombuffer(words, WORD), spare, sum_, key)
 
 
-def _unpacked(data: bytes) -> bytes:
+def _unpacked(data: bytes, most: int = NAMES_MOST) -> bytes:
     """What zlib packed, if it is not absurdly long."""
     unpacker = zlib.decompressobj()
     try:
-        plain = unpacker.decompress(data, NAMES_MOST)
+        plain = unpacker.decompress(data, most)
     except zlib.error as error:
         raise _Damaged("its names cannot be unpacked") from error
     if not unpacker.eof or unpacker.unused_data:

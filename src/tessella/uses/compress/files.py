@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import tempfile
@@ -35,11 +36,22 @@ from tessella.uses.compress.coders import (
     Coder,
     CodesOnly,
     Lossless,
-    Mismatch,
     made_by,
     steady,
 )
-from tessella.uses.compress.container import Chunk, Container, Exactly, Header, Method, pack_chunk, pack_header, sealed
+from tessella.uses.compress.container import (
+    Chunk,
+    Container,
+    Exactly,
+    Header,
+    Kept,
+    Method,
+    pack_chunk,
+    pack_file,
+    pack_header,
+    sealed,
+)
+from tessella.uses.compress.originals import Originals
 
 MOST_AT_ONCE = 4
 """Chunks that are coded side by side at most, unless told: each takes some hundred megabytes."""
@@ -74,6 +86,7 @@ class Compressed:
         examples: how many.
         numbers: values in all of them.
         bytes: of the file.
+        kept, kept_bytes: files that are kept as they are, and how much of it they take.
         bound: nats that the model says: of codes alone their rate.
         seconds: from the first example that was read to the finished file.
     """
@@ -84,6 +97,8 @@ class Compressed:
     bytes: int
     bound: float
     seconds: float
+    kept: int = 0
+    kept_bytes: int = 0
 
 
 def coder_for(model: Model, *, lossy: bool) -> Coder:
@@ -118,6 +133,8 @@ def compress(
     *,
     lossy: bool = False,
     precision: Precision = "auto",
+    originals: Originals | None = None,
+    notes: str = "",
     workers: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Compressed:
@@ -131,6 +148,8 @@ def compress(
         lossy: keep the codes alone.
         precision: of encoder and decoder; the bound is of the model as it runs in it. `auto` is bfloat16 where the
             processor has it, for lossless files of codes alone.
+        originals: what has judged the files that the examples are from.
+        notes: what else is not given back, in words.
         workers: chunks that are coded side by side; None: one a processor.
         progress: told how many examples (tiles, if they are cut) are done.
 
@@ -167,29 +186,36 @@ def compress(
             bound, done = bound + coded.bound, done + sum(coded.chunk.batches)
             if progress:
                 progress(done)
-        if not called:
+        kept = originals.files if originals else []
+        if not called and not kept:
             raise DataError("there are no examples to compress")
+        modes = [originals.modes.get(name, "") for name in called] if originals else []
+        said = "; ".join(shown(note) for note in (notes, *(originals.notes if originals else ())) if note)
         trained = model.schema.shape[1:]
         other = np.array(sizes if any(size != trained for size in sizes) else [], np.int64).reshape(-1, 2)
         header = Header(
             method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values,
             model.schema.shape, len(called), called, other, exactly, os.path.relpath(weights.run, folder), made_by(),
+            modes if any(modes) else [], len(kept), said,
         )  # fmt: skip
 
-        start = pack_header(header)
+        start, kept_bytes = pack_header(header), 0
 
         def save(draft: Path) -> None:
+            nonlocal kept_bytes
             body.seek(0)
             with draft.open("wb") as file:
                 file.write(start)
                 for chunk, length in chunks:
                     words = np.frombuffer(body.read(length), WORD)
                     file.write(pack_chunk(replace(chunk, words=words, checksum=sealed(chunk.checksum, start[-8:]))))
+                for name, original in kept:
+                    kept_bytes += file.write(pack_file(Kept(name, Path(original).read_bytes()), start[-8:]))
 
         write_atomic(Path(out), save)
     numbers = sum(model.schema.shape[0] * math.prod(size) for size in sizes)
     seconds = time.perf_counter() - started
-    return Compressed(method, len(called), numbers, os.path.getsize(out), bound, seconds)
+    return Compressed(method, len(called), numbers, os.path.getsize(out), bound, seconds, len(kept), kept_bytes)
 
 
 def _alike(xs: Iterable[Tensor], at_once: int) -> Iterator[Tensor]:
@@ -305,7 +331,10 @@ def model_for(container: Container, run: str | None = None) -> Model:
     model = build(home)
     if isinstance(model, CodeModel):
         if header.prior not in names("code-prior"):
-            raise container.damaged("it names no prior")
+            raise DataError(
+                f"{container.path} was made with the prior {shown(header.prior)}, which this tessella does not know: "
+                "upgrade it"
+            )
         load(home, into=model, prior=header.prior)
     else:
         load(home, into=model, prior=TRAINED)
@@ -338,7 +367,10 @@ def check(container: Container, model: Model, weights: Weights) -> None:
     schema = model.schema
     wanted = "bits-back" if isinstance(model, LatentVariableModel) else "lossless"
     if (header.values, header.shape) != (schema.values, schema.shape) or header.method not in ("codes", wanted):
-        raise container.damaged("its header does not fit the model that it names")
+        raise DataError(
+            f"{container.path} holds {header.method} of {header.values} values of shape {header.shape}, and the model "
+            f"of {weights.run} has {schema.values} of shape {schema.shape}: give the run that made it with --run"
+        )
 
 
 def _called(kind: str, fingerprint: str) -> str:
@@ -350,6 +382,7 @@ def decompress(
     model: Model,
     *,
     workers: int | None = None,
+    device: torch.device | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """The examples one by one: what each is called, and `[*shape]` in stored units; only those whose checksum is right.
@@ -357,13 +390,14 @@ def decompress(
     Args:
         container: what `check` finds no fault with.
         workers, progress: as of `compress`.
+        device: where pictures are drawn from codes; all that is coded stays on the processor.
 
     Raises:
         DataError: if the file is damaged, or this machine decodes it to something else than was written.
     """
     header, coder = container.header, coder_for(model, lossy=container.header.method == "codes")
     parts = (
-        _drawn(container, model, coder, workers)
+        _drawn(container, model, coder, workers, device)
         if isinstance(coder, CodesOnly)
         else _exact(container, model, coder, workers)
     )
@@ -396,9 +430,13 @@ def _exact(container: Container, model: Model, coder: Lossless | BitsBack, worke
                 raise container.damaged("it holds more than its header says")
 
 
-def _drawn(container: Container, model: Model, coder: CodesOnly, workers: int | None) -> Iterator[Tensor]:
+def _drawn(
+    container: Container, model: Model, coder: CodesOnly, workers: int | None, device: torch.device | None
+) -> Iterator[Tensor]:
     """The examples of files of codes, each the mean of p(x | codes)."""
-    header, model_ = container.header, cast(CodeModel, model)
+    header, drawing = container.header, cast(CodeModel, model)
+    if device is not None and device != model.device:
+        drawing = copy.deepcopy(drawing).to(device)
 
     def sized() -> Iterator[tuple[Chunk, tuple[int, ...]]]:
         first = 0
@@ -414,7 +452,7 @@ def _drawn(container: Container, model: Model, coder: CodesOnly, workers: int | 
         codes = coder.decode_codes(chunk, size)
         count = len(codes[0])
         coded = coding.Coded("", ("",) * count, np.array([size] * count, np.int64), tuple(c.numpy() for c in codes))
-        return [x for _, x in coding.decode(model_, coded)]
+        return [x for _, x in coding.decode(drawing, coded)]
 
     with steady():
         for xs in _side_by_side(_guarded(container, decode), sized(), workers):
@@ -437,15 +475,23 @@ def _guarded(container: Container, work: Callable[[A], B]) -> Callable[[A], B]:
     def guarded(item: A) -> B:
         try:
             return work(item)
-        except Mismatch as error:
-            here = made_by()
-            made = container.header.made
-            reason = "it is damaged" if made == here else f"it was made by {shown(made)}, and this is {here}"
-            raise DataError(
-                f"{container.path} cannot be decoded here: {error}; {reason}: "
-                "use the machine and the library that made it, or compress again"
-            ) from error
-        except DataError as error:
-            raise container.damaged(str(error)) from error
+        except (DataError, ValueError) as error:
+            raise _otherwise(container, error) from error
 
     return guarded
+
+
+def _otherwise(container: Container, error: Exception) -> DataError:
+    """What to say of bits that are as they were written, for their checksum is right, and cannot be decoded."""
+    here, made = made_by(), shown(container.header.made)
+    reason = " ".join(str(error).split()) if isinstance(error, DataError) else "the decoded values are impossible"
+    start = f"{container.path} cannot be decoded here, though its bytes are as they were written: {reason}"
+    if made == here:
+        return DataError(
+            f"{start}; it was made by this very software on such a machine ({made}), so the weights or the software "
+            "have changed since, or it was edited: restore the run that made it, or compress again"
+        )
+    return DataError(
+        f"{start}; it was made by {made}, and this is {here}, which rounds differently: decompress it by the software "
+        "and on the kind of machine that made it, or compress again here"
+    )

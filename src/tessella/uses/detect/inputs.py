@@ -15,12 +15,14 @@ import torch
 from tessella.data import Data, Split
 from tessella.data.folders import FORMATS, picture_files
 from tessella.data.found import shown
+from tessella.data.layout import arranged
 from tessella.data.sources import BUILT_IN, HUB
 from tessella.errors import DataError
+from tessella.fixed_batch import to_read
 from tessella.models.model import Model
 from tessella.records import Batch
 from tessella.uses.coding import examples
-from tessella.uses.look import AT_ONCE, data_for, label_number
+from tessella.uses.look import data_for, label_number
 
 
 @final
@@ -140,8 +142,9 @@ class Inputs:
         classes = data.schema.classes
 
         def lots() -> Iterator[Lot]:
-            for first in range(0, len(rows), AT_ONCE):
-                at = rows[first : first + AT_ONCE]
+            at_once = to_read(self.model.schema.shape, self.model.device)
+            for first in range(0, len(rows), at_once):
+                at = rows[first : first + at_once]
                 batch = split.batch(at)
                 of = [None] * len(at) if batch.label is None else [classes[i] for i in batch.label.tolist()]
                 yield Lot([f"{name}-{i}" for i in at], batch, of)
@@ -150,12 +153,12 @@ class Inputs:
 
     def _pictures(self, given: Sequence[str], prefix: str) -> Source:
         """Of picture files, or of one folder."""
-        count = len(picture_files(given[0])[0]) if os.path.isdir(given[0]) else len(given)
+        names = picture_files(given[0])[0] if os.path.isdir(given[0]) else []
+        count, known = len(names) or len(given), _classes_by_folder(names)
 
         def lots() -> Iterator[Lot]:
             for names, x in examples(self.model, given, lambda: self.own.split(self.split), self.split):
-                inside = [PurePosixPath(name).parts for name in names]
-                classes = [parts[0] if len(parts) > 1 else None for parts in inside]
+                classes = [known.get(os.path.dirname(name)) for name in names]
                 yield Lot([prefix + name for name in names], Batch(x, self._labels(classes)), classes)
 
         return Source(count, lots)
@@ -171,6 +174,14 @@ class Inputs:
                 f"the model {self.model.name} is conditional: give the class of these pictures with --label"
             )
         return torch.tensor([label_number(self.model.schema, str(name)) for name in classes])
+
+
+def _classes_by_folder(names: Sequence[str]) -> dict[str, str | None]:
+    """The class of the pictures in each sub-folder: as the data is read, or else by its first part."""
+    labels = dict(zip(map(os.path.dirname, names), arranged(names).labels, strict=True))
+    if any(label is not None for label in labels.values()):
+        return labels
+    return {folder: folder.partition("/")[0] or None for folder in labels}
 
 
 def truth(classes: Sequence[str | None], normal: Sequence[str]) -> list[bool | None]:

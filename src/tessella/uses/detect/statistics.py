@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tessella.fixed_batch import FixedBatch, fixed_batches
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
@@ -82,8 +83,8 @@ def possible(model: Model) -> frozenset[str]:
 class Examiner:
     """Finds the statistics of batches, and nothing that is not asked for.
 
-    z is drawn with the same noise for every example, so that what is found of one does not hang on its neighbours in
-    the batch. (The local search that measures the regret of codes draws each example's proposals anew.)
+    What is found of an example hangs on it alone, and not on its neighbours: batches have one size, z is drawn with the
+    same noise for every example, and the local search that measures the regret of codes draws by the example's key.
 
     Args:
         needs: names of statistics, all of them `possible`.
@@ -99,16 +100,21 @@ class Examiner:
         self._noise = Noise(seed, stream="detect")
         self._eps = Noise(seed, stream="detect").normal(draws, 1, *model.latent_shape, device=model.device)
 
-    @torch.no_grad()
     def __call__(self, batch: Batch) -> Statistics:
-        """The statistics of a batch of stored values.
+        """The statistics of a batch of stored values, of any length.
 
         Raises:
             SpecError: if the model needs labels and there are none.
         """
-        model = self.model
-        x = batch.x.to(model.device)
-        label = None if batch.label is None else batch.label.to(model.device)
+        parts = fixed_batches(batch, self.model.device)
+        found = Statistics.joined(self._of(part).rows(slice(0, part.count)) for part in parts)
+        length = file_nats(batch.x, self.model.schema) if "length" in self.needs else None
+        return replace(found, length=length)
+
+    @torch.no_grad()
+    def _of(self, batch: FixedBatch) -> Statistics:
+        """The statistics of all its rows, but for the length."""
+        model, x, label = self.model, batch.x, batch.label
         latent = model.encode(x, label)
         rate = latent.rate
         if latent.posterior is None:
@@ -120,19 +126,13 @@ class Examiner:
         regret = None
         if "regret" in self.needs and rate is not None:
             best = (
-                best_codes(model, x, label, latent.codes, self._noise, self.steps)
+                best_codes(model, x, label, latent.codes, self._noise.of(batch.keys), self.steps)
                 if isinstance(model, CodeModel)
                 else best_posterior(model, x, label, latent, self._eps, self._noise, self.steps)
             )
-            regret = rate + distortion - best
-        length = file_nats(x, model.schema) if "length" in self.needs else None
-        return Statistics(
-            _numbers(distortion),
-            None if rate is None else _numbers(rate),
-            None if regret is None else _numbers(regret),
-            length,
-        )
+            regret = _numbers(rate + distortion - best)
+        return Statistics(_numbers(distortion), None if rate is None else _numbers(rate), regret)
 
 
 def _numbers(nats: Tensor) -> np.ndarray:
-    return nats.double().cpu().numpy()
+    return nats.cpu().double().numpy()

@@ -1,0 +1,46 @@
+"""Names from outside as text: on a terminal, in CSV, in JSON. Loads nothing, so that a mistake is answered at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from typing import Any
+
+
+def shown(text: str) -> str:
+    r"""A name from outside as it may stand in a line: `\x1b`, `\n`, `\u202e`, and `\xff` of a byte that is no UTF-8.
+
+    What is escaped are control characters, marks that turn the direction of text or cannot be seen, and surrogates.
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(c: str) -> str:
+    if c.isprintable() or unicodedata.category(c) == "Zs":
+        return c
+    if "\udc80" <= c <= "\udcff":  # a byte of a file name that is no UTF-8
+        return f"\\x{ord(c) - 0xDC00:02x}"
+    return c.encode("unicode_escape").decode("ascii")
+
+
+def cell(text: str) -> str:
+    """A name as it may stand in a CSV file: escaped, and quoted where a spreadsheet would take it for a formula."""
+    return shown(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
+
+
+def json_text(record: Any, indent: int | None = None) -> str:
+    """A record as JSON that any reader takes: numbers that are not finite are null, bytes that are no UTF-8 escaped."""
+    return json.dumps(_jsonable(record), indent=indent, allow_nan=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_jsonable(key): _jsonable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(one) for one in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        return shown(value)
+    return value
