@@ -245,7 +245,7 @@ def _edited(path: Path, edit: Callable[[Any], Any]) -> str:
     lines = path.read_text("utf-8", "replace").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
     try:
         parsed = [json.loads(line) for line in lines]
-    except ValueError:
+    except (ValueError, RecursionError):
         return "nothing"
     path.write_text("\n".join(json.dumps(edit(one)) for one in parsed))
     return path.name
@@ -365,7 +365,7 @@ def header(run: Path, _: Sequence[Path], __: Path, rng: np.random.Generator) -> 
     length = int.from_bytes(data[:8], "little")
     try:
         record = json.loads(data[8 : 8 + length])
-    except ValueError:
+    except (ValueError, RecursionError):
         return "nothing"
     names, kind = [n for n in record if n != "__metadata__"], int(rng.integers(6))
     if not names:
@@ -501,10 +501,10 @@ def link_kinds(run: Path, out: Path, user: Path) -> dict[str, tuple[Path, Path, 
         "a folder in a run that is replaced": (run / "pictures", folder, anew),
         "the mark of a run that is replaced": (run / ".replaced", file, anew),
         "the output file": (out / "samples.png", file, named["sample"]),
-        "a file in the output folder": (out / "decoded" / "test-0.png", file, named["decode"]),
+        "a file in the output folder": (out / "decoded" / "test-0.png", file, [*named["decode"], "--overwrite"]),
         "a page in the output folder": (out / "anomalies" / "index.html", file, named["detect"]),
         "scores in the output folder": (out / "anomalies" / "scores.csv", file, named["detect"]),
-        "a compressed file": (out / "file.tes", file, named["compress"]),
+        "a compressed file": (out / "file.tes", file, [*named["compress"], "--overwrite"]),
         "codes in a file": (out / "codes.npz", file, ["encode", r, *some, "-o", str(out / "codes.npz")]),
         "an edited picture": (out / "edited" / "edited.png", file, named["edit"]),
     }

@@ -302,3 +302,15 @@ def test_the_mutations_are_many_and_change_something(run: Path, tmp_path: Path) 
         now = {name.replace(str(copy), str(run)): what.split()[-1] for name, what in hostile.tree(copy).items()}
         changed += now != {name: what.split()[-1] for name, what in before.items()}
     assert changed > 20
+
+
+def test_a_checkpoint_that_lacks_a_part_is_not_gone_on_with(run: Path, refused: Callable[..., str]) -> None:
+    path = run / checkpoint.STATE
+    sound = checkpoint.read_tensors(path)
+    for kind in ("model", "average", "optimizer.step", "optimizer.exp_avg_sq"):
+        name = next(name for name in sound.tensors if name.startswith(kind))
+        write_tensors(path, {n: t for n, t in sound.tensors.items() if n != name}, sound.progress)
+        assert "another model" in refused("train", "--resume", "--out", run, "--steps", "4", "--quiet")
+    for progress in ({}, {**sound.progress, "step": "2"}, {**sound.progress, "step": -1}):
+        write_tensors(path, sound.tensors, progress)
+        assert "another model" in refused("train", "--resume", "--out", run, "--steps", "4", "--quiet")

@@ -442,6 +442,11 @@ class _Loop:
                 p = parameters[parameter]
                 value = tensor.reshape(()) if key == "step" else torch.empty_like(p).copy_(tensor)
                 self.optimizer.state[p][key] = value.to(p.device)
+            whole = {"step", "exp_avg", "exp_avg_sq"}
+            if kinds["average"].keys() != self.average.tensors.keys() or any(
+                state.keys() != whole for state in self.optimizer.state.values()
+            ):
+                raise stored.Malformed("it lacks tensors")
             now: _Progress = stored.fitted(_Progress, state.progress, "progress", others=True)
         except (RuntimeError, KeyError, stored.Malformed) as error:
             raise RunError(f"{path} is of another model than asked for") from error
