@@ -132,7 +132,7 @@ def test_a_run_that_was_killed_while_it_was_replaced_is_started_again(
     class Killed(BaseException):
         pass
 
-    def die(path: Path) -> None:
+    def die(path: Path, **options: object) -> None:
         raise Killed
 
     monkeypatch.setattr(checkpoint.shutil, "rmtree", die)
