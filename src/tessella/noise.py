@@ -21,7 +21,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tessella.device import has_float64
+from tessella.device import has_float64, precise
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 """The step of SplitMix64's counter, as a signed number."""
@@ -148,7 +148,7 @@ def example_keys(x: Tensor) -> Tensor:
 
 def _by_quantile(integers: Tensor) -> Tensor:
     """Integers below 2^24 as N(0, 1), float32: the quantile of the middle of each one's share."""
-    return torch.special.ndtri((integers.double() + 0.5) * 2.0**-BITS).float()
+    return torch.special.ndtri((precise(integers) + 0.5) * 2.0**-BITS).float()
 
 
 def _scrambled(x: Tensor) -> Tensor:
