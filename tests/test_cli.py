@@ -204,15 +204,11 @@ def test_a_demo_ends_with_a_report(
     run.rename("demo-run")  # of an earlier demo: it is replaced
     assert main(["demo", "--minutes", "0.004"]) == 0
     said = capsys.readouterr().out
-    assert "report.html" in said
-    assert "under the uniform prior" in said
-    assert "code usage" in said
-    page = (tmp_path / "demo-run" / "report.html").read_text()
-    assert "uniform prior" in page
-    assert "learned prior" in page
-    model = tessella.load("demo-run")
-    assert model.conditional
-    assert model.name == "vqvae"
+    assert "demo.html" in said
+    for name in ("demo.html", "report.html"):
+        page = (tmp_path / "demo-run" / name).read_text()
+        assert "uniform" in page  # after so short a time the learned prior may be worse, and passed over
+    assert tessella.load("demo-run").name == "vqvae"
 
 
 # what goes wrong

@@ -6,6 +6,8 @@ would draw: each draws the whole joined batch's noise and keeps its own rows.
 
 Training draws a batch's numbers by its step. Measuring draws them by the examples' keys, so that what is found of an
 example depends neither on its neighbours nor on its place among them.
+
+Imports beside it: device.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import final
 
 import torch
 from torch import Tensor
+
+from tessella.device import has_float64, precise
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 """The step of SplitMix64's counter, as a signed number."""
@@ -120,7 +124,7 @@ class Noise:
         if left:
             raise ValueError(f"{shape[0]} rows cannot be those of {len(keys)} examples")
         home = torch.device(device)
-        keys = keys.to("cpu" if home.type == "mps" else home)  # it has no float64 for what comes after
+        keys = keys.to(home if has_float64(home) else "cpu")  # what comes after is in float64
         number = torch.arange(self.draw, self.draw + draws, device=keys.device)
         rows = _scrambled(_scrambled(keys ^ (self._number - 2**63))[:, None] + number).reshape(-1)
         many = math.prod(shape[1:])
@@ -144,7 +148,7 @@ def example_keys(x: Tensor) -> Tensor:
 
 def _by_quantile(integers: Tensor) -> Tensor:
     """Integers below 2^24 as N(0, 1), float32: the quantile of the middle of each one's share."""
-    return torch.special.ndtri((integers.double() + 0.5) * 2.0**-BITS).float()
+    return torch.special.ndtri((precise(integers) + 0.5) * 2.0**-BITS).float()
 
 
 def _scrambled(x: Tensor) -> Tensor:

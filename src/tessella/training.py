@@ -4,45 +4,40 @@ Every step is a function of (weights, optimizer, seed, step): batches and noise 
 nothing but weights, optimizer and the step's number has to be saved for a resumed run to end where an uninterrupted
 one would.
 
-Imports beside it: checkpoint, lock, ranks, monitor, evaluation.
+Imports beside it: checkpoint, processes, provenance, monitor, evaluation.
 """
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 import tessella
-from tessella import checkpoint, ranks, stored
+from tessella import checkpoint, stored
 from tessella.data import Data, Split, stream
-from tessella.device import resolve
 from tessella.errors import RunError, SpecError, TrainingError
-from tessella.lock import held
 from tessella.models.model import Model
 from tessella.monitor import ModelView, Monitor, Reading, View
 from tessella.noise import Noise
 from tessella.precision import autocast
+from tessella.processes import together, writing
+from tessella.provenance import check_data, facts_of, source_of
 from tessella.records import Batch, Schema, Terms
 from tessella.spec import Objective, Spec, TrainOptions
 
 BAD_IN_A_ROW = 5
-RECORDED = ("fingerprint", "examples")
-"""What a run's specification says of its data besides where it lies and how it is read."""
 REMEDY = "try a lower --learning-rate or --precision float32, or look for values of the data that are far too large"
 RISE = 0.03
 """Fraction of the budget over which the learning rate rises."""
@@ -113,46 +108,6 @@ def train(
         accelerator.wait_for_everyone()
         view = ModelView(data, options.precision)
         return run_loop(model, data.split("train"), view, run, options, accelerator, resume=resume, quiet=quiet)
-
-
-def source_of(data: Data) -> dict[str, Any]:
-    """Where data lies, how it is read, and what tells it from other data: a specification's record of it."""
-    counts = {name: len(split) for name, split in data.splits.items()}
-    return {"spec": data.spec, **data.options, "fingerprint": data.fingerprint, "examples": counts}
-
-
-def difference(before: Mapping[str, Any], data: Data) -> str | None:
-    """Say in what data differs from its record; None if it is the same, or the record has no fingerprint."""
-    if not data.fingerprint or before.get("fingerprint") in (None, "", data.fingerprint):
-        return None
-    called = "pictures" if data.schema.is_picture else "examples"
-    now = {name: len(split) for name, split in data.splits.items()}
-    then: dict[str, int] = before.get("examples") or {}
-    names = {"train": "training", "valid": "validation", "test": "test"}
-    told = [
-        f"{then.get(name, 0):,} {names.get(name, name)} {called} then, {now.get(name, 0):,} now"
-        for name in dict.fromkeys((*then, *now))
-        if then.get(name, 0) != now.get(name, 0)
-    ]
-    return "; ".join(told) or f"as many {called} as then, but not the same"
-
-
-def check_data(run: Path, before: Mapping[str, Any], data: Data, *, changed_data: bool) -> None:
-    """Let what is resumed go on with the data that it was started with, wherever it lies; a warning says what is new.
-
-    Raises:
-        RunError: if the data is other data, unless `changed_data` says that it may be.
-    """
-    what = difference(before, data)
-    if what is not None and not changed_data:
-        raise RunError(
-            f"{run} was trained on other data than {data.spec} holds now ({what}): give --data with the place of what "
-            "it was trained on, or go on with this data by --changed-data"
-        )
-    if what is not None:
-        warnings.warn(f"{run} goes on with other data than before ({what})", stacklevel=3)
-    elif before.get("spec") not in (None, data.spec):
-        warnings.warn(f"{run} finds its data in {data.spec} from now on", stacklevel=3)
 
 
 def run_loop(
@@ -620,63 +575,3 @@ def _asked_to_stop() -> Iterator[_Wish]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
-
-
-@contextmanager
-def together(options: TrainOptions, facts: Mapping[str, Any] | None = None) -> Iterator[Accelerator]:
-    """The processes that train together, be it one; during the block each ends when another one is lost.
-
-    Args:
-        facts: what all of them must be started with, by name.
-
-    Raises:
-        TrainingError: if one was started with something else.
-    """
-    with ranks.joining(options.rank_timeout):
-        accelerator = accelerated(options.device)
-    if accelerator.num_processes == 1:
-        yield accelerator
-        return
-    with ranks.watched(options.rank_timeout, accelerator.device):
-        versions = {"tessella": tessella.__version__, "torch": torch.__version__}
-        ranks.agree({**versions, **(facts or {})}, accelerator.device)
-        yield accelerator
-
-
-@contextmanager
-def writing(run: Path, options: TrainOptions, facts: Mapping[str, Any]) -> Iterator[Accelerator]:
-    """As `together`, for a run that the first of the processes then holds."""
-    with together(options, facts) as accelerator, held(run) if accelerator.is_main_process else nullcontext():
-        yield accelerator
-
-
-def facts_of(data: Data) -> dict[str, str]:
-    """What tells data from other data, for processes that must all have the same."""
-    counts = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
-    return {"data": f"{data.fingerprint} ({counts})"}
-
-
-def accelerated(asked: str | None = None) -> Accelerator:
-    """The processes that train together, be it one, on the device asked for.
-
-    They part in order when Python ends, or it may abort. Of several processes each has a device of its own, of that
-    kind.
-
-    Raises:
-        SpecError: if there is no such device.
-    """
-    device = resolve(asked)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    # The backend never gives one up: a process may take long over what the others wait for. `ranks` knows better.
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=7))
-    accelerator = Accelerator(cpu=several and device.type == "cpu", kwargs_handlers=[patient])
-    if not several:  # accelerate would choose by itself, and for all trainings of a process the same
-        accelerator.state.device = device  # pyright: ignore[reportAttributeAccessIssue]
-    atexit.unregister(_part)
-    atexit.register(_part)
-    return accelerator
-
-
-def _part() -> None:
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()

@@ -57,6 +57,17 @@ def test_every_orientation_is_put_upright(tmp_path: Path, ending: str, orientati
     assert np.abs(np.moveaxis(seen, 0, -1).astype(int) - x)[2:-2, 2:-2].mean() < 10
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_grey_pictures_that_pillow_would_map_into_memory_are_put_upright(tmp_path: Path, orientation: int) -> None:
+    stored = np.arange(54, dtype=np.uint8).reshape(6, 9)
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "0.tif", exif=tag)
+    turned = [stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1]]
+    turned += [stored.T, np.rot90(stored, -1), stored[::-1, ::-1].T, np.rot90(stored)]
+    assert np.array_equal(read(open_data(str(tmp_path)))[0, 0], turned[orientation - 1])
+
+
 @pytest.mark.parametrize(
     ("dtype", "times", "plus", "expected"),
     [

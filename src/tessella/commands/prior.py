@@ -71,7 +71,7 @@ def prior(o: Prior) -> int:
     if o.changed_data and not o.resume:
         raise SpecError("--changed-data is for a prior that is resumed: leave it out, or give --resume")
     from tessella import checkpoint
-    from tessella.training import writing
+    from tessella.processes import writing
 
     checkpoint.read_spec(o.run)
     alike = {name: value for name, value in {**asdict(o), **asdict(o.training)}.items() if name not in APART}

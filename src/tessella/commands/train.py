@@ -127,7 +127,7 @@ def train(o: Train) -> int:
     import torch
 
     from tessella import checkpoint
-    from tessella.training import writing
+    from tessella.processes import writing
 
     checkpoint.check_place(run, overwrite=True)  # whoever writes into it is told of first
     with writing(run, o.training, _facts(o)) as accelerator:
@@ -142,7 +142,7 @@ def _resume(o: Train, run: Path) -> int:
     import torch
 
     from tessella import checkpoint
-    from tessella.training import writing
+    from tessella.processes import writing
     from tessella.uses.look import own_data
 
     if o.overwrite:

@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from threading import Lock
@@ -409,7 +409,7 @@ class PictureReader:
 def look(item: Item) -> Look:
     """Read a picture's size and mode, not its values."""
     try:
-        with _opened(item) as image:
+        with opened_picture(item) as image:
             deep, cut = image.mode in DEEP, _is_cut(image)
             with _one_large if math.prod(image.size) > LARGE else nullcontext():  # of a PNG all is read for its Exif
                 return Look(_upright_size(image), _native(image), deep, cut)
@@ -424,7 +424,7 @@ def decoded(item: Item, size: tuple[int, int], channels: int, depth: Depth | Non
         depth: the values of a 16-bit, 32-bit or float picture that become 0 and 255; None: by its own range, said in a
             warning.
     """
-    with _opened(item) as image:
+    with opened_picture(item) as image:
         box = centre_box((image.size[1], image.size[0]), size)
         if min(box[2] / size[0], box[3] / size[1]) > 4:
             image.draft(None, (image.size[0] * 2 * size[0] // box[2], image.size[1] * 2 * size[0] // box[2]))
@@ -468,7 +468,7 @@ def _decoded_or_trouble(
 
 def _range_or_none(item: Item) -> Range | None:
     try:
-        with _opened(item) as image:
+        with opened_picture(item) as image:
             return extremes(stored_values(image))
     except Exception:  # said when it is decoded
         return None
@@ -481,8 +481,12 @@ def _hash_or_trouble(item: Item) -> int | str:
         return _reason(error)
 
 
-def _opened(item: Item) -> Image.Image:
-    """A picture with its header read.
+@contextmanager
+def opened_picture(item: Item) -> Iterator[Image.Image]:
+    """Open a picture with its header read.
+
+    It is opened as a stream: Pillow maps a file of that name into memory, and by the size as put upright, which garbles
+    uncompressed TIFFs that lie on their side.
 
     Raises:
         ValueError: if its header promises too many pixels.
@@ -490,15 +494,16 @@ def _opened(item: Item) -> Image.Image:
     """
     if isinstance(item, str) and not stat.S_ISREG(os.stat(item).st_mode):
         raise OSError("no regular file")
-    try:
-        image = Image.open(item if isinstance(item, str) else io.BytesIO(item), formats=_allowed())
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        pixels = re.search("[0-9]+", str(error))
-        raise _too_large(int(pixels[0]) if pixels else MOST_PIXELS) from None
-    if math.prod(image.size) > MOST_PIXELS:
-        image.close()
-        raise _too_large(math.prod(image.size), image.size)
-    return image
+    with open(item, "rb") if isinstance(item, str) else io.BytesIO(item) as stream:
+        try:
+            image = Image.open(stream, formats=picture_formats())
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            pixels = re.search("[0-9]+", str(error))
+            raise _too_large(int(pixels[0]) if pixels else MOST_PIXELS) from None
+        with image:
+            if math.prod(image.size) > MOST_PIXELS:
+                raise _too_large(math.prod(image.size), image.size)
+            yield image
 
 
 def _too_large(pixels: int, size: tuple[int, int] | None = None) -> ValueError:
@@ -508,7 +513,8 @@ def _too_large(pixels: int, size: tuple[int, int] | None = None) -> ValueError:
 
 
 @cache
-def _allowed() -> list[str]:
+def picture_formats() -> list[str]:
+    """Name Pillow's decoders of the formats that are read."""
     Image.init()
     return sorted({name for names in FORMATS.values() for name in names if name in Image.OPEN})
 

@@ -1,6 +1,6 @@
 """Fitting a prior of a run, and keeping it there.
 
-Imports beside it: checkpoint, training.
+Imports beside it: checkpoint, processes, provenance, training.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from tessella.fitting.shared import Fitting, Frozen, PriorView, Progress, mean_r
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
+from tessella.processes import writing
+from tessella.provenance import check_data, difference, facts_of, source_of
 from tessella.spec import TrainOptions
-from tessella.training import check_data, difference, facts_of, run_loop, source_of, writing
+from tessella.training import run_loop
 
 LEFT_OUT = {"code-prior": ("uniform",), "prior": ("normal", "class-normal")}
 """Priors with nothing to fit, or that others contain."""

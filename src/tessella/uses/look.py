@@ -27,9 +27,9 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.model import Model
 from tessella.noise import Noise
+from tessella.provenance import RECORDED, difference
 from tessella.records import Batch, Sampling, Schema
 from tessella.text import shown
-from tessella.training import RECORDED, difference
 
 AT_ONCE = 100
 """Examples that are drawn at a time, so that any number fits in memory."""

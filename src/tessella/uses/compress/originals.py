@@ -7,7 +7,6 @@ import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
 from typing import final
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tessella import pictures
-from tessella.data.folders import FORMATS
+from tessella.data.folders import opened_picture
 from tessella.records import Schema
 from tessella.uses.compress.container import MODES
 from tessella.uses.look import read_pictures
@@ -100,7 +99,7 @@ class Originals:
     def _judged(self, file: str) -> _Judged:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(file, formats=_formats()) as image:
+            with opened_picture(file) as image:
                 deep, lost = _deep(image, file), []  # before the file is decoded, for then its depth is forgotten
                 orientation = image.getexif().get(ORIENTATION, 1)
                 if orientation not in (0, 1):
@@ -175,12 +174,6 @@ def _deep(image: Image.Image, file: str) -> bool:
         if re.search(r";(1[0-9]|[2-9][0-9])", str(raw)):
             return True
     return False
-
-
-@cache
-def _formats() -> list[str]:
-    Image.init()
-    return sorted({name for names in FORMATS.values() for name in names if name in Image.OPEN})
 
 
 def _counted(reasons: Counter[str]) -> str:
