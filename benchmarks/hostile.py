@@ -242,7 +242,8 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _edited(path: Path, edit: Callable[[Any], Any]) -> str:
-    lines = path.read_text("utf-8", "replace").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    text = path.read_text("utf-8", "replace")
+    lines = text.splitlines() if path.suffix == ".jsonl" else [text]
     try:
         parsed = [json.loads(line) for line in lines]
     except (ValueError, RecursionError):
