@@ -173,7 +173,8 @@ def _anomalies(demo: Demo) -> str:
         f"{sum(known)} handwritten digits, which the model never saw, among {len(known) - sum(known):,} test pictures "
         "of clothes, sorted by how ill they fit. The threshold is the score that "
         f"{100 * a.calibration.false_positives:g} % of the validation pictures exceed: {caught} of the digits lie "
-        f"above it, and {false} of the clothes."
+        f"above it, and {false} of the clothes. Digits are easily told from clothes; damage to a small part of a "
+        "picture is much harder to find."
     )
     return (
         f"<h2>Anomalies</h2><p>{html.escape(text)}</p>{anomalies.finds(demo.model, a.findings, a.calibration)}"
