@@ -522,7 +522,7 @@ def follow(run: Path, folder: Path) -> Iterator[dict[str, Any]]:
         ended = run_command(words)
         followed = tree(folder, (copy, out)) != before
         yield {"link": name, "followed": followed, "wrong": faults(ended, 60.0), "status": ended.status,
-               "said": ended.said[-500:]}  # fmt: skip
+               "said": ended.said.replace(f"{folder}/", "")[-500:]}  # fmt: skip
 
 
 def main() -> int:
