@@ -79,7 +79,7 @@ def run(
     Args:
         minutes: for all of them together.
         seeds: every effect is measured once with each.
-        device: where models are trained, as of `tessella.device.resolve`.
+        device: where models are trained, as of `tessella.device.resolve`; they are measured on the processor.
         tell: told each claim as it is decided.
 
     Raises:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from tessella import registry, training
 from tessella.data import Data, Split
+from tessella.device import resolve
 from tessella.errors import DataError
 from tessella.fitting import CodesSplit, Priors, packed
+from tessella.fitting.shared import Frozen
 from tessella.models.codes import CodeModel
 from tessella.models.model import Model
 from tessella.precision import autocast
@@ -67,7 +69,7 @@ class Bench:
         minutes: what all chosen claims together may take; None: as long as the recipes take.
         seeds: every effect is measured once with each.
         needs: the recipes that will be asked for; of several claims that share one it is counted once.
-        device: where models are trained and stay, as of `tessella.device.resolve`.
+        device: where models are trained, as of `tessella.device.resolve`; they are measured on the processor.
 
     Attributes:
         updates: of each recipe by its name, those of each training.
@@ -215,9 +217,19 @@ class Bench:
 
 
 def _fitted(module: Trainable, split: Split, options: TrainOptions) -> None:
-    """`training.fit`; whoever asks it to stop means all of the claims."""
-    if training.fit(module, split, options).stopped == "signal":
-        raise KeyboardInterrupt
+    """`training.fit` on the device, and back to the processor, where claims are measured.
+
+    Whoever asks it to stop means all of the claims.
+    """
+    parts: list[Any] = [module, module.model] if isinstance(module, Frozen) else [module]
+    for part in parts:
+        part.to(resolve(options.device))
+    try:
+        if training.fit(module, split, options).stopped == "signal":
+            raise KeyboardInterrupt
+    finally:
+        for part in parts:
+            part.cpu()
 
 
 def of_model(
