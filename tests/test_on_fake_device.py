@@ -99,6 +99,16 @@ def test_gap_and_report(fake, tmp_path: Path, monkeypatch) -> None:
     run("gap", out, "--examples", 2, "--chains", 2, "--steps", 2)
 
 
+@pytest.mark.slow
+def test_compare_fidelity_and_claims(fake, tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    run("train", "vae", "--data", "digits", "--out", a, *SMALL, "--units", 2)
+    run("train", "vqvae", "--data", "digits", "--out", b, *SMALL, *CODES)
+    run("evaluate", a, "--fidelity", 40)
+    run("compare", a, b, "--examples", 40, "-o", tmp_path / "c.html")
+    run("claims", "--data", "digits", "--only", 1, "--minutes", 0.02, "--seeds", 2, "-o", tmp_path / "d.html")
+
+
 @pytest.mark.parametrize("kind", ["mixture", "vamp", "flow", "diffusion"])
 def test_priors_over_real_latents(fake, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "run"
