@@ -31,15 +31,15 @@ from torch import Tensor
 import common
 import containers
 import tessella
-from tessella import checkpoint
-from tessella.models.model import Model
-from tessella.noise import Noise
-from tessella.records import Schema
-from tessella.uses.compress import files
-from tessella.uses.compress.container import Container
-from tessella.uses.compress.files import weights_of
-from tessella.uses.compress.rivals import Rivals
-from tessella.uses.look import data_for
+from tessella.coding import files
+from tessella.coding.baseline_codecs import Rivals
+from tessella.coding.container import Container
+from tessella.coding.files import weights_of
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
+from tessella.models.base import Model
+from tessella.tasks.generate import data_for
+from tessella.training import checkpoint
 
 NAME, AT_ONCE = "compression", 100
 STRIPS = {"PNG": {"optimize": True}, "WEBP": {"lossless": True, "quality": 100, "method": 6}}

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from tessella.errors import TessellaError
-from tessella.uses.compress import files
-from tessella.uses.compress.container import MAGIC, Container
+from tessella.coding import files
+from tessella.coding.container import MAGIC, Container
+from tessella.core.errors import TessellaError
 
 START = len(MAGIC) + 5
 """Bytes before the header: magic, version, length."""

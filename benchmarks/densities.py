@@ -2,7 +2,7 @@
 
     python benchmarks/densities.py [--steps 6000 --only moons rings] [--out FOLDER]
 
-One configuration for all. Trained through `tessella.training` on 400 000 samples; on 100 000 fresh ones
+One configuration for all. Trained through `tessella.training.loop` on 400 000 samples; on 100 000 fresh ones
 log p(x) - log q(x) is averaged, an unbiased estimate of KL(p || q) = cross-entropy - entropy, in nats. Two dimensions:
 eight Gaussians, moons, rings, spirals, a banana and a checkerboard. More: a correlated Gaussian in 16 dimensions and
 ten clusters in 8. What lies in FOLDER of the same configuration is not measured again; with all eight the record is
@@ -151,8 +151,8 @@ def measured(dims: int, density: Density, folder: Path, steps: int) -> dict[str,
     """Train a flow on one density; entropy, cross-entropy and their difference with its standard error, nats."""
     from tessella import open_data
     from tessella.models.presets import Flow
-    from tessella.spec import TrainOptions
-    from tessella.training import fit
+    from tessella.models.spec import TrainOptions
+    from tessella.training.loop import fit
 
     torch.manual_seed(0)
     np.save(folder / "x.npy", density.sample(SAMPLES, torch.Generator().manual_seed(10)).float().numpy())

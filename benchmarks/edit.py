@@ -24,15 +24,15 @@ import torch
 
 import common
 import tessella
-from tessella import checkpoint
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
+from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.model import Model
-from tessella.noise import Noise
 from tessella.priors.masked import MaskedTransformer
-from tessella.records import Schema
-from tessella.uses import search
-from tessella.uses.edit import Paste, Resample, box, edit, receptive_field
-from tessella.uses.look import data_for
+from tessella.tasks import search
+from tessella.tasks.edit import Paste, Resample, box, edit, receptive_field
+from tessella.tasks.generate import data_for
+from tessella.training import checkpoint
 
 SEED, QUERIES, MANY = 0, 1000, 60_000
 

@@ -38,24 +38,26 @@ from torch import Tensor, nn
 
 import common
 from recipes import RECIPES
-from tessella import registry, training
 from tessella.bottlenecks import nearest as searching
 from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.claims.bench import codes_of
+from tessella.coding import codes_file
+from tessella.core import registry
+from tessella.core.device import described, resolve
+from tessella.core.outputs import Sampling
+from tessella.core.precision import autocast
+from tessella.core.rng import Noise
+from tessella.core.schema import Batch, Schema
 from tessella.data import Split
-from tessella.data.found import Part, index_keys
+from tessella.data.raw import Part, index_keys
 from tessella.data.splits import split_of
-from tessella.device import described, resolve
 from tessella.evaluation.bounds import evaluate
-from tessella.fitting import Priors
+from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.model import Model
-from tessella.noise import Noise
-from tessella.precision import autocast
-from tessella.records import Batch, Sampling, Schema
-from tessella.spec import TrainOptions
-from tessella.uses import coding
-from tessella.uses.claims.bench import codes_of
-from tessella.uses.detect import Detector
+from tessella.models.spec import TrainOptions
+from tessella.tasks.detect import Detector
+from tessella.training import loop
+from tessella.training.code_priors import Priors
 
 SECONDS, TINY_SECONDS = 360.0, 60.0
 PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12,
@@ -259,7 +261,7 @@ def _step(place: Place, name: str, side: int, batch: int, budget: float, peak: c
     options = TrainOptions(minutes=0.7 * budget / 60, batch_size=batch, device=str(place.device))
     if place.tiny:
         options = TrainOptions(steps=6, batch_size=batch, device=str(place.device))
-    training.fit(module, clocked, options)
+    loop.fit(module, clocked, options)
     if name == "transformer":
         place.made["transformer", side] = model.eval()
     elif batch == 64 or place.tiny:
@@ -302,7 +304,7 @@ def _operations(place: Place, module: Any, split: Split, batch: int) -> float | 
     x = split.batch(np.arange(min(batch, len(split)))).x.to(place.device)
     with FlopCounterMode(display=False) as counted, autocast("auto", module.schema, place.device):
         terms = module.train()(x, None, noise=Noise(0))
-        training.objective(terms, module.objective, 1.0).backward()
+        loop.objective(terms, module.objective, 1.0).backward()
     module.zero_grad(set_to_none=True)
     total = counted.get_total_flops() * batch / len(x)
     return float(total) or None
@@ -368,8 +370,11 @@ def uses(place: Place, budget: float) -> common.Record:
 def _coding(model: CodeModel, x: Tensor) -> dict[str, Callable[[], object]]:
     """What `tessella encode` and `tessella decode` do with these examples."""
     named = ([str(number) for number in range(len(x))], x)
-    coded = coding.encode(model, [named], "")
-    return {"encode": lambda: coding.encode(model, [named], ""), "decode": lambda: list(coding.decode(model, coded))}
+    coded = codes_file.encode(model, [named], "")
+    return {
+        "encode": lambda: codes_file.encode(model, [named], ""),
+        "decode": lambda: list(codes_file.decode(model, coded)),
+    }
 
 
 def recipes(place: Place, budget: float) -> common.Record:

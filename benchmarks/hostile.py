@@ -319,7 +319,7 @@ def tensor(run: Path, _: Sequence[Path], __: Path, rng: np.random.Generator) -> 
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
-    from tessella.tensors import digest_of
+    from tessella.storage.tensors import digest_of
 
     path = _one(run, rng, ".safetensors")
     if path is None:
@@ -567,15 +567,7 @@ def main() -> int:
 
 def warm() -> None:
     """Import what commands import, so that a fork finds it there."""
-    import tessella.commands
-    import tessella.report
-    import tessella.training
-    import tessella.uses.claims
-    import tessella.uses.compress.files
-    import tessella.uses.detect
-    import tessella.uses.edit
-    import tessella.uses.search  # noqa: F401
-    from tessella import registry
+    from tessella.core import registry
 
     for entry in registry.CATALOGUE:
         entry.load()

@@ -17,8 +17,8 @@ import common
 
 def main() -> None:
     import tessella
+    from tessella.core.rng import Noise
     from tessella.models.flow import FlowModel
-    from tessella.noise import Noise
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)

@@ -34,7 +34,7 @@ AGAIN = 0.3
 PICTURES = 60
 IMPORTED = (
     *("sklearn.datasets", "torch._dynamo", "PIL.PngImagePlugin"),
-    *("tessella.commands.prior", "tessella.commands.train", "tessella.fitting", "tessella.training"),
+    *("tessella.commands.prior", "tessella.commands.train", "tessella.training", "tessella.training.loop"),
 )
 """What takes longer to import than a tiny run takes to train."""
 PATIENCE = 60.0

@@ -32,13 +32,13 @@ from torch import Tensor, nn
 
 import common
 import tessella
+from tessella.core.precision import autocast
+from tessella.core.rng import Noise
+from tessella.core.schema import Batch
 from tessella.data import Data, Split
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.monitor import EVERY, LOOKS
-from tessella.noise import Noise
-from tessella.precision import autocast
-from tessella.records import Batch
-from tessella.spec import TrainOptions
+from tessella.models.spec import TrainOptions
+from tessella.training.callbacks import EVERY, LOOKS
 
 BAR = 1.05
 BLOCK = EVERY

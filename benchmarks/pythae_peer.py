@@ -29,7 +29,7 @@ import common
 import tessella
 from tessella.data import Data
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.spec import TrainOptions
+from tessella.models.spec import TrainOptions
 
 BAR = 1.3
 MISSING = "pythae is not installed: `make bench` installs it, or `pip install -c constraints.txt -e '.[bench]'`"

@@ -29,7 +29,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 import common
 from tessella.bottlenecks.quantizers import EMAQuantizer
-from tessella.noise import Noise
+from tessella.core.rng import Noise
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FASTER = 4.0 if DEVICE.type == "cuda" else 8.0

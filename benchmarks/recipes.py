@@ -21,8 +21,8 @@ from typing import Any, Literal
 
 import common
 from startup import script
-from tessella.models.model import Model
-from tessella.spec import ModelOptions, TrainOptions
+from tessella.models.base import Model
+from tessella.models.spec import ModelOptions, TrainOptions
 
 Evaluation = dict[str, Any]
 

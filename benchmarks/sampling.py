@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import common
-from tessella import registry
-from tessella.noise import Noise
+from tessella.core import registry
+from tessella.core.rng import Noise
 
 SEED = 0
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

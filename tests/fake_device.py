@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from tessella import device as devices
+from tessella.core import device as devices
 
 KIND = "meta"
 """The kind of device that is claimed: one that every PyTorch knows, and that has no kernels of its own in the way."""

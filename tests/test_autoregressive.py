@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.errors import SpecError
+from tessella.core.errors import SpecError
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema, Values
 from tessella.likelihoods import autoregressive, likelihood_for
 from tessella.likelihoods.autoregressive import Autoregressive
 from tessella.models.presets import VAE
-from tessella.noise import Noise
-from tessella.records import Schema, Values
 
 TINY = {"width": 8, "depth": 2, "features": 3}
 

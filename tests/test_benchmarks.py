@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import tessella
-from tessella.noise import Noise
-from tessella.records import Schema
-from tessella.spec import ModelOptions, Spec, TrainOptions
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
+from tessella.models.spec import ModelOptions, Spec, TrainOptions
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 

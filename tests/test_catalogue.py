@@ -17,17 +17,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Sampling, Terms
+from tessella.core.registry import CATALOGUE, Entry, entries, find, names
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema, Values
 from tessella.diffusion import chain
-from tessella.errors import SpecError
 from tessella.likelihoods import likelihood_for
 from tessella.models import diffusion
+from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.flow import FlowModel
-from tessella.models.model import Model
-from tessella.noise import Noise
-from tessella.records import Sampling, Schema, Terms, Values
-from tessella.registry import CATALOGUE, Entry, entries, find, names
-from tessella.spec import ModelOptions, Spec
+from tessella.models.spec import ModelOptions, Spec
 
 SIDES = [(1, 1), (1, 7), (5, 3), (8, 8), (28, 28), (30, 45), (33, 17), (64, 64)]
 FEATURES = [1, 2, 100]

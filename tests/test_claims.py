@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
+from tessella import claims
+from tessella.claims import Bench, Claim, Recipe, Result, Trial
+from tessella.claims import bench as benches
+from tessella.claims.claim import Bars, Lines, Measure, Series, decided
+from tessella.claims.measuring import principal
 from tessella.cli import main
 from tessella.commands.claims import Claims
+from tessella.core.errors import DataError, SpecError
 from tessella.data import Data, open_data
-from tessella.errors import DataError, SpecError
 from tessella.models.presets import VAE
-from tessella.report import claims as page
-from tessella.training import Training
-from tessella.uses import claims
-from tessella.uses.claims import Bench, Claim, Recipe, Result, Trial
-from tessella.uses.claims import bench as benches
-from tessella.uses.claims.claim import Bars, Lines, Measure, Series, decided
-from tessella.uses.claims.measuring import principal
+from tessella.pages import claims as page
+from tessella.training.loop import Training
 
 CLOSED = (2, 3, 4, 5)
 """Claims of which everything is known in closed form: seconds each."""

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 
+from tessella import claims
+from tessella.claims import Bench, Result
+from tessella.claims import c10_locality as c10
+from tessella.claims import c11_levels as c11
+from tessella.claims import c12_gap as c12
+from tessella.claims import c13_blur as c13
+from tessella.claims import c14_latent_diffusion as c14
+from tessella.claims import c15_noise as c15
+from tessella.claims import c17_condition as c17
+from tessella.claims import c18_anomalies as c18
+from tessella.claims.bench import codes_of
+from tessella.claims.parts import Part
+from tessella.core.rng import Noise
 from tessella.data import Data, open_data
 from tessella.models.presets import VAE, VQVAE2, Flow
-from tessella.noise import Noise
-from tessella.uses import claims
-from tessella.uses.claims import Bench, Result
-from tessella.uses.claims import c10_locality as c10
-from tessella.uses.claims import c11_levels as c11
-from tessella.uses.claims import c12_gap as c12
-from tessella.uses.claims import c13_blur as c13
-from tessella.uses.claims import c14_latent_diffusion as c14
-from tessella.uses.claims import c15_noise as c15
-from tessella.uses.claims import c17_condition as c17
-from tessella.uses.claims import c18_anomalies as c18
-from tessella.uses.claims.bench import codes_of
-from tessella.uses.claims.parts import Part
 
 NUMBERS = tuple(range(10, 19))
 

@@ -15,9 +15,12 @@ import pytest
 from PIL import Image
 
 import tessella
-from tessella import checkpoint, cli, commands, registry, tensors
+from tessella import cli, commands
 from tessella.cli import main
-from tessella.errors import RunError
+from tessella.core import registry
+from tessella.core.errors import RunError
+from tessella.storage import tensors
+from tessella.training import checkpoint
 
 TINY = ("--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--units", "3")
 CONDITIONAL = "cvae"
@@ -396,9 +399,9 @@ def test_interruptions_end_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_a_stopped_training_says_how_to_go_on(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tessella import training
+    from tessella.training import loop
 
-    monkeypatch.setattr(training, "train", lambda *a, **k: training.Training(run, 7, 1.0, "signal"))
+    monkeypatch.setattr(loop, "train", lambda *a, **k: loop.Training(run, 7, 1.0, "signal"))
     assert main(["train", "--resume", "--out", str(run), "--quiet"]) == 130
     assert f"tessella train --resume --out {run}" in capsys.readouterr().out
 

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 import tessella
-from tessella import checkpoint, fitting, training
+from tessella import fitting
 from tessella.cli import main
 from tessella.models.codes import CodeModel
+from tessella.training import checkpoint, loop
 
 TINY = ("--steps", "20", "--batch-size", "32", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")
 PRIOR = ("--steps", "20", "--batch-size", "32", "--width", "8", "--depth", "1", "--learning-rate", "1e-2", "--quiet")
@@ -85,7 +86,7 @@ def test_resuming_a_prior_needs_its_kind_alone(run: Path, refused: Callable[...,
 def test_a_stopped_prior_says_how_to_go_on(
     kind: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stopped = fitting.Fitting(training.Training(run, 7, 1.0, "signal"), None, 33.0)
+    stopped = fitting.Fitting(loop.Training(run, 7, 1.0, "signal"), None, 33.0)
     monkeypatch.setattr(fitting, "fit_prior", lambda *a, **k: stopped)
     assert main(["prior", str(run), "--kind", kind, "--quiet"]) == 130
     named = "" if kind == "pixelcnn" else " --kind masked"

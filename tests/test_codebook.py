@@ -15,12 +15,12 @@ import pytest
 import torch
 
 import tessella
+from tessella.core.fixed_batch import size_of
+from tessella.core.rng import Noise
 from tessella.evaluation import codebook
-from tessella.fixed_batch import size_of
+from tessella.evaluation.results import CodesEvaluation, Evaluation, LevelEvaluation
 from tessella.models import presets
 from tessella.models.codes import CodeModel
-from tessella.noise import Noise
-from tessella.records import CodesEvaluation, Evaluation, LevelEvaluation
 
 SMALL = {"width": 8, "depth": 1, "codebook_size": 16, "code_dim": 4}
 LEVEL = LevelEvaluation(

@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 import tessella
-from tessella.errors import DataError, SpecError
-from tessella.fixed_batch import filled, size_of
+from tessella.coding import codes_file
+from tessella.core.errors import DataError, SpecError
+from tessella.core.fixed_batch import filled, size_of
+from tessella.core.schema import Schema, Values
 from tessella.models.codes import CodeModel
-from tessella.records import Schema, Values
-from tessella.uses import coding, outputs
+from tessella.storage import output_folder
 
 TINY = {"width": 8, "depth": 1, "codebook_size": 12}
 BYTES = Schema((3, 13, 10), "bytes")
@@ -52,13 +53,13 @@ def examples(schema: Schema, count: int = 7, size: tuple[int, ...] | None = None
     return torch.randint(0, int(schema.high) + 1, shape, dtype=torch.uint8, generator=generator)
 
 
-def coded(model: CodeModel, *parts: Tensor) -> coding.Coded:
+def coded(model: CodeModel, *parts: Tensor) -> codes_file.Coded:
     names = iter(f"{k}" for k in range(1000))
-    return coding.encode(model, (([next(names) for _ in x], x) for x in parts), "0" * 12)
+    return codes_file.encode(model, (([next(names) for _ in x], x) for x in parts), "0" * 12)
 
 
-def drawn(model: CodeModel, codes: coding.Coded, **options) -> list[Tensor]:
-    return [x for _, x in coding.decode(model, codes, **options)]
+def drawn(model: CodeModel, codes: codes_file.Coded, **options) -> list[Tensor]:
+    return [x for _, x in codes_file.decode(model, codes, **options)]
 
 
 def reconstructed(model: CodeModel, x: Tensor) -> Tensor:
@@ -75,9 +76,9 @@ def test_decoding_is_reconstructing_bit_for_bit_by_way_of_a_file(name: str, tmp_
     model, path = made(name), str(tmp_path / "codes.npz")
     x = examples(model.schema)
     before = coded(model, x)
-    coding.write(path, before)
-    codes = coding.read(path)
-    coding.check(codes, model, "0" * 12)
+    codes_file.write(path, before)
+    codes = codes_file.read(path)
+    codes_file.check(codes, model, "0" * 12)
     assert codes.names == before.names
     for level, (kept, made_now) in enumerate(zip(codes.levels, model.encode(x).codes, strict=True)):
         assert isinstance(kept, np.ndarray)
@@ -96,9 +97,9 @@ def test_pictures_of_any_size_keep_it(name: str, tmp_path: Path) -> None:
     sizes = [(45, 31), trained, near, (3, 4), (1, 1), (64, 7)]
     parts = [examples(model.schema, 1, size) for size in sizes]
     before = coded(model, *parts)
-    coding.write(path, before)
-    codes = coding.read(path)
-    coding.check(codes, model, "0" * 12)
+    codes_file.write(path, before)
+    codes = codes_file.read(path)
+    codes_file.check(codes, model, "0" * 12)
     assert codes.sizes.tolist() == [list(size) for size in sizes]
     for kept, first in zip(codes.levels, before.levels, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(kept, first, strict=True))
@@ -143,7 +144,7 @@ def test_many_examples_are_drawn_in_lots(monkeypatch: pytest.MonkeyPatch) -> Non
     model = made()
     codes = coded(model, examples(model.schema, 11))
     whole = drawn(model, codes)
-    monkeypatch.setattr(coding, "size_of", lambda shape, device: 4)
+    monkeypatch.setattr(codes_file, "size_of", lambda shape, device: 4)
     told: list[tuple[int, int]] = []
     parts = drawn(model, codes, progress=lambda done, total: told.append((done, total)))
     torch.testing.assert_close(parts, whole)
@@ -172,7 +173,7 @@ def no_split() -> tessella.data.Split:
 def test_folders_are_read_with_their_names_and_what_is_broken_is_named(folder: Path) -> None:
     model = made()
     with pytest.warns(UserWarning, match="pictures") as noted:
-        found = list(coding.examples(model, [str(folder), str(folder / "a.png")], no_split, "test"))
+        found = list(codes_file.examples(model, [str(folder), str(folder / "a.png")], no_split, "test"))
     said = " ".join(str(w.message) for w in noted)
     assert "notes.txt" in said
     assert "1 of 6 pictures could not be read" in said
@@ -185,23 +186,23 @@ def test_folders_are_read_with_their_names_and_what_is_broken_is_named(folder: P
 def test_pictures_keep_their_own_size_when_asked_for(folder: Path) -> None:
     (folder / "broken.png").unlink()
     (folder / "notes.txt").unlink()
-    found = coding.examples(made(), [str(folder)], no_split, "test", full_size=True)
+    found = codes_file.examples(made(), [str(folder)], no_split, "test", full_size=True)
     sizes = {called[0]: tuple(x.shape) for called, x in found}
     assert sizes == {"a": (1, 3, 13, 10), "sub/a": (1, 3, 20, 31), "sub/b": (1, 3, 5, 5), "sub/b-2": (1, 3, 9, 9)}
 
 
 def test_a_folder_is_read_as_it_is_encoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than a lot of pictures is held at a time, so a folder may be larger than memory."""
-    monkeypatch.setattr(coding, "to_read", lambda shape, device: 2)
-    read, plain = [], coding.read_pictures
+    monkeypatch.setattr(codes_file, "to_read", lambda shape, device: 2)
+    read, plain = [], codes_file.read_pictures
 
     def noted(schema: Schema, files: list[str], size: tuple[int, ...]) -> Tensor:
         read.extend(files)
         return plain(schema, files, size)
 
-    monkeypatch.setattr(coding, "read_pictures", noted)
+    monkeypatch.setattr(codes_file, "read_pictures", noted)
     files = [str(folder / "a.png")] * 7
-    for number, (called, x) in enumerate(coding.examples(made(), files, no_split, "test")):
+    for number, (called, x) in enumerate(codes_file.examples(made(), files, no_split, "test")):
         assert len(read) == min(7, 2 * number + 2)
         assert len(called) == len(x) <= 2
 
@@ -210,17 +211,17 @@ def test_numbers_and_whole_splits() -> None:
     data = tessella.open_data("digits")
     model = tessella.VQVAE(data.schema, **TINY)
     split = data.split("valid")
-    some = list(coding.examples(model, ["5", "0", "05"], lambda: split, "valid"))
+    some = list(codes_file.examples(model, ["5", "0", "05"], lambda: split, "valid"))
     assert some[0][0] == ["valid-5", "valid-0", "valid-5-2"]
     assert torch.equal(some[0][1], split.batch([5, 0, 5]).x)
     told: list[tuple[int, int]] = []
-    whole = list(coding.examples(model, [], lambda: split, "valid", progress=lambda *t: told.append(t)))
+    whole = list(codes_file.examples(model, [], lambda: split, "valid", progress=lambda *t: told.append(t)))
     assert torch.equal(torch.cat([x for _, x in whole]), split.batch(range(len(split))).x)
     assert told[-1] == (len(split), len(split))
     with pytest.raises(DataError, match="from 0 to 88"):
-        list(coding.examples(model, ["89"], lambda: split, "valid"))
+        list(codes_file.examples(model, ["89"], lambda: split, "valid"))
     with pytest.raises(SpecError, match="--full-size"):
-        list(coding.examples(model, ["5"], lambda: split, "valid", full_size=True))
+        list(codes_file.examples(model, ["5"], lambda: split, "valid", full_size=True))
 
 
 def test_inputs_that_are_none_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -234,13 +235,13 @@ def test_inputs_that_are_none_are_refused(folder: Path, tmp_path: Path) -> None:
     for given, says in cases:
         for full_size in (False, True):
             with pytest.raises(DataError, match=says):
-                list(coding.examples(model, [given], no_split, "test", full_size=full_size))
+                list(codes_file.examples(model, [given], no_split, "test", full_size=full_size))
     with pytest.warns(UserWarning, match="could not be read"), pytest.raises(DataError, match="none of the pictures"):
-        list(coding.examples(model, [str(tmp_path / "hurt")], no_split, "test"))
+        list(codes_file.examples(model, [str(tmp_path / "hurt")], no_split, "test"))
     with pytest.raises(DataError, match="no picture file"):
-        list(coding.examples(made("vectors"), [str(folder)], no_split, "test"))
+        list(codes_file.examples(made("vectors"), [str(folder)], no_split, "test"))
     with pytest.raises(DataError, match="no examples"):
-        coding.encode(model, [], "")
+        codes_file.encode(model, [], "")
 
 
 # files that are none
@@ -263,7 +264,7 @@ def refusal(path: Path, arrays: dict[str, np.ndarray], model: CodeModel, fingerp
     """What is said of a file with these arrays."""
     np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
     with pytest.raises(DataError) as caught:
-        coding.check(coding.read(str(path)), model, fingerprint)
+        codes_file.check(codes_file.read(str(path)), model, fingerprint)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -271,7 +272,7 @@ def refusal(path: Path, arrays: dict[str, np.ndarray], model: CodeModel, fingerp
 def test_codes_that_do_not_fit_are_refused(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     model, path = made("two levels"), tmp_path / "codes.npz"
     np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
-    coding.check(coding.read(str(path)), model, "0" * 12)
+    codes_file.check(codes_file.read(str(path)), model, "0" * 12)
     coarse, fine, sizes = arrays["level0"].astype(np.int64), arrays["level1"].astype(np.int64), arrays["sizes"]
     assert "0" * 12 in refusal(path, arrays, model, "f" * 12)
     assert "f" * 12 in refusal(path, arrays, model, "f" * 12)
@@ -298,7 +299,7 @@ def test_codes_that_do_not_fit_are_refused(arrays: dict[str, np.ndarray], tmp_pa
 
 def test_ragged_codes_are_checked_one_by_one(tmp_path: Path) -> None:
     model, path = made(), tmp_path / "codes.npz"
-    coding.write(str(path), coded(model, examples(model.schema, 1), examples(model.schema, 1, (30, 30))))
+    codes_file.write(str(path), coded(model, examples(model.schema, 1), examples(model.schema, 1, (30, 30))))
     arrays = dict(np.load(path))
     assert {"level0.0", "level0.1"} <= arrays.keys()
     assert "to 200" in refusal(path, changed(arrays, **{"level0.1": np.full_like(arrays["level0.1"], 200)}), model)
@@ -308,10 +309,10 @@ def test_ragged_codes_are_checked_one_by_one(tmp_path: Path) -> None:
 def test_files_of_something_else_are_refused(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     path = tmp_path / "codes.npz"
     with pytest.raises(DataError, match="no such file"):
-        coding.read(str(path))
+        codes_file.read(str(path))
     np.savez(path, x=np.zeros((4, 4)))
     with pytest.raises(DataError, match=r"holds no codes \(but x\): tessella encode"):
-        coding.read(str(path))
+        codes_file.read(str(path))
     np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
     whole = path.read_bytes()
     hurt = bytearray(whole)
@@ -319,7 +320,7 @@ def test_files_of_something_else_are_refused(arrays: dict[str, np.ndarray], tmp_
     for content in (b"", b"text", whole[: len(whole) // 2], bytes(hurt)):
         path.write_bytes(content)
         with pytest.raises(DataError) as caught:
-            coding.read(str(path))
+            codes_file.read(str(path))
         assert "\n" not in str(caught.value)
         assert str(path) in str(caught.value)
 
@@ -338,37 +339,37 @@ def test_nothing_is_unpickled(arrays: dict[str, np.ndarray], tmp_path: Path) -> 
     for key in ("version", "names", "level0"):
         np.savez(path, **changed(arrays, **{key: bombs}))  # pyright: ignore[reportArgumentType]
         with pytest.raises(DataError, match="pickled"):
-            coding.read(str(path))
+            codes_file.read(str(path))
     path.write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(DataError, match="unpickled"):
-        coding.read(str(path))
+        codes_file.read(str(path))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in ("version", "model", "names", "sizes", "level0"):
             archive.writestr(name, pickle.dumps(Bomb()))
     path.write_bytes(buffer.getvalue())
     with pytest.raises(DataError):
-        coding.read(str(path))
+        codes_file.read(str(path))
     assert RAN == []
 
 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "", "a/..", "a\0b"])
 def test_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="leads out"):
-        outputs.target(str(tmp_path / "out"), name)
-    assert outputs.target(str(tmp_path / "out"), "a/b.c") == tmp_path / "out" / "a" / "b.c.png"
+        output_folder.target(str(tmp_path / "out"), name)
+    assert output_folder.target(str(tmp_path / "out"), "a/b.c") == tmp_path / "out" / "a" / "b.c.png"
 
 
 def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "link").symlink_to(tmp_path)
     with pytest.raises(DataError, match="is a link"):
-        outputs.target(str(tmp_path / "out"), "link/x")
+        output_folder.target(str(tmp_path / "out"), "link/x")
 
 
 @pytest.mark.parametrize(("values", "high"), [("binary", 1.0), ("bytes", 255.0)])
 def test_pictures_in_files_are_seen_as_the_data_was(values: Values, high: float, folder: Path) -> None:
     schema = replace(BYTES, values=values, high=high)
     model = tessella.VQVAE(schema, **TINY)
-    ((_, x),) = coding.examples(model, [str(folder / "a.png")], no_split, "test")
+    ((_, x),) = codes_file.examples(model, [str(folder / "a.png")], no_split, "test")
     assert x.max() == high

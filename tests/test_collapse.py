@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from tessella.bottlenecks.continuous import Deterministic, DiagonalGaussian
-from tessella.contracts import Decoder, Encoder
+from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
+from tessella.core.contracts import Decoder, Encoder
+from tessella.core.outputs import Latent
+from tessella.core.rng import Noise
+from tessella.core.schema import Batch, Schema
 from tessella.evaluation import collapse
 from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.noise import Noise
 from tessella.priors.normal import ClassNormal, StandardNormal
-from tessella.records import Batch, Latent, Schema
 
 ONE_GROUP = torch.zeros(1000, dtype=torch.int64)
 

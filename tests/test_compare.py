@@ -11,15 +11,15 @@ import pytest
 import torch
 
 import tessella
-from tessella import checkpoint
 from tessella.cli import main
+from tessella.core.schema import Schema
 from tessella.data import open_data
 from tessella.evaluation import classifier
-from tessella.records import Estimate, GapEvaluation, Schema
-from tessella.report import kept
-from tessella.report.plane import plane
-from tessella.spec import TrainOptions
-from tessella.uses.compare import Basis, best, differences, names
+from tessella.evaluation.results import Estimate, GapEvaluation
+from tessella.models.spec import TrainOptions
+from tessella.pages.rate_distortion_plot import plane
+from tessella.tasks.compare import Basis, best, differences, names
+from tessella.training import checkpoint, results_store
 
 TINY = {"width": 8, "depth": 1}
 
@@ -80,7 +80,7 @@ def test_what_is_kept_is_taken(runs: Path, tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     after = compared(runs, tmp_path, capsys, "vae", "vqvae")
     for name, old, new in zip(("vae", "vqvae"), before["groups"][0]["runs"], after["groups"][0]["runs"], strict=True):
-        stored = kept.stored(runs / name, "test")
+        stored = results_store.stored(runs / name, "test")
         assert stored is not None
         assert new["evaluation"]["bound"] == pytest.approx(stored.bound)
         assert {k: v for k, v in old["fidelity"].items() if k != "seconds_per_sample"} == {
@@ -135,12 +135,12 @@ def test_the_gap_is_shown_if_it_was_found(runs: Path, tmp_path: Path, capsys: py
     rest = {"model": "vae", "data": "digits", "split": "test", "examples": 9, "dims": 64, "family": "gaussian"}
     how = {"method": "exact", "chains": 1, "steps": 1, "tolerance": 0.3, "converged": True}
     gap = GapEvaluation(**rest, **how, **numbers, seconds_annealing=0.0, seconds=0.0)
-    kept.store_gap(tmp_path / "known", gap, seed=0)
+    results_store.store_gap(tmp_path / "known", gap, seed=0)
     found = compared(runs, tmp_path, capsys, "vqvae", str(tmp_path / "known"))
     assert found["groups"][0]["runs"][1]["gap"]["total"] == {"nats": 2.77, "error": 0.02}
     assert "2.770 ± 0.020" in (tmp_path / "page.html").read_text("utf-8")
     for wrong, why in (({"split": "valid"}, "of the split valid"), ({"converged": False}, "had not converged")):
-        kept.store_gap(tmp_path / "known", replace(gap, **wrong), seed=0)
+        results_store.store_gap(tmp_path / "known", replace(gap, **wrong), seed=0)
         run = compared(runs, tmp_path, capsys, "vqvae", str(tmp_path / "known"))["groups"][0]["runs"][1]
         assert run["gap"] is None
         assert why in run["notes"][0]

@@ -17,12 +17,12 @@ from torch import Tensor
 
 import tessella
 from tessella.cli import main
-from tessella.errors import DataError, SpecError
-from tessella.models.model import Model
-from tessella.records import Schema
-from tessella.registry import entries, names
-from tessella.uses.compress import coders, files
-from tessella.uses.compress.container import Container, Numbered, pack_chunk, pack_header, sealed
+from tessella.coding import coders, files
+from tessella.coding.container import Container, Numbered, pack_chunk, pack_header, sealed
+from tessella.core.errors import DataError, SpecError
+from tessella.core.registry import entries, names
+from tessella.core.schema import Schema
+from tessella.models.base import Model
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 GREY, COLOUR, BITS, ROW = Schema((1, 9, 10), "bytes"), Schema((3, 8, 8), "bytes"), Schema((1, 8, 8), "binary"), (6,)
@@ -198,7 +198,7 @@ def test_the_file_is_as_long_as_the_bound(kind: str, tmp_path: Path) -> None:
 
 
 def tessella_noise():
-    from tessella.noise import Noise
+    from tessella.core.rng import Noise
 
     return Noise(0)
 
@@ -305,7 +305,7 @@ def test_a_header_holds_any_name_and_not_more_than_it_can(monkeypatch: pytest.Mo
     container = Container(str(tmp_path / "file"))
     assert list(container.header.names) == called
     assert container.header.run == ""
-    monkeypatch.setattr(importlib.import_module("tessella.uses.compress.container"), "NAMES_MOST", 20)
+    monkeypatch.setattr(importlib.import_module("tessella.coding.container"), "NAMES_MOST", 20)
     with pytest.raises(DataError, match="compress in parts"):
         files.compress(model, [(called, x)], str(tmp_path / "more"), WEIGHTS, workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import tessella
-from tessella import checkpoint
 from tessella.cli import main, overview
 from tessella.data.clothes import FILE
 from tessella.models.codes import CodeModel
+from tessella.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 DIGESTS = {

@@ -22,25 +22,25 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import tessella
-from tessella.bottlenecks.continuous import DiagonalGaussian
+from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.cli import main
-from tessella.contracts import Decoder, Encoder
-from tessella.errors import DataError, SpecError
+from tessella.core.contracts import Decoder, Encoder
+from tessella.core.errors import DataError, SpecError
+from tessella.core.rng import Noise
+from tessella.core.schema import Batch, Schema
 from tessella.likelihoods import FixedGaussian
+from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.models.model import Model
-from tessella.noise import Noise
 from tessella.priors.normal import StandardNormal
-from tessella.records import Batch, Schema
-from tessella.uses.detect import Calibration, Detector, Statistics, available
-from tessella.uses.detect.calibration import needed, p_values, threshold
-from tessella.uses.detect.complexity import context_nats, file_nats
-from tessella.uses.detect.inputs import truth
-from tessella.uses.detect.maps import maps
-from tessella.uses.detect.ranking import auroc, ranking
-from tessella.uses.detect.regret import best_codes, best_posterior, terms_of
-from tessella.uses.detect.statistics import Examiner, possible
+from tessella.tasks.detect import Calibration, Detector, Statistics, available
+from tessella.tasks.detect.calibration import needed, p_values, threshold
+from tessella.tasks.detect.complexity import context_nats, file_nats
+from tessella.tasks.detect.inputs import truth
+from tessella.tasks.detect.maps import maps
+from tessella.tasks.detect.ranking import auroc, ranking
+from tessella.tasks.detect.regret import best_codes, best_posterior, terms_of
+from tessella.tasks.detect.statistics import Examiner, possible
 
 FALSE_ALARM = 1e-4
 

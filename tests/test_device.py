@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import tessella
-from tessella import cli, device
+from tessella import cli
 from tessella.commands import COMMANDS
-from tessella.errors import SpecError
+from tessella.core import device
+from tessella.core.errors import SpecError
 
 WITHOUT_NETWORKS = {"data", "inspect", "parts"}
 

@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.diffusion import samplers
 from tessella.diffusion.chain import Chain, Sampler
-from tessella.diffusion.lattice import posterior
-from tessella.diffusion.observation import NoisyBytes
+from tessella.diffusion.discrete_denoiser import posterior
+from tessella.diffusion.discretized_likelihood import NoisyBytes
 from tessella.diffusion.schedule import NoiseSchedule, alpha, sigma, spread_times, variance_term
-from tessella.errors import SpecError
 from tessella.models.diffusion import DiffusionModel
 from tessella.models.presets import Diffusion
 from tessella.networks.unet import UNet
-from tessella.noise import Noise
 from tessella.priors.diffusion import DiffusionPrior
-from tessella.records import Sampling, Schema
 
 VARIANCE = 0.3
 

@@ -18,7 +18,7 @@ from torch.distributions import (
     register_kl,
 )
 
-from tessella.divergences import kl, kl_per_unit
+from tessella.core.distributions import kl, kl_per_unit
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tessella.registry import entries
+from tessella.core.registry import entries
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

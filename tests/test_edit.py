@@ -14,16 +14,17 @@ from torch import Tensor
 
 import tessella
 from tessella.cli import main
-from tessella.errors import DataError, SpecError
+from tessella.core.errors import DataError, SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
+from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.model import Model
-from tessella.noise import Noise
 from tessella.priors.masked import MaskedTransformer
 from tessella.priors.pixelcnn import PixelCNN
 from tessella.priors.transformer import CausalTransformer
 from tessella.priors.uniform import Uniform
-from tessella.records import Sampling, Schema
-from tessella.uses.edit import Blend, Code, Edited, Operation, Paste, Resample, box, edit, read_mask, receptive_field
+from tessella.tasks.edit import Blend, Code, Edited, Operation, Paste, Resample, box, edit, read_mask, receptive_field
 
 TINY = {"width": 8, "depth": 1}
 MODELS = {

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.entropy_coding import TOTAL, Receiver, Sender, Stack, edges, tell_logits, tell_split
-from tessella.errors import DataError, SpecError
+from tessella.core.entropy_coding import TOTAL, Receiver, Sender, Stack, edges, tell_logits, tell_split
+from tessella.core.errors import DataError, SpecError
+from tessella.core.registry import entries, names
+from tessella.core.schema import Schema
 from tessella.likelihoods import likelihood_for
 from tessella.likelihoods.shared import StoredValues
-from tessella.records import Schema
-from tessella.registry import entries, names
 
 LIKELIHOODS = [
     pytest.param(entry.name, values, shape, id=f"{entry.name}-{values}-{'x'.join(map(str, shape))}")
@@ -231,7 +231,7 @@ def test_codes_come_back_at_the_price_of_their_prior(kind: str, shape: tuple[int
         assert torch.equal(prior.tell(Receiver(stack), 4, None, label, context), codes)
         assert stack.bits == 0
         if kind == "masked":
-            from tessella.noise import Noise
+            from tessella.core.rng import Noise
 
             order = Noise(0, stream="order").uniform(math.prod(shape)).argsort()
             nats = -prior.log_prob_in_order(codes, order, label, context).sum()

@@ -14,15 +14,16 @@ from torch.distributions import MultivariateNormal
 
 import tessella
 from tessella import Schema
-from tessella.bottlenecks.continuous import DiagonalGaussian
-from tessella.contracts import Decoder, Encoder
-from tessella.errors import SpecError
+from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.core.contracts import Decoder, Encoder
+from tessella.core.errors import SpecError
+from tessella.core.rng import Noise
+from tessella.core.schema import bits_per_dim
 from tessella.evaluation import bounds
+from tessella.evaluation.results import Evaluation
 from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.noise import Noise
 from tessella.priors.normal import StandardNormal
-from tessella.records import Evaluation, bits_per_dim
 
 SMALL = {"width": 8, "depth": 1, "units": 3}
 

@@ -17,14 +17,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import tessella
-from tessella import checkpoint
 from tessella.cli import main
+from tessella.core.errors import DataError, SpecError
+from tessella.core.schema import Schema
 from tessella.data import Data, open_data
-from tessella.errors import DataError, SpecError
 from tessella.evaluation import classifier, fidelity
+from tessella.evaluation.results import FidelityEvaluation
 from tessella.evaluation.sharpness import high_frequency_energy, sharpness
-from tessella.records import FidelityEvaluation, Schema
-from tessella.spec import TrainOptions
+from tessella.models.spec import TrainOptions
+from tessella.training import checkpoint
 
 PICTURE = Schema((1, 16, 16), "bytes")
 

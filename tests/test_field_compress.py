@@ -18,13 +18,13 @@ import torch
 from PIL import Image, ImageOps
 
 from tessella.cli import main
-from tessella.errors import DataError
-from tessella.models.model import Model
-from tessella.records import Schema
-from tessella.registry import entries
-from tessella.uses import outputs
-from tessella.uses.compress import coders, files
-from tessella.uses.compress.container import Container
+from tessella.coding import coders, files
+from tessella.coding.container import Container
+from tessella.core.errors import DataError
+from tessella.core.registry import entries
+from tessella.core.schema import Schema
+from tessella.models.base import Model
+from tessella.storage import output_folder
 
 WEIGHTS = files.Weights("run", "0" * 12, "uniform")
 TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")
@@ -178,7 +178,7 @@ def test_every_byte_of_a_kept_file_counts(runs: dict[str, Path], tmp_path: Path)
 
 
 def test_a_kept_file_is_a_picture_or_is_not_written(tmp_path: Path, refused: Callable[..., str]) -> None:
-    from tessella.uses.compress import originals
+    from tessella.coding import originals
 
     (tmp_path / "p").mkdir()
     Image.fromarray(noise(8, 8, 4)).save(tmp_path / "p" / "a.png")
@@ -244,11 +244,11 @@ def test_what_was_written_before_an_error_is_removed(
 
 def test_names_are_held_against_the_folder_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="longer than"):
-        outputs.Outputs(str(tmp_path / "out"), ["a", "b" * 300], ".png")
-    with outputs.Outputs(str(tmp_path / "long"), ["b" * 251], ".png") as made_:
+        output_folder.Outputs(str(tmp_path / "out"), ["a", "b" * 300], ".png")
+    with output_folder.Outputs(str(tmp_path / "long"), ["b" * 251], ".png") as made_:
         made_.write("b" * 251 + ".png", lambda draft: draft.write_bytes(b"x"))
     assert (tmp_path / "long" / ("b" * 251 + ".png")).exists()
-    with outputs.Outputs(str(tmp_path / "out"), ["Cat", "cat"], ".png") as made_:
+    with output_folder.Outputs(str(tmp_path / "out"), ["Cat", "cat"], ".png") as made_:
         for name in ("Cat.png", "cat.png"):
             made_.write(name, lambda draft: draft.write_bytes(b"x"))
     assert len(list((tmp_path / "out").iterdir())) == 2
@@ -259,7 +259,7 @@ def test_names_are_held_against_the_folder_first(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(Path, "exists", folded)
     for names in (["Cat", "cat"], ["caf\u00e9", "cafe\u0301"]):
-        with pytest.raises(DataError, match="one name in"), outputs.Outputs(str(tmp_path / "new"), names, ".png"):
+        with pytest.raises(DataError, match="one name in"), output_folder.Outputs(str(tmp_path / "new"), names, ".png"):
             pass
     assert not (tmp_path / "new").exists()
 
@@ -275,7 +275,7 @@ def test_windows_gets_names_that_it_takes() -> None:
         'q?"<|>*:\\.png': "q_______ _.png".replace(" ", ""),
         "tab\t.png": "tab_.png",
     }.items():
-        assert outputs._allowed(name) == allowed
+        assert output_folder._allowed(name) == allowed
 
 
 def test_any_name_comes_back(runs: dict[str, Path], tmp_path: Path) -> None:

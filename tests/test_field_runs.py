@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 
 import tessella
-from tessella import TrainOptions, checkpoint, fitting, training
+from tessella import TrainOptions, fitting
 from tessella.cli import main
-from tessella.errors import TrainingError
+from tessella.core.errors import TrainingError
+from tessella.core.outputs import Terms
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.records import Terms
 from tessella.sklearn import LatentTransformer
+from tessella.training import checkpoint, loop
 
 Refused = Callable[..., str]
 TINY = ("--width", "8", "--quiet")
@@ -189,11 +190,11 @@ def spoil(monkeypatch: pytest.MonkeyPatch, kind: type[Any], at: Callable[[int], 
     monkeypatch.setattr(kind, "forward", spoiled)
 
 
-def small(out: Path, steps: int, **more: object) -> training.Training:
+def small(out: Path, steps: int, **more: object) -> loop.Training:
     data = tessella.open_data("digits")
     torch.manual_seed(0)
     options = TrainOptions(steps=steps, batch_size=8, save_every=1e9)
-    return training.train(tessella.VAE(data.schema, width=8, depth=1), data, out, options, quiet=True, **more)  # pyright: ignore[reportArgumentType]
+    return loop.train(tessella.VAE(data.schema, width=8, depth=1), data, out, options, quiet=True, **more)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_last_batches_were_bad_and_the_weights_are_kept_all_the_same(
@@ -218,7 +219,7 @@ def test_a_loss_that_explodes_later_leaves_the_last_good_checkpoint_and_names_it
 
 
 def test_weights_that_are_not_finite_at_the_end_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = training._Loop._update
+    update = loop._Loop._update
 
     def poison(self, batch, used):
         reading = update(self, batch, used)
@@ -226,7 +227,7 @@ def test_weights_that_are_not_finite_at_the_end_are_not_saved(tmp_path: Path, mo
             next(self.model.decoder.parameters()).data[0] = float("inf")
         return reading
 
-    monkeypatch.setattr(training._Loop, "_update", poison)
+    monkeypatch.setattr(loop._Loop, "_update", poison)
     with pytest.raises(
         TrainingError, match=r"ended at step 3 with the weights decoder.* not finite; nothing was saved"
     ):

@@ -15,15 +15,16 @@ import torch
 from safetensors.torch import load_file
 
 import tessella
-from tessella import TrainOptions, checkpoint, fitting, training
+from tessella import TrainOptions, fitting
+from tessella.core.errors import RunError, SpecError
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.data import Data
-from tessella.errors import RunError, SpecError
-from tessella.fitting import codes as fitting_codes
-from tessella.fitting import fit_prior
 from tessella.models.codes import CodeModel
-from tessella.noise import Noise
 from tessella.priors.uniform import Uniform
-from tessella.records import Schema
+from tessella.training import checkpoint, loop
+from tessella.training import code_priors as fitting_codes
+from tessella.training.fit_prior import fit_prior
 
 SMALL = {"width": 8, "depth": 1, "codebook_size": 8, "side": 4}
 OPTIONS = TrainOptions(steps=8, batch_size=16, save_every=0.0)
@@ -40,7 +41,7 @@ def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     run = tmp_path_factory.mktemp("runs") / "vqvae"
     model = tessella.VQVAE(digits.schema, **SMALL)
-    training.train(model, digits, run, TrainOptions(steps=30, batch_size=32), quiet=True)
+    loop.train(model, digits, run, TrainOptions(steps=30, batch_size=32), quiet=True)
     return run
 
 
@@ -121,7 +122,7 @@ def test_each_kind_is_kept_and_is_itself_when_loaded(kind: str, run: Path, digit
 def test_levels_are_fitted_together_each_given_the_coarser_ones(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = tessella.VQVAE2(digits.schema, **{**SMALL, "side": 8})
-    training.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
+    loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     done = fitted(tmp_path / "run", digits)
     assert done.rate_before == pytest.approx((16 + 64) * np.log(8))
     two = loaded(tmp_path / "run", "pixelcnn")
@@ -146,7 +147,7 @@ def test_vectors_have_priors_too(tmp_path: Path) -> None:
     data = tessella.open_data(str(tmp_path / "rows.csv"))
     torch.manual_seed(0)
     model = tessella.VQVAE(data.schema, width=8, depth=1, codebook_size=8, codes=3)
-    training.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
+    loop.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
     for kind in ("pixelcnn", "transformer", "masked"):
         assert fitted(tmp_path / "run", data, kind).rate_before == pytest.approx(3 * np.log(8))
         assert loaded(tmp_path / "run", kind).sample(4).shape == (4, 5)
@@ -167,14 +168,14 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
     home = checkpoint.prior_home(run, kind)
     expected = weights(home)
     shutil.rmtree(home)
-    update = training._Loop._update
+    update = loop._Loop._update
 
     def ask(self: Any, batch: Any, used: float) -> Any:
         if self.step == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return update(self, batch, used)
 
-    monkeypatch.setattr(training._Loop, "_update", ask)
+    monkeypatch.setattr(loop._Loop, "_update", ask)
     cut = fitted(run, digits, kind, class_conditional=True)
     monkeypatch.undo()
     assert (cut.training.stopped, cut.training.steps, cut.rate) == ("signal", 5, None)
@@ -245,7 +246,7 @@ def test_cached_codes_are_the_models(run: Path, digits: Data) -> None:
 def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, digits: Data) -> None:
     torch.manual_seed(0)
     model = tessella.VQVAE(digits.schema, **SMALL, draws=3)
-    training.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
+    loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", digits)
     kept = checkpoint.read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
     assert (len(kept["train.codes"]), len(kept["valid.codes"])) == (fitting.DRAWS, 1)
@@ -256,7 +257,7 @@ def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> Non
     data = tessella.open_data("digits", binarize="dynamic")
     torch.manual_seed(0)
     model = tessella.VQVAE(data.schema, **SMALL)
-    training.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
+    loop.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", data)
     kept = checkpoint.read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
     draws = kept["train.codes"]
@@ -348,7 +349,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
 def test_a_run_without_codes_has_no_prior_over_them(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = tessella.VAE(digits.schema, width=8, depth=1, units=2)
-    training.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
+    loop.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
     with pytest.raises(SpecError, match=r"no codes.*train a vqvae"):
         fitted(tmp_path / "run", digits)
     with pytest.raises(RunError, match="no codes"):

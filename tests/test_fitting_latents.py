@@ -16,17 +16,18 @@ from safetensors.torch import load_file
 from torch.distributions import Independent, Normal
 
 import tessella
-from tessella import TrainOptions, checkpoint, fitting, training
+from tessella import TrainOptions, fitting
 from tessella.cli import main
+from tessella.core.errors import RunError, SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
 from tessella.data import Data
-from tessella.errors import RunError, SpecError
-from tessella.fitting import fit_prior, latents
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.noise import Noise
 from tessella.priors.flow import FlowPrior
 from tessella.priors.normal import StandardNormal
 from tessella.priors.standardised import Standardised
-from tessella.records import Sampling
+from tessella.training import checkpoint, latent_priors, loop
+from tessella.training.fit_prior import fit_prior
 
 SMALL = {"width": 16, "depth": 1, "units": 4}
 OPTIONS = TrainOptions(steps=8, batch_size=16, save_every=0.0)
@@ -45,7 +46,7 @@ def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     for name, make in (("vae", tessella.VAE), ("ae", tessella.AE), ("cvae", tessella.CVAE)):
         torch.manual_seed(0)
         steps = TrainOptions(steps=120 if name == "vae" else 12, batch_size=32)
-        training.train(make(digits.schema, **SMALL), digits, folder / name, steps, quiet=True)
+        loop.train(make(digits.schema, **SMALL), digits, folder / name, steps, quiet=True)
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -109,9 +110,9 @@ def test_the_scale_is_that_of_the_latents(trained: dict[str, Path], digits: Data
     for name in ("ae", "vae"):
         model = loaded(trained[name], "trained")
         stage = fitting.LatentPrior(model)
-        split = latents.splits_for(stage, digits, "float32")["train"]
+        split = latent_priors.splits_for(stage, digits, "float32")["train"]
         assert stage.cached
-        mean, deviation = latents.scale_of(stage, split, "float32")
+        mean, deviation = latent_priors.scale_of(stage, split, "float32")
         train = digits.split("train")
         with torch.no_grad():
             q = model.passage(train.batch(range(len(train))).x)
@@ -246,7 +247,7 @@ def test_examples_are_encoded_anew_where_posteriors_do_not_fit_in_memory(
 ) -> None:
     run = runs("vae")
     kept = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, average=0.9))
-    monkeypatch.setattr(latents, "CACHED", 0)
+    monkeypatch.setattr(latent_priors, "CACHED", 0)
     anew = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, average=0.9), overwrite=True)
     assert anew.rate == pytest.approx(kept.rate, rel=1e-4)  # the same draws; lots of another size are rounded otherwise
     assert anew.rate_before == pytest.approx(kept.rate_before, rel=1e-4)
@@ -255,8 +256,8 @@ def test_examples_are_encoded_anew_where_posteriors_do_not_fit_in_memory(
 def test_a_posterior_that_is_not_normal_is_drawn_from_each_step(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = tessella.VAE(digits.schema, **SMALL, posterior="flow")
-    training.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
-    assert latents.splits_for(fitting.LatentPrior(vae), digits, "float32")["valid"] is digits.split("valid")
+    loop.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
+    assert latent_priors.splits_for(fitting.LatentPrior(vae), digits, "float32")["valid"] is digits.split("valid")
     done = fit_prior(tmp_path / "run", digits, "mixture", OPTIONS, components=3, quiet=True)
     assert done.rate is not None
     model = loaded(tmp_path / "run", "mixture")
@@ -269,7 +270,7 @@ def test_data_that_is_drawn_anew_is_encoded_several_times(trained: dict[str, Pat
     data = tessella.open_data("digits", binarize="dynamic")
     torch.manual_seed(0)
     stage = fitting.LatentPrior(tessella.VAE(data.schema, **SMALL))
-    split = latents.splits_for(stage, data, "float32")["train"]
+    split = latent_priors.splits_for(stage, data, "float32")["train"]
     at = np.arange(50)
     plain, first, again = split.batch(at), split.batch(at, Noise(0, 3)), split.batch(at, Noise(0, 3))
     assert torch.equal(first.x, again.x)
@@ -293,14 +294,14 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
     home = checkpoint.prior_home(run, "flow")
     expected = weights(home)
     shutil.rmtree(home)
-    update = training._Loop._update
+    update = loop._Loop._update
 
     def ask(self: Any, batch: Any, used: float) -> Any:
         if self.step == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return update(self, batch, used)
 
-    monkeypatch.setattr(training._Loop, "_update", ask)
+    monkeypatch.setattr(loop._Loop, "_update", ask)
     cut = fitted(run, digits, class_conditional=labelled)
     monkeypatch.undo()
     assert (cut.training.stopped, cut.training.steps, cut.rate) == ("signal", 5, None)
@@ -321,9 +322,9 @@ def test_a_prior_is_measured_as_it_is_used(runs: Callable[[str], Path], digits: 
     """And not as it is trained: with one noise level an example and the labels of some hidden."""
     run = runs("vae")
     done = fit_prior(run, digits, "diffusion", OPTIONS, width=8, depth=1, class_conditional=True, quiet=True)
-    fit = latents.LatentPrior(loaded(run, "diffusion"))
-    valid = latents.splits_for(fit, digits, OPTIONS.precision)["valid"]
-    again = fitting.shared.mean_rate(fit, valid, precision=OPTIONS.precision, times=latents.times_for(valid))
+    fit = latent_priors.LatentPrior(loaded(run, "diffusion"))
+    valid = latent_priors.splits_for(fit, digits, OPTIONS.precision)["valid"]
+    again = fitting.shared.mean_rate(fit, valid, precision=OPTIONS.precision, times=latent_priors.times_for(valid))
     assert done.rate == pytest.approx(again, abs=1e-4)
 
 
@@ -382,7 +383,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
     def never(*args: Any) -> Any:
         raise AssertionError("nothing is encoded")
 
-    monkeypatch.setattr(latents, "_rows", never)
+    monkeypatch.setattr(latent_priors, "_rows", never)
     run = runs("vae")
     cases: list[tuple[dict[str, Any], str]] = [
         ({"kind": "pixelcnn"}, r"no codes.*train a vqvae"),
@@ -406,7 +407,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
 def test_a_model_of_codes_has_no_prior_over_numbers(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
     codes = tessella.VQVAE(digits.schema, width=8, depth=1, codebook_size=8, side=4)
-    training.train(codes, digits, tmp_path / "run", OPTIONS, quiet=True)
+    loop.train(codes, digits, tmp_path / "run", OPTIONS, quiet=True)
     with pytest.raises(SpecError, match=r"real numbers.*pixelcnn"):
         fit_prior(tmp_path / "run", digits, "flow", OPTIONS, quiet=True)
     with pytest.raises(RunError, match="holds no prior"):

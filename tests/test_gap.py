@@ -21,17 +21,18 @@ from torch.distributions import MultivariateNormal
 
 import tessella
 from tessella import Schema
-from tessella.bottlenecks.continuous import DiagonalGaussian
 from tessella.bottlenecks.flow import FlowPosterior
+from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.cli import main
-from tessella.contracts import Decoder, Encoder
-from tessella.errors import SpecError
-from tessella.evaluation import annealing, gap, local
+from tessella.core.contracts import Decoder, Encoder
+from tessella.core.errors import SpecError
+from tessella.core.rng import Noise
+from tessella.core.schema import Batch
+from tessella.evaluation import annealing, gap, per_example_posterior
+from tessella.evaluation.results import Estimate, GapEvaluation
 from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.noise import Noise
 from tessella.priors.normal import StandardNormal
-from tessella.records import Batch, Estimate, GapEvaluation
 
 SMALL = {"width": 8, "depth": 1, "units": 3}
 
@@ -110,7 +111,7 @@ def digits():
 @pytest.fixture
 def quick(monkeypatch):
     """Where it does not matter how good q becomes."""
-    monkeypatch.setattr(local, "ROUNDS", 1)
+    monkeypatch.setattr(per_example_posterior, "ROUNDS", 1)
     monkeypatch.setattr(gap, "DRAWS", 20)
 
 
@@ -185,21 +186,25 @@ def test_examples_that_come_in_passes_are_all_there(known, monkeypatch):
 
 
 def test_an_optimised_gaussian_misses_by_its_known_divergence(known):
-    q = local.amortised(known.model, known.x, None)
-    mean, error = mean_and_error(local.bound(known.model, known.x, None, q, Noise(0), draws=500) + known.truth)
+    q = per_example_posterior.amortised(known.model, known.x, None)
+    mean, error = mean_and_error(
+        per_example_posterior.bound(known.model, known.x, None, q, Noise(0), draws=500) + known.truth
+    )
     assert abs(mean - known.best_gap - known.amortised_gap) < 4 * error
-    local.optimise(known.model, known.x, None, q, Noise(1))
-    each = local.bound(known.model, known.x, None, q, Noise(2), draws=500) + known.truth
+    per_example_posterior.optimise(known.model, known.x, None, q, Noise(1))
+    each = per_example_posterior.bound(known.model, known.x, None, q, Noise(2), draws=500) + known.truth
     mean, error = mean_and_error(each)
     assert abs(mean - known.best_gap) < 4 * error + 0.01  # what optimisation leaves
     assert known.best_gap > 0.2
 
 
 def test_an_optimised_flow_closes_most_of_it_and_stays_a_bound(known):
-    q = local.amortised(known.model, known.x, None)
-    flow = local.with_flow(known.model, known.x, q, Noise(0))
-    local.optimise(known.model, known.x, None, flow, Noise(1))
-    mean, error = mean_and_error(local.bound(known.model, known.x, None, flow, Noise(2), draws=500) + known.truth)
+    q = per_example_posterior.amortised(known.model, known.x, None)
+    flow = per_example_posterior.with_flow(known.model, known.x, q, Noise(0))
+    per_example_posterior.optimise(known.model, known.x, None, flow, Noise(1))
+    mean, error = mean_and_error(
+        per_example_posterior.bound(known.model, known.x, None, flow, Noise(2), draws=500) + known.truth
+    )
     assert -4 * error < mean < 0.3 * known.best_gap
 
 
@@ -213,20 +218,22 @@ def test_a_flow_posterior_is_freed_from_where_the_encoder_put_it(known):
     x = known.x[:16]  # each has weights of its own, which is what takes the time
     with torch.no_grad():
         q = flow(model.encoder(x, None), Noise(5)).posterior
-        freed = local.amortised(model, x, None)
+        freed = per_example_posterior.amortised(model, x, None)
         z, log_q = freed.draw(Noise(5), 1)
     torch.testing.assert_close(z, q.z)
     torch.testing.assert_close(log_q, q.log_prob(q.z))
-    local.optimise(model, x, None, freed, Noise(1))
-    mean, error = mean_and_error(local.bound(model, x, None, freed, Noise(2), draws=500) + known.truth[:16])
+    per_example_posterior.optimise(model, x, None, freed, Noise(1))
+    mean, error = mean_and_error(
+        per_example_posterior.bound(model, x, None, freed, Noise(2), draws=500) + known.truth[:16]
+    )
     assert -4 * error < mean < 0.3 * known.best_gap
-    assert local.weights(model) == sum(p[0].numel() for p, _ in freed.parameters[3:])
+    assert per_example_posterior.weights(model) == sum(p[0].numel() for p, _ in freed.parameters[3:])
 
 
 def test_a_flow_for_each_example_has_the_density_of_its_draws():
     """log q against autograd: N(0, I) over |det dz / du|, for one example and one draw."""
-    inner = local.GaussianFamily(torch.zeros(1, 4), torch.ones(1, 4))
-    flow = local.FlowFamily(inner, torch.full((1, 4), 0.3), torch.full((1, 4), 2.0), Noise(0))
+    inner = per_example_posterior.GaussianFamily(torch.zeros(1, 4), torch.ones(1, 4))
+    flow = per_example_posterior.FlowFamily(inner, torch.full((1, 4), 0.3), torch.full((1, 4), 2.0), Noise(0))
     for number, (parameter, _) in enumerate(flow.parameters[2:]):
         parameter.data.add_(0.3 * Noise(number).normal(*parameter.shape))
 
@@ -251,9 +258,11 @@ def test_a_flow_for_each_example_has_the_density_of_its_draws():
 
 
 def test_a_large_z_gets_no_flow_of_its_own(known, monkeypatch, quick):
-    monkeypatch.setattr(local, "LARGEST", 2)
+    monkeypatch.setattr(per_example_posterior, "LARGEST", 2)
     with pytest.raises(ValueError, match="up to 2 numbers"):
-        local.with_flow(known.model, known.x, local.amortised(known.model, known.x, None), Noise(0))
+        per_example_posterior.with_flow(
+            known.model, known.x, per_example_posterior.amortised(known.model, known.x, None), Noise(0)
+        )
     found = gap.measure(known.model, Rows(known.x), examples=10, chains=4, steps=8)
     assert (found.flow, found.approximation_flow) == (None, None)
 

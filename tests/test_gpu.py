@@ -12,10 +12,10 @@ import torch
 import tessella
 from tessella import cli
 from tessella.bottlenecks import nearest as searching
+from tessella.core.registry import find
+from tessella.core.rng import Noise
 from tessella.evaluation.bounds import evaluate
-from tessella.noise import Noise
-from tessella.registry import find
-from tessella.spec import TrainOptions
+from tessella.models.spec import TrainOptions
 
 pytestmark = [
     pytest.mark.gpu,

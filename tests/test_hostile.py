@@ -19,11 +19,12 @@ import pytest
 import torch
 
 import tessella
-from tessella import checkpoint, files, stored
 from tessella.cli import main
-from tessella.errors import RunError
-from tessella.spec import ModelOptions, Spec
-from tessella.tensors import write_tensors
+from tessella.core.errors import RunError
+from tessella.models.spec import ModelOptions, Spec
+from tessella.storage import files, validation
+from tessella.storage.tensors import write_tensors
+from tessella.training import checkpoint
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = ("--steps", "2", "--batch-size", "8", "--width", "8", "--depth", "1", "--quiet")
@@ -100,7 +101,7 @@ def test_what_asks_for_more_than_its_tensors_is_refused_before_it_is_built(
 
 def test_ten_million_classes_are_refused_by_the_size_of_the_file(run: Path, refused: Callable[..., str]) -> None:
     text = (run / "spec.json").read_text()
-    (run / "spec.json").write_text(text + " " * stored.MOST_BYTES)
+    (run / "spec.json").write_text(text + " " * validation.MOST_BYTES)
     assert "bytes" in refused("sample", run)
 
 
@@ -131,7 +132,7 @@ def test_every_field_of_a_specification_is_checked_by_its_type(sound: Path) -> N
             holder[key] = strange
             with suppress(RunError):
                 spec = Spec.from_json(json.dumps(whole), "spec.json")  # then it is what the annotation says
-                assert stored.fitted(ModelOptions, json.loads(spec.to_json())["options"]) == spec.options
+                assert validation.fitted(ModelOptions, json.loads(spec.to_json())["options"]) == spec.options
         holder[key] = kept
 
 
@@ -149,12 +150,12 @@ def test_every_field_of_a_specification_is_checked_by_its_type(sound: Path) -> N
     ],
 )
 def test_json_that_is_none_is_refused(text: str, says: str) -> None:
-    with pytest.raises(stored.Malformed, match=says):
-        stored.parse(text)
+    with pytest.raises(validation.Malformed, match=says):
+        validation.parse(text)
 
 
 def test_brackets_in_texts_are_no_nesting() -> None:
-    assert stored.parse(json.dumps({"a": "[" * 99, 'b"\\': ['{"']})) == {"a": "[" * 99, 'b"\\': ['{"']}
+    assert validation.parse(json.dumps({"a": "[" * 99, 'b"\\': ['{"']})) == {"a": "[" * 99, 'b"\\': ['{"']}
 
 
 @pytest.mark.parametrize(
@@ -165,14 +166,14 @@ def test_brackets_in_texts_are_no_nesting() -> None:
     ],
 )  # fmt: skip
 def test_values_of_other_types_are_refused(kind: Any, value: Any) -> None:
-    with pytest.raises(stored.Malformed):
-        stored.fitted(kind, value)
+    with pytest.raises(validation.Malformed):
+        validation.fitted(kind, value)
 
 
 def test_values_of_their_types_are_given_back() -> None:
-    assert stored.fitted(tuple[float, ...], [1, 2.5]) == (1.0, 2.5)
-    assert stored.fitted(int | None, None) is None
-    assert stored.fitted(dict[str, tuple[str, int]], {"a": ["b", 3]}) == {"a": ("b", 3)}
+    assert validation.fitted(tuple[float, ...], [1, 2.5]) == (1.0, 2.5)
+    assert validation.fitted(int | None, None) is None
+    assert validation.fitted(dict[str, tuple[str, int]], {"a": ["b", 3]}) == {"a": ("b", 3)}
 
 
 # tensors

@@ -14,7 +14,9 @@ from scipy.stats import chi2
 from torch import Tensor
 from torch.nn import functional as F
 
-from tessella.errors import SpecError
+from tessella.core.errors import SpecError
+from tessella.core.registry import entries, find
+from tessella.core.schema import Schema, Values
 from tessella.likelihoods import (
     Bernoulli,
     Categorical,
@@ -27,8 +29,6 @@ from tessella.likelihoods import (
     logistic,
 )
 from tessella.likelihoods.shared import by_position
-from tessella.records import Schema, Values
-from tessella.registry import entries, find
 
 PICTURE, VECTOR = (3, 4, 5), (6,)
 FALSE_ALARM = 1e-4

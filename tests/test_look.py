@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 import tessella
-from tessella.errors import DataError, SpecError
-from tessella.models.model import Model
-from tessella.records import Batch, Sampling, Schema
-from tessella.uses import look
+from tessella.core.errors import DataError, SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.schema import Batch, Schema
+from tessella.models.base import Model
+from tessella.tasks import generate
 
 GREY = Schema((1, 8, 8), "bytes", classes=tuple("abc"))
 SMALL = {"width": 8, "depth": 1, "units": 3}
@@ -36,7 +37,7 @@ def examples(count: int, schema: Schema = GREY, seed: int = 0) -> Batch:
 @pytest.mark.parametrize("kind", ["AE", "VAE", "CVAE"])
 def test_a_walk_starts_at_one_reconstruction_and_ends_at_the_other(kind: str) -> None:
     model, first, last = made(kind), examples(2), examples(2, seed=1)
-    walk = look.interpolate(model, first, last, steps=5)
+    walk = generate.interpolate(model, first, last, steps=5)
     assert walk.shape == (2, 7, 1, 8, 8)
     assert torch.equal(walk[:, 0], first.x.float())
     assert torch.equal(walk[:, -1], last.x.float())
@@ -47,10 +48,10 @@ def test_a_walk_starts_at_one_reconstruction_and_ends_at_the_other(kind: str) ->
 def test_a_walk_on_the_sphere_keeps_its_length_and_goes_half_way() -> None:
     a, b = torch.randn(4, 6), torch.randn(4, 6)
     a, b = 3 * a / a.norm(dim=1, keepdim=True), 3 * b / b.norm(dim=1, keepdim=True)
-    middle = look._along_sphere(a, b, 0.5)
+    middle = generate._along_sphere(a, b, 0.5)
     assert torch.allclose(middle.norm(dim=1), torch.full((4,), 3.0))
     assert torch.allclose(torch.cosine_similarity(middle, a), torch.cosine_similarity(middle, b), atol=1e-5)
-    assert torch.allclose(look._along_sphere(a, a, 0.3), a, atol=1e-5)
+    assert torch.allclose(generate._along_sphere(a, a, 0.3), a, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +61,8 @@ def test_a_traversal_moves_one_unit_and_passes_through_the_example(kind: str, op
     model, one = made(kind, **options), examples(1)
     z = model.encode(one.x, one.label).z
     at = z.flatten(2).mean(2)[0] if z.dim() > 2 else z[0]
-    units = look.Units(at.detach(), torch.ones(3), None)  # as if the example were the mean of all
-    rows = look.traverse(model, one, units, [2, 0], steps=5)
+    units = generate.Units(at.detach(), torch.ones(3), None)  # as if the example were the mean of all
+    rows = generate.traverse(model, one, units, [2, 0], steps=5)
     assert rows.shape == (2, 5, 1, 8, 8)
     for row in rows:
         assert torch.allclose(row[2], model.reconstruct(one.x, one.label)[0], atol=1e-2)
@@ -71,11 +72,11 @@ def test_a_traversal_moves_one_unit_and_passes_through_the_example(kind: str, op
 def test_units_are_surveyed_as_the_examples_use_them() -> None:
     data = tessella.open_data("digits")
     model = made(schema=data.schema)
-    units = look.survey(model, data.split("test"))
+    units = generate.survey(model, data.split("test"))
     assert units.rate is not None
     assert units.order == sorted(range(3), key=lambda j: -float(units.rate[j]))
-    assert look.survey(model, data.split("test")).mean.equal(units.mean)
-    straight = look.survey(made("AE", data.schema), data.split("test"))
+    assert generate.survey(model, data.split("test")).mean.equal(units.mean)
+    straight = generate.survey(made("AE", data.schema), data.split("test"))
     assert straight.rate is None
     assert straight.order == torch.argsort(straight.deviation, descending=True).tolist()
 
@@ -83,7 +84,7 @@ def test_units_are_surveyed_as_the_examples_use_them() -> None:
 def test_a_grid_has_a_unit_for_each_channel() -> None:
     data = tessella.open_data("digits")
     model = made(schema=data.schema, latent="grid")
-    units = look.survey(model, data.split("valid"))
+    units = generate.survey(model, data.split("valid"))
     assert units.mean.shape == units.deviation.shape == (3,)
     assert units.rate is not None
     assert units.rate.shape == (3,)
@@ -91,7 +92,7 @@ def test_a_grid_has_a_unit_for_each_channel() -> None:
 
 def test_reconstructions_stand_below_what_they_are_of() -> None:
     model, batch = made(), examples(5)
-    rows = look.reconstruct(model, batch, columns=3)
+    rows = generate.reconstruct(model, batch, columns=3)
     assert rows.shape == (4, 3, 1, 8, 8)
     assert torch.equal(torch.cat([rows[0], rows[2]])[:5], batch.x.float())
     assert torch.allclose(torch.cat([rows[1], rows[3]])[:5], model.reconstruct(batch.x), atol=1e-2)
@@ -100,21 +101,21 @@ def test_reconstructions_stand_below_what_they_are_of() -> None:
 
 def test_samples_follow_the_seed_and_not_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made()
-    drawn = look.sample(model, 10, seed=3)
+    drawn = generate.sample(model, 10, seed=3)
     assert drawn.shape == (3, 4, 1, 8, 8)
-    assert torch.equal(drawn, look.sample(model, 10, seed=3))
-    assert not torch.equal(drawn, look.sample(model, 10, seed=4))
-    monkeypatch.setattr(look, "AT_ONCE", 4)
-    passes = look.sample(model, 10, seed=3).flatten(0, 1)
+    assert torch.equal(drawn, generate.sample(model, 10, seed=3))
+    assert not torch.equal(drawn, generate.sample(model, 10, seed=4))
+    monkeypatch.setattr(generate, "AT_ONCE", 4)
+    passes = generate.sample(model, 10, seed=3).flatten(0, 1)
     assert len(passes) == 12
     assert not torch.equal(passes[:4], passes[4:8])
 
 
 def test_a_conditional_model_draws_a_row_for_each_class() -> None:
     model = made("CVAE")
-    assert look.sample(model, 12).shape == (3, 4, 1, 8, 8)
-    assert look.sample(model, 2).flatten(0, 1).shape == (2, 1, 8, 8)
-    assert look.sample(model, 4, label=1).shape == (2, 2, 1, 8, 8)
+    assert generate.sample(model, 12).shape == (3, 4, 1, 8, 8)
+    assert generate.sample(model, 2).flatten(0, 1).shape == (2, 1, 8, 8)
+    assert generate.sample(model, 4, label=1).shape == (2, 2, 1, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -128,15 +129,15 @@ def test_a_conditional_model_draws_a_row_for_each_class() -> None:
 )
 def test_what_cannot_be_drawn_is_refused(kind: str, options: dict[str, float], says: str) -> None:
     with pytest.raises(SpecError, match=says):
-        look.sample(made(kind), **options)  # pyright: ignore[reportArgumentType]
+        generate.sample(made(kind), **options)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_class_is_found_by_its_name_before_its_number() -> None:
     schema = Schema((1, 8, 8), "bytes", classes=("1", "0", "cat"))
-    assert [look.label_number(schema, given) for given in ("1", "0", "cat", "2")] == [0, 1, 2, 2]
+    assert [generate.label_number(schema, given) for given in ("1", "0", "cat", "2")] == [0, 1, 2, 2]
     for unknown in ("3", "dog", "-1", "²"):
         with pytest.raises(SpecError, match="there is no class"):
-            look.label_number(schema, unknown)
+            generate.label_number(schema, unknown)
 
 
 def _npz(path: Path, x: np.ndarray, y: np.ndarray | None = None) -> str:
@@ -148,7 +149,9 @@ def test_other_data_is_read_as_the_run_was_and_its_labels_go_by_name(tmp_path: P
     model = made("CVAE")
     x = np.random.default_rng(0).integers(0, 256, (60, 10, 12, 3), dtype=np.uint8)
     other = _npz(tmp_path / "other.npz", x, np.array(["c", "b"] * 30))
-    data = look.data_for(model, {"spec": "digits", "size": None, "channels": None, "binarize": None, "seed": 0}, other)
+    data = generate.data_for(
+        model, {"spec": "digits", "size": None, "channels": None, "binarize": None, "seed": 0}, other
+    )
     assert data.schema.classes == GREY.classes
     split = data.split("train")
     assert split.labels is not None
@@ -176,22 +179,22 @@ def test_data_of_another_kind_is_refused(
 ) -> None:
     other = _npz(tmp_path / "other.npz", values, None if labels is None else np.array(labels * 30))
     with pytest.raises(DataError, match=says):
-        look.data_for(made("CVAE"), {"spec": "digits"}, other)
+        generate.data_for(made("CVAE"), {"spec": "digits"}, other)
 
 
 def test_picture_files_are_fitted_to_the_model(tmp_path: Path) -> None:
     path = str(tmp_path / "wide.png")
     Image.fromarray(np.full((20, 40, 3), 200, np.uint8)).save(path)
-    assert (look.from_files(made(), (path,), None).x == 200).all()
+    assert (generate.from_files(made(), (path,), None).x == 200).all()
     binary = made(schema=Schema((1, 8, 8), "binary", 0, 1))
-    assert (look.from_files(binary, (path,), None).x == 1).all()
+    assert (generate.from_files(binary, (path,), None).x == 1).all()
     with pytest.raises(SpecError, match="--label"):
-        look.from_files(made("CVAE"), (path,), None)
+        generate.from_files(made("CVAE"), (path,), None)
     with pytest.raises(DataError, match="no picture file"):
-        look.from_files(made(schema=Schema((6,), "real", -1, 1)), (path,), None)
+        generate.from_files(made(schema=Schema((6,), "real", -1, 1)), (path,), None)
 
 
 def test_a_picture_that_is_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"broken\.png cannot be read"):
-        look.from_files(made(), (str(tmp_path / "broken.png"),), None)
+        generate.from_files(made(), (str(tmp_path / "broken.png"),), None)

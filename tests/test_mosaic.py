@@ -8,22 +8,22 @@ import torch
 from PIL import Image
 
 import tessella
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.models import presets
 from tessella.models.codes import CodeModel
-from tessella.noise import Noise
-from tessella.records import Schema
-from tessella.uses import mosaic
+from tessella.tasks import code_atlas
 
 SMALL = {"width": 8, "depth": 1, "codebook_size": 16}
 GREY = Schema((1, 8, 12), "bytes")
 
 
-def seen_of(codes: torch.Tensor, x: torch.Tensor, size: int = 9, schema: Schema = GREY) -> mosaic.Seen:
-    return mosaic.Seen(schema, x, None, (codes,), (size,), grids=True)
+def seen_of(codes: torch.Tensor, x: torch.Tensor, size: int = 9, schema: Schema = GREY) -> code_atlas.Seen:
+    return code_atlas.Seen(schema, x, None, (codes,), (size,), grids=True)
 
 
 @pytest.fixture(scope="module")
-def pictures_and_codes() -> mosaic.Seen:
+def pictures_and_codes() -> code_atlas.Seen:
     """250 pictures of 8 x 12 whose 2 x 3 positions hold two codes each."""
     x = (Noise(0).uniform(250, 1, 8, 12) * 256).to(torch.uint8)
     codes = (Noise(1).uniform(250, 2, 2, 3) ** 2 * 8).long()  # 8 does not occur
@@ -35,7 +35,9 @@ def made(schema: Schema, kind: str = "VQVAE", **options: object) -> CodeModel:
     return getattr(presets, kind)(schema, **{**SMALL, **options}).eval()
 
 
-def test_a_tile_is_the_picture_at_its_position_and_its_surroundings_around_it(pictures_and_codes: mosaic.Seen) -> None:
+def test_a_tile_is_the_picture_at_its_position_and_its_surroundings_around_it(
+    pictures_and_codes: code_atlas.Seen,
+) -> None:
     seen = pictures_and_codes
     assert seen.stride(0) == 4
     tiles = seen.tiles(0, slice(0, 5))
@@ -54,12 +56,12 @@ def test_the_stride_is_the_one_that_the_networks_shrink_by(side: int, positions:
     seen = seen_of(codes, x, schema=Schema((1, side, side), "bytes"))
     assert seen.stride(0) == stride
     assert seen.tiles(0, slice(0, 2)).shape == (2, positions, positions, 1, stride, stride)
-    assert mosaic.laid(seen, slice(0, 1)).shape == (1, 1, side, side)
+    assert code_atlas.laid(seen, slice(0, 1)).shape == (1, 1, side, side)
 
 
-def test_the_mean_tile_of_a_code_is_the_mean_over_all_its_places(pictures_and_codes: mosaic.Seen) -> None:
+def test_the_mean_tile_of_a_code_is_the_mean_over_all_its_places(pictures_and_codes: code_atlas.Seen) -> None:
     seen = pictures_and_codes
-    means = mosaic.mean_tiles(seen, 0, 1, torch.tensor([5, 8, 0]), margin=1)
+    means = code_atlas.mean_tiles(seen, 0, 1, torch.tensor([5, 8, 0]), margin=1)
     every = seen.tiles(0, slice(None), margin=1)
     for mean, code in zip(means, (5, 8, 0), strict=True):
         places = every[seen.codes[0][:, 1] == code]
@@ -67,9 +69,9 @@ def test_the_mean_tile_of_a_code_is_the_mean_over_all_its_places(pictures_and_co
         assert torch.allclose(mean, expected, atol=1e-3)
 
 
-def test_an_atlas_has_the_most_used_codes_first_with_places_that_hold_them(pictures_and_codes: mosaic.Seen) -> None:
+def test_an_atlas_has_the_most_used_codes_first_with_places_that_hold_them(pictures_and_codes: code_atlas.Seen) -> None:
     seen = pictures_and_codes
-    tiles = mosaic.atlas(seen, 0, 0, most=20, examples=3)
+    tiles = code_atlas.atlas(seen, 0, 0, most=20, examples=3)
     codes = seen.codes[0][:, 0]
     assert [t.code for t in tiles] == sorted(set(codes.flatten().tolist()), key=lambda k: -int((codes == k).sum()))
     assert sum(t.share for t in tiles) == pytest.approx(1)
@@ -80,7 +82,7 @@ def test_an_atlas_has_the_most_used_codes_first_with_places_that_hold_them(pictu
         assert torch.allclose(tile.mean, held.mean(0), atol=1e-3)
         assert tile.examples.shape == (3, 1, 8, 8)
         assert all((held == one).flatten(1).all(1).any() for one in tile.examples)
-    assert len(mosaic.atlas(seen, most=2)) == 2
+    assert len(code_atlas.atlas(seen, most=2)) == 2
 
 
 def test_a_picture_is_laid_with_the_mean_tiles_of_its_codes() -> None:
@@ -89,25 +91,25 @@ def test_a_picture_is_laid_with_the_mean_tiles_of_its_codes() -> None:
     codes = (Noise(4).uniform(40, 1, 2, 3) * 9).long()
     x = tiles[codes[:, 0]].permute(0, 3, 1, 4, 2, 5).reshape(40, 1, 8, 12)
     seen = seen_of(codes, x)
-    assert torch.allclose(mosaic.laid(seen, slice(3, 9)), x[3:9].float(), atol=1e-3)
+    assert torch.allclose(code_atlas.laid(seen, slice(3, 9)), x[3:9].float(), atol=1e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"codes": 2}, {"quantizer": "fsq"}, {"quantizer": "lfq"}], ids=str)
 def test_codes_are_seen_as_the_model_says_them(options: dict[str, object]) -> None:
     data = tessella.open_data("digits")
     model = made(data.schema, **options)
-    seen = mosaic.see(model, data.split("test"), 130)
+    seen = code_atlas.see(model, data.split("test"), 130)
     with torch.no_grad():
         assert torch.equal(seen.codes[0], model.encode(seen.x).codes[0])
     assert int(seen.used[0].sum()) == seen.codes[0].numel()
-    palette = mosaic.colours(model, 0, seen.codes[0].shape[1] - 1)
+    palette = code_atlas.colours(model, 0, seen.codes[0].shape[1] - 1)
     assert palette.shape == (16, 3)
     assert len(np.unique(palette, axis=0)) > 8
 
 
 def test_codes_with_like_vectors_have_like_colours() -> None:
     model = made(GREY, quantizer="fsq", codebook_size=64)
-    palette = mosaic.colours(model).astype(float)
+    palette = code_atlas.colours(model).astype(float)
     vectors = model.levels[0].lookup(torch.arange(64)[:, None])
     near = torch.cdist(vectors, vectors).fill_diagonal_(9).argmin(1).numpy()
     apart = np.abs(palette[:, None] - palette).sum(-1)
@@ -120,38 +122,38 @@ def test_vectors_have_tiles_that_are_the_whole_example(tmp_path) -> None:
     table.write_text("\n".join(",".join(f"{v:.4f}" for v in row) for row in rows))
     data = tessella.open_data(str(table))
     model = made(data.schema)
-    seen = mosaic.see(model, data.split("train"))
-    tiles = mosaic.atlas(seen)
+    seen = code_atlas.see(model, data.split("train"))
+    tiles = code_atlas.atlas(seen)
     assert sum(t.share for t in tiles) == pytest.approx(1)
     assert tiles[0].mean.shape == (5,)
-    assert mosaic.tile_card(tiles[0], seen).width > 50
+    assert code_atlas.tile_card(tiles[0], seen).width > 50
 
 
-def test_cells_are_coloured_by_code_and_numbered_where_there_is_room(pictures_and_codes: mosaic.Seen) -> None:
+def test_cells_are_coloured_by_code_and_numbered_where_there_is_room(pictures_and_codes: code_atlas.Seen) -> None:
     seen = pictures_and_codes
     palette = np.zeros((9, 3), np.uint8)
     code = int(seen.codes[0][0, 0, 1, 2])
     palette[code] = (255, 0, 0)
-    small = np.asarray(mosaic.token_grid(seen, 0, palette, side=36)).astype(int)  # 3 pixels a pixel: no room
-    large = np.asarray(mosaic.token_grid(seen, 0, palette, side=360)).astype(int)
+    small = np.asarray(code_atlas.token_grid(seen, 0, palette, side=36)).astype(int)  # 3 pixels a pixel: no room
+    large = np.asarray(code_atlas.token_grid(seen, 0, palette, side=360)).astype(int)
     grey = np.kron(seen.x[0, 0].numpy(), np.ones((3, 3)))
     red = np.kron((seen.codes[0][0, 0] == code).numpy(), np.ones((12, 12)))
-    assert np.abs(small[..., 0] - (mosaic.TINT * 255 * red + (1 - mosaic.TINT) * grey)).max() <= 1
-    assert np.abs(small[..., 1] - (1 - mosaic.TINT) * grey).max() <= 1
+    assert np.abs(small[..., 0] - (code_atlas.TINT * 255 * red + (1 - code_atlas.TINT) * grey)).max() <= 1
+    assert np.abs(small[..., 1] - (1 - code_atlas.TINT) * grey).max() <= 1
     assert large.shape == (240, 360, 3)
     assert (large.min(-1) > 150).any()  # digits are written in white
 
 
-def test_what_codes_cost_colours_the_dearest_most(pictures_and_codes: mosaic.Seen) -> None:
+def test_what_codes_cost_colours_the_dearest_most(pictures_and_codes: code_atlas.Seen) -> None:
     nats = torch.tensor([[0.0, 1.0, 2.0], [8.0, 0.0, 0.0]])
-    image = np.asarray(mosaic.cost_grid(pictures_and_codes, 0, nats, side=36)).astype(float)
+    image = np.asarray(code_atlas.cost_grid(pictures_and_codes, 0, nats, side=36)).astype(float)
     colour = (image.max(-1) - image.min(-1)).reshape(2, 12, 3, 12).mean((1, 3))
     assert colour[1, 0] > colour[0, 2] > colour[0, 1] > colour[0, 0] == 0
 
 
-def test_cards_keep_the_tile_and_fade_what_is_around_it(pictures_and_codes: mosaic.Seen) -> None:
-    tile = mosaic.Tile(0, 1.0, torch.full((1, 8, 8), 250.0), torch.zeros(1, 1, 8, 8))
-    card = np.asarray(mosaic.tile_card(tile, pictures_and_codes).convert("RGB"))[..., 0]
+def test_cards_keep_the_tile_and_fade_what_is_around_it(pictures_and_codes: code_atlas.Seen) -> None:
+    tile = code_atlas.Tile(0, 1.0, torch.full((1, 8, 8), 250.0), torch.zeros(1, 1, 8, 8))
+    card = np.asarray(code_atlas.tile_card(tile, pictures_and_codes).convert("RGB"))[..., 0]
     large = np.asarray(Image.fromarray(card[:, : card.shape[0]]).resize((8, 8), Image.Resampling.NEAREST))
     assert (large[2:6, 2:6] == 250).all()
-    assert large[0, 0] == round(mosaic.FADED * 250 + (1 - mosaic.FADED) * 128)
+    assert large[0, 0] == round(code_atlas.FADED * 250 + (1 - code_atlas.FADED) * 128)

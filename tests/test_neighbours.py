@@ -14,19 +14,21 @@ from PIL import Image
 from torch import Tensor
 
 import tessella
-from tessella import checkpoint, fixed_batch, registry
 from tessella.cli import main
-from tessella.data.found import Part
+from tessella.coding import codes_file
+from tessella.core import fixed_batch, registry
+from tessella.core.rng import example_keys
+from tessella.core.schema import Batch, Schema
+from tessella.data.raw import Part
 from tessella.data.splits import Split, split_of
 from tessella.evaluation import bounds
+from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.model import Model
-from tessella.noise import example_keys
 from tessella.priors.masked import MaskedTransformer
 from tessella.priors.pixelcnn import PixelCNN
-from tessella.records import Batch, Schema
-from tessella.uses import coding, search
-from tessella.uses.detect import Detector
+from tessella.tasks import search
+from tessella.tasks.detect import Detector
+from tessella.training import checkpoint
 
 PICTURES = Schema((3, 9, 7), "bytes", classes=("a", "b"))
 VECTORS = Schema((5,), "real", -3.0, 3.0, (0.0,), (1.0,))
@@ -74,7 +76,7 @@ def test_scores_evaluations_and_codes_are_the_examples_own(name: str, schema: Sc
     monkeypatch.setattr(fixed_batch, "MOST", 8)
     model, batch = made(name, schema), examples(schema)
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
-    detector = Detector(model, [s.name for s in tessella.uses.detect.available(model) if not s.learns], steps=2)
+    detector = Detector(model, [s.name for s in tessella.tasks.detect.available(model) if not s.learns], steps=2)
     whole = detector.score(batch)
     for rows in (order, [3], [19, 3], list(range(1, 15))):
         part = detector.score(of_rows(batch, rows))
@@ -86,9 +88,9 @@ def test_scores_evaluations_and_codes_are_the_examples_own(name: str, schema: Sc
     for rows in ([5, 2, 0, 1, 4, 3], [0, 1, 2, 3, 4, 5]):
         assert list(measured(model, batch, rows, draws).values()) == pytest.approx(mean.tolist(), rel=1e-12)
     if isinstance(model, CodeModel):
-        codes = coding.codes_of(model, batch.x)
+        codes = codes_file.codes_of(model, batch.x)
         for rows in (order, [3], [19, 3]):
-            for level, kept in zip(coding.codes_of(model, batch.x[rows]), codes, strict=True):
+            for level, kept in zip(codes_file.codes_of(model, batch.x[rows]), codes, strict=True):
                 assert torch.equal(level, kept[rows])
     if not model.conditional and name != "cvae":
         whole_features = search.features(model, batch.x)
@@ -164,7 +166,7 @@ def test_a_file_alone_has_the_numbers_that_it_has_in_a_folder(
     codes = {}
     for name, given in (("whole", folder), ("alone", next(folder.glob("07.*")))):
         assert main(["encode", str(run), str(given), "-o", str(tmp_path / f"{name}.npz")]) == 0
-        kept = coding.read(str(tmp_path / f"{name}.npz"))
+        kept = codes_file.read(str(tmp_path / f"{name}.npz"))
         codes[name] = dict(zip(kept.names, kept.levels[0], strict=True))
     assert np.array_equal(codes["alone"]["07"], codes["whole"]["07"])
     capsys.readouterr()
@@ -175,7 +177,7 @@ def test_a_file_alone_has_the_numbers_that_it_has_in_a_folder(
             for number in (0, 2, 4):
                 (given / f"{9 - number}.png").write_bytes((folder / f"{number:02}.png").read_bytes())
         assert main(["encode", str(run), str(given), "-o", str(tmp_path / "c.npz")]) == 0
-        measured.append(coding.read(str(tmp_path / "c.npz")))
+        measured.append(codes_file.read(str(tmp_path / "c.npz")))
     for number in (0, 2, 4):
         place, before = measured[1].names.index(str(9 - number)), measured[0].names.index(f"{number:02}")
         assert np.array_equal(measured[1].levels[0][place], measured[0].levels[0][before])

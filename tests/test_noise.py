@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from tessella.noise import Noise, example_keys
+from tessella.core.rng import Noise, example_keys
 
 RARE = 1e-6
 

@@ -11,12 +11,12 @@ import torch
 import tessella
 from fake_device import KIND, OnFake, fake_device
 from tessella import cli
-from tessella.evaluation import local
+from tessella.coding import files
+from tessella.core.registry import find
+from tessella.evaluation import per_example_posterior
 from tessella.evaluation.bounds import evaluate
-from tessella.registry import find
-from tessella.spec import TrainOptions
-from tessella.training import fit
-from tessella.uses.compress import files
+from tessella.models.spec import TrainOptions
+from tessella.training.loop import fit
 
 SMALL = ["--steps", "2", "--width", "8", "--depth", "1", "--quiet"]
 CODES = ["--side", "2", "--codebook-size", "8"]
@@ -91,8 +91,8 @@ def test_models_of_real_latents(fake, tmp_path: Path, model: str, data: str) -> 
 
 
 def test_gap_and_report(fake, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(local, "ROUND", 1)
-    monkeypatch.setattr(local, "ROUNDS", 2)
+    monkeypatch.setattr(per_example_posterior, "ROUND", 1)
+    monkeypatch.setattr(per_example_posterior, "ROUNDS", 2)
     out = tmp_path / "run"
     run("train", "vae", "--data", "digits", "--out", out, *SMALL, "--units", 2)
     run("report", out)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tessella.errors import DataError, RunError
-from tessella.pictures import GAP_SHADE, grid, png_data_uri, save, to_uint8
-from tessella.records import Schema
+from tessella.core.errors import DataError, RunError
+from tessella.core.schema import Schema
+from tessella.kinds.pictures import GAP_SHADE, grid, png_data_uri, save, to_uint8
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tessella import checkpoint, ranks
+from tessella.training import checkpoint, ranks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo and signals as Linux has them")
 
 SILENCE = 6.0
 SCRIPT = f"""
 import sys
-from tessella import ranks
+from tessella.training import ranks
 watched = ranks.watched
 ranks.watched = lambda seconds, device: watched({SILENCE}, device)
 from tessella.cli import main

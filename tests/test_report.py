@@ -15,23 +15,24 @@ import pytest
 import torch
 
 import tessella
-from tessella import checkpoint, report
-from tessella.contracts import CodePrior
+from tessella import report
+from tessella.core.contracts import CodePrior
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.data import Data
-from tessella.models import presets
-from tessella.models.codes import CodeModel
-from tessella.models.model import Model
-from tessella.noise import Noise
-from tessella.records import (
+from tessella.evaluation.results import (
     CodesEvaluation,
     CollapseEvaluation,
     Evaluation,
     ImportanceBound,
     LevelEvaluation,
-    Schema,
 )
-from tessella.report import codes as seen_codes
-from tessella.spec import Spec, TrainOptions
+from tessella.models import presets
+from tessella.models.base import Model
+from tessella.models.codes import CodeModel
+from tessella.models.spec import Spec, TrainOptions
+from tessella.pages import codes as seen_codes
+from tessella.training import checkpoint
 
 BYTES = Schema((1, 8, 8), "bytes")
 MEASURED = Evaluation(

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from tessella.errors import SpecError
+from tessella.coding.coders import BitsBack
+from tessella.core.errors import SpecError
+from tessella.core.rng import Noise
+from tessella.core.schema import Batch, Schema
 from tessella.evaluation import collapse
-from tessella.models.model import Model
+from tessella.models.base import Model
 from tessella.models.presets import AE, VAE, VQVAE
-from tessella.noise import Noise
-from tessella.records import Batch, Schema
-from tessella.uses.compress.coders import BitsBack
-from tessella.uses.detect.statistics import Examiner, possible
-from tessella.uses.search import index
+from tessella.tasks.detect.statistics import Examiner, possible
+from tessella.tasks.search import index
 
 SCHEMA = Schema((1, 8, 8), "binary", 0.0, 1.0)
 KINDS = [

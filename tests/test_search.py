@@ -15,10 +15,10 @@ from torch import Tensor
 
 import tessella
 from tessella.cli import main
-from tessella.errors import DataError, SpecError
-from tessella.models.model import Model
-from tessella.records import Schema
-from tessella.uses import search
+from tessella.core.errors import DataError, SpecError
+from tessella.core.schema import Schema
+from tessella.models.base import Model
+from tessella.tasks import search
 
 SCHEMA = Schema((1, 12, 12), "bytes")
 MODELS = {

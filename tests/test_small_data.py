@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from tessella import Schema, checkpoint, load
+from tessella import Schema, load
 from tessella.cli import main
+from tessella.core.errors import SpecError
+from tessella.core.registry import find, names
 from tessella.diffusion import chain
-from tessella.errors import SpecError
 from tessella.models import diffusion
-from tessella.registry import find, names
+from tessella.training import checkpoint
 
 SIZE = {"vqvae-paper": ["--width", "16"]}
 VARIANTS: list[tuple[str, ...]] = [

@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 import tessella
-from tessella import Schema, TrainOptions, checkpoint, training
-from tessella import tensors as storing
-from tessella.errors import RunError, SpecError, TrainingError
-from tessella.noise import Noise
-from tessella.records import Terms
-from tessella.spec import Objective, Spec
+from tessella import Schema, TrainOptions
+from tessella.core.errors import RunError, SpecError, TrainingError
+from tessella.core.outputs import Terms
+from tessella.core.rng import Noise
+from tessella.models.spec import Objective, Spec
+from tessella.storage import tensors as storing
+from tessella.training import checkpoint, loop
 
 SMALL = {"width": 8, "depth": 1, "units": 4}
 
@@ -37,7 +38,7 @@ def trained(digits, out: Path, steps: int = 12, **more):
     torch.manual_seed(0)
     model = tessella.VAE(digits.schema, **SMALL)
     options = TrainOptions(steps=steps, batch_size=16, save_every=0.0)
-    return training.train(model, digits, out, options, quiet=True, **more)
+    return loop.train(model, digits, out, options, quiet=True, **more)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -63,13 +64,14 @@ def script(tmp_path: Path, body: str, kind: str = "vae") -> list[str]:
         textwrap.dedent(body)
         + textwrap.dedent(f"""
         import sys, torch, tessella
-        from tessella import TrainOptions, training
+        from tessella import TrainOptions
+        from tessella.training import loop
         torch.set_num_threads(1)
         data = tessella.open_data("digits", binarize="dynamic")
         torch.manual_seed(0)
-        model = tessella.registry.find("model", {kind!r}).load()(data.schema, **{small!r})
+        model = tessella.core.registry.find("model", {kind!r}).load()(data.schema, **{small!r})
         options = TrainOptions(steps=int(sys.argv[2]), batch_size=int(sys.argv[3]), save_every=0.0)
-        result = training.train(model, data, sys.argv[1], options, quiet=True, resume="resume" in sys.argv)
+        result = loop.train(model, data, sys.argv[1], options, quiet=True, resume="resume" in sys.argv)
         print(result.stopped, result.steps)
         """)
     )
@@ -104,13 +106,13 @@ def test_killed_at_any_step_and_resumed_is_bitwise_the_uninterrupted_run(tmp_pat
         tmp_path,
         """
         import os, signal
-        from tessella import training
-        update = training._Loop._update
+        from tessella.training import loop
+        update = loop._Loop._update
         def die(self, batch, used):
             if self.step == 6:
                 os.kill(os.getpid(), signal.SIGKILL)
             return update(self, batch, used)
-        training._Loop._update = die
+        loop._Loop._update = die
         """,
         kind,
     )
@@ -131,7 +133,7 @@ def test_killed_in_the_middle_of_writing_and_resumed_is_bitwise_the_same(tmp_pat
         f"""
         import os
         from pathlib import Path
-        from tessella import tensors as storing
+        from tessella.storage import tensors as storing
         save, count = storing.save_file, 0
         def half(tensors, path, note):
             global count
@@ -175,13 +177,13 @@ def test_asked_to_stop_it_finishes_the_step_saves_and_goes_on_to_the_same_end(tm
         tmp_path,
         f"""
         import os
-        from tessella import training
-        update = training._Loop._update
+        from tessella.training import loop
+        update = loop._Loop._update
         def ask(self, batch, used):
             if self.step == 4:
                 os.kill(os.getpid(), {int(number)})
             return update(self, batch, used)
-        training._Loop._update = ask
+        loop._Loop._update = ask
         """,
     )
     command = [*stopping, str(tmp_path / "cut"), "12", "16"]
@@ -195,14 +197,14 @@ def test_asked_to_stop_it_finishes_the_step_saves_and_goes_on_to_the_same_end(tm
 def test_a_loss_that_stays_nan_stops_the_run_names_the_tensor_and_keeps_the_last_checkpoint(
     digits, tmp_path, monkeypatch
 ):
-    update = training._Loop._update
+    update = loop._Loop._update
 
     def poison(self, batch, used):
         if self.step == 5:
             next(self.model.decoder.parameters()).data[0] = float("nan")
         return update(self, batch, used)
 
-    monkeypatch.setattr(training._Loop, "_update", poison)
+    monkeypatch.setattr(loop._Loop, "_update", poison)
     with pytest.raises(TrainingError, match=r"step 9: 5 batches in a row .* first in the weights decoder\.entry"):
         trained(digits, tmp_path / "run")
     state = checkpoint.read_tensors(tmp_path / "run" / checkpoint.STATE)
@@ -231,7 +233,7 @@ def test_the_first_bad_tensor_is_an_output_if_no_weight_is_bad(digits):
     model = tessella.VAE(digits.schema, **SMALL)
     model.decoder.trunk[0].register_forward_hook(lambda module, inputs, output: output * float("inf"))
     x = digits.split("train").batch([0, 1], Noise(0)).x
-    assert training.first_bad_tensor(model, x, None, Noise(0)) == "the output of decoder.trunk.0"
+    assert loop.first_bad_tensor(model, x, None, Noise(0)) == "the output of decoder.trunk.0"
 
 
 def test_a_full_disk_is_said_in_one_line_and_the_last_checkpoint_stays(digits, tmp_path, monkeypatch):
@@ -286,12 +288,12 @@ def test_resuming_another_model_is_refused(digits, tmp_path):
     trained(digits, tmp_path / "run")
     other = tessella.VAE(digits.schema, **{**SMALL, "width": 16})
     with pytest.raises(RunError, match="another model"):
-        training.train(other, digits, tmp_path / "run", TrainOptions(steps=2), resume=True, quiet=True)
+        loop.train(other, digits, tmp_path / "run", TrainOptions(steps=2), resume=True, quiet=True)
 
 
 def test_a_model_for_other_data_is_refused(digits, tmp_path):
     with pytest.raises(SpecError, match="made for"):
-        training.train(tessella.VAE(Schema((1, 9, 9), "binary"), **SMALL), digits, tmp_path / "run")
+        loop.train(tessella.VAE(Schema((1, 9, 9), "binary"), **SMALL), digits, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -358,34 +360,34 @@ def test_the_budget_is_checked():
 
 
 def test_epochs_are_counted_in_joined_batches():
-    assert training._steps(TrainOptions(epochs=2, batch_size=10), 100, 1) == 20
-    assert training._steps(TrainOptions(epochs=2, batch_size=10), 100, 2) == 10
-    assert training._steps(TrainOptions(epochs=3, batch_size=500), 100, 1) == 3
-    assert training._steps(TrainOptions(minutes=1), 100, 1) is None
+    assert loop._steps(TrainOptions(epochs=2, batch_size=10), 100, 1) == 20
+    assert loop._steps(TrainOptions(epochs=2, batch_size=10), 100, 2) == 10
+    assert loop._steps(TrainOptions(epochs=3, batch_size=500), 100, 1) == 3
+    assert loop._steps(TrainOptions(minutes=1), 100, 1) is None
 
 
 def test_the_objective_is_distortion_plus_beta_times_rate_plus_penalty():
     distortion, rate = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0])
     per_unit = torch.tensor([[0.5, 1.5], [0.1, 3.9]])
     terms = Terms(distortion, rate, per_unit, torch.tensor([10.0, 20.0]))
-    assert training.objective(terms, Objective(), 1.0) == 2 + 3 + 15
-    assert training.objective(terms, Objective(), 0.5) == 2 + 1.5 + 15
-    assert training.objective(Terms(distortion, None), Objective(), 1.0) == 2
+    assert loop.objective(terms, Objective(), 1.0) == 2 + 3 + 15
+    assert loop.objective(terms, Objective(), 0.5) == 2 + 1.5 + 15
+    assert loop.objective(Terms(distortion, None), Objective(), 1.0) == 2
 
 
 def test_free_bits_take_the_gradient_from_units_below_the_floor():
     per_unit = torch.tensor([[0.1, 2.0], [0.3, 4.0]], requires_grad=True)
     terms = Terms(torch.zeros(2), per_unit.sum(1), per_unit)
-    loss = training.objective(terms, Objective(free_bits=0.5), 2.0)
+    loss = loop.objective(terms, Objective(free_bits=0.5), 2.0)
     assert loss.item() == pytest.approx(2 * (0.5 + 3.0))
     loss.backward()
     assert torch.equal(per_unit.grad, torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
 
 
 def test_the_warm_up_and_the_learning_rate_follow_the_fraction_of_the_budget():
-    assert [training._beta(Objective(beta=4, warmup=0.5), u) for u in (0, 0.25, 0.5, 1)] == [0, 2, 4, 4]
-    assert training._beta(Objective(beta=4), 0) == 4
-    rates = [training._schedule(u / 1000) for u in range(1001)]
+    assert [loop._beta(Objective(beta=4, warmup=0.5), u) for u in (0, 0.25, 0.5, 1)] == [0, 2, 4, 4]
+    assert loop._beta(Objective(beta=4), 0) == 4
+    rates = [loop._schedule(u / 1000) for u in range(1001)]
     assert max(rates) == pytest.approx(1, abs=1e-3)
     assert rates[0] > 0
     assert rates[-1] == pytest.approx(0, abs=1e-9)
@@ -395,7 +397,7 @@ def test_too_little_memory_is_said_in_one_line(digits, tmp_path, monkeypatch):
     def exhausted(self, batch, used):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(training._Loop, "_update", exhausted)
+    monkeypatch.setattr(loop._Loop, "_update", exhausted)
     with pytest.raises(TrainingError, match=r"batches of 16 .* lower --batch-size"):
         trained(digits, tmp_path / "run")
 
@@ -404,9 +406,9 @@ def test_several_draws_train_the_importance_weighted_bound():
     weights = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     terms = Terms(torch.zeros(3), torch.zeros(3), log_weights=weights)
     expected = -weights.exp().mean(0).log().mean()
-    torch.testing.assert_close(training.objective(terms, Objective(draws=4), 1.0), expected)
-    assert [training._draws(Objective(draws=4, draws_after=0.5), u) for u in (0.4, 0.5)] == [None, 4]
-    assert training._draws(Objective(), 0.5) is None
+    torch.testing.assert_close(loop.objective(terms, Objective(draws=4), 1.0), expected)
+    assert [loop._draws(Objective(draws=4, draws_after=0.5), u) for u in (0.4, 0.5)] == [None, 4]
+    assert loop._draws(Objective(), 0.5) is None
     for wrong in ({"draws": 0}, {"draws": 2, "beta": 2.0}, {"draws": 2, "free_bits": 0.1}, {"draws_after": 2.0}):
         with pytest.raises(SpecError):
             Objective(**wrong)

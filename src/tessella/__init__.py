@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tessella.checkpoint import load as load
+    from tessella.core.errors import TessellaError as TessellaError
+    from tessella.core.outputs import Sampling as Sampling
+    from tessella.core.schema import Schema as Schema
     from tessella.data import open_data as open_data
-    from tessella.errors import TessellaError as TessellaError
-    from tessella.fitting import fit_prior as fit_prior
     from tessella.models.presets import AE as AE
     from tessella.models.presets import CVAE as CVAE
     from tessella.models.presets import VAE as VAE
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from tessella.models.presets import VQVAE2 as VQVAE2
     from tessella.models.presets import BetaVAE as BetaVAE
     from tessella.models.presets import PaperVQVAE as PaperVQVAE
-    from tessella.records import Sampling as Sampling
-    from tessella.records import Schema as Schema
-    from tessella.spec import TrainOptions as TrainOptions
-    from tessella.training import train as train
+    from tessella.models.spec import TrainOptions as TrainOptions
+    from tessella.training.checkpoint import load as load
+    from tessella.training.fit_prior import fit_prior as fit_prior
+    from tessella.training.loop import train as train
 
 _HOMES = {
     "AE": "tessella.models.presets",
@@ -35,14 +35,14 @@ _HOMES = {
     "VQVAE": "tessella.models.presets",
     "VQVAE2": "tessella.models.presets",
     "PaperVQVAE": "tessella.models.presets",
-    "Sampling": "tessella.records",
-    "Schema": "tessella.records",
-    "TessellaError": "tessella.errors",
-    "TrainOptions": "tessella.spec",
-    "fit_prior": "tessella.fitting",
-    "load": "tessella.checkpoint",
+    "Sampling": "tessella.core.records",
+    "Schema": "tessella.core.records",
+    "TessellaError": "tessella.core.errors",
+    "TrainOptions": "tessella.models.spec",
+    "fit_prior": "tessella.training",
+    "load": "tessella.training.checkpoint",
     "open_data": "tessella.data",
-    "train": "tessella.training",
+    "train": "tessella.training.loop",
 }
 __all__ = [
     "AE",

@@ -23,19 +23,19 @@ from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from tessella import registry
+from tessella.core import registry
+from tessella.core.device import resolve
+from tessella.core.fixed_batch import fixed_batches, to_read
+from tessella.core.schema import Batch, Schema
 from tessella.data import Split
 from tessella.data.arrays import moments
-from tessella.data.found import Part, index_keys
+from tessella.data.raw import Part, index_keys
 from tessella.data.splits import split_of
-from tessella.device import resolve
-from tessella.fixed_batch import fixed_batches, to_read
+from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.model import Model
-from tessella.records import Batch, Schema
-from tessella.spec import TrainOptions
-from tessella.training import fit as train
-from tessella.uses.detect import Detector
+from tessella.models.spec import TrainOptions
+from tessella.tasks.detect import Detector
+from tessella.training.loop import fit as train
 
 BATCH = 64
 """Examples in a step of training."""
@@ -129,11 +129,11 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
     Args:
         model: a name of the catalogue that has a bound (or any, with `criterion="distortion"`).
         criterion: the score that is judged by: distortion, rate, bound, regret or, of byte pictures, complexity; see
-            `tessella.uses.detect.scores`.
+            `tessella.tasks.detect.scores`.
         contamination: share of outliers in the data that it is fitted on, in (0, 0.5]: it sets `offset_`.
         max_steps: of training.
         image_shape: (height, width) or (height, width, channels) of pictures; None for vectors.
-        model_options: of `tessella.spec.ModelOptions`, for instance `{"units": 4}`.
+        model_options: of `tessella.models.spec.ModelOptions`, for instance `{"units": 4}`.
         random_state: of the weights, the order of the examples and every draw.
         device: where the model runs: auto (the best there is), cpu, cuda, mps or xpu; None: what the environment
             variable `TESSELLA_DEVICE` says, or else auto. What is pickled is on no device, and runs where it is loaded.

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from tessella.bottlenecks.continuous import Deterministic, DiagonalGaussian
-from tessella.noise import Noise
+from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
+from tessella.core.rng import Noise
 
 
 @pytest.fixture(autouse=True)

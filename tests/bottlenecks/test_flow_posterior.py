@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from tessella.bottlenecks.flow import FlowDistribution, FlowPosterior
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.models.presets import CVAE, VAE
-from tessella.noise import Noise
-from tessella.records import Schema
 
 SHAPES = [(6,), (6, 1, 1), (6, 3, 4)]
 

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tessella.bottlenecks import nearest as module
 from tessella.bottlenecks.nearest import nearest, per_code
 from tessella.bottlenecks.quantizers import EMAQuantizer
-from tessella.noise import Noise
+from tessella.core.rng import Noise
 
 SIZES = [  # N, G, K, D
     (0, 1, 4, 3),

@@ -27,11 +27,11 @@ from tessella.bottlenecks.quantizers import (
     rotated,
     straight_through,
 )
-from tessella.contracts import Quantizer
-from tessella.divergences import PointMass
-from tessella.errors import SpecError
-from tessella.noise import Noise
-from tessella.registry import entries, find
+from tessella.core.contracts import Quantizer
+from tessella.core.distributions import PointMass
+from tessella.core.errors import SpecError
+from tessella.core.registry import entries, find
+from tessella.core.rng import Noise
 
 SHAPES = [(6,), (6, 1, 1), (6, 3, 5)]
 BATCH = 20

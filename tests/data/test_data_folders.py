@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tessella.core.errors import DataError
 from tessella.data import chunks, open_data, stream
-from tessella.data import folders as module
 from tessella.data.arrays import centre_box
-from tessella.data.duplicates import file_hash
-from tessella.errors import DataError
+from tessella.data.folders import read as module
+from tessella.data.folders.duplicates import file_hash
 
 
 def notes_of(data) -> str:

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from tessella.core.errors import DataError
 from tessella.data import chunks, contact_sheet, describe, open_data
 from tessella.data import sprites as drawn
-from tessella.errors import DataError
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.integers(0, 256, (30, 5, 4), dtype=np.uint8)

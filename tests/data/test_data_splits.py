@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tessella.core.errors import DataError
+from tessella.core.rng import Noise
 from tessella.data import open_data
-from tessella.data.found import Part, index_keys, mixed, name_keys
+from tessella.data.raw import Part, index_keys, mixed, name_keys
 from tessella.data.splits import ArraySplit, BinarizedSplit, divide
-from tessella.errors import DataError
-from tessella.noise import Noise
 
 
 def part_of(keys: np.ndarray, groups: np.ndarray | None = None) -> Part:

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tessella.core.errors import DataError
 from tessella.data import Schedule, chunks, open_data, stream
-from tessella.data.found import Part, index_keys
+from tessella.data.raw import Part, index_keys
 from tessella.data.splits import ArraySplit
-from tessella.errors import DataError
 
 
 def numbers(count: int) -> ArraySplit:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tessella.core.errors import DataError
 from tessella.data import Data, limits, open_data
-from tessella.errors import DataError
 
 X = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
 Y = np.arange(60) % 3

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tessella.core.errors import DataError
+from tessella.core.schema import Schema
 from tessella.data import open_data
-from tessella.data.folders import MOST_PIXELS, decoded, look
-from tessella.errors import DataError
-from tessella.records import Schema
-from tessella.uses.look import read_pictures
+from tessella.data.folders.read import MOST_PIXELS, decoded, look
+from tessella.tasks.generate import read_pictures
 
 RAMP = np.arange(256).reshape(16, 16)
 

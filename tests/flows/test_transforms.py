@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
+from tessella.core.rng import Noise
 from tessella.flows.dequantise import EDGE, Dequantizer, UniformDequantizer, VariationalDequantizer
 from tessella.flows.logistics import Mixture
-from tessella.flows.pictures import PictureFlow
+from tessella.flows.multiscale import PictureFlow
 from tessella.flows.transforms import (
     ActNorm,
     AffineCoupling,
@@ -27,7 +28,6 @@ from tessella.flows.transforms import (
     quarters,
 )
 from tessella.flows.vectors import VectorFlow
-from tessella.noise import Noise
 from tessella.priors.logistic import StandardLogistic
 from tessella.priors.normal import StandardNormal
 

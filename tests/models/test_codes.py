@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.errors import SpecError
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.registry import find, names
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.models.codes import CodeModel
 from tessella.models.presets import VQVAE, VQVAE2
-from tessella.noise import Noise
-from tessella.records import Sampling, Schema
-from tessella.registry import find, names
 
 TINY = {"width": 8, "depth": 1, "codebook_size": 16}
 QUANTIZERS = names("quantizer")

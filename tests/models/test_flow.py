@@ -14,18 +14,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tessella.coding.files import coder_for
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.data import open_data
-from tessella.errors import SpecError
 from tessella.evaluation.bounds import evaluate
 from tessella.models.flow import FlowModel
 from tessella.models.presets import VAE, Flow
-from tessella.noise import Noise
-from tessella.records import Sampling, Schema
-from tessella.spec import ModelOptions, TrainOptions
-from tessella.training import fit
-from tessella.uses import look
-from tessella.uses.compress.files import coder_for
-from tessella.uses.edit import Resample, edit
+from tessella.models.spec import ModelOptions, TrainOptions
+from tessella.tasks import generate
+from tessella.tasks.edit import Resample, edit
+from tessella.training.loop import fit
 
 SMALL = {"width": 8, "depth": 1, "mixtures": 3}
 
@@ -127,12 +128,12 @@ def test_measured_like_any_model(tmp_path: Path) -> None:
     assert found.bound is not None
     assert found.importance_bound.nats < found.bound + 0.5
     a, b = (data.split("test").batch(np.arange(i, i + 2)) for i in (0, 2))
-    walk = look.interpolate(model, a, b, steps=4)
+    walk = generate.interpolate(model, a, b, steps=4)
     assert walk.shape == (2, 6, 1, 5, 3)
     assert torch.equal(walk[:, 1], a.x.float())
     assert torch.equal(walk[:, -2], b.x.float())
-    units = look.survey(model, data.split("valid"))
-    moved = look.traverse(model, data.split("test").batch(np.arange(1)), units, units.order[:1])
+    units = generate.survey(model, data.split("valid"))
+    moved = generate.traverse(model, data.split("test").batch(np.arange(1)), units, units.order[:1])
     assert moved.isfinite().all()
 
 

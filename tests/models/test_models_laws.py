@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from tessella.bottlenecks.continuous import DiagonalGaussian
-from tessella.contracts import Decoder, Encoder
+from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.core.contracts import Decoder, Encoder
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.evaluation.bounds import importance_log_likelihood
 from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.presets import CVAE, VAE
-from tessella.noise import Noise
 from tessella.priors.normal import StandardNormal
-from tessella.records import Sampling, Schema
 
 TINY = {"width": 4, "depth": 1, "units": 3}
 CLASSES = ("a", "b", "c")

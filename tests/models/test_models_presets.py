@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import tessella
-from tessella.errors import SpecError
+from tessella.core.errors import SpecError
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.models.presets import AE, CVAE, VAE, BetaVAE
-from tessella.noise import Noise
-from tessella.records import Schema
 
 GREY = Schema((1, 28, 28), "bytes")
 BINARY = Schema((1, 28, 28), "binary", 0.0, 1.0)

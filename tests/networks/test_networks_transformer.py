@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.errors import SpecError
+from tessella.core.errors import SpecError
+from tessella.core.rng import Noise
 from tessella.networks import transformer
 from tessella.networks.transformer import BLOCK, CachedSteps, CodeEmbedding, GridEmbedding, Transformer
-from tessella.noise import Noise
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tessella.noise import Noise
-from tessella.priors.drawing import draw
-from tessella.records import Sampling
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
+from tessella.priors.sampling import draw
 
 DRAWS = 20_000
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tessella.noise import Noise
+from tessella.core.rng import Noise
 from tessella.priors.flow import FlowPrior
 
 SHAPES = [(1,), (2,), (5,), (2, 3, 2), (1, 17, 16), (5, 9, 8)]

@@ -7,10 +7,10 @@ from itertools import product
 import pytest
 import torch
 
-from tessella.noise import Noise
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
 from tessella.priors import head as module
 from tessella.priors.head import CodeHead
-from tessella.records import Sampling
 
 
 @pytest.fixture(autouse=True)

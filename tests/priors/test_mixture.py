@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal
 
-from tessella.divergences import kl
-from tessella.errors import SpecError
+from tessella.core.distributions import kl
+from tessella.core.errors import SpecError
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.models.presets import CVAE, VAE
-from tessella.noise import Noise
 from tessella.priors.mixture import MixturePrior, VampPrior
-from tessella.records import Schema
 
 CELLS = torch.cartesian_prod(torch.linspace(-8, 8, 321), torch.linspace(-8, 8, 321))
 AREA = (16 / 320) ** 2

@@ -7,11 +7,11 @@ from itertools import product
 import pytest
 import torch
 
-from tessella.errors import SpecError
-from tessella.noise import Noise
-from tessella.priors.drawing import draw
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
 from tessella.priors.pixelcnn import PixelCNN
-from tessella.records import Sampling
+from tessella.priors.sampling import draw
 
 TINY = {"width": 8, "depth": 2}
 

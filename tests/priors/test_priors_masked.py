@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.errors import SpecError
-from tessella.noise import Noise
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
 from tessella.priors import masked
 from tessella.priors.masked import MaskedTransformer
-from tessella.records import Sampling
 
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 5, 3)]
 

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessella.bottlenecks.nearest import nearest, per_code
-from tessella.device import precise
-from tessella.noise import Noise
+from tessella.core.device import precise
+from tessella.core.rng import Noise
 
 Distance = Callable[[Tensor], Tensor]
 """Where vectors are put before they are compared."""

@@ -13,10 +13,10 @@ from torch.distributions.constraints import Constraint
 from torch.types import _size
 from zuko.nn import MaskedMLP
 
-from tessella.bottlenecks.continuous import DiagonalGaussian, position_head
-from tessella.contracts import Bottleneck
-from tessella.noise import Noise
-from tessella.records import Passage
+from tessella.bottlenecks.gaussian import DiagonalGaussian, position_head
+from tessella.core.contracts import Bottleneck
+from tessella.core.outputs import Passage
+from tessella.core.rng import Noise
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 START = 0.01

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.fixed_batch import even_block
+from tessella.core.fixed_batch import even_block
 
 BLOCK = 2**19
 """Scores in a thread's block, 2 MB: still in its cache when the largest are looked for."""
@@ -34,7 +34,7 @@ def nearest(z: Tensor, table: Tensor) -> Tensor:
         `[N, G]` int64, all of them in 0 ... K - 1, whatever in z is not finite. Of several that are nearest, any.
     """
     if z.is_cuda and TRITON and len(z):
-        from tessella.bottlenecks.fused import nearest as fused
+        from tessella.bottlenecks.nearest_triton import nearest as fused
 
         return fused(z, table)
     count, groups, dims = z.shape

@@ -27,12 +27,12 @@ from tessella.bottlenecks.codebooks import (
     euclidean,
 )
 from tessella.bottlenecks.nearest import in_one_table, nearest
-from tessella.bottlenecks.softened import drawn, near, uniform_for
-from tessella.contracts import Quantizer
-from tessella.divergences import PointMass
-from tessella.errors import SpecError
-from tessella.noise import Noise
-from tessella.records import Passage
+from tessella.bottlenecks.proposals import drawn, near, uniform_for
+from tessella.core.contracts import Quantizer
+from tessella.core.distributions import PointMass
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Passage
+from tessella.core.rng import Noise
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """From z and what it was quantised to, e: the value of e exactly, with a gradient for z."""

@@ -15,11 +15,11 @@ from tyro.conf import arg
 
 from tessella.commands.shared import Where, check_file, say
 from tessella.commands.train import AsData
-from tessella.errors import SpecError
-from tessella.text import json_text
+from tessella.core.errors import SpecError
+from tessella.core.text import json_text
 
 if TYPE_CHECKING:
-    from tessella.uses.claims import Claim, Result
+    from tessella.claims import Claim, Result
 
 MINUTES = 14.0
 
@@ -59,10 +59,10 @@ def claims(o: Claims) -> int:
     check_file(o.out, ".html", "page's")
     if o.json is not None:
         check_file(o.json, ".json", "JSON file's")
-    from tessella import checkpoint
+    from tessella import claims as experiments
     from tessella.data import describe
-    from tessella.report import claims as page
-    from tessella.uses import claims as experiments
+    from tessella.pages import claims as page
+    from tessella.training import checkpoint
 
     chosen = experiments.chosen(numbers)
     data = o.how.open(o.data)

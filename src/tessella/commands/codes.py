@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, check_file, loaded_without_prior, progress, say
-from tessella.errors import DataError, SpecError
+from tessella.core.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from tessella.models.codes import CodeModel
@@ -43,15 +43,15 @@ class Encode:
 def encode(o: Encode) -> int:
     check_file(o.out, ".npz", "archive's")
     model, source = _model_of_codes(o.run, o.where)
-    from tessella import checkpoint
-    from tessella.uses import coding
-    from tessella.uses.look import data_for
+    from tessella.coding import codes_file
+    from tessella.tasks.generate import data_for
+    from tessella.training import checkpoint
 
     split = cache(lambda: data_for(model, source, o.data).split(o.split))
     with progress("encoding") as tell:
-        found = coding.examples(model, o.inputs, split, o.split, full_size=o.full_size, progress=tell)
-        coded = coding.encode(model, found, checkpoint.fingerprint(o.run))
-    coding.write(o.out, coded)
+        found = codes_file.examples(model, o.inputs, split, o.split, full_size=o.full_size, progress=tell)
+        coded = codes_file.encode(model, found, checkpoint.fingerprint(o.run))
+    codes_file.write(o.out, coded)
     count, numbers = len(coded), [[c.size for c in level] for level in coded.levels]
     bits = sum(sum(each) * math.log2(q.codebook_size) for each, q in zip(numbers, model.levels, strict=True))
     each = sum(map(sum, numbers)) / count
@@ -87,20 +87,21 @@ def decode(o: Decode) -> int:
     if os.path.exists(o.out) and not os.path.isdir(o.out):
         raise DataError(f"{o.out} is no folder: give one to write pictures into")
     model, _ = _model_of_codes(o.run, o.where)
-    from tessella import checkpoint, pictures
-    from tessella.uses import coding
-    from tessella.uses.outputs import Outputs
+    from tessella.coding import codes_file
+    from tessella.kinds import pictures
+    from tessella.storage.output_folder import Outputs
+    from tessella.training import checkpoint
 
-    coded = coding.read(o.codes)
+    coded = codes_file.read(o.codes)
     try:
-        coding.check(coded, model, checkpoint.fingerprint(o.run))
+        codes_file.check(coded, model, checkpoint.fingerprint(o.run))
     except DataError as error:
         raise DataError(f"{o.codes}: {error}") from error
     files = Outputs(o.out, coded.names, ".png", overwrite=o.overwrite)
     if len(set(coded.names)) < len(coded):
         raise DataError(f"{o.codes} has several examples of one name: encode again")
     with files as outputs, progress("decoding") as tell:
-        for name, x in coding.decode(model, coded, draw=o.draw, seed=o.seed, progress=tell):
+        for name, x in codes_file.decode(model, coded, draw=o.draw, seed=o.seed, progress=tell):
             image = pictures.grid(x[None], model.schema, columns=1, scale=1)
             outputs.write(f"{name}.png", lambda draft, image=image: image.save(draft, format="PNG"))
     say(f"wrote {len(coded):,} pictures into {Path(o.out)}")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, check_file, progress, say, say_table
-from tessella.text import json_text
+from tessella.core.text import json_text
 
 if TYPE_CHECKING:
-    from tessella.uses.compare import Comparison, Group
+    from tessella.tasks.compare import Comparison, Group
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Compare:
 
 def compare(o: Compare) -> int:
     check_file(o.out, ".html", "page's")
-    from tessella.report import compared, kept
-    from tessella.uses import compare as uses
+    from tessella.pages import compared
+    from tessella.tasks import compare as uses
+    from tessella.training import results_store
 
     device = o.where.find(json=o.json)
     with _bars(quiet=o.json) as told:
@@ -64,7 +65,7 @@ def compare(o: Compare) -> int:
             minutes=o.minutes,
             seed=o.seed,
             device=device,
-            kept=None if o.data else uses.Kept(kept.stored, kept.stored_gap),
+            kept=None if o.data else uses.Kept(results_store.stored, results_store.stored_gap),
             progress=told,
         )
     compared.write_compared(Path(o.out), found)
@@ -89,7 +90,7 @@ def _bars(*, quiet: bool) -> Iterator[Callable[[str], Callable[[int, int], None]
 
 
 def _say(found: Comparison) -> None:
-    from tessella.report.compared import footnotes
+    from tessella.pages.compared import footnotes
 
     for number, group in enumerate(found.groups, 1):
         _table(group.basis.title if len(found.groups) == 1 else f"group {number}: {group.basis.title}", group)
@@ -103,7 +104,7 @@ def _say(found: Comparison) -> None:
 def _table(title: str, group: Group) -> None:
     from rich.text import Text
 
-    from tessella.report.compared import lines
+    from tessella.pages.compared import lines
 
     heads = ["", *(entry.name for entry in group.entries), "data"]
     rows = []

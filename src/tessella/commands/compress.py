@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, progress, say, say_table
-from tessella.errors import DataError
-from tessella.text import shown
+from tessella.core.errors import DataError
+from tessella.core.text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tessella.uses.coding import Named
-    from tessella.uses.compress.container import Container, Header
-    from tessella.uses.compress.files import Compressed
-    from tessella.uses.compress.originals import Originals
-    from tessella.uses.compress.rivals import Rival, Rivals
+    from tessella.coding.baseline_codecs import Rival, Rivals
+    from tessella.coding.codes_file import Named
+    from tessella.coding.container import Container, Header
+    from tessella.coding.files import Compressed
+    from tessella.coding.originals import Originals
 
 METHODS = {
     "codes": "codes alone, under the prior: what is drawn from them is like the original, not the same",
@@ -76,12 +76,11 @@ def compress(o: Compress) -> int:
         raise DataError(f"{o.out} is a folder: give a file to write with -o")
     if os.path.lexists(o.out) and not o.overwrite:
         raise DataError(f"{o.out} exists already: choose another file with -o, or give --overwrite")
-    from tessella import checkpoint
-    from tessella.uses import coding
-    from tessella.uses.compress import files
-    from tessella.uses.compress.originals import Originals
-    from tessella.uses.compress.rivals import Rivals
-    from tessella.uses.look import data_for
+    from tessella.coding import codes_file, files
+    from tessella.coding.baseline_codecs import Rivals
+    from tessella.coding.originals import Originals
+    from tessella.tasks.generate import data_for
+    from tessella.training import checkpoint
 
     _coding_device(o.where)
     model, source = checkpoint.load(o.run, prior=o.prior), checkpoint.read_spec(o.run).data
@@ -99,7 +98,9 @@ def compress(o: Compress) -> int:
     numbers = not o.inputs or any(one.isdecimal() and not os.path.exists(one) for one in o.inputs)
     of_split = f"examples of the split {o.split} as the run reads its data" if numbers else ""
     with progress("compressing", quiet=o.quiet) as tell:
-        found = coding.examples(model, o.inputs, split, o.split, full_size=o.full_size, without=keeps, progress=told)
+        found = codes_file.examples(
+            model, o.inputs, split, o.split, full_size=o.full_size, without=keeps, progress=told
+        )
         result = files.compress(
             model,
             _seen(found, originals, rivals if o.compare == "yes" else None),
@@ -118,7 +119,7 @@ def compress(o: Compress) -> int:
 
 def _coding_device(where: Where) -> None:
     """Say where coding runs: on the processor, whatever else there is."""
-    from tessella.device import resolve
+    from tessella.core.device import resolve
 
     if resolve(where.device).type == "cpu":
         where.say()
@@ -201,15 +202,15 @@ class Decompress:
 def decompress(o: Decompress) -> int:
     if os.path.exists(o.out) and not os.path.isdir(o.out):
         raise DataError(f"{o.out} is no folder: give one to write into")
-    from tessella.uses.compress.container import Container
+    from tessella.coding.container import Container
 
     container = Container(o.file)
     header = container.header
     import numpy as np
 
-    from tessella.uses.compress import files
-    from tessella.uses.compress.originals import picture
-    from tessella.uses.outputs import Outputs
+    from tessella.coding import files
+    from tessella.coding.originals import picture
+    from tessella.storage.output_folder import Outputs
 
     if header.method == "codes":
         device = o.where.find()  # for drawing; the codes themselves are decoded on the processor
@@ -249,7 +250,7 @@ def decompress(o: Decompress) -> int:
 
 def _check_kept(container: Container, name: str) -> None:
     """Whether a kept file is called as a picture is: no other kind of file is ever written."""
-    from tessella.data.folders import FORMATS
+    from tessella.data.folders.read import FORMATS
 
     if os.path.splitext(name)[1].lower() not in FORMATS:
         raise DataError(f"{container.path} holds a file {name}, which is no picture: no tessella wrote it")
@@ -267,8 +268,8 @@ class Inspect:
 
 
 def inspect(o: Inspect) -> int:
-    from tessella.data.found import abridged
-    from tessella.uses.compress.container import Container
+    from tessella.coding.container import Container
+    from tessella.data.raw import abridged
 
     container = Container(o.file)
     chunks = batches = examples = words = 0
@@ -301,7 +302,7 @@ def inspect(o: Inspect) -> int:
 
 def _expected(header: Header) -> int:
     """Examples, or tiles of them, that the chunks of a file must hold."""
-    from tessella.uses.compress.files import tiles_of
+    from tessella.coding.files import tiles_of
 
     if header.method == "codes" or not len(header.sizes):
         return header.count

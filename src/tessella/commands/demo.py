@@ -16,14 +16,14 @@ import numpy as np
 from tyro.conf import arg
 
 from tessella.commands.shared import Where
-from tessella.errors import SpecError
-from tessella.spec import ModelOptions, TrainOptions
+from tessella.core.errors import SpecError
+from tessella.models.spec import ModelOptions, TrainOptions
 
 if TYPE_CHECKING:
+    from tessella.coding.codes_file import Named
     from tessella.data import Data
     from tessella.models.codes import CodeModel
-    from tessella.report import demo as page
-    from tessella.uses.coding import Named
+    from tessella.pages import demo as page
 
 DATA = "clothes"
 MODEL = ModelOptions(codebook_size=128, width=32, depth=1, mixtures=3)
@@ -93,12 +93,13 @@ def _shown(o: Demo) -> int:
     started = time.monotonic()
     import torch
 
-    from tessella import VQVAE, checkpoint, open_data, report
+    from tessella import VQVAE, open_data, report
     from tessella.evaluation.bounds import evaluate
-    from tessella.fitting import fit_prior
     from tessella.models.codes import CodeModel
-    from tessella.report.words import saving_text, size_text
-    from tessella.training import train
+    from tessella.pages.metric_text import saving_text, size_text
+    from tessella.training import checkpoint
+    from tessella.training.fit_prior import fit_prior
+    from tessella.training.loop import train
 
     data, run = open_data(DATA), Path(o.out)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
@@ -133,14 +134,14 @@ def _shown(o: Demo) -> int:
     else:
         _say(4, f"test: a picture takes {size_text(found.bound)}, {size_text(784 * 8 * np.log(2))} raw; the learned "
                 "prior is no better than the uniform one, which is used: give more --minutes")  # fmt: skip
-    from tessella.report import demo as page
-    from tessella.uses import mosaic
+    from tessella.pages import demo as page
+    from tessella.tasks import code_atlas
 
     shown = page.Demo(
         run,
         model,
         found,
-        mosaic.see(model, data.split("test")),
+        code_atlas.see(model, data.split("test")),
         _edit(model, data),
         _search(model, data, run),
         _anomalies(model, data),
@@ -174,8 +175,8 @@ def _first(data: Data, split: str, name: str) -> int:
 
 def _edit(model: CodeModel, data: Data) -> page.Edit:
     """The lower half of one picture, sampled anew given the upper half."""
-    from tessella.report import demo as page
-    from tessella.uses import edit as editing
+    from tessella.pages import demo as page
+    from tessella.tasks import edit as editing
 
     number = _first(data, "test", EDITED)
     x = data.split("test").batch([number]).x[0]
@@ -188,10 +189,10 @@ def _edit(model: CodeModel, data: Data) -> page.Edit:
 
 def _search(model: CodeModel, data: Data, run: Path) -> page.Search:
     """The nearest test pictures to some of the validation split."""
-    from tessella import checkpoint
-    from tessella.report import demo as page
-    from tessella.report.found import Shown
-    from tessella.uses import search
+    from tessella.pages import demo as page
+    from tessella.pages.found import Shown
+    from tessella.tasks import search
+    from tessella.training import checkpoint
 
     test, valid = data.split("test"), data.split("valid")
     held = search.index(model, _named(data, "test", len(test)), checkpoint.fingerprint(run))
@@ -215,12 +216,12 @@ def _search(model: CodeModel, data: Data, run: Path) -> page.Search:
 
 def _anomalies(model: CodeModel, data: Data) -> page.Anomalies:
     """Handwritten digits among clothes."""
+    from tessella.core.schema import Batch
     from tessella.data import open_data
-    from tessella.records import Batch
-    from tessella.report import demo as page
-    from tessella.uses.detect import Detector
-    from tessella.uses.detect.findings import find, held_out
-    from tessella.uses.detect.inputs import Inputs, Lot, Source
+    from tessella.pages import demo as page
+    from tessella.tasks.detect import Detector
+    from tessella.tasks.detect.detection import find, held_out
+    from tessella.tasks.detect.inputs import Inputs, Lot, Source
 
     reader = Inputs(model, {"spec": DATA, **data.options})
     detector, calibration = held_out(
@@ -238,11 +239,11 @@ def _anomalies(model: CodeModel, data: Data) -> page.Anomalies:
 
 def _compression(data: Data, run: Path) -> page.Compression:
     """Test pictures in a lossless file, and back; coding runs on the processor."""
-    from tessella import checkpoint
-    from tessella.report import demo as page
-    from tessella.uses.compress import files
-    from tessella.uses.compress.container import Container
-    from tessella.uses.compress.rivals import Rivals
+    from tessella.coding import files
+    from tessella.coding.baseline_codecs import Rivals
+    from tessella.coding.container import Container
+    from tessella.pages import demo as page
+    from tessella.training import checkpoint
 
     model, out = checkpoint.load(run), run / "clothes.tes"
     rivals = Rivals(model.schema, lossy=False)

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from tessella.commands.shared import Where, loaded, progress, say, say_table
-from tessella.errors import DataError, SpecError, TessellaError
-from tessella.text import cell, json_text
+from tessella.core.errors import DataError, SpecError, TessellaError
+from tessella.core.text import cell, json_text
 
 if TYPE_CHECKING:
-    from tessella.records import Batch
-    from tessella.uses.detect import Calibration, Detector
-    from tessella.uses.detect.findings import Findings
-    from tessella.uses.detect.inputs import Inputs
-    from tessella.uses.detect.ranking import Ranking
+    from tessella.core.schema import Batch
+    from tessella.tasks.detect import Calibration, Detector
+    from tessella.tasks.detect.detection import Findings
+    from tessella.tasks.detect.inputs import Inputs
+    from tessella.tasks.detect.ranking import Ranking
 
 FALSE_POSITIVES = 0.01
 TAUGHT = 500
@@ -82,9 +82,9 @@ class Detect:
 def detect(o: Detect) -> int:
     _check(o)
     model, source = loaded(o.run, o.prior, o.where)
-    from tessella.uses.detect import Detector, Statistics
-    from tessella.uses.detect.findings import find, held_out
-    from tessella.uses.detect.inputs import Inputs
+    from tessella.tasks.detect import Detector, Statistics
+    from tessella.tasks.detect.detection import find, held_out
+    from tessella.tasks.detect.inputs import Inputs
 
     reader = Inputs(model, source, o.split, o.label, o.data)
     inputs = reader.find(o.inputs or (o.split,))
@@ -112,7 +112,7 @@ def detect(o: Detect) -> int:
 
 def _check(o: Detect) -> None:
     """What can be known to be wrong before anything is loaded."""
-    from tessella.uses.detect.calibration import check_rate
+    from tessella.tasks.detect.calibration import check_rate
 
     if o.false_positives is not None:
         check_rate(o.false_positives)
@@ -129,17 +129,17 @@ def _check(o: Detect) -> None:
 
 def _own_normals(reader: Inputs) -> list[Batch] | None:
     """Some of the run's validation split; None if it is not to be had, or too small to learn from."""
-    from tessella.uses import look
-    from tessella.uses.detect.scores import FEWEST
+    from tessella.tasks import generate
+    from tessella.tasks.detect.scores import FEWEST
 
     try:
         split = reader.own.split("valid")
     except TessellaError:
         return None
-    rows = look.some(split, TAUGHT)
+    rows = generate.some(split, TAUGHT)
     if len(rows) < FEWEST:
         return None
-    return [split.batch(rows[first : first + look.AT_ONCE]) for first in range(0, len(rows), look.AT_ONCE)]
+    return [split.batch(rows[first : first + generate.AT_ONCE]) for first in range(0, len(rows), generate.AT_ONCE)]
 
 
 def _by(o: Detect, detector: Detector) -> str:
@@ -162,8 +162,8 @@ def _write(
     calibration: Calibration | None,
     rankings: dict[str, Ranking] | None,
 ) -> None:
-    from tessella.checkpoint import write_atomic
-    from tessella.report.anomalies import write_anomalies
+    from tessella.pages.anomalies import write_anomalies
+    from tessella.training.checkpoint import write_atomic
 
     summary = {
         "version": 1,

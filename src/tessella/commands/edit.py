@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Shown, Where, inputs, loaded, loaded_without_prior, progress, say
-from tessella.errors import DataError, SpecError
-from tessella.records import Sampling
-from tessella.text import json_text
+from tessella.core.errors import DataError, SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.text import json_text
 
 if TYPE_CHECKING:
-    from tessella.models.model import Model
-    from tessella.records import Batch
-    from tessella.uses.edit import Edited, Operation
+    from tessella.core.schema import Batch
+    from tessella.models.base import Model
+    from tessella.tasks.edit import Edited, Operation
 
 VERSION, VARIANTS = 1, 8
 FILLS_ANY_ORDER = "masked"
@@ -87,7 +87,7 @@ def edit(o: Edit) -> int:
     sampling = Sampling(o.temperature, o.top_k, o.top_p)
     prior = o.prior or _filling(o.run)
     model, source = loaded(o.run, prior, o.where) if o.resample else loaded_without_prior(o.run, o.where)
-    from tessella.uses import edit as editing
+    from tessella.tasks import edit as editing
 
     read = partial(_picture, model, source, o)
     batch = read(o.picture)
@@ -130,7 +130,7 @@ def _checked(o: Edit) -> tuple[int, int, int, int]:
 
 def _filling(run: str) -> str | None:
     """The prior that fills best, if it was fitted on the weights as they are."""
-    from tessella import checkpoint
+    from tessella.training import checkpoint
 
     home = checkpoint.prior_home(Path(run), FILLS_ANY_ORDER)
     if not (home / checkpoint.MODEL).is_file():
@@ -142,9 +142,9 @@ def _picture(model: Model, source: dict[str, Any], o: Edit, given: str) -> Batch
     """One picture, `[1, C, H, W]`."""
     if not o.full_size or not os.path.isfile(given):
         return inputs(model, source, (given,), o.shown)
-    from tessella.data.folders import look as look_at
-    from tessella.records import Batch
-    from tessella.uses.look import read_pictures
+    from tessella.core.schema import Batch
+    from tessella.data.folders.read import look as look_at
+    from tessella.tasks.generate import read_pictures
 
     fitted = inputs(model, source, (given,), o.shown)
     header = look_at(given)
@@ -155,7 +155,7 @@ def _picture(model: Model, source: dict[str, Any], o: Edit, given: str) -> Batch
 
 def _operation(o: Edit, read: Callable[[str], Batch], sampling: Sampling) -> tuple[Operation, str]:
     """What is asked for, and in words."""
-    from tessella.uses.edit import Blend, Code, Paste, Resample
+    from tessella.tasks.edit import Blend, Code, Paste, Resample
 
     if o.paste is not None:
         placed = None if os.path.isfile(o.paste) else PLACED.fullmatch(o.paste)
@@ -189,9 +189,10 @@ def _note_of_the_prior(model: Model, run: str) -> None:
 
 def _write(out: Path, model: Model, edited: Edited, o: Edit, what: str) -> None:
     """The pictures, the sheet, the record and the page."""
-    from tessella import checkpoint, pictures
-    from tessella.report import edited as page
-    from tessella.uses.outputs import Outputs
+    from tessella.kinds import pictures
+    from tessella.pages import edited as page
+    from tessella.storage.output_folder import Outputs
+    from tessella.training import checkpoint
 
     names = [f"edited-{n + 1}.png" for n in range(len(edited.result))] if o.resample else ["edited.png"]
     images = [pictures.grid(x[None], model.schema, columns=1, scale=1) for x in edited.result]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, loaded, progress, say, say_table
-from tessella.text import json_text
+from tessella.core.text import json_text
 
 if TYPE_CHECKING:
-    from tessella.records import GapEvaluation
+    from tessella.evaluation.results import GapEvaluation
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Gap:
 def gap(o: Gap) -> int:
     model, source = loaded(o.run, o.prior, o.where, json=o.json)
     from tessella.evaluation.gap import measure
-    from tessella.report.kept import jsonable, store_gap
-    from tessella.uses.look import data_for
+    from tessella.tasks.generate import data_for
+    from tessella.training.results_store import jsonable, store_gap
 
     data = data_for(model, source, o.data)
     with progress("measuring the gap", quiet=o.json) as tell:
@@ -89,7 +89,7 @@ def gap(o: Gap) -> int:
 
 
 def _print(result: GapEvaluation) -> None:
-    from tessella.report import gap as page
+    from tessella.pages import gap as page
 
     title = f"{result.model} on {result.examples:,} examples of {result.data}, split {result.split}"
     rows = [(row.name, row.value, row.meaning) for row in page.rows(result)]

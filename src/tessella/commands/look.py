@@ -19,8 +19,8 @@ from tessella.commands.shared import (
     say,
     write_picture,
 )
-from tessella.errors import SpecError
-from tessella.records import Sampling
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Sampling
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def sample(o: Sample) -> int:
     check_picture_name(o.out)
     sampling = Sampling(o.temperature, o.top_k, o.top_p, o.steps, o.guidance)
     model, _ = loaded(o.run, o.prior, o.where)
-    from tessella.uses import look
+    from tessella.tasks import generate
 
-    label = None if o.label is None else look.label_number(model.schema, o.label)
+    label = None if o.label is None else generate.label_number(model.schema, o.label)
     with progress("drawing") as tell:
-        drawn = look.sample(model, o.count, label=label, seed=o.seed, sampling=sampling, progress=tell)
+        drawn = generate.sample(model, o.count, label=label, seed=o.seed, sampling=sampling, progress=tell)
     if model.conditional and label is None and len(drawn) == len(model.schema.classes):
         say(f"rows, top to bottom: {', '.join(model.schema.classes)}")
-    write_picture(look.sheet(drawn, model.schema), o.out)
+    write_picture(generate.sheet(drawn, model.schema), o.out)
     return 0
 
 
@@ -96,14 +96,14 @@ def reconstruct(o: Reconstruct) -> int:
     if o.count < 1:
         raise SpecError(f"{o.count} examples do not make a sheet: give at least 1")
     model, source = loaded_without_prior(o.run, o.where)
-    from tessella.uses import look
+    from tessella.tasks import generate
 
     if o.inputs:
         examples = inputs(model, source, o.inputs, o.shown)
     else:
-        split = look.data_for(model, source, o.shown.data).split(o.shown.split)
-        examples = split.batch(look.some(split, o.count))
-    write_picture(look.sheet(look.reconstruct(model, examples), model.schema), o.out)
+        split = generate.data_for(model, source, o.shown.data).split(o.shown.split)
+        examples = split.batch(generate.some(split, o.count))
+    write_picture(generate.sheet(generate.reconstruct(model, examples), model.schema), o.out)
     return 0
 
 
@@ -130,11 +130,11 @@ class Interpolate:
 def interpolate(o: Interpolate) -> int:
     check_picture_name(o.out)
     model, source = loaded_without_prior(o.run, o.where)
-    from tessella.uses import look
+    from tessella.tasks import generate
 
     both = inputs(model, source, (o.first, o.last), o.shown)
-    walk = look.interpolate(model, look.rows(both, slice(0, 1)), look.rows(both, slice(1, 2)), o.steps)
-    write_picture(look.sheet(walk, model.schema), o.out)
+    walk = generate.interpolate(model, generate.rows(both, slice(0, 1)), generate.rows(both, slice(1, 2)), o.steps)
+    write_picture(generate.sheet(walk, model.schema), o.out)
     return 0
 
 
@@ -166,14 +166,14 @@ def traverse(o: Traverse) -> int:
     if o.units < 1 or o.steps < 2 or not 0 < o.span < math.inf:
         raise SpecError("a traversal takes at least 1 unit, 2 steps and a span above 0")
     model, source = loaded_without_prior(o.run, o.where)
-    from tessella.uses import look
+    from tessella.tasks import generate
 
-    split = look.data_for(model, source, o.shown.data).split(o.shown.split)
+    split = generate.data_for(model, source, o.shown.data).split(o.shown.split)
     example = inputs(model, source, (o.example,), o.shown, split)
-    units = look.survey(model, split)
+    units = generate.survey(model, split)
     chosen = units.order[: o.units]
-    moved = look.traverse(model, example, units, chosen, span=o.span, steps=o.steps)
-    say(f"rows, top to bottom: {', '.join(look.named(units, chosen))}")
+    moved = generate.traverse(model, example, units, chosen, span=o.span, steps=o.steps)
+    say(f"rows, top to bottom: {', '.join(generate.named(units, chosen))}")
     say(f"columns: {-o.span:g} ... {o.span:g} standard deviations")
-    write_picture(look.sheet(moved, model.schema), o.out)
+    write_picture(generate.sheet(moved, model.schema), o.out)
     return 0

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 from tyro.conf import Positional, arg
 
-from tessella import registry
 from tessella.commands.shared import Where, loaded, progress, say, say_table
-from tessella.errors import SpecError
-from tessella.records import Precision
-from tessella.text import json_text
+from tessella.core import registry
+from tessella.core.errors import SpecError
+from tessella.core.schema import Precision
+from tessella.core.text import json_text
 
 if TYPE_CHECKING:
     from tessella.data import Data
-    from tessella.models.model import Model
-    from tessella.records import Evaluation, FidelityEvaluation
+    from tessella.evaluation.results import Evaluation, FidelityEvaluation
+    from tessella.models.base import Model
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ def evaluate(o: Evaluate) -> int:
     model, source = loaded(o.run, o.prior, o.where, json=o.json)
     if o.fidelity and not model.has_prior:
         raise model.without_prior()
-    from tessella import checkpoint, report
-    from tessella.uses.look import data_for
+    from tessella import report
+    from tessella.tasks.generate import data_for
+    from tessella.training import checkpoint
 
     data = data_for(model, source, o.data)
     data.split(o.split)
@@ -129,7 +130,7 @@ def _measured(model: Model, data: Data, o: Evaluate, *, quiet: bool) -> Evaluati
 
 
 def _print_numbers(result: Evaluation, model: Model, found: FidelityEvaluation | None = None) -> None:
-    from tessella.report import fidelity_numbers, numbers
+    from tessella.pages.metric_text import fidelity_numbers, numbers
 
     given = ", given the label," if model.conditional else ""
     title = f"{result.model}{given} on {result.examples:,} examples of {result.data}, split {result.split}"
@@ -156,8 +157,8 @@ class Report:
 
 def report(o: Report) -> int:
     model, source = loaded(o.run, where=o.where)
-    from tessella.report import write
-    from tessella.uses.look import data_for
+    from tessella.pages.run_page import write
+    from tessella.tasks.generate import data_for
 
     say(f"wrote {write(Path(o.run), model, data_for(model, source, o.data))}")
     return 0

@@ -10,13 +10,13 @@ from tyro.conf import Positional, Suppress, arg
 
 from tessella.commands.shared import Where, loaded_without_prior, progress, quoted, said_of_device, say
 from tessella.commands.train import budget, refuse_changes, resumed_options
-from tessella.errors import SpecError
-from tessella.records import bits_per_dim
-from tessella.spec import TrainOptions
+from tessella.core.errors import SpecError
+from tessella.core.schema import bits_per_dim
+from tessella.models.spec import TrainOptions
 
 if TYPE_CHECKING:
-    from tessella.fitting import Fitting
-    from tessella.models.model import Model
+    from tessella.models.base import Model
+    from tessella.training.prior_trainer import Fitting
 
 
 SIZES = ("width", "depth", "components", "flow_steps", "class_conditional")
@@ -70,8 +70,8 @@ def prior(o: Prior) -> int:
         raise SpecError("--resume goes on with a prior and --overwrite replaces it: give one of them")
     if o.changed_data and not o.resume:
         raise SpecError("--changed-data is for a prior that is resumed: leave it out, or give --resume")
-    from tessella import checkpoint
-    from tessella.processes import writing
+    from tessella.training import checkpoint
+    from tessella.training.processes import writing
 
     checkpoint.read_spec(o.run)
     alike = {name: value for name, value in {**asdict(o), **asdict(o.training)}.items() if name not in APART}
@@ -82,10 +82,10 @@ def prior(o: Prior) -> int:
 def _fitted(o: Prior) -> int:
     device = said_of_device(o.training.device)
     model, source = loaded_without_prior(o.run, Where("cpu"))
-    from tessella import checkpoint
-    from tessella.fitting import fit_prior
     from tessella.models.codes import CodeModel
-    from tessella.uses.look import own_data
+    from tessella.tasks.generate import own_data
+    from tessella.training import checkpoint
+    from tessella.training.fit_prior import fit_prior
 
     home, options = checkpoint.prior_home(Path(o.run), o.kind), o.training
     sizes = {name: getattr(o, name) for name in SIZES}

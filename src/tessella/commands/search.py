@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Shown, Where, check_file, inputs, loaded_without_prior, progress, quoted, say
-from tessella.errors import DataError, SpecError
+from tessella.core.errors import DataError, SpecError
 
 if TYPE_CHECKING:
-    from tessella.models.model import Model
-    from tessella.records import Batch
-    from tessella.report.found import Shown as Tile
-    from tessella.uses.search import Index as Held
+    from tessella.core.schema import Batch
+    from tessella.models.base import Model
+    from tessella.pages.found import Shown as Tile
+    from tessella.tasks.search import Index as Held
 
 INDEX = "index.safetensors"
 LISTED, PAIRS_SHOWN = 20, 100
@@ -51,9 +51,10 @@ def index(o: Index) -> int:
     out = o.out or str(Path(o.run, INDEX))
     check_file(out, ".safetensors", "index's")
     model, source = loaded_without_prior(o.run, o.where)
-    from tessella import checkpoint
-    from tessella.uses import coding, search
-    from tessella.uses.look import data_for
+    from tessella.coding import codes_file
+    from tessella.tasks import search
+    from tessella.tasks.generate import data_for
+    from tessella.training import checkpoint
 
     given, data = o.inputs, o.data
     if len(given) == 1 and _is_spec(given[0]):
@@ -62,7 +63,7 @@ def index(o: Index) -> int:
         given, data = (), given[0]
     split = cache(lambda: data_for(model, source, data).split(o.split))
     with progress("looking") as tell:
-        found = coding.examples(model, given, split, o.split, endings=True, progress=tell)
+        found = codes_file.examples(model, given, split, o.split, endings=True, progress=tell)
         held = search.write_index(out, model, found, checkpoint.fingerprint(o.run))
     spaces = " and ".join(f"{width:,} {'numbers' if s == 'latent' else s}" for s, width in held.widths.items())
     say(f"wrote {out}: {held.examples:,} examples, {spaces} each, {os.path.getsize(out) / 2**20:,.1f} MiB")
@@ -108,8 +109,8 @@ def search(o: Search) -> int:
     if Path(o.out).suffix.lower() != ".png":
         check_file(o.out, ".html", "page's (.html) or picture's (.png)")
     model, source = loaded_without_prior(o.run, o.where)
-    from tessella import checkpoint
-    from tessella.uses import search as searching
+    from tessella.tasks import search as searching
+    from tessella.training import checkpoint
 
     held = searching.read(o.index or Path(o.run, INDEX))
     try:
@@ -124,8 +125,8 @@ def search(o: Search) -> int:
 
 
 def _nearest(o: Search, model: Model, held: Held, asked: Batch) -> None:
-    from tessella.report.found import Shown as Tile
-    from tessella.uses import search as searching
+    from tessella.pages.found import Shown as Tile
+    from tessella.tasks import search as searching
 
     found = searching.nearest(held, searching.features(model, asked.x), o.count, o.space)
     rows: list[list[Tile]] = []
@@ -140,8 +141,8 @@ def _nearest(o: Search, model: Model, held: Held, asked: Batch) -> None:
 
 
 def _twice(o: Search, held: Held) -> None:
-    from tessella.report.found import Shown as Tile
-    from tessella.uses import search as searching
+    from tessella.pages.found import Shown as Tile
+    from tessella.tasks import search as searching
 
     with progress("comparing") as tell:
         pairs = searching.duplicates(held, o.space, o.threshold, progress=tell)
@@ -170,7 +171,7 @@ def _twice(o: Search, held: Held) -> None:
 
 def _write(o: Search, title: str, lead: str, cards: list[tuple[str, str]], rows: list[list[Tile]]) -> None:
     from tessella.commands.shared import write_picture
-    from tessella.report import found
+    from tessella.pages import found
 
     if Path(o.out).suffix.lower() == ".png":
         write_picture(found.sheet(rows), o.out)
@@ -181,6 +182,6 @@ def _write(o: Search, title: str, lead: str, cards: list[tuple[str, str]], rows:
 
 def _is_spec(given: str) -> bool:
     """Whether an input is data of some kind, and no picture, folder or number."""
-    from tessella.data.folders import FORMATS
+    from tessella.data.folders.read import FORMATS
 
     return not (given.isdecimal() or os.path.isdir(given) or Path(given).suffix.lower() in FORMATS)

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessella.errors import DataError
-from tessella.text import shown as escaped
+from tessella.core.errors import DataError
+from tessella.core.text import shown as escaped
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
     from rich.text import Text
 
+    from tessella.core.schema import Batch
     from tessella.data import Split
-    from tessella.models.model import Model
-    from tessella.records import Batch
+    from tessella.models.base import Model
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Where:
         Raises:
             SpecError: if there is none of that name.
         """
-        from tessella.device import resolve
+        from tessella.core.device import resolve
 
         device = resolve(self.device)
         self.say(json=json)
@@ -64,7 +64,7 @@ class Where:
 
     def say(self, *, json: bool = False) -> None:
         """Say what was chosen and why; nothing if it was asked for by name."""
-        from tessella.device import reason
+        from tessella.core.device import reason
 
         if reason(self.device) is not None:
             print(f"device   {said_of_device(self.device)}", file=sys.stderr if json else sys.stdout, flush=True)
@@ -76,7 +76,7 @@ def said_of_device(asked: str | None) -> str:
     Raises:
         SpecError: if there is none of that name.
     """
-    from tessella.device import described, reason, resolve
+    from tessella.core.device import described, reason, resolve
 
     why = reason(asked)
     return described(resolve(asked)) + (f", {why}" if why else "")
@@ -90,8 +90,8 @@ def loaded(
     Args:
         json: whether stdout is for JSON alone.
     """
-    from tessella import checkpoint
-    from tessella.device import resolve
+    from tessella.core.device import resolve
+    from tessella.training import checkpoint
 
     where = where or Where()
     device = resolve(where.device)
@@ -103,7 +103,7 @@ def loaded(
 
 def loaded_without_prior(run: str, where: Where | None = None) -> tuple[Model, dict[str, Any]]:
     """The same for what asks nothing of a fitted prior: it is left out, and with it the label that it may need."""
-    from tessella import checkpoint
+    from tessella.training import checkpoint
 
     return loaded(run, checkpoint.TRAINED, where)
 
@@ -112,19 +112,19 @@ def inputs(
     model: Model, source: dict[str, Any], given: Sequence[str], shown: Shown, split: Split | None = None
 ) -> Batch:
     """Picture files, or else numbers of examples of the split, in the order given."""
-    from tessella.uses import look
+    from tessella.tasks import generate
 
-    label = None if shown.label is None else look.label_number(model.schema, shown.label)
+    label = None if shown.label is None else generate.label_number(model.schema, shown.label)
     batches = []
     for one in given:
         if os.path.isfile(one):
-            batches.append(look.from_files(model, (one,), label))
+            batches.append(generate.from_files(model, (one,), label))
             continue
         if not one.isdecimal():
             raise DataError(f"no such picture: {escaped(one)}; give a file that exists, or the number of an example")
-        split = split or look.data_for(model, source, shown.data).split(shown.split)
-        batches.append(look.from_split(split, (one,), shown.split))
-    return look.joined(batches)
+        split = split or generate.data_for(model, source, shown.data).split(shown.split)
+        batches.append(generate.from_split(split, (one,), shown.split))
+    return generate.joined(batches)
 
 
 def say(*lines: str) -> None:
@@ -224,7 +224,7 @@ def check_picture_name(path: str) -> None:
 
 
 def write_picture(image: Image, path: str) -> None:
-    from tessella.checkpoint import write_atomic
+    from tessella.training.checkpoint import write_atomic
 
     write_atomic(Path(path), lambda draft: image.save(draft, format="PNG"))
     say(f"wrote {path}")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
-from tessella import registry
 from tessella.commands.shared import check_picture_name, quoted, said_of_device, say, write_picture
-from tessella.errors import DataError, RunError, SpecError
-from tessella.spec import ModelOptions, TrainOptions
+from tessella.core import registry
+from tessella.core.errors import DataError, RunError, SpecError
+from tessella.models.spec import ModelOptions, TrainOptions
 
 if TYPE_CHECKING:
     from tessella.data import Data
-    from tessella.models.model import Model
+    from tessella.models.base import Model
 
 Binarize = Literal["dynamic", "static", "threshold"]
 UNHEARD = ("save_every", "workers", "device", "rank_timeout")
@@ -126,8 +126,8 @@ def train(o: Train) -> int:
     entry, run = registry.find("model", o.model), Path(o.out)
     import torch
 
-    from tessella import checkpoint
-    from tessella.processes import writing
+    from tessella.training import checkpoint
+    from tessella.training.processes import writing
 
     checkpoint.check_place(run, overwrite=True)  # whoever writes into it is told of first
     with writing(run, o.training, _facts(o)) as accelerator:
@@ -141,9 +141,9 @@ def train(o: Train) -> int:
 def _resume(o: Train, run: Path) -> int:
     import torch
 
-    from tessella import checkpoint
-    from tessella.processes import writing
-    from tessella.uses.look import own_data
+    from tessella.tasks.generate import own_data
+    from tessella.training import checkpoint
+    from tessella.training.processes import writing
 
     if o.overwrite:
         raise SpecError("--resume goes on with a run and --overwrite replaces it: give one of them")
@@ -200,7 +200,7 @@ def _facts(o: Train) -> dict[str, Any]:
 def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
     from tessella.data import describe
     from tessella.models.codes import CodeModel
-    from tessella.training import train as run_training
+    from tessella.training.loop import train as run_training
 
     if not o.quiet:
         say(*describe(data).split("\n"))

@@ -9,9 +9,9 @@ from typing import final
 
 import numpy as np
 
-from tessella.data.found import Part, abridged
-from tessella.errors import DataError
-from tessella.records import Schema, Values
+from tessella.core.errors import DataError
+from tessella.core.schema import Schema, Values
+from tessella.data.raw import Part, abridged
 
 CHANNELS = (1, 2, 3, 4)
 CHUNK_BYTES = 64 << 20

@@ -6,7 +6,7 @@ from importlib import resources
 
 import numpy as np
 
-from tessella.data.found import Found, Part, index_keys
+from tessella.data.raw import Found, Part, index_keys
 
 FILE = "clothes.npz"
 """Arrays that `numpy.load` reads, each packed by LZMA; `benchmarks/make_clothes.py` made it from the official files."""

@@ -10,14 +10,14 @@ from typing import Any, final, get_args
 
 import numpy as np
 
+from tessella.core.errors import DataError
+from tessella.core.schema import Schema, Values
 from tessella.data import arrays
-from tessella.data.duplicates import settle
-from tessella.data.found import WHOLE, Found, Part, abridged
-from tessella.data.readers import Fitted
+from tessella.data.folders.duplicates import settle
+from tessella.data.folders.readers import Fitted
+from tessella.data.raw import WHOLE, Found, Part, abridged
 from tessella.data.sources import BUILT_IN, HUB, find
 from tessella.data.splits import Binarization, BinarizedSplit, Split, divide, split_of
-from tessella.errors import DataError
-from tessella.records import Schema, Values
 
 SPLITS = ("train", "valid", "test")
 Size = tuple[int, int]

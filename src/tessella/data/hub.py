@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tessella.data.folders import Item, pictures
-from tessella.data.found import WHOLE, Found, abridged, one_line, shown
-from tessella.data.tables import vectors
-from tessella.errors import DataError
-from tessella.records import Schema
+from tessella.core.errors import DataError
+from tessella.core.schema import Schema
+from tessella.data.folders.read import Item, pictures
+from tessella.data.raw import WHOLE, Found, abridged, one_line, shown
+from tessella.data.tables.read import vectors
 
 PICTURE_COLUMNS = ("image", "img", "picture", "pixel_values")
 CLASS_COLUMNS = ("label", "labels", "class", "target", "y", "fine_label")

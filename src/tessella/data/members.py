@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from tessella.data.found import WHOLE
+from tessella.data.raw import WHOLE
 
 SPLIT_WORDS = (
     dict.fromkeys(("train", "training", "tr", "trn"), "train")

@@ -10,10 +10,10 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from tessella.data.folders import Item, pictures
-from tessella.data.found import WHOLE, Found, Part, index_keys, mixed, one_line
-from tessella.data.readers import Rows
-from tessella.errors import DataError
+from tessella.core.errors import DataError
+from tessella.data.folders.read import Item, pictures
+from tessella.data.folders.readers import Rows
+from tessella.data.raw import WHOLE, Found, Part, index_keys, mixed, one_line
 
 Members = Mapping[str, np.ndarray]
 Size = tuple[int, int] | None

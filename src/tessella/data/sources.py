@@ -15,17 +15,17 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
+from tessella.core.errors import DataError
+from tessella.core.schema import Schema
 from tessella.data import limits
 from tessella.data.clothes import clothes
-from tessella.data.folders import folder
-from tessella.data.found import WHOLE, Found, Part, abridged, index_keys, one_line, shown
+from tessella.data.folders.read import folder
 from tessella.data.hub import hub
 from tessella.data.members import Members, sorted_out
 from tessella.data.packed import PACKED
+from tessella.data.raw import WHOLE, Found, Part, abridged, index_keys, one_line, shown
 from tessella.data.sprites import sprites
-from tessella.data.tables import PARQUET, table
-from tessella.errors import DataError
-from tessella.records import Schema
+from tessella.data.tables.read import PARQUET, table
 
 Size = tuple[int, int] | None
 T = TypeVar("T")

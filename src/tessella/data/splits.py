@@ -10,10 +10,10 @@ from typing import Literal, final
 import numpy as np
 import torch
 
-from tessella.data.found import Part, Reader, mixed, number_of
-from tessella.errors import DataError
-from tessella.noise import Noise
-from tessella.records import Batch
+from tessella.core.errors import DataError
+from tessella.core.rng import Noise
+from tessella.core.schema import Batch
+from tessella.data.raw import Part, Reader, mixed, number_of
 
 Binarization = Literal["dynamic", "static", "threshold"]
 Indices = Sequence[int] | np.ndarray | torch.Tensor

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tessella.data.found import WHOLE, Found, Part, index_keys
+from tessella.data.raw import WHOLE, Found, Part, index_keys
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 DEFAULT_SIZE = (32, 32)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tessella.core.rng import Noise
 from tessella.diffusion.schedule import alpha, sigma
-from tessella.noise import Noise
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """E[y | z_t] `[B, ...]`, given z_t `[B, ...]` and gamma_t, a scalar."""

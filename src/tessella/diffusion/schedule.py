@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessella.noise import Noise
+from tessella.core.rng import Noise
 
 BINS = 32
 """Pieces of the schedule between its ends."""

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from tessella.device import precise
+from tessella.core.device import precise
+from tessella.core.rng import Noise, seeded
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.noise import Noise, seeded
 
 TARGET = 0.65
 """Share of proposals to accept, about the best for HMC in many dimensions (Beskos et al. 2013; Wu et al. 2017)."""

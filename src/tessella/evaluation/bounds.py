@@ -15,16 +15,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tessella.core.device import precise
+from tessella.core.errors import SpecError
+from tessella.core.fixed_batch import FixedBatch, fixed_batches, size_of
+from tessella.core.outputs import Terms
+from tessella.core.precision import autocast
+from tessella.core.rng import Noise
+from tessella.core.schema import Batch, Precision, bits_per_dim
 from tessella.data import Split, chunks
-from tessella.device import precise
-from tessella.errors import SpecError
 from tessella.evaluation import codebook, collapse
-from tessella.fixed_batch import FixedBatch, fixed_batches, size_of
+from tessella.evaluation.results import CollapseEvaluation, Evaluation, ImportanceBound
+from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.model import Model
-from tessella.noise import Noise
-from tessella.precision import autocast
-from tessella.records import Batch, CollapseEvaluation, Evaluation, ImportanceBound, Precision, Terms, bits_per_dim
 
 ACTIVE = 0.01
 """Nats: a unit is active if its mean KL is above this."""

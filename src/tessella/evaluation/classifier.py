@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessella import checkpoint
+from tessella.core.device import precise
+from tessella.core.errors import RunError
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.data import Data, Split
-from tessella.device import precise
-from tessella.errors import RunError
-from tessella.noise import Noise
-from tessella.records import Schema
+from tessella.training import checkpoint
 
 FILE = "classifier.safetensors"
 FEATURES = 64

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tessella.device import precise
+from tessella.core.device import precise
+from tessella.core.outputs import Latent
+from tessella.evaluation.results import CodesEvaluation, LevelEvaluation
 from tessella.models.codes import CodeModel
-from tessella.records import CodesEvaluation, Latent, LevelEvaluation
 
 POOR = 0.03
 """A perplexity below this share of the codes that there are (or, if fewer, were counted) is a collapse."""

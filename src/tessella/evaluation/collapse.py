@@ -28,11 +28,13 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from tessella.bottlenecks.flow import FlowPosterior
-from tessella.device import precise
+from tessella.core.device import precise
+from tessella.core.outputs import Latent
+from tessella.core.rng import Noise
+from tessella.core.schema import Batch
+from tessella.evaluation.results import CollapseEvaluation
+from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.model import Model
-from tessella.noise import Noise
-from tessella.records import Batch, CollapseEvaluation, Latent
 
 EXAMPLES = 250
 """How many examples it is judged on: enough to see up to log 250 = 5.5 nats of mutual information."""

@@ -28,12 +28,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tessella.core.errors import DataError, SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.schema import Schema
 from tessella.data import Split
-from tessella.errors import DataError, SpecError
 from tessella.evaluation.classifier import Classifier
+from tessella.evaluation.results import Against, FidelityEvaluation
 from tessella.evaluation.sharpness import sharpness
-from tessella.models.model import Model
-from tessella.records import Against, FidelityEvaluation, Sampling, Schema
+from tessella.models.base import Model
 
 NEIGHBOURS = 3
 GROUPS = 10

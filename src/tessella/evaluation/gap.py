@@ -20,16 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tessella.core.device import precise
+from tessella.core.errors import SpecError
+from tessella.core.rng import Noise
+from tessella.core.schema import Batch
 from tessella.data import Split
-from tessella.device import precise
-from tessella.errors import SpecError
-from tessella.evaluation import annealing, local
+from tessella.evaluation import annealing, per_example_posterior
+from tessella.evaluation.results import Estimate, GapEvaluation
+from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.flow import FlowModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.models.model import Model
-from tessella.noise import Noise
-from tessella.records import Batch, Estimate, GapEvaluation
 
 TOLERANCE = 0.3
 """Nats: what the bracket is to come below."""
@@ -225,25 +226,25 @@ def _optimised(
 
     A flow posterior of each example's own is a flow of its own already.
     """
-    latent, owned = math.prod(model.latent_shape), local.weights(model)
-    flows = not owned and latent <= local.LARGEST
-    owned = max(owned, 6 * local.HIDDEN * latent if flows else 1)
-    together = max(1, min(OPTIMISED // (local.DRAWS * model.schema.dims), WEIGHTS // owned))
+    latent, owned = math.prod(model.latent_shape), per_example_posterior.weights(model)
+    flows = not owned and latent <= per_example_posterior.LARGEST
+    owned = max(owned, 6 * per_example_posterior.HIDDEN * latent if flows else 1)
+    together = max(1, min(OPTIMISED // (per_example_posterior.DRAWS * model.schema.dims), WEIGHTS // owned))
     found: list[tuple[Tensor, ...]] = []
     family = "gaussian"
     for first in range(0, len(batch.x), together):
         x = batch.x[first : first + together]
         label = None if batch.label is None else batch.label[first : first + together]
-        own, here = local.amortised(model, x, label), noise.split(f"local{first}")
-        family = "gaussian" if isinstance(own, local.GaussianFamily) else "flow"
-        values = [local.bound(model, x, label, own, here.split("bound"), draws=DRAWS)]
-        local.optimise(model, x, label, own, here.split("own"))
-        values.append(local.bound(model, x, label, own, here.split("own bound"), draws=DRAWS))
+        own, here = per_example_posterior.amortised(model, x, label), noise.split(f"local{first}")
+        family = "gaussian" if isinstance(own, per_example_posterior.GaussianFamily) else "flow"
+        values = [per_example_posterior.bound(model, x, label, own, here.split("bound"), draws=DRAWS)]
+        per_example_posterior.optimise(model, x, label, own, here.split("own"))
+        values.append(per_example_posterior.bound(model, x, label, own, here.split("own bound"), draws=DRAWS))
         tell(3, 5)
         if flows:
-            flow = local.with_flow(model, x, own, here.split("flow"))
-            local.optimise(model, x, label, flow, here.split("flow"))
-            values.append(local.bound(model, x, label, flow, here.split("flow bound"), draws=DRAWS))
+            flow = per_example_posterior.with_flow(model, x, own, here.split("flow"))
+            per_example_posterior.optimise(model, x, label, flow, here.split("flow"))
+            values.append(per_example_posterior.bound(model, x, label, flow, here.split("flow bound"), draws=DRAWS))
         found.append(tuple(values))
     bound, own_bound, *rest = (torch.cat(parts) for parts in zip(*found, strict=True))
     return bound, own_bound, rest[0] if rest else None, family

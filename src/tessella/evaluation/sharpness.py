@@ -16,8 +16,9 @@ import math
 import torch
 from torch import Tensor
 
-from tessella.errors import SpecError
-from tessella.records import Against, Schema
+from tessella.core.errors import SpecError
+from tessella.core.schema import Schema
+from tessella.evaluation.results import Against
 
 CUT = 0.25
 """Of Nyquist's frequency."""

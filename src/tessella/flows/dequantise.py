@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tessella.core.rng import Noise
 from tessella.networks.conv import ResidualBlock
 from tessella.networks.mlp import Perceptron
-from tessella.noise import Noise
 
 EDGE = 2.0**-12
 """How near to 0 or 1 u comes: float32 then still tells x + u from the next value when it has been through a flow."""

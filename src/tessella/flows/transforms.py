@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessella.device import precise
+from tessella.core.device import precise
 from tessella.networks.conv import ResidualBlock
 
 

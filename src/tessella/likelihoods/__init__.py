@@ -14,13 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-from tessella.contracts import Likelihood
-from tessella.errors import SpecError
-from tessella.likelihoods.factorised import Bernoulli, Categorical, FixedGaussian, Gaussian
+from tessella.core.contracts import Likelihood
+from tessella.core.errors import SpecError
+from tessella.core.registry import find
+from tessella.core.schema import Schema, Values
+from tessella.likelihoods.independent import Bernoulli, Categorical, FixedGaussian, Gaussian
 from tessella.likelihoods.logistic import LogisticMixture
 from tessella.likelihoods.shared import DEFAULTS
-from tessella.records import Schema, Values
-from tessella.registry import find
 
 __all__ = [
     "Bernoulli",

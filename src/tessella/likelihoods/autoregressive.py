@@ -13,12 +13,12 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.contracts import Likelihood, Wire
-from tessella.errors import SpecError
+from tessella.core.contracts import Likelihood, Wire
+from tessella.core.errors import SpecError
+from tessella.core.schema import Schema
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.likelihoods.shared import StoredValues, Units, by_position, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, CausalWalk
-from tessella.records import Schema
 
 FEATURES, FEATURES_OF_A_NUMBER = 32, 16
 WIDTH, WIDTH_OF_COLOUR = 64, 96

@@ -12,11 +12,11 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.contracts import Likelihood, Wire
-from tessella.entropy_coding import tell_split
-from tessella.errors import SpecError
+from tessella.core.contracts import Likelihood, Wire
+from tessella.core.entropy_coding import tell_split
+from tessella.core.errors import SpecError
+from tessella.core.schema import Schema
 from tessella.likelihoods.shared import BYTE_HALF, StoredValues, Units, checked, require_values
-from tessella.records import Schema
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
 HALF_BIN = 0.5 / BYTE_HALF

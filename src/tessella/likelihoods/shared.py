@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 from torch.distributions.constraints import Constraint
 
-from tessella.contracts import Wire
-from tessella.errors import SpecError
-from tessella.records import Schema, Values
+from tessella.core.contracts import Wire
+from tessella.core.errors import SpecError
+from tessella.core.schema import Schema, Values
 
 BYTE_HALF = 127.5
 """Half of the range of a byte: x / BYTE_HALF - 1 is in [-1, 1]."""

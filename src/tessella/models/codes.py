@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from tessella.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, Wire
-from tessella.divergences import PointMass
-from tessella.errors import SpecError
-from tessella.models.model import Model
+from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, Wire
+from tessella.core.distributions import PointMass
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Latent, Sampling, Terms
+from tessella.core.rng import Noise
+from tessella.models.base import Model
+from tessella.models.spec import ModelOptions
 from tessella.networks.pyramid import Merge, Pyramid
-from tessella.noise import Noise
 from tessella.priors.uniform import Uniform
-from tessella.records import Latent, Sampling, Terms
-from tessella.spec import ModelOptions
 
 Codes = Sequence[Tensor]
 """The codes of each level `[B, *code_shape]` int64, coarsest first."""

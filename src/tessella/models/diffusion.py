@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from tessella.core.outputs import Latent, Sampling, Terms
+from tessella.core.rng import Noise
 from tessella.diffusion.chain import Chain
-from tessella.diffusion.observation import Observation
+from tessella.diffusion.discretized_likelihood import Observation
 from tessella.diffusion.schedule import alpha, over, sigma
-from tessella.models.model import Model
-from tessella.noise import Noise
-from tessella.records import Latent, Sampling, Terms
-from tessella.spec import ModelOptions
+from tessella.models.base import Model
+from tessella.models.spec import ModelOptions
 
 TIMES = 16
 """Evaluations an example where noise is fixed: eight noise levels, each twice."""

@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.types import _size
 
-from tessella.contracts import Likelihood, Prior, Wire
-from tessella.errors import SpecError
+from tessella.core.contracts import Likelihood, Prior, Wire
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Latent, Sampling, Terms
+from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.flows.dequantise import Dequantizer
 from tessella.flows.transforms import Transform
 from tessella.likelihoods.shared import StoredValues, Units, over_channels
-from tessella.models.model import Model
-from tessella.noise import Noise
-from tessella.records import Latent, Sampling, Schema, Terms
-from tessella.spec import ModelOptions
+from tessella.models.base import Model
+from tessella.models.spec import ModelOptions
 
 NEAR = 1e-3
 """Units of the data's scale: real values that far apart count as the same."""

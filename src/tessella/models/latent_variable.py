@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tessella.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior
-from tessella.divergences import kl, kl_closed, kl_per_unit
-from tessella.errors import SpecError
-from tessella.models.model import Model
-from tessella.noise import Noise
+from tessella.core.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior
+from tessella.core.distributions import kl, kl_closed, kl_per_unit
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Latent, Passage, Sampling, Terms
+from tessella.core.rng import Noise
+from tessella.models.base import Model
+from tessella.models.spec import ModelOptions
 from tessella.priors.standardised import check_options
-from tessella.records import Latent, Passage, Sampling, Terms
-from tessella.spec import ModelOptions
 
 
 class LatentVariableModel(Model):

@@ -9,20 +9,22 @@ from dataclasses import fields, replace
 from inspect import signature
 from typing import Any
 
-from tessella import registry
-from tessella.contracts import Bottleneck, Encoder, Likelihood, Prior, Quantizer
+from tessella.core import registry
+from tessella.core.contracts import Bottleneck, Encoder, Likelihood, Prior, Quantizer
+from tessella.core.errors import SpecError
+from tessella.core.schema import Schema
 from tessella.diffusion.chain import Chain
-from tessella.diffusion.observation import Observation
+from tessella.diffusion.discretized_likelihood import Observation
 from tessella.diffusion.schedule import NoiseSchedule
-from tessella.errors import SpecError
 from tessella.flows.dequantise import UniformDequantizer, VariationalDequantizer
-from tessella.flows.pictures import PictureFlow
+from tessella.flows.multiscale import PictureFlow
 from tessella.flows.vectors import VectorFlow
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.models.codes import CodeModel
 from tessella.models.diffusion import DiffusionModel
 from tessella.models.flow import FlowModel
 from tessella.models.latent_variable import LatentVariableModel
+from tessella.models.spec import ModelOptions, Objective
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan
 from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
@@ -30,8 +32,6 @@ from tessella.networks.paper import PaperDecoder, PaperEncoder
 from tessella.networks.unet import UNet
 from tessella.priors.logistic import StandardLogistic
 from tessella.priors.normal import StandardNormal
-from tessella.records import Schema
-from tessella.spec import ModelOptions, Objective
 
 
 def AE(schema: Schema, **options: Any) -> LatentVariableModel:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessella.contracts import Decoder, Encoder
+from tessella.core.contracts import Decoder, Encoder
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessella.contracts import Decoder, Encoder
+from tessella.core.contracts import Decoder, Encoder
 
 
 class ResidualLayer(nn.Module):

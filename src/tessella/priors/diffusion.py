@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from tessella.contracts import Prior
+from tessella.core.contracts import Prior
+from tessella.core.rng import Noise
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.schedule import NoiseSchedule, alpha
 from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.unet import UNet
-from tessella.noise import Noise
 
 TIMES, FIXED = 8, 32
 """Evaluations an example that a measured `log_prob` is estimated from, with noise and without."""

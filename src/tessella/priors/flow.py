@@ -15,8 +15,8 @@ from torch.types import _size
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.transforms import MonotonicRQSTransform
 
-from tessella.contracts import Prior
-from tessella.noise import Noise
+from tessella.core.contracts import Prior
+from tessella.core.rng import Noise
 
 BINS = 8
 START = 0.01

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tessella.fixed_batch import even_block
+from tessella.core.fixed_batch import even_block
+from tessella.core.outputs import Sampling
 from tessella.networks.mlp import ResidualLayer
-from tessella.priors.drawing import draw
-from tessella.records import Sampling
+from tessella.priors.sampling import draw
 
 CHUNK = 1 << 24
 """Logits that are kept at once: 64 MiB of them in float32."""

@@ -12,8 +12,8 @@ from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 from torch.types import _size
 
-from tessella.contracts import Prior
-from tessella.noise import Noise
+from tessella.core.contracts import Prior
+from tessella.core.rng import Noise
 
 TINY = 1e-7
 

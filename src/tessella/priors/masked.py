@@ -9,12 +9,12 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
-from tessella.contracts import CodePrior, Wire
-from tessella.entropy_coding import tell_logits
+from tessella.core.contracts import CodePrior, Wire
+from tessella.core.entropy_coding import tell_logits
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding, Transformer
-from tessella.noise import Noise
 from tessella.priors.head import CodeHead
-from tessella.records import Sampling
 
 WIDTH, DEPTH, DROPOUT = 192, 6, 0.1
 STEPS, FEWEST, PASSES = 12, 4, 8

@@ -13,9 +13,9 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.constraints import Constraint
 from torch.types import _size
 
-from tessella.contracts import Bottleneck, Encoder, Prior
-from tessella.errors import SpecError
-from tessella.noise import Noise
+from tessella.core.contracts import Bottleneck, Encoder, Prior
+from tessella.core.errors import SpecError
+from tessella.core.rng import Noise
 
 SPREAD = 0.5
 """Deviation of the means at the start; the scales are such that the whole is of unit variance."""

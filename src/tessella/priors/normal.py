@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from tessella.contracts import Prior
-from tessella.noise import Noise
+from tessella.core.contracts import Prior
+from tessella.core.rng import Noise
 
 
 class StandardNormal(Prior):

@@ -9,14 +9,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tessella.contracts import CodePrior, Wire
-from tessella.entropy_coding import tell_logits
+from tessella.core.contracts import CodePrior, Wire
+from tessella.core.entropy_coding import tell_logits
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
 from tessella.networks.causal_conv import CausalConv, CausalWalk
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding
-from tessella.noise import Noise
-from tessella.priors.drawing import Pick, Progress, draw, filling
 from tessella.priors.head import CodeHead
-from tessella.records import Sampling
+from tessella.priors.sampling import Pick, Progress, draw, filling
 
 WIDTH, DEPTH, DROPOUT = 128, 8, 0.1
 EMBEDDED = 64

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import AffineTransform, TransformedDistribution
 
-from tessella.contracts import Prior
-from tessella.errors import SpecError
-from tessella.noise import Noise
+from tessella.core.contracts import Prior
+from tessella.core.errors import SpecError
+from tessella.core.rng import Noise
 
 
 @final

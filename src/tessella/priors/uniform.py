@@ -9,10 +9,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tessella.contracts import CodePrior, Wire
-from tessella.errors import SpecError
-from tessella.noise import Noise
-from tessella.records import Sampling
+from tessella.core.contracts import CodePrior, Wire
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
 
 
 @final

@@ -1,0 +1,58 @@
+"""Bottlenecks of real numbers: deterministic and Gaussian."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+from tessella.core.contracts import Bottleneck
+from tessella.core.outputs import Passage
+from tessella.core.rng import Noise
+
+
+def position_head(feature_shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """A linear map of each position's features."""
+    return nn.Linear(feature_shape[0], outputs) if len(feature_shape) == 1 else nn.Conv2d(feature_shape[0], outputs, 1)
+
+
+def diagonal_normal(mean: Tensor, deviation: Tensor) -> Independent:
+    """N(mean, diag deviation^2) of `[B, *shape]`, batch shape `[B]`; arguments are not checked, for speed."""
+    return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
+
+
+class Deterministic(Bottleneck):
+    """z = W h: everything may pass, so nothing has a price. The autoencoder's bottleneck."""
+
+    stochastic = False
+
+    def __init__(self, feature_shape: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.head = position_head(feature_shape, channels)
+        self.latent_shape = (channels, *feature_shape[1:])
+
+    def forward(self, features: Tensor, noise: Noise | None) -> Passage:
+        return Passage(self.head(features).float(), None)
+
+
+class DiagonalGaussian(Bottleneck):
+    """q(z | x) = N(mu, diag sigma^2), z = mu + sigma * eps (Kingma & Welling 2013, section 2.4 and appendix C.2).
+
+    log sigma is confined to [-8, 4], so that no first step can overflow; a unit held at a bound still has a
+    correct KL. The head starts near q = N(0, I), that is at a rate near zero.
+    """
+
+    def __init__(self, feature_shape: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.head = position_head(feature_shape, 2 * channels)
+        self.latent_shape = (channels, *feature_shape[1:])
+        with torch.no_grad():
+            for parameter in self.head.parameters():
+                parameter.mul_(0.1)
+
+    def forward(self, features: Tensor, noise: Noise | None) -> Passage:
+        with torch.autocast(features.device.type, enabled=False):
+            mu, log_sigma = self.head(features.float()).chunk(2, dim=1)
+        sigma = log_sigma.clamp(-8, 4).exp()
+        z = mu if noise is None else mu + sigma * noise.normal(*mu.shape, device=mu.device)
+        return Passage(z, diagonal_normal(mu, sigma))

@@ -1,0 +1,94 @@
+"""Claim 17: a condition is obeyed.
+
+A conditional VAE draws as many pictures of every class, and a classifier that never saw the model names the class of
+each. Chance is one in the number of classes; the classifier's own accuracy on unseen data is the most that can be
+expected. The share that is named as asked has a binomial error within a seed and one between seeds; the larger of the
+two counts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tessella.claims.bench import Bench, of_model
+from tessella.claims.claim import Bars, Claim, Measure, Result, Trial, decided, mean_and_error
+from tessella.claims.measuring import CLASSIFIER, classifier
+from tessella.claims.recipes import RATE, UPDATES, latent
+
+CVAE = of_model("cvae", "cvae", latent, steps=UPDATES, learning_rate=RATE)
+SAMPLES, MOST_A_CLASS = 600, 50
+OBEYED = 0.5
+"""More often than not: at least this share of the samples, and more than chance."""
+
+
+def run(bench: Bench) -> Result:
+    names, seeds = bench.schema.classes, bench.seeds
+    judge = classifier(bench)
+    each = max(2, min(MOST_A_CLASS, SAMPLES // len(names)))
+    asked = torch.arange(len(names)).repeat_interleave(each)
+    right = [judge.classes(bench.model(CVAE, seed).sample(len(asked), asked, seed=seed)) == asked for seed in seeds]
+    per_class = torch.stack([r.view(len(names), each).double().mean(1) for r in right])
+    unseen = bench.unseen()
+    ceiling = None if unseen.label is None else float((judge.classes(unseen.x) == unseen.label).double().mean())
+    return judged(per_class.tolist(), each, names, ceiling)
+
+
+def judged(per_class: list[list[float]], each: int, names: tuple[str, ...], ceiling: float | None) -> Result:
+    """The result of the shares of `each` samples of every class that are named as asked, `[seed][class]`.
+
+    Args:
+        ceiling: the classifier's accuracy on unseen data.
+    """
+    shares = [sum(of) / len(of) for of in per_class]
+    mean, between = mean_and_error(shares)
+    chance = 1 / len(names)
+    count = len(shares) * each * len(names)
+    binomial = math.sqrt(max(mean * (1 - mean), 1 / count) / count)
+    above = math.sqrt(chance * (1 - chance) / count)
+    if between is None or binomial > between:
+        error, degrees = binomial, count - 1
+    else:
+        error, degrees = between, len(shares) - 1
+    least = max(OBEYED, chance + 2 * above)
+    trials = [Trial("share of conditional samples that are named as asked", mean, error, degrees, least)]
+    measures = [
+        Measure("named as asked", 100 * mean, 100 * error, "%"),
+        Measure("chance, with its binomial error", 100 * chance, 100 * above, "%"),
+        Measure("standard errors above chance", (mean - chance) / above),
+    ]
+    if ceiling is not None:
+        measures.append(Measure("the classifier on unseen data", 100 * ceiling, None, "%"))
+    of_class = [mean_and_error([100 * of[c] for of in per_class]) for c in range(len(names))]
+    shown = min(len(names), 20)
+    plot = Bars(
+        "samples that are named as asked, by class",
+        tuple(n[:12] for n in names[:shown]),
+        tuple(m for m, _ in of_class[:shown]),
+        tuple(e or 0.0 for _, e in of_class[:shown]),
+        "%",
+    )
+    own = "" if ceiling is None else f", which names {100 * ceiling:.0f} % of unseen data right"
+    sentence = (
+        f"{100 * mean:.1f} % of {count} conditional samples are seen as the class asked for by an independent "
+        f"classifier{own}; chance is {100 * chance:.0f} %"
+    )
+    return decided(sentence, trials, measures, [plot])
+
+
+CLAIM = Claim(
+    number=17,
+    title="A condition is obeyed",
+    hypothesis=(
+        f"More than {100 * OBEYED:.0f} % of a conditional VAE's samples, and more than chance by two of its binomial "
+        "errors, are named as the class that was asked for by an independent classifier."
+    ),
+    measured=(
+        f"up to {MOST_A_CLASS} samples (means of p(x | z)) of every class and seed, named by a small classifier "
+        "trained on the same training split"
+    ),
+    run=run,
+    needs=(CVAE, CLASSIFIER),
+    hindrance=lambda bench: None if bench.classes > 1 else "the data have no classes to be a condition",
+)

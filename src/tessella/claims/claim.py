@@ -1,0 +1,219 @@
+"""What a claim is, and what is found of it.
+
+A claim predicts one or several effects. Each is measured once for every seed, and is judged against its own standard
+error: `Trial`. The claim held if all its effects did, and failed if one did not; a claim that fails is a result.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from tessella.claims.bench import Bench, Recipe
+
+Verdict = Literal["held", "failed", "undecided", "not applicable"]
+
+ONE_SIDED_95 = (math.inf, 6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
+"""Student's t that is passed by chance once in 20, by degrees of freedom."""
+OF_MANY = 1.645
+"""The same for more degrees of freedom than the table has."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that was measured.
+
+    Attributes:
+        error: its standard error over the seeds; None where there is none.
+        unit: `nats`, `bits`, `%`, ...; empty for a pure number.
+    """
+
+    name: str
+    value: float
+    error: float | None = None
+    unit: str = ""
+
+    @classmethod
+    def over(cls, name: str, values: Sequence[float], unit: str = "") -> Measure:
+        """The mean of one value a seed, with its standard error."""
+        mean, error = mean_and_error(values)
+        return cls(name, mean, error, unit)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One effect that a claim predicts, against its standard error.
+
+    It is predicted to lie above `least`, below `most`, or between the two. It held if it does so by its margin, which
+    is that of a one-sided test at 95 %; failed if it lies outside by as much; and is undecided otherwise.
+
+    Attributes:
+        what: the prediction in words.
+        effect: the mean over the seeds.
+        error: its standard error.
+        degrees: of freedom of that error: one less than there are seeds.
+    """
+
+    what: str
+    effect: float
+    error: float
+    degrees: int
+    least: float | None = 0.0
+    most: float | None = None
+    unit: str = ""
+
+    @classmethod
+    def over(
+        cls,
+        what: str,
+        effects: Sequence[float],
+        *,
+        least: float | None = 0.0,
+        most: float | None = None,
+        unit: str = "",
+    ) -> Trial:
+        """Of one effect a seed."""
+        mean, error = mean_and_error(effects)
+        return cls(what, mean, error or 0.0, len(effects) - 1, least, most, unit)
+
+    @classmethod
+    def exact(
+        cls, what: str, effect: float, *, least: float | None = 0.0, most: float | None = None, unit: str = ""
+    ) -> Trial:
+        """Of an effect that is computed and has no error."""
+        return cls(what, effect, 0.0, 1, least, most, unit)
+
+    @property
+    def margin(self) -> float:
+        """By how much the effect may be off: its error times Student's t."""
+        t = ONE_SIDED_95[self.degrees] if self.degrees < len(ONE_SIDED_95) else OF_MANY
+        return t * self.error if self.degrees else math.inf
+
+    @property
+    def verdict(self) -> Verdict:
+        low, high = self.effect - self.margin, self.effect + self.margin
+        if not math.isfinite(self.effect):
+            return "undecided"
+        if (self.least is not None and high <= self.least) or (self.most is not None and low >= self.most):
+            return "failed"
+        if (self.least is None or low > self.least) and (self.most is None or high < self.most):
+            return "held"
+        return "undecided"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart: points (x, y), and the standard error of each y if there is one."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    errors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A chart of lines; with `log` the horizontal axis is in powers of two."""
+
+    title: str
+    across: str
+    series: tuple[Series, ...]
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A chart of bars, one a label, with their standard errors (0: none)."""
+
+    title: str
+    labels: tuple[str, ...]
+    values: tuple[float, ...]
+    errors: tuple[float, ...]
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Rows of pictures, each a label and a `data:` address (`pictures.png_data_uri`)."""
+
+    caption: str
+    rows: tuple[tuple[str, str], ...]
+
+
+Plot = Lines | Bars | Pictures
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found of a claim.
+
+    Attributes:
+        sentence: the finding in one sentence; of what does not apply, the reason.
+        trials: the predicted effects, from which the verdict follows.
+        measures: what else was measured.
+        seconds: how long it took, trainings that it was the first to need included.
+        trained: updates of each model that it looked at, the mean over the seeds.
+    """
+
+    verdict: Verdict
+    sentence: str
+    trials: tuple[Trial, ...] = ()
+    measures: tuple[Measure, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    seconds: float = 0.0
+    trained: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: each trial with its own verdict, each plot with its kind."""
+        record = asdict(self)
+        for kept, trial in zip(record["trials"], self.trials, strict=True):
+            kept["verdict"] = trial.verdict
+        for kept, plot in zip(record["plots"], self.plots, strict=True):
+            kept["kind"] = type(plot).__name__.lower()
+        return record
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the field's story, and the experiment that tests it.
+
+    Attributes:
+        number: as in `tessella claims --only`.
+        title: the claim in a few words.
+        hypothesis: what it predicts, with the thresholds that were fixed before anything was measured.
+        measured: how.
+        run: the experiment. It is asked for only where the claim applies.
+        needs: what it trains by `Bench.get`, so that the time can be divided.
+        hindrance: why it does not apply to this data, in words; None if it does.
+    """
+
+    number: int
+    title: str
+    hypothesis: str
+    measured: str
+    run: Callable[[Bench], Result]
+    needs: tuple[Recipe, ...] = ()
+    hindrance: Callable[[Bench], str | None] = lambda bench: None
+
+
+def decided(
+    sentence: str,
+    trials: Sequence[Trial],
+    measures: Sequence[Measure] = (),
+    plots: Sequence[Plot] = (),
+) -> Result:
+    """The result that follows from these trials: failed if one failed, held if all held, else undecided."""
+    verdicts = {trial.verdict for trial in trials}
+    verdict: Verdict = "failed" if "failed" in verdicts else "held" if verdicts == {"held"} else "undecided"
+    return Result(verdict, sentence, tuple(trials), tuple(measures), tuple(plots))
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error; None of a single value."""
+    mean, count = statistics.fmean(values), len(values)
+    if count < 2:
+        return mean, None
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1) / count)

@@ -1,0 +1,98 @@
+"""What several claims measure with: principal components, and a classifier to compare examples through."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tessella.claims.bench import Recipe
+from tessella.core.schema import Schema
+from tessella.evaluation import classifier as judging
+from tessella.evaluation import fidelity
+from tessella.evaluation.classifier import Classifier
+from tessella.kinds import pictures
+
+if TYPE_CHECKING:
+    from tessella.claims.bench import Bench
+
+COMPONENTS = 32
+SEEN = 30_000
+"""Examples that are enough for the classifier."""
+TRIED = 5
+VIEWABLE = 40
+
+
+@dataclass(frozen=True)
+class Components:
+    """The leading principal components of some data.
+
+    Attributes:
+        center: `[D]`.
+        axes: `[D, k]`, orthonormal.
+        deviations: `[k]`, of the data along each.
+    """
+
+    center: Tensor
+    axes: Tensor
+    deviations: Tensor
+
+    def of(self, x: Tensor, *, whitened: bool = False) -> Tensor:
+        """Stored values `[B, *shape]` along the axes, `[B, k]` float64; whitened to unit variance if asked."""
+        at = (x.flatten(1).double() - self.center) @ self.axes
+        return at / self.deviations if whitened else at
+
+
+def principal(x: Tensor, count: int = COMPONENTS) -> Components:
+    """The `count` leading components of `x` `[N, *shape]` that have any variance."""
+    flat = x.flatten(1).double()
+    center = flat.mean(0)
+    flat = flat - center
+    wide = flat.shape[1] > len(flat)
+    squares, vectors = torch.linalg.eigh(flat @ flat.T if wide else flat.T @ flat)
+    squares, vectors = squares.flip(0)[:count], vectors.flip(1)[:, :count]
+    kept = max(1, int((squares > 1e-9 * squares[0]).sum()))
+    roots = squares[:kept].clamp_min(1e-24).sqrt()
+    axes = flat.T @ vectors[:, :kept] / roots if wide else vectors[:, :kept]
+    return Components(center, axes, roots / (len(x) - 1) ** 0.5)
+
+
+def classifier(bench: Bench) -> Classifier:
+    """The network that all samples are judged through: one for all seeds, of `evaluation.classifier`."""
+    return bench.get(CLASSIFIER, bench.seeds[0])
+
+
+def features_named(bench: Bench) -> str:
+    """What its features are, in words."""
+    learned = {"class": "the class", "rotation": "how a picture was turned", "flip": "how a picture was mirrored"}
+    task = classifier(bench).task
+    return f"features of a small network that learned {learned.get(task, 'to give examples back')} on the same data"
+
+
+def distance(bench: Bench, a: Tensor, b: Tensor) -> float:
+    """Frechet distance of stored values `[N, *shape]` and `[M, *shape]` in the classifier's features.
+
+    The features of the training split have a total variance of 1. Never comparable with published "FID".
+    """
+    look = classifier(bench).features
+    return fidelity.frechet(look(a).double().numpy(), look(b).double().numpy())
+
+
+def row_of(x: Tensor, schema: Schema) -> str:
+    """Examples `[N, *shape]` in a row, as a `data:` address; small pictures are enlarged."""
+    scale = max(1, VIEWABLE // min(schema.shape[1:])) if schema.is_picture else 1
+    return pictures.png_data_uri(pictures.grid(x, schema, len(x), scale=scale))
+
+
+def _classifier(bench: Bench, seed: int, seconds: float) -> Classifier:
+    started = time.perf_counter()
+    judging.trained(bench.data, seen=TRIED * judging.BATCH, seed=seed)
+    pace = (time.perf_counter() - started) / (TRIED * judging.BATCH)
+    seen = SEEN if seconds == float("inf") else int(min(SEEN, max(seconds / pace, 20 * judging.BATCH)))
+    return judging.trained(bench.data, seen=seen, seed=seed)
+
+
+CLASSIFIER = Recipe("classifier", _classifier, once=True)

@@ -1,0 +1,441 @@
+"""The file: a header, and chunks of examples that are coded together. Little endian; numbers of any size are varints.
+
+    magic, version           b"\\xf1TES", 1 byte
+    length, header           4 bytes, then what `Header` lists
+    checksum                 BLAKE2b-64 of all so far
+    chunk, chunk, ...        as `Chunk` lists, until the end of the file:
+        batches, words, spare
+        checksum             BLAKE2b-64 of what the chunk decodes to, with the header's checksum as its key
+        the words            4 bytes each
+        checksum             CRC-32 of the chunk so far
+    file, file, ...          pictures that the model cannot hold, as `Kept` lists:
+        0                    which is no number of batches
+        name, length, bytes  packed by zlib where that is shorter; the length of what they are unpacked
+        checksum             BLAKE2b-64 of name and bytes, with the header's checksum as its key
+        checksum             CRC-32 of all that
+
+A chunk stands or falls as a whole: its examples come from one stack of bits. The inner checksum is of the examples (or
+codes) themselves and of the header, so whatever goes wrong on the way to them is found; the CRC tells a damaged file
+from a machine that rounds in another way. Every length is held against the bytes that are there before memory is taken
+for it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import BinaryIO, Literal, cast, final, get_args
+
+import numpy as np
+
+from tessella.core.entropy_coding import WORD
+from tessella.core.errors import DataError
+from tessella.core.schema import Values
+
+MAGIC, VERSION = b"\xf1TES", 2
+Method = Literal["codes", "lossless", "bits-back"]
+Exactly = Literal["float32", "bfloat16"]
+METHODS, VALUES, PRECISIONS = get_args(Method), get_args(Values), get_args(Exactly)
+HEADER_MOST, TEXT_MOST, SIDE_MOST = 1 << 26, 1 << 12, 1 << 20
+NAMES_MOST = 1 << 25
+"""Bytes of all names, or of all sizes, unpacked."""
+FILE_MOST = 1 << 28
+"""Bytes of a kept file that is packed; a larger one is not."""
+MODES = ("1", "L", "LA", "RGB", "RGBA")
+"""Kinds of pictures that are given back, as Pillow calls them."""
+
+
+@final
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself.
+
+    Attributes:
+        method: the codes alone; codes and then pixels; or latents by bits-back coding and then pixels.
+        model, fingerprint: the composition's name, and 12 hexadecimal digits that name its weights.
+        prior, prior_fingerprint: the kind of prior and its weights; of a prior without weights its name and nothing.
+        values, shape: of one example as the model knows it.
+        count: examples.
+        names: what each is called: a path without ending.
+        sizes: `[N, 2]`, height and width of each picture; empty if all are of the model's own size.
+        modes: what each picture is given back as, of `MODES`, or nothing: as the model has it; empty if all are so.
+        kept: files that are kept as they are, beside the examples.
+        notes: what is not given back of what was there to compress, in words.
+        precision: that encoder and decoder ran in.
+        run: where the run lies, relative to the file: a hint.
+        made: what coded it: versions, machine.
+    """
+
+    method: Method
+    model: str
+    fingerprint: str
+    prior: str
+    prior_fingerprint: str
+    values: Values
+    shape: tuple[int, ...]
+    count: int
+    names: Sequence[str]
+    sizes: np.ndarray
+    precision: Exactly
+    run: str
+    made: str
+    modes: Sequence[str] = ()
+    kept: int = 0
+    notes: str = ""
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether an example has height and width."""
+        return len(self.shape) == 3
+
+    def size(self, number: int) -> tuple[int, ...]:
+        """Height and width of a picture; nothing of a vector."""
+        return tuple(self.sizes[number].tolist()) if len(self.sizes) else self.shape[1:]
+
+    def mode(self, number: int) -> str:
+        """What a picture is given back as; nothing: as the model has it."""
+        return self.modes[number] if self.modes else ""
+
+
+@final
+@dataclass(frozen=True)
+class Chunk:
+    """Examples coded together.
+
+    Attributes:
+        batches: how many examples go through the networks at once, in the order in which they were coded.
+        words: the stack of bits, `[n]` uint32.
+        spare: words that the coder started from, which bits-back decoding gives back.
+        checksum: of what it decodes to, 8 bytes; `sealed` if it is in a file.
+        key: the header's checksum.
+    """
+
+    batches: tuple[int, ...]
+    words: np.ndarray
+    spare: int
+    checksum: bytes
+    key: bytes = b""
+
+    def is_of(self, values: np.ndarray) -> bool:
+        """Whether these values, under this header, were coded."""
+        return sealed(checksum(values), self.key) == self.checksum
+
+
+@final
+@dataclass(frozen=True)
+class Kept:
+    """A file that is kept as it is: its name with its ending, and its bytes."""
+
+    name: str
+    data: bytes
+
+
+@final
+class Numbered(Sequence[str]):
+    """Names that count: `stem-first`, and so on. They take no memory."""
+
+    def __init__(self, stem: str, first: int, count: int) -> None:
+        self.stem, self.first, self._count = stem, first, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index):  # pyright: ignore[reportIncompatibleMethodOverride, reportMissingParameterType]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        return f"{self.stem}-{self.first + index % self._count}"
+
+
+def checksum(values: np.ndarray) -> bytes:
+    """8 bytes of BLAKE2b over the values in their order."""
+    return blake2b(np.ascontiguousarray(values).data, digest_size=8).digest()
+
+
+def sealed(plain: bytes, key: bytes) -> bytes:
+    """The checksum of values bound to a header, so that it holds for them as this header says they are."""
+    return blake2b(plain, key=key, digest_size=8).digest() if key else plain
+
+
+# writing
+
+
+def pack_header(header: Header) -> bytes:
+    """All that comes before the first chunk; its last 8 bytes are the checksum.
+
+    Raises:
+        DataError: if there are more names or sizes than a header holds.
+    """
+    out = bytearray([METHODS.index(header.method), VALUES.index(header.values), PRECISIONS.index(header.precision)])
+    out += _varint(len(header.shape)) + b"".join(_varint(side) for side in header.shape)
+    for text in (header.model, header.prior, header.run, header.made, header.notes):
+        data = text.encode("utf-8", "replace")
+        out += _blob(data if text.isprintable() and len(data) <= TEXT_MOST else b"")
+    out += bytes.fromhex(header.fingerprint) + _blob(bytes.fromhex(header.prior_fingerprint))
+    out += _varint(header.count) + _packed_names(header.names)
+    out += _packed(header.sizes.astype(WORD).tobytes())
+    out += _packed(bytes(MODES.index(mode) + 1 if mode else 0 for mode in header.modes)) + _varint(header.kept)
+    plain = MAGIC + bytes([VERSION]) + struct.pack("<I", len(out)) + bytes(out)
+    return plain + blake2b(plain, digest_size=8).digest()
+
+
+def pack_chunk(chunk: Chunk) -> bytes:
+    head = _varint(len(chunk.batches)) + b"".join(_varint(batch) for batch in chunk.batches)
+    head += _varint(len(chunk.words)) + _varint(chunk.spare) + chunk.checksum
+    whole = head + chunk.words.astype(WORD).tobytes()
+    return whole + struct.pack("<I", zlib.crc32(whole))
+
+
+def pack_file(kept: Kept, key: bytes) -> bytes:
+    """A file that is kept, under the header whose checksum is `key`."""
+    name, packed = kept.name.encode("utf-8", "surrogateescape"), b""
+    if len(kept.data) <= FILE_MOST:
+        packed = zlib.compress(kept.data, 9)
+    shorter = packed if packed and len(packed) < len(kept.data) else kept.data
+    whole = b"\0" + _blob(name) + _varint(len(kept.data)) + _blob(shorter) + sealed(_sum(name, kept.data), key)
+    return whole + struct.pack("<I", zlib.crc32(whole))
+
+
+def _sum(name: bytes, data: bytes) -> bytes:
+    return blake2b(len(name).to_bytes(8, "little") + name + data, digest_size=8).digest()
+
+
+def _packed_names(names: Sequence[str]) -> bytes:
+    stem, dash, first = names[0].rpartition("-") if names else ("", "", "")
+    if dash and first.isdecimal() and len(first) < 10 and stem.isprintable() and len(stem.encode()) <= TEXT_MOST:
+        counted = Numbered(stem, int(first), len(names))
+        if all(a == b for a, b in zip(names, counted, strict=True)):
+            return b"\x01" + _blob(stem.encode()) + _varint(int(first))
+    return b"\x00" + _packed("\0".join(names).encode("utf-8", "surrogateescape"))
+
+
+def _packed(data: bytes) -> bytes:
+    if len(data) > NAMES_MOST:
+        raise DataError(f"these are more names or sizes than a file holds ({NAMES_MOST >> 20} MiB): compress in parts")
+    return _blob(zlib.compress(data, 9))
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the least significant first."""
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _blob(data: bytes) -> bytes:
+    return _varint(len(data)) + data
+
+
+# reading
+
+
+class _Damaged(Exception):
+    """What is wrong, in a few words."""
+
+
+@final
+class Container:
+    """A file that is read: its header at once, its chunks as they are asked for.
+
+    Args:
+        path: the file.
+
+    Raises:
+        DataError: if it is missing, something else, damaged, or a newer version's.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if not os.path.isfile(path):
+            raise DataError(f"no such file: {path}; tessella compress RUN PICTURES -o FILE makes one")
+        self.bytes = os.path.getsize(path)
+        with open(path, "rb") as file:
+            start = file.read(len(MAGIC) + 5)
+            if not self.bytes or start[: len(MAGIC)] != MAGIC[: len(start)]:
+                what = "is empty" if not self.bytes else "is no compressed file"
+                raise DataError(f"{path} {what}: tessella compress makes such files")
+            try:
+                if len(start) < len(MAGIC) + 5:
+                    raise _Damaged("it ends in its header")
+                if (version := start[len(MAGIC)]) != VERSION:
+                    remedy = "upgrade it" if version > VERSION else "decompress it by the tessella that made it"
+                    raise DataError(f"{path} has version {version}; this tessella reads {VERSION}: {remedy}")
+                (length,) = struct.unpack("<I", start[-4:])
+                if length > min(HEADER_MOST, self.bytes):
+                    raise _Damaged("it ends in its header")
+                body, sum_ = file.read(length), file.read(8)
+                if blake2b(start + body, digest_size=8).digest() != sum_:
+                    raise _Damaged("its header's checksum does not match")
+                self.header = _header(_Reader(io.BytesIO(body), length))
+            except _Damaged as error:
+                raise self.damaged(str(error)) from error
+            self._first, self._key = file.tell(), sum_
+
+    def chunks(self) -> Iterator[Chunk]:
+        """The chunks one by one.
+
+        Raises:
+            DataError: if one is damaged, or the file ends early.
+        """
+        return (part for part in self._parts() if isinstance(part, Chunk))
+
+    def files(self) -> Iterator[Kept]:
+        """The files that are kept as they are, one by one; all chunks before them are checked on the way.
+
+        Raises:
+            DataError: if one is damaged, or there are more or fewer than the header says.
+        """
+        number = 0
+        for part in self._parts():
+            if isinstance(part, Kept):
+                number += 1
+                yield part
+        if number != self.header.kept:
+            raise self.damaged(f"it holds {number} of {self.header.kept} kept files")
+
+    def _parts(self) -> Iterator[Chunk | Kept]:
+        with open(self.path, "rb") as file:
+            file.seek(self._first)
+            reader, number, coded = _Reader(file, self.bytes - self._first), 0, True
+            while reader.left:
+                try:
+                    part = _part(reader, self._key)
+                except _Damaged as error:
+                    raise self.damaged(f"chunk {number}: {error}") from error
+                if isinstance(part, Chunk) > coded or (isinstance(part, Kept) and not self.header.kept):
+                    raise self.damaged(f"chunk {number}: it is out of its place")
+                coded, number = isinstance(part, Chunk), number + 1
+                yield part
+
+    def damaged(self, how: str) -> DataError:
+        """What to say of it."""
+        return DataError(f"{self.path} is damaged ({how}): copy it anew or compress again")
+
+
+@final
+class _Reader:
+    """Bytes that come one after the other, and never more than are left."""
+
+    def __init__(self, file: BinaryIO | io.BytesIO, left: int) -> None:
+        self._file, self.left, self.crc = file, left, 0
+
+    def take(self, count: int) -> bytes:
+        if count > self.left:
+            raise _Damaged("it ends early")
+        self.left -= count
+        data = self._file.read(count)
+        if len(data) < count:
+            raise _Damaged("it ends early")
+        self.crc = zlib.crc32(data, self.crc)
+        return data
+
+    def varint(self, most: int = 1 << 48) -> int:
+        number = shift = 0
+        while True:
+            (byte,) = self.take(1)
+            number |= (byte & 127) << shift
+            shift += 7
+            if number > most or shift > 63:
+                raise _Damaged("a number is out of range")
+            if byte < 128:
+                return number
+
+    def blob(self, most: int) -> bytes:
+        return self.take(self.varint(most))
+
+    def text(self, most: int = TEXT_MOST) -> str:
+        text = _text(self.blob(most))
+        if not text.isprintable():
+            raise _Damaged("a text cannot be read")
+        return text
+
+
+def _header(reader: _Reader) -> Header:
+    method, values, precision = (reader.varint(len(known) - 1) for known in (METHODS, VALUES, PRECISIONS))
+    dims = reader.varint(3)
+    shape = tuple(reader.varint(SIDE_MOST) for _ in range(dims))
+    model, prior, run, made, notes = (reader.text() for _ in range(5))
+    fingerprint, prior_fingerprint = reader.take(6).hex(), reader.blob(6).hex()
+    count = reader.varint()
+    if reader.varint(1):
+        stem, first = reader.text(), reader.varint()
+        names: Sequence[str] = Numbered(stem, first, count)
+    else:
+        joined = _unpacked(reader.blob(HEADER_MOST))
+        names = _text(joined).split("\0") if joined.count(b"\0") == count - 1 else []
+    packed = _unpacked(reader.blob(HEADER_MOST))
+    sizes = np.frombuffer(packed[: len(packed) // 8 * 8], WORD).reshape(-1, 2)
+    numbers, kept = _unpacked(reader.blob(HEADER_MOST)), reader.varint()
+    modes = [("", *MODES)[number] for number in numbers] if max(numbers, default=0) <= len(MODES) else ["?"]
+    sound = len(shape) in (1, 3) and 0 not in shape and count + kept and len(names) == count and not reader.left
+    sound = sound and len(modes) in (0, count) and (len(shape) == 3 or not (modes or kept))
+    fitting = not packed or (
+        len(shape) == 3 and len(packed) == 8 * count and 0 < sizes.min() <= sizes.max() < SIDE_MOST
+    )
+    if not sound or not fitting:
+        raise _Damaged("its header contradicts itself")
+    return Header(
+        cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, cast(Values, VALUES[values]),
+        shape, count, names, sizes, cast(Exactly, PRECISIONS[precision]), run, made,
+        modes, kept, notes,
+    )  # fmt: skip
+
+
+def _part(reader: _Reader, key: bytes) -> Chunk | Kept:
+    reader.crc = 0
+    several = reader.varint(reader.left)
+    return _chunk(reader, key, several) if several else _kept(reader, key)
+
+
+def _kept(reader: _Reader, key: bytes) -> Kept:
+    name, length = reader.blob(HEADER_MOST), reader.varint()
+    data, sum_, expected = reader.blob(reader.left), reader.take(8), reader.crc
+    if reader.take(4) != struct.pack("<I", expected):
+        raise _Damaged("its checksum does not match")
+    if length != len(data):
+        if length > FILE_MOST:
+            raise _Damaged("a number is out of range")
+        data = _unpacked(data, length)
+    if sealed(_sum(name, data), key) != sum_:
+        raise _Damaged("it is another file's")
+    return Kept(_text(name), data)
+
+
+def _chunk(reader: _Reader, key: bytes, several: int) -> Chunk:
+    batches = tuple(reader.varint(1 << 24) for _ in range(several))
+    length, spare = reader.varint(reader.left // WORD.itemsize), reader.varint()
+    sum_ = reader.take(8)
+    words = reader.take(length * WORD.itemsize)
+    expected = reader.crc
+    if reader.take(4) != struct.pack("<I", expected):
+        raise _Damaged("its checksum does not match")
+    if 0 in batches or spare > length:
+        raise _Damaged("it contradicts itself")
+    return Chunk(batches, np.frombuffer(words, WORD), spare, sum_, key)
+
+
+def _unpacked(data: bytes, most: int = NAMES_MOST) -> bytes:
+    """What zlib packed, if it is not absurdly long."""
+    unpacker = zlib.decompressobj()
+    try:
+        plain = unpacker.decompress(data, most)
+    except zlib.error as error:
+        raise _Damaged("its names cannot be unpacked") from error
+    if not unpacker.eof or unpacker.unused_data:
+        raise _Damaged("its names cannot be unpacked")
+    return plain
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8", "surrogateescape")
+    except UnicodeDecodeError as error:
+        raise _Damaged("a text cannot be read") from error

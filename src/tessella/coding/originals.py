@@ -1,0 +1,180 @@
+"""What of picture files a model holds exactly. The others are kept beside the coded ones as the files that they are."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from tessella.coding.container import MODES
+from tessella.core.schema import Schema
+from tessella.data.folders.read import opened_picture
+from tessella.kinds import pictures
+from tessella.tasks.generate import read_pictures
+
+COMPARED = 1 << 24
+"""Pixels of a picture up to which it is compared value by value; a larger one is judged by its kind."""
+ORIENTATION = 0x0112
+
+
+@final
+@dataclass(frozen=True)
+class _Judged:
+    """A picture file: its kind, height and width, why the model cannot hold it (or nothing), what is lost of it."""
+
+    mode: str
+    size: tuple[int, int]
+    trouble: str
+    lost: tuple[str, ...]
+
+
+@final
+class Originals:
+    """Judges picture files before they are coded, and remembers what each is to be given back as.
+
+    Args:
+        schema: what the model knows of a picture.
+        lossy: only the codes will be kept: nothing is exact, and no file is kept for it.
+        full_size: pictures keep their sizes.
+
+    Attributes:
+        files: what is kept as it is: the name with its ending, and where it lies.
+        modes: by name, the kind of each picture that is coded.
+        seen, fitted: how many were judged, and how many are of another size than the model's and fitted to it.
+        size: that size.
+    """
+
+    def __init__(self, schema: Schema, *, lossy: bool, full_size: bool) -> None:
+        self._schema, self._lossy, self._full_size = schema, lossy, full_size
+        self.files: list[tuple[str, str]] = []
+        self.modes: dict[str, str] = {}
+        self._troubles: Counter[str] = Counter()
+        self._lost: Counter[str] = Counter()
+        self.fitted = self.seen = 0
+        self.size = schema.shape[1:]
+
+    def keeps(self, name: str, file: str) -> bool:
+        """Whether that file is kept as it is, instead of being coded."""
+        try:
+            judged = self._judged(file)
+        except Exception:  # decoders of broken files raise nearly anything; reading it says what is wrong
+            return False
+        self.seen += 1
+        self._troubles[judged.trouble] += bool(judged.trouble)
+        if judged.trouble and not self._lossy:
+            self.files.append((name + os.path.splitext(file)[1], file))
+            return True
+        self._lost.update(judged.lost)
+        if not self._full_size and judged.size != self.size:
+            self.fitted += 1
+        elif not judged.trouble:
+            self.modes[name] = judged.mode
+        return False
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not given back, or not by the model, a line each."""
+        found, troubles = [], _counted(self._troubles)
+        size = "x".join(map(str, self.size))
+        if self.fitted:
+            found.append(f"pictures of other sizes ({self.fitted:,}) are fitted to {size} pixels")
+        if self.files:
+            found.append(
+                f"{len(self.files):,} of {self.seen:,} pictures, which the model cannot hold exactly, are kept as the "
+                f"files that they are: {troubles}"
+            )
+        elif troubles:
+            found.append(f"pictures are changed before they are coded: {troubles}")
+        if self._lost:
+            found.append(f"not given back of what the files say: {_counted(self._lost)}")
+        return found
+
+    def _judged(self, file: str) -> _Judged:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with opened_picture(file) as image:
+                deep, lost = _deep(image, file), []  # before the file is decoded, for then its depth is forgotten
+                orientation = image.getexif().get(ORIENTATION, 1)
+                if orientation not in (0, 1):
+                    lost.append("turned upright as EXIF says")
+                if image.info.get("icc_profile"):
+                    lost.append("colour profiles")
+                mode, trouble = _mode(image), ""
+                if image.mode in ("P", "PA"):
+                    lost.append("palettes")
+                if getattr(image, "n_frames", 1) > 1:
+                    trouble = "of several frames"
+                elif deep:
+                    trouble = "of another depth than 8 bits"
+                elif mode not in MODES:
+                    trouble = f"of the kind {mode}"
+                large = image.width * image.height > COMPARED
+                lying = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # Pillow turns these itself
+                size = (image.width, image.height) if lying else (image.height, image.width)
+                if trouble or large:
+                    return _Judged(mode, size, trouble or self._by_kind(mode), tuple(lost))
+                upright = ImageOps.exif_transpose(image).convert(mode)
+        size = (upright.height, upright.width)
+        x = read_pictures(self._schema, [file], size)[0]
+        same = np.array_equal(np.asarray(upright), np.asarray(picture(x, self._schema, mode)))
+        return _Judged(mode, size, "" if same else self._why(upright), tuple(lost))
+
+    def _by_kind(self, mode: str) -> str:
+        """The trouble that a picture of that kind may be, where it is not looked at."""
+        channels = self._schema.shape[0]
+        if self._schema.values == "binary":
+            return "" if mode == "1" else "of more than two values"
+        if mode in ("LA", "RGBA") and channels in (1, 3):
+            return "with alpha"
+        return "in colour" if mode.startswith("RGB") and channels < 3 else ""
+
+    def _why(self, upright: Image.Image) -> str:
+        """Why a picture is changed."""
+        if upright.mode in ("LA", "RGBA") and self._schema.shape[0] in (1, 3):
+            low, _ = upright.getchannel("A").getextrema()
+            if low != 255:
+                return "with alpha"
+        return self._by_kind(upright.mode) or "that the model sees otherwise"
+
+
+def picture(x: Tensor, schema: Schema, mode: str = "") -> Image.Image:
+    """A picture `[C, H, W]` of stored values, as one of that kind."""
+    image = pictures.grid(x[None], schema, columns=1, scale=1)
+    return image.convert(mode, dither=Image.Dither.NONE) if mode and image.mode != mode else image
+
+
+def _mode(image: Image.Image) -> str:
+    """The kind that shows all that is in a picture, with its palette looked up."""
+    clear = "transparency" in image.info or image.mode == "PA"
+    if image.mode in ("P", "PA"):
+        return "RGBA" if clear else "RGB"
+    return {"1": "LA", "L": "LA", "RGB": "RGBA"}.get(image.mode, image.mode) if clear else image.mode
+
+
+def _deep(image: Image.Image, file: str) -> bool:
+    """Whether a file holds more or fewer than the 8 bits of each value that Pillow gives."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    if image.format == "AVIF":
+        with open(file, "rb") as opened:
+            start = opened.read(1 << 16)
+        at = start.find(b"av1C")
+        return 0 <= at < len(start) - 6 and bool(start[at + 6] & 0x40)
+    for codec, _, _, args in getattr(image, "tile", ()) if image.format in ("PNG", "TIFF", "PPM") else ():
+        raw = args if isinstance(args, str) else args[0] if args else ""
+        if codec.startswith("ppm") and isinstance(args, tuple) and args[-1] != 255 and image.mode != "1":
+            return True
+        if re.search(r";(1[0-9]|[2-9][0-9])", str(raw)):
+            return True
+    return False
+
+
+def _counted(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common() if count)

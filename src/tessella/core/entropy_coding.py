@@ -1,0 +1,226 @@
+"""Symbols as bits and back: integer tables, a stack of bits, and the two ends of a wire.
+
+The stack is asymmetric numeral coding (Duda 2013; `constriction`, Bamler 2022): what was pushed last is popped first,
+and popping from random bits draws from the table, which bits-back coding lives on (Townsend et al. 2019, section 2).
+
+A table of k symbols is k + 1 integer edges, 0 <= e_0 <= ... <= e_k = 2^24 - 2 k: symbol i has the frequency
+e_(i+1) - e_i + 2 out of 2^24, so nothing is impossible and nothing is certain. Edges are rounded down from cumulated
+probabilities by IEEE operations in a fixed order, and are handed to the coder as they are: whoever has the same
+probabilities has the same table, bit for bit.
+
+Imports beside it: contracts.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, final
+
+import constriction
+import numpy as np
+import torch
+from torch import Tensor
+
+from tessella.core.contracts import Wire
+from tessella.core.errors import DataError
+
+TOTAL = 1 << 24
+"""What the frequencies of a table sum to; constriction's own."""
+WORD = np.dtype("<u4")
+streams: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
+_TABLES = streams.model.Categorical(perfect=False)
+
+
+# tables
+
+
+def edges(cumulated: Tensor) -> Tensor:
+    """Cumulated probabilities `[k + 1, ...]` of any scale and origin as integer edges, in float32, which holds them.
+
+    They must not fall. Where there is no probability at all the last symbol takes it.
+    """
+    symbols, low = len(cumulated) - 1, cumulated[:1]
+    whole = TOTAL - 2 * symbols
+    scale = whole / (cumulated[-1:] - low).clamp_min(torch.finfo(cumulated.dtype).tiny * TOTAL)
+    table = (cumulated - low).mul_(scale).floor_().clamp_max_(whole)
+    table[-1] = whole
+    return table.to(torch.float32)
+
+
+def tell_logits(wire: Wire, logits: Tensor, symbols: Tensor | None) -> Tensor:
+    """Symbols `[n]` with probabilities softmax(logits) `[n, K]`."""
+    cumulated = logits.float().softmax(-1).double().cumsum(-1)
+    return wire.tell(edges(torch.nn.functional.pad(cumulated, (1, 0)).T), symbols)
+
+
+def tell_split(wire: Wire, below: Callable[[Tensor], Tensor], bits: int, value: Tensor | None, zeros: Tensor) -> Tensor:
+    """Integers from 0 to 2^bits - 1, their bits two at a time, the most significant first.
+
+    So a distribution function is asked for 3 values at each of bits / 2 steps, instead of 2^bits - 1.
+
+    Args:
+        below: P(v < t) of whole numbers t, in the shape and dtype of `zeros`: never at 0 and 2^bits. Where rounding
+            lets it fall it is taken to be level.
+        bits: an even number.
+        value: if they are known, in that dtype.
+        zeros: in their shape.
+
+    Returns:
+        The integers, in that shape and dtype.
+    """
+    start, low, high = zeros, zeros, zeros + 1
+    for shift in range(bits - 2, -1, -2):
+        width = 2**shift
+        cumulated = torch.empty(5, *zeros.shape, dtype=zeros.dtype)
+        cumulated[0], cumulated[4] = low, high
+        for j in (1, 2, 3):
+            here = torch.maximum(below(start + j * width), cumulated[j - 1])
+            torch.minimum(here, high, out=cumulated[j])
+        digits = None if value is None else ((value - start) / width).floor_().flatten().long()
+        at = wire.tell(edges(cumulated.flatten(1)), digits)
+        low, high = (ends.view(zeros.shape) for ends in _around(cumulated.flatten(1), at))
+        start = torch.add(start, at.view(zeros.shape), alpha=width)
+    return start
+
+
+def _around(table: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows i and i + 1 of a table `[k + 1, n]` for each column's i: `gather`, several times as fast."""
+    flat, count = table.reshape(-1), table.shape[1]
+    place = torch.add(torch.arange(count), at, alpha=count)
+    return flat.take(place), flat[count:].take(place)
+
+
+# bits
+
+
+@final
+class Stack:
+    """Bits, the last in first out.
+
+    Args:
+        words: `[n]` uint32, as `words()` gave them.
+
+    Raises:
+        DataError: if they are no stack: one never ends in a zero word.
+    """
+
+    def __init__(self, words: np.ndarray | None = None) -> None:
+        try:
+            self._coder: Any = streams.stack.AnsCoder(*(() if words is None else (_native(words),)))
+        except ValueError as error:
+            raise DataError(f"these are no bits that were written ({' '.join(str(error).split())})") from error
+
+    def words(self) -> np.ndarray:
+        """All of it, `[n]` uint32, little endian."""
+        return self._coder.get_compressed().astype(WORD)
+
+    @property
+    def bits(self) -> int:
+        """How many there are."""
+        return self._coder.num_valid_bits()
+
+    def put_under(self, words: np.ndarray) -> None:
+        """Words that will be popped after all others: of a stack that is empty, or began with two words or more.
+
+        A coder that began with nothing has not filled its state, and words under it would change what comes last.
+        """
+        self._coder = streams.stack.AnsCoder(np.concatenate([_native(words), _native(self.words())]))
+
+    def drop_under(self, count: int) -> None:
+        """Forget so many words that would be popped after all others; two that were never popped must be left."""
+        self._coder = streams.stack.AnsCoder(_native(self.words()[count:]))
+
+    def push(self, symbols: np.ndarray, model: Any, *parameters: np.ndarray) -> None:
+        """Symbols `[n]` int32, so that they are popped in their order."""
+        self._coder.encode_reverse(symbols, model, *parameters)
+
+    def pop(self, *model: Any) -> Tensor:
+        """Symbols `[n]` int64; where there are no bits left they are taken to be zeros."""
+        return torch.from_numpy(self._coder.decode(*model)).long()
+
+
+@final
+class Sender(Wire):
+    """Keeps what it is told, and pushes it on a stack at the end, in reverse: popped, it comes in the order told."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._told: list[tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, int]] = []
+
+    @property
+    def bits(self) -> float:
+        """The length of what is kept, by its tables: what the stack will grow by, but for rounding to words."""
+        return sum(
+            len(one) * math.log2(other) if isinstance(other, int) else -float(np.log2(other / TOTAL).sum())
+            for one, other in self._told
+        )
+
+    def tell(self, table: Tensor, symbols: Tensor | None) -> Tensor:
+        at = _known(symbols)
+        left, right = _around(table, at)
+        frequency = right.add_(at + 1, alpha=2).sub_(left.add_(at, alpha=2))
+        if not bool((frequency > 0).all()):
+            raise ValueError("a probability is no number")
+        self._told.append((_int32(left), _int32(frequency)))
+        return at
+
+    def tell_even(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
+        known = _known(symbols)
+        if size > 1:
+            self._told.append((_int32(known), size))
+        return known
+
+    def flush(self) -> None:
+        """Push it all."""
+        for one, other in reversed(self._told):
+            if isinstance(other, int):
+                self._stack.push(one, streams.model.Uniform(other))
+            else:
+                self._stack.push(*_of_three(one, other))
+        self._told.clear()
+
+
+@final
+class Receiver(Wire):
+    """Pops what it is asked for."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+
+    def tell(self, table: Tensor, symbols: Tensor | None) -> Tensor:
+        return self._stack.pop(_TABLES, (table[1:] - table[:-1]).add_(1).T.contiguous().numpy())
+
+    def tell_even(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
+        if size == 1:
+            return torch.zeros(count, dtype=torch.int64)
+        return self._stack.pop(streams.model.Uniform(size), count)
+
+
+def _of_three(left: np.ndarray, frequency: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray]:
+    """Symbols as members of tables of three: to the coder only a symbol's own interval matters.
+
+    The coder adds one to each weight, and weights sum to 2^24 - 3. The symbol is the middle one, or at either end the
+    one that lies there.
+    """
+    first, last = left == 0, left + frequency == TOTAL
+    weights = np.empty((len(left), 3), np.float32)
+    weights[:, 0] = np.where(first, frequency - 1, np.where(last, left - 2, left - 1))
+    weights[:, 2] = np.where(last, frequency - 1, np.where(first, 0, TOTAL - left - frequency - 1))
+    weights[:, 1] = TOTAL - 3 - weights[:, 0] - weights[:, 2]
+    return np.where(first, 0, np.where(last, 2, 1)).astype(np.int32), _TABLES, weights
+
+
+def _known(symbols: Tensor | None) -> Tensor:
+    if symbols is None:
+        raise ValueError("a sender must know the symbols")
+    return symbols
+
+
+def _int32(numbers: Tensor) -> np.ndarray:
+    return numbers.numpy().astype(np.int32)
+
+
+def _native(words: np.ndarray) -> np.ndarray:
+    return words.astype(np.uint32, copy=False) if sys.byteorder == "little" else words.astype(np.uint32)

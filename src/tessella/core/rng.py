@@ -1,0 +1,176 @@
+"""Counter-based random numbers: every draw is a function of (seed, step, stream), or of an example's key too.
+
+So a resumed run draws what the uninterrupted one would have drawn without saving any generator's state, an
+evaluation done twice gives the same digits, and several processes draw what one process with the joined batch
+would draw: each draws the whole joined batch's noise and keeps its own rows.
+
+Training draws a batch's numbers by its step. Measuring draws them by the examples' keys, so that what is found of an
+example depends neither on its neighbours nor on its place among them.
+
+Imports beside it: device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tessella.core.device import has_float64, precise
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+"""The step of SplitMix64's counter, as a signed number."""
+BITS = 24
+"""Random bits in a number: as many as a float32 between 1/2 and 1 tells apart."""
+
+
+@final
+class Noise:
+    """A source of random numbers for one step, or for examples.
+
+    Args:
+        seed: the run's seed.
+        step: the training step, or the batch's number.
+        stream: what the numbers are for; two streams of one step are independent.
+        rank, world: this process and their number; rows `[rank * B, (rank + 1) * B)` of the joined batch are ours.
+        keys: `[B]` int64 (`example_keys`): row i's numbers are then a function of `keys[i]`, and not of i.
+        draw: with keys, the number of the first of an example's draws.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        step: int = 0,
+        stream: str = "",
+        *,
+        rank: int = 0,
+        world: int = 1,
+        keys: Tensor | None = None,
+        draw: int = 0,
+    ) -> None:
+        self.seed, self.step, self.stream, self.rank, self.world = seed, step, stream, rank, world
+        self.keys, self.draw = keys, draw
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._taken = 0
+
+    def split(self, stream: str) -> Noise:
+        """An independent source for the same step and examples."""
+        return Noise(
+            self.seed,
+            self.step,
+            f"{self.stream}/{stream}",
+            rank=self.rank,
+            world=self.world,
+            keys=self.keys,
+            draw=self.draw,
+        )
+
+    def of(self, keys: Tensor) -> Noise:
+        """The same source for examples: each row's numbers come from its own key.
+
+        Of `len(keys) * K` rows, K rows an example one after the other, each row has numbers of its own.
+
+        Args:
+            keys: `[B]` int64, of `example_keys`.
+        """
+        return Noise(self.seed, self.step, self.stream, keys=keys)
+
+    def from_draw(self, draw: int) -> Noise:
+        """The source of an example's draws number `draw` and on, where its draws come in several passes."""
+        if self.keys is None:
+            return self.split(str(draw))
+        return Noise(self.seed, self.step, self.stream, keys=self.keys, draw=draw)
+
+    def normal(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
+        """`shape` draws from N(0, 1), float32; the first axis counts this process's examples."""
+        if self.keys is None:
+            return self._draw(torch.randn, shape, torch.device(device))
+        return _by_quantile(self._integers(self.keys, shape, device)).to(device)
+
+    def uniform(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
+        """`shape` draws from U[0, 1), float32; the first axis counts this process's examples."""
+        if self.keys is None:
+            return self._draw(torch.rand, shape, torch.device(device))
+        return (self._integers(self.keys, shape, device).float() * 2.0**-BITS).to(device)
+
+    def spread(self, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """Numbers `[count]` in [0, 1), each uniform and together evenly spread (Kingma et al. 2021, appendix I.1).
+
+        They are spread over the joined batch of all processes; with keys each is drawn by itself.
+        """
+        if self.keys is not None:
+            return self.uniform(count, device=device)
+        shift = Noise(self.seed, self.step, self.stream).uniform(1).item()
+        index = self.rank * count + torch.arange(count, dtype=torch.float64)
+        t = (shift + index / (self.world * count)) % 1.0
+        return t.float().clamp_max(math.nextafter(1.0, 0.0)).to(device)
+
+    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...], device: torch.device) -> Tensor:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._number >> 1)
+        rows = shape[0]
+        joined = draw((rows * self.world, *shape[1:]), generator=self._generators[device], device=device)
+        return joined[self.rank * rows : (self.rank + 1) * rows]
+
+    def _integers(self, keys: Tensor, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
+        """Integers from 0 to 2^24 - 1 of that shape: each row is a SplitMix64 sequence of its own, and goes on where
+        it was left (Steele, Lea & Flood 2014)."""
+        draws, left = divmod(shape[0], len(keys))
+        if left:
+            raise ValueError(f"{shape[0]} rows cannot be those of {len(keys)} examples")
+        home = torch.device(device)
+        keys = keys.to(home if has_float64(home) else "cpu")  # what comes after is in float64
+        number = torch.arange(self.draw, self.draw + draws, device=keys.device)
+        rows = _scrambled(_scrambled(keys ^ (self._number - 2**63))[:, None] + number).reshape(-1)
+        many = math.prod(shape[1:])
+        counter = torch.arange(self._taken, self._taken + many, device=keys.device) * GOLDEN
+        self._taken += many
+        return _shifted(_scrambled(rows[:, None] + counter), 64 - BITS).reshape(shape)
+
+    @property
+    def _number(self) -> int:
+        """Seed, step and stream as one number below 2^64."""
+        key = f"{self.seed}/{self.step}/{self.stream}".encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+def example_keys(x: Tensor) -> Tensor:
+    """What identifies examples `[B, *shape]` wherever they stand: a hash of the stored values, `[B]` int64."""
+    rows = x.detach().cpu().contiguous().flatten(1).numpy()
+    digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
+    return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64)
+
+
+def _by_quantile(integers: Tensor) -> Tensor:
+    """Integers below 2^24 as N(0, 1), float32: the quantile of the middle of each one's share."""
+    return torch.special.ndtri((precise(integers) + 0.5) * 2.0**-BITS).float()
+
+
+def _scrambled(x: Tensor) -> Tensor:
+    """The next number of SplitMix64 after the state x: int64, to be read as unsigned."""
+    x = x + GOLDEN
+    x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - 2**64)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Unsigned shift to the right."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's own generators, for draws that take none; what they were is put back for the processor and `device`.
+
+    Of an Apple GPU, whose generator cannot be forked, it is not put back.
+    """
+    kind = device.type if device.type in ("cuda", "xpu") else "cuda"
+    with torch.random.fork_rng(devices=[device] if device.type == kind else [], device_type=kind):
+        torch.manual_seed(seed)
+        yield

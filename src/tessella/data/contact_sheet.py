@@ -1,0 +1,78 @@
+"""What was understood of a data set: in words, and as a contact sheet."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from tessella.data.dataset import Data
+from tessella.data.raw import abridged, shown
+from tessella.kinds.pictures import grid
+
+VALUES = {"binary": "0 or 1", "bytes": "bytes 0 ... 255"}
+CHANNELS = {1: "grey", 2: "grey and alpha", 3: "colour", 4: "colour and alpha"}
+COLUMNS, MOST_CLASSES, UNSORTED = 10, 12, 80
+MARGIN = 8
+
+
+def describe(data: Data) -> str:
+    """What was understood, as plain text of a few lines."""
+    schema = data.schema
+    if schema.is_picture:
+        channels, height, width = schema.shape
+        kind = f"pictures {width} wide, {height} high, {channels} channels ({CHANNELS.get(channels, '?')})"
+    else:
+        kind = f"vectors of {schema.dims} numbers"
+    binarize = data.options["binarize"]
+    values = VALUES.get(schema.values, f"real, {schema.low:.4g} ... {schema.high:.4g} in training")
+    lines = [
+        f"data     {shown(data.spec)}",
+        f"examples {kind}",
+        f"values   {values}" + (f" ({binarize} binarisation)" if binarize and schema.values == "binary" else ""),
+        "splits   "
+        + ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+        + _aside(data.division),
+    ]
+    labels = data.splits["train"].labels
+    if labels is None:
+        lines.append(f"classes  none{_aside(data.labelling)}")
+    else:
+        counts = np.bincount(labels, minlength=len(schema.classes))
+        named = [f"{name} ({count:,})" for name, count in zip(schema.classes, counts.tolist(), strict=True)]
+        how = f" {data.labelling}" if data.labelling else ""
+        lines.append(f"classes  {len(named)}{how}: {abridged(named, 12)}; counted in training")
+    lines += [f"note     {note}" for note in data.notes]
+    return "\n".join(lines)
+
+
+def _aside(text: str) -> str:
+    return f" ({shown(text)})" if text else ""
+
+
+def contact_sheet(data: Data) -> Image.Image:
+    """Training examples: a row for each class, its name on the left, or just some where there are none."""
+    split = data.split("train")
+    if split.labels is None:
+        first = split.batch(np.argsort(split.keys)[:UNSORTED]).x
+        return grid(first, data.schema, COLUMNS)
+    rows = []
+    for number, name in enumerate(data.schema.classes[:MOST_CLASSES]):
+        of = np.flatnonzero(split.labels == number)
+        of = of[np.argsort(split.keys[of])[:COLUMNS]]  # hash order: neighbours are often alike
+        if len(of):
+            x = split.batch(of).x
+            blank = x.new_full((COLUMNS - len(of), *x.shape[1:]), data.schema.low)
+            rows.append((name, grid(torch.cat([x, blank]), data.schema, COLUMNS)))
+    font = ImageFont.load_default(14)
+    texts = [name if len(name) <= 24 else name[:23] + "…" for name in (shown(name) for name, _ in rows)]
+    left = int(max(font.getlength(text) for text in texts)) + 2 * MARGIN
+    width, height = rows[0][1].size
+    mode = "RGB" if rows[0][1].mode in ("L", "RGB") else "RGBA"
+    sheet = Image.new(mode, (left + width, len(rows) * (height + 2) - 2), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (text, (_, row)) in enumerate(zip(texts, rows, strict=True)):
+        top = number * (height + 2)
+        sheet.paste(row.convert(mode), (left, top))
+        pen.text((MARGIN, top + height // 2), text, fill="black", font=font, anchor="lm")
+    return sheet

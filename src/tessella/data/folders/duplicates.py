@@ -1,0 +1,201 @@
+"""The same example more than once: told by its content, kept on one side of a split, and counted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import replace
+
+import numpy as np
+
+from tessella.data.folders.readers import Rows
+from tessella.data.raw import WHOLE, Found, Part, mixed
+
+WHOLE_BYTES, PIECE, PIECES = 1 << 20, 1 << 16, 10
+"""Files up to the first are hashed whole; of larger ones so many pieces of so many bytes, evenly spaced."""
+
+CHUNK_BYTES = 1 << 20
+
+
+def file_hash(item: str | bytes) -> int:
+    """Hash a file's content to 64 bits, the same wherever it lies and whatever it is called.
+
+    Args:
+        item: a path, or the content. Files above `WHOLE_BYTES` are told by their length and `PIECES` samples.
+
+    Raises:
+        OSError: if it cannot be read, or is no regular file.
+    """
+    if isinstance(item, bytes):
+        return int.from_bytes(hashlib.blake2b(item, digest_size=8).digest(), "little")
+    with open_regular(item) as file:
+        length = os.fstat(file.fileno()).st_size
+        digest = hashlib.blake2b(digest_size=8)
+        if length <= WHOLE_BYTES:
+            digest.update(file.read())
+        else:
+            digest.update(length.to_bytes(8, "little"))
+            for at in np.linspace(0, length - PIECE, PIECES).astype(np.int64).tolist():
+                file.seek(at)
+                digest.update(file.read(PIECE))
+    return int.from_bytes(digest.digest(), "little")
+
+
+def whole_hash(path: str) -> int:
+    """Hash all of a file to 64 bits."""
+    with open_regular(path) as file:
+        return int.from_bytes(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest(), "little")
+
+
+def open_regular(path: str):
+    """Open a file for reading if it is a regular one: a named pipe would wait for ever.
+
+    Raises:
+        OSError: if it is not, or cannot be opened.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError("no regular file")
+    return file
+
+
+def row_hashes(x: np.ndarray) -> np.ndarray:
+    """Hash each row's bytes to 64 bits: `[N, ...]` to uint64 `[N]`.
+
+    A sum over the row's 8-byte words of `mixed(word ^ a_j) * b_j`, mixed once more.
+    """
+    count, width = len(x), x[0].nbytes
+    words = -(-width // 8)
+    salts = mixed(np.arange(words, dtype=np.uint64))
+    factors = mixed(salts) | np.uint64(1)
+    done = np.empty(count, np.uint64)
+    step = max(1, CHUNK_BYTES // max(1, 8 * words))
+    for start in range(0, count, step):
+        piece = np.ascontiguousarray(x[start : start + step])
+        padded = np.zeros((len(piece), 8 * words), np.uint8)
+        padded[:, :width] = piece.reshape(len(piece), -1).view(np.uint8)
+        done[start : start + step] = (mixed(padded.view(np.uint64) ^ salts) * factors).sum(1, dtype=np.uint64)
+    return mixed(done)
+
+
+def distinct_keys(content: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """A key for each example of its content `[N]`, and for the second, third ... of the same content another one.
+
+    Args:
+        order: `[N]` row numbers; who comes first in it is the first of its content.
+    """
+    by = order[np.argsort(content[order], kind="stable")]
+    ordered = content[by]
+    starts = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    at = np.arange(len(by))
+    nth = at - np.maximum.accumulate(np.where(starts, at, 0))
+    keys = np.empty_like(content)
+    keys[by] = np.where(nth == 0, ordered, mixed(ordered ^ mixed(nth.astype(np.uint64))))
+    return keys
+
+
+def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """One number for all examples that are the same once decoded, as files `content` `[N]` or as `x` `[N, ...]`."""
+    _, inverse = np.unique(row_hashes(x), return_inverse=True)
+    least = np.full(int(inverse.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(least, inverse, content)
+    return least[inverse]
+
+
+def settle(found: Found, classes: tuple[str, ...]) -> None:
+    """Tell examples by their content, in place: `content` and `groups` of all parts, and notes.
+
+    Picture files of a given test (valid) split that training has too are left out of it; so are those of valid that
+    test has. In arrays, whose rows are known by their numbers, they are only counted; so are rows of tables, which may
+    well repeat.
+
+    Args:
+        classes: the names of the labels.
+    """
+    for part in found.parts.values():
+        if part.content is None and isinstance(part.x, np.ndarray):
+            part.content = row_hashes(part.x)
+    if any(part.content is None for part in found.parts.values()):
+        return
+    pictures = any(not isinstance(part.x, np.ndarray) or part.x.ndim == 4 for part in found.parts.values())
+    what = "pictures" if pictures else "rows"
+    for name, earlier in (("test", ("train",)), ("valid", ("train", "test"))):
+        for other in earlier:
+            if name in found.parts and other in found.parts:
+                _keep_apart(found, name, other, what)
+    for name, part in found.parts.items():
+        _count_repeats(found, name, part, what, classes)
+        if pictures and part.groups is None:
+            part.groups = _groups(part, found.by_content)
+
+
+def _keep_apart(found: Found, name: str, other: str, what: str) -> None:
+    part, seen = found.parts[name], found.parts[other].content
+    assert part.content is not None
+    assert seen is not None
+    same = np.isin(part.content, seen)
+    number, where = int(same.sum()), "training" if other == "train" else other
+    if not number:
+        return
+    if what == "rows":
+        found.notes.append(f"{number:,} of {len(same):,} {name} rows occur in {where} too")
+        return
+    said = f"{number:,} of {len(same):,} {name} pictures are byte-identical to {where} pictures"
+    if not found.by_content:  # rows of arrays are known by their numbers
+        found.notes.append(f"{said}: what is measured on {name} is not all of unseen pictures")
+        return
+    if number == len(same):
+        del found.parts[name]
+        found.origins.pop(name, None)
+        found.notes.append(f"{said}: the {name} split is cut out of training instead")
+        return
+    found.parts[name] = part_of(part, np.flatnonzero(~same))
+    found.notes.append(f"{said}; they were left out of the {name} split")
+
+
+def _count_repeats(found: Found, name: str, part: Part, what: str, classes: tuple[str, ...]) -> None:
+    assert part.content is not None
+    values, inverse, counts = np.unique(part.content, return_inverse=True, return_counts=True)
+    repeats = len(part.content) - len(values)
+    if not repeats:
+        return
+    of = f"{len(part.content):,} {what}" if name == WHOLE else f"{len(part.content):,} {name} {what}"
+    if what == "rows":
+        found.notes.append(f"{repeats:,} of {of} repeat an earlier one exactly")
+        return
+    said = f"{repeats:,} of {of} are byte-identical to others ({len(values):,} different ones)"
+    found.notes.append(f"{said}; the same picture is never on two sides of a split")
+    if part.labels is None:
+        return
+    low, high = np.full(len(values), np.iinfo(np.int64).max), np.full(len(values), np.iinfo(np.int64).min)
+    np.minimum.at(low, inverse, part.labels)
+    np.maximum.at(high, inverse, part.labels)
+    torn = np.flatnonzero((counts > 1) & (low != high))
+    if len(torn):
+        first, second = (classes[int(end[torn[0]])] for end in (low, high))
+        found.notes.append(
+            f"the same picture has more than one class {len(torn):,} times, first one both {first} and {second}"
+        )
+
+
+def _groups(part: Part, by_content: bool) -> np.ndarray | None:
+    assert part.content is not None
+    _, first, inverse = np.unique(part.content, return_index=True, return_inverse=True)
+    if len(first) == len(part.content):
+        return None
+    return part.content if by_content else part.keys[first][inverse]
+
+
+def part_of(part: Part, rows: np.ndarray) -> Part:
+    """Some rows of a part."""
+    return replace(
+        part,
+        x=part.x[rows] if isinstance(part.x, np.ndarray) else Rows(part.x, rows),
+        labels=None if part.labels is None else part.labels[rows],
+        keys=part.keys[rows],
+        groups=None if part.groups is None else part.groups[rows],
+        factors={name: values[rows] for name, values in part.factors.items()},
+        content=None if part.content is None else part.content[rows],
+    )

@@ -1,0 +1,351 @@
+"""Vectors in tables: csv and the like, and parquet. A row is an example, a column one of its numbers.
+
+What a table does not say is decided by its cells, and each decision is a note: whether the first line names the
+columns, which columns are row numbers, which one is the class, and whether a comma is a decimal point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+from tessella.core.errors import DataError
+from tessella.core.schema import Schema
+from tessella.data import limits
+from tessella.data.arrays import LARGEST_FLOAT, rounding
+from tessella.data.raw import WHOLE, Found, Part, abridged, index_keys, one_line, shown
+from tessella.data.tables.columns import (
+    EXACT_IN_DOUBLE,
+    Column,
+    Style,
+    arrow_columns,
+    is_header,
+    is_pandas_index,
+    is_unnamed,
+    style_of,
+    text_column,
+)
+from tessella.data.tables.delimited import read_cells
+
+if TYPE_CHECKING:
+    import pyarrow
+
+PARQUET = (".parquet", ".pq")
+LABEL_COLUMNS = ("label", "class", "target")
+MOST_CLASSES = 100
+
+
+@final
+@dataclass(frozen=True)
+class Read:
+    """A table, read.
+
+    Attributes:
+        columns: all of one length.
+        named: whether the names are the file's; if not, they only say where a column stands.
+        index: names of the columns that pandas stored as the index.
+    """
+
+    columns: list[Column]
+    named: bool = True
+    index: tuple[str, ...] = ()
+
+
+def table(path: str, label: str | None = None, like: Schema | None = None) -> Found:
+    """Read a text table or a parquet file, a row an example.
+
+    Args:
+        path: the file; a text table may be gzipped.
+        label: the name of the column that holds the class.
+        like: what the rows must look like: columns are matched by name with it, and stored as its are.
+
+    Raises:
+        DataError: if it cannot be read, a column is no numbers or has gaps, or the columns are not those of `like`.
+    """
+    notes: list[str] = []
+    read = _parquet(path) if Path(path).suffix.lower() in PARQUET else _text(path, notes, like)
+    return _vectors(read, {WHOLE: slice(None)}, path, notes, label, like)
+
+
+def vectors(reads: Mapping[str, pyarrow.Table], where: str, notes: list[str], label: str | None = None,
+            like: Schema | None = None) -> Found:  # fmt: skip
+    """Make vectors of tables with the same columns, one a split.
+
+    Raises:
+        DataError: as `table`.
+    """
+    import pyarrow
+
+    try:
+        together = pyarrow.concat_tables(list(reads.values()), promote_options="permissive")
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{where}: the splits have different columns: {one_line(error)}") from None
+    ends = np.cumsum([read.num_rows for read in reads.values()]).tolist()
+    rows = {name: slice(a, b) for name, a, b in zip(reads, [0, *ends], ends, strict=False)}
+    return _vectors(Read(arrow_columns(together, where)), rows, where, notes, label, like)
+
+
+# reading
+
+
+def _text(path: str, notes: list[str], like: Schema | None) -> Read:
+    cells = read_cells(path, notes)
+    first = [column[0].as_py().strip() for column in cells.columns]
+
+    def columns(names: Sequence[str], start: int, style: Style) -> list[Column]:
+        return [
+            text_column(name, column.slice(start), style) for name, column in zip(names, cells.columns, strict=True)
+        ]
+
+    below = columns(first, 1, "plain")
+    style = style_of(below, cells, path, notes)
+    if style != "plain":
+        below = columns(first, 1, style)
+    known = set(like.columns) if like is not None else set()
+    if (known and known <= set(first)) or is_header(first, below, notes):
+        return Read(below)
+    if cells.comment:
+        notes.append("the columns are named by the comment line above them")
+        return Read(columns(cells.comment, 0, style))
+    notes.append("the first line holds an example: no column has a name")
+    return Read(columns([f"column {k + 1}" for k in range(len(first))], 0, style), named=False)
+
+
+def _parquet(path: str) -> Read:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        meta = file.metadata
+        limits.check_size(path, 8 * meta.num_rows * meta.num_columns, Path(path).stat().st_size, "save it as .npy")
+        read = file.read()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise DataError(f"{path} cannot be read: {one_line(error)}") from None
+    index = [name for name in (read.schema.pandas_metadata or {}).get("index_columns", []) if isinstance(name, str)]
+    return Read(arrow_columns(read, path), index=tuple(index))
+
+
+# columns to vectors
+
+
+def _vectors(
+    read: Read, rows: Mapping[str, slice], where: str, notes: list[str], label: str | None, like: Schema | None
+) -> Found:
+    if not read.columns or not len(read.columns[0].values):
+        raise DataError(f"{where} has no rows: give at least one example")
+    known = like.columns if like is not None else ()
+    columns = _without_row_numbers(read, known, notes) if read.named else read.columns
+    chosen = _class_column(columns, where, label, like, notes)
+    data = [column for column in columns if column is not chosen]
+    if not data:
+        raise DataError(f"{where} has no columns of numbers beside the label")
+    if known:
+        data = _matched(data, known, where, notes) if read.named else _in_place(data, known, where, notes)
+    _check_numbers(data, where)
+    x = _joined(data, where, notes)
+    if like is not None and like.values == "real":
+        x = x if x.dtype.kind == "f" or any(like.offset) else x.astype(np.float64)
+    if not known and len(data) > 1 and len(x) > 2 and data[0].whole and (np.diff(data[0].values) == 1).all():
+        notes.append(f"{data[0].name} counts the rows and is taken for data: remove it if it means nothing")
+    labels = None if chosen is None else _labels(chosen, where)
+    parts = {}
+    for name, of in rows.items():
+        part = x[of]
+        parts[name] = Part(part, None if labels is None else labels[of], index_keys(len(part), name), name=where)
+    return Found(parts, notes=notes, columns=tuple(column.name for column in data) if read.named else known)
+
+
+def _without_row_numbers(read: Read, known: tuple[str, ...], notes: list[str]) -> list[Column]:
+    """The columns that hold something, each with a name of its own."""
+    left = [c.name for c in read.columns if c.name not in known and (c.name in read.index or is_pandas_index(c.name))]
+    columns = [column for column in read.columns if column.name not in set(left)]
+    held = [c for c in columns if not is_unnamed(c.name) or len(c.missing) < len(c.values)]
+    if len(held) < len(columns):
+        notes.append(f"{len(columns) - len(held)} columns without a name or a value were left out")
+        columns = held
+    while len(columns) > 1 and columns[0].name not in known and _is_row_numbers(columns[0]):
+        left.append(columns.pop(0).name or "the first column, which has no name")
+    if left:
+        notes.append(f"row numbers or row names were left out: {abridged(left)}")
+    names: dict[str, None] = {}
+    for place, column in enumerate(columns):
+        name = column.name or f"column {place + 1}"
+        again = name if name not in names else next(n for k in count(1) if (n := f"{name}.{k}") not in names)
+        if again != name:
+            notes.append(f"{shown(name)} names several columns: a later one is called {shown(again)}")
+        elif not column.name:
+            notes.append(f"a column without a name is taken for data and called {name}")
+        names[again] = None
+    return [replace(column, name=name) for column, name in zip(columns, names, strict=True)]
+
+
+def _is_row_numbers(column: Column) -> bool:
+    """Whether a first column is what pandas or R puts there: the index, named or not."""
+    if is_unnamed(column.name):
+        return column.whole or column.kind in ("text", "dates")
+    if column.name.lower() not in ("index", "level_0") or not column.whole:
+        return False
+    return np.array_equal(np.sort(column.values) - column.values.min(), np.arange(len(column.values)))
+
+
+def _class_column(
+    columns: list[Column], where: str, label: str | None, like: Schema | None, notes: list[str]
+) -> Column | None:
+    """The column that holds the class: the one that is asked for, or one whose name and values both say so."""
+    if label is not None:
+        chosen = [c for c in columns if c.name == label] or [c for c in columns if c.name.lower() == label.lower()]
+        if not chosen and like is None:
+            names = abridged([column.name for column in columns], 12)
+            raise DataError(f"{where} has no column {shown(label)!r} to take the class from; it has {names}")
+        return chosen[0] if chosen else None
+    known = like.columns if like is not None else ()
+    named = [c for name in LABEL_COLUMNS for c in columns if c.name.lower() == name and c.name not in known]
+    for column in named:
+        if like is not None and (known or len(columns) - 1 == like.dims):
+            return column
+        against = _no_class(column)
+        if not against:
+            notes.append(f"column {column.name} holds the class")
+            return column
+        notes.append(f"column {column.name} {against}: taken for data; --label {column.name} makes it the class")
+    return None
+
+
+def _no_class(column: Column) -> str:
+    """What speaks against a column's being the class; empty if nothing does."""
+    values = np.delete(column.values, column.missing)
+    if column.kind != "numbers":
+        return "" if len(set(values.tolist())) <= max(20, len(values) // 2) else "holds too many different texts"
+    if values.dtype.kind == "f" and not np.array_equal(values, np.round(values)):
+        return "holds fractions"
+    different, most = len(np.unique(values)), max(2, min(MOST_CLASSES, len(values) // 3))
+    return "" if different <= most else f"holds {different} different numbers in {len(values)} rows"
+
+
+def _labels(column: Column, where: str) -> np.ndarray:
+    if len(column.missing):
+        raise DataError(
+            f"{where} has {len(column.missing)} empty cells in the label column {column.name}, the first in row "
+            f"{column.missing[0] + 1}: fill or remove these rows"
+        )
+    if column.kind == "numbers" and column.values.dtype != object:
+        if column.values.dtype.kind == "f" and not np.array_equal(column.values, np.round(column.values)):
+            raise DataError(f"{where}: column {column.name} holds fractions, which are no classes: name another label")
+        return column.values
+    return np.array([str(value) for value in column.values])
+
+
+def _matched(data: list[Column], known: tuple[str, ...], where: str, notes: list[str]) -> list[Column]:
+    """The columns in the order of `known`.
+
+    Raises:
+        DataError: naming those that are missing and those that are unknown.
+    """
+    by_name = {column.name: column for column in data}
+    missing = [name for name in known if name not in by_name]
+    unknown = [name for name in by_name if name not in set(known)]
+    if missing or unknown:
+        lacks = [f"lacks {abridged(missing)}"] if missing else []
+        has = [f"has {abridged(unknown)}, which it was not trained on"] if unknown else []
+        raise DataError(
+            f"{where} has not the columns that the model was trained on: it {' and '.join(lacks + has)}; rename, add "
+            "or remove columns"
+        )
+    if tuple(by_name) != known:
+        notes.append("the columns are in another order than the model's: matched by their names")
+    return [by_name[name] for name in known]
+
+
+def _in_place(data: list[Column], known: tuple[str, ...], where: str, notes: list[str]) -> list[Column]:
+    if len(data) != len(known):
+        raise DataError(
+            f"{where} has {len(data)} columns without names, the model was trained on {len(known)}: {abridged(known)}; "
+            "name them in the first line"
+        )
+    notes.append(f"no column has a name: taken in the order of the model's, {abridged(known)}")
+    return [replace(column, name=name) for column, name in zip(data, known, strict=True)]
+
+
+def _check_numbers(data: list[Column], where: str) -> None:
+    """Refuse columns that are no numbers or have gaps.
+
+    Raises:
+        DataError: naming all of them, where, and what to do.
+    """
+    troubles: dict[str, list[str]] = {}
+    for column in data:
+        for trouble, said in _troubles(column):
+            troubles.setdefault(trouble, []).append(said.removeprefix("column "))
+    if troubles:
+        said = "; ".join(f"{t} {abridged(troubles[t])}: {remedy}" for t, remedy in REMEDIES.items() if t in troubles)
+        raise DataError(f"{where} has {said}")
+
+
+TOO_LARGE = "whole numbers too large to keep in columns"
+REMEDIES = {
+    "dates or times in columns": "write them as numbers, such as days since the first, or remove them",
+    "no numbers in columns": "remove them, write them as numbers, or name one as the class with --label",
+    "empty cells in columns": "fill or remove these rows",
+    "infinite values in columns": "replace them or remove these rows",
+    "values too large for 32 bits in columns": "give them in larger units",
+    TOO_LARGE: "remove them if they are identifiers, or subtract a constant",
+}
+
+
+def _troubles(column: Column) -> list[tuple[str, str]]:
+    """What keeps a column from being numbers: the trouble, and the column with where it lies. Rows count from 1."""
+    dates, texts, empty, infinite, large, whole = REMEDIES
+    values, found = column.values, []
+    if column.kind != "numbers":
+        held = dict.fromkeys(str(value) for value in values[:1000] if value is not None)
+        what = f"{column.name} ({', '.join(list(held)[:3])}{', ...' if len(held) > 3 else ''})"
+        found.append((dates if column.kind == "dates" else texts, what))
+    if len(column.missing):
+        found.append((empty, f"{column.name} ({len(column.missing):,}, the first in row {column.missing[0] + 1:,})"))
+    if column.kind != "numbers" or values.dtype.kind in "bui":
+        return found
+    if values.dtype == object:
+        row = next(i for i, value in enumerate(values) if value is not None and abs(value) > EXACT_IN_DOUBLE)
+        return [*found, (whole, f"{column.name} ({values[row]} in row {row + 1:,})")]
+    wrong = np.flatnonzero(np.isinf(values))
+    if len(wrong):
+        found.append((infinite, f"{column.name} ({len(wrong):,}, the first in row {wrong[0] + 1:,})"))
+    wrong = np.flatnonzero(np.isfinite(values) & (np.abs(values) > LARGEST_FLOAT))
+    if len(wrong):
+        found.append((large, f"{column.name} ({values[wrong[0]]:g} in row {wrong[0] + 1:,})"))
+    return found
+
+
+def _joined(data: list[Column], where: str, notes: list[str]) -> np.ndarray:
+    """`[N, D]`, exactly: int64 or uint64 where all numbers are whole, else float64.
+
+    Raises:
+        DataError: naming a column whose whole numbers are beyond what the type of the others keeps apart.
+    """
+    arrays = [column.values for column in data]
+    if all(column.whole for column in data):
+        if all(a.dtype != np.uint64 for a in arrays):
+            return np.stack([a.astype(np.int64, copy=False) for a in arrays], axis=1)
+        if all(a.dtype == np.uint64 or not (a < 0).any() for a in arrays):
+            return np.stack([a.astype(np.uint64, copy=False) for a in arrays], axis=1)
+    changed = [c for c in data if c.values.dtype.kind in "iu" and _beyond_double(c.values)]
+    merged = [c for c in changed if c.values.min() < c.values.max()]
+    if merged:
+        named = abridged([f"{c.name} (up to {c.values.max()})" for c in merged])
+        raise DataError(f"{where} has {TOO_LARGE} {named}: {REMEDIES[TOO_LARGE]}")
+    if changed:
+        notes.append(rounding([c.name for c in changed]))
+    return np.stack([a.astype(np.float64, copy=False) for a in arrays], axis=1)
+
+
+def _beyond_double(values: np.ndarray) -> bool:
+    """Whether whole numbers are so large that float64 need not hold them."""
+    return max(abs(int(values.min())), int(values.max())) > EXACT_IN_DOUBLE

@@ -1,0 +1,101 @@
+"""p(x | z_0): what x was, given the least noisy latent. All else that is to be said of x is in p(z_0).
+
+Imports beside it: likelihoods.
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, Normal
+from torch.types import _size
+
+from tessella.core.contracts import Likelihood, Wire
+from tessella.core.schema import Schema
+from tessella.diffusion.discrete_denoiser import posterior
+from tessella.likelihoods.independent import LEVELS, BernoulliLogits, ByteLogits
+from tessella.likelihoods.shared import BYTE_HALF, StoredValues, Units, checked, over_channels
+
+SCALE_FLOOR = 1e-3
+
+
+@final
+class Observation(Likelihood):
+    """Binary values and bytes: p(x | z_0) proportional to prod_d N(z_0d; alpha_0 y(x_d), sigma_0^2), normalised over
+    the values that x_d can have (Kingma et al. 2021, section 3.3). Real values: N(x; z_0 / alpha_0, exp(gamma_0)), a
+    density whose scale is learned with gamma_0: a thousandth of the data's at least, so that it cannot grow unbounded.
+
+    Parameters: `[B, 2 C, *spatial]` (vectors `[B, 2 D]`): z_0 / alpha_0 and its log precision, -gamma_0.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(schema)
+        self.units = Units(schema)
+
+    @property
+    def levels(self) -> int:
+        """How many values a number has; 0: any real one."""
+        return {"binary": 2, "bytes": LEVELS, "real": 0}[self.schema.values]
+
+    @property
+    def parameter_channels(self) -> int:
+        return 2 * self.schema.shape[0]
+
+    def to_network(self, x: Tensor) -> Tensor:
+        return self.units.to_network(x)
+
+    def forward(self, parameters: Tensor) -> Distribution:
+        location, log_precision = checked(parameters, self.schema, self.parameter_channels).chunk(2, dim=1)
+        if not self.levels:
+            sigma = (log_precision / -2).exp().clamp_min(SCALE_FLOOR)
+            normal = Normal(self.units.to_stored(location), self.units.scale * sigma, validate_args=False)
+            return Independent(normal, location.dim() - 1, validate_args=False)
+        if self.levels == 2:
+            return BernoulliLogits(2 * location * log_precision.exp())
+        return NoisyBytes(location, log_precision.exp())
+
+
+@final
+class NoisyBytes(StoredValues):
+    """Independent bytes: p(v) proportional to exp(-precision / 2 (v / 127.5 - 1 - location)^2).
+
+    Args:
+        location, precision: `[B, *event_shape]`.
+    """
+
+    def __init__(self, location: Tensor, precision: Tensor) -> None:
+        self.location, self.precision = location, precision.expand_as(location)
+        super().__init__(location.shape[0], location.shape[1:])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._each(value).flatten(1).sum(1)
+
+    def by_position(self, value: Tensor) -> Tensor:
+        return over_channels(self._each(value))
+
+    def _each(self, value: Tensor) -> Tensor:
+        _, log_total = posterior(self.location, self.precision, LEVELS)
+        off = value.to(self.location.dtype) / BYTE_HALF - 1 - self.location
+        return -off.square() * self.precision / 2 - log_total
+
+    @property
+    def mean(self) -> Tensor:
+        return ((posterior(self.location, self.precision, LEVELS)[0] + 1) * BYTE_HALF).clamp(0, LEVELS - 1)
+
+    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+        told = [
+            self._logits(i).tell(wire, None if value is None else value[i : i + 1]) for i in range(self.batch_shape[0])
+        ]
+        return torch.cat(told)
+
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        rows = [self._logits(i).sample(sample_shape) for i in range(self.batch_shape[0])]
+        return torch.cat(rows, len(sample_shape))
+
+    def _logits(self, i: int) -> ByteLogits:
+        """One example's, all 256 values of them."""
+        y = torch.arange(LEVELS, dtype=self.location.dtype, device=self.location.device) / BYTE_HALF - 1
+        off = y.view(-1, *[1] * len(self.event_shape)) - self.location[i]
+        return ByteLogits((off.square() * self.precision[i] / -2).unsqueeze(0))

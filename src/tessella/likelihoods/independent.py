@@ -1,0 +1,242 @@
+"""Likelihoods under which the values of one example are independent given the drawing."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+from torch.nn import functional as F
+from torch.types import _size
+
+from tessella.core.contracts import Likelihood, Wire
+from tessella.core.entropy_coding import edges, tell_logits
+from tessella.core.errors import SpecError
+from tessella.core.schema import Schema
+from tessella.likelihoods.shared import StoredValues, Units, checked, over_channels, require_values
+
+LEVELS = 256
+SCALE_FLOOR = 1e-3
+
+
+@final
+class Bernoulli(Likelihood):
+    """Binary values: p(x | z) = prod_d p_d^x_d (1 - p_d)^(1 - x_d), with p = sigmoid(parameters).
+
+    Parameters: `[B, C, *spatial]` (vectors `[B, D]`), the logits.
+
+    Raises:
+        SpecError: if the values are not binary; cross-entropy against grey values is no likelihood.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(schema)
+        require_values(schema, "binary", "Bernoulli")
+        self.units = Units(schema)
+
+    @property
+    def parameter_channels(self) -> int:
+        return self.schema.shape[0]
+
+    def to_network(self, x: Tensor) -> Tensor:
+        return self.units.to_network(x)
+
+    def initial_bias(self) -> Tensor:
+        """Zeros: both values equally probable."""
+        return torch.zeros(self.parameter_channels)
+
+    def forward(self, parameters: Tensor) -> Distribution:
+        return BernoulliLogits(checked(parameters, self.schema, self.parameter_channels))
+
+
+@final
+class BernoulliLogits(StoredValues):
+    """Independent bits, from logits `[B, *event_shape]`; `log_prob` takes any dtype."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        super().__init__(logits.shape[0], logits.shape[1:])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._each(value).flatten(1).sum(1)
+
+    def by_position(self, value: Tensor) -> Tensor:
+        return over_channels(self._each(value))
+
+    def _each(self, value: Tensor) -> Tensor:
+        with torch.autocast(self.logits.device.type, enabled=False):
+            value = value.to(self.logits.dtype)
+            return -F.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
+
+    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+        zero = torch.sigmoid(-self.logits.float()).flatten()
+        table = edges(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)]))
+        told = wire.tell(table, None if value is None else value.flatten().long())
+        return told.view(self.logits.shape).float()
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self.logits)
+
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        with torch.no_grad():
+            return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
+
+
+@final
+class Categorical(Likelihood):
+    """A free probability for each of the 256 values of a byte, each pixel and channel independent given z.
+
+    Parameters: `[B, 256 * C, *spatial]` (vectors `[B, 256 * D]`), the logits, laid out as `[B, 256, C, *spatial]`.
+
+    Raises:
+        SpecError: if the values are not bytes.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(schema)
+        require_values(schema, "bytes", "categorical")
+        self.units = Units(schema)
+
+    @property
+    def parameter_channels(self) -> int:
+        return LEVELS * self.schema.shape[0]
+
+    def to_network(self, x: Tensor) -> Tensor:
+        return self.units.to_network(x)
+
+    def initial_bias(self) -> Tensor:
+        """Zeros: all values equally probable."""
+        return torch.zeros(self.parameter_channels)
+
+    def forward(self, parameters: Tensor) -> Distribution:
+        parameters = checked(parameters, self.schema, self.parameter_channels)
+        return ByteLogits(parameters.reshape(len(parameters), LEVELS, -1, *parameters.shape[2:]))
+
+
+@final
+class ByteLogits(StoredValues):
+    """Independent bytes, from logits `[B, 256, *event_shape]`."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        super().__init__(logits.shape[0], logits.shape[2:])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self._each(value).flatten(1).sum(1)
+
+    def by_position(self, value: Tensor) -> Tensor:
+        return over_channels(self._each(value))
+
+    def _each(self, value: Tensor) -> Tensor:
+        with torch.autocast(self.logits.device.type, enabled=False):
+            return -F.cross_entropy(self.logits, value.to(torch.int64), reduction="none")
+
+    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+        told = []
+        for i, logits in enumerate(self.logits.movedim(1, -1)):  # one at a time: 256 numbers a value
+            known = None if value is None else value[i].flatten().long()
+            told.append(tell_logits(wire, logits.flatten(0, -2), known))
+        return torch.stack(told).view(self.batch_shape + self.event_shape).float()
+
+    @property
+    def mean(self) -> Tensor:
+        values = torch.arange(LEVELS, dtype=self.logits.dtype, device=self.logits.device)
+        return torch.einsum("bv...,v->b...", self.logits.softmax(1), values)
+
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        with torch.no_grad():
+            weights = self.logits.movedim(1, -1).softmax(-1)
+            draws = torch.multinomial(weights.reshape(-1, LEVELS), math.prod(sample_shape), replacement=True)
+            shape = (*sample_shape, *self.batch_shape, *self.event_shape)
+            return draws.T.reshape(shape).to(self.logits.dtype)
+
+
+@final
+class Gaussian(Likelihood):
+    """Real values: p(x | z) = prod_d N(x_d; mu_d, sigma_d^2), a density of the stored values.
+
+    Parameters: `[B, 2 * C, *spatial]` (vectors `[B, 2 * D]`): first the locations m, then the log scales s, in network
+    units; mu = center + scale * m and sigma = scale * (0.001 + exp(s)). The floor, a thousandth of the data's scale,
+    keeps the density of a value that the decoder can copy from growing without bound.
+
+    Raises:
+        SpecError: if the values are discrete.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__(schema)
+        require_values(schema, "real", "Gaussian")
+        self.units = Units(schema)
+
+    @property
+    def parameter_channels(self) -> int:
+        return 2 * self.schema.shape[0]
+
+    def to_network(self, x: Tensor) -> Tensor:
+        return self.units.to_network(x)
+
+    def initial_bias(self) -> Tensor:
+        """Zeros: the training split's mean and standard deviation."""
+        return torch.zeros(self.parameter_channels)
+
+    def forward(self, parameters: Tensor) -> Distribution:
+        parameters = checked(parameters, self.schema, self.parameter_channels)
+        location, log_scale = parameters.chunk(2, dim=1)
+        return _normal(self.units, location, SCALE_FLOOR + log_scale.clamp(max=20).exp())
+
+
+@final
+class FixedGaussian(Likelihood):
+    """Real values, one scale for all: squared error as a likelihood.
+
+    -log p(x | z) = sum_d (x_d - mu_d)^2 / (2 sigma_d^2) + log sigma_d + log(2 pi) / 2, a density of the stored values,
+    with sigma_d = scale_d * (0.001 + exp(log_scale)), where scale_d is the data's and `log_scale` is one learned
+    number. Learned, it finds the weight of the squared error that a fixed unit variance only guesses
+    (Rybkin et al. 2021, "sigma-VAE", section 3).
+
+    Parameters: `[B, C, *spatial]` (vectors `[B, D]`), the locations in network units.
+
+    Args:
+        scale: sigma in units of the data's scale, held fixed; None to learn it, from 1.
+
+    Raises:
+        SpecError: if the values are discrete, or the scale is not positive.
+    """
+
+    def __init__(self, schema: Schema, scale: float | None = None) -> None:
+        super().__init__(schema)
+        require_values(schema, "real", "fixed-scale Gaussian")
+        if scale is not None and not (scale > 0 and math.isfinite(scale)):
+            raise SpecError(f"the fixed-scale Gaussian's scale must be positive, not {scale}")
+        self.units = Units(schema)
+        self.fixed_scale = scale
+        self.log_scale = nn.Parameter(torch.zeros(())) if scale is None else None
+
+    @property
+    def parameter_channels(self) -> int:
+        return self.schema.shape[0]
+
+    def to_network(self, x: Tensor) -> Tensor:
+        return self.units.to_network(x)
+
+    def initial_bias(self) -> Tensor:
+        """Zeros: the training split's mean."""
+        return torch.zeros(self.parameter_channels)
+
+    def forward(self, parameters: Tensor) -> Distribution:
+        parameters = checked(parameters, self.schema, self.parameter_channels)
+        if self.log_scale is None:
+            sigma = parameters.new_tensor(self.fixed_scale)
+        else:
+            sigma = SCALE_FLOOR + self.log_scale.to(parameters.dtype).clamp(max=20).exp()
+        return _normal(self.units, parameters, sigma)
+
+
+def _normal(units: Units, location: Tensor, sigma: Tensor) -> Distribution:
+    """N(location, sigma^2) of network units as a distribution over the stored ones."""
+    with torch.autocast(location.device.type, enabled=False):
+        normal = Normal(units.to_stored(location), units.scale * sigma, validate_args=False)
+    return Independent(normal, location.dim() - 1, validate_args=False)

@@ -1,0 +1,189 @@
+"""What every model can do, whatever it is composed of.
+
+Imports beside it: spec.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from tessella.core import registry
+from tessella.core.contracts import Likelihood
+from tessella.core.errors import SpecError
+from tessella.core.outputs import Latent, Sampling, Terms
+from tessella.core.rng import Noise, seeded
+from tessella.core.schema import Schema
+from tessella.evaluation.results import Evaluation
+from tessella.models.spec import ModelOptions, Objective
+
+
+class Model(nn.Module, ABC):
+    """A joint distribution p(x, z) with its inference network q(z | x).
+
+    Args:
+        name: of the composition: its name in the catalogue, or any other for one of your own.
+        likelihood: p(x | z); it knows what an example looks like.
+        options: what the composition was made with; kept so that a run can be built again.
+        conditional: whether the parts see the label.
+    """
+
+    latent_shape: tuple[int, ...]
+    """Shape of one example's z."""
+    learning_rate: float = 2e-3
+    """What suits it at the height of training, unless another is asked for."""
+
+    def __init__(self, name: str, likelihood: Likelihood, options: ModelOptions | None, *, conditional: bool) -> None:
+        super().__init__()
+        self.name, self.likelihood, self.options = name, likelihood, options or ModelOptions()
+        self.conditional = conditional
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether there is a p(z), so that new examples can be drawn."""
+        return True
+
+    @property
+    def has_bound(self) -> bool:
+        """Whether z has a rate, so that rate + distortion bounds -log p(x)."""
+        return True
+
+    @abstractmethod
+    def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
+        """Stored values `[B, *shape]` to z `[B, *latent_shape]` and its rate `[B]` in nats.
+
+        With `noise` z is a draw from q(z | x), else its mean.
+        """
+
+    @abstractmethod
+    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+        """p(x | z) over stored values, batch shape `[B]`, for z `[B, *latent_shape]`."""
+
+    @abstractmethod
+    def sample_prior(
+        self,
+        count: int,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """z ~ p(z), `[count, *latent_shape]`.
+
+        Args:
+            label: `[count]`, for a conditional model.
+            sampling: how freely is drawn.
+            progress: told (steps done, steps in all) by a prior that draws in many steps.
+
+        Raises:
+            SpecError: if there is no prior, or cut-offs are asked of real numbers.
+        """
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
+    ) -> Terms:
+        """The bound's terms of stored values `[B, *shape]`, nats per example.
+
+        With `noise` the distortion is a one-sample estimate of -E_q log p(x | z) (Kingma & Welling 2013, eq. 10);
+        without, it is taken at the posterior's mean, which is no bound. With `draws` it is the mean of that many
+        z_k ~ q(z | x), whose log p(x, z_k) - log q(z_k | x) are given too; the encoder runs once.
+
+        Raises:
+            SpecError: if draws are asked of a model without a prior.
+        """
+
+    @abstractmethod
+    def compile_networks(self) -> None:
+        """Let `torch.compile` compile the networks when they are first used; likelihood and rate stay as they are."""
+
+    @property
+    def schema(self) -> Schema:
+        """What one example looks like."""
+        return self.likelihood.schema
+
+    @property
+    def objective(self) -> Objective:
+        """What training minimises; no bound depends on it."""
+        return self.options.objective
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+        """The mean of p(x | z) at the posterior's mean: stored units, float32, `[B, *shape]`."""
+        return self.decode(self.encode(x, label).z, label).mean
+
+    @torch.no_grad()
+    def sample(
+        self,
+        count: int,
+        label: Tensor | None = None,
+        *,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        draw: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """New examples `[count, *shape]`, float32 in stored units: z ~ p(z), then the mean of p(x | z).
+
+        Args:
+            label: `[count]`, for a conditional model.
+            sampling: how freely is drawn from the prior.
+            draw: draw x ~ p(x | z) too, instead of taking its mean.
+            progress: as of `sample_prior`.
+
+        Raises:
+            SpecError: if there is no prior to sample from.
+        """
+        z = self.sample_prior(count, label, seed=seed, sampling=sampling, progress=progress)
+        with seeded(seed, self.device):
+            drawing = self.decode(z, label)
+            return drawing.sample() if draw else drawing.mean
+
+    def evaluate(self, data: Any, split: str = "test", **options: Any) -> Evaluation:
+        """Measure this model on a split of `data` (of `open_data`); options as of `evaluation.bounds.evaluate`."""
+        measure = registry.find("evaluation", "bounds").load()
+        return measure(self, data.split(split), data=data.spec, split_name=split, **options)
+
+    def seen(self, label: Tensor | None) -> Tensor | None:
+        """The label if the parts may see it.
+
+        Raises:
+            SpecError: if they must and there is none.
+        """
+        if not self.conditional:
+            return None
+        if label is None:
+            raise SpecError(f"the model {self.name} is conditional: it needs a label for every example")
+        return label
+
+    def uncut(self, sampling: Sampling | None) -> Sampling:
+        """How freely real numbers are drawn.
+
+        Raises:
+            SpecError: if cut-offs are asked for, which are of codes.
+        """
+        sampling = sampling or Sampling()
+        if sampling.top_k is not None or sampling.top_p is not None:
+            raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
+        return sampling
+
+    def without_prior(self) -> SpecError:
+        """What to say when the rate is needed and there is none."""
+        if self.has_prior:
+            return SpecError(
+                f"the model {self.name} has a prior, but its z is a point and has no rate: train a vae instead"
+            )
+        return SpecError(
+            f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit one to sample "
+            "from (tessella prior RUN --kind flow)"
+        )

@@ -1,0 +1,183 @@
+"""Files of examples in a folder: what cannot be written is refused first, and then all of them are there or none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+import unicodedata
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import final
+
+from tessella.core.errors import DataError, RunError
+from tessella.core.text import shown
+from tessella.storage.files import place
+
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+"""Names that Windows keeps for devices, with any ending."""
+CHECKED = 100_000
+"""Names that are held against the folder before the first is written; the others when they are put there."""
+
+
+def target(folder: str, name: str, ending: str = ".png") -> Path:
+    """The file of an example of that name, inside the folder.
+
+    Raises:
+        DataError: if the name leads out of it, or a folder on the way is a link.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
+        raise DataError(f"{shown(name)!r} is no name of an example: it leads out of the folder {folder}")
+    try:
+        return place(folder, _allowed(name + ending) if os.name == "nt" else name + ending)
+    except RunError as error:
+        raise DataError(str(error)) from error
+
+
+@final
+class Outputs:
+    """Writes a file for each name into a folder, all of them or none: they are put in place when all are written.
+
+    Args:
+        folder: made if it is not there.
+        names: paths from there, with `/`, each to be followed by `ending`.
+        others: paths from there that are whole.
+        overwrite: replace files that are there.
+
+    Raises:
+        DataError: if a name leads out of the folder, is too long, is another's on this system, or is there already.
+    """
+
+    def __init__(
+        self, folder: str, names: Sequence[str], ending: str, others: Sequence[str] = (), *, overwrite: bool = False
+    ) -> None:
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise DataError(f"{folder} is no folder: give one to write into")
+        self.folder, self._overwrite = Path(folder), overwrite
+        self._made: list[Path] = []
+        self._written: list[tuple[Path, Path]] = []
+        some = [*(name + ending for name in names[:CHECKED]), *others]
+        paths = [target(folder, name, "") for name in some]
+        self._check_lengths(paths)
+        if not overwrite:
+            self._refuse([path for path in paths if os.path.lexists(path)])
+        if os.name == "nt" and (changed := sum(_allowed(name) != name for name in some)):
+            warnings.warn(f"{changed} names that Windows does not allow were changed", stacklevel=2)
+        self._paths = paths
+
+    def __enter__(self) -> Outputs:
+        try:
+            self._make(self.folder)
+            self._drafts = Path(tempfile.mkdtemp(prefix=".tessella-", dir=self.folder))
+        except OSError as error:
+            self._unmake()
+            raise RunError(f"{self.folder} cannot be written: {error.strerror}; choose another folder") from error
+        try:
+            self._check_alike()
+        except DataError as error:
+            self.__exit__(DataError, error, None)
+            raise
+        return self
+
+    def write(self, name: str, save: Callable[[Path], object]) -> None:
+        """Let `save` fill the file of that name, its ending included.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
+        path, draft = target(str(self.folder), name, ""), self._drafts / str(len(self._written))
+        try:
+            save(draft)
+        except OSError as error:
+            raise _unsaved(path, error) from error
+        self._written.append((draft, path))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._put_in_place()
+        finally:
+            shutil.rmtree(self._drafts, ignore_errors=True)
+            self._unmake()
+
+    def _put_in_place(self) -> None:
+        if not self._overwrite:
+            self._refuse([path for _, path in self._written if os.path.lexists(path)])
+        placed: list[Path] = []
+        try:
+            for draft, path in self._written:
+                new = not os.path.lexists(path)
+                try:
+                    self._make(path.parent)
+                    if not new and not self._overwrite:
+                        self._refuse([path])
+                    os.replace(draft, path)
+                except OSError as error:
+                    raise _unsaved(path, error) from error
+                placed += [path] if new else []
+        except BaseException:
+            for path in placed:
+                with suppress(OSError):
+                    path.unlink()
+            raise
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder, and remember it and those above it that were made."""
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        self._made += reversed(missing)
+
+    def _unmake(self) -> None:
+        """Remove the folders that were made, unless something lies in them."""
+        for folder in reversed(self._made):
+            with suppress(OSError):
+                folder.rmdir()
+
+    def _check_lengths(self, paths: Sequence[Path]) -> None:
+        there = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
+        most = os.pathconf(there, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        for path in paths:
+            if max(len(os.fsencode(part)) for part in path.parts) > most:
+                raise DataError(
+                    f"the name {shown(path.name[:40])}... is longer than the {most} bytes that a name may have"
+                )
+
+    def _check_alike(self) -> None:
+        """Whether the folder holds all names apart; on some systems it does not if they differ by case or accents."""
+        alike = (self.folder / self._drafts.name.swapcase()).exists()
+        seen: dict[str, Path] = {}
+        for path in self._paths:
+            key = unicodedata.normalize("NFC", str(path)).casefold() if alike else str(path)
+            if key in seen:
+                raise DataError(
+                    f"{seen[key]} and {path} are one name in {self.folder}: choose a folder that holds them apart"
+                )
+            seen[key] = path
+
+    def _refuse(self, there: Sequence[Path]) -> None:
+        """Raises DataError if there are any."""
+        if there:
+            more = f" and {len(there) - 1:,} others" if len(there) > 1 else ""
+            raise DataError(f"{there[0]}{more} exist already: choose another folder with -o, or give --overwrite")
+
+
+def _allowed(name: str) -> str:
+    """A path that Windows takes: without its devices' names, signs and ends."""
+    parts = []
+    for part in name.split("/"):
+        part = re.sub(r'[<>:"\\|?*\x00-\x1f]', "_", part)
+        if part[-1:] in (".", " ") and part.strip("."):
+            part = f"{part[:-1]}_"
+        parts.append(f"_{part}" if part.partition(".")[0].rstrip().lower() in RESERVED else part)
+    return "/".join(parts)
+
+
+def _unsaved(path: Path, error: OSError) -> RunError:
+    reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+    return RunError(f"{path} cannot be saved: {reason}; nothing was written")

@@ -1,0 +1,318 @@
+"""Tensors in files: safetensors that carry numbers and a checksum, and a budget for what is built to hold them.
+
+Imports beside it: files, stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from tessella.core.errors import RunError, TessellaError
+from tessella.storage import validation
+from tessella.storage.files import write_atomic
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+SPARE_BYTES, SPARE_TENSORS = 1 << 26, 4_000
+"""What a small model may take besides what its tensors say."""
+MOST_SIDE, MOST_NEW = 1 << 16, 1 << 31
+"""What a model may take that nothing is kept of yet: its sides, and its bytes at 8 a number."""
+T = TypeVar("T")
+Kind = tuple[torch.dtype, tuple[int, ...]]
+"""Type and shape of a tensor."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Tensors by name, and the numbers that go with them."""
+
+    tensors: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+@final
+@dataclass(frozen=True)
+class Header:
+    """What a file of tensors says that it holds; its size is in accord with it.
+
+    Attributes:
+        path: of the file.
+        kinds: type and shape of each tensor.
+        progress: the numbers that go with them.
+        digest: the checksum, 64 hexadecimal digits.
+    """
+
+    path: Path
+    kinds: dict[str, Kind]
+    progress: dict[str, Any]
+    digest: str
+
+    @property
+    def bytes(self) -> int:
+        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.kinds.values())
+
+    @property
+    def largest(self) -> int:
+        """The largest count that what is built for these tensors can have: of one's sides, or of them."""
+        return max([len(self.kinds), *(side for _, shape in self.kinds.values() for side in shape)])
+
+
+# files
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+    """Tensors and numbers as one safetensors file that carries its own checksum."""
+    plain: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        t = tensor.detach().to("cpu", copy=False).contiguous()
+        at = t.untyped_storage().data_ptr()
+        plain[name] = t.clone() if at in memory else t  # safetensors takes no two names of the same memory
+        memory.add(at)
+    note = {"progress": json.dumps(progress), "sha256": digest_of(plain)}
+    write_atomic(path, lambda draft: save_file(plain, draft, note))
+
+
+def read_header(path: Path) -> Header:
+    """What a file that `write_tensors` wrote holds, without reading it.
+
+    Raises:
+        RunError: if the file is missing, or no such file.
+    """
+    try:
+        return _header(path)
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{path} is missing: there is no checkpoint yet; let the run train on, or --resume it"
+        ) from error
+    except (validation.Malformed, OSError) as error:
+        raise _damaged(path, getattr(error, "strerror", None) or str(error)) from error
+
+
+def read_tensors(path: Path, header: Header | None = None) -> State:
+    """What `write_tensors` wrote.
+
+    Args:
+        header: what the file was found to hold before.
+
+    Raises:
+        RunError: if the file is missing, truncated, or not what was written.
+    """
+    header = header or read_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in header.kinds}
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+    if header.digest != digest_of(tensors):
+        raise _damaged(path, "its checksum does not match")
+    return State(tensors, header.progress)
+
+
+def _damaged(path: Path, why: str) -> RunError:
+    return RunError(f"{path} is damaged ({why}): copy it anew or train again")
+
+
+def _header(path: Path) -> Header:
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(file, "rb") as opened:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise validation.Malformed("it is no regular file")
+        start = opened.read(8)
+        length, rest = int.from_bytes(start, "little"), status.st_size - 8
+        if len(start) < 8 or length > rest or length > validation.MOST_BYTES:
+            raise validation.Malformed("its header is longer than it can be")
+        text = opened.read(length)
+    try:
+        record = validation.parse(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise validation.Malformed("its header is no text") from error
+    if not isinstance(record, dict):
+        raise validation.Malformed("its header names no tensors")
+    notes = record.pop("__metadata__", {})
+    entries: dict[str, _Entry] = validation.fitted(dict[str, _Entry], record, "its header")
+    if not isinstance(notes, dict) or not isinstance(notes.get("progress"), str):
+        raise validation.Malformed("its header has no progress")
+    at = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        first, last = entry.data_offsets
+        numel = math.prod(entry.shape)
+        if entry.dtype not in DTYPES or any(side < 0 for side in entry.shape) or len(entry.shape) > 16:
+            raise validation.Malformed(f"{name[:80]!r} is of a type or shape that is never written")
+        if first != at or last - first != numel * DTYPES[entry.dtype].itemsize:
+            raise validation.Malformed(f"{name[:80]!r} does not lie where its shape {_by(entry.shape)} would have it")
+        at = last
+    if at != rest - length:
+        raise validation.Malformed(f"its tensors would have {at:,} bytes, and there are {rest - length:,}")
+    progress = validation.fitted(dict[str, Any], validation.parse(notes["progress"]), "progress")
+    kinds = {name: (DTYPES[entry.dtype], entry.shape) for name, entry in entries.items()}
+    digest = notes.get("sha256")
+    if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise validation.Malformed("its header has no checksum")
+    return Header(path, kinds, progress, digest)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape[:8])) or "()"
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# what is built to hold them
+
+
+def fill(module: torch.nn.Module, header: Header, *, what: str = "run", exactly: bool = True) -> None:
+    """Give a module the weights of a file, which is read only if they have its names, shapes and types.
+
+    Args:
+        what: a run or a prior, for messages.
+        exactly: whether types have to be the module's too.
+
+    Raises:
+        RunError: if they do not fit, are not finite, or the file is damaged.
+    """
+    own = {name: (t.dtype, tuple(t.shape)) for name, t in module.state_dict().items()}
+    foreign = RunError(f"{header.path} does not fit spec.json beside it: one of them is from another {what}")
+    if own.keys() != header.kinds.keys():
+        raise foreign
+    for name, (dtype, shape) in own.items():
+        given, size = header.kinds[name]
+        if size != shape or (exactly and given != dtype):
+            raise foreign
+    weights = read_tensors(header.path, header).tensors
+    bad = next((name for name, t in weights.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    if bad is not None:
+        raise RunError(f"{header.path} holds weights that are NaN or infinite, first in {bad}: train again")
+    module.load_state_dict(weights)
+
+
+def built(make: Callable[[], T], header: Header | None, *, of: Path, options: Mapping[str, Any]) -> T:
+    """Build what is to hold the tensors of a file, unless it would be much larger than they are.
+
+    Args:
+        make: builds it.
+        header: of the file; None if there is none yet.
+        of: the file that says how.
+        options: what it says; a whole number among them cannot be more than the largest side of a tensor.
+
+    Raises:
+        RunError: if it would be larger, or cannot be built.
+    """
+    name = "what its tensors may be" if header is None else f"{header.path.name} beside it"
+    other = f"{of} does not fit {name}, one of them is from another run or was edited"
+    largest, room, count = MOST_SIDE, MOST_NEW, SPARE_TENSORS
+    if header is not None:
+        largest, room = 2 * header.largest, SPARE_BYTES + 16 * header.bytes
+        count += 64 * len(header.kinds)
+    for option, value in options.items():
+        if type(value) is int and value > largest:
+            raise RunError(f"{other}: {option.replace('_', ' ')} {value:,} is more than its tensors can hold")
+    try:
+        with _Budget(room, count):
+            return make()
+    except TessellaError as error:
+        raise RunError(f"{of}: {error}") from error
+    except _OverBudget as error:
+        raise RunError(f"{other}: what it asks for is larger than its tensors") from error
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise RunError(f"{other}: it cannot be built ({' '.join(str(error).split())[:120]})") from error
+
+
+class _OverBudget(Exception):
+    pass
+
+
+class _Budget(TorchDispatchMode):
+    """Counts the tensors that are made and their bytes, before they are made, and stops where they are too many."""
+
+    def __init__(self, most_bytes: int, tensors: int) -> None:
+        super().__init__()
+        self.bytes, self.tensors = most_bytes, tensors
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not to be compiled needs no import of the compiler, which takes two seconds."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if any(made.alias_info is None for made in func._schema.returns):
+            self.tensors -= 1
+            self.bytes -= _size(func, args, kwargs)
+            if self.tensors < 0 or self.bytes < 0:
+                raise _OverBudget
+        return func(*args, **kwargs)
+
+
+STEADY = (
+    "all", "any", "clone", "_to_copy", "_local_scalar_dense", "flip", "linalg_lu", "nonzero", "sum", "tril", "triu",
+    "unique_dim", "_unsafe_view",
+)  # fmt: skip
+"""Operations that make at most a number for each index of each of their inputs' numbers."""
+
+
+def _size(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    """Bytes of what an operation makes, or a little more, found without making it."""
+    name = func.overloadpacket.__name__
+    said = {a.name: one for a, one in zip(func._schema.arguments, args, strict=False)} | kwargs
+    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    wide = max([8, *(t.itemsize for t in given)])
+    if not given and "size" in said:
+        return 8 * math.prod(said["size"])
+    if not given and {"end", "steps", "n"} & said.keys():
+        span = math.ceil(abs(said.get("end", 0) - said.get("start", 0)) / (said.get("step") or 1))
+        return 8 * (said["steps"] if "steps" in said else said["n"] * said.get("m", 1) if "n" in said else span)
+    if torch.Tag.pointwise in func.tags:
+        return wide * _broadcast(given)
+    if name in ("mm", "bmm"):
+        return wide * given[0].shape[:-1].numel() * given[1].shape[-1]
+    if name in ("cat", "stack", *STEADY):
+        return wide * sum(t.numel() * (max(1, t.dim()) if name in STEADY else 1) for t in given)
+    if name == "repeat":
+        return wide * given[0].numel() * math.prod(said["repeats"])
+    if name == "index":
+        chosen = said["indices"]
+        rest = [side for at, side in enumerate(given[0].shape) if at >= len(chosen) or chosen[at] is None]
+        return wide * _broadcast([t for t in chosen if t is not None]) * math.prod(rest)
+    places = {"device": "meta"} if any(argument.name == "device" for argument in func._schema.arguments) else {}
+    bare, named = tree_map_only(Tensor, lambda t: t.to("meta"), (tuple(args), {**kwargs, **places}))
+    return sum(t.numel() * t.itemsize for t in tree_leaves(func(*bare, **named)) if isinstance(t, Tensor))
+
+
+def _broadcast(tensors: Sequence[Tensor]) -> int:
+    """Numbers in what these give together."""
+    return math.prod(map(max, zip_longest(*(reversed(t.shape) for t in tensors), fillvalue=1)))

@@ -1,0 +1,255 @@
+"""What files say, checked before it is used: JSON of bounded size and depth, and records by the types of their fields.
+
+A run may come from a stranger. Nothing here knows what a record means: its dataclass's annotations say what may stand
+in each field, so that a new field needs no second edit.
+
+Imports beside it: errors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from tessella.core.errors import TessellaError
+
+MOST_BYTES = 1 << 23
+"""Of a JSON text: what the specification of a table of 100,000 columns takes."""
+DEEPEST = 32
+"""Lists and objects within each other."""
+LONGEST = 1 << 14
+"""Characters of one text."""
+LARGEST = 1 << 64
+"""Whole numbers lie between its negative and itself."""
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+class Malformed(ValueError):
+    """Something stored is not what it should be; the message says what in a few words."""
+
+
+# files
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Read a regular file of at most so many bytes.
+
+    Raises:
+        OSError: if there is none, or it cannot be read.
+        Malformed: if it is a pipe, a socket or a device, or larger.
+    """
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with open(file, "rb") as opened:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise Malformed("it is no regular file")
+        if status.st_size > most:
+            raise Malformed(f"it has {status.st_size:,} bytes, and may have {most:,}")
+        return opened.read(most + 1)
+
+
+def read_json(path: Path, most: int = MOST_BYTES) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError: if there is none, or it cannot be read.
+        Malformed: if it is too large, no JSON, or what `parse` refuses.
+    """
+    try:
+        return parse(read_bytes(path, most).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Malformed(f"it is no text: {error.reason}") from error
+
+
+def parse(text: str) -> Any:
+    """Parse JSON as the standard has it: no NaN, no key twice, at most `DEEPEST` levels.
+
+    Raises:
+        Malformed: saying what is wrong.
+    """
+    brackets = _STRING.sub(b"", text.encode("utf-8", "replace")).translate(None, _NO_BRACKETS)
+    for _ in range(DEEPEST):
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    if brackets:
+        raise Malformed(f"it is no JSON, or nests more than {DEEPEST} levels")
+    try:
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+    except Malformed:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"it is no JSON: {error}") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise Malformed(f"it holds {name}, which is no number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        known: set[str] = set()
+        twice = next(name for name, _ in pairs if name in known or known.add(name))
+        raise Malformed(f"it says {_shown(twice)} twice")
+    return found
+
+
+# records
+
+
+def fitted(kind: Any, value: Any, name: str = "it", *, others: bool = False) -> Any:
+    """Give a parsed value the type that an annotation names.
+
+    Args:
+        kind: a dataclass, `str`, `int`, `float`, `bool`, `None`, `Any`, or a `Literal`, `tuple`, `dict` or union of
+            these.
+        name: of the value, for messages.
+        others: pass over the fields that a dataclass does not know.
+
+    Raises:
+        Malformed: if it has another type, is not finite, too long, or not what its dataclass takes.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return _plain(value, name)
+    if origin in (Union, UnionType):
+        return _of_union(parts, value, name)
+    if origin is Literal:
+        if any(value == one and type(value) is type(one) for one in parts):
+            return value
+        raise Malformed(f"{name} is {_shown(value)}, not {' or '.join(map(repr, parts))}")
+    if origin is tuple:
+        return _tuple(parts, value, name)
+    if origin is dict or kind is dict:
+        if not isinstance(value, dict):
+            raise Malformed(f"{name} is {_shown(value)}, no object")
+        inner = parts[1] if parts else Any
+        return {_text(key, name): fitted(inner, one, f"{name} {_shown(key)}") for key, one in value.items()}
+    if is_dataclass(kind):
+        return _record(kind, value, name, others=others)
+    return _scalar(kind, value, name)
+
+
+def known_fields(kind: type, value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Check the entries that a dataclass has fields for; the others, and what is missing, are left as they are.
+
+    Raises:
+        Malformed: if one has another type than its field, or the dataclass refuses them.
+    """
+    hints = _hints(kind)
+    found = {key: fitted(hints.get(key, Any), one, f"{name} {_shown(key)}") for key, one in value.items()}
+    required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    if required <= set(found):
+        _made(kind, {key: one for key, one in found.items() if key in hints}, name)
+    return found
+
+
+def arguments(function: Callable[..., Any], value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Check keyword arguments by the annotations of the function that they are for.
+
+    Raises:
+        Malformed: if it has no such parameter, or one is of another type.
+    """
+    hints = _hints(function)
+    if unknown := [key for key in value if key not in hints or key == "return"]:
+        raise Malformed(f"{name} has {_shown(unknown[0])}, which is not known")
+    return {key: fitted(hints[key], one, f"{name} {key}") for key, one in value.items()}
+
+
+@cache
+def _hints(of: Any) -> dict[str, Any]:
+    return get_type_hints(of)
+
+
+def _record(kind: Any, value: Any, name: str, *, others: bool) -> Any:
+    if not isinstance(value, dict):
+        raise Malformed(f"{name} is {_shown(value)}, no object")
+    hints = {f.name: _hints(kind)[f.name] for f in fields(kind) if f.init}
+    if not others and (unknown := sorted(set(value) - set(hints))):
+        raise Malformed(f"{name} has {_shown(unknown[0])}, which is not known")
+    needed = [f.name for f in fields(kind) if f.init and f.default is MISSING and f.default_factory is MISSING]
+    if missing := [key for key in needed if key not in value]:
+        raise Malformed(f"{name} has no {missing[0]}")
+    before = "" if name == "it" else f"{name} "
+    found = {key: fitted(hint, value[key], before + key) for key, hint in hints.items() if key in value}
+    return _made(kind, found, name)
+
+
+def _made(kind: Any, found: dict[str, Any], name: str) -> Any:
+    try:
+        return kind(**found)
+    except TessellaError as error:
+        raise Malformed(f"{'' if name == 'it' else f'{name}: '}{error}") from error
+
+
+def _of_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
+    if value is None and NoneType in kinds:
+        return None
+    rest = [kind for kind in kinds if kind is not NoneType]
+    for kind in rest[:-1]:
+        try:
+            return fitted(kind, value, name)
+        except Malformed:
+            continue
+    return fitted(rest[-1], value, name)
+
+
+def _tuple(parts: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise Malformed(f"{name} is {_shown(value)}, no list")
+    if parts[-1:] == (Ellipsis,):
+        return tuple(fitted(parts[0], one, name) for one in value)
+    if len(value) != len(parts):
+        raise Malformed(f"{name} has {len(value)} parts, not {len(parts)}")
+    return tuple(fitted(part, one, name) for part, one in zip(parts, value, strict=True))
+
+
+def _plain(value: Any, name: str) -> Any:
+    """A value of any type: its numbers are finite and its texts are not too long."""
+    if isinstance(value, list | tuple):
+        return [_plain(one, name) for one in value]
+    if isinstance(value, dict):
+        return {_text(key, name): _plain(one, f"{name} {_shown(key)}") for key, one in value.items()}
+    return _scalar(None if value is None else type(value), value, name)
+
+
+def _scalar(kind: Any, value: Any, name: str) -> Any:
+    if kind is str:
+        return _text(value, name)
+    whole = type(value) is int and -LARGEST <= value <= LARGEST
+    if kind is float and (whole or (type(value) is float and math.isfinite(value))):
+        return float(value)
+    if kind is int and whole:
+        return value
+    if kind is bool and type(value) is bool:
+        return value
+    if kind in (None, NoneType) and value is None:
+        return None
+    words = {float: "a number", int: "a whole number", bool: "true or false"}
+    raise Malformed(f"{name} is {_shown(value)}, not {words.get(kind, kind)}")
+
+
+def _text(value: Any, name: str) -> str:
+    if type(value) is not str:
+        raise Malformed(f"{name} is {_shown(value)}, no text")
+    if len(value) > LONGEST:
+        raise Malformed(f"{name} is a text of {len(value):,} characters")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, such that it can be printed."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,414 @@
+"""Looking at what a model has learned: draw new examples, give examples back, walk between two, move one unit.
+
+Everything here returns examples in stored units as float32 `[rows, columns, *shape]`, ready for `sheet`.
+Models are used through `encode`, `decode`, `reconstruct` and `sample` alone.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tessella.core.errors import DataError, SpecError
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
+from tessella.core.schema import Batch, Schema
+from tessella.core.text import shown
+from tessella.data import Data, Split, open_data
+from tessella.data.folders.read import PictureReader
+from tessella.data.provenance import RECORDED, difference
+from tessella.data.splits import Indices
+from tessella.kinds import pictures
+from tessella.models.base import Model
+from tessella.models.codes import CodeModel
+from tessella.models.latent_variable import LatentVariableModel
+from tessella.storage import validation
+
+AT_ONCE = 100
+"""Examples that are drawn at a time, so that any number fits in memory."""
+SURVEYED = 500
+"""Examples that are asked how they use the latent units."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The latent units as a set of examples uses them. A unit is one number of a vector, one channel of a grid.
+
+    Attributes:
+        mean, deviation: `[U]`, of each unit over the examples (and averaged over a grid's positions).
+        rate: `[U]`, its mean KL in nats; None for an autoencoder, and for codes, whose rate is no sum over channels.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    rate: Tensor | None
+
+    @property
+    def order(self) -> list[int]:
+        """Unit numbers, those that say most first: by rate, or by deviation where there is none."""
+        return torch.argsort(self.deviation if self.rate is None else self.rate, descending=True).tolist()
+
+
+def sheet(examples: Tensor, schema: Schema) -> Image.Image:
+    """Examples `[R, C, *shape]` as one picture of R rows."""
+    return pictures.grid(examples.flatten(0, 1), schema, examples.shape[1])
+
+
+def in_rows(examples: Tensor, columns: int, blank: float) -> Tensor:
+    """`[N, *shape]` as `[R, columns, *shape]`, the last row filled up with `blank`."""
+    missing = -len(examples) % columns
+    filled = torch.cat([examples, examples.new_full((missing, *examples.shape[1:]), blank)])
+    return filled.unflatten(0, (-1, columns))
+
+
+def sample(
+    model: Model,
+    count: int,
+    *,
+    label: int | None = None,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """`count` new examples as a sheet, about as many rows as columns.
+
+    A conditional model without a `label` draws every class, a row each (or, of more classes than `count`, the first).
+
+    Args:
+        progress: told (steps done, steps in all); priors that draw in many steps call it often.
+
+    Raises:
+        SpecError: if there is no prior, no such number of examples, or a label that the model cannot see.
+    """
+    if not 1 <= count <= 10_000:
+        raise SpecError(f"{count} samples do not make a sheet: give a number from 1 to 10000")
+    if label is not None and not model.conditional:
+        raise SpecError(f"the model {model.name} does not see labels, so none can be asked for: {_remedy(model)}")
+    columns, labels = math.ceil(math.sqrt(count)), None
+    if model.conditional:
+        classes = len(model.schema.classes)
+        each = max(1, count // classes)
+        labels = torch.full((count,), label) if label is not None else torch.arange(classes).repeat_interleave(each)
+        if label is None:
+            columns, count = (each if each > 1 else min(columns, classes)), min(count, len(labels))
+    drawn = [
+        model.sample(
+            min(AT_ONCE, count - start),
+            None if labels is None else labels[start : min(start + AT_ONCE, count)].to(model.device),
+            seed=seed + (start << 32),
+            sampling=sampling,
+            progress=_part(progress, start, count),
+        ).cpu()
+        for start in range(0, count, AT_ONCE)
+    ]
+    return in_rows(torch.cat(drawn), columns, model.schema.low)
+
+
+def _part(progress: Callable[[int, int], None] | None, start: int, count: int) -> Callable[[int, int], None] | None:
+    """Progress of one lot of examples as progress of all."""
+    if progress is None:
+        return None
+    lots, lot = -(-count // AT_ONCE), start // AT_ONCE
+    return lambda done, total: progress(lot * total + done, lots * total)
+
+
+def _remedy(model: Model) -> str:
+    if isinstance(model, CodeModel):
+        return "fit a prior that sees them, tessella prior RUN --class-conditional"
+    if isinstance(model, LatentVariableModel):
+        return "train a cvae instead, or fit a prior that sees them, tessella prior RUN --kind flow --class-conditional"
+    return "train a cvae instead"
+
+
+def reconstruct(model: Model, examples: Batch, columns: int = 10) -> Tensor:
+    """Examples `[B]`, each row of them above a row of what the model gives back."""
+    columns = min(columns, len(examples.x))
+    parts = [model.reconstruct(b.x, b.label).cpu() for b in _on_device(model, examples)]
+    pairs = [in_rows(x.float(), columns, model.schema.low) for x in (examples.x, torch.cat(parts))]
+    return torch.stack(pairs, 1).flatten(0, 1)
+
+
+@torch.no_grad()
+def interpolate(model: Model, first: Batch, last: Batch, steps: int = 9) -> Tensor:
+    """Walks from each of `first` `[B]` to each of `last` `[B]`: `[B, steps + 2, *shape]`, the two examples at the ends.
+
+    A model with a rate walks along the sphere, so that length, which decides what is plausible under a normal prior,
+    changes evenly (White 2016); an autoencoder and a model of codes walk straight. A conditional model changes the
+    label half way.
+
+    Raises:
+        SpecError: if there are fewer than 2 steps.
+    """
+    if steps < 2:
+        raise SpecError(f"a walk has at least 2 steps, not {steps}")
+    ends = [model.encode(b.x.to(model.device), _moved(b.label, model)).z for b in (first, last)]
+    walk = _along_sphere if model.has_bound and not isinstance(model, CodeModel) else torch.lerp
+    columns = [first.x.float().cpu()]
+    for k in range(steps):
+        label = first.label if 2 * k < steps else last.label
+        z = walk(ends[0], ends[1], k / (steps - 1))
+        columns.append(model.decode(z, _moved(label, model)).mean.cpu())
+    return torch.stack([*columns, last.x.float().cpu()], 1)
+
+
+@torch.no_grad()
+def traverse(
+    model: Model,
+    example: Batch,
+    units: Units,
+    chosen: Sequence[int],
+    *,
+    span: float = 2.5,
+    steps: int = 11,
+) -> Tensor:
+    """One example `[1]` redrawn with one unit moved, all else kept: `[len(chosen), steps, *shape]`.
+
+    A row takes its unit from `-span` to `span` of its deviations about its mean over the examples of `units`. In a grid
+    the whole channel is shifted, so that its mean over the positions goes there.
+    """
+    label = _moved(example.label, model)
+    z = model.encode(example.x.to(model.device), label).z
+    drawn = []
+    for unit in chosen:
+        now = z[:, unit].mean()
+        goals = units.mean[unit] + units.deviation[unit] * torch.linspace(-span, span, steps)
+        moved = z.repeat(steps, *[1] * (z.dim() - 1))
+        moved[:, unit] += (goals.to(z) - now).reshape(steps, *[1] * (z.dim() - 2))
+        drawn.append(model.decode(moved, None if label is None else label.repeat(steps)).mean.cpu())
+    return torch.stack(drawn)
+
+
+@torch.no_grad()
+def survey(model: Model, split: Split, seed: int = 0) -> Units:
+    """How some of a split's examples use the latent units; their posteriors are drawn from once each."""
+    drawn, rates = [], []
+    for number, batch in enumerate(_on_device(model, split.batch(some(split, SURVEYED)))):
+        latent = model.encode(batch.x, batch.label, noise=Noise(seed, number, "survey"))
+        by_position = latent.z.flatten(1).reshape(*latent.z.shape[:2], -1)
+        drawn.append(by_position.mean(2))
+        if latent.rate_per_unit is not None and not latent.codes:
+            rates.append(latent.rate_per_unit.reshape(by_position.shape).sum(2))
+    z = torch.cat(drawn).cpu().double()
+    rate = torch.cat(rates).mean(0).cpu() if rates else None
+    return Units(z.mean(0).float(), z.std(0, correction=0).float(), rate)
+
+
+def _along_sphere(a: Tensor, b: Tensor, at: float) -> Tensor:
+    """Between `a` and `b` `[B, *latent_shape]`: directions on the great circle, lengths linearly."""
+    x, y = a.flatten(1), b.flatten(1)
+    long, short = x.norm(dim=1, keepdim=True), y.norm(dim=1, keepdim=True)
+    u, v = x / long.clamp_min(1e-12), y / short.clamp_min(1e-12)
+    angle = (u * v).sum(1, keepdim=True).clamp(-1, 1).acos()
+    sine = angle.sin()
+    turned = (((1 - at) * angle).sin() * u + (at * angle).sin() * v) / sine.clamp_min(1e-6)
+    direction = torch.where(sine < 1e-4, torch.lerp(u, v, at), turned)
+    return (direction * torch.lerp(long, short, at)).reshape(a.shape)
+
+
+def _moved(label: Tensor | None, model: Model) -> Tensor | None:
+    return None if label is None else label.to(model.device)
+
+
+def _on_device(model: Model, examples: Batch) -> Iterable[Batch]:
+    for start in range(0, len(examples.x), AT_ONCE):
+        batch = rows(examples, slice(start, start + AT_ONCE))
+        yield Batch(batch.x.to(model.device), _moved(batch.label, model))
+
+
+# examples for a model
+
+
+def label_number(schema: Schema, given: str) -> int:
+    """A class by its name, or else by its number.
+
+    Raises:
+        SpecError: naming the classes there are.
+    """
+    if given in schema.classes:
+        return schema.classes.index(given)
+    if given.isdecimal() and int(given) < len(schema.classes):
+        return int(given)
+    if not schema.classes:
+        raise SpecError(f"there is no class '{shown(given)}': the model was trained on data without labels")
+    named = ", ".join(map(shown, schema.classes[:12])) + (", ..." if len(schema.classes) > 12 else "")
+    raise SpecError(f"there is no class '{shown(given)}'; there are: {named}")
+
+
+def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> Data:
+    """The data of a run, or `other` data seen as the run's was: same size, channels, binarisation, label numbers.
+
+    Args:
+        source: `{"spec": ..., **options}`, as a run's specification has it.
+        other: another SPEC.
+
+    Raises:
+        DataError: if it cannot be opened, or is not what the model was made for.
+    """
+    if other is None:
+        data = own_data(model, source)
+        if (what := difference(source, data)) is not None:
+            warnings.warn(f"{data.spec} is not what the run was trained on any more ({what})", stacklevel=2)
+        return data
+    options = _reading(source)
+    if model.schema.is_picture:
+        options |= {"size": model.schema.shape[1:], "channels": model.schema.shape[0]}
+    data = _fitting(model, other, options)
+    for note in data.notes:
+        warnings.warn(note, stacklevel=2)
+    return data
+
+
+def own_data(model: Model, source: dict[str, Any], place: str | None = None) -> Data:
+    """The data that a run was trained on, read exactly as it was then.
+
+    Args:
+        source: as of `data_for`.
+        place: where it lies now, if it was moved.
+
+    Raises:
+        DataError: as of `data_for`; naming --data if no place is given.
+    """
+    if place is not None:
+        return _fitting(model, place, _reading(source))
+    if source.get("spec") is None:
+        raise DataError("the run does not say what data it was trained on: give --data")
+    try:
+        return _fitting(model, str(source["spec"]), _reading(source))
+    except DataError as error:
+        raise DataError(f"{error} (this is the data that the run was trained on; say with --data where it lies now)"
+                        ) from error  # fmt: skip
+
+
+def _reading(source: dict[str, Any]) -> dict[str, Any]:
+    """How a run's data was read."""
+    return {name: value for name, value in source.items() if name not in ("spec", *RECORDED)}
+
+
+def _fitting(model: Model, spec: str, options: dict[str, Any]) -> Data:
+    """The data of that SPEC, if it fits the model, its labels numbered as the model's."""
+    schema, size = model.schema, options.get("size")
+    try:
+        options = validation.arguments(open_data, options, "data")
+    except validation.Malformed as error:
+        raise DataError(f"the run's specification was edited: {error}") from error
+    if size is not None and schema.is_picture and tuple(np.broadcast_to(size, 2)) != schema.shape[1:]:
+        raise DataError(
+            f"the run's data has size {size}, and its model is made for {_by(schema.shape)}: one was edited"
+        )
+    data = open_data(spec, **options, like=schema)
+    if (data.schema.shape, data.schema.values) != (schema.shape, schema.values):
+        raise DataError(
+            f"{data.spec} has {data.schema.values} values of shape {_by(data.schema.shape)}, the model is made for "
+            f"{schema.values} values of shape {_by(schema.shape)}: give data of that kind"
+        )
+    if not model.conditional or data.schema.classes == schema.classes:
+        return data
+    if not data.schema.classes:
+        raise DataError(f"{data.spec} has no labels, and the model {model.name} needs one for every example")
+    unknown = [name for name in data.schema.classes if name not in schema.classes]
+    if unknown:
+        raise DataError(
+            f"{data.spec} has classes that the model was not trained on: {', '.join(map(shown, unknown[:8]))}; "
+            f"it knows {', '.join(map(shown, schema.classes[:8]))}{', ...' if len(schema.classes) > 8 else ''}"
+        )
+    numbers = np.array([schema.classes.index(name) for name in data.schema.classes], dtype=np.int64)
+    splits: dict[str, Split] = {name: _Renumbered(split, numbers) for name, split in data.splits.items()}
+    undivided = data.undivided and _Renumbered(data.undivided, numbers)
+    return replace(data, schema=schema, splits=splits, undivided=undivided)
+
+
+@final
+class _Renumbered(Split):
+    """A split whose label k is called `numbers[k]`."""
+
+    def __init__(self, base: Split, numbers: np.ndarray) -> None:
+        self._base, self._numbers = base, torch.from_numpy(numbers)
+        self.keys, self.factors = base.keys, base.factors
+        self.labels = None if base.labels is None else numbers[base.labels]
+
+    @property
+    def in_memory(self) -> bool:
+        return self._base.in_memory
+
+    def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
+        batch = self._base.batch(indices, noise)
+        return Batch(batch.x, None if batch.label is None else self._numbers[batch.label])
+
+
+def from_split(split: Split, inputs: Sequence[str], name: str) -> Batch:
+    """Examples of a split by their numbers.
+
+    Raises:
+        DataError: if one is no number of an example.
+    """
+    for given in inputs:
+        if not given.isdecimal() or int(given) >= len(split):
+            raise DataError(
+                f"{given} is no picture file and no example of the {name} split: give a file that exists, or a number "
+                f"from 0 to {len(split) - 1}"
+            )
+    return split.batch([int(given) for given in inputs])
+
+
+def from_files(model: Model, files: Sequence[str], label: int | None) -> Batch:
+    """Picture files, cropped and resized to what the model was made for; binary models see them cut at half.
+
+    Raises:
+        DataError: if one cannot be read, or the model's values are not a picture file's.
+        SpecError: if the model needs a label and there is none.
+    """
+    if model.conditional and label is None:
+        raise SpecError(f"the model {model.name} is conditional: give the class of these pictures with --label")
+    labels = torch.full((len(files),), label) if model.conditional and label is not None else None
+    return Batch(read_pictures(model.schema, files, model.schema.shape[1:]), labels)
+
+
+def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -> Tensor:
+    """Picture files as stored values `[B, C, *size]`, cropped and resized.
+
+    Raises:
+        DataError: if one cannot be read, or such values are not a picture file's.
+    """
+    if not schema.is_picture or schema.values == "real":
+        raise DataError(f"the model is made for {schema.values} values of shape {_by(schema.shape)}, which no picture "
+                        "file holds: give numbers of examples")  # fmt: skip
+    height, width = size
+    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0], schema.depth)
+    x = torch.from_numpy(reader.read(np.arange(len(files))))
+    return (x > 127).to(torch.uint8) if schema.values == "binary" else x
+
+
+def some(split: Split, count: int) -> np.ndarray:
+    """Row numbers of `count` examples, always the same ones, in an order that the data's own says nothing about."""
+    return np.argsort(split.keys)[:count]
+
+
+def rows(batch: Batch, which: slice) -> Batch:
+    """Some examples of a batch."""
+    return Batch(batch.x[which], None if batch.label is None else batch.label[which])
+
+
+def named(units: Units, chosen: Sequence[int]) -> list[str]:
+    """Units in words: their numbers and what they say."""
+    if units.rate is None:
+        return [f"unit {j} (deviation {units.deviation[j]:.2g})" for j in chosen]
+    return [f"unit {j} ({units.rate[j]:.2g} nats)" for j in chosen]
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches one after the other; labels only if all have them."""
+    labels = [b.label for b in batches if b.label is not None]
+    return Batch(torch.cat([b.x for b in batches]), torch.cat(labels) if len(labels) == len(batches) else None)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,195 @@
+"""Fitting a prior of a run, and keeping it there.
+
+Imports beside it: checkpoint, processes, provenance, training.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import asdict, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+import tessella
+from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.core import registry
+from tessella.core.errors import RunError, SpecError
+from tessella.data import Data, Split
+from tessella.data.provenance import check_data, difference, facts_of, source_of
+from tessella.models.base import Model
+from tessella.models.codes import CodeModel
+from tessella.models.latent_variable import LatentVariableModel
+from tessella.models.spec import TrainOptions
+from tessella.training import checkpoint, code_priors, latent_priors
+from tessella.training.checkpoint import PriorSpec
+from tessella.training.loop import run_loop
+from tessella.training.prior_trainer import Fitting, Frozen, PriorView, Progress, mean_rate
+from tessella.training.processes import writing
+
+LEFT_OUT = {"code-prior": ("uniform",), "prior": ("normal", "class-normal")}
+"""Priors with nothing to fit, or that others contain."""
+
+
+def fit_prior(
+    run: str | os.PathLike[str],
+    data: Data,
+    kind: str,
+    options: TrainOptions | None = None,
+    *,
+    width: int | None = None,
+    depth: int | None = None,
+    components: int | None = None,
+    flow_steps: int | None = None,
+    class_conditional: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    changed_data: bool = False,
+    quiet: bool = False,
+    progress: Progress | None = None,
+) -> Fitting:
+    """Fit a prior of that kind over the latents of a run's model, codes or real numbers, and keep it in the run.
+
+    The model stays as it is; the prior minimises the rate E_q[log q(z | x) - log p(z)] on the training split. Of an
+    autoencoder, which has no q, it minimises -log p(z): its samples are then the prior's, and it still has no bound.
+
+    Args:
+        run: the run folder.
+        data: the data that it was trained on.
+        kind: a name of the catalogue: a `code-prior` for a model of codes, a `prior` for others.
+        options: the budget and how to use it.
+        width, depth, components, flow_steps: of the prior, if it knows them.
+        class_conditional: let it see the label: p(z | label).
+        resume: go on from its last checkpoint.
+        overwrite: replace a prior of that kind that is there.
+        changed_data: resume although the data is not what it was.
+        progress: told (examples encoded, examples in all) while latents are made.
+
+    Raises:
+        SpecError: if the kind cannot be fitted or is not for such a model, an option is not the kind's, or labels are
+            missing.
+        RunError: if there is such a prior already, or none to go on with, or it is resumed on other data.
+    """
+    options = options or TrainOptions()
+    checkpoint.read_spec(run)
+    size: dict[str, Any] = {"width": width, "depth": depth, "components": components, "flow_steps": flow_steps}
+    chosen = {"kind": kind, **size, "class_conditional": class_conditional, **asdict(options), **facts_of(data)}
+    with writing(Path(run), options, chosen) as accelerator:
+        of_run = checkpoint.read_spec(run)
+        model = checkpoint.build(run, of_run)
+        _check_kind(model, kind, str(run))
+        checkpoint.load(run, into=model, prior=checkpoint.TRAINED)
+        _check(model, data, kind, size, class_conditional=class_conditional)
+        model = model.to(accelerator.device)
+        home = checkpoint.prior_home(Path(run), kind)
+        fingerprint = checkpoint.fingerprint(run)
+        spec = PriorSpec(kind, fingerprint, **size, class_conditional=class_conditional, tessella=tessella.__version__)
+        if resume:
+            spec = checkpoint.read_prior_spec(home)
+            if spec.codes != fingerprint:
+                raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {fingerprint}): "
+                               "fit it again with --overwrite")  # fmt: skip
+            check_data(home, spec.data, data, changed_data=changed_data)
+        else:
+            checkpoint.check_place(home, overwrite=overwrite)
+            if (what := difference(of_run.data, data)) is not None:
+                warnings.warn(f"{data.spec} is not the data that {run} was trained on ({what})", stacklevel=2)
+        # a resumed budget, and the place of the data, are those that count
+        spec = replace(spec, training=asdict(options), data=source_of(data))
+        if isinstance(model, CodeModel):
+            splits = code_priors.cached_codes(
+                Path(run), model, data, options.precision, fingerprint, accelerator, progress
+            )
+            torch.manual_seed(options.seed)
+            stage: Frozen = code_priors.Priors(model, checkpoint.code_priors_of(model, spec))
+            before = sum(int(np.prod(q.code_shape)) * float(np.log(q.codebook_size)) for q in model.levels)
+            spec = replace(spec, rate_before=before if "valid" in splits else None)
+        else:
+            stage = latent_priors.LatentPrior(cast(LatentVariableModel, model))
+            splits = latent_priors.splits_for(stage, data, options.precision, progress)
+            before = _rate(stage, splits, options) if model.has_bound else None
+            spec = replace(spec, rate_before=before)
+            torch.manual_seed(options.seed)
+            prior = checkpoint.latent_prior_of(stage.model, spec)
+            stage.adopt(prior, splits["train"], data.split("train"), options.precision)
+        if accelerator.is_main_process:
+            if not resume:
+                checkpoint.prepare_run(home, overwrite=overwrite)
+            checkpoint.write_prior_spec(home, spec)
+        accelerator.wait_for_everyone()
+        stage, view = stage.to(accelerator.device), PriorView(splits.get("valid"), options)
+        done = run_loop(stage, splits["train"], view, home, options, accelerator, resume=resume, quiet=quiet)
+        if done.stopped == "signal" or "valid" not in splits:
+            return Fitting(done, None, before, isinstance(model, CodeModel))
+        checkpoint.load_prior(home, stage.model)
+        model.eval()  # once it has the prior: while it trains, one is measured with more noise and hidden labels
+        rate = _rate(stage, splits, options)
+        if accelerator.is_main_process and rate is not None:
+            checkpoint.write_prior_spec(home, spec.with_rate(rate))
+        return Fitting(done, rate, before, isinstance(model, CodeModel))
+
+
+def _rate(stage: Frozen, splits: dict[str, Split], options: TrainOptions) -> float | None:
+    """What the model's prior pays on the validation split."""
+    if "valid" not in splits:
+        return None
+    times = 1 if isinstance(stage.model, CodeModel) else latent_priors.times_for(splits["valid"])
+    return mean_rate(stage, splits["valid"], precision=options.precision, times=times)
+
+
+def _check_kind(model: Model, kind: str, run: str) -> None:
+    """Whether such a prior can be fitted on what the model's latents are.
+
+    Raises:
+        SpecError: saying what can.
+    """
+    of_codes, of_numbers = registry.names("code-prior"), registry.names("prior")
+    if isinstance(model, CodeModel):
+        if kind in of_numbers:
+            raise SpecError(f"the prior {kind} is over real numbers, and {run} is a model of codes: choose "
+                            f"{_listed('code-prior')}")  # fmt: skip
+        registry.find("code-prior", kind)
+    elif isinstance(model, LatentVariableModel):
+        if kind in of_codes:
+            raise SpecError(f"the model {model.name} of {run} has no codes, so no prior {kind} over them: give --kind "
+                            f"{_listed('prior')}, or train a vqvae")  # fmt: skip
+        registry.find("prior", kind)
+    else:
+        raise SpecError(f"the model {model.name} of {run} is its own prior: fit one to an ae, vae, cvae or vqvae")
+    known = "code-prior" if isinstance(model, CodeModel) else "prior"
+    if kind in LEFT_OUT[known]:
+        raise SpecError(f"the {kind} prior has nothing to fit; choose {_listed(known)}")
+
+
+def _listed(kind: registry.Kind) -> str:
+    *most, last = (name for name in registry.names(kind) if name not in LEFT_OUT[kind])
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _check(model: Model, data: Data, kind: str, size: dict[str, Any], *, class_conditional: bool) -> None:
+    """What else can be known to be wrong before anything is encoded."""
+    for name, value in size.items():
+        if value is not None and value < 1:
+            raise SpecError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
+    known = signature(checkpoint.prior_entry(model, kind).load()).parameters
+    if unknown := [name for name, value in size.items() if value is not None and name not in known]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
+        raise SpecError(f"the prior {kind} has no {flags}: leave it out, or choose another with --kind")
+    if kind == "vamp" and not isinstance(cast(LatentVariableModel, model).bottleneck, DiagonalGaussian):
+        raise SpecError(f"a vamp prior is made of normal posteriors, which this {model.name} has not: choose another "
+                        "--kind")  # fmt: skip
+    if kind == "vamp" and model.conditional and not class_conditional:
+        raise SpecError(f"a vamp prior of a {model.name}, whose posteriors see labels, sees them too: give "
+                        "--class-conditional")  # fmt: skip
+    if class_conditional and "classes" not in known:
+        raise SpecError(f"the prior {kind} sees no labels: leave --class-conditional out, or choose another --kind")
+    if (class_conditional or model.conditional) and not data.schema.classes:
+        what = "leave --class-conditional out" if class_conditional else "the model needs them"
+        raise SpecError(f"{data.spec} has no labels: {what}")
+    if (class_conditional or model.conditional) and data.schema.classes != model.schema.classes:
+        what = "leave --class-conditional out" if class_conditional else "give the data that it was trained on"
+        raise SpecError(f"{data.spec} has other classes than the model was trained on: {what}")
