@@ -32,7 +32,7 @@ import common
 import containers
 import tessella
 from tessella.coding import files
-from tessella.coding.baseline_codecs import Rivals
+from tessella.coding.baseline_codecs import BaselineCodecs
 from tessella.coding.container import Container
 from tessella.coding.files import weights_of
 from tessella.core.rng import Noise
@@ -55,7 +55,7 @@ def length(run: str, count: int, prior: str | None, precision: Any) -> common.Re
     split = data_for(model, checkpoint.read_spec(run).data).split("test")
     x = split.batch(range(min(count or len(split), len(split)))).x
     weights = weights_of(run, model, prior)
-    rivals = Rivals(model.schema, lossy=False)
+    rivals = BaselineCodecs(model.schema, lossy=False)
     rivals.see(x)
     with TemporaryDirectory() as folder:
         path = Path(folder, "file")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tessella.coding import files
 from tessella.coding.container import MAGIC, Container
-from tessella.core.errors import TessellaError
+from tessella.foundation.errors import TessellaError
 
 START = len(MAGIC) + 5
 """Bytes before the header: magic, version, length."""

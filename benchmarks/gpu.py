@@ -42,16 +42,17 @@ from tessella.bottlenecks import nearest as searching
 from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.claims.bench import codes_of
 from tessella.coding import codes_file
-from tessella.core import registry
+from tessella.core.batches import Batch
 from tessella.core.device import described, resolve
 from tessella.core.outputs import Sampling
 from tessella.core.precision import autocast
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch, Schema
+from tessella.core.schema import Schema
 from tessella.data import Split
 from tessella.data.raw import Part, index_keys
 from tessella.data.splits import split_of
 from tessella.evaluation.bounds import evaluate
+from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import TrainOptions
@@ -286,7 +287,7 @@ class _Clocked(Split):
 
     def __init__(self, base: Split) -> None:
         self._base, self.asked = base, []
-        self.keys, self.factors, self.labels = base.keys, base.factors, base.labels
+        self.example_ids, self.factors, self.labels = base.example_ids, base.factors, base.labels
 
     @property
     def in_memory(self) -> bool:

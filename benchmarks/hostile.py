@@ -319,7 +319,7 @@ def tensor(run: Path, _: Sequence[Path], __: Path, rng: np.random.Generator) -> 
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
-    from tessella.storage.tensors import digest_of
+    from tessella.core.tensors import digest_of
 
     path = _one(run, rng, ".safetensors")
     if path is None:
@@ -567,7 +567,7 @@ def main() -> int:
 
 def warm() -> None:
     """Import what commands import, so that a fork finds it there."""
-    from tessella.core import registry
+    from tessella.foundation import registry
 
     for entry in registry.CATALOGUE:
         entry.load()

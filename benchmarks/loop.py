@@ -32,13 +32,13 @@ from torch import Tensor, nn
 
 import common
 import tessella
+from tessella.core.batches import Batch
 from tessella.core.precision import autocast
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch
 from tessella.data import Data, Split
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.spec import TrainOptions
-from tessella.training.callbacks import EVERY, LOOKS
+from tessella.training.callbacks import EVERY, VALIDATE_AT
 
 BAR = 1.05
 BLOCK = EVERY
@@ -149,7 +149,7 @@ class Turns(Split):
 
     def __init__(self, base: Split, block: int, turn: Callable[[int], None]) -> None:
         self.base, self.block, self.turn = base, block, turn
-        self.keys, self.labels, self.factors = base.keys, base.labels, base.factors
+        self.example_ids, self.labels, self.factors = base.example_ids, base.labels, base.factors
         self.fetched = 0
         self.since: float | None = None
         self.ours: list[float] = []
@@ -185,7 +185,7 @@ def train_in_turns(
 
 def with_looks(steps: int, block: int) -> set[int]:
     """The blocks in which training stops to look at what it has learned."""
-    return {ceil(look * steps) // block for look in LOOKS}
+    return {ceil(look * steps) // block for look in VALIDATE_AT}
 
 
 # measure

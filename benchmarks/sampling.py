@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import common
-from tessella.core import registry
 from tessella.core.rng import Noise
+from tessella.foundation import registry
 
 SEED = 0
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tessella.core.registry import Entry, Kind, entries
+from tessella.foundation.registry import Entry, Kind, entries
 
 INDEX = Path(__file__).with_name("index.md")
 BEGIN, END = "<!-- catalogue: written by `make docs` -->", "<!-- end of the catalogue -->"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.core.errors import SpecError
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema, Values
+from tessella.foundation.errors import SpecError
 from tessella.likelihoods import autoregressive, likelihood_for
 from tessella.likelihoods.autoregressive import Autoregressive
 from tessella.models.presets import VAE

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from tessella.core.errors import SpecError
 from tessella.core.outputs import Sampling, Terms
-from tessella.core.registry import CATALOGUE, Entry, entries, find, names
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema, Values
 from tessella.diffusion import chain
+from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import CATALOGUE, Entry, entries, find, names
 from tessella.likelihoods import likelihood_for
 from tessella.models import diffusion
 from tessella.models.base import Model

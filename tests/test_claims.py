@@ -19,8 +19,8 @@ from tessella.claims.claim import Bars, Lines, Measure, Series, decided
 from tessella.claims.measuring import principal
 from tessella.cli import main
 from tessella.commands.claims import Claims
-from tessella.core.errors import DataError, SpecError
 from tessella.data import Data, open_data
+from tessella.foundation.errors import DataError, SpecError
 from tessella.models.presets import VAE
 from tessella.pages import claims as page
 from tessella.training.loop import Training

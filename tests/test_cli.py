@@ -17,9 +17,9 @@ from PIL import Image
 import tessella
 from tessella import cli, commands
 from tessella.cli import main
-from tessella.core import registry
-from tessella.core.errors import RunError
-from tessella.storage import tensors
+from tessella.core import tensors
+from tessella.foundation import registry
+from tessella.foundation.errors import RunError
 from tessella.training import checkpoint
 
 TINY = ("--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--units", "3")
@@ -401,7 +401,7 @@ def test_a_stopped_training_says_how_to_go_on(
 ) -> None:
     from tessella.training import loop
 
-    monkeypatch.setattr(loop, "train", lambda *a, **k: loop.Training(run, 7, 1.0, "signal"))
+    monkeypatch.setattr(loop, "train", lambda *a, **k: loop.TrainResult(run, 7, 1.0, "signal"))
     assert main(["train", "--resume", "--out", str(run), "--quiet"]) == 130
     assert f"tessella train --resume --out {run}" in capsys.readouterr().out
 

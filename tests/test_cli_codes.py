@@ -86,7 +86,7 @@ def test_resuming_a_prior_needs_its_kind_alone(run: Path, refused: Callable[...,
 def test_a_stopped_prior_says_how_to_go_on(
     kind: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stopped = fitting.Fitting(loop.Training(run, 7, 1.0, "signal"), None, 33.0)
+    stopped = fitting.FitResult(loop.TrainResult(run, 7, 1.0, "signal"), None, 33.0)
     monkeypatch.setattr(fitting, "fit_prior", lambda *a, **k: stopped)
     assert main(["prior", str(run), "--kind", kind, "--quiet"]) == 130
     named = "" if kind == "pixelcnn" else " --kind masked"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import tessella
-from tessella.core.fixed_batch import size_of
+from tessella.core.batches import size_of
 from tessella.core.rng import Noise
 from tessella.evaluation import codebook
 from tessella.evaluation.results import CodesEvaluation, Evaluation, LevelEvaluation
@@ -89,7 +89,7 @@ def test_an_evaluation_says_what_the_codes_of_the_whole_split_are(digits, kind: 
 def test_the_coarse_level_alone_is_measured_with_the_finer_ones_blank(digits) -> None:
     model = made(digits.schema, "VQVAE2").eval()
     e = model.evaluate(digits, limit=30, collapse_examples=0)
-    order = digits.split("test").keys.argsort()[:30]
+    order = digits.split("test").example_ids.argsort()[:30]
     x = digits.split("test").batch(order).x
     with torch.no_grad():
         alone = -model.decode(model.coarse_only(model.encode(x).z)).log_prob(x).mean()

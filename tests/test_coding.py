@@ -16,11 +16,11 @@ from torch import Tensor
 
 import tessella
 from tessella.coding import codes_file
-from tessella.core.errors import DataError, SpecError
-from tessella.core.fixed_batch import filled, size_of
+from tessella.core.batches import filled, size_of
 from tessella.core.schema import Schema, Values
+from tessella.foundation import output_folder
+from tessella.foundation.errors import DataError, SpecError
 from tessella.models.codes import CodeModel
-from tessella.storage import output_folder
 
 TINY = {"width": 8, "depth": 1, "codebook_size": 12}
 BYTES = Schema((3, 13, 10), "bytes")
@@ -32,7 +32,7 @@ MODELS = {
     "scalars": ("VQVAE", BYTES, {"side": 3, "quantizer": "fsq", "codebook_size": 15}),
     "two levels": ("VQVAE2", Schema((3, 27, 18), "bytes"), {"side": 7}),
     "three levels": ("VQVAE2", Schema((1, 30, 30), "bytes"), {"side": 7, "levels": 3}),
-    "the paper's": ("PaperVQVAE", BYTES, {"depth": None}),
+    "the paper's": ("VQVAE2017", BYTES, {"depth": None}),
     "vectors": ("VQVAE", Schema((5,), "real", -3.0, 3.0), {"codes": 2}),
 }
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
+from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch, Schema
+from tessella.core.schema import Schema
 from tessella.evaluation import collapse
 from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel

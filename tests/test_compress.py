@@ -19,9 +19,9 @@ import tessella
 from tessella.cli import main
 from tessella.coding import coders, files
 from tessella.coding.container import Container, Numbered, pack_chunk, pack_header, sealed
-from tessella.core.errors import DataError, SpecError
-from tessella.core.registry import entries, names
 from tessella.core.schema import Schema
+from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.registry import entries, names
 from tessella.models.base import Model
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -98,7 +98,7 @@ def test_learned_priors_code_all_levels(kind: str, lossy: bool, tmp_path: Path) 
     entry = next(e for e in entries("code-prior") if e.name == kind)
     size = {} if kind == "uniform" else {"width": 8, "depth": 1}
     shapes = zip(model.prior_shapes, model.context_channels, strict=True)
-    model.adopt([entry.load()(s, 16, context_channels=c, **size).eval() for s, c in shapes])
+    model.set_prior([entry.load()(s, 16, context_channels=c, **size).eval() for s, c in shapes])
     x = examples(GREY, 9)
     written(model, x, tmp_path / "file", lossy=lossy)
     back = torch.stack(read(model, tmp_path / "file"))

@@ -19,8 +19,8 @@ from rich.text import Text
 
 from tessella.cli import main
 from tessella.commands.shared import say, say_table
-from tessella.core.text import cell, json_text
 from tessella.data.raw import shown
+from tessella.foundation.text import cell, json_text
 
 CLASSES = (b"\xe7\x8c\xab", b"re\x1b[31md", b"no-utf8\xff", b"[red]", b"=1+1", b"new\nline", b"\xe2\x80\xaeback")
 TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")

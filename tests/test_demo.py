@@ -46,7 +46,7 @@ def test_clothes_are_what_was_taken_from_the_official_arrays() -> None:
         assert batch.label is not None
         assert np.bincount(batch.label.numpy()).tolist() == [count // 10] * 10
         seen |= {picture.tobytes() for picture in x}
-        assert len({*split.keys.tolist()}) == count
+        assert len({*split.example_ids.tolist()}) == count
     assert len(seen) == 13_000  # no picture is there twice, nor in two splits
 
 

@@ -24,10 +24,11 @@ from torch.distributions import MultivariateNormal
 import tessella
 from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.cli import main
+from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
-from tessella.core.errors import DataError, SpecError
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch, Schema
+from tessella.core.schema import Schema
+from tessella.foundation.errors import DataError, SpecError
 from tessella.likelihoods import FixedGaussian
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel

@@ -14,7 +14,7 @@ import tessella
 from tessella import cli
 from tessella.commands import COMMANDS
 from tessella.core import device
-from tessella.core.errors import SpecError
+from tessella.foundation.errors import SpecError
 
 WITHOUT_NETWORKS = {"data", "inspect", "parts"}
 

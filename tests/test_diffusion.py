@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tessella.core.errors import SpecError
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -18,6 +17,7 @@ from tessella.diffusion.chain import Chain, Sampler
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.diffusion.discretized_likelihood import NoisyBytes
 from tessella.diffusion.schedule import NoiseSchedule, alpha, sigma, spread_times, variance_term
+from tessella.foundation.errors import SpecError
 from tessella.models.diffusion import DiffusionModel
 from tessella.models.presets import Diffusion
 from tessella.networks.unet import UNet

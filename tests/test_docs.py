@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tessella.core.registry import entries
+from tessella.foundation.registry import entries
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

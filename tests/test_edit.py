@@ -14,10 +14,10 @@ from torch import Tensor
 
 import tessella
 from tessella.cli import main
-from tessella.core.errors import DataError, SpecError
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.priors.masked import MaskedTransformer
@@ -34,7 +34,7 @@ MODELS = {
     "bits": ("VQVAE", Schema((1, 40, 40), "binary", 0.0, 1.0), {"side": 12, "codebook_size": 12}),
     "two levels": ("VQVAE2", Schema((1, 54, 50), "bytes"), {"side": 16, "codebook_size": 12}),
     "three levels": ("VQVAE2", Schema((1, 60, 60), "bytes"), {"side": 16, "levels": 3, "codebook_size": 12}),
-    "the paper's": ("PaperVQVAE", Schema((3, 60, 60), "bytes"), {"depth": None, "codebook_size": 12}),
+    "the paper's": ("VQVAE2017", Schema((3, 60, 60), "bytes"), {"depth": None, "codebook_size": 12}),
     "pixel by pixel": (
         "VQVAE",
         Schema((1, 18, 16), "bytes"),
@@ -203,7 +203,7 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
     torch.manual_seed(0)
     options = {"width": 8, "depth": 1}
     shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
-    model.adopt([kind(s, q.codebook_size, context_channels=c, **options).eval() for s, q, c in shapes])
+    model.set_prior([kind(s, q.codebook_size, context_channels=c, **options).eval() for s, q, c in shapes])
     x = examples(model, 1)[0]
     found = edit(model, x, region_of(model), Resample(3), seed=5)
     for level in found.levels:

@@ -10,10 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.core.entropy_coding import TOTAL, Receiver, Sender, Stack, edges, tell_logits, tell_split
-from tessella.core.errors import DataError, SpecError
-from tessella.core.registry import entries, names
+from tessella.core.entropy_coding import (
+    TOTAL,
+    AnsStack,
+    SymbolDecoder,
+    SymbolEncoder,
+    code_categorical,
+    code_from_cdf,
+    edges,
+)
 from tessella.core.schema import Schema
+from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.registry import entries, names
 from tessella.likelihoods import likelihood_for
 from tessella.likelihoods.shared import StoredValues
 
@@ -39,8 +47,8 @@ def random_edges(symbols: int, count: int) -> Tensor:
 
 def sent(tell) -> tuple[np.ndarray, float]:
     """The words that `tell(wire)` makes, and the bits that they should be."""
-    stack = Stack()
-    sender = Sender(stack)
+    stack = AnsStack()
+    sender = SymbolEncoder(stack)
     tell(sender)
     bits = sender.bits
     sender.flush()
@@ -66,7 +74,7 @@ def test_a_table_without_probability_is_a_table() -> None:
 @pytest.mark.parametrize("symbols", [2, 3, 4, 17, 300])
 def test_a_sender_pushes_what_the_coder_would_push_for_the_whole_table(symbols: int) -> None:
     table, chosen = random_edges(symbols, 2000), torch.randint(0, symbols, (2000,))
-    words, bits = sent(lambda wire: wire.tell(table, chosen))
+    words, bits = sent(lambda wire: wire.code(table, chosen))
     coder = constriction.stream.stack.AnsCoder()  # pyright: ignore[reportAttributeAccessIssue]
     family = constriction.stream.model.Categorical(perfect=False)  # pyright: ignore[reportAttributeAccessIssue]
     weights = (table.diff(dim=0).long() + 1).T.contiguous().numpy().astype(np.float64)
@@ -77,7 +85,7 @@ def test_a_sender_pushes_what_the_coder_would_push_for_the_whole_table(symbols: 
 
 def test_what_is_no_number_is_not_pushed() -> None:
     with pytest.raises(ValueError, match="no number"):
-        sent(lambda wire: tell_logits(wire, torch.full((3, 4), math.nan), torch.tensor([0, 1, 3])))
+        sent(lambda wire: code_categorical(wire, torch.full((3, 4), math.nan), torch.tensor([0, 1, 3])))
 
 
 # stacks
@@ -89,36 +97,36 @@ def test_what_is_told_comes_back_in_its_order() -> None:
     even = torch.randint(0, 1000, (30,))
 
     def tell(wire, known: bool) -> list[Tensor]:
-        first = [wire.tell(t, s if known else None) for t, s in zip(tables, told, strict=True)]
-        one = wire.tell_even(1, 4, torch.zeros(4, dtype=torch.int64) if known else None)
-        return [*first, one, wire.tell_even(1000, 30, even if known else None)]
+        first = [wire.code(t, s if known else None) for t, s in zip(tables, told, strict=True)]
+        one = wire.code_uniform(1, 4, torch.zeros(4, dtype=torch.int64) if known else None)
+        return [*first, one, wire.code_uniform(1000, 30, even if known else None)]
 
     words, _ = sent(lambda wire: tell(wire, True))
-    stack = Stack(words)
-    back = tell(Receiver(stack), False)
+    stack = AnsStack(words)
+    back = tell(SymbolDecoder(stack), False)
     assert all(torch.equal(a, b) for a, b in zip(back, [*told, torch.zeros(4, dtype=torch.int64), even], strict=True))
     assert stack.bits == 0
 
 
 def test_words_put_under_a_stack_come_last_and_can_be_dropped() -> None:
     table, chosen, first = random_edges(5, 100), torch.randint(0, 5, (100,)), np.arange(1, 4, dtype=np.uint32)
-    stack, later = Stack(), np.arange(4, 9, dtype=np.uint32)
-    stack.put_under(first)
-    sender = Sender(stack)
-    sender.tell(table, chosen)
+    stack, later = AnsStack(), np.arange(4, 9, dtype=np.uint32)
+    stack.add_initial_bits(first)
+    sender = SymbolEncoder(stack)
+    sender.code(table, chosen)
     sender.flush()
-    stack.put_under(later)
-    stack.drop_under(2)
-    assert torch.equal(Receiver(stack).tell(table, None), chosen)
+    stack.add_initial_bits(later)
+    stack.drop_initial_bits(2)
+    assert torch.equal(SymbolDecoder(stack).code(table, None), chosen)
     assert np.array_equal(stack.words(), [*later[2:], *first])
 
 
 def test_popping_from_random_words_and_pushing_gives_them_back() -> None:
     words = np.random.default_rng(0).integers(1, 1 << 32, 500, dtype=np.uint32)
-    stack, table = Stack(words), random_edges(7, 900)
-    drawn = Receiver(stack).tell(table, None)
-    sender = Sender(stack)
-    sender.tell(table, drawn)
+    stack, table = AnsStack(words), random_edges(7, 900)
+    drawn = SymbolDecoder(stack).code(table, None)
+    sender = SymbolEncoder(stack)
+    sender.code(table, drawn)
     sender.flush()
     assert np.array_equal(stack.words(), words)
 
@@ -127,18 +135,20 @@ def test_a_draw_from_random_words_follows_the_table() -> None:
     """Chi-squared with 3 degrees of freedom stays below 21 but for one seed in 10 000."""
     words = np.random.default_rng(0).integers(1, 1 << 32, 2000, dtype=np.uint32)
     p = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    drawn = Receiver(Stack(words)).tell(edges(torch.cat([torch.zeros(1), p.cumsum(0)])[:, None].expand(5, 20000)), None)
+    drawn = SymbolDecoder(AnsStack(words)).code(
+        edges(torch.cat([torch.zeros(1), p.cumsum(0)])[:, None].expand(5, 20000)), None
+    )
     counts = torch.bincount(drawn, minlength=4)
     assert ((counts - 20000 * p).square() / (20000 * p)).sum() < 21
 
 
 def test_words_that_are_no_stack_are_refused() -> None:
     with pytest.raises(DataError, match="no bits"):
-        Stack(np.array([7, 0], np.uint32))
+        AnsStack(np.array([7, 0], np.uint32))
 
 
 def test_an_empty_stack_gives_something() -> None:
-    assert (Receiver(Stack()).tell(random_edges(4, 10), None) < 4).all()
+    assert (SymbolDecoder(AnsStack()).code(random_edges(4, 10), None) < 4).all()
 
 
 # split integers
@@ -155,7 +165,7 @@ def test_a_split_integer_costs_its_probability() -> None:
     single, double = torch.float32, torch.float64
     for v, dtype in ((0, single), (100, single), (130, single), (0, double), (255, double)):
         at, zeros = value[v : v + 1].to(dtype), torch.zeros(1, dtype=dtype)
-        _, bits = sent(lambda wire, at=at, zeros=zeros: tell_split(wire, below, 8, at, zeros))
+        _, bits = sent(lambda wire, at=at, zeros=zeros: code_from_cdf(wire, below, 8, at, zeros))
         assert bits == pytest.approx(-math.log2(p[v]), rel=1e-3, abs=1e-3)
 
 
@@ -165,8 +175,8 @@ def test_a_function_that_falls_is_taken_to_be_level() -> None:
     def below(t: Tensor) -> Tensor:
         return torch.where(t % 3 == 0, 0.0, 0.5)
 
-    words, _ = sent(lambda wire: tell_split(wire, below, 8, values, torch.zeros(256)))
-    assert torch.equal(tell_split(Receiver(Stack(words)), below, 8, None, torch.zeros(256)), values)
+    words, _ = sent(lambda wire: code_from_cdf(wire, below, 8, values, torch.zeros(256)))
+    assert torch.equal(code_from_cdf(SymbolDecoder(AnsStack(words)), below, 8, None, torch.zeros(256)), values)
 
 
 # likelihoods
@@ -182,9 +192,9 @@ def test_values_come_back_at_the_price_of_their_likelihood(name: str, values, sh
         x = torch.randint(0, 2 if values == "binary" else 256, (5, *shape), dtype=torch.uint8)
         if name != "autoregressive" and size == 1:
             x = drawing.sample().to(torch.uint8)
-        words, bits = sent(lambda wire: drawing.tell(wire, x))
-        stack = Stack(words)
-        back = drawing.tell(Receiver(stack))
+        words, bits = sent(lambda wire: drawing.code(wire, x))
+        stack = AnsStack(words)
+        back = drawing.code(SymbolDecoder(stack))
         assert torch.equal(back, x.float())
         assert stack.bits == 0
         if size == 1:
@@ -200,15 +210,15 @@ def test_bytes_come_back_from_a_logistic_mixture_gone_wild(location: float, log_
     parameters[:, k : 4 * k], parameters[:, 4 * k : 7 * k] = location, log_scale
     x = torch.arange(768).view(1, 3, 16, 16) % 256
     drawing = likelihood(parameters)
-    words, _ = sent(lambda wire: drawing.tell(wire, x))
-    assert torch.equal(drawing.tell(Receiver(Stack(words))), x.float())
+    words, _ = sent(lambda wire: drawing.code(wire, x))
+    assert torch.equal(drawing.code(SymbolDecoder(AnsStack(words))), x.float())
 
 
 def test_a_density_is_refused() -> None:
     likelihood = likelihood_for(Schema((4,), "real", -9, 9, (0.0,), (1.0,)), "autoregressive")
     drawing = likelihood(torch.randn(2, likelihood.parameter_channels))
     with pytest.raises(SpecError, match="density"):
-        drawing.tell(Sender(Stack()), torch.zeros(2, 4))
+        drawing.code(SymbolEncoder(AnsStack()), torch.zeros(2, 4))
 
 
 # priors over codes
@@ -226,9 +236,9 @@ def test_codes_come_back_at_the_price_of_their_prior(kind: str, shape: tuple[int
     context = torch.randn(4, 2, *shape[1:]) if conditions else None
     codes = torch.randint(0, 11, (4, *shape))
     with torch.inference_mode():
-        words, bits = sent(lambda wire: prior.tell(wire, 4, codes, label, context))
-        stack = Stack(words)
-        assert torch.equal(prior.tell(Receiver(stack), 4, None, label, context), codes)
+        words, bits = sent(lambda wire: prior.code(wire, 4, codes, label, context))
+        stack = AnsStack(words)
+        assert torch.equal(prior.code(SymbolDecoder(stack), 4, None, label, context), codes)
         assert stack.bits == 0
         if kind == "masked":
             from tessella.core.rng import Noise
@@ -243,9 +253,9 @@ def test_codes_come_back_at_the_price_of_their_prior(kind: str, shape: tuple[int
 def test_a_masked_prior_tells_many_codes_in_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     from tessella.priors import masked
 
-    monkeypatch.setattr(masked, "LOOKS", 5)
+    monkeypatch.setattr(masked, "VALIDATE_AT", 5)
     prior = masked.MaskedTransformer((2, 4, 4), 6, width=8, depth=1).eval()
     codes, steps = torch.randint(0, 6, (3, 2, 4, 4)), []
-    words, _ = sent(lambda wire: prior.tell(wire, 3, codes, progress=lambda done, total: steps.append((done, total))))
-    assert torch.equal(prior.tell(Receiver(Stack(words)), 3), codes)
+    words, _ = sent(lambda wire: prior.code(wire, 3, codes, progress=lambda done, total: steps.append((done, total))))
+    assert torch.equal(prior.code(SymbolDecoder(AnsStack(words)), 3), codes)
     assert steps == [(i, 5) for i in range(1, 6)]

@@ -16,11 +16,11 @@ import tessella
 from tessella import Schema
 from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.core.contracts import Decoder, Encoder
-from tessella.core.errors import SpecError
 from tessella.core.rng import Noise
 from tessella.core.schema import bits_per_dim
 from tessella.evaluation import bounds
 from tessella.evaluation.results import Evaluation
+from tessella.foundation.errors import SpecError
 from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormal

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 import tessella
 from tessella.cli import main
-from tessella.core.errors import DataError, SpecError
 from tessella.core.schema import Schema
 from tessella.data import Data, open_data
 from tessella.evaluation import classifier, fidelity
 from tessella.evaluation.results import FidelityEvaluation
 from tessella.evaluation.sharpness import high_frequency_energy, sharpness
+from tessella.foundation.errors import DataError, SpecError
 from tessella.models.spec import TrainOptions
 from tessella.training import checkpoint
 

@@ -20,11 +20,11 @@ from PIL import Image, ImageOps
 from tessella.cli import main
 from tessella.coding import coders, files
 from tessella.coding.container import Container
-from tessella.core.errors import DataError
-from tessella.core.registry import entries
 from tessella.core.schema import Schema
+from tessella.foundation import output_folder
+from tessella.foundation.errors import DataError
+from tessella.foundation.registry import entries
 from tessella.models.base import Model
-from tessella.storage import output_folder
 
 WEIGHTS = files.Weights("run", "0" * 12, "uniform")
 TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")
@@ -328,12 +328,12 @@ def test_a_whole_file_is_never_called_damaged(kind: str, factor: float, tmp_path
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(factor)
-    here = coders.made_by()
+    here = coders.software_versions()
     said = tell(model, tmp_path / "f")
     assert "damaged" not in said
     assert "made by this very software" in said
     assert here in said
-    monkeypatch.setattr(files, "made_by", lambda: "another machine")
+    monkeypatch.setattr(files, "software_versions", lambda: "another machine")
     said = tell(model, tmp_path / "f")
     assert "damaged" not in said
     assert f"it was made by {here}, and this is another machine, which rounds differently" in said
@@ -344,13 +344,13 @@ def test_a_whole_file_is_never_called_damaged(kind: str, factor: float, tmp_path
 
 
 def test_the_file_names_what_its_floats_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = coders.made_by()
+    said = coders.software_versions()
     assert said.isprintable()
     assert len(said) < 1500
     for part in (torch.__version__, torch.backends.cpu.get_cpu_capability(), "oneDNN", "MKL", "constriction"):
         assert part in said
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
-    assert coders.made_by() == f"{said}, ONEDNN_MAX_CPU_ISA=SSE41"
+    assert coders.software_versions() == f"{said}, ONEDNN_MAX_CPU_ISA=SSE41"
 
 
 @pytest.mark.slow

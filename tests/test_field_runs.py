@@ -17,8 +17,8 @@ from PIL import Image
 import tessella
 from tessella import TrainOptions, fitting
 from tessella.cli import main
-from tessella.core.errors import TrainingError
 from tessella.core.outputs import Terms
+from tessella.foundation.errors import TrainingError
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.sklearn import LatentTransformer
 from tessella.training import checkpoint, loop
@@ -190,7 +190,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, kind: type[Any], at: Callable[[int], 
     monkeypatch.setattr(kind, "forward", spoiled)
 
 
-def small(out: Path, steps: int, **more: object) -> loop.Training:
+def small(out: Path, steps: int, **more: object) -> loop.TrainResult:
     data = tessella.open_data("digits")
     torch.manual_seed(0)
     options = TrainOptions(steps=steps, batch_size=8, save_every=1e9)

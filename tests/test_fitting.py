@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 import tessella
 from tessella import TrainOptions, fitting
-from tessella.core.errors import RunError, SpecError
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import Data
+from tessella.foundation.errors import RunError, SpecError
 from tessella.models.codes import CodeModel
 from tessella.priors.uniform import Uniform
 from tessella.training import checkpoint, loop
@@ -51,7 +51,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def fitted(run: Path, data: Data, kind: str = "pixelcnn", **more: Any) -> fitting.Fitting:
+def fitted(run: Path, data: Data, kind: str = "pixelcnn", **more: Any) -> fitting.FitResult:
     more = {"options": OPTIONS, "width": 8, "depth": 1, **more}
     return fit_prior(run, data, kind, quiet=True, **more)
 
@@ -263,7 +263,7 @@ def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> Non
     draws = kept["train.codes"]
     assert (len(draws), len(kept["valid.codes"])) == (fitting.DRAWS, 1)
     assert all((draws[i] != draws[j]).any() for i in range(4) for j in range(i))
-    split = fitting.CodesSplit(draws, kept["train.labels"], data.split("train").keys)
+    split = fitting.CodesSplit(draws, kept["train.labels"], data.split("train").example_ids)
     at = np.arange(200)
     fixed, drawn = split.batch(at), split.batch(at, Noise(0, 3))
     assert torch.equal(fixed.x, draws[0, :200].long())

@@ -18,10 +18,10 @@ from torch.distributions import Independent, Normal
 import tessella
 from tessella import TrainOptions, fitting
 from tessella.cli import main
-from tessella.core.errors import RunError, SpecError
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.data import Data
+from tessella.foundation.errors import RunError, SpecError
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.flow import FlowPrior
 from tessella.priors.normal import StandardNormal
@@ -56,7 +56,7 @@ def runs(trained: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return lambda name: Path(shutil.copytree(trained[name], tmp_path / name, dirs_exist_ok=True))
 
 
-def fitted(run: Path, data: Data, kind: str = "flow", **more: Any) -> fitting.Fitting:
+def fitted(run: Path, data: Data, kind: str = "flow", **more: Any) -> fitting.FitResult:
     return fit_prior(run, data, kind, quiet=True, **{**QUICK, **more})
 
 

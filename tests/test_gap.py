@@ -24,12 +24,12 @@ from tessella import Schema
 from tessella.bottlenecks.flow import FlowPosterior
 from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.cli import main
+from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
-from tessella.core.errors import SpecError
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch
 from tessella.evaluation import annealing, gap, per_example_posterior
 from tessella.evaluation.results import Estimate, GapEvaluation
+from tessella.foundation.errors import SpecError
 from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormal
@@ -92,7 +92,7 @@ class Rows:
     labels = None
 
     def __init__(self, x):
-        self.x, self.keys = x, np.arange(len(x), dtype=np.uint64)
+        self.x, self.example_ids = x, np.arange(len(x), dtype=np.uint64)
 
     def batch(self, indices, noise=None):
         return Batch(self.x[torch.as_tensor(indices)])

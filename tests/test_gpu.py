@@ -12,9 +12,9 @@ import torch
 import tessella
 from tessella import cli
 from tessella.bottlenecks import nearest as searching
-from tessella.core.registry import find
 from tessella.core.rng import Noise
 from tessella.evaluation.bounds import evaluate
+from tessella.foundation.registry import find
 from tessella.models.spec import TrainOptions
 
 pytestmark = [

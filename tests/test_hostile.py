@@ -20,10 +20,10 @@ import torch
 
 import tessella
 from tessella.cli import main
-from tessella.core.errors import RunError
+from tessella.core.tensors import write_tensors
+from tessella.foundation import files, validation
+from tessella.foundation.errors import RunError
 from tessella.models.spec import ModelOptions, Spec
-from tessella.storage import files, validation
-from tessella.storage.tensors import write_tensors
 from tessella.training import checkpoint
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -14,9 +14,9 @@ from scipy.stats import chi2
 from torch import Tensor
 from torch.nn import functional as F
 
-from tessella.core.errors import SpecError
-from tessella.core.registry import entries, find
 from tessella.core.schema import Schema, Values
+from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import entries, find
 from tessella.likelihoods import (
     Bernoulli,
     Categorical,
@@ -554,7 +554,7 @@ def test_fixed_gaussian_learns_the_root_mean_squared_error() -> None:
     assert abs(gradient.item()) < 1e-3
 
 
-# Units
+# LatentStatistics
 
 
 def test_network_units() -> None:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 import tessella
-from tessella.core.errors import DataError, SpecError
+from tessella.core.batches import Batch
 from tessella.core.outputs import Sampling
-from tessella.core.schema import Batch, Schema
+from tessella.core.schema import Schema
+from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.tasks import generate
 
@@ -61,7 +62,7 @@ def test_a_traversal_moves_one_unit_and_passes_through_the_example(kind: str, op
     model, one = made(kind, **options), examples(1)
     z = model.encode(one.x, one.label).z
     at = z.flatten(2).mean(2)[0] if z.dim() > 2 else z[0]
-    units = generate.Units(at.detach(), torch.ones(3), None)  # as if the example were the mean of all
+    units = generate.LatentStatistics(at.detach(), torch.ones(3), None)  # as if the example were the mean of all
     rows = generate.traverse(model, one, units, [2, 0], steps=5)
     assert rows.shape == (2, 5, 1, 8, 8)
     for row in rows:
@@ -72,11 +73,11 @@ def test_a_traversal_moves_one_unit_and_passes_through_the_example(kind: str, op
 def test_units_are_surveyed_as_the_examples_use_them() -> None:
     data = tessella.open_data("digits")
     model = made(schema=data.schema)
-    units = generate.survey(model, data.split("test"))
+    units = generate.unit_statistics(model, data.split("test"))
     assert units.rate is not None
     assert units.order == sorted(range(3), key=lambda j: -float(units.rate[j]))
-    assert generate.survey(model, data.split("test")).mean.equal(units.mean)
-    straight = generate.survey(made("AE", data.schema), data.split("test"))
+    assert generate.unit_statistics(model, data.split("test")).mean.equal(units.mean)
+    straight = generate.unit_statistics(made("AE", data.schema), data.split("test"))
     assert straight.rate is None
     assert straight.order == torch.argsort(straight.deviation, descending=True).tolist()
 
@@ -84,7 +85,7 @@ def test_units_are_surveyed_as_the_examples_use_them() -> None:
 def test_a_grid_has_a_unit_for_each_channel() -> None:
     data = tessella.open_data("digits")
     model = made(schema=data.schema, latent="grid")
-    units = generate.survey(model, data.split("valid"))
+    units = generate.unit_statistics(model, data.split("valid"))
     assert units.mean.shape == units.deviation.shape == (3,)
     assert units.rate is not None
     assert units.rate.shape == (3,)

@@ -16,12 +16,14 @@ from torch import Tensor
 import tessella
 from tessella.cli import main
 from tessella.coding import codes_file
-from tessella.core import fixed_batch, registry
+from tessella.core import batches
+from tessella.core.batches import Batch
 from tessella.core.rng import example_keys
-from tessella.core.schema import Batch, Schema
-from tessella.data.raw import Part
+from tessella.core.schema import Schema
+from tessella.data.raw import RawSplit
 from tessella.data.splits import Split, split_of
 from tessella.evaluation import bounds
+from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.priors.masked import MaskedTransformer
@@ -54,7 +56,7 @@ def made(name: str, schema: Schema) -> Model:
             torch.nn.init.normal_(parameter, std=0.05)
     if isinstance(model, CodeModel) and name == "vqvae" and schema.is_picture:
         level = model.levels[0]
-        model.adopt([MaskedTransformer(model.prior_shapes[0], level.codebook_size, width=16, depth=1).eval()])
+        model.set_prior([MaskedTransformer(model.prior_shapes[0], level.codebook_size, width=16, depth=1).eval()])
     return model
 
 
@@ -64,7 +66,7 @@ def of_rows(batch: Batch, rows: list[int] | Tensor) -> Batch:
 
 def split(batch: Batch, rows: np.ndarray) -> Split:
     keys = example_keys(batch.x).numpy().view(np.uint64)
-    return split_of(Part(batch.x.numpy(), None if batch.label is None else batch.label.numpy(), keys), rows)
+    return split_of(RawSplit(batch.x.numpy(), None if batch.label is None else batch.label.numpy(), keys), rows)
 
 
 CASES = [(n, s) for n in registry.names("model") for s in (PICTURES, VECTORS)]
@@ -73,7 +75,7 @@ CASES = [(n, s) for n, s in CASES if s.is_picture or n not in ("cvae", "vqvae2",
 
 @pytest.mark.parametrize(("name", "schema"), CASES, ids=lambda of: of if isinstance(of, str) else of.values)
 def test_scores_evaluations_and_codes_are_the_examples_own(name: str, schema: Schema, monkeypatch) -> None:
-    monkeypatch.setattr(fixed_batch, "MOST", 8)
+    monkeypatch.setattr(batches, "MOST", 8)
     model, batch = made(name, schema), examples(schema)
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
     detector = Detector(model, [s.name for s in tessella.tasks.detect.available(model) if not s.learns], steps=2)
@@ -110,8 +112,8 @@ def measured(model: Model, batch: Batch, rows: list[int], draws: int) -> dict[st
 @pytest.mark.parametrize("prior", ["masked", "pixelcnn"])
 def test_the_price_of_codes_is_the_examples_own(prior: str) -> None:
     torch.manual_seed(0)
-    made_by = {"masked": MaskedTransformer, "pixelcnn": PixelCNN}[prior]
-    network = made_by((2, 4, 3), 16, width=16, depth=1).eval()
+    software_versions = {"masked": MaskedTransformer, "pixelcnn": PixelCNN}[prior]
+    network = software_versions((2, 4, 3), 16, width=16, depth=1).eval()
     codes = torch.randint(0, 16, (32, 2, 4, 3), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = network(codes)

@@ -12,9 +12,9 @@ import tessella
 from fake_device import KIND, OnFake, fake_device
 from tessella import cli
 from tessella.coding import files
-from tessella.core.registry import find
 from tessella.evaluation import per_example_posterior
 from tessella.evaluation.bounds import evaluate
+from tessella.foundation.registry import find
 from tessella.models.spec import TrainOptions
 from tessella.training.loop import fit
 

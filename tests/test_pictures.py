@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tessella.core.errors import DataError, RunError
 from tessella.core.schema import Schema
+from tessella.foundation.errors import DataError, RunError
 from tessella.kinds.pictures import GAP_SHADE, grid, png_data_uri, save, to_uint8
 
 

@@ -160,7 +160,7 @@ class Zeros(CodePrior):
 def test_samples_of_the_uniform_and_the_learned_prior_stand_side_by_side(tmp_path: Path) -> None:
     run, model, opened = a_run(tmp_path, "VQVAE")
     assert isinstance(model, CodeModel)
-    model.adopt([Zeros(model.prior_shapes[0])])
+    model.set_prior([Zeros(model.prior_shapes[0])])
     text = report.write(run, model, opened).read_text("utf-8")
     samples = text.partition("<h2>Samples</h2>")[2].partition("<h2>")[0]
     uniform, learned = re.findall(r'<div><img[^>]*src="([^"]*)"', samples)

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tessella.coding.coders import BitsBack
-from tessella.core.errors import SpecError
+from tessella.core.batches import Batch
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch, Schema
+from tessella.core.schema import Schema
 from tessella.evaluation import collapse
+from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.models.presets import AE, VAE, VQVAE
 from tessella.tasks.detect.statistics import Examiner, possible

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import tessella
 from tessella.cli import main
-from tessella.core.errors import DataError, SpecError
 from tessella.core.schema import Schema
+from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.tasks import search
 

@@ -10,9 +10,9 @@ import torch
 
 from tessella import Schema, load
 from tessella.cli import main
-from tessella.core.errors import SpecError
-from tessella.core.registry import find, names
 from tessella.diffusion import chain
+from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import find, names
 from tessella.models import diffusion
 from tessella.training import checkpoint
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 
 import tessella
 from tessella import Schema, TrainOptions
-from tessella.core.errors import RunError, SpecError, TrainingError
+from tessella.core import tensors as storing
 from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
+from tessella.foundation.errors import RunError, SpecError, TrainingError
 from tessella.models.spec import Objective, Spec
-from tessella.storage import tensors as storing
 from tessella.training import checkpoint, loop
 
 SMALL = {"width": 8, "depth": 1, "units": 4}
@@ -69,7 +69,7 @@ def script(tmp_path: Path, body: str, kind: str = "vae") -> list[str]:
         torch.set_num_threads(1)
         data = tessella.open_data("digits", binarize="dynamic")
         torch.manual_seed(0)
-        model = tessella.core.registry.find("model", {kind!r}).load()(data.schema, **{small!r})
+        model = tessella.foundation.registry.find("model", {kind!r}).load()(data.schema, **{small!r})
         options = TrainOptions(steps=int(sys.argv[2]), batch_size=int(sys.argv[3]), save_every=0.0)
         result = loop.train(model, data, sys.argv[1], options, quiet=True, resume="resume" in sys.argv)
         print(result.stopped, result.steps)
@@ -133,7 +133,7 @@ def test_killed_in_the_middle_of_writing_and_resumed_is_bitwise_the_same(tmp_pat
         f"""
         import os
         from pathlib import Path
-        from tessella.storage import tensors as storing
+        from tessella.core import tensors as storing
         save, count = storing.save_file, 0
         def half(tensors, path, note):
             global count

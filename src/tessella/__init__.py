@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tessella.core.errors import TessellaError as TessellaError
     from tessella.core.outputs import Sampling as Sampling
     from tessella.core.schema import Schema as Schema
     from tessella.data import open_data as open_data
+    from tessella.foundation.errors import TessellaError as TessellaError
     from tessella.models.presets import AE as AE
     from tessella.models.presets import CVAE as CVAE
     from tessella.models.presets import VAE as VAE
     from tessella.models.presets import VQVAE as VQVAE
     from tessella.models.presets import VQVAE2 as VQVAE2
+    from tessella.models.presets import VQVAE2017 as VQVAE2017
     from tessella.models.presets import BetaVAE as BetaVAE
-    from tessella.models.presets import PaperVQVAE as PaperVQVAE
     from tessella.models.spec import TrainOptions as TrainOptions
     from tessella.training.checkpoint import load as load
     from tessella.training.fit_prior import fit_prior as fit_prior
@@ -34,10 +34,10 @@ _HOMES = {
     "CVAE": "tessella.models.presets",
     "VQVAE": "tessella.models.presets",
     "VQVAE2": "tessella.models.presets",
-    "PaperVQVAE": "tessella.models.presets",
+    "VQVAE2017": "tessella.models.presets",
     "Sampling": "tessella.core.records",
     "Schema": "tessella.core.records",
-    "TessellaError": "tessella.core.errors",
+    "TessellaError": "tessella.foundation.errors",
     "TrainOptions": "tessella.models.spec",
     "fit_prior": "tessella.training",
     "load": "tessella.training.checkpoint",
@@ -50,8 +50,8 @@ __all__ = [
     "VAE",
     "VQVAE",
     "VQVAE2",
+    "VQVAE2017",
     "BetaVAE",
-    "PaperVQVAE",
     "Sampling",
     "Schema",
     "TessellaError",

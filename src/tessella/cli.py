@@ -20,8 +20,8 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple, TextIO
 
 from tessella import __version__
-from tessella.core.errors import TessellaError
-from tessella.core.text import shown
+from tessella.foundation.errors import TessellaError
+from tessella.foundation.text import shown
 
 
 class Command(NamedTuple):

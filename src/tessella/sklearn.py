@@ -23,14 +23,14 @@ from sklearn.base import BaseEstimator, OutlierMixin, TransformerMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from tessella.core import registry
+from tessella.core.batches import Batch, fixed_batches, to_read
 from tessella.core.device import resolve
-from tessella.core.fixed_batch import fixed_batches, to_read
-from tessella.core.schema import Batch, Schema
+from tessella.core.schema import Schema
 from tessella.data import Split
 from tessella.data.arrays import moments
-from tessella.data.raw import Part, index_keys
+from tessella.data.raw import RawSplit, index_keys
 from tessella.data.splits import split_of
+from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import TrainOptions
@@ -289,7 +289,7 @@ def _schema(x: np.ndarray) -> Schema:
 
 
 def _split(x: np.ndarray) -> Split:
-    return split_of(Part(x, None, index_keys(len(x), "sklearn")), np.arange(len(x)))
+    return split_of(RawSplit(x, None, index_keys(len(x), "sklearn")), np.arange(len(x)))
 
 
 def _batches(x: np.ndarray, device: torch.device) -> Iterator[Batch]:

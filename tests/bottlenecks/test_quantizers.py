@@ -29,9 +29,9 @@ from tessella.bottlenecks.quantizers import (
 )
 from tessella.core.contracts import Quantizer
 from tessella.core.distributions import PointMass
-from tessella.core.errors import SpecError
-from tessella.core.registry import entries, find
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import entries, find
 
 SHAPES = [(6,), (6, 1, 1), (6, 3, 5)]
 BATCH = 20

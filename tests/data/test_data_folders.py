@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tessella.core.errors import DataError
 from tessella.data import chunks, open_data, stream
 from tessella.data.arrays import centre_box
 from tessella.data.folders import read as module
 from tessella.data.folders.duplicates import file_hash
+from tessella.foundation.errors import DataError
 
 
 def notes_of(data) -> str:
@@ -159,7 +159,7 @@ def test_a_picture_that_breaks_later_is_replaced_and_named(draw, tmp_path, monke
         draw(f"{'ab'[i % 2]}/{i}.png", seed=i)
     split = open_data(str(tmp_path)).split("train")
     whole = split.batch(range(len(split)))
-    path = next(p for p in tmp_path.glob("*/*.png") if file_hash(str(p)) == split.keys[0])
+    path = next(p for p in tmp_path.glob("*/*.png") if file_hash(str(p)) == split.example_ids[0])
     path.write_bytes(b"gone")
     with pytest.warns(UserWarning, match=f"{path.name} cannot be read"):
         batch = split.batch(range(len(split)))
@@ -172,8 +172,8 @@ def test_the_order_of_files_does_not_matter(draw, tmp_path) -> None:
     for i in range(40):
         draw(f"{i}.png", seed=i)
     before = open_data(str(tmp_path))
-    keys = {name: set(split.keys.tolist()) for name, split in before.splits.items()}
+    keys = {name: set(split.example_ids.tolist()) for name, split in before.splits.items()}
     draw("another.png")
     after = open_data(str(tmp_path))
-    moved = sum(len(of - set(after.split(name).keys.tolist())) for name, of in keys.items())
+    moved = sum(len(of - set(after.split(name).example_ids.tolist())) for name, of in keys.items())
     assert moved <= 1  # the smallest splits are filled up in hash order

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from tessella.core.errors import DataError
-from tessella.data import chunks, contact_sheet, describe, open_data
+from tessella.data import batches, contact_sheet, describe, open_data
 from tessella.data import sprites as drawn
+from tessella.foundation.errors import DataError
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.integers(0, 256, (30, 5, 4), dtype=np.uint8)
@@ -24,7 +24,7 @@ Y = np.arange(30) % 3
 
 def everything(data) -> np.ndarray:
     """All examples in the order of their first value, whatever split they went to."""
-    x = np.concatenate([batch.x.numpy() for split in data.splits.values() for batch in chunks(split, 7)])
+    x = np.concatenate([batch.x.numpy() for split in data.splits.values() for batch in batches(split, 7)])
     return x[np.lexsort(x.reshape(len(x), -1).T)]
 
 

@@ -10,15 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessella.core.errors import DataError
 from tessella.data import Schedule, chunks, open_data, stream
-from tessella.data.raw import Part, index_keys
+from tessella.data.raw import RawSplit, index_keys
 from tessella.data.splits import ArraySplit
+from tessella.foundation.errors import DataError
 
 
 def numbers(count: int) -> ArraySplit:
     x = np.arange(count, dtype=np.float32)[:, None]
-    return ArraySplit(Part(x, np.arange(count), index_keys(count, "x")), np.arange(count))
+    return ArraySplit(RawSplit(x, np.arange(count), index_keys(count, "x")), np.arange(count))
 
 
 def taken(split, steps: int, *args, **options) -> list[torch.Tensor]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tessella.core.errors import DataError
 from tessella.data import Data, limits, open_data
+from tessella.foundation.errors import DataError
 
 X = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
 Y = np.arange(60) % 3
@@ -65,8 +65,8 @@ def test_splits_and_labels_go_by_their_usual_names(tmp_path, x, y) -> None:
 def test_an_undivided_archive_says_what_it_left_out(tmp_path, names) -> None:
     np.savez(tmp_path / "a.npz", **dict(zip(names, (X, Y), strict=True)), mean_image=X[0])
     data = opened(tmp_path / "a.npz")
-    assert data.undivided is not None
-    assert data.undivided.labels.tolist() == Y.tolist()
+    assert data.all_examples is not None
+    assert data.all_examples.labels.tolist() == Y.tolist()
     assert "arrays left out: mean_image" in data.notes
 
 
@@ -102,7 +102,7 @@ def test_labels_of_every_kind_find_their_names(tmp_path, labels, names, classes,
     np.savez(tmp_path / "a.npz", x=X, y=labels, **({} if names is None else {key: names}))
     data = opened(tmp_path / "a.npz")
     assert data.schema.classes == classes
-    found = [classes[n] for n in data.undivided.labels]
+    found = [classes[n] for n in data.all_examples.labels]
     assert found == ([str(n) for n in Y] if names is None and classes[0] == "0" else WORDS[Y].tolist())
 
 
@@ -164,12 +164,12 @@ def test_every_layout_in_memory_is_read(tmp_path, as_stored, end) -> None:
     np.save(tmp_path / "a.npy", x)
     np.savez(tmp_path / "a.npz", x=x)
     data = opened(tmp_path / f"a.{end}")
-    assert np.array_equal(data.undivided.batch(range(60)).x.numpy(), V.astype(np.float32))
+    assert np.array_equal(data.all_examples.batch(range(60)).x.numpy(), V.astype(np.float32))
 
 
 def test_large_measures_are_no_identifiers(tmp_path) -> None:
     np.save(tmp_path / "a.npy", 10 ** (20 + V))
-    x = opened(tmp_path / "a.npy").undivided.batch(range(60)).x.numpy()
+    x = opened(tmp_path / "a.npy").all_examples.batch(range(60)).x.numpy()
     np.testing.assert_allclose(x, 10 ** (20 + V), rtol=1e-6)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessella.core.errors import DataError
 from tessella.core.schema import Schema
 from tessella.data import open_data
 from tessella.data.folders.read import MOST_PIXELS, decoded, look
+from tessella.foundation.errors import DataError
 from tessella.tasks.generate import read_pictures
 
 RAMP = np.arange(256).reshape(16, 16)
@@ -21,7 +21,7 @@ RAMP = np.arange(256).reshape(16, 16)
 
 def read(data) -> np.ndarray:
     """All pictures in the order of their names."""
-    split = data.undivided
+    split = data.all_examples
     return split.batch(np.arange(len(split))).x.numpy()
 
 

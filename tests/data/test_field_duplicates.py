@@ -58,7 +58,7 @@ def test_the_same_picture_stays_on_one_side(pictures, monkeypatch, streamed: boo
     assert any(
         note.startswith("90 of 100 pictures are byte-identical to others (10 different ones)") for note in data.notes
     )
-    assert all(len(set(split.keys.tolist())) == len(split) for split in data.splits.values())
+    assert all(len(set(split.example_ids.tolist())) == len(split) for split in data.splits.values())
 
 
 def test_test_pictures_that_were_trained_on_are_left_out(pictures) -> None:
@@ -114,7 +114,7 @@ def test_the_division_and_the_order_are_of_the_content_alone(pictures, tmp_path:
     )
     assert one.fingerprint == other.fingerprint
     for name, split in one.splits.items():
-        assert split.keys.tolist() == other.split(name).keys.tolist()
+        assert split.example_ids.tolist() == other.split(name).example_ids.tolist()
         assert split.labels.tolist() == other.split(name).labels.tolist()
         rows = np.arange(len(split))
         assert (split.batch(rows).x == other.split(name).batch(rows).x).all()

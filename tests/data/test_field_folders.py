@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessella.core.errors import DataError
 from tessella.data import describe, open_data
 from tessella.data.arrays import natural
 from tessella.data.folders.layout import arranged
 from tessella.data.folders.read import Names, picture_files
+from tessella.foundation.errors import DataError
 
 
 def laid_out(**counts: int) -> tuple[Counter, str]:

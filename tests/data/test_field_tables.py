@@ -15,8 +15,8 @@ import pytest
 from pyarrow import parquet
 
 from tessella.cli import main
-from tessella.core.errors import DataError
 from tessella.data import Data, open_data
+from tessella.foundation.errors import DataError
 
 ROWS = np.round(np.random.default_rng(0).normal(0, 3, (40, 3)), 3)
 PLAIN = "a,b,c\n" + "".join(",".join(map(str, row)) + "\n" for row in ROWS.tolist())
@@ -28,7 +28,7 @@ def opened(path: Path, content: str | bytes, **options) -> Data:
 
 
 def examples(data: Data) -> np.ndarray:
-    split = data.undivided
+    split = data.all_examples
     assert split is not None
     return split.batch(np.arange(len(split))).x.numpy()
 

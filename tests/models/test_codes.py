@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.core.errors import SpecError
 from tessella.core.outputs import Sampling
-from tessella.core.registry import find, names
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import find, names
 from tessella.models.codes import CodeModel
 from tessella.models.presets import VQVAE, VQVAE2
 
@@ -166,7 +166,7 @@ def test_the_uniform_prior_takes_the_fitted_ones_place() -> None:
     model = started(VQVAE(schema, side=2, **TINY), pictures(2, 1, 4, 4))
     (shape,) = model.prior_shapes
     fitted = find("code-prior", "pixelcnn").load()(shape, 16, classes=2, width=8, depth=1)
-    model.adopt([fitted])
+    model.set_prior([fitted])
     assert model.fitted
     assert model.conditional
     plain = model.with_uniform_prior()

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from tessella.coding.files import coder_for
-from tessella.core.errors import SpecError
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import open_data
 from tessella.evaluation.bounds import evaluate
+from tessella.foundation.errors import SpecError
 from tessella.models.flow import FlowModel
 from tessella.models.presets import VAE, Flow
 from tessella.models.spec import ModelOptions, TrainOptions
@@ -132,7 +132,7 @@ def test_measured_like_any_model(tmp_path: Path) -> None:
     assert walk.shape == (2, 6, 1, 5, 3)
     assert torch.equal(walk[:, 1], a.x.float())
     assert torch.equal(walk[:, -2], b.x.float())
-    units = generate.survey(model, data.split("valid"))
+    units = generate.unit_statistics(model, data.split("valid"))
     moved = generate.traverse(model, data.split("test").batch(np.arange(1)), units, units.order[:1])
     assert moved.isfinite().all()
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import tessella
-from tessella.core.errors import SpecError
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.foundation.errors import SpecError
 from tessella.models.presets import AE, CVAE, VAE, BetaVAE
 
 GREY = Schema((1, 28, 28), "bytes")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.core.errors import SpecError
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
 from tessella.networks import transformer
 from tessella.networks.transformer import BLOCK, CachedSteps, CodeEmbedding, GridEmbedding, Transformer
 

@@ -9,9 +9,9 @@ import torch
 from torch.distributions import Independent, Normal
 
 from tessella.core.distributions import kl
-from tessella.core.errors import SpecError
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.foundation.errors import SpecError
 from tessella.models.presets import CVAE, VAE
 from tessella.priors.mixture import MixturePrior, VampPrior
 

@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 import torch
 
-from tessella.core.errors import SpecError
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
 from tessella.priors.pixelcnn import PixelCNN
 from tessella.priors.sampling import draw
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.core.errors import SpecError
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
 from tessella.priors.transformer import CausalTransformer
 
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 5, 3)]

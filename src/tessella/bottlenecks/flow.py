@@ -15,7 +15,7 @@ from zuko.nn import MaskedMLP
 
 from tessella.bottlenecks.gaussian import DiagonalGaussian, position_head
 from tessella.core.contracts import Bottleneck
-from tessella.core.outputs import Passage
+from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -66,13 +66,13 @@ class FlowPosterior(Bottleneck):
             steps = [_GridStep(channels, context, width) for _ in range(flow_steps)]
         self.steps = nn.ModuleList(steps)
 
-    def forward(self, features: Tensor, noise: Noise | None) -> Passage:
+    def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
         with torch.autocast(features.device.type, enabled=False):
             start = self.base(features.float(), noise)
             base = start.posterior
             assert isinstance(base, Independent)
             posterior = FlowDistribution(base, list(self.steps), F.silu(self.context(features.float())), start.z)
-        return Passage(posterior.z, posterior)
+        return BottleneckOutput(posterior.z, posterior)
 
 
 @final

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from tessella.core.contracts import Bottleneck
-from tessella.core.outputs import Passage
+from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
 
 
@@ -31,8 +31,8 @@ class Deterministic(Bottleneck):
         self.head = position_head(feature_shape, channels)
         self.latent_shape = (channels, *feature_shape[1:])
 
-    def forward(self, features: Tensor, noise: Noise | None) -> Passage:
-        return Passage(self.head(features).float(), None)
+    def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
+        return BottleneckOutput(self.head(features).float(), None)
 
 
 class DiagonalGaussian(Bottleneck):
@@ -50,9 +50,9 @@ class DiagonalGaussian(Bottleneck):
             for parameter in self.head.parameters():
                 parameter.mul_(0.1)
 
-    def forward(self, features: Tensor, noise: Noise | None) -> Passage:
+    def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
         with torch.autocast(features.device.type, enabled=False):
             mu, log_sigma = self.head(features.float()).chunk(2, dim=1)
         sigma = log_sigma.clamp(-8, 4).exp()
         z = mu if noise is None else mu + sigma * noise.normal(*mu.shape, device=mu.device)
-        return Passage(z, diagonal_normal(mu, sigma))
+        return BottleneckOutput(z, diagonal_normal(mu, sigma))

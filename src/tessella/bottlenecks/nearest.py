@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.core.fixed_batch import even_block
+from tessella.core.batches import even_block
 
 BLOCK = 2**19
 """Scores in a thread's block, 2 MB: still in its cache when the largest are looked for."""

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from tessella.core.fixed_batch import even_block
+from tessella.core.batches import even_block
 from tessella.core.rng import Noise
 
 FEW = 8

@@ -30,9 +30,9 @@ from tessella.bottlenecks.nearest import in_one_table, nearest
 from tessella.bottlenecks.proposals import drawn, near, uniform_for
 from tessella.core.contracts import Quantizer
 from tessella.core.distributions import PointMass
-from tessella.core.errors import SpecError
-from tessella.core.outputs import Passage
+from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """From z and what it was quantised to, e: the value of e exactly, with a gradient for z."""
@@ -120,7 +120,7 @@ class CodebookQuantizer(Quantizer):
         self.latent_shape = (self.groups * self.code_dim, *feature_shape[1:])
         self.code_shape = (len(books) * self.groups, *feature_shape[1:])
 
-    def forward(self, features: Tensor, noise: Noise | None) -> Passage:
+    def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
         with torch.autocast(features.device.type, enabled=False):
             rows = self.head(features.float().movedim(1, -1))
             z = left = self.distance(rows.reshape(-1, self.groups, self.code_dim))
@@ -136,7 +136,7 @@ class CodebookQuantizer(Quantizer):
             z = self.gradient(z, _sum(vectors))
             grid = torch.cat(codes, 1).reshape(*rows.shape[:-1], self.code_shape[0]).movedim(-1, 1)
             penalty = _sum(penalties).view(rows.shape).flatten(1).sum(1)
-            return Passage(z.view(rows.shape).movedim(-1, 1), PointMass(grid.contiguous()), penalty)
+            return BottleneckOutput(z.view(rows.shape).movedim(-1, 1), PointMass(grid.contiguous()), penalty)
 
     def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         with torch.autocast(features.device.type, enabled=False):
@@ -348,13 +348,13 @@ class FSQ(Quantizer):
         self.latent_shape = (codes * len(levels), *feature_shape[1:])
         self.code_shape = (codes, *feature_shape[1:])
 
-    def forward(self, features: Tensor, noise: Noise | None) -> Passage:
+    def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
         with torch.autocast(features.device.type, enabled=False):
             bounded = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base))).tanh()
             digits = (self.most / 2 * (1 + bounded.detach())).nan_to_num().round().long()
             codes = (digits * self.base).sum(-1).movedim(-1, 1).contiguous()
             z = straight_through(bounded.flatten(-2).movedim(-1, 1), self.lookup(codes))
-            return Passage(z, PointMass(codes))
+            return BottleneckOutput(z, PointMass(codes))
 
     def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Each digit by itself; the values are spread about the levels as rounding spreads them."""
@@ -437,7 +437,7 @@ class LFQ(Quantizer):
         self.latent_shape = (codes * bits, *feature_shape[1:])
         self.code_shape = (codes, *feature_shape[1:])
 
-    def forward(self, features: Tensor, noise: Noise | None) -> Passage:
+    def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
         with torch.autocast(features.device.type, enabled=False):
             rows = self.head(features.float().movedim(1, -1))
             codes = ((rows.unflatten(-1, (-1, len(self.base))) > 0) * self.base).sum(-1).movedim(-1, 1).contiguous()
@@ -448,7 +448,7 @@ class LFQ(Quantizer):
             mean = on.mean([0, *range(2, z.dim())], keepdim=True).clamp(1e-6, 1 - 1e-6)
             of_mean = torch.special.entr(mean) + torch.special.entr(1 - mean)
             terms = self.commitment * (z - signs).square() + self.entropy * (entropy - of_mean)
-            return Passage(straight_through(z, signs), PointMass(codes), terms.flatten(1).sum(1))
+            return BottleneckOutput(straight_through(z, signs), PointMass(codes), terms.flatten(1).sum(1))
 
     def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Each bit by itself, from q(bit | z)."""

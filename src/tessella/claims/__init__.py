@@ -14,8 +14,8 @@ from statistics import fmean
 
 from tessella.claims.bench import SEEDS, Bench, Recipe
 from tessella.claims.claim import Claim, Measure, Result, Trial
-from tessella.core.errors import SpecError
 from tessella.data import Data
+from tessella.foundation.errors import SpecError
 
 CLAIMS: dict[int, str] = {
     1: "c01_autoencoder_latents",

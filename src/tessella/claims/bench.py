@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tessella.core import registry
+from tessella.core.batches import Batch
 from tessella.core.device import resolve
-from tessella.core.errors import DataError
 from tessella.core.precision import autocast
-from tessella.core.schema import Batch, Schema
+from tessella.core.schema import Schema
 from tessella.data import Data, Split
+from tessella.foundation import registry
+from tessella.foundation.errors import DataError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import TrainOptions
@@ -307,12 +307,12 @@ def codes_of(model: CodeModel, split: Split) -> CodesSplit:
         with autocast("auto", model.schema, model.device):
             rows.append(packed(model.encode(batch.x.to(model.device)).codes).cpu().int())
     labels = None if split.labels is None else torch.from_numpy(split.labels)
-    return CodesSplit(torch.cat(rows)[None], labels, split.keys)
+    return CodesSplit(torch.cat(rows)[None], labels, split.example_ids)
 
 
 def fetched(split: Split, count: int | None = None) -> Batch:
     """The first `count` examples of a split in the order of their keys; all of them if there are fewer."""
-    order = np.argsort(split.keys)[: len(split) if count is None else count]
+    order = split.random_rows(len(split) if count is None else count)
     batches = [split.batch(order[first : first + AT_ONCE]) for first in range(0, len(order), AT_ONCE)]
     labels = [b.label for b in batches if b.label is not None]
     return Batch(torch.cat([b.x for b in batches]), torch.cat(labels) if labels else None)

@@ -19,7 +19,7 @@ from tessella.claims.measuring import principal
 from tessella.core.rng import Noise
 
 COMPONENTS, UNITS = 16, 4
-STEPS, LOOKS, RATE = 400, 20, 0.02
+STEPS, VALIDATE_AT, RATE = 400, 20, 0.02
 EXAMPLES = 512
 IDENTITY = 1e-6
 """Nats that both sides may differ by: the rounding of float64, and no more."""
@@ -100,7 +100,7 @@ def _course(values: Tensor, looked: Tensor, units: int, seed: int) -> list[tuple
     model = Linear(values.shape[1], units, seed)
     optimizer = torch.optim.Adam(model.parameters, RATE)
     course = []
-    marks = {round(STEPS * (k / LOOKS) ** 2) for k in range(LOOKS + 1)}
+    marks = {round(STEPS * (k / VALIDATE_AT) ** 2) for k in range(VALIDATE_AT + 1)}
     for step in range(STEPS + 1):
         if step in marks:
             with torch.no_grad():
@@ -140,7 +140,7 @@ CLAIM = Claim(
     ),
     measured=(
         f"a linear-Gaussian model of the data's {COMPONENTS} leading principal components with {UNITS} units, where "
-        f"log p(x) and p(z | x) are known; model and q trained together by {STEPS} updates, {LOOKS} looks"
+        f"log p(x) and p(z | x) are known; model and q trained together by {STEPS} updates, {VALIDATE_AT} looks"
     ),
     run=run,
     hindrance=lambda bench: "the examples are single numbers" if bench.schema.dims < 2 else None,

@@ -17,7 +17,7 @@ from torch import Tensor
 from tessella.claims.bench import AT_ONCE, Bench, Recipe
 from tessella.claims.claim import Claim, Lines, Measure, Result, Series, Trial, decided
 from tessella.claims.recipes import RATE, VQVAE, codes
-from tessella.core import registry
+from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from tessella.claims.bench import AT_ONCE, Bench
 from tessella.claims.claim import Bars, Claim, Measure, Pictures, Plot, Result, Trial, decided
 from tessella.claims.recipes import VQVAE
-from tessella.core.schema import Batch, Schema
+from tessella.core.batches import Batch
+from tessella.core.schema import Schema
 from tessella.kinds import pictures
 from tessella.models.codes import CodeModel
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tessella.claims.bench import AT_ONCE, Bench, Recipe, codes_of, of_model
 from tessella.claims.claim import Bars, Claim, Measure, Result, Trial, decided
 from tessella.claims.recipes import CODEBOOK, RATE, UPDATES, codes, size
-from tessella.core import registry
 from tessella.core.outputs import Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.foundation import registry
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Objective
 from tessella.training.code_priors import CodesSplit, unpacked

@@ -12,7 +12,6 @@ import math
 from dataclasses import replace
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +21,9 @@ from tessella.claims.claim import Bars, Claim, Measure, Pictures, Plot, Result, 
 from tessella.claims.measuring import CLASSIFIER, distance, features_named
 from tessella.claims.parts import Part
 from tessella.claims.recipes import VAE
-from tessella.core import registry
 from tessella.core.rng import Noise
 from tessella.evaluation.sharpness import high_frequency_energy
+from tessella.foundation import registry
 from tessella.kinds import pictures
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.standardised import Standardised
@@ -40,11 +39,11 @@ def _fitted(bench: Bench, seed: int, seconds: float) -> LatentVariableModel:
     """The VAE with a diffusion prior fitted on its z; the VAE itself keeps N(0, I)."""
     model = cast(LatentVariableModel, copy.deepcopy(bench.model(VAE, seed)))
     stage, train = LatentPrior(model), bench.data.split("train")
-    train = Part(train, np.argsort(train.keys)[:TAUGHT])
+    train = Part(train, train.random_rows(TAUGHT))
     rows = splits_for(stage, replace(bench.data, splits={"train": train}), "auto")
     torch.manual_seed(seed)
     prior = registry.find("prior", "diffusion").load()(model.latent_shape, width=WIDTH, depth=DEPTH)
-    stage.adopt(Standardised(prior, model.latent_shape), rows["train"], train, "auto")
+    stage.set_prior(Standardised(prior, model.latent_shape), rows["train"], train, "auto")
     bench.fit(stage, rows["train"], seed=seed, seconds=seconds, steps=3000, batch_size=128)
     return model.eval()
 

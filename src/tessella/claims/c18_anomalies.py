@@ -18,8 +18,8 @@ from tessella.claims.bench import Bench, Recipe, fetched
 from tessella.claims.claim import Bars, Claim, Measure, Result, Trial, decided, mean_and_error
 from tessella.claims.parts import Part
 from tessella.claims.recipes import RATE, latent
-from tessella.core import registry
-from tessella.core.schema import Batch
+from tessella.core.batches import Batch
+from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.tasks.detect import Detector
 from tessella.tasks.detect.ranking import auroc

@@ -6,8 +6,8 @@ from typing import final
 
 import numpy as np
 
+from tessella.core.batches import Batch
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch
 from tessella.data import Split
 from tessella.data.splits import Indices
 
@@ -22,7 +22,7 @@ class Part(Split):
 
     def __init__(self, base: Split, rows: np.ndarray) -> None:
         self._base, self._rows = base, rows
-        self.keys, self.factors = base.keys[rows], {}
+        self.example_ids, self.factors = base.example_ids[rows], {}
         self.labels = None if base.labels is None else base.labels[rows]
 
     @property

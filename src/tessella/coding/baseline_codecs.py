@@ -38,7 +38,7 @@ class Rival:
 
 
 @final
-class Rivals:
+class BaselineCodecs:
     """Collects the first pictures that pass, and codes them by what Pillow has here.
 
     Args:

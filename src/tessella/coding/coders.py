@@ -27,12 +27,12 @@ from tessella import __version__
 from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.coding.codes_file import codes_of, stride_of
 from tessella.coding.container import Chunk, checksum
-from tessella.core.contracts import Wire
-from tessella.core.entropy_coding import Receiver, Sender, Stack, tell_split
-from tessella.core.errors import DataError, SpecError
+from tessella.core.contracts import SymbolCoder
+from tessella.core.entropy_coding import AnsStack, SymbolDecoder, SymbolEncoder, code_from_cdf
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
-from tessella.core.text import shown
+from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.text import shown
 from tessella.likelihoods.shared import StoredValues
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -65,7 +65,7 @@ class Coded:
 
 
 @contextmanager
-def steady() -> Iterator[None]:
+def single_threaded() -> Iterator[None]:
     """One thread an operation, so that sums are taken in one order whatever the machine's number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -87,7 +87,7 @@ def _processor() -> str:
     return " ".join([said.get("model name") or platform.processor() or "unnamed processor", *numbers])
 
 
-def made_by() -> str:
+def software_versions() -> str:
     """What the floats of a file depend on, in words: versions, processor, instruction sets, libraries, settings."""
     built = torch.__config__.show()
     versions = [f"tessella {__version__}", f"torch {torch.__version__}", f"constriction {version('constriction')}"]
@@ -119,13 +119,13 @@ class Lossless:
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> Coded:
-        stack = Stack()
-        sender = Sender(stack)
+        stack = AnsStack()
+        sender = SymbolEncoder(stack)
         codes = codes_of(self._model, x)
         self._model.tell_codes(sender, len(x), codes)
         bound = sender.bits * math.log(2)
         drawing = self._drawing(codes)
-        drawing.tell(sender, x)
+        drawing.code(sender, x)
         sender.flush()
         bound -= float(drawing.log_prob(x).double().sum())
         return Coded(Chunk((len(x),), stack.words(), 0, checksum(x.numpy())), bound)
@@ -133,8 +133,8 @@ class Lossless:
     @torch.inference_mode()
     def decode(self, chunk: Chunk) -> Tensor:
         count = _one_batch(chunk, self.at_once)
-        receiver = Receiver(Stack(chunk.words))
-        x = self._drawing(self._model.tell_codes(receiver, count)).tell(receiver).to(torch.uint8)
+        receiver = SymbolDecoder(AnsStack(chunk.words))
+        x = self._drawing(self._model.tell_codes(receiver, count)).code(receiver).to(torch.uint8)
         return _verified(x, chunk)
 
     def _drawing(self, codes: tuple[Tensor, ...]) -> StoredValues:
@@ -159,7 +159,7 @@ class BitsBack:
 
     def __init__(self, model: LatentVariableModel) -> None:
         if not model.has_bound:
-            raise model.without_prior()
+            raise model.no_prior_error()
         if not isinstance(model.prior, StandardNormal):
             raise SpecError("bits-back coding is for the prior N(0, I), and this one is another: give --prior trained, "
                             "or train a vae with the normal prior")  # fmt: skip
@@ -172,7 +172,7 @@ class BitsBack:
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> Coded:
-        stack, sizes, bound, each, done = Stack(), [], 0.0, math.inf, 0
+        stack, sizes, bound, each, done = AnsStack(), [], 0.0, math.inf, 0
         spare = untouched = 0
         while done < len(x):
             count = int(min(max(stack.bits / each, 1), self._batch, len(x) - done))
@@ -181,36 +181,36 @@ class BitsBack:
             each = BUCKETS * q.units
             if stack.bits < count * each:
                 words = _seeded(count * each // 32 + 2, spare)
-                stack.put_under(words)
+                stack.add_initial_bits(words)
                 spare, untouched = spare + len(words), untouched + len(words)
             before = stack.bits
-            at = q.tell(Receiver(stack))
+            at = q.code(SymbolDecoder(stack))
             each = max(1.0, (before - stack.bits) / count * 1.2)
             untouched = min(untouched, max(0, stack.bits // 32 - 2))
             drawing = self._drawing(at)
-            sender = Sender(stack)
+            sender = SymbolEncoder(stack)
             q.tell_prior(sender, at)
-            drawing.tell(sender, part)
+            drawing.code(sender, part)
             sender.flush()
             bound += float(cast(Tensor, latent.rate).double().sum() - drawing.log_prob(part).double().sum())
             sizes.append(count)
             done += count
-        stack.drop_under(untouched)
+        stack.drop_initial_bits(untouched)
         return Coded(Chunk(tuple(sizes), stack.words(), spare - untouched, checksum(x.numpy())), bound)
 
     @torch.inference_mode()
     def decode(self, chunk: Chunk) -> Tensor:
         if max(chunk.batches) > self._batch or sum(chunk.batches) > self.at_once:
             raise _too_large()
-        stack, parts = Stack(chunk.words), []
+        stack, parts = AnsStack(chunk.words), []
         for count in reversed(chunk.batches):
             if stack.bits < (count - 1) * math.prod(self._model.latent_shape) * BUCKETS:
                 raise Mismatch("the bits end before its examples do")
-            receiver = Receiver(stack)
+            receiver = SymbolDecoder(stack)
             at = Buckets.drawn(receiver, count, self._model.latent_shape)
-            x = self._drawing(at).tell(receiver).to(torch.uint8)
-            sender = Sender(stack)
-            self._posterior(x)[1].tell(sender, at)
+            x = self._drawing(at).code(receiver).to(torch.uint8)
+            sender = SymbolEncoder(stack)
+            self._posterior(x)[1].code(sender, at)
             sender.flush()
             parts.append(x)
         return _verified(torch.cat(parts[::-1]), chunk)
@@ -243,22 +243,22 @@ class Buckets:
         return torch.special.ndtri((at.double() + 0.5) / 2**BUCKETS)
 
     @staticmethod
-    def drawn(receiver: Wire, count: int, shape: tuple[int, ...]) -> Tensor:
+    def drawn(receiver: SymbolCoder, count: int, shape: tuple[int, ...]) -> Tensor:
         """Numbers of buckets `[count, *shape]` from the prior."""
-        return receiver.tell_even(2**BUCKETS, count * math.prod(shape), None).view(count, *shape)
+        return receiver.code_uniform(2**BUCKETS, count * math.prod(shape), None).view(count, *shape)
 
-    def tell(self, wire: Wire, at: Tensor | None = None) -> Tensor:
+    def code(self, wire: SymbolCoder, at: Tensor | None = None) -> Tensor:
         """Numbers of buckets under q, `[B, *latent_shape]` int64."""
 
         def below(t: Tensor) -> Tensor:
             return torch.special.ndtr((torch.special.ndtri(t / 2**BUCKETS) - self._mean) / self._deviation)
 
         known = None if at is None else at.double()
-        return tell_split(wire, below, BUCKETS, known, torch.zeros_like(self._mean)).long()
+        return code_from_cdf(wire, below, BUCKETS, known, torch.zeros_like(self._mean)).long()
 
-    def tell_prior(self, sender: Wire, at: Tensor) -> None:
+    def tell_prior(self, sender: SymbolCoder, at: Tensor) -> None:
         """The numbers under the prior."""
-        sender.tell_even(2**BUCKETS, at.numel(), at.flatten())
+        sender.code_uniform(2**BUCKETS, at.numel(), at.flatten())
 
 
 @final
@@ -277,8 +277,8 @@ class CodesOnly:
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> Coded:
-        stack = Stack()
-        sender = Sender(stack)
+        stack = AnsStack()
+        sender = SymbolEncoder(stack)
         codes = codes_of(self._model, x)
         self._tell(sender, len(x), self._shapes(tuple(x.shape[2:])), codes)
         rate = sender.bits * math.log(2)
@@ -294,7 +294,7 @@ class CodesOnly:
             bits = count * sum(math.prod(s) * b for s, b in zip(shapes, sizes, strict=True))
             if bits > 32 * len(chunk.words) + 64:
                 raise Mismatch("the bits end before its codes do")
-        codes = self._tell(Receiver(Stack(chunk.words)), count, shapes, None)
+        codes = self._tell(SymbolDecoder(AnsStack(chunk.words)), count, shapes, None)
         _verify(_flat(codes), chunk)
         return codes
 
@@ -311,14 +311,14 @@ class CodesOnly:
         return [(shape[0], *(-(-side // t) for side in finest)) for shape, t in zip(trained, times, strict=True)]
 
     def _tell(
-        self, wire: Wire, count: int, shapes: list[tuple[int, ...]], codes: tuple[Tensor, ...] | None
+        self, wire: SymbolCoder, count: int, shapes: list[tuple[int, ...]], codes: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, ...]:
         if shapes == list(self._model.code_shapes):
             return self._model.tell_codes(wire, count, codes)
         told = []
         for level, (shape, quantizer) in enumerate(zip(shapes, self._model.levels, strict=True)):
             known = None if codes is None else codes[level].flatten()
-            even = wire.tell_even(quantizer.codebook_size, count * math.prod(shape), known)
+            even = wire.code_uniform(quantizer.codebook_size, count * math.prod(shape), known)
             told.append(even.view(count, *shape))
         return tuple(told)
 

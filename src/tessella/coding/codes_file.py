@@ -25,15 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.core.errors import DataError, SpecError
-from tessella.core.fixed_batch import filled, fixed_batches, size_of, to_read
+from tessella.core.batches import Batch, filled, fixed_batches, size_of, to_read
 from tessella.core.rng import seeded
-from tessella.core.schema import Batch
 from tessella.data import Split
 from tessella.data.folders.read import look as look_at
 from tessella.data.folders.read import picture_files
 from tessella.data.raw import abridged, shown
 from tessella.data.sources import NumpyArchive
+from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.tasks.generate import from_split, read_pictures

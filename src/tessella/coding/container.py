@@ -34,8 +34,8 @@ from typing import BinaryIO, Literal, cast, final, get_args
 import numpy as np
 
 from tessella.core.entropy_coding import WORD
-from tessella.core.errors import DataError
 from tessella.core.schema import Values
+from tessella.foundation.errors import DataError
 
 MAGIC, VERSION = b"\xf1TES", 2
 Method = Literal["codes", "lossless", "bits-back"]

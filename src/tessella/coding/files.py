@@ -25,8 +25,8 @@ from tessella.coding.coders import (
     Coder,
     CodesOnly,
     Lossless,
-    made_by,
-    steady,
+    single_threaded,
+    software_versions,
 )
 from tessella.coding.codes_file import Named
 from tessella.coding.container import (
@@ -43,11 +43,11 @@ from tessella.coding.container import (
 )
 from tessella.coding.originals import Originals
 from tessella.core.entropy_coding import WORD
-from tessella.core.errors import DataError, SpecError
 from tessella.core.precision import autocast, lowers
-from tessella.core.registry import names
 from tessella.core.schema import Precision
 from tessella.data.raw import shown
+from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.registry import names
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -178,7 +178,7 @@ def compress(
     folder.mkdir(parents=True, exist_ok=True)
     bound, done = 0.0, 0
     chunks: list[tuple[Chunk, int]] = []
-    with tempfile.TemporaryFile(dir=folder) as body, steady():
+    with tempfile.TemporaryFile(dir=folder) as body, single_threaded():
         for coded in _side_by_side(encode, lots, workers):
             words = coded.chunk.words
             body.write(words.tobytes())
@@ -195,8 +195,8 @@ def compress(
         other = np.array(sizes if any(size != trained for size in sizes) else [], np.int64).reshape(-1, 2)
         header = Header(
             method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values,
-            model.schema.shape, len(called), called, other, exactly, os.path.relpath(weights.run, folder), made_by(),
-            modes if any(modes) else [], len(kept), said,
+            model.schema.shape, len(called), called, other, exactly, os.path.relpath(weights.run, folder),
+            software_versions(), modes if any(modes) else [], len(kept), said,
         )  # fmt: skip
 
         start, kept_bytes = pack_header(header), 0
@@ -415,7 +415,7 @@ def _exact(container: Container, model: Model, coder: Lossless | BitsBack, worke
     header, shape = container.header, model.schema.shape
     kept = torch.empty(0, *shape, dtype=torch.uint8)
     number = 0
-    with steady():
+    with single_threaded():
         decode = _in_precision(coder.decode, model, header.precision)
         for x in _side_by_side(_guarded(container, decode), container.chunks(), workers):
             kept = torch.cat([kept, x])
@@ -454,7 +454,7 @@ def _drawn(
         coded = codes_file.Coded("", ("",) * count, np.array([size] * count, np.int64), tuple(c.numpy() for c in codes))
         return [x for _, x in codes_file.decode(drawing, coded)]
 
-    with steady():
+    with single_threaded():
         for xs in _side_by_side(_guarded(container, decode), sized(), workers):
             yield from xs
 
@@ -483,7 +483,7 @@ def _guarded(container: Container, work: Callable[[A], B]) -> Callable[[A], B]:
 
 def _otherwise(container: Container, error: Exception) -> DataError:
     """What to say of bits that are as they were written, for their checksum is right, and cannot be decoded."""
-    here, made = made_by(), shown(container.header.made)
+    here, made = software_versions(), shown(container.header.made)
     reason = " ".join(str(error).split()) if isinstance(error, DataError) else "the decoded values are impossible"
     start = f"{container.path} cannot be decoded here, though its bytes are as they were written: {reason}"
     if made == here:

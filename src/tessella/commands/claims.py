@@ -15,8 +15,8 @@ from tyro.conf import arg
 
 from tessella.commands.shared import Where, check_file, say
 from tessella.commands.train import AsData
-from tessella.core.errors import SpecError
-from tessella.core.text import json_text
+from tessella.foundation.errors import SpecError
+from tessella.foundation.text import json_text
 
 if TYPE_CHECKING:
     from tessella.claims import Claim, Result

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, check_file, loaded_without_prior, progress, say
-from tessella.core.errors import DataError, SpecError
+from tessella.foundation.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from tessella.models.codes import CodeModel
@@ -88,8 +88,8 @@ def decode(o: Decode) -> int:
         raise DataError(f"{o.out} is no folder: give one to write pictures into")
     model, _ = _model_of_codes(o.run, o.where)
     from tessella.coding import codes_file
+    from tessella.foundation.output_folder import Outputs
     from tessella.kinds import pictures
-    from tessella.storage.output_folder import Outputs
     from tessella.training import checkpoint
 
     coded = codes_file.read(o.codes)

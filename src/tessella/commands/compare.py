@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, check_file, progress, say, say_table
-from tessella.core.text import json_text
+from tessella.foundation.text import json_text
 
 if TYPE_CHECKING:
     from tessella.tasks.compare import Comparison, Group

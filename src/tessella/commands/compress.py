@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, progress, say, say_table
-from tessella.core.errors import DataError
-from tessella.core.text import shown
+from tessella.foundation.errors import DataError
+from tessella.foundation.text import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tessella.coding.baseline_codecs import Rival, Rivals
+    from tessella.coding.baseline_codecs import BaselineCodecs, Rival
     from tessella.coding.codes_file import Named
     from tessella.coding.container import Container, Header
     from tessella.coding.files import Compressed
@@ -77,7 +77,7 @@ def compress(o: Compress) -> int:
     if os.path.lexists(o.out) and not o.overwrite:
         raise DataError(f"{o.out} exists already: choose another file with -o, or give --overwrite")
     from tessella.coding import codes_file, files
-    from tessella.coding.baseline_codecs import Rivals
+    from tessella.coding.baseline_codecs import BaselineCodecs
     from tessella.coding.originals import Originals
     from tessella.tasks.generate import data_for
     from tessella.training import checkpoint
@@ -87,7 +87,7 @@ def compress(o: Compress) -> int:
     weights = files.weights_of(o.run, model, o.prior)
     files.coder_for(model, lossy=o.lossy)
     split = cache(lambda: data_for(model, source, o.data).split(o.split))
-    rivals = Rivals(model.schema, lossy=o.lossy)
+    rivals = BaselineCodecs(model.schema, lossy=o.lossy)
     read = {"all": 0}
 
     def told(done: int, total: int) -> None:
@@ -127,7 +127,7 @@ def _coding_device(where: Where) -> None:
         say("device   cpu: coding runs on the processor, where both ends round alike")
 
 
-def _seen(examples: Iterable[Named], originals: Originals, rivals: Rivals | None) -> Iterator[Named]:
+def _seen(examples: Iterable[Named], originals: Originals, rivals: BaselineCodecs | None) -> Iterator[Named]:
     """The same examples; what is not given back is said before the first, when all files have been judged."""
     rest = iter(examples)
     first = list(islice(rest, 1))
@@ -140,7 +140,7 @@ def _seen(examples: Iterable[Named], originals: Originals, rivals: Rivals | None
         yield names, x
 
 
-def _print_result(result: Compressed, out: str, compared: list[Rival], rivals: Rivals, exact: str) -> None:
+def _print_result(result: Compressed, out: str, compared: list[Rival], rivals: BaselineCodecs, exact: str) -> None:
     title = f"{out}: {result.examples:,} examples, {exact}"
     coded, rows = result.bytes - result.kept_bytes, []
 
@@ -210,7 +210,7 @@ def decompress(o: Decompress) -> int:
 
     from tessella.coding import files
     from tessella.coding.originals import picture
-    from tessella.storage.output_folder import Outputs
+    from tessella.foundation.output_folder import Outputs
 
     if header.method == "codes":
         device = o.where.find()  # for drawing; the codes themselves are decoded on the processor

@@ -16,7 +16,7 @@ import numpy as np
 from tyro.conf import arg
 
 from tessella.commands.shared import Where
-from tessella.core.errors import SpecError
+from tessella.foundation.errors import SpecError
 from tessella.models.spec import ModelOptions, TrainOptions
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def _search(model: CodeModel, data: Data, run: Path) -> page.Search:
 
 def _anomalies(model: CodeModel, data: Data) -> page.Anomalies:
     """Handwritten digits among clothes."""
-    from tessella.core.schema import Batch
+    from tessella.core.batches import Batch
     from tessella.data import open_data
     from tessella.pages import demo as page
     from tessella.tasks.detect import Detector
@@ -240,13 +240,13 @@ def _anomalies(model: CodeModel, data: Data) -> page.Anomalies:
 def _compression(data: Data, run: Path) -> page.Compression:
     """Test pictures in a lossless file, and back; coding runs on the processor."""
     from tessella.coding import files
-    from tessella.coding.baseline_codecs import Rivals
+    from tessella.coding.baseline_codecs import BaselineCodecs
     from tessella.coding.container import Container
     from tessella.pages import demo as page
     from tessella.training import checkpoint
 
     model, out = checkpoint.load(run), run / "clothes.tes"
-    rivals = Rivals(model.schema, lossy=False)
+    rivals = BaselineCodecs(model.schema, lossy=False)
     x = data.split("test").batch(range(COMPRESSED)).x
     rivals.see(x)
     packed = files.compress(model, _named(data, "test", COMPRESSED), str(out), files.weights_of(str(run), model))

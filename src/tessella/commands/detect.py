@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, UseAppendAction, arg
 
 from tessella.commands.shared import Where, loaded, progress, say, say_table
-from tessella.core.errors import DataError, SpecError, TessellaError
-from tessella.core.text import cell, json_text
+from tessella.foundation.errors import DataError, SpecError, TessellaError
+from tessella.foundation.text import cell, json_text
 
 if TYPE_CHECKING:
-    from tessella.core.schema import Batch
+    from tessella.core.batches import Batch
     from tessella.tasks.detect import Calibration, Detector
-    from tessella.tasks.detect.detection import Findings
+    from tessella.tasks.detect.detection import DetectionResult
     from tessella.tasks.detect.inputs import Inputs
     from tessella.tasks.detect.ranking import Ranking
 
@@ -158,7 +158,7 @@ def _write(
     out: Path,
     o: Detect,
     detector: Detector,
-    found: Findings,
+    found: DetectionResult,
     calibration: Calibration | None,
     rankings: dict[str, Ranking] | None,
 ) -> None:
@@ -204,7 +204,7 @@ def _write_json(path: Path, summary: dict[str, Any], records: Iterator[dict[str,
 
 def _say(
     detector: Detector,
-    found: Findings,
+    found: DetectionResult,
     calibration: Calibration | None,
     rankings: dict[str, Ranking] | None,
     out: str,

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Shown, Where, inputs, loaded, loaded_without_prior, progress, say
-from tessella.core.errors import DataError, SpecError
 from tessella.core.outputs import Sampling
-from tessella.core.text import json_text
+from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.text import json_text
 
 if TYPE_CHECKING:
-    from tessella.core.schema import Batch
+    from tessella.core.batches import Batch
     from tessella.models.base import Model
     from tessella.tasks.edit import Edited, Operation
 
@@ -142,7 +142,7 @@ def _picture(model: Model, source: dict[str, Any], o: Edit, given: str) -> Batch
     """One picture, `[1, C, H, W]`."""
     if not o.full_size or not os.path.isfile(given):
         return inputs(model, source, (given,), o.shown)
-    from tessella.core.schema import Batch
+    from tessella.core.batches import Batch
     from tessella.data.folders.read import look as look_at
     from tessella.tasks.generate import read_pictures
 
@@ -189,9 +189,9 @@ def _note_of_the_prior(model: Model, run: str) -> None:
 
 def _write(out: Path, model: Model, edited: Edited, o: Edit, what: str) -> None:
     """The pictures, the sheet, the record and the page."""
+    from tessella.foundation.output_folder import Outputs
     from tessella.kinds import pictures
     from tessella.pages import edited as page
-    from tessella.storage.output_folder import Outputs
     from tessella.training import checkpoint
 
     names = [f"edited-{n + 1}.png" for n in range(len(edited.result))] if o.resample else ["edited.png"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, loaded, progress, say, say_table
-from tessella.core.text import json_text
+from tessella.foundation.text import json_text
 
 if TYPE_CHECKING:
     from tessella.evaluation.results import GapEvaluation

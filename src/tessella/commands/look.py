@@ -19,8 +19,8 @@ from tessella.commands.shared import (
     say,
     write_picture,
 )
-from tessella.core.errors import SpecError
 from tessella.core.outputs import Sampling
+from tessella.foundation.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def traverse(o: Traverse) -> int:
 
     split = generate.data_for(model, source, o.shown.data).split(o.shown.split)
     example = inputs(model, source, (o.example,), o.shown, split)
-    units = generate.survey(model, split)
+    units = generate.unit_statistics(model, split)
     chosen = units.order[: o.units]
     moved = generate.traverse(model, example, units, chosen, span=o.span, steps=o.steps)
     say(f"rows, top to bottom: {', '.join(generate.named(units, chosen))}")

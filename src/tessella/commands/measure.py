@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, get_args
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, loaded, progress, say, say_table
-from tessella.core import registry
-from tessella.core.errors import SpecError
 from tessella.core.schema import Precision
-from tessella.core.text import json_text
+from tessella.foundation import registry
+from tessella.foundation.errors import SpecError
+from tessella.foundation.text import json_text
 
 if TYPE_CHECKING:
     from tessella.data import Data
@@ -58,7 +58,7 @@ def evaluate(o: Evaluate) -> int:
     _check(o)
     model, source = loaded(o.run, o.prior, o.where, json=o.json)
     if o.fidelity and not model.has_prior:
-        raise model.without_prior()
+        raise model.no_prior_error()
     from tessella import report
     from tessella.tasks.generate import data_for
     from tessella.training import checkpoint

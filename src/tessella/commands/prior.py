@@ -10,13 +10,13 @@ from tyro.conf import Positional, Suppress, arg
 
 from tessella.commands.shared import Where, loaded_without_prior, progress, quoted, said_of_device, say
 from tessella.commands.train import budget, refuse_changes, resumed_options
-from tessella.core.errors import SpecError
 from tessella.core.schema import bits_per_dim
+from tessella.foundation.errors import SpecError
 from tessella.models.spec import TrainOptions
 
 if TYPE_CHECKING:
     from tessella.models.base import Model
-    from tessella.training.prior_trainer import Fitting
+    from tessella.training.prior_trainer import FitResult
 
 
 SIZES = ("width", "depth", "components", "flow_steps", "class_conditional")
@@ -126,7 +126,7 @@ def _fitted(o: Prior) -> int:
     return 0
 
 
-def _saving(done: Fitting, model: Model) -> str:
+def _saving(done: FitResult, model: Model) -> str:
     """The rate before and after, in words."""
 
     def said(nats: float) -> str:

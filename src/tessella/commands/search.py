@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Shown, Where, check_file, inputs, loaded_without_prior, progress, quoted, say
-from tessella.core.errors import DataError, SpecError
+from tessella.foundation.errors import DataError, SpecError
 
 if TYPE_CHECKING:
-    from tessella.core.schema import Batch
+    from tessella.core.batches import Batch
     from tessella.models.base import Model
     from tessella.pages.found import Shown as Tile
     from tessella.tasks.search import Index as Held

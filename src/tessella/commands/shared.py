@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessella.core.errors import DataError
-from tessella.core.text import shown as escaped
+from tessella.foundation.errors import DataError
+from tessella.foundation.text import shown as escaped
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
     from rich.text import Text
 
-    from tessella.core.schema import Batch
+    from tessella.core.batches import Batch
     from tessella.data import Split
     from tessella.models.base import Model
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, Suppress, arg
 
 from tessella.commands.shared import check_picture_name, quoted, said_of_device, say, write_picture
-from tessella.core import registry
-from tessella.core.errors import DataError, RunError, SpecError
+from tessella.foundation import registry
+from tessella.foundation.errors import DataError, RunError, SpecError
 from tessella.models.spec import ModelOptions, TrainOptions
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tessella.models.base import Model
 
 Binarize = Literal["dynamic", "static", "threshold"]
-UNHEARD = ("save_every", "workers", "device", "rank_timeout")
+CHANGEABLE_ON_RESUME = ("save_every", "workers", "device", "rank_timeout")
 """Options of training that a resumed run may change: no number depends on them but by rounding."""
 OF_COMMAND = ("quiet", "out", "resume", "overwrite", "data", "changed_data", "given")
 """What is no part of a run; its data is compared by content."""
@@ -164,7 +164,7 @@ def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, An
         stored, minded: all options by name, as they were and as they are now.
         given: the names that were said now.
     """
-    for name in sorted(set(given) - {*UNHEARD, *OF_COMMAND, *BUDGETS}):
+    for name in sorted(set(given) - {*CHANGEABLE_ON_RESUME, *OF_COMMAND, *BUDGETS}):
         if minded[name] != stored.get(name):
             raise SpecError(
                 f"{run} was started with {name.replace('_', ' ')} {stored.get(name)}, not {minded[name]}: leave it out "
@@ -174,7 +174,7 @@ def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, An
 
 def resumed_options(run: Path, stored: Mapping[str, Any], now: TrainOptions, given: Collection[str]) -> TrainOptions:
     """The training's options as they were, but for a new budget and what no number depends on."""
-    changed = {name: getattr(now, name) for name in given if name in (*UNHEARD, *BUDGETS)}
+    changed = {name: getattr(now, name) for name in given if name in (*CHANGEABLE_ON_RESUME, *BUDGETS)}
     changed["device"] = now.device  # where it runs is of this machine, not of the run
     if set(given) & set(BUDGETS):
         changed = {**dict.fromkeys(BUDGETS), **changed}

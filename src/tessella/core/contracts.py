@@ -25,24 +25,24 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from tessella.core.outputs import Passage, Sampling
+from tessella.core.outputs import BottleneckOutput, Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 
 
-class Wire(ABC):
+class SymbolCoder(ABC):
     """Where symbols are told under tables that both ends know: by a sender who knows them, or to a receiver.
 
-    Whatever can be entropy coded has a method `tell(wire, ..., value)` which is walked through alike at both ends: the
+    Whatever can be entropy coded has a method `code(wire, ..., value)` which is walked through alike at both ends: the
     sender gives the value, the receiver None, and both get it back.
     """
 
     @abstractmethod
-    def tell(self, table: Tensor, symbols: Tensor | None) -> Tensor:
+    def code(self, table: Tensor, symbols: Tensor | None) -> Tensor:
         """Symbols `[n]` int64 from 0 to k - 1, each under its own integer edges `[k + 1, n]` (`entropy_coding`)."""
 
     @abstractmethod
-    def tell_even(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
+    def code_uniform(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
         """`count` symbols from 0 to size - 1, all equally probable."""
 
 
@@ -103,10 +103,10 @@ class Bottleneck(nn.Module, ABC):
     latent_shape: tuple[int, ...]
     """Shape of one example's z: `(D,)` or `(D, h, w)`."""
     stochastic = True
-    """Whether `Passage.posterior` is a distribution, so that z has a rate."""
+    """Whether `BottleneckOutput.posterior` is a distribution, so that z has a rate."""
 
     @abstractmethod
-    def forward(self, features: Tensor, noise: Noise | None) -> Passage:
+    def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
         """Features `[B, *feature_shape]` to z and its distribution.
 
         With `noise` z is a reparameterised draw; without it z is the distribution's mode (its mean).
@@ -150,7 +150,7 @@ class Prior(nn.Module, ABC):
 class Quantizer(Bottleneck, ABC):
     """A bottleneck of codes: q(z | x) is a point mass on integers, so the rate is -log p(codes).
 
-    `Passage.posterior` is a `PointMass` on the codes `[B, *code_shape]` (int64); `Passage.z` are the vectors that they
+    `BottleneckOutput.posterior` is a `PointMass` on the codes `[B, *code_shape]` (int64); `z` are the vectors that they
     stand for, with the gradient passed straight through to the features. Any number of positions is taken: a grid
     larger than the one that it was made with is quantised just the same. Computed in float32 whatever the autocast.
     In training mode a codebook that is kept by statistics (rather than gradients) is updated in `forward`.
@@ -239,9 +239,9 @@ class CodePrior(nn.Module, ABC):
         """
 
     @abstractmethod
-    def tell(
+    def code(
         self,
-        wire: Wire,
+        wire: SymbolCoder,
         count: int,
         codes: Tensor | None = None,
         label: Tensor | None = None,

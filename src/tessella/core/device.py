@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor
 
-from tessella.core.errors import SpecError
+from tessella.foundation.errors import SpecError
 
 VARIABLE = "TESSELLA_DEVICE"
 """The environment variable that chooses where nothing else does."""

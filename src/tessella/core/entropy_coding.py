@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessella.core.contracts import Wire
-from tessella.core.errors import DataError
+from tessella.core.contracts import SymbolCoder
+from tessella.foundation.errors import DataError
 
 TOTAL = 1 << 24
 """What the frequencies of a table sum to; constriction's own."""
@@ -49,13 +49,15 @@ def edges(cumulated: Tensor) -> Tensor:
     return table.to(torch.float32)
 
 
-def tell_logits(wire: Wire, logits: Tensor, symbols: Tensor | None) -> Tensor:
+def code_categorical(wire: SymbolCoder, logits: Tensor, symbols: Tensor | None) -> Tensor:
     """Symbols `[n]` with probabilities softmax(logits) `[n, K]`."""
     cumulated = logits.float().softmax(-1).double().cumsum(-1)
-    return wire.tell(edges(torch.nn.functional.pad(cumulated, (1, 0)).T), symbols)
+    return wire.code(edges(torch.nn.functional.pad(cumulated, (1, 0)).T), symbols)
 
 
-def tell_split(wire: Wire, below: Callable[[Tensor], Tensor], bits: int, value: Tensor | None, zeros: Tensor) -> Tensor:
+def code_from_cdf(
+    wire: SymbolCoder, below: Callable[[Tensor], Tensor], bits: int, value: Tensor | None, zeros: Tensor
+) -> Tensor:
     """Integers from 0 to 2^bits - 1, their bits two at a time, the most significant first.
 
     So a distribution function is asked for 3 values at each of bits / 2 steps, instead of 2^bits - 1.
@@ -79,7 +81,7 @@ def tell_split(wire: Wire, below: Callable[[Tensor], Tensor], bits: int, value: 
             here = torch.maximum(below(start + j * width), cumulated[j - 1])
             torch.minimum(here, high, out=cumulated[j])
         digits = None if value is None else ((value - start) / width).floor_().flatten().long()
-        at = wire.tell(edges(cumulated.flatten(1)), digits)
+        at = wire.code(edges(cumulated.flatten(1)), digits)
         low, high = (ends.view(zeros.shape) for ends in _around(cumulated.flatten(1), at))
         start = torch.add(start, at.view(zeros.shape), alpha=width)
     return start
@@ -96,7 +98,7 @@ def _around(table: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @final
-class Stack:
+class AnsStack:
     """Bits, the last in first out.
 
     Args:
@@ -121,14 +123,14 @@ class Stack:
         """How many there are."""
         return self._coder.num_valid_bits()
 
-    def put_under(self, words: np.ndarray) -> None:
+    def add_initial_bits(self, words: np.ndarray) -> None:
         """Words that will be popped after all others: of a stack that is empty, or began with two words or more.
 
         A coder that began with nothing has not filled its state, and words under it would change what comes last.
         """
         self._coder = streams.stack.AnsCoder(np.concatenate([_native(words), _native(self.words())]))
 
-    def drop_under(self, count: int) -> None:
+    def drop_initial_bits(self, count: int) -> None:
         """Forget so many words that would be popped after all others; two that were never popped must be left."""
         self._coder = streams.stack.AnsCoder(_native(self.words()[count:]))
 
@@ -142,10 +144,10 @@ class Stack:
 
 
 @final
-class Sender(Wire):
+class SymbolEncoder(SymbolCoder):
     """Keeps what it is told, and pushes it on a stack at the end, in reverse: popped, it comes in the order told."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: AnsStack) -> None:
         self._stack = stack
         self._told: list[tuple[np.ndarray, np.ndarray] | tuple[np.ndarray, int]] = []
 
@@ -157,7 +159,7 @@ class Sender(Wire):
             for one, other in self._told
         )
 
-    def tell(self, table: Tensor, symbols: Tensor | None) -> Tensor:
+    def code(self, table: Tensor, symbols: Tensor | None) -> Tensor:
         at = _known(symbols)
         left, right = _around(table, at)
         frequency = right.add_(at + 1, alpha=2).sub_(left.add_(at, alpha=2))
@@ -166,7 +168,7 @@ class Sender(Wire):
         self._told.append((_int32(left), _int32(frequency)))
         return at
 
-    def tell_even(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
+    def code_uniform(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
         known = _known(symbols)
         if size > 1:
             self._told.append((_int32(known), size))
@@ -183,16 +185,16 @@ class Sender(Wire):
 
 
 @final
-class Receiver(Wire):
+class SymbolDecoder(SymbolCoder):
     """Pops what it is asked for."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: AnsStack) -> None:
         self._stack = stack
 
-    def tell(self, table: Tensor, symbols: Tensor | None) -> Tensor:
+    def code(self, table: Tensor, symbols: Tensor | None) -> Tensor:
         return self._stack.pop(_TABLES, (table[1:] - table[:-1]).add_(1).T.contiguous().numpy())
 
-    def tell_even(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
+    def code_uniform(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
         if size == 1:
             return torch.zeros(count, dtype=torch.int64)
         return self._stack.pop(streams.model.Uniform(size), count)

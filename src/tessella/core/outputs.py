@@ -1,4 +1,4 @@
-"""Records that parts and models return. Units: nats per example."""
+"""Records that parts and models return. LatentStatistics: nats per example."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tessella.core.errors import SpecError
+from tessella.foundation.errors import SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Passage:
+class BottleneckOutput:
     """What a bottleneck lets through.
 
     Attributes:
@@ -73,7 +73,7 @@ class Latent:
         z: `[B, *latent_shape]`.
         rate: `[B]`, KL(q(z | x) || p(z)); None for an autoencoder.
         rate_per_unit: `[B, units]`, its parts where the KL is a sum over units; None otherwise.
-        penalty: `[B]` or None, as in `Passage`.
+        penalty: `[B]` or None, as in `BottleneckOutput`.
         codes: of a model with discrete latents, the codes of each level `[B, C, h, w]` int64, coarsest first.
         posterior: q(z | x) of a model with continuous latents, batch shape `[B]`.
     """

@@ -6,10 +6,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from tessella.storage import validation
+from tessella.foundation import validation
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 LARGEST = 1 << 26
 """Numbers in one example, at most."""
@@ -82,14 +82,6 @@ class Schema:
         if len(set(schema.classes)) < len(schema.classes):
             raise validation.Malformed("two classes have one name")
         return schema
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Examples as stored, `x` `[B, *shape]` (uint8 or float32), and their labels `[B]` (int64) if there are any."""
-
-    x: Tensor
-    label: Tensor | None = None
 
 
 def bits_per_dim(nats: float, dims: int) -> float:

@@ -9,9 +9,9 @@ from typing import final
 
 import numpy as np
 
-from tessella.core.errors import DataError
 from tessella.core.schema import Schema, Values
-from tessella.data.raw import Part, abridged
+from tessella.data.raw import RawSplit, abridged
+from tessella.foundation.errors import DataError
 
 CHANNELS = (1, 2, 3, 4)
 CHUNK_BYTES = 64 << 20
@@ -238,7 +238,7 @@ def moments(x: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[f
 
 
 def label_numbers(
-    parts: Mapping[str, Part], classes: tuple[str, ...], notes: list[str]
+    parts: Mapping[str, RawSplit], classes: tuple[str, ...], notes: list[str]
 ) -> tuple[dict[str, np.ndarray | None], tuple[str, ...]]:
     """Labels of any type as int64 `[N]` in `0 ... K - 1`, and the K names.
 
@@ -255,10 +255,10 @@ def label_numbers(
             continue
         y, called = np.asarray(part.labels), part.labels_name or f"the labels of {part.name or name}"
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
-        if y.shape[:1] != (len(part.keys),):
+        if y.shape[:1] != (len(part.example_ids),):
             raise DataError(
-                f"{called} has shape {_by(y.shape)} for {len(part.keys)} examples in {part.name or name}: give one "
-                "label an example"
+                f"{called} has shape {_by(y.shape)} for {len(part.example_ids)} examples in {part.name or name}: give "
+                "one label an example"
             )
         if y.dtype.kind not in "buifSUT":
             raise DataError(f"{called} is of type {y.dtype}: give numbers or texts")

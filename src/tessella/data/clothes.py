@@ -6,13 +6,13 @@ from importlib import resources
 
 import numpy as np
 
-from tessella.data.raw import Found, Part, index_keys
+from tessella.data.raw import RawDataset, RawSplit, index_keys
 
 FILE = "clothes.npz"
 """Arrays that `numpy.load` reads, each packed by LZMA; `benchmarks/make_clothes.py` made it from the official files."""
 
 
-def clothes(size: tuple[int, int] | None = None) -> Found:
+def clothes(size: tuple[int, int] | None = None) -> RawDataset:
     """Fashion-MNIST in small: 10,000, 1,000 and 2,000 grey pictures of 28x28, 10 classes (Xiao et al. 2017).
 
     Training and validation pictures are out of the official training set, test pictures out of the official test set;
@@ -23,7 +23,7 @@ def clothes(size: tuple[int, int] | None = None) -> Found:
     """
     with resources.files("tessella.data").joinpath(FILE).open("rb") as file, np.load(file) as arrays:
         parts = {
-            name: Part(x := arrays[f"x_{name}"], arrays[f"y_{name}"], index_keys(len(x), f"clothes {name}"))
+            name: RawSplit(x := arrays[f"x_{name}"], arrays[f"y_{name}"], index_keys(len(x), f"clothes {name}"))
             for name in ("train", "valid", "test")
         }
-        return Found(parts, tuple(map(str, arrays["class_names"])))
+        return RawDataset(parts, tuple(map(str, arrays["class_names"])))

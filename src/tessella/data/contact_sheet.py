@@ -54,12 +54,12 @@ def contact_sheet(data: Data) -> Image.Image:
     """Training examples: a row for each class, its name on the left, or just some where there are none."""
     split = data.split("train")
     if split.labels is None:
-        first = split.batch(np.argsort(split.keys)[:UNSORTED]).x
+        first = split.batch(split.random_rows(UNSORTED)).x
         return grid(first, data.schema, COLUMNS)
     rows = []
     for number, name in enumerate(data.schema.classes[:MOST_CLASSES]):
         of = np.flatnonzero(split.labels == number)
-        of = of[np.argsort(split.keys[of])[:COLUMNS]]  # hash order: neighbours are often alike
+        of = of[np.argsort(split.example_ids[of])[:COLUMNS]]  # hash order: neighbours are often alike
         if len(of):
             x = split.batch(of).x
             blank = x.new_full((COLUMNS - len(of), *x.shape[1:]), data.schema.low)

@@ -10,14 +10,14 @@ from typing import Any, final, get_args
 
 import numpy as np
 
-from tessella.core.errors import DataError
 from tessella.core.schema import Schema, Values
 from tessella.data import arrays
 from tessella.data.folders.duplicates import settle
 from tessella.data.folders.readers import Fitted
-from tessella.data.raw import WHOLE, Found, Part, abridged
+from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged
 from tessella.data.sources import BUILT_IN, HUB, find
 from tessella.data.splits import Binarization, BinarizedSplit, Split, divide, split_of
+from tessella.foundation.errors import DataError
 
 SPLITS = ("train", "valid", "test")
 Size = tuple[int, int]
@@ -36,7 +36,7 @@ class Data:
         schema: what an example looks like.
         splits: `train`, and `valid` and `test` if there are enough examples.
         notes: what was skipped or converted, a line each.
-        undivided: all examples in the order of their source, if that has not divided them itself.
+        all_examples: all examples in the order of their source, if that has not divided them itself.
         division: where each split comes from, in words.
         labelling: where the labels come from, in words.
         fingerprint: 16 hex digits of the content: shape, values, class names and, split by split, examples and labels;
@@ -48,7 +48,7 @@ class Data:
     schema: Schema
     splits: dict[str, Split]
     notes: tuple[str, ...]
-    undivided: Split | None = None
+    all_examples: Split | None = None
     division: str = ""
     labelling: str = ""
     fingerprint: str = ""
@@ -100,7 +100,7 @@ def open_data(
     settle(found, classes)
     rows = _divided(found, seed, notes)
     splits: dict[str, Split] = {name: split_of(part, chosen) for name, (part, chosen) in rows.items()}
-    undivided = _undivided(found)
+    all_examples = _undivided(found)
     schema = _schema(values, shape, classes, *rows["train"])
     schema = replace(schema, columns=found.columns, offset=offset, depth=found.depth)
     if binarize is not None and values == "real":
@@ -113,10 +113,10 @@ def open_data(
         fixed: Binarization = "threshold" if binarize == "threshold" else "static"
         for name, split in splits.items():
             splits[name] = BinarizedSplit(split, binarize if name == "train" else fixed, seed)
-        undivided = undivided and BinarizedSplit(undivided, fixed, seed)
+        all_examples = all_examples and BinarizedSplit(all_examples, fixed, seed)
     options = {"size": box, "channels": channels, "binarize": binarize, "seed": seed, "label": label}
     division = _division(found, rows)
-    return Data(spec, options, schema, splits, tuple(notes), undivided, division, found.labelling, fingerprint)
+    return Data(spec, options, schema, splits, tuple(notes), all_examples, division, found.labelling, fingerprint)
 
 
 def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize: str | None) -> Size | None:
@@ -143,7 +143,7 @@ def _absolute(spec: str) -> str:
 
 
 def _unified(
-    found: Found, size: Size | None, channels: int | None, like: Schema | None
+    found: RawDataset, size: Size | None, channels: int | None, like: Schema | None
 ) -> tuple[Values, tuple[int, ...], tuple[int, ...]]:
     """All parts' arrays brought to one shape, type, size and number of channels, in place; and their offset."""
     readers = {name: part.x for name, part in found.parts.items() if not isinstance(part.x, np.ndarray)}
@@ -178,7 +178,7 @@ def _unified(
     return values, arrays.same_shape(xs, called), offset
 
 
-def _labelled(found: Found) -> tuple[str, ...]:
+def _labelled(found: RawDataset) -> tuple[str, ...]:
     """All parts' labels as numbers, in place; the names of the classes."""
     labels, classes = arrays.label_numbers(found.parts, found.classes, found.notes)
     for name, part in found.parts.items():
@@ -186,7 +186,7 @@ def _labelled(found: Found) -> tuple[str, ...]:
     return classes
 
 
-def _divided(found: Found, seed: int, notes: list[str]) -> dict[str, tuple[Part, np.ndarray]]:
+def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[RawSplit, np.ndarray]]:
     """Each split's part and rows. Official splits stay; what is missing is taken out of the rest."""
     parts = found.parts
     main = parts.get("train", parts.get(WHOLE))
@@ -196,21 +196,21 @@ def _divided(found: Found, seed: int, notes: list[str]) -> dict[str, tuple[Part,
     rows = {name: (main, chosen) for name, chosen in taken.items()}
     for name in ("valid", "test"):
         if name in parts and parts[name] is not main:
-            rows[name] = (parts[name], np.arange(len(parts[name].keys)))
+            rows[name] = (parts[name], np.arange(len(parts[name].example_ids)))
         elif name not in rows:
             notes.append(_why_none(main, name))
     if found.by_content:
-        rows = {name: (part, chosen[np.argsort(part.keys[chosen])]) for name, (part, chosen) in rows.items()}
+        rows = {name: (part, chosen[np.argsort(part.example_ids[chosen])]) for name, (part, chosen) in rows.items()}
     return {name: rows[name] for name in SPLITS if name in rows}
 
 
-def _why_none(part: Part, name: str) -> str:
-    if len(part.keys) > 1 and part.groups is not None and len(np.unique(part.groups)) == 1:
-        return f"all {len(part.keys):,} examples are the same, so there is none for a {name} split"
+def _why_none(part: RawSplit, name: str) -> str:
+    if len(part.example_ids) > 1 and part.groups is not None and len(np.unique(part.groups)) == 1:
+        return f"all {len(part.example_ids):,} examples are the same, so there is none for a {name} split"
     return f"too few examples for a {name} split"
 
 
-def _division(found: Found, rows: dict[str, tuple[Part, np.ndarray]]) -> str:
+def _division(found: RawDataset, rows: dict[str, tuple[RawSplit, np.ndarray]]) -> str:
     """Where each split comes from, in words: `test: folder test/; valid: cut out of train`."""
     whole = WHOLE in found.parts
     given = {name: found.origins.get(name) or _short(found.parts[name].name) for name in rows if name in found.parts}
@@ -226,7 +226,7 @@ def _short(name: str) -> str:
     return os.path.basename(name.rpartition(": ")[2]) or "given"
 
 
-def _fingerprint(schema: Schema, rows: dict[str, tuple[Part, np.ndarray]], binarize: str | None) -> str:
+def _fingerprint(schema: Schema, rows: dict[str, tuple[RawSplit, np.ndarray]], binarize: str | None) -> str:
     head = [list(schema.shape), schema.values, list(schema.classes), binarize]
     digest = hashlib.blake2b(json.dumps(head).encode("utf-8", "surrogateescape"), digest_size=8)
     for name, (part, chosen) in rows.items():
@@ -234,19 +234,21 @@ def _fingerprint(schema: Schema, rows: dict[str, tuple[Part, np.ndarray]], binar
         if part.content is not None:
             digest.update(part.content[chosen].astype("<u8").tobytes())
         elif not isinstance(part.x, np.ndarray):  # composed when asked for: their rule, and some of what it makes
-            digest.update(part.keys[chosen].astype("<u8").tobytes())
+            digest.update(part.example_ids[chosen].astype("<u8").tobytes())
             digest.update(part.x.read(chosen[:TOLD_BY]).tobytes())
         if part.labels is not None:
             digest.update(part.labels[chosen].astype("<i8").tobytes())
     return digest.hexdigest()
 
 
-def _undivided(found: Found) -> Split | None:
+def _undivided(found: RawDataset) -> Split | None:
     part = found.parts.get(WHOLE)
-    return split_of(part, np.arange(len(part.keys))) if part is not None and len(found.parts) == 1 else None
+    return split_of(part, np.arange(len(part.example_ids))) if part is not None and len(found.parts) == 1 else None
 
 
-def _schema(values: Values, shape: tuple[int, ...], classes: tuple[str, ...], part: Part, rows: np.ndarray) -> Schema:
+def _schema(
+    values: Values, shape: tuple[int, ...], classes: tuple[str, ...], part: RawSplit, rows: np.ndarray
+) -> Schema:
     if values != "real" or not isinstance(part.x, np.ndarray):
         return Schema(shape, values, 0.0, 1.0 if values == "binary" else 255.0, classes=classes)
     center, scale, low, high = arrays.moments(part.x, rows)

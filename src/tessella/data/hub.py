@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tessella.core.errors import DataError
 from tessella.core.schema import Schema
 from tessella.data.folders.read import Item, pictures
-from tessella.data.raw import WHOLE, Found, abridged, one_line, shown
+from tessella.data.raw import WHOLE, RawDataset, abridged, one_line, shown
 from tessella.data.tables.read import vectors
+from tessella.foundation.errors import DataError
 
 PICTURE_COLUMNS = ("image", "img", "picture", "pixel_values")
 CLASS_COLUMNS = ("label", "labels", "class", "target", "y", "fine_label")
@@ -26,7 +26,7 @@ def hub(
     channels: int | None,
     label: str | None = None,
     like: Schema | None = None,
-) -> Found:
+) -> RawDataset:
     """`NAME` on the hub, or a local folder: pictures with their labels, or columns of numbers.
 
     Args:
@@ -73,7 +73,7 @@ def _pictures(
     channels: int | None,
     label: str | None,
     notes: list[str],
-) -> Found:
+) -> RawDataset:
     features = next(iter(known.values())).features
     picture = next(c for c in PICTURE_COLUMNS if isinstance(features.get(c), datasets.Image))
     columns = CLASS_COLUMNS if label is None else (label,)

@@ -6,7 +6,7 @@ import gzip
 import os
 from pathlib import Path
 
-from tessella.core.errors import DataError
+from tessella.foundation.errors import DataError
 
 SUSPICIOUS_RATIO, SUSPICIOUS_BYTES = 300, 64 << 20
 SHARE_OF_MEMORY = 3

@@ -10,16 +10,16 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from tessella.core.errors import DataError
 from tessella.data.folders.read import Item, pictures
 from tessella.data.folders.readers import Rows
-from tessella.data.raw import WHOLE, Found, Part, index_keys, mixed, one_line
+from tessella.data.raw import WHOLE, RawDataset, RawSplit, index_keys, mixed, one_line
+from tessella.foundation.errors import DataError
 
 Members = Mapping[str, np.ndarray]
 Size = tuple[int, int] | None
 
 
-def bits(z: Members, where: str, size: Size, channels: int | None) -> Found | None:
+def bits(z: Members, where: str, size: Size, channels: int | None) -> RawDataset | None:
     """`np.packbits` of square binary pictures, a row each, with official splits (the fixed binarised MNIST).
 
     None if they are plain arrays.
@@ -32,11 +32,11 @@ def bits(z: Members, where: str, size: Size, channels: int | None) -> Found | No
             return None
         x = np.unpackbits(packed, axis=1)[:, : side * side].reshape(-1, side, side)
         labels = z.get(f"{name}_label")
-        parts[name] = Part(x, labels, index_keys(len(x), name))
-    return Found(parts, notes=[f"rows of packed bits unpacked to {side}x{side}"])
+        parts[name] = RawSplit(x, labels, index_keys(len(x), name))
+    return RawDataset(parts, notes=[f"rows of packed bits unpacked to {side}x{side}"])
 
 
-def strips(z: Members, where: str, size: Size, channels: int | None) -> Found:
+def strips(z: Members, where: str, size: Size, channels: int | None) -> RawDataset:
     """Lossless WebP strips of square pictures one below the other, with official splits (CIFAR-10)."""
     parts = {}
     for name in ("train", "test"):
@@ -49,11 +49,11 @@ def strips(z: Members, where: str, size: Size, channels: int | None) -> Found:
             except Exception as error:  # decoders of broken files raise nearly anything
                 raise DataError(f"{where}: the strip at byte {a} of {name} is broken: {one_line(error)}") from None
         x = np.concatenate(pieces)
-        parts[name] = Part(x, z.get(f"y_{name}"), index_keys(len(x), name))
-    return Found(parts, _names(z))
+        parts[name] = RawSplit(x, z.get(f"y_{name}"), index_keys(len(x), name))
+    return RawDataset(parts, _names(z))
 
 
-def jpegs(z: Members, where: str, size: Size, channels: int | None) -> Found:
+def jpegs(z: Members, where: str, size: Size, channels: int | None) -> RawDataset:
     """JPEG files one after another, with `is_test` (flowers96)."""
     data, offsets = z["jpeg"].tobytes(), z["offsets"]
     count = len(offsets) - 1
@@ -105,7 +105,7 @@ class LayerReader:
         return done
 
 
-def layers(z: Members, where: str, size: Size, channels: int | None) -> Found:
+def layers(z: Members, where: str, size: Size, channels: int | None) -> RawDataset:
     """Sprites composed of layers when asked for; the official split is by character, the class is the action."""
     stack = z["layers"]
     if stack.shape[:3] != (25, 9, 8) or stack.shape[5:] != (4,) or stack.dtype != np.uint8:
@@ -117,26 +117,26 @@ def layers(z: Members, where: str, size: Size, channels: int | None) -> Found:
     parts, training = {}, z["is_train_character"].astype(bool)[rows // 72]
     for name, of in (("train", training), ("test", ~training)):
         factors = {factor: values[of] for factor, values in known.items()}
-        parts[name] = Part(Rows(reader, rows[of]), factors["action"], keys[of], characters[of], factors)
-    return Found(parts, tuple(map(str, z["action_direction"])) if "action_direction" in z else ())
+        parts[name] = RawSplit(Rows(reader, rows[of]), factors["action"], keys[of], characters[of], factors)
+    return RawDataset(parts, tuple(map(str, z["action_direction"])) if "action_direction" in z else ())
 
 
-def heartbeats(z: Members, where: str, size: Size, channels: int | None) -> Found:
+def heartbeats(z: Members, where: str, size: Size, channels: int | None) -> RawDataset:
     """Vectors `x` with `is_official_train` and, as the class, `is_anomaly` (ECG5000)."""
     training = z["is_official_train"].astype(bool)
     labels, keys = z.get("is_anomaly"), index_keys(len(training), WHOLE)
     parts = {}
     for name, of in (("train", training), ("test", ~training)):
-        parts[name] = Part(z["x"][of], None if labels is None else labels[of].astype(np.int64), keys[of])
-    return Found(parts, ("normal", "anomalous") if labels is not None else ())
+        parts[name] = RawSplit(z["x"][of], None if labels is None else labels[of].astype(np.int64), keys[of])
+    return RawDataset(parts, ("normal", "anomalous") if labels is not None else ())
 
 
-def sound(z: Members, where: str, size: Size, channels: int | None) -> Found:
+def sound(z: Members, where: str, size: Size, channels: int | None) -> RawDataset:
     """Sound of varying length."""
     raise DataError(f"{where} holds sound, which Tessella does not read yet: give pictures or vectors")
 
 
-PACKED: dict[frozenset[str], Callable[[Members, str, Size, int | None], Found | None]] = {
+PACKED: dict[frozenset[str], Callable[[Members, str, Size, int | None], RawDataset | None]] = {
     frozenset({"train_webp", "train_offsets", "test_webp", "test_offsets"}): strips,
     frozenset({"jpeg", "offsets"}): jpegs,
     frozenset({"layers", "is_train_character"}): layers,

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tessella.core.errors import RunError
 from tessella.data import Data
+from tessella.foundation.errors import RunError
 
 RECORDED = ("fingerprint", "examples")
 """What a run's specification says of its data besides where it lies and how it is read."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tessella.core.text import shown as shown
+from tessella.foundation.text import shown as shown
 
 WHOLE = "whole"
 """The name of a part that its source has not divided into train and test."""
@@ -33,13 +33,13 @@ class Reader(Protocol):
 
 
 @dataclass
-class Part:
+class RawSplit:
     """One part of a data set: all of it, or an official split.
 
     Attributes:
         x: `[N, ...]` as stored, or a reader of N pictures.
         labels: `[N]` of any type that names a class, or None.
-        keys: `[N]` uint64, what identifies an example whatever the order and number of the others.
+        example_ids: `[N]` uint64, what identifies an example whatever the order and number of the others.
         groups: `[N]` uint64; examples of one group stay on one side of a split. None: each its own.
         name, labels_name: what x and the labels are called where they come from, for messages.
         factors: ground-truth factors of variation by name, each `[N]`.
@@ -48,7 +48,7 @@ class Part:
 
     x: np.ndarray | Reader
     labels: np.ndarray | None
-    keys: np.ndarray
+    example_ids: np.ndarray
     groups: np.ndarray | None = None
     factors: dict[str, np.ndarray] = field(default_factory=dict)
     content: np.ndarray | None = None
@@ -57,7 +57,7 @@ class Part:
 
 
 @dataclass
-class Found:
+class RawDataset:
     """All that a source found.
 
     Attributes:
@@ -73,7 +73,7 @@ class Found:
         depth: the values of 16-bit, 32-bit and float picture files that became 0 and 255.
     """
 
-    parts: dict[str, Part]
+    parts: dict[str, RawSplit]
     classes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     decoded: bool = False

@@ -15,7 +15,6 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from tessella.core.errors import DataError
 from tessella.core.schema import Schema
 from tessella.data import limits
 from tessella.data.clothes import clothes
@@ -23,15 +22,18 @@ from tessella.data.folders.read import folder
 from tessella.data.hub import hub
 from tessella.data.members import Members, sorted_out
 from tessella.data.packed import PACKED
-from tessella.data.raw import WHOLE, Found, Part, abridged, index_keys, one_line, shown
+from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, index_keys, one_line, shown
 from tessella.data.sprites import sprites
 from tessella.data.tables.read import PARQUET, table
+from tessella.foundation.errors import DataError
 
 Size = tuple[int, int] | None
 T = TypeVar("T")
 
 
-def find(spec: str, size: Size, channels: int | None, label: str | None = None, like: Schema | None = None) -> Found:
+def find(
+    spec: str, size: Size, channels: int | None, label: str | None = None, like: Schema | None = None
+) -> RawDataset:
     """What a SPEC names: a built-in, `hf:NAME`, a folder or a file.
 
     Args:
@@ -62,22 +64,22 @@ def find(spec: str, size: Size, channels: int | None, label: str | None = None, 
     raise DataError(f"no such data: {shown(spec)}; give {', '.join(BUILT_IN)}, hf:NAME, a folder of pictures or a file")
 
 
-def digits(size: Size) -> Found:
+def digits(size: Size) -> RawDataset:
     """1,797 handwritten digits of 8x8, from scikit-learn (Alpaydin & Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
     x, y = bunch.data, bunch.target
     grey = np.round(x.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    part = Part(grey, y, index_keys(len(grey), "digits"))
-    return Found({WHOLE: part}, notes=["values 0 ... 16 scaled to bytes 0 ... 255"])
+    part = RawSplit(grey, y, index_keys(len(grey), "digits"))
+    return RawDataset({WHOLE: part}, notes=["values 0 ... 16 scaled to bytes 0 ... 255"])
 
 
 HUB = "hf:"
-BUILT_IN: dict[str, Callable[[Size], Found]] = {"clothes": clothes, "digits": digits, "sprites": sprites}
+BUILT_IN: dict[str, Callable[[Size], RawDataset]] = {"clothes": clothes, "digits": digits, "sprites": sprites}
 
 
-def _folder(path: str, size: Size, channels: int | None, depth: tuple[float, float] | None) -> Found:
+def _folder(path: str, size: Size, channels: int | None, depth: tuple[float, float] | None) -> RawDataset:
     names = sorted(os.listdir(path))
     files = [name for name in names if os.path.isfile(os.path.join(path, name))]
     if any(_IDX.search(name) for name in files):
@@ -96,7 +98,7 @@ def _ending(path: str) -> str:
     return inner if ending == ".gz" and inner in TABLES else ending
 
 
-def _file(path: str) -> Found:
+def _file(path: str) -> RawDataset:
     name = os.path.basename(path).lower()
     if _IDX.search(name):
         return idx_folder(os.path.dirname(path), [os.path.basename(path)])
@@ -222,7 +224,7 @@ def _guarded(where: str, read: Callable[[], T]) -> T:
         raise DataError(f"{where} does not fit in memory, or its header is damaged") from None
 
 
-def npz(path: str, size: Size, channels: int | None, label: str | None = None) -> Found:
+def npz(path: str, size: Size, channels: int | None, label: str | None = None) -> RawDataset:
     """Arrays of examples and labels by the usual names (`x_train`, `y_train`, `val_images`, ...), or a packed form."""
     archive = NumpyArchive(path)
     for keys, read in PACKED.items():
@@ -241,17 +243,19 @@ def npz(path: str, size: Size, channels: int | None, label: str | None = None) -
             notes.append(f"{name} is empty: left out")
             continue
         y = archive[labels[split]] if split in labels else None
-        parts[split] = Part(x, y, _keys(x, split), name=f"{path}: {name}", labels_name=f"{path}: {labels.get(split)}")
+        parts[split] = RawSplit(
+            x, y, _keys(x, split), name=f"{path}: {name}", labels_name=f"{path}: {labels.get(split)}"
+        )
     classes = _class_names(archive, names.classes, path) if names.classes and labels else ()
     left = [name for name in heads if name not in {*data.values(), *labels.values(), names.classes}]
     if left:
         notes.append(f"arrays left out: {abridged(left)}")
-    return Found(parts, classes, notes)
+    return RawDataset(parts, classes, notes)
 
 
 def _packed(
-    read: Callable[..., Found | None], archive: NumpyArchive, path: str, size: Size, channels: int | None
-) -> Found | None:
+    read: Callable[..., RawDataset | None], archive: NumpyArchive, path: str, size: Size, channels: int | None
+) -> RawDataset | None:
     try:
         return read(archive, path, size, channels)
     except (IndexError, KeyError, ValueError, TypeError, OverflowError) as error:
@@ -304,7 +308,7 @@ def _class_names(archive: NumpyArchive, name: str, path: str) -> tuple[str, ...]
     return tuple(classes)
 
 
-def npy(path: str) -> Found:
+def npy(path: str) -> RawDataset:
     """One array, an example a row."""
 
     def read() -> Any:
@@ -317,7 +321,7 @@ def npy(path: str) -> Found:
     x = _guarded(path, read)
     if not isinstance(x, np.ndarray):
         raise DataError(f"{path} is an archive: let its name end in .npz")
-    return Found({WHOLE: Part(x, None, _keys(x, WHOLE), name=path)})
+    return RawDataset({WHOLE: RawSplit(x, None, _keys(x, WHOLE), name=path)})
 
 
 def _keys(x: np.ndarray, name: str) -> np.ndarray:
@@ -360,10 +364,10 @@ def _idx_array(path: str) -> np.ndarray:
     return np.frombuffer(data, kind).reshape(shape).astype(kind.newbyteorder("="))
 
 
-def idx_folder(path: str, names: list[str]) -> Found:
+def idx_folder(path: str, names: list[str]) -> RawDataset:
     """idx files: pictures or vectors, their labels beside them, official splits by their names."""
     beside = set(os.listdir(path or "."))
-    parts: dict[str, Part] = {}
+    parts: dict[str, RawSplit] = {}
     notes: list[str] = []
     for name in (name for name in names if _IDX.search(name)):
         x = idx_array(os.path.join(path, name))
@@ -379,12 +383,12 @@ def idx_folder(path: str, names: list[str]) -> Found:
         twins = [t for t in (twin, twin.removesuffix(".gz"), f"{twin}.gz") if t in beside and t != name]
         beside_it = os.path.join(path, twins[0]) if twins else ""
         labels = idx_array(beside_it) if twins else None
-        parts[split] = Part(x, labels, _keys(x, split), name=os.path.join(path, name), labels_name=beside_it)
+        parts[split] = RawSplit(x, labels, _keys(x, split), name=os.path.join(path, name), labels_name=beside_it)
     if not parts:
         raise DataError(f"no idx file of pictures or vectors in {path}")
     if "train" not in parts or WHOLE in parts:
         parts = {WHOLE: next(iter(parts.values()))}
-    return Found(parts, notes=notes)
+    return RawDataset(parts, notes=notes)
 
 
 # CIFAR, the binary version
@@ -394,7 +398,7 @@ _CIFAR_PICKLE = re.compile(r"data_batch_\d+|test_batch|batches\.meta")
 _CIFAR_LABEL_BYTES = (1, 2)  # CIFAR-10: the class; CIFAR-100: the coarse class, then the class
 
 
-def cifar_binary(path: str, names: list[str]) -> Found:
+def cifar_binary(path: str, names: list[str]) -> RawDataset:
     """Rows of label bytes and 3072 bytes of a 32x32 picture, channel by channel (Krizhevsky 2009)."""
     pieces: dict[str, list[np.ndarray]] = {}
     for name in (name for name in names if name.endswith(".bin")):
@@ -410,9 +414,9 @@ def cifar_binary(path: str, names: list[str]) -> Found:
             raise DataError(f"{path} mixes CIFAR-10 and CIFAR-100 batches: keep one of them")
         joined = np.concatenate(rows)
         x, labels = joined[:, -3072:].reshape(-1, 3, 32, 32), joined[:, -3073]
-        parts[split] = Part(x, labels, index_keys(len(x), split))
+        parts[split] = RawSplit(x, labels, index_keys(len(x), split))
     if "train" not in parts:
         parts = {WHOLE: parts["test"]}
     names_file = next((f for f in ("batches.meta.txt", "fine_label_names.txt") if (Path(path) / f).is_file()), None)
     classes = (Path(path) / names_file).read_text("utf-8", "replace").split() if names_file else []
-    return Found(parts, tuple(classes))
+    return RawDataset(parts, tuple(classes))

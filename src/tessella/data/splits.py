@@ -10,10 +10,10 @@ from typing import Literal, final
 import numpy as np
 import torch
 
-from tessella.core.errors import DataError
+from tessella.core.batches import Batch
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch
-from tessella.data.raw import Part, Reader, mixed, number_of
+from tessella.data.raw import RawSplit, Reader, mixed, number_of
+from tessella.foundation.errors import DataError
 
 Binarization = Literal["dynamic", "static", "threshold"]
 Indices = Sequence[int] | np.ndarray | torch.Tensor
@@ -26,17 +26,25 @@ class Split(ABC):
     """Examples that are used together.
 
     Attributes:
-        keys: `[N]` uint64, each example's identity.
+        example_ids: `[N]` uint64, each example's identity.
         labels: `[N]` int64, or None.
         factors: ground-truth factors of variation by name, each `[N]`; empty where none are known.
     """
 
-    keys: np.ndarray
+    example_ids: np.ndarray
     labels: np.ndarray | None
     factors: Mapping[str, np.ndarray]
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.example_ids)
+
+    def random_rows(self, count: int | None = None) -> np.ndarray:
+        """Return row numbers in the order of the ids: always the same, and unrelated to the order of the data."""
+        return np.argsort(self.example_ids)[:count]
+
+    def subset(self, rows: Indices) -> Split:
+        """Select examples by their row numbers."""
+        return Subset(self, np.asarray(rows, dtype=np.int64))
 
     @property
     @abstractmethod
@@ -53,14 +61,32 @@ class Split(ABC):
 
 
 @final
+class Subset(Split):
+    """Some examples of another split."""
+
+    def __init__(self, base: Split, rows: np.ndarray) -> None:
+        self._base, self._rows = base, rows
+        self.example_ids = base.example_ids[rows]
+        self.labels = None if base.labels is None else base.labels[rows]
+        self.factors = {name: values[rows] for name, values in base.factors.items()}
+
+    @property
+    def in_memory(self) -> bool:
+        return self._base.in_memory
+
+    def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
+        return self._base.batch(self._rows[np.asarray(indices, dtype=np.int64)], noise)
+
+
+@final
 class ArraySplit(Split):
     """Rows of an array `x` `[M, *shape]` (uint8 or float32) that several splits may share."""
 
-    def __init__(self, part: Part, rows: np.ndarray) -> None:
+    def __init__(self, part: RawSplit, rows: np.ndarray) -> None:
         if not isinstance(part.x, np.ndarray):
             raise TypeError("an array is needed")
         self._x, self._rows = part.x, rows
-        self.keys, self.labels, self.factors = _gathered(part, rows)
+        self.example_ids, self.labels, self.factors = _gathered(part, rows)
 
     @property
     def in_memory(self) -> bool:
@@ -79,12 +105,12 @@ class ReaderSplit(Split):
     a warning names it.
     """
 
-    def __init__(self, part: Part, rows: np.ndarray) -> None:
+    def __init__(self, part: RawSplit, rows: np.ndarray) -> None:
         if isinstance(part.x, np.ndarray):
             raise TypeError("a reader is needed")
         self._reader: Reader = part.x
         self._rows = rows
-        self.keys, self.labels, self.factors = _gathered(part, rows)
+        self.example_ids, self.labels, self.factors = _gathered(part, rows)
 
     @property
     def in_memory(self) -> bool:
@@ -120,8 +146,8 @@ class BinarizedSplit(Split):
 
     def __init__(self, base: Split, mode: Binarization, seed: int) -> None:
         self._base, self._mode = base, mode
-        self.keys, self.labels, self.factors = base.keys, base.labels, base.factors
-        self._salted = mixed(base.keys ^ np.uint64(number_of(f"{seed}/binarize")))
+        self.example_ids, self.labels, self.factors = base.example_ids, base.labels, base.factors
+        self._salted = mixed(base.example_ids ^ np.uint64(number_of(f"{seed}/binarize")))
 
     @property
     def in_memory(self) -> bool:
@@ -140,19 +166,19 @@ class BinarizedSplit(Split):
         return Batch(torch.from_numpy(ones.astype(np.uint8)).reshape(grey.x.shape), grey.label)
 
 
-def split_of(part: Part, rows: np.ndarray) -> Split:
+def split_of(part: RawSplit, rows: np.ndarray) -> Split:
     """The rows of a part as a split of the fitting kind."""
     return ArraySplit(part, rows) if isinstance(part.x, np.ndarray) else ReaderSplit(part, rows)
 
 
-def divide(part: Part, *, test: bool, valid: bool, seed: int) -> dict[str, np.ndarray]:
+def divide(part: RawSplit, *, test: bool, valid: bool, seed: int) -> dict[str, np.ndarray]:
     """Take a test and a validation split out of a part, as asked: row numbers by name.
 
     An example goes where a hash of its own key says, whatever the others are; only where that leaves a split with
     too few are the next in hash order added. Groups larger than the split is to be stay in training.
     """
-    groups = part.keys if part.groups is None else part.groups
-    rows = {"train": np.arange(len(part.keys))}
+    groups = part.example_ids if part.groups is None else part.groups
+    rows = {"train": np.arange(len(part.example_ids))}
     for name, wanted, fraction in (("test", test, TEST_FRACTION), ("valid", valid, VALID_FRACTION)):
         train = rows["train"]
         if not wanted or len(train) < 2:
@@ -177,9 +203,9 @@ def _taken(hashes: np.ndarray, fraction: float, few: int) -> np.ndarray:
     return taken if not taken.all() else hashes < hashes.max()  # leave at least one group for training
 
 
-def _gathered(part: Part, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
+def _gathered(part: RawSplit, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
     labels = None if part.labels is None else part.labels[rows]
-    return part.keys[rows], labels, {name: values[rows] for name, values in part.factors.items()}
+    return part.example_ids[rows], labels, {name: values[rows] for name, values in part.factors.items()}
 
 
 def _labels(labels: np.ndarray | None, at: np.ndarray) -> torch.Tensor | None:

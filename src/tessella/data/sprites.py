@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tessella.data.raw import WHOLE, Found, Part, index_keys
+from tessella.data.raw import WHOLE, RawDataset, RawSplit, index_keys
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 DEFAULT_SIZE = (32, 32)
@@ -77,10 +77,10 @@ class SpriteReader:
         return draw(factors(rows), self._size)
 
 
-def sprites(size: tuple[int, int] | None) -> Found:
+def sprites(size: tuple[int, int] | None) -> RawDataset:
     """The `sprites` source: 36,864 pictures of three shapes on a dark ground."""
     reader = SpriteReader(size or DEFAULT_SIZE)
     numbers = factors(np.arange(len(reader)))
     known = {name: numbers[:, column] for column, name in enumerate(FACTORS)}
-    part = Part(reader, numbers[:, 0], index_keys(len(reader), "sprites"), factors=known)
-    return Found({WHOLE: part}, tuple(SHAPES))
+    part = RawSplit(reader, numbers[:, 0], index_keys(len(reader), "sprites"), factors=known)
+    return RawDataset({WHOLE: part}, tuple(SHAPES))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from tessella.core.errors import SpecError
 from tessella.core.rng import Noise
 from tessella.diffusion import samplers
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.diffusion.schedule import NoiseSchedule, alpha, over, sigma, spread_times, variance_term
+from tessella.foundation.errors import SpecError
 
 DROPPED = 0.1
 """How often training hides the label, so that samples can be led by it (Ho & Salimans 2022, algorithm 1)."""

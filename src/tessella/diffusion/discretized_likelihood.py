@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood, Wire
+from tessella.core.contracts import Likelihood, SymbolCoder
 from tessella.core.schema import Schema
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.likelihoods.independent import LEVELS, BernoulliLogits, ByteLogits
-from tessella.likelihoods.shared import BYTE_HALF, StoredValues, Units, checked, over_channels
+from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, StoredValues, checked, over_channels
 
 SCALE_FLOOR = 1e-3
 
@@ -32,7 +32,7 @@ class Observation(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        self.units = Units(schema)
+        self.units = LatentStatistics(schema)
 
     @property
     def levels(self) -> int:
@@ -84,9 +84,9 @@ class NoisyBytes(StoredValues):
     def mean(self) -> Tensor:
         return ((posterior(self.location, self.precision, LEVELS)[0] + 1) * BYTE_HALF).clamp(0, LEVELS - 1)
 
-    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
         told = [
-            self._logits(i).tell(wire, None if value is None else value[i : i + 1]) for i in range(self.batch_shape[0])
+            self._logits(i).code(wire, None if value is None else value[i : i + 1]) for i in range(self.batch_shape[0])
         ]
         return torch.cat(told)
 

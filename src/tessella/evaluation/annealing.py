@@ -48,7 +48,7 @@ class Joint:
 
     def __init__(self, model: LatentVariableModel, x: Tensor, label: Tensor | None, repeats: int = 1) -> None:
         if model.prior is None:
-            raise model.without_prior()
+            raise model.no_prior_error()
         self.model, self.repeats = model, repeats
         self.x = x.repeat_interleave(repeats, 0)
         self.label = None if label is None else label.repeat_interleave(repeats)

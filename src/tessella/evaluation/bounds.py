@@ -10,21 +10,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tessella.core.batches import Batch, FixedBatch, fixed_batches, size_of
 from tessella.core.device import precise
-from tessella.core.errors import SpecError
-from tessella.core.fixed_batch import FixedBatch, fixed_batches, size_of
 from tessella.core.outputs import Terms
 from tessella.core.precision import autocast
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch, Precision, bits_per_dim
-from tessella.data import Split, chunks
+from tessella.core.schema import Precision, bits_per_dim
+from tessella.data import Split, batches
 from tessella.evaluation import codebook, collapse
 from tessella.evaluation.results import CollapseEvaluation, Evaluation, ImportanceBound
+from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 
@@ -78,14 +77,14 @@ def evaluate(
         seen += len(batch.x)
         for fixed in fixed_batches(batch, model.device) if number % world == rank else ():
             with autocast(precision, model.schema, model.device):
-                _add(sums, _sums(model, fixed, noise.of(fixed.keys), importance_samples))
+                _add(sums, _sums(model, fixed, noise.of(fixed.example_ids), importance_samples))
         if progress:
             progress(seen, total)
     if world > 1:
         sums = _gathered(sums, world)
     judged = None
     if collapse_examples and model.has_bound:
-        examples = split.batch(np.argsort(split.keys)[:collapse_examples])
+        examples = split.batch(split.random_rows(collapse_examples))
         with autocast(precision, model.schema, model.device):
             judged = collapse.measure(model, examples, seed=seed)
     model.train(training)
@@ -200,8 +199,8 @@ def psnr(mse: float, span: float) -> float:
 
 def _batches(split: Split, limit: int | None, size: int) -> Iterator[Batch]:
     if limit is None or limit >= len(split):
-        yield from chunks(split, size)
+        yield from batches(split, size)
         return
-    order = np.argsort(split.keys)[:limit]
+    order = split.random_rows(limit)
     for first in range(0, limit, size):
         yield split.batch(order[first : first + size])

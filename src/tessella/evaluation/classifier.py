@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessella.core.device import precise
-from tessella.core.errors import RunError
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import Data, Split
+from tessella.foundation.errors import RunError
 from tessella.training import checkpoint
 
 FILE = "classifier.safetensors"
@@ -137,9 +137,9 @@ def fingerprint(data: Data, *splits: str) -> str:
     for name in splits or tuple(data.splits):
         split = data.split(name)
         digest.update(f"{name} {len(split)}".encode())
-        digest.update(np.ascontiguousarray(split.keys).tobytes())
+        digest.update(np.ascontiguousarray(split.example_ids).tobytes())
         digest.update(b"" if split.labels is None else np.ascontiguousarray(split.labels, np.int64).tobytes())
-        digest.update(np.ascontiguousarray(split.batch(np.argsort(split.keys)[:HASHED]).x.numpy()).tobytes())
+        digest.update(np.ascontiguousarray(split.batch(split.random_rows(HASHED)).x.numpy()).tobytes())
     return digest.hexdigest()[:12]
 
 
@@ -178,7 +178,7 @@ def trained(
         if progress:
             progress((step + 1) * BATCH, steps * BATCH)
     model.eval().requires_grad_(False)
-    rows = np.argsort(train.keys)[:JUDGED]
+    rows = train.random_rows(JUDGED)
     spread = float(precise(model.features(train.batch(rows).x)).var(0).sum())
     model.scale.fill_(max(spread, 1e-12) ** 0.5)
     model.score = _score(model, data.splits.get("valid") or data.split(next(reversed(data.splits))), seed)
@@ -209,7 +209,7 @@ def _loss(model: Classifier, x: Tensor, answer: Tensor) -> Tensor:
 @torch.inference_mode()
 def _score(model: Classifier, split: Split, seed: int) -> float:
     """Accuracy, or of an autoencoder the share of the variance that it gives back."""
-    rows, right, missed, total = np.argsort(split.keys)[:JUDGED], 0.0, 0.0, 0.0
+    rows, right, missed, total = split.random_rows(JUDGED), 0.0, 0.0, 0.0
     for first in range(0, len(rows), AT_ONCE):
         batch = split.batch(rows[first : first + AT_ONCE])
         noise = Noise(seed, first, "classifier score")

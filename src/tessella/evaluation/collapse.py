@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from tessella.bottlenecks.flow import FlowPosterior
+from tessella.core.batches import Batch
 from tessella.core.device import precise
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch
 from tessella.evaluation.results import CollapseEvaluation
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel

@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessella.core.errors import DataError, SpecError
 from tessella.core.outputs import Sampling
 from tessella.core.schema import Schema
 from tessella.data import Split
 from tessella.evaluation.classifier import Classifier
 from tessella.evaluation.results import Against, FidelityEvaluation
 from tessella.evaluation.sharpness import sharpness
+from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 
 NEIGHBOURS = 3
@@ -68,7 +68,7 @@ def sets(split: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(
             f"fidelity takes at least {FEWEST} samples and twice as many examples: here are {count} and {len(split)}"
         )
-    order = np.argsort(split.keys)
+    order = split.random_rows()
     return order[:size], order[size : 2 * size]
 
 
@@ -101,7 +101,7 @@ def draw(
         SpecError: if the model cannot be sampled.
     """
     if not model.has_prior:
-        raise model.without_prior()
+        raise model.no_prior_error()
     outright = drawn
     if outright is None:
         outright = model.schema.values == "binary" or getattr(model.likelihood, "sequential_mean", False)

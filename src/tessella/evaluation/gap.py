@@ -16,17 +16,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from tessella.core.batches import Batch
 from tessella.core.device import precise
-from tessella.core.errors import SpecError
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch
 from tessella.data import Split
 from tessella.evaluation import annealing, per_example_posterior
 from tessella.evaluation.results import Estimate, GapEvaluation
+from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.flow import FlowModel
@@ -79,7 +78,7 @@ def measure(
     _check(model, examples, chains, steps, simulated, tolerance, minutes)
     started, training = time.perf_counter(), model.training
     model.eval()
-    batch = split.batch(np.argsort(split.keys)[:examples])
+    batch = split.batch(split.random_rows(examples))
     x = batch.x.to(model.device)
     label = None if batch.label is None or not model.conditional else batch.label.to(model.device)
     try:

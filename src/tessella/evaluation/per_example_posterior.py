@@ -36,7 +36,7 @@ GAIN = 0.01
 DRAWS = 8
 """Of z an example in an update."""
 HIDDEN = 48
-"""Units of each step's network, of which every example has its own."""
+"""LatentStatistics of each step's network, of which every example has its own."""
 LARGEST = 1024
 """Numbers in z above which a flow for each example is too much."""
 DECODED = 2**19

@@ -1,4 +1,4 @@
-"""Results of evaluations. Units: nats per example unless a name says otherwise."""
+"""Results of evaluations. LatentStatistics: nats per example unless a name says otherwise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tessella.storage import validation
+from tessella.foundation import validation
 
 if TYPE_CHECKING:
     pass

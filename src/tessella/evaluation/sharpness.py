@@ -16,9 +16,9 @@ import math
 import torch
 from torch import Tensor
 
-from tessella.core.errors import SpecError
 from tessella.core.schema import Schema
 from tessella.evaluation.results import Against
+from tessella.foundation.errors import SpecError
 
 CUT = 0.25
 """Of Nyquist's frequency."""

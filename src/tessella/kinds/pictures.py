@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from tessella.core.errors import DataError
 from tessella.core.schema import Schema
-from tessella.storage.files import write_atomic
+from tessella.foundation.errors import DataError
+from tessella.foundation.files import write_atomic
 
 PLOT_HEIGHT, PLOT_WIDTH, FEW_BARS = 48, 96, 32
 VIEWABLE, WIDEST = 64, 1600

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from tessella.core.contracts import Likelihood
-from tessella.core.errors import SpecError
-from tessella.core.registry import find
 from tessella.core.schema import Schema, Values
+from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import find
 from tessella.likelihoods.independent import Bernoulli, Categorical, FixedGaussian, Gaussian
 from tessella.likelihoods.logistic import LogisticMixture
 from tessella.likelihoods.shared import DEFAULTS

@@ -13,11 +13,11 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood, Wire
-from tessella.core.errors import SpecError
+from tessella.core.contracts import Likelihood, SymbolCoder
 from tessella.core.schema import Schema
+from tessella.foundation.errors import SpecError
 from tessella.likelihoods import initial_bias, likelihood_for
-from tessella.likelihoods.shared import StoredValues, Units, by_position, checked, over_channels
+from tessella.likelihoods.shared import LatentStatistics, StoredValues, by_position, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, CausalWalk
 
 FEATURES, FEATURES_OF_A_NUMBER = 32, 16
@@ -71,7 +71,7 @@ class Autoregressive(Likelihood):
         super().__init__(schema)
         self.grid = schema.shape if schema.is_picture else (1, 1, schema.dims)
         self.features = features or (FEATURES if schema.is_picture else FEATURES_OF_A_NUMBER)
-        self.units = Units(schema)
+        self.units = LatentStatistics(schema)
         options: dict[str, Any] = {} if mixtures is None else {"mixtures": mixtures}
         standard = replace(schema, shape=self.grid, center=(0.0,), scale=(1.0,))
         self.whole = likelihood_for(standard, **options)
@@ -191,13 +191,13 @@ class PixelByPixel(StoredValues):
         drawn = self._drawn(context, lambda pixel, row, column: pixel.sample())
         return drawn.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
-    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
         known = None if value is None else self.likelihood.standard(value)
 
         def choose(pixel: Distribution, row: int, column: int) -> Tensor:
             if not isinstance(pixel, StoredValues):
                 raise SpecError("real values have a density, which no code reaches: there is no lossless file of them")
-            return pixel.tell(wire, None if known is None else known[:, :, row, column])
+            return pixel.code(wire, None if known is None else known[:, :, row, column])
 
         return self._drawn(self.context, choose)
 

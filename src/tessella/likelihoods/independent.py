@@ -11,11 +11,11 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood, Wire
-from tessella.core.entropy_coding import edges, tell_logits
-from tessella.core.errors import SpecError
+from tessella.core.contracts import Likelihood, SymbolCoder
+from tessella.core.entropy_coding import code_categorical, edges
 from tessella.core.schema import Schema
-from tessella.likelihoods.shared import StoredValues, Units, checked, over_channels, require_values
+from tessella.foundation.errors import SpecError
+from tessella.likelihoods.shared import LatentStatistics, StoredValues, checked, over_channels, require_values
 
 LEVELS = 256
 SCALE_FLOOR = 1e-3
@@ -34,7 +34,7 @@ class Bernoulli(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, "binary", "Bernoulli")
-        self.units = Units(schema)
+        self.units = LatentStatistics(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -70,10 +70,10 @@ class BernoulliLogits(StoredValues):
             value = value.to(self.logits.dtype)
             return -F.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
 
-    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
         zero = torch.sigmoid(-self.logits.float()).flatten()
         table = edges(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)]))
-        told = wire.tell(table, None if value is None else value.flatten().long())
+        told = wire.code(table, None if value is None else value.flatten().long())
         return told.view(self.logits.shape).float()
 
     @property
@@ -98,7 +98,7 @@ class Categorical(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, "bytes", "categorical")
-        self.units = Units(schema)
+        self.units = LatentStatistics(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -134,11 +134,11 @@ class ByteLogits(StoredValues):
         with torch.autocast(self.logits.device.type, enabled=False):
             return -F.cross_entropy(self.logits, value.to(torch.int64), reduction="none")
 
-    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
         told = []
         for i, logits in enumerate(self.logits.movedim(1, -1)):  # one at a time: 256 numbers a value
             known = None if value is None else value[i].flatten().long()
-            told.append(tell_logits(wire, logits.flatten(0, -2), known))
+            told.append(code_categorical(wire, logits.flatten(0, -2), known))
         return torch.stack(told).view(self.batch_shape + self.event_shape).float()
 
     @property
@@ -169,7 +169,7 @@ class Gaussian(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, "real", "Gaussian")
-        self.units = Units(schema)
+        self.units = LatentStatistics(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -211,7 +211,7 @@ class FixedGaussian(Likelihood):
         require_values(schema, "real", "fixed-scale Gaussian")
         if scale is not None and not (scale > 0 and math.isfinite(scale)):
             raise SpecError(f"the fixed-scale Gaussian's scale must be positive, not {scale}")
-        self.units = Units(schema)
+        self.units = LatentStatistics(schema)
         self.fixed_scale = scale
         self.log_scale = nn.Parameter(torch.zeros(())) if scale is None else None
 
@@ -235,7 +235,7 @@ class FixedGaussian(Likelihood):
         return _normal(self.units, parameters, sigma)
 
 
-def _normal(units: Units, location: Tensor, sigma: Tensor) -> Distribution:
+def _normal(units: LatentStatistics, location: Tensor, sigma: Tensor) -> Distribution:
     """N(location, sigma^2) of network units as a distribution over the stored ones."""
     with torch.autocast(location.device.type, enabled=False):
         normal = Normal(units.to_stored(location), units.scale * sigma, validate_args=False)

@@ -12,11 +12,11 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood, Wire
-from tessella.core.entropy_coding import tell_split
-from tessella.core.errors import SpecError
+from tessella.core.contracts import Likelihood, SymbolCoder
+from tessella.core.entropy_coding import code_from_cdf
 from tessella.core.schema import Schema
-from tessella.likelihoods.shared import BYTE_HALF, StoredValues, Units, checked, require_values
+from tessella.foundation.errors import SpecError
+from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, StoredValues, checked, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
 HALF_BIN = 0.5 / BYTE_HALF
@@ -63,7 +63,7 @@ class LogisticMixture(Likelihood):
                 f"the logistic likelihood takes 1 to 4 channels, not {self.channels}: use --likelihood categorical"
             )
         self.mixtures = mixtures
-        self.units = Units(schema)
+        self.units = LatentStatistics(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -123,7 +123,7 @@ class LogisticMixtureBytes(StoredValues):
         with torch.autocast(parameters.device.type, enabled=False):
             return _LogProb.apply(parameters, value, self.mixtures, with_gradient)
 
-    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
         """Channel by channel: p(x_c | x_<c) is a mixture too, its weights being pi_k prod_(j < c) p_k(x_j | x_<j)."""
         batch, _, positions = self.parameters.shape
         known = None if value is None else value.reshape(batch, self.channels, positions)
@@ -134,7 +134,7 @@ class LogisticMixtureBytes(StoredValues):
         ]
         return torch.cat(told).view(self.batch_shape + self.event_shape)
 
-    def _told(self, wire: Wire, parameters: Tensor, known: Tensor | None) -> Tensor:
+    def _told(self, wire: SymbolCoder, parameters: Tensor, known: Tensor | None) -> Tensor:
         """A few examples `[b, C, N]`."""
         logits, locations, log_scales, coefficients = _split(parameters, self.mixtures, self.channels)
         values: list[Tensor] = []
@@ -150,7 +150,7 @@ class LogisticMixtureBytes(StoredValues):
                 return torch.addcmul(offset, rise, t.unsqueeze(1)).sigmoid_().mul_(weights).sum(1)
 
             here = None if known is None else known[:, c].to(offset.dtype)
-            values.append(tell_split(wire, below, 8, here, torch.zeros_like(offset[:, 0])))
+            values.append(code_from_cdf(wire, below, 8, here, torch.zeros_like(offset[:, 0])))
             if c + 1 < self.channels:
                 logits = logits + _log_bins(values[-1].unsqueeze(1), offset, rise)
         return torch.stack(values, 1)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 from torch.distributions.constraints import Constraint
 
-from tessella.core.contracts import Wire
-from tessella.core.errors import SpecError
+from tessella.core.contracts import SymbolCoder
 from tessella.core.schema import Schema, Values
+from tessella.foundation.errors import SpecError
 
 BYTE_HALF = 127.5
 """Half of the range of a byte: x / BYTE_HALF - 1 is in [-1, 1]."""
@@ -20,7 +20,7 @@ MEANING: dict[Values, str] = {"binary": "binary", "bytes": "8-bit", "real": "rea
 DEFAULTS: dict[Values, str] = {"binary": "bernoulli", "bytes": "logistic", "real": "gaussian"}
 
 
-class Units(nn.Module):
+class LatentStatistics(nn.Module):
     """The affine map between stored and network units, `stored = center + scale * network`.
 
     Binary values and bytes go to [-1, 1]; real values are standardised with the schema's center and scale, one a
@@ -70,7 +70,7 @@ class StoredValues(Distribution, ABC):
         """As the function `by_position`."""
 
     @abstractmethod
-    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
         """Stored values `[B, *event_shape]` over the wire at the price of -log p, float32; `value` if they are known.
 
         Both ends do the same with the same parameters, so that they have the same tables.

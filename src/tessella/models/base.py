@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from tessella.core import registry
 from tessella.core.contracts import Likelihood
-from tessella.core.errors import SpecError
 from tessella.core.outputs import Latent, Sampling, Terms
 from tessella.core.rng import Noise, seeded
 from tessella.core.schema import Schema
 from tessella.evaluation.results import Evaluation
+from tessella.foundation import registry
+from tessella.foundation.errors import SpecError
 from tessella.models.spec import ModelOptions, Objective
 
 
@@ -166,7 +166,7 @@ class Model(nn.Module, ABC):
             raise SpecError(f"the model {self.name} is conditional: it needs a label for every example")
         return label
 
-    def uncut(self, sampling: Sampling | None) -> Sampling:
+    def reject_truncation(self, sampling: Sampling | None) -> Sampling:
         """How freely real numbers are drawn.
 
         Raises:
@@ -177,7 +177,7 @@ class Model(nn.Module, ABC):
             raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
         return sampling
 
-    def without_prior(self) -> SpecError:
+    def no_prior_error(self) -> SpecError:
         """What to say when the rate is needed and there is none."""
         if self.has_prior:
             return SpecError(

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, Wire
+from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, SymbolCoder
 from tessella.core.distributions import PointMass
-from tessella.core.errors import SpecError
 from tessella.core.outputs import Latent, Sampling, Terms
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.models.spec import ModelOptions
 from tessella.networks.pyramid import Merge, Pyramid
@@ -62,7 +62,9 @@ class CodeModel(Model):
         self.pyramid = Pyramid(channels, levels, merge_depth) if levels > 1 else None
         self.merges = nn.ModuleList(Merge(channels, width, merge_depth) for width in self.context_channels[1:])
         self.latent_shape = (sum(q.latent_shape[0] for q in quantizers), *quantizers[-1].latent_shape[1:])
-        self.adopt([Uniform(shape, q.codebook_size) for shape, q in zip(self.prior_shapes, quantizers, strict=True)])
+        self.set_prior(
+            [Uniform(shape, q.codebook_size) for shape, q in zip(self.prior_shapes, quantizers, strict=True)]
+        )
 
     # what the parts are
 
@@ -92,7 +94,7 @@ class CodeModel(Model):
         """Whether a prior was learned."""
         return not all(isinstance(prior, Uniform) for prior in self.priors)
 
-    def adopt(self, priors: Sequence[CodePrior]) -> None:
+    def set_prior(self, priors: Sequence[CodePrior]) -> None:
         """Use these priors, one a level, from now on; class-conditional ones make the model conditional."""
         self.priors = nn.ModuleList(priors)
         self.conditional = any(getattr(prior, "classes", 0) for prior in priors)
@@ -101,7 +103,7 @@ class CodeModel(Model):
         """The same model, weights shared, as it is before a prior is fitted."""
         plain = copy.copy(self)
         plain._modules = dict(self._modules)
-        plain.adopt([Uniform(s, q.codebook_size) for s, q in zip(self.prior_shapes, self.levels, strict=True)])
+        plain.set_prior([Uniform(s, q.codebook_size) for s, q in zip(self.prior_shapes, self.levels, strict=True)])
         return plain
 
     # what every model does
@@ -267,7 +269,7 @@ class CodeModel(Model):
     @torch.no_grad()
     def tell_codes(
         self,
-        wire: Wire,
+        wire: SymbolCoder,
         count: int,
         codes: Codes | None = None,
         label: Tensor | None = None,
@@ -288,7 +290,7 @@ class CodeModel(Model):
             context = _joined(vectors, torch.Size(shape[1:])) if level else None
             known = None if codes is None else codes[level].reshape(count, *shape)
             part = _part(progress, level, len(self.levels))
-            said = cast(CodePrior, prior).tell(wire, count, known, label, context, progress=part)
+            said = cast(CodePrior, prior).code(wire, count, known, label, context, progress=part)
             told.append(said.reshape(count, *quantizer.code_shape).to(self.device))
             vectors.append(quantizer.lookup(told[-1]))
         return tuple(told)

@@ -103,7 +103,7 @@ class DiffusionModel(Model):
         sampling: Sampling | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        sampling = self.uncut(sampling)
+        sampling = self.reject_truncation(sampling)
         return self.chain.sample(
             count,
             Noise(seed, stream="prior"),

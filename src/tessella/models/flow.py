@@ -14,19 +14,19 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood, Prior, Wire
-from tessella.core.errors import SpecError
+from tessella.core.contracts import Likelihood, Prior, SymbolCoder
 from tessella.core.outputs import Latent, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.flows.dequantise import Dequantizer
 from tessella.flows.transforms import Transform
-from tessella.likelihoods.shared import StoredValues, Units, over_channels
+from tessella.foundation.errors import SpecError
+from tessella.likelihoods.shared import LatentStatistics, StoredValues, over_channels
 from tessella.models.base import Model
 from tessella.models.spec import ModelOptions
 
 NEAR = 1e-3
-"""Units of the data's scale: real values that far apart count as the same."""
+"""LatentStatistics of the data's scale: real values that far apart count as the same."""
 
 
 @final
@@ -89,7 +89,7 @@ class FlowModel(Model):
         sampling: Sampling | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        sampling = self.uncut(sampling)
+        sampling = self.reject_truncation(sampling)
         if sampling.steps is not None or sampling.guidance is not None:
             raise SpecError(f"the model {self.name} is drawn in one pass: leave out --steps and --guidance")
         return self.prior.sample(
@@ -134,7 +134,7 @@ class Exactly(Likelihood):
         super().__init__(schema)
         self.discrete = schema.values != "real"
         self.half_range = (2 if schema.values == "binary" else 256) / 2
-        self.units = Units(schema)
+        self.units = LatentStatistics(schema)
         scale = self.units.scale.double().log()
         self.log_unit = (
             schema.dims * math.log(self.half_range)
@@ -182,5 +182,5 @@ class Found(StoredValues):
     def sample(self, sample_shape: _size = ()) -> Tensor:
         return self.value.expand(*sample_shape, *self.value.shape)
 
-    def tell(self, wire: Wire, value: Tensor | None = None) -> Tensor:
+    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
         raise SpecError("a flow leaves nothing to tell once z is known, and its z cannot be told: use a vae or vqvae")

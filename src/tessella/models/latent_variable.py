@@ -13,9 +13,9 @@ from torch.distributions import Distribution
 
 from tessella.core.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior
 from tessella.core.distributions import kl, kl_closed, kl_per_unit
-from tessella.core.errors import SpecError
-from tessella.core.outputs import Latent, Passage, Sampling, Terms
+from tessella.core.outputs import BottleneckOutput, Latent, Sampling, Terms
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.models.spec import ModelOptions
 from tessella.priors.standardised import check_options
@@ -46,7 +46,7 @@ class LatentVariableModel(Model):
         self.latent_shape = bottleneck.latent_shape
         self.networks_see_labels = conditional
 
-    def adopt(self, prior: Prior | None, *, labelled: bool = False) -> None:
+    def set_prior(self, prior: Prior | None, *, labelled: bool = False) -> None:
         """Use this p(z) from now on; q(z | x) and p(x | z) stay as they are.
 
         Args:
@@ -76,7 +76,7 @@ class LatentVariableModel(Model):
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
         return self._priced(self.passage(x, label, noise=noise), label, noise)
 
-    def passage(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Passage:
+    def passage(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> BottleneckOutput:
         """z and q(z | x), as `encode`, but not priced: what p(z) thinks of it is not asked."""
         features = self.encoder(self.likelihood.to_network(x), self._shown(label))
         return self.bottleneck(features, noise)
@@ -85,7 +85,7 @@ class LatentVariableModel(Model):
         """The label if encoder and decoder see it, be the prior class-conditional or not."""
         return self.seen(label) if self.networks_see_labels else None
 
-    def _priced(self, passage: Passage, label: Tensor | None, noise: Noise | None) -> Latent:
+    def _priced(self, passage: BottleneckOutput, label: Tensor | None, noise: Noise | None) -> Latent:
         """What passes, with its rate."""
         if self.prior is None or passage.posterior is None:
             return Latent(passage.z, None, None, passage.penalty)
@@ -101,7 +101,7 @@ class LatentVariableModel(Model):
             SpecError: if there is none, or no label and one is needed.
         """
         if self.prior is None:
-            raise self.without_prior()
+            raise self.no_prior_error()
         return self.prior(self.seen(label), None if noise is None else noise.split("prior"))
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
@@ -118,8 +118,8 @@ class LatentVariableModel(Model):
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         if self.prior is None:
-            raise self.without_prior()
-        sampling = self.uncut(sampling)
+            raise self.no_prior_error()
+        sampling = self.reject_truncation(sampling)
         noise = Noise(seed, stream="prior")
         options = {name: v for name in ("steps", "guidance") if (v := getattr(sampling, name)) is not None}
         check_options(self.prior, options)
@@ -130,7 +130,7 @@ class LatentVariableModel(Model):
         """The terms of `draws` z an example; examples stay the first axis that noise is drawn along."""
         passage = self.bottleneck(features.repeat_interleave(draws, 0), noise)
         if self.prior is None or passage.posterior is None:
-            raise self.without_prior()
+            raise self.no_prior_error()
         if not self.prior.exact:  # exp of an unbiased estimate of a bound on log p(z) may lie above p(z) on average
             raise SpecError(f"importance weights need p(z) itself, and this {self.name} has a prior that gives a bound "
                             "on it: leave the importance samples out, or give --prior another")  # fmt: skip

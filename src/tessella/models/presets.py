@@ -9,9 +9,7 @@ from dataclasses import fields, replace
 from inspect import signature
 from typing import Any
 
-from tessella.core import registry
 from tessella.core.contracts import Bottleneck, Encoder, Likelihood, Prior, Quantizer
-from tessella.core.errors import SpecError
 from tessella.core.schema import Schema
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.discretized_likelihood import Observation
@@ -19,6 +17,8 @@ from tessella.diffusion.schedule import NoiseSchedule
 from tessella.flows.dequantise import UniformDequantizer, VariationalDequantizer
 from tessella.flows.multiscale import PictureFlow
 from tessella.flows.vectors import VectorFlow
+from tessella.foundation import registry
+from tessella.foundation.errors import SpecError
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.models.codes import CodeModel
 from tessella.models.diffusion import DiffusionModel
@@ -82,7 +82,7 @@ def VQVAE2(schema: Schema, **options: Any) -> CodeModel:
     return _of_codes("vqvae2", schema, ModelOptions(**options), levels=2)
 
 
-def PaperVQVAE(schema: Schema, **options: Any) -> CodeModel:
+def VQVAE2017(schema: Schema, **options: Any) -> CodeModel:
     """The VQ-VAE paper's network: 256 ReLU units, two halvings, codes of 64 numbers (2017, section 4.1).
 
     On CIFAR-10 the paper has 8 x 8 x 10 codes of 512 values.

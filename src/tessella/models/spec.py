@@ -6,10 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from tessella.core import registry
-from tessella.core.errors import RunError, SpecError
 from tessella.core.schema import Precision, Schema
-from tessella.storage import validation
+from tessella.foundation import registry, validation
+from tessella.foundation.errors import RunError, SpecError
 
 VERSION = 1
 MOST = 1 << 24

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessella.core.errors import SpecError
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
 
 HEAD = 64
 """Channels of an attention head, at most."""

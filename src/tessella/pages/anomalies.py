@@ -17,7 +17,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.pages import blocks
 from tessella.tasks.detect import Calibration, Detector
-from tessella.tasks.detect.detection import Findings, Shown, joined
+from tessella.tasks.detect.detection import DetectionResult, Shown, joined
 from tessella.tasks.detect.maps import Maps, maps
 from tessella.tasks.detect.ranking import Ranking
 from tessella.tasks.generate import AT_ONCE
@@ -34,7 +34,7 @@ def write_anomalies(
     path: Path,
     run: str,
     detector: Detector,
-    findings: Findings,
+    findings: DetectionResult,
     calibration: Calibration | None,
     rankings: dict[str, Ranking] | None,
 ) -> None:
@@ -53,7 +53,7 @@ def write_anomalies(
 def _opening(
     title: str,
     detector: Detector,
-    findings: Findings,
+    findings: DetectionResult,
     calibration: Calibration | None,
     rankings: dict[str, Ranking] | None,
     one: str,
@@ -85,7 +85,7 @@ def _opening(
 
 def _scores(
     detector: Detector,
-    findings: Findings,
+    findings: DetectionResult,
     calibration: Calibration | None,
     rankings: dict[str, Ranking] | None,
     schema: Schema,
@@ -110,7 +110,7 @@ def _scores(
     return f"<h2>The scores</h2>{note}<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
-def finds(model: Model, findings: Findings, calibration: Calibration | None) -> str:
+def finds(model: Model, findings: DetectionResult, calibration: Calibration | None) -> str:
     """The examples that fit least and best, each with its heat maps."""
     if not findings.highest:
         return ""
@@ -149,7 +149,11 @@ _STYLE = """<style>
 
 
 def _rows(
-    schema: Schema, shown: Sequence[Shown], found: Sequence[Maps], findings: Findings, calibration: Calibration | None
+    schema: Schema,
+    shown: Sequence[Shown],
+    found: Sequence[Maps],
+    findings: DetectionResult,
+    calibration: Calibration | None,
 ) -> list[str]:
     errors = [e for m in found for e in m.error]
     surprises = [None if m.surprise is None else m.surprise[i] for m in found for i in range(len(m.error))]

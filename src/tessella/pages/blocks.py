@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tessella
 from tessella.core.schema import Schema
-from tessella.core.text import shown
+from tessella.foundation.text import shown
 from tessella.kinds import pictures
 from tessella.models.base import Model
 from tessella.training.checkpoint import write_atomic

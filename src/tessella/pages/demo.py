@@ -16,7 +16,7 @@ from tessella.pages import anomalies, blocks, codes, edited, found
 from tessella.pages.metric_text import psnr_text, saving_card
 from tessella.tasks import code_atlas
 from tessella.tasks.detect import Calibration
-from tessella.tasks.detect.detection import Findings
+from tessella.tasks.detect.detection import DetectionResult
 from tessella.tasks.edit import Edited
 
 PAGE = "demo.html"
@@ -43,7 +43,7 @@ class Search:
 class Anomalies:
     """What was found among normal and anomalous pictures; AUROC of the score."""
 
-    findings: Findings
+    findings: DetectionResult
     calibration: Calibration
     auroc: float
 

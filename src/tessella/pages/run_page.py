@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 import tessella
-from tessella.core import registry
 from tessella.core.schema import Schema
 from tessella.data import Data, Split, contact_sheet, describe
 from tessella.evaluation.bounds import ACTIVE, evaluate
 from tessella.evaluation.results import Evaluation
+from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import ModelOptions, Spec, TrainOptions
@@ -193,7 +193,7 @@ def _interpolations(model: Model, split: Split, name: str) -> str:
 
 
 def _traversals(model: Model, split: Split) -> str:
-    units = generate.survey(model, split)
+    units = generate.unit_statistics(model, split)
     chosen = units.order[:10]
     columns = (blocks.columns_of(model.schema) - 1) // 2 * 2 + 1
     example = split.batch(generate.some(split, 1))

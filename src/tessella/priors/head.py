@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tessella.core.fixed_batch import even_block
+from tessella.core.batches import even_block
 from tessella.core.outputs import Sampling
 from tessella.networks.mlp import ResidualLayer
 from tessella.priors.sampling import draw

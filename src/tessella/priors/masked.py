@@ -9,8 +9,8 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
-from tessella.core.contracts import CodePrior, Wire
-from tessella.core.entropy_coding import tell_logits
+from tessella.core.contracts import CodePrior, SymbolCoder
+from tessella.core.entropy_coding import code_categorical
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding, Transformer
@@ -18,7 +18,7 @@ from tessella.priors.head import CodeHead
 
 WIDTH, DEPTH, DROPOUT = 192, 6, 0.1
 STEPS, FEWEST, PASSES = 12, 4, 8
-LOOKS = 256
+VALIDATE_AT = 256
 """Steps in which codes are told over a wire, at most: each costs a pass over all positions."""
 POSITIONS = 1 << 14
 """Positions that `log_prob_in_order` looks at in one pass, about."""
@@ -177,9 +177,9 @@ class MaskedTransformer(CodePrior):
         return codes
 
     @torch.no_grad()
-    def tell(
+    def code(
         self,
-        wire: Wire,
+        wire: SymbolCoder,
         count: int,
         codes: Tensor | None = None,
         label: Tensor | None = None,
@@ -187,7 +187,7 @@ class MaskedTransformer(CodePrior):
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """In an order that is the same for all: code by code, or in `LOOKS` steps, each of codes far apart.
+        """In an order that is the same for all: code by code, or in `VALIDATE_AT` steps, each of codes far apart.
 
         A step's codes are told as if they were independent given those before, which costs a little more.
         """
@@ -196,7 +196,7 @@ class MaskedTransformer(CodePrior):
         order = Noise(0, stream="order").uniform(places).argsort().to(device)
         told = torch.zeros(count, *self.code_shape, dtype=torch.int64, device=device)
         known = torch.zeros(self.code_shape, dtype=torch.bool, device=device)
-        steps = order.tensor_split(min(places, LOOKS))
+        steps = order.tensor_split(min(places, VALIDATE_AT))
         for i, step in enumerate(steps):
             features = self._features(told, known.expand(told.shape), label, context)
             for c, head in enumerate(self._heads):
@@ -206,7 +206,7 @@ class MaskedTransformer(CodePrior):
                 answers = None if codes is None else codes.flatten(1)[:, at].flatten()
 
                 def pick(logits: Tensor, _: int, answers: Tensor | None = answers) -> Tensor:
-                    return tell_logits(wire, logits, answers)
+                    return code_categorical(wire, logits, answers)
 
                 chosen = head.choose(features[:, at % positions].flatten(0, 1), pick)
                 told.view(count, -1)[:, at] = chosen.view(count, -1)

@@ -14,8 +14,8 @@ from torch.distributions.constraints import Constraint
 from torch.types import _size
 
 from tessella.core.contracts import Bottleneck, Encoder, Prior
-from tessella.core.errors import SpecError
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
 
 SPREAD = 0.5
 """Deviation of the means at the start; the scales are such that the whole is of unit variance."""

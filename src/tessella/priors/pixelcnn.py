@@ -9,8 +9,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tessella.core.contracts import CodePrior, Wire
-from tessella.core.entropy_coding import tell_logits
+from tessella.core.contracts import CodePrior, SymbolCoder
+from tessella.core.entropy_coding import code_categorical
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.networks.causal_conv import CausalConv, CausalWalk
@@ -106,9 +106,9 @@ class PixelCNN(CodePrior):
         """Each given those before it: known codes after it have no say."""
         return self._walked(len(codes), filling(codes, known, noise, sampling), label, context, progress)
 
-    def tell(
+    def code(
         self,
-        wire: Wire,
+        wire: SymbolCoder,
         count: int,
         codes: Tensor | None = None,
         label: Tensor | None = None,
@@ -119,7 +119,7 @@ class PixelCNN(CodePrior):
         known = None if codes is None else codes.flatten(2)
 
         def pick(logits: Tensor, c: int, p: int) -> Tensor:
-            return tell_logits(wire, logits, None if known is None else known[:, c, p])
+            return code_categorical(wire, logits, None if known is None else known[:, c, p])
 
         return self._walked(count, pick, label, context, progress)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributions import AffineTransform, TransformedDistribution
 
 from tessella.core.contracts import Prior
-from tessella.core.errors import SpecError
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
 
 
 @final

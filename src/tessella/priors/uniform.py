@@ -9,10 +9,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tessella.core.contracts import CodePrior, Wire
-from tessella.core.errors import SpecError
+from tessella.core.contracts import CodePrior, SymbolCoder
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
 
 
 @final
@@ -62,9 +62,9 @@ class Uniform(CodePrior):
         """Each as likely as any other, whatever is known."""
         return torch.where(known, codes, self.sample(len(codes), noise, label, codes))
 
-    def tell(
+    def code(
         self,
-        wire: Wire,
+        wire: SymbolCoder,
         count: int,
         codes: Tensor | None = None,
         label: Tensor | None = None,
@@ -73,6 +73,6 @@ class Uniform(CodePrior):
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         known = None if codes is None else codes.flatten()
-        return wire.tell_even(self.codebook_size, count * math.prod(self.code_shape), known).view(
+        return wire.code_uniform(self.codebook_size, count * math.prod(self.code_shape), known).view(
             count, *self.code_shape
         )

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from tessella.core.schema import Batch, Schema
+from tessella.core.batches import Batch
+from tessella.core.schema import Schema
 from tessella.data import Split
 from tessella.evaluation.codebook import counts
 from tessella.kinds import pictures

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tessella.core.errors import DataError, SpecError
 from tessella.core.schema import Schema
 from tessella.data import Data, Split
 from tessella.evaluation import classifier, fidelity
 from tessella.evaluation.bounds import evaluate
 from tessella.evaluation.results import Evaluation, FidelityEvaluation, GapEvaluation
+from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.tasks import generate
 from tessella.training import checkpoint

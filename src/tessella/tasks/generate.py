@@ -18,20 +18,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tessella.core.errors import DataError, SpecError
+from tessella.core.batches import Batch
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch, Schema
-from tessella.core.text import shown
+from tessella.core.schema import Schema
 from tessella.data import Data, Split, open_data
 from tessella.data.folders.read import PictureReader
 from tessella.data.provenance import RECORDED, difference
 from tessella.data.splits import Indices
+from tessella.foundation import validation
+from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.text import shown
 from tessella.kinds import pictures
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.storage import validation
 
 AT_ONCE = 100
 """Examples that are drawn at a time, so that any number fits in memory."""
@@ -40,7 +41,7 @@ SURVEYED = 500
 
 
 @dataclass(frozen=True)
-class Units:
+class LatentStatistics:
     """The latent units as a set of examples uses them. A unit is one number of a vector, one channel of a grid.
 
     Attributes:
@@ -164,7 +165,7 @@ def interpolate(model: Model, first: Batch, last: Batch, steps: int = 9) -> Tens
 def traverse(
     model: Model,
     example: Batch,
-    units: Units,
+    units: LatentStatistics,
     chosen: Sequence[int],
     *,
     span: float = 2.5,
@@ -188,18 +189,18 @@ def traverse(
 
 
 @torch.no_grad()
-def survey(model: Model, split: Split, seed: int = 0) -> Units:
+def unit_statistics(model: Model, split: Split, seed: int = 0) -> LatentStatistics:
     """How some of a split's examples use the latent units; their posteriors are drawn from once each."""
     drawn, rates = [], []
     for number, batch in enumerate(_on_device(model, split.batch(some(split, SURVEYED)))):
-        latent = model.encode(batch.x, batch.label, noise=Noise(seed, number, "survey"))
+        latent = model.encode(batch.x, batch.label, noise=Noise(seed, number, "unit_statistics"))
         by_position = latent.z.flatten(1).reshape(*latent.z.shape[:2], -1)
         drawn.append(by_position.mean(2))
         if latent.rate_per_unit is not None and not latent.codes:
             rates.append(latent.rate_per_unit.reshape(by_position.shape).sum(2))
     z = torch.cat(drawn).cpu().double()
     rate = torch.cat(rates).mean(0).cpu() if rates else None
-    return Units(z.mean(0).float(), z.std(0, correction=0).float(), rate)
+    return LatentStatistics(z.mean(0).float(), z.std(0, correction=0).float(), rate)
 
 
 def _along_sphere(a: Tensor, b: Tensor, at: float) -> Tensor:
@@ -322,8 +323,8 @@ def _fitting(model: Model, spec: str, options: dict[str, Any]) -> Data:
         )
     numbers = np.array([schema.classes.index(name) for name in data.schema.classes], dtype=np.int64)
     splits: dict[str, Split] = {name: _Renumbered(split, numbers) for name, split in data.splits.items()}
-    undivided = data.undivided and _Renumbered(data.undivided, numbers)
-    return replace(data, schema=schema, splits=splits, undivided=undivided)
+    all_examples = data.all_examples and _Renumbered(data.all_examples, numbers)
+    return replace(data, schema=schema, splits=splits, all_examples=all_examples)
 
 
 @final
@@ -332,7 +333,7 @@ class _Renumbered(Split):
 
     def __init__(self, base: Split, numbers: np.ndarray) -> None:
         self._base, self._numbers = base, torch.from_numpy(numbers)
-        self.keys, self.factors = base.keys, base.factors
+        self.example_ids, self.factors = base.example_ids, base.factors
         self.labels = None if base.labels is None else numbers[base.labels]
 
     @property
@@ -389,7 +390,7 @@ def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -
 
 def some(split: Split, count: int) -> np.ndarray:
     """Row numbers of `count` examples, always the same ones, in an order that the data's own says nothing about."""
-    return np.argsort(split.keys)[:count]
+    return split.random_rows(count)
 
 
 def rows(batch: Batch, which: slice) -> Batch:
@@ -397,8 +398,8 @@ def rows(batch: Batch, which: slice) -> Batch:
     return Batch(batch.x[which], None if batch.label is None else batch.label[which])
 
 
-def named(units: Units, chosen: Sequence[int]) -> list[str]:
-    """Units in words: their numbers and what they say."""
+def named(units: LatentStatistics, chosen: Sequence[int]) -> list[str]:
+    """LatentStatistics in words: their numbers and what they say."""
     if units.rate is None:
         return [f"unit {j} (deviation {units.deviation[j]:.2g})" for j in chosen]
     return [f"unit {j} ({units.rate[j]:.2g} nats)" for j in chosen]

@@ -30,17 +30,17 @@ from torch import Tensor
 
 from tessella.bottlenecks.flow import variance_of
 from tessella.coding.codes_file import Named
-from tessella.core.errors import DataError, RunError, SpecError
-from tessella.core.fixed_batch import FixedBatch, fixed_batches
+from tessella.core.batches import Batch, FixedBatch, fixed_batches
 from tessella.core.rng import Noise, example_keys
-from tessella.core.schema import Batch, Schema
+from tessella.core.schema import Schema
+from tessella.core.tensor_files import TensorWriter
 from tessella.data.raw import shown
+from tessella.foundation.errors import DataError, RunError, SpecError
 from tessella.kinds import pictures
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormal
-from tessella.storage.tensor_files import TensorWriter
 from tessella.training.checkpoint import read_tensors
 
 VERSION = 1
@@ -140,14 +140,14 @@ def index(model: Model, examples: Iterable[Named], fingerprint: str) -> Index:
         SpecError: if the model sees labels.
         DataError: if there are no examples.
     """
-    survey, names, thumbs = _Survey(model), [], []
+    unit_statistics, names, thumbs = _Survey(model), [], []
     parts: dict[str, list[Tensor]] = {}
     for called, x in examples:
-        for space, rows in survey.look(x).items():
+        for space, rows in unit_statistics.look(x).items():
             parts.setdefault(space, []).append(rows)
         names += called
         thumbs += [_jpeg(picture) for picture in small(x, model.schema)]
-    scale, copies = survey.results()
+    scale, copies = unit_statistics.results()
     features = {space: torch.cat(rows) for space, rows in parts.items()}
     return Index(fingerprint, tuple(names), features, scale, copies, tuple(thumbs))
 
@@ -159,17 +159,17 @@ def write_index(path: str | os.PathLike[str], model: Model, examples: Iterable[N
         SpecError, DataError: as of `index`.
         RunError: if the file cannot be written.
     """
-    survey, count, widths = _Survey(model), 0, {}
+    unit_statistics, count, widths = _Survey(model), 0, {}
     with TensorWriter(Path(path)) as writer:
         names, thumbs = _Items(writer, "names"), _Items(writer, "thumbs")
         for called, x in examples:
-            for space, rows in survey.look(x).items():
+            for space, rows in unit_statistics.look(x).items():
                 writer.append(f"features.{space}", rows.numpy())
                 widths[space] = rows.shape[1]
             names.add([name.encode("utf-8", "surrogateescape") for name in called])
             thumbs.add([_jpeg(picture) for picture in small(x, model.schema)])
             count += len(x)
-        scale, copies = survey.results()
+        scale, copies = unit_statistics.results()
         writer.append("scale", scale.numpy())
         writer.finish({"version": VERSION, "model": fingerprint, "copies": copies})
     return Written(count, widths)

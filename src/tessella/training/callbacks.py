@@ -24,18 +24,18 @@ from rich.progress import BarColumn, Progress, TextColumn
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from tessella.core.errors import RunError
 from tessella.core.schema import Precision, bits_per_dim
-from tessella.core.text import json_text
 from tessella.data import Data
 from tessella.evaluation.bounds import evaluate
+from tessella.foundation import files
+from tessella.foundation.errors import RunError
+from tessella.foundation.text import json_text
 from tessella.kinds import pictures
 from tessella.models.base import Model
-from tessella.storage import files
 from tessella.training.checkpoint import METRICS, kept, place, read_metrics, write_atomic
 
 EVERY = 50
-LOOKS = (0.01, 0.05, *(i / 10 for i in range(1, 10)))
+VALIDATE_AT = (0.01, 0.05, *(i / 10 for i in range(1, 10)))
 LOOKING = 0.02
 """Looks may take this share of the time; the last one is always taken."""
 EXAMPLES = 500
@@ -43,7 +43,7 @@ SHOWN = 16
 
 
 @dataclass(frozen=True)
-class Reading:
+class StepMetrics:
     """One training step. Nats per example; `bad` counts the batches that were skipped so far."""
 
     loss: float
@@ -56,7 +56,7 @@ class Reading:
     bad: int
 
 
-class View(ABC):
+class ValidationProbe(ABC):
     """What is looked at now and then while something is trained.
 
     Attributes:
@@ -75,7 +75,7 @@ class View(ABC):
 
 
 @final
-class ModelView(View):
+class ModelProbe(ValidationProbe):
     """A model's bound, reconstructions and samples.
 
     Args:
@@ -86,7 +86,7 @@ class ModelView(View):
         self.data = data
         self.precision: Precision = precision
         split = data.splits.get("valid") or data.split("train")
-        self.shown = split.batch(np.argsort(split.keys)[:SHOWN])
+        self.shown = split.batch(split.random_rows(SHOWN))
 
     def measure(self, model: Model) -> dict[str, float | None]:
         if "valid" not in self.data.splits:
@@ -122,11 +122,11 @@ class Monitor:
     """
 
     def __init__(
-        self, run: Path, view: View | None, *, dims: int, resumed_at: int | None, quiet: bool, active: bool
+        self, run: Path, view: ValidationProbe | None, *, dims: int, resumed_at: int | None, quiet: bool, active: bool
     ) -> None:
         self.run, self.view, self.dims, self.active = run, view, dims, active
-        self.recent: deque[tuple[float, Reading]] = deque(maxlen=EVERY)
-        self.looks = list(LOOKS)
+        self.recent: deque[tuple[float, StepMetrics]] = deque(maxlen=EVERY)
+        self.looks = list(VALIDATE_AT)
         self.drawn = self.looking = 0.0
         self.progress: Progress | None = None
         if not active:
@@ -152,7 +152,7 @@ class Monitor:
         if self.active:
             self.board.close()
 
-    def step(self, step: int, seconds: float, used: float, reading: Reading) -> None:
+    def step(self, step: int, seconds: float, used: float, reading: StepMetrics) -> None:
         """Note one step; every 50th goes to the files, and the bar moves twice a second."""
         if not self.active:
             return

@@ -26,20 +26,19 @@ from typing import Any
 
 import torch
 
-from tessella.core import registry
 from tessella.core.contracts import CodePrior
 from tessella.core.device import resolve
-from tessella.core.errors import RunError
+from tessella.core.tensors import built, fill, read_header
+from tessella.core.tensors import read_tensors as read_tensors
+from tessella.core.tensors import write_tensors as write_tensors
+from tessella.foundation import registry, validation
+from tessella.foundation.errors import RunError
+from tessella.foundation.files import kept, place, write_atomic
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.spec import VERSION, Source, Spec, TrainOptions
 from tessella.priors.standardised import Standardised
-from tessella.storage import validation
-from tessella.storage.files import kept, place, write_atomic
-from tessella.storage.tensors import built, fill, read_header
-from tessella.storage.tensors import read_tensors as read_tensors
-from tessella.storage.tensors import write_tensors as write_tensors
 
 SPEC, MODEL, STATE, METRICS = "spec.json", "model.safetensors", "state/last.safetensors", "metrics.jsonl"
 MOST_METRICS = 1 << 26
@@ -371,11 +370,11 @@ def load_prior(home: Path, model: CodeModel | LatentVariableModel) -> None:
     if isinstance(model, CodeModel):
         priors = built(lambda: code_priors_of(model, spec), header, of=home / SPEC, options=options)
         fill(_Priors(priors), header, what="prior")
-        model.adopt([prior.to(model.device) for prior in priors])
+        model.set_prior([prior.to(model.device) for prior in priors])
     else:
         prior = built(lambda: latent_prior_of(model, spec), header, of=home / SPEC, options=options)
         fill(_Priors([prior]), header, what="prior")
-        model.adopt(prior.to(model.device), labelled=spec.class_conditional)
+        model.set_prior(prior.to(model.device), labelled=spec.class_conditional)
 
 
 class _Priors(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Fitting priors over codes.
+"""FitResult priors over codes.
 
 The codes of the training and validation splits are made once and kept with the run; then priors of all levels are
 fitted together on them.
@@ -19,16 +19,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tessella.core.batches import Batch
 from tessella.core.contracts import CodePrior
-from tessella.core.errors import RunError
 from tessella.core.outputs import Terms
 from tessella.core.precision import autocast
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch, Precision
+from tessella.core.schema import Precision
+from tessella.core.tensors import Header, read_header
 from tessella.data import Data, Split
 from tessella.data.splits import Indices
+from tessella.foundation.errors import RunError
 from tessella.models.codes import CodeModel
-from tessella.storage.tensors import Header, read_header
 from tessella.training import checkpoint
 from tessella.training.prior_trainer import DRAWS, ENCODED, Frozen, Progress
 
@@ -43,7 +44,7 @@ class CodesSplit(Split):
     """
 
     def __init__(self, codes: Tensor, labels: Tensor | None, keys: np.ndarray) -> None:
-        self._codes, self.keys, self.factors = codes, keys, {}
+        self._codes, self.example_ids, self.factors = codes, keys, {}
         self.labels = None if labels is None else labels.numpy()
 
     @property
@@ -64,7 +65,7 @@ class Priors(Frozen):
 
     def __init__(self, model: CodeModel, priors: Sequence[CodePrior]) -> None:
         super().__init__(model)
-        model.adopt(priors)
+        model.set_prior(priors)
         self.priors = model.priors.requires_grad_(True)
 
     @property
@@ -137,7 +138,7 @@ def cached_codes(
     accelerator.wait_for_everyone()
     kept = checkpoint.read_tensors(path).tensors
     return {
-        name: CodesSplit(kept[f"{name}.codes"], kept.get(f"{name}.labels"), data.split(name).keys)
+        name: CodesSplit(kept[f"{name}.codes"], kept.get(f"{name}.labels"), data.split(name).example_ids)
         for name in ("train", "valid")
         if f"{name}.codes" in kept
     }

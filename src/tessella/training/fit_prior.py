@@ -1,4 +1,4 @@
-"""Fitting a prior of a run, and keeping it there.
+"""FitResult a prior of a run, and keeping it there.
 
 Imports beside it: checkpoint, processes, provenance, training.
 """
@@ -17,10 +17,10 @@ import torch
 
 import tessella
 from tessella.bottlenecks.gaussian import DiagonalGaussian
-from tessella.core import registry
-from tessella.core.errors import RunError, SpecError
 from tessella.data import Data, Split
 from tessella.data.provenance import check_data, difference, facts_of, source_of
+from tessella.foundation import registry
+from tessella.foundation.errors import RunError, SpecError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -28,7 +28,7 @@ from tessella.models.spec import TrainOptions
 from tessella.training import checkpoint, code_priors, latent_priors
 from tessella.training.checkpoint import PriorSpec
 from tessella.training.loop import run_loop
-from tessella.training.prior_trainer import Fitting, Frozen, PriorView, Progress, mean_rate
+from tessella.training.prior_trainer import FitResult, Frozen, PriorView, Progress, mean_rate
 from tessella.training.processes import writing
 
 LEFT_OUT = {"code-prior": ("uniform",), "prior": ("normal", "class-normal")}
@@ -51,7 +51,7 @@ def fit_prior(
     changed_data: bool = False,
     quiet: bool = False,
     progress: Progress | None = None,
-) -> Fitting:
+) -> FitResult:
     """Fit a prior of that kind over the latents of a run's model, codes or real numbers, and keep it in the run.
 
     The model stays as it is; the prior minimises the rate E_q[log q(z | x) - log p(z)] on the training split. Of an
@@ -115,7 +115,7 @@ def fit_prior(
             spec = replace(spec, rate_before=before)
             torch.manual_seed(options.seed)
             prior = checkpoint.latent_prior_of(stage.model, spec)
-            stage.adopt(prior, splits["train"], data.split("train"), options.precision)
+            stage.set_prior(prior, splits["train"], data.split("train"), options.precision)
         if accelerator.is_main_process:
             if not resume:
                 checkpoint.prepare_run(home, overwrite=overwrite)
@@ -124,13 +124,13 @@ def fit_prior(
         stage, view = stage.to(accelerator.device), PriorView(splits.get("valid"), options)
         done = run_loop(stage, splits["train"], view, home, options, accelerator, resume=resume, quiet=quiet)
         if done.stopped == "signal" or "valid" not in splits:
-            return Fitting(done, None, before, isinstance(model, CodeModel))
+            return FitResult(done, None, before, isinstance(model, CodeModel))
         checkpoint.load_prior(home, stage.model)
         model.eval()  # once it has the prior: while it trains, one is measured with more noise and hidden labels
         rate = _rate(stage, splits, options)
         if accelerator.is_main_process and rate is not None:
             checkpoint.write_prior_spec(home, spec.with_rate(rate))
-        return Fitting(done, rate, before, isinstance(model, CodeModel))
+        return FitResult(done, rate, before, isinstance(model, CodeModel))
 
 
 def _rate(stage: Frozen, splits: dict[str, Split], options: TrainOptions) -> float | None:

@@ -1,4 +1,4 @@
-"""Fitting a prior over real-valued latents: min E_q[log q(z | x) - log p(z)], the rate, over p alone.
+"""FitResult a prior over real-valued latents: min E_q[log q(z | x) - log p(z)], the rate, over p alone.
 
 The entropy of q is a constant, so this is the cross entropy -E_q log p(z); with a posterior drawn anew each step it is
 the second stage of Dai & Wipf (2019, section 4) and the latent-space model of Rombach et al. (2022, section 3.2).
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from tessella.bottlenecks.gaussian import diagonal_normal
-from tessella.core.outputs import Passage, Terms
+from tessella.core.batches import Batch
+from tessella.core.outputs import BottleneckOutput, Terms
 from tessella.core.precision import autocast
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch, Precision
+from tessella.core.schema import Precision
 from tessella.data import Data, Split
 from tessella.data.splits import Indices
 from tessella.models.latent_variable import LatentVariableModel
@@ -46,7 +47,7 @@ class LatentsSplit(Split):
     """
 
     def __init__(self, rows: Tensor, labels: Tensor | None, keys: np.ndarray) -> None:
-        self._rows, self.keys, self.factors = rows, keys, {}
+        self._rows, self.example_ids, self.factors = rows, keys, {}
         self.labels = None if labels is None else labels.numpy()
 
     @property
@@ -65,7 +66,7 @@ class LatentPrior(Frozen):
     """The prior over a model's z as the loop trains it: draws of q(z | x) to their rate.
 
     Args:
-        model: whose latents they are; it uses its own prior until `adopt`.
+        model: whose latents they are; it uses its own prior until `set_prior`.
 
     Attributes:
         cached: whether the rows are those of a `LatentsSplit`, and not examples to encode.
@@ -80,7 +81,7 @@ class LatentPrior(Frozen):
     def model(self) -> LatentVariableModel:
         return cast(LatentVariableModel, self._model[0])
 
-    def adopt(self, prior: Standardised, rows: Split, examples: Split, precision: Precision) -> None:
+    def set_prior(self, prior: Standardised, rows: Split, examples: Split, precision: Precision) -> None:
         """Let the model use this prior, which is then what is trained.
 
         Args:
@@ -90,11 +91,11 @@ class LatentPrior(Frozen):
         """
         prior = prior.to(self.model.device)
         if isinstance(prior.prior, VampPrior):
-            first = examples.batch(np.argsort(examples.keys)[: len(prior.prior.inputs)])
+            first = examples.batch(examples.random_rows(len(prior.prior.inputs)))
             prior.prior.start_at(self.model.likelihood.to_network(first.x.to(self.model.device)))
         else:
             prior.settle(*scale_of(self, rows, precision))
-        self.model.adopt(prior, labelled=bool(prior.classes))
+        self.model.set_prior(prior, labelled=bool(prior.classes))
         self.priors = nn.ModuleList([prior.requires_grad_(True)])
 
     def measuring(self, number: int) -> Noise:
@@ -104,17 +105,17 @@ class LatentPrior(Frozen):
         for prior in self.priors:
             prior.compile()
 
-    def drawn(self, x: Tensor, label: Tensor | None, noise: Noise | None) -> Passage:
+    def drawn(self, x: Tensor, label: Tensor | None, noise: Noise | None) -> BottleneckOutput:
         """z of a batch, drawn with the noise, and what it was drawn from."""
         if not self.cached:
             with torch.no_grad():
                 return self.model.passage(x, label, noise=noise)
         if x.shape[1] == 1:
-            return Passage(x[:, 0], None)
+            return BottleneckOutput(x[:, 0], None)
         mean, deviation = x.unbind(1)
         q = diagonal_normal(mean, deviation)
         z = mean if noise is None else mean + deviation * noise.normal(*mean.shape, device=mean.device)
-        return Passage(z, q)
+        return BottleneckOutput(z, q)
 
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
@@ -160,7 +161,7 @@ def splits_for(
                 if progress:
                     progress(done, total)
         rows = torch.cat(every).unflatten(0, (draws[name], len(split)))
-        found[name] = LatentsSplit(rows, torch.cat(labels) if labels else None, split.keys)
+        found[name] = LatentsSplit(rows, torch.cat(labels) if labels else None, split.example_ids)
     fit.cached = True
     return found
 
@@ -188,7 +189,7 @@ def _is_normal(q: Distribution) -> bool:
 @torch.no_grad()
 def scale_of(fit: LatentPrior, split: Split, precision: Precision) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel of z, `[C]`, over draws of some of a split's examples."""
-    order = np.argsort(split.keys)[:SCALED]
+    order = split.random_rows(SCALED)
     sums = torch.zeros(2, fit.model.latent_shape[0], dtype=torch.float64)
     for number, first in enumerate(range(0, len(order), ENCODED)):
         batch = split.batch(order[first : first + ENCODED])

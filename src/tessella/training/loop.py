@@ -25,18 +25,19 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import tessella
-from tessella.core.errors import RunError, SpecError, TrainingError
+from tessella.core.batches import Batch
 from tessella.core.outputs import Terms
 from tessella.core.precision import autocast
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch, Schema
+from tessella.core.schema import Schema
 from tessella.data import Data, Split, stream
 from tessella.data.provenance import check_data, facts_of, source_of
+from tessella.foundation import validation
+from tessella.foundation.errors import RunError, SpecError, TrainingError
 from tessella.models.base import Model
 from tessella.models.spec import Objective, Spec, TrainOptions
-from tessella.storage import validation
 from tessella.training import checkpoint
-from tessella.training.callbacks import ModelView, Monitor, Reading, View
+from tessella.training.callbacks import ModelProbe, Monitor, StepMetrics, ValidationProbe
 from tessella.training.processes import together, writing
 
 BAD_IN_A_ROW = 5
@@ -46,7 +47,7 @@ RISE = 0.03
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainResult:
     """How a training ended.
 
     Attributes:
@@ -69,7 +70,7 @@ def train(
     overwrite: bool = False,
     changed_data: bool = False,
     quiet: bool = False,
-) -> Training:
+) -> TrainResult:
     """Train `model` on the training split of `data` and leave a run folder at `out`.
 
     Args:
@@ -108,21 +109,21 @@ def train(
             run = run if resume else checkpoint.prepare_run(run, overwrite=overwrite)
             checkpoint.write_spec(run, spec)
         accelerator.wait_for_everyone()
-        view = ModelView(data, options.precision)
+        view = ModelProbe(data, options.precision)
         return run_loop(model, data.split("train"), view, run, options, accelerator, resume=resume, quiet=quiet)
 
 
 def run_loop(
     model: Trainable,
     split: Split,
-    view: View,
+    view: ValidationProbe,
     run: Path,
     options: TrainOptions,
     accelerator: Accelerator,
     *,
     resume: bool,
     quiet: bool,
-) -> Training:
+) -> TrainResult:
     """Train anything that gives `Terms` on the examples of `split`, with its checkpoints and records in `run`.
 
     Raises:
@@ -137,7 +138,7 @@ def run_loop(
         raise TrainingError(advice) from error
 
 
-def fit(model: Trainable, split: Split, options: TrainOptions) -> Training:
+def fit(model: Trainable, split: Split, options: TrainOptions) -> TrainResult:
     """The same training in memory: nothing is measured on the way or written, and the model is left with its averaged
     weights, in evaluation mode.
 
@@ -177,7 +178,7 @@ class _Loop:
         self,
         model: Trainable,
         split: Split,
-        view: View | None,
+        view: ValidationProbe | None,
         run: Path | None,
         options: TrainOptions,
         accelerator: Accelerator,
@@ -216,7 +217,7 @@ class _Loop:
             active=self.recorded,
         )
 
-    def go(self) -> Training:
+    def go(self) -> TrainResult:
         options, accelerator = self.options, self.accelerator
         batches = stream(
             self.split,
@@ -253,7 +254,7 @@ class _Loop:
                     self._look(1.0)
                 self.save()
         accelerator.wait_for_everyone()
-        return Training(self.run, self.step, self.spent, stopped)
+        return TrainResult(self.run, self.step, self.spent, stopped)
 
     def settle(self) -> None:
         """Leave the averaged weights in the model."""
@@ -270,7 +271,7 @@ class _Loop:
             used, stop = float(total[0]), bool(total[1] > 0)
         return used, stop
 
-    def _update(self, batch: Batch, used: float) -> Reading:
+    def _update(self, batch: Batch, used: float) -> StepMetrics:
         """One step of AdamW, unless the loss or its gradient is not finite."""
         options, accelerator, model = self.options, self.accelerator, self.model
         rate = self.learning_rate * _schedule(used)
@@ -296,7 +297,7 @@ class _Loop:
             self.learned += 1
         else:
             self._count_bad(x, label)
-        return Reading(
+        return StepMetrics(
             loss=numbers[0] * model.schema.dims,
             gradient=numbers[1],
             distortion=numbers[2],

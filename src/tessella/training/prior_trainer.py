@@ -24,8 +24,8 @@ from tessella.data import Split
 from tessella.kinds import pictures
 from tessella.models.base import Model
 from tessella.models.spec import Objective, TrainOptions
-from tessella.training.callbacks import SHOWN, View
-from tessella.training.loop import Training
+from tessella.training.callbacks import SHOWN, ValidationProbe
+from tessella.training.loop import TrainResult
 
 ENCODED = 250
 """Examples that are encoded at a time."""
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Fitting:
+class FitResult:
     """How fitting a prior ended.
 
     Attributes:
@@ -50,7 +50,7 @@ class Fitting:
         of_codes: whether it is over codes.
     """
 
-    training: Training
+    training: TrainResult
     rate: float | None
     rate_before: float | None
     of_codes: bool = True
@@ -105,7 +105,7 @@ def mean_rate(fit: Frozen, split: Split, *, precision: Precision, limit: int | N
     training = fit.training
     fit.eval()
     device, total = fit.model.device, min(len(split), limit or len(split))
-    order = np.tile(np.argsort(split.keys)[:total], times)
+    order = np.tile(split.random_rows(total), times)
     nats = 0.0
     for number, first in enumerate(range(0, len(order), ENCODED)):
         batch = split.batch(order[first : first + ENCODED])
@@ -118,7 +118,7 @@ def mean_rate(fit: Frozen, split: Split, *, precision: Precision, limit: int | N
 
 
 @final
-class PriorView(View):
+class PriorView(ValidationProbe):
     """The rate on the validation split, and samples."""
 
     def __init__(self, valid: Split | None, options: TrainOptions) -> None:

@@ -20,8 +20,8 @@ from torch import distributed
 import tessella
 from tessella.core.device import resolve
 from tessella.models.spec import TrainOptions
-from tessella.storage.lock import held
 from tessella.training import ranks
+from tessella.training.lock import held
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, distributed
 
-from tessella.core.errors import TessellaError, TrainingError
+from tessella.foundation.errors import TessellaError, TrainingError
 
 GRACE = 3.0
 """Seconds that a process has to say by itself what has gone wrong, before it is ended for what another one said."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from tessella.core.schema import Precision
 from tessella.evaluation.results import Evaluation, FidelityEvaluation, GapEvaluation
-from tessella.storage.validation import Malformed, read_json
+from tessella.foundation.validation import Malformed, read_json
 from tessella.training import checkpoint
 
 GAP = "gap.json"

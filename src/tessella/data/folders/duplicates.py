@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from tessella.data.folders.readers import Rows
-from tessella.data.raw import WHOLE, Found, Part, mixed
+from tessella.data.raw import WHOLE, RawDataset, RawSplit, mixed
 
 WHOLE_BYTES, PIECE, PIECES = 1 << 20, 1 << 16, 10
 """Files up to the first are hashed whole; of larger ones so many pieces of so many bytes, evenly spaced."""
@@ -104,7 +104,7 @@ def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
     return least[inverse]
 
 
-def settle(found: Found, classes: tuple[str, ...]) -> None:
+def settle(found: RawDataset, classes: tuple[str, ...]) -> None:
     """Tell examples by their content, in place: `content` and `groups` of all parts, and notes.
 
     Picture files of a given test (valid) split that training has too are left out of it; so are those of valid that
@@ -131,7 +131,7 @@ def settle(found: Found, classes: tuple[str, ...]) -> None:
             part.groups = _groups(part, found.by_content)
 
 
-def _keep_apart(found: Found, name: str, other: str, what: str) -> None:
+def _keep_apart(found: RawDataset, name: str, other: str, what: str) -> None:
     part, seen = found.parts[name], found.parts[other].content
     assert part.content is not None
     assert seen is not None
@@ -155,7 +155,7 @@ def _keep_apart(found: Found, name: str, other: str, what: str) -> None:
     found.notes.append(f"{said}; they were left out of the {name} split")
 
 
-def _count_repeats(found: Found, name: str, part: Part, what: str, classes: tuple[str, ...]) -> None:
+def _count_repeats(found: RawDataset, name: str, part: RawSplit, what: str, classes: tuple[str, ...]) -> None:
     assert part.content is not None
     values, inverse, counts = np.unique(part.content, return_inverse=True, return_counts=True)
     repeats = len(part.content) - len(values)
@@ -180,21 +180,21 @@ def _count_repeats(found: Found, name: str, part: Part, what: str, classes: tupl
         )
 
 
-def _groups(part: Part, by_content: bool) -> np.ndarray | None:
+def _groups(part: RawSplit, by_content: bool) -> np.ndarray | None:
     assert part.content is not None
     _, first, inverse = np.unique(part.content, return_index=True, return_inverse=True)
     if len(first) == len(part.content):
         return None
-    return part.content if by_content else part.keys[first][inverse]
+    return part.content if by_content else part.example_ids[first][inverse]
 
 
-def part_of(part: Part, rows: np.ndarray) -> Part:
+def part_of(part: RawSplit, rows: np.ndarray) -> RawSplit:
     """Some rows of a part."""
     return replace(
         part,
         x=part.x[rows] if isinstance(part.x, np.ndarray) else Rows(part.x, rows),
         labels=None if part.labels is None else part.labels[rows],
-        keys=part.keys[rows],
+        example_ids=part.example_ids[rows],
         groups=None if part.groups is None else part.groups[rows],
         factors={name: values[rows] for name, values in part.factors.items()},
         content=None if part.content is None else part.content[rows],

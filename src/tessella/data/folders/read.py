@@ -20,13 +20,13 @@ from typing import TypeVar, overload
 import numpy as np
 from PIL import Image, ImageOps
 
-from tessella.core.errors import DataError
 from tessella.data.arrays import centre_box, natural
 from tessella.data.folders.depth import DEEP, Depth, Range, extremes, how, rule, stored_values, to_bytes
 from tessella.data.folders.duplicates import WHOLE_BYTES, alike, distinct_keys, file_hash, whole_hash
 from tessella.data.folders.layout import arranged
 from tessella.data.folders.readers import Rows
-from tessella.data.raw import Found, Part, abridged, mixed, name_keys, one_line, shown
+from tessella.data.raw import RawDataset, RawSplit, abridged, mixed, name_keys, one_line, shown
+from tessella.foundation.errors import DataError
 
 FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo"), ("JPEG", "MPO")),
@@ -64,7 +64,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MO
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageHeader:
     """What a file's header says: (height, width) upright and number of channels; or why it cannot be read.
 
     Attributes:
@@ -79,7 +79,7 @@ class Look:
     trouble: str = ""
 
 
-def folder(path: str, size: tuple[int, int] | None, channels: int | None, depth: Depth | None = None) -> Found:
+def folder(path: str, size: tuple[int, int] | None, channels: int | None, depth: Depth | None = None) -> RawDataset:
     """All pictures below a folder; its sub-folders are the classes, or the official splits.
 
     Args:
@@ -221,7 +221,7 @@ def pictures(
     where: str,
     depth: Depth | None = None,
     by_content: bool = False,
-) -> Found:
+) -> RawDataset:
     """Picture files, whatever they come from, fitted to one size and mode.
 
     Args:
@@ -291,8 +291,8 @@ def pictures(
             rows = kept[chosen]
             of = None if labels is None or (labels[rows] == -1).all() else labels[rows]
             fitted = Rows(reader, rows) if x is None else x if len(chosen) == len(x) else x[chosen]
-            parts[name] = Part(fitted, of, keys[chosen], content=told[chosen])
-    return Found(parts, classes, notes, decoded=True, by_content=by_content, depth=depth)
+            parts[name] = RawSplit(fitted, of, keys[chosen], content=told[chosen])
+    return RawDataset(parts, classes, notes, decoded=True, by_content=by_content, depth=depth)
 
 
 def _each(threads: ThreadPoolExecutor, work: Callable[[int], A], rows: np.ndarray) -> Iterator[tuple[int, A]]:
@@ -330,7 +330,7 @@ def _told_apart(
     return content, distinct_keys(content, order)
 
 
-def _note_cut(looks: list[Look], notes: list[str]) -> None:
+def _note_cut(looks: list[ImageHeader], notes: list[str]) -> None:
     number = sum(x.cut for x in looks)
     if number:
         notes.append(f"{number} colour pictures of 16 bits were cut to their upper 8 by the decoder")
@@ -353,7 +353,7 @@ def _agreed_depth(measured: list[Range], count: int, depth: Depth | None, notes:
     return depth
 
 
-def _agreed_size(looks: list[Look], notes: list[str]) -> tuple[int, int]:
+def _agreed_size(looks: list[ImageHeader], notes: list[str]) -> tuple[int, int]:
     sizes = Counter(x.size for x in looks)
     only = next(iter(sizes))
     if len(sizes) == 1 and max(only) <= LARGEST_UNASKED:
@@ -363,7 +363,7 @@ def _agreed_size(looks: list[Look], notes: list[str]) -> tuple[int, int]:
     return DEFAULT_SIZE
 
 
-def _agreed_channels(looks: list[Look], notes: list[str]) -> int:
+def _agreed_channels(looks: list[ImageHeader], notes: list[str]) -> int:
     found = Counter(x.channels for x in looks)
     colour, alpha = any(c >= 3 for c in found), any(c in (2, 4) for c in found)
     richest = (3 if colour else 1) + alpha
@@ -406,15 +406,15 @@ class PictureReader:
         return np.empty((0, *self.shape), np.uint8) if done is None else done
 
 
-def look(item: Item) -> Look:
+def look(item: Item) -> ImageHeader:
     """Read a picture's size and mode, not its values."""
     try:
         with opened_picture(item) as image:
             deep, cut = image.mode in DEEP, _is_cut(image)
             with _one_large if math.prod(image.size) > LARGE else nullcontext():  # of a PNG all is read for its Exif
-                return Look(_upright_size(image), _native(image), deep, cut)
+                return ImageHeader(_upright_size(image), _native(image), deep, cut)
     except Exception as error:  # decoders of broken files raise nearly anything
-        return Look(trouble=_reason(error))
+        return ImageHeader(trouble=_reason(error))
 
 
 def decoded(item: Item, size: tuple[int, int], channels: int, depth: Depth | None = None) -> np.ndarray:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 
-from tessella.core.errors import DataError
 from tessella.data.raw import abridged, one_line, shown
 from tessella.data.tables.delimited import MISSING, NUMBER, Cells
+from tessella.foundation.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow

@@ -9,9 +9,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from tessella.core.errors import DataError
 from tessella.data import limits
 from tessella.data.raw import one_line, shown
+from tessella.foundation.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from tessella.core.errors import DataError
 from tessella.core.schema import Schema
 from tessella.data import limits
 from tessella.data.arrays import LARGEST_FLOAT, rounding
-from tessella.data.raw import WHOLE, Found, Part, abridged, index_keys, one_line, shown
+from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, index_keys, one_line, shown
 from tessella.data.tables.columns import (
     EXACT_IN_DOUBLE,
     Column,
@@ -31,6 +30,7 @@ from tessella.data.tables.columns import (
     text_column,
 )
 from tessella.data.tables.delimited import read_cells
+from tessella.foundation.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -56,7 +56,7 @@ class Read:
     index: tuple[str, ...] = ()
 
 
-def table(path: str, label: str | None = None, like: Schema | None = None) -> Found:
+def table(path: str, label: str | None = None, like: Schema | None = None) -> RawDataset:
     """Read a text table or a parquet file, a row an example.
 
     Args:
@@ -73,7 +73,7 @@ def table(path: str, label: str | None = None, like: Schema | None = None) -> Fo
 
 
 def vectors(reads: Mapping[str, pyarrow.Table], where: str, notes: list[str], label: str | None = None,
-            like: Schema | None = None) -> Found:  # fmt: skip
+            like: Schema | None = None) -> RawDataset:  # fmt: skip
     """Make vectors of tables with the same columns, one a split.
 
     Raises:
@@ -138,7 +138,7 @@ def _parquet(path: str) -> Read:
 
 def _vectors(
     read: Read, rows: Mapping[str, slice], where: str, notes: list[str], label: str | None, like: Schema | None
-) -> Found:
+) -> RawDataset:
     if not read.columns or not len(read.columns[0].values):
         raise DataError(f"{where} has no rows: give at least one example")
     known = like.columns if like is not None else ()
@@ -159,8 +159,8 @@ def _vectors(
     parts = {}
     for name, of in rows.items():
         part = x[of]
-        parts[name] = Part(part, None if labels is None else labels[of], index_keys(len(part), name), name=where)
-    return Found(parts, notes=notes, columns=tuple(column.name for column in data) if read.named else known)
+        parts[name] = RawSplit(part, None if labels is None else labels[of], index_keys(len(part), name), name=where)
+    return RawDataset(parts, notes=notes, columns=tuple(column.name for column in data) if read.named else known)
 
 
 def _without_row_numbers(read: Read, known: tuple[str, ...], notes: list[str]) -> list[Column]:

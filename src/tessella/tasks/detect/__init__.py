@@ -16,8 +16,8 @@ from typing import NoReturn, final
 
 import numpy as np
 
-from tessella.core.errors import DataError
-from tessella.core.schema import Batch
+from tessella.core.batches import Batch
+from tessella.foundation.errors import DataError
 from tessella.models.base import Model
 from tessella.tasks.detect.calibration import p_values, threshold
 from tessella.tasks.detect.scores import PREFERRED, Score, available, chosen
@@ -90,7 +90,7 @@ class Detector:
         if any(score.name == "states" for score in wanted):
             needs |= {"length"} & frozenset().union(*(s.needs for s in available(model)))
         self.examine = Examiner(model, needs, draws=draws, steps=steps, seed=seed)
-        taught = normals if isinstance(normals, Statistics) or normals is None else self.survey(normals)
+        taught = normals if isinstance(normals, Statistics) or normals is None else self.unit_statistics(normals)
         self._rules = {score.name: score.rule(taught if score.learns else None) for score in self.scores}
 
     @property
@@ -99,7 +99,7 @@ class Detector:
         names = [score.name for score in self.scores] or _none_to_learn_from()
         return next((name for name in PREFERRED if name in names), names[0])
 
-    def survey(self, batches: Iterable[Batch]) -> Statistics:
+    def unit_statistics(self, batches: Iterable[Batch]) -> Statistics:
         """The statistics of many batches."""
         return Statistics.joined(self.examine(batch) for batch in batches)
 
@@ -112,7 +112,7 @@ class Detector:
 
     def calibrate(self, normals: Iterable[Batch] | Statistics, false_positives: float = 0.01) -> Calibration:
         """Thresholds from held-out normals: not those of training, nor those that scores were learned from."""
-        found = normals if isinstance(normals, Statistics) else self.survey(normals)
+        found = normals if isinstance(normals, Statistics) else self.unit_statistics(normals)
         return Calibration(self.score(found), false_positives)
 
 

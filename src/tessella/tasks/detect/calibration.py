@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tessella.core.errors import DataError, SpecError
+from tessella.foundation.errors import DataError, SpecError
 
 ROUNDING = 1e-9
 

@@ -11,8 +11,8 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from tessella.core.errors import DataError
-from tessella.core.schema import Batch
+from tessella.core.batches import Batch
+from tessella.foundation.errors import DataError
 from tessella.tasks.detect import Calibration, Detector
 from tessella.tasks.detect.calibration import check_rate, needed, too_few
 from tessella.tasks.detect.inputs import Lot, Source, truth
@@ -36,7 +36,7 @@ class Shown:
 
 @final
 @dataclass
-class Findings:
+class DetectionResult:
     """What is known of N examples, in the order of the inputs.
 
     Attributes:
@@ -93,7 +93,7 @@ def find(
     normal: Sequence[str] = (),
     show: int = 0,
     progress: Progress | None = None,
-) -> Findings:
+) -> DetectionResult:
     """Score all examples.
 
     Args:
@@ -106,7 +106,7 @@ def find(
     Raises:
         DataError: if an input cannot be read, or no example is of a class that is said to be normal.
     """
-    found = Findings(by)
+    found = DetectionResult(by)
     parts: list[dict[str, np.ndarray]] = []
     extremes = _Extremes(show)
     total = sum(source.count for source in (*inputs, *anomalies))

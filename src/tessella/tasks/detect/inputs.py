@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from tessella.coding.codes_file import examples
-from tessella.core.errors import DataError
-from tessella.core.fixed_batch import to_read
-from tessella.core.schema import Batch
+from tessella.core.batches import Batch, to_read
 from tessella.data import Data, Split
 from tessella.data.folders.layout import arranged
 from tessella.data.folders.read import FORMATS, picture_files
 from tessella.data.raw import shown
 from tessella.data.sources import BUILT_IN, HUB
+from tessella.foundation.errors import DataError
 from tessella.models.base import Model
 from tessella.tasks.generate import data_for, label_number
 
@@ -122,8 +121,8 @@ class Inputs:
     def _data(self, spec: str) -> Source:
         data = data_for(self.model, self.run, spec)
         name = PurePosixPath(spec).stem or spec
-        if data.undivided is not None:
-            return self._split(data, data.undivided, name)
+        if data.all_examples is not None:
+            return self._split(data, data.all_examples, name)
         return self._split(data, data.split(self.split), f"{name}-{self.split}")
 
     def _split(self, data: Data, split: Split, name: str) -> Source:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.core.schema import Batch
+from tessella.core.batches import Batch
 from tessella.likelihoods.shared import by_position
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel

@@ -8,7 +8,7 @@ from typing import final
 import numpy as np
 from scipy.stats import rankdata
 
-from tessella.core.errors import DataError
+from tessella.foundation.errors import DataError
 
 RESAMPLES = 200
 

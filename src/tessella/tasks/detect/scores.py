@@ -12,7 +12,7 @@ from typing import final
 
 import numpy as np
 
-from tessella.core.errors import DataError, SpecError
+from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.tasks.detect.statistics import Statistics, possible
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessella.core.fixed_batch import FixedBatch, fixed_batches
+from tessella.core.batches import Batch, FixedBatch, fixed_batches
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -126,7 +125,7 @@ class Examiner:
         regret = None
         if "regret" in self.needs and rate is not None:
             best = (
-                best_codes(model, x, label, latent.codes, self._noise.of(batch.keys), self.steps)
+                best_codes(model, x, label, latent.codes, self._noise.of(batch.example_ids), self.steps)
                 if isinstance(model, CodeModel)
                 else best_posterior(model, x, label, latent, self._eps, self._noise, self.steps)
             )

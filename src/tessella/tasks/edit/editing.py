@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tessella.coding.codes_file import grown
-from tessella.core.errors import SpecError
+from tessella.foundation.errors import SpecError
 from tessella.likelihoods.autoregressive import PixelByPixel
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel

@@ -9,9 +9,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tessella.core.errors import SpecError
 from tessella.core.outputs import Sampling
 from tessella.core.precision import autocast
+from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.tasks.edit.regions import in_words

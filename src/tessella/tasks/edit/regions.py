@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.core.errors import DataError, SpecError
 from tessella.data.folders.read import decoded
 from tessella.data.folders.read import look as look_at
+from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 
 

@@ -2,8 +2,6 @@
 
 One entry here and one class elsewhere is all that a new part takes. The catalogue feeds the command line, the
 specification of a run, the documentation's tables and the conformance tests.
-
-Imports beside it: errors, records.
 """
 
 from __future__ import annotations
@@ -12,8 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-from tessella.core.errors import SpecError
-from tessella.core.schema import Values
+from tessella.foundation.errors import SpecError
 
 Kind = Literal["likelihood", "bottleneck", "quantizer", "prior", "code-prior", "model", "evaluation"]
 
@@ -30,7 +27,7 @@ class Entry:
     name: str
     target: str
     summary: str
-    values: tuple[Values, ...] = ()
+    values: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """The class or function itself."""
@@ -206,7 +203,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "tessella.models.presets:VQVAE2",
         "grids of codes, coarse and fine (Razavi et al. 2019)",
     ),
-    Entry("model", "vqvae-paper", "tessella.models.presets:PaperVQVAE", "VQ-VAE with its paper's own network"),
+    Entry("model", "vqvae-paper", "tessella.models.presets:VQVAE2017", "VQ-VAE with its paper's own network"),
     Entry("model", "flow", "tessella.models.presets:Flow", "invertible map with exact likelihood (Dinh et al. 2017)"),
     Entry(
         "model",

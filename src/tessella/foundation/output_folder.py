@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import final
 
-from tessella.core.errors import DataError, RunError
-from tessella.core.text import shown
-from tessella.storage.files import place
+from tessella.foundation.errors import DataError, RunError
+from tessella.foundation.files import place
+from tessella.foundation.text import shown
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 """Names that Windows keeps for devices, with any ending."""

@@ -16,8 +16,8 @@ from typing import IO, Any, final
 import numpy as np
 import torch
 
-from tessella.core.errors import RunError
-from tessella.storage.files import write_atomic
+from tessella.foundation.errors import RunError
+from tessella.foundation.files import write_atomic
 
 KINDS = {"uint8": "U8", "int16": "I16", "int32": "I32", "int64": "I64", "float16": "F16", "float32": "F32"}
 """Types of numbers, as numpy and as safetensors call them."""

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tessella.core.errors import RunError
 from tessella.data.raw import shown
+from tessella.foundation.errors import RunError
 from tessella.training.checkpoint import HOLDER, LOCK, write_atomic
 
 LONGEST = 60

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from tessella.core.errors import RunError
+from tessella.foundation.errors import RunError
 
 PREFIX, SUFFIX = ".tessella-", ".draft"
 DRAFT = re.compile(rf"{re.escape(PREFIX)}\w{{8}}{re.escape(SUFFIX)}")

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from tessella.core.errors import RunError, TessellaError
-from tessella.storage import validation
-from tessella.storage.files import write_atomic
+from tessella.foundation import validation
+from tessella.foundation.errors import RunError, TessellaError
+from tessella.foundation.files import write_atomic
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -1,11 +1,11 @@
-"""Batches of one fixed size, so that what a network computes of an example depends on the example alone.
+"""Batches of examples, and batches of one fixed size.
+
+The latter are there so that what a network computes of an example depends on the example alone.
 
 Which kernel multiplies two matrices, and in which order it adds, depends on how many rows there are: a score moves in
 its last digits with the number of examples that happen to come along. With as many rows every time it does not, and at
 which row an example stands, and beside which others, makes no difference (tests/test_neighbours.py). So whatever
 measures examples looks at them through `fixed_batches`; a batch that is not full is filled up with copies.
-
-Imports beside it: noise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from tessella.core.rng import example_keys
-from tessella.core.schema import Batch
 
 NUMBERS = {"cpu": 1 << 15}
 """Numbers of data in a batch, at most: so few that one example alone, whose batch is copies of it, is quick."""
@@ -30,6 +29,36 @@ MOST = 256
 """Examples in a batch, at most."""
 READ = 100
 """Examples that are read at a time, at least."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples as stored, `x` `[B, *shape]` (uint8 or float32), and their labels `[B]` (int64) if there are any."""
+
+    x: Tensor
+    label: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, rows: slice | Tensor) -> Batch:
+        """Select examples by a slice, or by their row numbers or a mask."""
+        return Batch(self.x[rows], None if self.label is None else self.label[rows])
+
+    def to(self, device: torch.device) -> Batch:
+        """Move to a device."""
+        return Batch(self.x.to(device), None if self.label is None else self.label.to(device))
+
+    def split(self, size: int) -> Iterator[Batch]:
+        """Iterate over parts of at most `size` examples."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    @staticmethod
+    def cat(batches: Sequence[Batch]) -> Batch:
+        """Concatenate; labels are kept only if all batches have them."""
+        labels = [batch.label for batch in batches if batch.label is not None]
+        x = torch.cat([batch.x for batch in batches])
+        return Batch(x, torch.cat(labels) if len(labels) == len(batches) else None)
 
 
 @final
@@ -48,7 +77,7 @@ class FixedBatch:
     _stored: Tensor
 
     @cached_property
-    def keys(self) -> Tensor:
+    def example_ids(self) -> Tensor:
         """`[size]`, each row's key for `Noise.of`: a hash of the stored values."""
         own = example_keys(self._stored)
         return torch.cat([own, own[-1:].expand(len(self.x) - self.count)])

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tessella.core.errors import DataError
+from tessella.core.batches import Batch
 from tessella.core.rng import Noise
-from tessella.core.schema import Batch
 from tessella.data.raw import number_of
 from tessella.data.splits import Split
+from tessella.foundation.errors import DataError
 
 PREFETCH = 4
 
@@ -72,7 +72,7 @@ def stream(
     return _in_turn(_Training(split, schedule), count(start_step), 0 if split.in_memory else workers)
 
 
-def chunks(split: Split, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
+def batches(split: Split, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
     """The split once, in its order and without noise; the last batch may be smaller."""
     starts = range(0, len(split), batch_size)
     return _in_turn(_Ordered(split, batch_size), starts, 0 if split.in_memory else workers)

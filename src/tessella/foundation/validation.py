@@ -20,7 +20,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from tessella.core.errors import TessellaError
+from tessella.foundation.errors import TessellaError
 
 MOST_BYTES = 1 << 23
 """Of a JSON text: what the specification of a table of 100,000 columns takes."""

@@ -1,0 +1,1 @@
+"""What everything stands on, without PyTorch: errors, progress, validated records, files, the registry."""
