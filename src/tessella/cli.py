@@ -20,7 +20,8 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple, TextIO
 
 from tessella import __version__
-from tessella.foundation.errors import TessellaError
+from tessella.foundation.errors import TessellaError, on_command_line
+from tessella.foundation.notes import listening
 from tessella.foundation.text import shown
 
 
@@ -86,10 +87,11 @@ def main(args: Sequence[str] | None = None) -> int:
                 stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             stack.enter_context(warnings.catch_warnings())
             warnings.showwarning = _note
+            stack.enter_context(listening(lambda message: _tell(f"tessella: note: {on_command_line(message)}")))
             status = _dispatch(first, rest)
         sys.stdout.flush()
     except TessellaError as error:
-        return _complain(str(error))
+        return _complain(on_command_line(error.message))
     except BrokenPipeError:  # whoever was reading has gone
         return 141
     except OSError as error:

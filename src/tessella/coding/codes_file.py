@@ -13,7 +13,6 @@ The file holds plain arrays, which `numpy.load(file, allow_pickle=False)` reads:
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -33,6 +32,7 @@ from tessella.data.folders.read import picture_files
 from tessella.data.raw import abridged, shown
 from tessella.data.sources import NumpyArchive
 from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.notes import note
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.tasks.generate import from_split, read_pictures
@@ -120,10 +120,7 @@ def examples(
             if progress:
                 progress(done + len(broken), len(items))
     if broken:
-        warnings.warn(
-            f"{len(broken)} of {len(items)} pictures could not be read and were skipped: {abridged(broken)}",
-            stacklevel=2,
-        )
+        note(f"{len(broken)} of {len(items)} pictures could not be read and were skipped: {abridged(broken)}")
     if not done and len(items) == every:
         raise DataError(f"none of the pictures in {', '.join(inputs)} can be read")
 
@@ -145,8 +142,8 @@ def _items(inputs: Sequence[str], split: Callable[[], Split], split_name: str, *
     for given in inputs:
         if os.path.isdir(given):
             names, notes = picture_files(given)
-            for note in notes:
-                warnings.warn(f"{given}: {note}", stacklevel=2)
+            for line in notes:
+                note(f"{given}: {line}")
             items += [
                 _of_file(os.path.join(given, n), None if endings else os.path.splitext(n)[0], True) for n in names
             ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +15,7 @@ from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, progress, say, say_table
 from tessella.foundation.errors import DataError
+from tessella.foundation.notes import note
 from tessella.foundation.text import shown
 
 if TYPE_CHECKING:
@@ -131,9 +131,9 @@ def _seen(examples: Iterable[Named], originals: Originals, rivals: BaselineCodec
     """The same examples; what is not given back is said before the first, when all files have been judged."""
     rest = iter(examples)
     first = list(islice(rest, 1))
-    for note in originals.notes:
-        remedy = ": --full-size keeps them" if "are fitted" in note else ""
-        warnings.warn(f"{note}{remedy}", stacklevel=2)
+    for line in originals.notes:
+        remedy = ": --full-size keeps them" if "are fitted" in line else ""
+        note(f"{line}{remedy}")
     for names, x in chain(first, rest):
         if rivals is not None:
             rivals.see(x)
@@ -242,7 +242,7 @@ def decompress(o: Decompress) -> int:
         for file in container.files():
             outputs.write(file.name, lambda draft, data=file.data: draft.write_bytes(data))
     if header.notes:
-        warnings.warn(header.notes, stacklevel=2)
+        note(header.notes)
     also = f" and {len(kept):,} files" if kept else ""
     say(f"wrote {header.count:,} {'pictures' if header.is_picture else 'arrays'}{also} into {Path(o.out)}")
     return 0

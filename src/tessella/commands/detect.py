@@ -6,7 +6,6 @@ Imports beside it: report.
 from __future__ import annotations
 
 import csv
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -17,6 +16,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from tessella.commands.shared import Where, loaded, progress, say, say_table
 from tessella.foundation.errors import DataError, SpecError, TessellaError
+from tessella.foundation.notes import note
 from tessella.foundation.text import cell, json_text
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _by(o: Detect, detector: Detector) -> str:
     given = [score.name for score in detector.scores]
     if detector.left_out:
         left = ", ".join(score.name for score in detector.left_out)
-        warnings.warn(f"{left}: left out, for there are no normals to learn from; --calibrate gives some", stacklevel=2)
+        note(f"{left}: left out, for there are no normals to learn from; --calibrate gives some")
     if o.score is None:
         return detector.preferred
     if o.score not in given:

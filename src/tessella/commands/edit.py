@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from tyro.conf import Positional, arg
 from tessella.commands.shared import Shown, Where, inputs, loaded, loaded_without_prior, progress, say
 from tessella.core.outputs import Sampling
 from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.notes import note
 from tessella.foundation.text import json_text
 
 if TYPE_CHECKING:
@@ -178,12 +178,11 @@ def _note_of_the_prior(model: Model, run: str) -> None:
         return
     remedy = f"tessella prior {run} --kind {FILLS_ANY_ORDER} fits one that looks at everything around"
     if not model.fitted:
-        warnings.warn(f"no prior is fitted, so every code is drawn as likely as any other: {remedy}", stacklevel=2)
+        note(f"no prior is fitted, so every code is drawn as likely as any other: {remedy}")
     elif not all(prior.any_order for prior in model.priors):
-        warnings.warn(
+        note(
             "this prior looks at the codes before each alone, in raster order: what lies right of the region and below "
-            f"it has no say; {remedy}",
-            stacklevel=2,
+            f"it has no say; {remedy}"
         )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tessella.data import Data
 from tessella.foundation.errors import RunError
+from tessella.foundation.notes import note
 
 RECORDED = ("fingerprint", "examples")
 """What a run's specification says of its data besides where it lies and how it is read."""
@@ -49,9 +49,9 @@ def check_data(run: Path, before: Mapping[str, Any], data: Data, *, changed_data
             "it was trained on, or go on with this data by --changed-data"
         )
     if what is not None:
-        warnings.warn(f"{run} goes on with other data than before ({what})", stacklevel=3)
+        note(f"{run} goes on with other data than before ({what})")
     elif before.get("spec") not in (None, data.spec):
-        warnings.warn(f"{run} finds its data in {data.spec} from now on", stacklevel=3)
+        note(f"{run} finds its data in {data.spec} from now on")
 
 
 def facts_of(data: Data) -> dict[str, str]:

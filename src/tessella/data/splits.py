@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Literal, final
@@ -14,6 +13,7 @@ from tessella.core.batches import Batch
 from tessella.core.rng import Noise
 from tessella.data.raw import RawSplit, Reader, mixed, number_of
 from tessella.foundation.errors import DataError
+from tessella.foundation.notes import note
 
 Binarization = Literal["dynamic", "static", "threshold"]
 Indices = Sequence[int] | np.ndarray | torch.Tensor
@@ -132,7 +132,7 @@ class ReaderSplit(Split):
             try:
                 return i, self._reader.read(self._rows[i : i + 1])
             except DataError as error:
-                warnings.warn(f"{error}; the next picture stands in", stacklevel=2)
+                note(f"{error}; the next picture stands in")
         raise DataError(f"{SUBSTITUTES} pictures in a row cannot be read, from number {index} of the split on")
 
 

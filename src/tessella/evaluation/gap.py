@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -26,6 +25,7 @@ from tessella.data import Split
 from tessella.evaluation import annealing, per_example_posterior
 from tessella.evaluation.results import Estimate, GapEvaluation
 from tessella.foundation.errors import SpecError
+from tessella.foundation.notes import note
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.flow import FlowModel
@@ -94,8 +94,8 @@ def measure(
         model.train(training)
     if progress:
         progress(1, 1)
-    for note in parts.warnings:
-        warnings.warn(note, stacklevel=2)
+    for line in parts.warnings:
+        note(line)
     return _record(model, parts, data, split_name, tolerance, time.perf_counter() - started)
 
 

@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 import unicodedata
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -17,6 +16,7 @@ from typing import final
 
 from tessella.foundation.errors import DataError, RunError
 from tessella.foundation.files import place
+from tessella.foundation.notes import note
 from tessella.foundation.text import shown
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
@@ -68,7 +68,7 @@ class Outputs:
         if not overwrite:
             self._refuse([path for path in paths if os.path.lexists(path)])
         if os.name == "nt" and (changed := sum(_allowed(name) != name for name in some)):
-            warnings.warn(f"{changed} names that Windows does not allow were changed", stacklevel=2)
+            note(f"{changed} names that Windows does not allow were changed")
         self._paths = paths
 
     def __enter__(self) -> Outputs:

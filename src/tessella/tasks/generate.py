@@ -7,7 +7,6 @@ Models are used through `encode`, `decode`, `reconstruct` and `sample` alone.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from tessella.data.provenance import RECORDED, difference
 from tessella.data.splits import Indices
 from tessella.foundation import validation
 from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.notes import note
 from tessella.foundation.text import shown
 from tessella.kinds import pictures
 from tessella.models.base import Model
@@ -257,14 +257,14 @@ def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> 
     if other is None:
         data = own_data(model, source)
         if (what := difference(source, data)) is not None:
-            warnings.warn(f"{data.spec} is not what the run was trained on any more ({what})", stacklevel=2)
+            note(f"{data.spec} is not what the run was trained on any more ({what})")
         return data
     options = _reading(source)
     if model.schema.is_picture:
         options |= {"size": model.schema.shape[1:], "channels": model.schema.shape[0]}
     data = _fitting(model, other, options)
-    for note in data.notes:
-        warnings.warn(note, stacklevel=2)
+    for line in data.notes:
+        note(line)
     return data
 
 

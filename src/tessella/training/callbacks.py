@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from tessella.data import Data
 from tessella.evaluation.bounds import evaluate
 from tessella.foundation import files
 from tessella.foundation.errors import RunError
+from tessella.foundation.notes import note
 from tessella.foundation.text import json_text
 from tessella.kinds import pictures
 from tessella.models.base import Model
@@ -183,8 +183,8 @@ class Monitor:
             self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
         if self.plain and self.recent:
             print(f"step {step}, {self._line(seconds, used)}", file=sys.stderr, flush=True)
-        for note in self.view.notes if used >= 1 else ():
-            warnings.warn(note, stacklevel=2)
+        for line in self.view.notes if used >= 1 else ():
+            note(line)
         self.looking += time.monotonic() - started
 
     def _summary(self) -> dict[str, float | int | None]:

@@ -18,7 +18,6 @@ import math
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from tessella.core.tensors import write_tensors as write_tensors
 from tessella.foundation import registry, validation
 from tessella.foundation.errors import RunError
 from tessella.foundation.files import kept, place, write_atomic
+from tessella.foundation.notes import note
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -215,7 +215,7 @@ def load(
     if isinstance(model, CodeModel | LatentVariableModel):
         choice = choose_prior(Path(run), prior)
         if choice.note:
-            warnings.warn(choice.note, stacklevel=2)
+            note(choice.note)
         if choice.home is not None:
             load_prior(choice.home, model)
     elif prior not in (None, TRAINED):

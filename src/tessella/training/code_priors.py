@@ -9,7 +9,6 @@ Imports beside it: checkpoint.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, final
@@ -29,6 +28,7 @@ from tessella.core.tensors import Header, read_header
 from tessella.data import Data, Split
 from tessella.data.splits import Indices
 from tessella.foundation.errors import RunError
+from tessella.foundation.notes import note
 from tessella.models.codes import CodeModel
 from tessella.training import checkpoint
 from tessella.training.prior_trainer import DRAWS, ENCODED, Frozen, Progress
@@ -167,14 +167,14 @@ def _is_of(path: Path, fingerprint: str, data: Data, model: CodeModel) -> bool:
         _check(header, data, model)
         tensors = checkpoint.read_tensors(path, header).tensors
     except RunError as error:
-        warnings.warn(f"{str(error).partition(': ')[0]}; the codes are made anew", stacklevel=2)
+        note(f"{str(error).partition(': ')[0]}; the codes are made anew")
         return False
     largest = torch.cat([torch.full((math.prod(q.code_shape),), q.codebook_size - 1) for q in model.levels])
     for name, rows in tensors.items():
         most = largest if name.endswith(".codes") else torch.tensor(max(len(data.schema.classes) - 1, 0))
         flat = rows.flatten(0, -2) if rows.dim() > 1 else rows
         if not all(bool(((some >= 0) & (some <= most)).all()) for some in flat.split(ENCODED)):
-            warnings.warn(f"{path}: {name} has values that cannot be; the codes are made anew", stacklevel=2)
+            note(f"{path}: {name} has values that cannot be; the codes are made anew")
             return False
     return True
 

@@ -6,7 +6,6 @@ Imports beside it: checkpoint, processes, provenance, training.
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import asdict, replace
 from inspect import signature
 from pathlib import Path
@@ -21,6 +20,7 @@ from tessella.data import Data, Split
 from tessella.data.provenance import check_data, difference, facts_of, source_of
 from tessella.foundation import registry
 from tessella.foundation.errors import RunError, SpecError
+from tessella.foundation.notes import note
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -97,7 +97,7 @@ def fit_prior(
         else:
             checkpoint.check_place(home, overwrite=overwrite)
             if (what := difference(of_run.data, data)) is not None:
-                warnings.warn(f"{data.spec} is not the data that {run} was trained on ({what})", stacklevel=2)
+                note(f"{data.spec} is not the data that {run} was trained on ({what})")
         # a resumed budget, and the place of the data, are those that count
         spec = replace(spec, training=asdict(options), data=source_of(data))
         if isinstance(model, CodeModel):

@@ -13,7 +13,6 @@ import math
 import os
 import signal
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +33,7 @@ from tessella.data import Data, Split, stream
 from tessella.data.provenance import check_data, facts_of, source_of
 from tessella.foundation import validation
 from tessella.foundation.errors import RunError, SpecError, TrainingError
+from tessella.foundation.notes import note
 from tessella.models.base import Model
 from tessella.models.spec import Objective, Spec, TrainOptions
 from tessella.training import checkpoint
@@ -346,10 +346,9 @@ class _Loop:
         if (name := _first_infinite(self.model)) is not None:
             raise TrainingError(f"training ended at step {self.step} with {name} not finite; {self._left()}: {REMEDY}")
         if self.accelerator.is_main_process and made > self.learned:
-            warnings.warn(
+            note(
                 f"{made - self.learned} of {made} batches gave a loss or gradient that is not finite, the last time "
-                f"first in {self.first_bad}; they were skipped",
-                stacklevel=2,
+                f"first in {self.first_bad}; they were skipped"
             )
 
     def _left(self) -> str:
@@ -382,7 +381,7 @@ class _Loop:
     def _restore(self) -> None:
         """Take up the last checkpoint; a run that was stopped before its first one begins anew."""
         if not any((self.run / name).exists() for name in (checkpoint.STATE, checkpoint.MODEL)):
-            warnings.warn(f"{self.run} was stopped before its first checkpoint: it begins anew", stacklevel=2)
+            note(f"{self.run} was stopped before its first checkpoint: it begins anew")
             return
         path = checkpoint.kept(self.run, checkpoint.STATE)
         state = checkpoint.read_tensors(path)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tessella.core.schema import Precision
 from tessella.evaluation.results import Evaluation, FidelityEvaluation, GapEvaluation
+from tessella.foundation.notes import note
 from tessella.foundation.validation import Malformed, read_json
 from tessella.training import checkpoint
 
@@ -72,7 +72,7 @@ def _read(run: Path, name: str, kind: type[R], split: str | None) -> R | None:
             raise Malformed(f"it is of the split {found.split[:40]!r}")
         return found
     except (OSError, Malformed) as error:
-        warnings.warn(f"{path} is passed over, as it is damaged or was edited ({error})", stacklevel=2)
+        note(f"{path} is passed over, as it is damaged or was edited ({error})")
         return None
 
 

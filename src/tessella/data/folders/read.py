@@ -27,6 +27,7 @@ from tessella.data.folders.layout import arranged
 from tessella.data.folders.readers import Rows
 from tessella.data.raw import RawDataset, RawSplit, abridged, mixed, name_keys, one_line, shown
 from tessella.foundation.errors import DataError
+from tessella.foundation.notes import note
 
 FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo"), ("JPEG", "MPO")),
@@ -439,7 +440,7 @@ def _fitted(image: Image.Image, size: tuple[int, int], channels: int, depth: Dep
         if depth is None:
             own = extremes(values)
             depth = rule(own.low, own.high, floats=own.floats)
-            warnings.warn(f"values of more than 8 bits {how(depth)}: one picture by itself", stacklevel=2)
+            note(f"values of more than 8 bits {how(depth)}: one picture by itself")
         image = Image.fromarray(to_bytes(values, depth))
     picture = _as_mode(image, MODES[_native(image)])
     if picture.mode in ("LA", "RGBA") and channels in (1, 3):

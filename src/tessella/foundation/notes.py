@@ -1,0 +1,35 @@
+"""Notes to the user: what was decided about their data or run, a line each."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from tessella.foundation.errors import in_python
+
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("notes", default=None)
+
+
+def note(message: str) -> None:
+    """Tell the user one line: to whoever listens in this context, or else as a Python warning.
+
+    Args:
+        message: options and tasks are named by `foundation.errors.option` and `task`.
+    """
+    listener = _listener.get()
+    if listener is None:
+        warnings.warn(in_python(message), stacklevel=3)
+    else:
+        listener(message)
+
+
+@contextmanager
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """Receive the notes of this context."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
