@@ -161,13 +161,13 @@ CATALOGUE: tuple[Entry, ...] = (
     Entry(
         "code-prior",
         "pixelcnn",
-        "tessella.priors.pixelcnn:PixelCNN",
+        "tessella.priors.autoregressive:PixelCNN",
         "gated PixelCNN: code after code in raster order, by causal convolutions",
     ),
     Entry(
         "code-prior",
         "transformer",
-        "tessella.priors.transformer:CausalTransformer",
+        "tessella.priors.autoregressive:CausalTransformer",
         "causal transformer: code after code in raster order, with cached keys and values",
     ),
     Entry(
