@@ -14,6 +14,7 @@ from tessella.core.outputs import UNCONDITIONAL, Condition
 from tessella.core.rng import Noise
 from tessella.core.selectors import Selector
 from tessella.foundation.progress import track
+from tessella.foundation.registry import register
 from tessella.networks.causal_conv import CausalConv, IncrementalCausalConv
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding, IncrementalTransformer, Transformer
 from tessella.priors.head import CodeHead
@@ -79,8 +80,9 @@ class AutoregressivePrior(CodePrior, ABC):
         return codes.view(count, *self.code_shape)
 
 
+@register("code-prior", "pixelcnn", summary="gated PixelCNN: code after code in raster order, by causal convolutions")
 @final
-class PixelCNN(AutoregressivePrior):
+class PixelCNNModule(AutoregressivePrior):
     """Gated PixelCNN over codes (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders").
 
     What VQ-VAE and VQ-VAE-2 took as their prior: causal convolutions without a blind spot, residual (section 2).
@@ -134,8 +136,9 @@ class PixelCNN(AutoregressivePrior):
         return keep / (1 - self.dropout)
 
 
+@register("code-prior", "transformer", summary="causal transformer: code after code in raster order")
 @final
-class CausalTransformer(AutoregressivePrior):
+class CausalTransformerModule(AutoregressivePrior):
     """Causal transformer over codes (Esser et al. 2021, section 3.2).
 
     A position's input is the sum of its predecessor's embedded codes, its place, the label and the context around it.

@@ -15,6 +15,7 @@ from tessella.core.outputs import UNCONDITIONAL, Condition
 from tessella.core.rng import Noise
 from tessella.core.selectors import Selector
 from tessella.foundation.progress import track
+from tessella.foundation.registry import register
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding, Transformer
 from tessella.priors.head import CodeHead
 
@@ -26,6 +27,11 @@ POSITIONS = 1 << 14
 """Positions that `log_prob_in_order` looks at in one pass, about."""
 
 
+@register(
+    "code-prior",
+    "masked",
+    summary="any-order masked transformer: inpaints any codes given any others, samples in a few steps",
+)
 @final
 class MaskedTransformer(CodePrior):
     """p(code_i | any other codes) for each of the D = C h w codes: p(codes) in any order of them.

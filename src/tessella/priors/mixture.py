@@ -15,6 +15,7 @@ from tessella.core.contracts import Bottleneck, Encoder, Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 
 SPREAD = 0.5
 """Deviation of the means at the start; the scales are such that the whole is of unit variance."""
@@ -64,6 +65,7 @@ class MixtureDensity(Distribution):
         return self.loc[chosen] + temperature * self.scale[chosen] * eps
 
 
+@register("prior", "mixture", summary="a mixture of Gaussians, weights, means and scales learned")
 @final
 class MixturePrior(Prior):
     """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), weights, means and scales learned.
@@ -94,6 +96,7 @@ class MixturePrior(Prior):
         return self(label).draw(count, noise, sampling.temperature)
 
 
+@register("prior", "vamp", summary="mixture of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)")
 @final
 class VampPrior(Prior):
     """p(z) = sum_k pi_k q(z | u_k), u_k learned pseudo-inputs (Tomczak & Welling 2018, eq. 9), and pi_k learned too.

@@ -13,8 +13,10 @@ from tessella.core.outputs import UNCONDITIONAL, Condition
 from tessella.core.rng import Noise
 from tessella.core.selectors import Selector
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 
 
+@register("code-prior", "uniform", summary="every code as likely as any other")
 @final
 class Uniform(CodePrior):
     """p(code) = 1 / K for each of them: what a VQ-VAE is trained with (van den Oord et al. 2017, section 3.2)."""
