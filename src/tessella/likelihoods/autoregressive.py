@@ -16,6 +16,7 @@ from torch.types import _size
 from tessella.core.contracts import Likelihood, SymbolCoder
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.likelihoods.shared import LatentStatistics, StoredValues, by_position, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, CausalWalk
@@ -27,8 +28,14 @@ BLOCK, SMALL = 2, 16
 """Pixels a side of a block, for pictures of at least so many pixels a side."""
 
 
+@register(
+    "likelihood",
+    "autoregressive",
+    summary="each value given those before it and the decoder's features: strong bounds, slow sampling",
+    values=("binary", "bytes", "real"),
+)
 @final
-class Autoregressive(Likelihood):
+class AutoregressiveModule(Likelihood):
     """p(x | z) = prod_i p(x_i | x_<i, h(z)) over pixels, with h(z) the decoder's output.
 
     The order is raster order over blocks of 2 x 2 pixels (of one pixel where pictures are small), then within a block:
@@ -151,7 +158,7 @@ class PixelByPixel(StoredValues):
 
     sequential_mean = True
 
-    def __init__(self, likelihood: Autoregressive, context: Tensor) -> None:
+    def __init__(self, likelihood: AutoregressiveModule, context: Tensor) -> None:
         self.likelihood, self.context = likelihood, context
         shape = likelihood.schema.shape
         super().__init__(len(context), (shape[0], *context.shape[2:]) if len(shape) > 1 else shape)

@@ -15,14 +15,16 @@ from tessella.core.contracts import Likelihood, SymbolCoder
 from tessella.core.entropy_coding import code_categorical, edges
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 from tessella.likelihoods.shared import LatentStatistics, StoredValues, checked, over_channels, require_values
 
 LEVELS = 256
 SCALE_FLOOR = 1e-3
 
 
+@register("likelihood", "bernoulli", summary="binary values", values=("binary",))
 @final
-class Bernoulli(Likelihood):
+class BernoulliModule(Likelihood):
     """Binary values: p(x | z) = prod_d p_d^x_d (1 - p_d)^(1 - x_d), with p = sigmoid(parameters).
 
     Parameters: `[B, C, *spatial]` (vectors `[B, D]`), the logits.
@@ -33,7 +35,7 @@ class Bernoulli(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "binary", "Bernoulli")
+        require_values(schema, "binary", "BernoulliModule")
         self.units = LatentStatistics(schema)
 
     @property
@@ -85,8 +87,9 @@ class BernoulliLogits(StoredValues):
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
 
 
+@register("likelihood", "categorical", summary="a free probability for each of 256 values", values=("bytes",))
 @final
-class Categorical(Likelihood):
+class CategoricalModule(Likelihood):
     """A free probability for each of the 256 values of a byte, each pixel and channel independent given z.
 
     Parameters: `[B, 256 * C, *spatial]` (vectors `[B, 256 * D]`), the logits, laid out as `[B, 256, C, *spatial]`.
@@ -154,8 +157,9 @@ class ByteLogits(StoredValues):
             return draws.T.reshape(shape).to(self.logits.dtype)
 
 
+@register("likelihood", "gaussian", summary="real values, the scale predicted for each", values=("real",))
 @final
-class Gaussian(Likelihood):
+class GaussianModule(Likelihood):
     """Real values: p(x | z) = prod_d N(x_d; mu_d, sigma_d^2), a density of the stored values.
 
     Parameters: `[B, 2 * C, *spatial]` (vectors `[B, 2 * D]`): first the locations m, then the log scales s, in network
@@ -168,7 +172,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "real", "Gaussian")
+        require_values(schema, "real", "GaussianModule")
         self.units = LatentStatistics(schema)
 
     @property
@@ -188,8 +192,14 @@ class Gaussian(Likelihood):
         return _normal(self.units, location, SCALE_FLOOR + log_scale.clamp(max=20).exp())
 
 
+@register(
+    "likelihood",
+    "gaussian-fixed",
+    summary="real values, one scale for all: squared error as a likelihood",
+    values=("real",),
+)
 @final
-class FixedGaussian(Likelihood):
+class FixedGaussianModule(Likelihood):
     """Real values, one scale for all: squared error as a likelihood.
 
     -log p(x | z) = sum_d (x_d - mu_d)^2 / (2 sigma_d^2) + log sigma_d + log(2 pi) / 2, a density of the stored values,

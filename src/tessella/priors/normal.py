@@ -10,9 +10,11 @@ from torch.distributions import Independent, Normal
 
 from tessella.core.contracts import Prior
 from tessella.core.rng import Noise
+from tessella.foundation.registry import register
 
 
-class StandardNormal(Prior):
+@register("prior", "normal", summary="p(z) = N(0, I)")
+class StandardNormalModule(Prior):
     """p(z) = N(0, I)."""
 
     zero: Tensor
@@ -38,7 +40,8 @@ class StandardNormal(Prior):
         return temperature * noise.normal(count, *self.latent_shape, device=self.zero.device)
 
 
-class ClassNormal(Prior):
+@register("prior", "class-normal", summary="p(z | label) = N(mu_label, sigma_label^2), learned")
+class ClassNormalModule(Prior):
     """p(z | y) = N(mu_y, diag sigma_y^2), learned; starts at N(0, I) for every class (Sohn et al. 2015, section 4)."""
 
     def __init__(self, latent_shape: tuple[int, ...], classes: int) -> None:
