@@ -37,7 +37,7 @@ OVERVIEW: dict[str, tuple[Command, ...]] = {
     "start here": (
         Command("demo", "", "train on embedded pictures of clothes and show what can be done, in 4 minutes"),
         Command("data", "SPEC", "show what is understood of some data, and write a contact sheet"),
-        Command("parts", "", "list the models and what they are made of"),
+        Command("list", "", "list the models and what they are made of"),
     ),
     "train and measure": (
         Command("train", "MODEL --data SPEC --out RUN", "train a model; --resume --out RUN goes on"),
@@ -170,7 +170,7 @@ def _dispatch(first: str, rest: list[str]) -> int:
         raise UsageError(f"there is no command {first!r}; there are: {', '.join(NAMES)}")
     from tessella import commands
 
-    options, run = commands.COMMANDS[first]
+    options, run = commands.command(first)
     chosen = _parsed(options, first, rest)
     return 0 if chosen is None else run(chosen)
 
