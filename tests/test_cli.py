@@ -20,7 +20,6 @@ from tessella.cli import main
 from tessella.core import tensors
 from tessella.foundation import registry
 from tessella.foundation.errors import RunError
-from tessella.tasks.task import HOMES
 from tessella.training import checkpoint
 
 TINY = ("--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--units", "3")
@@ -49,12 +48,12 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for args in (["--help"], ["-h"], ["help"]):
         assert main(args) == 0
         said = capsys.readouterr().out
-        assert all(f"\n  {name} " in said for name in cli.NAMES)
+        assert all(f"\n  {name} " in said for name in cli.summaries())
         assert max(map(len, said.splitlines())) <= 120
 
 
 def test_the_overview_and_the_commands_agree() -> None:
-    assert set(cli.NAMES) == {*commands.COMMANDS, *HOMES}
+    assert set(cli.summaries()) == {*commands.COMMANDS, *registry.names("task")}
 
 
 def test_help_imports_neither_torch_nor_the_parser() -> None:
@@ -67,7 +66,7 @@ def test_help_imports_neither_torch_nor_the_parser() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", cli.NAMES)
+@pytest.mark.parametrize("name", cli.summaries())
 def test_every_command_explains_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     said = capsys.readouterr().out

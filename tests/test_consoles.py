@@ -220,7 +220,7 @@ def test_help_fits_a_narrow_console(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         assert "\u2026" not in said
         assert "--overwrite" in said or command != ["compress"]
         assert command or max(map(len, said.splitlines())) < 80
-        assert command or all(name in said for name in ("compress RUN [INPUTS]", "lossless", "decompress FILE"))
+        assert command or all(name in said for name in ("compress", "lossless", "decompress"))
 
 
 def test_mistakes_are_one_line_on_a_narrow_console(

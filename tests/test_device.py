@@ -67,7 +67,7 @@ def _takes_a_device(options: Any) -> bool:
 
 
 def test_every_command_that_runs_a_network_takes_a_device():
-    assert {name for name in cli.NAMES if not _takes_a_device(command(name)[0])} == WITHOUT_NETWORKS
+    assert {name for name in cli.summaries() if not _takes_a_device(command(name)[0])} == WITHOUT_NETWORKS
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from tessella.commands import (
     train,
 )
 from tessella.commands.train import Train
-from tessella.tasks.task import HOMES, load_task
+from tessella.tasks.task import load_task
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
@@ -56,7 +56,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
 
 def command(name: str) -> tuple[type, Callable[[Any], int]]:
     """The options of a command, and the function that runs it: of a task, or of `COMMANDS`."""
-    if name not in HOMES:
+    if name in COMMANDS:
         return COMMANDS[name]
     task = load_task(name)
     return tasks.options_of(task), partial(tasks.run_task, task)

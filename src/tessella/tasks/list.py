@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from tessella.foundation import registry
 from tessella.foundation.blocks import Heading, Page, Table, joined
@@ -33,6 +33,6 @@ class PartList(Result):
 @task("list", summary="list the models and what they are made of", group="start here")
 def list_parts(config: ListConfig) -> PartList:
     """List every part that is registered, models first."""
-    kinds = [kind for kind in get_args(registry.Kind) if kind not in ("evaluation", "model")]
-    found = {kind: {entry.name: entry.summary for entry in registry.entries(kind)} for kind in ("model", *kinds)}
+    kinds = sorted((kind for kind in registry.PART_KINDS if kind != "evaluation"), key=lambda kind: kind != "model")
+    found = {str(kind): {entry.name: entry.summary for entry in registry.entries(kind)} for kind in kinds}
     return PartList({kind: parts for kind, parts in found.items() if parts})

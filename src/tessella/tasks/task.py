@@ -30,11 +30,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeVar, final
 
 from tessella.foundation.blocks import Page
+from tessella.foundation.registry import find, register
 
 Group = Literal["start here", "train and measure", "look", "codes", "use", "understand"]
 F = TypeVar("F", bound=Callable[..., "Result"])
@@ -105,7 +105,7 @@ class Task:
         return self.function.__globals__[named] if isinstance(named, str) else named
 
 
-_TASKS: dict[str, Task] = {}
+_TASKS: dict[Callable[..., Result], Task] = {}
 
 
 def task(
@@ -125,17 +125,18 @@ def task(
     """
 
     def registered(function: F) -> F:
-        _TASKS[name] = Task(name, summary, group, function, out, page, endings)
+        facts = {"out": out, "page": page, "endings": endings}
+        register("task", name, summary=summary, group=group, **facts)(function)
+        _TASKS[function] = Task(name, summary, group, function, out, page, endings)
         return function
 
     return registered
 
 
-HOMES = {"list": "tessella.tasks.list"}
-"""Modules of the tasks, until the registry finds them."""
-
-
 def load_task(name: str) -> Task:
-    """Import a task."""
-    import_module(HOMES[name])
-    return _TASKS[name]
+    """Import a task.
+
+    Raises:
+        SpecError: if there is none of that name.
+    """
+    return _TASKS[find("task", name).load()]
