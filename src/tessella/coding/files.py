@@ -301,7 +301,7 @@ def weights_of(run: str, model: Model, prior: str | None = None) -> Weights:
     """Which weights a run's files are of.
 
     Args:
-        model: of that run, as `checkpoint.load(run, prior=prior)` gives it.
+        model: of that run, as `tessella.load(run, prior=prior)` gives it.
         prior: the kind of prior that was asked for; None: the run's best.
     """
     now = fingerprint(run)

@@ -146,7 +146,7 @@ def _picture(model: Model, run: Run, o: Edit, given: str) -> Batch:
         return inputs(model, run, (given,), o.shown)
     from tessella.core.batches import Batch
     from tessella.data.folders.read import look as look_at
-    from tessella.tasks.generate import read_pictures
+    from tessella.data.inputs import read_pictures
 
     fitted = inputs(model, run, (given,), o.shown)
     header = look_at(given)
