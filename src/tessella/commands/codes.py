@@ -42,7 +42,7 @@ class Encode:
 
 
 def encode(o: Encode) -> int:
-    check_file(o.out, ".npz", "archive's")
+    check_file(o.out, ".npz")
     model, run = _model_of_codes(o.run, o.where)
     from tessella.coding import codes_file
 
