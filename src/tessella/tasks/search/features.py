@@ -26,7 +26,7 @@ from tessella.kinds.pictures import altered_copies
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormal
+from tessella.priors.normal import StandardNormalModule
 
 GRID = 7
 """Positions a side that a grid of vectors is averaged to, at most."""
@@ -97,7 +97,7 @@ class FeatureSurvey:
         moved = self._squares / self._count - (self._sum / self._count).square()
         variance = self._variance / self._count
         model, total = self._model, torch.ones_like(variance)
-        if isinstance(model, LatentVariableModel) and model.has_bound and not isinstance(model.prior, StandardNormal):
+        if isinstance(model, LatentVariableModel) and model.has_bound and not isinstance(model.prior, StandardNormalModule):
             total = (variance + moved).clamp_min(1e-12)
         return ((1 - variance / total).clamp_min(1e-12) / total).sqrt().float()
 
