@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 from tyro.conf import Positional, arg
 
-from tessella.foundation.blocks import Block, Cards, Grid, Page, Table, Text, Tile
+from tessella.foundation.blocks import Block, Grid, Page, Table, Text, Tile
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.tasks.task import Result, task
 
@@ -90,7 +90,7 @@ def index(run: Run, config: IndexConfig) -> IndexResult:
         raise DataError(f"{out} is a folder: give a file to write", code="is-a-folder", path=out)
     model = run.model("trained")
     inputs = Inputs(
-        model, config.inputs, lambda spec: run.data(spec or config.data), split=config.split, keep_endings=True
+        model, config.inputs, lambda spec: run.data(spec or config.data, model), split=config.split, keep_endings=True
     )
     count = write_index(out, model, inputs.track("indexing"), run.fingerprint)
     return IndexResult(out, count, widths(model), os.path.getsize(out))
@@ -207,13 +207,21 @@ class SearchResult(Result):
         """Write the rows as one picture."""
         from tessella.kinds.pictures import save
 
+        save(self.sheet(), out)
+
+    def sheet(self) -> Image:
+        """Draw the rows as one picture.
+
+        Raises:
+            DataError: if there are none.
+        """
         rows = self.rows
         if self.total is not None:
             pairs = [list(pair) for pair in rows[:PAIRS_SHOWN]]
             rows = [[one for pair in pairs[n : n + 3] for one in pair] for n in range(0, len(pairs), 3)]
         if not rows:
             raise DataError("no pairs lie so near, so there is no picture to write", code="no-pairs")
-        save(_sheet(rows), out)
+        return _sheet(rows)
 
 
 @task(
@@ -246,7 +254,7 @@ def search(run: Run, config: SearchConfig) -> SearchResult:
         ]
         own = config.threshold is not None
         return SearchResult(run.path.name, len(held), config.space, rows, pairs.total, pairs.threshold, own)
-    inputs = Inputs(model, config.queries, lambda spec: run.data(spec or config.data), split=config.split)
+    inputs = Inputs(model, config.queries, lambda spec: run.data(spec or config.data, model), split=config.split)
     rows = []
     for named in inputs.track("searching"):
         x = named.batch.x

@@ -97,7 +97,11 @@ class FeatureSurvey:
         moved = self._squares / self._count - (self._sum / self._count).square()
         variance = self._variance / self._count
         model, total = self._model, torch.ones_like(variance)
-        if isinstance(model, LatentVariableModel) and model.has_bound and not isinstance(model.prior, StandardNormalModule):
+        if (
+            isinstance(model, LatentVariableModel)
+            and model.has_bound
+            and not isinstance(model.prior, StandardNormalModule)
+        ):
             total = (variance + moved).clamp_min(1e-12)
         return ((1 - variance / total).clamp_min(1e-12) / total).sqrt().float()
 

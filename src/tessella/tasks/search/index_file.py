@@ -25,8 +25,8 @@ from tessella.foundation.errors import DataError, RunError, task
 from tessella.kinds.pictures import from_jpeg, images, to_jpeg
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
+from tessella.tasks.search.distances import BLOCK, distance_of_copies
 from tessella.tasks.search.features import Features, FeatureSurvey, widths
-from tessella.tasks.search.neighbours import BLOCK, distance_of_copies
 
 VERSION = 1
 THUMB = 96

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import tracking
+from tessella.tasks.search.distances import BLOCK, Measure
 from tessella.tasks.search.features import Features
+from tessella.tasks.search.index_file import Index
 
-if TYPE_CHECKING:
-    from tessella.tasks.search.index_file import Index
-
-BLOCK = 1 << 13
-"""Rows of the index that distances are computed to at once."""
-FOUND_AGAIN = 0.95
-"""Share of the altered copies that lie nearer to their originals than the threshold of near-duplicates."""
 SPARE = 16
 """Candidates beyond those asked for whose distances are computed once more, without cancellation."""
 
@@ -51,38 +45,6 @@ class Pairs:
     threshold: float
 
 
-@final
-class _Measure:
-    """Distances in one space."""
-
-    def __init__(self, space: str, scale: Tensor) -> None:
-        self.codes, self.scale = space == "codes", scale
-
-    def ready(self, rows: Tensor) -> Tensor:
-        """Features as they are compared."""
-        return rows if self.codes else rows.float() * self.scale
-
-    def between(self, a: Tensor, b: Tensor) -> Tensor:
-        """`[A, D]`, `[B, D]` to `[A, B]`; of real numbers by a product, which is less exact where they are near."""
-        if self.codes:
-            return torch.stack([(row != b).sum(1) for row in a]) / a.shape[1]
-        squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * (a @ b.T)
-        return (squares.clamp_min(0) / a.shape[1]).sqrt()
-
-    def exact(self, a: Tensor, b: Tensor) -> Tensor:
-        """`[A, D]`, `[A, n, D]` to `[A, n]`."""
-        if self.codes:
-            return (a[:, None] != b).sum(2) / a.shape[1]
-        return (a[:, None] - b).square().mean(2).sqrt()
-
-
-def distance_of_copies(space: str, copies: Iterable[tuple[Features, Features]], scale: Tensor) -> float:
-    """The distance under which `FOUND_AGAIN` of altered copies lie from their originals."""
-    measure = _Measure(space, scale)
-    each = [measure.exact(measure.ready(a[space]), measure.ready(b[space])[:, None])[:, 0] for a, b in copies]
-    return float(torch.quantile(torch.cat(each).double(), FOUND_AGAIN))
-
-
 @torch.no_grad()
 def nearest(index: Index, queries: Features, k: int, space: str = "latent", *, block: int = BLOCK) -> Neighbours:
     """Find the k examples of the index nearest to each query; of equally near ones those that come first.
@@ -97,7 +59,7 @@ def nearest(index: Index, queries: Features, k: int, space: str = "latent", *, b
     """
     if k < 1:
         raise SpecError(f"{option('count')} must be at least 1, got {k}", code="out-of-range", option="count")
-    rows, measure = _of_space(index, space), _Measure(space, index.scale)
+    rows, measure = _of_space(index, space), Measure(space, index.scale)
     asked, kept = measure.ready(queries[space]), min(k + SPARE, len(index))
     best = torch.full((len(asked), 0), torch.inf, dtype=torch.float64)
     at = torch.zeros(len(asked), 0, dtype=torch.int64)
@@ -140,7 +102,7 @@ def duplicates(
             code="out-of-range",
             option="threshold",
         )
-    rows, measure = _of_space(index, space), _Measure(space, index.scale)
+    rows, measure = _of_space(index, space), Measure(space, index.scale)
     limit = index.copies[space] if threshold is None else threshold
     starts = range(0, len(index), block)
     found, apart, total = torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0), 0
