@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from tessella.core.schema import Schema, bits_per_dim
+from tessella.evaluation.metric_text import time_text
 from tessella.evaluation.results import Against
 from tessella.pages import blocks
-from tessella.pages.metric_text import time_text
 from tessella.pages.rate_distortion_plot import plane
 from tessella.tasks.compare import Comparison, Entry, Group, best
 
