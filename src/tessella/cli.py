@@ -32,7 +32,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("start here", "show what is understood of some data, and write a contact sheet"),
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
     "prior": ("train and measure", "learn which latents go together, codes or numbers"),
-    "compare": ("train and measure", "runs in one table and one page, ranked where they can be"),
     "report": ("train and measure", "write report.html: curves, pictures, numbers and what they mean"),
     "sample": ("look", "draw new examples"),
     "reconstruct": ("look", "examples above what the model gives back"),

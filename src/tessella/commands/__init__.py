@@ -12,7 +12,6 @@ from typing import Any
 from tessella.commands import (
     claims,
     codes,
-    compare,
     compress,
     demo,
     detect,
@@ -45,7 +44,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "decompress": (compress.Decompress, compress.decompress),
     "inspect": (compress.Inspect, compress.inspect),
     "claims": (claims.Claims, claims.claims),
-    "compare": (compare.Compare, compare.compare),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
 }

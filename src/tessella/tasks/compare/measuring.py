@@ -1,128 +1,31 @@
-"""Runs beside each other: what each costs, how its samples look, and which of these figures may be ranked.
-
-A bound is of one data set as it is stored, of one split of it, and of p(x) or p(x | label). Runs that agree on all of
-that make a group and are ranked; groups are shown beside each other with the reason why they are not. Within a group
-all figures are of the same examples and as many samples, looked at through one classifier.
-"""
+"""Measures runs alike, in groups of those that can be ranked."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tessella.core.schema import Schema
 from tessella.data import Data, Split
 from tessella.evaluation import classifier, fidelity
 from tessella.evaluation.bounds import evaluate
-from tessella.evaluation.results import Evaluation, FidelityEvaluation, GapEvaluation
+from tessella.evaluation.results import Evaluation, GapEvaluation
 from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
-from tessella.tasks import generate
+from tessella.tasks.compare import Basis, CompareConfig, Entry, Group
 from tessella.training import checkpoint
 from tessella.training.results_store import GAP
 from tessella.training.run import Run
 
 SHOWN = 10
 """Samples of each run that are kept to look at."""
-EXAMPLES = 2000
-MINUTES = 5.0
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Basis:
-    """What a bound is of; only bounds of the same can be ranked.
-
-    Attributes:
-        data: its name, for whoever reads.
-        split: the split's name.
-        seed: that divided the data.
-        contents: fingerprint of what is in the split.
-        schema: what an example looks like.
-        binarize: how grey values were made binary; None if they were not.
-        conditional: whether the bound is of p(x | label).
-    """
-
-    data: str
-    split: str
-    seed: int
-    contents: str
-    schema: Schema
-    binarize: str | None
-    conditional: bool
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return self.contents, self.schema.shape, self.schema.values, self.binarize, self.conditional
-
-    @property
-    def title(self) -> str:
-        """In words."""
-        of = "p(x | label)" if self.conditional else "p(x)"
-        kind = {"binary": "binary values", "bytes": "8-bit values", "real": "real values"}[self.schema.values]
-        how = f", binarised ({self.binarize})" if self.binarize else ""
-        shape = "x".join(map(str, self.schema.shape))
-        return f"{self.data}, split {self.split}: {kind} of shape {shape}{how}, {of}"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One run.
-
-    Attributes:
-        run: its folder.
-        name: what tells it from the others.
-        model: of the catalogue.
-        evaluation: on the split.
-        fidelity: of its samples; None where it has none, or they take too long.
-        gap: what `tessella gap` found, if it was run.
-        prior: the kind of the fitted prior that it uses; None: its own.
-        samples: some to look at, `[n, *shape]`.
-        notes: why something is missing, in words.
-    """
-
-    run: str
-    name: str
-    model: str
-    evaluation: Evaluation
-    fidelity: FidelityEvaluation | None = None
-    gap: GapEvaluation | None = None
-    prior: str | None = None
-    seconds_per_sample: float | None = None
-    samples: Tensor | None = field(default=None, repr=False)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that can be ranked.
-
-    Attributes:
-        data: examples of the split, to look at beside the samples.
-        whole: whether the bounds are of the whole split.
-    """
-
-    basis: Basis
-    entries: tuple[Entry, ...]
-    data: Tensor = field(repr=False)
-    whole: bool
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All runs; `reasons` say why runs of different groups are not ranked."""
-
-    groups: tuple[Group, ...]
-    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -138,51 +41,17 @@ class _Opened:
         return self.data.split(self.basis.split)
 
 
-def compare(
-    runs: Sequence[str | os.PathLike[str]],
-    *,
-    split: str = "test",
-    data: str | None = None,
-    examples: int = EXAMPLES,
-    minutes: float = MINUTES,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    kept: bool = False,
-    progress: Callable[[str], Progress] | None = None,
-) -> Comparison:
-    """Measure all runs alike.
-
-    Args:
-        data: other data than the runs' own.
-        examples: samples of each run, and examples that bounds are of, unless all of a group are known for the whole
-            split.
-        minutes: for drawing the samples of one run; one that takes longer is said to be too slow.
-        device: where the models run, as of `tessella.core.device.resolve`.
-        kept: take what was found before and kept in the runs; evaluations, if they are of the whole split.
-        progress: given what is done, gives what is told (done, in all) of it.
-
-    Raises:
-        SpecError: if there are no two runs, or a number is out of its range.
-        RunError, DataError: if a run or its data cannot be used.
-    """
-    if len(runs) < 2:
-        raise SpecError("to compare takes two runs or more: of one, tessella evaluate tells the numbers")
-    if examples < 2 * fidelity.FEWEST or not minutes > 0:
-        raise SpecError(f"compare by at least {2 * fidelity.FEWEST} examples and more than 0 minutes")
-    opened = _open(runs, split, data, device)
+def measured_groups(config: CompareConfig, device: str | torch.device | None) -> tuple[Group, ...]:
+    """Measure all runs, in groups of those that can be ranked."""
     together: dict[tuple[Any, ...], list[_Opened]] = {}
-    for one in opened:
+    for one in _open(config, device):
         together.setdefault(one.basis.key, []).append(one)
-    tell = progress or (lambda what: lambda done, total: None)
-    groups = tuple(_measured(members, examples, minutes, seed, kept, tell) for members in together.values())
-    return Comparison(groups, differences([group.basis for group in groups]))
+    return tuple(_measured(members, config) for members in together.values())
 
 
-def _open(
-    runs: Sequence[str | os.PathLike[str]], split: str, other: str | None, device: str | torch.device
-) -> list[_Opened]:
-    """All runs loaded, before anything long is begun; data that several have is opened once."""
-    paths = [Path(run) for run in runs]
+def _open(config: CompareConfig, device: str | torch.device | None) -> list[_Opened]:
+    """Load all runs before anything long is begun; data that several have is opened once."""
+    paths = [Path(run) for run in config.runs]
     for path in paths:
         checkpoint.read_spec(path)  # before anything is loaded
     if twice := [str(p) for n, p in enumerate(paths) if p.resolve() in [q.resolve() for q in paths[:n]]]:
@@ -194,12 +63,12 @@ def _open(
         model = run.model()
         key = json.dumps([run.spec.data, model.schema.to_json(), model.conditional], sort_keys=True, default=str)
         if key not in known:
-            found = run.data(other, model)
-            known[key] = found, classifier.fingerprint(found, split)
+            found = run.data(config.data, model)
+            known[key] = found, classifier.fingerprint(found, config.split)
         found, contents = known[key]
         basis = Basis(
             data=os.path.basename(found.spec.rstrip("/")) or found.spec,
-            split=split,
+            split=config.split,
             seed=int(found.options.get("seed") or 0),
             contents=contents,
             schema=found.schema,
@@ -220,27 +89,19 @@ def names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _measured(
-    members: Sequence[_Opened],
-    examples: int,
-    minutes: float,
-    seed: int,
-    kept: bool,
-    tell: Callable[[str], Progress],
-) -> Group:
-    split, basis = members[0].split, members[0].basis
-    known = [m.run.results.evaluation(basis.split) if kept else None for m in members]
+def _measured(members: Sequence[_Opened], config: CompareConfig) -> Group:
+    split, basis, own = members[0].split, members[0].basis, config.data is None
+    known = [m.run.results.evaluation(basis.split) if own else None for m in members]
     whole = all(e is not None and e.examples == len(split) for e in known)
     entries = []
     for member, before in zip(members, known, strict=True):
         if not whole or before is None:
-            told = tell(f"{member.name}: evaluating")
-            options: dict[str, Any] = {"data": member.data.spec, "split_name": basis.split, "progress": told}
-            before = evaluate(member.model, split, limit=examples, seed=seed, **options)
-        entries.append(_entry(member, before, member.run.results.load(GAP, GapEvaluation) if kept else None))
-    entries = _with_samples(members, entries, examples, minutes, seed, tell)
-    shown = split.batch(generate.some(split, SHOWN)).x.float()
-    return Group(basis, tuple(entries), shown, whole or examples >= len(split))
+            how: dict[str, Any] = {"data": member.data.spec, "split_name": basis.split}
+            before = evaluate(member.model, split, limit=config.examples, seed=config.seed, **how)
+        entries.append(_entry(member, before, member.run.results.load(GAP, GapEvaluation) if own else None))
+    entries = _with_samples(members, entries, config)
+    shown = split.batch(split.random_rows(SHOWN)).x.float()
+    return Group(basis, tuple(entries), shown, whole or config.examples >= len(split))
 
 
 def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> Entry:
@@ -251,7 +112,7 @@ def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> En
         gap, notes = None, (*notes, f"{of.name}: its gap is of the split {gap.split}, and left out")
     elif gap is not None and not gap.converged:
         gap, notes = None, (*notes, f"{of.name}: its gap is not known, as annealing had not converged: repeat "
-                            "tessella gap with more --steps")  # fmt: skip
+                            "it with more annealing steps")  # fmt: skip
     prior = of.run.prior_in_use
     return Entry(
         run=str(of.run.path),
@@ -264,38 +125,31 @@ def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> En
     )
 
 
-def _with_samples(
-    members: Sequence[_Opened],
-    entries: Sequence[Entry],
-    examples: int,
-    minutes: float,
-    seed: int,
-    tell: Callable[[str], Progress],
-) -> list[Entry]:
-    """The same with samples, and through one classifier what is to be said of them."""
+def _with_samples(members: Sequence[_Opened], entries: Sequence[Entry], config: CompareConfig) -> list[Entry]:
+    """Add samples to the entries, and how they look to one classifier."""
     split, basis = members[0].split, members[0].basis
     if not any(m.model.has_prior for m in members):
         return list(entries)
     try:
-        first, second = fidelity.sets(split, examples)
+        first, second = fidelity.sets(split, config.examples)
     except DataError as error:
         few = len(split) // 2
-        drawn = [_drawn(m, SHOWN, None, minutes, seed, tell) if m.model.has_prior else None for m in members]
+        drawn = [_drawn(m, SHOWN, None, config) if m.model.has_prior else None for m in members]
         return [
             e if d is None else replace(_shown(e, d), notes=(*e.notes, f"{e.name}: {error} ({few} a set)"))
             for e, d in zip(entries, drawn, strict=True)
         ]
     label = fidelity.labels(split, second)
-    looker = _classifier(members, tell)
+    looker = _classifier(members)
     done = []
     for member, entry in zip(members, entries, strict=True):
         if not member.model.has_prior:
             done.append(entry)
             continue
-        drawn = _drawn(member, len(first), label, minutes, seed, tell)
+        drawn = _drawn(member, len(first), label, config)
         entry = _shown(entry, drawn)
         if len(drawn.x) < len(first):
-            slow = f"{entry.name}: only {len(drawn.x)} samples in {minutes:g} minutes, too few to say how they look"
+            slow = f"{entry.name}: only {len(drawn.x)} samples in {config.minutes:g} minutes, too few to judge"
             entry = replace(entry, notes=(*entry.notes, slow))
         else:
             entry = replace(entry, fidelity=fidelity.compare(drawn, split, looker, basis.schema, basis.split))
@@ -303,28 +157,24 @@ def _with_samples(
     return done
 
 
-def _drawn(
-    of: _Opened, count: int, label: Tensor | None, minutes: float, seed: int, tell: Callable[[str], Progress]
-) -> fidelity.Drawn:
+def _drawn(of: _Opened, count: int, label: Tensor | None, config: CompareConfig) -> fidelity.Drawn:
     if of.model.conditional and label is None:
         label = torch.arange(count) % max(1, len(of.basis.schema.classes))
-    return fidelity.draw(
-        of.model, count, label, seed=seed, seconds=60 * minutes, progress=tell(f"{of.name}: drawing samples")
-    )
+    return fidelity.draw(of.model, count, label, seed=config.seed, seconds=60 * config.minutes)
 
 
 def _shown(entry: Entry, drawn: fidelity.Drawn) -> Entry:
     return replace(entry, samples=drawn.x[:SHOWN].float(), seconds_per_sample=drawn.seconds)
 
 
-def _classifier(members: Sequence[_Opened], tell: Callable[[str], Progress]) -> classifier.Classifier:
-    """One for all: the first that a run has, else a new one, kept in the first run."""
+def _classifier(members: Sequence[_Opened]) -> classifier.Classifier:
+    """Take one classifier for all: the first that a run has, else a new one, kept in the first run."""
     data = members[0].data
     of = classifier.fingerprint(data, "train")
     for member in members:
         if (found := classifier.stored(member.run.path / classifier.FILE, data, of)) is not None:
             return found
-    return classifier.of_run(members[0].run.path, data, tell("training the classifier"))
+    return classifier.of_run(members[0].run.path, data)
 
 
 # what may be ranked
