@@ -170,7 +170,7 @@ def _dispatch(first: str, rest: list[str]) -> int:
         raise UsageError(f"there is no command {first!r}; there are: {', '.join(NAMES)}")
     from tessella import commands
 
-    options, run = commands.COMMANDS[first]
+    options, run = commands.find(first)
     chosen = _parsed(options, first, rest)
     return 0 if chosen is None else run(chosen)
 

@@ -6,10 +6,10 @@ PyTorch is imported by the functions, so that a command's help does not wait for
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from typing import Any
 
 from tessella.commands import (
-    claims,
     codes,
     compare,
     compress,
@@ -25,6 +25,7 @@ from tessella.commands import (
 )
 from tessella.commands.measure import Parts
 from tessella.commands.train import Train
+from tessella.foundation.errors import SpecError
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
@@ -45,7 +46,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compress": (compress.Compress, compress.compress),
     "decompress": (compress.Decompress, compress.decompress),
     "inspect": (compress.Inspect, compress.inspect),
-    "claims": (claims.Claims, claims.claims),
     "compare": (compare.Compare, compare.compare),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
@@ -53,3 +53,12 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
 }
 
 __all__ = ["COMMANDS", "Parts", "Train"]
+
+
+def find(name: str) -> tuple[type, Callable[[Any], int]]:
+    """Return a command's options and function: one of the table's, or that of another package's entry point."""
+    if name in COMMANDS:
+        return COMMANDS[name]
+    for entry in entry_points(group="tessella.task", name=name):
+        return entry.load().COMMAND
+    raise SpecError(f"the package that has the command {name} is not installed", "no-such-command", name=name)

@@ -1,4 +1,4 @@
-"""Claim 8: the loss from quantising shrinks as the codebook grows.
+"""the loss from quantising shrinks as the codebook grows.
 
 One VQ-VAE a size K = 2 ... 4096 and seed, with the same batches and updates: all start with the networks of one that
 was trained with 64 codes, and with a codebook of their own, placed by k-means. The effect is the slope of the
@@ -14,46 +14,46 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tessella.claims.bench import AT_ONCE, Bench, Recipe
-from tessella.claims.claim import Claim, Lines, Measure, Result, Series, Trial, decided
-from tessella.claims.recipes import RATE, VQVAE, codes
 from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
+from tessella_experiments.models import RATE, VQVAE, codes
+from tessella_experiments.records import Claim, EffectTest, Lines, Measure, Result, Series
+from tessella_experiments.runner import AT_ONCE, ExperimentRunner, TrainingJob
 
 SIZES = (2, 8, 32, 128, 512, 4096)
 EXAMPLES, UPDATES = 1000, 150
 
 
-def _recipe(size: int) -> Recipe:
-    def make(bench: Bench, seed: int, seconds: float) -> Model:
-        base = bench.model(VQVAE, seed)
+def _recipe(size: int) -> TrainingJob:
+    def make(runner: ExperimentRunner, seed: int, seconds: float) -> Model:
+        base = runner.model(VQVAE, seed)
         torch.manual_seed(seed)
-        made = registry.find("model", "vqvae").load()(bench.schema, **codes(bench.schema, size))
+        made = registry.find("model", "vqvae").load()(runner.schema, **codes(runner.schema, size))
         kept = {n: value for n, value in base.state_dict().items() if ".books." not in n}
         made.load_state_dict(kept, strict=False)
-        bench.fit(made, seed=seed, seconds=seconds, steps=UPDATES, learning_rate=RATE / 2)
+        runner.fit(made, seed=seed, seconds=seconds, steps=UPDATES, learning_rate=RATE / 2)
         return made
 
-    return Recipe(f"vqvae, K = {size:,}", make, weight=0.25)
+    return TrainingJob(f"vqvae, K = {size:,}", make, weight=0.25)
 
 
-RECIPES = {size: _recipe(size) for size in SIZES}
+JOBS = {size: _recipe(size) for size in SIZES}
 
 
 @torch.inference_mode()
-def run(bench: Bench) -> Result:
-    x = bench.unseen(EXAMPLES).x
+def run(runner: ExperimentRunner) -> Result:
+    x = runner.unseen(EXAMPLES).x
     found: dict[int, list[tuple[float, float, float]]] = {size: [] for size in SIZES}
-    for seed in bench.seeds:
-        for size, recipe in RECIPES.items():
-            found[size].append(_measured(cast(CodeModel, bench.model(recipe, seed)), x))
-    slopes = [-_slope([found[size][n][0] for size in SIZES]) for n in range(len(bench.seeds))]
+    for seed in runner.seeds:
+        for size, job in JOBS.items():
+            found[size].append(_measured(cast(CodeModel, runner.model(job, seed)), x))
+    slopes = [-_slope([found[size][n][0] for size in SIZES]) for n in range(len(runner.seeds))]
     first = [a[0] - b[0] for a, b in zip(found[2], found[SIZES[-1]], strict=True)]
-    dims = bench.schema.dims
-    trials = [
-        Trial.over("distortion that a doubling of the codebook saves", slopes, unit="nats"),
-        Trial.over(f"distortion with 2 codes less that with {SIZES[-1]:,}", first, unit="nats"),
+    dims = runner.schema.dims
+    effects = [
+        EffectTest.over("distortion that a doubling of the codebook saves", slopes, unit="nats"),
+        EffectTest.over(f"distortion with 2 codes less that with {SIZES[-1]:,}", first, unit="nats"),
     ]
     measures = []
     for size, rows in found.items():
@@ -102,11 +102,11 @@ def run(bench: Bench) -> Result:
     falls = [a.value > b.value for a, b in zip(of["distortion"], of["distortion"][1:], strict=False)]
     sentence = (
         f"from K = 2 to {SIZES[-1]:,} the distortion falls from {of['distortion'][0].value:.4g} to "
-        f"{of['distortion'][-1].value:.4g} nats, {trials[0].effect:.2g} a doubling, in {sum(falls)} of {len(falls)} "
+        f"{of['distortion'][-1].value:.4g} nats, {effects[0].effect:.2g} a doubling, in {sum(falls)} of {len(falls)} "
         f"steps; of the largest codebook {of['share'][-1].value:.2g} % occurs "
         f"(perplexity {of['perplexity'][-1].value:.3g})"
     )
-    return decided(sentence, trials, measures, plots)
+    return Result.of(sentence, effects, measures, plots)
 
 
 def _measured(model: CodeModel, x: Tensor) -> tuple[float, float, float]:
@@ -136,10 +136,10 @@ CLAIM = Claim(
         f"Over K = {', '.join(f'{k:,}' for k in SIZES)}, the distortion of unseen examples falls with each doubling of "
         "the codebook (negative slope on log2 K), and is lower at the largest than at the smallest."
     ),
-    measured=(
+    method=(
         "a VQ-VAE (EMA codebook, dead codes revived) of each size and seed, from the same networks; distortion, usage "
         "and perplexity"
     ),
     run=run,
-    needs=(VQVAE, *RECIPES.values()),
+    needs=(VQVAE, *JOBS.values()),
 )

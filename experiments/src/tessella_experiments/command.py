@@ -1,7 +1,4 @@
-"""`tessella claims`.
-
-Imports beside it: report.
-"""
+"""`tessella claims`: what the entry point names."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from tessella.foundation.errors import SpecError
 from tessella.foundation.text import json_text
 
 if TYPE_CHECKING:
-    from tessella.claims import Claim, Result
+    from tessella_experiments import Claim, Result
 
 MINUTES = 14.0
 
@@ -59,10 +56,10 @@ def claims(o: Claims) -> int:
     check_file(o.out, ".html", "page's")
     if o.json is not None:
         check_file(o.json, ".json", "JSON file's")
-    from tessella import claims as experiments
+    import tessella_experiments as experiments
     from tessella.data import describe
-    from tessella.pages import claims as page
     from tessella.training import checkpoint
+    from tessella_experiments import page
 
     chosen = experiments.chosen(numbers)
     data = o.how.open(o.data)
@@ -102,3 +99,6 @@ def _numbers(only: str | None) -> tuple[int, ...]:
 
 def _report(claim: Claim, result: Result) -> None:
     say(f"{claim.number:>2}  {result.verdict:14}  {claim.title}: {result.sentence}")
+
+
+COMMAND = (Claims, claims)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 import tessella
-from tessella.claims import Claim, Result
 from tessella.data import Data
 from tessella.data.sources import BUILT_IN
 from tessella.pages import blocks
-from tessella.pages.scientific import chart
+from tessella_experiments import Claim, Result
+from tessella_experiments.charts import chart
 
 VERSION = 1
 VERDICTS = ("held", "failed", "undecided", "not applicable")
@@ -52,7 +52,7 @@ def record(
                     "number": c.number,
                     "title": c.title,
                     "hypothesis": c.hypothesis,
-                    "measured": c.measured,
+                    "method": c.method,
                     **results[c.number].to_json(),
                 }
                 for c in claims
@@ -115,15 +115,15 @@ def _claim(c: Record) -> list[str]:
     parts = [
         f'<h2 id="claim-{c["number"]}">{c["number"]}. {html.escape(c["title"])}: {_verdict(c["verdict"])}</h2>',
         f"<p><b>Hypothesis.</b> {html.escape(c['hypothesis'])}</p>",
-        f'<p class="soft"><b>Measured by</b> {html.escape(c["measured"])}</p>',
+        f'<p class="soft"><b>Measured by</b> {html.escape(c["method"])}</p>',
         f"<p>{html.escape(c['sentence'][:1].upper() + c['sentence'][1:])}.</p>",
     ]
-    if c["trials"]:
+    if c["effects"]:
         rows = "".join(
             f"<tr><td>{html.escape(t['what'])}</td><td class=v>{number(t['effect'], t['error'])} "
             f"{html.escape(t['unit'])}</td><td class=m>{html.escape(predicted(t))}</td>"
             f"<td>{_verdict(t['verdict'])}</td></tr>"
-            for t in c["trials"]
+            for t in c["effects"]
         )
         head = "<tr><th>effect</th><th>measured</th><th>predicted</th><th></th></tr>"
         parts.append(f"<table>{head}{rows}</table>")
@@ -164,9 +164,9 @@ def number(value: float | None, error: float | None = None) -> str:
     return f"{value:,.{digits}f} ± {error:,.{digits}f}"
 
 
-def predicted(trial: Record) -> str:
+def predicted(effect_test: Record) -> str:
     """The threshold in words."""
-    least, most = trial["least"], trial["most"]
+    least, most = effect_test["least"], effect_test["most"]
     if least is not None and most is not None:
         return f"between {least:g} and {most:g}"
     return f"above {least:g}" if most is None else f"below {most:g}"

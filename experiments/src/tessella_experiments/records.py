@@ -1,26 +1,26 @@
-"""What a claim is, and what is found of it.
+"""Records of an experiment: what a claim predicts, what was measured, what follows.
 
-A claim predicts one or several effects. Each is measured once for every seed, and is judged against its own standard
-error: `Trial`. The claim held if all its effects did, and failed if one did not; a claim that fails is a result.
+A claim predicts one or several effects. Each is measured once for every seed and tested against its own standard
+error: `EffectTest`. The claim held if all its effects did, and failed if one did not; a claim that fails is a result.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from tessella.claims.bench import Bench, Recipe
+    from tessella_experiments.runner import ExperimentRunner, TrainingJob
 
 Verdict = Literal["held", "failed", "undecided", "not applicable"]
 
 ONE_SIDED_95 = (math.inf, 6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860, 1.833, 1.812)
 """Student's t that is passed by chance once in 20, by degrees of freedom."""
 OF_MANY = 1.645
-"""The same for more degrees of freedom than the table has."""
+"""Student's t of more degrees of freedom than the table has."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class Measure:
 
     @classmethod
     def over(cls, name: str, values: Sequence[float], unit: str = "") -> Measure:
-        """The mean of one value a seed, with its standard error."""
+        """Average one value a seed; the error is over the seeds."""
         mean, error = mean_and_error(values)
         return cls(name, mean, error, unit)
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One effect that a claim predicts, against its standard error.
+class EffectTest:
+    """Test one predicted effect against its standard error.
 
-    It is predicted to lie above `least`, below `most`, or between the two. It held if it does so by its margin, which
-    is that of a one-sided test at 95 %; failed if it lies outside by as much; and is undecided otherwise.
+    The effect is predicted to lie above `least`, below `most`, or between the two. It held if it does so by its margin,
+    that of a one-sided test at 95 %; it failed if it lies outside by as much; otherwise it is undecided.
 
     Attributes:
         what: the prediction in words.
@@ -67,25 +67,15 @@ class Trial:
     unit: str = ""
 
     @classmethod
-    def over(
-        cls,
-        what: str,
-        effects: Sequence[float],
-        *,
-        least: float | None = 0.0,
-        most: float | None = None,
-        unit: str = "",
-    ) -> Trial:
-        """Of one effect a seed."""
+    def over(cls, what: str, effects: Sequence[float], **bounds: Any) -> EffectTest:
+        """Test one effect a seed; `bounds` are `least`, `most` and `unit`."""
         mean, error = mean_and_error(effects)
-        return cls(what, mean, error or 0.0, len(effects) - 1, least, most, unit)
+        return cls(what, mean, error or 0.0, len(effects) - 1, **bounds)
 
     @classmethod
-    def exact(
-        cls, what: str, effect: float, *, least: float | None = 0.0, most: float | None = None, unit: str = ""
-    ) -> Trial:
-        """Of an effect that is computed and has no error."""
-        return cls(what, effect, 0.0, 1, least, most, unit)
+    def exact(cls, what: str, effect: float, **bounds: Any) -> EffectTest:
+        """Test an effect that is computed and has no error."""
+        return cls(what, effect, 0.0, 1, **bounds)
 
     @property
     def margin(self) -> float:
@@ -134,6 +124,12 @@ class Bars:
     errors: tuple[float, ...]
     unit: str = ""
 
+    @classmethod
+    def of(cls, title: str, measures: Mapping[str, Measure], unit: str = "") -> Bars:
+        """Draw measures as bars, by their labels."""
+        values = tuple(m.value for m in measures.values())
+        return cls(title, tuple(measures), values, tuple(m.error or 0.0 for m in measures.values()), unit)
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -148,11 +144,11 @@ Plot = Lines | Bars | Pictures
 
 @dataclass(frozen=True)
 class Result:
-    """What was found of a claim.
+    """What was found about a claim.
 
     Attributes:
-        sentence: the finding in one sentence; of what does not apply, the reason.
-        trials: the predicted effects, from which the verdict follows.
+        sentence: the finding in one sentence; where the claim does not apply, the reason.
+        effects: the predicted effects, from which the verdict follows.
         measures: what else was measured.
         seconds: how long it took, trainings that it was the first to need included.
         trained: updates of each model that it looked at, the mean over the seeds.
@@ -160,17 +156,26 @@ class Result:
 
     verdict: Verdict
     sentence: str
-    trials: tuple[Trial, ...] = ()
+    effects: tuple[EffectTest, ...] = ()
     measures: tuple[Measure, ...] = ()
     plots: tuple[Plot, ...] = ()
     seconds: float = 0.0
     trained: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls, sentence: str, effects: Sequence[EffectTest], measures: Sequence[Measure] = (), plots: Sequence[Plot] = ()
+    ) -> Result:
+        """Conclude from the effects: failed if one failed, held if all held, else undecided."""
+        verdicts = {effect.verdict for effect in effects}
+        verdict: Verdict = "failed" if "failed" in verdicts else "held" if verdicts == {"held"} else "undecided"
+        return cls(verdict, sentence, tuple(effects), tuple(measures), tuple(plots))
+
     def to_json(self) -> dict[str, Any]:
-        """Plain data: each trial with its own verdict, each plot with its kind."""
+        """Convert to plain data: each effect with its own verdict, each plot with its kind."""
         record = asdict(self)
-        for kept, trial in zip(record["trials"], self.trials, strict=True):
-            kept["verdict"] = trial.verdict
+        for kept, effect in zip(record["effects"], self.effects, strict=True):
+            kept["verdict"] = effect.verdict
         for kept, plot in zip(record["plots"], self.plots, strict=True):
             kept["kind"] = type(plot).__name__.lower()
         return record
@@ -181,38 +186,31 @@ class Claim:
     """A sentence of the field's story, and the experiment that tests it.
 
     Attributes:
-        number: as in `tessella claims --only`.
+        number: as `--only` names it.
         title: the claim in a few words.
         hypothesis: what it predicts, with the thresholds that were fixed before anything was measured.
-        measured: how.
-        run: the experiment. It is asked for only where the claim applies.
-        needs: what it trains by `Bench.get`, so that the time can be divided.
-        hindrance: why it does not apply to this data, in words; None if it does.
+        method: how it is measured.
+        run: the experiment. It is run only where the claim applies.
+        needs: the trainings whose results it uses, so that the time can be divided.
+        skip_reason: why the claim does not apply to this data, in words; None if it does.
     """
 
     number: int
     title: str
     hypothesis: str
-    measured: str
-    run: Callable[[Bench], Result]
-    needs: tuple[Recipe, ...] = ()
-    hindrance: Callable[[Bench], str | None] = lambda bench: None
+    method: str
+    run: Callable[[ExperimentRunner], Result]
+    needs: tuple[TrainingJob, ...] = ()
+    skip_reason: Callable[[ExperimentRunner], str | None] = lambda runner: None
 
 
-def decided(
-    sentence: str,
-    trials: Sequence[Trial],
-    measures: Sequence[Measure] = (),
-    plots: Sequence[Plot] = (),
-) -> Result:
-    """The result that follows from these trials: failed if one failed, held if all held, else undecided."""
-    verdicts = {trial.verdict for trial in trials}
-    verdict: Verdict = "failed" if "failed" in verdicts else "held" if verdicts == {"held"} else "undecided"
-    return Result(verdict, sentence, tuple(trials), tuple(measures), tuple(plots))
+def difference(a: Sequence[float], b: Sequence[float]) -> list[float]:
+    """Subtract seed by seed."""
+    return [x - y for x, y in zip(a, b, strict=True)]
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and its standard error; None of a single value."""
+    """Average, with the standard error; a single value has none."""
     mean, count = statistics.fmean(values), len(values)
     if count < 2:
         return mean, None

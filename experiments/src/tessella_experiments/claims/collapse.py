@@ -1,4 +1,4 @@
-"""Claim 6: with a strong autoregressive decoder a VAE's z is ignored (posterior collapse); codes are not.
+"""with a strong autoregressive decoder a VAE's z is ignored (posterior collapse); codes are not.
 
 Three models of the same encoder and decoder: a VAE whose pixels are independent given z, and a VAE and a VQ-VAE whose
 pixels are drawn each given those before it (Chen et al. 2016; van den Oord et al. 2017, section 1). How much z is used
@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from tessella.claims.bench import Bench, of_model
-from tessella.claims.claim import Bars, Claim, Lines, Measure, Result, Series, Trial, decided
-from tessella.claims.recipes import RATE, VAE, codes, latent
 from tessella.core.schema import Schema
 from tessella.evaluation import collapse
 from tessella.evaluation.results import CollapseEvaluation
+from tessella_experiments.models import RATE, VAE, codes, latent
+from tessella_experiments.records import Bars, Claim, EffectTest, Lines, Measure, Result, Series
+from tessella_experiments.runner import ExperimentRunner, of_model
 
 IGNORED = 0.1
 """Of what z is worth to the factorised decoder: worth less than this share, it counts as ignored."""
@@ -46,33 +46,33 @@ STRONG_VQVAE = of_model(
     steps=500,
     learning_rate=RATE,
 )
-RECIPES = {"VAE": VAE, "VAE, autoregressive": STRONG_VAE, "VQ-VAE, autoregressive": STRONG_VQVAE}
+JOBS = {"VAE": VAE, "VAE, autoregressive": STRONG_VAE, "VQ-VAE, autoregressive": STRONG_VQVAE}
 
 
 @torch.inference_mode()
-def run(bench: Bench) -> Result:
-    examples = bench.unseen(collapse.EXAMPLES)
-    found: dict[str, list[CollapseEvaluation]] = {name: [] for name in RECIPES}
+def run(runner: ExperimentRunner) -> Result:
+    examples = runner.unseen(collapse.EXAMPLES)
+    found: dict[str, list[CollapseEvaluation]] = {name: [] for name in JOBS}
     curves: dict[str, tuple[float, ...]] = {}
-    for seed in bench.seeds:
-        for name, recipe in RECIPES.items():
-            model = bench.model(recipe, seed)
+    for seed in runner.seeds:
+        for name, job in JOBS.items():
+            model = runner.model(job, seed)
             judged = collapse.measure(model, examples, seed=seed)
             assert judged is not None
             found[name].append(judged)
             latent_ = model.encode(examples.x.to(model.device))
             if name != "VQ-VAE, autoregressive" and name not in curves and latent_.rate_per_unit is not None:
                 curves[name] = tuple(sorted(latent_.rate_per_unit.mean(0).tolist(), reverse=True))
-    plain, vae, vq = ([j.shuffle_cost for j in found[name]] for name in RECIPES)
-    trials = [
-        Trial.over(
+    plain, vae, vq = ([j.shuffle_cost for j in found[name]] for name in JOBS)
+    effects = [
+        EffectTest.over(
             "exchanging z of the autoregressive VAE costs, of what it costs the factorised one",
             [a / b for a, b in zip(vae, plain, strict=True)],
             least=None,
             most=IGNORED,
         ),
-        Trial.over("exchanging codes of the autoregressive VQ-VAE costs", vq, least=USED, unit="nats"),
-        Trial.over(
+        EffectTest.over("exchanging codes of the autoregressive VQ-VAE costs", vq, least=USED, unit="nats"),
+        EffectTest.over(
             "which is more than exchanging z of the autoregressive VAE",
             [a - b for a, b in zip(vq, vae, strict=True)],
             unit="nats",
@@ -107,7 +107,7 @@ def run(bench: Bench) -> Result:
         f"{costs[1].value:.3g} with an autoregressive one; exchanging codes costs {costs[2].value:.3g} with the "
         "autoregressive one"
     )
-    return decided(sentence, trials, measures, plots)
+    return Result.of(sentence, effects, measures, plots)
 
 
 CLAIM = Claim(
@@ -117,8 +117,8 @@ CLAIM = Claim(
         f"Under an autoregressive decoder, exchanging a VAE's z between examples costs less than {IGNORED * 100:g} % "
         f"of what it costs under a factorised one; exchanging codes costs more than {USED:g} nats, and more than z."
     ),
-    measured="exchange cost, mutual information and active units on unseen examples, KL of each unit",
+    method="exchange cost, mutual information and active units on unseen examples, KL of each unit",
     run=run,
-    needs=tuple(RECIPES.values()),
-    hindrance=lambda bench: None if bench.schema.is_picture else "vectors have no pixels to be drawn in turn",
+    needs=tuple(JOBS.values()),
+    skip_reason=lambda runner: None if runner.schema.is_picture else "vectors have no pixels to be drawn in turn",
 )
