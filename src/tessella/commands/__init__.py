@@ -59,6 +59,6 @@ def find(name: str) -> tuple[type, Callable[[Any], int]]:
     """Return a command's options and function: one of the table's, or that of another package's entry point."""
     if name in COMMANDS:
         return COMMANDS[name]
-    for entry in entry_points(group="tessella.task", name=name):
+    for entry in entry_points(group="tessella.command", name=name):
         return entry.load().COMMAND
     raise SpecError(f"the package that has the command {name} is not installed", "no-such-command", name=name)
