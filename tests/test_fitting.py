@@ -21,7 +21,7 @@ from tessella.core.schema import Schema
 from tessella.data import Data
 from tessella.foundation.errors import RunError, SpecError
 from tessella.models.codes import CodeModel
-from tessella.priors.uniform import Uniform
+from tessella.priors.uniform import UniformModule
 from tessella.training import checkpoint, loop
 from tessella.training import code_priors as fitting_codes
 from tessella.training.fit_prior import fit_prior
@@ -285,7 +285,7 @@ def test_the_prior_with_the_lowest_rate_is_used_unless_another_is_asked_for(run:
     assert type(loaded(run).priors[0]).__name__ == kinds[best]
     for kind, name in kinds.items():
         assert type(loaded(run, kind).priors[0]).__name__ == name
-    assert isinstance(loaded(run, "uniform").priors[0], Uniform)
+    assert isinstance(loaded(run, "uniform").priors[0], UniformModule)
     worst = max(rates, key=lambda kind: rates[kind] or 0.0)
     home = checkpoint.prior_home(run, worst)
     checkpoint.write_prior_spec(home, checkpoint.read_prior_spec(home).with_rate(0.5))
