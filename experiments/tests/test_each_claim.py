@@ -14,7 +14,7 @@ import tessella_experiments as experiments
 from tessella.core.rng import Noise
 from tessella.data import Data, open_data
 from tessella.models.presets import VAE, VQVAE2, Flow
-from tessella_experiments import ExperimentRunner, Result
+from tessella_experiments import ExperimentRunner, Finding
 from tessella_experiments.claims import (
     anomalies,
     blur,
@@ -40,7 +40,7 @@ def of_values(path: Path, x: np.ndarray) -> Data:
     return open_data(str(path / "x.npy"))
 
 
-def readable(result: Result) -> Result:
+def readable(result: Finding) -> Finding:
     """The result, which must be plain finite numbers and say something."""
     json.dumps(result.to_json(), allow_nan=False)
     assert result.sentence

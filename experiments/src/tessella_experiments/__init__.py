@@ -14,7 +14,8 @@ from statistics import fmean
 
 from tessella.data import Data
 from tessella.foundation.errors import SpecError
-from tessella_experiments.records import Claim, EffectTest, Measure, Result
+from tessella.foundation.progress import track
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure
 from tessella_experiments.runner import SEEDS, ExperimentRunner, TrainingJob
 
 CLAIMS = {
@@ -42,8 +43,8 @@ __all__ = [
     "Claim",
     "EffectTest",
     "ExperimentRunner",
+    "Finding",
     "Measure",
-    "Result",
     "TrainingJob",
     "chosen",
     "claim",
@@ -79,8 +80,8 @@ def run(
     minutes: float | None = None,
     seeds: tuple[int, ...] = SEEDS,
     device: str | None = None,
-    tell: Callable[[Claim, Result], None] | None = None,
-) -> dict[int, Result]:
+    tell: Callable[[Claim, Finding], None] | None = None,
+) -> dict[int, Finding]:
     """Test these claims on `data`.
 
     Args:
@@ -97,11 +98,11 @@ def run(
     reasons = {c.number: c.skip_reason(probe) for c in claims}
     needs = {job.name: job for c in claims if reasons[c.number] is None for job in c.needs}
     runner = ExperimentRunner(data, minutes=minutes, seeds=seeds, needs=needs.values(), device=device)
-    results: dict[int, Result] = {}
-    for c in claims:
+    results: dict[int, Finding] = {}
+    for c in track(claims, "testing claims"):
         started, reason = time.monotonic(), reasons[c.number]
         if reason is not None:
-            result = Result("not applicable", reason)
+            result = Finding("not applicable", reason)
         else:
             runner.make(c.needs)  # before anything is measured, which would take the time of later seeds
             result = c.run(runner)
@@ -113,7 +114,7 @@ def run(
     return results
 
 
-def _if_trained(result: Result, shares: dict[str, list[float]]) -> Result:
+def _if_trained(result: Finding, shares: dict[str, list[float]]) -> Finding:
     """Take the verdict back if a model had far too few updates for it to mean anything."""
     poor = [name for name, found in shares.items() if min(found) < LEAST_TRAINED]
     if not poor:

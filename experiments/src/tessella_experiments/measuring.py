@@ -17,6 +17,8 @@ from tessella.kinds import pictures
 from tessella_experiments.runner import TrainingJob
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from tessella_experiments.runner import ExperimentRunner
 
 COMPONENTS = 32
@@ -81,10 +83,10 @@ def distance(runner: ExperimentRunner, a: Tensor, b: Tensor) -> float:
     return fidelity.frechet(look(a).double().numpy(), look(b).double().numpy())
 
 
-def row_of(x: Tensor, schema: Schema) -> str:
-    """Render examples `[N, *shape]` in a row, as a `data:` address; small pictures are enlarged."""
+def row_of(x: Tensor, schema: Schema) -> Image:
+    """Render examples `[N, *shape]` in a row; small pictures are enlarged."""
     scale = max(1, VIEWABLE // min(schema.shape[1:])) if schema.is_picture else 1
-    return pictures.png_data_uri(pictures.grid(x, schema, len(x), scale=scale))
+    return pictures.grid(x, schema, len(x), scale=scale)
 
 
 def _classifier(runner: ExperimentRunner, seed: int, seconds: float) -> Classifier:

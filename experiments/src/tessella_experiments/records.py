@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+from tessella.foundation.blocks import Chart, Rows, Series
 
 if TYPE_CHECKING:
     from tessella_experiments.runner import ExperimentRunner, TrainingJob
@@ -95,56 +97,22 @@ class EffectTest:
         return "undecided"
 
 
-@dataclass(frozen=True)
-class Series:
-    """A line of a chart: points (x, y), and the standard error of each y if there is one."""
-
-    name: str
-    points: tuple[tuple[float, float], ...]
-    errors: tuple[float, ...] = ()
+Plot = Chart | Rows
 
 
-@dataclass(frozen=True)
-class Lines:
-    """A chart of lines; with `log` the horizontal axis is in powers of two."""
-
-    title: str
-    across: str
-    series: tuple[Series, ...]
-    log: bool = False
+def bars(title: str, measures: Mapping[Any, Measure], unit: str = "") -> Chart:
+    """Draw measures as bars, by their labels."""
+    series = Series(
+        tuple(measures),
+        tuple(m.value for m in measures.values()),
+        error=tuple(m.error or 0.0 for m in measures.values()),
+    )
+    return Chart(f"{title} ({unit})" if unit else title, (series,), "bar")
 
 
 @dataclass(frozen=True)
-class Bars:
-    """A chart of bars, one a label, with their standard errors (0: none)."""
-
-    title: str
-    labels: tuple[str, ...]
-    values: tuple[float, ...]
-    errors: tuple[float, ...]
-    unit: str = ""
-
-    @classmethod
-    def of(cls, title: str, measures: Mapping[str, Measure], unit: str = "") -> Bars:
-        """Draw measures as bars, by their labels."""
-        values = tuple(m.value for m in measures.values())
-        return cls(title, tuple(measures), values, tuple(m.error or 0.0 for m in measures.values()), unit)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Rows of pictures, each a label and a `data:` address (`pictures.png_data_uri`)."""
-
-    caption: str
-    rows: tuple[tuple[str, str], ...]
-
-
-Plot = Lines | Bars | Pictures
-
-
-@dataclass(frozen=True)
-class Result:
-    """What was found about a claim.
+class Finding:
+    """Finding about a claim.
 
     Attributes:
         sentence: the finding in one sentence; where the claim does not apply, the reason.
@@ -165,20 +133,17 @@ class Result:
     @classmethod
     def of(
         cls, sentence: str, effects: Sequence[EffectTest], measures: Sequence[Measure] = (), plots: Sequence[Plot] = ()
-    ) -> Result:
+    ) -> Finding:
         """Conclude from the effects: failed if one failed, held if all held, else undecided."""
         verdicts = {effect.verdict for effect in effects}
         verdict: Verdict = "failed" if "failed" in verdicts else "held" if verdicts == {"held"} else "undecided"
         return cls(verdict, sentence, tuple(effects), tuple(measures), tuple(plots))
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to plain data: each effect with its own verdict, each plot with its kind."""
-        record = asdict(self)
-        for kept, effect in zip(record["effects"], self.effects, strict=True):
-            kept["verdict"] = effect.verdict
-        for kept, plot in zip(record["plots"], self.plots, strict=True):
-            kept["kind"] = type(plot).__name__.lower()
-        return record
+        """Convert to plain data: each effect with its own verdict; pictures are left out."""
+        charts = [asdict(plot) for plot in self.plots if isinstance(plot, Chart)]
+        effects = [{**asdict(effect), "verdict": effect.verdict} for effect in self.effects]
+        return {**asdict(replace(self, plots=())), "effects": effects, "plots": charts}
 
 
 @dataclass(frozen=True)
@@ -199,7 +164,7 @@ class Claim:
     title: str
     hypothesis: str
     method: str
-    run: Callable[[ExperimentRunner], Result]
+    run: Callable[[ExperimentRunner], Finding]
     needs: tuple[TrainingJob, ...] = ()
     skip_reason: Callable[[ExperimentRunner], str | None] = lambda runner: None
 

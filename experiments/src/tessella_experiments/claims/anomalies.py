@@ -20,14 +20,14 @@ from tessella.models.base import Model
 from tessella.tasks.detect import Detector
 from tessella.tasks.detect.ranking import auroc
 from tessella_experiments.models import RATE, latent
-from tessella_experiments.records import Bars, Claim, EffectTest, Measure, Result, mean_and_error
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, mean_and_error
 from tessella_experiments.runner import ExperimentRunner, TrainingJob, fetched
 
 CLASSES, EXAMPLES, TAUGHT = 10, 300, 100
 """Classes that are left out, examples of either kind, and normals that scores learn from."""
 STEPS = 250
 """Updates of each small model."""
-JUDGED_BY = "bound"
+TESTED_BY = "bound"
 FEWEST = 10
 """Examples of a class, so that leaving it out can be judged."""
 FEWEST_CLASSES = 3
@@ -71,7 +71,7 @@ def _without(runner: ExperimentRunner, seed: int, seconds: float) -> dict[int, M
 MODELS = TrainingJob("one class left out", _without, weight=3.0)
 
 
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     found = []
     for seed in runner.seeds:
         models: dict[int, Model] = runner.get(MODELS, seed)
@@ -94,41 +94,32 @@ def _found(runner: ExperimentRunner, c: int, model: Model, seed: int) -> LeftOut
     return LeftOut(runner.schema.classes[c], areas)
 
 
-def conclude(found: list[list[LeftOut]]) -> Result:
+def conclude(found: list[list[LeftOut]]) -> Finding:
     """The result of what was found with each class left out, `[seed][class]`."""
     scores = list(found[0][0].areas)
     by_seed = {name: [fmean(of.areas[name] for of in seed) for seed in found] for name in scores}
-    by_class = {of.name: [seed[number].areas[JUDGED_BY] for seed in found] for number, of in enumerate(found[0])}
+    by_class = {of.name: [seed[number].areas[TESTED_BY] for seed in found] for number, of in enumerate(found[0])}
     means = {name: mean_and_error(areas) for name, areas in by_seed.items()}
     classes = [fmean(areas) for areas in by_class.values()]
     effects = [
-        EffectTest.over(f"AUROC of the {JUDGED_BY}, the mean over the classes left out", by_seed[JUDGED_BY], least=0.5)
+        EffectTest.over(f"AUROC of the {TESTED_BY}, the mean over the classes left out", by_seed[TESTED_BY], least=0.5)
     ]
     measures = [Measure.over(f"AUROC of {name}", areas) for name, areas in by_seed.items()]
-    measures.append(Measure.over(f"AUROC of {JUDGED_BY}, were the classes a sample of others", classes))
+    measures.append(Measure.over(f"AUROC of {TESTED_BY}, were the classes a sample of others", classes))
     above = sum(area > 0.5 for area in classes)
-    measures.append(Measure(f"classes of {len(classes)} with an AUROC of {JUDGED_BY} above one half", above))
+    measures.append(Measure(f"classes of {len(classes)} with an AUROC of {TESTED_BY} above one half", above))
+    of_classes = {name[:12]: Measure.over(name, areas) for name, areas in by_class.items()}
     plots = [
-        Bars(
-            "AUROC of every score, the mean over the classes left out",
-            tuple(means),
-            tuple(mean for mean, _ in means.values()),
-            tuple(error or 0.0 for _, error in means.values()),
-        ),
-        Bars(
-            f"AUROC of the {JUDGED_BY} by the class that was left out",
-            tuple(name[:12] for name in by_class),
-            tuple(classes),
-            tuple(mean_and_error(areas)[1] or 0.0 for areas in by_class.values()),
-        ),
+        bars("AUROC of every score, the mean over the classes left out", dict(zip(means, measures, strict=False))),
+        bars(f"AUROC of the {TESTED_BY} by the class that was left out", of_classes),
     ]
-    others = ", ".join(f"{name} {value:.2f}" for name, (value, _) in means.items() if name != JUDGED_BY)
+    others = ", ".join(f"{name} {value:.2f}" for name, (value, _) in means.items() if name != TESTED_BY)
     sentence = (
-        f"leaving out each of {len(classes)} classes, the {JUDGED_BY} finds it with a mean AUROC of "
-        f"{means[JUDGED_BY][0]:.3f} ({min(classes):.2f} to {max(classes):.2f}, above one half for {above}); the other "
+        f"leaving out each of {len(classes)} classes, the {TESTED_BY} finds it with a mean AUROC of "
+        f"{means[TESTED_BY][0]:.3f} ({min(classes):.2f} to {max(classes):.2f}, above one half for {above}); the other "
         f"scores: {others}"
     )
-    return Result.of(sentence, effects, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
 def _skip_reason(runner: ExperimentRunner) -> str | None:
@@ -143,7 +134,7 @@ CLAIM = Claim(
     number=18,
     title="What the model finds improbable is anomalous",
     hypothesis=(
-        f"With one class left out of training, the score chosen beforehand, the {JUDGED_BY}, is higher for that class "
+        f"With one class left out of training, the score chosen beforehand, the {TESTED_BY}, is higher for that class "
         "than for unseen examples of the others: AUROC above 0.5 on average over the classes of the data."
     ),
     method=(

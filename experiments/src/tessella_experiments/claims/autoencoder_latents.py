@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from tessella.core.rng import Noise
+from tessella.foundation.blocks import Rows
 from tessella.models.base import Model
 from tessella.models.latent_variable import LatentVariableModel
 from tessella_experiments.measuring import CLASSIFIER, distance, features_named, row_of
 from tessella_experiments.models import AE, VAE
-from tessella_experiments.records import Bars, Claim, EffectTest, Measure, Pictures, Plot, Result
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner
 
 SAMPLES, SHOWN = 1000, 12
 
 
 @torch.inference_mode()
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     data = runner.unseen(SAMPLES).x
     found: dict[str, list[float]] = {name: [] for name in ("ae", "fitted", "vae", "kl ae", "kl vae")}
     shown: list[tuple[str, Tensor]] = [("data", data[:SHOWN])]
@@ -44,11 +45,11 @@ def run(runner: ExperimentRunner) -> Result:
     effects = [
         EffectTest.over(
             "Frechet distance of the autoencoder's samples less that of the VAE's",
-            [a - b for a, b in zip(found["ae"], found["vae"], strict=True)],
+            difference(found["ae"], found["vae"]),
         ),
         EffectTest.over(
             "divergence of the autoencoder's q(z) from N(0, I) less that of the VAE's",
-            [a - b for a, b in zip(found["kl ae"], found["kl vae"], strict=True)],
+            difference(found["kl ae"], found["kl vae"]),
             unit="nats",
         ),
     ]
@@ -60,23 +61,18 @@ def run(runner: ExperimentRunner) -> Result:
         Measure.over("KL of q(z), as a Gaussian, from N(0, I), autoencoder", found["kl ae"], "nats"),
         Measure.over("KL of q(z), as a Gaussian, from N(0, I), VAE", found["kl vae"], "nats"),
     ]
-    labels = ("AE, N(0, I)", "AE, N(m, S)", "VAE", "data")
-    plots: list[Plot] = [
-        Bars(
-            "Frechet distance to unseen data",
-            labels,
-            tuple(m.value for m in measures[:4]),
-            tuple(m.error or 0.0 for m in measures[:4]),
-        )
-    ]
+    shown_measures = dict(zip(("AE, N(0, I)", "AE, N(m, S)", "VAE", "data"), measures, strict=False))
     rows = [(name, row_of(x, runner.schema)) for name, x in shown]
-    plots.append(Pictures("Samples are the means of p(x | z), of one seed.", tuple(rows)))
+    plots = [
+        bars("Frechet distance to unseen data", shown_measures),
+        Rows(rows, "Samples are the means of p(x | z), of one seed."),
+    ]
     sentence = (
         f"decoding N(0, I) gives a Frechet distance of {measures[0].value:.3g} with the autoencoder and "
         f"{measures[2].value:.3g} with the VAE (data: {of_data:.2g}; {features_named(runner)}); q(z) is "
         f"{measures[4].value:,.3g} and {measures[5].value:.2g} nats from N(0, I)"
     )
-    return Result.of(sentence, effects, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
 def _drawn(model: Model, z: Tensor) -> Tensor:

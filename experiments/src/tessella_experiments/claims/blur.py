@@ -13,9 +13,10 @@ from torch import Tensor
 
 from tessella.core.outputs import Sampling
 from tessella.evaluation.sharpness import high_frequency_energy
+from tessella.foundation.blocks import Rows
 from tessella.kinds import pictures
 from tessella_experiments.models import VAE, VQVAE_PRIOR
-from tessella_experiments.records import Bars, Claim, EffectTest, Measure, Pictures, Plot, Result
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, Plot, bars, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner, of_model
 from tessella_experiments.runner import samples as drawn
 
@@ -34,7 +35,7 @@ DIFFUSION = of_model(
 MODELS = {"vae": VAE, "codes": VQVAE_PRIOR, "diffusion": DIFFUSION}
 
 
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     data, seen = runner.unseen().x, runner.examples(5000).x
     energy = float(high_frequency_energy(data, runner.schema).mean())
     found: dict[str, list[float]] = {name: [] for name in MODELS}
@@ -49,14 +50,14 @@ def run(runner: ExperimentRunner) -> Result:
         vae = runner.model(VAE, seed)
         rebuilt = torch.cat([vae.reconstruct(part) for part in data.split(AT_ONCE)])
         again.append(float(high_frequency_energy(rebuilt, runner.schema).mean()) / energy)
-    rows = [(name, pictures.png_data_uri(pictures.grid(x, runner.schema, SHOWN, scale=4))) for name, x in shown]
+    rows = [(name, pictures.grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
     of_seen = float(high_frequency_energy(seen, runner.schema).mean()) / energy
-    return conclude(found, again, of_seen, [Pictures("Samples are the means of p(x | z), of one seed.", tuple(rows))])
+    return conclude(found, again, of_seen, [Rows(rows, "Samples are the means of p(x | z), of one seed.")])
 
 
 def conclude(
-    found: dict[str, list[float]], reconstructed: list[float], of_data: float, more: list[Pictures] | None = None
-) -> Result:
+    found: dict[str, list[float]], reconstructed: list[float], of_data: float, more: list[Rows] | None = None
+) -> Finding:
     """The result of the sharpness of `vae`, `codes` and `diffusion`, one a seed.
 
     Args:
@@ -68,30 +69,21 @@ def conclude(
     effects += [
         EffectTest.over(
             f"|log sharpness| of the VAE less that of {NAMES[name]}",
-            [v - o for v, o in zip(apart["vae"], apart[name], strict=True)],
+            difference(apart["vae"], apart[name]),
         )
         for name in ("codes", "diffusion")
     ]
     measures = [Measure.over(f"sharpness, {NAMES[name]}", of) for name, of in found.items()]
     measures.append(Measure.over("sharpness, what the VAE makes of unseen data", reconstructed))
     measures.append(Measure("sharpness, training data", of_data))
-    shown = measures[:3] + measures[4:]
-    labels = (*NAMES.values(), "data")
-    plots: list[Plot] = [
-        Bars(
-            "sharpness: high-frequency energy over the data's",
-            labels,
-            tuple(m.value for m in shown),
-            tuple(m.error or 0.0 for m in shown),
-        ),
-        *(more or []),
-    ]
+    shown = dict(zip((*NAMES.values(), "data"), measures[:3] + measures[4:], strict=True))
+    plots: list[Plot] = [bars("sharpness: high-frequency energy over the data's", shown), *(more or [])]
     sentence = (
         f"of the data's high-frequency energy the VAE's samples have {100 * measures[0].value:.0f} %, those of the "
         f"VQ-VAE with its prior {100 * measures[1].value:.0f} % and those of diffusion "
         f"{100 * measures[2].value:.0f} %; what the VAE makes of unseen data has {100 * measures[3].value:.0f} %"
     )
-    return Result.of(sentence, effects, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
 CLAIM = Claim(

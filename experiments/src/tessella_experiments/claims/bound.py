@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from tessella.core.rng import Noise
+from tessella.foundation.blocks import Chart, Series
 from tessella_experiments.measuring import principal
-from tessella_experiments.records import Claim, EffectTest, Lines, Measure, Result, Series
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, difference
 from tessella_experiments.runner import ExperimentRunner
 
 COMPONENTS, UNITS = 16, 4
@@ -62,7 +63,7 @@ class Linear:
         return kl_divergence(q, posterior)
 
 
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     x = runner.examples(5000).x
     components = principal(x, COMPONENTS)
     values = components.of(x) / components.deviations[0]
@@ -75,9 +76,7 @@ def run(runner: ExperimentRunner) -> Result:
     together = [_correlation([b for _, _, b, _ in c], [g for _, _, _, g in c]) for c in courses]
     effects = [
         EffectTest.exact("log p(x) - bound - KL differs from zero", apart, least=None, most=IDENTITY, unit="nats"),
-        EffectTest.over(
-            "the gap at the start less that at the end", [a - b for a, b in zip(first, last, strict=True)], unit="nats"
-        ),
+        EffectTest.over("the gap at the start less that at the end", difference(first, last), unit="nats"),
         EffectTest.over("rank correlation of bound and gap along training", together, least=None, most=0.0),
     ]
     measures = [
@@ -92,7 +91,7 @@ def run(runner: ExperimentRunner) -> Result:
         f"{measures[2].value:.2f} to {measures[3].value:.2f} nats, the gap went from {measures[0].value:.2f} to "
         f"{measures[1].value:.2f}"
     )
-    return Result.of(sentence, effects, measures, _plots(courses[0]))
+    return Finding.of(sentence, effects, measures, _plots(courses[0]))
 
 
 def _course(values: Tensor, looked: Tensor, units: int, seed: int) -> list[tuple[int, float, float, float]]:
@@ -119,15 +118,12 @@ def _correlation(a: list[float], b: list[float]) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-def _plots(course: list[tuple[int, float, float, float]]) -> list[Lines]:
-    both = tuple(
-        Series(name, tuple((float(row[0]), row[k]) for row in course[2:]))
-        for name, k in (("log p(x)", 1), ("bound", 2))
-    )
-    gap = Series("gap", tuple((float(row[0]), row[3]) for row in course))
+def _plots(course: list[tuple[int, float, float, float]]) -> list[Chart]:
+    steps, evidence, bound, gap = (tuple(map(float, column)) for column in zip(*course, strict=True))
+    both = (Series(steps[2:], evidence[2:], "log p(x)"), Series(steps[2:], bound[2:], "bound"))
     return [
-        Lines("nats per example, one seed", "updates", both),
-        Lines("KL(q(z | x) || p(z | x)), nats", "updates", (gap,)),
+        Chart("nats per example, one seed", both, x_label="updates"),
+        Chart("KL(q(z | x) || p(z | x)), nats", (Series(steps, gap, "gap"),), x_label="updates"),
     ]
 
 

@@ -9,16 +9,18 @@ that is not used cannot help (usage and perplexity over all unseen examples).
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from tessella.foundation import registry
+from tessella.foundation.blocks import Chart, Series
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella_experiments.models import RATE, VQVAE, codes
-from tessella_experiments.records import Claim, EffectTest, Lines, Measure, Result, Series
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner, TrainingJob
 
 SIZES = (2, 8, 32, 128, 512, 4096)
@@ -42,71 +44,46 @@ JOBS = {size: _recipe(size) for size in SIZES}
 
 
 @torch.inference_mode()
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     x = runner.unseen(EXAMPLES).x
     found: dict[int, list[tuple[float, float, float]]] = {size: [] for size in SIZES}
     for seed in runner.seeds:
         for size, job in JOBS.items():
             found[size].append(_measured(cast(CodeModel, runner.model(job, seed)), x))
     slopes = [-_slope([found[size][n][0] for size in SIZES]) for n in range(len(runner.seeds))]
-    first = [a[0] - b[0] for a, b in zip(found[2], found[SIZES[-1]], strict=True)]
+    first = difference(*([row[0] for row in found[size]] for size in (SIZES[0], SIZES[-1])))
     dims = runner.schema.dims
     effects = [
         EffectTest.over("distortion that a doubling of the codebook saves", slopes, unit="nats"),
         EffectTest.over(f"distortion with 2 codes less that with {SIZES[-1]:,}", first, unit="nats"),
     ]
-    measures = []
-    for size, rows in found.items():
-        measures += [
-            Measure.over(f"distortion, K = {size:,}", [r[0] for r in rows], "nats"),
-            Measure.over(f"share of the codes used, K = {size:,}", [100 * r[1] for r in rows], "%"),
-            Measure.over(f"perplexity, K = {size:,}", [r[2] for r in rows]),
-        ]
-    of = {kind: [m for m in measures if m.name.startswith(kind)] for kind in ("distortion", "share", "perplexity")}
+    distortions, shares, perplexities = (
+        [Measure.over(f"{what}, K = {size:,}", [scale * r[k] for r in rows], unit) for size, rows in found.items()]
+        for k, (what, scale, unit) in enumerate(
+            (("distortion", 1, "nats"), ("share of the codes used", 100, "%"), ("perplexity", 1, ""))
+        )
+    )
+    bits = [(m.value / dims / math.log(2), (m.error or 0.0) / dims / math.log(2)) for m in distortions]
+    at_all = [k * m.value / 100 for k, m in zip(SIZES, shares, strict=True)]
+    in_use = (("occur at all", at_all), ("perplexity", [m.value for m in perplexities]))
+    values, errors = zip(*bits, strict=True)
     plots = [
-        Lines(
-            "distortion, bits per dimension",
-            "codebook size K",
-            (
-                Series(
-                    "distortion",
-                    tuple(
-                        (float(k), m.value / dims / math.log(2)) for k, m in zip(SIZES, of["distortion"], strict=True)
-                    ),
-                    tuple((m.error or 0.0) / dims / math.log(2) for m in of["distortion"]),
-                ),
-            ),
-            log=True,
-        ),
-        Lines(
+        Chart("distortion, bits per dimension", (Series(SIZES, values, error=errors),), x_label="codes", log_x=True),
+        Chart(
             "codes in use, log2",
-            "codebook size K",
-            (
-                Series(
-                    "occur at all",
-                    tuple(
-                        (float(k), math.log2(max(1.0, k * m.value / 100)))
-                        for k, m in zip(SIZES, of["share"], strict=True)
-                    ),
-                ),
-                Series(
-                    "perplexity",
-                    tuple(
-                        (float(k), math.log2(max(1.0, m.value))) for k, m in zip(SIZES, of["perplexity"], strict=True)
-                    ),
-                ),
-            ),
-            log=True,
+            [Series(SIZES, [math.log2(max(1.0, y)) for y in ys], name) for name, ys in in_use],
+            x_label="codes",
+            log_x=True,
         ),
     ]
-    falls = [a.value > b.value for a, b in zip(of["distortion"], of["distortion"][1:], strict=False)]
+    falls = [a.value > b.value for a, b in pairwise(distortions)]
     sentence = (
-        f"from K = 2 to {SIZES[-1]:,} the distortion falls from {of['distortion'][0].value:.4g} to "
-        f"{of['distortion'][-1].value:.4g} nats, {effects[0].effect:.2g} a doubling, in {sum(falls)} of {len(falls)} "
-        f"steps; of the largest codebook {of['share'][-1].value:.2g} % occurs "
-        f"(perplexity {of['perplexity'][-1].value:.3g})"
+        f"from K = 2 to {SIZES[-1]:,} the distortion falls from {distortions[0].value:.4g} to "
+        f"{distortions[-1].value:.4g} nats, {effects[0].effect:.2g} a doubling, in {sum(falls)} of {len(falls)} "
+        f"steps; of the largest codebook {shares[-1].value:.2g} % occurs "
+        f"(perplexity {perplexities[-1].value:.3g})"
     )
-    return Result.of(sentence, effects, measures, plots)
+    return Finding.of(sentence, effects, [*distortions, *shares, *perplexities], plots)
 
 
 def _measured(model: CodeModel, x: Tensor) -> tuple[float, float, float]:

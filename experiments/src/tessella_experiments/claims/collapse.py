@@ -15,8 +15,9 @@ import torch
 from tessella.core.schema import Schema
 from tessella.evaluation import collapse
 from tessella.evaluation.results import CollapseEvaluation
+from tessella.foundation.blocks import Chart, Series
 from tessella_experiments.models import RATE, VAE, codes, latent
-from tessella_experiments.records import Bars, Claim, EffectTest, Lines, Measure, Result, Series
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import ExperimentRunner, of_model
 
 IGNORED = 0.1
@@ -50,7 +51,7 @@ JOBS = {"VAE": VAE, "VAE, autoregressive": STRONG_VAE, "VQ-VAE, autoregressive":
 
 
 @torch.inference_mode()
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     examples = runner.unseen(collapse.EXAMPLES)
     found: dict[str, list[CollapseEvaluation]] = {name: [] for name in JOBS}
     curves: dict[str, tuple[float, ...]] = {}
@@ -74,40 +75,31 @@ def run(runner: ExperimentRunner) -> Result:
         EffectTest.over("exchanging codes of the autoregressive VQ-VAE costs", vq, least=USED, unit="nats"),
         EffectTest.over(
             "which is more than exchanging z of the autoregressive VAE",
-            [a - b for a, b in zip(vq, vae, strict=True)],
+            difference(vq, vae),
             unit="nats",
         ),
     ]
     measures = []
     for name, judged in found.items():
         measures += [
-            Measure.over(f"exchange cost, {name}", [j.shuffle_cost for j in judged], "nats"),
+            Measure.over(f"shuffle cost, {name}", [j.shuffle_cost for j in judged], "nats"),
             Measure.over(f"mutual information, {name}", [j.mutual_information for j in judged], "nats"),
             Measure.over(
                 f"units that move, {name}", [100 * (j.active_units or 0) / j.units for j in judged], "% of the units"
             ),
         ]
-    costs = [m for m in measures if m.name.startswith("exchange")]
+    costs = [m for m in measures if m.name.startswith("shuffle cost")]
+    units = tuple(Series(tuple(float(k + 1) for k in range(len(y))), y, n) for n, y in curves.items())
     plots = [
-        Bars(
-            "what exchanging z or codes costs",
-            ("VAE", "VAE, autoreg.", "VQ-VAE, autoreg."),
-            tuple(m.value for m in costs),
-            tuple(m.error or 0.0 for m in costs),
-            "nats",
-        ),
-        Lines(
-            "KL of each unit, nats, one seed",
-            "units, in falling order",
-            tuple(Series(n, tuple((float(k + 1), y) for k, y in enumerate(units))) for n, units in curves.items()),
-        ),
+        bars("shuffle cost", dict(zip(("VAE", "VAE, autoreg.", "VQ-VAE, autoreg."), costs, strict=True)), "nats"),
+        Chart("KL of each unit, nats, one seed", units, x_label="units, in falling order"),
     ]
     sentence = (
         f"exchanging z between examples costs {costs[0].value:.3g} nats with a factorised decoder and "
         f"{costs[1].value:.3g} with an autoregressive one; exchanging codes costs {costs[2].value:.3g} with the "
         "autoregressive one"
     )
-    return Result.of(sentence, effects, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
 CLAIM = Claim(
@@ -117,7 +109,7 @@ CLAIM = Claim(
         f"Under an autoregressive decoder, exchanging a VAE's z between examples costs less than {IGNORED * 100:g} % "
         f"of what it costs under a factorised one; exchanging codes costs more than {USED:g} nats, and more than z."
     ),
-    method="exchange cost, mutual information and active units on unseen examples, KL of each unit",
+    method="shuffle cost, mutual information and active units on unseen examples, KL of each unit",
     run=run,
     needs=tuple(JOBS.values()),
     skip_reason=lambda runner: None if runner.schema.is_picture else "vectors have no pixels to be drawn in turn",

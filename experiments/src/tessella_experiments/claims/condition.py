@@ -14,7 +14,7 @@ import torch
 
 from tessella_experiments.measuring import CLASSIFIER, classifier
 from tessella_experiments.models import RATE, UPDATES, latent
-from tessella_experiments.records import Bars, Claim, EffectTest, Measure, Result, mean_and_error
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, mean_and_error
 from tessella_experiments.runner import ExperimentRunner, of_model
 
 CVAE = of_model("cvae", "cvae", latent, steps=UPDATES, learning_rate=RATE)
@@ -23,7 +23,7 @@ OBEYED = 0.5
 """More often than not: at least this share of the samples, and more than chance."""
 
 
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     names, seeds = runner.schema.classes, runner.seeds
     judge = classifier(runner)
     each = max(2, min(MOST_A_CLASS, SAMPLES // len(names)))
@@ -35,7 +35,7 @@ def run(runner: ExperimentRunner) -> Result:
     return conclude(per_class.tolist(), each, names, ceiling)
 
 
-def conclude(per_class: list[list[float]], each: int, names: tuple[str, ...], ceiling: float | None) -> Result:
+def conclude(per_class: list[list[float]], each: int, names: tuple[str, ...], ceiling: float | None) -> Finding:
     """The result of the shares of `each` samples of every class that are named as asked, `[seed][class]`.
 
     Args:
@@ -60,21 +60,14 @@ def conclude(per_class: list[list[float]], each: int, names: tuple[str, ...], ce
     ]
     if ceiling is not None:
         measures.append(Measure("the classifier on unseen data", 100 * ceiling, None, "%"))
-    of_class = [mean_and_error([100 * of[c] for of in per_class]) for c in range(len(names))]
-    shown = min(len(names), 20)
-    plot = Bars(
-        "samples that are named as asked, by class",
-        tuple(n[:12] for n in names[:shown]),
-        tuple(m for m, _ in of_class[:shown]),
-        tuple(e or 0.0 for _, e in of_class[:shown]),
-        "%",
-    )
+    of_class = [Measure.over(names[c], [100 * of[c] for of in per_class], "%") for c in range(min(len(names), 20))]
+    plot = bars("samples that are named as asked, by class", {m.name[:12]: m for m in of_class}, "%")
     own = "" if ceiling is None else f", which names {100 * ceiling:.0f} % of unseen data right"
     sentence = (
         f"{100 * mean:.1f} % of {count} conditional samples are seen as the class asked for by an independent "
         f"classifier{own}; chance is {100 * chance:.0f} %"
     )
-    return Result.of(sentence, effects, measures, [plot])
+    return Finding.of(sentence, effects, measures, [plot])
 
 
 CLAIM = Claim(

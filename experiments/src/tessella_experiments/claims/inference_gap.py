@@ -22,7 +22,7 @@ from tessella.evaluation import annealing, bounds, per_example_posterior
 from tessella.models.base import Model
 from tessella.models.latent_variable import LatentVariableModel
 from tessella_experiments.models import RATE, UPDATES, VAE, latent
-from tessella_experiments.records import Bars, Claim, EffectTest, Measure, Result
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import ExperimentRunner, of_model
 
 CHAINS, DRAWS = 8, 200
@@ -68,7 +68,7 @@ class Gap:
         return self.bound - self.own
 
 
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     x = runner.unseen(EXAMPLES).x
     gaussian, flow, exact = [], [], []
     for seed in runner.seeds:
@@ -99,14 +99,14 @@ def given_back(model: Model, x: Tensor, seed: int) -> float:
     return float((model.decode(z).log_prob(x) == 0).double().mean())
 
 
-def conclude(gaussian: list[Gap], flow: list[Gap], exact: list[float], examples: int) -> Result:
+def conclude(gaussian: list[Gap], flow: list[Gap], exact: list[float], examples: int) -> Finding:
     """The result of the gaps of both VAEs and of what the invertible model gives back, one a seed."""
     effects = [
         EffectTest.over("Gaussian: approximation gap", [g.approximation for g in gaussian], unit="nats"),
         EffectTest.over("Gaussian: amortisation gap", [g.amortisation for g in gaussian], unit="nats"),
         EffectTest.over(
             "approximation gap: Gaussian more than flow",
-            [g.approximation - f.approximation for g, f in zip(gaussian, flow, strict=True)],
+            difference([g.approximation for g in gaussian], [f.approximation for f in flow]),
             unit="nats",
         ),
         EffectTest.exact(
@@ -124,27 +124,17 @@ def conclude(gaussian: list[Gap], flow: list[Gap], exact: list[float], examples:
             Measure.over(f"{words}: amortisation gap", [g.amortisation for g in gaps], "nats"),
             Measure.over(f"{words}: total gap", [g.bound - g.exact for g in gaps], "nats"),
         ]
-    bars = [measures[i] for i in (4, 5, 11, 12)]
-    plot = Bars(
-        "the inference gap and its parts",
-        (
-            "Gaussian, approximation",
-            "Gaussian, amortisation",
-            "flow, approximation",
-            "flow, amortisation",
-            "invertible",
-        ),
-        (*(m.value for m in bars), 0.0),
-        (*(m.error or 0.0 for m in bars), 0.0),
-        "nats",
-    )
+    parts = [measures[i] for i in (4, 5, 11, 12)]
+    labels = [f"{family}, {part}" for family in ("Gaussian", "flow") for part in ("approximation", "amortisation")]
+    shown = {**dict(zip(labels, parts, strict=True)), "invertible": Measure("invertible", 0.0)}
+    plot = bars("the inference gap and its parts", shown, "nats")
     sentence = (
         f"on {examples} unseen examples the Gaussian posterior misses log p(x) by {measures[6].value:.2f} nats, "
-        f"{bars[0].value:.2f} of approximation and {bars[1].value:.2f} of amortisation; the flow posterior by "
-        f"{measures[13].value:.2f}, {bars[2].value:.2f} and {bars[3].value:.2f}; the invertible model gives "
+        f"{parts[0].value:.2f} of approximation and {parts[1].value:.2f} of amortisation; the flow posterior by "
+        f"{measures[13].value:.2f}, {parts[2].value:.2f} and {parts[3].value:.2f}; the invertible model gives "
         f"{100 * min(exact):.0f} % of the examples back exactly from z"
     )
-    return Result.of(sentence, effects, measures, [plot])
+    return Finding.of(sentence, effects, measures, [plot])
 
 
 CLAIM = Claim(

@@ -18,13 +18,14 @@ from torch import Tensor
 from tessella.core.rng import Noise
 from tessella.evaluation.sharpness import high_frequency_energy
 from tessella.foundation import registry
+from tessella.foundation.blocks import Rows
 from tessella.kinds import pictures
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.standardised import Standardised
 from tessella.training.latent_priors import LatentPrior, splits_for
 from tessella_experiments.measuring import CLASSIFIER, distance, features_named
 from tessella_experiments.models import VAE
-from tessella_experiments.records import Bars, Claim, EffectTest, Measure, Pictures, Plot, Result
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, Plot, bars, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner, TrainingJob
 from tessella_experiments.runner import samples as drawn
 
@@ -50,7 +51,7 @@ def _fitted(runner: ExperimentRunner, seed: int, seconds: float) -> LatentVariab
 LATENT_DIFFUSION = TrainingJob("latent diffusion", _fitted, weight=1.0)
 
 
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     data = runner.unseen(SAMPLES).x
     energy = None
     if runner.schema.is_picture:
@@ -73,8 +74,8 @@ def run(runner: ExperimentRunner) -> Result:
             shown += [(f"z from {words}", made[name][:SHOWN]) for name, words in PRIORS.items()]
     more = []
     if energy is not None:
-        rows = [(name, pictures.png_data_uri(pictures.grid(x, runner.schema, SHOWN, scale=4))) for name, x in shown]
-        more = [Pictures("Samples are the means of p(x | z), of one seed and one decoder.", tuple(rows))]
+        rows = [(name, pictures.grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
+        more = [Rows(rows, "Samples are the means of p(x | z), of one seed and one decoder.")]
     return conclude(frechet, sharp if energy is not None else None, features_named(runner), more)
 
 
@@ -90,8 +91,8 @@ def conclude(
     frechet: dict[str, list[float]],
     sharp: dict[str, list[float]] | None,
     features: str,
-    more: list[Pictures] | None = None,
-) -> Result:
+    more: list[Rows] | None = None,
+) -> Finding:
     """The result of Frechet distances and sharpness of `normal`, `diffusion` and `reconstructed`, one a seed.
 
     Args:
@@ -99,7 +100,12 @@ def conclude(
         features: what the distance is in, in words.
     """
     pairs = list(zip(frechet["normal"], frechet["diffusion"], strict=True))
-    effects = [EffectTest.over("Frechet distance with N(0, I) less that with diffusion", [n - d for n, d in pairs])]
+    effects = [
+        EffectTest.over(
+            "Frechet distance with N(0, I) less that with diffusion",
+            difference(frechet["normal"], frechet["diffusion"]),
+        )
+    ]
     measures = [
         Measure.over("Frechet distance, z from N(0, I)", frechet["normal"]),
         Measure.over("Frechet distance, z from diffusion", frechet["diffusion"]),
@@ -114,7 +120,7 @@ def conclude(
         effects.append(
             EffectTest.over(
                 "|log sharpness| with N(0, I) less that with diffusion",
-                [n - d for n, d in zip(apart["normal"], apart["diffusion"], strict=True)],
+                difference(apart["normal"], apart["diffusion"]),
             )
         )
         of = [
@@ -124,20 +130,13 @@ def conclude(
         ]
         told = f"; sharpness goes from {of[0].value:.3f} to {of[1].value:.3f} (at most {of[2].value:.3f})"
         measures += of
-    plots: list[Plot] = [
-        Bars(
-            "Frechet distance to unseen data, one decoder",
-            ("N(0, I)", "diffusion", "the data's own z"),
-            tuple(m.value for m in measures[:3]),
-            tuple(m.error or 0.0 for m in measures[:3]),
-        ),
-        *(more or []),
-    ]
+    shown = dict(zip(("N(0, I)", "diffusion", "the data's own z"), measures, strict=False))
+    plots: list[Plot] = [bars("Frechet distance to unseen data, one decoder", shown), *(more or [])]
     sentence = (
         f"on the same decoder the Frechet distance is {measures[0].value:.4g} with N(0, I), {measures[1].value:.4g} "
         f"with diffusion and {measures[2].value:.4g} with the data's own z ({features}){told}"
     )
-    return Result.of(sentence, effects, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
 CLAIM = Claim(

@@ -8,17 +8,18 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from tessella.foundation.blocks import Rows
 from tessella.models.codes import CodeModel
 from tessella_experiments.measuring import CLASSIFIER, distance, features_named, row_of
 from tessella_experiments.models import VQVAE, VQVAE_PRIOR
-from tessella_experiments.records import Bars, Claim, EffectTest, Measure, Pictures, Plot, Result
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner
 
 EXAMPLES, SAMPLES, SHOWN = 1000, 500, 12
 
 
 @torch.inference_mode()
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     data = runner.unseen(EXAMPLES).x
     rates: dict[str, list[float]] = {"uniform": [], "learned": []}
     apart: dict[str, list[float]] = {"uniform": [], "learned": []}
@@ -34,32 +35,30 @@ def run(runner: ExperimentRunner) -> Result:
     effects = [
         EffectTest.over(
             "bits that the learned prior saves",
-            [a - b for a, b in zip(rates["uniform"], rates["learned"], strict=True)],
+            difference(rates["uniform"], rates["learned"]),
             unit="bits an example",
         ),
         EffectTest.over(
             "Frechet distance of samples from the uniform prior less that from the learned one",
-            [a - b for a, b in zip(apart["uniform"], apart["learned"], strict=True)],
+            difference(apart["uniform"], apart["learned"]),
         ),
     ]
     measures = [
         *(Measure.over(f"rate, {name} prior", values, "bits an example") for name, values in rates.items()),
         *(Measure.over(f"Frechet distance, {name} prior", values) for name, values in apart.items()),
     ]
-    plots: list[Plot] = [
-        _bars("rate", measures[:2], "bits"),
-        _bars("Frechet distance to unseen data", measures[2:], ""),
-        Pictures(
-            "Samples of one seed.",
-            tuple((n, row_of(x, runner.schema)) for n, x in shown),
-        ),
+    labels = ("uniform", "learned")
+    plots = [
+        bars("rate", dict(zip(labels, measures[:2], strict=True)), "bits"),
+        bars("Frechet distance to unseen data", dict(zip(labels, measures[2:], strict=True))),
+        Rows([(n, row_of(x, runner.schema)) for n, x in shown], "Samples of one seed."),
     ]
     sentence = (
         f"an example's codes cost {measures[0].value:.4g} bits under the uniform prior and {measures[1].value:.4g} "
         f"under the learned one; samples are at {measures[2].value:.3g} and {measures[3].value:.3g} "
         f"({features_named(runner)})"
     )
-    return Result.of(sentence, effects, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
 def _bits(model: CodeModel, x: Tensor) -> float:
@@ -70,12 +69,6 @@ def _bits(model: CodeModel, x: Tensor) -> float:
         assert rate is not None
         nats += float(rate.double().sum())
     return nats / len(x) / math.log(2)
-
-
-def _bars(title: str, measures: list[Measure], unit: str) -> Bars:
-    return Bars(
-        title, ("uniform", "learned"), tuple(m.value for m in measures), tuple(m.error or 0.0 for m in measures), unit
-    )
 
 
 CLAIM = Claim(

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tessella.core.outputs import Sampling, Terms
+from tessella.core.outputs import Condition, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation import registry
@@ -23,7 +23,7 @@ from tessella.models.codes import CodeModel
 from tessella.models.spec import Objective
 from tessella.training.code_priors import CodesSplit, unpacked
 from tessella_experiments.models import CODEBOOK, RATE, UPDATES, codes, size
-from tessella_experiments.records import Bars, Claim, EffectTest, Measure, Result
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner, TrainingJob, codes_of, of_model
 
 EXAMPLES = 500
@@ -91,8 +91,8 @@ class FinePriors(nn.Module):
         fine = found[-1]
         top = self.model.lookup(found)[:, : self.model.context_channels[-1]].detach()
         streams = (None, None) if noise is None else (noise.split("given"), noise.split("alone"))
-        given = -self.given(fine, None, top, noise=streams[0]).flatten(1).sum(1)
-        alone = -self.alone(fine, None, None, noise=streams[1]).flatten(1).sum(1)
+        given = -self.given(fine, Condition(context=top), noise=streams[0]).flatten(1).sum(1)
+        alone = -self.alone(fine, noise=streams[1]).flatten(1).sum(1)
         return Terms(torch.zeros_like(given), given + alone, torch.stack([given, alone], 1))
 
 
@@ -131,7 +131,7 @@ class Levels:
     uniform: float
 
 
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     return conclude([_measured(runner, seed) for seed in runner.seeds])
 
 
@@ -145,7 +145,7 @@ def _measured(runner: ExperimentRunner, seed: int) -> Levels:
         latent = model.encode(part)
         top, z = model.context_channels[-1], {"both": latent.z}
         fine = priors.given.sample(
-            len(part), Noise(seed, number, "claim 11"), None, latent.z[:, :top], sampling=Sampling(temperature=0.0)
+            len(part), Noise(seed, number, "claim 11"), Condition(context=latent.z[:, :top]), sampling=Sampling(0.0)
         )
         z["likeliest"] = model.lookup([*latent.codes[:-1], fine.reshape(latent.codes[-1].shape)])
         z["mean"] = torch.cat([latent.z[:, :top], average[top:].expand(len(part), -1, -1, -1)], 1)
@@ -170,13 +170,13 @@ def _average(runner: ExperimentRunner, model: CodeModel, seed: int) -> Tensor:
     return torch.stack([model.lookup(unpacked(model, part)).mean(0) for part in rows.split(AT_ONCE)]).mean(0)
 
 
-def conclude(found: list[Levels]) -> Result:
+def conclude(found: list[Levels]) -> Finding:
     """The result of what was measured with each seed."""
     best = [min(of.top.values()) for of in found]
     effects = [
         EffectTest.over(
             "distortion: the top alone, with the best guess, more than both",
-            [b - of.both for b, of in zip(best, found, strict=True)],
+            difference(best, [of.both for of in found]),
             unit="nats",
         ),
         EffectTest.over(
@@ -199,29 +199,17 @@ def conclude(found: list[Levels]) -> Result:
         Measure.over("rate of the finer level, alone", [of.alone for of in found], "nats"),
         Measure.over("rate of the finer level, uniform prior", [of.uniform for of in found], "nats"),
     ]
-    at = [0, 1, 2, 4]
+    labels = ("both levels", "top, likeliest", "top, mean", "one coarse level")
     plots = [
-        Bars(
-            "distortion",
-            ("both levels", "top, likeliest", "top, mean", "one coarse level"),
-            tuple(measures[i].value for i in at),
-            tuple(measures[i].error or 0.0 for i in at),
-            "nats",
-        ),
-        Bars(
-            "rate of the finer level",
-            ("given the top", "alone"),
-            (measures[5].value, measures[6].value),
-            (measures[5].error or 0.0, measures[6].error or 0.0),
-            "nats",
-        ),
+        bars("distortion", dict(zip(labels, [measures[i] for i in (0, 1, 2, 4)], strict=True)), "nats"),
+        bars("rate of the finer level", {"given the top": measures[5], "alone": measures[6]}, "nats"),
     ]
     sentence = (
         f"distortion is {measures[0].value:.1f} nats with both levels, {sum(best) / len(best):.1f} with the top alone "
         f"and {measures[4].value:.1f} in a model of the coarse level only; the finer level costs "
         f"{measures[5].value:.1f} nats given the top and {measures[6].value:.1f} alone"
     )
-    return Result.of(sentence, effects, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
 def _skip_reason(runner: ExperimentRunner) -> str | None:

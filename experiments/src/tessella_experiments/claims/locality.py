@@ -22,7 +22,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.tasks.edit.regions import cell_side, enlarged, positions
 from tessella_experiments.models import VAE, VQVAE
-from tessella_experiments.records import Bars, Claim, EffectTest, Measure, Result, mean_and_error
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import ExperimentRunner
 
 PICTURES, BOXES = 200, 12
@@ -30,7 +30,7 @@ IN_PLACE = 0.75
 """Share of a change of codes that must stay in its box, which is a quarter of the picture."""
 
 
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     x = runner.unseen(PICTURES).x
     of_codes, of_z, best_of_codes = [], [], []
     for seed in runner.seeds:
@@ -42,7 +42,7 @@ def run(runner: ExperimentRunner) -> Result:
     return conclude(of_codes, of_z, best_of_codes)
 
 
-def conclude(of_codes: list[float], of_z: list[float], best_of_codes: list[float]) -> Result:
+def conclude(of_codes: list[float], of_z: list[float], best_of_codes: list[float]) -> Finding:
     """The result of shares of the change outside the region, one a seed.
 
     Args:
@@ -56,7 +56,7 @@ def conclude(of_codes: list[float], of_z: list[float], best_of_codes: list[float
         ),
         EffectTest.over(
             "share outside: a number of z more than codes",
-            [z - c for z, c in zip(of_z, of_codes, strict=True)],
+            difference(of_z, of_codes),
         ),
     ]
     measures = [
@@ -65,22 +65,17 @@ def conclude(of_codes: list[float], of_z: list[float], best_of_codes: list[float
         Measure.over("outside their best box, codes", [100 * s for s in best_of_codes], "%"),
         Measure("outside a quarter, were the change the same everywhere", 75.0, None, "%"),
     ]
-    (codes, codes_error), (z, z_error) = mean_and_error(of_codes), mean_and_error(of_z)
-    plot = Bars(
-        "share of the change outside the edited quarter",
-        ("codes (VQ-VAE)", "a number of z (VAE)", "everywhere alike"),
-        (100 * codes, 100 * z, 75.0),
-        (100 * (codes_error or 0.0), 100 * (z_error or 0.0), 0.0),
-        "%",
-    )
+    labels = ("codes (VQ-VAE)", "a number of z (VAE)", "everywhere alike")
+    shown = dict(zip(labels, (measures[0], measures[1], measures[3]), strict=True))
+    plot = bars("share of the change outside the edited quarter", shown, "%")
+    z = measures[1].value
     of_number = (
-        f"of the change that one number of z makes, {100 * z:.0f} % falls outside the box of that size which suits it "
-        "best"
+        f"of the change that one number of z makes, {z:.0f} % falls outside the box of that size which suits it best"
     )
     if math.isnan(z):
         of_number = "no number of z is used by the VAE, so none can be moved"
-    sentence = f"of the change that new codes make, {100 * codes:.0f} % falls outside their box; {of_number}"
-    return Result.of(sentence, effects, measures, [plot])
+    sentence = f"of the change that new codes make, {measures[0].value:.0f} % falls outside their box; {of_number}"
+    return Finding.of(sentence, effects, measures, [plot])
 
 
 @torch.inference_mode()

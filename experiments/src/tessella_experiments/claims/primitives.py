@@ -17,10 +17,11 @@ from torch import Tensor
 
 from tessella.core.batches import Batch
 from tessella.core.schema import Schema
+from tessella.foundation.blocks import Rows
 from tessella.kinds import pictures
 from tessella.models.codes import CodeModel
 from tessella_experiments.models import VQVAE
-from tessella_experiments.records import Bars, Claim, EffectTest, Measure, Pictures, Plot, Result
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner
 
 TRAIN, UNSEEN = 4000, 1000
@@ -30,11 +31,11 @@ ROWS, ACROSS = 8, 24
 
 
 @torch.inference_mode()
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     train, unseen = runner.examples(TRAIN), runner.unseen(UNSEEN)
     explained, chance = [], []
     scores: dict[str, list[float]] = {"one code": [], "best single position": [], "all codes": []}
-    atlas: list[Plot] = []
+    atlas: list[Rows] = []
     for seed in runner.seeds:
         model = cast(CodeModel, runner.model(VQVAE, seed))
         codes, others = _codes(model, train.x), _codes(model, unseen.x)
@@ -51,30 +52,25 @@ def run(runner: ExperimentRunner) -> Result:
         EffectTest.over("share of the variance of patches that their code explains", explained, least=EXPLAINED),
         EffectTest.over(
             "class told by all codes less class told by the best single position",
-            [a - b for a, b in zip(scores["all codes"], scores["best single position"], strict=True)],
+            difference(scores["all codes"], scores["best single position"]),
             unit="points of accuracy",
         ),
     ]
     measures = [
         Measure.over("variance of patches explained by their code", [100 * e for e in explained], "%"),
-        Measure.over("the same, codes exchanged between patches", [100 * c for c in chance], "%"),
+        Measure.over("variance explained by codes shuffled between patches", [100 * c for c in chance], "%"),
         *(Measure.over(f"class told by {name}", values, "% right") for name, values in scores.items()),
-        Measure("class told by the commonest class", guess, None, "% right"),
     ]
     told = measures[2:5]
-    bars = Bars(
-        "class told by codes",
-        ("commonest class", "one code", "best position", "all codes"),
-        (guess, *(m.value for m in told)),
-        (0.0, *(m.error or 0.0 for m in told)),
-        "% right",
-    )
+    guessed = Measure("class told by the commonest class", guess, None, "% right")
+    labels = ("commonest class", "one code", "best position", "all codes")
+    chart = bars("class told by codes", dict(zip(labels, (guessed, *told), strict=True)), "% right")
     sentence = (
         f"a code explains {measures[0].value:.0f} % of what its patch looks like; one code tells the class in "
         f"{told[0].value:.0f} % of unseen examples (at the best position {told[1].value:.0f} %), all codes together in "
         f"{told[2].value:.0f} %, where the commonest class is {guess:.0f} %"
     )
-    return Result.of(sentence, effects, measures, [bars, *atlas])
+    return Finding.of(sentence, effects, [*measures, guessed], [chart, *atlas])
 
 
 def _codes(model: CodeModel, x: Tensor) -> Tensor:
@@ -132,7 +128,7 @@ def _probes(
     }
 
 
-def _atlas(patches: Tensor, codes: Tensor, model: CodeModel, schema: Schema) -> Pictures:
+def _atlas(patches: Tensor, codes: Tensor, model: CodeModel, schema: Schema) -> Rows:
     """The commonest codes, each with patches that it stands for."""
     height, width = model.code_shapes[0][1:]
     shape = (schema.shape[0], -(-schema.shape[1] // height), -(-schema.shape[2] // width))
@@ -146,8 +142,8 @@ def _atlas(patches: Tensor, codes: Tensor, model: CodeModel, schema: Schema) -> 
         small = Schema(shape, schema.values, schema.low, schema.high, schema.center, schema.scale)
         scale = max(1, 24 // max(shape[1:]))
         share = f"code {kind} ({100 * int(counts[kind]) / len(code):.0f} %)"
-        found.append((share, pictures.png_data_uri(pictures.grid(of, small, ACROSS, scale=scale))))
-    return Pictures("The commonest codes, each with patches of training data that it stands for.", tuple(found))
+        found.append((share, pictures.grid(of, small, ACROSS, scale=scale)))
+    return Rows(found, "The commonest codes, each with patches of training data that it stands for.")
 
 
 def _skip_reason(runner: ExperimentRunner) -> str | None:

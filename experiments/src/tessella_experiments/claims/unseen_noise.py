@@ -14,9 +14,10 @@ from torch import Tensor
 
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.foundation.blocks import Chart, Series
 from tessella.models.codes import CodeModel
 from tessella_experiments.models import VQVAE
-from tessella_experiments.records import Claim, EffectTest, Lines, Measure, Result, Series, mean_and_error
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, difference, mean_and_error
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner
 
 LEVELS = (1, 2, 4, 8, 16)
@@ -26,7 +27,7 @@ UNSEEN_BY_EYES, UNCHANGED = 2, 0.9
 PICTURES, TAUGHT = 500, 2000
 
 
-def run(runner: ExperimentRunner) -> Result:
+def run(runner: ExperimentRunner) -> Finding:
     batch, taught = runner.unseen(PICTURES), runner.examples(TAUGHT)
     kept: list[list[float]] = []
     pixels: list[list[float]] = []
@@ -49,7 +50,7 @@ def run(runner: ExperimentRunner) -> Result:
 
 def conclude(
     kept: list[list[float]], pixels: list[list[float]], accuracy: list[list[float]] | None, classes: int
-) -> Result:
+) -> Finding:
     """The result of the shares of codes and of pixels that stay, `[seed][level]`.
 
     Args:
@@ -73,7 +74,7 @@ def conclude(
         effects.append(
             EffectTest.over(
                 f"accuracy that noise of {UNSEEN_BY_EYES}/255 costs the probe",
-                [c - n for c, n in zip(clean, noisy, strict=True)],
+                difference(clean, noisy),
                 least=-0.05,
                 most=0.05,
             )
@@ -83,11 +84,11 @@ def conclude(
             Measure.over(f"class probe with noise of {LEVELS[-1]}/255", [100 * a[-1] for a in accuracy], "%")
         )
         told = f"; a linear probe reads the class from the codes in {100 * mean_and_error(clean)[0]:.0f} % of the cases"
-    plot = Lines(
+    plot = Chart(
         "what noise leaves unchanged",
-        "deviation of the noise, of 255",
         (_series("codes", kept), _series("pixels", pixels)),
-        log=True,
+        x_label="deviation of the noise, of 255",
+        log_x=True,
     )
     stay, stay_strong = (100 * mean_and_error([k[i] for k in kept])[0] for i in (at, len(LEVELS) - 1))
     sentence = (
@@ -95,7 +96,7 @@ def conclude(
         f"{100 * mean_and_error([p[at] for p in pixels])[0]:.0f} % of the pixels, noise of {LEVELS[-1]}/255 leaves "
         f"{stay_strong:.1f} % of the codes{told}"
     )
-    return Result.of(sentence, effects, measures, [plot])
+    return Finding.of(sentence, effects, measures, [plot])
 
 
 def with_noise(x: Tensor, schema: Schema, level: float, noise: Noise) -> Tensor:
@@ -131,12 +132,8 @@ def _accuracy(probe: Any, model: CodeModel, x: Tensor, label: Tensor) -> float:
 
 
 def _series(name: str, shares: list[list[float]]) -> Series:
-    of = [mean_and_error([100 * s[i] for s in shares]) for i in range(len(LEVELS))]
-    return Series(
-        name,
-        tuple((float(level), mean) for level, (mean, _) in zip(LEVELS, of, strict=True)),
-        tuple(error or 0.0 for _, error in of),
-    )
+    means, errors = zip(*(mean_and_error([100 * s[i] for s in shares]) for i in range(len(LEVELS))), strict=True)
+    return Series(LEVELS, means, name, errors)
 
 
 def _skip_reason(runner: ExperimentRunner) -> str | None:
