@@ -14,7 +14,7 @@ from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.evaluation import collapse
 from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
@@ -136,7 +136,7 @@ def linear(encoded: float, drawn: float, *, deviation: float = 0.3, scale: float
         waist.head.bias.copy_(torch.cat([torch.zeros(3), torch.full((3,), math.log(deviation))]))
     return LatentVariableModel(
         "linear",
-        likelihood=FixedGaussian(Schema((3,), "real", -9, 9, classes=("a", "b") if by_label else ()), scale=scale),
+        likelihood=FixedGaussian(Schema.of((3,), Real(-9, 9), classes=("a", "b") if by_label else ()), scale=scale),
         encoder=Scaled(encoded),
         bottleneck=waist,
         prior=ClassNormal((3,), 2) if by_label else StandardNormal((3,)),

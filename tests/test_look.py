@@ -12,12 +12,12 @@ from PIL import Image
 import tessella
 from tessella.core.batches import Batch
 from tessella.core.outputs import Sampling
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.tasks import generate
 
-GREY = Schema((1, 8, 8), "bytes", classes=tuple("abc"))
+GREY = Schema.of((1, 8, 8), "uint8", classes=tuple("abc"))
 SMALL = {"width": 8, "depth": 1, "units": 3}
 
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_drawn_is_refused(kind: str, options: dict[str, float], s
 
 
 def test_a_class_is_found_by_its_name_before_its_number() -> None:
-    schema = Schema((1, 8, 8), "bytes", classes=("1", "0", "cat"))
+    schema = Schema.of((1, 8, 8), "uint8", classes=("1", "0", "cat"))
     assert [generate.label_number(schema, given) for given in ("1", "0", "cat", "2")] == [0, 1, 2, 2]
     for unknown in ("3", "dog", "-1", "²"):
         with pytest.raises(SpecError, match="there is no class"):
@@ -187,12 +187,12 @@ def test_picture_files_are_fitted_to_the_model(tmp_path: Path) -> None:
     path = str(tmp_path / "wide.png")
     Image.fromarray(np.full((20, 40, 3), 200, np.uint8)).save(path)
     assert (generate.from_files(made(), (path,), None).x == 200).all()
-    binary = made(schema=Schema((1, 8, 8), "binary", 0, 1))
+    binary = made(schema=Schema.of((1, 8, 8), "binary"))
     assert (generate.from_files(binary, (path,), None).x == 1).all()
     with pytest.raises(SpecError, match="--label"):
         generate.from_files(made("CVAE"), (path,), None)
     with pytest.raises(DataError, match="no picture file"):
-        generate.from_files(made(schema=Schema((6,), "real", -1, 1)), (path,), None)
+        generate.from_files(made(schema=Schema.of((6,), Real(-1, 1))), (path,), None)
 
 
 def test_a_picture_that_is_broken_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tessella.claims.bench import Bench
 from tessella.claims.claim import Claim, Lines, Measure, Result, Series, Trial, decided
 from tessella.claims.measuring import principal
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.presets import VAE
@@ -35,7 +35,7 @@ def run(bench: Bench) -> Result:
     components = principal(x, COMPONENTS)
     values = (components.of(x) / components.deviations[0]).float()
     dims = values.shape[1]
-    schema = Schema((dims,), "real", float(values.min()), float(values.max()), (0.0,) * dims, (1.0,) * dims)
+    schema = Schema.of((dims,), Real(float(values.min()), float(values.max())), (0.0,) * dims, (1.0,) * dims)
     constant = dims / 2 * math.log(2 * math.pi * SCALE**2)
     apart, differences, misses = [], [], []
     curves: list[Series] = []

@@ -16,7 +16,7 @@ from tessella.claims.bench import AT_ONCE, Bench
 from tessella.claims.claim import Claim, Lines, Measure, Result, Series, Trial, decided, mean_and_error
 from tessella.claims.recipes import VQVAE
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Schema
 from tessella.models.codes import CodeModel
 
 LEVELS = (1, 2, 4, 8, 16)
@@ -98,9 +98,9 @@ def judged(
 
 def with_noise(x: Tensor, schema: Schema, level: float, noise: Noise) -> Tensor:
     """Stored bytes with Gaussian noise of `level`/255 of their range, rounded and kept within it."""
-    span = schema.high - schema.low
+    span = schema.values.high - schema.values.low
     moved = x.float() + noise.normal(*x.shape) * (level / 255 * span)
-    return moved.round().clamp(schema.low, schema.high).to(x.dtype)
+    return moved.round().clamp(schema.values.low, schema.values.high).to(x.dtype)
 
 
 @torch.inference_mode()
@@ -140,7 +140,7 @@ def _series(name: str, shares: list[list[float]]) -> Series:
 def _hindrance(bench: Bench) -> str | None:
     if not bench.schema.is_picture:
         return "the data are vectors: what noise cannot be seen in is a picture"
-    if bench.schema.values != "bytes":
+    if bench.schema.values != UINT8:
         return f"the pictures have {bench.schema.values} values: noise of 1/255 needs bytes"
     return None
 

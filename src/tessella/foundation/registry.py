@@ -42,14 +42,14 @@ CATALOGUE: tuple[Entry, ...] = (
         "logistic",
         "tessella.likelihoods:LogisticMixture",
         "mixture of discretised logistics with channel dependence, for 8-bit pictures",
-        ("bytes",),
+        ("uint8",),
     ),
     Entry(
         "likelihood",
         "categorical",
         "tessella.likelihoods:Categorical",
         "a free probability for each of 256 values",
-        ("bytes",),
+        ("uint8",),
     ),
     Entry(
         "likelihood",
@@ -70,7 +70,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "autoregressive",
         "tessella.likelihoods.autoregressive:Autoregressive",
         "each pixel given those before it and the decoder's features: the strongest bounds, at the price of slow draws",
-        ("binary", "bytes", "real"),
+        ("binary", "uint8", "real"),
     ),
     Entry(
         "bottleneck",

@@ -13,7 +13,7 @@ from torch.types import _size
 
 from tessella.core.contracts import Likelihood, SymbolCoder
 from tessella.core.entropy_coding import code_categorical, edges
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Binary, Real, Schema
 from tessella.foundation.errors import SpecError
 from tessella.likelihoods.shared import LatentStatistics, StoredValues, checked, over_channels, require_values
 
@@ -33,7 +33,7 @@ class Bernoulli(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "binary", "Bernoulli")
+        require_values(schema, Binary(), "Bernoulli")
         self.units = LatentStatistics(schema)
 
     @property
@@ -97,7 +97,7 @@ class Categorical(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "bytes", "categorical")
+        require_values(schema, UINT8, "categorical")
         self.units = LatentStatistics(schema)
 
     @property
@@ -168,7 +168,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "real", "Gaussian")
+        require_values(schema, Real(), "Gaussian")
         self.units = LatentStatistics(schema)
 
     @property
@@ -208,7 +208,7 @@ class FixedGaussian(Likelihood):
 
     def __init__(self, schema: Schema, scale: float | None = None) -> None:
         super().__init__(schema)
-        require_values(schema, "real", "fixed-scale Gaussian")
+        require_values(schema, Real(), "fixed-scale Gaussian")
         if scale is not None and not (scale > 0 and math.isfinite(scale)):
             raise SpecError(f"the fixed-scale Gaussian's scale must be positive, not {scale}")
         self.units = LatentStatistics(schema)

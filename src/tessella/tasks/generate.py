@@ -20,7 +20,7 @@ from torch import Tensor
 from tessella.core.batches import Batch
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Binary, Schema
 from tessella.data import Data, Split, open_data
 from tessella.data.folders.read import PictureReader
 from tessella.data.provenance import RECORDED, difference
@@ -111,7 +111,7 @@ def sample(
         ).cpu()
         for start in range(0, count, AT_ONCE)
     ]
-    return in_rows(torch.cat(drawn), columns, model.schema.low)
+    return in_rows(torch.cat(drawn), columns, model.schema.values.low)
 
 
 def _part(progress: Callable[[int, int], None] | None, start: int, count: int) -> Callable[[int, int], None] | None:
@@ -134,7 +134,7 @@ def reconstruct(model: Model, examples: Batch, columns: int = 10) -> Tensor:
     """Examples `[B]`, each row of them above a row of what the model gives back."""
     columns = min(columns, len(examples.x))
     parts = [model.reconstruct(b.x, b.label).cpu() for b in _on_device(model, examples)]
-    pairs = [in_rows(x.float(), columns, model.schema.low) for x in (examples.x, torch.cat(parts))]
+    pairs = [in_rows(x.float(), columns, model.schema.values.low) for x in (examples.x, torch.cat(parts))]
     return torch.stack(pairs, 1).flatten(0, 1)
 
 
@@ -379,13 +379,13 @@ def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -
     Raises:
         DataError: if one cannot be read, or such values are not a picture file's.
     """
-    if not schema.is_picture or schema.values == "real":
+    if not schema.is_picture or not schema.values.discrete:
         raise DataError(f"the model is made for {schema.values} values of shape {_by(schema.shape)}, which no picture "
                         "file holds: give numbers of examples")  # fmt: skip
     height, width = size
     reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0], schema.depth)
     x = torch.from_numpy(reader.read(np.arange(len(files))))
-    return (x > 127).to(torch.uint8) if schema.values == "binary" else x
+    return (x > 127).to(torch.uint8) if schema.values == Binary() else x
 
 
 def some(split: Split, count: int) -> np.ndarray:
