@@ -20,10 +20,9 @@ from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.priors.masked import MaskedTransformer
-from tessella.priors.pixelcnn import PixelCNN
-from tessella.priors.transformer import CausalTransformer
-from tessella.priors.uniform import Uniform
+from tessella.priors.autoregressive import CausalTransformerModule, PixelCNNModule
+from tessella.priors.masked import MaskedTransformerModule
+from tessella.priors.uniform import UniformModule
 from tessella.tasks.edit import Blend, Code, Edited, Operation, Paste, Resample, box, edit, read_mask, receptive_field
 
 TINY = {"width": 8, "depth": 1}
@@ -196,7 +195,7 @@ def test_a_code_is_set_everywhere_and_must_exist() -> None:
         edit(made("vector"), examples(made("vector"), 1)[0], region_of(made("vector")), Code(1))
 
 
-@pytest.mark.parametrize("kind", [MaskedTransformer, PixelCNN, CausalTransformer])
+@pytest.mark.parametrize("kind", [MaskedTransformerModule, PixelCNNModule, CausalTransformerModule])
 def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
     model = made("two levels")
     assert isinstance(model, CodeModel)
@@ -213,7 +212,7 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
     assert torch.equal(found.after, again.after)
     assert not torch.equal(found.after, edit(model, x, region_of(model), Resample(3), seed=6).after)
     likeliest = edit(model, x, region_of(model), Resample(2, Sampling(temperature=0)))
-    if kind is not MaskedTransformer:  # whose order is drawn
+    if kind is not MaskedTransformerModule:  # whose order is drawn
         assert torch.equal(likeliest.after[0], likeliest.after[1])
     large = examples(model, 1, (90, 80))[0]
     with pytest.raises(SpecError, match="leave --full-size out"):
@@ -223,14 +222,14 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
 
 
 def test_a_uniform_fill_keeps_what_is_known() -> None:
-    prior, grids = Uniform((2, 3, 3), 7), torch.arange(18).view(1, 2, 3, 3) % 7
+    prior, grids = UniformModule((2, 3, 3), 7), torch.arange(18).view(1, 2, 3, 3) % 7
     known = grids % 2 == 0
-    drawn = prior.fill(grids.expand(50, -1, -1, -1), known.expand(50, -1, -1, -1), Noise(0))
+    drawn = prior.inpaint(grids.expand(50, -1, -1, -1), known.expand(50, -1, -1, -1), Noise(0))
     assert (drawn[:, known[0]] == grids[known]).all()
     assert drawn[:, ~known[0]].unique().tolist() == list(range(7))
 
 
-@pytest.mark.parametrize("kind", [MaskedTransformer, PixelCNN, CausalTransformer])
+@pytest.mark.parametrize("kind", [MaskedTransformerModule, PixelCNNModule, CausalTransformerModule])
 @pytest.mark.parametrize("codes", [1, 3])
 def test_a_sequential_fill_is_conditional_on_what_is_known(kind: type, codes: int) -> None:
     """Of a prior that all but decides a code by the one before, the fill of a gap follows what stands before it."""
@@ -239,13 +238,13 @@ def test_a_sequential_fill_is_conditional_on_what_is_known(kind: type, codes: in
     grids = torch.randint(0, 5, (400, codes, 2, 3), generator=torch.Generator().manual_seed(2))
     known = torch.ones_like(grids, dtype=torch.bool)
     known[:, -1, 1, 2] = False  # the last of all: given everything under every prior
-    drawn = prior.fill(grids, known, Noise(3))
+    drawn = prior.inpaint(grids, known, Noise(3))
     assert torch.equal(drawn[known], grids[known])
     with torch.no_grad():
         each = []
         for code in range(5):
             grids[:, -1, 1, 2] = code
-            if isinstance(prior, MaskedTransformer):
+            if isinstance(prior, MaskedTransformerModule):
                 order = torch.arange(grids[0].numel())
                 each.append(prior.log_prob_in_order(grids, order)[:, -1, 1, 2])
             else:
@@ -430,13 +429,13 @@ def test_edits_that_cannot_be_are_refused(runs: Path, tmp_path: Path, refused: C
         ("vq", "3", [*where, "--code", 1, "-n", 3], "are of --resample"),
         ("vq", "3", [*where, "--resample", "-n", 0], "from 1 to 1000"),
         ("vq", "3", [*where, "--paste", "7@9,9"], "does not lie inside the other picture"),
-        ("vq", "3", [*where, "--paste", "nowhere.png"], "no such picture: nowhere.png"),
+        ("vq", "3", [*where, "--paste", "nowhere.png"], "no such input: nowhere.png"),
         ("vq", "3", [*where, "--blend", "7", "1.5"], "from 0 to 1"),
         ("vq", "3", [*where, "--resample", "--prior", "transformer"], "there are: "),
         ("vq", picture, [*where, "--resample", "--prior", "pixelcnn"], "--label"),
         ("vq", tmp_path / "speck.png", ["--region", "0,0,1,1", "--code", 1, "--full-size"], "smaller than one code"),
         ("vq", picture, [*where, "--blend", tmp_path / "speck.png", 0.5, "--full-size"], "give one of its size"),
-        ("vq", "999999", [*where, "--code", 1], "no example of the test split"),
+        ("vq", "999999", [*where, "--code", 1], "no example 999999 in the test split"),
         ("vae", "3", [*where, "--code", 1], "no codes to set"),
         ("vae", "3", [*where, "--paste", 7, "--level", 0], "leave --level out"),
         ("nowhere", "3", [*where, "--code", 1], "not a run"),

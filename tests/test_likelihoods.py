@@ -18,11 +18,11 @@ from tessella.core.schema import NAMED, Real, Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import entries, find
 from tessella.likelihoods import (
-    Bernoulli,
-    Categorical,
-    FixedGaussian,
-    Gaussian,
-    LogisticMixture,
+    BernoulliModule,
+    CategoricalModule,
+    FixedGaussianModule,
+    GaussianModule,
+    LogisticMixtureModule,
     initial_bias,
     likelihood_for,
     logistic,
@@ -60,8 +60,8 @@ def random_parameters(likelihood, batch: int = 4, dtype: torch.dtype = torch.flo
     return torch.randn(batch, likelihood.parameter_channels, *likelihood.schema.shape[1:], dtype=dtype)
 
 
-def logistic_mixture(channels: int, mixtures: int) -> LogisticMixture:
-    return LogisticMixture(Schema.of((channels, 1, 1), "uint8"), mixtures)
+def logistic_mixture(channels: int, mixtures: int) -> LogisticMixtureModule:
+    return LogisticMixtureModule(Schema.of((channels, 1, 1), "uint8"), mixtures)
 
 
 def all_bytes(channels: int) -> Tensor:
@@ -69,7 +69,7 @@ def all_bytes(channels: int) -> Tensor:
     return torch.cartesian_prod(*[torch.arange(256)] * channels).reshape(-1, channels, 1, 1)
 
 
-def extreme_parameters(likelihood: LogisticMixture) -> list[Tensor]:
+def extreme_parameters(likelihood: LogisticMixtureModule) -> list[Tensor]:
     """Parameters that a diverging network might give, `[1, P, 1, 1]` each."""
     k, c = likelihood.mixtures, likelihood.channels
     cases = [torch.randn(1, likelihood.parameter_channels, 1, 1) * size for size in (1.0, 5.0, 100.0, 1e30)]
@@ -265,16 +265,16 @@ def test_initial_bias_is_a_fair_start(name: str, values: str, shape: tuple[int, 
 
 
 def test_default_likelihoods() -> None:
-    assert isinstance(likelihood_for(Schema.of(PICTURE, "binary")), Bernoulli)
-    assert isinstance(likelihood_for(Schema.of(PICTURE, "uint8")), LogisticMixture)
-    assert isinstance(likelihood_for(Schema.of(PICTURE, "real")), Gaussian)
+    assert isinstance(likelihood_for(Schema.of(PICTURE, "binary")), BernoulliModule)
+    assert isinstance(likelihood_for(Schema.of(PICTURE, "uint8")), LogisticMixtureModule)
+    assert isinstance(likelihood_for(Schema.of(PICTURE, "real")), GaussianModule)
     assert likelihood_for(Schema.of(PICTURE, "uint8"), mixtures=3).parameter_channels == 30
 
 
 def test_refusals_are_one_line() -> None:
     grey = Schema.of((1, 8, 8), "uint8")
     with pytest.raises(SpecError, match="holds 8-bit values: add --binarize dynamic, or use --likelihood logistic"):
-        Bernoulli(grey)
+        BernoulliModule(grey)
     with pytest.raises(SpecError, match="no likelihood is called 'poisson'"):
         likelihood_for(grey, "poisson")
     with pytest.raises(SpecError, match="no option colour; its options: mixtures"):
@@ -282,20 +282,20 @@ def test_refusals_are_one_line() -> None:
     with pytest.raises(SpecError, match="its options: none"):
         likelihood_for(grey, "categorical", mixtures=3)
     with pytest.raises(SpecError, match="1 to 4 channels, not 5"):
-        LogisticMixture(Schema.of((5, 8, 8), "uint8"))
+        LogisticMixtureModule(Schema.of((5, 8, 8), "uint8"))
     with pytest.raises(SpecError, match="at least one"):
-        LogisticMixture(grey, mixtures=0)
+        LogisticMixtureModule(grey, mixtures=0)
     with pytest.raises(SpecError, match="must be positive"):
-        FixedGaussian(Schema.of(VECTOR, "real"), scale=0.0)
+        FixedGaussianModule(Schema.of(VECTOR, "real"), scale=0.0)
     with pytest.raises(SpecError, match="center has 2 numbers"):
-        Gaussian(Schema.of(VECTOR, "real", center=(0.0, 1.0)))
+        GaussianModule(Schema.of(VECTOR, "real", center=(0.0, 1.0)))
 
 
 # Bernoulli and categorical
 
 
 def test_bernoulli_sums_to_one() -> None:
-    likelihood = Bernoulli(Schema.of((8,), "binary"))
+    likelihood = BernoulliModule(Schema.of((8,), "binary"))
     every = torch.cartesian_prod(*[torch.arange(2)] * 8)
     for size in (1.0, 30.0, 1000.0):
         logits = torch.randn(1, 8) * size
@@ -305,7 +305,7 @@ def test_bernoulli_sums_to_one() -> None:
 
 
 def test_categorical_sums_to_one() -> None:
-    likelihood = Categorical(Schema.of((1, 1, 1), "uint8"))
+    likelihood = CategoricalModule(Schema.of((1, 1, 1), "uint8"))
     for size in (1.0, 30.0, 1000.0):
         nats = likelihood((torch.randn(1, 256, 1, 1) * size).expand(256, -1, 1, 1)).log_prob(all_bytes(1))
         assert nats.isfinite().all()
@@ -314,7 +314,7 @@ def test_categorical_sums_to_one() -> None:
 
 def test_categorical_layout_sampler_and_mean() -> None:
     """False alarms: 1e-4 for each of 2 values."""
-    likelihood = Categorical(Schema.of((2,), "uint8"))
+    likelihood = CategoricalModule(Schema.of((2,), "uint8"))
     parameters = torch.randn(1, 512) * 2
     probability = parameters.view(256, 2).softmax(0)
     distribution = likelihood(parameters)
@@ -326,7 +326,7 @@ def test_categorical_layout_sampler_and_mean() -> None:
 
 def test_bernoulli_sampler_and_mean() -> None:
     """False alarms: 1e-4 for each of 3 values."""
-    distribution = Bernoulli(Schema.of((3,), "binary"))(torch.tensor([[-2.0, 0.0, 1.0]]))
+    distribution = BernoulliModule(Schema.of((3,), "binary"))(torch.tensor([[-2.0, 0.0, 1.0]]))
     draws = distribution.sample((20_000,))[:, 0].long()
     for d, p in enumerate(distribution.mean[0]):
         assert chi_square(draws[:, d], torch.stack([1 - p, p])) > FALSE_ALARM
@@ -362,7 +362,7 @@ def test_logistic_summed_over_its_last_channel_is_the_one_of_the_others(channels
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_logistic_is_its_formula(channels: int) -> None:
-    likelihood = LogisticMixture(Schema.of((channels, 4, 8), "uint8"), 3)
+    likelihood = LogisticMixtureModule(Schema.of((channels, 4, 8), "uint8"), 3)
     parameters = random_parameters(likelihood, 3, torch.float64) / 2  # or the formula as it stands takes log 0
     x = torch.randint(0, 256, (3, channels, 4, 8), dtype=torch.uint8)
     x[:, :, 0] = 0
@@ -379,7 +379,7 @@ def test_logistic_is_its_formula(channels: int) -> None:
 
 
 def test_logistic_gradient_at_the_edges_and_beyond_the_clamps() -> None:
-    likelihood = LogisticMixture(Schema.of((3, 1, 4), "uint8"), 2)
+    likelihood = LogisticMixtureModule(Schema.of((3, 1, 4), "uint8"), 2)
     parameters = random_parameters(likelihood, 1, torch.float64)
     parameters[:, 8:14, :, 2] = -9
     parameters[:, 8:14, :, 3] = 9
@@ -409,7 +409,7 @@ def test_logistic_is_finite_and_never_above_zero_for_extreme_parameters() -> Non
 
 
 def test_logistic_in_pieces_gives_the_same_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    likelihood = LogisticMixture(Schema.of((3, 8, 8), "uint8"), 3)
+    likelihood = LogisticMixtureModule(Schema.of((3, 8, 8), "uint8"), 3)
     parameters = random_parameters(likelihood, 5).requires_grad_()
     x = likelihood(parameters).sample()
     results = []
@@ -427,7 +427,7 @@ def test_logistic_in_pieces_gives_the_same_digits(monkeypatch: pytest.MonkeyPatc
 def test_logistic_gradient_in_the_decoders_precision_and_layout(
     dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    likelihood = LogisticMixture(Schema.of(PICTURE, "uint8"), 3)
+    likelihood = LogisticMixtureModule(Schema.of(PICTURE, "uint8"), 3)
     parameters = random_parameters(likelihood).to(dtype, memory_format=layout).requires_grad_()
     exact = parameters.detach().float().contiguous().requires_grad_()
     x = likelihood(exact).sample()
@@ -442,7 +442,10 @@ def test_logistic_gradient_in_the_decoders_precision_and_layout(
 
 
 def test_logistic_vector_is_a_picture_of_one_channel() -> None:
-    vector, picture = LogisticMixture(Schema.of((6,), "uint8"), 4), LogisticMixture(Schema.of((1, 2, 3), "uint8"), 4)
+    vector, picture = (
+        LogisticMixtureModule(Schema.of((6,), "uint8"), 4),
+        LogisticMixtureModule(Schema.of((1, 2, 3), "uint8"), 4),
+    )
     assert vector.parameter_channels == 3 * 4 * 6
     parameters = torch.randn(2, 12, 2, 3)
     x = torch.randint(0, 256, (2, 1, 2, 3))
@@ -485,7 +488,7 @@ def test_logistic_mean_is_the_expectation() -> None:
 
 def test_logistic_mean_of_three_channels_is_the_mean_of_draws() -> None:
     """False alarms: 6e-5 for each of 36 means, 2e-3 in all."""
-    likelihood = LogisticMixture(Schema.of((3, 3, 4), "uint8"), 4)
+    likelihood = LogisticMixtureModule(Schema.of((3, 3, 4), "uint8"), 4)
     parameters = random_parameters(likelihood, 1) * 0.3
     parameters[:, 16:28] -= 3.5
     distribution = likelihood(parameters)
@@ -514,29 +517,29 @@ def test_standardised_by_channel_and_feature() -> None:
     for shape in (PICTURE, VECTOR):
         schema = schema_of("real", shape)
         x = torch.randn(2, *shape)
-        network = Gaussian(schema).to_network(x)
+        network = GaussianModule(schema).to_network(x)
         for i in range(shape[0]):
             torch.testing.assert_close(network[:, i], (x[:, i] - schema.center[i]) / schema.scale[i])
-    one = Gaussian(Schema.of(PICTURE, "real", center=(2.0,), scale=(4.0,)))
+    one = GaussianModule(Schema.of(PICTURE, "real", center=(2.0,), scale=(4.0,)))
     torch.testing.assert_close(one.to_network(torch.full((1, *PICTURE), 6.0)), torch.ones(1, *PICTURE))
 
 
 def test_constant_feature_is_left_in_its_units() -> None:
-    likelihood = Gaussian(Schema.of((2,), "real", center=(0.0, 5.0), scale=(1.0, 0.0)))
+    likelihood = GaussianModule(Schema.of((2,), "real", center=(0.0, 5.0), scale=(1.0, 0.0)))
     x = torch.tensor([[1.0, 5.0]])
     assert likelihood.to_network(x).tolist() == [[1.0, 0.0]]
     assert likelihood(torch.zeros(1, 4)).log_prob(x).isfinite().all()
 
 
 def test_gaussian_scale_has_a_floor() -> None:
-    likelihood = Gaussian(Schema.of((1,), "real", center=(0.0,), scale=(50.0,)))
+    likelihood = GaussianModule(Schema.of((1,), "real", center=(0.0,), scale=(50.0,)))
     for log_scale in (-1e4, -1e30):
         assert abs(likelihood(torch.tensor([[0.0, log_scale]])).stddev.item() - 0.05) < 1e-6
     assert likelihood(torch.tensor([[0.0, 1e30]])).log_prob(torch.zeros(1, 1)).isfinite().all()
 
 
 def test_fixed_gaussian_is_squared_error() -> None:
-    likelihood = FixedGaussian(Schema.of((5,), "real", scale=(2.0,)), scale=0.5)
+    likelihood = FixedGaussianModule(Schema.of((5,), "real", scale=(2.0,)), scale=0.5)
     assert not list(likelihood.parameters())
     x, parameters = torch.randn(3, 5), torch.randn(3, 5)
     squared = (x - 2 * parameters).square().sum(1) / 2
@@ -544,7 +547,7 @@ def test_fixed_gaussian_is_squared_error() -> None:
 
 
 def test_fixed_gaussian_learns_the_root_mean_squared_error() -> None:
-    likelihood = FixedGaussian(Schema.of((50,), "real"))
+    likelihood = FixedGaussianModule(Schema.of((50,), "real"))
     assert likelihood.log_scale is not None
     x = 0.3 * torch.randn(40, 50)
     with torch.no_grad():
@@ -557,15 +560,15 @@ def test_fixed_gaussian_learns_the_root_mean_squared_error() -> None:
 
 
 def test_network_units() -> None:
-    grey = LogisticMixture(Schema.of((3,), "uint8"))
+    grey = LogisticMixtureModule(Schema.of((3,), "uint8"))
     torch.testing.assert_close(
         grey.to_network(torch.tensor([[0, 255, 51]], dtype=torch.uint8)), torch.tensor([[-1.0, 1.0, -0.6]])
     )
-    bits = Bernoulli(Schema.of((2,), "binary"))
+    bits = BernoulliModule(Schema.of((2,), "binary"))
     assert bits.to_network(torch.tensor([[0, 1]], dtype=torch.uint8)).tolist() == [[-1.0, 1.0]]
 
 
 def test_bernoulli_is_the_cross_entropy() -> None:
     logits, x = torch.randn(4, *PICTURE), torch.randint(0, 2, (4, *PICTURE), dtype=torch.uint8)
     nats = F.binary_cross_entropy(logits.sigmoid(), x.float(), reduction="none").sum((1, 2, 3))
-    torch.testing.assert_close(Bernoulli(Schema.of(PICTURE, "binary"))(logits).log_prob(x), -nats)
+    torch.testing.assert_close(BernoulliModule(Schema.of(PICTURE, "binary"))(logits).log_prob(x), -nats)

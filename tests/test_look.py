@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import tessella
 from tessella.core.batches import Batch
 from tessella.core.outputs import Sampling
-from tessella.core.schema import Real, Schema
-from tessella.foundation.errors import DataError, SpecError
+from tessella.core.schema import Schema
+from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.tasks import generate
 
@@ -131,71 +127,3 @@ def test_a_conditional_model_draws_a_row_for_each_class() -> None:
 def test_what_cannot_be_drawn_is_refused(kind: str, options: dict[str, float], says: str) -> None:
     with pytest.raises(SpecError, match=says):
         generate.sample(made(kind), **options)  # pyright: ignore[reportArgumentType]
-
-
-def test_a_class_is_found_by_its_name_before_its_number() -> None:
-    schema = Schema.of((1, 8, 8), "uint8", classes=("1", "0", "cat"))
-    assert [generate.label_number(schema, given) for given in ("1", "0", "cat", "2")] == [0, 1, 2, 2]
-    for unknown in ("3", "dog", "-1", "²"):
-        with pytest.raises(SpecError, match="there is no class"):
-            generate.label_number(schema, unknown)
-
-
-def _npz(path: Path, x: np.ndarray, y: np.ndarray | None = None) -> str:
-    np.savez(path, x=x, **({} if y is None else {"y": y}))
-    return str(path)
-
-
-def test_other_data_is_read_as_the_run_was_and_its_labels_go_by_name(tmp_path: Path) -> None:
-    model = made("CVAE")
-    x = np.random.default_rng(0).integers(0, 256, (60, 10, 12, 3), dtype=np.uint8)
-    other = _npz(tmp_path / "other.npz", x, np.array(["c", "b"] * 30))
-    data = generate.data_for(
-        model, {"spec": "digits", "size": None, "channels": None, "binarize": None, "seed": 0}, other
-    )
-    assert data.schema.classes == GREY.classes
-    split = data.split("train")
-    assert split.labels is not None
-    assert set(split.labels.tolist()) == {1, 2}
-    batch = split.batch(range(4))
-    assert batch.x.shape == (4, 1, 8, 8)
-    assert batch.label is not None
-    assert batch.label.tolist() == split.labels[:4].tolist()
-
-
-@pytest.mark.parametrize(
-    ("values", "labels", "says"),
-    [
-        (np.zeros((60, 8, 8), np.uint8) + np.arange(60, dtype=np.uint8)[:, None, None], None, "no labels"),
-        (
-            np.zeros((60, 8, 8), np.uint8) + np.arange(60, dtype=np.uint8)[:, None, None],
-            ["a", "z"],
-            "not trained on: z",
-        ),
-        (np.random.default_rng(0).normal(size=(60, 1, 8, 8)), ["a", "b"], "real values"),
-    ],
-)
-def test_data_of_another_kind_is_refused(
-    tmp_path: Path, values: np.ndarray, labels: list[str] | None, says: str
-) -> None:
-    other = _npz(tmp_path / "other.npz", values, None if labels is None else np.array(labels * 30))
-    with pytest.raises(DataError, match=says):
-        generate.data_for(made("CVAE"), {"spec": "digits"}, other)
-
-
-def test_picture_files_are_fitted_to_the_model(tmp_path: Path) -> None:
-    path = str(tmp_path / "wide.png")
-    Image.fromarray(np.full((20, 40, 3), 200, np.uint8)).save(path)
-    assert (generate.from_files(made(), (path,), None).x == 200).all()
-    binary = made(schema=Schema.of((1, 8, 8), "binary"))
-    assert (generate.from_files(binary, (path,), None).x == 1).all()
-    with pytest.raises(SpecError, match="--label"):
-        generate.from_files(made("CVAE"), (path,), None)
-    with pytest.raises(DataError, match="no picture file"):
-        generate.from_files(made(schema=Schema.of((6,), Real(-1, 1))), (path,), None)
-
-
-def test_a_picture_that_is_broken_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"broken\.png cannot be read"):
-        generate.from_files(made(), (str(tmp_path / "broken.png"),), None)

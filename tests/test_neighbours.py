@@ -20,17 +20,17 @@ from tessella.core import batches
 from tessella.core.batches import Batch
 from tessella.core.rng import example_keys
 from tessella.core.schema import Real, Schema
+from tessella.core.tensors import read_tensors
 from tessella.data.raw import RawSplit
 from tessella.data.splits import Split, split_of
 from tessella.evaluation import bounds
 from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.priors.masked import MaskedTransformer
-from tessella.priors.pixelcnn import PixelCNN
+from tessella.priors.autoregressive import PixelCNNModule
+from tessella.priors.masked import MaskedTransformerModule
 from tessella.tasks import search
 from tessella.tasks.detect import Detector
-from tessella.training import checkpoint
 
 PICTURES = Schema.of((3, 9, 7), "uint8", classes=("a", "b"))
 VECTORS = Schema.of((5,), Real(-3.0, 3.0), (0.0,), (1.0,))
@@ -56,7 +56,7 @@ def made(name: str, schema: Schema) -> Model:
             torch.nn.init.normal_(parameter, std=0.05)
     if isinstance(model, CodeModel) and name == "vqvae" and schema.rank == 2:
         level = model.levels[0]
-        model.set_prior([MaskedTransformer(model.prior_shapes[0], level.codebook_size, width=16, depth=1).eval()])
+        model.set_prior([MaskedTransformerModule(model.prior_shapes[0], level.codebook_size, width=16, depth=1).eval()])
     return model
 
 
@@ -112,7 +112,7 @@ def measured(model: Model, batch: Batch, rows: list[int], draws: int) -> dict[st
 @pytest.mark.parametrize("prior", ["masked", "pixelcnn"])
 def test_the_price_of_codes_is_the_examples_own(prior: str) -> None:
     torch.manual_seed(0)
-    software_versions = {"masked": MaskedTransformer, "pixelcnn": PixelCNN}[prior]
+    software_versions = {"masked": MaskedTransformerModule, "pixelcnn": PixelCNNModule}[prior]
     network = software_versions((2, 4, 3), 16, width=16, depth=1).eval()
     codes = torch.randint(0, 16, (32, 2, 4, 3), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_an_index_streamed_to_disk_is_the_one_made_in_memory_whatever_the_batche
     held = search.index(model, named(COUNT), "f" * 12)
     assert search.write_index(tmp_path / "a.safetensors", model, named(9), "f" * 12).examples == COUNT
     search.write(tmp_path / "b.safetensors", held)
-    states = [checkpoint.read_tensors(tmp_path / f"{name}.safetensors") for name in "ab"]  # its checksum is right
+    states = [read_tensors(tmp_path / f"{name}.safetensors") for name in "ab"]  # its checksum is right
     assert states[0].progress == states[1].progress
     assert states[0].tensors.keys() == states[1].tensors.keys()
     for name, tensor in states[0].tensors.items():

@@ -17,8 +17,10 @@ import torch
 import tessella
 from tessella import report
 from tessella.core.contracts import CodePrior
+from tessella.core.outputs import UNCONDITIONAL
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
+from tessella.core.tensors import write_tensors
 from tessella.data import Data
 from tessella.evaluation.results import (
     CodesEvaluation,
@@ -32,7 +34,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Spec, TrainOptions
 from tessella.pages import codes as seen_codes
-from tessella.training import checkpoint
+from tessella.training import checkpoint, fitted_priors
 
 BYTES = Schema.of((1, 8, 8), "uint8")
 MEASURED = Evaluation(
@@ -57,7 +59,7 @@ def a_run(
     checkpoint.write_spec(
         run, Spec(model.name, model.schema, model.options, {"spec": data, **opened.options}, training)
     )
-    checkpoint.write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 3})
+    write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 3})
     has = model.has_prior
     with (run / checkpoint.METRICS).open("w") as file:
         for k in range(lines):
@@ -138,23 +140,15 @@ def test_a_model_of_codes_shows_them(kind: str, options: dict[str, int], tmp_pat
 class Zeros(CodePrior):
     """Nearly always code 0: a prior that has been fitted, as far as a page can see."""
 
-    classes = 0
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, code_shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.shape = shape
+        self.code_shape = code_shape
 
-    def forward(self, codes, label=None, context=None, *, noise=None):  # pyright: ignore
+    def forward(self, codes, condition=UNCONDITIONAL, *, noise=None):  # pyright: ignore
         return torch.where(codes == 0, math.log(0.9), math.log(0.1 / 511))
 
-    def sample(self, count, noise, label=None, context=None, *, sampling=None, progress=None):  # pyright: ignore
-        return torch.zeros(count, *self.shape, dtype=torch.int64)
-
-    def fill(self, codes, known, noise, label=None, context=None, *, sampling=None, progress=None):  # pyright: ignore
-        return codes * known
-
-    def tell(self, wire, count, codes=None, label=None, context=None, *, progress=None):  # pyright: ignore
-        raise NotImplementedError
+    def generate(self, count, select, condition=UNCONDITIONAL):  # pyright: ignore
+        return torch.zeros(count, *self.code_shape, dtype=torch.int64)
 
 
 def test_samples_of_the_uniform_and_the_learned_prior_stand_side_by_side(tmp_path: Path) -> None:
@@ -211,21 +205,6 @@ def test_a_run_without_curves_or_test_split_has_a_page(tmp_path: Path) -> None:
     text = report.write(run, model, only).read_text("utf-8")
     assert "too short" in text
     assert "of the same" in text
-
-
-def test_an_evaluation_is_kept_for_the_weights_it_is_of(tmp_path: Path) -> None:
-    run, model, opened = a_run(tmp_path)
-    assert report.stored(run, "test") is None
-    report.store(run, MEASURED, seed=3)
-    assert report.stored(run, "test") == MEASURED
-    exact = replace(MEASURED, mse=0.0, psnr=math.inf, split="valid")
-    report.store(run, exact, seed=3)
-    assert report.stored(run, "valid") == exact
-    assert "Infinity" not in (run / "evaluation-valid.json").read_text()
-    assert "161" not in (text := report.write(run, model, opened).read_text("utf-8")).split("<h2>The numbers</h2>")[0]
-    assert "175.00 nats" in text
-    checkpoint.write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 4})  # trained on
-    assert report.stored(run, "test") is None
 
 
 def test_numbers_are_said_in_words() -> None:
@@ -298,7 +277,7 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
 
 def test_the_command_to_fit_the_prior_again_is_the_one_that_was_given(tmp_path: Path) -> None:
     training = vars(TrainOptions(minutes=7, batch_size=32, average=0.99))
-    prior = checkpoint.PriorSpec("masked", "abc", width=32, class_conditional=True, training=training)
+    prior = fitted_priors.PriorSpec("masked", "abc", width=32, class_conditional=True, training=training)
     command = report.page.prior_command(prior, tmp_path / "a b")
     given = "--kind masked --minutes 7 --batch-size 32 --average 0.99 --width 32 --class-conditional"
     assert shlex.split(command) == ["tessella", "prior", str(tmp_path / "a b"), *given.split()]

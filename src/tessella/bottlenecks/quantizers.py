@@ -139,14 +139,14 @@ class CodebookQuantizer(Quantizer):
             penalty = _sum(penalties).view(rows.shape).flatten(1).sum(1)
             return BottleneckOutput(z.view(rows.shape).movedim(-1, 1), PointMass(grid.contiguous()), penalty)
 
-    def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         with torch.autocast(features.device.type, enabled=False):
             rows = self.head(features.float().movedim(1, -1))
             left = self.distance(rows.reshape(-1, self.groups, self.code_dim))
             codes, log_q = [], rows.new_zeros(len(rows))
             for number, book in enumerate(self.books):
                 table = book.table()
-                u = noise.split(f"soften {number}").uniform(len(rows), left[..., 0].numel() // len(rows))
+                u = noise.split(f"sample_proposal {number}").uniform(len(rows), left[..., 0].numel() // len(rows))
                 chosen, nats = near(left, table, u.to(left.device).view(left.shape[:2]))
                 left = left - _vectors(table, chosen)
                 codes.append(chosen)
@@ -320,7 +320,7 @@ def _positive(**numbers: int) -> None:
     "quantizer", "fsq", summary="finite scalar quantisation: numbers rounded to a few levels (Mentzer et al. 2023)"
 )
 @final
-class FSQ(Quantizer):
+class FSQModule(Quantizer):
     """Finite scalar quantisation: each number of z is rounded to one of a few levels (Mentzer et al. 2023, section 3).
 
     With L levels the digit is round((L - 1) / 2 (1 + tanh z)), it stands for 2 digit / (L - 1) - 1, and a code is the
@@ -370,7 +370,7 @@ class FSQ(Quantizer):
             z = straight_through(bounded.flatten(-2).movedim(-1, 1), self.lookup(codes))
             return BottleneckOutput(z, PointMass(codes))
 
-    def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Each digit by itself; the values are spread about the levels as rounding spreads them."""
         with torch.autocast(features.device.type, enabled=False):
             bounded = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base))).tanh()
@@ -379,7 +379,7 @@ class FSQ(Quantizer):
                 value = bounded[..., number]
                 levels = torch.linspace(-1, 1, most + 1, device=value.device)
                 logits = -(value[..., None] - levels).square() / (2 * (2 / most) ** 2 / 12)
-                digit, nats = drawn(logits, uniform_for(noise.split(f"soften {number}"), value))
+                digit, nats = drawn(logits, uniform_for(noise.split(f"sample_proposal {number}"), value))
                 codes, log_q = codes + base * digit, log_q + nats.flatten(1).sum(1)
             return cast(Tensor, codes).movedim(-1, 1).contiguous(), cast(Tensor, log_q)
 
@@ -410,7 +410,7 @@ def _factors(size: int, most: int) -> list[tuple[int, ...]]:
 
 @register("quantizer", "lfq", summary="lookup-free quantisation: a code is a row of signs (Yu et al. 2023)")
 @final
-class LFQ(Quantizer):
+class LFQModule(Quantizer):
     """Lookup-free quantisation: a code is the signs of b numbers, so K = 2^b (Yu et al. 2023, MAGVIT-v2, section 3.1).
 
     With q(bit | z) = sigmoid(4 z), softmax of minus the squared distances to +1 and -1, and q(bit) its mean over the
@@ -465,12 +465,12 @@ class LFQ(Quantizer):
             terms = self.commitment * (z - signs).square() + self.entropy * (entropy - of_mean)
             return BottleneckOutput(straight_through(z, signs), PointMass(codes), terms.flatten(1).sum(1))
 
-    def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Each bit by itself, from q(bit | z)."""
         with torch.autocast(features.device.type, enabled=False):
             z = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base)))
             logits = torch.stack([torch.zeros_like(z), 4 * z], -1)
-            bits, nats = drawn(logits, uniform_for(noise.split("soften"), z))
+            bits, nats = drawn(logits, uniform_for(noise.split("sample_proposal"), z))
             return (bits * self.base).sum(-1).movedim(-1, 1).contiguous(), nats.flatten(1).sum(1)
 
     def lookup(self, codes: Tensor) -> Tensor:

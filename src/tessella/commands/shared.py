@@ -9,19 +9,20 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tessella.foundation.blocks import Cell, Page, Table
 from tessella.foundation.errors import DataError
 from tessella.foundation.text import shown as escaped
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-    from rich.text import Text
 
     from tessella.core.batches import Batch
-    from tessella.data import Split
+    from tessella.data import Data
     from tessella.models.base import Model
+    from tessella.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -82,49 +83,36 @@ def said_of_device(asked: str | None) -> str:
     return described(resolve(asked)) + (f", {why}" if why else "")
 
 
-def loaded(
-    run: str, prior: str | None = None, where: Where | None = None, *, json: bool = False
-) -> tuple[Model, dict[str, Any]]:
-    """The model of a run on the device asked for, with that prior over its latents, and where its data comes from.
+def loaded(path: str, prior: str | None = None, where: Where | None = None, *, json: bool = False) -> tuple[Model, Run]:
+    """The model of a run on the device asked for, with that prior over its latents, and the run.
 
     Args:
         json: whether stdout is for JSON alone.
     """
-    from tessella.core.device import resolve
-    from tessella.training import checkpoint
+    from tessella.training.run import Run
 
     where = where or Where()
-    device = resolve(where.device)
-    source = checkpoint.read_spec(run).data
-    model = checkpoint.load(run, prior=prior, device=device)
+    run = Run(path, where.device)
+    model = run.model(prior)
     where.say(json=json)
-    return model, source
+    return model, run
 
 
-def loaded_without_prior(run: str, where: Where | None = None) -> tuple[Model, dict[str, Any]]:
+def loaded_without_prior(path: str, where: Where | None = None) -> tuple[Model, Run]:
     """The same for what asks nothing of a fitted prior: it is left out, and with it the label that it may need."""
-    from tessella.training import checkpoint
+    from tessella.training.fitted_priors import TRAINED
 
-    return loaded(run, checkpoint.TRAINED, where)
+    return loaded(path, TRAINED, where)
 
 
-def inputs(
-    model: Model, source: dict[str, Any], given: Sequence[str], shown: Shown, split: Split | None = None
-) -> Batch:
-    """Picture files, or else numbers of examples of the split, in the order given."""
-    from tessella.tasks import generate
+def inputs(model: Model, run: Run, words: Sequence[str], shown: Shown) -> Batch:
+    """Read the examples that INPUTS name as one batch."""
+    from tessella.data.inputs import Inputs
 
-    label = None if shown.label is None else generate.label_number(model.schema, shown.label)
-    batches = []
-    for one in given:
-        if os.path.isfile(one):
-            batches.append(generate.from_files(model, (one,), label))
-            continue
-        if not one.isdecimal():
-            raise DataError(f"no such picture: {escaped(one)}; give a file that exists, or the number of an example")
-        split = split or generate.data_for(model, source, shown.data).split(shown.split)
-        batches.append(generate.from_split(split, (one,), shown.split))
-    return generate.joined(batches)
+    def data(spec: str | None) -> Data:
+        return run.data(spec or shown.data, model)
+
+    return Inputs(model, words, data, split=shown.split, label=shown.label).batch()
 
 
 def say(*lines: str) -> None:
@@ -138,49 +126,12 @@ def quoted(path: str | os.PathLike[str]) -> str:
 
 
 def say_table(
-    title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Text]], *, figures: Collection[int]
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Cell]], *, figures: Collection[int]
 ) -> None:
-    """Print a table, or on a console that is too narrow for it a list: no figure is ever cut or broken.
+    """Print a table of texts."""
+    from tessella.pages.terminal import print_page
 
-    Args:
-        title: the line above it; it may be empty.
-        heads: a name for each column.
-        rows: the cells, each a text or a styled one.
-        figures: the numbers of the columns that hold figures; in the others words are folded.
-    """
-    from rich import box
-    from rich.console import Console, Group
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    cells = [[Text(escaped(c)) if isinstance(c, str) else c for c in row] for row in rows]
-    least = 0
-    for number, head in enumerate(heads):
-        words = [word for row in cells for word in row[number].plain.split()] + head.split()
-        whole = [row[number].plain for row in cells] if number in figures else []
-        longest = max(map(len, [*whole, *words]), default=0)
-        least += 2 + (longest if number in figures else min(longest, 12))
-    with console.capture() as printed:  # or Rich would end the process where nobody reads on
-        if title:
-            console.print(Text(escaped(title), style="italic"), overflow="fold")
-        if least <= console.width:
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            for number, head in enumerate(heads):
-                side, figure = ("right", True) if number in figures else ("left", False)
-                table.add_column(Text(escaped(head)), justify=side, no_wrap=figure, overflow="fold")
-            for row in cells:
-                table.add_row(*row)
-            console.print(table)
-        for first, *rest in cells if least > console.width else ():
-            names = [f"{escaped(heads[n])}: " if n in figures else "" for n in range(1, len(heads))]
-            below = [Text(name) + one for name, one in zip(names, rest, strict=True) if one.plain]
-            console.print(
-                Text(first.plain, style="bold"), Padding(Group(*below), (0, 0, 0, 2), expand=False), overflow="fold"
-            )
-    sys.stdout.write(printed.get())
-    sys.stdout.flush()
+    print_page(Page("", [Table(heads, rows, list(figures), title)]))
 
 
 @contextmanager
@@ -204,27 +155,27 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
         bar.stop()
 
 
-def check_file(path: str, ending: str, what: str) -> None:
-    """Whether such a file can be written, before anything long is begun.
+def check_file(path: str, *endings: str) -> None:
+    """Check that such a file can be written, before anything long is begun.
 
     Raises:
         DataError: if it has another ending, is a folder, or its folder cannot be had.
     """
-    if Path(path).suffix.lower() != ending:
-        raise DataError(f"{path} has no {what} ending: let it end in {ending}")
+    if Path(path).suffix.lower() not in endings:
+        raise DataError(f"the output must be a {' or '.join(endings)} file, got {path}", "wrong-ending", path=path)
     if os.path.isdir(path):
-        raise DataError(f"{path} is a folder: give a file to write")
+        raise DataError(f"{path} is a folder: give a file to write", "is-a-folder", path=path)
     there = next(place for place in Path(path).absolute().parents if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise DataError(f"{path} cannot be written: {there} is no folder that takes new files; choose another place")
+        raise DataError(f"{path} cannot be written: {there} takes no new files; choose another place", "no-place")
 
 
 def check_picture_name(path: str) -> None:
-    check_file(path, ".png", "picture's")
+    check_file(path, ".png")
 
 
 def write_picture(image: Image, path: str) -> None:
-    from tessella.training.checkpoint import write_atomic
+    from tessella.foundation.files import write_atomic
 
     write_atomic(Path(path), lambda draft: image.save(draft, format="PNG"))
     say(f"wrote {path}")

@@ -18,15 +18,15 @@ from tessella.core.contracts import Likelihood
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import find
-from tessella.likelihoods.independent import Bernoulli, Categorical, FixedGaussian, Gaussian
-from tessella.likelihoods.logistic import LogisticMixture
+from tessella.likelihoods.independent import BernoulliModule, CategoricalModule, FixedGaussianModule, GaussianModule
+from tessella.likelihoods.logistic import LogisticMixtureModule
 
 __all__ = [
-    "Bernoulli",
-    "Categorical",
-    "FixedGaussian",
-    "Gaussian",
-    "LogisticMixture",
+    "BernoulliModule",
+    "CategoricalModule",
+    "FixedGaussianModule",
+    "GaussianModule",
+    "LogisticMixtureModule",
     "initial_bias",
     "likelihood_for",
 ]

@@ -12,8 +12,8 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood, SymbolCoder
-from tessella.core.entropy_coding import code_from_cdf
+from tessella.core.contracts import Likelihood
+from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
 from tessella.core.schema import UINT8, Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
@@ -35,7 +35,7 @@ CHUNK = 1 << 18
     values=("uint8",),
 )
 @final
-class LogisticMixture(Likelihood):
+class LogisticMixtureModule(Likelihood):
     """Bytes: a mixture of K logistics on the line, each bin of which is one value (Salimans et al. 2017, 2.1-2.2).
 
     With values y = x / 127.5 - 1 and the channels of one pixel in order,
