@@ -86,13 +86,13 @@ class Basis:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return self.contents, self.schema.shape, self.schema.values, self.binarize, self.conditional
+        return self.contents, self.schema.shape, self.schema.values.name, self.binarize, self.conditional
 
     @property
     def title(self) -> str:
         """In words."""
         of = "p(x | label)" if self.conditional else "p(x)"
-        kind = {"binary": "binary values", "bytes": "8-bit values", "real": "real values"}[self.schema.values]
+        kind = f"{self.schema.values.words} values"
         how = f", binarised ({self.binarize})" if self.binarize else ""
         shape = "x".join(map(str, self.schema.shape))
         return f"{self.data}, split {self.split}: {kind} of shape {shape}{how}, {of}"

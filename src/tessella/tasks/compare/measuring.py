@@ -191,7 +191,7 @@ def differences(bases: Sequence[Basis]) -> tuple[str, ...]:
 
 def _why(a: Basis, b: Basis) -> list[str]:
     why = []
-    if "real" in (a.schema.values, b.schema.values) and a.schema.values != b.schema.values:
+    if a.schema.values.discrete != b.schema.values.discrete:
         why.append("real values have densities, which depend on the unit, the others probabilities")
     elif a.schema.values != b.schema.values or a.binarize != b.binarize:
         why.append(f"the values differ, {_values(a)} against {_values(b)}")
@@ -209,7 +209,7 @@ def _why(a: Basis, b: Basis) -> list[str]:
 
 
 def _values(basis: Basis) -> str:
-    kind = {"binary": "binary", "bytes": "8-bit", "real": "real"}[basis.schema.values]
+    kind = basis.schema.values.words
     return f"{kind} by {basis.binarize} binarisation" if basis.binarize else kind
 
 

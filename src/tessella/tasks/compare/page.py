@@ -244,7 +244,7 @@ def group_record(group: Group) -> dict[str, Any]:
         "data": b.data,
         "split": b.split,
         "contents": b.contents,
-        "values": b.schema.values,
+        "values": b.schema.values.name,
         "shape": b.schema.shape,
         "binarize": b.binarize,
         "conditional": b.conditional,
