@@ -18,7 +18,7 @@ from tessella.coding import codes_file
 from tessella.core import batches
 from tessella.core.batches import Batch
 from tessella.core.rng import example_keys
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.core.tensors import read_tensors
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import RawSplit
@@ -34,15 +34,15 @@ from tessella.tasks.search.features import features
 from tessella.tasks.search.index_file import read_index, write_index
 from tessella.tasks.search.neighbours import nearest
 
-PICTURES = Schema((3, 9, 7), "bytes", classes=("a", "b"))
-VECTORS = Schema((5,), "real", -3.0, 3.0, (0.0,), (1.0,))
+PICTURES = Schema.of((3, 9, 7), "uint8", classes=("a", "b"))
+VECTORS = Schema.of((5,), Real(-3.0, 3.0), (0.0,), (1.0,))
 COUNT = 20
 
 
 def examples(schema: Schema, count: int = COUNT) -> Batch:
     generator = np.random.default_rng(0)
     label = torch.from_numpy(generator.integers(0, 2, count)) if schema.classes else None
-    if schema.values == "real":
+    if schema.values.name == "real":
         return Batch(torch.from_numpy(generator.normal(size=(count, *schema.shape)).astype(np.float32)), label)
     return Batch(torch.from_numpy(generator.integers(0, 256, (count, *schema.shape)).astype(np.uint8)), label)
 
@@ -51,12 +51,12 @@ def made(name: str, schema: Schema) -> Model:
     """With weights that are not zero anywhere, so that all of it speaks."""
     torch.manual_seed(0)
     options = {"width": 8} if name == "vqvae-paper" else {"width": 8, "depth": 1}
-    options |= {"flow_steps": 2, "dequantization": "variational"} if name == "flow" and schema.is_picture else {}
+    options |= {"flow_steps": 2, "dequantization": "variational"} if name == "flow" and schema.rank == 2 else {}
     model = registry.find("model", name).load()(schema, **options).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1 and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
-    if isinstance(model, CodeModel) and name == "vqvae" and schema.is_picture:
+    if isinstance(model, CodeModel) and name == "vqvae" and schema.rank == 2:
         level = model.levels[0]
         model.set_prior([MaskedTransformerModule(model.prior_shapes[0], level.codebook_size, width=16, depth=1).eval()])
     return model
@@ -72,7 +72,7 @@ def split(batch: Batch, rows: np.ndarray) -> Split:
 
 
 CASES = [(n, s) for n in registry.names("model") for s in (PICTURES, VECTORS)]
-CASES = [(n, s) for n, s in CASES if s.is_picture or n not in ("cvae", "vqvae2", "vqvae-paper")]
+CASES = [(n, s) for n, s in CASES if s.rank == 2 or n not in ("cvae", "vqvae2", "vqvae-paper")]
 
 
 @pytest.mark.parametrize(("name", "schema"), CASES, ids=lambda of: of if isinstance(of, str) else of.values)
@@ -188,7 +188,7 @@ def test_a_file_alone_has_the_numbers_that_it_has_in_a_folder(
 
 
 def test_an_index_is_the_same_whatever_the_batches(run: Path, tmp_path: Path) -> None:
-    model, x = tessella.load(run), examples(Schema((1, 8, 8), "bytes")).x
+    model, x = tessella.load(run), examples(Schema.of((1, 8, 8), "uint8")).x
     names = [f"{i}" for i in range(COUNT)]
     for size in (9, COUNT):
         parts = [NamedBatch(names[i : i + size], Batch(x[i : i + size]), ()) for i in range(0, COUNT, size)]

@@ -32,9 +32,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("start here", "show what is understood of some data, and write a contact sheet"),
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
     "prior": ("train and measure", "learn which latents go together, codes or numbers"),
-    "evaluate": ("train and measure", "rate, distortion and bits per dimension on a split it never saw"),
-    "gap": ("train and measure", "by how much the bound misses log p(x), and why"),
-    "compare": ("train and measure", "runs in one table and one page, ranked where they can be"),
     "report": ("train and measure", "write report.html: curves, pictures, numbers and what they mean"),
     "sample": ("look", "draw new examples"),
     "reconstruct": ("look", "examples above what the model gives back"),
@@ -47,7 +44,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "decompress": ("use", "the same examples back, bit for bit"),
     "inspect": ("use", "what such a file holds, and whether it is whole"),
     "detect": ("use", "find what does not fit, with a stated false-positive rate"),
-    "claims": ("understand", "test what the field claims, as experiments on your own data"),
 }
 """Commands that are no tasks: their groups, and what they do."""
 

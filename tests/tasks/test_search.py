@@ -28,7 +28,7 @@ from tessella.tasks.search.index_file import Index, read_index, write_index
 from tessella.tasks.search.neighbours import duplicates, nearest
 from tessella.training.run import Run
 
-SCHEMA = Schema((1, 12, 12), "bytes")
+SCHEMA = Schema.of((1, 12, 12), "uint8")
 MODELS = {
     "codes": ("VQVAE", {"side": 6, "codebook_size": 300}),
     "few codes, two levels": ("VQVAE2", {"side": 6, "codebook_size": 12}),
@@ -191,7 +191,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_indexed_is_refused() -> None:
     torch.manual_seed(0)
-    cvae = tessella.CVAE(Schema((1, 12, 12), "bytes", classes=("a", "b")), width=8, depth=1)
+    cvae = tessella.CVAE(Schema.of((1, 12, 12), "uint8", classes=("a", "b")), width=8, depth=1)
     with raises("conditional-model"):
         indexed(cvae, examples(4))
     with raises("no-examples"):
@@ -234,6 +234,7 @@ def test_a_folder_is_indexed_and_searched(run: Path, tmp_path: Path, capsys: pyt
     assert (found["query"], found["found"][0]) == ("5", {"name": query, "distance": 0.0})
     assert main(["search", str(run), query, "--space", "codes", "--index", index, "-o", sheet]) == 0
     assert Image.open(sheet).size[0] > 500
+    capsys.readouterr()
     assert main(["search", str(run), "--duplicates", "--index", index, "-o", page, "--json"]) == 0
     pair = json.loads(capsys.readouterr().out)["pairs"][0]
     assert pair == {"first": f"{folder}/again.png", "second": f"{folder}/cat/3.png", "distance": 0.0}

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Binary, Schema
 from tessella.foundation.errors import DataError
 from tessella.foundation.files import write_atomic
 
@@ -27,8 +27,7 @@ def to_uint8(x: Tensor, schema: Schema) -> np.ndarray:
     Bytes stay, binary values are multiplied by 255, real ones mapped from `[low, high]`; a vector becomes a small
     plot: a line, or bars for few features. Values outside the range are clipped.
     """
-    span = (schema.high - schema.low) or 1.0
-    unit = np.nan_to_num((x.detach().to("cpu").float().numpy() - schema.low) / span)
+    unit = np.nan_to_num((x.detach().to("cpu").float().numpy() - schema.values.low) / schema.values.span)
     unit = np.clip(unit, 0, 1)
     if schema.is_picture:
         return np.ascontiguousarray(np.moveaxis(np.round(unit * 255).astype(np.uint8), 1, -1))
@@ -114,11 +113,11 @@ def images(x: Tensor, schema: Schema, most: int | None = None) -> list[Image.Ima
 
 def altered_copies(x: Tensor, schema: Schema, noise: Noise) -> list[Tensor]:
     """Copies of examples `[B, *shape]` as they come about: with noise of 1 % of the range, and saved again as JPEG."""
-    if schema.values == "binary":
+    if schema.values == Binary():
         return [torch.where(noise.uniform(*x.shape) < 0.01, 1 - x, x)]
-    low, high = schema.low, schema.high
+    low, high = schema.values.low, schema.values.high
     copy = x.float() + 0.01 * (high - low) * noise.normal(*x.shape)
-    if schema.values == "real":
+    if not schema.values.discrete:
         return [copy]
     copies = [copy.clamp(low, high).round().to(torch.uint8)]
     if schema.is_picture and schema.shape[0] in (1, 3):
