@@ -8,6 +8,7 @@ more updates in proportion.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -282,7 +283,7 @@ def with_code_prior(
     """
 
     def make(bench: Bench, seed: int, seconds: float) -> CodeModel:
-        model = cast(CodeModel, bench.model(base, seed)).with_uniform_prior()
+        model = copy.deepcopy(cast(CodeModel, bench.model(base, seed)))
         split = bench.keep(f"codes of {base.name}", lambda: codes_of(model, bench.data.split("train")), seed)
         torch.manual_seed(seed)
         prior, classes = registry.find("code-prior", kind).load(), bench.classes if class_conditional else 0

@@ -110,8 +110,9 @@ def _train(model: LatentVariableModel, values: Tensor, seed: int, *, squared: bo
 def _squared(model: LatentVariableModel, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
     """|x - x'|^2 and the rate, `[B]` each, with no likelihood in between: x' is what the decoder says."""
     latent = model.encode(x, noise=noise)
-    assert latent.rate is not None
-    return (x - model.decoder(latent.z, None)).square().sum(1), latent.rate
+    rate = model.rate(latent)
+    assert rate is not None
+    return (x - model.decoder(latent.z, None)).square().sum(1), rate.total
 
 
 def _best_scale(error: float, dims: int) -> tuple[float, Series]:

@@ -97,7 +97,7 @@ class FinePriors(nn.Module):
 
 
 def _fine_priors(bench: Bench, seed: int, seconds: float) -> FinePriors:
-    model = cast(CodeModel, bench.model(TWO, seed)).with_uniform_prior()
+    model = cast(CodeModel, bench.model(TWO, seed))
     torch.manual_seed(seed)
     priors = FinePriors(model)
     bench.fit(priors, _rows(bench, model, seed), seed=seed, seconds=seconds, steps=UPDATES, weight_decay=0.1)
@@ -138,7 +138,7 @@ def run(bench: Bench) -> Result:
 @torch.no_grad()
 def _measured(bench: Bench, seed: int) -> Levels:
     x, priors = bench.unseen(EXAMPLES).x, cast(FinePriors, bench.get(FINE_PRIORS, seed))
-    model, one = priors.model, cast(CodeModel, bench.model(ONE, seed)).with_uniform_prior()
+    model, one = priors.model, cast(CodeModel, bench.model(ONE, seed))
     average = _average(bench, model, seed)
     sums: dict[str, float] = {}
     for number, part in enumerate(x.split(AT_ONCE)):

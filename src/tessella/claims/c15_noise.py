@@ -32,7 +32,7 @@ def run(bench: Bench) -> Result:
     pixels: list[list[float]] = []
     accuracy: list[list[float]] = []
     for seed in bench.seeds:
-        model = cast(CodeModel, bench.model(VQVAE, seed)).with_uniform_prior()
+        model = cast(CodeModel, bench.model(VQVAE, seed))
         codes = _codes(model, batch.x)
         probe = None if bench.classes < 2 or taught.label is None else _probe(model, taught.x, taught.label)
         kept.append([])
