@@ -157,7 +157,7 @@ def test_two_processes_together_have_the_figures_of_one(tmp_path: Path) -> None:
         data = tessella.open_data("digits", binarize="static")
         model = presets.VQVAE(data.schema, width=8, depth=1, codebook_size=16, code_dim=4)
         with open(f"{out}-{rank}-of-{world}.json", "w") as file:
-            json.dump(evaluate(model, data.split("test"), together=True).to_json(), file)
+            json.dump(tessella.evaluate(model, data.split("test"), together=True).to_json(), file)
         dist.destroy_process_group()
         """
     path, out = tmp_path / "script.py", tmp_path / "out"
