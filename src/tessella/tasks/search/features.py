@@ -24,7 +24,6 @@ from tessella.core.rng import Noise, example_keys
 from tessella.foundation.errors import DataError, SpecError
 from tessella.kinds.pictures import altered_copies
 from tessella.models.base import Model
-from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormalModule
 
@@ -50,7 +49,7 @@ def widths(model: Model) -> dict[str, int]:
     """Count the numbers of each example in each space."""
     units, *grid = model.latent_shape
     found = {"latent": units * math.prod(min(GRID, side) for side in grid)}
-    if isinstance(model, CodeModel):
+    if model.levels:
         found["codes"] = sum(math.prod(q.code_shape) for q in model.levels)
     return found
 
@@ -122,9 +121,7 @@ class _Look:
 
 
 def _look(model: Model, x: Tensor) -> _Look:
-    if isinstance(model, CodeModel):
-        model = model.with_uniform_prior()
-    elif model.conditional:
+    if model.conditional and not model.levels:
         raise SpecError(
             f"the z of the model {model.name} holds only what its label does not: search with a vae or vqvae",
             code="conditional-model",
@@ -139,7 +136,7 @@ def _of_batch(model: Model, batch: FixedBatch) -> _Look:
     z = _averaged(latent.z)
     variance = torch.zeros_like(z) if latent.posterior is None else _averaged(variance_of(latent.posterior))
     found = {"latent": z[: batch.count].half().cpu()}
-    if isinstance(model, CodeModel):
+    if model.levels:
         codes = torch.cat([c.flatten(1) for c in latent.codes], 1)[: batch.count].cpu()
         largest = max(q.codebook_size for q in model.levels) - 1
         found["codes"] = codes.to(torch.uint8 if largest < 256 else torch.int16 if largest < 1 << 15 else torch.int32)

@@ -24,7 +24,6 @@ from tessella.data.raw import shown
 from tessella.foundation.errors import DataError, RunError, task
 from tessella.kinds.pictures import from_jpeg, images, to_jpeg
 from tessella.models.base import Model
-from tessella.models.codes import CodeModel
 from tessella.tasks.search.distances import BLOCK, distance_of_copies
 from tessella.tasks.search.features import Features, FeatureSurvey, widths
 
@@ -151,7 +150,7 @@ def _check_model(path: str | os.PathLike[str], index: Index, model: Model) -> No
     """Refuse an index that holds what the model cannot give."""
     if {space: rows.shape[1] for space, rows in index.features.items()} != widths(model):
         raise DataError(f"{path} has other spaces than this model's: {AGAIN}", code="damaged-index")
-    if (codes := index.features.get("codes")) is not None and isinstance(model, CodeModel):
+    if (codes := index.features.get("codes")) is not None:
         largest = max(q.codebook_size for q in model.levels)
         if not all(bool(((some >= 0) & (some < largest)).all()) for some in codes.split(BLOCK)):
             raise DataError(f"{path} has codes that this model does not have: {AGAIN}", code="damaged-index")
