@@ -28,9 +28,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from tessella.foundation.errors import SpecError
 
-PartKind = Literal[
-    "model", "likelihood", "bottleneck", "quantizer", "prior", "code-prior", "data", "kind", "task", "evaluation"
-]
+PartKind = Literal["model", "likelihood", "bottleneck", "quantizer", "prior", "code-prior", "data", "kind", "task"]
 PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
 
 T = TypeVar("T")
