@@ -5,15 +5,14 @@ Imports beside it: report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import Where, check_file, progress, say, say_table
+from tessella.commands.shared import Where, check_file, say, say_table
+from tessella.commands.tasks import progress_bar
 from tessella.foundation.blocks import Cell
 from tessella.foundation.text import json_text
 
@@ -56,7 +55,7 @@ def compare(o: Compare) -> int:
     from tessella.tasks import compare as uses
 
     device = o.where.find(json=o.json)
-    with _bars(quiet=o.json) as told:
+    with progress_bar(quiet=o.json):
         found = uses.compare(
             o.runs,
             split=o.split,
@@ -66,7 +65,6 @@ def compare(o: Compare) -> int:
             seed=o.seed,
             device=device,
             kept=not o.data,
-            progress=told,
         )
     compared.write_compared(Path(o.out), found)
     if o.json:
@@ -75,18 +73,6 @@ def compare(o: Compare) -> int:
     _say(found)
     say(f"wrote {o.out}")
     return 0
-
-
-@contextmanager
-def _bars(*, quiet: bool) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Gives a bar for each thing that is done, one after the other."""
-    with ExitStack() as stack:
-
-        def told(what: str) -> Callable[[int, int], None]:
-            stack.pop_all().close()
-            return stack.enter_context(progress(what, quiet=quiet))
-
-        yield told
 
 
 def _say(found: Comparison) -> None:

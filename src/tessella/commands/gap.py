@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import Where, loaded, progress, say, say_table
+from tessella.commands.shared import Where, loaded, say, say_table
+from tessella.commands.tasks import progress_bar
 from tessella.foundation.text import json_text
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def gap(o: Gap) -> int:
     from tessella.training.results_store import GAP
 
     data = run.data(o.data, model)
-    with progress("measuring the gap", quiet=o.json) as tell:
+    with progress_bar(quiet=o.json):
         result = measure(
             model,
             data.split(o.split),
@@ -75,7 +76,6 @@ def gap(o: Gap) -> int:
             minutes=o.minutes,
             data=data.spec,
             split_name=o.split,
-            progress=tell,
         )
     if o.data is None and o.prior is None:
         run.results.save(GAP, result, seed=o.seed)

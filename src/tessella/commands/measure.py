@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import Where, loaded, progress, say, say_table
+from tessella.commands.shared import Where, loaded, say, say_table
+from tessella.commands.tasks import progress_bar
 from tessella.core.schema import Precision
 from tessella.foundation.errors import SpecError
 from tessella.foundation.text import json_text
@@ -99,10 +100,9 @@ def _fidelity(model: Model, data: Data, o: Evaluate) -> FidelityEvaluation:
         return fidelity.of_file(o.features, o.fidelity)
     split = data.split(o.split)
     first, second = fidelity.sets(split, o.fidelity)
-    with progress("training the classifier", quiet=o.json) as tell:
-        looker = classifier.of_run(Path(o.run), data, tell)
-    with progress("drawing", quiet=o.json) as tell:
-        samples = fidelity.draw(model, len(first), fidelity.labels(split, second), seed=o.seed, progress=tell)
+    with progress_bar(quiet=o.json):
+        looker = classifier.of_run(Path(o.run), data)
+        samples = fidelity.draw(model, len(first), fidelity.labels(split, second), seed=o.seed)
     found = fidelity.compare(samples, split, looker, model.schema, o.split)
     if o.features != "inception":
         return found
@@ -113,7 +113,7 @@ def _fidelity(model: Model, data: Data, o: Evaluate) -> FidelityEvaluation:
 def _measured(model: Model, data: Data, o: Evaluate, *, quiet: bool) -> Evaluation:
     from tessella.evaluation.bounds import evaluate as measure
 
-    with progress("evaluating", quiet=quiet) as tell:
+    with progress_bar(quiet=quiet):
         return measure(
             model,
             data.split(o.split),
@@ -122,7 +122,6 @@ def _measured(model: Model, data: Data, o: Evaluate, *, quiet: bool) -> Evaluati
             precision=o.precision,
             data=data.spec,
             split_name=o.split,
-            progress=tell,
         )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -26,6 +25,7 @@ from tessella.evaluation import annealing, per_example_posterior
 from tessella.evaluation.results import Estimate, GapEvaluation
 from tessella.foundation.errors import SpecError
 from tessella.foundation.notes import note
+from tessella.foundation.progress import track, tracking
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.flow import FlowModel
@@ -57,7 +57,6 @@ def measure(
     minutes: float | None = None,
     data: str = "",
     split_name: str = "test",
-    progress: Callable[[int, int], None] | None = None,
 ) -> GapEvaluation:
     """The gap between the bound and -log p(x) of some examples, in its parts; a bracket that stays wide is warned of.
 
@@ -70,7 +69,6 @@ def measure(
         base: what annealing starts from.
         minutes: do not double the steps again if finding log p(x) would then take longer than about that.
         data, split_name: what to call them in the result.
-        progress: told (stages done, stages in all).
 
     Raises:
         SpecError: of a model without a bound, or whose z is no continuous latent under a p(z) that is known.
@@ -78,22 +76,19 @@ def measure(
     _check(model, examples, chains, steps, simulated, tolerance, minutes)
     started, training = time.perf_counter(), model.training
     model.eval()
-    batch = split.batch(split.random_rows(examples))
-    x = batch.x.to(model.device)
-    label = None if batch.label is None or not model.conditional else batch.label.to(model.device)
+    batch = split.batch(split.random_rows(examples)).to(model.device)
+    batch = batch if model.conditional else Batch(batch.x)
     try:
         if isinstance(model, FlowModel):
-            parts = _of_flow(model, x, Noise(seed, stream="gap"), tolerance)
+            parts = _of_flow(model, batch.x, Noise(seed, stream="gap"), tolerance)
         else:
             assert isinstance(model, LatentVariableModel)
-            count = simulated or max(2, math.ceil(len(x) / 2))
-            search = _Search(model, label, count, chains, tolerance, base, Noise(seed, stream="bracket"), progress)
+            count = simulated or max(2, math.ceil(len(batch) / 2))
+            search = _Search(model, batch.label, count, chains, tolerance, base, Noise(seed, stream="bracket"))
             limit = math.inf if minutes is None else 60 * minutes
-            parts = _of_latent(model, Batch(x, label), search, steps, limit, Noise(seed, stream="gap"))
+            parts = _of_latent(model, batch, search, steps, limit, Noise(seed, stream="gap"))
     finally:
         model.train(training)
-    if progress:
-        progress(1, 1)
     for line in parts.warnings:
         note(line)
     return _record(model, parts, data, split_name, tolerance, time.perf_counter() - started)
@@ -165,11 +160,10 @@ class _Search:
         tolerance: float,
         base: annealing.Base,
         noise: Noise,
-        progress: Callable[[int, int], None] | None,
     ) -> None:
         self.model, self.count, self.chains, self.tolerance, self.base = model, count, chains, tolerance, base
         self.label = None if label is None else label.repeat(-(-count // len(label)))[:count]
-        self.noise, self.tell = noise, progress or (lambda done, total: None)
+        self.noise = noise
 
     def run(self, steps: int | None, seconds: float) -> tuple[int, Estimate]:
         """Steps, and the bracket with so many."""
@@ -195,18 +189,16 @@ class _Search:
 def _of_latent(
     model: LatentVariableModel, batch: Batch, search: _Search, steps: int | None, limit: float, noise: Noise
 ) -> _Parts:
-    x, label, started = batch.x, batch.label, time.perf_counter()
-    search.tell(0, 5)
-    steps, bracket = search.run(steps, limit)
-    search.tell(1, 5)
-    exact = []
-    for number, (first, last) in enumerate(annealing.passes(model, len(x), search.chains)):
-        part = None if label is None else label[first:last]
-        said = {"steps": steps, "chains": search.chains, "base": search.base}
-        exact.append(-annealing.forward(model, x[first:last], part, noise.split(f"annealing{number}"), **said))
-    seconds = time.perf_counter() - started
-    search.tell(2, 5)
-    bound, own, flow, family = _optimised(model, Batch(x, label), noise, search.tell)
+    started, exact = time.perf_counter(), []
+    with tracking("measuring the gap", 3) as advance:
+        steps, bracket = search.run(steps, limit)
+        advance()
+        for number, (first, last) in enumerate(track(annealing.passes(model, len(batch), search.chains), "annealing")):
+            part, said = batch[first:last], {"steps": steps, "chains": search.chains, "base": search.base}
+            exact.append(-annealing.forward(model, part.x, part.label, noise.split(f"annealing{number}"), **said))
+        seconds = time.perf_counter() - started
+        advance()
+        bound, own, flow, family = _optimised(model, batch, noise)
     converged = _width(bracket) <= search.tolerance
     warned = () if converged else (
         f"annealing has not converged: after {steps:,} steps log p(x) of simulated examples is only known to within "
@@ -214,13 +206,11 @@ def _of_latent(
         "give more --steps or --chains",
     )  # fmt: skip
     method = "annealed importance sampling"
-    values = torch.cat(exact).float().to(x.device), bound, own, flow
+    values = torch.cat(exact).float().to(batch.x.device), bound, own, flow
     return _Parts(family, method, *values, search.chains, steps, bracket, converged, seconds, warned, warned)
 
 
-def _optimised(
-    model: LatentVariableModel, batch: Batch, noise: Noise, tell: Callable[[int, int], None]
-) -> tuple[Tensor, Tensor, Tensor | None, str]:
+def _optimised(model: LatentVariableModel, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor, Tensor | None, str]:
     """The bound of each example as trained, with its own q, and with its own flow; and what family q is of.
 
     A flow posterior of each example's own is a flow of its own already.
@@ -231,15 +221,14 @@ def _optimised(
     together = max(1, min(OPTIMISED // (per_example_posterior.DRAWS * model.schema.dims), WEIGHTS // owned))
     found: list[tuple[Tensor, ...]] = []
     family = "gaussian"
-    for first in range(0, len(batch.x), together):
-        x = batch.x[first : first + together]
-        label = None if batch.label is None else batch.label[first : first + together]
-        own, here = per_example_posterior.amortised(model, x, label), noise.split(f"local{first}")
+    for first in track(range(0, len(batch), together), "optimising q"):
+        part = batch[first : first + together]
+        x, label = part.x, part.label
+        own, here = per_example_posterior.from_encoder(model, x, label), noise.split(f"local{first}")
         family = "gaussian" if isinstance(own, per_example_posterior.GaussianFamily) else "flow"
         values = [per_example_posterior.bound(model, x, label, own, here.split("bound"), draws=DRAWS)]
         per_example_posterior.optimise(model, x, label, own, here.split("own"))
         values.append(per_example_posterior.bound(model, x, label, own, here.split("own bound"), draws=DRAWS))
-        tell(3, 5)
         if flows:
             flow = per_example_posterior.with_flow(model, x, own, here.split("flow"))
             per_example_posterior.optimise(model, x, label, flow, here.split("flow"))

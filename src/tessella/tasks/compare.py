@@ -24,8 +24,8 @@ from tessella.evaluation import classifier, fidelity
 from tessella.evaluation.bounds import evaluate
 from tessella.evaluation.results import Evaluation, FidelityEvaluation, GapEvaluation
 from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.progress import track
 from tessella.models.base import Model
-from tessella.tasks import generate
 from tessella.training import checkpoint
 from tessella.training.results_store import GAP
 from tessella.training.run import Run
@@ -148,7 +148,6 @@ def compare(
     seed: int = 0,
     device: str | torch.device = "cpu",
     kept: bool = False,
-    progress: Callable[[str], Progress] | None = None,
 ) -> Comparison:
     """Measure all runs alike.
 
@@ -159,7 +158,6 @@ def compare(
         minutes: for drawing the samples of one run; one that takes longer is said to be too slow.
         device: where the models run, as of `tessella.core.device.resolve`.
         kept: take what was found before and kept in the runs; evaluations, if they are of the whole split.
-        progress: given what is done, gives what is told (done, in all) of it.
 
     Raises:
         SpecError: if there are no two runs, or a number is out of its range.
@@ -173,8 +171,9 @@ def compare(
     together: dict[tuple[Any, ...], list[_Opened]] = {}
     for one in opened:
         together.setdefault(one.basis.key, []).append(one)
-    tell = progress or (lambda what: lambda done, total: None)
-    groups = tuple(_measured(members, examples, minutes, seed, kept, tell) for members in together.values())
+    groups = tuple(
+        _measured(members, examples, minutes, seed, kept) for members in track(together.values(), "comparing")
+    )
     return Comparison(groups, differences([group.basis for group in groups]))
 
 
@@ -226,7 +225,6 @@ def _measured(
     minutes: float,
     seed: int,
     kept: bool,
-    tell: Callable[[str], Progress],
 ) -> Group:
     split, basis = members[0].split, members[0].basis
     known = [m.run.results.evaluation(basis.split) if kept else None for m in members]
@@ -234,12 +232,11 @@ def _measured(
     entries = []
     for member, before in zip(members, known, strict=True):
         if not whole or before is None:
-            told = tell(f"{member.name}: evaluating")
-            options: dict[str, Any] = {"data": member.data.spec, "split_name": basis.split, "progress": told}
+            options: dict[str, Any] = {"data": member.data.spec, "split_name": basis.split}
             before = evaluate(member.model, split, limit=examples, seed=seed, **options)
         entries.append(_entry(member, before, member.run.results.load(GAP, GapEvaluation) if kept else None))
-    entries = _with_samples(members, entries, examples, minutes, seed, tell)
-    shown = split.batch(generate.some(split, SHOWN)).x.float()
+    entries = _with_samples(members, entries, examples, minutes, seed)
+    shown = split.batch(split.random_rows(SHOWN)).x.float()
     return Group(basis, tuple(entries), shown, whole or examples >= len(split))
 
 
@@ -270,7 +267,6 @@ def _with_samples(
     examples: int,
     minutes: float,
     seed: int,
-    tell: Callable[[str], Progress],
 ) -> list[Entry]:
     """The same with samples, and through one classifier what is to be said of them."""
     split, basis = members[0].split, members[0].basis
@@ -280,19 +276,19 @@ def _with_samples(
         first, second = fidelity.sets(split, examples)
     except DataError as error:
         few = len(split) // 2
-        drawn = [_drawn(m, SHOWN, None, minutes, seed, tell) if m.model.has_prior else None for m in members]
+        drawn = [_drawn(m, SHOWN, None, minutes, seed) if m.model.has_prior else None for m in members]
         return [
             e if d is None else replace(_shown(e, d), notes=(*e.notes, f"{e.name}: {error} ({few} a set)"))
             for e, d in zip(entries, drawn, strict=True)
         ]
     label = fidelity.labels(split, second)
-    looker = _classifier(members, tell)
+    looker = _classifier(members)
     done = []
     for member, entry in zip(members, entries, strict=True):
         if not member.model.has_prior:
             done.append(entry)
             continue
-        drawn = _drawn(member, len(first), label, minutes, seed, tell)
+        drawn = _drawn(member, len(first), label, minutes, seed)
         entry = _shown(entry, drawn)
         if len(drawn.x) < len(first):
             slow = f"{entry.name}: only {len(drawn.x)} samples in {minutes:g} minutes, too few to say how they look"
@@ -303,28 +299,24 @@ def _with_samples(
     return done
 
 
-def _drawn(
-    of: _Opened, count: int, label: Tensor | None, minutes: float, seed: int, tell: Callable[[str], Progress]
-) -> fidelity.Drawn:
+def _drawn(of: _Opened, count: int, label: Tensor | None, minutes: float, seed: int) -> fidelity.Drawn:
     if of.model.conditional and label is None:
         label = torch.arange(count) % max(1, len(of.basis.schema.classes))
-    return fidelity.draw(
-        of.model, count, label, seed=seed, seconds=60 * minutes, progress=tell(f"{of.name}: drawing samples")
-    )
+    return fidelity.draw(of.model, count, label, seed=seed, seconds=60 * minutes)
 
 
 def _shown(entry: Entry, drawn: fidelity.Drawn) -> Entry:
     return replace(entry, samples=drawn.x[:SHOWN].float(), seconds_per_sample=drawn.seconds)
 
 
-def _classifier(members: Sequence[_Opened], tell: Callable[[str], Progress]) -> classifier.Classifier:
+def _classifier(members: Sequence[_Opened]) -> classifier.Classifier:
     """One for all: the first that a run has, else a new one, kept in the first run."""
     data = members[0].data
     of = classifier.fingerprint(data, "train")
     for member in members:
         if (found := classifier.stored(member.run.path / classifier.FILE, data, of)) is not None:
             return found
-    return classifier.of_run(members[0].run.path, data, tell("training the classifier"))
+    return classifier.of_run(members[0].run.path, data)
 
 
 # what may be ranked
