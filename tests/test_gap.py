@@ -27,6 +27,7 @@ from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
+from tessella.data import Split
 from tessella.evaluation import annealing, gap, per_example_posterior
 from tessella.evaluation.results import Estimate, GapEvaluation
 from tessella.foundation.errors import SpecError
@@ -86,10 +87,10 @@ class Known:
         """What being off costs beyond that."""
 
 
-class Rows:
-    """As much of a split as is needed."""
+class Rows(Split):
+    """Rows of a tensor, in their order."""
 
-    labels = None
+    labels, factors, in_memory = None, {}, True
 
     def __init__(self, x):
         self.x, self.example_ids = x, np.arange(len(x), dtype=np.uint64)
