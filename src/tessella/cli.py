@@ -32,9 +32,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("start here", "show what is understood of some data, and write a contact sheet"),
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
     "prior": ("train and measure", "learn which latents go together, codes or numbers"),
-    "evaluate": ("train and measure", "rate, distortion and bits per dimension on a split it never saw"),
-    "gap": ("train and measure", "by how much the bound misses log p(x), and why"),
-    "compare": ("train and measure", "runs in one table and one page, ranked where they can be"),
     "report": ("train and measure", "write report.html: curves, pictures, numbers and what they mean"),
     "sample": ("look", "draw new examples"),
     "reconstruct": ("look", "examples above what the model gives back"),
@@ -49,7 +46,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "detect": ("use", "find what does not fit, with a stated false-positive rate"),
     "index": ("use", "look at many examples once, so that they can be searched"),
     "search": ("use", "the nearest of an index, or what it holds twice"),
-    "claims": ("understand", "test what the field claims, as experiments on your own data"),
 }
 """Commands that are no tasks: their groups, and what they do."""
 

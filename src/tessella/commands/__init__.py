@@ -10,14 +10,11 @@ from functools import partial
 from typing import Any
 
 from tessella.commands import (
-    claims,
     codes,
-    compare,
     compress,
     demo,
     detect,
     edit,
-    gap,
     look,
     measure,
     prior,
@@ -32,8 +29,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
     "train": (train.Train, train.train),
     "prior": (prior.Prior, prior.prior),
-    "evaluate": (measure.Evaluate, measure.evaluate),
-    "gap": (gap.Gap, gap.gap),
     "sample": (look.Sample, look.sample),
     "reconstruct": (look.Reconstruct, look.reconstruct),
     "interpolate": (look.Interpolate, look.interpolate),
@@ -47,8 +42,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compress": (compress.Compress, compress.compress),
     "decompress": (compress.Decompress, compress.decompress),
     "inspect": (compress.Inspect, compress.inspect),
-    "claims": (claims.Claims, claims.claims),
-    "compare": (compare.Compare, compare.compare),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
 }

@@ -1,0 +1,318 @@
+"""Where claims are tested: the data, the seeds, the time, and models that several claims share.
+
+What is trained is a `TrainingJob`. It is done once a seed, when the first claim asks for it, and gets a share of the
+time that is left, by its weight among all that is still to be done for the chosen claims. Small models reach the number
+of updates that is enough for them before their time is up; then the others get more. A time longer than the usual one
+buys more updates in proportion.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tessella.core.batches import Batch
+from tessella.core.device import resolve
+from tessella.core.outputs import Sampling
+from tessella.core.precision import autocast
+from tessella.core.schema import Schema
+from tessella.data import Data, Split
+from tessella.data.batches import batches
+from tessella.foundation import registry
+from tessella.foundation.errors import DataError
+from tessella.models.base import Model
+from tessella.models.codes import CodeModel
+from tessella.models.spec import TrainOptions
+from tessella.training import loop
+from tessella.training.code_priors import CodesSplit, Priors, packed
+from tessella.training.loop import Trainable
+from tessella.training.prior_trainer import Frozen
+
+SEEDS = (0, 1, 2)
+LEAST_TRAIN, LEAST_UNSEEN = 200, 40
+"""Examples needed to train on and to measure on."""
+FOR_TRAINING = 0.8
+"""Share of the time for trainings; the rest is for measuring."""
+BATCH, SMALL = 64, 256
+"""Examples in a batch; of examples of more numbers than that, half as many."""
+USUAL = 14.0
+"""Minutes in which the models of small pictures have come to about the updates that are enough for them."""
+TRIED = 4
+"""Updates that the speed of a training is measured by."""
+AT_ONCE = 250
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training, done once a seed.
+
+    Attributes:
+        name: its result is kept under this name, so each job has its own.
+        make: does it, given (runner, seed, seconds that it may take); whatever it returns is kept.
+        weight: its share of the time for one seed, relative to others'.
+        once: it is done for the first seed alone.
+    """
+
+    name: str
+    make: Callable[[ExperimentRunner, int, float], Any]
+    weight: float = 1.0
+    once: bool = False
+
+
+class ExperimentRunner:
+    """Train and measure what claims ask for.
+
+    Args:
+        data: with a train and a test split.
+        minutes: what all chosen claims together may take; None: as long as the jobs take.
+        seeds: every effect is measured once with each.
+        needs: the jobs that will be asked for; one that several claims share is counted once.
+        device: where models are trained, as of `tessella.core.device.resolve`; they are measured on the processor.
+
+    Attributes:
+        updates: by the name of a job, the number in each training.
+        shares: the same as shares of the updates that are enough.
+
+    Raises:
+        DataError: if there is too little data.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        *,
+        minutes: float | None = None,
+        seeds: Sequence[int] = SEEDS,
+        needs: Iterable[TrainingJob] = (),
+        device: str | None = None,
+    ) -> None:
+        self.data, self.schema, self.seeds, self.device = data, data.schema, tuple(seeds), device
+        train = len(data.split("train"))
+        unseen = sum(len(data.split(name)) for name in ("valid", "test") if name in data.splits)
+        if train < LEAST_TRAIN or unseen < LEAST_UNSEEN:
+            raise DataError(
+                f"{data.spec} has {train} examples to train on and {unseen} to measure on: claims need at least "
+                f"{LEAST_TRAIN} and {LEAST_UNSEEN}; give more data"
+            )
+        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes * FOR_TRAINING
+        self._longer = 1.0 if minutes is None else max(1.0, minutes / USUAL)
+        self.updates: dict[str, list[int]] = {}
+        self.shares: dict[str, list[float]] = {}
+        self._making: list[str] = []
+        self._made: dict[tuple[str, int | None], Any] = {}
+        self._waiting = {(r.name, seed): r.weight for r in needs for seed in self._seeds_of(r)}
+
+    @property
+    def classes(self) -> int:
+        """How many classes the labels name; 0 without labels."""
+        return len(self.schema.classes) if self.data.split("train").labels is not None else 0
+
+    def examples(self, count: int | None = None) -> Batch:
+        """Read the first `count` training examples in the order of their ids, which is no order of content."""
+        return fetched(self.data.split("train"), count)
+
+    def unseen(self, count: int = 2000) -> Batch:
+        """Read examples that nothing was trained on: of the test split, then of the validation split."""
+        batches: list[Batch] = []
+        for name in ("test", "valid"):
+            left = count - sum(map(len, batches))
+            if name in self.data.splits and left > 0:
+                batches.append(fetched(self.data.split(name), left))
+        return Batch.cat(batches)
+
+    def get(self, job: TrainingJob, seed: int) -> Any:
+        """Return the result of the job for that seed; do it now if it is not done yet."""
+        key = (job.name, seed)
+        if key not in self._made:
+            seconds = self._share(job, seed)
+            self._making.append(job.name)
+            with torch.inference_mode(False), torch.enable_grad():  # whoever measures needs no gradients; this does
+                self._made[key] = job.make(self, seed, seconds)
+            self._making.pop()
+        return self._made[key]
+
+    def make(self, jobs: Iterable[TrainingJob]) -> None:
+        """Do these jobs for every seed."""
+        for job in jobs:
+            for seed in self._seeds_of(job):
+                self.get(job, seed)
+
+    def model(self, job: TrainingJob, seed: int) -> Model:
+        """Return the model that a job trains."""
+        return cast(Model, self.get(job, seed))
+
+    def keep(self, name: str, make: Callable[[], Any], seed: int | None = None) -> Any:
+        """Compute something that several claims share and that takes no training: once."""
+        key = (f"kept: {name}", seed)
+        if key not in self._made:
+            with torch.inference_mode(False):
+                self._made[key] = make()
+        return self._made[key]
+
+    def _seeds_of(self, job: TrainingJob) -> tuple[int, ...]:
+        return self.seeds[:1] if job.once else self.seeds
+
+    def _share(self, job: TrainingJob, seed: int) -> float:
+        """Divide the seconds that are left by weight among what waits; at least one."""
+        weight = self._waiting.pop((job.name, seed), job.weight)
+        if self._deadline is None:
+            return float("inf")
+        left = self._deadline - time.monotonic()
+        return max(1.0, left * weight / (weight + sum(self._waiting.values())))
+
+    def fit(
+        self,
+        module: Trainable,
+        split: Split | None = None,
+        *,
+        seed: int,
+        seconds: float,
+        steps: int,
+        **options: Any,
+    ) -> int:
+        """Train in memory by `loop.fit` for as many updates as the seconds allow, but no more than are of use.
+
+        The learning rate falls to zero within these updates. The speed is measured by a few updates of a copy.
+
+        Args:
+            split: the training split unless given.
+            steps: updates that are enough in the usual time; in a longer one there are more in proportion.
+            options: of `TrainOptions`.
+
+        Returns:
+            The number of updates.
+
+        Raises:
+            KeyboardInterrupt: if somebody asked to stop.
+        """
+        split, enough, steps = split or self.data.split("train"), steps, round(steps * self._longer)
+        few = self.schema.dims > SMALL
+        options = {"batch_size": BATCH // 2 if few else BATCH, "workers": 0, "device": self.device, **options}
+        if seconds != float("inf"):
+            steps = max(1, min(steps, int(seconds / self._pace(module, split, options))))
+        _fitted(module, split, TrainOptions(steps=steps, seed=seed, **options))
+        for name in self._making[-1:]:
+            self.updates.setdefault(name, []).append(steps)
+            self.shares.setdefault(name, []).append(steps / enough)
+        return steps
+
+    def _pace(self, module: Trainable, split: Split, options: dict[str, Any]) -> float:
+        """Measure the seconds an update takes by a few of them; the weights are put back."""
+        assert isinstance(module, nn.Module)
+        kept = {name: value.clone() for name, value in module.state_dict().items()}
+        _fitted(module, split, TrainOptions(steps=1, **options))
+        started = time.perf_counter()
+        _fitted(module, split, TrainOptions(steps=TRIED, **options))
+        taken = (time.perf_counter() - started) / TRIED
+        module.load_state_dict(kept)
+        return taken
+
+
+def _fitted(module: Trainable, split: Split, options: TrainOptions) -> None:
+    """Train on the device, then return to the processor, where claims are measured.
+
+    Whoever stops a training stops all of the claims.
+    """
+    parts: list[Any] = [module, module.model] if isinstance(module, Frozen) else [module]
+    for part in parts:
+        part.to(resolve(options.device))
+    try:
+        if loop.fit(module, split, options).stopped == "signal":
+            raise KeyboardInterrupt
+    finally:
+        for part in parts:
+            part.cpu()
+
+
+def of_model(
+    name: str,
+    model: str,
+    options: Callable[[Schema], dict[str, Any]] = lambda schema: {},
+    *,
+    weight: float = 1.0,
+    steps: int = 1500,
+    **training_options: Any,
+) -> TrainingJob:
+    """Define a job that trains a model of the catalogue.
+
+    Args:
+        model: its name in the catalogue.
+        options: of `ModelOptions`, given the data's schema.
+        weight: as of `TrainingJob`.
+        steps: updates that are enough.
+        training_options: of `TrainOptions`.
+    """
+
+    def make(runner: ExperimentRunner, seed: int, seconds: float) -> Model:
+        torch.manual_seed(seed)
+        made = registry.find("model", model).load()(runner.schema, **options(runner.schema))
+        runner.fit(made, seed=seed, seconds=seconds, steps=steps, **training_options)
+        return made
+
+    return TrainingJob(name, make, weight)
+
+
+def with_code_prior(
+    name: str,
+    base: TrainingJob,
+    kind: str = "pixelcnn",
+    *,
+    width: int = 32,
+    depth: int = 3,
+    class_conditional: bool = False,
+    weight: float = 1.0,
+    steps: int = 1500,
+    **training_options: Any,
+) -> TrainingJob:
+    """Define a job that fits priors over the codes of another job's model, which keeps its uniform prior.
+
+    Args:
+        kind: a code prior's name in the catalogue.
+        width, depth: of its network.
+        class_conditional: p(codes | label).
+    """
+
+    def make(runner: ExperimentRunner, seed: int, seconds: float) -> CodeModel:
+        model = cast(CodeModel, runner.model(base, seed)).with_uniform_prior()
+        split = runner.keep(f"codes of {base.name}", lambda: codes_of(model, runner.data.split("train")), seed)
+        torch.manual_seed(seed)
+        prior, classes = registry.find("code-prior", kind).load(), runner.classes if class_conditional else 0
+        shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
+        made = [
+            prior(shape, q.codebook_size, context_channels=context, classes=classes, width=width, depth=depth)
+            for shape, q, context in shapes
+        ]
+        priors = Priors(model, made)
+        runner.fit(priors, split, seed=seed, seconds=seconds, steps=steps, **{"weight_decay": 0.1, **training_options})
+        return model.eval()
+
+    return TrainingJob(name, make, weight)
+
+
+@torch.no_grad()
+def codes_of(model: CodeModel, split: Split) -> CodesSplit:
+    """Encode a split to the codes that priors are fitted on."""
+    rows: list[Tensor] = []
+    for batch in batches(split, AT_ONCE):
+        with autocast("auto", model.schema, model.device):
+            rows.append(packed(model.encode(batch.x.to(model.device)).codes).cpu().int())
+    labels = None if split.labels is None else torch.from_numpy(split.labels)
+    return CodesSplit(torch.cat(rows)[None], labels, split.example_ids)
+
+
+def fetched(split: Split, count: int | None = None) -> Batch:
+    """Read the first `count` examples of a split in the order of their ids; all of them if there are fewer."""
+    chosen = split.subset(split.random_rows(len(split) if count is None else count))
+    return Batch.cat(list(batches(chosen, AT_ONCE)))
+
+
+@torch.inference_mode()
+def samples(model: Model, count: int, seed: int, sampling: Sampling | None = None) -> Tensor:
+    """Sample `[count, *shape]`: the means of p(x | z)."""
+    sizes = [min(AT_ONCE, count - first) for first in range(0, count, AT_ONCE)]
+    return torch.cat([model.sample(n, seed=1000 * seed + i, sampling=sampling).cpu() for i, n in enumerate(sizes)])
