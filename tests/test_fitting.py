@@ -283,14 +283,14 @@ def test_the_prior_with_the_lowest_rate_is_used_unless_another_is_asked_for(run:
     kinds = {"pixelcnn": "PixelCNN", "transformer": "CausalTransformer", "masked": "MaskedTransformer"}
     rates = {kind: fitted(run, digits, kind).rate for kind in kinds}
     best = min(rates, key=lambda kind: rates[kind] or 0.0)
-    assert type(loaded(run).priors[0]).__name__ == kinds[best]
+    assert type(loaded(run).priors[0]).__name__.removesuffix("Module") == kinds[best]
     for kind, name in kinds.items():
         assert type(loaded(run, kind).priors[0]).__name__ == name
     assert isinstance(loaded(run, "uniform").priors[0], UniformModule)
     worst = max(rates, key=lambda kind: rates[kind] or 0.0)
     home = fitted_priors.prior_home(run, worst)
     fitted_priors.write_prior_spec(home, fitted_priors.read_prior_spec(home).with_rate(0.5))
-    assert type(loaded(run).priors[0]).__name__ == kinds[worst]
+    assert type(loaded(run).priors[0]).__name__.removesuffix("Module") == kinds[worst]
 
 
 def test_a_prior_of_other_weights_is_refused_by_its_hash(run: Path, digits: Data) -> None:
@@ -329,7 +329,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
     monkeypatch.setattr(fitting_codes, "_encoded", never)
     with pytest.raises(SpecError, match="nothing to fit"):
         fitted(run, digits, "uniform")
-    with pytest.raises(SpecError, match="there are: uniform, pixelcnn"):
+    with pytest.raises(SpecError, match="there are: pixelcnn"):
         fitted(run, digits, "psychic")
     with pytest.raises(SpecError, match="width must be at least 1"):
         fitted(run, digits, width=0)
