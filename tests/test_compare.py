@@ -182,18 +182,21 @@ def test_the_best_are_all_that_cannot_be_told_from_it() -> None:
 
 def basis(**changes: object) -> Basis:
     usual = {"data": "a.npz", "split": "test", "seed": 0, "contents": "x", "binarize": None, "conditional": False}
-    return Basis(**{**usual, "schema": Schema((1, 8, 8), "bytes"), **changes})  # type: ignore[arg-type]
+    return Basis(**{**usual, "schema": Schema.of((1, 8, 8), "uint8"), **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        (basis(schema=Schema((1, 8, 8), "real")), "densities"),
-        (basis(schema=Schema((1, 9, 9), "bytes")), "the shapes differ (1x8x8, 1x9x9)"),
+        (basis(schema=Schema.of((1, 8, 8), "real")), "densities"),
+        (basis(schema=Schema.of((1, 9, 9), "uint8")), "the shapes differ (1x8x8, 1x9x9)"),
         (basis(data="b.npz", contents="y"), "the data differ (a.npz, b.npz)"),
         (basis(contents="y", seed=3), "other seeds (0, 3)"),
         (basis(contents="y"), "hold other examples"),
-        (basis(binarize="dynamic", schema=Schema((1, 8, 8), "binary")), "8-bit against binary by dynamic binarisation"),
+        (
+            basis(binarize="dynamic", schema=Schema.of((1, 8, 8), "binary")),
+            "8-bit against binary by dynamic binarisation",
+        ),
         (basis(conditional=True), "what the label costs"),
     ],
 )

@@ -27,6 +27,7 @@ from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
+from tessella.core.schema import Real
 from tessella.evaluation import annealing, gap, per_example_posterior
 from tessella.evaluation.results import Estimate, GapEvaluation
 from tessella.foundation.errors import SpecError
@@ -71,7 +72,7 @@ class Known:
             waist.head.bias.copy_(torch.cat([off * deviation, deviation.log() + off]))
         self.model = LatentVariableModel(
             "linear",
-            likelihood=FixedGaussianModule(Schema((dims,), "real", -9, 9), scale=s),
+            likelihood=FixedGaussianModule(Schema.of((dims,), Real(-9, 9)), scale=s),
             encoder=LinearEncoder(covariance @ w.T / s**2),
             bottleneck=waist,
             prior=StandardNormalModule((units,)),
@@ -359,11 +360,11 @@ def test_a_conditional_model_is_measured_given_its_labels(digits, quick):
 def test_a_flow_has_no_gap():
     """Real values: none at all. Discrete ones: what is there is of q(u | x)."""
     torch.manual_seed(0)
-    model = tessella.models.presets.Flow(Schema((3,), "real", -3, 3), width=8, depth=1, flow_steps=1)
+    model = tessella.models.presets.Flow(Schema.of((3,), Real(-3, 3)), width=8, depth=1, flow_steps=1)
     found = gap.measure(model, Rows(torch.randn(5, 3)))
     assert (found.total.nats, found.approximation.nats, found.amortisation.nats, found.method) == (0, 0, 0, "exact")
     assert "zero by construction" in found.notes[0]
-    model = tessella.models.presets.Flow(Schema((3,), "bytes"), width=8, depth=1, flow_steps=1)
+    model = tessella.models.presets.Flow(Schema.of((3,), "uint8"), width=8, depth=1, flow_steps=1)
     found = gap.measure(model, Rows(torch.randint(0, 256, (5, 3)).to(torch.uint8)))
     assert found.total.nats >= 0
     assert found.amortisation.nats == 0

@@ -253,7 +253,7 @@ def _optimised(
 def _of_flow(model: FlowModel, x: Tensor, noise: Noise, tolerance: float) -> _Parts:
     """By several draws of u: z is a function of x + u, so q(z | x + u) is p(z | x + u) and has no gap."""
     started, total, each = time.perf_counter(), None, []
-    draws = 1 if model.schema.values == "real" else 64
+    draws = 64 if model.schema.values.discrete else 1
     for number in range(draws):
         weights = precise(model(x, None, noise=noise.split(f"draw{number}"), draws=1).log_weights[0])
         total = weights if total is None else torch.logaddexp(total, weights)

@@ -258,7 +258,7 @@ def jsonable(comparison: Comparison) -> dict[str, Any]:
                 "data": b.data,
                 "split": b.split,
                 "contents": b.contents,
-                "values": b.schema.values,
+                "values": b.schema.values.name,
                 "shape": b.schema.shape,
                 "binarize": b.binarize,
                 "conditional": b.conditional,

@@ -105,8 +105,8 @@ def _opening(
     cards = []
     if e.bound is not None and e.bits_per_dim is not None:
         cards.append((f"{e.bits_per_dim:.3f}", "bits per dimension, at most: what saying one number of the data costs"))
-        if schema.values != "real":
-            raw = schema.dims * math.log(2) * (8 if schema.values == "bytes" else 1)
+        if schema.values.discrete:
+            raw = schema.dims * math.log(schema.values.levels)
             cards.append((size_text(e.bound), f"a {one}, against {size_text(raw)} stored raw"))
     if e.psnr is not None:
         cards.append((psnr_text(e.psnr), "PSNR: how close reconstructions come; more is better"))
@@ -173,7 +173,7 @@ def _samples(model: Model, passed_over: str) -> str:
     else:
         count = columns * (1 if blocks.slow(model) else 4)
         drawn = generate.sample(model, count).flatten(0, 1)[:count]
-        figure = blocks.sheet(generate.in_rows(drawn, columns, model.schema.low), model.schema, text)
+        figure = blocks.sheet(generate.in_rows(drawn, columns, model.schema.values.low), model.schema, text)
     return f"<h2>Samples</h2>{figure}"
 
 

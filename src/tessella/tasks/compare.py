@@ -62,13 +62,13 @@ class Basis:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        return self.contents, self.schema.shape, self.schema.values, self.binarize, self.conditional
+        return self.contents, self.schema.shape, self.schema.values.name, self.binarize, self.conditional
 
     @property
     def title(self) -> str:
         """In words."""
         of = "p(x | label)" if self.conditional else "p(x)"
-        kind = {"binary": "binary values", "bytes": "8-bit values", "real": "real values"}[self.schema.values]
+        kind = f"{self.schema.values.words} values"
         how = f", binarised ({self.binarize})" if self.binarize else ""
         shape = "x".join(map(str, self.schema.shape))
         return f"{self.data}, split {self.split}: {kind} of shape {shape}{how}, {of}"
@@ -341,7 +341,7 @@ def differences(bases: Sequence[Basis]) -> tuple[str, ...]:
 
 def _why(a: Basis, b: Basis) -> list[str]:
     why = []
-    if "real" in (a.schema.values, b.schema.values) and a.schema.values != b.schema.values:
+    if a.schema.values.discrete != b.schema.values.discrete:
         why.append("real values have densities, which depend on the unit, the others probabilities")
     elif a.schema.values != b.schema.values or a.binarize != b.binarize:
         why.append(f"the values differ, {_values(a)} against {_values(b)}")
@@ -359,7 +359,7 @@ def _why(a: Basis, b: Basis) -> list[str]:
 
 
 def _values(basis: Basis) -> str:
-    kind = {"binary": "binary", "bytes": "8-bit", "real": "real"}[basis.schema.values]
+    kind = basis.schema.values.words
     return f"{kind} by {basis.binarize} binarisation" if basis.binarize else kind
 
 
