@@ -21,6 +21,7 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.core.tensors import write_tensors
 from tessella.data import Data
+from tessella.evaluation import metric_text
 from tessella.evaluation.results import (
     CodesEvaluation,
     CollapseEvaluation,
@@ -33,7 +34,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Spec, TrainOptions
 from tessella.pages import codes as seen_codes
-from tessella.pages import metric_text, run_page, svg
+from tessella.pages import run_page, svg
 from tessella.training import checkpoint, fitted_priors
 
 BYTES = Schema.of((1, 8, 8), "uint8")
