@@ -42,7 +42,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compress": ("use", "examples in one file, as short as the bound, lossless"),
     "decompress": ("use", "the same examples back, bit for bit"),
     "inspect": ("use", "what such a file holds, and whether it is whole"),
-    "detect": ("use", "find what does not fit, with a stated false-positive rate"),
 }
 """Commands that are no tasks: their groups, and what they do."""
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tessella.data import Data
     from tessella.models.codes import CodeModel
     from tessella.pages import demo as page
+    from tessella.tasks.detect.result import DetectionResult
     from tessella.tasks.search import SearchResult
     from tessella.training.run import Run
 
@@ -36,7 +37,7 @@ SHARE = 0.6
 """Of the time, for the model; the rest is the prior's."""
 EDITED, REGION, VARIANTS = "Dress", (0, 12, 28, 16), 5
 QUERIES, NEAREST = ("Ankle boot", "Bag", "Dress"), 7
-NORMAL, STRANGE, SCORE, FALSE_POSITIVES, SHOWN = 300, 20, "complexity", 0.01, 6
+NORMAL, SCORE, FALSE_POSITIVES, SHOWN = 300, "complexity-corrected", 0.01, 6
 COMPRESSED = 500
 PROBES = 20
 """Convolutions that are timed, a few milliseconds each, to see whether the machine is busy."""
@@ -148,7 +149,7 @@ def _shown(o: Demo) -> int:
         code_atlas.see(model, data.split("test")),
         _edit(model, data),
         _search(data, Run(run)),
-        _anomalies(model, data, Run(run)),
+        _anomalies(Run(run)),
         _compression(data, run),
         o.minutes,
         Run(run).prior_choice().note,
@@ -211,27 +212,27 @@ def _search(data: Data, run: Run) -> SearchResult:
     return found
 
 
-def _anomalies(model: CodeModel, data: Data, run: Run) -> page.Anomalies:
+def _anomalies(run: Run) -> DetectionResult:
     """Handwritten digits among clothes."""
-    from tessella.core.batches import Batch
-    from tessella.data import open_data
-    from tessella.pages import demo as page
-    from tessella.tasks.detect import Detector
-    from tessella.tasks.detect.detection import find, held_out
-    from tessella.tasks.detect.inputs import Inputs, Lot, Source
+    from tessella.tasks.detect import DetectConfig, detect
 
-    reader = Inputs(model, run)
-    detector, calibration = held_out(
-        lambda normals: Detector(model, (SCORE,), normals=normals), reader.find(["valid"]), FALSE_POSITIVES
+    found = detect(
+        run,
+        DetectConfig(
+            (f":{NORMAL}",),
+            calibration_data=("valid",),
+            false_positives=FALSE_POSITIVES,
+            anomalies=("digits",),
+            scores=(SCORE,),
+            top=SHOWN,
+        ),
     )
-    digits = open_data("digits", size=28).split("test").batch(range(STRANGE)).x
-    lot = Lot([f"digit-{i}" for i in range(STRANGE)], Batch(digits), ["digit"] * STRANGE)
-    inputs = reader.find([str(i) for i in range(NORMAL)])
-    findings = find(detector, inputs, [Source(STRANGE, lambda: iter([lot]))], by=SCORE, show=SHOWN)
-    flagged, known = findings.flagged(calibration), np.array(findings.anomalous, bool)
+    known = np.array(found.anomalous, bool)
+    flagged = found.flagged
+    assert flagged is not None
     _say(7, f"anomalies: {int((flagged & known).sum())} of {known.sum()} handwritten digits lie above the threshold, "
             f"and {int((flagged & ~known).sum())} of {int((~known).sum())} clothes")  # fmt: skip
-    return page.Anomalies(findings, calibration, findings.rankings()[SCORE].auroc)
+    return found
 
 
 def _compression(data: Data, run: Path) -> page.Compression:

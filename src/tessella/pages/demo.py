@@ -12,11 +12,11 @@ from tessella.coding.baseline_codecs import Rival
 from tessella.coding.files import Compressed
 from tessella.evaluation.metric_text import psnr_text, saving_card
 from tessella.evaluation.results import Evaluation
+from tessella.foundation.blocks import Block, Grid, Heading, Text
 from tessella.models.codes import CodeModel
-from tessella.pages import anomalies, blocks, codes, edited
+from tessella.pages import blocks, codes, edited
 from tessella.tasks import code_atlas
-from tessella.tasks.detect import Calibration
-from tessella.tasks.detect.detection import DetectionResult
+from tessella.tasks.detect.result import DetectionResult, extremes
 from tessella.tasks.edit import Edited
 from tessella.tasks.search import SearchResult
 
@@ -30,15 +30,6 @@ class Edit:
     picture: int
     region: str
     edited: Edited
-
-
-@dataclass(frozen=True)
-class Anomalies:
-    """What was found among normal and anomalous pictures; AUROC of the score."""
-
-    findings: DetectionResult
-    calibration: Calibration
-    auroc: float
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ class Demo:
     seen: code_atlas.Seen
     edit: Edit
     search: SearchResult
-    anomalies: Anomalies
+    anomalies: DetectionResult
     compression: Compression
     minutes: float
     passed_over: str = ""
@@ -105,6 +96,7 @@ def write(demo: Demo) -> Path:
 
 def _opening(demo: Demo) -> str:
     e, c, a = demo.evaluation, demo.compression, demo.anomalies
+    assert a.rankings is not None
     assert e.codes is not None
     lead = (
         f"In {demo.minutes:g} minutes on this machine a VQ-VAE learned to describe small pictures of clothes by "
@@ -123,7 +115,10 @@ def _opening(demo: Demo) -> str:
             )
         )
     cards.append(
-        (f"{a.auroc:.3f}", "AUROC: how often a handwritten digit scores as stranger than a picture of clothes")
+        (
+            f"{a.rankings[a.by].auroc:.3f}",
+            "AUROC: how often a handwritten digit scores as stranger than a picture of clothes",
+        )
     )
     if e.psnr is not None:
         cards.append((psnr_text(e.psnr), "PSNR of the reconstructions"))
@@ -158,20 +153,33 @@ def _search(demo: Demo) -> str:
 
 def _anomalies(demo: Demo) -> str:
     a = demo.anomalies
-    known = [bool(flag) for flag in a.findings.anomalous]
-    flagged = a.findings.flagged(a.calibration)
-    caught = sum(f and k for f, k in zip(flagged, known, strict=True))
-    false = sum(f and not k for f, k in zip(flagged, known, strict=True))
+    known = [bool(flag) for flag in a.anomalous]
+    assert a.flagged is not None
+    assert a.calibration is not None
+    caught = sum(f and k for f, k in zip(a.flagged, known, strict=True))
+    false = sum(f and not k for f, k in zip(a.flagged, known, strict=True))
     text = (
-        f"{sum(known)} handwritten digits, which the model never saw, among {len(known) - sum(known):,} test pictures "
-        "of clothes, sorted by how ill they fit. The threshold is the score that "
-        f"{100 * a.calibration.false_positives:g} % of the validation pictures exceed: {caught} of the digits lie "
+        f"{sum(known):,} handwritten digits, which the model never saw, among {len(known) - sum(known):,} test "
+        "pictures of clothes, sorted by how ill they fit. The threshold is the score that "
+        f"{100 * a.calibration.false_positives:g} % of the validation pictures exceed: {caught:,} of the digits lie "
         f"above it, and {false} of the clothes. Digits are easily told from clothes; damage to a small part of a "
         "picture is much harder to find."
     )
-    return (
-        f"<h2>Anomalies</h2><p>{html.escape(text)}</p>{anomalies.finds(demo.model, a.findings, a.calibration)}"
-        + _command(f"tessella detect {demo.run} test --anomalies digits --calibrate valid")
+    shown = "".join(map(_block, extremes(a)))
+    return f"<h2>Anomalies</h2><p>{html.escape(text)}</p>{shown}" + _command(
+        f"tessella detect {demo.run} :{len(known) - sum(known)} --anomalies digits --calibration-data valid"
+    )
+
+
+def _block(block: Block) -> str:
+    if isinstance(block, Heading | Text):
+        tag = "h3" if isinstance(block, Heading) else "p"
+        return f"<{tag}>{html.escape(block.text)}</{tag}>"
+    tiles = block.tiles if isinstance(block, Grid) else ()
+    return "".join(
+        f"<p>{' '.join(blocks.image_tag(image, '', True, 96) for image in tile.images)}<br><b>{tile.value}</b> "
+        f"{html.escape(', '.join((tile.label, *tile.details)))}</p>"
+        for tile in tiles
     )
 
 
