@@ -105,7 +105,7 @@ def _fidelity(model: Model, data: Data, o: Evaluate) -> FidelityEvaluation:
     with progress("training the classifier", quiet=o.json) as tell:
         looker = classifier.of_run(Path(o.run), data, tell)
     with progress("drawing", quiet=o.json) as tell:
-        samples = fidelity.draw(model, len(first), fidelity.labels(split, second), seed=o.seed, progress=tell)
+        samples = fidelity.draw(model, len(first), fidelity.labels(split, second), seed=o.seed)
     found = fidelity.compare(samples, split, looker, model.schema, o.split)
     if o.features != "inception":
         return found

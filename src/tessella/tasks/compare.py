@@ -314,7 +314,7 @@ def _drawn(
     if of.model.conditional and label is None:
         label = torch.arange(count) % max(1, len(of.basis.schema.classes))
     return fidelity.draw(
-        of.model, count, label, seed=seed, seconds=60 * minutes, progress=tell(f"{of.name}: drawing samples")
+        of.model, count, label, seed=seed, seconds=60 * minutes
     )
 
 
