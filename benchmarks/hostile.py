@@ -569,7 +569,7 @@ def warm() -> None:
     """Import what commands import, so that a fork finds it there."""
     from tessella.foundation import registry
 
-    for entry in registry.CATALOGUE:
+    for entry in registry.entries():
         entry.load()
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tessella.foundation.registry import Entry, Kind, entries
+from tessella.foundation.registry import Entry, PartKind, entries
 
 INDEX = Path(__file__).with_name("index.md")
 BEGIN, END = "<!-- catalogue: written by `make docs` -->", "<!-- end of the catalogue -->"
 
-SECTIONS: tuple[tuple[Kind, str, str], ...] = (
+SECTIONS: tuple[tuple[PartKind, str, str], ...] = (
     ("model", "Models", "model"),
     ("likelihood", "Likelihoods", "`--likelihood`"),
     ("bottleneck", "Bottlenecks", "bottleneck"),
@@ -31,7 +31,7 @@ def written(text: str) -> str:
     return f"{before}{BEGIN}\n\n{tables()}\n\n{END}{after}"
 
 
-def _table(kind: Kind, title: str, head: str) -> str:
+def _table(kind: PartKind, title: str, head: str) -> str:
     extra = kind == "likelihood"
     rows = [[head, "stored values", "what it is"] if extra else [head, "what it is"]]
     rows.append(["---"] * len(rows[0]))

@@ -17,6 +17,7 @@ from tessella.bottlenecks.gaussian import DiagonalGaussian, position_head
 from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
+from tessella.foundation.registry import register
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 START = 0.01
@@ -27,6 +28,7 @@ FAR = 1e4
 """No guess of the inversion lies further out, so that a wrong one cannot overflow."""
 
 
+@register("bottleneck", "flow", summary="a Gaussian followed by inverse autoregressive steps (Kingma et al. 2016)")
 @final
 class FlowPosterior(Bottleneck):
     """q(z | x): z_0 = mu + sigma * eps, then z_t = m_t + g_t * z_{t-1} for t = 1 ... T (Kingma et al. 2016, section 3).

@@ -9,6 +9,7 @@ from torch.distributions import Independent, Normal
 from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
+from tessella.foundation.registry import register
 
 
 def position_head(feature_shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -21,6 +22,7 @@ def diagonal_normal(mean: Tensor, deviation: Tensor) -> Independent:
     return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
 
 
+@register("bottleneck", "deterministic", summary="the features themselves: an autoencoder, without rate or bound")
 class Deterministic(Bottleneck):
     """z = W h: everything may pass, so nothing has a price. The autoencoder's bottleneck."""
 
@@ -35,6 +37,7 @@ class Deterministic(Bottleneck):
         return BottleneckOutput(self.head(features).float(), None)
 
 
+@register("bottleneck", "gaussian", summary="q(z|x) = N(mu, sigma^2), factorised and reparameterised")
 class DiagonalGaussian(Bottleneck):
     """q(z | x) = N(mu, diag sigma^2), z = mu + sigma * eps (Kingma & Welling 2013, section 2.4 and appendix C.2).
 

@@ -33,6 +33,7 @@ from tessella.core.distributions import PointMass
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """From z and what it was quantised to, e: the value of e exactly, with a gradient for z."""
@@ -183,6 +184,7 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
     return reduce(add, tensors)
 
 
+@register("quantizer", "vq", summary="vector quantisation, codebook by gradient (van den Oord et al. 2017)")
 def VectorQuantizer(
     feature_shape: tuple[int, ...],
     *,
@@ -213,6 +215,7 @@ def VectorQuantizer(
     )
 
 
+@register("quantizer", "ema", summary="vector quantisation, codebook by exponential averages, dead codes revived")
 def EMAQuantizer(
     feature_shape: tuple[int, ...],
     *,
@@ -233,6 +236,9 @@ def EMAQuantizer(
     return _by_codebooks(book, feature_shape, codes, 1, codebook_size, code_dim, commitment, distance, gradient)
 
 
+@register(
+    "quantizer", "simvq", summary="vector quantisation, codebook a frozen table times a learned map (Zhu et al. 2024)"
+)
 def SimVQ(
     feature_shape: tuple[int, ...],
     *,
@@ -252,6 +258,11 @@ def SimVQ(
     )
 
 
+@register(
+    "quantizer",
+    "residual",
+    summary="several codes a position, each for the residual of those before (Zeghidour et al. 2021)",
+)
 def ResidualQuantizer(
     feature_shape: tuple[int, ...],
     *,
@@ -305,6 +316,9 @@ def _positive(**numbers: int) -> None:
 # no codebooks
 
 
+@register(
+    "quantizer", "fsq", summary="finite scalar quantisation: numbers rounded to a few levels (Mentzer et al. 2023)"
+)
 @final
 class FSQ(Quantizer):
     """Finite scalar quantisation: each number of z is rounded to one of a few levels (Mentzer et al. 2023, section 3).
@@ -394,6 +408,7 @@ def _factors(size: int, most: int) -> list[tuple[int, ...]]:
     return [(f, *rest) for f in range(min(most, size), 1, -1) if size % f == 0 for rest in _factors(size // f, f)]
 
 
+@register("quantizer", "lfq", summary="lookup-free quantisation: a code is a row of signs (Yu et al. 2023)")
 @final
 class LFQ(Quantizer):
     """Lookup-free quantisation: a code is the signs of b numbers, so K = 2^b (Yu et al. 2023, MAGVIT-v2, section 3.1).

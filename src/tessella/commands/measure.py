@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -170,10 +170,10 @@ class Parts:
 
 
 def parts(o: Parts) -> int:
-    kinds = [kind for kind in get_args(registry.Kind) if kind != "evaluation"]
-    wide = max(len(entry.name) for entry in registry.CATALOGUE)
-    for kind in ("model", *(k for k in kinds if k != "model")):
-        print(f"{kind}:")
+    wide = max(len(entry.name) for entry in registry.entries())
+    for kind in registry.PART_KINDS:
+        if kind != "evaluation" and registry.names(kind):
+            print(f"{kind}:")
         for entry in registry.entries(kind):
             print(f"  {entry.name:{wide}}  {entry.summary}")
     return 0

@@ -24,6 +24,7 @@ from tessella.data import Split, batches
 from tessella.evaluation import codebook, collapse
 from tessella.evaluation.results import CollapseEvaluation, Evaluation, ImportanceBound
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 
@@ -34,6 +35,7 @@ PASS = 2**21
 
 
 @torch.inference_mode()
+@register("evaluation", "bounds", summary="rate, distortion, bound and importance-weighted bound")
 def evaluate(
     model: Model,
     split: Split,

@@ -1,230 +1,128 @@
-"""The catalogue: every exchangeable part by name, without importing any of them.
+"""Registry of exchangeable parts and tasks by name, found without importing any of them.
 
-One entry here and one class elsewhere is all that a new part takes. The catalogue feeds the command line, the
-specification of a run, the documentation's tables and the conformance tests.
+A part registers itself where it is defined:
+
+    @register("quantizer", "fsq", summary="finite scalar quantisation (Mentzer et al. 2023)")
+    class FSQ: ...
+
+Parts of this package are found by reading the decorators from its sources. Parts of another package are found by its
+entry points, in its pyproject.toml:
+
+    [project.entry-points."tessella.quantizer"]
+    bsq = "my_package:BSQ"
+
+A part of a notebook is found once its class is made. The registry feeds the command line, the specification of a run,
+the tables of the documentation and the conformance tests of `tessella.testing`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 from tessella.foundation.errors import SpecError
 
-Kind = Literal["likelihood", "bottleneck", "quantizer", "prior", "code-prior", "model", "evaluation"]
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+PartKind = Literal[
+    "model", "likelihood", "bottleneck", "quantizer", "prior", "code-prior", "data", "kind", "task", "evaluation"
+]
+PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
+
+T = TypeVar("T")
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_DECORATED = re.compile(r"^@(?:register|task)\(", re.MULTILINE)
+_HEADER = re.compile(r"^(class|def) +(\w+)", re.MULTILINE)
+_DECORATORS: dict[bytes, tuple[str, ...]] = {b"register": (), b"task": ("task",)}
+"""Decorators that are read from sources, and the arguments of `register` that they stand for."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One part: its name at the faces, where it is defined, and what it is in one line.
+    """A registered part: its name at the faces, where it is defined, and what it is in one line.
 
     Attributes:
-        values: for a likelihood, the stored values that it is normalised on.
+        target: `module:attribute`.
+        facts: what else the decorator says, for instance `values` of a likelihood and `group` of a task.
+        origin: the package that brings it.
     """
 
-    kind: Kind
+    kind: PartKind
     name: str
     target: str
     summary: str
-    values: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = "tessella"
 
     def load(self) -> Any:
-        """The class or function itself."""
+        """Import the class or function."""
         module, _, attribute = self.target.partition(":")
         return getattr(import_module(module), attribute)
 
-
-CATALOGUE: tuple[Entry, ...] = (
-    Entry("likelihood", "bernoulli", "tessella.likelihoods:Bernoulli", "binary values", ("binary",)),
-    Entry(
-        "likelihood",
-        "logistic",
-        "tessella.likelihoods:LogisticMixture",
-        "mixture of discretised logistics with channel dependence, for 8-bit pictures",
-        ("bytes",),
-    ),
-    Entry(
-        "likelihood",
-        "categorical",
-        "tessella.likelihoods:Categorical",
-        "a free probability for each of 256 values",
-        ("bytes",),
-    ),
-    Entry(
-        "likelihood",
-        "gaussian",
-        "tessella.likelihoods:Gaussian",
-        "real values, the scale predicted for each",
-        ("real",),
-    ),
-    Entry(
-        "likelihood",
-        "gaussian-fixed",
-        "tessella.likelihoods:FixedGaussian",
-        "real values, one scale for all: squared error as a likelihood",
-        ("real",),
-    ),
-    Entry(
-        "likelihood",
-        "autoregressive",
-        "tessella.likelihoods.autoregressive:Autoregressive",
-        "each pixel given those before it and the decoder's features: the strongest bounds, at the price of slow draws",
-        ("binary", "bytes", "real"),
-    ),
-    Entry(
-        "bottleneck",
-        "deterministic",
-        "tessella.bottlenecks.gaussian:Deterministic",
-        "the features themselves: an autoencoder, without rate or bound",
-    ),
-    Entry(
-        "bottleneck",
-        "gaussian",
-        "tessella.bottlenecks.gaussian:DiagonalGaussian",
-        "q(z|x) = N(mu, sigma^2), factorised and reparameterised",
-    ),
-    Entry(
-        "bottleneck",
-        "flow",
-        "tessella.bottlenecks.flow:FlowPosterior",
-        "a Gaussian followed by inverse autoregressive steps (Kingma et al. 2016)",
-    ),
-    Entry(
-        "quantizer",
-        "vq",
-        "tessella.bottlenecks.quantizers:VectorQuantizer",
-        "vector quantisation, codebook by gradient (van den Oord et al. 2017)",
-    ),
-    Entry(
-        "quantizer",
-        "ema",
-        "tessella.bottlenecks.quantizers:EMAQuantizer",
-        "vector quantisation, codebook by exponential averages, dead codes revived",
-    ),
-    Entry(
-        "quantizer",
-        "simvq",
-        "tessella.bottlenecks.quantizers:SimVQ",
-        "vector quantisation, codebook a frozen table times a learned map (Zhu et al. 2024)",
-    ),
-    Entry(
-        "quantizer",
-        "residual",
-        "tessella.bottlenecks.quantizers:ResidualQuantizer",
-        "several codes a position, each for what the ones before left over (Zeghidour et al. 2021)",
-    ),
-    Entry(
-        "quantizer",
-        "fsq",
-        "tessella.bottlenecks.quantizers:FSQ",
-        "finite scalar quantisation: numbers rounded to a few levels (Mentzer et al. 2023)",
-    ),
-    Entry(
-        "quantizer",
-        "lfq",
-        "tessella.bottlenecks.quantizers:LFQ",
-        "lookup-free quantisation: a code is a row of signs (Yu et al. 2023)",
-    ),
-    Entry("prior", "normal", "tessella.priors.normal:StandardNormal", "p(z) = N(0, I)"),
-    Entry(
-        "prior",
-        "class-normal",
-        "tessella.priors.normal:ClassNormal",
-        "p(z | label) = N(mu_label, sigma_label^2), learned",
-    ),
-    Entry(
-        "prior",
-        "mixture",
-        "tessella.priors.mixture:MixturePrior",
-        "a mixture of Gaussians, weights, means and scales learned",
-    ),
-    Entry(
-        "prior",
-        "vamp",
-        "tessella.priors.mixture:VampPrior",
-        "VampPrior: a mixture of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)",
-    ),
-    Entry(
-        "prior",
-        "flow",
-        "tessella.priors.flow:FlowPrior",
-        "N(0, I) through spline couplings, on larger grids through convolutional ones: exact density, fast draws",
-    ),
-    Entry(
-        "prior",
-        "diffusion",
-        "tessella.priors.diffusion:DiffusionPrior",
-        "a diffusion chain over z: log p(z) bounded from below, drawn in 50 steps or fewer",
-    ),
-    Entry("code-prior", "uniform", "tessella.priors.uniform:Uniform", "every code as likely as any other"),
-    Entry(
-        "code-prior",
-        "pixelcnn",
-        "tessella.priors.pixelcnn:PixelCNN",
-        "gated PixelCNN: code after code in raster order, by causal convolutions",
-    ),
-    Entry(
-        "code-prior",
-        "transformer",
-        "tessella.priors.transformer:CausalTransformer",
-        "causal transformer: code after code in raster order, with cached keys and values",
-    ),
-    Entry(
-        "code-prior",
-        "masked",
-        "tessella.priors.masked:MaskedTransformer",
-        "any-order masked transformer: fills in any codes given any others, samples in a few steps",
-    ),
-    Entry(
-        "evaluation",
-        "bounds",
-        "tessella.evaluation.bounds:evaluate",
-        "rate, distortion, bound and importance-weighted bound",
-    ),
-    Entry("model", "ae", "tessella.models.presets:AE", "autoencoder: reconstructs, has no prior and so no bound"),
-    Entry("model", "vae", "tessella.models.presets:VAE", "variational autoencoder (Kingma & Welling 2013)"),
-    Entry(
-        "model",
-        "beta-vae",
-        "tessella.models.presets:BetaVAE",
-        "VAE trained with the rate weighted by beta (Higgins et al. 2017)",
-    ),
-    Entry(
-        "model",
-        "cvae",
-        "tessella.models.presets:CVAE",
-        "conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015)",
-    ),
-    Entry("model", "vqvae", "tessella.models.presets:VQVAE", "a grid of codes (van den Oord et al. 2017)"),
-    Entry(
-        "model",
-        "vqvae2",
-        "tessella.models.presets:VQVAE2",
-        "grids of codes, coarse and fine (Razavi et al. 2019)",
-    ),
-    Entry("model", "vqvae-paper", "tessella.models.presets:VQVAE2017", "VQ-VAE with its paper's own network"),
-    Entry("model", "flow", "tessella.models.presets:Flow", "invertible map with exact likelihood (Dinh et al. 2017)"),
-    Entry(
-        "model",
-        "diffusion",
-        "tessella.models.presets:Diffusion",
-        "variational diffusion in the data's own space (Kingma et al. 2021)",
-    ),
-)
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Stored values that a likelihood is normalised on."""
+        return tuple(self.facts.get("values", ()))
 
 
-def entries(kind: Kind) -> tuple[Entry, ...]:
-    """All entries of one kind, in the catalogue's order."""
-    return tuple(e for e in CATALOGUE if e.kind == kind)
+_MADE: dict[tuple[PartKind, str], Entry] = {}
+"""Parts whose decorator has been run, among them those of notebooks, which nothing else finds."""
+_MADE_AS: dict[Any, Entry] = {}
 
 
-def names(kind: Kind) -> tuple[str, ...]:
-    """Their names."""
+def register(kind: PartKind, name: str, *, summary: str, **facts: Any) -> Callable[[T], T]:
+    """Register a class or function under a name. All arguments must be literals, for they are read from the source.
+
+    Raises:
+        SpecError: if another part has that name already.
+    """
+
+    def registered(part: T) -> T:
+        target = f"{part.__module__}:{part.__qualname__}"  # pyright: ignore[reportAttributeAccessIssue]
+        entry = Entry(kind, name, target, summary, facts, target.partition(".")[0].partition(":")[0])
+        known = _MADE.get((kind, name)) or _installed(kind).get(name)
+        if known is not None and known.target != target:
+            raise _clash(known, entry)
+        _MADE[kind, name] = entry
+        _MADE_AS[part] = entry
+        return part
+
+    return registered
+
+
+def entry_of(part: Any) -> Entry:
+    """The entry of a registered class or function.
+
+    Raises:
+        SpecError: if it is not registered.
+    """
+    try:
+        return _MADE_AS[part]
+    except KeyError:
+        raise SpecError(f"{part!r} is not registered: decorate it with @register(...)", code="not-registered") from None
+
+
+def entries(kind: PartKind | None = None) -> tuple[Entry, ...]:
+    """All entries, or those of one kind: this package's, then other packages', then those of notebooks."""
+    if kind is None:
+        return tuple(entry for each in PART_KINDS for entry in entries(each))
+    found = _installed(kind)
+    return tuple({**found, **{e.name: e for e in _MADE.values() if e.kind == kind and e.name not in found}}.values())
+
+
+def names(kind: PartKind) -> tuple[str, ...]:
+    """The names of one kind."""
     return tuple(e.name for e in entries(kind))
 
 
-def find(kind: Kind, name: str) -> Entry:
+def find(kind: PartKind, name: str) -> Entry:
     """The entry of that name.
 
     Raises:
@@ -233,4 +131,107 @@ def find(kind: Kind, name: str) -> Entry:
     for entry in entries(kind):
         if entry.name == name:
             return entry
-    raise SpecError(f"no {kind} is called {name!r}; there are: {', '.join(names(kind))}")
+    known = ", ".join(names(kind))
+    raise SpecError(f"no {kind} is called {name!r}; there are: {known}", code="no-such-part", kind=kind, name=name)
+
+
+def refresh() -> None:
+    """Look for parts again: packages have been installed or removed."""
+    _installed.cache_clear()
+    _entry_points.cache_clear()
+
+
+@cache
+def _installed(kind: PartKind) -> dict[str, Entry]:
+    found: dict[str, Entry] = {}
+    for entry in (*(e for e in _own() if e.kind == kind), *_of_other_packages(kind)):
+        if entry.name in found:
+            raise _clash(found[entry.name], entry)
+        found[entry.name] = entry
+    return found
+
+
+def _clash(one: Entry, other: Entry) -> SpecError:
+    places = " and ".join(f"{e.target} of {e.origin}" for e in (one, other))
+    return SpecError(
+        f"two parts are called {one.name!r}, each a {one.kind}: {places}; rename or uninstall one",
+        code="name-clash",
+        kind=one.kind,
+        name=one.name,
+    )
+
+
+@cache
+def _own() -> tuple[Entry, ...]:
+    found: list[Entry] = []
+    for path in sorted(_PACKAGE.glob("*/**/*.py")):
+        module = ".".join((_PACKAGE.name, *path.relative_to(_PACKAGE).with_suffix("").parts))
+        found += _decorated(path, module.removesuffix(".__init__"), "tessella")
+    return tuple(found)
+
+
+def _decorated(path: Path, module: str, origin: str) -> Iterator[Entry]:
+    """Entries of the decorators in a source file. Only the decorators are parsed, for speed."""
+    source = path.read_bytes()
+    if not any(b"\n@%b(" % name in source for name in _DECORATORS):
+        return
+    import ast
+
+    text, end = source.decode("utf-8").replace("\r\n", "\n"), 0
+    for start in (match.start() for match in _DECORATED.finditer(text)):
+        header = _HEADER.search(text, start)
+        if start < end or header is None:
+            continue
+        end = header.end()
+        tail = ": ..." if header[1] == "class" else "(): ..."
+        try:
+            (node,) = ast.parse(text[start:end] + tail).body
+            for call in node.decorator_list:  # pyright: ignore[reportAttributeAccessIssue]
+                name = getattr(call.func, "id", "").encode() if isinstance(call, ast.Call) else b""
+                if name in _DECORATORS:
+                    said = [*_DECORATORS[name], *map(ast.literal_eval, call.args)]
+                    facts = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+                    kind, title = cast(list[Any], said)
+                    yield Entry(kind, title, f"{module}:{header[2]}", facts.pop("summary"), facts, origin)
+        except (SyntaxError, ValueError, TypeError, KeyError) as error:
+            line = text.count("\n", 0, start) + 1
+            raise SpecError(f"{path}:{line}: a part is registered by literals alone ({error})") from error
+
+
+@cache
+def _entry_points() -> tuple[EntryPoint, ...]:
+    """Entry points of all groups of ours; of a distribution that is installed twice those of the first on the path."""
+    from importlib.metadata import distributions
+
+    ours = [dist for dist in distributions() if "[tessella." in (dist.read_text("entry_points.txt") or "")]
+    first = {dist.metadata["Name"]: dist for dist in reversed(ours)}
+    return tuple(p for dist in first.values() for p in dist.entry_points if p.group.startswith("tessella."))
+
+
+def _of_other_packages(kind: PartKind) -> Iterator[Entry]:
+    for point in _entry_points():
+        if point.group != f"tessella.{kind.replace('-', '_')}":
+            continue
+        origin = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
+        path = _source(point.module)
+        for entry in _decorated(path, point.module, origin) if path else ():
+            if entry.target.endswith(f":{point.attr}") and entry.kind == kind:
+                yield Entry(kind, point.name, entry.target, entry.summary, entry.facts, origin)
+                break
+        else:
+            yield Entry(kind, point.name, point.value, f"of {origin}", {}, origin)
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module of another package, which is not imported."""
+    from importlib.util import find_spec
+
+    top, *rest = module.split(".")
+    spec = find_spec(top)
+    if spec is None:
+        return None
+    if not rest and spec.origin:
+        return Path(spec.origin)
+    places = [Path(place, *rest) for place in spec.submodule_search_locations or ()]
+    files = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()]
+    return files[0] if files else None

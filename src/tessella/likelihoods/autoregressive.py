@@ -16,6 +16,7 @@ from torch.types import _size
 from tessella.core.contracts import Likelihood, SymbolCoder
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.likelihoods.shared import LatentStatistics, StoredValues, by_position, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, CausalWalk
@@ -27,6 +28,12 @@ BLOCK, SMALL = 2, 16
 """Pixels a side of a block, for pictures of at least so many pixels a side."""
 
 
+@register(
+    "likelihood",
+    "autoregressive",
+    summary="each value given those before it and the decoder's features: strong bounds, slow sampling",
+    values=("binary", "bytes", "real"),
+)
 @final
 class Autoregressive(Likelihood):
     """p(x | z) = prod_i p(x_i | x_<i, h(z)) over pixels, with h(z) the decoder's output.

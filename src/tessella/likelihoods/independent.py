@@ -15,12 +15,14 @@ from tessella.core.contracts import Likelihood, SymbolCoder
 from tessella.core.entropy_coding import code_categorical, edges
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 from tessella.likelihoods.shared import LatentStatistics, StoredValues, checked, over_channels, require_values
 
 LEVELS = 256
 SCALE_FLOOR = 1e-3
 
 
+@register("likelihood", "bernoulli", summary="binary values", values=("binary",))
 @final
 class Bernoulli(Likelihood):
     """Binary values: p(x | z) = prod_d p_d^x_d (1 - p_d)^(1 - x_d), with p = sigmoid(parameters).
@@ -85,6 +87,7 @@ class BernoulliLogits(StoredValues):
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
 
 
+@register("likelihood", "categorical", summary="a free probability for each of 256 values", values=("bytes",))
 @final
 class Categorical(Likelihood):
     """A free probability for each of the 256 values of a byte, each pixel and channel independent given z.
@@ -154,6 +157,7 @@ class ByteLogits(StoredValues):
             return draws.T.reshape(shape).to(self.logits.dtype)
 
 
+@register("likelihood", "gaussian", summary="real values, the scale predicted for each", values=("real",))
 @final
 class Gaussian(Likelihood):
     """Real values: p(x | z) = prod_d N(x_d; mu_d, sigma_d^2), a density of the stored values.
@@ -188,6 +192,12 @@ class Gaussian(Likelihood):
         return _normal(self.units, location, SCALE_FLOOR + log_scale.clamp(max=20).exp())
 
 
+@register(
+    "likelihood",
+    "gaussian-fixed",
+    summary="real values, one scale for all: squared error as a likelihood",
+    values=("real",),
+)
 @final
 class FixedGaussian(Likelihood):
     """Real values, one scale for all: squared error as a likelihood.

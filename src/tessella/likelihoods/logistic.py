@@ -16,6 +16,7 @@ from tessella.core.contracts import Likelihood, SymbolCoder
 from tessella.core.entropy_coding import code_from_cdf
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, StoredValues, checked, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
@@ -27,6 +28,12 @@ CHUNK = 1 << 18
 """Numbers of one intermediate result that a CPU works on at once: a megabyte a thread, by measurement."""
 
 
+@register(
+    "likelihood",
+    "logistic",
+    summary="mixture of discretised logistics with channel dependence, for 8-bit pictures",
+    values=("bytes",),
+)
 @final
 class LogisticMixture(Likelihood):
     """Bytes: a mixture of K logistics on the line, each bin of which is one value (Salimans et al. 2017, 2.1-2.2).

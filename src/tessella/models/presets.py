@@ -19,6 +19,7 @@ from tessella.flows.multiscale import PictureFlow
 from tessella.flows.vectors import VectorFlow
 from tessella.foundation import registry
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.models.codes import CodeModel
 from tessella.models.diffusion import DiffusionModel
@@ -34,6 +35,7 @@ from tessella.priors.logistic import StandardLogistic
 from tessella.priors.normal import StandardNormal
 
 
+@register("model", "ae", summary="autoencoder: reconstructs, has no prior and so no bound")
 def AE(schema: Schema, **options: Any) -> LatentVariableModel:
     """Autoencoder: x to z to x. No prior, so nothing can be sampled and no bound can be said.
 
@@ -44,17 +46,20 @@ def AE(schema: Schema, **options: Any) -> LatentVariableModel:
     return _compose("ae", schema, ModelOptions(**options), bottleneck="deterministic", prior=None)
 
 
+@register("model", "vae", summary="variational autoencoder (Kingma & Welling 2013)")
 def VAE(schema: Schema, **options: Any) -> LatentVariableModel:
     """Variational autoencoder: q(z|x) = N(mu, sigma^2), p(z) = N(0, I) (Kingma & Welling 2013)."""
     return _compose("vae", schema, ModelOptions(**options))
 
 
+@register("model", "beta-vae", summary="VAE trained with the rate weighted by beta (Higgins et al. 2017)")
 def BetaVAE(schema: Schema, **options: Any) -> LatentVariableModel:
     """VAE whose rate is weighted by `beta`, 4 unless given, while training (Higgins et al. 2017)."""
     chosen = ModelOptions(**options)
     return _compose("beta-vae", schema, replace(chosen, beta=4.0) if chosen.beta is None else chosen)
 
 
+@register("model", "cvae", summary="conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015)")
 def CVAE(schema: Schema, **options: Any) -> LatentVariableModel:
     """Conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015, section 4).
 
@@ -66,11 +71,13 @@ def CVAE(schema: Schema, **options: Any) -> LatentVariableModel:
     return _compose("cvae", schema, ModelOptions(**options), prior="class-normal", classes=len(schema.classes))
 
 
+@register("model", "vqvae", summary="a grid of codes (van den Oord et al. 2017)")
 def VQVAE(schema: Schema, **options: Any) -> CodeModel:
     """Vector-quantised VAE: a grid of codes, under a uniform prior until one is fitted (van den Oord et al. 2017)."""
     return _of_codes("vqvae", schema, ModelOptions(**options), levels=1)
 
 
+@register("model", "vqvae2", summary="grids of codes, coarse and fine (Razavi et al. 2019)")
 def VQVAE2(schema: Schema, **options: Any) -> CodeModel:
     """VQ-VAE of two levels or more, the finer ones given the coarser (Razavi et al. 2019, section 3.1).
 
@@ -82,6 +89,7 @@ def VQVAE2(schema: Schema, **options: Any) -> CodeModel:
     return _of_codes("vqvae2", schema, ModelOptions(**options), levels=2)
 
 
+@register("model", "vqvae-paper", summary="VQ-VAE with its paper's own network")
 def VQVAE2017(schema: Schema, **options: Any) -> CodeModel:
     """The VQ-VAE paper's network: 256 ReLU units, two halvings, codes of 64 numbers (2017, section 4.1).
 
@@ -107,6 +115,7 @@ def VQVAE2017(schema: Schema, **options: Any) -> CodeModel:
     )
 
 
+@register("model", "flow", summary="invertible map with exact likelihood (Dinh et al. 2017)")
 def Flow(schema: Schema, **options: Any) -> FlowModel:
     """Flow: x to z by an invertible map, with its exact likelihood (Dinh et al. 2017).
 
@@ -138,6 +147,7 @@ def Flow(schema: Schema, **options: Any) -> FlowModel:
     return FlowModel("flow", schema, flow=flow, prior=prior, dequantizer=dequantizer, options=chosen)
 
 
+@register("model", "diffusion", summary="variational diffusion in the data's own space (Kingma et al. 2021)")
 def Diffusion(schema: Schema, **options: Any) -> DiffusionModel:
     """Variational diffusion: z is the data with a little noise, p(z) a chain that removes it (Kingma et al. 2021).
 

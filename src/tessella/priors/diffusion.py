@@ -18,6 +18,7 @@ from tessella.core.contracts import Prior
 from tessella.core.rng import Noise
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.schedule import NoiseSchedule, alpha
+from tessella.foundation.registry import register
 from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.unet import UNet
 
@@ -25,6 +26,7 @@ TIMES, FIXED = 8, 32
 """Evaluations an example that a measured `log_prob` is estimated from, with noise and without."""
 
 
+@register("prior", "diffusion", summary="diffusion over z: log p(z) bounded from below, sampled in 50 steps or fewer")
 @final
 class DiffusionPrior(Prior):
     """p(z) = int p(z_0) N(z; z_0 / alpha_0, exp(gamma_0) I) dz_0 with a chain p(z_0), in a model's latent space (Vahdat

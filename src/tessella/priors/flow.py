@@ -17,6 +17,7 @@ from zuko.transforms import MonotonicRQSTransform
 
 from tessella.core.contracts import Prior
 from tessella.core.rng import Noise
+from tessella.foundation.registry import register
 
 BINS = 8
 START = 0.01
@@ -25,6 +26,11 @@ VECTOR = 256
 """Numbers up to which a grid is taken as one vector."""
 
 
+@register(
+    "prior",
+    "flow",
+    summary="normalising flow of couplings (on larger grids convolutional): exact density, fast sampling",
+)
 @final
 class FlowPrior(Prior):
     """p(z) = N(f(z); 0, I) |det df/dz|, f a chain of invertible couplings (Durkan et al. 2019, "Neural spline flows").

@@ -13,6 +13,7 @@ from tessella.core.contracts import CodePrior, SymbolCoder
 from tessella.core.entropy_coding import code_categorical
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.foundation.registry import register
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding, Transformer
 from tessella.priors.head import CodeHead
 
@@ -24,6 +25,11 @@ POSITIONS = 1 << 14
 """Positions that `log_prob_in_order` looks at in one pass, about."""
 
 
+@register(
+    "code-prior",
+    "masked",
+    summary="any-order masked transformer: inpaints any codes given any others, samples in a few steps",
+)
 @final
 class MaskedTransformer(CodePrior):
     """p(code_i | any other codes) for each of the D = C h w codes: p(codes) in any order of them.

@@ -16,6 +16,7 @@ from torch.types import _size
 from tessella.core.contracts import Bottleneck, Encoder, Prior
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 
 SPREAD = 0.5
 """Deviation of the means at the start; the scales are such that the whole is of unit variance."""
@@ -72,6 +73,7 @@ class MixtureDensity(Distribution):
         return self.loc[chosen] + temperature * self.scale[chosen] * eps
 
 
+@register("prior", "mixture", summary="a mixture of Gaussians, weights, means and scales learned")
 @final
 class MixturePrior(Prior):
     """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), weights, means and scales learned.
@@ -108,6 +110,7 @@ class MixturePrior(Prior):
         return self(label).drawn(count, noise, temperature)
 
 
+@register("prior", "vamp", summary="mixture of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)")
 @final
 class VampPrior(Prior):
     """p(z) = sum_k pi_k q(z | u_k), u_k learned pseudo-inputs (Tomczak & Welling 2018, eq. 9), and pi_k learned too.

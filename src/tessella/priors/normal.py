@@ -10,8 +10,10 @@ from torch.distributions import Independent, Normal
 
 from tessella.core.contracts import Prior
 from tessella.core.rng import Noise
+from tessella.foundation.registry import register
 
 
+@register("prior", "normal", summary="p(z) = N(0, I)")
 class StandardNormal(Prior):
     """p(z) = N(0, I)."""
 
@@ -38,6 +40,7 @@ class StandardNormal(Prior):
         return temperature * noise.normal(count, *self.latent_shape, device=self.zero.device)
 
 
+@register("prior", "class-normal", summary="p(z | label) = N(mu_label, sigma_label^2), learned")
 class ClassNormal(Prior):
     """p(z | y) = N(mu_y, diag sigma_y^2), learned; starts at N(0, I) for every class (Sohn et al. 2015, section 4)."""
 

@@ -13,6 +13,7 @@ from tessella.core.contracts import CodePrior, SymbolCoder
 from tessella.core.entropy_coding import code_categorical
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.foundation.registry import register
 from tessella.networks.causal_conv import CausalConv, CausalWalk
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding
 from tessella.priors.head import CodeHead
@@ -22,6 +23,7 @@ WIDTH, DEPTH, DROPOUT = 128, 8, 0.1
 EMBEDDED = 64
 
 
+@register("code-prior", "pixelcnn", summary="gated PixelCNN: code after code in raster order, by causal convolutions")
 @final
 class PixelCNN(CodePrior):
     """p(codes) = prod_p p(codes at p | codes before p), in raster order, by causal convolutions.

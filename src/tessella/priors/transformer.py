@@ -13,6 +13,7 @@ from tessella.core.contracts import CodePrior, SymbolCoder
 from tessella.core.entropy_coding import code_categorical
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.foundation.registry import register
 from tessella.networks.transformer import CachedSteps, CodeEmbedding, GridEmbedding, Transformer
 from tessella.priors.head import CodeHead
 from tessella.priors.sampling import Pick, Progress, draw, filling
@@ -20,6 +21,11 @@ from tessella.priors.sampling import Pick, Progress, draw, filling
 WIDTH, DEPTH, DROPOUT = 192, 6, 0.1
 
 
+@register(
+    "code-prior",
+    "transformer",
+    summary="causal transformer: code after code in raster order",
+)
 @final
 class CausalTransformer(CodePrior):
     """p(codes) = prod_p p(codes at p | codes before p), in raster order (Esser et al. 2021, section 3.2).

@@ -13,8 +13,10 @@ from tessella.core.contracts import CodePrior, SymbolCoder
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
+from tessella.foundation.registry import register
 
 
+@register("code-prior", "uniform", summary="every code as likely as any other")
 @final
 class Uniform(CodePrior):
     """p(code) = 1 / K for each of them: what a VQ-VAE is trained with (van den Oord et al. 2017, section 3.2)."""

@@ -165,7 +165,7 @@ def _check_kind(model: Model, kind: str, run: str) -> None:
         raise SpecError(f"the {kind} prior has nothing to fit; choose {_listed(known)}")
 
 
-def _listed(kind: registry.Kind) -> str:
+def _listed(kind: registry.PartKind) -> str:
     *most, last = (name for name in registry.names(kind) if name not in LEFT_OUT[kind])
     return f"{', '.join(most)} or {last}" if most else last
 
