@@ -24,7 +24,11 @@ from tessella.priors.masked import MaskedTransformer
 from tessella.priors.pixelcnn import PixelCNN
 from tessella.priors.transformer import CausalTransformer
 from tessella.priors.uniform import Uniform
-from tessella.tasks.edit import Blend, Code, Edited, Operation, Paste, Resample, box, edit, read_mask, receptive_field
+from tessella.tasks.edit.editing import edit_picture
+from tessella.tasks.edit.operations import Blend, Inpaint, Operation, Paste, SetCode
+from tessella.tasks.edit.reach import receptive_field
+from tessella.tasks.edit.regions import box, read_mask
+from tessella.tasks.edit.result import Edited
 
 TINY = {"width": 8, "depth": 1}
 MODELS = {
@@ -69,7 +73,7 @@ def region_of(model: Model) -> Tensor:
 def edited(name: str = "codes", operation: Operation | None = None, **options) -> tuple[CodeModel, Edited]:
     model = made(name)
     a, b = examples(model, 2)
-    found = edit(model, a, region_of(model), operation or Paste(b), **options)
+    found = edit_picture(model, a, region_of(model), operation or Paste(b), **options)
     return model, found  # pyright: ignore[reportReturnType]
 
 
@@ -134,14 +138,14 @@ def test_one_level_alone() -> None:
     assert {change["level"] for change in found.changed(0)} == {0}
     for level in (2, -1):
         with pytest.raises(SpecError, match="the coarsest"):
-            edit(model, examples(model, 1)[0], region_of(model), Code(1), level=level)
+            edit_picture(model, examples(model, 1)[0], region_of(model), SetCode(1), level=level)
 
 
 def test_a_region_smaller_than_half_a_cell_edits_one_code() -> None:
     model = made("two levels")
     one = torch.zeros(54, 50, dtype=torch.bool)
     one[53, 0] = True  # a corner, in a cell that the border cuts off
-    found = edit(model, examples(model, 1)[0], one, Code(3))
+    found = edit_picture(model, examples(model, 1)[0], one, SetCode(3))
     assert [int(level.chosen.sum()) for level in found.levels] == [0, 1]
     assert found.levels[1].chosen[-1, 0]
     assert found.levels[0].cell == 2 * found.levels[1].cell
@@ -154,10 +158,10 @@ def test_pasting_from_a_place_takes_what_is_there() -> None:
     model = made()
     a, b = examples(model, 2)
     region = region_of(model)
-    here = edit(model, a, region, Paste(b))
-    same = edit(model, a, region, Paste(b, at=(3, 2)))
+    here = edit_picture(model, a, region, Paste(b))
+    same = edit_picture(model, a, region, Paste(b, at=(3, 2)))
     assert torch.equal(here.after, same.after)
-    moved = edit(model, a, region, Paste(torch.roll(b, (8, 4), (1, 2)), at=(3 + 4, 2 + 8)))
+    moved = edit_picture(model, a, region, Paste(torch.roll(b, (8, 4), (1, 2)), at=(3 + 4, 2 + 8)))
     inner = box(4, 4, 4, 4, region.shape)  # away from the border, where what is repeated plays no part
     level, other = here.levels[0], moved.levels[0]
     assert (level.after == other.after).float().mean() > 0.9
@@ -165,35 +169,35 @@ def test_pasting_from_a_place_takes_what_is_there() -> None:
     assert inner.any()
     for at in ((-1, 0), (0, 99), (30, 0)):
         with pytest.raises(SpecError, match="does not lie inside the other picture"):
-            edit(model, a, region, Paste(b, at=at))
+            edit_picture(model, a, region, Paste(b, at=at))
     with pytest.raises(SpecError, match="larger than the other picture"):
-        edit(model, a, region, Paste(b[:, :8, :8], at=(0, 0)))
+        edit_picture(model, a, region, Paste(b[:, :8, :8], at=(0, 0)))
     for operation in (Paste(b[:, :-1]), Blend(b[:, :-1], 0.5)):
         with pytest.raises(SpecError, match="give one of its size"):
-            edit(model, a, region, operation)
+            edit_picture(model, a, region, operation)
 
 
 @pytest.mark.parametrize("name", ["codes", "scalars", "two levels", "vector", "grid"])
 def test_a_blend_goes_from_this_picture_to_the_other(name: str) -> None:
     model = made(name)
     a, b = examples(model, 2)
-    ends = [edit(model, a, region_of(model), Blend(b, amount)) for amount in (0.0, 1.0)]
+    ends = [edit_picture(model, a, region_of(model), Blend(b, amount)) for amount in (0.0, 1.0)]
     assert torch.equal(ends[0].after[0], ends[0].before)
     assert float(ends[0].share_outside(ends[0].region)) == 0
-    torch.testing.assert_close(ends[1].after, edit(model, a, region_of(model), Paste(b)).after)
+    torch.testing.assert_close(ends[1].after, edit_picture(model, a, region_of(model), Paste(b)).after)
     for amount in (-0.1, 1.1, float("nan")):
         with pytest.raises(SpecError, match="from 0 to 1"):
             Blend(b, amount)
 
 
 def test_a_code_is_set_everywhere_and_must_exist() -> None:
-    model, found = edited("scalars", Code(14))
+    model, found = edited("scalars", SetCode(14))
     assert (found.levels[0].after[0][:, found.levels[0].chosen] == 14).all()
     for number in (15, -1):
         with pytest.raises(SpecError, match="from 0 to 14"):
-            edit(model, examples(model, 1)[0], region_of(model), Code(number))
+            edit_picture(model, examples(model, 1)[0], region_of(model), SetCode(number))
     with pytest.raises(SpecError, match="no codes to set"):
-        edit(made("vector"), examples(made("vector"), 1)[0], region_of(made("vector")), Code(1))
+        edit_picture(made("vector"), examples(made("vector"), 1)[0], region_of(made("vector")), SetCode(1))
 
 
 @pytest.mark.parametrize("kind", [MaskedTransformer, PixelCNN, CausalTransformer])
@@ -205,21 +209,21 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
     shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
     model.set_prior([kind(s, q.codebook_size, context_channels=c, **options).eval() for s, q, c in shapes])
     x = examples(model, 1)[0]
-    found = edit(model, x, region_of(model), Resample(3), seed=5)
+    found = edit_picture(model, x, region_of(model), Inpaint(3), seed=5)
     for level in found.levels:
         assert torch.equal(level.after[:, :, ~level.chosen], level.before[None][:, :, ~level.chosen].expand(3, -1, -1))
         assert not torch.equal(level.after[0], level.after[1])
-    again = edit(model, x, region_of(model), Resample(3), seed=5)
+    again = edit_picture(model, x, region_of(model), Inpaint(3), seed=5)
     assert torch.equal(found.after, again.after)
-    assert not torch.equal(found.after, edit(model, x, region_of(model), Resample(3), seed=6).after)
-    likeliest = edit(model, x, region_of(model), Resample(2, Sampling(temperature=0)))
+    assert not torch.equal(found.after, edit_picture(model, x, region_of(model), Inpaint(3), seed=6).after)
+    likeliest = edit_picture(model, x, region_of(model), Inpaint(2, Sampling(temperature=0)))
     if kind is not MaskedTransformer:  # whose order is drawn
         assert torch.equal(likeliest.after[0], likeliest.after[1])
     large = examples(model, 1, (90, 80))[0]
-    with pytest.raises(SpecError, match="leave --full-size out"):
-        edit(model, large, box(0, 0, 9, 9, (90, 80)), Resample(1))
+    with pytest.raises(SpecError, match="leave --native-size out"):
+        edit_picture(model, large, box(0, 0, 9, 9, (90, 80)), Inpaint(1))
     with pytest.raises(SpecError, match="from 1 to 1000"):
-        Resample(0)
+        Inpaint(0)
 
 
 def test_a_uniform_fill_keeps_what_is_known() -> None:
@@ -264,7 +268,7 @@ def test_a_sequential_fill_is_conditional_on_what_is_known(kind: type, codes: in
 def test_pictures_of_other_sizes(size: tuple[int, int]) -> None:
     model = made()
     a, b = examples(model, 2, size)
-    found = edit(model, a, box(2, 3, 5, 6, size), Paste(b))
+    found = edit_picture(model, a, box(2, 3, 5, 6, size), Paste(b))
     assert found.after.shape[2:] == found.reach.shape == size
     assert float(found.share_outside(found.reach)) == 0
     assert float(found.change.sum()) > 0
@@ -272,7 +276,7 @@ def test_pictures_of_other_sizes(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("name", ["codes", "pixel by pixel", "vector"])
 def test_kept_pixels_are_the_pictures_own_and_have_no_seam(name: str) -> None:
-    _, found = edited(name, keep_pixels=True)
+    _, found = edited(name, blend_original=True)
     cell = found.levels[0].cell if found.levels else 1
     ring = 2 * cell
     near = torch.nn.functional.max_pool2d(found.region.float()[None], 2 * ring + 1, 1, ring)[0] > 0
@@ -343,14 +347,14 @@ def test_regions_that_cannot_be_are_refused(tmp_path: Path) -> None:
     model = made()
     x = examples(model, 1)[0]
     with pytest.raises(SpecError, match="does not fit a picture"):
-        edit(model, x, torch.ones(10, 10, dtype=torch.bool), Code(0))
+        edit_picture(model, x, torch.ones(10, 10, dtype=torch.bool), SetCode(0))
     with pytest.raises(SpecError, match="the region is empty"):
-        edit(model, x, torch.zeros(40, 36, dtype=torch.bool), Code(0))
+        edit_picture(model, x, torch.zeros(40, 36, dtype=torch.bool), SetCode(0))
     with pytest.raises(SpecError, match="smaller than one code"):
-        edit(model, x[:, :2, :9], torch.ones(2, 9, dtype=torch.bool), Code(0))
+        edit_picture(model, x[:, :2, :9], torch.ones(2, 9, dtype=torch.bool), SetCode(0))
     rows = tessella.VQVAE(Schema((5,), "real", -3.0, 3.0), width=8, depth=1, codebook_size=8).eval()
     with pytest.raises(SpecError, match="only pictures have regions"):
-        edit(rows, torch.zeros(5), torch.ones(5, 1, dtype=torch.bool), Code(0))
+        edit_picture(rows, torch.zeros(5), torch.ones(5, 1, dtype=torch.bool), SetCode(0))
 
 
 # the command
@@ -434,8 +438,8 @@ def test_edits_that_cannot_be_are_refused(runs: Path, tmp_path: Path, refused: C
         ("vq", "3", [*where, "--blend", "7", "1.5"], "from 0 to 1"),
         ("vq", "3", [*where, "--resample", "--prior", "transformer"], "there are: "),
         ("vq", picture, [*where, "--resample", "--prior", "pixelcnn"], "--label"),
-        ("vq", tmp_path / "speck.png", ["--region", "0,0,1,1", "--code", 1, "--full-size"], "smaller than one code"),
-        ("vq", picture, [*where, "--blend", tmp_path / "speck.png", 0.5, "--full-size"], "give one of its size"),
+        ("vq", tmp_path / "speck.png", ["--region", "0,0,1,1", "--code", 1, "--native-size"], "smaller than one code"),
+        ("vq", picture, [*where, "--blend", tmp_path / "speck.png", 0.5, "--native-size"], "give one of its size"),
         ("vq", "999999", [*where, "--code", 1], "no example of the test split"),
         ("vae", "3", [*where, "--code", 1], "no codes to set"),
         ("vae", "3", [*where, "--paste", 7, "--level", 0], "leave --level out"),
