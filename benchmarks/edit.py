@@ -34,8 +34,8 @@ from tessella.tasks.edit.editing import edit_picture
 from tessella.tasks.edit.operations import Inpaint, Paste
 from tessella.tasks.edit.reach import receptive_field
 from tessella.tasks.edit.regions import box
-from tessella.tasks.generate import data_for
 from tessella.training import checkpoint
+from tessella.training.run import Run, load
 
 SEED, QUERIES, MANY = 0, 1000, 60_000
 
@@ -43,9 +43,8 @@ SEED, QUERIES, MANY = 0, 1000, 60_000
 def opened(run: str, data: Path) -> tuple[Model, tessella.data.Data]:  # pyright: ignore
     spec = checkpoint.read_spec(run)
     model = spec.build()
-    checkpoint.load(run, into=model, prior="uniform" if isinstance(model, CodeModel) else None)
-    source = dict(spec.data) | {"spec": str(data / Path(str(spec.data["spec"])).name)}
-    return model.eval(), data_for(model, source)
+    load(run, into=model, prior="uniform" if isinstance(model, CodeModel) else None)
+    return model.eval(), Run(run).own_data(str(data / Path(str(spec.data["spec"])).name))
 
 
 def locality(run: str, data: Path, count: int) -> common.Record:

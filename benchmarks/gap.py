@@ -52,10 +52,10 @@ def measured(run: Path, archive: Path, options: str, measuring: str) -> dict[str
     """The gap of a run, which is trained unless it is there."""
     if not (run / "model.safetensors").is_file():
         tessella(f"train {NETWORK} {options} --data {shlex.quote(str(archive))} --out {run} --quiet")
-    if not (run / "gap.json").is_file():
+    if not (run / "results/gap.json").is_file():
         tessella(f"gap {run} {measuring}")
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    found = json.loads((run / "gap.json").read_text())
+    found = json.loads((run / "results/gap.json").read_text())
     return {**found, "data": archive.name, "trained": {"steps": last["step"], "seconds": last["seconds"]}}
 
 

@@ -28,7 +28,7 @@ MODELS = {"one": "vqvae", "two": "vqvae2"}
 
 def measured(model: str, data: Path, run: Path, minutes: float, prior_minutes: float) -> dict[str, Any]:
     """Train, fit a prior, evaluate; what the evaluation says. A run that was evaluated before is taken as it is."""
-    done = run / "evaluation-test.json"
+    done = run / "results/evaluation-test.json"
     if done.is_file():
         return _told(json.loads(done.read_text()), data)
     stages = (

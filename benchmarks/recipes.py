@@ -260,7 +260,7 @@ def _finished(run: Path, split: str) -> tuple[dict[str, Any], Evaluation, dict[s
         raise SystemExit(f"{run} is no run of tessella with metrics ({error})") from error
     if last["used"] < 1:
         raise SystemExit(f"{run} has used {last['used']:.0%} of its budget: finish it by tessella train --resume")
-    path = run / f"evaluation-{split}.json"
+    path = run / f"results/evaluation-{split}.json"
     if not path.is_file():
         raise SystemExit(f"{path} is missing: tessella evaluate {run} first, with the recipe's options")
     evaluation = json.loads(path.read_text())

@@ -95,7 +95,8 @@ def recipe_run(run: Path, **training: Any) -> Path:
     bound = {"samples": 500, "nats": 84.0, "bits_per_dim": 0.15}
     evaluation = {"data": source["spec"], "examples": 10_000, "importance_bound": bound, "seed": 0, "step": 9}
     evaluation["precision"] = "bfloat16"
-    (run / "evaluation-test.json").write_text(json.dumps(evaluation))
+    (run / "results").mkdir()
+    (run / "results/evaluation-test.json").write_text(json.dumps(evaluation))
     return run
 
 
@@ -120,7 +121,7 @@ def test_a_run_of_another_command_is_told(bench, tmp_path: Path) -> None:
     assert found == ["batch_size: 32, not 64"]
 
 
-@pytest.mark.parametrize("file", ["evaluation-test.json", "metrics.jsonl"])
+@pytest.mark.parametrize("file", ["results/evaluation-test.json", "metrics.jsonl"])
 def test_an_unfinished_run_is_refused(bench, tmp_path: Path, file: str) -> None:
     recipes: ModuleType = bench("recipes")
     run = recipe_run(tmp_path)

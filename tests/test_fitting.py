@@ -18,11 +18,12 @@ import tessella
 from tessella import TrainOptions, fitting
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data
 from tessella.foundation.errors import RunError, SpecError
 from tessella.models.codes import CodeModel
 from tessella.priors.uniform import Uniform
-from tessella.training import checkpoint, loop
+from tessella.training import checkpoint, fitted_priors, loop
 from tessella.training import code_priors as fitting_codes
 from tessella.training.fit_prior import fit_prior
 
@@ -73,9 +74,9 @@ def valid_rate(model: CodeModel, data: Data) -> float:
 
 def spoil(run: Path) -> None:
     """Let the weights be others, as if training had gone on."""
-    state = checkpoint.read_tensors(run / checkpoint.MODEL)
+    state = read_tensors(run / checkpoint.MODEL)
     weights = {name: t + 0.05 if t.is_floating_point() else t for name, t in state.tensors.items()}
-    checkpoint.write_tensors(run / checkpoint.MODEL, weights, state.progress)
+    write_tensors(run / checkpoint.MODEL, weights, state.progress)
 
 
 # what is fitted
@@ -103,8 +104,8 @@ def test_a_fitted_prior_costs_less_and_the_model_stays_as_it_was(run: Path, digi
 @pytest.mark.parametrize("kind", ["pixelcnn", "transformer", "masked"])
 def test_each_kind_is_kept_and_is_itself_when_loaded(kind: str, run: Path, digits: Data) -> None:
     done = fitted(run, digits, kind, class_conditional=True)
-    home = checkpoint.prior_home(run, kind)
-    spec = checkpoint.read_prior_spec(home)
+    home = fitted_priors.prior_home(run, kind)
+    spec = fitted_priors.read_prior_spec(home)
     assert (spec.kind, spec.width, spec.depth, spec.class_conditional) == (kind, 8, 1, True)
     assert spec.rate == done.rate
     assert spec.codes == checkpoint.fingerprint(run)
@@ -165,7 +166,7 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
     kind: str, run: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fitted(run, digits, kind, class_conditional=True)
-    home = checkpoint.prior_home(run, kind)
+    home = fitted_priors.prior_home(run, kind)
     expected = weights(home)
     shutil.rmtree(home)
     update = loop._Loop._update
@@ -179,7 +180,7 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
     cut = fitted(run, digits, kind, class_conditional=True)
     monkeypatch.undo()
     assert (cut.training.stopped, cut.training.steps, cut.rate) == ("signal", 5, None)
-    assert checkpoint.read_prior_spec(home).rate is None
+    assert fitted_priors.read_prior_spec(home).rate is None
     done = fitted(run, digits, kind, class_conditional=True, resume=True)
     assert (done.training.stopped, done.training.steps) == ("budget", 8)
     assert done.rate == whole.rate
@@ -194,7 +195,7 @@ def test_resuming_follows_the_prior_not_the_arguments(run: Path, digits: Data) -
     more = TrainOptions(steps=10, batch_size=16)
     done = fitted(run, digits, options=more, width=64, depth=5, class_conditional=True, resume=True)
     assert done.training.steps == 10
-    spec = checkpoint.read_prior_spec(checkpoint.prior_home(run, "pixelcnn"))
+    spec = fitted_priors.read_prior_spec(fitted_priors.prior_home(run, "pixelcnn"))
     assert (spec.width, spec.depth, spec.class_conditional) == (8, 1, False)
 
 
@@ -229,7 +230,7 @@ def test_codes_are_made_once_and_again_only_for_other_weights(
 
 def test_cached_codes_are_the_models(run: Path, digits: Data) -> None:
     fitted(run, digits)
-    kept = checkpoint.read_tensors(run / checkpoint.CODES)
+    kept = read_tensors(run / checkpoint.CODES)
     assert kept.progress["codes"] == checkpoint.fingerprint(run)
     model = loaded(run, "uniform")
     for name in ("train", "valid"):
@@ -248,7 +249,7 @@ def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, dig
     model = tessella.VQVAE(digits.schema, **SMALL, draws=3)
     loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", digits)
-    kept = checkpoint.read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
+    kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
     assert (len(kept["train.codes"]), len(kept["valid.codes"])) == (fitting.DRAWS, 1)
     assert (kept["train.codes"][0] != kept["train.codes"][1]).any()
 
@@ -259,7 +260,7 @@ def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> Non
     model = tessella.VQVAE(data.schema, **SMALL)
     loop.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", data)
-    kept = checkpoint.read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
+    kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
     draws = kept["train.codes"]
     assert (len(draws), len(kept["valid.codes"])) == (fitting.DRAWS, 1)
     assert all((draws[i] != draws[j]).any() for i in range(4) for j in range(i))
@@ -287,8 +288,8 @@ def test_the_prior_with_the_lowest_rate_is_used_unless_another_is_asked_for(run:
         assert type(loaded(run, kind).priors[0]).__name__ == name
     assert isinstance(loaded(run, "uniform").priors[0], Uniform)
     worst = max(rates, key=lambda kind: rates[kind] or 0.0)
-    home = checkpoint.prior_home(run, worst)
-    checkpoint.write_prior_spec(home, checkpoint.read_prior_spec(home).with_rate(0.5))
+    home = fitted_priors.prior_home(run, worst)
+    fitted_priors.write_prior_spec(home, fitted_priors.read_prior_spec(home).with_rate(0.5))
     assert type(loaded(run).priors[0]).__name__ == kinds[worst]
 
 
@@ -310,7 +311,7 @@ def test_a_prior_of_other_weights_is_refused_by_its_hash(run: Path, digits: Data
 
 def test_a_prior_without_a_checkpoint_is_not_used(run: Path, digits: Data) -> None:
     fitted(run, digits)
-    (checkpoint.prior_home(run, "pixelcnn") / checkpoint.MODEL).unlink()
+    (fitted_priors.prior_home(run, "pixelcnn") / checkpoint.MODEL).unlink()
     assert not loaded(run).fitted
     with pytest.raises(RunError, match="missing"):
         loaded(run, "pixelcnn")
@@ -358,7 +359,7 @@ def test_a_run_without_codes_has_no_prior_over_them(digits: Data, tmp_path: Path
 
 def test_a_prior_that_is_there_is_not_touched_unless_it_is_to_be_replaced(run: Path, digits: Data) -> None:
     fitted(run, digits)
-    home = checkpoint.prior_home(run, "pixelcnn")
+    home = fitted_priors.prior_home(run, "pixelcnn")
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     with pytest.raises(RunError, match="--overwrite"):
         fitted(run, digits)
@@ -366,12 +367,12 @@ def test_a_prior_that_is_there_is_not_touched_unless_it_is_to_be_replaced(run: P
         fitted(run, digits, width=16)
     assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     fitted(run, digits, width=16, overwrite=True)
-    assert checkpoint.read_prior_spec(home).width == 16
+    assert fitted_priors.read_prior_spec(home).width == 16
 
 
 def test_damaged_priors_are_refused(run: Path, digits: Data) -> None:
     fitted(run, digits)
-    home = checkpoint.prior_home(run, "pixelcnn")
+    home = fitted_priors.prior_home(run, "pixelcnn")
     spec, content = home / checkpoint.SPEC, (home / checkpoint.MODEL).read_bytes()
     plain = json.loads(spec.read_text())
     for record, says in (

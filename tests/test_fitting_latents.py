@@ -20,13 +20,14 @@ from tessella import TrainOptions, fitting
 from tessella.cli import main
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data
 from tessella.foundation.errors import RunError, SpecError
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.flow import FlowPrior
 from tessella.priors.normal import StandardNormal
 from tessella.priors.standardised import Standardised
-from tessella.training import checkpoint, latent_priors, loop
+from tessella.training import checkpoint, fitted_priors, latent_priors, loop
 from tessella.training.fit_prior import fit_prior
 
 SMALL = {"width": 16, "depth": 1, "units": 4}
@@ -68,16 +69,16 @@ def loaded(run: Path, prior: str | None = None) -> LatentVariableModel:
 
 def spoil(run: Path) -> None:
     """Let the weights be others, as if training had gone on."""
-    state = checkpoint.read_tensors(run / checkpoint.MODEL)
+    state = read_tensors(run / checkpoint.MODEL)
     weights = {name: t + 0.05 if t.is_floating_point() else t for name, t in state.tensors.items()}
-    checkpoint.write_tensors(run / checkpoint.MODEL, weights, state.progress)
+    write_tensors(run / checkpoint.MODEL, weights, state.progress)
 
 
 def prefer(run: Path, kind: str, rate: float | None) -> None:
     """Let the prior of that kind have been measured so."""
-    home = checkpoint.prior_home(run, kind)
-    spec = checkpoint.read_prior_spec(home)
-    checkpoint.write_prior_spec(home, spec.with_rate(rate) if rate is not None else spec)
+    home = fitted_priors.prior_home(run, kind)
+    spec = fitted_priors.read_prior_spec(home)
+    fitted_priors.write_prior_spec(home, spec.with_rate(rate) if rate is not None else spec)
 
 
 # the scale
@@ -137,7 +138,7 @@ def test_a_prior_fitted_to_a_vae_lowers_the_rate_and_the_model_stays(runs: Calla
     assert isinstance(own.prior, StandardNormal)
     assert isinstance(model.prior, Standardised)
     assert isinstance(model.prior.prior, FlowPrior)
-    spec = checkpoint.read_prior_spec(checkpoint.prior_home(run, "flow"))
+    spec = fitted_priors.read_prior_spec(fitted_priors.prior_home(run, "flow"))
     assert (spec.rate, spec.rate_before) == (done.rate, done.rate_before)
     assert (spec.kind, spec.width, spec.flow_steps, spec.class_conditional) == ("flow", 32, 2, False)
     plain, better = (m.evaluate(digits, "valid", collapse_examples=0) for m in (own, model))
@@ -161,13 +162,13 @@ def test_mixtures_lower_the_rate_too(kind: str, runs: Callable[[str], Path], dig
     assert done.rate is not None
     assert done.rate_before is not None
     assert done.rate < done.rate_before
-    spec = checkpoint.read_prior_spec(checkpoint.prior_home(run, kind))
+    spec = fitted_priors.read_prior_spec(fitted_priors.prior_home(run, kind))
     assert spec.components == 9
     model = loaded(run)
     assert isinstance(model.prior, Standardised)
     assert type(model.prior.prior).__name__ == {"mixture": "MixturePrior", "vamp": "VampPrior"}[kind]
-    assert {"priors.0.prior.logits", "priors.0.mean"} < set(weights(checkpoint.prior_home(run, kind)))
-    assert not any("encoder" in name for name in weights(checkpoint.prior_home(run, kind)))
+    assert {"priors.0.prior.logits", "priors.0.mean"} < set(weights(fitted_priors.prior_home(run, kind)))
+    assert not any("encoder" in name for name in weights(fitted_priors.prior_home(run, kind)))
     assert model.sample(3).shape == (3, 1, 8, 8)
 
 
@@ -291,7 +292,7 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
 ) -> None:
     run = runs(name)
     whole = fitted(run, digits, class_conditional=labelled)
-    home = checkpoint.prior_home(run, "flow")
+    home = fitted_priors.prior_home(run, "flow")
     expected = weights(home)
     shutil.rmtree(home)
     update = loop._Loop._update
@@ -340,12 +341,12 @@ def test_the_better_prior_is_used(runs: Callable[[str], Path], digits: Data) -> 
     prefer(run, "flow", 1e6)
     prefer(run, "diffusion", 1e6)
     assert used() == "StandardNormal"
-    assert checkpoint.prior_in_use(run) is None
+    assert fitted_priors.prior_in_use(run) is None
     prefer(run, "flow", -1.0)
     assert used() == "FlowPrior"
     prefer(run, "diffusion", -2.0)
     assert used() == "DiffusionPrior"
-    assert str(checkpoint.prior_in_use(run)).startswith("diffusion ")
+    assert str(fitted_priors.prior_in_use(run)).startswith("diffusion ")
     assert isinstance(loaded(run, "trained").prior, StandardNormal)
     assert isinstance(loaded(run, "flow").prior.prior, FlowPrior)  # pyright: ignore[reportOptionalMemberAccess]
     model = loaded(run)
@@ -419,7 +420,7 @@ def test_a_prior_that_is_there_is_not_touched_unless_it_is_to_be_replaced(
 ) -> None:
     run = runs("ae")
     fitted(run, digits)
-    home = checkpoint.prior_home(run, "flow")
+    home = fitted_priors.prior_home(run, "flow")
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     with pytest.raises(RunError, match="--overwrite"):
         fitted(run, digits)

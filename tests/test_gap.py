@@ -406,14 +406,14 @@ def test_the_command_keeps_what_it_finds_and_the_page_shows_it(tmp_path: Path, c
     shown = capsys.readouterr().out
     for word in ("approximation gap", "amortisation gap", "total gap", "bracket"):
         assert word in shown
-    kept = json.loads((run / "gap.json").read_text())
+    kept = json.loads((run / "results/gap.json").read_text())
     assert main([*measured, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert kept["exact"] == said["exact"]
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "What inference loses" in page
-    (run / "gap.json").write_text(json.dumps({**kept, "step": 99}))  # of other weights
+    (run / "results/gap.json").write_text(json.dumps({**kept, "step": 99}))  # of other weights
     assert main(["report", str(run)]) == 0
     assert "What inference loses" not in (run / "report.html").read_text()
 
@@ -425,4 +425,4 @@ def test_the_command_refuses_in_one_line_and_keeps_nothing(tmp_path: Path, capsy
     capsys.readouterr()
     assert main(["gap", str(run)]) == 2
     assert "has no bound" in capsys.readouterr().err
-    assert not (run / "gap.json").exists()
+    assert not (run / "results/gap.json").exists()

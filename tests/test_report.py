@@ -19,6 +19,7 @@ from tessella import report
 from tessella.core.contracts import CodePrior
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.core.tensors import write_tensors
 from tessella.data import Data
 from tessella.evaluation.results import (
     CodesEvaluation,
@@ -32,7 +33,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Spec, TrainOptions
 from tessella.pages import codes as seen_codes
-from tessella.training import checkpoint
+from tessella.training import checkpoint, fitted_priors
 
 BYTES = Schema((1, 8, 8), "bytes")
 MEASURED = Evaluation(
@@ -57,7 +58,7 @@ def a_run(
     checkpoint.write_spec(
         run, Spec(model.name, model.schema, model.options, {"spec": data, **opened.options}, training)
     )
-    checkpoint.write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 3})
+    write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 3})
     has = model.has_prior
     with (run / checkpoint.METRICS).open("w") as file:
         for k in range(lines):
@@ -213,21 +214,6 @@ def test_a_run_without_curves_or_test_split_has_a_page(tmp_path: Path) -> None:
     assert "of the same" in text
 
 
-def test_an_evaluation_is_kept_for_the_weights_it_is_of(tmp_path: Path) -> None:
-    run, model, opened = a_run(tmp_path)
-    assert report.stored(run, "test") is None
-    report.store(run, MEASURED, seed=3)
-    assert report.stored(run, "test") == MEASURED
-    exact = replace(MEASURED, mse=0.0, psnr=math.inf, split="valid")
-    report.store(run, exact, seed=3)
-    assert report.stored(run, "valid") == exact
-    assert "Infinity" not in (run / "evaluation-valid.json").read_text()
-    assert "161" not in (text := report.write(run, model, opened).read_text("utf-8")).split("<h2>The numbers</h2>")[0]
-    assert "175.00 nats" in text
-    checkpoint.write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 4})  # trained on
-    assert report.stored(run, "test") is None
-
-
 def test_numbers_are_said_in_words() -> None:
     lines = {n.name: n for n in report.numbers(MEASURED, BYTES)}
     assert lines["bits per dimension"].value == f"{180 / 64 / math.log(2):.3f}"
@@ -298,7 +284,7 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
 
 def test_the_command_to_fit_the_prior_again_is_the_one_that_was_given(tmp_path: Path) -> None:
     training = vars(TrainOptions(minutes=7, batch_size=32, average=0.99))
-    prior = checkpoint.PriorSpec("masked", "abc", width=32, class_conditional=True, training=training)
+    prior = fitted_priors.PriorSpec("masked", "abc", width=32, class_conditional=True, training=training)
     command = report.page.prior_command(prior, tmp_path / "a b")
     given = "--kind masked --minutes 7 --batch-size 32 --average 0.99 --width 32 --class-conditional"
     assert shlex.split(command) == ["tessella", "prior", str(tmp_path / "a b"), *given.split()]

@@ -54,7 +54,9 @@ from tessella.foundation.progress import track
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.training.checkpoint import SPEC, TRAINED, fingerprint, load, prior_home, prior_in_use
+from tessella.training.checkpoint import SPEC, fingerprint
+from tessella.training.fitted_priors import TRAINED, prior_home, prior_in_use
+from tessella.training.run import load
 
 MOST_WORKERS = 4
 """Chunks that are coded in parallel at most, unless told otherwise: each takes some hundred megabytes."""

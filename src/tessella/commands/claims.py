@@ -61,8 +61,8 @@ def claims(o: Claims) -> int:
         check_file(o.json, ".json", "JSON file's")
     from tessella import claims as experiments
     from tessella.data import describe
+    from tessella.foundation.files import write_atomic
     from tessella.pages import claims as page
-    from tessella.training import checkpoint
 
     chosen = experiments.chosen(numbers)
     data = o.how.open(o.data)
@@ -87,7 +87,7 @@ def claims(o: Claims) -> int:
     say(f"wrote {o.out}")
     if o.json is not None:
         text = json_text(record, indent=1)
-        checkpoint.write_atomic(Path(o.json), lambda draft: draft.write_text(text, "utf-8"))
+        write_atomic(Path(o.json), lambda draft: draft.write_text(text, "utf-8"))
         say(f"wrote {o.json}")
     return 0
 

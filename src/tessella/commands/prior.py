@@ -81,21 +81,20 @@ def prior(o: Prior) -> int:
 
 def _fitted(o: Prior) -> int:
     device = said_of_device(o.training.device)
-    model, source = loaded_without_prior(o.run, Where("cpu"))
+    model, run = loaded_without_prior(o.run, Where("cpu"))
     from tessella.models.codes import CodeModel
-    from tessella.tasks.generate import own_data
-    from tessella.training import checkpoint
+    from tessella.training import fitted_priors
     from tessella.training.fit_prior import fit_prior
 
-    home, options = checkpoint.prior_home(Path(o.run), o.kind), o.training
+    home, options = fitted_priors.prior_home(run.path, o.kind), o.training
     sizes = {name: getattr(o, name) for name in SIZES}
     if o.resume:
-        before = checkpoint.read_prior_spec(home)
+        before = fitted_priors.read_prior_spec(home)
         sizes = {name: getattr(before, name) for name in sizes}
         minded = {**asdict(o.training), **{name: getattr(o, name) for name in SIZES}}
         refuse_changes(home, {**before.training, **sizes}, minded, o.given - {"kind"})
         options = resumed_options(home, before.training, o.training, o.given)
-    data = own_data(model, source, o.data)
+    data = run.own_data(o.data)
     if not o.quiet:
         say(f"prior    {o.kind} over the {'codes' if isinstance(model, CodeModel) else 'latents'} of {o.run}")
         say(f"device   {device}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tessella.foundation.errors import DataError
 from tessella.foundation.text import shown as escaped
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tessella.core.batches import Batch
     from tessella.data import Split
     from tessella.models.base import Model
+    from tessella.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -82,35 +83,29 @@ def said_of_device(asked: str | None) -> str:
     return described(resolve(asked)) + (f", {why}" if why else "")
 
 
-def loaded(
-    run: str, prior: str | None = None, where: Where | None = None, *, json: bool = False
-) -> tuple[Model, dict[str, Any]]:
-    """The model of a run on the device asked for, with that prior over its latents, and where its data comes from.
+def loaded(path: str, prior: str | None = None, where: Where | None = None, *, json: bool = False) -> tuple[Model, Run]:
+    """The model of a run on the device asked for, with that prior over its latents, and the run.
 
     Args:
         json: whether stdout is for JSON alone.
     """
-    from tessella.core.device import resolve
-    from tessella.training import checkpoint
+    from tessella.training.run import Run
 
     where = where or Where()
-    device = resolve(where.device)
-    source = checkpoint.read_spec(run).data
-    model = checkpoint.load(run, prior=prior, device=device)
+    run = Run(path, where.device)
+    model = run.model(prior)
     where.say(json=json)
-    return model, source
+    return model, run
 
 
-def loaded_without_prior(run: str, where: Where | None = None) -> tuple[Model, dict[str, Any]]:
+def loaded_without_prior(path: str, where: Where | None = None) -> tuple[Model, Run]:
     """The same for what asks nothing of a fitted prior: it is left out, and with it the label that it may need."""
-    from tessella.training import checkpoint
+    from tessella.training.fitted_priors import TRAINED
 
-    return loaded(run, checkpoint.TRAINED, where)
+    return loaded(path, TRAINED, where)
 
 
-def inputs(
-    model: Model, source: dict[str, Any], given: Sequence[str], shown: Shown, split: Split | None = None
-) -> Batch:
+def inputs(model: Model, run: Run, given: Sequence[str], shown: Shown, split: Split | None = None) -> Batch:
     """Picture files, or else numbers of examples of the split, in the order given."""
     from tessella.tasks import generate
 
@@ -122,7 +117,7 @@ def inputs(
             continue
         if not one.isdecimal():
             raise DataError(f"no such picture: {escaped(one)}; give a file that exists, or the number of an example")
-        split = split or generate.data_for(model, source, shown.data).split(shown.split)
+        split = split or run.data(shown.data, model).split(shown.split)
         batches.append(generate.from_split(split, (one,), shown.split))
     return generate.joined(batches)
 
@@ -224,7 +219,7 @@ def check_picture_name(path: str) -> None:
 
 
 def write_picture(image: Image, path: str) -> None:
-    from tessella.training.checkpoint import write_atomic
+    from tessella.foundation.files import write_atomic
 
     write_atomic(Path(path), lambda draft: image.save(draft, format="PNG"))
     say(f"wrote {path}")

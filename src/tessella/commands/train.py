@@ -141,9 +141,9 @@ def train(o: Train) -> int:
 def _resume(o: Train, run: Path) -> int:
     import torch
 
-    from tessella.tasks.generate import own_data
     from tessella.training import checkpoint
     from tessella.training.processes import writing
+    from tessella.training.run import Run
 
     if o.overwrite:
         raise SpecError("--resume goes on with a run and --overwrite replaces it: give one of them")
@@ -154,7 +154,7 @@ def _resume(o: Train, run: Path) -> int:
     with writing(run, options, _facts(o)):
         torch.manual_seed(options.seed)
         model = checkpoint.build(run, spec)
-        return _trained(model, own_data(model, spec.data, o.data), o, options)
+        return _trained(model, Run(run).own_data(o.data), o, options)
 
 
 def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, Any], given: Collection[str]) -> None:
