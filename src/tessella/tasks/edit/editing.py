@@ -16,7 +16,7 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.tasks.edit.operations import Operation, Scene, code_model
 from tessella.tasks.edit.reach import undecided
-from tessella.tasks.edit.records import Edited, EditedLevel
+from tessella.tasks.edit.result import Edited, EditedLevel
 from tessella.tasks.edit.regions import cell_side, enlarged, feathered, in_words, positions
 
 
