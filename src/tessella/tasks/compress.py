@@ -125,8 +125,8 @@ class CompressResult(Result):
         if self.codecs and self.compared < f.examples:
             said.insert(0, f"others are of the first {self.compared:,} pictures, a file each")
         title = f"{self.out}: {f.examples:,} examples, {self.exactness}"
-        table = Table(("what", "bytes", "bits/dim", "the file is"), rows, figures=(1, 2, 3))
-        return Page(title, (table, *map(Text, said)))
+        table = Table(("what", "bytes", "bits/dim", "the file is"), rows, (1, 2, 3), title)
+        return Page("Compressed file", (table, *map(Text, said)))
 
 
 @task("compress", summary="compress examples into one file, as short as the bound, lossless", group="use")
@@ -352,7 +352,7 @@ class InspectResult(Result):
             "made by": h.made,
         }
         table = Table(("", ""), [(what, shown(said)) for what, said in rows.items() if said], figures=())
-        return Page("Compressed file", (table,))
+        return Page("Contents of a compressed file", (table,))
 
 
 @task("inspect", summary="describe what a compressed file holds, and check that it is whole", group="use")
