@@ -34,7 +34,7 @@ import tessella
 from tessella.coding import files
 from tessella.coding.baseline_codecs import BaselineCodecs
 from tessella.coding.container import Container
-from tessella.coding.files import weights_of
+from tessella.coding.files import Weights
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.models.base import Model
@@ -54,9 +54,9 @@ def length(run: str, count: int, prior: str | None, precision: Any) -> common.Re
     model = load(run, prior=prior)
     split = Run(run).data(None, model).split("test")
     x = split.batch(range(min(count or len(split), len(split)))).x
-    weights = weights_of(run, model, prior)
-    rivals = BaselineCodecs(model.schema, lossy=False)
-    rivals.see(x)
+    weights = Weights.of(run, model, prior)
+    codecs = BaselineCodecs(model.schema, lossy=False)
+    codecs.collect(x)
     with TemporaryDirectory() as folder:
         path = Path(folder, "file")
         named = ([f"test-{i}" for i in range(len(x))], x)
@@ -68,7 +68,7 @@ def length(run: str, count: int, prior: str | None, precision: Any) -> common.Re
         back, decoding = timed(lambda: [one for _, one in files.decompress(container, model)])
     assert torch.equal(torch.stack(back), x), "not what went in"
     bound, numbers = bound_of(model, x) / math.log(2) / 8, x.numel()
-    others = {rival.name: rival.bytes for rival in rivals.measured()}
+    others = {codec.name: codec.bytes for codec in codecs.sizes()}
     return {
         "data": Path(str(checkpoint.read_spec(run).data.get("spec"))).name,
         "stored": model.schema.values,
@@ -83,9 +83,9 @@ def length(run: str, count: int, prior: str | None, precision: Any) -> common.Re
         "bound_bytes": bound,
         "bound_bits_per_dim": 8 * bound / numbers,
         "excess_of_allowed": (result.bytes - bound) / (0.01 * bound + 200),
-        "compared": rivals.count,
-        "others_bits_per_dim": {name: 8 * size / rivals.numbers for name, size in others.items()}
-        | strips(x[: rivals.count], model.schema),
+        "compared": codecs.count,
+        "others_bits_per_dim": {name: 8 * size / codecs.numbers for name, size in others.items()}
+        | strips(x[: codecs.count], model.schema),
         "compress": coding | {"megabytes_a_second": numbers / 1e6 / coding["process"]},
         "decompress": decoding | {"megabytes_a_second": numbers / 1e6 / decoding["process"]},
     }
@@ -158,7 +158,7 @@ def trip(model: Model, xs: Iterable[Tensor], run: str) -> common.Record:
     xs = list(xs)
     named = [([f"{i}-{j}" for j in range(len(x))], x) for i, x in enumerate(xs)]
     with TemporaryDirectory() as folder:
-        path, weights = str(Path(folder, "file")), weights_of(run, model, "uniform")
+        path, weights = str(Path(folder, "file")), Weights.of(run, model, "uniform")
         result = files.compress(model, named, path, weights)
         container = Container(path)
         files.check(container, model, weights)

@@ -371,10 +371,10 @@ def uses(place: Place, budget: float) -> common.Record:
 def _coding(model: CodeModel, x: Tensor) -> dict[str, Callable[[], object]]:
     """What `tessella encode` and `tessella decode` do with these examples."""
     named = ([str(number) for number in range(len(x))], x)
-    coded = codes_file.encode(model, [named], "")
+    coded = codes_file.encode_codes(model, [named], "")
     return {
-        "encode": lambda: codes_file.encode(model, [named], ""),
-        "decode": lambda: list(codes_file.decode(model, coded)),
+        "encode": lambda: codes_file.encode_codes(model, [named], ""),
+        "decode": lambda: list(codes_file.decode_codes(model, coded)),
     }
 
 

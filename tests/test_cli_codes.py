@@ -254,7 +254,7 @@ def test_pictures_keep_their_names_and_their_size_when_asked_for(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
     (folder / "dog" / "torn.png").write_bytes(b"no picture")
-    for options, sizes in (([], [(8, 8)] * 3), (["--full-size"], [(21, 13), (8, 8), (9, 30)])):
+    for options, sizes in (([], [(8, 8)] * 3), (["--native-size"], [(21, 13), (8, 8), (9, 30)])):
         codes, out = tmp_path / "codes.npz", tmp_path / f"out{len(options)}"
         assert main(["encode", str(runs["plain"]), str(folder), "-o", str(codes), *options]) == 0
         assert "tessella: note: 1 of 4 pictures could not be read" in capsys.readouterr().err
@@ -289,7 +289,7 @@ def test_what_cannot_be_encoded_or_decoded_is_refused_and_nothing_is_left(
         (["plain", "missing.png"], "no such picture"),
         (["plain", "999"], "from 0 to 140"),
         (["plain", tmp_path / "torn.png"], "cannot be read"),
-        (["plain", "3", "--full-size"], "--full-size is for picture files"),
+        (["plain", "3", "--native-size"], "--native-size is for picture files"),
         (["plain", "--split", "holdout"], "train, valid, test"),
     ):
         name, *rest = args
