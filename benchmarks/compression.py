@@ -35,8 +35,10 @@ from tessella.coding import files
 from tessella.coding.baseline_codecs import BaselineCodecs
 from tessella.coding.container import Container
 from tessella.coding.files import Weights
+from tessella.core.batches import Batch
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.data.inputs import NamedBatch
 from tessella.models.base import Model
 from tessella.training import checkpoint
 from tessella.training.run import Run, load
@@ -59,10 +61,8 @@ def length(run: str, count: int, prior: str | None, precision: Any) -> common.Re
     codecs.collect(x)
     with TemporaryDirectory() as folder:
         path = Path(folder, "file")
-        named = ([f"test-{i}" for i in range(len(x))], x)
-        result, coding = timed(
-            lambda: files.compress(model, [named], str(path), weights, precision=precision, progress=_told)
-        )
+        named = _named([f"test-{i}" for i in range(len(x))], x)
+        result, coding = timed(lambda: files.compress(model, [named], str(path), weights, precision=precision))
         container = Container(str(path))
         files.check(container, model, weights)
         back, decoding = timed(lambda: [one for _, one in files.decompress(container, model)])
@@ -91,8 +91,8 @@ def length(run: str, count: int, prior: str | None, precision: Any) -> common.Re
     }
 
 
-def _told(done: int) -> None:
-    common.say(f"  {done} examples")
+def _named(names: list[str], x: Tensor) -> NamedBatch:
+    return NamedBatch(names, Batch(x), [None] * len(x))
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
@@ -156,7 +156,7 @@ def trips(colour: str, grey: str, bits: str, data: Path) -> common.Record:
 
 def trip(model: Model, xs: Iterable[Tensor], run: str) -> common.Record:
     xs = list(xs)
-    named = [([f"{i}-{j}" for j in range(len(x))], x) for i, x in enumerate(xs)]
+    named = [_named([f"{i}-{j}" for j in range(len(x))], x) for i, x in enumerate(xs)]
     with TemporaryDirectory() as folder:
         path, weights = str(Path(folder, "file")), Weights.of(run, model, "uniform")
         result = files.compress(model, named, path, weights)
@@ -213,7 +213,7 @@ def damage(mutations: int) -> common.Record:
             parts = [x[:4], x[4:]] if schema.is_picture else [x]
             if schema.is_picture and not lossy:
                 parts.append(x[:1].repeat(1, 1, 2, 3)[..., : schema.shape[1] + 3, :])
-            named = [([f"a{i}-{j}" for j in range(len(part))], part) for i, part in enumerate(parts)]
+            named = [_named([f"a{i}-{j}" for j in range(len(part))], part) for i, part in enumerate(parts)]
             files.compress(model, named, str(path), weights, lossy=lossy, workers=1)
             container = Container(str(path))
             originals = [one for _, one in files.decompress(container, model, workers=1)]
