@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tessella
+from conftest import raises
 from tessella.core.batches import Batch
 from tessella.core.outputs import Sampling
 from tessella.core.schema import Schema
@@ -126,10 +127,10 @@ def test_a_conditional_model_draws_a_row_for_each_class() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "code"),
     [
-        ("AE", {"count": 4}, "no-prior"),
+        ("AE", {"count": 4}, "spec"),
         ("VAE", {"count": 4, "label": 1}, "unconditional"),
         ("VAE", {"count": 0}, "out-of-range"),
-        ("VAE", {"count": 4, "sampling": Sampling(top_k=3)}, "truncation"),
+        ("VAE", {"count": 4, "sampling": Sampling(top_k=3)}, "spec"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(kind: str, options: dict[str, float], code: str) -> None:
