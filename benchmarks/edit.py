@@ -28,7 +28,7 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.priors.masked import MaskedTransformer
+from tessella.priors.masked import MaskedTransformerModule
 from tessella.tasks import search
 from tessella.tasks.edit.editing import edit_picture
 from tessella.tasks.edit.operations import Inpaint, Paste
@@ -89,7 +89,7 @@ def resampling(rounds: int) -> common.Record:
         model = tessella.VQVAE(Schema((3, 128, 128), "bytes"), side=32, width=32, depth=2, codebook_size=512).eval()
         (shape,) = model.prior_shapes
     assert shape[1:] == (32, 32), shape
-    model.set_prior([MaskedTransformer(shape, 512).eval()])
+    model.set_prior([MaskedTransformerModule(shape, 512).eval()])
     side = model.schema.shape[1]
     x = torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(SEED)).to(torch.uint8)
     region = box(side // 4, side // 4, side // 2, side // 2, (side, side))

@@ -13,7 +13,7 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Schema, Values
 from tessella.foundation.errors import SpecError
 from tessella.likelihoods import autoregressive, likelihood_for
-from tessella.likelihoods.autoregressive import Autoregressive
+from tessella.likelihoods.autoregressive import AutoregressiveModule
 from tessella.models.presets import VAE
 
 TINY = {"width": 8, "depth": 2, "features": 3}
@@ -33,15 +33,15 @@ def schema_of(values: Values, shape: tuple[int, ...]) -> Schema:
     return Schema(shape, values)
 
 
-def made(values: Values, shape: tuple[int, ...], **options: int) -> tuple[Autoregressive, Tensor]:
+def made(values: Values, shape: tuple[int, ...], **options: int) -> tuple[AutoregressiveModule, Tensor]:
     """A likelihood whose pixels depend on one another and on the decoder, and a decoder's output for two examples."""
-    likelihood = Autoregressive(schema_of(values, shape), **{**TINY, **options})
+    likelihood = AutoregressiveModule(schema_of(values, shape), **{**TINY, **options})
     with torch.no_grad():
         likelihood.head.exit.weight.mul_(40)
     return likelihood, torch.randn(2, likelihood.parameter_channels, *shape[1:])
 
 
-def order(likelihood: Autoregressive, height: int, width: int) -> Tensor:
+def order(likelihood: AutoregressiveModule, height: int, width: int) -> Tensor:
     """`[height, width]`: how many-th each pixel is, gaps left where a block reaches outside."""
     side, i, j = likelihood.side, torch.arange(height)[:, None], torch.arange(width)
     block = i // side * -(-width // side) + j // side
@@ -180,7 +180,7 @@ def test_a_vae_may_have_it(values: Values, shape: tuple[int, ...]) -> None:
 
 def test_it_learns_what_pixels_have_to_do_with_each_other() -> None:
     """Black or white pictures: log 2 nats in all, of which no decoder is told."""
-    likelihood = Autoregressive(Schema((1, 4, 4), "binary"), width=8, depth=2)
+    likelihood = AutoregressiveModule(Schema((1, 4, 4), "binary"), width=8, depth=2)
     optimizer = torch.optim.AdamW(likelihood.parameters(), lr=1e-2)
     x = torch.arange(2).view(2, 1, 1, 1).expand(2, 1, 4, 4)
     parameters = torch.zeros(2, likelihood.parameter_channels, 4, 4)

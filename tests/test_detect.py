@@ -22,18 +22,18 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import tessella
-from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.bottlenecks.gaussian import DiagonalGaussianModule
 from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation.errors import DataError, SpecError
-from tessella.likelihoods import FixedGaussian
+from tessella.likelihoods import FixedGaussianModule
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormal
+from tessella.priors.normal import StandardNormalModule
 from tessella.tasks.detect import Calibration, Detector, Statistics, available
 from tessella.tasks.detect.calibration import needed, p_values, threshold
 from tessella.tasks.detect.complexity import context_nats, file_nats
@@ -178,10 +178,10 @@ def linear_model() -> tuple[LatentVariableModel, MultivariateNormal]:
     schema = Schema((3,), "real", -9.0, 9.0)
     model = LatentVariableModel(
         "linear",
-        likelihood=FixedGaussian(schema, scale=0.5),
+        likelihood=FixedGaussianModule(schema, scale=0.5),
         encoder=_Blind(),
-        bottleneck=DiagonalGaussian((1,), 2),
-        prior=StandardNormal((2,)),
+        bottleneck=DiagonalGaussianModule((1,), 2),
+        prior=StandardNormalModule((2,)),
         decoder=_Linear(weight),
     )
     return model, MultivariateNormal(torch.zeros(3), weight @ weight.T + 0.25 * torch.eye(3))

@@ -21,7 +21,7 @@ from tessella.foundation.errors import SpecError
 from tessella.models.diffusion import DiffusionModel
 from tessella.models.presets import Diffusion
 from tessella.networks.unet import UNet
-from tessella.priors.diffusion import DiffusionPrior
+from tessella.priors.diffusion import DiffusionPriorModule
 
 VARIANCE = 0.3
 
@@ -161,7 +161,7 @@ def test_pieces_learn_to_lower_the_second_moment() -> None:
 
 def test_bound_of_gaussian_data_is_their_entropy() -> None:
     torch.manual_seed(0)
-    prior = DiffusionPrior((3,), width=8, depth=1).eval()
+    prior = DiffusionPriorModule((3,), width=8, depth=1).eval()
     prior.chain = gaussian_chain()
     z = VARIANCE**0.5 * torch.randn(20_000, 3)
     with torch.no_grad():
@@ -347,7 +347,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(SpecError, match="no codes"):
         model.sample(2, sampling=Sampling(top_k=3))
     with pytest.raises(SpecError, match="leave --guidance out"):
-        DiffusionPrior((2,), width=4, depth=1).sample(2, Noise(0), guidance=2.0)
+        DiffusionPriorModule((2,), width=4, depth=1).sample(2, Noise(0), guidance=2.0)
 
 
 @pytest.mark.parametrize("width", [1, 33, 50])
@@ -360,7 +360,7 @@ def test_any_width_has_groups_to_normalise(width: int) -> None:
 def test_prior_trains(latent_shape: tuple[int, ...]) -> None:
     """Of latents that all are the same but for a little noise the density rises quickly."""
     torch.manual_seed(0)
-    prior = DiffusionPrior(latent_shape, 2, width=16, depth=1)
+    prior = DiffusionPriorModule(latent_shape, 2, width=16, depth=1)
     optimizer = torch.optim.Adam(prior.parameters(), 5e-3)
     label = torch.arange(32) % 2
     nats = []

@@ -20,10 +20,10 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.priors.masked import MaskedTransformer
-from tessella.priors.pixelcnn import PixelCNN
-from tessella.priors.transformer import CausalTransformer
-from tessella.priors.uniform import Uniform
+from tessella.priors.masked import MaskedTransformerModule
+from tessella.priors.pixelcnn import PixelCNNModule
+from tessella.priors.transformer import CausalTransformerModule
+from tessella.priors.uniform import UniformModule
 from tessella.tasks.edit.editing import edit_picture
 from tessella.tasks.edit.operations import Blend, Inpaint, Operation, Paste, SetCode
 from tessella.tasks.edit.reach import receptive_field
@@ -200,7 +200,7 @@ def test_a_code_is_set_everywhere_and_must_exist() -> None:
         edit_picture(made("vector"), examples(made("vector"), 1)[0], region_of(made("vector")), SetCode(1))
 
 
-@pytest.mark.parametrize("kind", [MaskedTransformer, PixelCNN, CausalTransformer])
+@pytest.mark.parametrize("kind", [MaskedTransformerModule, PixelCNNModule, CausalTransformerModule])
 def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
     model = made("two levels")
     assert isinstance(model, CodeModel)
@@ -217,7 +217,7 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
     assert torch.equal(found.after, again.after)
     assert not torch.equal(found.after, edit_picture(model, x, region_of(model), Inpaint(3), seed=6).after)
     likeliest = edit_picture(model, x, region_of(model), Inpaint(2, Sampling(temperature=0)))
-    if kind is not MaskedTransformer:  # whose order is drawn
+    if kind is not MaskedTransformerModule:  # whose order is drawn
         assert torch.equal(likeliest.after[0], likeliest.after[1])
     large = examples(model, 1, (90, 80))[0]
     with raises("grid-of-prior"):
@@ -227,14 +227,14 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
 
 
 def test_a_uniform_fill_keeps_what_is_known() -> None:
-    prior, grids = Uniform((2, 3, 3), 7), torch.arange(18).view(1, 2, 3, 3) % 7
+    prior, grids = UniformModule((2, 3, 3), 7), torch.arange(18).view(1, 2, 3, 3) % 7
     known = grids % 2 == 0
     drawn = prior.fill(grids.expand(50, -1, -1, -1), known.expand(50, -1, -1, -1), Noise(0))
     assert (drawn[:, known[0]] == grids[known]).all()
     assert drawn[:, ~known[0]].unique().tolist() == list(range(7))
 
 
-@pytest.mark.parametrize("kind", [MaskedTransformer, PixelCNN, CausalTransformer])
+@pytest.mark.parametrize("kind", [MaskedTransformerModule, PixelCNNModule, CausalTransformerModule])
 @pytest.mark.parametrize("codes", [1, 3])
 def test_a_sequential_fill_is_conditional_on_what_is_known(kind: type, codes: int) -> None:
     """Of a prior that all but decides a code by the one before, the fill of a gap follows what stands before it."""
@@ -249,7 +249,7 @@ def test_a_sequential_fill_is_conditional_on_what_is_known(kind: type, codes: in
         each = []
         for code in range(5):
             grids[:, -1, 1, 2] = code
-            if isinstance(prior, MaskedTransformer):
+            if isinstance(prior, MaskedTransformerModule):
                 order = torch.arange(grids[0].numel())
                 each.append(prior.log_prob_in_order(grids, order)[:, -1, 1, 2])
             else:

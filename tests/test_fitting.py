@@ -22,7 +22,7 @@ from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data
 from tessella.foundation.errors import RunError, SpecError
 from tessella.models.codes import CodeModel
-from tessella.priors.uniform import Uniform
+from tessella.priors.uniform import UniformModule
 from tessella.training import checkpoint, fitted_priors, loop
 from tessella.training import code_priors as fitting_codes
 from tessella.training.fit_prior import fit_prior
@@ -286,7 +286,7 @@ def test_the_prior_with_the_lowest_rate_is_used_unless_another_is_asked_for(run:
     assert type(loaded(run).priors[0]).__name__ == kinds[best]
     for kind, name in kinds.items():
         assert type(loaded(run, kind).priors[0]).__name__ == name
-    assert isinstance(loaded(run, "uniform").priors[0], Uniform)
+    assert isinstance(loaded(run, "uniform").priors[0], UniformModule)
     worst = max(rates, key=lambda kind: rates[kind] or 0.0)
     home = fitted_priors.prior_home(run, worst)
     fitted_priors.write_prior_spec(home, fitted_priors.read_prior_spec(home).with_rate(0.5))

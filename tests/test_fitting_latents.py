@@ -24,8 +24,8 @@ from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data
 from tessella.foundation.errors import RunError, SpecError
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.flow import FlowPrior
-from tessella.priors.normal import StandardNormal
+from tessella.priors.flow import FlowPriorModule
+from tessella.priors.normal import StandardNormalModule
 from tessella.priors.standardised import Standardised
 from tessella.training import checkpoint, fitted_priors, latent_priors, loop
 from tessella.training.fit_prior import fit_prior
@@ -87,7 +87,7 @@ def prefer(run: Path, kind: str, rate: float | None) -> None:
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 3)])
 def test_the_scale_is_in_the_density(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    prior = Standardised(StandardNormal(shape), shape)
+    prior = Standardised(StandardNormalModule(shape), shape)
     mean, deviation = torch.randn(shape[0]), torch.rand(shape[0]) + 0.2
     prior.settle(mean, deviation)
     spread = (-1, *[1] * (len(shape) - 1))
@@ -96,7 +96,7 @@ def test_the_scale_is_in_the_density(shape: tuple[int, ...]) -> None:
     z = torch.randn(7, *shape) * 3
     torch.testing.assert_close(prior(None).log_prob(z), truth.log_prob(z))
     # the change of volume is autograd's
-    base = StandardNormal(shape)(None)
+    base = StandardNormalModule(shape)(None)
     jacobian = torch.func.jacrev(lambda v: ((v - wide[0]) / wide[1]).flatten())(z[0]).reshape(z[0].numel(), -1)
     expected = base.log_prob((z[0] - wide[0]) / wide[1]) + torch.linalg.slogdet(jacobian).logabsdet
     torch.testing.assert_close(prior(None).log_prob(z[:1])[0], expected)
@@ -135,9 +135,9 @@ def test_a_prior_fitted_to_a_vae_lowers_the_rate_and_the_model_stays(runs: Calla
     assert done.rate < done.rate_before
     assert before == {path: path.read_bytes() for path in before}
     own, model = loaded(run, "trained"), loaded(run)
-    assert isinstance(own.prior, StandardNormal)
+    assert isinstance(own.prior, StandardNormalModule)
     assert isinstance(model.prior, Standardised)
-    assert isinstance(model.prior.prior, FlowPrior)
+    assert isinstance(model.prior.prior, FlowPriorModule)
     spec = fitted_priors.read_prior_spec(fitted_priors.prior_home(run, "flow"))
     assert (spec.rate, spec.rate_before) == (done.rate, done.rate_before)
     assert (spec.kind, spec.width, spec.flow_steps, spec.class_conditional) == ("flow", 32, 2, False)
@@ -306,7 +306,9 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
     cut = fitted(run, digits, class_conditional=labelled)
     monkeypatch.undo()
     assert (cut.training.stopped, cut.training.steps, cut.rate) == ("signal", 5, None)
-    assert isinstance(loaded(run).prior, StandardNormal) == (name == "vae"), "one that is not measured is not used"
+    assert isinstance(loaded(run).prior, StandardNormalModule) == (name == "vae"), (
+        "one that is not measured is not used"
+    )
     done = fitted(run, digits, class_conditional=labelled, resume=True)
     assert (done.training.stopped, done.training.steps) == ("budget", 8)
     assert (done.rate, done.rate_before) == (whole.rate, whole.rate_before)
@@ -340,15 +342,15 @@ def test_the_better_prior_is_used(runs: Callable[[str], Path], digits: Data) -> 
 
     prefer(run, "flow", 1e6)
     prefer(run, "diffusion", 1e6)
-    assert used() == "StandardNormal"
+    assert used() == "StandardNormalModule"
     assert fitted_priors.prior_in_use(run) is None
     prefer(run, "flow", -1.0)
-    assert used() == "FlowPrior"
+    assert used() == "FlowPriorModule"
     prefer(run, "diffusion", -2.0)
     assert used() == "DiffusionPrior"
     assert str(fitted_priors.prior_in_use(run)).startswith("diffusion ")
-    assert isinstance(loaded(run, "trained").prior, StandardNormal)
-    assert isinstance(loaded(run, "flow").prior.prior, FlowPrior)  # pyright: ignore[reportOptionalMemberAccess]
+    assert isinstance(loaded(run, "trained").prior, StandardNormalModule)
+    assert isinstance(loaded(run, "flow").prior.prior, FlowPriorModule)  # pyright: ignore[reportOptionalMemberAccess]
     model = loaded(run)
     with pytest.raises(SpecError, match=r"need p\(z\) itself"):
         model(digits.split("valid").batch(range(4)).x, draws=3)
@@ -372,7 +374,7 @@ def test_a_prior_of_other_weights_is_refused(runs: Callable[[str], Path], digits
     with pytest.raises(RunError, match=f"{before}, now {after}.*--overwrite"):
         fitted(run, digits, resume=True)
     with pytest.warns(UserWarning, match="tessella prior"):
-        assert isinstance(loaded(run).prior, StandardNormal)
+        assert isinstance(loaded(run).prior, StandardNormalModule)
 
 
 # what goes wrong

@@ -21,8 +21,8 @@ from torch.distributions import MultivariateNormal
 
 import tessella
 from tessella import Schema
-from tessella.bottlenecks.flow import FlowPosterior
-from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.bottlenecks.flow import FlowPosteriorModule
+from tessella.bottlenecks.gaussian import DiagonalGaussianModule
 from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
@@ -30,9 +30,9 @@ from tessella.core.rng import Noise
 from tessella.evaluation import annealing, gap, per_example_posterior
 from tessella.evaluation.results import Estimate, GapEvaluation
 from tessella.foundation.errors import SpecError
-from tessella.likelihoods import FixedGaussian
+from tessella.likelihoods import FixedGaussianModule
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormal
+from tessella.priors.normal import StandardNormalModule
 
 SMALL = {"width": 8, "depth": 1, "units": 3}
 
@@ -64,17 +64,17 @@ class Known:
         w = torch.randn(dims, units, generator=generator)
         precision = torch.eye(units) + w.T @ w / s**2
         covariance = torch.linalg.inv(precision)
-        waist = DiagonalGaussian((units,), units)
+        waist = DiagonalGaussianModule((units,), units)
         with torch.no_grad():
             waist.head.weight.copy_(torch.cat([torch.eye(units), torch.zeros(units, units)]))
             deviation = precision.diagonal().rsqrt()
             waist.head.bias.copy_(torch.cat([off * deviation, deviation.log() + off]))
         self.model = LatentVariableModel(
             "linear",
-            likelihood=FixedGaussian(Schema((dims,), "real", -9, 9), scale=s),
+            likelihood=FixedGaussianModule(Schema((dims,), "real", -9, 9), scale=s),
             encoder=LinearEncoder(covariance @ w.T / s**2),
             bottleneck=waist,
-            prior=StandardNormal((units,)),
+            prior=StandardNormalModule((units,)),
             decoder=LinearDecoder(w),
         )
         self.evidence = MultivariateNormal(torch.zeros(dims), w @ w.T + s**2 * torch.eye(dims))
@@ -211,7 +211,7 @@ def test_an_optimised_flow_closes_most_of_it_and_stays_a_bound(known):
 def test_a_flow_posterior_is_freed_from_where_the_encoder_put_it(known):
     """Of correlated numbers it misses less than any Gaussian of independent ones, and stays a bound."""
     torch.manual_seed(0)
-    flow = FlowPosterior((3,), 3, flow_steps=2, width=32, context=16)
+    flow = FlowPosteriorModule((3,), 3, flow_steps=2, width=32, context=16)
     flow.base.load_state_dict(known.model.bottleneck.state_dict())
     model = Known(3, 6, 0.7, off=0.4).model
     model.bottleneck = flow

@@ -27,8 +27,8 @@ from tessella.evaluation import bounds
 from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.priors.masked import MaskedTransformer
-from tessella.priors.pixelcnn import PixelCNN
+from tessella.priors.masked import MaskedTransformerModule
+from tessella.priors.pixelcnn import PixelCNNModule
 from tessella.tasks import search
 from tessella.tasks.detect import Detector
 
@@ -56,7 +56,7 @@ def made(name: str, schema: Schema) -> Model:
             torch.nn.init.normal_(parameter, std=0.05)
     if isinstance(model, CodeModel) and name == "vqvae" and schema.is_picture:
         level = model.levels[0]
-        model.set_prior([MaskedTransformer(model.prior_shapes[0], level.codebook_size, width=16, depth=1).eval()])
+        model.set_prior([MaskedTransformerModule(model.prior_shapes[0], level.codebook_size, width=16, depth=1).eval()])
     return model
 
 
@@ -112,7 +112,7 @@ def measured(model: Model, batch: Batch, rows: list[int], draws: int) -> dict[st
 @pytest.mark.parametrize("prior", ["masked", "pixelcnn"])
 def test_the_price_of_codes_is_the_examples_own(prior: str) -> None:
     torch.manual_seed(0)
-    software_versions = {"masked": MaskedTransformer, "pixelcnn": PixelCNN}[prior]
+    software_versions = {"masked": MaskedTransformerModule, "pixelcnn": PixelCNNModule}[prior]
     network = software_versions((2, 4, 3), 16, width=16, depth=1).eval()
     codes = torch.randint(0, 16, (32, 2, 4, 3), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

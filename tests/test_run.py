@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tessella
-from conftest import raises
+from expect import raises
 from tessella import Run, Schema
 from tessella.core.tensors import write_tensors
 from tessella.evaluation.results import Evaluation, ImportanceBound

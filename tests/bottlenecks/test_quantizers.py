@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from tessella.bottlenecks.codebooks import AveragedCodebook, LearnedCodebook, cosine, k_means
 from tessella.bottlenecks.nearest import nearest
 from tessella.bottlenecks.quantizers import (
-    FSQ,
-    LFQ,
     CodebookQuantizer,
     EMAQuantizer,
+    FSQModule,
+    LFQModule,
     ResidualQuantizer,
     SimVQ,
     VectorQuantizer,
@@ -118,11 +118,11 @@ def test_larger_grids(make) -> None:
 @pytest.mark.parametrize("make", QUANTIZERS)
 def test_penalties_are_of_the_example(make) -> None:
     """Each example's penalty is its own sum over positions: the same in any batch, but for the batch's entropy."""
-    quantizer = made(make, (6, 3, 5), **({"entropy": 0.0} if make is LFQ else {}))
+    quantizer = made(make, (6, 3, 5), **({"entropy": 0.0} if make is LFQModule else {}))
     features = torch.randn(4, 6, 3, 5)
     penalty = quantizer(features, None).penalty
     if penalty is None:
-        assert make is FSQ
+        assert make is FSQModule
         return
     for i in range(4):
         torch.testing.assert_close(quantizer(features[i : i + 1], None).penalty, penalty[i : i + 1])
@@ -578,11 +578,11 @@ def test_powers_of_two_have_levels(power: int) -> None:
 @pytest.mark.parametrize(("size", "near"), [(17, "16"), (1021, "1024"), (1, "2"), (0, "2"), (-5, "2")])
 def test_sizes_without_levels_are_answered_by_the_nearest(size: int, near: str) -> None:
     with pytest.raises(SpecError, match=f"codebook_size {size} .* take {near}"):
-        FSQ((6,), codebook_size=size)
+        FSQModule((6,), codebook_size=size)
 
 
 def test_fsq_by_hand() -> None:
-    quantizer = FSQ((2,), levels=(3, 4))
+    quantizer = FSQModule((2,), levels=(3, 4))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     values = torch.tensor([[-9.0, -9.0], [0.0, 9.0], [9.0, 0.01], [0.4, -0.01]])
     passage = quantizer(values, None)
@@ -594,7 +594,7 @@ def test_fsq_by_hand() -> None:
 
 
 def test_fsq_gradient_is_that_of_the_bound() -> None:
-    quantizer = FSQ((2,), levels=(5, 8))
+    quantizer = FSQModule((2,), levels=(5, 8))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     features = torch.randn(BATCH, 2, requires_grad=True)
     quantizer(features, None).z.sum().backward()
@@ -602,7 +602,7 @@ def test_fsq_gradient_is_that_of_the_bound() -> None:
 
 
 def test_fsq_uses_all_codes_of_wide_features() -> None:
-    quantizer = FSQ((3,), levels=(8, 5, 4))
+    quantizer = FSQModule((3,), levels=(8, 5, 4))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     codes = quantizer(torch.randn(5000, 3), None).posterior.value
     assert codes.unique().numel() == 160
@@ -612,7 +612,7 @@ def test_fsq_uses_all_codes_of_wide_features() -> None:
 
 
 def test_lfq_codes_are_signs() -> None:
-    quantizer = LFQ((3,), codebook_size=8)
+    quantizer = LFQModule((3,), codebook_size=8)
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     z = torch.randn(BATCH, 3)
     passage = quantizer(z, None)
@@ -623,7 +623,7 @@ def test_lfq_codes_are_signs() -> None:
 def test_lfq_penalty_by_brute_force() -> None:
     """The entropy of q(code | z), a softmax over all K codes of minus the squared distances, is that of its bits."""
     z = torch.randn(BATCH, 3)
-    quantizer = LFQ((3,), codebook_size=8, commitment=0.5, entropy=0.2)
+    quantizer = LFQModule((3,), codebook_size=8, commitment=0.5, entropy=0.2)
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     every = quantizer.lookup(torch.arange(8)[:, None])
     q = torch.softmax(-torch.cdist(z, every).square(), 1)
@@ -635,7 +635,7 @@ def test_lfq_penalty_by_brute_force() -> None:
 
 
 def test_lfq_gradient_is_passed_straight_through() -> None:
-    quantizer = LFQ((3,), codebook_size=8)
+    quantizer = LFQModule((3,), codebook_size=8)
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     features = torch.randn(BATCH, 3, requires_grad=True)
     weights = torch.randn(BATCH, 3)
@@ -655,10 +655,10 @@ def test_lfq_gradient_is_passed_straight_through() -> None:
         (SimVQ, {"code_dim": 0}, "code_dim must be at least 1, not 0"),
         (EMAQuantizer, {"distance": "manhattan"}, "no distance is called 'manhattan'; there are: euclidean, cosine"),
         (EMAQuantizer, {"gradient": "none"}, "no gradient is called 'none'; there are: straight-through, rotation"),
-        (FSQ, {"levels": (8, 5), "codebook_size": 41}, r"levels \(8, 5\) make 40 codes, not 41"),
-        (FSQ, {"levels": (8, 1)}, "levels must be 2 or more"),
-        (FSQ, {"codes": 0}, "codes must be at least 1"),
-        (LFQ, {"codebook_size": 1000}, "codebook_size 1000 is no power of two, which LFQ needs: take 1024"),
+        (FSQModule, {"levels": (8, 5), "codebook_size": 41}, r"levels \(8, 5\) make 40 codes, not 41"),
+        (FSQModule, {"levels": (8, 1)}, "levels must be 2 or more"),
+        (FSQModule, {"codes": 0}, "codes must be at least 1"),
+        (LFQModule, {"codebook_size": 1000}, "codebook_size 1000 is no power of two, which LFQ needs: take 1024"),
     ],
 )
 def test_mistakes_are_named(make, options: dict, message: str) -> None:

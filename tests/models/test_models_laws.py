@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.bottlenecks.gaussian import DiagonalGaussianModule
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.evaluation.bounds import importance_log_likelihood
-from tessella.likelihoods import FixedGaussian
+from tessella.likelihoods import FixedGaussianModule
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.presets import CVAE, VAE
-from tessella.priors.normal import StandardNormal
+from tessella.priors.normal import StandardNormalModule
 
 TINY = {"width": 4, "depth": 1, "units": 3}
 CLASSES = ("a", "b", "c")
@@ -152,8 +152,8 @@ def linear_gaussian(*, shift: float = 0.0, stretch: float = 1.0) -> tuple[Latent
     q(z | x) is the exact posterior N(M^-1 W' (x - b) / sigma^2, M^-1), M = I + W' W / sigma^2 (Bishop 2006, eq. 12.42),
     but for `shift` added to its mean and its standard deviation multiplied by `stretch`.
     """
-    likelihood = FixedGaussian(Schema((3,), "real", -9.0, 9.0), scale=SIGMA)
-    bottleneck = DiagonalGaussian((3,), 2)
+    likelihood = FixedGaussianModule(Schema((3,), "real", -9.0, 9.0), scale=SIGMA)
+    bottleneck = DiagonalGaussianModule((3,), 2)
     precision = 1 + WEIGHT.square().sum(0) / SIGMA**2
     map_ = (WEIGHT / precision).T / SIGMA**2
     with torch.no_grad():
@@ -164,7 +164,7 @@ def linear_gaussian(*, shift: float = 0.0, stretch: float = 1.0) -> tuple[Latent
         likelihood=likelihood,
         encoder=Itself(3),
         bottleneck=bottleneck,
-        prior=StandardNormal((2,)),
+        prior=StandardNormalModule((2,)),
         decoder=Affine(WEIGHT, BIAS),
     )
     return model, MultivariateNormal(BIAS, WEIGHT @ WEIGHT.T + SIGMA**2 * torch.eye(3))

@@ -13,7 +13,7 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
 from tessella.models.presets import CVAE, VAE
-from tessella.priors.mixture import MixturePrior, VampPrior
+from tessella.priors.mixture import MixturePriorModule, VampPriorModule
 
 CELLS = torch.cartesian_prod(torch.linspace(-8, 8, 321), torch.linspace(-8, 8, 321))
 AREA = (16 / 320) ** 2
@@ -25,7 +25,7 @@ def _seed() -> None:
 
 
 def test_mixture_integrates_to_one_for_every_class() -> None:
-    prior = MixturePrior((2,), 3, components=4)
+    prior = MixturePriorModule((2,), 3, components=4)
     with torch.no_grad():
         prior.logits.normal_()
         prior.log_scale.uniform_(-1, 0)
@@ -35,7 +35,7 @@ def test_mixture_integrates_to_one_for_every_class() -> None:
 
 def test_one_component_is_a_gaussian_and_its_rate_the_closed_form() -> None:
     """Mean of 20,000 draws against the closed form, at 5 standard errors: false alarm below 1 in a million."""
-    prior = MixturePrior((3,), components=1)
+    prior = MixturePriorModule((3,), components=1)
     with torch.no_grad():
         prior.loc.normal_()
         prior.log_scale.uniform_(-1, 0.5)
@@ -49,7 +49,7 @@ def test_one_component_is_a_gaussian_and_its_rate_the_closed_form() -> None:
 
 
 def test_draws_have_the_mixture_s_moments() -> None:
-    prior = MixturePrior((2,), components=3)
+    prior = MixturePriorModule((2,), components=3)
     with torch.no_grad():
         prior.loc.mul_(4)
         prior.logits.normal_()
@@ -65,7 +65,7 @@ def test_draws_have_the_mixture_s_moments() -> None:
 def test_mixture_finds_clusters() -> None:
     """Entropy of two clusters of deviation 0.1 is known: the fitted density comes within 0.1 nats of it."""
     x = torch.randint(0, 2, (4000, 1)) * 4.0 - 2 + 0.1 * torch.randn(4000, 2)
-    prior = MixturePrior((2,), components=6)
+    prior = MixturePriorModule((2,), components=6)
     optimizer = torch.optim.Adam(prior.parameters(), 3e-2)
     for _ in range(300):
         optimizer.zero_grad()
@@ -80,7 +80,7 @@ def test_mixture_finds_clusters() -> None:
 def test_vamp_is_the_mixture_of_its_posteriors(shape: tuple[int, ...]) -> None:
     model = VAE(Schema(shape, "bytes"), prior="vamp", components=5, units=2, width=4, depth=1).eval()
     prior = model.prior
-    assert isinstance(prior, VampPrior)
+    assert isinstance(prior, VampPriorModule)
     assert {name for name, _ in prior.named_parameters()} == {"logits", "inputs"}
     assert len({name.rpartition(".")[2] for name in model.state_dict() if "prior" in name}) == 2
     z = torch.randn(3, *model.latent_shape)
@@ -100,7 +100,7 @@ def test_vamp_is_the_mixture_of_its_posteriors(shape: tuple[int, ...]) -> None:
 
 def test_vamp_with_a_frozen_encoder_teaches_the_pseudo_inputs_alone() -> None:
     model = VAE(Schema((6,), "real"), width=8, depth=1).requires_grad_(False)
-    prior = VampPrior(
+    prior = VampPriorModule(
         model.latent_shape, encoder=model.encoder, bottleneck=model.bottleneck, input_shape=(6,), components=4
     )
     prior(None).log_prob(torch.randn(3, *model.latent_shape)).sum().backward()

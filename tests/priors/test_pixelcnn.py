@@ -10,7 +10,7 @@ import torch
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
-from tessella.priors.pixelcnn import PixelCNN
+from tessella.priors.pixelcnn import PixelCNNModule
 from tessella.priors.sampling import draw
 
 TINY = {"width": 8, "depth": 2}
@@ -22,7 +22,7 @@ def _seed() -> None:
 
 
 @torch.no_grad()
-def opinionated(prior: PixelCNN) -> None:
+def opinionated(prior: PixelCNNModule) -> None:
     """Let some codes be much likelier than others, as they are not at first."""
     for parameter in prior.head.exits.parameters():
         parameter.normal_()
@@ -32,7 +32,7 @@ def opinionated(prior: PixelCNN) -> None:
     ("shape", "size"), [((1, 2, 2), 2), ((1, 2, 2), 3), ((2, 2, 1), 3), ((2, 2, 2), 2), ((3, 1, 1), 4), ((1, 1, 5), 3)]
 )
 def test_it_sums_to_one(shape: tuple[int, ...], size: int) -> None:
-    prior = PixelCNN(shape, size, **TINY)
+    prior = PixelCNNModule(shape, size, **TINY)
     grids = torch.tensor(list(product(range(size), repeat=torch.Size(shape).numel()))).view(-1, *shape)
     with torch.no_grad():
         nats = prior(grids)
@@ -42,7 +42,7 @@ def test_it_sums_to_one(shape: tuple[int, ...], size: int) -> None:
 
 
 def test_a_code_depends_on_those_before_it_only() -> None:
-    prior = PixelCNN((2, 3, 4), 5, **TINY)
+    prior = PixelCNNModule((2, 3, 4), 5, **TINY)
     codes = torch.randint(5, (1, 2, 3, 4))
     other = codes.clone()
     other[0, 0, 1, 2] = (codes[0, 0, 1, 2] + 1) % 5
@@ -53,7 +53,9 @@ def test_a_code_depends_on_those_before_it_only() -> None:
     assert not same[:, number >= number[1, 2]].any()
 
 
-def by_recomputing(prior: PixelCNN, uniform: torch.Tensor, sampling: Sampling, **given: torch.Tensor) -> torch.Tensor:
+def by_recomputing(
+    prior: PixelCNNModule, uniform: torch.Tensor, sampling: Sampling, **given: torch.Tensor
+) -> torch.Tensor:
     """Samples by asking `forward` for every value of every code: what sampling must equal, in K D full passes."""
     codes = torch.zeros(uniform.shape, dtype=torch.int64)
     for i, j, c in product(range(uniform.shape[2]), range(uniform.shape[3]), range(uniform.shape[1])):
@@ -68,7 +70,7 @@ def by_recomputing(prior: PixelCNN, uniform: torch.Tensor, sampling: Sampling, *
 @pytest.mark.parametrize("shape", [(1, 3, 5), (2, 4, 2), (3, 1, 1), (1, 1, 6)])
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, top_k=3), Sampling(0.0), Sampling(top_p=0.8)])
 def test_cached_samples_are_the_recomputed_ones(shape: tuple[int, ...], sampling: Sampling) -> None:
-    prior = PixelCNN(shape, 4, context_channels=2, classes=3, **TINY).eval()
+    prior = PixelCNNModule(shape, 4, context_channels=2, classes=3, **TINY).eval()
     opinionated(prior)
     label, context = torch.tensor([0, 1, 2, 0]), torch.randn(4, 2, *shape[1:])
     told: list[tuple[int, int]] = []
@@ -82,7 +84,7 @@ def test_cached_samples_are_the_recomputed_ones(shape: tuple[int, ...], sampling
 
 def test_samples_follow_the_distribution() -> None:
     """Five standard deviations over 16 frequencies: a false alarm in about 1 of 10^5 seeds."""
-    prior, count = PixelCNN((1, 2, 2), 2, **TINY), 20_000
+    prior, count = PixelCNNModule((1, 2, 2), 2, **TINY), 20_000
     opinionated(prior)
     grids = torch.tensor(list(product(range(2), repeat=4))).view(-1, 1, 2, 2)
     with torch.no_grad():
@@ -93,13 +95,13 @@ def test_samples_follow_the_distribution() -> None:
 
 
 def test_samples_are_the_noises() -> None:
-    prior = PixelCNN((1, 4, 4), 7, **TINY)
+    prior = PixelCNNModule((1, 4, 4), 7, **TINY)
     assert torch.equal(prior.sample(3, Noise(5)), prior.sample(3, Noise(5)))
     assert not torch.equal(prior.sample(3, Noise(5)), prior.sample(3, Noise(6)))
 
 
 def test_label_and_context_matter() -> None:
-    prior = PixelCNN((1, 3, 3), 5, context_channels=2, classes=2, **TINY)
+    prior = PixelCNNModule((1, 3, 3), 5, context_channels=2, classes=2, **TINY)
     codes, context = torch.randint(5, (1, 1, 3, 3)), torch.randn(1, 2, 3, 3)
     with torch.no_grad():
         one, two = prior(codes, torch.tensor([0]), context), prior(codes, torch.tensor([1]), context)
@@ -110,8 +112,8 @@ def test_label_and_context_matter() -> None:
 
 def test_it_says_what_is_missing_or_not_seen() -> None:
     codes, label, context = torch.zeros(1, 1, 2, 2, dtype=torch.int64), torch.tensor([0]), torch.zeros(1, 3, 2, 2)
-    plain = PixelCNN((1, 2, 2), 4, **TINY)
-    conditional = PixelCNN((1, 2, 2), 4, classes=2, context_channels=3, **TINY)
+    plain = PixelCNNModule((1, 2, 2), 4, **TINY)
+    conditional = PixelCNNModule((1, 2, 2), 4, classes=2, context_channels=3, **TINY)
     with pytest.raises(SpecError, match="does not see labels: fit it with --class-conditional"):
         plain(codes, label)
     with pytest.raises(SpecError, match="does not see labels: fit it with --class-conditional"):
@@ -125,7 +127,7 @@ def test_it_says_what_is_missing_or_not_seen() -> None:
 
 
 def test_dropout_is_the_noises_and_of_training_only() -> None:
-    prior, codes = PixelCNN((1, 4, 4), 5, **TINY), torch.randint(5, (2, 1, 4, 4))
+    prior, codes = PixelCNNModule((1, 4, 4), 5, **TINY), torch.randint(5, (2, 1, 4, 4))
     prior.dropout = 0.5
     with torch.no_grad():
         plain = prior(codes)
@@ -137,7 +139,7 @@ def test_dropout_is_the_noises_and_of_training_only() -> None:
 
 def test_it_learns_what_codes_have_to_do_with_each_other() -> None:
     """Each code repeats its left neighbour, and the first of a row the one above: log 3 nats in all, and no more."""
-    prior = PixelCNN((1, 4, 4), 3, width=16, depth=2)
+    prior = PixelCNNModule((1, 4, 4), 3, width=16, depth=2)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=1e-2)
     codes = torch.arange(3).view(3, 1, 1, 1).expand(3, 1, 4, 4)
     for _ in range(40):

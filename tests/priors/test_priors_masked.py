@@ -13,7 +13,7 @@ from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
 from tessella.priors import masked
-from tessella.priors.masked import MaskedTransformer
+from tessella.priors.masked import MaskedTransformerModule
 
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 5, 3)]
 
@@ -23,9 +23,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-def made(shape: tuple[int, ...], codebook_size: int, **more: int) -> MaskedTransformer:
+def made(shape: tuple[int, ...], codebook_size: int, **more: int) -> MaskedTransformerModule:
     """A small one whose codes depend on each other strongly, and on the order."""
-    prior = MaskedTransformer(shape, codebook_size, **{"width": 16, "depth": 2, **more}).eval()
+    prior = MaskedTransformerModule(shape, codebook_size, **{"width": 16, "depth": 2, **more}).eval()
     with torch.no_grad():
         for head in prior.heads:
             head.exits[0].weight.mul_(3)
@@ -37,7 +37,7 @@ def every(shape: tuple[int, ...], codebook_size: int) -> Tensor:
     return torch.tensor(list(itertools.product(range(codebook_size), repeat=math.prod(shape)))).view(-1, *shape)
 
 
-def in_all_orders(prior: MaskedTransformer, codes: Tensor) -> Tensor:
+def in_all_orders(prior: MaskedTransformerModule, codes: Tensor) -> Tensor:
     """log p of whole grids in each order, `[D!, B]`."""
     orders = torch.tensor(list(itertools.permutations(range(codes[0].numel()))))
     many = codes.repeat_interleave(len(orders), 0)
@@ -46,7 +46,7 @@ def in_all_orders(prior: MaskedTransformer, codes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def by_all_subsets(prior: MaskedTransformer, codes: Tensor) -> Tensor:
+def by_all_subsets(prior: MaskedTransformerModule, codes: Tensor) -> Tensor:
     """The any-order bound `[B, C, h, w]`: each t and each set of t known codes, weighted as often as they come."""
     places, total = codes[0].numel(), torch.zeros(codes.shape)
     for t in range(places):
@@ -165,7 +165,7 @@ def test_draws_one_by_one_are_as_frequent_as_they_are_probable(steps: int) -> No
 
 
 def test_filling_one_by_one_is_conditional_on_what_is_known() -> None:
-    prior = MaskedTransformer((1, 2, 2), 3, width=16, depth=2).eval()
+    prior = MaskedTransformerModule((1, 2, 2), 3, width=16, depth=2).eval()
     known = torch.tensor([False, True, False, True]).view(1, 1, 2, 2).expand(4000, -1, -1, -1)
     codes = torch.tensor([7, 2, -1, 0]).view(1, 1, 2, 2).expand(4000, -1, -1, -1)
     drawn = prior.fill(codes, known, Noise(4), steps=2)
@@ -261,7 +261,7 @@ def test_many_codes_on_odd_grids(shape: tuple[int, ...]) -> None:
 
 
 def test_learns_that_rows_repeat() -> None:
-    prior = MaskedTransformer((1, 2, 4), 4, width=32, depth=1).train()
+    prior = MaskedTransformerModule((1, 2, 4), 4, width=32, depth=1).train()
     optimizer = torch.optim.AdamW(prior.parameters(), 1e-2)
     for step in range(60):
         row = (4 * Noise(0, step).uniform(64, 1, 1, 4)).long()

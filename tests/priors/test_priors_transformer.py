@@ -12,7 +12,7 @@ from torch import Tensor
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
-from tessella.priors.transformer import CausalTransformer
+from tessella.priors.transformer import CausalTransformerModule
 
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 5, 3)]
 
@@ -22,9 +22,9 @@ def _seed():
     torch.manual_seed(0)
 
 
-def made(shape: tuple[int, ...], codebook_size: int, **more: int) -> CausalTransformer:
+def made(shape: tuple[int, ...], codebook_size: int, **more: int) -> CausalTransformerModule:
     """A small one whose codes depend on each other strongly."""
-    prior = CausalTransformer(shape, codebook_size, **{"width": 16, "depth": 2, **more}).eval()
+    prior = CausalTransformerModule(shape, codebook_size, **{"width": 16, "depth": 2, **more}).eval()
     with torch.no_grad():
         for exit_ in prior.head.exits:
             exit_.weight.mul_(3)
@@ -36,7 +36,9 @@ def every(shape: tuple[int, ...], codebook_size: int) -> Tensor:
     return torch.tensor(list(itertools.product(range(codebook_size), repeat=math.prod(shape)))).view(-1, *shape)
 
 
-def slowly(prior: CausalTransformer, count: int, noise: Noise, label=None, context=None, *, sampling=None) -> Tensor:
+def slowly(
+    prior: CausalTransformerModule, count: int, noise: Noise, label=None, context=None, *, sampling=None
+) -> Tensor:
     """`sample` without a cache: the whole grid again for each position."""
     uniform = noise.uniform(count, *prior.code_shape).flatten(2)
     codes = torch.zeros(count, *prior.code_shape, dtype=torch.int64)
@@ -141,7 +143,7 @@ def test_many_codes_on_odd_grids(shape: tuple[int, ...]) -> None:
 
 
 def test_learns_that_rows_repeat() -> None:
-    prior = CausalTransformer((1, 2, 4), 4, width=32, depth=1).train()
+    prior = CausalTransformerModule((1, 2, 4), 4, width=32, depth=1).train()
     optimizer = torch.optim.AdamW(prior.parameters(), 1e-2)
     for step in range(40):
         row = (4 * Noise(0, step).uniform(64, 1, 1, 4)).long()

@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 from torch.types import _size
 from zuko.nn import MaskedMLP
 
-from tessella.bottlenecks.gaussian import DiagonalGaussian, position_head
+from tessella.bottlenecks.gaussian import DiagonalGaussianModule, position_head
 from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
@@ -30,7 +30,7 @@ FAR = 1e4
 
 @register("bottleneck", "flow", summary="a Gaussian followed by inverse autoregressive steps (Kingma et al. 2016)")
 @final
-class FlowPosterior(Bottleneck):
+class FlowPosteriorModule(Bottleneck):
     """q(z | x): z_0 = mu + sigma * eps, then z_t = m_t + g_t * z_{t-1} for t = 1 ... T (Kingma et al. 2016, section 3).
 
     m_t and g_t are of the numbers before each in an order that is reversed from step to step, and of a context that
@@ -59,7 +59,7 @@ class FlowPosterior(Bottleneck):
         context: int = 128,
     ) -> None:
         super().__init__()
-        self.base = DiagonalGaussian(feature_shape, channels)
+        self.base = DiagonalGaussianModule(feature_shape, channels)
         self.context = position_head(feature_shape, context)
         self.latent_shape = self.base.latent_shape
         if len(feature_shape) == 1:

@@ -23,7 +23,7 @@ def diagonal_normal(mean: Tensor, deviation: Tensor) -> Independent:
 
 
 @register("bottleneck", "deterministic", summary="the features themselves: an autoencoder, without rate or bound")
-class Deterministic(Bottleneck):
+class DeterministicModule(Bottleneck):
     """z = W h: everything may pass, so nothing has a price. The autoencoder's bottleneck."""
 
     stochastic = False
@@ -38,7 +38,7 @@ class Deterministic(Bottleneck):
 
 
 @register("bottleneck", "gaussian", summary="q(z|x) = N(mu, sigma^2), factorised and reparameterised")
-class DiagonalGaussian(Bottleneck):
+class DiagonalGaussianModule(Bottleneck):
     """q(z | x) = N(mu, diag sigma^2), z = mu + sigma * eps (Kingma & Welling 2013, section 2.4 and appendix C.2).
 
     log sigma is confined to [-8, 4], so that no first step can overflow; a unit held at a bound still has a

@@ -320,7 +320,7 @@ def _positive(**numbers: int) -> None:
     "quantizer", "fsq", summary="finite scalar quantisation: numbers rounded to a few levels (Mentzer et al. 2023)"
 )
 @final
-class FSQ(Quantizer):
+class FSQModule(Quantizer):
     """Finite scalar quantisation: each number of z is rounded to one of a few levels (Mentzer et al. 2023, section 3).
 
     With L levels the digit is round((L - 1) / 2 (1 + tanh z)), it stands for 2 digit / (L - 1) - 1, and a code is the
@@ -410,7 +410,7 @@ def _factors(size: int, most: int) -> list[tuple[int, ...]]:
 
 @register("quantizer", "lfq", summary="lookup-free quantisation: a code is a row of signs (Yu et al. 2023)")
 @final
-class LFQ(Quantizer):
+class LFQModule(Quantizer):
     """Lookup-free quantisation: a code is the signs of b numbers, so K = 2^b (Yu et al. 2023, MAGVIT-v2, section 3.1).
 
     With q(bit | z) = sigmoid(4 z), softmax of minus the squared distances to +1 and -1, and q(bit) its mean over the

@@ -18,7 +18,7 @@ from tessella.claims.claim import Claim, Lines, Measure, Result, Series, Trial, 
 from tessella.claims.measuring import principal
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
-from tessella.likelihoods.independent import FixedGaussian
+from tessella.likelihoods.independent import FixedGaussianModule
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.presets import VAE
 
@@ -43,7 +43,7 @@ def run(bench: Bench) -> Result:
     for seed in bench.seeds:
         torch.manual_seed(seed)
         start = VAE(schema, likelihood="gaussian-fixed", units=max(1, min(8, dims // 2)), width=64, depth=1)
-        start.likelihood = FixedGaussian(schema, scale=SCALE)
+        start.likelihood = FixedGaussianModule(schema, scale=SCALE)
         left, right = copy.deepcopy(start), copy.deepcopy(start)
         left_course = _train(left, values, seed, squared=False)
         right_course = _train(right, values, seed, squared=True)

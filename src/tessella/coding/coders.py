@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
 from tessella import __version__
-from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.bottlenecks.gaussian import DiagonalGaussianModule
 from tessella.coding.codes_file import codes_of, stride_of
 from tessella.coding.container import Chunk, checksum
 from tessella.core.contracts import SymbolCoder
@@ -36,7 +36,7 @@ from tessella.foundation.text import shown
 from tessella.likelihoods.shared import StoredValues
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormal
+from tessella.priors.normal import StandardNormalModule
 
 PARAMETERS = 1 << 24
 """Numbers that a decoder gives at once: 64 MiB."""
@@ -160,10 +160,10 @@ class BitsBack:
     def __init__(self, model: LatentVariableModel) -> None:
         if not model.has_bound:
             raise model.no_prior_error()
-        if not isinstance(model.prior, StandardNormal):
+        if not isinstance(model.prior, StandardNormalModule):
             raise SpecError(f"bits-back coding is for the prior N(0, I), and this one is another: give {option('prior')} trained, "
                             "or train a vae with the normal prior")  # fmt: skip
-        if not isinstance(model.bottleneck, DiagonalGaussian):
+        if not isinstance(model.bottleneck, DiagonalGaussianModule):
             raise SpecError("bits-back coding is for a Gaussian posterior, and this one is another: train a vae "
                             f"without {option('posterior')}")  # fmt: skip
         self._model, self._batch = model, _batch(model)

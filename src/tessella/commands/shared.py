@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from tessella.core.batches import Batch
-    from tessella.data import Split
+    from tessella.data import Data
     from tessella.models.base import Model
     from tessella.training.run import Run
 
@@ -105,21 +105,14 @@ def loaded_without_prior(path: str, where: Where | None = None) -> tuple[Model, 
     return loaded(path, TRAINED, where)
 
 
-def inputs(model: Model, run: Run, given: Sequence[str], shown: Shown, split: Split | None = None) -> Batch:
-    """Picture files, or else numbers of examples of the split, in the order given."""
-    from tessella.tasks import generate
+def inputs(model: Model, run: Run, words: Sequence[str], shown: Shown) -> Batch:
+    """Read the examples that INPUTS name as one batch."""
+    from tessella.data.inputs import Inputs
 
-    label = None if shown.label is None else generate.label_number(model.schema, shown.label)
-    batches = []
-    for one in given:
-        if os.path.isfile(one):
-            batches.append(generate.from_files(model, (one,), label))
-            continue
-        if not one.isdecimal():
-            raise DataError(f"no such picture: {escaped(one)}; give a file that exists, or the number of an example")
-        split = split or run.data(shown.data, model).split(shown.split)
-        batches.append(generate.from_split(split, (one,), shown.split))
-    return generate.joined(batches)
+    def data(spec: str | None) -> Data:
+        return run.data(spec or shown.data, model)
+
+    return Inputs(model, words, data, split=shown.split, label=shown.label).batch()
 
 
 def say(*lines: str) -> None:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tessella.bottlenecks.flow import FlowPosterior
+from tessella.bottlenecks.flow import FlowPosteriorModule
 from tessella.core.batches import Batch
 from tessella.core.device import precise
 from tessella.core.outputs import Latent
@@ -61,7 +61,7 @@ def measure(model: Model, examples: Batch, *, seed: int = 0) -> CollapseEvaluati
     """
     x = examples.x.to(model.device)
     label = None if examples.label is None else examples.label.to(model.device)
-    if isinstance(getattr(model, "bottleneck", None), FlowPosterior):
+    if isinstance(getattr(model, "bottleneck", None), FlowPosteriorModule):
         few = int((INVERTED / math.prod(model.latent_shape)) ** 0.5)
         x, label = x[: max(FEWEST, few)], None if label is None else label[: max(FEWEST, few)]
     latent = model.encode(x, label, noise=Noise(seed, 0, "collapse"))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 from torch.func import functional_call, vmap
 
-from tessella.bottlenecks.flow import FlowDistribution, FlowPosterior
+from tessella.bottlenecks.flow import FlowDistribution, FlowPosteriorModule
 from tessella.bottlenecks.gaussian import diagonal_normal
 from tessella.core.distributions import kl
 from tessella.core.rng import Noise
@@ -201,7 +201,7 @@ def amortised(model: LatentVariableModel, x: Tensor, label: Tensor | None) -> Fa
 def weights(model: LatentVariableModel) -> int:
     """How many weights of networks the family of the model's own q has for each example; a Gaussian has none."""
     flow = model.bottleneck
-    return sum(p.numel() for p in flow.steps.parameters()) if isinstance(flow, FlowPosterior) else 0
+    return sum(p.numel() for p in flow.steps.parameters()) if isinstance(flow, FlowPosteriorModule) else 0
 
 
 def with_flow(model: LatentVariableModel, x: Tensor, inner: Family, noise: Noise) -> FlowFamily:

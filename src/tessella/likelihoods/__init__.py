@@ -18,16 +18,16 @@ from tessella.core.contracts import Likelihood
 from tessella.core.schema import Schema, Values
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import find
-from tessella.likelihoods.independent import Bernoulli, Categorical, FixedGaussian, Gaussian
-from tessella.likelihoods.logistic import LogisticMixture
+from tessella.likelihoods.independent import BernoulliModule, CategoricalModule, FixedGaussianModule, GaussianModule
+from tessella.likelihoods.logistic import LogisticMixtureModule
 from tessella.likelihoods.shared import DEFAULTS
 
 __all__ = [
-    "Bernoulli",
-    "Categorical",
-    "FixedGaussian",
-    "Gaussian",
-    "LogisticMixture",
+    "BernoulliModule",
+    "CategoricalModule",
+    "FixedGaussianModule",
+    "GaussianModule",
+    "LogisticMixtureModule",
     "default_name",
     "initial_bias",
     "likelihood_for",

@@ -35,7 +35,7 @@ BLOCK, SMALL = 2, 16
     values=("binary", "bytes", "real"),
 )
 @final
-class Autoregressive(Likelihood):
+class AutoregressiveModule(Likelihood):
     """p(x | z) = prod_i p(x_i | x_<i, h(z)) over pixels, with h(z) the decoder's output.
 
     The order is raster order over blocks of 2 x 2 pixels (of one pixel where pictures are small), then within a block:
@@ -158,7 +158,7 @@ class PixelByPixel(StoredValues):
 
     sequential_mean = True
 
-    def __init__(self, likelihood: Autoregressive, context: Tensor) -> None:
+    def __init__(self, likelihood: AutoregressiveModule, context: Tensor) -> None:
         self.likelihood, self.context = likelihood, context
         shape = likelihood.schema.shape
         super().__init__(len(context), (shape[0], *context.shape[2:]) if len(shape) > 1 else shape)

@@ -24,7 +24,7 @@ SCALE_FLOOR = 1e-3
 
 @register("likelihood", "bernoulli", summary="binary values", values=("binary",))
 @final
-class Bernoulli(Likelihood):
+class BernoulliModule(Likelihood):
     """Binary values: p(x | z) = prod_d p_d^x_d (1 - p_d)^(1 - x_d), with p = sigmoid(parameters).
 
     Parameters: `[B, C, *spatial]` (vectors `[B, D]`), the logits.
@@ -35,7 +35,7 @@ class Bernoulli(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "binary", "Bernoulli")
+        require_values(schema, "binary", "BernoulliModule")
         self.units = LatentStatistics(schema)
 
     @property
@@ -89,7 +89,7 @@ class BernoulliLogits(StoredValues):
 
 @register("likelihood", "categorical", summary="a free probability for each of 256 values", values=("bytes",))
 @final
-class Categorical(Likelihood):
+class CategoricalModule(Likelihood):
     """A free probability for each of the 256 values of a byte, each pixel and channel independent given z.
 
     Parameters: `[B, 256 * C, *spatial]` (vectors `[B, 256 * D]`), the logits, laid out as `[B, 256, C, *spatial]`.
@@ -159,7 +159,7 @@ class ByteLogits(StoredValues):
 
 @register("likelihood", "gaussian", summary="real values, the scale predicted for each", values=("real",))
 @final
-class Gaussian(Likelihood):
+class GaussianModule(Likelihood):
     """Real values: p(x | z) = prod_d N(x_d; mu_d, sigma_d^2), a density of the stored values.
 
     Parameters: `[B, 2 * C, *spatial]` (vectors `[B, 2 * D]`): first the locations m, then the log scales s, in network
@@ -172,7 +172,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "real", "Gaussian")
+        require_values(schema, "real", "GaussianModule")
         self.units = LatentStatistics(schema)
 
     @property
@@ -199,7 +199,7 @@ class Gaussian(Likelihood):
     values=("real",),
 )
 @final
-class FixedGaussian(Likelihood):
+class FixedGaussianModule(Likelihood):
     """Real values, one scale for all: squared error as a likelihood.
 
     -log p(x | z) = sum_d (x_d - mu_d)^2 / (2 sigma_d^2) + log sigma_d + log(2 pi) / 2, a density of the stored values,

@@ -35,7 +35,7 @@ CHUNK = 1 << 18
     values=("bytes",),
 )
 @final
-class LogisticMixture(Likelihood):
+class LogisticMixtureModule(Likelihood):
     """Bytes: a mixture of K logistics on the line, each bin of which is one value (Salimans et al. 2017, 2.1-2.2).
 
     With values y = x / 127.5 - 1 and the channels of one pixel in order,

@@ -22,7 +22,7 @@ from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.models.spec import ModelOptions
 from tessella.networks.pyramid import Merge, Pyramid
-from tessella.priors.uniform import Uniform
+from tessella.priors.uniform import UniformModule
 
 Codes = Sequence[Tensor]
 """The codes of each level `[B, *code_shape]` int64, coarsest first."""
@@ -63,7 +63,7 @@ class CodeModel(Model):
         self.merges = nn.ModuleList(Merge(channels, width, merge_depth) for width in self.context_channels[1:])
         self.latent_shape = (sum(q.latent_shape[0] for q in quantizers), *quantizers[-1].latent_shape[1:])
         self.set_prior(
-            [Uniform(shape, q.codebook_size) for shape, q in zip(self.prior_shapes, quantizers, strict=True)]
+            [UniformModule(shape, q.codebook_size) for shape, q in zip(self.prior_shapes, quantizers, strict=True)]
         )
 
     # what the parts are
@@ -92,7 +92,7 @@ class CodeModel(Model):
     @property
     def fitted(self) -> bool:
         """Whether a prior was learned."""
-        return not all(isinstance(prior, Uniform) for prior in self.priors)
+        return not all(isinstance(prior, UniformModule) for prior in self.priors)
 
     def set_prior(self, priors: Sequence[CodePrior]) -> None:
         """Use these priors, one a level, from now on; class-conditional ones make the model conditional."""
@@ -103,7 +103,9 @@ class CodeModel(Model):
         """The same model, weights shared, as it is before a prior is fitted."""
         plain = copy.copy(self)
         plain._modules = dict(self._modules)
-        plain.set_prior([Uniform(s, q.codebook_size) for s, q in zip(self.prior_shapes, self.levels, strict=True)])
+        plain.set_prior(
+            [UniformModule(s, q.codebook_size) for s, q in zip(self.prior_shapes, self.levels, strict=True)]
+        )
         return plain
 
     # what every model does

@@ -32,7 +32,7 @@ from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.networks.paper import PaperDecoder, PaperEncoder
 from tessella.networks.unet import UNet
 from tessella.priors.logistic import StandardLogistic
-from tessella.priors.normal import StandardNormal
+from tessella.priors.normal import StandardNormalModule
 
 
 @register("model", "ae", summary="autoencoder: reconstructs, has no prior and so no bound")
@@ -143,7 +143,7 @@ def Flow(schema: Schema, **options: Any) -> FlowModel:
     if schema.values != "real":
         variational = chosen.dequantization == "variational"
         dequantizer = VariationalDequantizer(schema.shape, width=32, depth=2) if variational else UniformDequantizer()
-    prior = (StandardLogistic if schema.is_picture else StandardNormal)(schema.shape)
+    prior = (StandardLogistic if schema.is_picture else StandardNormalModule)(schema.shape)
     return FlowModel("flow", schema, flow=flow, prior=prior, dequantizer=dequantizer, options=chosen)
 
 

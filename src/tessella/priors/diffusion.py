@@ -28,7 +28,7 @@ TIMES, FIXED = 8, 32
 
 @register("prior", "diffusion", summary="diffusion over z: log p(z) bounded from below, sampled in 50 steps or fewer")
 @final
-class DiffusionPrior(Prior):
+class DiffusionPriorModule(Prior):
     """p(z) = int p(z_0) N(z; z_0 / alpha_0, exp(gamma_0) I) dz_0 with a chain p(z_0), in a model's latent space (Vahdat
     et al. 2021; Rombach et al. 2022, section 3.2).
 
@@ -109,7 +109,7 @@ class DiffusionPrior(Prior):
 class _Bounded(Distribution):
     """What a prior's `log_prob` bounds, batch shape `()` or, given labels, `[B]`."""
 
-    def __init__(self, prior: DiffusionPrior, label: Tensor | None, noise: Noise | None) -> None:
+    def __init__(self, prior: DiffusionPriorModule, label: Tensor | None, noise: Noise | None) -> None:
         self.prior, self.label, self.noise = prior, label, noise
         batch = torch.Size() if label is None else label.shape
         super().__init__(batch, torch.Size(prior.latent_shape), validate_args=False)

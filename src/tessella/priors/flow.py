@@ -32,7 +32,7 @@ VECTOR = 256
     summary="normalising flow of couplings (on larger grids convolutional): exact density, fast sampling",
 )
 @final
-class FlowPrior(Prior):
+class FlowPriorModule(Prior):
     """p(z) = N(f(z); 0, I) |det df/dz|, f a chain of invertible couplings (Durkan et al. 2019, "Neural spline flows").
 
     Vectors, and grids of up to 256 numbers taken as vectors: in each step one half of the numbers, another half in each
@@ -111,7 +111,7 @@ class FlowPrior(Prior):
 class FlowDensity(Distribution):
     """What a flow prior says of z: batch shape `[B]` given labels `[B, classes]`, else `()`."""
 
-    def __init__(self, prior: FlowPrior, context: Tensor | None) -> None:
+    def __init__(self, prior: FlowPriorModule, context: Tensor | None) -> None:
         self._prior, self._context = prior, context
         batch = torch.Size() if context is None else context.shape[:1]
         super().__init__(batch, torch.Size(prior.latent_shape), validate_args=False)

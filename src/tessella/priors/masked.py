@@ -31,7 +31,7 @@ POSITIONS = 1 << 14
     summary="any-order masked transformer: inpaints any codes given any others, samples in a few steps",
 )
 @final
-class MaskedTransformer(CodePrior):
+class MaskedTransformerModule(CodePrior):
     """p(code_i | any other codes) for each of the D = C h w codes: p(codes) in any order of them.
 
     An order is a permutation s of the D codes; codes not known yet are seen as masks, without any causality. For each

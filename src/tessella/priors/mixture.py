@@ -75,7 +75,7 @@ class MixtureDensity(Distribution):
 
 @register("prior", "mixture", summary="a mixture of Gaussians, weights, means and scales learned")
 @final
-class MixturePrior(Prior):
+class MixturePriorModule(Prior):
     """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), weights, means and scales learned.
 
     With classes each has weights of its own over the same Gaussians: p(z | y) = sum_k pi_yk N(z; mu_k, sigma_k^2). It
@@ -112,7 +112,7 @@ class MixturePrior(Prior):
 
 @register("prior", "vamp", summary="mixture of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)")
 @final
-class VampPrior(Prior):
+class VampPriorModule(Prior):
     """p(z) = sum_k pi_k q(z | u_k), u_k learned pseudo-inputs (Tomczak & Welling 2018, eq. 9), and pi_k learned too.
 
     Encoder and bottleneck are the model's own: they are used, not owned, and learn from both of their tasks unless they

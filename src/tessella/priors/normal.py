@@ -14,7 +14,7 @@ from tessella.foundation.registry import register
 
 
 @register("prior", "normal", summary="p(z) = N(0, I)")
-class StandardNormal(Prior):
+class StandardNormalModule(Prior):
     """p(z) = N(0, I)."""
 
     zero: Tensor
@@ -41,7 +41,7 @@ class StandardNormal(Prior):
 
 
 @register("prior", "class-normal", summary="p(z | label) = N(mu_label, sigma_label^2), learned")
-class ClassNormal(Prior):
+class ClassNormalModule(Prior):
     """p(z | y) = N(mu_y, diag sigma_y^2), learned; starts at N(0, I) for every class (Sohn et al. 2015, section 4)."""
 
     def __init__(self, latent_shape: tuple[int, ...], classes: int) -> None:

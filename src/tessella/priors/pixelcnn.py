@@ -25,7 +25,7 @@ EMBEDDED = 64
 
 @register("code-prior", "pixelcnn", summary="gated PixelCNN: code after code in raster order, by causal convolutions")
 @final
-class PixelCNN(CodePrior):
+class PixelCNNModule(CodePrior):
     """p(codes) = prod_p p(codes at p | codes before p), in raster order, by causal convolutions.
 
     The gated PixelCNN of van den Oord et al. (2016, "Conditional image generation with PixelCNN decoders", section 2),

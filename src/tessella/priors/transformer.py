@@ -27,7 +27,7 @@ WIDTH, DEPTH, DROPOUT = 192, 6, 0.1
     summary="causal transformer: code after code in raster order",
 )
 @final
-class CausalTransformer(CodePrior):
+class CausalTransformerModule(CodePrior):
     """p(codes) = prod_p p(codes at p | codes before p), in raster order (Esser et al. 2021, section 3.2).
 
     A position is given the sum of its predecessor's embedded codes, its place in the grid, the label and the context

@@ -18,7 +18,7 @@ from tessella.foundation.registry import register
 
 @register("code-prior", "uniform", summary="every code as likely as any other")
 @final
-class Uniform(CodePrior):
+class UniformModule(CodePrior):
     """p(code) = 1 / K for each of them: what a VQ-VAE is trained with (van den Oord et al. 2017, section 3.2)."""
 
     any_order = True

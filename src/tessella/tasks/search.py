@@ -41,7 +41,7 @@ from tessella.kinds import pictures
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormal
+from tessella.priors.normal import StandardNormalModule
 
 VERSION = 1
 GRID = 7
@@ -232,7 +232,7 @@ def _scale(model: Model, variance: Tensor, moved: Tensor) -> Tensor:
         moved: the variance of the posterior's mean.
     """
     total = torch.ones_like(variance)
-    if isinstance(model, LatentVariableModel) and model.has_bound and not isinstance(model.prior, StandardNormal):
+    if isinstance(model, LatentVariableModel) and model.has_bound and not isinstance(model.prior, StandardNormalModule):
         total = (variance + moved).clamp_min(1e-12)
     return ((1 - variance / total).clamp_min(1e-12) / total).sqrt().float()
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import tessella
-from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.bottlenecks.gaussian import DiagonalGaussianModule
 from tessella.core.tensors import fill, read_header
 from tessella.data import Data, Split
 from tessella.data.provenance import check_data, difference, facts_of, source_of
@@ -181,7 +181,7 @@ def _check(model: Model, data: Data, kind: str, size: dict[str, Any], *, class_c
     if unknown := [name for name, value in size.items() if value is not None and name not in known]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
         raise SpecError(f"the prior {kind} has no {flags}: leave it out, or choose another with --kind")
-    if kind == "vamp" and not isinstance(cast(LatentVariableModel, model).bottleneck, DiagonalGaussian):
+    if kind == "vamp" and not isinstance(cast(LatentVariableModel, model).bottleneck, DiagonalGaussianModule):
         raise SpecError(f"a vamp prior is made of normal posteriors, which this {model.name} has not: choose another "
                         "--kind")  # fmt: skip
     if kind == "vamp" and model.conditional and not class_conditional:

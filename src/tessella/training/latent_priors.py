@@ -23,7 +23,7 @@ from tessella.core.schema import Precision
 from tessella.data import Data, Split
 from tessella.data.splits import Indices
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.mixture import VampPrior
+from tessella.priors.mixture import VampPriorModule
 from tessella.priors.standardised import Standardised
 from tessella.training.prior_trainer import DRAWS, ENCODED, Frozen, Progress
 
@@ -90,7 +90,7 @@ class LatentPrior(Frozen):
             examples: of the same split, as stored.
         """
         prior = prior.to(self.model.device)
-        if isinstance(prior.prior, VampPrior):
+        if isinstance(prior.prior, VampPriorModule):
             first = examples.batch(examples.random_rows(len(prior.prior.inputs)))
             prior.prior.start_at(self.model.likelihood.to_network(first.x.to(self.model.device)))
         else:
