@@ -1,4 +1,4 @@
-"""Expectations that many tests share; a module of its own, since there are several `conftest`s."""
+"""What tests expect of errors: `from expect import raises`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import tessella
-from conftest import raises
+from expect import raises
 from tessella.coding import codes_file
 from tessella.coding.codes_file import StoredCodes, check_codes, decode_codes, encode_codes, read_codes, write_codes
 from tessella.core.batches import Batch, filled, size_of

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import tessella
-from conftest import raises
+from expect import raises
 from tessella.cli import main
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise

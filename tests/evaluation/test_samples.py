@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tessella
-from conftest import raises
+from expect import raises
 from tessella.core.batches import Batch
 from tessella.core.outputs import Sampling
 from tessella.core.schema import Schema
