@@ -56,7 +56,9 @@ def examples(schema: Schema, count: int = 7, size: tuple[int, ...] | None = None
 
 def coded(model: CodeModel, *parts: Tensor) -> StoredCodes:
     names = iter(f"{k}" for k in range(1000))
-    return encode_codes(model, (NamedBatch([next(names) for _ in x], Batch(x), [None] * len(x)) for x in parts), "0" * 12)
+    return encode_codes(
+        model, (NamedBatch([next(names) for _ in x], Batch(x), [None] * len(x)) for x in parts), "0" * 12
+    )
 
 
 def decoded(model: CodeModel, codes: StoredCodes, **options) -> list[Tensor]:

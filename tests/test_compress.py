@@ -53,7 +53,9 @@ def named(names: list[str], x: Tensor) -> NamedBatch:
 
 
 def written(model: Model, x: Tensor, path: Path, **options: Any) -> files.Compressed:
-    return files.compress(model, [named([f"x-{i}" for i in range(len(x))], x)], str(path), WEIGHTS, workers=1, **options)
+    return files.compress(
+        model, [named([f"x-{i}" for i in range(len(x))], x)], str(path), WEIGHTS, workers=1, **options
+    )
 
 
 def read(model: Model, path: Path, **options: Any) -> list[Tensor]:
@@ -497,7 +499,8 @@ def test_pictures_that_are_fitted_are_counted(
         Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / f"{name}.png")
     assert main(["compress", str(runs["vae"]), str(tmp_path), "-o", str(tmp_path / "f.tes")]) == 0
     assert (
-        "note: pictures of other sizes (1) are fitted to 8x8 pixels: --native-size keeps them" in capsys.readouterr().err
+        "note: pictures of other sizes (1) are fitted to 8x8 pixels: --native-size keeps them"
+        in capsys.readouterr().err
     )
 
 

@@ -20,7 +20,9 @@ from PIL import Image, ImageOps
 from tessella.cli import main
 from tessella.coding import coders, files
 from tessella.coding.container import Container
+from tessella.core.batches import Batch
 from tessella.core.schema import Schema
+from tessella.data.inputs import NamedBatch
 from tessella.foundation import output_folder
 from tessella.foundation.errors import DataError
 from tessella.foundation.registry import entries
@@ -324,7 +326,8 @@ def test_a_whole_file_is_never_called_damaged(kind: str, factor: float, tmp_path
     """However wrong the numbers of the other machine are: off a little, by far, or no numbers at all."""
     monkeypatch.setattr(coders, "BATCH", 7)
     model, x = made(kind, Schema((1, 8, 8), "bytes")), torch.from_numpy(noise(60, 1, 8, 8))
-    files.compress(model, [NamedBatch([f"x-{i}" for i in range(60)], Batch(x), [None] * 60)], str(tmp_path / "f"), WEIGHTS, workers=1)
+    every = NamedBatch([f"x-{i}" for i in range(60)], Batch(x), [None] * 60)
+    files.compress(model, [every], str(tmp_path / "f"), WEIGHTS, workers=1)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(factor)

@@ -10,9 +10,9 @@ from PIL import Image
 import tessella
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.evaluation import code_atlas
 from tessella.models import presets
 from tessella.models.codes import CodeModel
-from tessella.evaluation import code_atlas
 
 SMALL = {"width": 8, "depth": 1, "codebook_size": 16}
 GREY = Schema((1, 8, 12), "bytes")
@@ -69,7 +69,9 @@ def test_the_mean_patch_of_a_code_is_the_mean_over_all_its_places(pictures_and_c
         assert torch.allclose(mean, expected, atol=1e-3)
 
 
-def test_an_atlas_has_the_most_used_codes_first_with_places_that_hold_them(pictures_and_codes: code_atlas.CodedExamples) -> None:
+def test_an_atlas_has_the_most_used_codes_first_with_places_that_hold_them(
+    pictures_and_codes: code_atlas.CodedExamples,
+) -> None:
     coded = pictures_and_codes
     patches = code_atlas.atlas(coded, 0, 0, most=20, examples=3)
     codes = coded.codes[0][:, 0]
@@ -129,7 +131,9 @@ def test_vectors_have_patches_that_are_the_whole_example(tmp_path) -> None:
     assert code_atlas.patch_card(patches[0], coded).width > 50
 
 
-def test_cells_are_coloured_by_code_and_numbered_where_there_is_room(pictures_and_codes: code_atlas.CodedExamples) -> None:
+def test_cells_are_coloured_by_code_and_numbered_where_there_is_room(
+    pictures_and_codes: code_atlas.CodedExamples,
+) -> None:
     coded = pictures_and_codes
     palette = np.zeros((9, 3), np.uint8)
     code = int(coded.codes[0][0, 0, 1, 2])

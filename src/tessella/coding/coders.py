@@ -304,7 +304,9 @@ class CodesOnly:
         if size == self._model.schema.shape[1:]:
             return list(trained)
         if any(q.codebook_size < 2 for q in self._model.levels):
-            raise SpecError(f"codes that are always the same say nothing of a picture's size: leave out {option('native_size')}")
+            raise SpecError(
+                f"codes that are always the same say nothing of a picture's size: leave out {option('native_size')}"
+            )
         stride = stride_of(self._model)
         finest = [-(-side // stride) for side in size]
         times = [2**level for level in reversed(range(len(trained)))]
@@ -384,4 +386,7 @@ def _batch(model: CodeModel | LatentVariableModel) -> int:
 
 def _check_discrete(model: CodeModel | LatentVariableModel) -> None:
     if model.schema.values == "real":
-        raise SpecError(f"real values have a density, which no code reaches: give {option('lossy')}, or train on bytes", code="density")
+        raise SpecError(
+            f"real values have a density, which no code reaches: give {option('lossy')}, or train on bytes",
+            code="density",
+        )

@@ -1,11 +1,11 @@
 """Codes of examples in a file of plain arrays that numpy reads.
 
-    version   int           of this format
-    model     str           fingerprint of the weights that made the codes
-    names     str [N]       path of each example without ending
-    sizes     int [N, 2]    height and width of each picture; [N, 0] for vectors
-    level0    int [N, C, h, w] (or [N, C]), the coarsest level; level1, ...
-    level0.i  instead, if pictures differ in size: example i's array [C, h, w]
+version   int           of this format
+model     str           fingerprint of the weights that made the codes
+names     str [N]       path of each example without ending
+sizes     int [N, 2]    height and width of each picture; [N, 0] for vectors
+level0    int [N, C, h, w] (or [N, C]), the coarsest level; level1, ...
+level0.i  instead, if pictures differ in size: example i's array [C, h, w]
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from tessella.coding.coders import (
 from tessella.coding.codes_file import StoredCodes, decode_codes
 from tessella.coding.container import (
     Chunk,
-    Container,
     ComputePrecision,
+    Container,
     Header,
     KeptFile,
     Method,

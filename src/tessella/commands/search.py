@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -51,7 +50,7 @@ def index(o: Index) -> int:
     out = o.out or str(Path(o.run, INDEX))
     check_file(out, ".safetensors")
     model, run = loaded_without_prior(o.run, o.where)
-    from tessella.coding import codes_file
+    from tessella.commands.tasks import progress_bar
     from tessella.tasks import search
 
     given, data = o.inputs, o.data
@@ -59,9 +58,9 @@ def index(o: Index) -> int:
         if data is not None:
             raise DataError(f"{given[0]} and --data {data} both name data: give one of them")
         given, data = (), given[0]
-    split = cache(lambda: run.data(data, model).split(o.split))
-    with progress("looking") as tell:
-        found = codes_file.examples(model, given, split, o.split, endings=True, progress=tell)
+    with progress_bar():
+        found = run.inputs(model, given, data=data, split=o.split, keep_endings=True).track("looking")
+        found = ((named.names, named.batch.x) for named in found)
         held = search.write_index(out, model, found, run.fingerprint)
     spaces = " and ".join(f"{width:,} {'numbers' if s == 'latent' else s}" for s, width in held.widths.items())
     say(f"wrote {out}: {held.examples:,} examples, {spaces} each, {os.path.getsize(out) / 2**20:,.1f} MiB")

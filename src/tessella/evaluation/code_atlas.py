@@ -246,7 +246,13 @@ def patch_card(patch: CodePatch, coded: CodedExamples, level: int = 0, *, side: 
 
 
 def _cells(
-    coded: CodedExamples, example: int, level: int, shade: np.ndarray, strength: np.ndarray, labels: list[list[str]], side: int
+    coded: CodedExamples,
+    example: int,
+    level: int,
+    shade: np.ndarray,
+    strength: np.ndarray,
+    labels: list[list[str]],
+    side: int,
 ) -> Image.Image:
     """Draw a picture in grey under cells of colour `shade` `[h, w, 3]` and opacity `strength` `[h, w]`."""
     grey = enlarged(coded.x[example], coded.schema, side).convert("L")
@@ -289,4 +295,3 @@ def _faded(patches: np.ndarray, margin: int) -> np.ndarray:
     inner = slice(margin, -margin)
     around[:, inner, inner] = patches[:, inner, inner]
     return around
-

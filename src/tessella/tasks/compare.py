@@ -25,7 +25,6 @@ from tessella.evaluation.bounds import evaluate
 from tessella.evaluation.results import Evaluation, FidelityEvaluation, GapEvaluation
 from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
-from tessella.tasks import generate
 from tessella.training import checkpoint
 from tessella.training.results_store import GAP
 from tessella.training.run import Run
@@ -239,7 +238,7 @@ def _measured(
             before = evaluate(member.model, split, limit=examples, seed=seed, **options)
         entries.append(_entry(member, before, member.run.results.load(GAP, GapEvaluation) if kept else None))
     entries = _with_samples(members, entries, examples, minutes, seed, tell)
-    shown = split.batch(generate.some(split, SHOWN)).x.float()
+    shown = split.batch(split.random_rows(SHOWN)).x.float()
     return Group(basis, tuple(entries), shown, whole or examples >= len(split))
 
 
@@ -308,9 +307,7 @@ def _drawn(
 ) -> fidelity.Drawn:
     if of.model.conditional and label is None:
         label = torch.arange(count) % max(1, len(of.basis.schema.classes))
-    return fidelity.draw(
-        of.model, count, label, seed=seed, seconds=60 * minutes
-    )
+    return fidelity.draw(of.model, count, label, seed=seed, seconds=60 * minutes)
 
 
 def _shown(entry: Entry, drawn: fidelity.Drawn) -> Entry:

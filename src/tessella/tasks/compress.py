@@ -173,9 +173,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
     return CompressResult(config.out, file, exactness, codecs.sizes(), codecs.count, codecs.numbers)
 
 
-def _noted(
-    examples: Iterable[NamedBatch], originals: Originals, codecs: BaselineCodecs | None
-) -> Iterator[NamedBatch]:
+def _noted(examples: Iterable[NamedBatch], originals: Originals, codecs: BaselineCodecs | None) -> Iterator[NamedBatch]:
     """Pass examples on; before the first, when all files have been judged, note what is not restored."""
     rest = iter(examples)
     first = list(islice(rest, 1))

@@ -173,7 +173,9 @@ def interpolate(run: Run, config: InterpolateConfig) -> SheetResult:
     model = run.model("trained")
     both = _read(run, model, config, config.first, config.last)
     if len(both) != 2:
-        raise DataError(f"{config.first} and {config.last} stand for {len(both)} examples: give two", code="two-examples")
+        raise DataError(
+            f"{config.first} and {config.last} stand for {len(both)} examples: give two", code="two-examples"
+        )
     rows = interpolate_rows(model, both[:1], both[1:], config.steps)
     return SheetResult(f"From {config.first} to {config.last}", rows, model.schema)
 
@@ -201,7 +203,12 @@ class TraverseConfig:
     label: str | None = None
 
 
-@task("traverse", summary="decode an example with one latent dimension moved at a time", group="look", out="traversals.png")
+@task(
+    "traverse",
+    summary="decode an example with one latent dimension moved at a time",
+    group="look",
+    out="traversals.png",
+)
 def traverse(run: Run, config: TraverseConfig) -> SheetResult:
     """Traverse the latent dimensions of one example by the model of a run."""
     from tessella.evaluation.samples import latent_statistics, traverse_rows
@@ -219,8 +226,6 @@ def traverse(run: Run, config: TraverseConfig) -> SheetResult:
     return SheetResult(title, rows, model.schema, tuple(statistics.names(chosen)), across)
 
 
-def _read(
-    run: Run, model: Model, config: ReconstructConfig | InterpolateConfig | TraverseConfig, *words: str
-) -> Batch:
+def _read(run: Run, model: Model, config: ReconstructConfig | InterpolateConfig | TraverseConfig, *words: str) -> Batch:
     """Read the examples that words name."""
     return run.inputs(model, words, data=config.data, split=config.split, label=config.label).batch()

@@ -29,7 +29,6 @@ from PIL import Image
 from torch import Tensor
 
 from tessella.bottlenecks.flow import variance_of
-from tessella.coding.codes_file import Named
 from tessella.core.batches import Batch, FixedBatch, fixed_batches
 from tessella.core.rng import Noise, example_keys
 from tessella.core.schema import Schema
@@ -44,6 +43,8 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormalModule
 
 VERSION = 1
+Named = tuple[Sequence[str], Tensor]
+"""Examples of one size, `[B, *shape]`, and their names."""
 GRID = 7
 """Positions a side that a grid of vectors is averaged to, at most."""
 BLOCK = 1 << 13

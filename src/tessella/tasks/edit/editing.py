@@ -16,8 +16,8 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.tasks.edit.operations import Operation, Scene, code_model
 from tessella.tasks.edit.reach import undecided
-from tessella.tasks.edit.result import Edited, EditedLevel
 from tessella.tasks.edit.regions import cell_side, enlarged, feathered, in_words, positions
+from tessella.tasks.edit.result import Edited, EditedLevel
 
 
 @torch.no_grad()
@@ -146,9 +146,7 @@ def _check_one_code_fits(scene: Scene, stride: int) -> None:
                         f"{stride}x{stride} pixels: give a larger one", code="picture-too-small")  # fmt: skip
 
 
-def _decode(
-    scene: Scene, change: _Change, reach: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _decode(scene: Scene, change: _Change, reach: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Decode the pictures before `[1, C, H, W]` and after, and blend the latter into the original, `[N, C, H, W]`.
 
     One picture at a time: kernels round differently in batches of other sizes, and even in other rows of one.
