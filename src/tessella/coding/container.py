@@ -64,7 +64,7 @@ class Header:
         count: examples.
         names: path of each example without its ending.
         sizes: `[N, 2]`, height and width of each picture; empty if all are of the model's own size.
-        modes: mode of `MODES` that each picture is restored to; "" for the model's own; empty if all are the model's own.
+        modes: mode of `MODES` that each picture is restored to; "" is the model's own; empty if all are that.
         kept: number of files stored as they are, beside the examples.
         notes: what is not restored, in words.
         precision: precision that encoder and decoder ran in.

@@ -12,8 +12,8 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood, SymbolCoder
-from tessella.core.entropy_coding import code_from_cdf
+from tessella.core.contracts import Likelihood
+from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register

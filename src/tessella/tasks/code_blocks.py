@@ -139,8 +139,8 @@ def _atlas(coded: CodedExamples, one: str) -> list[Block]:
     left = f" Of {len(books)} codebooks the first {BOOKS} are shown." if len(books) > BOOKS else ""
     caption = (
         f"The codes that occur most often, with their share of all positions in {len(coded.x):,} {one}s. Large, the "
-        f"mean patch of a code; small, some of its patches{around}. A code depends on more than its patch, and may stand "
-        f"for what surrounds it.{left}"
+        f"mean patch of a code; small, some of its patches{around}. A code depends on more than its patch, and may "
+        f"stand for what surrounds it.{left}"
     )
     found: list[Block] = [Heading("What each code stands for", 3)]
     for level, slot in books[:BOOKS]:

@@ -75,8 +75,8 @@ class SampleConfig:
         top_k: for codes, sample each from its k likeliest values only.
         top_p: for codes, sample each from the likeliest values that hold this share of the probability only.
         steps: for a diffusion model or prior, the number of sampling steps.
-        guidance: for a diffusion model or prior that sees labels, the scale of classifier-free guidance: above 1 samples
-            are more typical of their class and more alike.
+        guidance: for a diffusion model or prior that sees labels, the scale of classifier-free guidance: above 1
+            samples are more typical of their class and more alike.
         seed: seed of the sampling.
     """
 

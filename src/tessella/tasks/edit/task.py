@@ -89,8 +89,8 @@ class EditConfig:
             given = f"{' and '.join(asked)} are given" if asked else "no operation is given"
             raise SpecError(f"{given}: give one of {every}", code="one-operation")
         if (self.region is None) == (self.mask is None):
-            raise SpecError(f"give the region by one of {option('region')} x,y,width,height and {option('mask')} PICTURE",
-                            code="one-region")  # fmt: skip
+            either = f"{option('region')} x,y,width,height and {option('mask')} PICTURE"
+            raise SpecError(f"give the region by one of {either}", code="one-region")
         if not self.resample and (self.count is not None or self.prior is not None):
             raise SpecError(
                 f"{option('count')} and {option('prior')} can only be used with {option('resample')}",
