@@ -34,7 +34,7 @@ import tessella
 from tessella.coding import files
 from tessella.coding.baseline_codecs import BaselineCodecs
 from tessella.coding.container import Container
-from tessella.coding.files import Weights
+from tessella.coding.weights import Weights, check
 from tessella.core.batches import Batch
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -64,7 +64,7 @@ def length(run: str, count: int, prior: str | None, precision: Any) -> common.Re
         named = _named([f"test-{i}" for i in range(len(x))], x)
         result, coding = timed(lambda: files.compress(model, [named], str(path), weights, precision=precision))
         container = Container(str(path))
-        files.check(container, model, weights)
+        check(container, model, weights)
         back, decoding = timed(lambda: [one for _, one in files.decompress(container, model)])
     assert torch.equal(torch.stack(back), x), "not what went in"
     bound, numbers = bound_of(model, x) / math.log(2) / 8, x.numel()
@@ -161,7 +161,7 @@ def trip(model: Model, xs: Iterable[Tensor], run: str) -> common.Record:
         path, weights = str(Path(folder, "file")), Weights.of(run, model, "uniform")
         result = files.compress(model, named, path, weights)
         container = Container(path)
-        files.check(container, model, weights)
+        check(container, model, weights)
         back = [one for _, one in files.decompress(container, model)]
     originals = [one for x in xs for one in x]
     wrong = sum(not torch.equal(a, b) for a, b in zip(back, originals, strict=True))

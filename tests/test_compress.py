@@ -19,6 +19,7 @@ import tessella
 from tessella.cli import main
 from tessella.coding import coders, files
 from tessella.coding.container import Container, Numbered, pack_chunk, pack_header, sealed
+from tessella.coding.weights import Weights, check
 from tessella.core.batches import Batch
 from tessella.core.schema import Schema
 from tessella.data.inputs import NamedBatch
@@ -30,7 +31,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 GREY, COLOUR, BITS, ROW = Schema((1, 9, 10), "bytes"), Schema((3, 8, 8), "bytes"), Schema((1, 8, 8), "binary"), (6,)
 TINY = Schema((3, 4, 3), "bytes")
 SMALL = {"width": 8, "depth": 1}
-WEIGHTS = files.Weights("run", "0" * 12, "uniform")
+WEIGHTS = Weights("run", "0" * 12, "uniform")
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +61,7 @@ def written(model: Model, x: Tensor, path: Path, **options: Any) -> files.Compre
 
 def read(model: Model, path: Path, **options: Any) -> list[Tensor]:
     container = Container(str(path))
-    files.check(container, model, WEIGHTS)
+    check(container, model, WEIGHTS)
     return [x for _, x in files.decompress(container, model, workers=1, **options)]
 
 
@@ -249,9 +250,9 @@ def test_other_weights_and_other_rounding_are_told_apart(tmp_path: Path) -> None
     written(model, x, tmp_path / "file")
     container = Container(str(tmp_path / "file"))
     with pytest.raises(DataError, match="weights are 000000000000, and those of elsewhere are 1"):
-        files.check(container, model, files.Weights("elsewhere", "1" * 12, "uniform"))
+        check(container, model, Weights("elsewhere", "1" * 12, "uniform"))
     with pytest.raises(DataError, match="made with the prior uniform, and run has pixelcnn 2"):
-        files.check(container, model, files.Weights("run", "0" * 12, "pixelcnn", "2" * 12))
+        check(container, model, Weights("run", "0" * 12, "pixelcnn", "2" * 12))
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.0001)

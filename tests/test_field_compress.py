@@ -20,6 +20,7 @@ from PIL import Image, ImageOps
 from tessella.cli import main
 from tessella.coding import coders, files
 from tessella.coding.container import Container
+from tessella.coding.weights import Weights
 from tessella.core.batches import Batch
 from tessella.core.schema import Schema
 from tessella.data.inputs import NamedBatch
@@ -28,7 +29,7 @@ from tessella.foundation.errors import DataError
 from tessella.foundation.registry import entries
 from tessella.models.base import Model
 
-WEIGHTS = files.Weights("run", "0" * 12, "uniform")
+WEIGHTS = Weights("run", "0" * 12, "uniform")
 TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")
 
 

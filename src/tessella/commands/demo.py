@@ -247,6 +247,7 @@ def _compression(data: Data, run: Path) -> page.Compression:
     from tessella.coding import files
     from tessella.coding.baseline_codecs import BaselineCodecs
     from tessella.coding.container import Container
+    from tessella.coding.weights import Weights
     from tessella.core.batches import Batch
     from tessella.data.inputs import NamedBatch
     from tessella.pages import demo as page
@@ -258,7 +259,7 @@ def _compression(data: Data, run: Path) -> page.Compression:
     rivals.collect(x)
     names = [f"test-{row}" for row in range(COMPRESSED)]
     packed = files.compress(
-        model, [NamedBatch(names, Batch(x), [None] * COMPRESSED)], str(out), files.Weights.of(str(run), model)
+        model, [NamedBatch(names, Batch(x), [None] * COMPRESSED)], str(out), Weights.of(str(run), model)
     )
     same = [
         bool((back == one).all())

@@ -135,6 +135,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
     from tessella.coding import files
     from tessella.coding.baseline_codecs import BaselineCodecs
     from tessella.coding.originals import Originals
+    from tessella.coding.weights import Weights
 
     if os.path.isdir(config.out):
         raise DataError(f"{config.out} is a folder: give a file to write with {option('out')}", code="is-folder")
@@ -144,7 +145,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
             code="exists",
         )
     model = run.model(config.prior, device="cpu")
-    weights = files.Weights.of(str(run.path), model, config.prior)
+    weights = Weights.of(str(run.path), model, config.prior)
     files.coder_for(model, lossy=config.lossy)
     originals = Originals(model.schema, lossy=config.lossy, native_size=config.native_size)
     holds_files = model.schema.is_picture and model.schema.values != "real"
@@ -246,13 +247,14 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
     from tessella.coding import files
     from tessella.coding.container import Container
     from tessella.coding.originals import picture
+    from tessella.coding.weights import model_for
     from tessella.core.device import resolve
     from tessella.foundation.output_folder import Outputs, check_folder
 
     check_folder(config.out)
     container = Container(config.file)
     header = container.header
-    model = files.model_for(container, config.run) if header.count else None
+    model = model_for(container, config.run) if header.count else None
     ending = ".png" if header.is_picture else ".npy"
     kept = files.kept_names(container)
     targets = Outputs(config.out, header.names, ending, kept, overwrite=config.overwrite)
