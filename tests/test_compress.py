@@ -402,7 +402,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, kind, options in (("codes", "vqvae", ("--codebook-size", "8")), ("vae", "vae", ())):
         assert main(["train", kind, *tiny, *options, "--out", str(folder / name)]) == 0
     prior = ("--steps", "3", "--batch-size", "16", "--width", "8", "--depth", "1", "--quiet")
-    assert main(["fit-prior", str(folder / "codes"), *prior]) == 0
+    assert main(["prior", str(folder / "codes"), *prior]) == 0
     return {name: folder / name for name in ("codes", "vae")}
 
 
