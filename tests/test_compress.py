@@ -471,10 +471,10 @@ def test_mistakes_take_one_line(runs: dict[str, Path], tmp_path: Path, refused: 
             where = ["-o", tmp_path / "out"] if command[1:] else []
             assert complaint in refused(command[0], tmp_path / name, *command[1:], *where)
     assert "give the run that made it" in refused("decompress", file, "-o", tmp_path / "out", "--run", runs["vae"])
-    assert "no folder" in refused("decompress", file, "-o", file)
+    assert "give a folder" in refused("decompress", file, "-o", file)
     assert "is a folder" in refused("compress", runs["codes"], "0", "-o", tmp_path)
     assert "no codes to keep" in refused("compress", runs["vae"], "0", "--lossy", "-o", tmp_path / "x")
-    assert "no such picture" in refused("compress", runs["vae"], "none.png", "-o", tmp_path / "x")
+    assert "no such input" in refused("compress", runs["vae"], "none.png", "-o", tmp_path / "x")
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved" / "deeper").mkdir()
     (tmp_path / "moved" / "deeper" / "f.tes").write_bytes(file.read_bytes())

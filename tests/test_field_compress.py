@@ -187,7 +187,7 @@ def test_a_kept_file_is_a_picture_or_is_not_written(tmp_path: Path, refused: Cal
     Image.fromarray(noise(8, 8, 4)).save(tmp_path / "p" / "a.png")
     for name, complaint in ((".bashrc", "no picture"), ("../up.png", "leads out"), ("/x.png", "leads out")):
         file = tmp_path / "f.tes"
-        judge = originals.Originals(Schema((1, 8, 8), "bytes"), lossy=False, full_size=True)
+        judge = originals.Originals(Schema((1, 8, 8), "bytes"), lossy=False, native_size=True)
         judge.files.append((name, str(tmp_path / "p" / "a.png")))
         model = made("vqvae", Schema((1, 8, 8), "bytes"))
         files.compress(model, [], str(file), WEIGHTS, originals=judge)
