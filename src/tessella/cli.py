@@ -36,20 +36,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "gap": ("train and measure", "by how much the bound misses log p(x), and why"),
     "compare": ("train and measure", "runs in one table and one page, ranked where they can be"),
     "report": ("train and measure", "write report.html: curves, pictures, numbers and what they mean"),
-    "sample": ("look", "draw new examples"),
-    "reconstruct": ("look", "examples above what the model gives back"),
-    "interpolate": ("look", "walk from one example to another"),
-    "traverse": ("look", "move one latent unit at a time"),
-    "encode": ("codes", "examples as integers, in a file of plain arrays"),
-    "decode": ("codes", "pictures of such a file, one each"),
-    "edit": ("use", "change one part of a picture by its codes; all others stay"),
-    "compress": ("use", "examples in one file, as short as the bound, lossless"),
-    "decompress": ("use", "the same examples back, bit for bit"),
-    "inspect": ("use", "what such a file holds, and whether it is whole"),
     "detect": ("use", "find what does not fit, with a stated false-positive rate"),
     "index": ("use", "look at many examples once, so that they can be searched"),
     "search": ("use", "the nearest of an index, or what it holds twice"),
-    "claims": ("understand", "test what the field claims, as experiments on your own data"),
 }
 """Commands that are no tasks: their groups, and what they do."""
 

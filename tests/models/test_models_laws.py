@@ -101,7 +101,7 @@ def test_reparameterised_gradient_is_the_score_function_gradient() -> None:
     phi = model.bottleneck.head.bias
     x = torch.tensor([[0.7, -1.2]]).repeat(400, 1)
     baseline = model(x[:1]).distortion.item()
-    differences, sizes = [], []
+    differences, sizes, scores = [], [], []
     for step in range(50):
         noise = Noise(0, step)
         (by_path,) = torch.autograd.grad(model(x, noise=noise).distortion.mean(), phi)
@@ -111,9 +111,11 @@ def test_reparameterised_gradient_is_the_score_function_gradient() -> None:
         (by_score,) = torch.autograd.grad((price * passage.posterior.log_prob(z)).mean(), phi)
         differences.append(by_path - by_score)
         sizes.append(by_path)
+        scores.append(by_score)
     difference, size = torch.stack(differences), torch.stack(sizes).mean(0)
     assert (difference.mean(0).abs() < 5 * standard_error(difference)).all()
     assert size.norm() > 5 * standard_error(difference).norm(), "the test would not notice a missing gradient"
+    assert (torch.stack(sizes).var(0) < 0.5 * torch.stack(scores).var(0)).all(), "the score function varies more"
 
 
 # A model whose p(x) is known

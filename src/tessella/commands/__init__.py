@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from tessella.commands import (
-    claims,
     compare,
     demo,
     detect,
@@ -33,7 +32,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "detect": (detect.Detect, detect.detect),
     "index": (search.Index, search.index),
     "search": (search.Search, search.search),
-    "claims": (claims.Claims, claims.claims),
     "compare": (compare.Compare, compare.compare),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
