@@ -37,7 +37,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """From the ground up. A room imports from rows below its own, and from itself."""
 
 KNOWN = {
-    "coding.codes_file imports tasks.generate",
     "evaluation.classifier imports training.checkpoint",
     "models.base imports evaluation.results",
 }

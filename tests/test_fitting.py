@@ -137,7 +137,7 @@ def test_levels_are_fitted_together_each_given_the_coarser_ones(digits: Data, tm
 
 
 def test_rows_of_codes_are_packed_and_unpacked() -> None:
-    model = tessella.VQVAE2(Schema((3, 20, 12), "bytes"), width=4, depth=1, codebook_size=9, codes=2, side=7)
+    model = tessella.VQVAE2(Schema.of((3, 20, 12), "uint8"), width=4, depth=1, codebook_size=9, codes=2, side=7)
     codes = model.eval().encode(torch.randint(0, 256, (3, 3, 20, 12), dtype=torch.uint8)).codes
     again = fitting.unpacked(model, fitting.packed(codes))
     assert all(torch.equal(a, b) for a, b in zip(again, codes, strict=True))

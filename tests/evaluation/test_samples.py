@@ -22,7 +22,7 @@ from tessella.evaluation.samples import (
 )
 from tessella.models.base import Model
 
-GREY = Schema((1, 8, 8), "bytes", classes=tuple("abc"))
+GREY = Schema.of((1, 8, 8), "uint8", classes=tuple("abc"))
 SMALL = {"width": 8, "depth": 1, "units": 3}
 
 

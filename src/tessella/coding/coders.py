@@ -386,7 +386,7 @@ def _batch(model: CodeModel | LatentVariableModel) -> int:
 
 
 def _check_discrete(model: CodeModel | LatentVariableModel) -> None:
-    if model.schema.values == "real":
+    if not model.schema.values.discrete:
         raise SpecError(
             f"real values have a density, which no code reaches: give {option('lossy')}, or train on bytes",
             code="density",

@@ -35,13 +35,12 @@ from typing import BinaryIO, Literal, cast, final, get_args
 import numpy as np
 
 from tessella.core.entropy_coding import WORD
-from tessella.core.schema import Values
 from tessella.foundation.errors import DataError, task
 
 MAGIC, VERSION = b"\xf1TES", 2
 Method = Literal["codes", "lossless", "bits-back"]
 ComputePrecision = Literal["float32", "bfloat16"]
-METHODS, VALUES, PRECISIONS = get_args(Method), get_args(Values), get_args(ComputePrecision)
+METHODS, VALUES, PRECISIONS = get_args(Method), ("binary", "uint8", "real"), get_args(ComputePrecision)
 HEADER_MOST, TEXT_MOST, SIDE_MOST = 1 << 26, 1 << 12, 1 << 20
 NAMES_MOST = 1 << 25
 """Bytes of all names, or of all sizes, unpacked."""
@@ -77,7 +76,7 @@ class Header:
     fingerprint: str
     prior: str
     prior_fingerprint: str
-    values: Values
+    values: str
     shape: tuple[int, ...]
     count: int
     names: Sequence[str]
@@ -425,7 +424,7 @@ def _header(reader: _Reader) -> Header:
     if not sound or not fitting:
         raise _Damaged("its header contradicts itself")
     return Header(
-        cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, cast(Values, VALUES[values]),
+        cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, VALUES[values],
         shape, count, names, sizes, cast(ComputePrecision, PRECISIONS[precision]), run, made,
         modes, kept, notes,
     )  # fmt: skip

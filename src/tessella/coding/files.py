@@ -183,7 +183,7 @@ def compress(
         trained = model.schema.shape[1:]
         other = np.array(sizes if any(size != trained for size in sizes) else [], np.int64).reshape(-1, 2)
         header = Header(
-            method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values,
+            method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values.name,
             model.schema.shape, len(names), names, other, computed, os.path.relpath(weights.run, folder),
             software_versions(), modes if any(modes) else [], len(kept), said,
         )  # fmt: skip

@@ -108,7 +108,7 @@ def check(container: Container, model: Model, weights: Weights) -> None:
             code="other-prior",
         )
     wanted = "bits-back" if isinstance(model, LatentVariableModel) else "lossless"
-    if (header.values, header.shape) != (schema.values, schema.shape) or header.method not in ("codes", wanted):
+    if (header.values, header.shape) != (schema.values.name, schema.shape) or header.method not in ("codes", wanted):
         raise DataError(
             f"{container.path} holds {header.method} of {header.values} values of shape {header.shape}, and the model "
             f"of {weights.run} has {schema.values} of shape {schema.shape}: give the run that made it with "

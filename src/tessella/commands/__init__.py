@@ -10,10 +10,8 @@ from functools import partial
 from typing import Any
 
 from tessella.commands import (
-    compare,
     demo,
     detect,
-    gap,
     measure,
     prior,
     search,
@@ -27,12 +25,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
     "train": (train.Train, train.train),
     "prior": (prior.Prior, prior.prior),
-    "evaluate": (measure.Evaluate, measure.evaluate),
-    "gap": (gap.Gap, gap.gap),
     "detect": (detect.Detect, detect.detect),
     "index": (search.Index, search.index),
     "search": (search.Search, search.search),
-    "compare": (compare.Compare, compare.compare),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
 }

@@ -96,8 +96,8 @@ def _shown(o: Demo) -> int:
 
     from tessella import VQVAE, open_data
     from tessella.evaluation.bounds import evaluate
+    from tessella.evaluation.metric_text import saving_text, size_text
     from tessella.models.codes import CodeModel
-    from tessella.pages.metric_text import saving_text, size_text
     from tessella.pages.run_page import write
     from tessella.training.fit_prior import fit_prior
     from tessella.training.loop import train
@@ -137,7 +137,7 @@ def _shown(o: Demo) -> int:
     else:
         _say(4, f"test: a picture takes {size_text(found.bound)}, {size_text(784 * 8 * np.log(2))} raw; the learned "
                 "prior is no better than the uniform one, which is used: give more --minutes")  # fmt: skip
-    from tessella.evaluation import code_atlas
+    from tessella.coding import code_atlas
     from tessella.pages import demo as page
 
     shown = page.Demo(

@@ -119,7 +119,7 @@ def sample_rows(
         if label is None:
             columns, count = (each if each > 1 else min(columns, classes)), min(count, len(labels))
     parts = sample_chunks(model, count, labels, seed=seed, sampling=sampling)
-    return in_rows(torch.cat(list(track(parts, "sampling", -(-count // CHUNK)))), columns, model.schema.low)
+    return in_rows(torch.cat(list(track(parts, "sampling", -(-count // CHUNK)))), columns, model.schema.values.low)
 
 
 def _remedy(model: Model) -> str:
@@ -135,7 +135,7 @@ def reconstruct_rows(model: Model, examples: Batch, columns: int = 10) -> Tensor
     """Reconstruct examples `[B]`: each row of inputs stands above the row of their reconstructions."""
     columns = min(columns, len(examples))
     parts = [model.reconstruct(b.x, b.label).cpu() for b in _on_device(model, examples)]
-    pairs = [in_rows(x.float(), columns, model.schema.low) for x in (examples.x, torch.cat(parts))]
+    pairs = [in_rows(x.float(), columns, model.schema.values.low) for x in (examples.x, torch.cat(parts))]
     return torch.stack(pairs, 1).flatten(0, 1)
 
 

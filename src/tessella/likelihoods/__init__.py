@@ -1,7 +1,7 @@
 """What x is, given its drawing: p(x | z), each a normalised distribution over the stored values.
 
     binary   Bernoulli
-    bytes    LogisticMixture, Categorical
+    uint8    LogisticMixture, Categorical
     real     Gaussian, FixedGaussian
 
 Inside, `factorised.py` and `logistic.py` hold the classes, `shared.py` what they share: units, remedies, checks.
@@ -15,12 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from tessella.core.contracts import Likelihood
-from tessella.core.schema import Schema, Values
+from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import find
 from tessella.likelihoods.independent import BernoulliModule, CategoricalModule, FixedGaussianModule, GaussianModule
 from tessella.likelihoods.logistic import LogisticMixtureModule
-from tessella.likelihoods.shared import DEFAULTS
 
 __all__ = [
     "BernoulliModule",
@@ -28,15 +27,9 @@ __all__ = [
     "FixedGaussianModule",
     "GaussianModule",
     "LogisticMixtureModule",
-    "default_name",
     "initial_bias",
     "likelihood_for",
 ]
-
-
-def default_name(values: Values) -> str:
-    """The catalogue's name of the likelihood that such values get when none is asked for."""
-    return DEFAULTS[values]
 
 
 def likelihood_for(schema: Schema, name: str | None = None, **options: Any) -> Likelihood:
@@ -50,7 +43,7 @@ def likelihood_for(schema: Schema, name: str | None = None, **options: Any) -> L
     Raises:
         SpecError: if there is no such name, it does not know an option, or it is not a distribution over the values.
     """
-    name = name or default_name(schema.values)
+    name = name or schema.values.default_likelihood
     make = find("likelihood", name).load()
     known = [option for option in signature(make).parameters if option != "schema"]
     if unknown := [option for option in options if option not in known]:

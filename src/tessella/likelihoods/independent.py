@@ -13,7 +13,7 @@ from torch.types import _size
 
 from tessella.core.contracts import Likelihood
 from tessella.core.entropy_coding import SymbolCoder, code_categorical, quantized_cdf
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Binary, Real, Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
 from tessella.likelihoods.shared import LatentStatistics, StoredValues, checked, over_channels, require_values
@@ -35,7 +35,7 @@ class BernoulliModule(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "binary", "BernoulliModule")
+        require_values(schema, Binary(), "BernoulliModule")
         self.units = LatentStatistics(schema)
 
     @property
@@ -87,7 +87,7 @@ class BernoulliLogits(StoredValues):
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
 
 
-@register("likelihood", "categorical", summary="a free probability for each of 256 values", values=("bytes",))
+@register("likelihood", "categorical", summary="a free probability for each of 256 values", values=("uint8",))
 @final
 class CategoricalModule(Likelihood):
     """A free probability for each of the 256 values of a byte, each pixel and channel independent given z.
@@ -100,7 +100,7 @@ class CategoricalModule(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "bytes", "categorical")
+        require_values(schema, UINT8, "categorical")
         self.units = LatentStatistics(schema)
 
     @property
@@ -172,7 +172,7 @@ class GaussianModule(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "real", "GaussianModule")
+        require_values(schema, Real(), "GaussianModule")
         self.units = LatentStatistics(schema)
 
     @property
@@ -218,7 +218,7 @@ class FixedGaussianModule(Likelihood):
 
     def __init__(self, schema: Schema, scale: float | None = None) -> None:
         super().__init__(schema)
-        require_values(schema, "real", "fixed-scale Gaussian")
+        require_values(schema, Real(), "fixed-scale Gaussian")
         if scale is not None and not (scale > 0 and math.isfinite(scale)):
             raise SpecError(f"the fixed-scale Gaussian's scale must be positive, not {scale}")
         self.units = LatentStatistics(schema)

@@ -14,7 +14,7 @@ from torch.types import _size
 
 from tessella.core.contracts import Likelihood
 from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
 from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, StoredValues, checked, require_values
@@ -32,7 +32,7 @@ CHUNK = 1 << 18
     "likelihood",
     "logistic",
     summary="mixture of discretised logistics with channel dependence, for 8-bit pictures",
-    values=("bytes",),
+    values=("uint8",),
 )
 @final
 class LogisticMixtureModule(Likelihood):
@@ -60,7 +60,7 @@ class LogisticMixtureModule(Likelihood):
 
     def __init__(self, schema: Schema, mixtures: int = 10) -> None:
         super().__init__(schema)
-        require_values(schema, "bytes", "logistic")
+        require_values(schema, UINT8, "logistic")
         if mixtures < 1:
             raise SpecError(f"the logistic likelihood needs at least one mixture component, not {mixtures}")
         self.is_vector = len(schema.shape) == 1

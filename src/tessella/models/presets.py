@@ -10,7 +10,7 @@ from inspect import signature
 from typing import Any
 
 from tessella.core.contracts import Bottleneck, Encoder, Likelihood, Prior, Quantizer
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Schema
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.discretized_likelihood import Observation
 from tessella.diffusion.schedule import NoiseSchedule
@@ -40,7 +40,7 @@ def AE(schema: Schema, **options: Any) -> LatentVariableModel:
     """Autoencoder: x to z to x. No prior, so nothing can be sampled and no bound can be said.
 
     Args:
-        schema: what one example looks like, for instance `Schema((1, 28, 28), "binary")`.
+        schema: what one example looks like, for instance `Schema.of((1, 28, 28), "binary")`.
         options: of `ModelOptions`.
     """
     return _compose("ae", schema, ModelOptions(**options), bottleneck="deterministic", prior=None)
@@ -130,7 +130,7 @@ def Flow(schema: Schema, **options: Any) -> FlowModel:
     if wrong := [f.name for f in fields(chosen) if f.name not in known and getattr(chosen, f.name) != f.default]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
         raise SpecError(f"flow has no {flags}: leave it out; a flow has z as large as x and needs no likelihood")
-    if schema.values == "real" and chosen.dequantization:
+    if not schema.values.discrete and chosen.dequantization:
         raise SpecError("real values need no dequantisation: leave --dequantization out")
     wide = 64 if not schema.is_picture or schema.shape[0] >= 3 else 32
     size: dict[str, Any] = {"width": chosen.width or wide, "depth": chosen.depth or 2}
@@ -140,7 +140,7 @@ def Flow(schema: Schema, **options: Any) -> FlowModel:
         else VectorFlow(schema.dims, bins=chosen.mixtures or 16, steps=chosen.flow_steps or 3, **size)
     )
     dequantizer = None
-    if schema.values != "real":
+    if schema.values.discrete:
         variational = chosen.dequantization == "variational"
         dequantizer = VariationalDequantizer(schema.shape, width=32, depth=2) if variational else UniformDequantizer()
     prior = (StandardLogistic if schema.is_picture else StandardNormalModule)(schema.shape)
@@ -172,8 +172,8 @@ def Diffusion(schema: Schema, **options: Any) -> DiffusionModel:
     else:
         size = {"width": chosen.width or 256, "depth": chosen.depth or 4}
         network = DenoisingPerceptron(channels, 2 * channels, **size, classes=seen)
-    schedule = NoiseSchedule({"binary": -4.0, "bytes": -13.3, "real": -8.0}[schema.values])
-    variance = 0.25 if schema.values == "bytes" else 1.0
+    schedule = NoiseSchedule({"binary": -4.0, "uint8": -13.3, "real": -8.0}[schema.values.name])
+    variance = 0.25 if schema.values == UINT8 else 1.0
     chain = Chain(schema.shape, network, schedule, levels=likelihood.levels, variance=variance, classes=classes)
     return DiffusionModel("diffusion", likelihood=likelihood, chain=chain, options=chosen)
 

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tessella.coding import code_atlas
+from tessella.coding.code_atlas import CodedExamples
 from tessella.core.batches import Batch
 from tessella.data import Split
-from tessella.evaluation import code_atlas
-from tessella.evaluation.code_atlas import CodedExamples
 from tessella.evaluation.codebook import level_name
 from tessella.evaluation.results import CodesEvaluation
 from tessella.evaluation.samples import reconstruct_rows, sample_rows

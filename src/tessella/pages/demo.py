@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tessella.coding.baseline_codecs import CodecSize
+from tessella.coding.code_atlas import CodedExamples
 from tessella.coding.files import Compressed
-from tessella.evaluation.code_atlas import CodedExamples
+from tessella.evaluation.metric_text import psnr_text, saving_card
 from tessella.evaluation.results import Evaluation
 from tessella.models.codes import CodeModel
 from tessella.pages import anomalies, blocks, codes, found
-from tessella.pages.metric_text import psnr_text, saving_card
 from tessella.tasks.detect import Calibration
 from tessella.tasks.detect.detection import DetectionResult
 from tessella.tasks.edit.page import sheet

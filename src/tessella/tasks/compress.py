@@ -148,7 +148,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
     weights = Weights.of(str(run.path), model, config.prior)
     files.coder_for(model, lossy=config.lossy)
     originals = Originals(model.schema, lossy=config.lossy, native_size=config.native_size)
-    holds_files = model.schema.is_picture and model.schema.values != "real"
+    holds_files = model.schema.is_picture and model.schema.values.name != "real"
     inputs = run.inputs(
         model,
         config.inputs,
