@@ -246,7 +246,6 @@ def _step(place: Place, name: str, side: int, batch: int, budget: float, peak: c
     if name == "transformer":
         model = place.trained("vqvae", side)
         assert isinstance(model, CodeModel)
-        model = model.with_uniform_prior()
         split = codes_of(model, split)
         torch.manual_seed(0)
         size: dict[str, Any] = {"width": 16, "depth": 1} if place.tiny else {}

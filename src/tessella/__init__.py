@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tessella.core.outputs import Sampling as Sampling
     from tessella.core.schema import Schema as Schema
     from tessella.data import open_data as open_data
+    from tessella.evaluation.bounds import evaluate as evaluate
     from tessella.foundation.errors import TessellaError as TessellaError
     from tessella.models.presets import AE as AE
     from tessella.models.presets import CVAE as CVAE
@@ -40,6 +41,7 @@ _HOMES = {
     "Schema": "tessella.core.schema",
     "TessellaError": "tessella.foundation.errors",
     "TrainOptions": "tessella.models.spec",
+    "evaluate": "tessella.evaluation.bounds",
     "fit_prior": "tessella.training.fit_prior",
     "Run": "tessella.training.run",
     "load": "tessella.training.run",
@@ -59,6 +61,7 @@ __all__ = [
     "Schema",
     "TessellaError",
     "TrainOptions",
+    "evaluate",
     "fit_prior",
     "load",
     "open_data",

@@ -93,10 +93,9 @@ def codes_of(model: CodeModel, x: Tensor) -> tuple[Tensor, ...]:
 
     Pictures of another size than those trained on are encoded one by one.
     """
-    plain = model.with_uniform_prior()
     size = None if x.shape[1:] == model.schema.shape else 1
     parts = [
-        [level[: batch.count].cpu() for level in plain.encode(batch.x).codes]
+        [level[: batch.count].cpu() for level in model.encode(batch.x).codes]
         for batch in fixed_batches(Batch(x), model.device, size)
     ]
     return tuple(torch.cat(level) for level in zip(*parts, strict=True))

@@ -43,7 +43,7 @@ class Scene:
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """Encode `[1, C, H, W]` to the codes of each level."""
-        return code_model(self.model).with_uniform_prior().encode(x).codes
+        return code_model(self.model).encode(x).codes
 
 
 @final
@@ -176,9 +176,9 @@ class Blend:
                             code="out-of-range")  # fmt: skip
 
     def edit_codes(self, scene: Scene) -> tuple[Tensor, ...]:
-        model, other = code_model(scene.model).with_uniform_prior(), _same_size(self.other, scene)
+        model, other = code_model(scene.model), _same_size(self.other, scene)
         both = zip(model.features(scene.x), model.features(other), strict=True)
-        return model.quantised([torch.lerp(a, b, self.amount) for a, b in both]).codes
+        return model.quantise([torch.lerp(a, b, self.amount) for a, b in both]).codes
 
     def edit_latents(self, scene: Scene, z: Tensor) -> Tensor:
         return torch.lerp(z, scene.model.encode(_same_size(self.other, scene), scene.label).z, self.amount)
