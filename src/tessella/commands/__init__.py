@@ -14,7 +14,6 @@ from tessella.commands import (
     detect,
     measure,
     prior,
-    search,
     tasks,
     train,
 )
@@ -26,8 +25,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (train.Train, train.train),
     "prior": (prior.Prior, prior.prior),
     "detect": (detect.Detect, detect.detect),
-    "index": (search.Index, search.index),
-    "search": (search.Search, search.search),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
 }
