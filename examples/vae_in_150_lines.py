@@ -2,7 +2,7 @@
 
     python examples/vae_in_150_lines.py
 
-The data are 8 x 8 handwritten digits of ink and paper: x is a row of 64 bits. The model says how such a row comes about:
+The data are 8 x 8 handwritten digits of ink and paper: x is a row of 64 bits. The model says how it comes about:
 
     z ~ N(0, I)                 sixteen numbers that describe a digit
     x ~ Bernoulli(p(z))         each pixel is ink with a probability that a network computes from z
