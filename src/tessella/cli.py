@@ -43,8 +43,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "decompress": ("use", "the same examples back, bit for bit"),
     "inspect": ("use", "what such a file holds, and whether it is whole"),
     "detect": ("use", "find what does not fit, with a stated false-positive rate"),
-    "index": ("use", "look at many examples once, so that they can be searched"),
-    "search": ("use", "the nearest of an index, or what it holds twice"),
 }
 """Commands that are no tasks: their groups, and what they do."""
 
