@@ -22,7 +22,6 @@ from typing import Any, TextIO
 from tessella import __version__
 from tessella.foundation.errors import TessellaError, on_command_line
 from tessella.foundation.notes import listening
-from tessella.foundation.registry import entries, names
 from tessella.foundation.text import shown
 
 GROUPS = ("start here", "train and measure", "look", "codes", "use", "understand")
@@ -33,25 +32,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
     "prior": ("train and measure", "learn which latents go together, codes or numbers"),
     "report": ("train and measure", "write report.html: curves, pictures, numbers and what they mean"),
-    "sample": ("look", "draw new examples"),
-    "reconstruct": ("look", "examples above what the model gives back"),
-    "interpolate": ("look", "walk from one example to another"),
-    "traverse": ("look", "move one latent unit at a time"),
-    "encode": ("codes", "examples as integers, in a file of plain arrays"),
-    "decode": ("codes", "pictures of such a file, one each"),
-    "edit": ("use", "change one part of a picture by its codes; all others stay"),
-    "compress": ("use", "examples in one file, as short as the bound, lossless"),
-    "decompress": ("use", "the same examples back, bit for bit"),
-    "inspect": ("use", "what such a file holds, and whether it is whole"),
     "detect": ("use", "find what does not fit, with a stated false-positive rate"),
-    "index": ("use", "look at many examples once, so that they can be searched"),
-    "search": ("use", "the nearest of an index, or what it holds twice"),
 }
 """Commands that are no tasks: their groups, and what they do."""
 
 
 def summaries() -> dict[str, tuple[str, str]]:
     """All commands: their groups and what they do. Tasks are found without importing them."""
+    from tessella.foundation.registry import entries
+
     tasks = {entry.name: (str(entry.facts.get("group", "use")), entry.summary) for entry in entries("task")}
     return {**COMMANDS, **tasks}
 
@@ -151,7 +140,7 @@ def _dispatch(first: str, rest: list[str]) -> int:
     if first == "--version":
         print(f"tessella {__version__}")
         return 0
-    if first not in COMMANDS and first not in names("task"):
+    if first not in COMMANDS and first not in summaries():
         raise UsageError(f"there is no command {first!r}; there are: {', '.join(summaries())}")
     from tessella import commands
 

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tessella.coding.baseline_codecs import Rival
+from tessella.coding.baseline_codecs import CodecSize
+from tessella.coding.code_atlas import CodedExamples
 from tessella.coding.files import Compressed
 from tessella.evaluation.metric_text import psnr_text, saving_card
 from tessella.evaluation.results import Evaluation
 from tessella.models.codes import CodeModel
-from tessella.pages import anomalies, blocks, codes, edited, found
-from tessella.tasks import code_atlas
+from tessella.pages import anomalies, blocks, codes
 from tessella.tasks.detect import Calibration
 from tessella.tasks.detect.detection import DetectionResult
-from tessella.tasks.edit import Edited
+from tessella.tasks.edit.page import sheet
+from tessella.tasks.edit.result import Edited
+from tessella.tasks.search import SearchResult
 
 PAGE = "demo.html"
 
@@ -29,14 +31,6 @@ class Edit:
     picture: int
     region: str
     edited: Edited
-
-
-@dataclass(frozen=True)
-class Search:
-    """Queries with the nearest of an index of `size` examples."""
-
-    size: int
-    rows: Sequence[Sequence[found.Shown]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class Compression:
 
     name: str
     file: Compressed
-    rivals: Sequence[Rival]
+    rivals: Sequence[CodecSize]
 
 
 @dataclass(frozen=True)
@@ -73,9 +67,9 @@ class Demo:
     run: Path
     model: CodeModel
     evaluation: Evaluation
-    seen: code_atlas.Seen
+    seen: CodedExamples
     edit: Edit
-    search: Search
+    search: SearchResult
     anomalies: Anomalies
     compression: Compression
     minutes: float
@@ -139,7 +133,7 @@ def _opening(demo: Demo) -> str:
 
 def _edit(demo: Demo) -> str:
     e = demo.edit
-    image = edited.sheet(e.edited, demo.model.schema)
+    image = sheet(e.edited, demo.model.schema)
     changed = len(e.edited.changed(0))
     caption = (
         f"Test picture {e.picture}: the lower half of its codes is sampled anew from the prior, given the upper half, "
@@ -154,12 +148,12 @@ def _edit(demo: Demo) -> str:
 def _search(demo: Demo) -> str:
     s = demo.search
     caption = (
-        f"Left, a picture of the validation split; beside it the nearest of {s.size:,} test pictures, with their "
+        f"Left, a picture of the validation split; beside it the nearest of {s.examples:,} test pictures, with their "
         "distances in latent space."
     )
-    numbers = " ".join(row[0].name for row in s.rows)
-    return f"<h2>A search</h2>{blocks.figure(found.sheet(s.rows), caption)}" + _command(
-        f"tessella index {demo.run} --split test", f"tessella search {demo.run} {numbers} --split valid"
+    queries = " ".join(row[0].name.replace("-", ":") for row in s.rows)
+    return f"<h2>A search</h2>{blocks.figure(s.sheet(), caption)}" + _command(
+        f"tessella index {demo.run} --split test", f"tessella search {demo.run} {queries}"
     )
 
 
