@@ -12,7 +12,8 @@ from PIL import Image, features
 from torch import Tensor
 
 from tessella.core.schema import Binary, Schema
-from tessella.kinds import pictures
+from tessella.kinds import sheets
+from tessella.kinds.base import kind_of
 
 MOST, NUMBERS = 1000, 1 << 26
 """How many pictures are compared, and how many numbers they may have in all."""
@@ -61,11 +62,11 @@ class BaselineCodecs:
 
     def see(self, x: Tensor) -> None:
         """Examples `[B, *shape]` that are coded."""
-        if not self._schema.is_picture:
+        if not kind_of(self._schema).image_files:
             return
         for one in x[: max(0, MOST - self.count)]:
             if self.numbers + one.numel() <= NUMBERS:
-                self._kept.append(pictures.to_uint8(one[None], self._schema)[0])
+                self._kept.append(sheets.to_uint8(one[None], self._schema)[0])
                 self.numbers += one.numel()
 
     def measured(self) -> list[Rival]:

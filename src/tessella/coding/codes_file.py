@@ -35,6 +35,7 @@ from tessella.data.sources import NumpyArchive
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.files import write_atomic
 from tessella.foundation.notes import note
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.tasks.generate import from_split
@@ -189,7 +190,7 @@ def _read(model: Model, items: Sequence[_Item], broken: list[str], size: tuple[i
             parts.append(read_pictures(model.schema, [item.file], size))
             good.append(item)
         except DataError as error:
-            if not item.found or not model.schema.is_picture or not model.schema.values.discrete:
+            if not item.found or not kind_of(model.schema).image_files or not model.schema.values.discrete:
                 raise
             broken.append(f"{item.name} ({str(error).partition(' cannot be read: ')[2]})")
     return torch.cat(parts) if parts else torch.empty(0), good
@@ -290,7 +291,7 @@ def check(coded: Coded, model: CodeModel, fingerprint: str) -> None:
             model.checked_codes([_tensor(level[rows]) for level in coded.levels])
     except SpecError as error:
         raise DataError(str(error)) from error
-    stride = stride_of(model) if model.schema.is_picture else 1
+    stride = stride_of(model) if model.schema.rank else 1
     for name, size, codes in zip(coded.names, coded.sizes.tolist(), coded.levels[-1], strict=True):
         if [-(-side // stride) for side in size] != list(codes.shape[1:]) or 0 in size:
             raise DataError(f"{shown(name)} has codes that do not fit its size {size}: encode it again")

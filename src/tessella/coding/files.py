@@ -424,10 +424,10 @@ def _exact(container: Container, model: Model, coder: Lossless | BitsBack, worke
             kept = torch.cat([kept, x])
             while number < header.count:
                 size = header.size(number)
-                needed = tiles_of(size, shape) if len(shape) == 3 else 1
+                needed = tiles_of(size, shape) if header.rank == 2 else 1
                 if needed > len(kept):
                     break
-                yield laid(kept[:needed], size) if len(shape) == 3 else kept[0]
+                yield laid(kept[:needed], size) if header.rank == 2 else kept[0]
                 kept, number = kept[needed:], number + 1
             if len(kept) and number == header.count:
                 raise container.damaged("it holds more than its header says")

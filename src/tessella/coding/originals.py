@@ -17,7 +17,7 @@ from tessella.coding.container import MODES
 from tessella.core.schema import Binary, Schema
 from tessella.data.folders.read import opened_picture
 from tessella.data.inputs import read_pictures
-from tessella.kinds import pictures
+from tessella.kinds import sheets
 
 COMPARED = 1 << 24
 """Pixels of a picture up to which it is compared value by value; a larger one is judged by its kind."""
@@ -146,7 +146,7 @@ class Originals:
 
 def picture(x: Tensor, schema: Schema, mode: str = "") -> Image.Image:
     """A picture `[C, H, W]` of stored values, as one of that kind."""
-    image = pictures.grid(x[None], schema, columns=1, scale=1)
+    image = sheets.grid(x[None], schema, columns=1, scale=1)
     return image.convert(mode, dither=Image.Dither.NONE) if mode and image.mode != mode else image
 
 

@@ -88,7 +88,7 @@ def decode(o: Decode) -> int:
     model, run = _model_of_codes(o.run, o.where)
     from tessella.coding import codes_file
     from tessella.foundation.output_folder import Outputs
-    from tessella.kinds import pictures
+    from tessella.kinds import sheets
 
     coded = codes_file.read(o.codes)
     try:
@@ -100,7 +100,7 @@ def decode(o: Decode) -> int:
         raise DataError(f"{o.codes} has several examples of one name: encode again")
     with files as outputs, progress("decoding") as tell:
         for name, x in codes_file.decode(model, coded, draw=o.draw, seed=o.seed, progress=tell):
-            image = pictures.grid(x[None], model.schema, columns=1, scale=1)
+            image = sheets.grid(x[None], model.schema, columns=1, scale=1)
             outputs.write(f"{name}.png", lambda draft, image=image: image.save(draft, format="PNG"))
     say(f"wrote {len(coded):,} pictures into {Path(o.out)}")
     return 0

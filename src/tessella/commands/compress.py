@@ -17,6 +17,7 @@ from tessella.commands.shared import Where, progress, say, say_table
 from tessella.foundation.errors import DataError
 from tessella.foundation.notes import note
 from tessella.foundation.text import shown
+from tessella.kinds.base import kind_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +95,7 @@ def compress(o: Compress) -> int:
         read["all"] = total
 
     originals = Originals(model.schema, lossy=o.lossy, full_size=o.full_size)
-    keeps = originals.keeps if model.schema.is_picture and model.schema.values.discrete else None
+    keeps = originals.keeps if kind_of(model.schema).image_files and model.schema.values.discrete else None
     numbers = not o.inputs or any(one.isdecimal() and not os.path.exists(one) for one in o.inputs)
     of_split = f"examples of the split {o.split} as the run reads its data" if numbers else ""
     with progress("compressing", quiet=o.quiet) as tell:
@@ -218,7 +219,7 @@ def decompress(o: Decompress) -> int:
         device = None
         _coding_device(o.where)
     model = files.model_for(container, o.run) if header.count else None
-    ending = ".png" if header.is_picture else ".npy"
+    ending = ".png" if header.rank == 2 else ".npy"
     kept = [file.name for file in container.files()]
     for name in kept:
         _check_kept(container, name)
@@ -233,7 +234,7 @@ def decompress(o: Decompress) -> int:
     count = 0
     with targets as outputs, progress("decompressing", quiet=o.quiet) as tell:
         for name, x in files.decompress(container, model, device=device) if model else ():
-            if model and header.is_picture:
+            if model and header.rank == 2:
                 image = picture(x, model.schema, header.mode(count))
                 outputs.write(name + ending, lambda draft, image=image: image.save(draft, format="PNG"))
             else:
@@ -244,7 +245,7 @@ def decompress(o: Decompress) -> int:
     if header.notes:
         note(header.notes)
     also = f" and {len(kept):,} files" if kept else ""
-    say(f"wrote {header.count:,} {'pictures' if header.is_picture else 'arrays'}{also} into {Path(o.out)}")
+    say(f"wrote {header.count:,} {'pictures' if header.rank == 2 else 'arrays'}{also} into {Path(o.out)}")
     return 0
 
 

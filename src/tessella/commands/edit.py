@@ -93,7 +93,7 @@ def edit(o: Edit) -> int:
     read = partial(_picture, model, run, o)
     batch = read(o.picture)
     x, size = batch.x[0], tuple(batch.x.shape[2:])
-    if not model.schema.is_picture:
+    if model.schema.rank != 2:
         raise SpecError(f"the model {model.name} is of vectors: only pictures have regions to edit")
     region = editing.box(*box, size) if o.mask is None else editing.read_mask(o.mask, size)
     operation, what = _operation(o, read, sampling)
@@ -191,12 +191,12 @@ def _note_of_the_prior(model: Model, run: str) -> None:
 def _write(out: Path, model: Model, edited: Edited, o: Edit, what: str) -> None:
     """The pictures, the sheet, the record and the page."""
     from tessella.foundation.output_folder import Outputs
-    from tessella.kinds import pictures
+    from tessella.kinds import sheets
     from tessella.pages import edited as page
     from tessella.training.checkpoint import fingerprint
 
     names = [f"edited-{n + 1}.png" for n in range(len(edited.result))] if o.resample else ["edited.png"]
-    images = [pictures.grid(x[None], model.schema, columns=1, scale=1) for x in edited.result]
+    images = [sheets.grid(x[None], model.schema, columns=1, scale=1) for x in edited.result]
     record = {"version": VERSION, "model": fingerprint(o.run), "picture": o.picture, "operation": what}
     record |= {"seed": o.seed, "keep_pixels": o.keep_pixels, "files": names, **edited.to_json()}
     text = json_text(record, indent=1)

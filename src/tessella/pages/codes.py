@@ -12,7 +12,8 @@ from torch import Tensor
 from tessella.data import Split
 from tessella.evaluation.codebook import level_name
 from tessella.evaluation.results import CodesEvaluation
-from tessella.kinds import pictures
+from tessella.kinds import sheets
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.pages import blocks
@@ -30,9 +31,9 @@ SIDE_BY_SIDE = 36
 def section(model: CodeModel, split: Split, name: str, codes: CodesEvaluation, metrics: list[dict[str, Any]]) -> str:
     """What the codes of a split look like."""
     seen = code_atlas.see(model, split)
-    one = "picture" if model.schema.is_picture else "example"
+    one = kind_of(model.schema).example
     parts = [f"<h2>Codes</h2><p>{html.escape(_introduction(codes, seen, one))}</p>"]
-    if seen.grids and model.schema.is_picture:
+    if seen.grids and model.schema.rank == 2:
         parts += [_over_one(model, seen), strips(model, seen, name)]
     parts += [_atlases(seen, one), _usage(seen)]
     charts = over_time(metrics, [("code_usage", "share of the codes that occur"), ("perplexity", "perplexity")])
@@ -141,7 +142,7 @@ def _atlases(seen: code_atlas.Seen, one: str) -> str:
         )
         parts.append(f'<div class="atlas">{cards}</div>')
     left = f" Of {len(books)} codebooks the first {BOOKS} are shown." if len(books) > BOOKS else ""
-    around = ", with some of what surrounds them, faded" if seen.grids and seen.schema.is_picture else ""
+    around = ", with some of what surrounds them, faded" if seen.grids and seen.schema.rank == 2 else ""
     caption = (
         f"The codes that occur most often, with the share of all positions that they hold in {len(seen.x):,} {one}s. "
         f"Large, the mean patch of a code; small, some of its patches{around}. A code sees more than its patch, and "
@@ -182,7 +183,7 @@ def _called(seen: code_atlas.Seen, level: int, slot: int | None, what: str) -> s
 
 def _fitting(examples: Tensor, model: Model, columns: int) -> Image.Image:
     """Examples as a sheet that fills half the page."""
-    return pictures.grid(examples, model.schema, columns, scale=max(1, 2 * HALF // (columns * model.schema.shape[-1])))
+    return sheets.grid(examples, model.schema, columns, scale=max(1, 2 * HALF // (columns * model.schema.shape[-1])))
 
 
 def _panels(panels: list[tuple[Image.Image, str]], caption: str) -> str:

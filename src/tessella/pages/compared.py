@@ -14,6 +14,7 @@ import torch
 
 from tessella.core.schema import Schema, bits_per_dim
 from tessella.evaluation.results import Against
+from tessella.kinds.base import kind_of
 from tessella.pages import blocks
 from tessella.pages.metric_text import time_text
 from tessella.pages.rate_distortion_plot import plane
@@ -42,7 +43,7 @@ class Line:
 def lines(group: Group) -> list[Line]:
     """The table of a group, a line a figure; those that no run has are left out."""
     schema, entries = group.basis.schema, group.entries
-    one = "picture" if schema.is_picture else "example"
+    one = kind_of(schema).example
     given = f"{one}, given its label" if group.basis.conditional else one
     bound = [e.evaluation.bound for e in entries]
     found = [

@@ -22,7 +22,7 @@ from tessella.core.batches import Batch
 from tessella.core.schema import Schema
 from tessella.data import Split
 from tessella.evaluation.codebook import counts
-from tessella.kinds import pictures
+from tessella.kinds import sheets
 from tessella.models.codes import CodeModel
 from tessella.tasks import generate
 
@@ -74,7 +74,7 @@ class Seen:
     def tiles(self, level: int, rows: slice, margin: int = 0) -> Tensor:
         """The tiles of some examples with so many pixels around, `[n, h, w, C, side, side]`; the edge is repeated."""
         x = self.x[rows].float()
-        if not self.schema.is_picture or not self.grids:
+        if self.schema.rank != 2 or not self.grids:
             return x[:, None, None]
         stride, (down, across) = self.stride(level), self.codes[level].shape[2:]
         right, below = across * stride - x.shape[3] + margin, down * stride - x.shape[2] + margin
@@ -109,7 +109,7 @@ def see(model: CodeModel, split: Split, count: int = EXAMPLES) -> Seen:
         label = None if some.label is None else some.label.to(model.device)
         parts.append([c.cpu() for c in model.encode(some.x.to(model.device), label).codes])
     codes = tuple(torch.cat(level) for level in zip(*parts, strict=True))
-    grids = all(len(shape) == 3 for shape in model.code_shapes)
+    grids = all(len(shape) > 2 for shape in model.code_shapes)
     return Seen(
         model.schema,
         batch.x,
@@ -169,7 +169,7 @@ def laid(seen: Seen, rows: slice, level: int = -1) -> Tensor:
         wanted, at = seen.codes[level][rows, slot].unique(return_inverse=True)
         parts.append(mean_tiles(seen, level, slot, wanted)[at])
     tiles = torch.stack(parts).mean(0)
-    if not seen.grids or not seen.schema.is_picture:
+    if not seen.grids or seen.schema.rank != 2:
         return tiles[:, 0, 0]
     n, down, across, channels, side, _ = tiles.shape
     whole = tiles.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, down * side, across * side)
@@ -227,7 +227,7 @@ def cost_grid(seen: Seen, example: int, nats: Tensor, *, level: int = 0, side: i
 
 def tile_card(tile: Tile, seen: Seen, level: int = 0, *, side: int = 28) -> Image.Image:
     """One code: its mean tile, and beside it, half as large, four that it stands for. Surroundings are faded."""
-    shown = pictures.to_uint8(torch.cat([tile.mean[None], tile.examples]), seen.schema)
+    shown = sheets.to_uint8(torch.cat([tile.mean[None], tile.examples]), seen.schema)
     shown = _faded(shown, _margin(seen, level))
     height, width, channels = shown.shape[1:]
     times = max(1, round(side / max(height, width)))
@@ -243,7 +243,7 @@ def tile_card(tile: Tile, seen: Seen, level: int = 0, *, side: int = 28) -> Imag
 
 def enlarged(x: Tensor, schema: Schema, side: int = 424) -> Image.Image:
     """One picture `[*shape]` with its pixels repeated until the longer side has about `side`."""
-    shown = pictures.to_uint8(x[None].float(), schema)[0]
+    shown = sheets.to_uint8(x[None].float(), schema)[0]
     times = max(1, round(side / max(shown.shape[:2])))
     shown = shown.repeat(times, 0).repeat(times, 1)
     return Image.fromarray(shown[..., 0] if shown.shape[2] == 1 else shown)
@@ -282,7 +282,7 @@ def _cells(
 
 def _margin(seen: Seen, level: int) -> int:
     """Pixels of its surroundings that a tile is shown with."""
-    return max(2, seen.stride(level) // 2) if seen.schema.is_picture and seen.grids else 0
+    return max(2, seen.stride(level) // 2) if seen.schema.rank == 2 and seen.grids else 0
 
 
 def _faded(tiles: np.ndarray, margin: int) -> np.ndarray:

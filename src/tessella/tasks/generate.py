@@ -22,7 +22,7 @@ from tessella.core.schema import Schema
 from tessella.data import Split
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.progress import track
-from tessella.kinds import pictures
+from tessella.kinds import sheets
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -54,7 +54,7 @@ class LatentStatistics:
 
 def sheet(examples: Tensor, schema: Schema) -> Image.Image:
     """Examples `[R, C, *shape]` as one picture of R rows."""
-    return pictures.grid(examples.flatten(0, 1), schema, examples.shape[1])
+    return sheets.grid(examples.flatten(0, 1), schema, examples.shape[1])
 
 
 def in_rows(examples: Tensor, columns: int, blank: float) -> Tensor:

@@ -32,12 +32,13 @@ from tessella.bottlenecks.flow import variance_of
 from tessella.coding.codes_file import Named
 from tessella.core.batches import Batch, FixedBatch, fixed_batches
 from tessella.core.rng import Noise, example_keys
-from tessella.core.schema import Binary, Schema
+from tessella.core.schema import Schema
 from tessella.core.tensor_files import TensorWriter
 from tessella.core.tensors import read_tensors
 from tessella.data.raw import shown
 from tessella.foundation.errors import DataError, RunError, SpecError
-from tessella.kinds import pictures
+from tessella.kinds import sheets
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -217,10 +218,8 @@ class _Survey:
         moved = self._squares / self._count - (self._sum / self._count).square()
         scale = _scale(model, self._variance / self._count, moved)
         first = features(model, x)
-        altered = [
-            features(model, copy) for copy in _altered(x, model.schema, Noise(0, stream="copies").of(self._keys))
-        ]
-        copies = [(first, copy) for copy in altered]
+        altered = kind_of(model.schema).altered_copies(x, Noise(0, stream="copies").of(self._keys))
+        copies = [(first, features(model, copy)) for copy in altered]
         return scale, {space: _apart(space, copies, scale) for space in first}
 
 
@@ -284,21 +283,6 @@ def _averaged(z: Tensor) -> Tensor:
     return z.flatten(1)
 
 
-def _altered(x: Tensor, schema: Schema, noise: Noise) -> list[Tensor]:
-    """Copies as they come about: with noise of one hundredth of the range, and saved again as JPEG."""
-    if schema.values == Binary():
-        return [torch.where(noise.uniform(*x.shape) < 0.01, 1 - x, x)]
-    low, high = schema.values.low, schema.values.high
-    copy = x.float() + 0.01 * (high - low) * noise.normal(*x.shape)
-    if not schema.values.discrete:
-        return [copy]
-    copies = [copy.clamp(low, high).round().to(torch.uint8)]
-    if schema.is_picture and schema.shape[0] in (1, 3):
-        again = [np.asarray(_opened(_jpeg(picture))) for picture in images(x, schema)]
-        copies.append(torch.from_numpy(np.stack(again).reshape(len(x), *x.shape[2:], -1)).movedim(3, 1).contiguous())
-    return copies
-
-
 def _apart(space: str, copies: Sequence[tuple[Features, Features]], scale: Tensor) -> float:
     """The distance under which most copies lie from their originals."""
     measure = _Measure(space, scale)
@@ -336,7 +320,7 @@ def _thumb(jpeg: bytes) -> Image.Image:
 def images(x: Tensor, schema: Schema) -> list[Image.Image]:
     """Examples `[B, *shape]` as pictures; what is transparent is laid on white."""
     found = []
-    for picture in pictures.to_uint8(x, schema):
+    for picture in sheets.to_uint8(x, schema):
         mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[picture.shape[2]]
         image = Image.fromarray(picture[..., 0] if mode == "L" else picture)
         if mode in ("LA", "RGBA"):

@@ -54,7 +54,7 @@ def edit(
     Raises:
         SpecError: if the model or the operation does not allow it, or picture, region and operation do not fit.
     """
-    if not model.schema.is_picture:
+    if model.schema.rank != 2:
         raise SpecError(f"the model {model.name} is of vectors: only pictures have regions to edit")
     if not isinstance(model, CodeModel | LatentVariableModel):
         raise SpecError(f"the z of the model {model.name} is as large as the picture, and none of it stands for a "
@@ -132,7 +132,7 @@ def _edited_latents(scene: Scene, operation: Operation, level: int | None) -> _C
     if len(model.latent_shape) == 1 and size != model.schema.shape[1:]:
         trained = in_words(model.schema.shape[1:])
         raise SpecError(f"the model {model.name} takes pictures of {trained}, not of {in_words(size)}")
-    if len(model.latent_shape) == 3:
+    if len(model.latent_shape) > 1:
         cell = cell_side(model)
         _at_least_one_code(scene, cell)
         (chosen,) = positions(scene.region, [cell])

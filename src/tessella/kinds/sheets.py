@@ -1,4 +1,4 @@
-"""Examples made visible: stored values to 8-bit pictures, contact sheets, files and data URIs."""
+"""Sheets of rendered examples, picture files and data URIs."""
 
 from __future__ import annotations
 
@@ -13,43 +13,15 @@ from torch import Tensor
 from tessella.core.schema import Schema
 from tessella.foundation.errors import DataError
 from tessella.foundation.files import write_atomic
+from tessella.kinds.base import kind_of
 
-PLOT_HEIGHT, PLOT_WIDTH, FEW_BARS = 48, 96, 32
 VIEWABLE, WIDEST = 64, 1600
 GAP_SHADE = 200
 
 
 def to_uint8(x: Tensor, schema: Schema) -> np.ndarray:
-    """Stored values `[B, *shape]` to displayable ones `[B, H, W, C]`, uint8.
-
-    Bytes stay, binary values are multiplied by 255, real ones mapped from `[low, high]`; a vector becomes a small
-    plot: a line, or bars for few features. Values outside the range are clipped.
-    """
-    unit = np.nan_to_num((x.detach().to("cpu").float().numpy() - schema.values.low) / schema.values.span)
-    unit = np.clip(unit, 0, 1)
-    if schema.is_picture:
-        return np.ascontiguousarray(np.moveaxis(np.round(unit * 255).astype(np.uint8), 1, -1))
-    return _plots(unit)
-
-
-def _plots(unit: np.ndarray) -> np.ndarray:
-    """Vectors `[B, D]` in `[0, 1]` as dark on white `[B, PLOT_HEIGHT, W, 1]`."""
-    features = unit.shape[1]
-    width = features * max(1, PLOT_WIDTH // features) if features <= FEW_BARS else PLOT_WIDTH
-    at = np.linspace(0, features - 1, width)
-    height = (1 - unit) * (PLOT_HEIGHT - 1)
-    if features <= FEW_BARS:
-        curve = np.repeat(height, width // features, axis=1)
-        top, bottom = curve, np.full_like(curve, PLOT_HEIGHT)
-    else:
-        left = np.floor(at).astype(int)
-        right = np.minimum(left + 1, features - 1)
-        curve = height[:, left] + (height[:, right] - height[:, left]) * (at - left)
-        before = np.concatenate([curve[:, :1], curve[:, :-1]], axis=1)
-        top, bottom = np.minimum(curve, before), np.maximum(curve, before)
-    rows = np.arange(PLOT_HEIGHT)[None, :, None]
-    ink = (rows >= np.floor(top)[:, None]) & (rows <= np.ceil(bottom)[:, None])
-    return np.where(ink, 40, 255).astype(np.uint8)[..., None]
+    """Render stored values `[B, *shape]` as their kind does, `[B, H, W, channels]` uint8."""
+    return kind_of(schema).tiles(x)
 
 
 def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
