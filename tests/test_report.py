@@ -165,7 +165,7 @@ def test_samples_of_the_uniform_and_the_learned_prior_stand_side_by_side(tmp_pat
     assert "rate, uniform prior" in text
     batch = opened.split("test").batch(range(4))
     cost = seen_codes.costs(model, batch)
-    assert cost[0].sum((1, 2)).tolist() == pytest.approx(model.encode(batch.x).rate.tolist())  # pyright: ignore
+    assert cost[0].sum((1, 2)).tolist() == pytest.approx(model.rate(model.encode(batch.x)).total.tolist())  # pyright: ignore
 
 
 def test_a_codebook_that_has_collapsed_is_warned_of_on_the_page(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from tessella.data import Split, batches
 from tessella.evaluation import codebook, collapse
 from tessella.evaluation.results import CollapseEvaluation, Evaluation, ImportanceBound
 from tessella.foundation.errors import SpecError
-from tessella.foundation.registry import register
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 
@@ -35,7 +34,6 @@ PASS = 2**21
 
 
 @torch.inference_mode()
-@register("evaluation", "bounds", summary="rate, distortion, bound and importance-weighted bound")
 def evaluate(
     model: Model,
     split: Split,
@@ -143,9 +141,9 @@ def _sums(model: Model, batch: FixedBatch, noise: Noise, importance_samples: int
     sums = {"examples": torch.tensor(count)}
     if isinstance(model, CodeModel):
         latent = model.encode(x, label, noise=noise)
-        drawing = model.decode(latent.z, label)
-        terms = Terms(-drawing.log_prob(x), latent.rate, latent.rate_per_unit)
-        sums |= codebook.tally(model, latent, x, label, terms.distortion, count)
+        rate, drawing = model.rate(latent, label), model.decode(latent.z, label)
+        terms = Terms.of(-drawing.log_prob(x), rate)
+        sums |= codebook.tally(model, latent, rate, x, label, terms.distortion, count)
     else:
         terms, drawing = model(x, label, noise=noise), None
     sums["distortion"] = precise(terms.distortion[:count]).sum()

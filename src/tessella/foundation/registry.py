@@ -30,9 +30,7 @@ from tessella.foundation.errors import SpecError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-PartKind = Literal[
-    "model", "likelihood", "bottleneck", "quantizer", "prior", "code-prior", "data", "kind", "task", "evaluation"
-]
+PartKind = Literal["model", "likelihood", "bottleneck", "quantizer", "prior", "code-prior", "data", "kind", "task"]
 PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
 
 T = TypeVar("T")

@@ -17,14 +17,14 @@ import tessella
 from tessella.core.schema import Schema
 from tessella.data import Data, Split, contact_sheet, describe
 from tessella.evaluation.bounds import ACTIVE, evaluate
+from tessella.evaluation.metric_text import numbers, psnr_text, saving_card, size_text
 from tessella.evaluation.results import Evaluation
 from tessella.foundation import registry
 from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import ModelOptions, Spec, TrainOptions
-from tessella.pages import blocks, codes, gap
-from tessella.pages.metric_text import numbers, psnr_text, saving_card, size_text
+from tessella.pages import blocks, codes
 from tessella.pages.svg import bar_chart, over_time
 from tessella.tasks import generate
 from tessella.training import checkpoint, fitted_priors
@@ -70,7 +70,6 @@ def write(run: Path, model: Model, data: Data) -> Path:
         "" if blocks.slow(model) or e.codes is not None else _traversals(model, split),
         _units(e),
         _collapse(e, model.schema),
-        gap.section(run),
         _curves(run, metrics, model),
         _numbers(e, model.schema),
         _reproduce(run, spec, e, metrics),

@@ -255,9 +255,7 @@ class _Look:
 
 
 def _look(model: Model, x: Tensor) -> _Look:
-    if isinstance(model, CodeModel):
-        model = model.with_uniform_prior()
-    elif model.conditional:
+    if model.conditional and not model.levels:
         raise SpecError(f"the model {model.name} tells in z only what the label does not: search with a vae or vqvae")
     parts = [_of_batch(model, batch) for batch in fixed_batches(Batch(x), model.device)]
     spaces = {space: torch.cat([part.features[space] for part in parts]) for space in parts[0].features}

@@ -1,9 +1,9 @@
-"""The numbers in words."""
+"""Words figures: a name, a value with its unit, and what it means."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tessella.core.schema import Schema
 from tessella.evaluation.bounds import ACTIVE
@@ -20,8 +20,7 @@ from tessella.evaluation.results import (
 from tessella.kinds.base import kind_of
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """One line of a table: what, how much, and what that means in words."""
 
     name: str
