@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from typing import final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tessella.core.rng import Noise
 from tessella.core.schema import Binary
 from tessella.foundation.registry import register
 from tessella.kinds.base import Kind, Probe
+from tessella.kinds.sheets import from_jpeg, images, to_jpeg
 
 CHANNELS = {1: "grey", 2: "grey and alpha", 3: "colour", 4: "colour and alpha"}
-QUALITY = 85
-"""Of a JPEG that is an altered copy."""
 
 
 @register("kind", "image", summary="pictures (C, H, W) with 1 to 4 channels", rank=2)
@@ -52,13 +49,6 @@ class Images(Kind):
         copies = [self.noisy_copy(x, noise)]
         values = self.schema.values
         if values.discrete and values != Binary() and self.schema.channels in (1, 3):
-            again = np.stack([_through_jpeg(tile) for tile in self.tiles(x)])
+            again = np.stack([np.asarray(from_jpeg(to_jpeg(image))) for image in images(x, self.schema)])
             copies.append(torch.from_numpy(again.reshape(len(x), *x.shape[2:], -1)).movedim(3, 1).contiguous())
         return copies
-
-
-def _through_jpeg(tile: np.ndarray) -> np.ndarray:
-    buffer = io.BytesIO()
-    Image.fromarray(tile[..., 0] if tile.shape[2] == 1 else tile).save(buffer, "JPEG", quality=QUALITY)
-    with Image.open(buffer, formats=["JPEG"]) as image:
-        return np.asarray(image)
