@@ -12,7 +12,7 @@ from PIL import Image
 
 from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, RunError
-from tessella.kinds.sheets import GAP_SHADE, grid, png_data_uri, save, to_uint8
+from tessella.kinds.pictures import GAP_SHADE, grid, png_data_uri, save, to_uint8
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

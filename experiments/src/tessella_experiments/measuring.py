@@ -13,7 +13,7 @@ from tessella.core.schema import Schema
 from tessella.evaluation import classifier as judging
 from tessella.evaluation import fidelity
 from tessella.evaluation.classifier import Classifier
-from tessella.kinds import sheets
+from tessella.kinds import pictures
 from tessella_experiments.runner import TrainingJob
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def distance(runner: ExperimentRunner, a: Tensor, b: Tensor) -> float:
 def row_of(x: Tensor, schema: Schema) -> Image:
     """Render examples `[N, *shape]` in a row; small pictures are enlarged."""
     scale = max(1, VIEWABLE // min(schema.shape[1:])) if schema.rank == 2 else 1
-    return sheets.grid(x, schema, len(x), scale=scale)
+    return pictures.grid(x, schema, len(x), scale=scale)
 
 
 def _classifier(runner: ExperimentRunner, seed: int, seconds: float) -> Classifier:

@@ -10,7 +10,7 @@ from tessella.core.schema import Binary
 from tessella.data.dataset import Data
 from tessella.data.raw import abridged, shown
 from tessella.kinds.base import kind_of
-from tessella.kinds.sheets import grid
+from tessella.kinds.pictures import grid
 
 COLUMNS, MOST_CLASSES, UNSORTED = 10, 12, 80
 MARGIN = 8

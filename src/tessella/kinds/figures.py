@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tessella.core.schema import Schema
 from tessella.foundation.blocks import Figure, Rows
-from tessella.kinds import sheets
+from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
 
 PAGE, TILE, LABELS = 860, 64, 150
@@ -23,7 +23,7 @@ def examples_in_a_row(schema: Schema) -> int:
 def sheet_figure(examples: Tensor, schema: Schema, caption: str) -> Figure:
     """Show examples `[R, C, *shape]` as R rows."""
     scale = _scale(schema, examples.shape[1], PAGE)
-    image = sheets.grid(examples.flatten(0, 1), schema, examples.shape[1], scale=scale)
+    image = pictures.grid(examples.flatten(0, 1), schema, examples.shape[1], scale=scale)
     return Figure(image, caption, pixelated=scale > 1)
 
 
@@ -31,7 +31,7 @@ def labelled_rows(examples: Tensor, labels: Sequence[str], schema: Schema, capti
     """Show examples `[R, C, *shape]` as R rows, each with a label before it."""
     columns = examples.shape[1]
     scale = _scale(schema, columns, PAGE - LABELS)
-    images = [sheets.grid(row, schema, columns, scale=scale) for row in examples]
+    images = [pictures.grid(row, schema, columns, scale=scale) for row in examples]
     return Rows(list(zip(labels, images, strict=True)), caption, pixelated=scale > 1)
 
 

@@ -12,7 +12,7 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Binary
 from tessella.foundation.registry import register
 from tessella.kinds.base import Kind, Probe
-from tessella.kinds.sheets import from_jpeg, images, to_jpeg
+from tessella.kinds.pictures import from_jpeg, images, to_jpeg
 
 CHANNELS = {1: "grey", 2: "grey and alpha", 3: "colour", 4: "colour and alpha"}
 

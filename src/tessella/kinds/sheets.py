@@ -1,107 +1,65 @@
-"""Sheets of rendered examples, picture files and data URIs."""
+"""Compose pictures: enlarge them, colour a map, put them in rows with titles."""
 
 from __future__ import annotations
 
-import base64
-import io
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tessella.core.schema import Schema
-from tessella.foundation.errors import DataError
-from tessella.foundation.files import write_atomic
-from tessella.kinds.base import kind_of
+from tessella.kinds import pictures
 
-VIEWABLE, WIDEST = 64, 1600
-GAP_SHADE = 200
-
-
-def to_uint8(x: Tensor, schema: Schema) -> np.ndarray:
-    """Render stored values `[B, *shape]` as their kind does, `[B, H, W, channels]` uint8."""
-    return kind_of(schema).tiles(x)
+HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)])
+"""Black to yellow by way of red, each step lighter than the one before."""
+GAP, HEADER = 8, 26
+"""Pixels between pictures, and of the titles above them."""
 
 
-def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
-    """Examples `[B, *shape]` as one picture, row by row.
-
-    Args:
-        columns: examples in a row; a last row may be shorter.
-        gap: pixels between them.
-        scale: enlargement by repeated pixels; by default as much as makes small pictures viewable.
-    """
-    tiles = to_uint8(x, schema)
-    count, height, width, channels = tiles.shape
-    columns = max(1, min(columns, count))
-    rows = -(-count // columns)
-    if scale is None:
-        scale = max(1, min(-(-VIEWABLE // min(height, width)), WIDEST // (columns * width)))
-    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
-    height, width = height * scale, width * scale
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), GAP_SHADE, np.uint8)
-    for number, tile in enumerate(tiles):
-        top, left = (number // columns) * (height + gap), (number % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = tile
-    return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+def enlarged(x: Tensor, schema: Schema, side: int = 424) -> Image.Image:
+    """Show one example `[*shape]` with its pixels repeated until the longer side has about `side`."""
+    values = pictures.to_uint8(x[None].float(), schema)[0]
+    times = max(1, round(side / max(values.shape[:2])))
+    values = values.repeat(times, 0).repeat(times, 1)
+    return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
 
 
-def save(image: Image.Image, path: str | Path) -> None:
-    """Write a picture, whole or not at all; the format follows from the file name's ending.
-
-    Raises:
-        DataError: if no picture format has that ending.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise DataError(f"{path} has no picture's ending: let it end in .png")
-    write_atomic(path, image.save)
+def on_white(image: Image.Image) -> Image.Image:
+    """Convert to RGB, with white behind what is transparent."""
+    if image.mode not in ("LA", "RGBA"):
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def png_data_uri(image: Image.Image) -> str:
-    """A picture as a `data:` address for an HTML page that stands alone."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def heat_map(shares: Tensor, side: int) -> Image.Image:
+    """Colour a map `[H, W]` of shares from 0 to 1, repeated until the longer side has about `side` pixels."""
+    times = max(1, round(side / max(shares.shape)))
+    at = shares.clamp(0, 1).numpy() * (len(HEAT) - 1)
+    channels = [np.interp(at, range(len(HEAT)), HEAT[:, c]) for c in range(3)]
+    colours = np.round(np.stack(channels, -1)).astype(np.uint8)
+    return Image.fromarray(colours.repeat(times, 0).repeat(times, 1))
 
 
-def images(x: Tensor, schema: Schema, most: int | None = None) -> list[Image.Image]:
-    """Examples `[B, *shape]` as pictures, transparency laid on white; none has more than `most` pixels a side."""
-    found = []
-    for picture in to_uint8(x, schema):
-        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[picture.shape[2]]
-        image = Image.fromarray(picture[..., 0] if mode == "L" else picture)
-        if mode in ("LA", "RGBA"):
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-        if most is not None:
-            image.thumbnail((most, most))
-        found.append(image)
-    return found
+def titled_rows(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
+    """Put pictures of one size in rows, with a title over each column."""
+    width, height = rows[0][0].size
+    wide = len(rows[0]) * (width + GAP) - GAP
+    whole = Image.new("RGB", (wide, HEADER + len(rows) * (height + GAP) - GAP), "white")
+    draw, font = ImageDraw.Draw(whole), ImageFont.load_default(min(16.0, 1.7 * width / max(map(len, titles))))
+    for column, title in enumerate(titles):
+        middle = column * (width + GAP) + width / 2
+        draw.text((middle, HEADER / 2), title, (70, 74, 80), font, anchor="mm")
+        for row, images in enumerate(rows):
+            whole.paste(images[column], (column * (width + GAP), HEADER + row * (height + GAP)))
+    return whole
 
 
-def to_jpeg(image: Image.Image) -> bytes:
-    """Encode a picture as JPEG of a fixed quality."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()
-
-
-def from_jpeg(data: bytes, most: int | None = None) -> Image.Image:
-    """Decode a JPEG.
-
-    Args:
-        most: pixels a side that it may have.
-
-    Raises:
-        DataError: if it is none, or larger.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            if most is None or max(image.size) <= most:
-                image.load()
-                return image.convert("RGB") if most else image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError("a picture is damaged", code="damaged-picture") from error
-    raise DataError(f"a picture is larger than {most} pixels a side", code="damaged-picture")
+def strip(images: Sequence[Image.Image], gap: int = 12) -> Image.Image:
+    """Put pictures beside each other on a transparent ground."""
+    wide, tall = max(i.width for i in images), max(i.height for i in images)
+    whole = Image.new("RGBA", (len(images) * (wide + gap) - gap, tall))
+    for k, image in enumerate(images):
+        whole.paste(image.convert("RGB"), (k * (wide + gap), 0))
+    return whole

@@ -15,7 +15,7 @@ import tessella
 from tessella.core.schema import Schema
 from tessella.foundation.files import write_atomic
 from tessella.foundation.text import shown
-from tessella.kinds import sheets
+from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 
@@ -64,7 +64,7 @@ def scale_of(schema: Schema, columns: int) -> int:
 def sheet(examples: Tensor, schema: Schema, caption: str) -> str:
     """Examples `[R, C, *shape]` as a figure of R rows."""
     scale = scale_of(schema, examples.shape[1])
-    image = sheets.grid(examples.flatten(0, 1), schema, examples.shape[1], scale=scale)
+    image = pictures.grid(examples.flatten(0, 1), schema, examples.shape[1], scale=scale)
     return figure(image, caption, pixels=scale > 1)
 
 
@@ -72,7 +72,7 @@ def labelled_rows(examples: Tensor, labels: Sequence[str], schema: Schema, capti
     """The same with a label before each row."""
     columns = examples.shape[1]
     scale = max(1, min(scale_of(schema, columns), (WIDTH - 150) // (columns * max(schema.shape[-1], 1))))
-    images = [sheets.grid(row_of, schema, columns, scale=scale) for row_of in examples]
+    images = [pictures.grid(row_of, schema, columns, scale=scale) for row_of in examples]
     rows = "".join(
         f"<span>{html.escape(label)}</span>{image_tag(image, label, scale > 1)}"
         for label, image in zip(labels, images, strict=True)
@@ -91,4 +91,4 @@ def image_tag(image: Image.Image, alt: str, pixels: bool, widest: int = WIDTH) -
     """A picture inside the page itself."""
     kind = ' class="pixels"' if pixels else ""
     size = f'width="{min(image.width, widest)}" alt="{html.escape(alt, quote=True)}"'
-    return f'<img{kind} src="{sheets.png_data_uri(image)}" {size}>'
+    return f'<img{kind} src="{pictures.png_data_uri(image)}" {size}>'

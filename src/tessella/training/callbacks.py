@@ -31,7 +31,7 @@ from tessella.foundation.errors import RunError
 from tessella.foundation.files import kept, place, write_atomic
 from tessella.foundation.notes import note
 from tessella.foundation.text import json_text
-from tessella.kinds import sheets
+from tessella.kinds import pictures
 from tessella.models.base import Model
 from tessella.training.checkpoint import METRICS, read_metrics
 
@@ -108,7 +108,7 @@ class ModelProbe(ValidationProbe):
         if model.has_prior:
             labels = None if label is None else label.repeat(-(-2 * SHOWN // len(label)))[: 2 * SHOWN]
             made["samples"] = model.sample(2 * SHOWN, labels)
-        return {name: sheets.grid(examples, model.schema, columns=len(x)) for name, examples in made.items()}
+        return {name: pictures.grid(examples, model.schema, columns=len(x)) for name, examples in made.items()}
 
 
 class Monitor:

@@ -21,7 +21,7 @@ from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision, Schema, bits_per_dim
 from tessella.data import Split
-from tessella.kinds import sheets
+from tessella.kinds import pictures
 from tessella.models.base import Model
 from tessella.models.spec import Objective, TrainOptions
 from tessella.training.callbacks import SHOWN, ValidationProbe
@@ -136,4 +136,4 @@ class PriorView(ValidationProbe):
     def draw(self, model: Any) -> dict[str, Image]:
         label = torch.arange(2 * SHOWN) % max(1, len(model.schema.classes)) if model.model.conditional else None
         drawn = model.model.sample(2 * SHOWN, None if label is None else label.to(model.model.device))
-        return {"samples": sheets.grid(drawn, model.schema, columns=SHOWN)}
+        return {"samples": pictures.grid(drawn, model.schema, columns=SHOWN)}

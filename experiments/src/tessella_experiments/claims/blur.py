@@ -14,7 +14,7 @@ from torch import Tensor
 from tessella.core.outputs import Sampling
 from tessella.evaluation.sharpness import high_frequency_energy
 from tessella.foundation.blocks import Rows
-from tessella.kinds import sheets
+from tessella.kinds import pictures
 from tessella_experiments.models import VAE, VQVAE_PRIOR
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, Plot, bars, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner, of_model
@@ -50,7 +50,7 @@ def run(runner: ExperimentRunner) -> Finding:
         vae = runner.model(VAE, seed)
         rebuilt = torch.cat([vae.reconstruct(part) for part in data.split(AT_ONCE)])
         again.append(float(high_frequency_energy(rebuilt, runner.schema).mean()) / energy)
-    rows = [(name, sheets.grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
+    rows = [(name, pictures.grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
     of_seen = float(high_frequency_energy(seen, runner.schema).mean()) / energy
     return conclude(found, again, of_seen, [Rows(rows, "Samples are the means of p(x | z), of one seed.")])
 

@@ -19,7 +19,7 @@ from tessella.core.rng import Noise
 from tessella.evaluation.sharpness import high_frequency_energy
 from tessella.foundation import registry
 from tessella.foundation.blocks import Rows
-from tessella.kinds import sheets
+from tessella.kinds import pictures
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.standardised import Standardised
 from tessella.training.latent_priors import LatentPrior, splits_for
@@ -74,7 +74,7 @@ def run(runner: ExperimentRunner) -> Finding:
             shown += [(f"z from {words}", made[name][:SHOWN]) for name, words in PRIORS.items()]
     more = []
     if energy is not None:
-        rows = [(name, sheets.grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
+        rows = [(name, pictures.grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
         more = [Rows(rows, "Samples are the means of p(x | z), of one seed and one decoder.")]
     return conclude(frechet, sharp if energy is not None else None, features_named(runner), more)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tessella.core.batches import Batch
 from tessella.core.schema import Schema
 from tessella.foundation.blocks import Rows
-from tessella.kinds import sheets
+from tessella.kinds import pictures
 from tessella.models.codes import CodeModel
 from tessella_experiments.models import VQVAE
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
@@ -142,7 +142,7 @@ def _atlas(patches: Tensor, codes: Tensor, model: CodeModel, schema: Schema) -> 
         small = Schema.of(shape, schema.values, schema.center, schema.scale)
         scale = max(1, 24 // max(shape[1:]))
         share = f"code {kind} ({100 * int(counts[kind]) / len(code):.0f} %)"
-        found.append((share, sheets.grid(of, small, ACROSS, scale=scale)))
+        found.append((share, pictures.grid(of, small, ACROSS, scale=scale)))
     return Rows(found, "The commonest codes, each with patches of training data that it stands for.")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tessella.core.schema import Binary, Schema
 from tessella.data.folders.read import MODES
-from tessella.kinds import sheets
+from tessella.kinds import pictures
 
 BYTE = 8 * math.log(2)
 """Nats."""
@@ -32,7 +32,7 @@ def file_nats(x: Tensor, schema: Schema) -> np.ndarray:
     Args:
         x: bytes or binary values `[B, C, H, W]`.
     """
-    tiles = sheets.to_uint8(x, schema)
+    tiles = pictures.to_uint8(x, schema)
     mode = MODES[tiles.shape[-1]]
     least = context_nats(x.cpu().numpy()) if schema.values == Binary() else np.full(len(x), np.inf)
     for i in np.flatnonzero(least > SMALLEST_FILE * BYTE):

@@ -205,7 +205,7 @@ class SearchResult(Result):
 
     def save(self, out: Path) -> None:
         """Write the rows as one picture."""
-        from tessella.kinds.sheets import save
+        from tessella.kinds.pictures import save
 
         save(self.sheet(), out)
 
@@ -240,7 +240,7 @@ def search(run: Run, config: SearchConfig) -> SearchResult:
     """
     config.check()
     from tessella.data.inputs import Inputs
-    from tessella.kinds.sheets import images
+    from tessella.kinds.pictures import images
     from tessella.tasks.search import index_file, neighbours
     from tessella.tasks.search.features import features
 

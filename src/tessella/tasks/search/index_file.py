@@ -22,7 +22,7 @@ from tessella.core.tensors import read_tensors
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import shown
 from tessella.foundation.errors import DataError, RunError, task
-from tessella.kinds.sheets import from_jpeg, images, to_jpeg
+from tessella.kinds.pictures import from_jpeg, images, to_jpeg
 from tessella.models.base import Model
 from tessella.tasks.search.distances import BLOCK, distance_of_copies
 from tessella.tasks.search.features import Features, FeatureSurvey, widths

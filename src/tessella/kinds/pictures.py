@@ -1,0 +1,107 @@
+"""Sheets of rendered examples, picture files and data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from tessella.core.schema import Schema
+from tessella.foundation.errors import DataError
+from tessella.foundation.files import write_atomic
+from tessella.kinds.base import kind_of
+
+VIEWABLE, WIDEST = 64, 1600
+GAP_SHADE = 200
+
+
+def to_uint8(x: Tensor, schema: Schema) -> np.ndarray:
+    """Render stored values `[B, *shape]` as their kind does, `[B, H, W, channels]` uint8."""
+    return kind_of(schema).tiles(x)
+
+
+def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
+    """Examples `[B, *shape]` as one picture, row by row.
+
+    Args:
+        columns: examples in a row; a last row may be shorter.
+        gap: pixels between them.
+        scale: enlargement by repeated pixels; by default as much as makes small pictures viewable.
+    """
+    tiles = to_uint8(x, schema)
+    count, height, width, channels = tiles.shape
+    columns = max(1, min(columns, count))
+    rows = -(-count // columns)
+    if scale is None:
+        scale = max(1, min(-(-VIEWABLE // min(height, width)), WIDEST // (columns * width)))
+    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    height, width = height * scale, width * scale
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), GAP_SHADE, np.uint8)
+    for number, tile in enumerate(tiles):
+        top, left = (number // columns) * (height + gap), (number % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = tile
+    return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+
+
+def save(image: Image.Image, path: str | Path) -> None:
+    """Write a picture, whole or not at all; the format follows from the file name's ending.
+
+    Raises:
+        DataError: if no picture format has that ending.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise DataError(f"{path} has no picture's ending: let it end in .png")
+    write_atomic(path, image.save)
+
+
+def png_data_uri(image: Image.Image) -> str:
+    """A picture as a `data:` address for an HTML page that stands alone."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def images(x: Tensor, schema: Schema, most: int | None = None) -> list[Image.Image]:
+    """Examples `[B, *shape]` as pictures, transparency laid on white; none has more than `most` pixels a side."""
+    found = []
+    for picture in to_uint8(x, schema):
+        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[picture.shape[2]]
+        image = Image.fromarray(picture[..., 0] if mode == "L" else picture)
+        if mode in ("LA", "RGBA"):
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        if most is not None:
+            image.thumbnail((most, most))
+        found.append(image)
+    return found
+
+
+def to_jpeg(image: Image.Image) -> bytes:
+    """Encode a picture as JPEG of a fixed quality."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def from_jpeg(data: bytes, most: int | None = None) -> Image.Image:
+    """Decode a JPEG.
+
+    Args:
+        most: pixels a side that it may have.
+
+    Raises:
+        DataError: if it is none, or larger.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            if most is None or max(image.size) <= most:
+                image.load()
+                return image.convert("RGB") if most else image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError("a picture is damaged", code="damaged-picture") from error
+    raise DataError(f"a picture is larger than {most} pixels a side", code="damaged-picture")
