@@ -19,6 +19,7 @@ from tessella.foundation.blocks import Block, Cards, Grid, Heading, Page, Table,
 from tessella.foundation.files import write_atomic
 from tessella.foundation.text import cell, json_text
 from tessella.kinds import pictures
+from tessella.kinds.base import kind_of
 from tessella.tasks.detect.detector import Calibration
 from tessella.tasks.detect.ranking import Ranking
 from tessella.tasks.task import Result
@@ -121,7 +122,7 @@ class DetectionResult(Result):
         return {**self.summary(), "examples": list(self.records())}
 
     def page(self) -> Page:
-        one, by = _one(self.schema), self.by
+        one, by = kind_of(self.schema).example, self.by
         lead = (
             f"{len(self):,} {one}s, sorted by the score {by}: {self.summaries[by]}. The higher, the less a {one} fits "
             "what the model learned."
@@ -148,10 +149,6 @@ class DetectionResult(Result):
             for number, record in enumerate(self.records()):
                 file.write(("," if number else "") + "\n  " + json_text(record, indent=1).replace("\n", "\n  "))
             file.write("\n ]\n}")
-
-
-def _one(schema: Schema) -> str:
-    return "picture" if schema.is_picture else "example"
 
 
 def _cards(result: DetectionResult, one: str) -> list[Block]:
@@ -213,7 +210,7 @@ def extremes(result: DetectionResult) -> list[Block]:
 
 def _legend(schema: Schema, one: ShownExample) -> str:
     beside = [] if one.reconstruction is None else ["its reconstruction"]
-    if not schema.is_picture:
+    if schema.rank != 2:
         beside.append("the columns whose numbers cost most, -log p(x | z)")
         return f"Each row of numbers as a small plot; beside it {' and '.join(beside)}."
     beside.append("the cost of each pixel given the latent, -log p(x | z)")
@@ -234,12 +231,12 @@ def _tile(result: DetectionResult, one: ShownExample, spans: Sequence[tuple[floa
         details.append(f"class {kind}")
     if (p := result.p_values) is not None:
         details.append(f"p = {p[row]:.4g}")
-    if schema.is_picture:
+    if schema.rank == 2:
         maps = [(one.error, spans[0]), (one.surprise, spans[1])]
         images += [
             pictures.heat_map(m.numpy(), low, high, _scale(m.shape[0])) for m, (low, high) in maps if m is not None
         ]
-    else:
+    elif not schema.rank:
         worst = one.error.argsort(descending=True)[:COLUMNS_NAMED].tolist()
         details.append("columns " + ", ".join(f"{i} ({float(one.error[i]):.3g} nats)" for i in worst))
     score = bits_per_dim(float(result.scores[result.by][row]), schema.dims)
@@ -257,7 +254,7 @@ def _span(of: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def _image(x: Tensor, schema: Schema) -> Image.Image:
-    return pictures.grid(x[None], schema, 1, scale=_scale(schema.shape[1]) if schema.is_picture else 1)
+    return pictures.grid(x[None], schema, 1, scale=_scale(schema.spatial[0]) if schema.rank == 2 else 1)
 
 
 def _scale(side: int) -> int:
