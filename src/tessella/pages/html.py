@@ -14,6 +14,7 @@ from PIL.Image import Image
 
 import tessella
 from tessella.foundation.blocks import Block, Page
+from tessella.foundation.errors import on_command_line
 from tessella.foundation.files import write_atomic
 from tessella.foundation.text import shown
 from tessella.pages.charts import draw_chart
@@ -21,7 +22,7 @@ from tessella.pages.charts import draw_chart
 
 def html_page(page: Page) -> str:
     """Render a page; what a browser or an editor would obey in names from outside is escaped."""
-    text = _template().render(page=page, version=tessella.__version__)
+    text = on_command_line(_template().render(page=page, version=tessella.__version__))
     return "\n".join(map(shown, text.split("\n")))
 
 

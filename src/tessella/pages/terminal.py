@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
 from tessella.foundation.blocks import Block, Cards, Cell, Code, Heading, Page, Table, Text
+from tessella.foundation.errors import on_command_line
 from tessella.foundation.text import shown
 
 STYLES = {"": "", "best": "bold", "bad": "bold", "soft": "dim"}
@@ -40,7 +41,7 @@ def _print_block(console: Console, block: Block) -> None:
     if isinstance(block, Heading):
         console.print(RichText(shown(block.text), style="bold"), overflow="fold")
     elif isinstance(block, Text):
-        console.print(RichText(shown(f"{block.strong} {block.text}".strip())), soft_wrap=True)
+        console.print(RichText(shown(on_command_line(f"{block.strong} {block.text}".strip()))), soft_wrap=True)
     elif isinstance(block, Cards):
         _print_table(console, Table(("", ""), block.items, figures=(0,)))
     elif isinstance(block, Table):
