@@ -1,7 +1,4 @@
-"""Named compositions. Each is a few lines over the same parts.
-
-Imports beside it: spec.
-"""
+"""Named compositions. Each is a few lines over the same parts."""
 
 from __future__ import annotations
 
