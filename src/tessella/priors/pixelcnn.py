@@ -9,10 +9,12 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tessella.core.configs import CodePriorConfig
 from tessella.core.contracts import CodePrior, SymbolCoder
 from tessella.core.entropy_coding import code_categorical
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.foundation.config import Count
 from tessella.foundation.registry import register
 from tessella.networks.causal_conv import CausalConv, CausalWalk
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding
@@ -24,6 +26,30 @@ EMBEDDED = 64
 
 
 @register("code-prior", "pixelcnn", summary="gated PixelCNN: code after code in raster order, by causal convolutions")
+class PixelCNN(CodePriorConfig):
+    """Gated PixelCNN over codes.
+
+    Attributes:
+        width: channels of each stack.
+        depth: layers.
+    """
+
+    width: Count = WIDTH
+    depth: Count = DEPTH
+
+    def build(
+        self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
+    ) -> PixelCNNModule:
+        return PixelCNNModule(
+            code_shape,
+            codebook_size,
+            context_channels=context_channels,
+            classes=classes,
+            width=self.width,
+            depth=self.depth,
+        )
+
+
 @final
 class PixelCNNModule(CodePrior):
     """p(codes) = prod_p p(codes at p | codes before p), in raster order, by causal convolutions.
@@ -50,12 +76,12 @@ class PixelCNNModule(CodePrior):
         *,
         context_channels: int = 0,
         classes: int = 0,
-        width: int | None = None,
-        depth: int | None = None,
+        width: int,
+        depth: int,
     ) -> None:
         super().__init__()
         count, *grid = code_shape
-        self.width, self.depth, self.dropout = width or WIDTH, depth or DEPTH, DROPOUT
+        self.width, self.depth, self.dropout = width, depth, DROPOUT
         self.code_shape, self.codebook_size, self.classes = code_shape, codebook_size, classes
         self.embed = CodeEmbedding(count, codebook_size, EMBEDDED)
         self.given = GridEmbedding(tuple(grid), self.width, context_channels=context_channels, classes=classes)

@@ -9,10 +9,12 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from tessella.core.configs import CodePriorConfig
 from tessella.core.contracts import CodePrior, SymbolCoder
 from tessella.core.entropy_coding import code_categorical
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.foundation.config import Count
 from tessella.foundation.registry import register
 from tessella.networks.transformer import CachedSteps, CodeEmbedding, GridEmbedding, Transformer
 from tessella.priors.head import CodeHead
@@ -26,6 +28,30 @@ WIDTH, DEPTH, DROPOUT = 192, 6, 0.1
     "transformer",
     summary="causal transformer: code after code in raster order",
 )
+class CausalTransformer(CodePriorConfig):
+    """Causal transformer over codes in raster order.
+
+    Attributes:
+        width: channels of the transformer.
+        depth: blocks.
+    """
+
+    width: Count = WIDTH
+    depth: Count = DEPTH
+
+    def build(
+        self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
+    ) -> CausalTransformerModule:
+        return CausalTransformerModule(
+            code_shape,
+            codebook_size,
+            context_channels=context_channels,
+            classes=classes,
+            width=self.width,
+            depth=self.depth,
+        )
+
+
 @final
 class CausalTransformerModule(CodePrior):
     """p(codes) = prod_p p(codes at p | codes before p), in raster order (Esser et al. 2021, section 3.2).
@@ -47,17 +73,16 @@ class CausalTransformerModule(CodePrior):
         *,
         context_channels: int = 0,
         classes: int = 0,
-        width: int | None = None,
-        depth: int | None = None,
+        width: int,
+        depth: int,
     ) -> None:
         super().__init__()
         count, *grid = code_shape
-        width = width or WIDTH
         self.code_shape, self.codebook_size, self.classes = code_shape, codebook_size, classes
         self.start = nn.Parameter(torch.randn(width))
         self.embed = CodeEmbedding(count, codebook_size, width)
         self.given = GridEmbedding(tuple(grid), width, context_channels=context_channels, classes=classes)
-        self.trunk = Transformer(tuple(grid), width, depth or DEPTH, causal=True, dropout=DROPOUT)
+        self.trunk = Transformer(tuple(grid), width, depth, causal=True, dropout=DROPOUT)
         self.head = CodeHead(width, count, codebook_size)
 
     def forward(
