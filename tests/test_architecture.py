@@ -39,7 +39,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 KNOWN = {
     "coding.codes_file imports tasks.generate",
-    "coding.originals imports tasks.generate",
     "evaluation.classifier imports training.checkpoint",
     "models.base imports evaluation.results",
     "pages.claims imports claims",

@@ -23,7 +23,7 @@ from tessella.data import Data, open_data
 from tessella.foundation.errors import DataError, SpecError
 from tessella.models.presets import VAE
 from tessella.pages import claims as page
-from tessella.training.loop import Training
+from tessella.training.loop import TrainResult
 
 CLOSED = (2, 3, 4, 5)
 """Claims of which everything is known in closed form: seconds each."""
@@ -150,7 +150,7 @@ def test_a_long_time_trains_for_longer(digits: Data) -> None:
 
 
 def test_whoever_stops_a_training_stops_the_claims(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped = Training(Path(), 1, 0.0, "signal")
+    stopped = TrainResult(Path(), 1, 0.0, "signal")
     monkeypatch.setattr(benches.training, "fit", lambda *args: stopped)
     with pytest.raises(KeyboardInterrupt):
         Bench(digits).fit(VAE(digits.schema, width=8, depth=1, units=2), seed=0, seconds=float("inf"), steps=3)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import tessella
 from tessella.core.batches import Batch
@@ -133,14 +132,6 @@ def test_what_cannot_be_drawn_is_refused(kind: str, options: dict[str, float], s
         generate.sample(made(kind), **options)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_class_is_found_by_its_name_before_its_number() -> None:
-    schema = Schema((1, 8, 8), "bytes", classes=("1", "0", "cat"))
-    assert [generate.label_number(schema, given) for given in ("1", "0", "cat", "2")] == [0, 1, 2, 2]
-    for unknown in ("3", "dog", "-1", "²"):
-        with pytest.raises(SpecError, match="there is no class"):
-            generate.label_number(schema, unknown)
-
-
 def _npz(path: Path, x: np.ndarray, y: np.ndarray | None = None) -> str:
     np.savez(path, x=x, **({} if y is None else {"y": y}))
     return str(path)
@@ -181,21 +172,3 @@ def test_data_of_another_kind_is_refused(
     other = _npz(tmp_path / "other.npz", values, None if labels is None else np.array(labels * 30))
     with pytest.raises(DataError, match=says):
         generate.data_for(made("CVAE"), {"spec": "digits"}, other)
-
-
-def test_picture_files_are_fitted_to_the_model(tmp_path: Path) -> None:
-    path = str(tmp_path / "wide.png")
-    Image.fromarray(np.full((20, 40, 3), 200, np.uint8)).save(path)
-    assert (generate.from_files(made(), (path,), None).x == 200).all()
-    binary = made(schema=Schema((1, 8, 8), "binary", 0, 1))
-    assert (generate.from_files(binary, (path,), None).x == 1).all()
-    with pytest.raises(SpecError, match="--label"):
-        generate.from_files(made("CVAE"), (path,), None)
-    with pytest.raises(DataError, match="no picture file"):
-        generate.from_files(made(schema=Schema((6,), "real", -1, 1)), (path,), None)
-
-
-def test_a_picture_that_is_broken_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"broken\.png cannot be read"):
-        generate.from_files(made(), (str(tmp_path / "broken.png"),), None)

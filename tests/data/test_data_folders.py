@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tessella.data import chunks, open_data, stream
+from tessella.data import batches, open_data, stream
 from tessella.data.arrays import centre_box
 from tessella.data.folders import read as module
 from tessella.data.folders.duplicates import file_hash
@@ -93,7 +93,7 @@ def test_the_centre_is_what_is_kept(tmp_path) -> None:
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 255
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    x = next(chunks(open_data(str(tmp_path), size=10).split("train"), 1)).x
+    x = next(batches(open_data(str(tmp_path), size=10).split("train"), 1)).x
     assert (x == 255).all()
 
 
@@ -114,14 +114,14 @@ def test_the_richest_mode_wins(draw, tmp_path, modes: list[str], channels: int) 
     assert data.schema.shape == (channels, 8, 8)
     assert ("mixed modes" in notes_of(data)) == (len(modes) > 1)
     for asked in (1, 2, 3, 4):
-        x = next(chunks(open_data(str(tmp_path), channels=asked).split("train"), 2)).x
+        x = next(batches(open_data(str(tmp_path), channels=asked).split("train"), 2)).x
         assert x.shape[1] == asked
         assert x.dtype == torch.uint8
 
 
 def test_lost_alpha_is_laid_on_white(tmp_path) -> None:
     Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(tmp_path / "clear.png")
-    x = next(chunks(open_data(str(tmp_path), channels=3).split("train"), 1)).x
+    x = next(batches(open_data(str(tmp_path), channels=3).split("train"), 1)).x
     assert (x == 255).all()
 
 
@@ -129,7 +129,7 @@ def test_sixteen_bits_are_cut_to_eight_and_said(tmp_path) -> None:
     Image.fromarray(np.full((4, 4), 0x8001, np.uint16)).save(tmp_path / "deep.png")
     data = open_data(str(tmp_path))
     assert "16 bits" in notes_of(data)
-    assert (next(chunks(data.split("train"), 1)).x == 0x80).all()
+    assert (next(batches(data.split("train"), 1)).x == 0x80).all()
 
 
 def test_a_picture_on_its_side_is_put_upright(tmp_path) -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessella.data import Schedule, chunks, open_data, stream
+from tessella.data import Schedule, batches, open_data, stream
 from tessella.data.raw import RawSplit, index_keys
 from tessella.data.splits import ArraySplit
 from tessella.foundation.errors import DataError
@@ -78,7 +78,7 @@ def test_labels_go_with_their_examples() -> None:
 
 @given(st.integers(1, 40), st.integers(1, 50))
 def test_chunks_go_through_once_in_order(count: int, size: int) -> None:
-    joined = torch.cat([batch.x for batch in chunks(numbers(count), size)])
+    joined = torch.cat([batch.x for batch in batches(numbers(count), size)])
     assert joined[:, 0].tolist() == list(range(count))
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 from tessella.core.schema import Schema
 from tessella.data import open_data
 from tessella.data.folders.read import MOST_PIXELS, decoded, look
+from tessella.data.inputs import read_pictures
 from tessella.foundation.errors import DataError
-from tessella.tasks.generate import read_pictures
 
 RAMP = np.arange(256).reshape(16, 16)
 

@@ -29,13 +29,14 @@ from tessella.core.rng import seeded
 from tessella.data import Split
 from tessella.data.folders.read import look as look_at
 from tessella.data.folders.read import picture_files
+from tessella.data.inputs import read_pictures
 from tessella.data.raw import abridged, shown
 from tessella.data.sources import NumpyArchive
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.notes import note
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.tasks.generate import from_split, read_pictures
+from tessella.tasks.generate import from_split
 from tessella.training.checkpoint import write_atomic
 
 VERSION = 1

@@ -16,8 +16,8 @@ from torch import Tensor
 from tessella.coding.container import MODES
 from tessella.core.schema import Schema
 from tessella.data.folders.read import opened_picture
+from tessella.data.inputs import read_pictures
 from tessella.kinds import pictures
-from tessella.tasks.generate import read_pictures
 
 COMPARED = 1 << 24
 """Pixels of a picture up to which it is compared value by value; a larger one is judged by its kind."""

@@ -144,7 +144,7 @@ def _picture(model: Model, source: dict[str, Any], o: Edit, given: str) -> Batch
         return inputs(model, source, (given,), o.shown)
     from tessella.core.batches import Batch
     from tessella.data.folders.read import look as look_at
-    from tessella.tasks.generate import read_pictures
+    from tessella.data.inputs import read_pictures
 
     fitted = inputs(model, source, (given,), o.shown)
     header = look_at(given)

@@ -61,9 +61,10 @@ def sample(o: Sample) -> int:
     check_picture_name(o.out)
     sampling = Sampling(o.temperature, o.top_k, o.top_p, o.steps, o.guidance)
     model, _ = loaded(o.run, o.prior, o.where)
+    from tessella.data.inputs import label_number
     from tessella.tasks import generate
 
-    label = None if o.label is None else generate.label_number(model.schema, o.label)
+    label = None if o.label is None else label_number(model.schema, o.label)
     with progress("drawing") as tell:
         drawn = generate.sample(model, o.count, label=label, seed=o.seed, sampling=sampling, progress=tell)
     if model.conditional and label is None and len(drawn) == len(model.schema.classes):
@@ -133,7 +134,7 @@ def interpolate(o: Interpolate) -> int:
     from tessella.tasks import generate
 
     both = inputs(model, source, (o.first, o.last), o.shown)
-    walk = generate.interpolate(model, generate.rows(both, slice(0, 1)), generate.rows(both, slice(1, 2)), o.steps)
+    walk = generate.interpolate(model, both[:1], both[1:2], o.steps)
     write_picture(generate.sheet(walk, model.schema), o.out)
     return 0
 
@@ -169,7 +170,7 @@ def traverse(o: Traverse) -> int:
     from tessella.tasks import generate
 
     split = generate.data_for(model, source, o.shown.data).split(o.shown.split)
-    example = inputs(model, source, (o.example,), o.shown, split)
+    example = inputs(model, source, (o.example,), o.shown)
     units = generate.unit_statistics(model, split)
     chosen = units.order[: o.units]
     moved = generate.traverse(model, example, units, chosen, span=o.span, steps=o.steps)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from tessella.core.batches import Batch
-    from tessella.data import Split
+    from tessella.data import Data
     from tessella.models.base import Model
 
 
@@ -108,23 +108,15 @@ def loaded_without_prior(run: str, where: Where | None = None) -> tuple[Model, d
     return loaded(run, checkpoint.TRAINED, where)
 
 
-def inputs(
-    model: Model, source: dict[str, Any], given: Sequence[str], shown: Shown, split: Split | None = None
-) -> Batch:
-    """Picture files, or else numbers of examples of the split, in the order given."""
-    from tessella.tasks import generate
+def inputs(model: Model, source: dict[str, Any], words: Sequence[str], shown: Shown) -> Batch:
+    """Read the examples that INPUTS name as one batch."""
+    from tessella.data.inputs import Inputs
+    from tessella.tasks.generate import data_for
 
-    label = None if shown.label is None else generate.label_number(model.schema, shown.label)
-    batches = []
-    for one in given:
-        if os.path.isfile(one):
-            batches.append(generate.from_files(model, (one,), label))
-            continue
-        if not one.isdecimal():
-            raise DataError(f"no such picture: {escaped(one)}; give a file that exists, or the number of an example")
-        split = split or generate.data_for(model, source, shown.data).split(shown.split)
-        batches.append(generate.from_split(split, (one,), shown.split))
-    return generate.joined(batches)
+    def data(spec: str | None) -> Data:
+        return data_for(model, source, spec or shown.data)
+
+    return Inputs(model, words, data, split=shown.split, label=shown.label).batch()
 
 
 def say(*lines: str) -> None:

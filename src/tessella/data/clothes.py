@@ -21,7 +21,7 @@ def clothes(size: tuple[int, int] | None = None) -> RawDataset:
     Args:
         size: not used; the caller resizes.
     """
-    with resources.files(__package__).joinpath(FILE).open("rb") as file, np.load(file) as arrays:
+    with resources.files(str(__package__)).joinpath(FILE).open("rb") as file, np.load(file) as arrays:
         parts = {
             name: RawSplit(x := arrays[f"x_{name}"], arrays[f"y_{name}"], index_keys(len(x), f"clothes {name}"))
             for name in ("train", "valid", "test")

@@ -105,7 +105,7 @@ def see(model: CodeModel, split: Split, count: int = EXAMPLES) -> Seen:
     batch = split.batch(generate.some(split, count))
     parts = []
     for start in range(0, len(batch.x), AT_ONCE):
-        some = generate.rows(batch, slice(start, start + AT_ONCE))
+        some = batch[start : start + AT_ONCE]
         label = None if some.label is None else some.label.to(model.device)
         parts.append([c.cpu() for c in model.encode(some.x.to(model.device), label).codes])
     codes = tuple(torch.cat(level) for level in zip(*parts, strict=True))
@@ -297,4 +297,4 @@ def _faded(tiles: np.ndarray, margin: int) -> np.ndarray:
 
 def examples_of(seen: Seen, rows: slice) -> Batch:
     """Some of the examples as a batch."""
-    return generate.rows(Batch(seen.x, seen.label), rows)
+    return Batch(seen.x, seen.label)[rows]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -22,7 +21,6 @@ from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import Data, Split, open_data
-from tessella.data.folders.read import PictureReader
 from tessella.data.provenance import RECORDED, difference
 from tessella.data.splits import Indices
 from tessella.foundation import validation
@@ -221,27 +219,11 @@ def _moved(label: Tensor | None, model: Model) -> Tensor | None:
 
 def _on_device(model: Model, examples: Batch) -> Iterable[Batch]:
     for start in range(0, len(examples.x), AT_ONCE):
-        batch = rows(examples, slice(start, start + AT_ONCE))
+        batch = examples[start : start + AT_ONCE]
         yield Batch(batch.x.to(model.device), _moved(batch.label, model))
 
 
 # examples for a model
-
-
-def label_number(schema: Schema, given: str) -> int:
-    """A class by its name, or else by its number.
-
-    Raises:
-        SpecError: naming the classes there are.
-    """
-    if given in schema.classes:
-        return schema.classes.index(given)
-    if given.isdecimal() and int(given) < len(schema.classes):
-        return int(given)
-    if not schema.classes:
-        raise SpecError(f"there is no class '{shown(given)}': the model was trained on data without labels")
-    named = ", ".join(map(shown, schema.classes[:12])) + (", ..." if len(schema.classes) > 12 else "")
-    raise SpecError(f"there is no class '{shown(given)}'; there are: {named}")
 
 
 def data_for(model: Model, source: dict[str, Any], other: str | None = None) -> Data:
@@ -360,34 +342,6 @@ def from_split(split: Split, inputs: Sequence[str], name: str) -> Batch:
     return split.batch([int(given) for given in inputs])
 
 
-def from_files(model: Model, files: Sequence[str], label: int | None) -> Batch:
-    """Picture files, cropped and resized to what the model was made for; binary models see them cut at half.
-
-    Raises:
-        DataError: if one cannot be read, or the model's values are not a picture file's.
-        SpecError: if the model needs a label and there is none.
-    """
-    if model.conditional and label is None:
-        raise SpecError(f"the model {model.name} is conditional: give the class of these pictures with --label")
-    labels = torch.full((len(files),), label) if model.conditional and label is not None else None
-    return Batch(read_pictures(model.schema, files, model.schema.shape[1:]), labels)
-
-
-def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -> Tensor:
-    """Picture files as stored values `[B, C, *size]`, cropped and resized.
-
-    Raises:
-        DataError: if one cannot be read, or such values are not a picture file's.
-    """
-    if not schema.is_picture or schema.values == "real":
-        raise DataError(f"the model is made for {schema.values} values of shape {_by(schema.shape)}, which no picture "
-                        "file holds: give numbers of examples")  # fmt: skip
-    height, width = size
-    reader = PictureReader(lambda i: str(Path(files[i])), files, (height, width), schema.shape[0], schema.depth)
-    x = torch.from_numpy(reader.read(np.arange(len(files))))
-    return (x > 127).to(torch.uint8) if schema.values == "binary" else x
-
-
 def some(split: Split, count: int) -> np.ndarray:
     """Row numbers of `count` examples, always the same ones, in an order that the data's own says nothing about."""
     return split.random_rows(count)
@@ -403,12 +357,6 @@ def named(units: LatentStatistics, chosen: Sequence[int]) -> list[str]:
     if units.rate is None:
         return [f"unit {j} (deviation {units.deviation[j]:.2g})" for j in chosen]
     return [f"unit {j} ({units.rate[j]:.2g} nats)" for j in chosen]
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """Batches one after the other; labels only if all have them."""
-    labels = [b.label for b in batches if b.label is not None]
-    return Batch(torch.cat([b.x for b in batches]), torch.cat(labels) if len(labels) == len(batches) else None)
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -401,7 +401,10 @@ class PictureReader:
         for place, row in enumerate(rows.tolist()):
             picture = _decoded_or_trouble(self._item(row), *self._fit)
             if isinstance(picture, str):
-                raise DataError(f"{shown(str(self._names[row]))} cannot be read: {picture}")
+                name = str(self._names[row])
+                raise DataError(
+                    f"{shown(name)} cannot be read: {picture}", code="unreadable", name=name, reason=picture
+                )
             done = np.empty((len(rows), *self.shape), np.uint8) if done is None else done
             done[place] = picture
         return np.empty((0, *self.shape), np.uint8) if done is None else done

@@ -17,11 +17,12 @@ from tessella.core.batches import Batch, to_read
 from tessella.data import Data, Split
 from tessella.data.folders.layout import arranged
 from tessella.data.folders.read import FORMATS, picture_files
+from tessella.data.inputs import label_number
 from tessella.data.raw import shown
 from tessella.data.sources import BUILT_IN, HUB
 from tessella.foundation.errors import DataError
 from tessella.models.base import Model
-from tessella.tasks.generate import data_for, label_number
+from tessella.tasks.generate import data_for
 
 
 @final

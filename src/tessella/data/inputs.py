@@ -1,0 +1,379 @@
+"""Read INPUTS, the examples that a task is given: one grammar for all tasks.
+
+    FILE                a picture file, by its ending
+    FOLDER              all pictures below a folder; sub-folders are their classes
+    7    3:20           one example of `split`, or those from number 3 to 19
+    valid    valid:7    a split of the run's data (train, valid, test), or examples of it by their numbers
+    SPEC                all examples of other data, or its `split` if it comes divided: a file of arrays (.npz, .npy,
+                        idx, .bin), a table (.csv, .parquet, ...), a folder of such files, a built-in, hf:NAME
+    (nothing)           all of `split`
+
+A file or folder that exists is taken for that before it is taken for a number or a name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, islice
+from pathlib import Path, PurePosixPath
+from typing import Protocol, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tessella.core.batches import Batch, to_read
+from tessella.core.schema import Schema
+from tessella.data.dataset import SPLITS, Data
+from tessella.data.folders.layout import arranged
+from tessella.data.folders.read import FORMATS, PictureReader, look, picture_files
+from tessella.data.raw import abridged, shown
+from tessella.data.sources import BUILT_IN, HUB
+from tessella.data.splits import Split
+from tessella.foundation.errors import DataError, SpecError, option
+from tessella.foundation.notes import note
+from tessella.foundation.progress import tracking
+
+GRAMMAR = (
+    f"give picture files, folders of pictures, numbers of examples (7, 3:20, valid:7), splits ({', '.join(SPLITS)}), "
+    f"or other data that exists (files of arrays, tables, {', '.join(BUILT_IN)}, hf:NAME)"
+)
+"""The grammar of INPUTS, for messages."""
+_NUMBERS = re.compile(rf"(?:({'|'.join(SPLITS)}):)?(\d+)?(:(\d+)?)?", re.ASCII)
+
+
+class InputModel(Protocol):
+    """The model that examples are read for; any `Model` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def schema(self) -> Schema: ...
+    @property
+    def conditional(self) -> bool: ...
+    @property
+    def device(self) -> torch.device: ...
+
+
+@final
+@dataclass(frozen=True)
+class NamedBatch:
+    """Examples of one size with their names.
+
+    Attributes:
+        names: what each is called.
+        batch: values as stored, and the labels that a conditional model sees.
+        classes: the name of each one's class; None where it is unknown.
+    """
+
+    names: Sequence[str]
+    batch: Batch
+    classes: Sequence[str | None]
+
+
+@dataclass
+class _Rows:
+    """Examples of a split by their numbers."""
+
+    prefix: str
+    split: Split
+    rows: np.ndarray
+    class_names: tuple[str, ...]
+    names: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def whole(self) -> bool:
+        """Whether no number occurs twice, so that names are distinct."""
+        return len(np.unique(self.rows)) == len(self.rows)
+
+
+@dataclass
+class _Files:
+    """Picture files; `found` ones stood in a folder and may be unreadable."""
+
+    names: list[str]
+    paths: list[str]
+    classes: list[str | None]
+    found: bool
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@final
+class Inputs:
+    """The examples that INPUTS name, in their order; iterating reads them, a batch at a time.
+
+    Args:
+        model: what the examples must fit.
+        words: the INPUTS, by the grammar of this module; none: all of `split`.
+        data: opens the run's own data (None), or other data by its SPEC, seen as the run's was.
+        split: the split that numbers refer to, and that is taken of a SPEC that comes divided.
+        label: the class of picture files for a conditional model, by name or number; None: their sub-folder's name.
+        native_size: let picture files keep their own size, instead of fitting them to the model's.
+        keep_endings: name picture files by the path that opens them, instead of by the path below their folder without
+            its ending.
+        skip: told the name and path of each picture file once, before the first is read; true leaves it out.
+
+    Raises:
+        DataError: if a word names nothing, or other data than the model is made for; `no-such-input` says the grammar.
+        SpecError: if `label` is no class, a conditional model needs the class of a picture file and it is unknown, or
+            `native_size` is asked of examples of data.
+    """
+
+    def __init__(
+        self,
+        model: InputModel,
+        words: Sequence[str],
+        data: Callable[[str | None], Data],
+        *,
+        split: str = "test",
+        label: str | None = None,
+        native_size: bool = False,
+        keep_endings: bool = False,
+        skip: Callable[[str, str], bool] | None = None,
+    ) -> None:
+        self._model, self._data, self._split, self._words = model, data, split, words
+        self._label = None if label is None else label_number(model.schema, label)
+        self._native_size, self._keep_endings = native_size, keep_endings
+        self._own: Data | None = None
+        self._groups: list[_Rows | _Files] = []
+        for kind, together in groupby(words or (split,), key=self._kind):
+            self._add(kind, list(together))
+        if native_size and self.from_data:
+            raise SpecError(
+                f"{option('native_size')} is for picture files and folders; examples of data are fitted already",
+                code="native-size-of-data",
+            )
+        unknown = any(isinstance(group, _Files) and None in group.classes for group in self._groups)
+        if model.conditional and label is None and unknown:
+            raise SpecError(
+                f"the model {model.name} is conditional: give the class of these pictures with {option('label')}",
+                code="label-needed",
+            )
+        self._name_apart()
+        self._left_out = self._leave_out(skip) if skip else 0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._groups))
+
+    @property
+    def from_data(self) -> bool:
+        """Whether some examples come from data that was opened, not from picture files."""
+        return any(isinstance(group, _Rows) for group in self._groups)
+
+    def __iter__(self) -> Iterator[NamedBatch]:
+        return self.track("reading")
+
+    def track(self, phase: str) -> Iterator[NamedBatch]:
+        """Iterate over the examples, and report how many are done.
+
+        Pictures of a folder that cannot be read are skipped, and a note at the end names them.
+
+        Raises:
+            DataError: if a picture file that a word names, or every picture, cannot be read.
+        """
+        with tracking(phase, len(self)) as advance:
+            broken: list[str] = []
+            done = 0
+            for group in self._groups:
+                for batch in self._of_rows(group) if isinstance(group, _Rows) else self._of_files(group, broken):
+                    yield batch
+                    done += len(batch.names)
+                    advance(len(batch.names))
+        if broken:
+            note(f"{len(broken)} of {len(self)} pictures could not be read and were skipped: {abridged(broken)}")
+        if not done and not self._left_out:
+            raise DataError(f"none of the pictures in {abridged(self._words)} can be read", code="nothing-readable")
+
+    def batch(self) -> Batch:
+        """Read all examples, which must be few and of one size, as one batch."""
+        return Batch.cat([named.batch for named in self])
+
+    # which examples
+
+    def _kind(self, word: str) -> str:
+        if os.path.isdir(word):
+            try:
+                picture_files(word)
+            except DataError:
+                return "data"  # idx files and the like; or its complaint
+            return "folder"
+        if os.path.isfile(word):
+            return "file" if Path(word).suffix.lower() in FORMATS else "data"
+        if word in BUILT_IN or word.startswith(HUB):
+            return "data"
+        if word in (*SPLITS, self._split):
+            return word
+        numbers = _NUMBERS.fullmatch(word)
+        if numbers and (numbers[2] or numbers[4]):
+            return numbers[1] or self._split
+        raise DataError(f"no such input: {shown(word)}; {GRAMMAR}", code="no-such-input", input=word)
+
+    def _add(self, kind: str, words: list[str]) -> None:
+        if kind == "file":
+            names = [word if self._keep_endings else Path(word).stem for word in words]
+            self._groups.append(_Files(names, words, [None] * len(words), found=False))
+        elif kind == "folder":
+            self._groups += map(self._folder, words)
+        elif kind == "data":
+            self._groups += map(self._other_data, words)
+        else:
+            self._own = self._own or self._data(None)
+            split = self._own.split(kind)
+            rows = np.concatenate([_row_numbers(word, kind, len(split)) for word in words])
+            self._groups.append(_Rows(kind, split, rows, self._own.schema.classes))
+
+    def _folder(self, folder: str) -> _Files:
+        below, notes = picture_files(folder)
+        for line in notes:
+            note(f"{folder}: {line}")
+        paths = [os.path.join(folder, name) for name in below]
+        names = paths if self._keep_endings else [os.path.splitext(name)[0] for name in below]
+        known = _classes_by_folder(below)
+        return _Files(list(names), paths, [known[os.path.dirname(name)] for name in below], found=True)
+
+    def _other_data(self, spec: str) -> _Rows:
+        data, name = self._data(spec), PurePosixPath(spec).stem or spec
+        if (split := data.all_examples) is None:
+            split, name = data.split(self._split), f"{name}-{self._split}"
+        return _Rows(name, split, np.arange(len(split)), data.schema.classes)
+
+    def _name_apart(self) -> None:
+        """Give the second example of a name another one."""
+        if len(self._groups) == 1 and isinstance(self._groups[0], _Rows) and self._groups[0].whole:
+            return  # their names are distinct, and need not all be in memory
+        taken: set[str] = set()
+        for group in self._groups:
+            names = group.names if isinstance(group, _Files) else [f"{group.prefix}-{row}" for row in group.rows]
+            group.names = apart = []
+            for name in names:
+                new, number = name, 2
+                while new in taken:
+                    new, number = f"{name}-{number}", number + 1
+                taken.add(new)
+                apart.append(new)
+
+    def _leave_out(self, skip: Callable[[str, str], bool]) -> int:
+        """Leave out the files for which it is true; return how many they are."""
+        before = len(self)
+        for group in self._groups:
+            if isinstance(group, _Files):
+                each = list(zip(group.names, group.paths, group.classes, strict=True))
+                kept = [one for one in each if not skip(one[0], one[1])]
+                group.names, group.paths, group.classes = map(list, zip(*kept, strict=True)) if kept else ([], [], [])
+        return before - len(self)
+
+    # their values
+
+    def _of_rows(self, group: _Rows) -> Iterator[NamedBatch]:
+        at_once = to_read(self._model.schema.shape, self._model.device)
+        for start in range(0, len(group), at_once):
+            rows = group.rows[start : start + at_once]
+            names = group.names[start : start + at_once] or [f"{group.prefix}-{row}" for row in rows]
+            batch = group.split.batch(rows)
+            classes = [group.class_names[k] for k in batch.label.tolist()] if batch.label is not None else None
+            yield NamedBatch(names, batch, classes or [None] * len(rows))
+
+    def _of_files(self, group: _Files, broken: list[str]) -> Iterator[NamedBatch]:
+        fitted = self._model.schema.shape[1:]
+        at_once = to_read(self._model.schema.shape, self._model.device)
+
+        def size(i: int) -> tuple[int, ...]:
+            header = look(group.paths[i]) if self._native_size else None
+            return fitted if header is None or header.trouble else header.size
+
+        for of_size, numbers in groupby(range(len(group)), key=size):
+            while some := list(islice(numbers, at_once if of_size == fitted else 1)):
+                x, rows = self._read(group, some, of_size, broken)
+                if rows:
+                    classes = [group.classes[i] for i in rows]
+                    yield NamedBatch([group.names[i] for i in rows], Batch(x, self._labels(classes)), classes)
+
+    def _read(
+        self, group: _Files, numbers: Sequence[int], size: tuple[int, ...], broken: list[str]
+    ) -> tuple[Tensor, list[int]]:
+        """The pictures `[B, C, H, W]` that can be read, and which they are."""
+        schema, parts, rows = self._model.schema, [], []
+        for i in numbers:
+            try:
+                parts.append(read_pictures(schema, [group.paths[i]], size))
+                rows.append(i)
+            except DataError as error:
+                if not group.found or error.code != "unreadable":
+                    raise
+                broken.append(f"{group.names[i]} ({error.parameters['reason']})")
+        return torch.cat(parts) if parts else torch.empty(0), rows
+
+    def _labels(self, classes: Sequence[str | None]) -> Tensor | None:
+        """Number the classes of picture files for a model that sees them."""
+        if not self._model.conditional:
+            return None
+        if self._label is not None:
+            return torch.full((len(classes),), self._label)
+        return torch.tensor([label_number(self._model.schema, str(name)) for name in classes])
+
+
+def _row_numbers(word: str, split: str, examples: int) -> np.ndarray:
+    """Rows of a split that a word names: `7`, `3:20`, `valid`, `valid:7`, `valid:3:20`."""
+    numbers = None if word == split else _NUMBERS.fullmatch(word)
+    if numbers is None:
+        return np.arange(examples)
+    first = int(numbers[2] or 0)
+    after = first + 1 if numbers[3] is None else int(numbers[4] or examples)
+    if not first < after <= examples:
+        raise DataError(
+            f"there is no example {shown(word)} in the {split} split: give numbers from 0 to {examples - 1}",
+            code="no-such-example",
+            input=word,
+            split=split,
+        )
+    return np.arange(first, after)
+
+
+def _classes_by_folder(names: Sequence[str]) -> dict[str, str | None]:
+    """Classes of the pictures in each sub-folder: as a data set's layout has them, or else its first part."""
+    labels = dict(zip(map(os.path.dirname, names), arranged(names).labels, strict=True))
+    if any(label is not None for label in labels.values()):
+        return labels
+    return {folder: folder.partition("/")[0] or None for folder in labels}
+
+
+def label_number(schema: Schema, given: str) -> int:
+    """Find a class by its name, or else by its number.
+
+    Raises:
+        SpecError: `no-such-class`, naming the classes there are.
+    """
+    if given in schema.classes:
+        return schema.classes.index(given)
+    if given.isdecimal() and int(given) < len(schema.classes):
+        return int(given)
+    there = abridged(schema.classes, 12) if schema.classes else "none: the model was trained on data without labels"
+    raise SpecError(f"there is no class '{shown(given)}'; there are: {there}", code="no-such-class", label=given)
+
+
+def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -> Tensor:
+    """Read picture files as stored values `[B, C, *size]`, cropped at the centre and resized; binary ones cut at half.
+
+    Raises:
+        DataError: `unreadable` if one cannot be read; `no-pictures` if the model is not made for pictures in files.
+    """
+    if not schema.is_picture or schema.values == "real":
+        shape = "x".join(map(str, schema.shape))
+        raise DataError(
+            f"the model is made for {schema.values} values of shape {shape}, which no picture file holds: give numbers "
+            "of examples, or files of arrays or tables",
+            code="no-pictures",
+        )
+    height, width = size
+    reader = PictureReader(files.__getitem__, files, (height, width), schema.shape[0], schema.depth)
+    x = torch.from_numpy(reader.read(np.arange(len(files))))
+    return (x > 127).to(torch.uint8) if schema.values == "binary" else x
