@@ -21,7 +21,6 @@ from tessella.core.device import resolve
 from tessella.core.precision import autocast
 from tessella.core.schema import Schema
 from tessella.data import Data, Split
-from tessella.foundation import registry
 from tessella.foundation.errors import DataError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -246,7 +245,7 @@ def of_model(
 
     Args:
         model: its name in the catalogue.
-        options: of `ModelOptions`, given the data's schema.
+        options: of the model and its parts, given the data's schema.
         weight: as of `Recipe`.
         steps: updates that are enough.
         training_options: of `TrainOptions`.
@@ -254,7 +253,7 @@ def of_model(
 
     def make(bench: Bench, seed: int, seconds: float) -> Model:
         torch.manual_seed(seed)
-        made = registry.find("model", model).load()(bench.schema, **options(bench.schema))
+        made = ModelConfig.chosen(model).from_options(options(bench.schema)).build(bench.schema)
         bench.fit(made, seed=seed, seconds=seconds, steps=steps, **training_options)
         return made
 
@@ -285,10 +284,13 @@ def with_code_prior(
         model = cast(CodeModel, bench.model(base, seed)).with_uniform_prior()
         split = bench.keep(f"codes of {base.name}", lambda: codes_of(model, bench.data.split("train")), seed)
         torch.manual_seed(seed)
-        prior, classes = registry.find("code-prior", kind).load(), bench.classes if class_conditional else 0
+        prior, classes = (
+            CodePriorConfig.chosen(kind).from_options({"width": width, "depth": depth}),
+            bench.classes if class_conditional else 0,
+        )
         shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
         made = [
-            prior(shape, q.codebook_size, context_channels=context, classes=classes, width=width, depth=depth)
+            prior.build(shape, q.codebook_size, context_channels=context, classes=classes)
             for shape, q, context in shapes
         ]
         priors = Priors(model, made)

@@ -18,7 +18,7 @@ from tessella.claims.claim import Claim, Lines, Measure, Result, Series, Trial, 
 from tessella.claims.measuring import principal
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
-from tessella.likelihoods.independent import FixedGaussianModule
+from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.presets import VAE
 
@@ -42,8 +42,9 @@ def run(bench: Bench) -> Result:
     scans: list[Series] = []
     for seed in bench.seeds:
         torch.manual_seed(seed)
-        start = VAE(schema, likelihood="gaussian-fixed", units=max(1, min(8, dims // 2)), width=64, depth=1)
-        start.likelihood = FixedGaussianModule(schema, scale=SCALE)
+        start = VAE(
+            schema, likelihood=FixedGaussian(scale=SCALE), latent_dim=max(1, min(8, dims // 2)), width=64, depth=1
+        )
         left, right = copy.deepcopy(start), copy.deepcopy(start)
         left_course = _train(left, values, seed, squared=False)
         right_course = _train(right, values, seed, squared=True)

@@ -17,9 +17,9 @@ from torch import Tensor
 from tessella.claims.bench import AT_ONCE, Bench, Recipe
 from tessella.claims.claim import Claim, Lines, Measure, Result, Series, Trial, decided
 from tessella.claims.recipes import RATE, VQVAE, codes
-from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
+from tessella.models.spec import ModelConfig
 
 SIZES = (2, 8, 32, 128, 512, 4096)
 EXAMPLES, UPDATES = 1000, 150
@@ -29,7 +29,7 @@ def _recipe(size: int) -> Recipe:
     def make(bench: Bench, seed: int, seconds: float) -> Model:
         base = bench.model(VQVAE, seed)
         torch.manual_seed(seed)
-        made = registry.find("model", "vqvae").load()(bench.schema, **codes(bench.schema, size))
+        made = ModelConfig.chosen("vqvae").from_options(codes(bench.schema, size)).build(bench.schema)
         kept = {n: value for n, value in base.state_dict().items() if ".books." not in n}
         made.load_state_dict(kept, strict=False)
         bench.fit(made, seed=seed, seconds=seconds, steps=UPDATES, learning_rate=RATE / 2)

@@ -19,8 +19,8 @@ from tessella.claims.claim import Bars, Claim, Measure, Result, Trial, decided, 
 from tessella.claims.parts import Part
 from tessella.claims.recipes import RATE, latent
 from tessella.core.batches import Batch
-from tessella.foundation import registry
 from tessella.models.base import Model
+from tessella.models.spec import ModelConfig
 from tessella.tasks.detect import Detector
 from tessella.tasks.detect.ranking import auroc
 
@@ -63,7 +63,7 @@ def _without(bench: Bench, seed: int, seconds: float) -> dict[int, Model]:
     made: dict[int, Model] = {}
     for c in classes:
         torch.manual_seed(seed)
-        made[c] = registry.find("model", "vae").load()(bench.schema, **latent(bench.schema))
+        made[c] = ModelConfig.chosen("vae").from_options(latent(bench.schema)).build(bench.schema)
         part = Part(train, np.flatnonzero(train.labels != c))
         bench.fit(made[c], part, seed=seed, seconds=seconds / len(classes), steps=STEPS, learning_rate=RATE)
     return made

@@ -17,7 +17,7 @@ from tyro.conf import arg
 
 from tessella.commands.shared import Where
 from tessella.foundation.errors import SpecError
-from tessella.models.spec import ModelOptions, TrainOptions
+from tessella.models.spec import TrainOptions
 
 if TYPE_CHECKING:
     from tessella.coding.codes_file import Named
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tessella.pages import demo as page
 
 DATA = "clothes"
-MODEL = ModelOptions(codebook_size=128, width=32, depth=1, mixtures=3)
+CODEBOOK = 128
 PRIOR_WIDTH, PRIOR_DEPTH = 48, 4
 RATE, PRIOR_RATE = 3e-3, 2e-3
 """Learning rates: with so little time, small networks come farther with more than the package's own."""
@@ -94,7 +94,9 @@ def _shown(o: Demo) -> int:
     import torch
 
     from tessella import VQVAE, open_data, report
+    from tessella.bottlenecks.quantizers import EMAQuantizer
     from tessella.evaluation.bounds import evaluate
+    from tessella.likelihoods import LogisticMixture
     from tessella.models.codes import CodeModel
     from tessella.pages.metric_text import saving_text, size_text
     from tessella.training import checkpoint
@@ -109,12 +111,18 @@ def _shown(o: Demo) -> int:
     )
     options = TrainOptions(minutes=SHARE * o.minutes, learning_rate=RATE, device=device)
     torch.manual_seed(options.seed)
-    new = VQVAE(data.schema, **vars(MODEL))
+    new = VQVAE(
+        data.schema,
+        quantizer=EMAQuantizer(codebook_size=CODEBOOK),
+        likelihood=LogisticMixture(components=3),
+        width=32,
+        depth=1,
+    )
     trained = train(new, data, run, options, overwrite=o.out == Demo.out)
     if trained.stopped == "signal":
         return _stopped(f"tessella train --resume --out {run}")
     codes = int(np.prod(new.levels[0].code_shape))
-    print(f"        {trained.steps:,} steps; {codes} integers below {MODEL.codebook_size} a picture")
+    print(f"        {trained.steps:,} steps; {codes} integers below {CODEBOOK} a picture")
     _say(3, f"fitting a prior for {60 * (1 - SHARE) * o.minutes:.0f} seconds: which integers go together")
     options = TrainOptions(minutes=(1 - SHARE) * o.minutes, learning_rate=PRIOR_RATE, device=device)
     fitted = fit_prior(run, data, "pixelcnn", options, width=PRIOR_WIDTH, depth=PRIOR_DEPTH)

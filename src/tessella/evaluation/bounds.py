@@ -110,7 +110,7 @@ def _evaluation(
     bound = None if rate is None else rate + distortion
     units = tuple((sums["units"] / done).tolist()) if "units" in sums else None
     codes = codebook.figures(model, sums, done) if isinstance(model, CodeModel) else None
-    warned = () if codes is None else codebook.warnings(codes, done, model.options.quantizer or "ema")
+    warned = () if codes is None else codebook.warnings(codes, done, model)
     mse = mean.get("squared")
     return Evaluation(
         model=model.name,

@@ -78,6 +78,20 @@ class Config(validation.Tagged):
             n: v.to_record() if isinstance(v, Config) else v for n, v in values.items()
         }
 
+    def changed(self) -> dict[str, Any]:
+        """The options that are not the defaults, by the names that `from_options` takes."""
+        parts = {slot: getattr(self, slot) for slot in slots(type(self))}
+        found: dict[str, Any] = {}
+        usual = {slot: default(type(self), slot) for slot in parts}
+        for slot, part in parts.items():
+            if part is not None and not _within(part, usual[slot]):
+                found[slot], usual[slot] = part.name, type(part)()
+        for name, (slot, attribute) in options(type(self), parts).items():
+            value = getattr(parts[slot] if slot else self, attribute)
+            if value != (getattr(usual[slot], attribute) if slot else default(type(self), attribute)):
+                found[name] = value
+        return found
+
     @classmethod
     def chosen(cls, name: str) -> type[Self]:
         return registry.find(cls.part, name).load()
@@ -139,6 +153,13 @@ def choices(kind: type[Config], given: Mapping[str, Any], base: Config | None = 
         name = given.get(slot)
         found[slot] = before if name is None or (base and before and before.name == name) else part.chosen(name)()
     return found
+
+
+def _within(part: Config, usual: Config | None) -> bool:
+    """Whether options that are given can make the part of the default one: None cannot be given."""
+    if type(part) is not type(usual):
+        return False
+    return all(getattr(part, name) is not None or getattr(usual, name) is None for name in hints(type(part)))
 
 
 def options(kind: type[Config], parts: Mapping[str, Config | None]) -> dict[str, tuple[str, str]]:

@@ -18,26 +18,28 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from tessella.core.configs import CodePriorConfig, InferenceNetwork, PriorConfig
 from tessella.core.contracts import CodePrior
 from tessella.core.device import resolve
 from tessella.core.tensors import built, fill, read_header
 from tessella.core.tensors import read_tensors as read_tensors
 from tessella.core.tensors import write_tensors as write_tensors
 from tessella.foundation import registry, validation
+from tessella.foundation.config import Config
 from tessella.foundation.errors import RunError
 from tessella.foundation.files import kept, place, write_atomic
 from tessella.foundation.notes import note
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.models.spec import VERSION, Source, Spec, TrainOptions
+from tessella.models.spec import VERSION, Source, Spec, TrainOptions, check_version
 from tessella.priors.standardised import Standardised
 
 SPEC, MODEL, STATE, METRICS = "spec.json", "model.safetensors", "state/last.safetensors", "metrics.jsonl"
@@ -181,7 +183,7 @@ def build(run: str | os.PathLike[str], spec: Spec | None = None) -> Model:
     spec = spec or read_spec(run)
     known = [name for name in (MODEL, STATE) if kept(run, name).exists()]
     header = read_header(kept(run, known[0])) if known else None
-    model: Model = built(spec.build, header, of=Path(run) / SPEC, options=_sizes(asdict(spec.options)))
+    model: Model = built(spec.build, header, of=Path(run) / SPEC, options=_sizes(spec.config))
     return model
 
 
@@ -231,9 +233,8 @@ class PriorSpec:
     """A prior and what it was fitted on: the content of `priors/KIND/spec.json`.
 
     Attributes:
-        kind: a name of the catalogue.
+        config: its options.
         codes: fingerprint of the weights whose latents it was fitted on.
-        width, depth, components, flow_steps: of its networks; None: the kind's own.
         class_conditional: whether it sees labels.
         training: the options that fitting was started with.
         rate: mean rate on the validation split in nats, once it is known; of an autoencoder the cross entropy.
@@ -242,30 +243,25 @@ class PriorSpec:
         data: what it was fitted on, as a run's specification has it.
     """
 
-    kind: str
+    config: PriorConfig | CodePriorConfig
     codes: str
-    width: int | None = None
-    depth: int | None = None
     class_conditional: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     tessella: str = ""
     rate: float | None = None
     rate_before: float | None = None
-    components: int | None = None
-    flow_steps: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
+
+    @property
+    def kind(self) -> str:
+        """The name of the prior."""
+        return self.config.name
 
     @property
     def better(self) -> bool:
         """Whether to prefer it to the model's own prior: by the validation split, and where there is none on trust."""
         return self.rate_before is None or (self.rate is not None and self.rate < self.rate_before)
-
-    @property
-    def size(self) -> dict[str, int]:
-        """What was asked of its size."""
-        names = ("width", "depth", "components", "flow_steps")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def with_rate(self, rate: float) -> PriorSpec:
         return replace(self, rate=rate)
@@ -295,7 +291,8 @@ def fingerprint(run: str | os.PathLike[str]) -> str:
 
 
 def write_prior_spec(home: Path, spec: PriorSpec) -> None:
-    finite = json.loads(json.dumps(asdict(spec)), parse_constant=lambda _: None)
+    record = {f.name: getattr(spec, f.name) for f in fields(spec)} | {"config": spec.config.to_record()}
+    finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
     write_atomic(home / SPEC, lambda path: path.write_text(json.dumps(finite, indent=2)))
 
 
@@ -313,11 +310,7 @@ def read_prior_spec(home: Path) -> PriorSpec:
         )
     try:
         record = validation.read_json(path)
-        version = record.get("version") if isinstance(record, dict) else None
-        if type(version) is int and version > VERSION:
-            raise RunError(f"{path} has version {version}; this tessella reads up to {VERSION}: upgrade it")
-        if version != VERSION:
-            raise validation.Malformed("it names no version")
+        check_version(record, path)
         spec: PriorSpec = validation.fitted(PriorSpec, record)
         if not re.fullmatch(r"[0-9a-f]{12}", spec.codes):
             raise validation.Malformed("codes names no weights")
@@ -327,34 +320,22 @@ def read_prior_spec(home: Path) -> PriorSpec:
         raise RunError(f"{path} is not a specification that tessella wrote ({error})") from error
 
 
-def prior_entry(model: Model, kind: str) -> registry.Entry:
-    """The catalogue's entry of a prior over what the model's latents are.
-
-    Raises:
-        SpecError: if there is none of that name.
-    """
-    return registry.find("code-prior" if isinstance(model, CodeModel) else "prior", kind)
-
-
 def code_priors_of(model: CodeModel, spec: PriorSpec) -> list[CodePrior]:
     """Priors over codes as specified, one a level, with fresh weights."""
-    make = prior_entry(model, spec.kind).load()
+    config = cast(CodePriorConfig, spec.config)
     classes = len(model.schema.classes) if spec.class_conditional else 0
     return [
-        make(shape, quantizer.codebook_size, context_channels=context, classes=classes, **spec.size)
+        config.build(shape, quantizer.codebook_size, context_channels=context, classes=classes)
         for shape, quantizer, context in zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
     ]
 
 
 def latent_prior_of(model: LatentVariableModel, spec: PriorSpec) -> Standardised:
     """A prior over real-valued z as specified, with fresh weights and z's scale not yet set."""
-    make = prior_entry(model, spec.kind).load()
+    config = cast(PriorConfig, spec.config)
     classes = len(model.schema.classes) if spec.class_conditional else 0
-    parts: dict[str, Any] = {"classes": classes} if classes else {}
-    if spec.kind == "vamp":
-        parts |= {"encoder": model.encoder, "bottleneck": model.bottleneck, "input_shape": model.schema.shape}
-        parts |= {"labelled": model.networks_see_labels}
-    return Standardised(make(model.latent_shape, **parts, **spec.size), model.latent_shape, classes)
+    inference = InferenceNetwork(model.encoder, model.bottleneck, model.schema.shape, model.networks_see_labels)
+    return Standardised(config.build(model.latent_shape, classes, inference), model.latent_shape, classes)
 
 
 def load_prior(home: Path, model: CodeModel | LatentVariableModel) -> None:
@@ -364,9 +345,10 @@ def load_prior(home: Path, model: CodeModel | LatentVariableModel) -> None:
         RunError: if it is missing or damaged.
     """
     spec, header = read_prior_spec(home), read_header(kept(home, MODEL))
-    if spec.kind != home.name:
+    wanted = CodePriorConfig if isinstance(model, CodeModel) else PriorConfig
+    if spec.kind != home.name or not isinstance(spec.config, wanted):
         raise RunError(f"{home / SPEC} is of a prior {spec.kind[:40]!r}, not {home.name}: fit it again")
-    options = _sizes(asdict(spec))
+    options = _sizes(spec.config)
     if isinstance(model, CodeModel):
         priors = built(lambda: code_priors_of(model, spec), header, of=home / SPEC, options=options)
         fill(_Priors(priors), header, what="prior")
@@ -385,10 +367,14 @@ class _Priors(torch.nn.Module):
         self.priors = torch.nn.ModuleList(priors)
 
 
-def _sizes(options: Mapping[str, Any]) -> dict[str, int]:
-    """Those options that say how many or how wide parts are."""
-    others = ("draws", "side", "codebook_size", "version")
-    return {name: value for name, value in options.items() if type(value) is int and name not in others}
+def _sizes(config: Config | None) -> dict[str, int]:
+    """Those options of a part and of the parts it holds that say how many or how wide parts are."""
+    others = ("iwae_samples", "grid_size", "codebook_size")
+    values = {} if config is None else {f.name: getattr(config, f.name) for f in fields(config)}
+    sizes = {name: value for name, value in values.items() if type(value) is int and name not in others}
+    for value in values.values():
+        sizes |= _sizes(value) if isinstance(value, Config) else {}
+    return sizes
 
 
 @dataclass(frozen=True)
