@@ -7,14 +7,12 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; said before torch is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tessella.cli import main
-from tessella.foundation.errors import TessellaError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,15 +24,6 @@ def real_data() -> Path:
     if not (folder / "mnist.npz").is_file():
         pytest.skip(f"no real data in {folder}: set TESSELLA_DATA")
     return folder
-
-
-@contextmanager
-def raises(code: str, **parameters: object) -> Iterator[None]:
-    """Expect a `TessellaError` of that code, with these of its parameters."""
-    with pytest.raises(TessellaError) as caught:
-        yield
-    assert caught.value.code == code, caught.value
-    assert {name: caught.value.parameters.get(name) for name in parameters} == parameters
 
 
 @pytest.fixture

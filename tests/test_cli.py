@@ -48,12 +48,12 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for args in (["--help"], ["-h"], ["help"]):
         assert main(args) == 0
         said = capsys.readouterr().out
-        assert all(f"\n  {name} " in said for name in commands.COMMANDS)
+        assert all(f"\n  {name} " in said for name in cli.summaries())
         assert max(map(len, said.splitlines())) <= 120
 
 
 def test_the_overview_and_the_commands_agree() -> None:
-    assert set(cli.NAMES) == set(commands.COMMANDS)
+    assert set(cli.summaries()) == {*commands.COMMANDS, *registry.names("task")}
 
 
 def test_help_imports_neither_torch_nor_the_parser() -> None:
@@ -66,7 +66,7 @@ def test_help_imports_neither_torch_nor_the_parser() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", cli.NAMES)
+@pytest.mark.parametrize("name", cli.summaries())
 def test_every_command_explains_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0
     said = capsys.readouterr().out
@@ -74,11 +74,11 @@ def test_every_command_explains_its_options(name: str, capsys: pytest.CaptureFix
 
 
 def test_parts_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["parts"]) == 0
+    assert main(["list"]) == 0
     said = capsys.readouterr().out
     for kind in ("model", "likelihood", "bottleneck", "quantizer", "prior", "code-prior"):
         for entry in registry.entries(kind):
-            assert f"  {entry.name} " in said
+            assert f"\n{entry.name} " in said
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_parts_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--frobnicate"], "--frobnicate"),
         (["train", "vae", "--data", "digits", "--steps", "many"], "--steps"),
         (["sample"], "RUN"),
-        (["parts", "surplus"], "surplus"),
+        (["list", "surplus"], "surplus"),
     ],
 )
 def test_a_command_that_is_not_understood_takes_one_line(
@@ -388,11 +388,11 @@ def test_pictures_are_written_whole_or_not_at_all(
 
 
 def test_interruptions_end_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(options: object) -> int:
+    def interrupted(task: object, options: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(commands.COMMANDS, "parts", (commands.Parts, interrupted))
-    assert main(["parts"]) == 130
+    monkeypatch.setattr("tessella.commands.tasks.run_task", interrupted)
+    assert main(["list"]) == 130
     assert capsys.readouterr().err == "tessella: interrupted\n"
 
 
@@ -408,7 +408,7 @@ def test_a_stopped_training_says_how_to_go_on(
 
 def test_only_the_main_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert main(["parts"]) == 0
+    assert main(["list"]) == 0
     assert main(["sample", "nowhere"]) == 2
     said = capsys.readouterr()
     assert said.out == said.err == ""
@@ -417,7 +417,7 @@ def test_only_the_main_process_speaks(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_a_reader_that_goes_away_is_no_error() -> None:
     code = (
         "import os, sys; from tessella.cli import main; read, write = os.pipe(); os.dup2(write, 1); os.close(read);"
-        "os.close(write); sys.exit(main(['parts']))"
+        "os.close(write); sys.exit(main(['list']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr == ""
@@ -425,11 +425,11 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 def test_errors_of_the_package_itself_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def defective(options: object) -> int:
+    def defective(task: object, options: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(commands.COMMANDS, "parts", (commands.Parts, defective))
+    monkeypatch.setattr("tessella.commands.tasks.run_task", defective)
     with pytest.raises(ZeroDivisionError):
-        main(["parts"])
+        main(["list"])
     with pytest.raises(RunError):
         checkpoint.load("nowhere")

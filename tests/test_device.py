@@ -12,11 +12,11 @@ import torch
 
 import tessella
 from tessella import cli
-from tessella.commands import COMMANDS
+from tessella.commands import command
 from tessella.core import device
 from tessella.foundation.errors import SpecError
 
-WITHOUT_NETWORKS = {"data", "inspect", "parts"}
+WITHOUT_NETWORKS = {"data", "inspect", "list"}
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def _takes_a_device(options: Any) -> bool:
 
 
 def test_every_command_that_runs_a_network_takes_a_device():
-    assert {name for name, (options, _) in COMMANDS.items() if not _takes_a_device(options)} == WITHOUT_NETWORKS
+    assert {name for name in cli.summaries() if not _takes_a_device(command(name)[0])} == WITHOUT_NETWORKS
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,8 @@ from tessella.core.schema import Schema
 from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
+from tessella.priors.autoregressive import CausalTransformerModule, PixelCNNModule
 from tessella.priors.masked import MaskedTransformerModule
-from tessella.priors.pixelcnn import PixelCNNModule
-from tessella.priors.transformer import CausalTransformerModule
 from tessella.priors.uniform import UniformModule
 from tessella.tasks.edit import Blend, Code, Edited, Operation, Paste, Resample, box, edit, read_mask, receptive_field
 
@@ -225,7 +224,7 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
 def test_a_uniform_fill_keeps_what_is_known() -> None:
     prior, grids = UniformModule((2, 3, 3), 7), torch.arange(18).view(1, 2, 3, 3) % 7
     known = grids % 2 == 0
-    drawn = prior.fill(grids.expand(50, -1, -1, -1), known.expand(50, -1, -1, -1), Noise(0))
+    drawn = prior.inpaint(grids.expand(50, -1, -1, -1), known.expand(50, -1, -1, -1), Noise(0))
     assert (drawn[:, known[0]] == grids[known]).all()
     assert drawn[:, ~known[0]].unique().tolist() == list(range(7))
 
@@ -239,7 +238,7 @@ def test_a_sequential_fill_is_conditional_on_what_is_known(kind: type, codes: in
     grids = torch.randint(0, 5, (400, codes, 2, 3), generator=torch.Generator().manual_seed(2))
     known = torch.ones_like(grids, dtype=torch.bool)
     known[:, -1, 1, 2] = False  # the last of all: given everything under every prior
-    drawn = prior.fill(grids, known, Noise(3))
+    drawn = prior.inpaint(grids, known, Noise(3))
     assert torch.equal(drawn[known], grids[known])
     with torch.no_grad():
         each = []

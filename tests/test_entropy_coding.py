@@ -17,8 +17,9 @@ from tessella.core.entropy_coding import (
     SymbolEncoder,
     code_categorical,
     code_from_cdf,
-    edges,
+    quantized_cdf,
 )
+from tessella.core.outputs import Condition
 from tessella.core.schema import Schema
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.registry import entries, names
@@ -42,7 +43,7 @@ def _seed():
 
 def random_edges(symbols: int, count: int) -> Tensor:
     cumulated = torch.rand(symbols + 1, count, dtype=torch.float64).pow(4).cumsum(0)
-    return edges(cumulated)
+    return quantized_cdf(cumulated)
 
 
 def sent(tell) -> tuple[np.ndarray, float]:
@@ -66,7 +67,7 @@ def test_a_table_sums_to_the_whole_and_makes_nothing_impossible(symbols: int) ->
 
 
 def test_a_table_without_probability_is_a_table() -> None:
-    frequencies = edges(torch.full((5, 2), 0.3)).diff(dim=0).long() + 2
+    frequencies = quantized_cdf(torch.full((5, 2), 0.3)).diff(dim=0).long() + 2
     assert (frequencies.sum(0) == TOTAL).all()
     assert (frequencies >= 2).all()
 
@@ -136,7 +137,7 @@ def test_a_draw_from_random_words_follows_the_table() -> None:
     words = np.random.default_rng(0).integers(1, 1 << 32, 2000, dtype=np.uint32)
     p = torch.tensor([0.1, 0.2, 0.3, 0.4])
     drawn = SymbolDecoder(AnsStack(words)).code(
-        edges(torch.cat([torch.zeros(1), p.cumsum(0)])[:, None].expand(5, 20000)), None
+        quantized_cdf(torch.cat([torch.zeros(1), p.cumsum(0)])[:, None].expand(5, 20000)), None
     )
     counts = torch.bincount(drawn, minlength=4)
     assert ((counts - 20000 * p).square() / (20000 * p)).sum() < 21
@@ -236,26 +237,28 @@ def test_codes_come_back_at_the_price_of_their_prior(kind: str, shape: tuple[int
     context = torch.randn(4, 2, *shape[1:]) if conditions else None
     codes = torch.randint(0, 11, (4, *shape))
     with torch.inference_mode():
-        words, bits = sent(lambda wire: prior.code(wire, 4, codes, label, context))
+        words, bits = sent(lambda wire: prior.code(wire, 4, codes, Condition(label, context)))
         stack = AnsStack(words)
-        assert torch.equal(prior.code(SymbolDecoder(stack), 4, None, label, context), codes)
+        assert torch.equal(prior.code(SymbolDecoder(stack), 4, None, Condition(label, context)), codes)
         assert stack.bits == 0
         if kind == "masked":
             from tessella.core.rng import Noise
 
             order = Noise(0, stream="order").uniform(math.prod(shape)).argsort()
-            nats = -prior.log_prob_in_order(codes, order, label, context).sum()
+            nats = -prior.log_prob_in_order(codes, order, Condition(label, context)).sum()
         else:
-            nats = -prior(codes, label, context).sum()
+            nats = -prior(codes, Condition(label, context)).sum()
     assert bits == pytest.approx(float(nats) / math.log(2), rel=1e-4)
 
 
 def test_a_masked_prior_tells_many_codes_in_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tessella.foundation.progress import reporting
     from tessella.priors import masked
 
-    monkeypatch.setattr(masked, "VALIDATE_AT", 5)
-    prior = masked.MaskedTransformer((2, 4, 4), 6, width=8, depth=1).eval()
+    monkeypatch.setattr(masked, "CODING_STEPS", 5)
+    prior = masked.MaskedTransformerModule((2, 4, 4), 6, width=8, depth=1).eval()
     codes, steps = torch.randint(0, 6, (3, 2, 4, 4)), []
-    words, _ = sent(lambda wire: prior.code(wire, 3, codes, progress=lambda done, total: steps.append((done, total))))
+    with reporting(lambda at: steps.append(at.done)):
+        words, _ = sent(lambda wire: prior.code(wire, 3, codes))
     assert torch.equal(prior.code(SymbolDecoder(AnsStack(words)), 3), codes)
-    assert steps == [(i, 5) for i in range(1, 6)]
+    assert steps == list(range(6))

@@ -88,7 +88,7 @@ def test_the_scale_is_in_the_density(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     prior = Standardised(StandardNormalModule(shape), shape)
     mean, deviation = torch.randn(shape[0]), torch.rand(shape[0]) + 0.2
-    prior.settle(mean, deviation)
+    prior.fit_scale(mean, deviation)
     spread = (-1, *[1] * (len(shape) - 1))
     wide = [t.reshape(spread).expand(shape) for t in (mean, deviation)]
     truth = Independent(Normal(wide[0], wide[1]), len(shape))

@@ -26,8 +26,8 @@ from tessella.evaluation import bounds
 from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
+from tessella.priors.autoregressive import PixelCNNModule
 from tessella.priors.masked import MaskedTransformerModule
-from tessella.priors.pixelcnn import PixelCNNModule
 from tessella.tasks import search
 from tessella.tasks.detect import Detector
 from tessella.training import checkpoint

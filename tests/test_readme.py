@@ -36,7 +36,7 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("line", shell_lines())
 def test_command_parses(line: str) -> None:
     _, name, *rest = shlex.split(line)
-    options, _ = commands.COMMANDS[name]
+    options, _ = commands.command(name)
     assert cli._parsed(options, name, rest) is not None
 
 

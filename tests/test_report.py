@@ -17,6 +17,7 @@ import torch
 import tessella
 from tessella import report
 from tessella.core.contracts import CodePrior
+from tessella.core.outputs import UNCONDITIONAL
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import Data
@@ -138,23 +139,15 @@ def test_a_model_of_codes_shows_them(kind: str, options: dict[str, int], tmp_pat
 class Zeros(CodePrior):
     """Nearly always code 0: a prior that has been fitted, as far as a page can see."""
 
-    classes = 0
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, code_shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.shape = shape
+        self.code_shape = code_shape
 
-    def forward(self, codes, label=None, context=None, *, noise=None):  # pyright: ignore
+    def forward(self, codes, condition=UNCONDITIONAL, *, noise=None):  # pyright: ignore
         return torch.where(codes == 0, math.log(0.9), math.log(0.1 / 511))
 
-    def sample(self, count, noise, label=None, context=None, *, sampling=None, progress=None):  # pyright: ignore
-        return torch.zeros(count, *self.shape, dtype=torch.int64)
-
-    def fill(self, codes, known, noise, label=None, context=None, *, sampling=None, progress=None):  # pyright: ignore
-        return codes * known
-
-    def tell(self, wire, count, codes=None, label=None, context=None, *, progress=None):  # pyright: ignore
-        raise NotImplementedError
+    def generate(self, count, select, condition=UNCONDITIONAL):  # pyright: ignore
+        return torch.zeros(count, *self.code_shape, dtype=torch.int64)
 
 
 def test_samples_of_the_uniform_and_the_learned_prior_stand_side_by_side(tmp_path: Path) -> None:

@@ -17,59 +17,47 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields, replace
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from tessella import __version__
 from tessella.foundation.errors import TessellaError, on_command_line
 from tessella.foundation.notes import listening
+from tessella.foundation.registry import entries, names
 from tessella.foundation.text import shown
 
-
-class Command(NamedTuple):
-    """One line of the overview."""
-
-    name: str
-    arguments: str
-    summary: str
-
-
-OVERVIEW: dict[str, tuple[Command, ...]] = {
-    "start here": (
-        Command("demo", "", "train on embedded pictures of clothes and show what can be done, in 4 minutes"),
-        Command("data", "SPEC", "show what is understood of some data, and write a contact sheet"),
-        Command("parts", "", "list the models and what they are made of"),
-    ),
-    "train and measure": (
-        Command("train", "MODEL --data SPEC --out RUN", "train a model; --resume --out RUN goes on"),
-        Command("prior", "RUN", "learn which latents go together, codes or numbers"),
-        Command("evaluate", "RUN", "rate, distortion and bits per dimension on a split it never saw"),
-        Command("gap", "RUN", "by how much the bound misses log p(x), and why"),
-        Command("compare", "RUN RUN ...", "runs in one table and one page, ranked where they can be"),
-        Command("report", "RUN", "write report.html: curves, pictures, numbers and what they mean"),
-    ),
-    "look": (
-        Command("sample", "RUN", "draw new examples"),
-        Command("reconstruct", "RUN [INPUTS]", "examples above what the model gives back"),
-        Command("interpolate", "RUN A B", "walk from one example to another"),
-        Command("traverse", "RUN [INPUT]", "move one latent unit at a time"),
-    ),
-    "codes": (
-        Command("encode", "RUN [INPUTS]", "examples as integers, in a file of plain arrays"),
-        Command("decode", "RUN CODES", "pictures of such a file, one each"),
-    ),
-    "use": (
-        Command("edit", "RUN PICTURE", "change one part of a picture by its codes; all others stay"),
-        Command("compress", "RUN [INPUTS] -o FILE", "examples in one file, as short as the bound, lossless"),
-        Command("decompress", "FILE -o DIR", "the same examples back, bit for bit"),
-        Command("inspect", "FILE", "what such a file holds, and whether it is whole"),
-        Command("detect", "RUN [INPUTS]", "find what does not fit, with a stated false-positive rate"),
-        Command("index", "RUN [INPUTS]", "look at many examples once, so that they can be searched"),
-        Command("search", "RUN QUERIES", "the nearest of an index, or what it holds twice"),
-    ),
-    "understand": (Command("claims", "--data SPEC", "test what the field claims, as experiments on your own data"),),
+GROUPS = ("start here", "train and measure", "look", "codes", "use", "understand")
+"""Groups of commands, in the order of the overview."""
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("start here", "train on embedded pictures of clothes and show what can be done, in 4 minutes"),
+    "data": ("start here", "show what is understood of some data, and write a contact sheet"),
+    "train": ("train and measure", "train a model; --resume --out RUN goes on"),
+    "prior": ("train and measure", "learn which latents go together, codes or numbers"),
+    "evaluate": ("train and measure", "rate, distortion and bits per dimension on a split it never saw"),
+    "gap": ("train and measure", "by how much the bound misses log p(x), and why"),
+    "compare": ("train and measure", "runs in one table and one page, ranked where they can be"),
+    "report": ("train and measure", "write report.html: curves, pictures, numbers and what they mean"),
+    "sample": ("look", "draw new examples"),
+    "reconstruct": ("look", "examples above what the model gives back"),
+    "interpolate": ("look", "walk from one example to another"),
+    "traverse": ("look", "move one latent unit at a time"),
+    "encode": ("codes", "examples as integers, in a file of plain arrays"),
+    "decode": ("codes", "pictures of such a file, one each"),
+    "edit": ("use", "change one part of a picture by its codes; all others stay"),
+    "compress": ("use", "examples in one file, as short as the bound, lossless"),
+    "decompress": ("use", "the same examples back, bit for bit"),
+    "inspect": ("use", "what such a file holds, and whether it is whole"),
+    "detect": ("use", "find what does not fit, with a stated false-positive rate"),
+    "index": ("use", "look at many examples once, so that they can be searched"),
+    "search": ("use", "the nearest of an index, or what it holds twice"),
+    "claims": ("understand", "test what the field claims, as experiments on your own data"),
 }
+"""Commands that are no tasks: their groups, and what they do."""
 
-NAMES = tuple(command.name for group in OVERVIEW.values() for command in group)
+
+def summaries() -> dict[str, tuple[str, str]]:
+    """All commands: their groups and what they do. Tasks are found without importing them."""
+    tasks = {entry.name: (str(entry.facts.get("group", "use")), entry.summary) for entry in entries("task")}
+    return {**COMMANDS, **tasks}
 
 
 class UsageError(TessellaError):
@@ -133,11 +121,12 @@ def overview() -> str:
     columns = shutil.get_terminal_size((120, 24)).columns
     lines = ["tessella: learn the tiles that data is made of, and measure how well in bits", ""]
     lines += ["usage: tessella COMMAND ...    (tessella COMMAND --help lists its options)", ""]
-    wide = max(len(f"{c.name} {c.arguments}") for group in OVERVIEW.values() for c in group)
-    for title, group in OVERVIEW.items():
+    known = summaries()
+    wide = max(map(len, known))
+    for title in (*GROUPS, *sorted({group for group, _ in known.values()} - set(GROUPS))):
         lines.append(f"{title}:")
-        for c in group:
-            lines += _entry(f"{c.name} {c.arguments}".strip(), c.summary, wide, columns)
+        for name, (group, summary) in known.items():
+            lines += _entry(name, summary, wide, columns) if group == title else ()
         lines.append("")
     lines += textwrap.wrap(
         "SPEC is clothes, digits, sprites, hf:NAME, a folder of pictures (sub-folders are classes), or a file: .npz, "
@@ -166,11 +155,11 @@ def _dispatch(first: str, rest: list[str]) -> int:
     if first == "--version":
         print(f"tessella {__version__}")
         return 0
-    if first not in NAMES:
-        raise UsageError(f"there is no command {first!r}; there are: {', '.join(NAMES)}")
+    if first not in COMMANDS and first not in names("task"):
+        raise UsageError(f"there is no command {first!r}; there are: {', '.join(summaries())}")
     from tessella import commands
 
-    options, run = commands.COMMANDS[first]
+    options, run = commands.command(first)
     chosen = _parsed(options, first, rest)
     return 0 if chosen is None else run(chosen)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import raises
+from expect import raises
 from torch import Tensor
 
 from tessella.core.batches import Batch

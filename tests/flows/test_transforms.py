@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
+from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.flows.dequantise import EDGE, Dequantizer, UniformDequantizer, VariationalDequantizer
 from tessella.flows.logistics import Mixture
@@ -183,7 +184,7 @@ def test_logistic_prior_is_normalised_and_draws_itself() -> None:
     assert abs(float(torch.trapezoid(each, x)) - 1) < 1e-4
     nats = -prior(None).log_prob(prior.sample(20_000, Noise(0)))
     assert abs(float(nats.mean()) - 8) < 6 * float(nats.std()) / math.sqrt(len(nats))
-    assert float(prior.sample(9, Noise(0), temperature=0.0).abs().max()) == 0
+    assert float(prior.sample(9, Noise(0), sampling=Sampling(0.0)).abs().max()) == 0
 
 
 @pytest.mark.parametrize("shape", [(1,), (5,), (1, 1, 1), (2, 3, 5)], ids=str)

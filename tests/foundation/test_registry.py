@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from conftest import raises
+from expect import raises
 from tessella.foundation import registry
 
 

@@ -70,9 +70,9 @@ def test_rate_is_the_mean_of_log_q_minus_log_p(make, schema: Schema) -> None:
     count = 2000
     with torch.no_grad():
         rate = model.encode(x, label).rate
-        features = model.encoder(model.likelihood.to_network(x), model.seen(label))
+        features = model.encoder(model.likelihood.to_network(x), model.check_label(label))
         passage = model.bottleneck(features.repeat(count, *[1] * (features.dim() - 1)), Noise(0))
-        prior = model.prior(model.seen(label.repeat(count)))
+        prior = model.prior(model.check_label(label.repeat(count)))
         assert passage.posterior is not None
         draws = (passage.posterior.log_prob(passage.z) - prior.log_prob(passage.z)).view(count, 3)
     assert rate is not None

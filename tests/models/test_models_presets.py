@@ -71,7 +71,7 @@ def test_start_is_near_the_even_odds() -> None:
         (VAE, GREY, {"likelihood": "bernoulli"}, "needs binary data.*--binarize dynamic"),
         (VAE, BINARY, {"likelihood": "logistic"}, "needs 8-bit data.*--likelihood bernoulli"),
         (VAE, Schema((4,), "real"), {"likelihood": "categorical"}, "needs 8-bit data.*--likelihood gaussian"),
-        (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: bernoulli"),
+        (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: autoregressive, bernoulli"),
         (VAE, BINARY, {"mixtures": 5}, "bernoulli likelihood has no option mixtures"),
         (VAE, Schema((4,), "real"), {"latent": "grid"}, "vectors have no grid"),
         (VAE, Schema((5, 8, 8), "bytes"), {}, "1 to 4 channels, not 5"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tessella.networks.causal_conv import CausalConv, CausalWalk
+from tessella.networks.causal_conv import CausalConv, IncrementalCausalConv
 
 SIZES = [(1, 1), (1, 7), (5, 1), (2, 2), (3, 6), (9, 13)]
 
@@ -22,11 +22,11 @@ def test_the_walk_is_the_network(size: tuple[int, int], context: int) -> None:
     x = torch.randn(4, 2, *size)
     around = torch.randn(4, context, *size) if context else None
     expected = network(x, around)
-    walk = CausalWalk(network, 4, *size, around)
+    decoder = IncrementalCausalConv(network, 4, *size, around)
     for i in range(size[0]):
         for j in range(size[1]):
-            torch.testing.assert_close(walk.features(), expected[:, :, i, j])
-            walk.put(x[:, :, i, j])
+            torch.testing.assert_close(decoder.step(), expected[:, :, i, j])
+            decoder.append(x[:, :, i, j])
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (1, 3, 2, 5), (4, 3, 1, 1)])
@@ -34,8 +34,8 @@ def test_a_context_may_be_the_same_everywhere(shape: tuple[int, ...]) -> None:
     network, x, around = CausalConv(1, 4, 2, context=3), torch.randn(4, 1, 2, 5), torch.randn(shape)
     expected = network(x, around.expand(4, -1, 2, 5))
     torch.testing.assert_close(network(x, around), expected)
-    walk = CausalWalk(network, 4, 2, 5, around)
-    torch.testing.assert_close(walk.features(), expected[:, :, 0, 0])
+    decoder = IncrementalCausalConv(network, 4, 2, 5, around)
+    torch.testing.assert_close(decoder.step(), expected[:, :, 0, 0])
 
 
 def reach(network: CausalConv, size: tuple[int, int], at: tuple[int, int]) -> torch.Tensor:
@@ -83,7 +83,7 @@ def test_it_runs_in_autocast() -> None:
     expected = network(x, around)
     with torch.autocast("cpu", torch.bfloat16):
         features = network(x, around)
-        walk = CausalWalk(network, 2, 8, 8, around)
-        torch.testing.assert_close(walk.features(), expected[:, :, 0, 0])
+        decoder = IncrementalCausalConv(network, 2, 8, 8, around)
+        torch.testing.assert_close(decoder.step(), expected[:, :, 0, 0])
     assert features.dtype == torch.bfloat16
     torch.testing.assert_close(features.float(), expected, atol=0.05, rtol=0.05)

@@ -9,7 +9,7 @@ from torch import Tensor
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
 from tessella.networks import transformer
-from tessella.networks.transformer import BLOCK, CachedSteps, CodeEmbedding, GridEmbedding, Transformer
+from tessella.networks.transformer import BLOCK, CodeEmbedding, GridEmbedding, IncrementalTransformer, Transformer
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +77,9 @@ def test_attention_knows_how_far_apart_positions_are_and_no_more() -> None:
 def test_cached_steps_are_the_whole_sequence(positions: int, width: int) -> None:
     trunk = Transformer((1, positions), width, 2, causal=True).eval()
     x = torch.randn(3, positions, width)
-    step = CachedSteps(trunk, 3, positions)
+    decoder = IncrementalTransformer(trunk, x, torch.zeros(width))
     with torch.no_grad():
-        steps = torch.stack([step(x[:, p]) for p in range(positions)], 1)
+        steps = torch.stack([decoder.step() for _ in range(positions)], 1)
         torch.testing.assert_close(steps, trunk(x), rtol=1e-4, atol=1e-5)
 
 
@@ -89,10 +89,10 @@ def test_cached_steps_in_the_precision_of_autocast() -> None:
     with torch.no_grad():
         exact = trunk(x)
         with torch.autocast("cpu", torch.bfloat16):
-            step = CachedSteps(trunk, 2, 9)
-            steps = torch.stack([step(x[:, p]) for p in range(9)], 1)
+            decoder = IncrementalTransformer(trunk, x, torch.zeros(64))
+            steps = torch.stack([decoder.step() for _ in range(9)], 1)
             whole = trunk(x)
-    assert all(layer.kv.dtype == layer.qkv.dtype == torch.bfloat16 for layer in step._layers)
+    assert all(layer.kv.dtype == layer.qkv.dtype == torch.bfloat16 for layer in decoder._layers)
     assert steps.dtype == whole.dtype == torch.float32
     slack = 3 * (whole - exact).abs().mean()
     assert 0 < (steps - exact).abs().mean() < slack

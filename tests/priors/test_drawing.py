@@ -7,13 +7,13 @@ import torch
 
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.priors.sampling import draw
+from tessella.core.selectors import sample_categorical
 
 DRAWS = 20_000
 
 
 def frequencies(logits: torch.Tensor, sampling: Sampling | None = None) -> torch.Tensor:
-    drawn = draw(logits.expand(DRAWS, -1), Noise(0).uniform(DRAWS), sampling)
+    drawn = sample_categorical(logits.expand(DRAWS, -1), Noise(0).uniform(DRAWS), sampling)
     return torch.bincount(drawn, minlength=logits.numel()) / DRAWS
 
 
@@ -29,7 +29,7 @@ def test_frequencies_are_the_probabilities(temperature: float) -> None:
 def test_the_distribution_function_is_inverted_exactly() -> None:
     logits = torch.tensor([0.25, 0.25, 0.0, 0.5, 0.0]).log()
     uniform = torch.tensor([0.0, 0.2499, 0.25, 0.4999, 0.5, 1 - 2**-24])
-    assert draw(logits.expand(6, -1), uniform).tolist() == [0, 0, 1, 1, 3, 3]
+    assert sample_categorical(logits.expand(6, -1), uniform).tolist() == [0, 0, 1, 1, 3, 3]
 
 
 def test_temperature_zero_and_top_one_are_the_likeliest() -> None:
@@ -37,7 +37,7 @@ def test_temperature_zero_and_top_one_are_the_likeliest() -> None:
     uniform = Noise(2).uniform(50, 3)
     expected = logits.argmax(-1)
     for sampling in (Sampling(0.0), Sampling(1e-30), Sampling(top_k=1), Sampling(top_p=1e-9), Sampling(0.01, 1, 0.5)):
-        assert torch.equal(draw(logits, uniform, sampling), expected)
+        assert torch.equal(sample_categorical(logits, uniform, sampling), expected)
 
 
 def test_top_k_keeps_the_k_likeliest_rescaled() -> None:
@@ -68,4 +68,4 @@ def test_both_cut_offs_hold() -> None:
 def test_bfloat16_logits_are_drawn_from_in_float32() -> None:
     logits = torch.zeros(1, 4096, dtype=torch.bfloat16)
     uniform = torch.tensor([0.75])
-    assert draw(logits, uniform).item() == 3072
+    assert sample_categorical(logits, uniform).item() == 3072

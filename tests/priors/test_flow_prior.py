@@ -35,7 +35,7 @@ def test_it_is_invertible_and_the_determinant_is_the_jacobian_s(shape: tuple[int
     context = None if label is None else nn.functional.one_hot(label, classes).float()
     eps = torch.randn(2, *shape)
     with torch.no_grad():
-        z = prior.drawn(eps, context)
+        z = prior.inverse(eps, context)
         assert not torch.allclose(z, eps, atol=1e-3)
 
         def image(z: Tensor) -> Tensor:

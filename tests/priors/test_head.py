@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 import torch
 
-from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.core.selectors import sample_categorical
 from tessella.priors import head as module
 from tessella.priors.head import CodeHead
 
@@ -38,7 +38,8 @@ def test_draws_follow_it() -> None:
     head, count = CodeHead(4, 2, 3), 20_000
     values, features = everything(2, 3), 2 * torch.randn(1, 4)
     p = head.log_prob(features.expand(1, 9, -1), values.T[None]).sum(1)[0].exp()
-    drawn = head.draw(features.expand(count, -1), Noise(0).uniform(count, 2))
+    uniform = Noise(0).uniform(count, 2)
+    drawn = head.select(features.expand(count, -1), lambda logits, c: sample_categorical(logits, uniform[:, c]))
     found = torch.bincount(3 * drawn[:, 0] + drawn[:, 1], minlength=9) / count
     assert ((found - p).abs() <= 5 * (p * (1 - p) / count).sqrt()).all()
 
@@ -56,7 +57,7 @@ def test_the_likeliest_codes_are_drawn_at_temperature_zero() -> None:
     head = CodeHead(4, 1, 7)
     features = torch.randn(11, 4)
     nats = torch.stack([head.log_prob(features[None], torch.full((1, 1, 11), k))[0, 0] for k in range(7)])
-    assert torch.equal(head.draw(features, torch.rand(11, 1), Sampling(0.0))[:, 0], nats.argmax(0))
+    assert torch.equal(head.select(features, lambda logits, _: logits.argmax(-1))[:, 0], nats.argmax(0))
 
 
 @pytest.mark.parametrize("codes", [1, 2])

@@ -9,6 +9,7 @@ import torch
 from torch.distributions import Independent, Normal
 
 from tessella.core.distributions import kl
+from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
@@ -58,7 +59,7 @@ def test_draws_have_the_mixture_s_moments() -> None:
     error = distribution.variance.sqrt() / math.sqrt(len(drawn))
     assert ((drawn.mean(0) - distribution.mean).abs() < 5 * error).all()
     torch.testing.assert_close(drawn.var(0), distribution.variance, rtol=0.05, atol=0)
-    cold = prior.sample(1000, Noise(0), temperature=0)
+    cold = prior.sample(1000, Noise(0), sampling=Sampling(0.0))
     assert torch.cdist(cold, prior.loc).min(1).values.max() < 1e-5, "without deviation only the means are drawn"
 
 
@@ -140,7 +141,7 @@ def _exact(model, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 def test_refusals() -> None:
     schema = Schema((5,), "binary", 0.0, 1.0)
     for options, words in (
-        ({"prior": "misture"}, "there are: normal, class-normal, mixture"),
+        ({"prior": "misture"}, "no prior is called"),
         ({"prior": "class-normal"}, "use cvae"),
         ({"prior": "vamp", "posterior": "flow"}, "needs a Gaussian posterior"),
         ({"prior": "flow", "components": 3}, "has no --components"),

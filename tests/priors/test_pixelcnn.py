@@ -7,11 +7,12 @@ from itertools import product
 import pytest
 import torch
 
-from tessella.core.outputs import Sampling
+from tessella.core.outputs import Condition, Sampling
 from tessella.core.rng import Noise
+from tessella.core.selectors import sample_categorical
 from tessella.foundation.errors import SpecError
-from tessella.priors.pixelcnn import PixelCNNModule
-from tessella.priors.sampling import draw
+from tessella.foundation.progress import reporting
+from tessella.priors.autoregressive import PixelCNNModule
 
 TINY = {"width": 8, "depth": 2}
 
@@ -54,7 +55,7 @@ def test_a_code_depends_on_those_before_it_only() -> None:
 
 
 def by_recomputing(
-    prior: PixelCNNModule, uniform: torch.Tensor, sampling: Sampling, **given: torch.Tensor
+    prior: PixelCNNModule, uniform: torch.Tensor, sampling: Sampling, condition: Condition
 ) -> torch.Tensor:
     """Samples by asking `forward` for every value of every code: what sampling must equal, in K D full passes."""
     codes = torch.zeros(uniform.shape, dtype=torch.int64)
@@ -62,8 +63,8 @@ def by_recomputing(
         nats: list[torch.Tensor] = []
         for k in range(prior.codebook_size):
             codes[:, c, i, j] = k
-            nats.append(prior(codes, **given)[:, c, i, j])
-        codes[:, c, i, j] = draw(torch.stack(nats, -1), uniform[:, c, i, j], sampling)
+            nats.append(prior(codes, condition)[:, c, i, j])
+        codes[:, c, i, j] = sample_categorical(torch.stack(nats, -1), uniform[:, c, i, j], sampling)
     return codes
 
 
@@ -73,13 +74,13 @@ def test_cached_samples_are_the_recomputed_ones(shape: tuple[int, ...], sampling
     prior = PixelCNNModule(shape, 4, context_channels=2, classes=3, **TINY).eval()
     opinionated(prior)
     label, context = torch.tensor([0, 1, 2, 0]), torch.randn(4, 2, *shape[1:])
-    told: list[tuple[int, int]] = []
-    drawn = prior.sample(4, Noise(1), label, context, sampling=sampling, progress=lambda *p: told.append(p))
+    told: list[float] = []
+    with reporting(lambda at: told.append(at.done)):
+        drawn = prior.sample(4, Noise(1), Condition(label, context), sampling=sampling)
     with torch.no_grad():
-        expected = by_recomputing(prior, Noise(1).uniform(4, *shape), sampling, label=label, context=context)
+        expected = by_recomputing(prior, Noise(1).uniform(4, *shape), sampling, Condition(label, context))
     assert torch.equal(drawn, expected)
-    positions = shape[1] * shape[2]
-    assert told == [(p + 1, positions) for p in range(positions)]
+    assert told == list(range(shape[1] * shape[2] + 1))
 
 
 def test_samples_follow_the_distribution() -> None:
@@ -104,8 +105,11 @@ def test_label_and_context_matter() -> None:
     prior = PixelCNNModule((1, 3, 3), 5, context_channels=2, classes=2, **TINY)
     codes, context = torch.randint(5, (1, 1, 3, 3)), torch.randn(1, 2, 3, 3)
     with torch.no_grad():
-        one, two = prior(codes, torch.tensor([0]), context), prior(codes, torch.tensor([1]), context)
-        three = prior(codes, torch.tensor([0]), context + 1)
+        one, two = (
+            prior(codes, Condition(torch.tensor([0]), context)),
+            prior(codes, Condition(torch.tensor([1]), context)),
+        )
+        three = prior(codes, Condition(torch.tensor([0]), context + 1))
     assert (one != two).all()
     assert (one != three).all()
 
@@ -115,15 +119,15 @@ def test_it_says_what_is_missing_or_not_seen() -> None:
     plain = PixelCNNModule((1, 2, 2), 4, **TINY)
     conditional = PixelCNNModule((1, 2, 2), 4, classes=2, context_channels=3, **TINY)
     with pytest.raises(SpecError, match="does not see labels: fit it with --class-conditional"):
-        plain(codes, label)
+        plain(codes, Condition(label))
     with pytest.raises(SpecError, match="does not see labels: fit it with --class-conditional"):
-        plain.sample(1, Noise(0), label)
+        plain.sample(1, Noise(0), Condition(label))
     with pytest.raises(SpecError, match="does not see a coarser level"):
-        plain(codes, None, context)
+        plain(codes, Condition(context=context))
     with pytest.raises(SpecError, match="needs a label"):
-        conditional(codes, None, context)
+        conditional(codes, Condition(context=context))
     with pytest.raises(SpecError, match="coarser level"):
-        conditional.sample(1, Noise(0), label)
+        conditional.sample(1, Noise(0), Condition(label))
 
 
 def test_dropout_is_the_noises_and_of_training_only() -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.core.outputs import Sampling
+from tessella.core.outputs import UNCONDITIONAL, Condition, Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
+from tessella.foundation.progress import reporting
 from tessella.priors import masked
 from tessella.priors.masked import MaskedTransformerModule
 
@@ -55,7 +56,7 @@ def by_all_subsets(prior: MaskedTransformerModule, codes: Tensor) -> Tensor:
             known[list(chosen)] = True
             known = known.view(codes.shape[1:]).expand_as(codes)
             weight = 1 / places / math.comb(places, t) * places / (places - t)
-            total += weight * prior._log_prob(codes, known, ~known, None, None)
+            total += weight * prior._log_prob(codes, known, ~known, UNCONDITIONAL)
     return total
 
 
@@ -67,7 +68,7 @@ def test_sums_to_one_over_all_grids_in_any_order(shape: tuple[int, ...], size: i
     context = torch.randn(1, 3, *shape[1:]).expand(len(grids), -1, -1, -1)
     answers: list[Tensor] = []
     for order in torch.tensor(list(itertools.permutations(range(math.prod(shape)))))[::7][:4]:
-        answers.append(prior.log_prob_in_order(grids, order, label, context).flatten(1).sum(1).exp())
+        answers.append(prior.log_prob_in_order(grids, order, Condition(label, context)).flatten(1).sum(1).exp())
         assert answers[-1].double().sum().item() == pytest.approx(1, abs=1e-5)
         assert answers[-1].max() > 2 / len(grids)
     assert (answers[0] - answers[1]).abs().max() > 1e-4
@@ -80,7 +81,7 @@ def test_order_is_what_it_says() -> None:
     known = torch.zeros(3, 4, dtype=torch.bool)
     for place in order:
         seen = known.view(codes.shape)
-        expected = prior._log_prob(codes, seen, ~seen, None, None).flatten(1)[:, place]
+        expected = prior._log_prob(codes, seen, ~seen, UNCONDITIONAL).flatten(1)[:, place]
         torch.testing.assert_close(found[:, place], expected)
         known[:, place] = True
     own = torch.stack([order, order.flip(0), order.roll(1)])
@@ -92,10 +93,10 @@ def test_order_is_what_it_says() -> None:
 def test_orders_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     prior = made((1, 2, 3), 4, classes=2)
     codes, order, label = torch.randint(0, 4, (3, 1, 2, 3)), torch.randperm(6), torch.tensor([0, 1, 0])
-    whole = prior.log_prob_in_order(codes, order, label)
+    whole = prior.log_prob_in_order(codes, order, Condition(label))
     for positions in (1, 18, 75):
         monkeypatch.setattr(masked, "POSITIONS", positions)
-        torch.testing.assert_close(prior.log_prob_in_order(codes, order, label), whole)
+        torch.testing.assert_close(prior.log_prob_in_order(codes, order, Condition(label)), whole)
 
 
 def test_bound_is_the_average_over_all_orders() -> None:
@@ -168,7 +169,8 @@ def test_filling_one_by_one_is_conditional_on_what_is_known() -> None:
     prior = MaskedTransformerModule((1, 2, 2), 3, width=16, depth=2).eval()
     known = torch.tensor([False, True, False, True]).view(1, 1, 2, 2).expand(4000, -1, -1, -1)
     codes = torch.tensor([7, 2, -1, 0]).view(1, 1, 2, 2).expand(4000, -1, -1, -1)
-    drawn = prior.fill(codes, known, Noise(4), steps=2)
+    prior.steps = 2
+    drawn = prior.inpaint(codes, known, Noise(4))
     assert torch.equal(drawn[known], codes[known])
     grids = torch.tensor([[a, 2, b, 0] for a in range(3) for b in range(3)]).view(-1, 1, 2, 2)
     found = [prior.log_prob_in_order(grids, torch.tensor(o)).flatten(1) for o in ([1, 3, 0, 2], [3, 1, 2, 0])]
@@ -186,16 +188,16 @@ def test_any_set_of_codes_is_filled_in() -> None:
     known = torch.rand(5, 2, 3, 5) < torch.tensor([0.0, 0.3, 0.9, 1.0, 0.5])[:, None, None, None]
     hidden = torch.where(known, codes, -3)
     for steps in (1, 4, 1000):
-        told: list[tuple[int, int]] = []
-        drawn = prior.fill(
-            hidden, known, Noise(0), label, context, steps=steps, progress=lambda i, n, told=told: told.append((i, n))
-        )
+        told: list[float] = []
+        prior.steps = steps
+        with reporting(lambda at, told=told: told.append(at.done)):
+            drawn = prior.inpaint(hidden, known, Noise(0), Condition(label, context))
         assert torch.equal(drawn[known], codes[known])
         assert torch.equal(drawn[3], codes[3])
         assert 0 <= drawn.min() <= drawn.max() < 11
-        assert told == [(i + 1, min(steps, 30)) for i in range(min(steps, 30))]
+        assert told == list(range(min(steps, 30) + 1))
         assert torch.equal(hidden, torch.where(known, codes, -3))
-    assert torch.equal(prior.fill(codes, torch.ones_like(known), Noise(0), label, context), codes)
+    assert torch.equal(prior.inpaint(codes, torch.ones_like(known), Noise(0), Condition(label, context)), codes)
 
 
 def test_few_steps_draw_every_code_once() -> None:
@@ -231,15 +233,15 @@ def test_label_and_context_matter_for_every_code() -> None:
     prior = made((1, 2, 3), 7, classes=2, context_channels=2)
     codes, order = torch.randint(0, 7, (1, 1, 2, 3)), torch.randperm(6)
     label, context = torch.tensor([0]), torch.randn(1, 2, 2, 3)
-    plain = prior.log_prob_in_order(codes, order, label, context)
-    assert ((prior.log_prob_in_order(codes, order, 1 - label, context) - plain).abs() > 1e-4).all()
-    assert ((prior.log_prob_in_order(codes, order, label, -context) - plain).abs() > 1e-4).all()
+    plain = prior.log_prob_in_order(codes, order, Condition(label, context))
+    assert ((prior.log_prob_in_order(codes, order, Condition(1 - label, context)) - plain).abs() > 1e-4).all()
+    assert ((prior.log_prob_in_order(codes, order, Condition(label, -context)) - plain).abs() > 1e-4).all()
 
 
 def test_needless_and_missing_labels_are_refused() -> None:
     codes, label = torch.zeros(1, 1, 2, 2, dtype=torch.int64), torch.tensor([0])
     with pytest.raises(SpecError, match="does not see labels"):
-        made((1, 2, 2), 3)(codes, label)
+        made((1, 2, 2), 3)(codes, Condition(label))
     with pytest.raises(SpecError, match="needs a label"):
         made((1, 2, 2), 3, classes=2).sample(1, Noise(0))
 
@@ -274,5 +276,6 @@ def test_learns_that_rows_repeat() -> None:
     assert 3.8 * math.log(4) < rate < 4.8 * math.log(4)  # one of two is free
     codes = row.expand(-1, -1, 2, -1)
     known = torch.tensor([[True, False, True, False], [False, True, False, True]]).expand(64, 1, 2, 4)
-    filled = prior.fill(torch.where(known, codes, 0), known, Noise(3), steps=2)
+    prior.steps = 2
+    filled = prior.inpaint(torch.where(known, codes, 0), known, Noise(3))
     assert (filled == codes).float().mean() > 0.95

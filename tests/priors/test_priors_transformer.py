@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessella.core.outputs import Sampling
+from tessella.core.outputs import Condition, Sampling
 from tessella.core.rng import Noise
+from tessella.core.selectors import sample_categorical
 from tessella.foundation.errors import SpecError
-from tessella.priors.transformer import CausalTransformerModule
+from tessella.foundation.progress import reporting
+from tessella.priors.autoregressive import CausalTransformerModule
 
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 5, 3)]
 
@@ -36,15 +38,15 @@ def every(shape: tuple[int, ...], codebook_size: int) -> Tensor:
     return torch.tensor(list(itertools.product(range(codebook_size), repeat=math.prod(shape)))).view(-1, *shape)
 
 
-def slowly(
-    prior: CausalTransformerModule, count: int, noise: Noise, label=None, context=None, *, sampling=None
-) -> Tensor:
+def slowly(prior: CausalTransformerModule, count: int, noise: Noise, condition: Condition, *, sampling=None) -> Tensor:
     """`sample` without a cache: the whole grid again for each position."""
     uniform = noise.uniform(count, *prior.code_shape).flatten(2)
     codes = torch.zeros(count, *prior.code_shape, dtype=torch.int64)
     for p in range(uniform.shape[-1]):
-        features = prior.features(codes, label, context)[:, p]
-        codes.flatten(2)[..., p] = prior.head.draw(features, uniform[..., p], sampling)
+        features = prior.features(codes, condition)[:, p]
+        codes.flatten(2)[..., p] = prior.head.select(
+            features, lambda logits, c, p=p: sample_categorical(logits, uniform[:, c, p], sampling)
+        )
     return codes
 
 
@@ -54,7 +56,7 @@ def test_sums_to_one_over_all_grids(shape: tuple[int, ...], size: int) -> None:
     prior = made(shape, size, classes=2, context_channels=3)
     for label in (0, 1):
         context = torch.randn(1, 3, *shape[1:]).expand(len(grids), -1, -1, -1)
-        p = prior(grids, torch.full((len(grids),), label), context).flatten(1).sum(1).double().exp()
+        p = prior(grids, Condition(torch.full((len(grids),), label), context)).flatten(1).sum(1).double().exp()
         assert p.sum().item() == pytest.approx(1, abs=1e-5)
         assert p.max() > 3 / len(grids)
 
@@ -77,12 +79,11 @@ def test_cache_draws_what_recomputing_draws(sampling: Sampling | None) -> None:
     for shape in SHAPES:
         prior = made(shape, 9, classes=3, context_channels=2)
         label, context = torch.tensor([0, 1, 2, 2]), torch.randn(4, 2, *shape[1:])
-        told: list[tuple[int, int]] = []
-        drawn = prior.sample(
-            4, Noise(1), label, context, sampling=sampling, progress=lambda i, n, told=told: told.append((i, n))
-        )
-        assert torch.equal(drawn, slowly(prior, 4, Noise(1), label, context, sampling=sampling))
-        assert told == [(p + 1, math.prod(shape[1:])) for p in range(math.prod(shape[1:]))]
+        told: list[float] = []
+        with reporting(lambda at, told=told: told.append(at.done)):
+            drawn = prior.sample(4, Noise(1), Condition(label, context), sampling=sampling)
+        assert torch.equal(drawn, slowly(prior, 4, Noise(1), Condition(label, context), sampling=sampling))
+        assert told == list(range(math.prod(shape[1:]) + 1))
         assert drawn.dtype == torch.int64
         assert not drawn.is_inference()
 
@@ -111,15 +112,15 @@ def test_label_and_context_matter_at_every_position() -> None:
     prior = made((1, 2, 3), 7, classes=2, context_channels=2)
     codes = torch.randint(0, 7, (1, 1, 2, 3))
     label, context = torch.tensor([0]), torch.randn(1, 2, 2, 3)
-    plain = prior(codes, label, context)
-    assert ((prior(codes, 1 - label, context) - plain).abs() > 1e-4).all()
-    assert ((prior(codes, label, -context) - plain).abs() > 1e-4).all()
+    plain = prior(codes, Condition(label, context))
+    assert ((prior(codes, Condition(1 - label, context)) - plain).abs() > 1e-4).all()
+    assert ((prior(codes, Condition(label, -context)) - plain).abs() > 1e-4).all()
 
 
 def test_needless_and_missing_labels_are_refused() -> None:
     codes, label = torch.zeros(1, 1, 2, 2, dtype=torch.int64), torch.tensor([0])
     with pytest.raises(SpecError, match="does not see labels"):
-        made((1, 2, 2), 3)(codes, label)
+        made((1, 2, 2), 3)(codes, Condition(label))
     with pytest.raises(SpecError, match="needs a label"):
         made((1, 2, 2), 3, classes=2).sample(1, Noise(0))
 

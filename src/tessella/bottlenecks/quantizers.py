@@ -145,14 +145,14 @@ class CodebookQuantizer(Quantizer):
             penalty = _sum(penalties).view(rows.shape).flatten(1).sum(1)
             return BottleneckOutput(z.view(rows.shape).movedim(-1, 1), PointMass(grid.contiguous()), penalty)
 
-    def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         with torch.autocast(features.device.type, enabled=False):
             rows = self.head(features.float().movedim(1, -1))
             left = self.distance(rows.reshape(-1, self.groups, self.code_dim))
             codes, log_q = [], rows.new_zeros(len(rows))
             for number, book in enumerate(self.books):
                 table = book.table()
-                u = noise.split(f"soften {number}").uniform(len(rows), left[..., 0].numel() // len(rows))
+                u = noise.split(f"sample_proposal {number}").uniform(len(rows), left[..., 0].numel() // len(rows))
                 chosen, nats = near(left, table, u.to(left.device).view(left.shape[:2]))
                 left = left - _vectors(table, chosen)
                 codes.append(chosen)
@@ -357,7 +357,7 @@ class FSQModule(Quantizer):
             z = straight_through(bounded.flatten(-2).movedim(-1, 1), self.lookup(codes))
             return BottleneckOutput(z, PointMass(codes))
 
-    def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Each digit by itself; the values are spread about the levels as rounding spreads them."""
         with torch.autocast(features.device.type, enabled=False):
             bounded = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base))).tanh()
@@ -366,7 +366,7 @@ class FSQModule(Quantizer):
                 value = bounded[..., number]
                 levels = torch.linspace(-1, 1, most + 1, device=value.device)
                 logits = -(value[..., None] - levels).square() / (2 * (2 / most) ** 2 / 12)
-                digit, nats = drawn(logits, uniform_for(noise.split(f"soften {number}"), value))
+                digit, nats = drawn(logits, uniform_for(noise.split(f"sample_proposal {number}"), value))
                 codes, log_q = codes + base * digit, log_q + nats.flatten(1).sum(1)
             return cast(Tensor, codes).movedim(-1, 1).contiguous(), cast(Tensor, log_q)
 
@@ -461,12 +461,12 @@ class LFQModule(Quantizer):
             terms = self.commitment * (z - signs).square() + self.entropy * (entropy - of_mean)
             return BottleneckOutput(straight_through(z, signs), PointMass(codes), terms.flatten(1).sum(1))
 
-    def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Each bit by itself, from q(bit | z)."""
         with torch.autocast(features.device.type, enabled=False):
             z = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base)))
             logits = torch.stack([torch.zeros_like(z), 4 * z], -1)
-            bits, nats = drawn(logits, uniform_for(noise.split("soften"), z))
+            bits, nats = drawn(logits, uniform_for(noise.split("sample_proposal"), z))
             return (bits * self.base).sum(-1).movedim(-1, 1).contiguous(), nats.flatten(1).sum(1)
 
     def lookup(self, codes: Tensor) -> Tensor:

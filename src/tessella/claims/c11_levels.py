@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tessella.claims.bench import AT_ONCE, Bench, Recipe, codes_of, of_model
 from tessella.claims.claim import Bars, Claim, Measure, Result, Trial, decided
 from tessella.claims.recipes import CODEBOOK, RATE, UPDATES, codes, size
-from tessella.core.outputs import Sampling, Terms
+from tessella.core.outputs import Condition, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation import registry
@@ -91,8 +91,8 @@ class FinePriors(nn.Module):
         fine = found[-1]
         top = self.model.lookup(found)[:, : self.model.context_channels[-1]].detach()
         streams = (None, None) if noise is None else (noise.split("given"), noise.split("alone"))
-        given = -self.given(fine, None, top, noise=streams[0]).flatten(1).sum(1)
-        alone = -self.alone(fine, None, None, noise=streams[1]).flatten(1).sum(1)
+        given = -self.given(fine, Condition(context=top), noise=streams[0]).flatten(1).sum(1)
+        alone = -self.alone(fine, noise=streams[1]).flatten(1).sum(1)
         return Terms(torch.zeros_like(given), given + alone, torch.stack([given, alone], 1))
 
 
@@ -145,7 +145,7 @@ def _measured(bench: Bench, seed: int) -> Levels:
         latent = model.encode(part)
         top, z = model.context_channels[-1], {"both": latent.z}
         fine = priors.given.sample(
-            len(part), Noise(seed, number, "claim 11"), None, latent.z[:, :top], sampling=Sampling(temperature=0.0)
+            len(part), Noise(seed, number, "claim 11"), Condition(context=latent.z[:, :top]), sampling=Sampling(0.0)
         )
         z["likeliest"] = model.lookup([*latent.codes[:-1], fine.reshape(latent.codes[-1].shape)])
         z["mean"] = torch.cat([latent.z[:, :top], average[top:].expand(len(part), -1, -1, -1)], 1)

@@ -27,8 +27,7 @@ from tessella import __version__
 from tessella.bottlenecks.gaussian import DiagonalGaussianModule
 from tessella.coding.codes_file import codes_of, stride_of
 from tessella.coding.container import Chunk, checksum
-from tessella.core.contracts import SymbolCoder
-from tessella.core.entropy_coding import AnsStack, SymbolDecoder, SymbolEncoder, code_from_cdf
+from tessella.core.entropy_coding import AnsStack, SymbolCoder, SymbolDecoder, SymbolEncoder, code_from_cdf
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
 from tessella.foundation.errors import DataError, SpecError
@@ -122,7 +121,7 @@ class Lossless:
         stack = AnsStack()
         sender = SymbolEncoder(stack)
         codes = codes_of(self._model, x)
-        self._model.tell_codes(sender, len(x), codes)
+        self._model.code(sender, len(x), codes)
         bound = sender.bits * math.log(2)
         drawing = self._drawing(codes)
         drawing.code(sender, x)
@@ -134,7 +133,7 @@ class Lossless:
     def decode(self, chunk: Chunk) -> Tensor:
         count = _one_batch(chunk, self.at_once)
         receiver = SymbolDecoder(AnsStack(chunk.words))
-        x = self._drawing(self._model.tell_codes(receiver, count)).code(receiver).to(torch.uint8)
+        x = self._drawing(self._model.code(receiver, count)).code(receiver).to(torch.uint8)
         return _verified(x, chunk)
 
     def _drawing(self, codes: tuple[Tensor, ...]) -> StoredValues:
@@ -314,7 +313,7 @@ class CodesOnly:
         self, wire: SymbolCoder, count: int, shapes: list[tuple[int, ...]], codes: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, ...]:
         if shapes == list(self._model.code_shapes):
-            return self._model.tell_codes(wire, count, codes)
+            return self._model.code(wire, count, codes)
         told = []
         for level, (shape, quantizer) in enumerate(zip(shapes, self._model.levels, strict=True)):
             known = None if codes is None else codes[level].flatten()

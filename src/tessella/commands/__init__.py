@@ -6,6 +6,7 @@ PyTorch is imported by the functions, so that a command's help does not wait for
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tessella.commands import (
@@ -21,10 +22,11 @@ from tessella.commands import (
     measure,
     prior,
     search,
+    tasks,
     train,
 )
-from tessella.commands.measure import Parts
 from tessella.commands.train import Train
+from tessella.tasks.task import load_task
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
@@ -49,7 +51,15 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compare": (compare.Compare, compare.compare),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
-    "parts": (measure.Parts, measure.parts),
 }
 
-__all__ = ["COMMANDS", "Parts", "Train"]
+
+def command(name: str) -> tuple[type, Callable[[Any], int]]:
+    """The options of a command, and the function that runs it: of a task, or of `COMMANDS`."""
+    if name in COMMANDS:
+        return COMMANDS[name]
+    task = load_task(name)
+    return tasks.options_of(task), partial(tasks.run_task, task)
+
+
+__all__ = ["COMMANDS", "Train", "command"]

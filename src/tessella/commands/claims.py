@@ -56,9 +56,9 @@ def claims(o: Claims) -> int:
         raise SpecError(f"minutes must be more than zero, not {o.minutes}")
     if not 2 <= o.seeds <= 100:
         raise SpecError(f"seeds must lie between 2 and 100, as errors are over them, and are {o.seeds}")
-    check_file(o.out, ".html", "page's")
+    check_file(o.out, ".html")
     if o.json is not None:
-        check_file(o.json, ".json", "JSON file's")
+        check_file(o.json, ".json")
     from tessella import claims as experiments
     from tessella.data import describe
     from tessella.pages import claims as page

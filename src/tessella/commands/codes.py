@@ -41,7 +41,7 @@ class Encode:
 
 
 def encode(o: Encode) -> int:
-    check_file(o.out, ".npz", "archive's")
+    check_file(o.out, ".npz")
     model, source = _model_of_codes(o.run, o.where)
     from tessella.coding import codes_file
     from tessella.tasks.generate import data_for

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, check_file, progress, say, say_table
+from tessella.foundation.blocks import Cell
 from tessella.foundation.text import json_text
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Compare:
 
 
 def compare(o: Compare) -> int:
-    check_file(o.out, ".html", "page's")
+    check_file(o.out, ".html")
     from tessella.pages import compared
     from tessella.tasks import compare as uses
     from tessella.training import results_store
@@ -102,13 +103,11 @@ def _say(found: Comparison) -> None:
 
 
 def _table(title: str, group: Group) -> None:
-    from rich.text import Text
-
     from tessella.pages.compared import lines
 
-    heads = ["", *(entry.name for entry in group.entries), "data"]
+    heads: list[str] = ["", *(entry.name for entry in group.entries), "data"]
     rows = []
     for line in lines(group):
-        cells = [Text(c, style="bold" if b else "") for c, b in zip(line.cells, line.best, strict=True)]
+        cells = [Cell(c, tone="best" if b else "") for c, b in zip(line.cells, line.best, strict=True)]
         rows.append([line.name, *cells, line.data])
     say_table(title, heads, rows, figures=range(1, len(heads)))

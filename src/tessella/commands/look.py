@@ -65,8 +65,8 @@ def sample(o: Sample) -> int:
     from tessella.tasks import generate
 
     label = None if o.label is None else label_number(model.schema, o.label)
-    with progress("drawing") as tell:
-        drawn = generate.sample(model, o.count, label=label, seed=o.seed, sampling=sampling, progress=tell)
+    with progress("drawing"):
+        drawn = generate.sample(model, o.count, label=label, seed=o.seed, sampling=sampling)
     if model.conditional and label is None and len(drawn) == len(model.schema.classes):
         say(f"rows, top to bottom: {', '.join(model.schema.classes)}")
     write_picture(generate.sheet(drawn, model.schema), o.out)

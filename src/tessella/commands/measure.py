@@ -1,4 +1,4 @@
-"""`tessella evaluate`, `tessella report` and `tessella parts`.
+"""`tessella evaluate` and `tessella report`.
 
 Imports beside it: report.
 """
@@ -13,7 +13,6 @@ from tyro.conf import Positional, arg
 
 from tessella.commands.shared import Where, loaded, progress, say, say_table
 from tessella.core.schema import Precision
-from tessella.foundation import registry
 from tessella.foundation.errors import SpecError
 from tessella.foundation.text import json_text
 
@@ -161,19 +160,4 @@ def report(o: Report) -> int:
     from tessella.tasks.generate import data_for
 
     say(f"wrote {write(Path(o.run), model, data_for(model, source, o.data))}")
-    return 0
-
-
-@dataclass(frozen=True)
-class Parts:
-    """List the models and what they are made of."""
-
-
-def parts(o: Parts) -> int:
-    wide = max(len(entry.name) for entry in registry.entries())
-    for kind in registry.PART_KINDS:
-        if kind != "evaluation" and registry.names(kind):
-            print(f"{kind}:")
-        for entry in registry.entries(kind):
-            print(f"  {entry.name:{wide}}  {entry.summary}")
     return 0

@@ -36,7 +36,7 @@ class Prior:
     Attributes:
         run: the run folder.
         kind: of a model of codes pixelcnn, transformer or masked; of an ae, vae or cvae mixture, vamp, flow or
-            diffusion; `tessella parts` says what they are.
+            diffusion; `tessella list` says what they are.
         width: channels of its networks.
         depth: layers of its networks.
         components: of a mixture or vamp.

@@ -49,7 +49,7 @@ class Index:
 
 def index(o: Index) -> int:
     out = o.out or str(Path(o.run, INDEX))
-    check_file(out, ".safetensors", "index's")
+    check_file(out, ".safetensors")
     model, source = loaded_without_prior(o.run, o.where)
     from tessella.coding import codes_file
     from tessella.tasks import search
@@ -106,8 +106,7 @@ def search(o: Search) -> int:
         raise SpecError("--duplicates looks through the whole index: leave the queries out")
     if not o.duplicates and o.threshold is not None:
         raise SpecError("--threshold is of --duplicates: leave it out")
-    if Path(o.out).suffix.lower() != ".png":
-        check_file(o.out, ".html", "page's (.html) or picture's (.png)")
+    check_file(o.out, ".html", ".png")
     model, source = loaded_without_prior(o.run, o.where)
     from tessella.tasks import search as searching
     from tessella.training import checkpoint

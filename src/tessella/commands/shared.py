@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tessella.foundation.blocks import Cell, Page, Table
 from tessella.foundation.errors import DataError
 from tessella.foundation.text import shown as escaped
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
-    from rich.text import Text
 
     from tessella.core.batches import Batch
     from tessella.data import Data
@@ -130,49 +130,12 @@ def quoted(path: str | os.PathLike[str]) -> str:
 
 
 def say_table(
-    title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Text]], *, figures: Collection[int]
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str | Cell]], *, figures: Collection[int]
 ) -> None:
-    """Print a table, or on a console that is too narrow for it a list: no figure is ever cut or broken.
+    """Print a table of texts."""
+    from tessella.pages.terminal import print_page
 
-    Args:
-        title: the line above it; it may be empty.
-        heads: a name for each column.
-        rows: the cells, each a text or a styled one.
-        figures: the numbers of the columns that hold figures; in the others words are folded.
-    """
-    from rich import box
-    from rich.console import Console, Group
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    cells = [[Text(escaped(c)) if isinstance(c, str) else c for c in row] for row in rows]
-    least = 0
-    for number, head in enumerate(heads):
-        words = [word for row in cells for word in row[number].plain.split()] + head.split()
-        whole = [row[number].plain for row in cells] if number in figures else []
-        longest = max(map(len, [*whole, *words]), default=0)
-        least += 2 + (longest if number in figures else min(longest, 12))
-    with console.capture() as printed:  # or Rich would end the process where nobody reads on
-        if title:
-            console.print(Text(escaped(title), style="italic"), overflow="fold")
-        if least <= console.width:
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            for number, head in enumerate(heads):
-                side, figure = ("right", True) if number in figures else ("left", False)
-                table.add_column(Text(escaped(head)), justify=side, no_wrap=figure, overflow="fold")
-            for row in cells:
-                table.add_row(*row)
-            console.print(table)
-        for first, *rest in cells if least > console.width else ():
-            names = [f"{escaped(heads[n])}: " if n in figures else "" for n in range(1, len(heads))]
-            below = [Text(name) + one for name, one in zip(names, rest, strict=True) if one.plain]
-            console.print(
-                Text(first.plain, style="bold"), Padding(Group(*below), (0, 0, 0, 2), expand=False), overflow="fold"
-            )
-    sys.stdout.write(printed.get())
-    sys.stdout.flush()
+    print_page(Page("", [Table(heads, rows, list(figures), title)]))
 
 
 @contextmanager
@@ -196,23 +159,23 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
         bar.stop()
 
 
-def check_file(path: str, ending: str, what: str) -> None:
-    """Whether such a file can be written, before anything long is begun.
+def check_file(path: str, *endings: str) -> None:
+    """Check that such a file can be written, before anything long is begun.
 
     Raises:
         DataError: if it has another ending, is a folder, or its folder cannot be had.
     """
-    if Path(path).suffix.lower() != ending:
-        raise DataError(f"{path} has no {what} ending: let it end in {ending}")
+    if Path(path).suffix.lower() not in endings:
+        raise DataError(f"the output must be a {' or '.join(endings)} file, got {path}", "wrong-ending", path=path)
     if os.path.isdir(path):
-        raise DataError(f"{path} is a folder: give a file to write")
+        raise DataError(f"{path} is a folder: give a file to write", "is-a-folder", path=path)
     there = next(place for place in Path(path).absolute().parents if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise DataError(f"{path} cannot be written: {there} is no folder that takes new files; choose another place")
+        raise DataError(f"{path} cannot be written: {there} takes no new files; choose another place", "no-place")
 
 
 def check_picture_name(path: str) -> None:
-    check_file(path, ".png", "picture's")
+    check_file(path, ".png")
 
 
 def write_picture(image: Image, path: str) -> None:

@@ -88,7 +88,7 @@ class Train:
     """Train a model on data and leave a run folder. Ctrl-C saves; `--resume --out RUN` goes on.
 
     Attributes:
-        model: a name that `tessella parts` lists. The run's own when resuming.
+        model: a name that `tessella list` lists. The run's own when resuming.
         data: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file. When resuming, where the run's data
             lies now, if it was moved.
         out: the run folder.

@@ -13,37 +13,23 @@ A class is abstract (this page) or final (everything else): to vary behaviour, c
 
 Where z is discrete, a `Quantizer` is the bottleneck: q(z | x) is a point mass on a grid of codes, integers from 0 to
 K - 1, and the decoder is given the vectors that the codes stand for. A `CodePrior` says which grids are plausible.
-
-Imports beside it: noise.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from dataclasses import asdict
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from tessella.core.outputs import BottleneckOutput, Sampling
+from tessella.core.entropy_coding import SymbolCoder
+from tessella.core.outputs import UNCONDITIONAL, BottleneckOutput, Condition, Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
-
-
-class SymbolCoder(ABC):
-    """Where symbols are told under tables that both ends know: by a sender who knows them, or to a receiver.
-
-    Whatever can be entropy coded has a method `code(wire, ..., value)` which is walked through alike at both ends: the
-    sender gives the value, the receiver None, and both get it back.
-    """
-
-    @abstractmethod
-    def code(self, table: Tensor, symbols: Tensor | None) -> Tensor:
-        """Symbols `[n]` int64 from 0 to k - 1, each under its own integer edges `[k + 1, n]` (`entropy_coding`)."""
-
-    @abstractmethod
-    def code_uniform(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
-        """`count` symbols from 0 to size - 1, all equally probable."""
+from tessella.core.selectors import Coded, Draw, Selector
+from tessella.foundation.errors import SpecError, option
 
 
 class Likelihood(nn.Module, ABC):
@@ -114,37 +100,57 @@ class Bottleneck(nn.Module, ABC):
 
 
 class Prior(nn.Module, ABC):
-    """Which latents are plausible: p(z), or p(z | label)."""
+    """Distribution over continuous latents: p(z), or p(z | label)."""
 
-    exact = True
+    classes: int = 0
+    """Number of labels, of a class-conditional prior; 0: it sees none."""
+    exact: bool = True
     """Whether `log_prob` is the log-density itself; a prior made of many steps has a lower bound on it instead."""
+    iterative: bool = False
+    """Whether it samples in many steps, so that `Sampling.steps` and `Sampling.guidance` apply."""
 
     @abstractmethod
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> Distribution:
-        """A distribution with event shape `latent_shape`; batch shape `()` or, given labels, `[B]`.
+        """Make the distribution, with event shape `latent_shape` and batch shape `()` or, given labels, `[B]`.
 
         Args:
             noise: for priors that estimate their `log_prob` by random steps; without it the steps are fixed.
         """
 
     @abstractmethod
+    def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
+        """Sample as `sample` does, which checks the arguments."""
+
+    @torch.no_grad()
     def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        progress: Callable[[int, int], None] | None = None,
+        self, count: int, noise: Noise, label: Tensor | None = None, *, sampling: Sampling | None = None
     ) -> Tensor:
-        """z ~ p(z), `[count, *latent_shape]` float32.
+        """Sample z ~ p(z), `[count, *latent_shape]` float32.
 
         Args:
             noise: all randomness comes from it.
             label: `[count]`, for a class-conditional prior.
-            temperature: a factor on the deviation of what is drawn; 1 draws from the prior itself.
-            progress: told (steps done, steps in all) by a prior that draws in many steps.
+            sampling: its temperature is a factor on the deviation; no cut-offs.
+
+        Raises:
+            SpecError: if steps or guidance are asked of a prior that is not iterative.
         """
+        sampling = sampling or Sampling()
+        asked = [name for name in ("steps", "guidance") if asdict(sampling)[name] is not None]
+        if asked and not self.iterative:
+            named = " and ".join(map(option, asked))
+            raise SpecError(f"{type(self).__name__} samples at once and has no {named}: leave it out", code="no-steps")
+        return self.draw(count, noise, self.check_label(label), sampling)
+
+    def check_label(self, label: Tensor | None) -> Tensor | None:
+        """Return the label if it sees labels, else None.
+
+        Raises:
+            ValueError: if it needs one and there is none.
+        """
+        if self.classes and label is None:
+            raise ValueError("a class-conditional prior needs labels")
+        return label if self.classes else None
 
 
 class Quantizer(Bottleneck, ABC):
@@ -162,7 +168,7 @@ class Quantizer(Bottleneck, ABC):
     """Shape of one example's codes: `(C,)` or `(C, h, w)`, C codes a position."""
 
     @abstractmethod
-    def soften(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
+    def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Codes `[B, *code_shape]` drawn about those that `forward` chooses, and their log-probabilities `[B]`.
 
         A proposal for importance sampling: any distribution makes a bound, and a good one is near p(codes | x).
@@ -174,79 +180,65 @@ class Quantizer(Bottleneck, ABC):
 
 
 class CodePrior(nn.Module, ABC):
-    """Which grids of codes are plausible: p(codes | label, context).
+    """Distribution over grids of codes: p(codes | condition).
 
     Args:
-        code_shape: `(C, h, w)`: C codes a position. Of vectors' codes, a row of them: `(1, 1, C)`.
+        code_shape: `(C, *spatial)`: C codes a position.
         codebook_size: K.
         context_channels: channels of a feature map that all codes may look at (the coarser levels' vectors); 0: none.
         classes: number of labels, for a class-conditional prior; 0: none.
     """
 
+    code_shape: tuple[int, ...]
+    classes: int = 0
     any_order = False
-    """Whether `fill` looks at all known codes, and not at those before each code alone."""
+    """Whether `inpaint` looks at all known codes, and not at those before each code alone."""
 
     @abstractmethod
-    def forward(
-        self, codes: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, noise: Noise | None = None
-    ) -> Tensor:
-        """log p of each code given those before it, `[B, C, h, w]` float32 nats: the sum is log p(codes), or below it.
+    def forward(self, codes: Tensor, condition: Condition = UNCONDITIONAL, *, noise: Noise | None = None) -> Tensor:
+        """Compute log p of each code given those before it, `[B, *code_shape]` float32 nats.
+
+        The sum is log p(codes), or a lower bound on it.
 
         Args:
-            codes: `[B, C, h, w]` int64.
-            label: `[B]`, if it is class-conditional.
-            context: `[B, context_channels, h, w]` float, if it has one.
+            codes: `[B, *code_shape]` int64.
             noise: for priors that estimate their bound by a random order; without it the order is fixed.
         """
 
     @abstractmethod
-    def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        """Codes `[count, C, h, w]` int64, drawn position by position.
+    def generate(self, count: int, select: Selector, condition: Condition = UNCONDITIONAL) -> Tensor:
+        """Generate codes `[count, *code_shape]` int64, each chosen by `select` given those that it has chosen before.
 
-        Args:
-            noise: all randomness comes from it.
-            sampling: temperature and cut-offs.
-            progress: told (positions done, positions in all).
+        In raster order; or, if `any_order`, in one that `select` fixes or draws, and given its known codes from the
+        start. Sampling, inpainting and coding are this one loop with three selectors.
         """
 
-    @abstractmethod
-    def fill(
+    def sample(
+        self, count: int, noise: Noise, condition: Condition = UNCONDITIONAL, *, sampling: Sampling | None = None
+    ) -> Tensor:
+        """Sample codes `[count, *code_shape]` int64; all randomness comes from `noise`."""
+        return self.generate(count, Draw(noise, shape=(count, *self.code_shape), sampling=sampling), condition)
+
+    def inpaint(
         self,
         codes: Tensor,
         known: Tensor,
         noise: Noise,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
+        condition: Condition = UNCONDITIONAL,
         *,
         sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """Draw the codes that are not known, given all known ones or those before each (`any_order`): `[B, C, h, w]`.
+        """Sample the codes that are not known given all known ones (`any_order`), or those before each.
 
         Args:
-            codes: `[B, C, h, w]` int64; those not known may be any number.
-            known: `[B, C, h, w]` bool; these come back as they were.
-            noise, label, context, sampling, progress: as of `sample`.
+            codes: `[B, *code_shape]` int64; those not known may be any number.
+            known: `[B, *code_shape]` bool; these come back as they were.
         """
+        select = Draw(noise, codes.masked_fill(~known, -1), tuple(codes.shape), sampling)
+        return self.generate(len(codes), select, condition)
 
-    @abstractmethod
     def code(
-        self,
-        wire: SymbolCoder,
-        count: int,
-        codes: Tensor | None = None,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        progress: Callable[[int, int], None] | None = None,
+        self, coder: SymbolCoder, count: int, codes: Tensor | None = None, condition: Condition = UNCONDITIONAL
     ) -> Tensor:
-        """Codes `[count, C, h, w]` int64 over the wire at the price of -log p, in the order in which they are drawn."""
+        """Write `codes` to an encoder, or read `count` of them from a decoder, at the price of -log p."""
+        return self.generate(count, Coded(coder=coder, codes=codes), condition)

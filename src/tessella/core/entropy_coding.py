@@ -1,4 +1,4 @@
-"""Symbols as bits and back: integer tables, a stack of bits, and the two ends of a wire.
+"""Entropy coding: symbols to bits and back by integer tables, an ANS stack, an encoder and a decoder.
 
 The stack is asymmetric numeral coding (Duda 2013; `constriction`, Bamler 2022): what was pushed last is popped first,
 and popping from random bits draws from the table, which bits-back coding lives on (Townsend et al. 2019, section 2).
@@ -7,14 +7,13 @@ A table of k symbols is k + 1 integer edges, 0 <= e_0 <= ... <= e_k = 2^24 - 2 k
 e_(i+1) - e_i + 2 out of 2^24, so nothing is impossible and nothing is certain. Edges are rounded down from cumulated
 probabilities by IEEE operations in a fixed order, and are handed to the coder as they are: whoever has the same
 probabilities has the same table, bit for bit.
-
-Imports beside it: contracts.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, final
 
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessella.core.contracts import SymbolCoder
 from tessella.foundation.errors import DataError
 
 TOTAL = 1 << 24
@@ -33,11 +31,27 @@ streams: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue
 _TABLES = streams.model.Categorical(perfect=False)
 
 
+class SymbolCoder(ABC):
+    """Interface of an entropy coder: an encoder writes symbols, a decoder reads them.
+
+    What can be coded has a method `code(coder, ..., value)` that does the same at both ends: the encoder is given the
+    value, the decoder None, and both return it.
+    """
+
+    @abstractmethod
+    def code(self, cdf: Tensor, symbols: Tensor | None) -> Tensor:
+        """Code symbols `[n]` int64 from 0 to k - 1, each under its own `quantized_cdf` `[k + 1, n]`."""
+
+    @abstractmethod
+    def code_uniform(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
+        """Code `count` symbols from 0 to size - 1, all equally probable."""
+
+
 # tables
 
 
-def edges(cumulated: Tensor) -> Tensor:
-    """Cumulated probabilities `[k + 1, ...]` of any scale and origin as integer edges, in float32, which holds them.
+def quantized_cdf(cumulated: Tensor) -> Tensor:
+    """Round cumulated probabilities `[k + 1, ...]` of any scale and origin to integers, in float32, which holds them.
 
     They must not fall. Where there is no probability at all the last symbol takes it.
     """
@@ -49,14 +63,14 @@ def edges(cumulated: Tensor) -> Tensor:
     return table.to(torch.float32)
 
 
-def code_categorical(wire: SymbolCoder, logits: Tensor, symbols: Tensor | None) -> Tensor:
+def code_categorical(coder: SymbolCoder, logits: Tensor, symbols: Tensor | None) -> Tensor:
     """Symbols `[n]` with probabilities softmax(logits) `[n, K]`."""
     cumulated = logits.float().softmax(-1).double().cumsum(-1)
-    return wire.code(edges(torch.nn.functional.pad(cumulated, (1, 0)).T), symbols)
+    return coder.code(quantized_cdf(torch.nn.functional.pad(cumulated, (1, 0)).T), symbols)
 
 
 def code_from_cdf(
-    wire: SymbolCoder, below: Callable[[Tensor], Tensor], bits: int, value: Tensor | None, zeros: Tensor
+    coder: SymbolCoder, below: Callable[[Tensor], Tensor], bits: int, value: Tensor | None, zeros: Tensor
 ) -> Tensor:
     """Integers from 0 to 2^bits - 1, their bits two at a time, the most significant first.
 
@@ -81,7 +95,7 @@ def code_from_cdf(
             here = torch.maximum(below(start + j * width), cumulated[j - 1])
             torch.minimum(here, high, out=cumulated[j])
         digits = None if value is None else ((value - start) / width).floor_().flatten().long()
-        at = wire.code(edges(cumulated.flatten(1)), digits)
+        at = coder.code(quantized_cdf(cumulated.flatten(1)), digits)
         low, high = (ends.view(zeros.shape) for ends in _around(cumulated.flatten(1), at))
         start = torch.add(start, at.view(zeros.shape), alpha=width)
     return start
@@ -159,9 +173,9 @@ class SymbolEncoder(SymbolCoder):
             for one, other in self._told
         )
 
-    def code(self, table: Tensor, symbols: Tensor | None) -> Tensor:
+    def code(self, cdf: Tensor, symbols: Tensor | None) -> Tensor:
         at = _known(symbols)
-        left, right = _around(table, at)
+        left, right = _around(cdf, at)
         frequency = right.add_(at + 1, alpha=2).sub_(left.add_(at, alpha=2))
         if not bool((frequency > 0).all()):
             raise ValueError("a probability is no number")
@@ -191,8 +205,8 @@ class SymbolDecoder(SymbolCoder):
     def __init__(self, stack: AnsStack) -> None:
         self._stack = stack
 
-    def code(self, table: Tensor, symbols: Tensor | None) -> Tensor:
-        return self._stack.pop(_TABLES, (table[1:] - table[:-1]).add_(1).T.contiguous().numpy())
+    def code(self, cdf: Tensor, symbols: Tensor | None) -> Tensor:
+        return self._stack.pop(_TABLES, (cdf[1:] - cdf[:-1]).add_(1).T.contiguous().numpy())
 
     def code_uniform(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
         if size == 1:

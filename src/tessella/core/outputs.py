@@ -51,6 +51,22 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """What a prior over codes is conditional on.
+
+    Attributes:
+        label: `[B]` int64, of a class-conditional prior.
+        context: `[B, context_channels, *spatial]` float, a feature map that all codes may look at.
+    """
+
+    label: Tensor | None = None
+    context: Tensor | None = None
+
+
+UNCONDITIONAL = Condition()
+
+
+@dataclass(frozen=True)
 class BottleneckOutput:
     """What a bottleneck lets through.
 

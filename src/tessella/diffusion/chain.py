@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Literal, final
 
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.diffusion import samplers
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.diffusion.schedule import NoiseSchedule, alpha, over, sigma, spread_times, variance_term
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 
 DROPPED = 0.1
 """How often training hides the label, so that samples can be led by it (Ho & Salimans 2022, algorithm 1)."""
@@ -154,30 +154,30 @@ class Chain(nn.Module):
         count: int,
         noise: Noise,
         label: Tensor | None = None,
+        sampling: Sampling | None = None,
         *,
-        temperature: float = 1.0,
-        steps: int | None = None,
-        guidance: float | None = None,
         sampler: Sampler = "dpm",
-        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """z_0 ~ p(z_0), `[count, *shape]` float32.
+        """Sample z_0 ~ p(z_0), `[count, *shape]` float32.
 
         Args:
             noise: all randomness comes from it.
             label: `[count]`; None for no label.
-            temperature: a factor on the deviation of all that is drawn.
-            steps: evenly spaced in gamma; 50 unless given.
-            guidance: the denoised y is y_none + guidance (y_label - y_none) (Ho & Salimans 2022, eq. 6 in terms of y):
-                0 does without the label, 1 is the model itself.
+            sampling: `temperature` is a factor on every deviation; `steps` are evenly spaced in gamma, 50 unless given;
+                with `guidance` the denoised y is y_none + guidance (y_label - y_none) (Ho & Salimans 2022, eq. 6 in
+                terms of y): 0 does without the label, 1 is the model itself.
             sampler: `dpm` and `ddim` are deterministic given z_1, of second and first order; `ancestral` is random.
-            progress: told (steps done, steps in all).
 
         Raises:
-            SpecError: if guidance is asked of what sees no labels.
+            SpecError: if guidance is asked of a chain that sees no labels.
         """
+        sampling = sampling or Sampling()
+        temperature, guidance = sampling.temperature, sampling.guidance
         if guidance is not None and (not self.classes or label is None):
-            raise SpecError("guidance leads towards a class, and this diffusion sees none: leave --guidance out")
+            raise SpecError(
+                f"guidance leads towards a class, and this diffusion sees none: leave {option('guidance')} out",
+                code="no-guidance",
+            )
         strength = 1.0 if guidance is None else guidance
 
         def denoise(z: Tensor, gamma: Tensor) -> Tensor:
@@ -190,13 +190,11 @@ class Chain(nn.Module):
             return led.clamp(-1, 1) if self.levels else led
 
         first, last = (end.detach() for end in self.schedule.ends())
-        gammas = torch.linspace(1, 0, (steps or STEPS) + 1, device=first.device) * (last - first) + first
+        gammas = torch.linspace(1, 0, (sampling.steps or STEPS) + 1, device=first.device) * (last - first) + first
         z = temperature * noise.normal(count, *self.shape, device=first.device)
         if sampler == "ancestral":
-            return samplers.ancestral(
-                denoise, z, gammas, noise.split("steps"), temperature=temperature, progress=progress
-            )
-        return samplers.solve(denoise, z, gammas, order=2 if sampler == "dpm" else 1, progress=progress)
+            return samplers.ancestral(denoise, z, gammas, noise.split("steps"), temperature=temperature)
+        return samplers.solve(denoise, z, gammas, order=2 if sampler == "dpm" else 1)
 
 
 def fixed_noise(y: Tensor, part: int) -> Tensor:

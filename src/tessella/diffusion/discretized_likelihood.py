@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood, SymbolCoder
+from tessella.core.contracts import Likelihood
+from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.likelihoods.independent import LEVELS, BernoulliLogits, ByteLogits

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from tessella.core.rng import Noise
 from tessella.diffusion.schedule import alpha, sigma
+from tessella.foundation.progress import track
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """E[y | z_t] `[B, ...]`, given z_t `[B, ...]` and gamma_t, a scalar."""
-Progress = Callable[[int, int], None]
 
 
 @torch.no_grad()
-def solve(denoise: Denoise, z: Tensor, gammas: Tensor, *, order: int = 2, progress: Progress | None = None) -> Tensor:
+def solve(denoise: Denoise, z: Tensor, gammas: Tensor, *, order: int = 2) -> Tensor:
     """The probability-flow equation from gammas[0] down to gammas[-1], one evaluation of `denoise` a step.
 
     With lambda = -gamma / 2 and h its step from s to t: z_t = (sigma_t / sigma_s) z_s - alpha_t (exp(-h) - 1) D.
@@ -26,10 +26,9 @@ def solve(denoise: Denoise, z: Tensor, gammas: Tensor, *, order: int = 2, progre
     Args:
         z: `[B, ...]`, at the first noise level.
         gammas: `[steps + 1]`, falling.
-        progress: told (steps done, steps in all).
     """
     before, h_before = None, None
-    for step in range(len(gammas) - 1):
+    for step in track(range(len(gammas) - 1), "denoising"):
         s, t = gammas[step], gammas[step + 1]
         here, h = denoise(z, s), (s - t) / 2
         d = here
@@ -37,34 +36,21 @@ def solve(denoise: Denoise, z: Tensor, gammas: Tensor, *, order: int = 2, progre
             d = here + (here - before) * (h / (2 * h_before))
         z = sigma(t) / sigma(s) * z - alpha(t) * torch.expm1(-h) * d
         before, h_before = here, h
-        if progress:
-            progress(step + 1, len(gammas) - 1)
     return z
 
 
 @torch.no_grad()
-def ancestral(
-    denoise: Denoise,
-    z: Tensor,
-    gammas: Tensor,
-    noise: Noise,
-    *,
-    temperature: float = 1.0,
-    progress: Progress | None = None,
-) -> Tensor:
+def ancestral(denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, *, temperature: float = 1.0) -> Tensor:
     """The chain as its bound has it: z_s ~ q(z_s | z_t, y = y(z_t)) (Kingma et al. 2021, appendix A.4).
 
     Args:
         noise: of the draws.
         temperature: a factor on their deviation.
-        progress: told (steps done, steps in all).
     """
-    for step in range(len(gammas) - 1):
+    for step in track(range(len(gammas) - 1), "denoising"):
         t, s = gammas[step], gammas[step + 1]
         mean, deviation = backward(z, denoise(z, t), t, s)
         z = mean + temperature * deviation * noise.normal(*z.shape, device=z.device)
-        if progress:
-            progress(step + 1, len(gammas) - 1)
     return z
 
 

@@ -53,7 +53,7 @@ class Joint:
         self.x = x.repeat_interleave(repeats, 0)
         self.label = None if label is None else label.repeat_interleave(repeats)
         with torch.no_grad():
-            self.prior = model.prior(model.seen(self.label))
+            self.prior = model.prior(model.check_label(self.label))
 
     def distortion(self, z: Tensor) -> Tensor:
         """-log p(x | z), `[B * repeats]`."""
@@ -81,9 +81,9 @@ def moments(
     if base == "prior":
         assert model.prior is not None
         labels = None if label is None else label.repeat_interleave(MOMENTS)
-        draws = model.prior.sample(count * MOMENTS, noise, model.seen(labels))
+        draws = model.prior.sample(count * MOMENTS, noise, model.check_label(labels))
     else:
-        features = model.encoder(model.likelihood.to_network(x), model.seen(label))
+        features = model.encoder(model.likelihood.to_network(x), model.check_label(label))
         q = model.bottleneck(features, None).posterior
         if isinstance(q, Independent) and isinstance(q.base_dist, Normal):
             return q.base_dist.loc, q.base_dist.scale
@@ -166,7 +166,7 @@ def bracket(
 def simulated(model: LatentVariableModel, count: int, label: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor]:
     """x ~ p(x | z) `[count, *shape]` and the z ~ p(z) that it came from, a draw from p(z | x) therefore."""
     assert model.prior is not None
-    z = model.prior.sample(count, noise, model.seen(label))
+    z = model.prior.sample(count, noise, model.check_label(label))
     with seeded(int(noise.uniform(1).item() * 2**24), z.device):  # likelihoods draw from the global generator
         drawn = [model.decode(z[a:b], None if label is None else label[a:b]).sample() for a, b in passes(model, count)]
     return torch.cat(drawn), z

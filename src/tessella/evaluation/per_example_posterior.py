@@ -95,7 +95,7 @@ class GaussianFamily(Family):
     def divergence(self, model: LatentVariableModel, label: Tensor | None) -> Tensor | None:
         assert model.prior is not None
         try:
-            return kl(self.posterior, model.prior(model.seen(label)))
+            return kl(self.posterior, model.prior(model.check_label(label)))
         except ValueError:
             return None
 
@@ -190,7 +190,7 @@ class FlowFamily(Family):
 def amortised(model: LatentVariableModel, x: Tensor, label: Tensor | None) -> Family:
     """The family of the model's own q, standing where its encoder puts it."""
     with torch.no_grad():
-        features = model.encoder(model.likelihood.to_network(x), model.seen(label))
+        features = model.encoder(model.likelihood.to_network(x), model.check_label(label))
         q = model.bottleneck(features, None).posterior
     if isinstance(q, Independent) and isinstance(q.base_dist, Normal):
         return GaussianFamily(q.base_dist.loc, q.base_dist.scale)

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.types import _size
 
 from tessella.core.configs import LikelihoodConfig
-from tessella.core.contracts import Likelihood, SymbolCoder
+from tessella.core.contracts import Likelihood
+from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
 from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError
@@ -22,7 +23,7 @@ from tessella.foundation.registry import register
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.likelihoods.logistic import LogisticMixture
 from tessella.likelihoods.shared import LatentStatistics, StoredValues, by_position, checked, over_channels
-from tessella.networks.causal_conv import BlockHead, CausalConv, CausalWalk
+from tessella.networks.causal_conv import BlockHead, CausalConv, IncrementalCausalConv
 
 FEATURES, FEATURES_OF_A_NUMBER = 32, 16
 WIDTH, WIDTH_OF_COLOUR = 64, 96
@@ -222,9 +223,9 @@ class PixelByPixel(StoredValues):
         x = context.new_empty(len(context), of.grid[0], height, width)
         with torch.autocast(context.device.type, enabled=False):
             rows, columns = -(-height // of.side), -(-width // of.side)
-            walk = CausalWalk(of.trunk, len(context), rows, columns, of.blocks(context))
+            decoder = IncrementalCausalConv(of.trunk, len(context), rows, columns, of.blocks(context))
             for row, column in product(range(rows), range(columns)):
-                begun = of.head.begin(walk.features())
+                begun = of.head.begin(decoder.step())
                 values = begun.new_zeros(len(context), 0)
                 for j in range(of.side**2):
                     at = of.side * row + j // of.side, of.side * column + j % of.side
@@ -235,5 +236,5 @@ class PixelByPixel(StoredValues):
                         x[:, :, at[0], at[1]] = pixel[..., 0, 0]
                         seen = of.seen(pixel).flatten(1)
                     values = torch.cat([values, seen], 1)
-                walk.put(values)
+                decoder.append(values)
             return of.stored(x)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.types import _size
 
 from tessella.core.configs import LikelihoodConfig
-from tessella.core.contracts import Likelihood, SymbolCoder
-from tessella.core.entropy_coding import code_categorical, edges
+from tessella.core.contracts import Likelihood
+from tessella.core.entropy_coding import SymbolCoder, code_categorical, quantized_cdf
 from tessella.core.schema import Schema
 from tessella.foundation.registry import register
 from tessella.foundation.validation import Range
@@ -82,7 +82,7 @@ class BernoulliLogits(StoredValues):
 
     def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
         zero = torch.sigmoid(-self.logits.float()).flatten()
-        table = edges(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)]))
+        table = quantized_cdf(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)]))
         told = wire.code(table, None if value is None else value.flatten().long())
         return told.view(self.logits.shape).float()
 

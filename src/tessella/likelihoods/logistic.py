@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.types import _size
 
 from tessella.core.configs import LikelihoodConfig
-from tessella.core.contracts import Likelihood, SymbolCoder
-from tessella.core.entropy_coding import code_from_cdf
+from tessella.core.contracts import Likelihood
+from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
 from tessella.core.schema import Schema
 from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 from torch.distributions.constraints import Constraint
 
-from tessella.core.contracts import SymbolCoder
+from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema, Values
 from tessella.foundation.errors import SpecError
 

@@ -6,7 +6,6 @@ Imports beside it: spec.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -72,14 +71,12 @@ class Model(nn.Module, ABC):
         *,
         seed: int = 0,
         sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """z ~ p(z), `[count, *latent_shape]`.
 
         Args:
             label: `[count]`, for a conditional model.
             sampling: how freely is drawn.
-            progress: told (steps done, steps in all) by a prior that draws in many steps.
 
         Raises:
             SpecError: if there is no prior, or cut-offs are asked of real numbers.
@@ -131,7 +128,6 @@ class Model(nn.Module, ABC):
         seed: int = 0,
         sampling: Sampling | None = None,
         draw: bool = False,
-        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """New examples `[count, *shape]`, float32 in stored units: z ~ p(z), then the mean of p(x | z).
 
@@ -139,12 +135,11 @@ class Model(nn.Module, ABC):
             label: `[count]`, for a conditional model.
             sampling: how freely is drawn from the prior.
             draw: draw x ~ p(x | z) too, instead of taking its mean.
-            progress: as of `sample_prior`.
 
         Raises:
             SpecError: if there is no prior to sample from.
         """
-        z = self.sample_prior(count, label, seed=seed, sampling=sampling, progress=progress)
+        z = self.sample_prior(count, label, seed=seed, sampling=sampling)
         with seeded(seed, self.device):
             drawing = self.decode(z, label)
             return drawing.sample() if draw else drawing.mean
@@ -154,7 +149,7 @@ class Model(nn.Module, ABC):
         measure = registry.find("evaluation", "bounds").load()
         return measure(self, data.split(split), data=data.spec, split_name=split, **options)
 
-    def seen(self, label: Tensor | None) -> Tensor | None:
+    def check_label(self, label: Tensor | None) -> Tensor | None:
         """The label if the parts may see it.
 
         Raises:

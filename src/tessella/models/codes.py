@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, SymbolCoder
+from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer
 from tessella.core.distributions import PointMass
-from tessella.core.outputs import Latent, Sampling, Terms
+from tessella.core.entropy_coding import SymbolCoder
+from tessella.core.outputs import Condition, Latent, Sampling, Terms
 from tessella.core.rng import Noise
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
+from tessella.foundation.progress import track
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
 from tessella.networks.pyramid import Merge, Pyramid
@@ -97,7 +99,7 @@ class CodeModel(Model):
     def set_prior(self, priors: Sequence[CodePrior]) -> None:
         """Use these priors, one a level, from now on; class-conditional ones make the model conditional."""
         self.priors = nn.ModuleList(priors)
-        self.conditional = any(getattr(prior, "classes", 0) for prior in priors)
+        self.conditional = any(prior.classes for prior in priors)
 
     def with_uniform_prior(self) -> CodeModel:
         """The same model, weights shared, as it is before a prior is fitted."""
@@ -150,7 +152,7 @@ class CodeModel(Model):
             grid = grid.repeat_interleave(draws, 0)
             if level:
                 grid = self.merges[level - 1](grid, _joined(vectors, grid.shape[2:]))
-            c, nats = quantizer.soften(grid, noise.split(f"level{level}"))
+            c, nats = quantizer.sample_proposal(grid, noise.split(f"level{level}"))
             codes.append(c)
             vectors.append(quantizer.lookup(c))
             log_q = log_q + nats
@@ -185,15 +187,9 @@ class CodeModel(Model):
 
     @torch.no_grad()
     def sample_prior(
-        self,
-        count: int,
-        label: Tensor | None = None,
-        *,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        self, count: int, label: Tensor | None = None, *, seed: int = 0, sampling: Sampling | None = None
     ) -> Tensor:
-        return self.lookup(self.sample_codes(count, label, seed=seed, sampling=sampling, progress=progress))
+        return self.lookup(self.sample_codes(count, label, seed=seed, sampling=sampling))
 
     def compile_networks(self) -> None:
         self.encoder.compile()
@@ -218,87 +214,44 @@ class CodeModel(Model):
     def log_prob_codes(
         self, codes: Codes, label: Tensor | None = None, vectors: Codes | None = None, *, noise: Noise | None = None
     ) -> tuple[Tensor, ...]:
-        """log p of each code given the ones before it and the coarser levels, `[B, *code_shape]` a level, in nats.
+        """Compute log p of each code given the ones before it and the coarser levels, `[B, *code_shape]` nats a level.
 
         Args:
             vectors: what the codes stand for, if it is known already.
             noise: as of `CodePrior.forward`.
         """
-        label = self.seen(label)
         vectors = vectors or [q.lookup(c) for q, c in zip(self.levels, codes, strict=True)]
         found = []
         for level, (prior, c) in enumerate(zip(self.priors, codes, strict=True)):
-            context = _joined(vectors[:level], c.shape[2:]).detach() if level else None
             grid = c if c.dim() == 4 else c[:, None, None]
-            log_p = prior(grid, label, context, noise=None if noise is None else noise.split(f"level{level}"))
+            condition = self._condition(vectors[:level], grid.shape[2:], label)
+            log_p = prior(grid, condition, noise=None if noise is None else noise.split(f"level{level}"))
             found.append(log_p.reshape(c.shape))
         return tuple(found)
 
-    @torch.no_grad()
     def sample_codes(
-        self,
-        count: int,
-        label: Tensor | None = None,
-        *,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        self, count: int, label: Tensor | None = None, *, seed: int = 0, sampling: Sampling | None = None
     ) -> tuple[Tensor, ...]:
-        """Codes of all levels from the prior, coarsest first.
+        """Sample codes of all levels from the prior, coarsest first.
 
         Args:
             label: `[count]`, for a class-conditional prior.
-            progress: told (steps done, steps in all), of all levels together.
 
         Raises:
-            SpecError: if steps or guidance are asked for, which are of diffusion.
+            SpecError: if steps or guidance are asked for, which diffusion has.
         """
         if sampling is not None and (sampling.steps is not None or sampling.guidance is not None):
-            raise SpecError(f"the model {self.name} draws codes, not by diffusion: leave out --steps and --guidance")
-        label = self.seen(label)
-        codes: list[Tensor] = []
-        vectors: list[Tensor] = []
-        for level, (prior, quantizer) in enumerate(zip(self.priors, self.levels, strict=True)):
-            noise = Noise(seed, level, "prior")
-            shape = self.prior_shapes[level]
-            context = _joined(vectors, torch.Size(shape[1:])) if level else None
-            told = _part(progress, level, len(self.levels))
-            drawn = cast(CodePrior, prior).sample(count, noise, label, context, sampling=sampling, progress=told)
-            codes.append(drawn.reshape(count, *quantizer.code_shape).to(self.device))
-            vectors.append(quantizer.lookup(codes[-1]))
-        return tuple(codes)
+            asked = f"{option('steps')} and {option('guidance')}"
+            raise SpecError(
+                f"the model {self.name} samples codes, not by diffusion: leave out {asked}", code="no-steps"
+            )
 
-    @torch.no_grad()
-    def tell_codes(
-        self,
-        wire: SymbolCoder,
-        count: int,
-        codes: Codes | None = None,
-        label: Tensor | None = None,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Codes of all levels over a wire, `[count, *code_shape]` each, coarsest first, at the price of -log p.
+        def generate(level: int, prior: CodePrior, condition: Condition) -> Tensor:
+            return prior.sample(count, Noise(seed, level, "prior"), condition, sampling=sampling)
 
-        Args:
-            codes: if they are known.
-            progress: told (steps done, steps in all), of all levels together.
-        """
-        label = self.seen(label)
-        told: list[Tensor] = []
-        vectors: list[Tensor] = []
-        for level, (prior, quantizer) in enumerate(zip(self.priors, self.levels, strict=True)):
-            shape = self.prior_shapes[level]
-            context = _joined(vectors, torch.Size(shape[1:])) if level else None
-            known = None if codes is None else codes[level].reshape(count, *shape)
-            part = _part(progress, level, len(self.levels))
-            said = cast(CodePrior, prior).code(wire, count, known, label, context, progress=part)
-            told.append(said.reshape(count, *quantizer.code_shape).to(self.device))
-            vectors.append(quantizer.lookup(told[-1]))
-        return tuple(told)
+        return self._by_level(count, label, generate)
 
-    @torch.no_grad()
-    def fill_codes(
+    def inpaint_codes(
         self,
         codes: Codes,
         known: Codes,
@@ -306,11 +259,10 @@ class CodeModel(Model):
         *,
         seed: int = 0,
         sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Draw the codes that are not known, coarsest level first, by `CodePrior.fill`.
+        """Sample the codes that are not known, coarsest level first, by `CodePrior.inpaint`.
 
-        A level is told the coarser ones as they have become; it does not look at the finer ones.
+        A level is conditional on the coarser ones as they have become, and not on the finer ones.
 
         Args:
             codes, known: of each level `[B, *code_shape]`, int64 and bool.
@@ -319,19 +271,44 @@ class CodeModel(Model):
         Returns:
             The codes of each level; the known ones are as they were.
         """
-        label = self.seen(label)
-        filled: list[Tensor] = []
+
+        def generate(level: int, prior: CodePrior, condition: Condition) -> Tensor:
+            if known[level].all():
+                return codes[level]
+            grid, mask = (t[level].reshape(-1, *prior.code_shape) for t in (codes, known))
+            return prior.inpaint(grid, mask, Noise(seed, level, "prior"), condition, sampling=sampling)
+
+        return self._by_level(len(codes[0]), label, generate)
+
+    def code(
+        self, coder: SymbolCoder, count: int, codes: Codes | None = None, label: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Write the codes of all levels, or read those of `count` examples, coarsest first, at the price of -log p."""
+
+        def generate(level: int, prior: CodePrior, condition: Condition) -> Tensor:
+            known = None if codes is None else codes[level].reshape(count, *prior.code_shape)
+            return prior.code(coder, count, known, condition)
+
+        return self._by_level(count, label, generate)
+
+    @torch.no_grad()
+    def _by_level(
+        self, count: int, label: Tensor | None, generate: Callable[[int, CodePrior, Condition], Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Generate the codes of all levels, `[count, *code_shape]` each, every level given the coarser ones."""
+        codes: list[Tensor] = []
         vectors: list[Tensor] = []
-        for level, (prior, quantizer) in enumerate(zip(self.priors, self.levels, strict=True)):
-            shape, c = (len(codes[level]), *self.prior_shapes[level]), codes[level]
-            if not known[level].all():
-                context = _joined(vectors, torch.Size(shape[2:])) if level else None
-                told = _part(progress, level, len(self.levels))
-                grids, noise = (codes[level].reshape(shape), known[level].reshape(shape)), Noise(seed, level, "prior")
-                c = cast(CodePrior, prior).fill(*grids, noise, label, context, sampling=sampling, progress=told)
-            filled.append(c.reshape(codes[level].shape))
-            vectors.append(quantizer.lookup(filled[-1]))
-        return tuple(filled)
+        for level, quantizer in track(list(enumerate(self.levels)), "generating codes"):
+            prior = cast(CodePrior, self.priors[level])
+            condition = self._condition(vectors, torch.Size(prior.code_shape[1:]), label)
+            codes.append(generate(level, prior, condition).reshape(count, *quantizer.code_shape).to(self.device))
+            vectors.append(quantizer.lookup(codes[-1]))
+        return tuple(codes)
+
+    def _condition(self, coarser: Codes, grid: torch.Size, label: Tensor | None) -> Condition:
+        """Make what the prior of a level is conditional on: its label, and the vectors of the coarser levels."""
+        context = _joined(coarser, grid).detach() if coarser else None
+        return Condition(self.check_label(label), context)
 
     def checked_codes(self, codes: Codes) -> tuple[Tensor, ...]:
         """The codes as int64 on the model's device.
@@ -359,11 +336,6 @@ class CodeModel(Model):
                 raise SpecError(f"codes of level {level} form a grid of {_by(fine)}, which does not fit the coarser "
                                 f"level's {_by(coarse)}: encode with this run")  # fmt: skip
         return tuple(c.to(self.device, torch.int64) for c in codes)
-
-
-def _part(progress: Callable[[int, int], None] | None, level: int, levels: int) -> Callable[[int, int], None] | None:
-    """Progress of one level as progress of all; how long the others take is not known, so each is taken for a share."""
-    return progress and (lambda done, total: progress(level * total + done, levels * total))
 
 
 def _joined(vectors: Codes, size: torch.Size) -> Tensor:

@@ -5,7 +5,6 @@ Imports beside it: spec.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import final
 
 import torch
@@ -64,7 +63,7 @@ class DiffusionModel(Model):
         return Latent(self._start(y, noise), self._rate(y, label, noise), posterior=q)
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
-        self.seen(label)
+        self.check_label(label)
         first, _ = self.chain.schedule.ends()
         location = z / alpha(first)
         return self.likelihood(torch.cat([location, over(-first, z).expand_as(z)], 1))
@@ -79,7 +78,7 @@ class DiffusionModel(Model):
 
     def _rate(self, y: Tensor, label: Tensor | None, noise: Noise | None) -> Tensor:
         times = TIMES if noise is None else 1 if self.training else MEASURED
-        return self.chain.rate(y, self.seen(label), None if noise is None else noise.split("rate"), times=times)
+        return self.chain.rate(y, self.check_label(label), None if noise is None else noise.split("rate"), times=times)
 
     def _of_draws(self, x: Tensor, label: Tensor | None, noise: Noise, draws: int) -> Terms:
         """Draws of the whole chain, then one of a few links: its bound is looser, and its weights are exact."""
@@ -87,30 +86,16 @@ class DiffusionModel(Model):
         y = self.likelihood.to_network(many)
         z = self._start(y, noise)
         distortion = -self.decode(z, labels).log_prob(many)
-        rate = -self.chain.log_weight(y, z, self.seen(labels), noise.split("links"))
+        rate = -self.chain.log_weight(y, z, self.check_label(labels), noise.split("links"))
         each = distortion.view(len(x), draws)
         return Terms(each.mean(1), rate.view(len(x), draws).mean(1), log_weights=-(each + rate.view_as(each)).T)
 
     @torch.no_grad()
     def sample_prior(
-        self,
-        count: int,
-        label: Tensor | None = None,
-        *,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        self, count: int, label: Tensor | None = None, *, seed: int = 0, sampling: Sampling | None = None
     ) -> Tensor:
         sampling = self.reject_truncation(sampling)
-        return self.chain.sample(
-            count,
-            Noise(seed, stream="prior"),
-            self.seen(label),
-            temperature=sampling.temperature,
-            steps=sampling.steps,
-            guidance=sampling.guidance,
-            progress=progress,
-        )
+        return self.chain.sample(count, Noise(seed, stream="prior"), self.check_label(label), sampling)
 
     def compile_networks(self) -> None:
         self.chain.network.compile()

@@ -6,7 +6,6 @@ Imports beside it: spec.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import final
 
 import torch
@@ -14,7 +13,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood, Prior, SymbolCoder
+from tessella.core.contracts import Likelihood, Prior
+from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.outputs import Latent, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -81,20 +81,9 @@ class FlowModel(Model):
 
     @torch.no_grad()
     def sample_prior(
-        self,
-        count: int,
-        label: Tensor | None = None,
-        *,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        self, count: int, label: Tensor | None = None, *, seed: int = 0, sampling: Sampling | None = None
     ) -> Tensor:
-        sampling = self.reject_truncation(sampling)
-        if sampling.steps is not None or sampling.guidance is not None:
-            raise SpecError(f"the model {self.name} is drawn in one pass: leave out --steps and --guidance")
-        return self.prior.sample(
-            count, Noise(seed, stream="prior"), temperature=sampling.temperature, progress=progress
-        )
+        return self.prior.sample(count, Noise(seed, stream="prior"), sampling=self.reject_truncation(sampling))
 
     def compile_networks(self) -> None:
         self.flow.compile()

@@ -5,8 +5,6 @@ Imports beside it: spec.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -18,7 +16,6 @@ from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
-from tessella.priors.standardised import check_options
 
 
 class LatentVariableModel(Model):
@@ -83,7 +80,7 @@ class LatentVariableModel(Model):
 
     def _shown(self, label: Tensor | None) -> Tensor | None:
         """The label if encoder and decoder see it, be the prior class-conditional or not."""
-        return self.seen(label) if self.networks_see_labels else None
+        return self.check_label(label) if self.networks_see_labels else None
 
     def _priced(self, passage: BottleneckOutput, label: Tensor | None, noise: Noise | None) -> Latent:
         """What passes, with its rate."""
@@ -102,29 +99,19 @@ class LatentVariableModel(Model):
         """
         if self.prior is None:
             raise self.no_prior_error()
-        return self.prior(self.seen(label), None if noise is None else noise.split("prior"))
+        return self.prior(self.check_label(label), None if noise is None else noise.split("prior"))
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
         return self.likelihood(self.decoder(z, self._shown(label)))
 
     @torch.no_grad()
     def sample_prior(
-        self,
-        count: int,
-        label: Tensor | None = None,
-        *,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        self, count: int, label: Tensor | None = None, *, seed: int = 0, sampling: Sampling | None = None
     ) -> Tensor:
         if self.prior is None:
             raise self.no_prior_error()
-        sampling = self.reject_truncation(sampling)
-        noise = Noise(seed, stream="prior")
-        options = {name: v for name in ("steps", "guidance") if (v := getattr(sampling, name)) is not None}
-        check_options(self.prior, options)
-        temperature, label = sampling.temperature, self.seen(label)
-        return self.prior.sample(count, noise, label, temperature=temperature, progress=progress, **options)
+        sampling, label = self.reject_truncation(sampling), self.check_label(label)
+        return self.prior.sample(count, Noise(seed, stream="prior"), label, sampling=sampling)
 
     def _of_draws(self, features: Tensor, x: Tensor, label: Tensor | None, noise: Noise | None, draws: int) -> Terms:
         """The terms of `draws` z an example; examples stay the first axis that noise is drawn along."""

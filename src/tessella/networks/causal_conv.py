@@ -100,7 +100,7 @@ class CausalConv(nn.Module):
 
 
 @final
-class CausalWalk:
+class IncrementalCausalConv:
     """A `CausalConv` at one position after another, without computing those before it again. No gradients.
 
     At the start of a row the vertical stack is computed for all of it, then the horizontal one position by position.
@@ -129,8 +129,8 @@ class CausalWalk:
             self._contexts = vectors.permute(2, 0, 3, 1)
 
     @torch.no_grad()
-    def features(self) -> Tensor:
-        """`[B, width]` at the next position: what `CausalConv.forward` gives there."""
+    def step(self) -> Tensor:
+        """Compute the features `[B, width]` at the next position, as `CausalConv.forward` does."""
         with torch.autocast(self._rows.device.type, enabled=False):
             if self._column == 0:
                 self._begin_row()
@@ -142,9 +142,9 @@ class CausalWalk:
             return F.silu(torch.addmm(bias, F.silu(h), weight))
 
     @torch.no_grad()
-    def put(self, values: Tensor) -> None:
-        """The values `[B, inputs]` at that position; then it is the next one's turn."""
-        self._values[:, LEFT + self._column] = values
+    def append(self, vectors: Tensor) -> None:
+        """Take in the values `[B, inputs]` of that position; the next one follows."""
+        self._values[:, LEFT + self._column] = vectors
         self._column += 1
         if self._column == self._width:
             self._rows = self._rows.roll(-1, 1)

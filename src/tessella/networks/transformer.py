@@ -205,7 +205,7 @@ class Transformer(nn.Module):
 
 
 @final
-class CachedSteps:
+class IncrementalTransformer:
     """A causal transformer at one position after another, without computing those before it again. No gradients.
 
     Weights are cast once, to the precision of the autocast that this is made under, and keys and values are kept in
@@ -214,26 +214,32 @@ class CachedSteps:
 
     Args:
         trunk: the transformer; its weights are read now.
-        batch: B.
-        positions: how many steps there will be.
+        given: `[B, P, width]`, what is added to the input at each position.
+        start: the input of the first position, to be added to it: `[width]`.
     """
 
-    def __init__(self, trunk: Transformer, batch: int, positions: int) -> None:
+    def __init__(self, trunk: Transformer, given: Tensor, start: Tensor) -> None:
         like = trunk.norm.weight
         rough = torch.is_autocast_enabled(like.device.type)
         dtype = torch.get_autocast_dtype(like.device.type) if rough else like.dtype
-        self._norm, self._turns, self._positions, self._done = trunk.norm, trunk.turns[:, None, None], positions, 0
-        self._layers = [_Layer(cast(Block, block), batch, dtype) for block in trunk.blocks]
+        self._norm, self._turns, self._given, self._before = trunk.norm, trunk.turns[:, None, None], given, start
+        self._done = 0
+        self._layers = [_Layer(cast(Block, block), len(given), dtype) for block in trunk.blocks]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """What the transformer gives at the next position for its input there, both `[B, width]`."""
+    def step(self) -> Tensor:
+        """Compute what the transformer gives at the next position, `[B, width]`."""
         if self._done % BLOCK == 0:
             for layer in self._layers:
-                layer.grow(min(BLOCK, self._positions - self._done))
+                layer.grow(min(BLOCK, self._given.shape[1] - self._done))
+        x = self._before + self._given[:, self._done]
         for layer in self._layers:
             x = layer(x, self._turns[self._done], self._done)
         self._done += 1
         return self._norm(x)
+
+    def append(self, vectors: Tensor) -> None:
+        """Take the next position's input, `[B, width]`."""
+        self._before = vectors
 
 
 @final

@@ -1,122 +1,49 @@
-"""Charts as SVG, which takes its colours from the page."""
+"""Draws charts as shapes for SVG, which takes its colours from the page."""
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
+from tessella.foundation.blocks import Chart, Series
 
-def line_chart(lines: dict[str, list[tuple[float, float]]], title: str, across: str) -> str:
-    """Lines `{css class: [(x, y), ...]}` as SVG with axes; the first tenth of the time does not decide the scale."""
-    points = [p for line in lines.values() for p in line]
-    end = max(x for x, _ in points) or 1.0
-    settled = [y for x, y in points if x >= end / 10] or [y for _, y in points]
-    low, high = min(settled), max(settled)
-    margin = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    ys = ticks(low - margin, high + margin, 4)
-    plot = Plot(300, 210, (0.0, end), (min(low - margin, ys[0]), max(high + margin, ys[-1])))
-    parts = [plot.frame(title, across, ticks(0, end, 4), ys)]
-    for kind, line in lines.items():
-        if not line:
-            continue
-        path = " ".join(f"{plot.x(x):.1f},{plot.y(y, clip=True):.1f}" for x, y in _thinned(line))
-        parts.append(f'<polyline class="{kind}" points="{path}"/>')
-        x, y = line[-1]
-        if kind == "valid":
-            parts.append(f'<circle class="valid" cx="{plot.x(x):.1f}" cy="{plot.y(y, clip=True):.1f}" r="3"/>')
-    return plot.svg(parts, title)
-
-
-def over_time(metrics: list[dict[str, Any]], wanted: Sequence[tuple[str, str]]) -> str:
-    """Curves of these figures `(key, title)` beside each other; empty if nothing was noted often enough.
-
-    Args:
-        metrics: lines of `metrics.jsonl`.
-    """
-    seconds = max((m.get("seconds") or 0 for m in metrics), default=0)
-    per, unit = (60, "minutes") if seconds >= 120 else (1, "seconds")
-    charts = []
-    for key, title in wanted:
-        lines = {
-            kind: [(m["seconds"] / per, m[key]) for m in metrics if m.get("kind") == kind and _is_number(m.get(key))]
-            for kind in ("train", "valid")
-        }
-        if any(len(points) > 1 for points in lines.values()):
-            charts.append(line_chart(lines, title, f"{unit} of training"))
-    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
-
-
-def bar_chart(values: Sequence[float], active: int, *, title: str, across: str) -> str:
-    """Values in falling order as SVG bars, the first `active` of them marked off; very many become an outline."""
-    top = max(*values, 1e-3) * 1.05
-    count = len(values)
-    plot = Plot(860, 230, (0.0, float(count)), (0.0, top))
-    parts = [plot.frame(title, across, ticks(0, count, 8), ticks(0, top, 4))]
-    if count <= 256:
-        wide = (plot.x(1) - plot.x(0)) * (0.8 if count <= 128 else 1)
-        for k, value in enumerate(values):
-            kind, y = ("bar" if k < active else "idle"), plot.y(max(value, 0))
-            tall = max(plot.y(0) - y, 0.5)
-            parts.append(
-                f'<rect class="{kind}" x="{plot.x(k):.1f}" y="{y:.1f}" width="{wide:.2f}" height="{tall:.1f}"/>'
-            )
-    else:
-        outline = " ".join(f"{plot.x(k):.1f},{plot.y(max(v, 0)):.1f}" for k, v in _thinned(list(enumerate(values))))
-        corners = f"{plot.x(0):.1f},{plot.y(0):.1f} {outline} {plot.x(count):.1f},{plot.y(0):.1f}"
-        parts.append(f'<polygon class="bar" points="{corners}"/>')
-    if active < count:
-        x, y = plot.x(active) - 0.1 * (plot.x(1) - plot.x(0)), plot.y(top)
-        late = active > 0.75 * count
-        anchor, to_side = ("end", -6) if late else ("start", 6)
-        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{y:.1f}" y2="{plot.y(0):.1f}"/>')
-        text = f"{active:,} in use, {count - active:,} not"
-        parts.append(
-            f'<text class="marked" x="{x + to_side:.1f}" y="{y + 12:.1f}" text-anchor="{anchor}">{text}</text>'
-        )
-    return plot.svg(parts, title)
+COLOURS = 6
+"""Colours of series, `c0` to `c5` in the page's style; further series begin again."""
+DOTTED, OUTLINED, THINNED = 20, 256, 600
+"""Points of a line that are dots too; bars beyond which an outline is drawn; and points of a line at most."""
+NARROW, WIDE = (380, 236), (860, 300)
+LEFT, RIGHT, TOP, BOTTOM = 46, 8, 26, 38
+APART, LINE = 150, 14
+"""Pixels between names beside each other, and between lines of text."""
+PART = 26
+"""Height of a bar of parts."""
 
 
 @dataclass(frozen=True)
-class Plot:
-    """Data coordinates on an SVG canvas."""
+class Shape:
+    """An element of an SVG: its tag, its attributes, and the text in it."""
+
+    tag: str
+    attributes: dict[str, Any]
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chart as shapes; `key` says which class each name has."""
 
     width: int
     height: int
-    across: tuple[float, float]
-    up: tuple[float, float]
+    label: str
+    shapes: Sequence[Shape]
+    key: Sequence[tuple[str, str]] = ()
 
-    LEFT, RIGHT, TOP, BOTTOM = 46, 8, 26, 38
 
-    def x(self, value: float) -> float:
-        return self.LEFT + (value - self.across[0]) / (self.across[1] - self.across[0]) * (
-            self.width - self.LEFT - self.RIGHT
-        )
-
-    def y(self, value: float, *, clip: bool = False) -> float:
-        share = (value - self.up[0]) / (self.up[1] - self.up[0])
-        share = min(max(share, 0.0), 1.0) if clip else share
-        return self.height - self.BOTTOM - share * (self.height - self.TOP - self.BOTTOM)
-
-    def frame(self, title: str, across: str, xs: Sequence[float], ys: Sequence[float]) -> str:
-        base, right = self.height - self.BOTTOM, self.width - self.RIGHT
-        parts = [f'<text class="title" x="{self.LEFT}" y="14">{html.escape(title)}</text>']
-        for y in ys:
-            at = self.y(y)
-            parts.append(f'<path class="axis" d="M{self.LEFT} {at:.1f}H{right}"/>')
-            parts.append(f'<text x="{self.LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{y:g}</text>')
-        parts += [f'<text x="{self.x(x):.1f}" y="{base + 16}" text-anchor="middle">{x:g}</text>' for x in xs]
-        middle = (self.LEFT + right) / 2
-        parts.append(f'<text x="{middle:.0f}" y="{self.height - 4}" text-anchor="middle">{html.escape(across)}</text>')
-        return "".join(parts)
-
-    def svg(self, parts: Sequence[str], label: str) -> str:
-        return (
-            f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{html.escape(label, quote=True)}">'
-            f"{''.join(parts)}</svg>"
-        )
+def draw(chart: Chart) -> Drawing:
+    """Draw a chart; one without any finite number is an empty frame."""
+    return {"line": _lines, "bar": _bars, "scatter": _scatter, "stack": _stack}[chart.kind](chart)
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
@@ -130,10 +57,214 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _thinned(points: list[tuple[float, float]], most: int = 600) -> list[tuple[float, float]]:
-    every = -(-len(points) // most)
-    return points if every == 1 else [*points[::every], points[-1]]
+@final
+class _Axis:
+    """Numbers along one side of a chart, `low` and `high` at the ends."""
+
+    def __init__(self, low: float, high: float, *, log: bool = False) -> None:
+        self.low, self.high, self.log = low, high if high > low else low + 1, log
+
+    @classmethod
+    def around(cls, values: Iterable[float], share: float, *, log: bool = False) -> _Axis:
+        """The axis of all these, with a margin of that share of their range."""
+        known = [_scaled(v, log) for v in values if math.isfinite(_scaled(v, log))] or [0.0]
+        low, high = min(known), max(known)
+        margin = (high - low) * share or (0.5 if log else abs(high) * 0.1 or 1.0) * (share > 0)
+        return cls(low - margin, high + margin, log=log)
+
+    def share(self, value: float) -> float:
+        """How far along the axis a number lies, from 0 to 1; what lies beyond is at its end."""
+        return min(max((_scaled(value, self.log) - self.low) / (self.high - self.low), 0.0), 1.0)
+
+    def ticks(self, about: int) -> list[float]:
+        if not self.log:
+            return ticks(self.low, self.high, about)
+        base = 2.0 if self.high - self.low < 10 else 10.0
+        first, last = (math.log(2.0, base) * end for end in (self.low, self.high))
+        every = max(1, round((last - first) / about))
+        return [base**k for k in range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1, every)]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _scaled(value: float, log: bool) -> float:
+    return math.log2(max(value, 1e-12)) if log else value
+
+
+@final
+class _Canvas:
+    """Data coordinates on an SVG, with what has been drawn."""
+
+    def __init__(self, size: tuple[int, int], across: _Axis, up: _Axis) -> None:
+        (self.width, self.height), self.across, self.up = size, across, up
+        self.shapes: list[Shape] = []
+
+    def x(self, value: float) -> float:
+        return LEFT + self.across.share(value) * (self.width - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        return self.height - BOTTOM - self.up.share(value) * (self.height - TOP - BOTTOM)
+
+    def add(self, tag: str, text: str = "", /, **attributes: Any) -> None:
+        """Add a shape; `class_` is its class, `_` in names stands for `-`, numbers are rounded to a tenth."""
+        named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
+        rounded = {name: f"{v:.1f}" if isinstance(v, float) else v for name, v in named.items()}
+        self.shapes.append(Shape(tag, rounded, text))
+
+    def text(self, x: float, y: float, text: str, anchor: str = "middle", class_: str = "") -> None:
+        self.add("text", text, x=x, y=y, text_anchor=anchor, class_=class_ or None)
+
+    def frame(self, chart: Chart, *, xs: Sequence[float] = (), ys: int = 4) -> None:
+        """Title, lines across with their numbers, and what goes across."""
+        self.text(LEFT, 14, chart.title, "start", "title")
+        right, base = self.width - RIGHT, self.height - BOTTOM
+        for y in self.up.ticks(ys):
+            self.add("path", d=f"M{LEFT} {self.y(y):.1f}H{right}", class_="axis")
+            self.text(LEFT - 6, self.y(y) + 4, f"{y:g}", "end")
+        for x in xs:
+            self.text(self.x(x), base + 16, f"{x:g}")
+        self.text((LEFT + right) / 2, self.height - 4, chart.x_label)
+
+    def whisker(self, x: float, y: float, error: float, class_: str) -> None:
+        top, bottom = self.y(y + error), self.y(y - error)
+        path = f"M{x:.1f} {top:.1f}V{bottom:.1f}M{x - 3:.1f} {top:.1f}h6M{x - 3:.1f} {bottom:.1f}h6"
+        self.add("path", d=path, class_=f"line {class_}")
+
+    def drawing(self, chart: Chart, key: Sequence[tuple[str, str]] = ()) -> Drawing:
+        return Drawing(self.width, self.height, chart.title, self.shapes, key)
+
+
+def _points(series: Series) -> Iterator[tuple[float, float, float]]:
+    """Each number with its position and standard error; those that are not known are left out."""
+    errors = [*series.error, *[None] * (len(series.x) - len(series.error))]
+    for number, (x, y, error) in enumerate(zip(series.x, series.y, errors, strict=True)):
+        if y is not None and math.isfinite(y):
+            yield float(number if isinstance(x, str) else x), y, error or 0.0
+
+
+def _lines(chart: Chart) -> Drawing:
+    lines = [list(_points(series)) for series in chart.series]
+    every = [point for line in lines for point in line]
+    end = max((x for x, *_ in every), default=0.0)
+    deciding = [p for p in every if not chart.settled or p[0] >= end / 10] or every
+    up = _Axis.around([y + s * e for _, y, e in deciding for s in (-1, 1)], 0.08, log=chart.log_y)
+    across = _Axis.around([x for x, *_ in every] + [0.0] * chart.settled, 0, log=chart.log_x)
+    canvas = _Canvas(WIDE if chart.wide else NARROW, across, up)
+    canvas.frame(chart, xs=across.ticks(5))
+    classes = _classes(chart.series)
+    for class_, line in sorted(zip(classes, lines, strict=True), key=lambda pair: pair[0] != "faint"):
+        thin = line[:: -(-len(line) // THINNED)] if line else []
+        thin += line[-1:] if thin and thin[-1] != line[-1] else []
+        path = " ".join(f"{canvas.x(x):.1f},{canvas.y(y):.1f}" for x, y, _ in thin)
+        canvas.add("polyline", points=path, class_=f"line {class_}")
+        for x, y, error in line:
+            if error:
+                canvas.whisker(canvas.x(x), y, error, class_)
+        for x, y, _ in line if len(line) <= DOTTED else line[-1:] if class_ != "faint" else ():
+            canvas.add("circle", cx=canvas.x(x), cy=canvas.y(y), r=2.6, class_=f"dot {class_}")
+    named = [(class_, series.name) for class_, series in zip(classes, chart.series, strict=True) if series.name]
+    return canvas.drawing(chart, named if len(named) > 1 else ())
+
+
+def _classes(series: Sequence[Series]) -> list[str]:
+    """A colour for each series that is not faint."""
+    number, classes = 0, []
+    for one in series:
+        classes.append("faint" if one.faint else f"c{number % COLOURS}")
+        number += not one.faint
+    return classes
+
+
+def _bars(chart: Chart) -> Drawing:
+    (series,) = chart.series
+    bars = [(y, error) for _, y, error in _points(series)]
+    labels = [x for x in series.x if isinstance(x, str)]
+    count = max(len(bars), 1)
+    low = min((y - error for y, error in bars), default=0.0)
+    high = max((y + error for y, error in bars), default=1.0)
+    up = _Axis(min(low * 1.08, 0.0), max(high * 1.06, 0.0 if low < 0 else 1e-3))
+    turned = bool(labels) and max(map(len, labels)) * count > (110 if chart.wide else 50)
+    width, height = WIDE if chart.wide else NARROW
+    canvas = _Canvas((width, height + 64 * turned), _Axis(0.0, count), up)
+    canvas.frame(chart, xs=() if labels else ticks(0, count, 8))
+    used = count if chart.used is None else chart.used
+    if count > OUTLINED:
+        every = -(-count // THINNED)
+        outline = " ".join(f"{canvas.x(k):.1f},{canvas.y(y):.1f}" for k, (y, _) in enumerate(bars) if k % every == 0)
+        corners = f"{canvas.x(0):.1f},{canvas.y(0):.1f} {outline} {canvas.x(count):.1f},{canvas.y(0):.1f}"
+        canvas.add("polygon", points=corners, class_="fill c0")
+    wide = (canvas.x(1) - canvas.x(0)) * (0.7 if labels else 0.8 if count <= 128 else 1)
+    for k, (y, error) in enumerate(bars if count <= OUTLINED else ()):
+        left = canvas.x(k + 0.15) if labels else canvas.x(k)
+        top, foot = min(canvas.y(y), canvas.y(0)), max(canvas.y(y), canvas.y(0))
+        shape = {"x": left, "y": top, "width": wide, "height": max(foot - top, 0.5)}
+        canvas.add("rect", **shape, class_="fill c0" if k < used else "fill faint")
+        if error:
+            canvas.whisker(left + wide / 2, y, error, "ink")
+    for k, label in enumerate(labels):
+        x, y = canvas.x(k + 0.5), height - BOTTOM + 14.0
+        turn = {"transform": f"rotate(-32 {x:.1f} {y:.1f})", "text_anchor": "end"}
+        canvas.add("text", label, x=x, y=y, **(turn if turned else {"text_anchor": "middle"}))
+    if used < count:
+        x, late = canvas.x(used) - 0.1 * (canvas.x(1) - canvas.x(0)), used > 0.75 * count
+        canvas.add("line", x1=x, x2=x, y1=float(TOP), y2=canvas.y(0), class_="mark")
+        where = (x - 6, "end") if late else (x + 6, "start")
+        canvas.text(where[0], TOP + 12.0, f"{used:,} in use, {count - used:,} not", where[1], "marked")
+    return canvas.drawing(chart)
+
+
+def _scatter(chart: Chart) -> Drawing:
+    groups = [list(_points(series)) for series in chart.series]
+    every = [point for group in groups for point in group]
+    axes = []
+    for values, log in (([x for x, *_ in every], chart.log_x), ([y for _, y, _ in every], chart.log_y)):
+        axis = _Axis.around(values, 0.12, log=log)
+        if not log and min(values, default=0.0) >= 0:
+            axis = _Axis(max(axis.low, 0.0), axis.high)
+        axes.append(axis)
+    canvas = _Canvas((WIDE[0], 430) if chart.wide else NARROW, *axes)
+    canvas.frame(chart, xs=axes[0].ticks(7), ys=6)
+    if chart.sums:
+        _sums(canvas, [x + y for x, y, _ in every])
+    for class_, group in zip(_classes(chart.series), groups, strict=True):
+        for x, y, error in group:
+            if error:
+                canvas.whisker(canvas.x(x), y, error, class_)
+            canvas.add("circle", cx=canvas.x(x), cy=canvas.y(y), r=5.0 if chart.names else 3.0, class_=f"dot {class_}")
+    taken: list[tuple[float, float]] = []
+    for name, (x, y, _) in sorted(zip(chart.names, every, strict=False), key=lambda p: -p[1][1]):
+        at, text = canvas.x(x), canvas.y(y) + 4
+        while any(abs(text - other) < LINE and abs(at - beside) < APART for beside, other in taken):
+            text += LINE
+        taken.append((at, text))
+        anchor, aside = ("end", -9) if at > 0.75 * canvas.width else ("start", 9)
+        canvas.text(at + aside, text, name, anchor, "named")
+    return canvas.drawing(chart)
+
+
+def _sums(canvas: _Canvas, sums: Sequence[float]) -> None:
+    """Dotted lines on which x + y is the same, each with its sum."""
+    if not sums:
+        return
+    (left, right), (low, high) = ((axis.low, axis.high) for axis in (canvas.across, canvas.up))
+    margin = (max(sums) - min(sums)) * 0.25 or abs(sums[0]) * 0.05 or 1.0
+    for total in ticks(min(sums) - margin, max(sums) + margin, 6):
+        first, last = max(left, total - high), min(right, total - low)
+        if first < last:
+            x1, y1, x2, y2 = canvas.x(first), canvas.y(total - first), canvas.x(last), canvas.y(total - last)
+            canvas.add("line", x1=x1, y1=y1, x2=x2, y2=y2, class_="sum")
+            canvas.text(x2 - 4, y2 - 5, f"{total:g}", "end", "sum")
+
+
+def _stack(chart: Chart) -> Drawing:
+    (series,) = chart.series
+    parts = [(str(name), max(y or 0.0, 0.0)) for name, y in zip(series.x, series.y, strict=True)]
+    whole, at = sum(size for _, size in parts), 10.0
+    canvas = _Canvas((WIDE[0], 76), _Axis(0.0, 1.0), _Axis(0.0, 1.0))
+    for number, (name, size) in enumerate(parts if math.isfinite(whole) and whole > 0 else ()):
+        wide = (WIDE[0] - 20) * size / whole
+        class_ = "fill faint" if number % 2 else "fill c0"
+        canvas.add("rect", x=at, y=24.0, width=max(wide, 1.0), height=float(PART), class_=class_)
+        middle = at + wide / 2
+        anchor = "start" if middle < 120 else "end" if middle > WIDE[0] - 120 else "middle"
+        canvas.text(min(max(middle, 10.0), WIDE[0] - 10.0), 68.0 if number % 2 else 14.0, name, anchor)
+        at += wide
+    return canvas.drawing(chart)

@@ -16,7 +16,7 @@ from tessella.kinds import pictures
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.pages import blocks
-from tessella.pages.charts import bar_chart, over_time
+from tessella.pages.svg import bar_chart, over_time
 from tessella.tasks import code_atlas, generate
 
 HALF = (blocks.WIDTH - 12) // 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from tessella.pages.charts import Plot, ticks
+from tessella.pages.svg import Plot, ticks
 
 Point = tuple[str, float, float]
 WIDTH, HEIGHT = 860, 430

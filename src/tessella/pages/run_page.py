@@ -23,8 +23,8 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Spec, TrainOptions
 from tessella.pages import blocks, codes, gap
-from tessella.pages.charts import bar_chart, over_time
 from tessella.pages.metric_text import numbers, psnr_text, saving_card, size_text
+from tessella.pages.svg import bar_chart, over_time
 from tessella.tasks import generate
 from tessella.training import checkpoint
 from tessella.training.results_store import stored

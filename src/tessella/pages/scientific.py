@@ -6,7 +6,7 @@ import html
 import math
 from typing import Any
 
-from tessella.pages.charts import Plot, ticks
+from tessella.pages.svg import Plot, ticks
 
 COLOURS = ("var(--accent)", "var(--second)", "var(--soft)", "#7a5ea8", "#b0413e", "#3f7fbf")
 

@@ -6,7 +6,6 @@ Imports beside it: diffusion.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import final
 
 import torch
@@ -16,6 +15,7 @@ from torch.distributions.constraints import Constraint
 
 from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Prior
+from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.schedule import NoiseSchedule, alpha
@@ -63,10 +63,11 @@ class DiffusionPriorModule(Prior):
     """
 
     exact = False
+    iterative = True
 
     def __init__(self, latent_shape: tuple[int, ...], classes: int, *, width: int | None, depth: int | None) -> None:
         super().__init__()
-        self.latent_shape = latent_shape
+        self.latent_shape, self.classes = latent_shape, classes
         seen = classes + 1 if classes else 0
         if len(latent_shape) == 3:
             network: nn.Module = UNet(
@@ -78,9 +79,7 @@ class DiffusionPriorModule(Prior):
         self.chain = Chain(latent_shape, network, NoiseSchedule(-8.0, 5.0), classes=classes)
 
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> Distribution:
-        if self.chain.classes and label is None:
-            raise ValueError("a class-conditional prior needs labels")
-        return _Bounded(self, label if self.chain.classes else None, noise)
+        return _Bounded(self, self.check_label(label), noise)
 
     def log_prob(self, z: Tensor, label: Tensor | None, noise: Noise | None) -> Tensor:
         """What `forward` gives as `log_prob`: z `[B, *latent_shape]` to `[B]` nats, below log p(z) on average.
@@ -93,34 +92,16 @@ class DiffusionPriorModule(Prior):
         # E[log p(z | z_0)] in closed form: z_0 / alpha_0 - z ~ N(0, exp(gamma_0)), and the scale is that deviation
         return -(1 + math.log(2 * math.pi) + first) / 2 * math.prod(self.latent_shape) - rate
 
-    def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        steps: int | None = None,
-        guidance: float | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        """As of `Prior`; the mean of p(z | z_0).
+    def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
+        """Sample as `Prior.sample` does; the mean of p(z | z_0).
 
-        Args:
-            steps: of the deterministic sampler; 50 unless given.
-            guidance: how far it is led towards the label: 0 is not at all, 1 is p(z | label).
+        `Sampling.steps` is 50 unless given. `Sampling.guidance` 0 does without the label, 1 is p(z | label).
 
         Raises:
             SpecError: if guidance is asked of a prior that sees no labels.
         """
-        if self.chain.classes and label is None:
-            raise ValueError("a class-conditional prior needs labels")
-        label = label if self.chain.classes else None
-        drawn = self.chain.sample(
-            count, noise, label, temperature=temperature, steps=steps, guidance=guidance, progress=progress
-        )
         first, _ = self.chain.schedule.ends()
-        return drawn / alpha(first.detach())
+        return self.chain.sample(count, noise, label, sampling) / alpha(first.detach())
 
 
 @final

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, final
 
 import torch
@@ -11,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
-from torch.types import _size
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.transforms import MonotonicRQSTransform
 
 from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Prior
+from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.config import Count
 from tessella.foundation.registry import register
@@ -86,19 +85,11 @@ class FlowPriorModule(Prior):
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> FlowDensity:
         return FlowDensity(self, self._context(label))
 
-    def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        eps = temperature * noise.normal(count, *self.latent_shape, device=self.zero.device)
-        return self.drawn(eps, self._context(label))
+    def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
+        eps = sampling.temperature * noise.normal(count, *self.latent_shape, device=self.zero.device)
+        return self.inverse(eps, self._context(label))
 
-    def drawn(self, eps: Tensor, context: Tensor | None) -> Tensor:
+    def inverse(self, eps: Tensor, context: Tensor | None) -> Tensor:
         """The z whose image is `eps` `[n, *latent_shape]`, given the labels as `[n, classes]`."""
         with torch.autocast(eps.device.type, enabled=False):
             z = eps.flatten(1) if self.as_vector else eps
@@ -117,11 +108,8 @@ class FlowPriorModule(Prior):
             return total - 0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
     def _context(self, label: Tensor | None) -> Tensor | None:
-        if not self.classes:
-            return None
-        if label is None:
-            raise ValueError("a class-conditional prior needs labels")
-        return F.one_hot(label, self.classes).float()
+        label = self.check_label(label)
+        return None if label is None else F.one_hot(label, self.classes).float()
 
 
 @final
@@ -142,12 +130,6 @@ class FlowDensity(Distribution):
         lead = torch.broadcast_shapes(value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
         wide = value.expand(*lead, *self.event_shape).reshape(-1, *self.event_shape)
         return self._prior.log_density(wide, self._rows(lead)).view(lead)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: _size = ()) -> Tensor:
-        lead = torch.Size(sample_shape) + self.batch_shape
-        eps = torch.randn(math.prod(lead), *self.event_shape, device=self._prior.zero.device)
-        return self._prior.drawn(eps, self._rows(lead)).view(*lead, *self.event_shape)
 
     def _rows(self, lead: torch.Size) -> Tensor | None:
         context = self._context

@@ -1,4 +1,4 @@
-"""The codes of one position, given what a network says of it."""
+"""Distribution of the codes of one position, given a network's features there."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tessella.core.batches import even_block
-from tessella.core.outputs import Sampling
 from tessella.networks.mlp import ResidualLayer
-from tessella.priors.sampling import draw
 
 CHUNK = 1 << 24
 """Logits that are kept at once: 64 MiB of them in float32."""
@@ -24,7 +22,7 @@ HIDDEN = 256
 class CodeHead(nn.Module):
     """p(codes of a position | features h) = prod_c p(code_c | code_<c, h), exact.
 
-    With one code a position the logits are linear in h. With several, each is told those before it (as by the
+    With one code a position the logits are linear in h. With several, each is given those before it (as by the
     RQ-transformer's depth, Lee et al. 2022, section 3.2, but without attention):
 
         h_1 = W h,    h_c = h_(c-1) + E_(c-1)[code_(c-1)],    logits_c = W_c silu(g(h_c)),
@@ -73,18 +71,17 @@ class CodeHead(nn.Module):
         nats = torch.cat(parts)
         return nats.view(batch, positions, count).movedim(2, 1)
 
-    def draw(self, features: Tensor, uniform: Tensor, sampling: Sampling | None = None) -> Tensor:
-        """The codes of one position, drawn: features `[B, F]`, uniform `[B, C]` to `[B, C]` int64."""
-        return self.choose(features, lambda logits, c: draw(logits, uniform[:, c], sampling))
+    def select(self, features: Tensor, select_symbol: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Choose the codes of one position, one after another: features `[B, F]` to codes `[B, C]` int64.
 
-    def choose(self, features: Tensor, pick: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """The codes of one position, one after the other: `pick` gets logits `[B, K]` and c, and gives codes `[B]`."""
+        `select_symbol` gets logits `[B, K]` and the number c of the code, and gives codes `[B]`.
+        """
         hidden = self.entry(features)
         chosen: list[Tensor] = []
         for c, exit_ in enumerate(self.exits):
             if c:
                 hidden = hidden + self.earlier[c - 1](chosen[-1])
-            chosen.append(pick(exit_(self.mix(hidden)), c))
+            chosen.append(select_symbol(exit_(self.mix(hidden)), c))
         return torch.stack(chosen, 1)
 
     def _log_prob(self, rows: Tensor, codes: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import final
 
 import torch
@@ -10,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
-from torch.types import _size
 
 from tessella.core.contracts import Prior
+from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 
 TINY = 1e-7
@@ -31,24 +30,14 @@ class StandardLogistic(Prior):
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> Distribution:
         return IndependentLogistic(self.zero.expand(self.latent_shape))
 
-    def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
+    def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
         u = noise.uniform(count, *self.latent_shape, device=self.zero.device)
-        return temperature * u.clamp(TINY, 1 - TINY).logit()
+        return sampling.temperature * u.clamp(TINY, 1 - TINY).logit()
 
 
 @final
 class IndependentLogistic(Distribution):
     """Independent logistic numbers of scale one about `location` `[*event_shape]`."""
-
-    has_rsample = True
 
     def __init__(self, location: Tensor) -> None:
         self.location = location
@@ -66,7 +55,3 @@ class IndependentLogistic(Distribution):
         t = value - self.location
         each = F.logsigmoid(t) + F.logsigmoid(-t)
         return each.flatten(each.dim() - len(self.event_shape)).sum(-1)
-
-    def rsample(self, sample_shape: _size = ()) -> Tensor:
-        u = torch.rand(*sample_shape, *self.event_shape, device=self.location.device)
-        return self.location + u.clamp(TINY, 1 - TINY).logit()

@@ -1,28 +1,30 @@
-"""An any-order masked transformer over codes: one network for likelihoods, for filling in, and for fast samples."""
+"""An any-order masked transformer over codes: one network for likelihoods, inpainting and fast samples."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 
 from tessella.core.configs import CodePriorConfig
-from tessella.core.contracts import CodePrior, SymbolCoder
-from tessella.core.entropy_coding import code_categorical
-from tessella.core.outputs import Sampling
+from tessella.core.contracts import CodePrior
+from tessella.core.outputs import UNCONDITIONAL, Condition
 from tessella.core.rng import Noise
+from tessella.core.selectors import Selector
 from tessella.foundation.config import Count
+from tessella.foundation.progress import track
 from tessella.foundation.registry import register
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding, Transformer
 from tessella.priors.head import CodeHead
 
 WIDTH, DEPTH, DROPOUT = 192, 6, 0.1
 STEPS, FEWEST, PASSES = 12, 4, 8
-VALIDATE_AT = 256
-"""Steps in which codes are told over a wire, at most: each costs a pass over all positions."""
+CODING_STEPS = 256
+"""Steps in which codes are entropy coded, at most: each costs a pass over all positions."""
 POSITIONS = 1 << 14
 """Positions that `log_prob_in_order` looks at in one pass, about."""
 
@@ -79,7 +81,7 @@ class MaskedTransformerModule(CodePrior):
         depth: its blocks.
 
     Attributes:
-        steps: in how many steps `sample` and `fill` draw, unless told.
+        steps: in how many steps a whole grid is sampled; a part takes fewer, by the root of the share that is missing.
         passes: how many draws `forward` averages without noise.
     """
 
@@ -104,31 +106,26 @@ class MaskedTransformerModule(CodePrior):
         self.trunk = Transformer(tuple(grid), width, depth, causal=False, dropout=DROPOUT)
         self.heads = nn.ModuleList([CodeHead(width, 1, codebook_size) for _ in range(count)])
 
-    def forward(
-        self, codes: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, noise: Noise | None = None
-    ) -> Tensor:
+    def forward(self, codes: Tensor, condition: Condition = UNCONDITIONAL, *, noise: Noise | None = None) -> Tensor:
         if noise is not None:
             share = noise.split("share").spread(len(codes), codes.device)  # so every batch learns of few and of many
-            return self._weighted(codes, share, noise.uniform(*codes.shape, device=codes.device), label, context, noise)
+            return self._weighted(codes, share, noise.uniform(*codes.shape, device=codes.device), condition, noise)
         passes = min(self.passes, math.prod(self.code_shape))
         own = _seeded_by(codes, passes)
         total = torch.zeros(codes.shape, device=codes.device)
         for i in range(passes):
             share = (i + own[:, i, 0]) / passes
-            total = total + self._weighted(codes, share, own[:, i, 1:].view(codes.shape), label, context)
+            total = total + self._weighted(codes, share, own[:, i, 1:].view(codes.shape), condition)
         return total / passes
 
     @torch.no_grad()
-    def log_prob_in_order(
-        self, codes: Tensor, order: Tensor, label: Tensor | None = None, context: Tensor | None = None
-    ) -> Tensor:
-        """log p of each code given those before it in an order, exactly, by D looks: `[B, C, h, w]` float32 nats.
+    def log_prob_in_order(self, codes: Tensor, order: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
+        """Compute log p of each code given those before it in an order, exactly, by D passes: `[B, C, h, w]` nats.
 
         Args:
             codes: `[B, C, h, w]` int64.
             order: `[D]`, or `[B, D]` of an own order for each example: a permutation of 0 ... D - 1, the places in the
-                flattened codes, first told first.
-            label, context: as in `forward`.
+                flattened codes, in which they are generated.
         """
         rank = order.argsort(-1).expand(len(codes), -1).view(codes.shape)
         places = math.prod(self.code_shape)
@@ -138,126 +135,68 @@ class MaskedTransformerModule(CodePrior):
             times = torch.arange(first, min(first + at_once, places), device=codes.device)
             many, own = (x.repeat(len(times), 1, 1, 1) for x in (codes, rank))
             now = times.repeat_interleave(len(codes))[:, None, None, None]
-            labels = None if label is None else label.repeat(len(times))
-            contexts = None if context is None else context.repeat(len(times), 1, 1, 1)
-            nats = self._log_prob(many, own < now, own == now, labels, contexts)
+            label, context = condition.label, condition.context
+            given = Condition(
+                None if label is None else label.repeat(len(times)),
+                None if context is None else context.repeat(len(times), 1, 1, 1),
+            )
+            nats = self._log_prob(many, own < now, own == now, given)
             total += nats.unflatten(0, (len(times), len(codes))).sum(0)
         return total
 
-    def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        """Codes `[count, C, h, w]` int64, drawn in `steps` steps; see `fill`."""
-        nothing = torch.zeros(count, *self.code_shape, dtype=torch.int64, device=self.embed.offsets.device)
-        return self.fill(nothing, nothing > 0, noise, label, context, sampling=sampling, progress=progress)
-
     @torch.no_grad()
-    def fill(
-        self,
-        codes: Tensor,
-        known: Tensor,
-        noise: Noise,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        sampling: Sampling | None = None,
-        steps: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        """Draw the codes that are not known, given those that are and each other, in a random order.
+    def generate(self, count: int, select: Selector, condition: Condition = UNCONDITIONAL) -> Tensor:
+        """Generate the codes that are not known in a random order, or in one that is always the same.
 
-        A step draws some of the codes that are missing, each given all that are there, as if they were independent
-        of each other; how many follows a cosine, few at first (Chang et al. 2022, section 3.3). With as many steps as
-        codes are missing each step draws one, and the draw is exactly from the model.
-
-        Args:
-            codes: `[B, C, h, w]` int64; those not known may be any number.
-            known: `[B, C, h, w]` bool.
-            noise: all randomness comes from it: the order, and a number for each code.
-            label, context: as in `forward`.
-            sampling: temperature and cut-offs.
-            steps: None: `self.steps` for a whole grid, and fewer, by the root of the share that is missing, for a part.
-            progress: told (steps done, steps in all).
-
-        Returns:
-            `[B, C, h, w]` int64; the known codes are as they were.
+        A step chooses some of the missing codes, each given all that are there, as if they were independent of each
+        other. In a random order there are about `steps` of them and their sizes follow a cosine, small at first (Chang
+        et al. 2022, section 3.3); with as many steps as codes are missing each chooses one, and the draw is exactly
+        from the model. In the fixed order, that of an entropy coder, there are up to `CODING_STEPS` of equal size.
         """
-        shape, device = codes.shape, codes.device
-        uniform = noise.split("codes").uniform(*shape, device=device)
-        codes, known = codes.clone(), known.clone()
-        rank = _rank(noise.split("order").uniform(*shape, device=device).masked_fill(known, math.inf))
-        missing = (~known).flatten(1).sum(1)
-        ends = _schedule(missing, steps or self._enough(int(missing.max())))
-        for i, end in enumerate(ends):
+        shape, device = (count, *self.code_shape), self.embed.offsets.device
+        places = math.prod(self.code_shape)
+        codes = torch.zeros(shape, dtype=torch.int64, device=device)
+        known = codes > 0
+        if select.known is not None:
+            known = select.known >= 0
+            codes = select.known.clamp(min=0)
+        if select.noise is None:
+            order = Noise(0, stream="order").uniform(places).argsort()
+            rank = order.argsort().to(device).view(self.code_shape).expand(shape)
+            sizes = [len(part) for part in order.tensor_split(min(places, CODING_STEPS))]
+            ends = list(torch.tensor(sizes, device=device).cumsum(0)[:, None].expand(-1, count))
+            features_of = self._features
+        else:
+            rank = _rank(select.noise.split("order").uniform(*shape, device=device).masked_fill(known, math.inf))
+            missing = (~known).flatten(1).sum(1)
+            ends = _schedule(missing, self._enough(int(missing.max())))
+            features_of = self._shared_features
+            select = replace(select, noise=select.noise.split("codes"))
+        index = torch.arange(codes.numel(), device=device).view(shape)
+        for end in track(ends, "generating codes"):
             now = (rank < end[:, None, None, None]) & ~known
-            features = self._looked(codes, known, label, context)
+            features = features_of(codes, known, condition)
             for c, head in enumerate(self._heads):
                 rows = now[:, c].flatten(1)
-                drawn = head.draw(features[rows], uniform[:, c].flatten(1)[rows][:, None], sampling)
-                codes[:, c][now[:, c]] = drawn[:, 0]
-            known |= now
-            if progress is not None:
-                progress(i + 1, len(ends))
+                at = index[:, c].flatten(1)[rows]
+                chosen = head.select(features[rows], lambda logits, _, at=at: select(logits, at))
+                codes[:, c][now[:, c]] = chosen[:, 0]
+            known = known | now
         return codes
-
-    @torch.no_grad()
-    def code(
-        self,
-        wire: SymbolCoder,
-        count: int,
-        codes: Tensor | None = None,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        """In an order that is the same for all: code by code, or in `VALIDATE_AT` steps, each of codes far apart.
-
-        A step's codes are told as if they were independent given those before, which costs a little more.
-        """
-        places, positions = math.prod(self.code_shape), math.prod(self.code_shape[1:])
-        device = self.embed.offsets.device
-        order = Noise(0, stream="order").uniform(places).argsort().to(device)
-        told = torch.zeros(count, *self.code_shape, dtype=torch.int64, device=device)
-        known = torch.zeros(self.code_shape, dtype=torch.bool, device=device)
-        steps = order.tensor_split(min(places, VALIDATE_AT))
-        for i, step in enumerate(steps):
-            features = self._features(told, known.expand(told.shape), label, context)
-            for c, head in enumerate(self._heads):
-                at = step[step // positions == c]
-                if not len(at):
-                    continue
-                answers = None if codes is None else codes.flatten(1)[:, at].flatten()
-
-                def pick(logits: Tensor, _: int, answers: Tensor | None = answers) -> Tensor:
-                    return code_categorical(wire, logits, answers)
-
-                chosen = head.choose(features[:, at % positions].flatten(0, 1), pick)
-                told.view(count, -1)[:, at] = chosen.view(count, -1)
-            known.view(-1)[step] = True
-            if progress is not None:
-                progress(i + 1, len(steps))
-        return told
 
     def _enough(self, missing: int) -> int:
         """Steps for so many missing codes."""
         share = missing / math.prod(self.code_shape)
         return max(min(FEWEST, self.steps), math.ceil(self.steps * math.sqrt(share)))
 
-    def _looked(self, codes: Tensor, known: Tensor, label: Tensor | None, context: Tensor | None) -> Tensor:
-        """`_features`, but of one example where all are alike, as at first when one is filled in several ways."""
+    def _shared_features(self, codes: Tensor, known: Tensor, condition: Condition) -> Tensor:
+        """Compute `_features`, of one example where all are alike, as when one is inpainted in several ways."""
+        label, context = condition.label, condition.context
         seen = (codes.masked_fill(~known, self.codebook_size), label, context)
         if not all(of is None or bool((of == of[:1]).all()) for of in seen):
-            return self._features(codes, known, label, context)
-        one, around = None if label is None else label[:1], None if context is None else context[:1]
-        return self._features(codes[:1], known[:1], one, around).expand(len(codes), -1, -1)
+            return self._features(codes, known, condition)
+        one = Condition(None if label is None else label[:1], None if context is None else context[:1])
+        return self._features(codes[:1], known[:1], one).expand(len(codes), -1, -1)
 
     @property
     def _heads(self) -> Iterable[CodeHead]:
@@ -268,27 +207,25 @@ class MaskedTransformerModule(CodePrior):
         codes: Tensor,
         share: Tensor,
         uniform: Tensor,
-        label: Tensor | None,
-        context: Tensor | None,
+        condition: Condition,
         noise: Noise | None = None,
     ) -> Tensor:
         """One draw of the bound's terms: t = floor(D share), and the t codes with the least `uniform` are known."""
         places = math.prod(self.code_shape)
         count = (share * places).long().clamp(max=places - 1)[:, None, None, None]
         known = _rank(uniform) < count
-        return self._log_prob(codes, known, ~known, label, context, noise) * (places / (places - count))
+        return self._log_prob(codes, known, ~known, condition, noise) * (places / (places - count))
 
     def _log_prob(
         self,
         codes: Tensor,
         known: Tensor,
         wanted: Tensor,
-        label: Tensor | None,
-        context: Tensor | None,
+        condition: Condition,
         noise: Noise | None = None,
     ) -> Tensor:
         """log p(code | known codes) of the wanted codes, zero for others; all `[B, C, h, w]`."""
-        features = self._features(codes, known, label, context, noise)
+        features = self._features(codes, known, condition, noise)
         nats: list[Tensor] = []
         for c, head in enumerate(self._heads):
             answers, asked = codes[:, c].flatten(1), wanted[:, c].flatten(1)
@@ -299,12 +236,10 @@ class MaskedTransformerModule(CodePrior):
                 nats.append(head.log_prob(features, answers[:, None])[:, 0].masked_fill(~asked, 0.0))
         return torch.stack(nats, 1).view(codes.shape)
 
-    def _features(
-        self, codes: Tensor, known: Tensor, label: Tensor | None, context: Tensor | None, noise: Noise | None = None
-    ) -> Tensor:
-        """What is known of each position, `[B, h w, width]`; a code that is not known is seen as code K, the mask."""
+    def _features(self, codes: Tensor, known: Tensor, condition: Condition, noise: Noise | None = None) -> Tensor:
+        """Compute features of each position, `[B, P, width]`; a code that is not known is seen as code K, the mask."""
         seen = codes.masked_fill(~known, self.codebook_size)
-        return self.trunk(self.embed(seen.flatten(2)) + self.given(label, context), noise)
+        return self.trunk(self.embed(seen.flatten(2)) + self.given(condition.label, condition.context), noise)
 
 
 def _rank(numbers: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import final
 
 import torch
@@ -11,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.constraints import Constraint
-from torch.types import _size
 
 from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Bottleneck, Encoder, Prior
+from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError
@@ -59,15 +58,8 @@ class MixtureDensity(Distribution):
             constant = 0.5 * math.log(2 * math.pi) * math.prod(self.event_shape)
             return torch.logsumexp(self.log_weights + nats, -1) - constant
 
-    @torch.no_grad()
-    def sample(self, sample_shape: _size = ()) -> Tensor:
-        lead = torch.Size(sample_shape) + self.batch_shape
-        chosen = torch.multinomial(self.log_weights.exp().expand(*lead, -1).reshape(math.prod(lead), -1), 1)[:, 0]
-        eps = torch.randn(len(chosen), *self.event_shape, device=self.loc.device)
-        return (self.loc[chosen] + self.scale[chosen] * eps).view(*lead, *self.event_shape)
-
-    def drawn(self, count: int, noise: Noise, temperature: float) -> Tensor:
-        """`[count, *event_shape]`: a component, then its Gaussian with the deviation times the temperature."""
+    def draw(self, count: int, noise: Noise, temperature: float) -> Tensor:
+        """Sample `[count, *event_shape]`: a component, then its Gaussian with the deviation times the temperature."""
         uniform = noise.split("component").uniform(count, 1, device=self.loc.device)
         below = self.log_weights.exp().cumsum(-1)
         chosen = (uniform >= below).sum(-1).clamp_max(below.shape[-1] - 1)
@@ -113,18 +105,12 @@ class MixturePriorModule(Prior):
         self.log_scale = nn.Parameter(torch.full((components, *latent_shape), 0.5 * math.log(1 - spread**2)))
 
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> MixtureDensity:
-        return MixtureDensity(_of_class(self.logits, self.classes, label), self.loc, self.log_scale.clamp(-8, 4).exp())
+        return MixtureDensity(
+            _of_class(self.logits, self.check_label(label)), self.loc, self.log_scale.clamp(-8, 4).exp()
+        )
 
-    def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        return self(label).drawn(count, noise, temperature)
+    def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
+        return self(label).draw(count, noise, sampling.temperature)
 
 
 @register("prior", "vamp", summary="mixture of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)")
@@ -199,24 +185,12 @@ class VampPriorModule(Prior):
         q = bottleneck(encoder(self.inputs, shown), None).posterior
         if not isinstance(q, Independent) or not isinstance(q.base_dist, Normal):
             raise SpecError("a vamp prior needs a Gaussian posterior: leave --posterior out, or use --prior flow")
-        return MixtureDensity(_of_class(self.logits, self.classes, label), q.base_dist.loc, q.base_dist.scale)
+        return MixtureDensity(_of_class(self.logits, self.check_label(label)), q.base_dist.loc, q.base_dist.scale)
 
-    def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        return self(label).drawn(count, noise, temperature)
+    def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
+        return self(label).draw(count, noise, sampling.temperature)
 
 
-def _of_class(logits: Tensor, classes: int, label: Tensor | None) -> Tensor:
-    """`[K]`, or `[B, K]` given the labels."""
-    if not classes:
-        return logits[0]
-    if label is None:
-        raise ValueError("a class-conditional prior needs labels")
-    return logits[label]
+def _of_class(logits: Tensor, label: Tensor | None) -> Tensor:
+    """Select logits: `[K]`, or `[B, K]` given the labels."""
+    return logits[0] if label is None else logits[label]

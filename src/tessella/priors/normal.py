@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Prior
+from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.registry import register
 
@@ -42,16 +41,8 @@ class StandardNormalModule(Prior):
         loc = self.zero.expand(self.latent_shape)
         return Independent(Normal(loc, loc + 1, validate_args=False), len(self.latent_shape), validate_args=False)
 
-    def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        return temperature * noise.normal(count, *self.latent_shape, device=self.zero.device)
+    def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
+        return sampling.temperature * noise.normal(count, *self.latent_shape, device=self.zero.device)
 
 
 @register("prior", "class-normal", summary="p(z | label) = N(mu_label, sigma_label^2), learned")
@@ -73,25 +64,17 @@ class ClassNormalModule(Prior):
 
     def __init__(self, latent_shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
+        self.classes = classes
         self.loc = nn.Parameter(torch.zeros(classes, *latent_shape))
         self.log_scale = nn.Parameter(torch.zeros(classes, *latent_shape))
 
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> Independent:
-        if label is None:
-            raise ValueError("a class-conditional prior needs labels")
+        label = self.check_label(label)
         loc, scale = self.loc[label], self.log_scale[label].clamp(-8, 4).exp()
         return Independent(Normal(loc, scale, validate_args=False), loc.dim() - 1, validate_args=False)
 
-    def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
+    def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
         prior = self(label).base_dist
         assert isinstance(prior, Normal)
         eps = noise.normal(count, *self.loc.shape[1:], device=self.loc.device)
-        return prior.loc + temperature * prior.scale * eps
+        return prior.loc + sampling.temperature * prior.scale * eps

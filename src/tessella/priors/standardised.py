@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from inspect import signature
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.distributions import AffineTransform, TransformedDistribution
 
 from tessella.core.contracts import Prior
+from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.foundation.errors import SpecError
 
 
 @final
@@ -27,8 +25,7 @@ class Standardised(Prior):
         classes: number of labels, if `prior` sees them; 0: it is never shown any.
 
     Attributes:
-        mean, deviation: of z, `[*latent_shape]`; 0 and 1 until `settle`.
-        options: what `sample` can be told besides: names among `steps` and `guidance`.
+        mean, deviation: of z, `[*latent_shape]`; 0 and 1 until `fit_scale`.
     """
 
     mean: Tensor
@@ -36,14 +33,14 @@ class Standardised(Prior):
 
     def __init__(self, prior: Prior, latent_shape: tuple[int, ...], classes: int = 0) -> None:
         super().__init__()
-        self.prior, self.classes, self.exact = prior, classes, prior.exact
+        self.prior, self.classes = prior, classes
+        self.exact, self.iterative = prior.exact, prior.iterative
         self.latent_shape = latent_shape
-        self.options = frozenset(signature(prior.sample).parameters) & {"steps", "guidance"}
         self.register_buffer("mean", torch.zeros(latent_shape))
         self.register_buffer("deviation", torch.ones(latent_shape))
 
     @torch.no_grad()
-    def settle(self, mean: Tensor, deviation: Tensor) -> None:
+    def fit_scale(self, mean: Tensor, deviation: Tensor) -> None:
         """Set the scale: one number a channel, `[C]` each, or any that spread over `latent_shape`."""
         spread = (-1, *[1] * (len(self.latent_shape) - 1))
         for kept, given in ((self.mean, mean), (self.deviation, deviation)):
@@ -54,34 +51,5 @@ class Standardised(Prior):
         scale = AffineTransform(self.mean, self.deviation, event_dim=len(self.latent_shape))
         return TransformedDistribution(base, scale, validate_args=False)
 
-    def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        *,
-        temperature: float = 1.0,
-        progress: Callable[[int, int], None] | None = None,
-        **options: Any,
-    ) -> Tensor:
-        """As of `Prior`; `steps` and `guidance` for priors that have them.
-
-        Raises:
-            SpecError: if it has not.
-        """
-        check_options(self, options)
-        seen = label if self.classes else None
-        u = self.prior.sample(count, noise, seen, temperature=temperature, progress=progress, **options)
-        return self.mean + self.deviation * u
-
-
-def check_options(prior: Prior, given: dict[str, Any]) -> None:
-    """Whether a prior's `sample` can be told this.
-
-    Raises:
-        SpecError: naming what it cannot.
-    """
-    known = prior.options if isinstance(prior, Standardised) else signature(prior.sample).parameters
-    if unknown := [f"--{name}" for name in given if name not in known]:
-        kind = type(prior.prior if isinstance(prior, Standardised) else prior).__name__
-        raise SpecError(f"the prior {kind} draws at once and has no {' and '.join(unknown)}: leave it out")
+    def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
+        return self.mean + self.deviation * self.prior.sample(count, noise, label, sampling=sampling)

@@ -1,18 +1,18 @@
-"""The prior over codes before anything is learned."""
+"""The uniform prior over codes: what a model of codes has until a prior is fitted."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import final
 
 import torch
 from torch import Tensor
 
 from tessella.core.configs import CodePriorConfig
-from tessella.core.contracts import CodePrior, SymbolCoder
-from tessella.core.outputs import Sampling
+from tessella.core.contracts import CodePrior
+from tessella.core.outputs import UNCONDITIONAL, Condition
 from tessella.core.rng import Noise
+from tessella.core.selectors import Selector
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
 
@@ -35,59 +35,21 @@ class UniformModule(CodePrior):
     """p(code) = 1 / K for each of them: what a VQ-VAE is trained with (van den Oord et al. 2017, section 3.2)."""
 
     any_order = True
+    learned = False
+    zero: Tensor
 
     def __init__(
         self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
     ) -> None:
         super().__init__()
         if classes:
-            raise SpecError("the uniform prior does not see labels: fit another one with --class-conditional")
-        self.code_shape, self.codebook_size, self.classes = code_shape, codebook_size, 0
+            raise SpecError("the uniform prior does not see labels: fit another kind", code="uniform-sees-no-labels")
+        self.code_shape, self.codebook_size = code_shape, codebook_size
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
 
-    def forward(
-        self, codes: Tensor, label: Tensor | None = None, context: Tensor | None = None, *, noise: Noise | None = None
-    ) -> Tensor:
+    def forward(self, codes: Tensor, condition: Condition = UNCONDITIONAL, *, noise: Noise | None = None) -> Tensor:
         return torch.full(codes.shape, -math.log(self.codebook_size), device=codes.device)
 
-    def sample(
-        self,
-        count: int,
-        noise: Noise,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        """Every code as likely as any other; temperature and cut-offs change nothing."""
-        device = "cpu" if context is None else context.device
-        return (noise.uniform(count, *self.code_shape, device=device) * self.codebook_size).long()
-
-    def fill(
-        self,
-        codes: Tensor,
-        known: Tensor,
-        noise: Noise,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        sampling: Sampling | None = None,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        """Each as likely as any other, whatever is known."""
-        return torch.where(known, codes, self.sample(len(codes), noise, label, codes))
-
-    def code(
-        self,
-        wire: SymbolCoder,
-        count: int,
-        codes: Tensor | None = None,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        *,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Tensor:
-        known = None if codes is None else codes.flatten()
-        return wire.code_uniform(self.codebook_size, count * math.prod(self.code_shape), known).view(
-            count, *self.code_shape
-        )
+    def generate(self, count: int, select: Selector, condition: Condition = UNCONDITIONAL) -> Tensor:
+        index = torch.arange(count * math.prod(self.code_shape), device=self.zero.device)
+        return select.uniform(self.codebook_size, index).view(count, *self.code_shape)

@@ -7,7 +7,7 @@ Models are used through `encode`, `decode`, `reconstruct` and `sample` alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -26,6 +26,7 @@ from tessella.data.splits import Indices
 from tessella.foundation import validation
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.notes import note
+from tessella.foundation.progress import track
 from tessella.foundation.text import shown
 from tessella.kinds import pictures
 from tessella.models.base import Model
@@ -76,14 +77,10 @@ def sample(
     label: int | None = None,
     seed: int = 0,
     sampling: Sampling | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """`count` new examples as a sheet, about as many rows as columns.
 
     A conditional model without a `label` draws every class, a row each (or, of more classes than `count`, the first).
-
-    Args:
-        progress: told (steps done, steps in all); priors that draw in many steps call it often.
 
     Raises:
         SpecError: if there is no prior, no such number of examples, or a label that the model cannot see.
@@ -105,19 +102,10 @@ def sample(
             None if labels is None else labels[start : min(start + AT_ONCE, count)].to(model.device),
             seed=seed + (start << 32),
             sampling=sampling,
-            progress=_part(progress, start, count),
         ).cpu()
-        for start in range(0, count, AT_ONCE)
+        for start in track(range(0, count, AT_ONCE), "sampling")
     ]
     return in_rows(torch.cat(drawn), columns, model.schema.low)
-
-
-def _part(progress: Callable[[int, int], None] | None, start: int, count: int) -> Callable[[int, int], None] | None:
-    """Progress of one lot of examples as progress of all."""
-    if progress is None:
-        return None
-    lots, lot = -(-count // AT_ONCE), start // AT_ONCE
-    return lambda done, total: progress(lot * total + done, lots * total)
 
 
 def _remedy(model: Model) -> str:

@@ -274,7 +274,7 @@ def prior_home(run: Path, kind: str) -> Path:
         RunError: if the kind is no name, or its folder is a link.
     """
     if not re.fullmatch(r"[a-z0-9-]+", kind):
-        raise RunError(f"no prior is called {kind[:40]!r}: tessella parts lists the kinds")
+        raise RunError(f"no prior is called {kind[:40]!r}: tessella list lists the kinds")
     return place(run, Path(PRIORS, kind, SPEC)).parent
 
 

@@ -94,7 +94,7 @@ class LatentPrior(Frozen):
             first = examples.batch(examples.random_rows(len(prior.prior.inputs)))
             prior.prior.start_at(self.model.likelihood.to_network(first.x.to(self.model.device)))
         else:
-            prior.settle(*scale_of(self, rows, precision))
+            prior.fit_scale(*scale_of(self, rows, precision))
         self.model.set_prior(prior, labelled=bool(prior.classes))
         self.priors = nn.ModuleList([prior.requires_grad_(True)])
 

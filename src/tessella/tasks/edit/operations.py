@@ -73,9 +73,7 @@ class Resample:
         known = [k.expand(c.shape) for k, c in zip(scene.known, many, strict=True)]
         label = None if scene.label is None else scene.label.expand(self.count)
         with autocast("auto", model.schema, model.device):
-            return model.fill_codes(
-                many, known, label, seed=scene.seed, sampling=self.sampling, progress=scene.progress
-            )
+            return model.inpaint_codes(many, known, label, seed=scene.seed, sampling=self.sampling)
 
     def latents(self, scene: Scene, z: Tensor) -> Tensor:
         if z.shape[1:] != scene.model.latent_shape:

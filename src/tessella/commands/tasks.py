@@ -1,0 +1,156 @@
+"""Runs a task from the command line: its options, its progress, and what is printed and written of its result."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import MISSING, Field, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from tyro.conf import Positional, arg
+
+from tessella.commands.shared import check_file, said_of_device, say
+from tessella.foundation.errors import DataError
+from tessella.foundation.progress import Progress, reporting
+from tessella.foundation.text import json_text
+from tessella.tasks.task import Result, Task
+
+DESCRIBED = {
+    "run": "the run folder.",
+    "json": "print all figures as JSON, and nothing else on standard output.",
+    "device": "where networks run: auto (the best there is), cpu, cuda, mps or xpu; of several cards cuda:1 is the "
+    "second. By default what the environment variable TESSELLA_DEVICE says, or else auto.",
+    "quiet": "no progress bar.",
+}
+"""Options that every task has on the command line, besides those of its config."""
+
+
+def options_of(task: Task) -> type:
+    """The options of a task as one dataclass: its run, those of its config, and those that every task has."""
+    hints = get_type_hints(task.config, include_extras=True)
+    own = [(f.name, hints[f.name], _as_default(f)) for f in fields(task.config)]
+    named = {name for name, *_ in own}
+    described = dict(DESCRIBED)
+    options: list[tuple[str, Any, Any]] = [("run", Positional[str], field())] if task.takes_run else []
+    options += own
+    if "out" not in named:
+        options.append(("out", Annotated[str | None, arg(aliases=("-o",))], field(default=task.out or None)))
+        what = "the page to write (.html)" if not task.out or task.out.endswith(".html") else "where to write"
+        described["out"] = f"{what}{f'; by default {task.out}' if '/' in task.out else ''}."
+    options.append(("json", bool, field(default=False)))
+    if task.takes_run or task.takes_device:
+        options.append(("device", str | None, field(default=None)))
+    options.append(("quiet", bool, field(default=False)))
+    options = [option for number, option in enumerate(options) if option[0] not in [o[0] for o in options[:number]]]
+    made = make_dataclass(task.config.__name__, options, kw_only=True, frozen=True)
+    made.__doc__ = _described(inspect.getdoc(task.config) or task.summary, [name for name, *_ in options], described)
+    return made
+
+
+def _as_default(of: Field[Any]) -> Any:
+    """A field of another dataclass with the same default."""
+    if of.default_factory is not MISSING:
+        return field(default_factory=of.default_factory)
+    return field() if of.default is MISSING else field(default=of.default)
+
+
+def _described(docstring: str, names: list[str], described: dict[str, str]) -> str:
+    """The docstring of a config with lines for the options that are not its own."""
+    text, heading, attributes = docstring.partition("\nAttributes:\n")
+    new = [name for name in names if name in described and f"    {name}: " not in attributes]
+    lines = [f"    {name}: {described[name]}" for name in new]
+    return "\n".join([text.rstrip(), "", "Attributes:", attributes.rstrip("\n") if heading else "", *lines, ""])
+
+
+def run_task(task: Task, options: Any) -> int:
+    """Run a task and give its exit status."""
+    out = _checked_place(task, options)
+    config = task.config(**{f.name: getattr(options, f.name) for f in fields(task.config)})
+    arguments: dict[str, Any] = {"config": config}
+    device = getattr(options, "device", None)
+    if task.takes_run:
+        from tessella.training.run import Run  # pyright: ignore[reportMissingImports]
+
+        arguments["run"] = Run(options.run, device)
+    if task.takes_device:
+        arguments["device"] = device
+    if task.takes_run or task.takes_device:
+        _say_device(device, json=options.json)
+    with progress_bar(quiet=options.quiet or options.json):
+        result = task.function(**arguments)
+    written = [] if out is None else _write(task, result, out)
+    if options.json:
+        print(json_text(result.to_json(), indent=2))
+    else:
+        from tessella.pages.terminal import print_page
+
+        print_page(result.page())
+        say(*(f"wrote {path}" for path in written))
+    return result.status
+
+
+def _say_device(asked: str | None, *, json: bool) -> None:
+    """Say in one line which device was chosen and why; nothing if it was asked for by name."""
+    from tessella.core.device import reason, resolve
+
+    resolve(asked)
+    if reason(asked) is not None:
+        print(f"device   {said_of_device(asked)}", file=sys.stderr if json else sys.stdout, flush=True)
+
+
+def _checked_place(task: Task, options: Any) -> Path | None:
+    """Where the result goes, found fit to be written before anything long is begun.
+
+    Raises:
+        DataError: if it has another ending, or is a folder where a file goes or the other way round.
+    """
+    out = options.out if "out" not in {f.name for f in fields(task.config)} else None
+    if out is None:
+        return None
+    if out == task.out and out.startswith("RUN/"):
+        out = os.path.join(options.run, out.removeprefix("RUN/"))
+    endings = task.endings or (Path(task.out or ".html").suffix,)
+    if endings != ("",):
+        check_file(out, *endings)
+    elif os.path.exists(out) and not os.path.isdir(out):
+        raise DataError(f"{out} is a file: give a folder to write into")
+    return Path(out)
+
+
+def _write(task: Task, result: Result, out: Path) -> list[Path]:
+    if out.suffix.lower() != ".html":
+        result.save(out)
+        if not (out.is_dir() and task.page):
+            return [out]
+    from tessella.pages.html import write_html
+
+    page = out if out.suffix.lower() == ".html" else out / task.page
+    write_html(page, result.page())
+    return [out]
+
+
+@contextmanager
+def progress_bar(*, quiet: bool = False) -> Iterator[None]:
+    """Show the progress of what is done as a bar on the terminal, which is gone when all is done."""
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    bar = Bar(console=Console(stderr=True), transient=True)
+    line = bar.add_task("", start=False)
+
+    def show(progress: Progress) -> None:
+        bar.start()
+        bar.start_task(line)
+        bar.update(line, description=progress.phase, completed=progress.done, total=progress.total)
+
+    with ExitStack() as stack:
+        stack.callback(bar.stop)
+        stack.enter_context(reporting(show))
+        yield

@@ -1,0 +1,135 @@
+"""Selectors: choose the next codes by sampling, by keeping those that are known, or through an entropy coder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tessella.core.entropy_coding import SymbolCoder, code_categorical
+from tessella.core.outputs import Sampling
+from tessella.core.rng import Noise
+
+SHARPEST = 1e-6
+"""Temperatures below it are zero: float32 logits that differ at all differ by more."""
+
+
+@dataclass(frozen=True)
+class Selector(ABC):
+    """Chooses the next codes of a grid, given their logits.
+
+    Attributes:
+        noise: a prior that generates in any order takes its order from it; None: in one that is always the same.
+        known: `[B, C, *spatial]` int64, codes that are chosen whatever their logits, and -1 elsewhere; None: there are
+            none.
+    """
+
+    noise: Noise | None = None
+    known: Tensor | None = None
+
+    @abstractmethod
+    def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
+        """Choose codes `[n]` int64 by their logits `[n, K]`; `index` `[n]` are their places in the flattened grids."""
+
+    @abstractmethod
+    def uniform(self, size: int, index: Tensor) -> Tensor:
+        """Choose codes from 0 to size - 1, all equally probable."""
+
+
+@final
+@dataclass(frozen=True)
+class Draw(Selector):
+    """Samples codes by one number each from `noise`, and keeps those that are known.
+
+    Attributes:
+        shape: `(B, C, *spatial)` of the grids.
+        sampling: temperature and cut-offs; they change nothing where all codes are equally probable.
+    """
+
+    shape: tuple[int, ...] = ()
+    sampling: Sampling | None = None
+    _numbers: list[Tensor] = field(default_factory=list, init=False, compare=False)
+
+    def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
+        return self._kept(sample_categorical(logits, self._uniform(index), self.sampling), index)
+
+    def uniform(self, size: int, index: Tensor) -> Tensor:
+        return self._kept((self._uniform(index) * size).long(), index)
+
+    def _uniform(self, index: Tensor) -> Tensor:
+        if not self._numbers:
+            assert self.noise is not None
+            self._numbers.append(self.noise.uniform(*self.shape, device=index.device).flatten())
+        return self._numbers[0][index]
+
+    def _kept(self, drawn: Tensor, index: Tensor) -> Tensor:
+        if self.known is None:
+            return drawn
+        known = self.known.flatten()[index]
+        return torch.where(known < 0, drawn, known)
+
+
+@final
+@dataclass(frozen=True)
+class Coded(Selector):
+    """Writes codes to an entropy coder, or reads them from it.
+
+    Attributes:
+        coder: one of its ends.
+        codes: `[B, C, *spatial]` int64 where they are written; None where they are read.
+    """
+
+    coder: SymbolCoder | None = None
+    codes: Tensor | None = None
+
+    def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
+        assert self.coder is not None
+        return code_categorical(self.coder, logits, self._symbols(index)) if len(index) else index
+
+    def uniform(self, size: int, index: Tensor) -> Tensor:
+        assert self.coder is not None
+        return self.coder.code_uniform(size, len(index), self._symbols(index))
+
+    def _symbols(self, index: Tensor) -> Tensor | None:
+        return None if self.codes is None else self.codes.flatten()[index]
+
+
+@torch.no_grad()
+def sample_categorical(logits: Tensor, uniform: Tensor, sampling: Sampling | None = None) -> Tensor:
+    """Sample one code for each row of logits, by inverting the distribution function.
+
+    p = softmax(logits / temperature); then only the `top_k` likeliest codes stay, and of them only the smallest set
+    of likeliest ones that holds `top_p` of the probability (Holtzman et al. 2020, section 3.1), rescaled to one. In
+    float32; a function of its arguments alone.
+
+    Args:
+        logits: `[..., K]`.
+        uniform: `[...]` in [0, 1).
+        sampling: temperature (0: the likeliest code) and cut-offs; None: p = softmax(logits).
+
+    Returns:
+        `[...]` int64.
+    """
+    sampling = sampling or Sampling()
+    if sampling.temperature < SHARPEST or sampling.top_k == 1:
+        return logits.argmax(-1)
+    p = (logits.float() / sampling.temperature).softmax(-1)
+    if sampling.top_k is None and sampling.top_p is None:
+        return _inverted(p, uniform)
+    p, order = p.sort(dim=-1, descending=True, stable=True)
+    if sampling.top_k is not None:
+        p[..., sampling.top_k :] = 0
+    if sampling.top_p is not None:
+        p = p.masked_fill(p.cumsum(-1) - p >= sampling.top_p, 0)
+    return order.gather(-1, _inverted(p, uniform).unsqueeze(-1)).squeeze(-1)
+
+
+def _inverted(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Find the first index whose cumulated weight exceeds `uniform` of the whole, so never one of weight zero."""
+    cumulated = weights.cumsum(-1)
+    total = cumulated[..., -1:]
+    target = torch.minimum(uniform.unsqueeze(-1).float() * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulated, target, right=True).squeeze(-1)

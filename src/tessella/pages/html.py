@@ -1,0 +1,44 @@
+"""Renders a page as one HTML file that holds everything it shows."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, Template
+from PIL.Image import Image
+
+import tessella
+from tessella.foundation.blocks import Page
+from tessella.foundation.files import write_atomic
+from tessella.foundation.text import shown
+from tessella.pages.charts import draw
+
+
+def html_page(page: Page) -> str:
+    """Render a page; what a browser or an editor would obey in names from outside is escaped."""
+    text = _template().render(page=page, version=tessella.__version__)
+    return "\n".join(map(shown, text.split("\n")))
+
+
+def write_html(path: Path, page: Page) -> None:
+    """Write a page, whole or not at all."""
+    text = html_page(page)
+    write_atomic(path, lambda draft: draft.write_text(text, "utf-8"))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"kind": lambda block: type(block).__name__, "uri": _png, "drawn": draw}
+    return environment.from_string(resources.files("tessella.pages").joinpath("page.html.jinja").read_text("utf-8"))
+
+
+def _png(image: Image) -> str:
+    """A picture as a `data:` address."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
