@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tessella.core.batches import Batch
+from tessella.core.configs import CodePriorConfig
 from tessella.core.device import resolve
 from tessella.core.precision import autocast
 from tessella.core.schema import Schema
@@ -24,7 +25,7 @@ from tessella.data import Data, Split
 from tessella.foundation.errors import DataError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.spec import TrainOptions
+from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.training import loop
 from tessella.training.code_priors import CodesSplit, Priors, packed
 from tessella.training.loop import Trainable

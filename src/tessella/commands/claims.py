@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
+from tessella.commands.options import DataOptions
 from tessella.commands.shared import Where, check_file, say
-from tessella.commands.train import AsData
 from tessella.foundation.errors import SpecError
 from tessella.foundation.text import json_text
 
@@ -41,7 +41,7 @@ class Claims:
     """
 
     data: str
-    how: Annotated[AsData, arg(name="")] = field(default_factory=AsData)
+    how: Annotated[DataOptions, arg(name="")] = field(default_factory=DataOptions)
     only: str | None = None
     minutes: float = MINUTES
     seeds: int = 3

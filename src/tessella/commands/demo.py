@@ -96,9 +96,10 @@ def _shown(o: Demo) -> int:
     from tessella import VQVAE, open_data, report
     from tessella.bottlenecks.quantizers import EMAQuantizer
     from tessella.evaluation.bounds import evaluate
-    from tessella.likelihoods import LogisticMixture
+    from tessella.likelihoods.logistic import LogisticMixture
     from tessella.models.codes import CodeModel
     from tessella.pages.metric_text import saving_text, size_text
+    from tessella.priors.autoregressive import PixelCNN
     from tessella.training import checkpoint
     from tessella.training.fit_prior import fit_prior
     from tessella.training.loop import train
@@ -125,7 +126,7 @@ def _shown(o: Demo) -> int:
     print(f"        {trained.steps:,} steps; {codes} integers below {CODEBOOK} a picture")
     _say(3, f"fitting a prior for {60 * (1 - SHARE) * o.minutes:.0f} seconds: which integers go together")
     options = TrainOptions(minutes=(1 - SHARE) * o.minutes, learning_rate=PRIOR_RATE, device=device)
-    fitted = fit_prior(run, data, "pixelcnn", options, width=PRIOR_WIDTH, depth=PRIOR_DEPTH)
+    fitted = fit_prior(run, data, PixelCNN(width=PRIOR_WIDTH, depth=PRIOR_DEPTH), options)
     if fitted.training.stopped == "signal":
         return _stopped(f"tessella prior {run} --resume")
     print(f"        {fitted.training.steps:,} steps")

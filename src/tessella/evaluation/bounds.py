@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -110,7 +111,7 @@ def _evaluation(
     bound = None if rate is None else rate + distortion
     units = tuple((sums["units"] / done).tolist()) if "units" in sums else None
     codes = codebook.figures(model, sums, done) if isinstance(model, CodeModel) else None
-    warned = () if codes is None else codebook.warnings(codes, done, model)
+    warned = () if codes is None else codebook.warnings(codes, done, cast(CodeModel, model))
     mse = mean.get("squared")
     return Evaluation(
         model=model.name,

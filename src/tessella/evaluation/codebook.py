@@ -92,7 +92,7 @@ def figures(model: CodeModel, sums: Mapping[str, Tensor], examples: int) -> Code
     )
 
 
-def warnings(codes: CodesEvaluation, examples: int, model: Model) -> tuple[str, ...]:
+def warnings(codes: CodesEvaluation, examples: int, model: CodeModel) -> tuple[str, ...]:
     """For each level whose codebook has collapsed what is wrong and what to do, in words.
 
     Args:

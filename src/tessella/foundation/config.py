@@ -71,12 +71,14 @@ class Config(validation.Tagged):
         """The name that it is registered under."""
         return registry.entry_of(type(self)).name
 
+    def values(self) -> dict[str, Any]:
+        """The options by field."""
+        return {name: getattr(self, name) for name in hints(type(self))}
+
     def to_record(self) -> dict[str, Any]:
         """Plain values that `validation.fitted` makes the same object of."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # pyright: ignore[reportArgumentType]
-        return {validation.TYPE: self.name} | {
-            n: v.to_record() if isinstance(v, Config) else v for n, v in values.items()
-        }
+        plain = {name: v.to_record() if isinstance(v, Config) else v for name, v in self.values().items()}
+        return {validation.TYPE: self.name, **plain}
 
     def changed(self) -> dict[str, Any]:
         """The options that are not the defaults, by the names that `from_options` takes."""
@@ -112,8 +114,8 @@ class Config(validation.Tagged):
         known = options(cls, parts)
         if unknown := [name for name in rest if name not in known and name not in slots(cls)]:
             raise unknown_option(cls, parts, unknown[0])
-        own: dict[str, Any] = {} if base is None else {f.name: getattr(base, f.name) for f in fields(cls)}  # pyright: ignore[reportArgumentType]
-        values = {slot: {f.name: getattr(part, f.name) for f in fields(part)} for slot, part in parts.items()}  # pyright: ignore[reportArgumentType]
+        own: dict[str, Any] = {} if base is None else base.values()
+        values = {slot: part.values() for slot, part in parts.items()}
         for name, (slot, attribute) in known.items():
             if name in rest:
                 (values[slot] if slot else own)[attribute] = rest[name]

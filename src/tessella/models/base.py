@@ -28,7 +28,7 @@ class Model(nn.Module, ABC):
     Args:
         name: of the composition: its name in the catalogue, or any other for one of your own.
         likelihood: p(x | z); it knows what an example looks like.
-        config: the options that it was made with, so that a run can be built again; None for a composition of one's own.
+        config: the options that it was made with, to build a run again; None for a composition of one's own.
         conditional: whether the parts see the label.
     """
 

@@ -370,7 +370,7 @@ class _Priors(torch.nn.Module):
 def _sizes(config: Config | None) -> dict[str, int]:
     """Those options of a part and of the parts it holds that say how many or how wide parts are."""
     others = ("iwae_samples", "grid_size", "codebook_size")
-    values = {} if config is None else {f.name: getattr(config, f.name) for f in fields(config)}
+    values = {} if config is None else config.values()
     sizes = {name: value for name, value in values.items() if type(value) is int and name not in others}
     for value in values.values():
         sizes |= _sizes(value) if isinstance(value, Config) else {}

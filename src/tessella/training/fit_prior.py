@@ -68,7 +68,7 @@ def fit_prior(
     options = options or TrainOptions()
     checkpoint.read_spec(run)
     kind = config.name
-    chosen = {"config": config, "class_conditional": class_conditional, **asdict(options), **facts_of(data)}
+    chosen = {"config": config.to_record(), "class_conditional": class_conditional, **asdict(options), **facts_of(data)}
     with writing(Path(run), options, chosen) as accelerator:
         of_run = checkpoint.read_spec(run)
         model = checkpoint.build(run, of_run)

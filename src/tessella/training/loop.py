@@ -97,7 +97,13 @@ def train(
         checkpoint.read_spec(run)
     else:
         checkpoint.check_place(run, overwrite=True)  # whoever writes into it is told of first
-    chosen = {"model": model.name, "config": model.config, **asdict(options), **facts_of(data)}
+    config = model.config and model.config.to_record()
+    chosen = {
+        "model": model.name,
+        "config": config,
+        **asdict(options),
+        **facts_of(data),
+    }
     with writing(run, options, chosen) as accelerator:
         if resume:
             before = checkpoint.read_spec(run)
