@@ -56,7 +56,7 @@ bench: $(VENV)/.bench
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
-	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests benchmarks experiments docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The first candidate that runs, is new enough and can make environments.
 $(BIN)/python:
@@ -69,9 +69,9 @@ $(BIN)/python:
 	exit 1
 
 # torch first and by itself: a build that is in the environment already is kept.
-$(VENV)/.ready: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.ready: pyproject.toml experiments/pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --quiet -c constraints.txt $(TORCH)
-	$(PIP) install --quiet -c constraints.txt -e '.[dev,datasets]'
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,datasets]' -e experiments
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.ready

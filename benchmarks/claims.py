@@ -5,9 +5,9 @@
     python benchmarks/claims.py --numbers claims.json
     python benchmarks/claims.py --tables
 
-`--numbers` records what the command wrote by `--json`.
+`--numbers` records what the command printed by `--json`.
 
-The record holds every effect with its error, what was predicted and the verdict; pictures are left out.
+The record holds every effect with its error, what was predicted and the verdict.
 """
 
 from __future__ import annotations
@@ -30,16 +30,13 @@ MINUTES = 15
 def measured(data: str, minutes: float, page: str | None) -> common.Record:
     """What the command finds, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        out, numbers = page or str(Path(folder, "claims.html")), str(Path(folder, "claims.json"))
-        command = ["claims", "--data", data, "--minutes", str(minutes), "-o", out, "--json", numbers]
-        subprocess.run([sys.executable, "-m", "tessella", *command], check=True)
-        return json.loads(Path(numbers).read_text())
+        out = page or str(Path(folder, "claims.html"))
+        command = ["claims", "--data", data, "--minutes", str(minutes), "-o", out, "--json"]
+        return json.loads(subprocess.check_output([sys.executable, "-m", "tessella", *command]))
 
 
 def record(found: common.Record) -> common.Record:
-    """The same without pictures, with its rows for the table."""
-    for claim in found["claims"]:
-        claim["plots"] = [plot for plot in claim["plots"] if plot["kind"] != "pictures"]
+    """Add its rows for the table of all benchmarks."""
     name, undecided = Path(found["data"]).stem, [c["number"] for c in found["claims"] if c["verdict"] not in DECIDED]
     rows = [
         common.row(f"tessella claims on {name}: claims left undecided", 0, len(undecided), better="lower"),
@@ -108,7 +105,7 @@ def main() -> None:
     parser.add_argument("--data", help="as of tessella claims")
     parser.add_argument("--minutes", type=float, default=14.0)
     parser.add_argument("--page", help="keep the page too")
-    parser.add_argument("--numbers", help="what tessella claims --json wrote, instead of running it")
+    parser.add_argument("--numbers", help="a file of what tessella claims --json printed, instead of running it")
     parser.add_argument("--tables", action="store_true", help="write docs/claims.md anew from the records, and no more")
     o = parser.parse_args()
     if not o.tables:

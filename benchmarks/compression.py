@@ -38,8 +38,8 @@ from tessella.coding.files import weights_of
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.models.base import Model
-from tessella.tasks.generate import data_for
 from tessella.training import checkpoint
+from tessella.training.run import Run, load
 
 NAME, AT_ONCE = "compression", 100
 STRIPS = {"PNG": {"optimize": True}, "WEBP": {"lossless": True, "quality": 100, "method": 6}}
@@ -51,8 +51,8 @@ WEBP_SIDE = 16383
 
 def length(run: str, count: int, prior: str | None, precision: Any) -> common.Record:
     """A run's file of its first test pictures."""
-    model = checkpoint.load(run, prior=prior)
-    split = data_for(model, checkpoint.read_spec(run).data).split("test")
+    model = load(run, prior=prior)
+    split = Run(run).data(None, model).split("test")
     x = split.batch(range(min(count or len(split), len(split)))).x
     weights = weights_of(run, model, prior)
     rivals = BaselineCodecs(model.schema, lossy=False)
@@ -142,13 +142,13 @@ def trips(colour: str, grey: str, bits: str, data: Path) -> common.Record:
     """1000 pictures of each set, and 200 that no set has."""
     found = {}
     for run, sets in ((colour, ("cifar10", "flowers96", "sprites_layers")), (grey, ("mnist", "fashion_mnist"))):
-        model = checkpoint.load(run, prior="uniform")
+        model = load(run, prior="uniform")
         channels = model.schema.shape[0]
         for name in sets:
             found[name] = trip(model, _pictures(data / f"{name}.npz", channels), run)
         found[f"made up, {channels} channels"] = trip(model, _made_up(model.schema), run)
-    model = checkpoint.load(bits, prior="uniform")
-    split = data_for(model, checkpoint.read_spec(bits).data).split("test")
+    model = load(bits, prior="uniform")
+    split = Run(bits).data(None, model).split("test")
     found["binarised MNIST"] = trip(model, [split.batch(range(1000)).x], bits)
     found["made up, bits"] = trip(model, _made_up(model.schema), bits)
     return found
@@ -204,8 +204,8 @@ def damage(mutations: int) -> common.Record:
             (tessella.VQVAE, Schema((1, 8, 8), "binary"), {"side": 4, "codebook_size": 8}, False),
             (tessella.VQVAE, Schema((3, 16, 16), "bytes"), {"side": 8, "codebook_size": 64}, False),
             (tessella.VQVAE2, Schema((1, 9, 10), "bytes"), {"side": 4, "codebook_size": 8}, True),
-            (tessella.VAE, Schema((1, 8, 8), "binary"), {"units": 4}, False),
-            (tessella.VAE, Schema((6,), "bytes"), {"units": 2}, False),
+            (tessella.VAE, Schema((1, 8, 8), "binary"), {"latent_dim": 4}, False),
+            (tessella.VAE, Schema((6,), "bytes"), {"latent_dim": 2}, False),
         ):
             torch.manual_seed(1)
             model = make(schema, width=8, depth=1, **options).eval()

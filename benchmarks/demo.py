@@ -35,7 +35,7 @@ def demo(keep: str | None = None) -> common.Record:
         )
         seconds, cpu = time.perf_counter() - started, _cpu_seconds() - before
         run = Path(folder) / "demo-run"
-        page, written = run / "demo.html", run / "evaluation-test.json"
+        page, written = run / "demo.html", run / "results/evaluation-test.json"
         whole = done.returncode == 0 and page.is_file() and (run / "report.html").is_file()
         evaluation = json.loads(written.read_text()) if written.is_file() else None
         if keep is not None:

@@ -24,15 +24,16 @@ import torch
 
 import common
 import tessella
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.priors.masked import MaskedTransformerModule
+from tessella.priors.masked import MaskedTransformer
 from tessella.tasks import search
 from tessella.tasks.edit import Paste, Resample, box, edit, receptive_field
-from tessella.tasks.generate import data_for
 from tessella.training import checkpoint
+from tessella.training.run import Run, load
 
 SEED, QUERIES, MANY = 0, 1000, 60_000
 
@@ -40,9 +41,8 @@ SEED, QUERIES, MANY = 0, 1000, 60_000
 def opened(run: str, data: Path) -> tuple[Model, tessella.data.Data]:  # pyright: ignore
     spec = checkpoint.read_spec(run)
     model = spec.build()
-    checkpoint.load(run, into=model, prior="uniform" if isinstance(model, CodeModel) else None)
-    source = dict(spec.data) | {"spec": str(data / Path(str(spec.data["spec"])).name)}
-    return model.eval(), data_for(model, source)
+    load(run, into=model, prior="uniform" if isinstance(model, CodeModel) else None)
+    return model.eval(), Run(run).own_data(str(data / Path(str(spec.data["spec"])).name))
 
 
 def locality(run: str, data: Path, count: int) -> common.Record:
@@ -81,13 +81,17 @@ def locality(run: str, data: Path, count: int) -> common.Record:
 def resampling(rounds: int) -> common.Record:
     """Seconds to draw a quarter of 32 x 32 codes anew, 8 variants, decoding and all."""
     torch.manual_seed(SEED)
-    model = tessella.VQVAE(Schema((3, 96, 96), "bytes"), side=32, width=32, depth=2, codebook_size=512).eval()
+    model = tessella.VQVAE(
+        Schema((3, 96, 96), "bytes"), grid_size=32, width=32, depth=2, quantizer=EMAQuantizer(codebook_size=512)
+    ).eval()
     (shape,) = model.prior_shapes
     if shape[1:] != (32, 32):
-        model = tessella.VQVAE(Schema((3, 128, 128), "bytes"), side=32, width=32, depth=2, codebook_size=512).eval()
+        model = tessella.VQVAE(
+            Schema((3, 128, 128), "bytes"), grid_size=32, width=32, depth=2, quantizer=EMAQuantizer(codebook_size=512)
+        ).eval()
         (shape,) = model.prior_shapes
     assert shape[1:] == (32, 32), shape
-    model.set_prior([MaskedTransformerModule(shape, 512).eval()])
+    model.set_prior([MaskedTransformer().build(shape, 512).eval()])
     side = model.schema.shape[1]
     x = torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(SEED)).to(torch.uint8)
     region = box(side // 4, side // 4, side // 2, side // 2, (side, side))

@@ -27,7 +27,7 @@ import numpy as np
 import common
 from startup import script
 
-NETWORK = "vae --binarize dynamic --units 50 --width 200 --depth 2 --batch-size 128 --prior normal"
+NETWORK = "vae --binarize dynamic --latent-dim 50 --width 200 --depth 2 --batch-size 128 --prior normal"
 PUBLISHED, NEAR = 2.77, 1.0
 """Nats: the total gap on MNIST, and how far from it is near."""
 AIS_MINUTES, BRACKET = 15.0, 0.3
@@ -52,10 +52,10 @@ def measured(run: Path, archive: Path, options: str, measuring: str) -> dict[str
     """The gap of a run, which is trained unless it is there."""
     if not (run / "model.safetensors").is_file():
         tessella(f"train {NETWORK} {options} --data {shlex.quote(str(archive))} --out {run} --quiet")
-    if not (run / "gap.json").is_file():
+    if not (run / "results/gap.json").is_file():
         tessella(f"gap {run} {measuring}")
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    found = json.loads((run / "gap.json").read_text())
+    found = json.loads((run / "results/gap.json").read_text())
     return {**found, "data": archive.name, "trained": {"steps": last["step"], "seconds": last["seconds"]}}
 
 

@@ -40,7 +40,6 @@ import common
 from recipes import RECIPES
 from tessella.bottlenecks import nearest as searching
 from tessella.bottlenecks.quantizers import EMAQuantizer
-from tessella.claims.bench import codes_of
 from tessella.coding import codes_file
 from tessella.core.batches import Batch
 from tessella.core.device import described, resolve
@@ -59,6 +58,7 @@ from tessella.models.spec import TrainOptions
 from tessella.tasks.detect import Detector
 from tessella.training import loop
 from tessella.training.code_priors import Priors
+from tessella_experiments.runner import codes_of
 
 SECONDS, TINY_SECONDS = 360.0, 60.0
 PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12,
@@ -202,7 +202,7 @@ def quantiser(place: Place, budget: float) -> common.Record:
     for n, codes, dims in cases:
         torch.manual_seed(0)
         z, table = (torch.randn(count, dims, device=place.device) for count in (n, codes))
-        quantizer = EMAQuantizer((dims, 1, n // 8), codebook_size=codes, code_dim=dims).to(place.device).train()
+        quantizer = EMAQuantizer(codebook_size=codes, code_dim=dims).build((dims, 1, n // 8)).to(place.device).train()
         quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
         features = z.view(8, 1, n // 8, dims).movedim(3, 1).detach().requires_grad_()
         calls: dict[str, Callable[[], object]] = {

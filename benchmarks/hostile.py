@@ -52,8 +52,8 @@ def make(folder: Path) -> dict[str, Path]:
     digits = ("--data", "digits", "--binarize", "threshold")
     wanted: list[tuple[str, ...]] = [
         ("train", "vae", *digits, "--out", str(runs["vae"]), *TINY),
-        ("train", "vqvae", *digits, "--side", "2", "--codebook-size", "8", "--out", str(runs["vqvae"]), *TINY),
-        ("train", "vqvae", "--data", "digits", "--quantizer", "fsq", "--codebook-size", "64", "--side", "2", "--out",
+        ("train", "vqvae", *digits, "--grid-size", "2", "--codebook-size", "8", "--out", str(runs["vqvae"]), *TINY),
+        ("train", "vqvae", "--data", "digits", "--quantizer", "fsq", "--codebook-size", "64", "--grid-size", "2", "--out",
          str(runs["fsq"]), *TINY),
         ("train", "vae", "--data", str(folder / "table.npy"), "--out", str(runs["table"]), *TINY),
         ("prior", str(runs["vqvae"]), *TINY),
@@ -405,7 +405,7 @@ def remove(run: Path, _: Sequence[Path], __: Path, rng: np.random.Generator) -> 
 def link(run: Path, _: Sequence[Path], user: Path, rng: np.random.Generator) -> str:
     """Put a link to a file or a folder of the user's in place of one of the run's, or where a file will be."""
     names = ["metrics.jsonl", "report.html", "pictures", "tensorboard", "state", "priors", "spec.json",
-             "index.safetensors", "evaluation-test.json", "codes.safetensors", ".report.html.draft",
+             "index.safetensors", "results", "codes.safetensors", ".report.html.draft",
              "model.safetensors", ".lock", ".lock.json", "priors/pixelcnn"]  # fmt: skip
     name = names[int(rng.integers(len(names)))]
     place_link(run / name, user / "folder" if "." not in Path(name).name else user / "notes.txt")
@@ -485,7 +485,7 @@ def link_kinds(run: Path, out: Path, user: Path) -> dict[str, tuple[Path, Path, 
     return {
         "report.html": (run / "report.html", file, named["report"]),
         "the old draft of the report": (run / ".report.html.draft", file, named["report"]),
-        "evaluation": (run / "evaluation-test.json", file, named["evaluate"]),
+        "evaluation": (run / "results/evaluation-test.json", file, named["evaluate"]),
         "index": (run / "index.safetensors", file, named["index"]),
         "metrics": (run / "metrics.jsonl", file, named["resume"]),
         "model": (run / "model.safetensors", file, named["resume"]),

@@ -28,7 +28,7 @@ MODELS = {"one": "vqvae", "two": "vqvae2"}
 
 def measured(model: str, data: Path, run: Path, minutes: float, prior_minutes: float) -> dict[str, Any]:
     """Train, fit a prior, evaluate; what the evaluation says. A run that was evaluated before is taken as it is."""
-    done = run / "evaluation-test.json"
+    done = run / "results/evaluation-test.json"
     if done.is_file():
         return _told(json.loads(done.read_text()), data)
     stages = (
@@ -63,7 +63,7 @@ def levels(
         quantizer: of both.
     """
     both = zip(MODELS.items(), codebooks, strict=True)
-    sides = {name: f"{m} --side 14 --quantizer {quantizer} --codebook-size {k}" for (name, m), k in both}
+    sides = {name: f"{m} --grid-size 14 --quantizer {quantizer} --codebook-size {k}" for (name, m), k in both}
     found = {name: measured(model, data, folder / name, minutes, prior_minutes) for name, model in sides.items()}
     one, two = found["one"], found["two"]
     assert 0.98 * bits(one) <= bits(two) <= bits(one) + 1e-6, "the two must have equal bits, or two levels hardly fewer"

@@ -84,7 +84,7 @@ def cases() -> tuple[Case, Case]:
     """The default model for MNIST's shape, and one so small that whatever is not the network shows."""
     return (
         Case("mnist-shaped", (1, 28, 28), {}, 128),
-        Case("tiny", (1, 8, 8), {"width": 8, "depth": 1, "units": 8}, 32),
+        Case("tiny", (1, 8, 8), {"width": 8, "depth": 1, "latent_dim": 8}, 32),
     )
 
 

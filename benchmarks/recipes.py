@@ -85,7 +85,7 @@ def bits_with_codes_in_use(evaluation: Evaluation) -> float | None:
 
 RECIPES = {
     "mnist-vae": Recipe(
-        train="vae --data {data}/mnist.npz --binarize dynamic --minutes 30 --draws 5 --draws-after 0.75",
+        train="vae --data {data}/mnist.npz --binarize dynamic --minutes 30 --draws 5 --iwae-from 0.75",
         evaluate="--importance-samples 500 --precision bfloat16",
         claim="MNIST, dynamically binarised, VAE: -log p(x) by 500 importance samples, all test pictures",
         figure=importance_nats,
@@ -96,7 +96,7 @@ RECIPES = {
     ),
     "mnist-vae-flow": Recipe(
         train="vae --data {data}/mnist.npz --binarize dynamic --posterior flow --prior flow --minutes 59 --draws 5 "
-        "--draws-after 0.8",
+        "--iwae-from 0.8",
         evaluate="--importance-samples 500 --precision bfloat16",
         claim="MNIST, dynamically binarised, VAE with flow posterior and flow prior: -log p(x) by 500 importance "
         "samples, all test pictures",
@@ -106,7 +106,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-vae": Recipe(
-        train="vae --data {data}/cifar10.npz --minutes 60 --width 64 --depth 4 --units 16 --mixtures 5 "
+        train="vae --data {data}/cifar10.npz --minutes 60 --width 64 --depth 4 --latent-dim 16 --components 5 "
         "--batch-size 32 --learning-rate 2e-3",
         evaluate="",
         claim="CIFAR-10, VAE with a discretised-logistic mixture: bound, all test pictures",
@@ -117,7 +117,7 @@ RECIPES = {
     ),
     "cifar10-vqvae": Recipe(
         train="vqvae --data {data}/cifar10.npz --minutes 60 --quantizer fsq --codebook-size 64 --codes 2 "
-        "--batch-size 32 --mixtures 5",
+        "--batch-size 32 --components 5",
         prior="--kind pixelcnn --minutes 60 --width 128 --depth 6 --batch-size 32 --learning-rate 1.5e-3",
         evaluate="--precision bfloat16",
         claim="CIFAR-10, VQ-VAE with independent pixels and a learned prior: bound, all test pictures",
@@ -128,8 +128,8 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-autoregressive": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 80 --likelihood autoregressive --side 8 --width 32 --depth 2 "
-        "--codebook-size 256 --mixtures 5 --batch-size 16 --learning-rate 1.5e-3",
+        train="vqvae --data {data}/cifar10.npz --minutes 80 --likelihood autoregressive --grid-size 8 --width 32 --depth 2 "
+        "--codebook-size 256 --components 5 --batch-size 16 --learning-rate 1.5e-3",
         prior="--kind pixelcnn --minutes 10 --width 64 --depth 6",
         evaluate="--precision bfloat16",
         claim="CIFAR-10, VQ-VAE with an autoregressive decoder, codes in use: bound, all test pictures",
@@ -149,8 +149,8 @@ RECIPES = {
         examples=10_000,
     ),
     "mnist-vqvae": Recipe(
-        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 30 --side 4 --codebook-size 32 --code-dim 8 "
-        "--draws 5 --draws-after 0.7",
+        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 30 --grid-size 4 --codebook-size 32 --code-dim 8 "
+        "--draws 5 --iwae-from 0.7",
         prior="--kind pixelcnn --minutes 15 --width 64 --depth 4 --batch-size 128",
         evaluate="--importance-samples 50 --precision bfloat16",
         claim="MNIST, dynamically binarised, VQ-VAE with independent pixels and a learned prior: importance-"
@@ -161,7 +161,7 @@ RECIPES = {
         examples=10_000,
     ),
     "mnist-autoregressive": Recipe(
-        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 50 --likelihood autoregressive --side 2 "
+        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 50 --likelihood autoregressive --grid-size 2 "
         "--codebook-size 64 --width 24 --depth 1 --batch-size 32",
         prior="--kind pixelcnn --minutes 10 --width 64 --depth 4 --batch-size 128",
         evaluate="--importance-samples 20 --precision bfloat16",
@@ -174,7 +174,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-flow": Recipe(
-        train="flow --data {data}/cifar10.npz --minutes 36 --width 64 --depth 1 --mixtures 5 --batch-size 16",
+        train="flow --data {data}/cifar10.npz --minutes 36 --width 64 --depth 1 --components 5 --batch-size 16",
         evaluate="",
         claim="CIFAR-10, flow with uniform dequantisation: bound, all test pictures",
         figure=lambda evaluation: evaluation["bits_per_dim"],
@@ -260,7 +260,7 @@ def _finished(run: Path, split: str) -> tuple[dict[str, Any], Evaluation, dict[s
         raise SystemExit(f"{run} is no run of tessella with metrics ({error})") from error
     if last["used"] < 1:
         raise SystemExit(f"{run} has used {last['used']:.0%} of its budget: finish it by tessella train --resume")
-    path = run / f"evaluation-{split}.json"
+    path = run / f"results/evaluation-{split}.json"
     if not path.is_file():
         raise SystemExit(f"{path} is missing: tessella evaluate {run} first, with the recipe's options")
     evaluation = json.loads(path.read_text())

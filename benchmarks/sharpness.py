@@ -24,8 +24,8 @@ from startup import script
 
 MODELS = {
     "vae": "vae --width 24 --depth 1",
-    "vqvae": "vqvae --side 14 --quantizer fsq --codebook-size 16 --width 24 --depth 1",
-    "latent": "beta-vae --beta 0.1 --latent grid --units 4 --width 24 --depth 1",
+    "vqvae": "vqvae --grid-size 14 --quantizer fsq --codebook-size 16 --width 24 --depth 1",
+    "latent": "beta-vae --beta 0.1 --latent grid --latent-dim 4 --width 24 --depth 1",
 }
 PRIORS = {"vqvae": "--kind pixelcnn --width 32 --depth 3", "latent": "--kind diffusion --width 32 --depth 1"}
 TITLES = {"vae": "VAE", "vqvae": "VQ-VAE and PixelCNN", "latent": "latent diffusion"}

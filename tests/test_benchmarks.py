@@ -30,7 +30,7 @@ def bench(monkeypatch: pytest.MonkeyPatch):
 def test_the_bare_loss_is_the_models_bound(bench) -> None:
     loop: ModuleType = bench("loop")
     torch.manual_seed(0)
-    model = tessella.VAE(Schema((1, 8, 8), "binary", 0.0, 1.0), width=8, depth=1, units=8)
+    model = tessella.VAE(Schema((1, 8, 8), "binary", 0.0, 1.0), width=8, depth=1, latent_dim=8)
     x = torch.randint(0, 2, (5, 1, 8, 8), dtype=torch.uint8)
     eps = Noise(0, 0, "latent").normal(5, 8)
     ours = model(x, noise=Noise(0, 0, "latent")).bound.mean() / model.schema.dims
@@ -95,7 +95,8 @@ def recipe_run(run: Path, **training: Any) -> Path:
     bound = {"samples": 500, "nats": 84.0, "bits_per_dim": 0.15}
     evaluation = {"data": source["spec"], "examples": 10_000, "importance_bound": bound, "seed": 0, "step": 9}
     evaluation["precision"] = "bfloat16"
-    (run / "evaluation-test.json").write_text(json.dumps(evaluation))
+    (run / "results").mkdir()
+    (run / "results/evaluation-test.json").write_text(json.dumps(evaluation))
     return run
 
 
@@ -120,7 +121,7 @@ def test_a_run_of_another_command_is_told(bench, tmp_path: Path) -> None:
     assert found == ["batch_size: 32, not 64"]
 
 
-@pytest.mark.parametrize("file", ["evaluation-test.json", "metrics.jsonl"])
+@pytest.mark.parametrize("file", ["results/evaluation-test.json", "metrics.jsonl"])
 def test_an_unfinished_run_is_refused(bench, tmp_path: Path, file: str) -> None:
     recipes: ModuleType = bench("recipes")
     run = recipe_run(tmp_path)
@@ -141,7 +142,7 @@ def test_both_ways_of_sampling_draw_the_same(bench, kind: str) -> None:
 def test_pythae_is_given_the_same_network(bench) -> None:
     pytest.importorskip("pythae", reason="the bench extra is not installed: make bench")
     peer: ModuleType = bench("pythae_peer")
-    model = tessella.VAE(Schema((1, 8, 8), "binary", 0.0, 1.0), width=8, depth=1, units=8)
+    model = tessella.VAE(Schema((1, 8, 8), "binary", 0.0, 1.0), width=8, depth=1, latent_dim=8)
     wrapped = peer.in_pythae(model)
     assert peer.size(wrapped) == peer.size(model)
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (4, 1, 8, 8))).float()

@@ -33,7 +33,7 @@ from tessella.models.spec import ModelOptions, Spec
 SIDES = [(1, 1), (1, 7), (5, 3), (8, 8), (28, 28), (30, 45), (33, 17), (64, 64)]
 FEATURES = [1, 2, 100]
 CLASSES = ("cat", "dog", "owl")
-TINY = {"width": 4, "depth": 1, "units": 2}
+TINY = {"width": 4, "depth": 1, "latent_dim": 2}
 OF_CODES = {"width": 4, "depth": 1, "codebook_size": 8}
 OPTIONS: dict[str, dict[str, Any]] = {
     "vqvae": OF_CODES,
@@ -416,7 +416,7 @@ def test_model_of_vectors(entry: Entry, features: int) -> None:
 @pytest.mark.parametrize("entry", entries_of("model"))
 @pytest.mark.parametrize("likelihood", names("likelihood"))
 def test_model_with_every_likelihood(entry: Entry, likelihood: str) -> None:
-    grid = {} if entry.name in OPTIONS else {"latent": "grid"}
+    grid = {} if entry.name in OPTIONS else {"latent_layout": "grid"}
     for values in find("likelihood", likelihood).values:
         schema = schema_of(values, (2, 5, 3))
         if entry.name in ("flow", "diffusion"):

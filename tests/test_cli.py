@@ -18,11 +18,13 @@ import tessella
 from tessella import cli, commands
 from tessella.cli import main
 from tessella.core import tensors
+from tessella.core.tensors import read_tensors
 from tessella.foundation import registry
 from tessella.foundation.errors import RunError
 from tessella.training import checkpoint
+from tessella.training.run import load
 
-TINY = ("--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--units", "3")
+TINY = ("--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--latent-dim", "3")
 CONDITIONAL = "cvae"
 
 
@@ -122,7 +124,7 @@ def test_evaluation_is_json_with_all_keys_and_kept_with_the_run(
     assert set(first["importance_bound"]) == {"samples", "nats", "bits_per_dim"}
     del first["seconds"], second["seconds"]
     assert first == second
-    kept = json.loads((runs["vae"] / "evaluation-test.json").read_text())
+    kept = json.loads((runs["vae"] / "results/evaluation-test.json").read_text())
     assert kept["bound"] == first["bound"]
     assert kept["step"] == 3
 
@@ -147,9 +149,10 @@ def test_evaluation_in_words_says_what_the_numbers_mean(
 def test_other_data_leaves_the_kept_evaluation_alone(run: Path, tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 256, (60, 9, 9, 3), dtype=np.uint8)
     np.savez(tmp_path / "other.npz", x=x)
-    (run / "evaluation-test.json").write_text("kept")
+    (run / "results").mkdir(exist_ok=True)
+    (run / "results/evaluation-test.json").write_text("kept")
     assert main(["evaluate", str(run), "--data", str(tmp_path / "other.npz"), "--json"]) == 0
-    assert (run / "evaluation-test.json").read_text() == "kept"
+    assert (run / "results/evaluation-test.json").read_text() == "kept"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +168,7 @@ def test_other_data_leaves_the_kept_evaluation_alone(run: Path, tmp_path: Path) 
         ["interpolate", "vae", "0", "1"],
         ["interpolate", CONDITIONAL, "0", "PICTURE", "--label", "3", "--steps", "4"],
         ["traverse", "vae"],
-        ["traverse", "ae", "5", "--units", "2"],
+        ["traverse", "ae", "5", "--latent-dim", "2"],
         ["traverse", CONDITIONAL, "PICTURE", "--label", "3"],
     ],
     ids=" ".join,
@@ -190,7 +193,7 @@ def test_seeds_decide_samples(runs: dict[str, Path], tmp_path: Path) -> None:
 
 def test_resuming_needs_the_folder_alone(run: Path, refused: Callable[..., str]) -> None:
     assert main(["train", "--resume", "--out", str(run), "--steps", "5", "--quiet"]) == 0
-    assert checkpoint.read_tensors(run / checkpoint.MODEL).progress["step"] == 5
+    assert read_tensors(run / checkpoint.MODEL).progress["step"] == 5
     again = ["train", "vae", "--data", "digits", "--out", str(run), "--quiet", *TINY, "--resume"]
     assert main(again) == 0  # the same command once more
     assert "width 8, not 16" in refused("train", "--resume", "--out", run, "--width", 16)
@@ -243,7 +246,7 @@ def test_bad_data_is_refused_and_no_run_is_begun(tmp_path: Path, refused: Callab
         (["gan"], "grey.npz", "no model is called 'gan'"),
         (["vae", "--binarize", "static"], "real.npz", "binarise"),
         (["vae", "--size", "1", "2", "3"], "grey.npz", "--size"),
-        (["vae", "--units", "0"], "grey.npz", "units"),
+        (["vae", "--latent-dim", "0"], "grey.npz", "units"),
         (["vae", "--learning-rate", "-1"], "grey.npz", "learning rate"),
     ]
     for options, data, says in cases:
@@ -360,7 +363,7 @@ def test_inputs_that_are_none_are_named(runs: dict[str, Path], tmp_path: Path, r
         (["sample", runs["ae"]], "no prior"),
         (["sample", vae, "-n", "0"], "from 1 to"),
         (["interpolate", vae, "0", "1", "--steps", "1"], "2 steps"),
-        (["traverse", vae, "--units", "0"], "at least 1 unit"),
+        (["traverse", vae, "--latent-dim", "0"], "at least 1 unit"),
         (["traverse", vae, "--data", tmp_path / "rows.csv"], "leave out --size"),
     ]
     for args, says in cases:
@@ -432,4 +435,4 @@ def test_errors_of_the_package_itself_are_not_hidden(monkeypatch: pytest.MonkeyP
     with pytest.raises(ZeroDivisionError):
         main(["list"])
     with pytest.raises(RunError):
-        checkpoint.load("nowhere")
+        load("nowhere")

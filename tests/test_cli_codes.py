@@ -16,10 +16,24 @@ from PIL import Image
 import tessella
 from tessella import fitting
 from tessella.cli import main
+from tessella.core.tensors import read_tensors, write_tensors
 from tessella.models.codes import CodeModel
-from tessella.training import checkpoint, loop
+from tessella.training import checkpoint, fitted_priors, loop
 
-TINY = ("--steps", "20", "--batch-size", "32", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")
+TINY = (
+    "--steps",
+    "20",
+    "--batch-size",
+    "32",
+    "--width",
+    "8",
+    "--depth",
+    "1",
+    "--grid-size",
+    "4",
+    "--codebook-size",
+    "8",
+)
 PRIOR = ("--steps", "20", "--batch-size", "32", "--width", "8", "--depth", "1", "--learning-rate", "1e-2", "--quiet")
 """Just enough for the prior to beat the uniform one, so that it is the one in use."""
 
@@ -72,8 +86,8 @@ def test_a_prior_says_what_it_saves_and_what_comes_next(
 
 def test_resuming_a_prior_needs_its_kind_alone(run: Path, refused: Callable[..., str]) -> None:
     assert main(["prior", str(run), "--resume", "--steps", "24", "--quiet"]) == 0
-    home = checkpoint.prior_home(run, "pixelcnn")
-    assert checkpoint.read_tensors(home / checkpoint.MODEL).progress["step"] == 24
+    home = fitted_priors.prior_home(run, "pixelcnn")
+    assert read_tensors(home / checkpoint.MODEL).progress["step"] == 24
     assert main(["prior", str(run), *PRIOR, "--resume"]) == 0  # the same command once more
     assert "width 8, not 16" in refused("prior", run, "--resume", "--width", 16)
     assert "class conditional False, not True" in refused("prior", run, "--resume", "--class-conditional")
@@ -182,7 +196,7 @@ def test_evaluation_says_how_codes_are_used_and_keeps_what_is_the_default(
     assert (fitted["codes"]["learned"], uniform["codes"]["learned"]) == (True, False)
     for name in ("codes_per_example", "codebook_size", "code_usage", "perplexity", "rate_uniform"):
         assert fitted["codes"][name] == pytest.approx(uniform["codes"][name]), name
-    assert json.loads((run / "evaluation-test.json").read_text())["rate"] == fitted["rate"]
+    assert json.loads((run / "results/evaluation-test.json").read_text())["rate"] == fitted["rate"]
     assert main(["evaluate", str(run)]) == 0
     said = capsys.readouterr().out
     assert "code usage" in said
@@ -193,9 +207,9 @@ def test_evaluation_says_how_codes_are_used_and_keeps_what_is_the_default(
 
 
 def test_a_collapsed_codebook_is_warned_of_with_the_remedy(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = checkpoint.read_tensors(run / checkpoint.MODEL)
+    state = read_tensors(run / checkpoint.MODEL)
     weights = {n: torch.zeros_like(t) if ".head." in n else t for n, t in state.tensors.items()}
-    checkpoint.write_tensors(run / checkpoint.MODEL, weights, state.progress)
+    write_tensors(run / checkpoint.MODEL, weights, state.progress)
     assert main(["evaluate", str(run), "--prior", "uniform"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "warning: the codebook has collapsed: 1 of its 8 codes occur" in said

@@ -19,7 +19,8 @@ from tessella.evaluation.results import Estimate, GapEvaluation
 from tessella.models.spec import TrainOptions
 from tessella.pages.rate_distortion_plot import plane
 from tessella.tasks.compare import Basis, best, differences, names
-from tessella.training import checkpoint, results_store
+from tessella.training import checkpoint
+from tessella.training.results_store import GAP
 
 TINY = {"width": 8, "depth": 1}
 
@@ -29,12 +30,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny runs: vae, ae and vqvae of the digits, a cvae, a vae of binary digits, and one of other digits."""
     folder = tmp_path_factory.mktemp("runs")
     makers = {
-        "vae": (tessella.VAE, {"units": 4}, {}),
-        "ae": (tessella.AE, {"units": 4}, {}),
+        "vae": (tessella.VAE, {"latent_dim": 4}, {}),
+        "ae": (tessella.AE, {"latent_dim": 4}, {}),
         "vqvae": (tessella.VQVAE, {"codebook_size": 16, "side": 4}, {}),
-        "cvae": (tessella.CVAE, {"units": 4}, {}),
-        "binary": (tessella.VAE, {"units": 4}, {"binarize": "static"}),
-        "seed": (tessella.VAE, {"units": 4}, {"seed": 1}),
+        "cvae": (tessella.CVAE, {"latent_dim": 4}, {}),
+        "binary": (tessella.VAE, {"latent_dim": 4}, {"binarize": "static"}),
+        "seed": (tessella.VAE, {"latent_dim": 4}, {"seed": 1}),
     }
     lookers: dict[str, classifier.Classifier] = {}
     for name, (make, options, how) in makers.items():
@@ -80,7 +81,7 @@ def test_what_is_kept_is_taken(runs: Path, tmp_path: Path, capsys: pytest.Captur
     capsys.readouterr()
     after = compared(runs, tmp_path, capsys, "vae", "vqvae")
     for name, old, new in zip(("vae", "vqvae"), before["groups"][0]["runs"], after["groups"][0]["runs"], strict=True):
-        stored = results_store.stored(runs / name, "test")
+        stored = tessella.Run(runs / name).results.evaluation("test")
         assert stored is not None
         assert new["evaluation"]["bound"] == pytest.approx(stored.bound)
         assert {k: v for k, v in old["fidelity"].items() if k != "seconds_per_sample"} == {
@@ -135,12 +136,12 @@ def test_the_gap_is_shown_if_it_was_found(runs: Path, tmp_path: Path, capsys: py
     rest = {"model": "vae", "data": "digits", "split": "test", "examples": 9, "dims": 64, "family": "gaussian"}
     how = {"method": "exact", "chains": 1, "steps": 1, "tolerance": 0.3, "converged": True}
     gap = GapEvaluation(**rest, **how, **numbers, seconds_annealing=0.0, seconds=0.0)
-    results_store.store_gap(tmp_path / "known", gap, seed=0)
+    tessella.Run(tmp_path / "known").results.save(GAP, gap, seed=0)
     found = compared(runs, tmp_path, capsys, "vqvae", str(tmp_path / "known"))
     assert found["groups"][0]["runs"][1]["gap"]["total"] == {"nats": 2.77, "error": 0.02}
     assert "2.770 ± 0.020" in (tmp_path / "page.html").read_text("utf-8")
     for wrong, why in (({"split": "valid"}, "of the split valid"), ({"converged": False}, "had not converged")):
-        results_store.store_gap(tmp_path / "known", replace(gap, **wrong), seed=0)
+        tessella.Run(tmp_path / "known").results.save(GAP, replace(gap, **wrong), seed=0)
         run = compared(runs, tmp_path, capsys, "vqvae", str(tmp_path / "known"))["groups"][0]["runs"][1]
         assert run["gap"] is None
         assert why in run["notes"][0]

@@ -74,10 +74,10 @@ MODELS = [
     ("vqvae2", GREY, {**SMALL, "side": 4, "codebook_size": 16}),
     ("vqvae-paper", COLOUR, {"width": 8, "codebook_size": 16}),
     ("vae", GREY, SMALL),
-    ("vae", COLOUR, {**SMALL, "latent": "grid"}),
+    ("vae", COLOUR, {**SMALL, "latent_layout": "grid"}),
     ("vae", BITS, SMALL),
     ("vae", Schema(ROW, "binary"), {"width": 8, "depth": 1}),
-    ("vae", TINY, {**SMALL, "units": 2, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1}),
+    ("vae", TINY, {**SMALL, "latent_dim": 2, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1}),
     ("beta-vae", GREY, SMALL),
 ]
 
@@ -344,8 +344,8 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> list[Valid]:
     for kind, schema, options, lossy in (
         ("vqvae", BITS, {**SMALL, "side": 4, "codebook_size": 8}, False),
         ("vqvae", GREY, {**SMALL, "side": 4, "codebook_size": 8}, True),
-        ("vae", BITS, {**SMALL, "units": 4}, False),
-        ("vae", Schema(ROW, "bytes"), {"width": 8, "depth": 1, "units": 2}, False),
+        ("vae", BITS, {**SMALL, "latent_dim": 4}, False),
+        ("vae", Schema(ROW, "bytes"), {"width": 8, "depth": 1, "latent_dim": 2}, False),
     ):
         torch.manual_seed(1)
         model, x = make(kind, schema, **options), examples(schema, 6)

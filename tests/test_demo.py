@@ -17,7 +17,7 @@ import tessella
 from tessella.cli import main, overview
 from tessella.data.clothes import FILE
 from tessella.models.codes import CodeModel
-from tessella.training import checkpoint
+from tessella.training import fitted_priors
 
 ROOT = Path(__file__).parents[1]
 DIGESTS = {
@@ -81,7 +81,7 @@ def worse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose prior learned too fast to learn anything: it costs more than the uniform one."""
     run = tmp_path_factory.mktemp("runs") / "worse"
     tiny = ["--width", "8", "--depth", "1", "--batch-size", "32", "--quiet"]
-    train = ["train", "vqvae", "--data", "digits", "--side", "4", "--codebook-size", "8", "--steps", "20"]
+    train = ["train", "vqvae", "--data", "digits", "--grid-size", "4", "--codebook-size", "8", "--steps", "20"]
     assert main([*train, *tiny, "--out", str(run)]) == 0
     assert main(["prior", str(run), *tiny, "--steps", "3", "--learning-rate", "1"]) == 0
     return run
@@ -90,12 +90,12 @@ def worse(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_worse_prior_is_passed_over_and_every_command_says_so(
     worse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = checkpoint.read_prior_spec(checkpoint.prior_home(worse, "pixelcnn"))
+    spec = fitted_priors.read_prior_spec(fitted_priors.prior_home(worse, "pixelcnn"))
     assert spec.rate is not None
     assert spec.rate_before == pytest.approx(16 * np.log(8))
     assert spec.rate > spec.rate_before
     assert not spec.better
-    assert checkpoint.prior_in_use(worse) is None
+    assert fitted_priors.prior_in_use(worse) is None
     with pytest.warns(UserWarning, match="costs more than the uniform one on the validation split"):
         model = tessella.load(worse)
     assert isinstance(model, CodeModel)
@@ -149,18 +149,18 @@ def test_fitting_says_that_the_uniform_prior_stays_in_use(
     assert "--overwrite" in said
     assert main([*again, "--steps", "40", "--learning-rate", "1e-2"]) == 0
     assert "% saved" in capsys.readouterr().out
-    assert str(checkpoint.prior_in_use(run)).startswith("pixelcnn ")
+    assert str(fitted_priors.prior_in_use(run)).startswith("pixelcnn ")
 
 
 def test_a_prior_that_nothing_measured_is_not_used_in_silence(worse: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(worse, tmp_path / "run"))
-    home = checkpoint.prior_home(run, "pixelcnn")
+    home = fitted_priors.prior_home(run, "pixelcnn")
     record = json.loads((home / "spec.json").read_text())
     (home / "spec.json").write_text(json.dumps({**record, "rate": None}))
-    assert "stopped before it was measured" in checkpoint.choose_prior(run).note
-    assert "--resume" in checkpoint.choose_prior(run).note
+    assert "stopped before it was measured" in fitted_priors.choose_prior(run).note
+    assert "--resume" in fitted_priors.choose_prior(run).note
     (home / "spec.json").write_text(json.dumps({**record, "rate": None, "rate_before": None}))  # no validation split
-    assert checkpoint.choose_prior(run) == checkpoint.PriorChoice(home)
+    assert fitted_priors.choose_prior(run) == fitted_priors.PriorChoice(home)
 
 
 # the demo
@@ -177,7 +177,7 @@ def test_the_demo_shows_all_it_promises(tmp_path: Path, capsys: pytest.CaptureFi
     for heading in ("Samples", "Codes and reconstructions", "An edit", "A search", "Anomalies", "A compressed file"):
         assert f"<h2>{heading}</h2>" in page, heading
     assert page.count("data:image/png;base64,") > 20
-    learned = checkpoint.prior_in_use(run) is not None
+    learned = fitted_priors.prior_in_use(run) is not None
     assert ("uniform prior: each code as likely as any other" in page) == learned
     assert ("so the uniform one is used" in page) == (not learned)
     assert ("<b>Warning:</b>" in page) == (not learned)

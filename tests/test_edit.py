@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import tessella
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.cli import main
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
@@ -22,7 +23,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.priors.autoregressive import CausalTransformerModule, PixelCNNModule
 from tessella.priors.masked import MaskedTransformerModule
-from tessella.priors.uniform import UniformModule
+from tessella.priors.uniform import Uniform
 from tessella.tasks.edit import Blend, Code, Edited, Operation, Paste, Resample, box, edit, read_mask, receptive_field
 
 TINY = {"width": 8, "depth": 1}
@@ -39,8 +40,8 @@ MODELS = {
         Schema((1, 18, 16), "bytes"),
         {"side": 8, "codebook_size": 12, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1},
     ),
-    "vector": ("VAE", Schema((1, 16, 16), "bytes"), {"units": 5}),
-    "grid": ("VAE", Schema((1, 64, 64), "bytes"), {"units": 3, "latent": "grid"}),
+    "vector": ("VAE", Schema((1, 16, 16), "bytes"), {"latent_dim": 5}),
+    "grid": ("VAE", Schema((1, 64, 64), "bytes"), {"latent_dim": 3, "latent_layout": "grid"}),
 }  # fmt: skip
 OF_CODES = [name for name in MODELS if name not in ("vector", "grid")]
 
@@ -222,7 +223,7 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
 
 
 def test_a_uniform_fill_keeps_what_is_known() -> None:
-    prior, grids = UniformModule((2, 3, 3), 7), torch.arange(18).view(1, 2, 3, 3) % 7
+    prior, grids = Uniform().build((2, 3, 3), 7), torch.arange(18).view(1, 2, 3, 3) % 7
     known = grids % 2 == 0
     drawn = prior.inpaint(grids.expand(50, -1, -1, -1), known.expand(50, -1, -1, -1), Noise(0))
     assert (drawn[:, known[0]] == grids[known]).all()
@@ -347,7 +348,9 @@ def test_regions_that_cannot_be_are_refused(tmp_path: Path) -> None:
         edit(model, x, torch.zeros(40, 36, dtype=torch.bool), Code(0))
     with pytest.raises(SpecError, match="smaller than one code"):
         edit(model, x[:, :2, :9], torch.ones(2, 9, dtype=torch.bool), Code(0))
-    rows = tessella.VQVAE(Schema((5,), "real", -3.0, 3.0), width=8, depth=1, codebook_size=8).eval()
+    rows = tessella.VQVAE(
+        Schema((5,), "real", -3.0, 3.0), width=8, depth=1, quantizer=EMAQuantizer(codebook_size=8)
+    ).eval()
     with pytest.raises(SpecError, match="only pictures have regions"):
         edit(rows, torch.zeros(5), torch.ones(5, 1, dtype=torch.bool), Code(0))
 
@@ -359,7 +362,7 @@ def test_regions_that_cannot_be_are_refused(tmp_path: Path) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("edit")
     size = ("--steps", "20", "--batch-size", "32", "--width", "8", "--depth", "1", "--quiet")
-    train = ["train", "vqvae", "--data", "digits", *size, "--side", "4", "--codebook-size", "8"]
+    train = ["train", "vqvae", "--data", "digits", *size, "--grid-size", "4", "--codebook-size", "8"]
     assert main([*train, "--out", str(folder / "vq")]) == 0
     assert main(["prior", str(folder / "vq"), "--kind", "pixelcnn", *size, "--class-conditional"]) == 0
     assert main(["train", "vae", "--data", "digits", *size, "--out", str(folder / "vae")]) == 0

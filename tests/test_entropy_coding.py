@@ -256,7 +256,7 @@ def test_a_masked_prior_tells_many_codes_in_few_looks(monkeypatch: pytest.Monkey
     from tessella.priors import masked
 
     monkeypatch.setattr(masked, "CODING_STEPS", 5)
-    prior = masked.MaskedTransformerModule((2, 4, 4), 6, width=8, depth=1).eval()
+    prior = masked.MaskedTransformer(width=8, depth=1).build((2, 4, 4), 6).eval()
     codes, steps = torch.randint(0, 6, (3, 2, 4, 4)), []
     with reporting(lambda at: steps.append(at.done)):
         words, _ = sent(lambda wire: prior.code(wire, 3, codes))

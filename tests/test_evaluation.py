@@ -14,18 +14,18 @@ from torch.distributions import MultivariateNormal
 
 import tessella
 from tessella import Schema
-from tessella.bottlenecks.gaussian import DiagonalGaussianModule
+from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
 from tessella.core.schema import bits_per_dim
 from tessella.evaluation import bounds
 from tessella.evaluation.results import Evaluation
 from tessella.foundation.errors import SpecError
-from tessella.likelihoods import FixedGaussianModule
+from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormalModule
+from tessella.priors.normal import StandardNormal
 
-SMALL = {"width": 8, "depth": 1, "units": 3}
+SMALL = {"width": 8, "depth": 1, "latent_dim": 3}
 
 
 @pytest.fixture(scope="module")
@@ -186,16 +186,16 @@ def linear():
     generator = torch.Generator().manual_seed(0)
     w, s = torch.randn(4, 2, generator=generator), 0.5
     covariance = torch.linalg.inv(torch.eye(2) + w.T @ w / s**2)
-    encoder, waist = AffineEncoder(covariance @ w.T / s**2), DiagonalGaussianModule((2,), 2)
+    encoder, waist = AffineEncoder(covariance @ w.T / s**2), DiagonalGaussian().build((2,), 2)
     with torch.no_grad():
         waist.head.weight.copy_(torch.cat([torch.eye(2), torch.zeros(2, 2)]))
         waist.head.bias.copy_(torch.cat([torch.tensor([0.1, -0.1]), covariance.diagonal().sqrt().log() + 0.2]))
     model = LatentVariableModel(
         "linear",
-        likelihood=FixedGaussianModule(Schema((4,), "real", -9, 9), scale=s),
+        likelihood=FixedGaussian(scale=s).build(Schema((4,), "real", -9, 9)),
         encoder=encoder,
         bottleneck=waist,
-        prior=StandardNormalModule((2,)),
+        prior=StandardNormal().build((2,)),
         decoder=AffineDecoder(w),
     )
     x = torch.randn(200, 2, generator=generator) @ w.T + s * torch.randn(200, 4, generator=generator)

@@ -19,13 +19,13 @@ from torch.nn import functional as F
 import tessella
 from tessella.cli import main
 from tessella.core.schema import Schema
+from tessella.core.tensors import read_tensors
 from tessella.data import Data, open_data
 from tessella.evaluation import classifier, fidelity
 from tessella.evaluation.results import FidelityEvaluation
 from tessella.evaluation.sharpness import high_frequency_energy, sharpness
 from tessella.foundation.errors import DataError, SpecError
 from tessella.models.spec import TrainOptions
-from tessella.training import checkpoint
 
 PICTURE = Schema((1, 16, 16), "bytes")
 
@@ -230,7 +230,7 @@ def test_features_of_ones_own(digits) -> None:
 
 def test_an_autoencoder_has_no_samples(digits, looker: classifier.Classifier) -> None:
     with pytest.raises(SpecError, match="no prior"):
-        fidelity.measure(tessella.AE(digits.schema, width=8, depth=1, units=4), digits.split("test"), looker)
+        fidelity.measure(tessella.AE(digits.schema, width=8, depth=1, latent_dim=4), digits.split("test"), looker)
     with pytest.raises(DataError, match="at least 20 samples"):
         fidelity.sets(digits.split("valid"), 19)
 
@@ -281,12 +281,12 @@ def test_evaluate_tells_and_keeps_fidelity(runs: Path, capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     assert all(word in said for word in ("Frechet distance", "precision", "class consistency", "sharpness"))
     assert "FID" not in said
-    kept = json.loads((run / "fidelity.json").read_text())
+    kept = json.loads((run / "results/fidelity.json").read_text())
     assert (kept["samples"], kept["step"], kept["features"]) == (60, 30, "class")
     assert main(["evaluate", str(run), "--fidelity", "60", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)["fidelity"]
     assert {k: kept[k] for k in ("frechet", "recall")} == {k: again[k] for k in ("frechet", "recall")}
-    assert not checkpoint.read_tensors(run / classifier.FILE).progress["version"] > classifier.VERSION
+    assert not read_tensors(run / classifier.FILE).progress["version"] > classifier.VERSION
 
 
 def test_evaluate_takes_a_file_of_features(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

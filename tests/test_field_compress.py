@@ -27,7 +27,7 @@ from tessella.foundation.registry import entries
 from tessella.models.base import Model
 
 WEIGHTS = files.Weights("run", "0" * 12, "uniform")
-TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")
+TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--grid-size", "4", "--codebook-size", "8")
 
 
 def noise(*shape: int, high: int = 256, kind: type = np.uint8) -> np.ndarray:

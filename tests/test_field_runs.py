@@ -18,10 +18,11 @@ import tessella
 from tessella import TrainOptions, fitting
 from tessella.cli import main
 from tessella.core.outputs import Terms
+from tessella.core.tensors import read_tensors
 from tessella.foundation.errors import TrainingError
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.sklearn import LatentTransformer
-from tessella.training import checkpoint, loop
+from tessella.training import checkpoint, fitted_priors, loop
 
 Refused = Callable[..., str]
 TINY = ("--width", "8", "--quiet")
@@ -56,7 +57,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def step(path: Path) -> int:
-    return checkpoint.read_tensors(path / checkpoint.STATE).progress["step"]
+    return read_tensors(path / checkpoint.STATE).progress["step"]
 
 
 def test_a_run_whose_data_has_moved_goes_on_where_it_is_told(
@@ -101,9 +102,9 @@ def test_other_data_is_refused_with_its_counts_unless_it_is_asked_for(
         assert checkpoint.read_spec(run).data["examples"]["train"] == now
         shutil.rmtree(run / "priors")  # of other weights now
         assert main(["prior", str(run), "--steps", "2", "--depth", "1", *TINY]) == 0
-        spec = checkpoint.read_prior_spec(run / "priors" / "pixelcnn")
+        spec = fitted_priors.read_prior_spec(run / "priors" / "pixelcnn")
         data = {**spec.data, "fingerprint": "0" * 16, "examples": {**spec.data["examples"], "train": before}}
-        checkpoint.write_prior_spec(run / "priors" / "pixelcnn", replace(spec, data=data))
+        fitted_priors.write_prior_spec(run / "priors" / "pixelcnn", replace(spec, data=data))
 
 
 def test_data_of_as_many_pictures_is_other_data_too(run: Path, refused: Refused) -> None:
@@ -203,7 +204,7 @@ def test_the_last_batches_were_bad_and_the_weights_are_kept_all_the_same(
     spoil(monkeypatch, LatentVariableModel, lambda step: step >= 3)
     with pytest.warns(UserWarning, match=r"2 of 5 batches .* first in the distortion; they were skipped"):
         assert small(tmp_path / "run", 5).steps == 5
-    assert checkpoint.read_tensors(tmp_path / "run" / checkpoint.MODEL).progress["step"] == 5
+    assert read_tensors(tmp_path / "run" / checkpoint.MODEL).progress["step"] == 5
 
 
 def test_a_loss_that_explodes_later_leaves_the_last_good_checkpoint_and_names_its_step(
@@ -241,4 +242,4 @@ def test_a_prior_that_learned_nothing_says_so_and_is_not_used(tmp_path: Path, mo
     with pytest.raises(TrainingError, match="nothing was learned: all 2 batches"):
         fitting.fit_prior(tmp_path / "run", tessella.open_data("digits"), "flow", TrainOptions(steps=2), quiet=True)
     assert not (tmp_path / "run" / "priors" / "flow" / checkpoint.MODEL).exists()
-    assert checkpoint.prior_in_use(tmp_path / "run") is None
+    assert fitted_priors.prior_in_use(tmp_path / "run") is None

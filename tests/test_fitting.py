@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 
 import tessella
 from tessella import TrainOptions, fitting
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data
 from tessella.foundation.errors import RunError, SpecError
 from tessella.models.codes import CodeModel
 from tessella.priors.uniform import UniformModule
-from tessella.training import checkpoint, loop
+from tessella.training import checkpoint, fitted_priors, loop
 from tessella.training import code_priors as fitting_codes
 from tessella.training.fit_prior import fit_prior
 
@@ -73,9 +75,9 @@ def valid_rate(model: CodeModel, data: Data) -> float:
 
 def spoil(run: Path) -> None:
     """Let the weights be others, as if training had gone on."""
-    state = checkpoint.read_tensors(run / checkpoint.MODEL)
+    state = read_tensors(run / checkpoint.MODEL)
     weights = {name: t + 0.05 if t.is_floating_point() else t for name, t in state.tensors.items()}
-    checkpoint.write_tensors(run / checkpoint.MODEL, weights, state.progress)
+    write_tensors(run / checkpoint.MODEL, weights, state.progress)
 
 
 # what is fitted
@@ -103,8 +105,8 @@ def test_a_fitted_prior_costs_less_and_the_model_stays_as_it_was(run: Path, digi
 @pytest.mark.parametrize("kind", ["pixelcnn", "transformer", "masked"])
 def test_each_kind_is_kept_and_is_itself_when_loaded(kind: str, run: Path, digits: Data) -> None:
     done = fitted(run, digits, kind, class_conditional=True)
-    home = checkpoint.prior_home(run, kind)
-    spec = checkpoint.read_prior_spec(home)
+    home = fitted_priors.prior_home(run, kind)
+    spec = fitted_priors.read_prior_spec(home)
     assert (spec.kind, spec.width, spec.depth, spec.class_conditional) == (kind, 8, 1, True)
     assert spec.rate == done.rate
     assert spec.codes == checkpoint.fingerprint(run)
@@ -136,7 +138,13 @@ def test_levels_are_fitted_together_each_given_the_coarser_ones(digits: Data, tm
 
 
 def test_rows_of_codes_are_packed_and_unpacked() -> None:
-    model = tessella.VQVAE2(Schema((3, 20, 12), "bytes"), width=4, depth=1, codebook_size=9, codes=2, side=7)
+    model = tessella.VQVAE2(
+        Schema((3, 20, 12), "bytes"),
+        width=4,
+        depth=1,
+        grid_size=7,
+        quantizer=EMAQuantizer(codebook_size=9, codes_per_position=2),
+    )
     codes = model.eval().encode(torch.randint(0, 256, (3, 3, 20, 12), dtype=torch.uint8)).codes
     again = fitting.unpacked(model, fitting.packed(codes))
     assert all(torch.equal(a, b) for a, b in zip(again, codes, strict=True))
@@ -146,7 +154,7 @@ def test_vectors_have_priors_too(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "rows.csv", np.random.default_rng(0).normal(size=(300, 5)), delimiter=",")
     data = tessella.open_data(str(tmp_path / "rows.csv"))
     torch.manual_seed(0)
-    model = tessella.VQVAE(data.schema, width=8, depth=1, codebook_size=8, codes=3)
+    model = tessella.VQVAE(data.schema, width=8, depth=1, quantizer=EMAQuantizer(codebook_size=8, codes_per_position=3))
     loop.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
     for kind in ("pixelcnn", "transformer", "masked"):
         assert fitted(tmp_path / "run", data, kind).rate_before == pytest.approx(3 * np.log(8))
@@ -165,7 +173,7 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
     kind: str, run: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fitted(run, digits, kind, class_conditional=True)
-    home = checkpoint.prior_home(run, kind)
+    home = fitted_priors.prior_home(run, kind)
     expected = weights(home)
     shutil.rmtree(home)
     update = loop._Loop._update
@@ -179,7 +187,7 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
     cut = fitted(run, digits, kind, class_conditional=True)
     monkeypatch.undo()
     assert (cut.training.stopped, cut.training.steps, cut.rate) == ("signal", 5, None)
-    assert checkpoint.read_prior_spec(home).rate is None
+    assert fitted_priors.read_prior_spec(home).rate is None
     done = fitted(run, digits, kind, class_conditional=True, resume=True)
     assert (done.training.stopped, done.training.steps) == ("budget", 8)
     assert done.rate == whole.rate
@@ -194,7 +202,7 @@ def test_resuming_follows_the_prior_not_the_arguments(run: Path, digits: Data) -
     more = TrainOptions(steps=10, batch_size=16)
     done = fitted(run, digits, options=more, width=64, depth=5, class_conditional=True, resume=True)
     assert done.training.steps == 10
-    spec = checkpoint.read_prior_spec(checkpoint.prior_home(run, "pixelcnn"))
+    spec = fitted_priors.read_prior_spec(fitted_priors.prior_home(run, "pixelcnn"))
     assert (spec.width, spec.depth, spec.class_conditional) == (8, 1, False)
 
 
@@ -229,7 +237,7 @@ def test_codes_are_made_once_and_again_only_for_other_weights(
 
 def test_cached_codes_are_the_models(run: Path, digits: Data) -> None:
     fitted(run, digits)
-    kept = checkpoint.read_tensors(run / checkpoint.CODES)
+    kept = read_tensors(run / checkpoint.CODES)
     assert kept.progress["codes"] == checkpoint.fingerprint(run)
     model = loaded(run, "uniform")
     for name in ("train", "valid"):
@@ -248,7 +256,7 @@ def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, dig
     model = tessella.VQVAE(digits.schema, **SMALL, draws=3)
     loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", digits)
-    kept = checkpoint.read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
+    kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
     assert (len(kept["train.codes"]), len(kept["valid.codes"])) == (fitting.DRAWS, 1)
     assert (kept["train.codes"][0] != kept["train.codes"][1]).any()
 
@@ -259,7 +267,7 @@ def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> Non
     model = tessella.VQVAE(data.schema, **SMALL)
     loop.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", data)
-    kept = checkpoint.read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
+    kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
     draws = kept["train.codes"]
     assert (len(draws), len(kept["valid.codes"])) == (fitting.DRAWS, 1)
     assert all((draws[i] != draws[j]).any() for i in range(4) for j in range(i))
@@ -287,8 +295,8 @@ def test_the_prior_with_the_lowest_rate_is_used_unless_another_is_asked_for(run:
         assert type(loaded(run, kind).priors[0]).__name__ == name
     assert isinstance(loaded(run, "uniform").priors[0], UniformModule)
     worst = max(rates, key=lambda kind: rates[kind] or 0.0)
-    home = checkpoint.prior_home(run, worst)
-    checkpoint.write_prior_spec(home, checkpoint.read_prior_spec(home).with_rate(0.5))
+    home = fitted_priors.prior_home(run, worst)
+    fitted_priors.write_prior_spec(home, fitted_priors.read_prior_spec(home).with_rate(0.5))
     assert type(loaded(run).priors[0]).__name__ == kinds[worst]
 
 
@@ -310,7 +318,7 @@ def test_a_prior_of_other_weights_is_refused_by_its_hash(run: Path, digits: Data
 
 def test_a_prior_without_a_checkpoint_is_not_used(run: Path, digits: Data) -> None:
     fitted(run, digits)
-    (checkpoint.prior_home(run, "pixelcnn") / checkpoint.MODEL).unlink()
+    (fitted_priors.prior_home(run, "pixelcnn") / checkpoint.MODEL).unlink()
     assert not loaded(run).fitted
     with pytest.raises(RunError, match="missing"):
         loaded(run, "pixelcnn")
@@ -348,7 +356,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
 
 def test_a_run_without_codes_has_no_prior_over_them(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    vae = tessella.VAE(digits.schema, width=8, depth=1, units=2)
+    vae = tessella.VAE(digits.schema, width=8, depth=1, latent_dim=2)
     loop.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
     with pytest.raises(SpecError, match=r"no codes.*train a vqvae"):
         fitted(tmp_path / "run", digits)
@@ -358,7 +366,7 @@ def test_a_run_without_codes_has_no_prior_over_them(digits: Data, tmp_path: Path
 
 def test_a_prior_that_is_there_is_not_touched_unless_it_is_to_be_replaced(run: Path, digits: Data) -> None:
     fitted(run, digits)
-    home = checkpoint.prior_home(run, "pixelcnn")
+    home = fitted_priors.prior_home(run, "pixelcnn")
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     with pytest.raises(RunError, match="--overwrite"):
         fitted(run, digits)
@@ -366,12 +374,12 @@ def test_a_prior_that_is_there_is_not_touched_unless_it_is_to_be_replaced(run: P
         fitted(run, digits, width=16)
     assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     fitted(run, digits, width=16, overwrite=True)
-    assert checkpoint.read_prior_spec(home).width == 16
+    assert fitted_priors.read_prior_spec(home).width == 16
 
 
 def test_damaged_priors_are_refused(run: Path, digits: Data) -> None:
     fitted(run, digits)
-    home = checkpoint.prior_home(run, "pixelcnn")
+    home = fitted_priors.prior_home(run, "pixelcnn")
     spec, content = home / checkpoint.SPEC, (home / checkpoint.MODEL).read_bytes()
     plain = json.loads(spec.read_text())
     for record, says in (

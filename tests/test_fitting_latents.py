@@ -17,19 +17,21 @@ from torch.distributions import Independent, Normal
 
 import tessella
 from tessella import TrainOptions, fitting
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.cli import main
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data
 from tessella.foundation.errors import RunError, SpecError
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.flow import FlowPriorModule
-from tessella.priors.normal import StandardNormalModule
+from tessella.priors.normal import StandardNormal, StandardNormalModule
 from tessella.priors.standardised import Standardised
-from tessella.training import checkpoint, latent_priors, loop
+from tessella.training import checkpoint, fitted_priors, latent_priors, loop
 from tessella.training.fit_prior import fit_prior
 
-SMALL = {"width": 16, "depth": 1, "units": 4}
+SMALL = {"width": 16, "depth": 1, "latent_dim": 4}
 OPTIONS = TrainOptions(steps=8, batch_size=16, save_every=0.0)
 QUICK = {"options": OPTIONS, "width": 8, "flow_steps": 2}
 
@@ -68,16 +70,16 @@ def loaded(run: Path, prior: str | None = None) -> LatentVariableModel:
 
 def spoil(run: Path) -> None:
     """Let the weights be others, as if training had gone on."""
-    state = checkpoint.read_tensors(run / checkpoint.MODEL)
+    state = read_tensors(run / checkpoint.MODEL)
     weights = {name: t + 0.05 if t.is_floating_point() else t for name, t in state.tensors.items()}
-    checkpoint.write_tensors(run / checkpoint.MODEL, weights, state.progress)
+    write_tensors(run / checkpoint.MODEL, weights, state.progress)
 
 
 def prefer(run: Path, kind: str, rate: float | None) -> None:
     """Let the prior of that kind have been measured so."""
-    home = checkpoint.prior_home(run, kind)
-    spec = checkpoint.read_prior_spec(home)
-    checkpoint.write_prior_spec(home, spec.with_rate(rate) if rate is not None else spec)
+    home = fitted_priors.prior_home(run, kind)
+    spec = fitted_priors.read_prior_spec(home)
+    fitted_priors.write_prior_spec(home, spec.with_rate(rate) if rate is not None else spec)
 
 
 # the scale
@@ -86,7 +88,7 @@ def prefer(run: Path, kind: str, rate: float | None) -> None:
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 3)])
 def test_the_scale_is_in_the_density(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    prior = Standardised(StandardNormalModule(shape), shape)
+    prior = Standardised(StandardNormal().build(shape), shape)
     mean, deviation = torch.randn(shape[0]), torch.rand(shape[0]) + 0.2
     prior.fit_scale(mean, deviation)
     spread = (-1, *[1] * (len(shape) - 1))
@@ -95,7 +97,7 @@ def test_the_scale_is_in_the_density(shape: tuple[int, ...]) -> None:
     z = torch.randn(7, *shape) * 3
     torch.testing.assert_close(prior(None).log_prob(z), truth.log_prob(z))
     # the change of volume is autograd's
-    base = StandardNormalModule(shape)(None)
+    base = StandardNormal().build(shape)(None)
     jacobian = torch.func.jacrev(lambda v: ((v - wide[0]) / wide[1]).flatten())(z[0]).reshape(z[0].numel(), -1)
     expected = base.log_prob((z[0] - wide[0]) / wide[1]) + torch.linalg.slogdet(jacobian).logabsdet
     torch.testing.assert_close(prior(None).log_prob(z[:1])[0], expected)
@@ -137,7 +139,7 @@ def test_a_prior_fitted_to_a_vae_lowers_the_rate_and_the_model_stays(runs: Calla
     assert isinstance(own.prior, StandardNormalModule)
     assert isinstance(model.prior, Standardised)
     assert isinstance(model.prior.prior, FlowPriorModule)
-    spec = checkpoint.read_prior_spec(checkpoint.prior_home(run, "flow"))
+    spec = fitted_priors.read_prior_spec(fitted_priors.prior_home(run, "flow"))
     assert (spec.rate, spec.rate_before) == (done.rate, done.rate_before)
     assert (spec.kind, spec.width, spec.flow_steps, spec.class_conditional) == ("flow", 32, 2, False)
     plain, better = (m.evaluate(digits, "valid", collapse_examples=0) for m in (own, model))
@@ -161,13 +163,13 @@ def test_mixtures_lower_the_rate_too(kind: str, runs: Callable[[str], Path], dig
     assert done.rate is not None
     assert done.rate_before is not None
     assert done.rate < done.rate_before
-    spec = checkpoint.read_prior_spec(checkpoint.prior_home(run, kind))
+    spec = fitted_priors.read_prior_spec(fitted_priors.prior_home(run, kind))
     assert spec.components == 9
     model = loaded(run)
     assert isinstance(model.prior, Standardised)
     assert type(model.prior.prior).__name__ == {"mixture": "MixturePrior", "vamp": "VampPrior"}[kind]
-    assert {"priors.0.prior.logits", "priors.0.mean"} < set(weights(checkpoint.prior_home(run, kind)))
-    assert not any("encoder" in name for name in weights(checkpoint.prior_home(run, kind)))
+    assert {"priors.0.prior.logits", "priors.0.mean"} < set(weights(fitted_priors.prior_home(run, kind)))
+    assert not any("encoder" in name for name in weights(fitted_priors.prior_home(run, kind)))
     assert model.sample(3).shape == (3, 1, 8, 8)
 
 
@@ -246,9 +248,9 @@ def test_examples_are_encoded_anew_where_posteriors_do_not_fit_in_memory(
     runs: Callable[[str], Path], digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs("vae")
-    kept = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, average=0.9))
+    kept = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, ema_decay=0.9))
     monkeypatch.setattr(latent_priors, "CACHED", 0)
-    anew = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, average=0.9), overwrite=True)
+    anew = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, ema_decay=0.9), overwrite=True)
     assert anew.rate == pytest.approx(kept.rate, rel=1e-4)  # the same draws; lots of another size are rounded otherwise
     assert anew.rate_before == pytest.approx(kept.rate_before, rel=1e-4)
 
@@ -291,7 +293,7 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
 ) -> None:
     run = runs(name)
     whole = fitted(run, digits, class_conditional=labelled)
-    home = checkpoint.prior_home(run, "flow")
+    home = fitted_priors.prior_home(run, "flow")
     expected = weights(home)
     shutil.rmtree(home)
     update = loop._Loop._update
@@ -342,12 +344,12 @@ def test_the_better_prior_is_used(runs: Callable[[str], Path], digits: Data) -> 
     prefer(run, "flow", 1e6)
     prefer(run, "diffusion", 1e6)
     assert used() == "StandardNormalModule"
-    assert checkpoint.prior_in_use(run) is None
+    assert fitted_priors.prior_in_use(run) is None
     prefer(run, "flow", -1.0)
     assert used() == "FlowPriorModule"
     prefer(run, "diffusion", -2.0)
     assert used() == "DiffusionPrior"
-    assert str(checkpoint.prior_in_use(run)).startswith("diffusion ")
+    assert str(fitted_priors.prior_in_use(run)).startswith("diffusion ")
     assert isinstance(loaded(run, "trained").prior, StandardNormalModule)
     assert isinstance(loaded(run, "flow").prior.prior, FlowPriorModule)  # pyright: ignore[reportOptionalMemberAccess]
     model = loaded(run)
@@ -408,7 +410,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
 
 def test_a_model_of_codes_has_no_prior_over_numbers(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    codes = tessella.VQVAE(digits.schema, width=8, depth=1, codebook_size=8, side=4)
+    codes = tessella.VQVAE(digits.schema, width=8, depth=1, grid_size=4, quantizer=EMAQuantizer(codebook_size=8))
     loop.train(codes, digits, tmp_path / "run", OPTIONS, quiet=True)
     with pytest.raises(SpecError, match=r"real numbers.*pixelcnn"):
         fit_prior(tmp_path / "run", digits, "flow", OPTIONS, quiet=True)
@@ -421,7 +423,7 @@ def test_a_prior_that_is_there_is_not_touched_unless_it_is_to_be_replaced(
 ) -> None:
     run = runs("ae")
     fitted(run, digits)
-    home = checkpoint.prior_home(run, "flow")
+    home = fitted_priors.prior_home(run, "flow")
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     with pytest.raises(RunError, match="--overwrite"):
         fitted(run, digits)
@@ -444,7 +446,7 @@ def test_commands_on_a_vae_with_a_prior(
     assert "flow steps 2, not 3" in refused("prior", run, "--kind", "flow", "--resume", "--flow-steps", 3)
     prefer(run, "flow", -1.0)
     picture = str(tmp_path / "p.png")
-    for command in (["sample", "-n", "4"], ["interpolate", "0", "1"], ["traverse", "0", "--units", "2"]):
+    for command in (["sample", "-n", "4"], ["interpolate", "0", "1"], ["traverse", "0", "--latent-dim", "2"]):
         assert main([command[0], str(run), *command[1:], "-o", picture]) == 0
     bounds = []
     for prior in ("flow", "trained"):

@@ -21,8 +21,8 @@ from torch.distributions import MultivariateNormal
 
 import tessella
 from tessella import Schema
-from tessella.bottlenecks.flow import FlowPosteriorModule
-from tessella.bottlenecks.gaussian import DiagonalGaussianModule
+from tessella.bottlenecks.flow import FlowPosterior
+from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
@@ -30,11 +30,11 @@ from tessella.core.rng import Noise
 from tessella.evaluation import annealing, gap, per_example_posterior
 from tessella.evaluation.results import Estimate, GapEvaluation
 from tessella.foundation.errors import SpecError
-from tessella.likelihoods import FixedGaussianModule
+from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormalModule
+from tessella.priors.normal import StandardNormal
 
-SMALL = {"width": 8, "depth": 1, "units": 3}
+SMALL = {"width": 8, "depth": 1, "latent_dim": 3}
 
 
 class Linear(nn.Module):
@@ -64,17 +64,17 @@ class Known:
         w = torch.randn(dims, units, generator=generator)
         precision = torch.eye(units) + w.T @ w / s**2
         covariance = torch.linalg.inv(precision)
-        waist = DiagonalGaussianModule((units,), units)
+        waist = DiagonalGaussian().build((units,), units)
         with torch.no_grad():
             waist.head.weight.copy_(torch.cat([torch.eye(units), torch.zeros(units, units)]))
             deviation = precision.diagonal().rsqrt()
             waist.head.bias.copy_(torch.cat([off * deviation, deviation.log() + off]))
         self.model = LatentVariableModel(
             "linear",
-            likelihood=FixedGaussianModule(Schema((dims,), "real", -9, 9), scale=s),
+            likelihood=FixedGaussian(scale=s).build(Schema((dims,), "real", -9, 9)),
             encoder=LinearEncoder(covariance @ w.T / s**2),
             bottleneck=waist,
-            prior=StandardNormalModule((units,)),
+            prior=StandardNormal().build((units,)),
             decoder=LinearDecoder(w),
         )
         self.evidence = MultivariateNormal(torch.zeros(dims), w @ w.T + s**2 * torch.eye(dims))
@@ -211,7 +211,7 @@ def test_an_optimised_flow_closes_most_of_it_and_stays_a_bound(known):
 def test_a_flow_posterior_is_freed_from_where_the_encoder_put_it(known):
     """Of correlated numbers it misses less than any Gaussian of independent ones, and stays a bound."""
     torch.manual_seed(0)
-    flow = FlowPosteriorModule((3,), 3, flow_steps=2, width=32, context=16)
+    flow = FlowPosterior(flow_steps=2).build((3,), 3, width=32, context=16)
     flow.base.load_state_dict(known.model.bottleneck.state_dict())
     model = Known(3, 6, 0.7, off=0.4).model
     model.bottleneck = flow
@@ -399,30 +399,30 @@ def test_numbers_that_make_no_sense_are_refused(known, wrong):
 
 def test_the_command_keeps_what_it_finds_and_the_page_shows_it(tmp_path: Path, capsys, quick) -> None:
     run = tmp_path / "run"
-    small = ["--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--units", "3", "--quiet"]
+    small = ["--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--latent-dim", "3", "--quiet"]
     assert main(["train", "vae", "--data", "digits", "--binarize", "static", "--out", str(run), *small]) == 0
     measured = ["gap", str(run), "--examples", "4", "--chains", "2", "--steps", "8"]
     assert main(measured) == 0
     shown = capsys.readouterr().out
     for word in ("approximation gap", "amortisation gap", "total gap", "bracket"):
         assert word in shown
-    kept = json.loads((run / "gap.json").read_text())
+    kept = json.loads((run / "results/gap.json").read_text())
     assert main([*measured, "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert kept["exact"] == said["exact"]
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert "What inference loses" in page
-    (run / "gap.json").write_text(json.dumps({**kept, "step": 99}))  # of other weights
+    (run / "results/gap.json").write_text(json.dumps({**kept, "step": 99}))  # of other weights
     assert main(["report", str(run)]) == 0
     assert "What inference loses" not in (run / "report.html").read_text()
 
 
 def test_the_command_refuses_in_one_line_and_keeps_nothing(tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
-    small = ["--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--units", "3", "--quiet"]
+    small = ["--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--latent-dim", "3", "--quiet"]
     assert main(["train", "ae", "--data", "digits", "--out", str(run), *small]) == 0
     capsys.readouterr()
     assert main(["gap", str(run)]) == 2
     assert "has no bound" in capsys.readouterr().err
-    assert not (run / "gap.json").exists()
+    assert not (run / "results/gap.json").exists()

@@ -20,7 +20,7 @@ import torch
 
 import tessella
 from tessella.cli import main
-from tessella.core.tensors import write_tensors
+from tessella.core.tensors import read_tensors, write_tensors
 from tessella.foundation import files, validation
 from tessella.foundation.errors import RunError
 from tessella.models.spec import ModelOptions, Spec
@@ -44,7 +44,7 @@ def harness() -> ModuleType:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a model of codes."""
     run = tmp_path_factory.mktemp("sound") / "run"
-    words = ("train", "vqvae", "--data", "digits", "--side", "2", "--codebook-size", "8", "--out", str(run), *TINY)
+    words = ("train", "vqvae", "--data", "digits", "--grid-size", "2", "--codebook-size", "8", "--out", str(run), *TINY)
     assert main(list(words)) == 0
     return run
 
@@ -181,7 +181,7 @@ def test_values_of_their_types_are_given_back() -> None:
 
 def test_weights_of_other_names_shapes_types_or_values_are_refused(run: Path, refused: Callable[..., str]) -> None:
     path = run / checkpoint.MODEL
-    sound = checkpoint.read_tensors(path).tensors
+    sound = read_tensors(path).tensors
     name = max(sound, key=lambda n: sound[n].numel())
     for change in (
         {name: sound[name].double()},
@@ -201,7 +201,7 @@ def test_codes_of_other_data_or_values_are_made_anew(run: Path) -> None:
     words = ["prior", str(run), *TINY]
     assert main(words) == 0
     path = run / checkpoint.CODES
-    state = checkpoint.read_tensors(path)
+    state = read_tensors(path)
     for tensors, progress in (
         ({**state.tensors, "train.codes": state.tensors["train.codes"] + 100}, state.progress),
         ({**state.tensors, "train.codes": state.tensors["train.codes"][:, :9]}, state.progress),
@@ -209,7 +209,7 @@ def test_codes_of_other_data_or_values_are_made_anew(run: Path) -> None:
     ):
         write_tensors(path, tensors, progress)
         assert main([*words, "--overwrite"]) == 0
-        again = checkpoint.read_tensors(path)
+        again = read_tensors(path)
         assert again.progress == state.progress
         assert torch.equal(again.tensors["train.codes"], state.tensors["train.codes"])
 
@@ -307,7 +307,7 @@ def test_the_mutations_are_many_and_change_something(run: Path, tmp_path: Path) 
 
 def test_a_checkpoint_that_lacks_a_part_is_not_gone_on_with(run: Path, refused: Callable[..., str]) -> None:
     path = run / checkpoint.STATE
-    sound = checkpoint.read_tensors(path)
+    sound = read_tensors(path)
     for kind in ("model", "average", "optimizer.step", "optimizer.exp_avg_sq"):
         name = next(name for name in sound.tensors if name.startswith(kind))
         write_tensors(path, {n: t for n, t in sound.tensors.items() if n != name}, sound.progress)

@@ -19,8 +19,6 @@ from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import entries, find
 from tessella.likelihoods import (
     BernoulliModule,
-    CategoricalModule,
-    FixedGaussianModule,
     GaussianModule,
     LogisticMixtureModule,
     default_name,
@@ -28,6 +26,8 @@ from tessella.likelihoods import (
     likelihood_for,
     logistic,
 )
+from tessella.likelihoods.independent import Bernoulli, Categorical, FixedGaussian, Gaussian
+from tessella.likelihoods.logistic import LogisticMixture
 from tessella.likelihoods.shared import by_position
 
 PICTURE, VECTOR = (3, 4, 5), (6,)
@@ -62,7 +62,7 @@ def random_parameters(likelihood, batch: int = 4, dtype: torch.dtype = torch.flo
 
 
 def logistic_mixture(channels: int, mixtures: int) -> LogisticMixtureModule:
-    return LogisticMixtureModule(Schema((channels, 1, 1), "bytes"), mixtures)
+    return LogisticMixture(components=mixtures).build(Schema((channels, 1, 1), "bytes"))
 
 
 def all_bytes(channels: int) -> Tensor:
@@ -275,7 +275,7 @@ def test_default_likelihoods() -> None:
 def test_refusals_are_one_line() -> None:
     grey = Schema((1, 8, 8), "bytes")
     with pytest.raises(SpecError, match="holds 8-bit values: add --binarize dynamic, or use --likelihood logistic"):
-        BernoulliModule(grey)
+        Bernoulli().build(grey)
     with pytest.raises(SpecError, match="no likelihood is called 'poisson'"):
         likelihood_for(grey, "poisson")
     with pytest.raises(SpecError, match="no option colour; its options: mixtures"):
@@ -283,20 +283,20 @@ def test_refusals_are_one_line() -> None:
     with pytest.raises(SpecError, match="its options: none"):
         likelihood_for(grey, "categorical", mixtures=3)
     with pytest.raises(SpecError, match="1 to 4 channels, not 5"):
-        LogisticMixtureModule(Schema((5, 8, 8), "bytes"))
+        LogisticMixture().build(Schema((5, 8, 8), "bytes"))
     with pytest.raises(SpecError, match="at least one"):
-        LogisticMixtureModule(grey, mixtures=0)
+        LogisticMixture(components=0).build(grey)
     with pytest.raises(SpecError, match="must be positive"):
-        FixedGaussianModule(Schema(VECTOR, "real"), scale=0.0)
+        FixedGaussian(scale=0.0).build(Schema(VECTOR, "real"))
     with pytest.raises(SpecError, match="center has 2 numbers"):
-        GaussianModule(Schema(VECTOR, "real", center=(0.0, 1.0)))
+        Gaussian().build(Schema(VECTOR, "real", center=(0.0, 1.0)))
 
 
 # Bernoulli and categorical
 
 
 def test_bernoulli_sums_to_one() -> None:
-    likelihood = BernoulliModule(Schema((8,), "binary"))
+    likelihood = Bernoulli().build(Schema((8,), "binary"))
     every = torch.cartesian_prod(*[torch.arange(2)] * 8)
     for size in (1.0, 30.0, 1000.0):
         logits = torch.randn(1, 8) * size
@@ -306,7 +306,7 @@ def test_bernoulli_sums_to_one() -> None:
 
 
 def test_categorical_sums_to_one() -> None:
-    likelihood = CategoricalModule(Schema((1, 1, 1), "bytes"))
+    likelihood = Categorical().build(Schema((1, 1, 1), "bytes"))
     for size in (1.0, 30.0, 1000.0):
         nats = likelihood((torch.randn(1, 256, 1, 1) * size).expand(256, -1, 1, 1)).log_prob(all_bytes(1))
         assert nats.isfinite().all()
@@ -315,7 +315,7 @@ def test_categorical_sums_to_one() -> None:
 
 def test_categorical_layout_sampler_and_mean() -> None:
     """False alarms: 1e-4 for each of 2 values."""
-    likelihood = CategoricalModule(Schema((2,), "bytes"))
+    likelihood = Categorical().build(Schema((2,), "bytes"))
     parameters = torch.randn(1, 512) * 2
     probability = parameters.view(256, 2).softmax(0)
     distribution = likelihood(parameters)
@@ -327,7 +327,7 @@ def test_categorical_layout_sampler_and_mean() -> None:
 
 def test_bernoulli_sampler_and_mean() -> None:
     """False alarms: 1e-4 for each of 3 values."""
-    distribution = BernoulliModule(Schema((3,), "binary"))(torch.tensor([[-2.0, 0.0, 1.0]]))
+    distribution = Bernoulli().build(Schema((3,), "binary"))(torch.tensor([[-2.0, 0.0, 1.0]]))
     draws = distribution.sample((20_000,))[:, 0].long()
     for d, p in enumerate(distribution.mean[0]):
         assert chi_square(draws[:, d], torch.stack([1 - p, p])) > FALSE_ALARM
@@ -363,7 +363,7 @@ def test_logistic_summed_over_its_last_channel_is_the_one_of_the_others(channels
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_logistic_is_its_formula(channels: int) -> None:
-    likelihood = LogisticMixtureModule(Schema((channels, 4, 8), "bytes"), 3)
+    likelihood = LogisticMixture(components=3).build(Schema((channels, 4, 8), "bytes"))
     parameters = random_parameters(likelihood, 3, torch.float64) / 2  # or the formula as it stands takes log 0
     x = torch.randint(0, 256, (3, channels, 4, 8), dtype=torch.uint8)
     x[:, :, 0] = 0
@@ -380,7 +380,7 @@ def test_logistic_is_its_formula(channels: int) -> None:
 
 
 def test_logistic_gradient_at_the_edges_and_beyond_the_clamps() -> None:
-    likelihood = LogisticMixtureModule(Schema((3, 1, 4), "bytes"), 2)
+    likelihood = LogisticMixture(components=2).build(Schema((3, 1, 4), "bytes"))
     parameters = random_parameters(likelihood, 1, torch.float64)
     parameters[:, 8:14, :, 2] = -9
     parameters[:, 8:14, :, 3] = 9
@@ -410,7 +410,7 @@ def test_logistic_is_finite_and_never_above_zero_for_extreme_parameters() -> Non
 
 
 def test_logistic_in_pieces_gives_the_same_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    likelihood = LogisticMixtureModule(Schema((3, 8, 8), "bytes"), 3)
+    likelihood = LogisticMixture(components=3).build(Schema((3, 8, 8), "bytes"))
     parameters = random_parameters(likelihood, 5).requires_grad_()
     x = likelihood(parameters).sample()
     results = []
@@ -428,7 +428,7 @@ def test_logistic_in_pieces_gives_the_same_digits(monkeypatch: pytest.MonkeyPatc
 def test_logistic_gradient_in_the_decoders_precision_and_layout(
     dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    likelihood = LogisticMixtureModule(Schema(PICTURE, "bytes"), 3)
+    likelihood = LogisticMixture(components=3).build(Schema(PICTURE, "bytes"))
     parameters = random_parameters(likelihood).to(dtype, memory_format=layout).requires_grad_()
     exact = parameters.detach().float().contiguous().requires_grad_()
     x = likelihood(exact).sample()
@@ -444,8 +444,8 @@ def test_logistic_gradient_in_the_decoders_precision_and_layout(
 
 def test_logistic_vector_is_a_picture_of_one_channel() -> None:
     vector, picture = (
-        LogisticMixtureModule(Schema((6,), "bytes"), 4),
-        LogisticMixtureModule(Schema((1, 2, 3), "bytes"), 4),
+        LogisticMixture(components=4).build(Schema((6,), "bytes")),
+        LogisticMixture(components=4).build(Schema((1, 2, 3), "bytes")),
     )
     assert vector.parameter_channels == 3 * 4 * 6
     parameters = torch.randn(2, 12, 2, 3)
@@ -489,7 +489,7 @@ def test_logistic_mean_is_the_expectation() -> None:
 
 def test_logistic_mean_of_three_channels_is_the_mean_of_draws() -> None:
     """False alarms: 6e-5 for each of 36 means, 2e-3 in all."""
-    likelihood = LogisticMixtureModule(Schema((3, 3, 4), "bytes"), 4)
+    likelihood = LogisticMixture(components=4).build(Schema((3, 3, 4), "bytes"))
     parameters = random_parameters(likelihood, 1) * 0.3
     parameters[:, 16:28] -= 3.5
     distribution = likelihood(parameters)
@@ -518,29 +518,29 @@ def test_standardised_by_channel_and_feature() -> None:
     for shape in (PICTURE, VECTOR):
         schema = schema_of("real", shape)
         x = torch.randn(2, *shape)
-        network = GaussianModule(schema).to_network(x)
+        network = Gaussian().build(schema).to_network(x)
         for i in range(shape[0]):
             torch.testing.assert_close(network[:, i], (x[:, i] - schema.center[i]) / schema.scale[i])
-    one = GaussianModule(Schema(PICTURE, "real", center=(2.0,), scale=(4.0,)))
+    one = Gaussian().build(Schema(PICTURE, "real", center=(2.0,), scale=(4.0,)))
     torch.testing.assert_close(one.to_network(torch.full((1, *PICTURE), 6.0)), torch.ones(1, *PICTURE))
 
 
 def test_constant_feature_is_left_in_its_units() -> None:
-    likelihood = GaussianModule(Schema((2,), "real", center=(0.0, 5.0), scale=(1.0, 0.0)))
+    likelihood = Gaussian().build(Schema((2,), "real", center=(0.0, 5.0), scale=(1.0, 0.0)))
     x = torch.tensor([[1.0, 5.0]])
     assert likelihood.to_network(x).tolist() == [[1.0, 0.0]]
     assert likelihood(torch.zeros(1, 4)).log_prob(x).isfinite().all()
 
 
 def test_gaussian_scale_has_a_floor() -> None:
-    likelihood = GaussianModule(Schema((1,), "real", center=(0.0,), scale=(50.0,)))
+    likelihood = Gaussian().build(Schema((1,), "real", center=(0.0,), scale=(50.0,)))
     for log_scale in (-1e4, -1e30):
         assert abs(likelihood(torch.tensor([[0.0, log_scale]])).stddev.item() - 0.05) < 1e-6
     assert likelihood(torch.tensor([[0.0, 1e30]])).log_prob(torch.zeros(1, 1)).isfinite().all()
 
 
 def test_fixed_gaussian_is_squared_error() -> None:
-    likelihood = FixedGaussianModule(Schema((5,), "real", scale=(2.0,)), scale=0.5)
+    likelihood = FixedGaussian(scale=0.5).build(Schema((5,), "real", scale=(2.0,)))
     assert not list(likelihood.parameters())
     x, parameters = torch.randn(3, 5), torch.randn(3, 5)
     squared = (x - 2 * parameters).square().sum(1) / 2
@@ -548,7 +548,7 @@ def test_fixed_gaussian_is_squared_error() -> None:
 
 
 def test_fixed_gaussian_learns_the_root_mean_squared_error() -> None:
-    likelihood = FixedGaussianModule(Schema((50,), "real"))
+    likelihood = FixedGaussian().build(Schema((50,), "real"))
     assert likelihood.log_scale is not None
     x = 0.3 * torch.randn(40, 50)
     with torch.no_grad():
@@ -561,15 +561,15 @@ def test_fixed_gaussian_learns_the_root_mean_squared_error() -> None:
 
 
 def test_network_units() -> None:
-    grey = LogisticMixtureModule(Schema((3,), "bytes"))
+    grey = LogisticMixture().build(Schema((3,), "bytes"))
     torch.testing.assert_close(
         grey.to_network(torch.tensor([[0, 255, 51]], dtype=torch.uint8)), torch.tensor([[-1.0, 1.0, -0.6]])
     )
-    bits = BernoulliModule(Schema((2,), "binary"))
+    bits = Bernoulli().build(Schema((2,), "binary"))
     assert bits.to_network(torch.tensor([[0, 1]], dtype=torch.uint8)).tolist() == [[-1.0, 1.0]]
 
 
 def test_bernoulli_is_the_cross_entropy() -> None:
     logits, x = torch.randn(4, *PICTURE), torch.randint(0, 2, (4, *PICTURE), dtype=torch.uint8)
     nats = F.binary_cross_entropy(logits.sigmoid(), x.float(), reduction="none").sum((1, 2, 3))
-    torch.testing.assert_close(BernoulliModule(Schema(PICTURE, "binary"))(logits).log_prob(x), -nats)
+    torch.testing.assert_close(Bernoulli().build(Schema(PICTURE, "binary"))(logits).log_prob(x), -nats)

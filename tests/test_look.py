@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
@@ -12,12 +9,12 @@ import tessella
 from tessella.core.batches import Batch
 from tessella.core.outputs import Sampling
 from tessella.core.schema import Schema
-from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.tasks import generate
 
 GREY = Schema((1, 8, 8), "bytes", classes=tuple("abc"))
-SMALL = {"width": 8, "depth": 1, "units": 3}
+SMALL = {"width": 8, "depth": 1, "latent_dim": 3}
 
 
 def made(kind: str = "VAE", schema: Schema = GREY, **options: object) -> Model:
@@ -55,7 +52,7 @@ def test_a_walk_on_the_sphere_keeps_its_length_and_goes_half_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("VAE", {}), ("CVAE", {}), ("AE", {}), ("VAE", {"latent": "grid"})], ids=str
+    ("kind", "options"), [("VAE", {}), ("CVAE", {}), ("AE", {}), ("VAE", {"latent_layout": "grid"})], ids=str
 )
 def test_a_traversal_moves_one_unit_and_passes_through_the_example(kind: str, options: dict[str, str]) -> None:
     model, one = made(kind, **options), examples(1)
@@ -130,45 +127,3 @@ def test_a_conditional_model_draws_a_row_for_each_class() -> None:
 def test_what_cannot_be_drawn_is_refused(kind: str, options: dict[str, float], says: str) -> None:
     with pytest.raises(SpecError, match=says):
         generate.sample(made(kind), **options)  # pyright: ignore[reportArgumentType]
-
-
-def _npz(path: Path, x: np.ndarray, y: np.ndarray | None = None) -> str:
-    np.savez(path, x=x, **({} if y is None else {"y": y}))
-    return str(path)
-
-
-def test_other_data_is_read_as_the_run_was_and_its_labels_go_by_name(tmp_path: Path) -> None:
-    model = made("CVAE")
-    x = np.random.default_rng(0).integers(0, 256, (60, 10, 12, 3), dtype=np.uint8)
-    other = _npz(tmp_path / "other.npz", x, np.array(["c", "b"] * 30))
-    data = generate.data_for(
-        model, {"spec": "digits", "size": None, "channels": None, "binarize": None, "seed": 0}, other
-    )
-    assert data.schema.classes == GREY.classes
-    split = data.split("train")
-    assert split.labels is not None
-    assert set(split.labels.tolist()) == {1, 2}
-    batch = split.batch(range(4))
-    assert batch.x.shape == (4, 1, 8, 8)
-    assert batch.label is not None
-    assert batch.label.tolist() == split.labels[:4].tolist()
-
-
-@pytest.mark.parametrize(
-    ("values", "labels", "says"),
-    [
-        (np.zeros((60, 8, 8), np.uint8) + np.arange(60, dtype=np.uint8)[:, None, None], None, "no labels"),
-        (
-            np.zeros((60, 8, 8), np.uint8) + np.arange(60, dtype=np.uint8)[:, None, None],
-            ["a", "z"],
-            "not trained on: z",
-        ),
-        (np.random.default_rng(0).normal(size=(60, 1, 8, 8)), ["a", "b"], "real values"),
-    ],
-)
-def test_data_of_another_kind_is_refused(
-    tmp_path: Path, values: np.ndarray, labels: list[str] | None, says: str
-) -> None:
-    other = _npz(tmp_path / "other.npz", values, None if labels is None else np.array(labels * 30))
-    with pytest.raises(DataError, match=says):
-        generate.data_for(made("CVAE"), {"spec": "digits"}, other)

@@ -20,6 +20,7 @@ from tessella.core import batches
 from tessella.core.batches import Batch
 from tessella.core.rng import example_keys
 from tessella.core.schema import Schema
+from tessella.core.tensors import read_tensors
 from tessella.data.raw import RawSplit
 from tessella.data.splits import Split, split_of
 from tessella.evaluation import bounds
@@ -27,10 +28,9 @@ from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.priors.autoregressive import PixelCNNModule
-from tessella.priors.masked import MaskedTransformerModule
+from tessella.priors.masked import MaskedTransformer, MaskedTransformerModule
 from tessella.tasks import search
 from tessella.tasks.detect import Detector
-from tessella.training import checkpoint
 
 PICTURES = Schema((3, 9, 7), "bytes", classes=("a", "b"))
 VECTORS = Schema((5,), "real", -3.0, 3.0, (0.0,), (1.0,))
@@ -56,7 +56,7 @@ def made(name: str, schema: Schema) -> Model:
             torch.nn.init.normal_(parameter, std=0.05)
     if isinstance(model, CodeModel) and name == "vqvae" and schema.is_picture:
         level = model.levels[0]
-        model.set_prior([MaskedTransformerModule(model.prior_shapes[0], level.codebook_size, width=16, depth=1).eval()])
+        model.set_prior([MaskedTransformer(width=16, depth=1).build(model.prior_shapes[0], level.codebook_size).eval()])
     return model
 
 
@@ -195,7 +195,7 @@ def test_an_index_streamed_to_disk_is_the_one_made_in_memory_whatever_the_batche
     held = search.index(model, named(COUNT), "f" * 12)
     assert search.write_index(tmp_path / "a.safetensors", model, named(9), "f" * 12).examples == COUNT
     search.write(tmp_path / "b.safetensors", held)
-    states = [checkpoint.read_tensors(tmp_path / f"{name}.safetensors") for name in "ab"]  # its checksum is right
+    states = [read_tensors(tmp_path / f"{name}.safetensors") for name in "ab"]  # its checksum is right
     assert states[0].progress == states[1].progress
     assert states[0].tensors.keys() == states[1].tensors.keys()
     for name, tensor in states[0].tensors.items():

@@ -19,7 +19,7 @@ from tessella.models.spec import TrainOptions
 from tessella.training.loop import fit
 
 SMALL = ["--steps", "2", "--width", "8", "--depth", "1", "--quiet"]
-CODES = ["--side", "2", "--codebook-size", "8"]
+CODES = ["--grid-size", "2", "--codebook-size", "8"]
 
 
 def run(*words: object) -> None:
@@ -84,7 +84,7 @@ def test_models_of_real_latents(fake, tmp_path: Path, model: str, data: str) -> 
     run("detect", out, *range(6), "-o", tmp_path / "found", "--steps", 2)
     if model == "vae":
         run("interpolate", out, 0, 1, "-o", sheet, "--steps", 2)
-        run("traverse", out, "-o", sheet, "--units", 2, "--steps", 3)
+        run("traverse", out, "-o", sheet, "--latent-dim", 2, "--steps", 3)
         run("index", out, *range(20))
         run("search", out, 0, "-o", tmp_path / "found.html")
         run("search", out, "--duplicates", "-o", tmp_path / "found.html")
@@ -94,7 +94,7 @@ def test_gap_and_report(fake, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(per_example_posterior, "ROUND", 1)
     monkeypatch.setattr(per_example_posterior, "ROUNDS", 2)
     out = tmp_path / "run"
-    run("train", "vae", "--data", "digits", "--out", out, *SMALL, "--units", 2)
+    run("train", "vae", "--data", "digits", "--out", out, *SMALL, "--latent-dim", 2)
     run("report", out)
     run("gap", out, "--examples", 2, "--chains", 2, "--steps", 2)
 
@@ -102,7 +102,7 @@ def test_gap_and_report(fake, tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.slow
 def test_compare_fidelity_and_claims(fake, tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
-    run("train", "vae", "--data", "digits", "--out", a, *SMALL, "--units", 2)
+    run("train", "vae", "--data", "digits", "--out", a, *SMALL, "--latent-dim", 2)
     run("train", "vqvae", "--data", "digits", "--out", b, *SMALL, *CODES)
     run("evaluate", a, "--fidelity", 40)
     run("compare", a, b, "--examples", 40, "-o", tmp_path / "c.html")
@@ -112,7 +112,7 @@ def test_compare_fidelity_and_claims(fake, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["mixture", "vamp", "flow", "diffusion"])
 def test_priors_over_real_latents(fake, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "run"
-    run("train", "vae", "--data", "digits", "--out", out, *SMALL, "--units", 3)
+    run("train", "vae", "--data", "digits", "--out", out, *SMALL, "--latent-dim", 3)
     few = ["--components", 3] if kind in ("mixture", "vamp") else []
     run("prior", out, "--kind", kind, "--steps", 2, "--quiet", *few)
     run("sample", out, "-n", 4, "-o", tmp_path / "x.png", "--prior", kind)
@@ -169,7 +169,7 @@ def test_an_evaluation_waits_for_the_device_a_few_times_a_batch(tmp_path: Path, 
     monkeypatch.setattr(OnFake, "cpu", lambda t: waits.append(t.shape) or torch.Tensor.cpu(t))
     with fake_device() as device:
         data = tessella.open_data("digits")
-        model = tessella.VAE(data.schema, width=8, depth=1, units=3).to(device)
+        model = tessella.VAE(data.schema, width=8, depth=1, latent_dim=3).to(device)
         evaluate(model, data.split("train"), collapse_examples=0)
         batches = -(-len(data.split("train")) // 250)
     assert len(waits) <= 8 * batches

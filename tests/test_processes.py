@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tessella.core.tensors import read_tensors
 from tessella.training import checkpoint, ranks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="gloo and signals as Linux has them")
@@ -84,7 +85,7 @@ def test_when_one_is_lost_the_other_ends_with_one_line(tmp_path: Path, lost: int
     if how == signal.SIGSTOP:  # it finds out, and adds nothing
         both[lost].send(signal.SIGCONT)
         assert both[lost].ended() == (ranks.STATUS, "")
-    checkpoint.read_tensors(run / checkpoint.STATE)
+    read_tensors(run / checkpoint.STATE)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.core.tensors import write_tensors
 from tessella.data import Data
 from tessella.evaluation.results import (
     CodesEvaluation,
@@ -33,7 +34,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Spec, TrainOptions
 from tessella.pages import codes as seen_codes
-from tessella.training import checkpoint
+from tessella.training import checkpoint, fitted_priors
 
 BYTES = Schema((1, 8, 8), "bytes")
 MEASURED = Evaluation(
@@ -51,14 +52,14 @@ def a_run(
     """A run folder as training leaves one, without training."""
     opened = tessella.open_data(data, **({"size": 16} if data == "sprites" else {}))
     torch.manual_seed(0)
-    options |= {} if kind.startswith("VQ") else {"units": 3}
+    options |= {} if kind.startswith("VQ") else {"latent_dim": 3}
     model = getattr(presets, kind)(opened.schema, width=8, depth=1, **options).eval()
     run = checkpoint.prepare_run(folder / "my run")
     training = {"steps": 3, "batch_size": 8, "seed": 0}
     checkpoint.write_spec(
         run, Spec(model.name, model.schema, model.options, {"spec": data, **opened.options}, training)
     )
-    checkpoint.write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 3})
+    write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 3})
     has = model.has_prior
     with (run / checkpoint.METRICS).open("w") as file:
         for k in range(lines):
@@ -206,21 +207,6 @@ def test_a_run_without_curves_or_test_split_has_a_page(tmp_path: Path) -> None:
     assert "of the same" in text
 
 
-def test_an_evaluation_is_kept_for_the_weights_it_is_of(tmp_path: Path) -> None:
-    run, model, opened = a_run(tmp_path)
-    assert report.stored(run, "test") is None
-    report.store(run, MEASURED, seed=3)
-    assert report.stored(run, "test") == MEASURED
-    exact = replace(MEASURED, mse=0.0, psnr=math.inf, split="valid")
-    report.store(run, exact, seed=3)
-    assert report.stored(run, "valid") == exact
-    assert "Infinity" not in (run / "evaluation-valid.json").read_text()
-    assert "161" not in (text := report.write(run, model, opened).read_text("utf-8")).split("<h2>The numbers</h2>")[0]
-    assert "175.00 nats" in text
-    checkpoint.write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 4})  # trained on
-    assert report.stored(run, "test") is None
-
-
 def test_numbers_are_said_in_words() -> None:
     lines = {n.name: n for n in report.numbers(MEASURED, BYTES)}
     assert lines["bits per dimension"].value == f"{180 / 64 / math.log(2):.3f}"
@@ -277,7 +263,7 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
     from tessella import cli
 
     given = ["--data", "digits", "--out", str(tmp_path / "a b"), "--size", "10", "12", "--binarize", "static"]
-    given += ["--steps", "7", "--batch-size", "32", "--units", "5", "--compile", "--learning-rate", "0.0005"]
+    given += ["--steps", "7", "--batch-size", "32", "--latent-dim", "5", "--compile", "--learning-rate", "0.0005"]
     data = {"spec": "digits", "size": [10, 12], "channels": None, "binarize": "static", "seed": 0}
     training = {**vars(TrainOptions(steps=7, batch_size=32, compile=True, learning_rate=5e-4))}
     spec = Spec("vae", Schema((1, 10, 12), "binary", 0, 1), replace(Spec("", BYTES).options, units=5), data, training)
@@ -290,10 +276,10 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
 
 
 def test_the_command_to_fit_the_prior_again_is_the_one_that_was_given(tmp_path: Path) -> None:
-    training = vars(TrainOptions(minutes=7, batch_size=32, average=0.99))
-    prior = checkpoint.PriorSpec("masked", "abc", width=32, class_conditional=True, training=training)
+    training = vars(TrainOptions(minutes=7, batch_size=32, ema_decay=0.99))
+    prior = fitted_priors.PriorSpec("masked", "abc", width=32, class_conditional=True, training=training)
     command = report.page.prior_command(prior, tmp_path / "a b")
-    given = "--kind masked --minutes 7 --batch-size 32 --average 0.99 --width 32 --class-conditional"
+    given = "--kind masked --minutes 7 --batch-size 32 --ema-decay 0.99 --width 32 --class-conditional"
     assert shlex.split(command) == ["tessella", "prior", str(tmp_path / "a b"), *given.split()]
 
 

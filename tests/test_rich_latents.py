@@ -25,7 +25,7 @@ KINDS = [
     {"prior": "mixture"},
     {"prior": "vamp"},
     {"prior": "flow", "posterior": "flow"},
-    {"prior": "flow", "posterior": "flow", "latent": "grid"},
+    {"prior": "flow", "posterior": "flow", "latent_layout": "grid"},
 ]
 
 

@@ -24,9 +24,9 @@ SCHEMA = Schema((1, 12, 12), "bytes")
 MODELS = {
     "codes": ("VQVAE", {"side": 6, "codebook_size": 300}),
     "few codes, two levels": ("VQVAE2", {"side": 6, "codebook_size": 12}),
-    "vector": ("VAE", {"units": 6}),
-    "grid": ("VAE", {"latent": "grid", "units": 3}),
-    "autoencoder": ("AE", {"units": 6}),
+    "vector": ("VAE", {"latent_dim": 6}),
+    "grid": ("VAE", {"latent_layout": "grid", "latent_dim": 3}),
+    "autoencoder": ("AE", {"latent_dim": 6}),
 }
 
 
@@ -196,7 +196,7 @@ def test_what_cannot_be_indexed_is_refused() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("search") / "run"
     train = ["train", "vqvae", "--data", "digits", "--quiet", "--steps", "20", "--batch-size", "32", "--width", "8"]
-    assert main([*train, "--depth", "1", "--side", "4", "--codebook-size", "8", "--out", str(out)]) == 0
+    assert main([*train, "--depth", "1", "--grid-size", "4", "--codebook-size", "8", "--out", str(out)]) == 0
     return out
 
 

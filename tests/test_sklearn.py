@@ -82,7 +82,7 @@ def test_pictures_are_taken_as_pictures_or_as_rows() -> None:
 
 def test_colour_pictures_of_real_values() -> None:
     x = np.random.default_rng(0).normal(size=(20, 8, 6, 3))
-    options = {"width": 8, "depth": 1, "units": 2}
+    options = {"width": 8, "depth": 1, "latent_dim": 2}
     made = LatentTransformer(max_steps=4, image_shape=(8, 6, 3), model_options=options, random_state=0)
     z = made.fit_transform(x)
     assert made.model_.model.schema.shape == (3, 8, 6)

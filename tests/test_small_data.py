@@ -10,11 +10,11 @@ import torch
 
 from tessella import Schema, load
 from tessella.cli import main
+from tessella.core.tensors import read_tensors, write_tensors
 from tessella.diffusion import chain
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import find, names
 from tessella.models import diffusion
-from tessella.training import checkpoint
 
 SIZE = {"vqvae-paper": ["--width", "16"]}
 VARIANTS: list[tuple[str, ...]] = [
@@ -82,8 +82,8 @@ def test_what_a_model_is_made_of_can_be_kept(name: str, shape: tuple[int, ...], 
     except SpecError:
         return
     weights = model.state_dict()
-    checkpoint.write_tensors(tmp_path / "all.safetensors", weights, {})
-    kept = checkpoint.read_tensors(tmp_path / "all.safetensors").tensors
+    write_tensors(tmp_path / "all.safetensors", weights, {})
+    kept = read_tensors(tmp_path / "all.safetensors").tensors
     assert kept.keys() == weights.keys()
     assert all(torch.equal(kept[key], value) for key, value in weights.items())
 

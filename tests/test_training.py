@@ -22,11 +22,12 @@ from tessella import Schema, TrainOptions
 from tessella.core import tensors as storing
 from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
+from tessella.core.tensors import read_tensors, write_tensors
 from tessella.foundation.errors import RunError, SpecError, TrainingError
 from tessella.models.spec import Objective, Spec
 from tessella.training import checkpoint, loop
 
-SMALL = {"width": 8, "depth": 1, "units": 4}
+SMALL = {"width": 8, "depth": 1, "latent_dim": 4}
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_killed_in_the_middle_of_writing_and_resumed_is_bitwise_the_same(tmp_pat
     )
     assert subprocess.run([*dying, str(tmp_path / "cut"), "12", "16"], check=False).returncode == 9
     assert list((tmp_path / "cut").rglob("*.draft"))
-    checkpoint.read_tensors(tmp_path / "cut" / checkpoint.STATE)
+    read_tensors(tmp_path / "cut" / checkpoint.STATE)
     plain = script(tmp_path, "")
     subprocess.run([*plain, str(tmp_path / "cut"), "12", "16", "resume"], check=True)
     subprocess.run([*plain, str(tmp_path / "whole"), "12", "16"], check=True)
@@ -207,7 +208,7 @@ def test_a_loss_that_stays_nan_stops_the_run_names_the_tensor_and_keeps_the_last
     monkeypatch.setattr(loop._Loop, "_update", poison)
     with pytest.raises(TrainingError, match=r"step 9: 5 batches in a row .* first in the weights decoder\.entry"):
         trained(digits, tmp_path / "run")
-    state = checkpoint.read_tensors(tmp_path / "run" / checkpoint.STATE)
+    state = read_tensors(tmp_path / "run" / checkpoint.STATE)
     assert state.progress["step"] == 5
     assert all(t.isfinite().all() for t in state.tensors.values())
     assert all(t.isfinite().all() for t in load_file(tmp_path / "run" / checkpoint.MODEL).values())
@@ -224,7 +225,7 @@ def test_one_bad_batch_is_skipped_and_counted(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("tessella.models.latent_variable.LatentVariableModel.forward", sometimes)
     with pytest.warns(UserWarning, match="1 of 12 batches gave a loss or gradient that is not finite"):
         assert trained(digits, tmp_path / "run").steps == 12
-    state = checkpoint.read_tensors(tmp_path / "run" / checkpoint.STATE)
+    state = read_tensors(tmp_path / "run" / checkpoint.STATE)
     assert (state.progress["bad"], state.progress["bad_in_a_row"]) == (1, 0)
     assert all(t.isfinite().all() for t in state.tensors.values())
 
@@ -251,7 +252,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_last_checkpoint_stays(digits, t
     with pytest.raises(RunError, match="the disk is full") as caught:
         trained(digits, tmp_path / "run")
     assert "\n" not in str(caught.value)
-    assert checkpoint.read_tensors(tmp_path / "run" / checkpoint.STATE).progress["step"] == 3
+    assert read_tensors(tmp_path / "run" / checkpoint.STATE).progress["step"] == 3
     assert not list((tmp_path / "run").rglob("*.draft"))
 
 
@@ -263,7 +264,7 @@ def test_an_occupied_run_folder_is_refused_unless_it_is_to_be_replaced(digits, t
         trained(digits, run)
     assert (run / checkpoint.MODEL).read_bytes() == before
     trained(digits, run, steps=3, overwrite=True)
-    assert checkpoint.read_tensors(run / checkpoint.STATE).progress["step"] == 3
+    assert read_tensors(run / checkpoint.STATE).progress["step"] == 3
 
 
 def test_a_folder_that_is_no_run_is_never_overwritten(digits, tmp_path):
@@ -317,7 +318,7 @@ def test_damaged_weights_are_refused_in_one_line(digits, tmp_path, damage):
 
 def test_weights_of_another_run_are_refused(digits, tmp_path):
     trained(digits, tmp_path / "run", steps=1)
-    checkpoint.write_tensors(tmp_path / "run" / checkpoint.MODEL, {"a": torch.zeros(2)}, {})
+    write_tensors(tmp_path / "run" / checkpoint.MODEL, {"a": torch.zeros(2)}, {})
     with pytest.raises(RunError, match="does not fit"):
         tessella.load(tmp_path / "run")
 
@@ -406,8 +407,8 @@ def test_several_draws_train_the_importance_weighted_bound():
     weights = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     terms = Terms(torch.zeros(3), torch.zeros(3), log_weights=weights)
     expected = -weights.exp().mean(0).log().mean()
-    torch.testing.assert_close(loop.objective(terms, Objective(draws=4), 1.0), expected)
-    assert [loop._draws(Objective(draws=4, draws_after=0.5), u) for u in (0.4, 0.5)] == [None, 4]
+    torch.testing.assert_close(loop.objective(terms, Objective(iwae_samples=4), 1.0), expected)
+    assert [loop._draws(Objective(iwae_samples=4, iwae_from=0.5), u) for u in (0.4, 0.5)] == [None, 4]
     assert loop._draws(Objective(), 0.5) is None
     for wrong in ({"draws": 0}, {"draws": 2, "beta": 2.0}, {"draws": 2, "free_bits": 0.1}, {"draws_after": 2.0}):
         with pytest.raises(SpecError):

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from tessella.models.presets import VQVAE2017 as VQVAE2017
     from tessella.models.presets import BetaVAE as BetaVAE
     from tessella.models.spec import TrainOptions as TrainOptions
-    from tessella.training.checkpoint import load as load
     from tessella.training.fit_prior import fit_prior as fit_prior
     from tessella.training.loop import train as train
+    from tessella.training.run import Run as Run
+    from tessella.training.run import load as load
 
 _HOMES = {
     "AE": "tessella.models.presets",
@@ -39,8 +40,9 @@ _HOMES = {
     "Schema": "tessella.core.schema",
     "TessellaError": "tessella.foundation.errors",
     "TrainOptions": "tessella.models.spec",
-    "fit_prior": "tessella.training",
-    "load": "tessella.training.checkpoint",
+    "fit_prior": "tessella.training.fit_prior",
+    "Run": "tessella.training.run",
+    "load": "tessella.training.run",
     "open_data": "tessella.data",
     "train": "tessella.training.loop",
 }
@@ -52,6 +54,7 @@ __all__ = [
     "VQVAE2",
     "VQVAE2017",
     "BetaVAE",
+    "Run",
     "Sampling",
     "Schema",
     "TessellaError",

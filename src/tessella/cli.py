@@ -48,7 +48,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "detect": ("use", "find what does not fit, with a stated false-positive rate"),
     "index": ("use", "look at many examples once, so that they can be searched"),
     "search": ("use", "the nearest of an index, or what it holds twice"),
-    "claims": ("understand", "test what the field claims, as experiments on your own data"),
 }
 """Commands that are no tasks: their groups, and what they do."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from tessella.bottlenecks.flow import FlowDistribution, FlowPosteriorModule
+from tessella.bottlenecks.flow import FlowDistribution, FlowPosterior
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.models.presets import CVAE, VAE
@@ -26,7 +26,7 @@ def posterior_of(
     shape: tuple[int, ...], channels: int = 3, noise: Noise | None = None, shake: float = 0.5
 ) -> FlowDistribution:
     """Of two examples, with weights far from the start's."""
-    bottleneck = FlowPosteriorModule(shape, channels, width=16, context=8)
+    bottleneck = FlowPosterior().build(shape, channels, width=16, context=8)
     with torch.no_grad():
         for parameter in bottleneck.steps.parameters():
             parameter.add_(shake * torch.randn_like(parameter) / math.sqrt(max(1, parameter[0].numel())))
@@ -77,7 +77,7 @@ def test_it_integrates_to_one() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_it_starts_as_the_plain_gaussian_nearly_and_its_mode_is_the_mean_s_image(shape: tuple[int, ...]) -> None:
-    bottleneck, features = FlowPosteriorModule(shape, 3), torch.randn(4, *shape)
+    bottleneck, features = FlowPosterior().build(shape, 3), torch.randn(4, *shape)
     with torch.no_grad():
         plain, through = bottleneck.base(features, None), bottleneck(features, None)
         assert plain.posterior is not None
@@ -90,7 +90,7 @@ def test_it_starts_as_the_plain_gaussian_nearly_and_its_mode_is_the_mean_s_image
 
 def test_it_learns_what_a_diagonal_gaussian_cannot() -> None:
     """KL to a Gaussian of correlation 0.95 is 1.16 nats at best for a diagonal one; here it falls below 0.1."""
-    bottleneck = FlowPosteriorModule((1,), 2, width=16, context=4)
+    bottleneck = FlowPosterior().build((1,), 2, width=16, context=4)
     p = torch.distributions.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.95], [0.95, 1.0]]))
     features = torch.ones(256, 1)
     optimizer = torch.optim.Adam(bottleneck.parameters(), 1e-2)

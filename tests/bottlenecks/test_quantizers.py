@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tessella.bottlenecks.codebooks import AveragedCodebook, LearnedCodebook, cosine, k_means
 from tessella.bottlenecks.nearest import nearest
 from tessella.bottlenecks.quantizers import (
+    FSQ,
+    LFQ,
     CodebookQuantizer,
     EMAQuantizer,
     FSQModule,
@@ -391,7 +393,7 @@ def test_k_means_with_fewer_vectors_than_codes() -> None:
 
 
 def test_start_takes_the_first_batch_only() -> None:
-    quantizer = EMAQuantizer((6,), codebook_size=4, decay=1.0, revive=0.0)
+    quantizer = EMAQuantizer(codebook_size=4, decay=1.0, revive=0.0).build((6,))
     assert not quantizer.books[0].started
     quantizer.train()(torch.randn(BATCH, 6), Noise(0))
     before = quantizer.books[0].vectors.clone()
@@ -401,7 +403,7 @@ def test_start_takes_the_first_batch_only() -> None:
 
 @pytest.mark.parametrize("noise", [None, Noise(3)], ids=["fixed", "noise"])
 def test_dead_codes_take_vectors_of_the_batch(noise: Noise | None) -> None:
-    quantizer = bare(EMAQuantizer((2,), codebook_size=8, code_dim=2, decay=0.5))
+    quantizer = bare(EMAQuantizer(codebook_size=8, code_dim=2, decay=0.5).build((2,)))
     quantizer.train()(torch.randn(50, 2), noise)
     far = 100 + torch.randn(50, 2)
     for _ in range(10):
@@ -446,7 +448,7 @@ def test_bad_features_do_not_poison(make, bad: float) -> None:
 
 
 def test_gradient_taught_codebook_starts_by_k_means() -> None:
-    quantizer = bare(VectorQuantizer((3,), codebook_size=4, code_dim=3))
+    quantizer = bare(VectorQuantizer(codebook_size=4, code_dim=3).build((3,)))
     z = 7 + torch.randn(30, 3)
     quantizer.train()(z, Noise(1))
     expected, _ = k_means(z[:, None], 4, Noise(1).split("codebook 0").split("start"))
@@ -455,7 +457,7 @@ def test_gradient_taught_codebook_starts_by_k_means() -> None:
 
 
 def test_mapped_codebook_starts_with_the_second_moments_of_the_batch() -> None:
-    quantizer = bare(SimVQ((3,), codebook_size=20000, code_dim=3))
+    quantizer = bare(SimVQ(codebook_size=20000, code_dim=3).build((3,)))
     z = torch.randn(500, 3) @ torch.randn(3, 3) + torch.tensor([2.0, 0.0, -1.0])
     quantizer.train()(z, Noise(0))
     table = quantizer.books[0].table()[0]
@@ -526,7 +528,7 @@ def test_the_two_processes_above_have_codes_to_revive() -> None:
 
 
 def test_residual_stages_quantise_what_is_left() -> None:
-    quantizer = bare(ResidualQuantizer((6,), codebook_size=16, codes=3, code_dim=6))
+    quantizer = bare(ResidualQuantizer(codebook_size=16, codes_per_position=3, code_dim=6).build((6,)))
     quantizer.train()(torch.randn(500, 6), Noise(0))
     z = torch.randn(BATCH, 6)
     passage = quantizer.eval()(z, None)
@@ -545,7 +547,7 @@ def test_each_residual_stage_helps() -> None:
     z = torch.randn(500, 6)
     errors = []
     for stages in (1, 2, 3, 4):
-        quantizer = bare(ResidualQuantizer((6,), codebook_size=16, codes=stages, code_dim=6))
+        quantizer = bare(ResidualQuantizer(codebook_size=16, codes_per_position=stages, code_dim=6).build((6,)))
         for step in range(5):
             passage = quantizer.train()(z, Noise(0, step))
         errors.append(float((quantizer.eval()(z, None).z - z).square().sum(1).mean()))
@@ -554,7 +556,7 @@ def test_each_residual_stage_helps() -> None:
 
 
 def test_residual_has_four_stages_unless_told() -> None:
-    assert ResidualQuantizer((6,)).code_shape == (4,)
+    assert ResidualQuantizer().build((6,)).code_shape == (4,)
 
 
 # FSQ
@@ -578,11 +580,11 @@ def test_powers_of_two_have_levels(power: int) -> None:
 @pytest.mark.parametrize(("size", "near"), [(17, "16"), (1021, "1024"), (1, "2"), (0, "2"), (-5, "2")])
 def test_sizes_without_levels_are_answered_by_the_nearest(size: int, near: str) -> None:
     with pytest.raises(SpecError, match=f"codebook_size {size} .* take {near}"):
-        FSQModule((6,), codebook_size=size)
+        FSQ(codebook_size=size).build((6,))
 
 
 def test_fsq_by_hand() -> None:
-    quantizer = FSQModule((2,), levels=(3, 4))
+    quantizer = FSQ(levels=(3, 4)).build((2,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     values = torch.tensor([[-9.0, -9.0], [0.0, 9.0], [9.0, 0.01], [0.4, -0.01]])
     passage = quantizer(values, None)
@@ -594,7 +596,7 @@ def test_fsq_by_hand() -> None:
 
 
 def test_fsq_gradient_is_that_of_the_bound() -> None:
-    quantizer = FSQModule((2,), levels=(5, 8))
+    quantizer = FSQ(levels=(5, 8)).build((2,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     features = torch.randn(BATCH, 2, requires_grad=True)
     quantizer(features, None).z.sum().backward()
@@ -602,7 +604,7 @@ def test_fsq_gradient_is_that_of_the_bound() -> None:
 
 
 def test_fsq_uses_all_codes_of_wide_features() -> None:
-    quantizer = FSQModule((3,), levels=(8, 5, 4))
+    quantizer = FSQ(levels=(8, 5, 4)).build((3,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     codes = quantizer(torch.randn(5000, 3), None).posterior.value
     assert codes.unique().numel() == 160
@@ -612,7 +614,7 @@ def test_fsq_uses_all_codes_of_wide_features() -> None:
 
 
 def test_lfq_codes_are_signs() -> None:
-    quantizer = LFQModule((3,), codebook_size=8)
+    quantizer = LFQ(codebook_size=8).build((3,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     z = torch.randn(BATCH, 3)
     passage = quantizer(z, None)
@@ -623,7 +625,7 @@ def test_lfq_codes_are_signs() -> None:
 def test_lfq_penalty_by_brute_force() -> None:
     """The entropy of q(code | z), a softmax over all K codes of minus the squared distances, is that of its bits."""
     z = torch.randn(BATCH, 3)
-    quantizer = LFQModule((3,), codebook_size=8, commitment=0.5, entropy=0.2)
+    quantizer = LFQ(codebook_size=8, commitment=0.5, entropy=0.2).build((3,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     every = quantizer.lookup(torch.arange(8)[:, None])
     q = torch.softmax(-torch.cdist(z, every).square(), 1)
@@ -635,7 +637,7 @@ def test_lfq_penalty_by_brute_force() -> None:
 
 
 def test_lfq_gradient_is_passed_straight_through() -> None:
-    quantizer = LFQModule((3,), codebook_size=8)
+    quantizer = LFQ(codebook_size=8).build((3,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     features = torch.randn(BATCH, 3, requires_grad=True)
     weights = torch.randn(BATCH, 3)

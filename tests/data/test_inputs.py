@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from expect import raises
 from torch import Tensor
 
+from expect import raises
 from tessella.core.batches import Batch
 from tessella.core.schema import Schema, Values
 from tessella.data import Data, inputs, open_data

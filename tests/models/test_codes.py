@@ -201,7 +201,7 @@ def test_codes_that_are_not_the_models_are_refused() -> None:
 def test_options_that_mean_nothing_are_refused() -> None:
     schema = Schema((1, 8, 8), "bytes")
     for options, complaint in (
-        ({"units": 3}, "codes instead of units"),
+        ({"latent_dim": 3}, "codes instead of units"),
         ({"quantizer": "fsq", "commitment": 0.1}, "has no --commitment"),
         ({"quantizer": "fsq", "codebook_size": 34}, "take"),
         ({"quantizer": "nearest"}, "no quantizer is called"),

@@ -146,7 +146,7 @@ def test_samples_are_ruled_by_the_temperature() -> None:
         model.sample(2, sampling=Sampling(top_k=3))
 
 
-@pytest.mark.parametrize("option", [{"units": 3}, {"likelihood": "logistic"}, {"prior": "mixture"}, {"side": 4}])
+@pytest.mark.parametrize("option", [{"latent_dim": 3}, {"likelihood": "logistic"}, {"prior": "mixture"}, {"side": 4}])
 def test_what_a_flow_has_not_is_refused(option: dict) -> None:
     with pytest.raises(SpecError, match=f"no --{next(iter(option))}"):
         Flow(Schema((3, 8, 8), "bytes"), **option)

@@ -38,7 +38,7 @@ def test_latent_follows_from_the_data(shape: tuple[int, ...], latent_shape: tupl
 
 
 def test_options_are_kept() -> None:
-    model = VAE(BINARY, units=3, width=8, depth=1, latent="grid", beta=2, free_bits=0.5)
+    model = VAE(BINARY, latent_dim=3, width=8, depth=1, latent_layout="grid", beta=2, free_bits=0.5)
     assert model.latent_shape == (3, 14, 14)
     assert (model.options.units, model.objective.beta, model.objective.free_bits) == (3, 2, 0.5)
 
@@ -73,9 +73,9 @@ def test_start_is_near_the_even_odds() -> None:
         (VAE, Schema((4,), "real"), {"likelihood": "categorical"}, "needs 8-bit data.*--likelihood gaussian"),
         (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: autoregressive, bernoulli"),
         (VAE, BINARY, {"mixtures": 5}, "bernoulli likelihood has no option mixtures"),
-        (VAE, Schema((4,), "real"), {"latent": "grid"}, "vectors have no grid"),
+        (VAE, Schema((4,), "real"), {"latent_layout": "grid"}, "vectors have no grid"),
         (VAE, Schema((5, 8, 8), "bytes"), {}, "1 to 4 channels, not 5"),
-        (VAE, GREY, {"units": 0}, "units must be at least 1, not 0"),
+        (VAE, GREY, {"latent_dim": 0}, "units must be at least 1, not 0"),
         (VAE, GREY, {"latent": "tree"}, "latent must be vector or grid"),
         (VAE, GREY, {"beta": -1.0}, "must not be negative"),
         (VAE, GREY, {"warmup": 1.5}, "between 0 and 1"),

@@ -14,7 +14,7 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
 from tessella.models.presets import CVAE, VAE
-from tessella.priors.mixture import MixturePriorModule, VampPriorModule
+from tessella.priors.mixture import MixturePrior, VampPrior, VampPriorModule
 
 CELLS = torch.cartesian_prod(torch.linspace(-8, 8, 321), torch.linspace(-8, 8, 321))
 AREA = (16 / 320) ** 2
@@ -26,7 +26,7 @@ def _seed() -> None:
 
 
 def test_mixture_integrates_to_one_for_every_class() -> None:
-    prior = MixturePriorModule((2,), 3, components=4)
+    prior = MixturePrior(components=4).build((2,), 3)
     with torch.no_grad():
         prior.logits.normal_()
         prior.log_scale.uniform_(-1, 0)
@@ -36,7 +36,7 @@ def test_mixture_integrates_to_one_for_every_class() -> None:
 
 def test_one_component_is_a_gaussian_and_its_rate_the_closed_form() -> None:
     """Mean of 20,000 draws against the closed form, at 5 standard errors: false alarm below 1 in a million."""
-    prior = MixturePriorModule((3,), components=1)
+    prior = MixturePrior(components=1).build((3,))
     with torch.no_grad():
         prior.loc.normal_()
         prior.log_scale.uniform_(-1, 0.5)
@@ -50,7 +50,7 @@ def test_one_component_is_a_gaussian_and_its_rate_the_closed_form() -> None:
 
 
 def test_draws_have_the_mixture_s_moments() -> None:
-    prior = MixturePriorModule((2,), components=3)
+    prior = MixturePrior(components=3).build((2,))
     with torch.no_grad():
         prior.loc.mul_(4)
         prior.logits.normal_()
@@ -66,7 +66,7 @@ def test_draws_have_the_mixture_s_moments() -> None:
 def test_mixture_finds_clusters() -> None:
     """Entropy of two clusters of deviation 0.1 is known: the fitted density comes within 0.1 nats of it."""
     x = torch.randint(0, 2, (4000, 1)) * 4.0 - 2 + 0.1 * torch.randn(4000, 2)
-    prior = MixturePriorModule((2,), components=6)
+    prior = MixturePrior(components=6).build((2,))
     optimizer = torch.optim.Adam(prior.parameters(), 3e-2)
     for _ in range(300):
         optimizer.zero_grad()
@@ -101,8 +101,8 @@ def test_vamp_is_the_mixture_of_its_posteriors(shape: tuple[int, ...]) -> None:
 
 def test_vamp_with_a_frozen_encoder_teaches_the_pseudo_inputs_alone() -> None:
     model = VAE(Schema((6,), "real"), width=8, depth=1).requires_grad_(False)
-    prior = VampPriorModule(
-        model.latent_shape, encoder=model.encoder, bottleneck=model.bottleneck, input_shape=(6,), components=4
+    prior = VampPrior(components=4).build(
+        model.latent_shape, encoder=model.encoder, bottleneck=model.bottleneck, input_shape=(6,)
     )
     prior(None).log_prob(torch.randn(3, *model.latent_shape)).sum().backward()
     assert prior.inputs.grad is not None

@@ -33,11 +33,11 @@ from tessella.data.inputs import read_pictures
 from tessella.data.raw import abridged, shown
 from tessella.data.sources import NumpyArchive
 from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.files import write_atomic
 from tessella.foundation.notes import note
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.tasks.generate import from_split
-from tessella.training.checkpoint import write_atomic
 
 VERSION = 1
 Progress = Callable[[int, int], None]

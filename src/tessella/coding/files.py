@@ -47,11 +47,14 @@ from tessella.core.precision import autocast, lowers
 from tessella.core.schema import Precision
 from tessella.data.raw import shown
 from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.files import write_atomic
 from tessella.foundation.registry import names
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.training.checkpoint import SPEC, TRAINED, build, fingerprint, load, prior_home, prior_in_use, write_atomic
+from tessella.training.checkpoint import SPEC, build, fingerprint
+from tessella.training.fitted_priors import TRAINED, prior_home, prior_in_use
+from tessella.training.run import load
 
 MOST_AT_ONCE = 4
 """Chunks that are coded side by side at most, unless told: each takes some hundred megabytes."""
@@ -298,7 +301,7 @@ def weights_of(run: str, model: Model, prior: str | None = None) -> Weights:
     """Which weights a run's files are of.
 
     Args:
-        model: of that run, as `checkpoint.load(run, prior=prior)` gives it.
+        model: of that run, as `tessella.load(run, prior=prior)` gives it.
         prior: the kind of prior that was asked for; None: the run's best.
     """
     now = fingerprint(run)

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from tessella.commands import (
-    claims,
     codes,
     compare,
     compress,
@@ -45,7 +44,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compress": (compress.Compress, compress.compress),
     "decompress": (compress.Decompress, compress.decompress),
     "inspect": (compress.Inspect, compress.inspect),
-    "claims": (claims.Claims, claims.claims),
     "compare": (compare.Compare, compare.compare),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),

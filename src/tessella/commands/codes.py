@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -16,6 +16,7 @@ from tessella.foundation.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from tessella.models.codes import CodeModel
+    from tessella.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,13 @@ class Encode:
 
 def encode(o: Encode) -> int:
     check_file(o.out, ".npz")
-    model, source = _model_of_codes(o.run, o.where)
+    model, run = _model_of_codes(o.run, o.where)
     from tessella.coding import codes_file
-    from tessella.tasks.generate import data_for
-    from tessella.training import checkpoint
 
-    split = cache(lambda: data_for(model, source, o.data).split(o.split))
+    split = cache(lambda: run.data(o.data, model).split(o.split))
     with progress("encoding") as tell:
         found = codes_file.examples(model, o.inputs, split, o.split, full_size=o.full_size, progress=tell)
-        coded = codes_file.encode(model, found, checkpoint.fingerprint(o.run))
+        coded = codes_file.encode(model, found, run.fingerprint)
     codes_file.write(o.out, coded)
     count, numbers = len(coded), [[c.size for c in level] for level in coded.levels]
     bits = sum(sum(each) * math.log2(q.codebook_size) for each, q in zip(numbers, model.levels, strict=True))
@@ -86,15 +85,14 @@ class Decode:
 def decode(o: Decode) -> int:
     if os.path.exists(o.out) and not os.path.isdir(o.out):
         raise DataError(f"{o.out} is no folder: give one to write pictures into")
-    model, _ = _model_of_codes(o.run, o.where)
+    model, run = _model_of_codes(o.run, o.where)
     from tessella.coding import codes_file
     from tessella.foundation.output_folder import Outputs
     from tessella.kinds import pictures
-    from tessella.training import checkpoint
 
     coded = codes_file.read(o.codes)
     try:
-        codes_file.check(coded, model, checkpoint.fingerprint(o.run))
+        codes_file.check(coded, model, run.fingerprint)
     except DataError as error:
         raise DataError(f"{o.codes}: {error}") from error
     files = Outputs(o.out, coded.names, ".png", overwrite=o.overwrite)
@@ -108,10 +106,10 @@ def decode(o: Decode) -> int:
     return 0
 
 
-def _model_of_codes(run: str, where: Where) -> tuple[CodeModel, dict[str, Any]]:
+def _model_of_codes(path: str, where: Where) -> tuple[CodeModel, Run]:
     from tessella.models.codes import CodeModel
 
-    model, source = loaded_without_prior(run, where)
+    model, run = loaded_without_prior(path, where)
     if not isinstance(model, CodeModel):
-        raise SpecError(f"the model {model.name} of {run} has no codes: train a vqvae")
-    return model, source
+        raise SpecError(f"the model {model.name} of {path} has no codes: train a vqvae")
+    return model, run

@@ -54,7 +54,6 @@ def compare(o: Compare) -> int:
     check_file(o.out, ".html")
     from tessella.pages import compared
     from tessella.tasks import compare as uses
-    from tessella.training import results_store
 
     device = o.where.find(json=o.json)
     with _bars(quiet=o.json) as told:
@@ -66,7 +65,7 @@ def compare(o: Compare) -> int:
             minutes=o.minutes,
             seed=o.seed,
             device=device,
-            kept=None if o.data else uses.Kept(results_store.stored, results_store.stored_gap),
+            kept=not o.data,
             progress=told,
         )
     compared.write_compared(Path(o.out), found)

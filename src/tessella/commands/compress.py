@@ -79,14 +79,14 @@ def compress(o: Compress) -> int:
     from tessella.coding import codes_file, files
     from tessella.coding.baseline_codecs import BaselineCodecs
     from tessella.coding.originals import Originals
-    from tessella.tasks.generate import data_for
-    from tessella.training import checkpoint
+    from tessella.training.run import Run
 
     _coding_device(o.where)
-    model, source = checkpoint.load(o.run, prior=o.prior), checkpoint.read_spec(o.run).data
+    run = Run(o.run, "cpu")
+    model = run.model(o.prior)
     weights = files.weights_of(o.run, model, o.prior)
     files.coder_for(model, lossy=o.lossy)
-    split = cache(lambda: data_for(model, source, o.data).split(o.split))
+    split = cache(lambda: run.data(o.data, model).split(o.split))
     rivals = BaselineCodecs(model.schema, lossy=o.lossy)
     read = {"all": 0}
 

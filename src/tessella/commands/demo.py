@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tessella.data import Data
     from tessella.models.codes import CodeModel
     from tessella.pages import demo as page
+    from tessella.training.run import Run
 
 DATA = "clothes"
 CODEBOOK = 128
@@ -93,16 +94,18 @@ def _shown(o: Demo) -> int:
     started = time.monotonic()
     import torch
 
-    from tessella import VQVAE, open_data, report
+    from tessella import VQVAE, open_data
     from tessella.bottlenecks.quantizers import EMAQuantizer
     from tessella.evaluation.bounds import evaluate
     from tessella.likelihoods.logistic import LogisticMixture
     from tessella.models.codes import CodeModel
     from tessella.pages.metric_text import saving_text, size_text
+    from tessella.pages.run_page import write
     from tessella.priors.autoregressive import PixelCNN
-    from tessella.training import checkpoint
     from tessella.training.fit_prior import fit_prior
     from tessella.training.loop import train
+    from tessella.training.results_store import EVALUATION
+    from tessella.training.run import Run
 
     data, run = open_data(DATA), Path(o.out)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
@@ -131,12 +134,12 @@ def _shown(o: Demo) -> int:
         return _stopped(f"tessella prior {run} --resume")
     print(f"        {fitted.training.steps:,} steps")
 
-    model = checkpoint.load(run, device=device)
+    model = Run(run, device).model()
     assert isinstance(model, CodeModel)
     found = evaluate(model, data.split("test"), data=data.spec, split_name="test")
     assert found.codes is not None
     assert found.bound is not None
-    report.store(run, found, seed=0)
+    Run(run).results.save(EVALUATION.format("test"), found, seed=0)
     if found.codes.learned:
         _say(4, f"test: the learned prior {saving_text(found.codes)} of the bits of the codes; a picture takes "
                 f"{size_text(found.bound)} in all, {size_text(784 * 8 * np.log(2))} raw")  # fmt: skip
@@ -153,12 +156,12 @@ def _shown(o: Demo) -> int:
         code_atlas.see(model, data.split("test")),
         _edit(model, data),
         _search(model, data, run),
-        _anomalies(model, data),
+        _anomalies(model, data, Run(run)),
         _compression(data, run),
         o.minutes,
-        checkpoint.choose_prior(run).note,
+        Run(run).prior_choice().note,
     )
-    report.write(run, model, data)
+    write(run, model, data)
     written = os.path.abspath(page.write(shown))
     _say(9, f"done in {(time.monotonic() - started) / 60:.1f} minutes: open {written} in a browser")
     print("then try pictures of your own:")
@@ -201,10 +204,10 @@ def _search(model: CodeModel, data: Data, run: Path) -> page.Search:
     from tessella.pages import demo as page
     from tessella.pages.found import Shown
     from tessella.tasks import search
-    from tessella.training import checkpoint
+    from tessella.training.checkpoint import fingerprint
 
     test, valid = data.split("test"), data.split("valid")
-    held = search.index(model, _named(data, "test", len(test)), checkpoint.fingerprint(run))
+    held = search.index(model, _named(data, "test", len(test)), fingerprint(run))
     numbers = [_first(data, "valid", name) for name in QUERIES]
     asked = valid.batch(numbers).x
     near = search.nearest(held, search.features(model, asked), NEAREST)
@@ -223,7 +226,7 @@ def _search(model: CodeModel, data: Data, run: Path) -> page.Search:
     return page.Search(len(held), rows)
 
 
-def _anomalies(model: CodeModel, data: Data) -> page.Anomalies:
+def _anomalies(model: CodeModel, data: Data, run: Run) -> page.Anomalies:
     """Handwritten digits among clothes."""
     from tessella.core.batches import Batch
     from tessella.data import open_data
@@ -232,7 +235,7 @@ def _anomalies(model: CodeModel, data: Data) -> page.Anomalies:
     from tessella.tasks.detect.detection import find, held_out
     from tessella.tasks.detect.inputs import Inputs, Lot, Source
 
-    reader = Inputs(model, {"spec": DATA, **data.options})
+    reader = Inputs(model, run)
     detector, calibration = held_out(
         lambda normals: Detector(model, (SCORE,), normals=normals), reader.find(["valid"]), FALSE_POSITIVES
     )
@@ -252,9 +255,9 @@ def _compression(data: Data, run: Path) -> page.Compression:
     from tessella.coding.baseline_codecs import BaselineCodecs
     from tessella.coding.container import Container
     from tessella.pages import demo as page
-    from tessella.training import checkpoint
+    from tessella.training.run import load
 
-    model, out = checkpoint.load(run), run / "clothes.tes"
+    model, out = load(run), run / "clothes.tes"
     rivals = BaselineCodecs(model.schema, lossy=False)
     x = data.split("test").batch(range(COMPRESSED)).x
     rivals.see(x)

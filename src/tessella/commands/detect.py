@@ -81,12 +81,12 @@ class Detect:
 
 def detect(o: Detect) -> int:
     _check(o)
-    model, source = loaded(o.run, o.prior, o.where)
+    model, run = loaded(o.run, o.prior, o.where)
     from tessella.tasks.detect import Detector, Statistics
     from tessella.tasks.detect.detection import find, held_out
     from tessella.tasks.detect.inputs import Inputs
 
-    reader = Inputs(model, source, o.split, o.label, o.data)
+    reader = Inputs(model, run, o.split, o.label, o.data)
     inputs = reader.find(o.inputs or (o.split,))
     anomalies = reader.find(o.anomalies)
     names = (*o.scores, *([o.score] if o.score and o.scores and o.score not in o.scores else []))
@@ -162,8 +162,8 @@ def _write(
     calibration: Calibration | None,
     rankings: dict[str, Ranking] | None,
 ) -> None:
+    from tessella.foundation.files import write_atomic
     from tessella.pages.anomalies import write_anomalies
-    from tessella.training.checkpoint import write_atomic
 
     summary = {
         "version": 1,

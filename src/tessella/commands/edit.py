@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tessella.core.batches import Batch
     from tessella.models.base import Model
     from tessella.tasks.edit import Edited, Operation
+    from tessella.training.run import Run
 
 VERSION, VARIANTS = 1, 8
 FILLS_ANY_ORDER = "masked"
@@ -86,10 +87,10 @@ def edit(o: Edit) -> int:
     box = _checked(o)
     sampling = Sampling(o.temperature, o.top_k, o.top_p)
     prior = o.prior or _filling(o.run)
-    model, source = loaded(o.run, prior, o.where) if o.resample else loaded_without_prior(o.run, o.where)
+    model, run = loaded(o.run, prior, o.where) if o.resample else loaded_without_prior(o.run, o.where)
     from tessella.tasks import edit as editing
 
-    read = partial(_picture, model, source, o)
+    read = partial(_picture, model, run, o)
     batch = read(o.picture)
     x, size = batch.x[0], tuple(batch.x.shape[2:])
     if not model.schema.is_picture:
@@ -130,23 +131,24 @@ def _checked(o: Edit) -> tuple[int, int, int, int]:
 
 def _filling(run: str) -> str | None:
     """The prior that fills best, if it was fitted on the weights as they are."""
-    from tessella.training import checkpoint
+    from tessella.training.checkpoint import MODEL, fingerprint
+    from tessella.training.fitted_priors import prior_home, read_prior_spec
 
-    home = checkpoint.prior_home(Path(run), FILLS_ANY_ORDER)
-    if not (home / checkpoint.MODEL).is_file():
+    home = prior_home(Path(run), FILLS_ANY_ORDER)
+    if not (home / MODEL).is_file():
         return None
-    return FILLS_ANY_ORDER if checkpoint.read_prior_spec(home).codes == checkpoint.fingerprint(run) else None
+    return FILLS_ANY_ORDER if read_prior_spec(home).codes == fingerprint(run) else None
 
 
-def _picture(model: Model, source: dict[str, Any], o: Edit, given: str) -> Batch:
+def _picture(model: Model, run: Run, o: Edit, given: str) -> Batch:
     """One picture, `[1, C, H, W]`."""
     if not o.full_size or not os.path.isfile(given):
-        return inputs(model, source, (given,), o.shown)
+        return inputs(model, run, (given,), o.shown)
     from tessella.core.batches import Batch
     from tessella.data.folders.read import look as look_at
     from tessella.data.inputs import read_pictures
 
-    fitted = inputs(model, source, (given,), o.shown)
+    fitted = inputs(model, run, (given,), o.shown)
     header = look_at(given)
     if header.trouble:
         raise DataError(f"{given} cannot be read: {header.trouble}")
@@ -191,11 +193,11 @@ def _write(out: Path, model: Model, edited: Edited, o: Edit, what: str) -> None:
     from tessella.foundation.output_folder import Outputs
     from tessella.kinds import pictures
     from tessella.pages import edited as page
-    from tessella.training import checkpoint
+    from tessella.training.checkpoint import fingerprint
 
     names = [f"edited-{n + 1}.png" for n in range(len(edited.result))] if o.resample else ["edited.png"]
     images = [pictures.grid(x[None], model.schema, columns=1, scale=1) for x in edited.result]
-    record = {"version": VERSION, "model": checkpoint.fingerprint(o.run), "picture": o.picture, "operation": what}
+    record = {"version": VERSION, "model": fingerprint(o.run), "picture": o.picture, "operation": what}
     record |= {"seed": o.seed, "keep_pixels": o.keep_pixels, "files": names, **edited.to_json()}
     text = json_text(record, indent=1)
     called = os.path.basename(o.picture) if os.path.isfile(o.picture) else f"Example {o.picture} of {o.shown.split}"

@@ -6,7 +6,6 @@ Imports beside it: report.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
@@ -57,12 +56,11 @@ class Gap:
 
 
 def gap(o: Gap) -> int:
-    model, source = loaded(o.run, o.prior, o.where, json=o.json)
+    model, run = loaded(o.run, o.prior, o.where, json=o.json)
     from tessella.evaluation.gap import measure
-    from tessella.tasks.generate import data_for
-    from tessella.training.results_store import jsonable, store_gap
+    from tessella.training.results_store import GAP
 
-    data = data_for(model, source, o.data)
+    data = run.data(o.data, model)
     with progress("measuring the gap", quiet=o.json) as tell:
         result = measure(
             model,
@@ -80,9 +78,9 @@ def gap(o: Gap) -> int:
             progress=tell,
         )
     if o.data is None and o.prior is None:
-        store_gap(Path(o.run), result, seed=o.seed)
+        run.results.save(GAP, result, seed=o.seed)
     if o.json:
-        print(json_text(jsonable(result), indent=2))
+        print(json_text(result.to_json(), indent=2))
     else:
         _print(result)
     return 0

@@ -96,13 +96,13 @@ def reconstruct(o: Reconstruct) -> int:
     check_picture_name(o.out)
     if o.count < 1:
         raise SpecError(f"{o.count} examples do not make a sheet: give at least 1")
-    model, source = loaded_without_prior(o.run, o.where)
+    model, run = loaded_without_prior(o.run, o.where)
     from tessella.tasks import generate
 
     if o.inputs:
-        examples = inputs(model, source, o.inputs, o.shown)
+        examples = inputs(model, run, o.inputs, o.shown)
     else:
-        split = generate.data_for(model, source, o.shown.data).split(o.shown.split)
+        split = run.data(o.shown.data, model).split(o.shown.split)
         examples = split.batch(generate.some(split, o.count))
     write_picture(generate.sheet(generate.reconstruct(model, examples), model.schema), o.out)
     return 0
@@ -130,10 +130,10 @@ class Interpolate:
 
 def interpolate(o: Interpolate) -> int:
     check_picture_name(o.out)
-    model, source = loaded_without_prior(o.run, o.where)
+    model, run = loaded_without_prior(o.run, o.where)
     from tessella.tasks import generate
 
-    both = inputs(model, source, (o.first, o.last), o.shown)
+    both = inputs(model, run, (o.first, o.last), o.shown)
     walk = generate.interpolate(model, both[:1], both[1:2], o.steps)
     write_picture(generate.sheet(walk, model.schema), o.out)
     return 0
@@ -166,11 +166,11 @@ def traverse(o: Traverse) -> int:
     check_picture_name(o.out)
     if o.units < 1 or o.steps < 2 or not 0 < o.span < math.inf:
         raise SpecError("a traversal takes at least 1 unit, 2 steps and a span above 0")
-    model, source = loaded_without_prior(o.run, o.where)
+    model, run = loaded_without_prior(o.run, o.where)
     from tessella.tasks import generate
 
-    split = generate.data_for(model, source, o.shown.data).split(o.shown.split)
-    example = inputs(model, source, (o.example,), o.shown)
+    split = run.data(o.shown.data, model).split(o.shown.split)
+    example = inputs(model, run, (o.example,), o.shown)
     units = generate.unit_statistics(model, split)
     chosen = units.order[: o.units]
     moved = generate.traverse(model, example, units, chosen, span=o.span, steps=o.steps)

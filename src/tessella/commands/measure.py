@@ -55,26 +55,24 @@ class Evaluate:
 
 def evaluate(o: Evaluate) -> int:
     _check(o)
-    model, source = loaded(o.run, o.prior, o.where, json=o.json)
+    model, run = loaded(o.run, o.prior, o.where, json=o.json)
     if o.fidelity and not model.has_prior:
         raise model.no_prior_error()
-    from tessella import report
-    from tessella.tasks.generate import data_for
-    from tessella.training import checkpoint
+    from tessella.training.results_store import EVALUATION, FIDELITY
 
-    data = data_for(model, source, o.data)
+    data = run.data(o.data, model)
     data.split(o.split)
     found = _fidelity(model, data, o) if o.fidelity else None
     result = _measured(model, data, o, quiet=o.json)
     if o.data is None and o.prior is None:
-        report.store(Path(o.run), result, seed=o.seed, precision=o.precision)
+        run.results.save(EVALUATION.format(o.split), result, seed=o.seed, precision=o.precision)
         if found is not None and not _is_file(o.features):
-            report.store_fidelity(Path(o.run), found, seed=o.seed)
+            run.results.save(FIDELITY, found, seed=o.seed)
     if o.json:
-        passed_over = checkpoint.choose_prior(Path(o.run), o.prior).note
+        passed_over = run.prior_choice(o.prior).note
         noted = replace(result, notes=(*result.notes, passed_over)) if passed_over else result
-        of_samples = {} if found is None else {"fidelity": report.jsonable(found)}
-        print(json_text({**report.jsonable(noted), **of_samples}, indent=2))
+        of_samples = {} if found is None else {"fidelity": found.to_json()}
+        print(json_text({**noted.to_json(), **of_samples}, indent=2))
     else:
         _print_numbers(result, model, found)
     return 0
@@ -155,9 +153,8 @@ class Report:
 
 
 def report(o: Report) -> int:
-    model, source = loaded(o.run, where=o.where)
+    model, run = loaded(o.run, where=o.where)
     from tessella.pages.run_page import write
-    from tessella.tasks.generate import data_for
 
-    say(f"wrote {write(Path(o.run), model, data_for(model, source, o.data))}")
+    say(f"wrote {write(run.path, model, run.data(o.data, model))}")
     return 0

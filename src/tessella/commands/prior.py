@@ -76,10 +76,10 @@ def options_of(args: Sequence[str]) -> type[FitPrior]:
     made = config_class(kind)
     base = None
     if "--resume" in args and args and not args[0].startswith("-"):
-        from tessella.training import checkpoint
+        from tessella.training import checkpoint, fitted_priors
 
-        home = checkpoint.prior_home(Path(args[0]), kind)
-        base = checkpoint.read_prior_spec(home).config if (home / checkpoint.SPEC).is_file() else None
+        home = fitted_priors.prior_home(Path(args[0]), kind)
+        base = fitted_priors.read_prior_spec(home).config if (home / checkpoint.SPEC).is_file() else None
     flags = Flags.of(made, args, base)
     flags.check(args, FitPrior)
     return extended(
@@ -123,22 +123,21 @@ def fit_prior(o: FitPrior) -> int:
 
 def _fitted(o: FitPrior) -> int:
     device = said_of_device(o.training.device)
-    model, source = loaded_without_prior(o.run, Where("cpu"))
+    model, run = loaded_without_prior(o.run, Where("cpu"))
     from tessella.models.codes import CodeModel
-    from tessella.tasks.generate import own_data
-    from tessella.training import checkpoint
+    from tessella.training import fitted_priors
     from tessella.training.fit_prior import fit_prior
 
-    home = checkpoint.prior_home(Path(o.run), o.kind)
+    home = fitted_priors.prior_home(run.path, o.kind)
     options, config, conditional = TrainOptions(**asdict(o.training)), o.config, o.class_conditional
     if o.resume:
-        before = checkpoint.read_prior_spec(home)
+        before = fitted_priors.read_prior_spec(home)
         config, conditional = before.config, before.class_conditional
         stored = {**before.training, **flat(config), "class_conditional": conditional}
         requested = {**asdict(o.training), **flat(o.config), "class_conditional": o.class_conditional}
         refuse_changes(home, stored, requested, o.given - {"kind"})
         options = resumed_options(home, before.training, o.training, o.given)
-    data = own_data(model, source, o.data)
+    data = run.own_data(o.data)
     if not o.quiet:
         say(f"prior    {o.kind} over the {'codes' if isinstance(model, CodeModel) else 'latents'} of {o.run}")
         say(f"device   {device}")

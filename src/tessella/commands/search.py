@@ -50,21 +50,19 @@ class Index:
 def index(o: Index) -> int:
     out = o.out or str(Path(o.run, INDEX))
     check_file(out, ".safetensors")
-    model, source = loaded_without_prior(o.run, o.where)
+    model, run = loaded_without_prior(o.run, o.where)
     from tessella.coding import codes_file
     from tessella.tasks import search
-    from tessella.tasks.generate import data_for
-    from tessella.training import checkpoint
 
     given, data = o.inputs, o.data
     if len(given) == 1 and _is_spec(given[0]):
         if data is not None:
             raise DataError(f"{given[0]} and --data {data} both name data: give one of them")
         given, data = (), given[0]
-    split = cache(lambda: data_for(model, source, data).split(o.split))
+    split = cache(lambda: run.data(data, model).split(o.split))
     with progress("looking") as tell:
         found = codes_file.examples(model, given, split, o.split, endings=True, progress=tell)
-        held = search.write_index(out, model, found, checkpoint.fingerprint(o.run))
+        held = search.write_index(out, model, found, run.fingerprint)
     spaces = " and ".join(f"{width:,} {'numbers' if s == 'latent' else s}" for s, width in held.widths.items())
     say(f"wrote {out}: {held.examples:,} examples, {spaces} each, {os.path.getsize(out) / 2**20:,.1f} MiB")
     named = "" if o.out is None else f" --index {quoted(out)}"
@@ -107,19 +105,18 @@ def search(o: Search) -> int:
     if not o.duplicates and o.threshold is not None:
         raise SpecError("--threshold is of --duplicates: leave it out")
     check_file(o.out, ".html", ".png")
-    model, source = loaded_without_prior(o.run, o.where)
+    model, run = loaded_without_prior(o.run, o.where)
     from tessella.tasks import search as searching
-    from tessella.training import checkpoint
 
     held = searching.read(o.index or Path(o.run, INDEX))
     try:
-        searching.check(held, model, checkpoint.fingerprint(o.run))
+        searching.check(held, model, run.fingerprint)
     except DataError as error:
         raise DataError(f"{o.index or Path(o.run, INDEX)}: {error}") from error
     if o.duplicates:
         _twice(o, held)
     else:
-        _nearest(o, model, held, inputs(model, source, o.queries, o.shown))
+        _nearest(o, model, held, inputs(model, run, o.queries, o.shown))
     return 0
 
 

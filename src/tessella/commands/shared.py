@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tessella.foundation.blocks import Cell, Page, Table
 from tessella.foundation.errors import DataError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tessella.core.batches import Batch
     from tessella.data import Data
     from tessella.models.base import Model
+    from tessella.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -82,39 +83,34 @@ def said_of_device(asked: str | None) -> str:
     return described(resolve(asked)) + (f", {why}" if why else "")
 
 
-def loaded(
-    run: str, prior: str | None = None, where: Where | None = None, *, json: bool = False
-) -> tuple[Model, dict[str, Any]]:
-    """The model of a run on the device asked for, with that prior over its latents, and where its data comes from.
+def loaded(path: str, prior: str | None = None, where: Where | None = None, *, json: bool = False) -> tuple[Model, Run]:
+    """The model of a run on the device asked for, with that prior over its latents, and the run.
 
     Args:
         json: whether stdout is for JSON alone.
     """
-    from tessella.core.device import resolve
-    from tessella.training import checkpoint
+    from tessella.training.run import Run
 
     where = where or Where()
-    device = resolve(where.device)
-    source = checkpoint.read_spec(run).data
-    model = checkpoint.load(run, prior=prior, device=device)
+    run = Run(path, where.device)
+    model = run.model(prior)
     where.say(json=json)
-    return model, source
+    return model, run
 
 
-def loaded_without_prior(run: str, where: Where | None = None) -> tuple[Model, dict[str, Any]]:
+def loaded_without_prior(path: str, where: Where | None = None) -> tuple[Model, Run]:
     """The same for what asks nothing of a fitted prior: it is left out, and with it the label that it may need."""
-    from tessella.training import checkpoint
+    from tessella.training.fitted_priors import TRAINED
 
-    return loaded(run, checkpoint.TRAINED, where)
+    return loaded(path, TRAINED, where)
 
 
-def inputs(model: Model, source: dict[str, Any], words: Sequence[str], shown: Shown) -> Batch:
+def inputs(model: Model, run: Run, words: Sequence[str], shown: Shown) -> Batch:
     """Read the examples that INPUTS name as one batch."""
     from tessella.data.inputs import Inputs
-    from tessella.tasks.generate import data_for
 
     def data(spec: str | None) -> Data:
-        return data_for(model, source, spec or shown.data)
+        return run.data(spec or shown.data, model)
 
     return Inputs(model, words, data, split=shown.split, label=shown.label).batch()
 
@@ -179,7 +175,7 @@ def check_picture_name(path: str) -> None:
 
 
 def write_picture(image: Image, path: str) -> None:
-    from tessella.training.checkpoint import write_atomic
+    from tessella.foundation.files import write_atomic
 
     write_atomic(Path(path), lambda draft: image.save(draft, format="PNG"))
     say(f"wrote {path}")

@@ -200,9 +200,9 @@ def _print_config(o: Train) -> int:
 def _resume(o: Train, run: Path) -> int:
     import torch
 
-    from tessella.tasks.generate import own_data
     from tessella.training import checkpoint
     from tessella.training.processes import writing
+    from tessella.training.run import Run
 
     if o.overwrite:
         raise SpecError(
@@ -215,7 +215,7 @@ def _resume(o: Train, run: Path) -> int:
     with writing(run, options, _facts(o)):
         torch.manual_seed(options.seed)
         model = checkpoint.build(run, spec)
-        return _trained(model, own_data(model, spec.data, o.data), o, options)
+        return _trained(model, Run(run).own_data(o.data), o, options)
 
 
 def flat(config: Config | None) -> dict[str, Any]:

@@ -79,6 +79,24 @@ class Subset(Split):
 
 
 @final
+class Renumbered(Split):
+    """A split whose label k is called `numbers[k]`."""
+
+    def __init__(self, base: Split, numbers: np.ndarray) -> None:
+        self._base, self._numbers = base, torch.from_numpy(numbers)
+        self.example_ids, self.factors = base.example_ids, base.factors
+        self.labels = None if base.labels is None else numbers[base.labels]
+
+    @property
+    def in_memory(self) -> bool:
+        return self._base.in_memory
+
+    def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
+        batch = self._base.batch(indices, noise)
+        return Batch(batch.x, None if batch.label is None else self._numbers[batch.label])
+
+
+@final
 class ArraySplit(Split):
     """Rows of an array `x` `[M, *shape]` (uint8 or float32) that several splits may share."""
 

@@ -26,9 +26,9 @@ from torch.nn import functional as F
 from tessella.core.device import precise
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data, Split
 from tessella.foundation.errors import RunError
-from tessella.training import checkpoint
 
 FILE = "classifier.safetensors"
 FEATURES = 64
@@ -233,13 +233,13 @@ def _named(model: Classifier) -> str:
 def store(path: Path, model: Classifier, of: str) -> None:
     """Keep a classifier, with the fingerprint `of` the data that it was trained on."""
     about = {"version": VERSION, "data": of, "task": model.task, "score": model.score}
-    checkpoint.write_tensors(path, model.state_dict(), about)
+    write_tensors(path, model.state_dict(), about)
 
 
 def stored(path: Path, data: Data, of: str) -> Classifier | None:
     """The classifier that was kept, if there is one of this data; damaged or another's it is as if there were none."""
     try:
-        kept = checkpoint.read_tensors(path)
+        kept = read_tensors(path)
         about: dict[str, Any] = kept.progress
         if about.get("data") != of or about.get("version") != VERSION or about.get("task") != task_for(data):
             return None

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import tessella
 from tessella.core.schema import Schema
+from tessella.foundation.files import write_atomic
 from tessella.foundation.text import shown
 from tessella.kinds import pictures
 from tessella.models.base import Model
-from tessella.training.checkpoint import write_atomic
 
 WIDTH, TILE = 860, 64
 

@@ -10,7 +10,7 @@ from tessella.core.schema import bits_per_dim
 from tessella.evaluation.results import Estimate, GapEvaluation
 from tessella.pages import blocks
 from tessella.pages.metric_text import Number
-from tessella.training.results_store import stored_gap
+from tessella.training.results_store import GAP, ResultsStore
 
 FAMILIES = {
     "gaussian": "Gaussians of independent numbers",
@@ -49,7 +49,7 @@ def rows(g: GapEvaluation) -> list[Number]:
 
 def section(run: Path) -> str:
     """The part of the run's page; empty if no gap was measured of the weights as they are."""
-    g = stored_gap(run)
+    g = ResultsStore(run).load(GAP, GapEvaluation)
     if g is None:
         return ""
     lead = (

@@ -26,8 +26,8 @@ from tessella.pages import blocks, codes, gap
 from tessella.pages.metric_text import numbers, psnr_text, saving_card, size_text
 from tessella.pages.svg import bar_chart, over_time
 from tessella.tasks import generate
-from tessella.training import checkpoint
-from tessella.training.results_store import stored
+from tessella.training import checkpoint, fitted_priors
+from tessella.training.results_store import ResultsStore
 
 REPORT = "report.html"
 SPLITS = ("test", "valid", "train")
@@ -53,10 +53,10 @@ def write(run: Path, model: Model, data: Data) -> Path:
     spec = checkpoint.read_spec(run)
     name = next(s for s in SPLITS if s in data.splits)
     split = data.split(name)
-    e = stored(run, name) or evaluate(model, split, limit=QUICK, data=data.spec, split_name=name)
+    e = ResultsStore(run).evaluation(name) or evaluate(model, split, limit=QUICK, data=data.spec, split_name=name)
     metrics = checkpoint.read_metrics(run)
     title = f"{model.name} on {_short(data.spec)}"
-    passed_over = checkpoint.choose_prior(run).note
+    passed_over = fitted_priors.choose_prior(run).note
     body = [
         _opening(title, spec, model, data, e, metrics, passed_over),
         _data(data),
@@ -280,8 +280,8 @@ def _curves(run: Path, metrics: list[dict[str, Any]], model: Model) -> str:
 
 def _prior_of(run: Path) -> Path | None:
     """The folder of the fitted prior that the run's model uses; None if there is none."""
-    kind = checkpoint.prior_in_use(run)
-    return None if kind is None else checkpoint.prior_home(run, kind.split()[0])
+    kind = fitted_priors.prior_in_use(run)
+    return None if kind is None else fitted_priors.prior_home(run, kind.split()[0])
 
 
 def _numbers(e: Evaluation, schema: Schema) -> str:
@@ -298,7 +298,7 @@ def _reproduce(run: Path, spec: Spec, e: Evaluation, metrics: list[dict[str, Any
     out = shlex.quote(str(run))
     steps = f"# it took {metrics[-1]['step']:,} steps in {_duration(metrics[-1]['seconds'])}\n" if metrics else ""
     home = _prior_of(run)
-    prior = f"{prior_command(checkpoint.read_prior_spec(home), run)}\n" if home else ""
+    prior = f"{prior_command(fitted_priors.read_prior_spec(home), run)}\n" if home else ""
     commands = f"{train_command(spec, run)}\n{steps}{prior}tessella evaluate {out}{samples}\ntessella report {out}"
     versions = {
         "trained with": f"tessella {spec.tessella}, seed {spec.training.get('seed', 0)}",
@@ -323,7 +323,7 @@ def train_command(spec: Spec, run: Path) -> str:
     return shlex.join([*words, *_flags(given, {}), *_flags({**spec.training, **shown}, usual)])
 
 
-def prior_command(prior: checkpoint.PriorSpec, run: Path) -> str:
+def prior_command(prior: fitted_priors.PriorSpec, run: Path) -> str:
     """The command line that fits such a prior over the latents of a run."""
     given = {**prior.training, "class_conditional": prior.class_conditional}
     usual = {**asdict(TrainOptions(steps=1)), "steps": None, "minutes": None, "class_conditional": False}

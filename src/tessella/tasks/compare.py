@@ -27,6 +27,8 @@ from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.tasks import generate
 from tessella.training import checkpoint
+from tessella.training.results_store import GAP
+from tessella.training.run import Run
 
 SHOWN = 10
 """Samples of each run that are kept to look at."""
@@ -34,14 +36,6 @@ EXAMPLES = 2000
 MINUTES = 5.0
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What was found of runs before: evaluations by run and split, and gaps by run."""
-
-    evaluation: Callable[[Path, str], Evaluation | None]
-    gap: Callable[[Path], GapEvaluation | None]
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Opened:
-    run: Path
+    run: Run
     name: str
     model: Model
     data: Data
@@ -153,7 +147,7 @@ def compare(
     minutes: float = MINUTES,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    kept: Kept | None = None,
+    kept: bool = False,
     progress: Callable[[str], Progress] | None = None,
 ) -> Comparison:
     """Measure all runs alike.
@@ -164,7 +158,7 @@ def compare(
             split.
         minutes: for drawing the samples of one run; one that takes longer is said to be too slow.
         device: where the models run, as of `tessella.core.device.resolve`.
-        kept: what was found before; evaluations are taken if they are of the whole split.
+        kept: take what was found before and kept in the runs; evaluations, if they are of the whole split.
         progress: given what is done, gives what is told (done, in all) of it.
 
     Raises:
@@ -190,16 +184,17 @@ def _open(
     """All runs loaded, before anything long is begun; data that several have is opened once."""
     paths = [Path(run) for run in runs]
     for path in paths:
-        checkpoint.read_spec(path)
+        checkpoint.read_spec(path)  # before anything is loaded
     if twice := [str(p) for n, p in enumerate(paths) if p.resolve() in [q.resolve() for q in paths[:n]]]:
         raise SpecError(f"{twice[0]} is given twice: compare different runs")
     known: dict[str, tuple[Data, str]] = {}
     opened = []
     for path, name in zip(paths, names(paths), strict=True):
-        spec, model = checkpoint.read_spec(path), checkpoint.load(path, device=device)
-        key = json.dumps([spec.data, model.schema.to_json(), model.conditional], sort_keys=True, default=str)
+        run = Run(path, device)
+        model = run.model()
+        key = json.dumps([run.spec.data, model.schema.to_json(), model.conditional], sort_keys=True, default=str)
         if key not in known:
-            found = generate.data_for(model, spec.data, other)
+            found = run.data(other, model)
             known[key] = found, classifier.fingerprint(found, split)
         found, contents = known[key]
         basis = Basis(
@@ -211,7 +206,7 @@ def _open(
             binarize=found.options.get("binarize"),
             conditional=model.conditional,
         )
-        opened.append(_Opened(path, name, model, found, basis))
+        opened.append(_Opened(run, name, model, found, basis))
     return opened
 
 
@@ -230,11 +225,11 @@ def _measured(
     examples: int,
     minutes: float,
     seed: int,
-    kept: Kept | None,
+    kept: bool,
     tell: Callable[[str], Progress],
 ) -> Group:
     split, basis = members[0].split, members[0].basis
-    known = [kept.evaluation(m.run, basis.split) if kept else None for m in members]
+    known = [m.run.results.evaluation(basis.split) if kept else None for m in members]
     whole = all(e is not None and e.examples == len(split) for e in known)
     entries = []
     for member, before in zip(members, known, strict=True):
@@ -242,7 +237,7 @@ def _measured(
             told = tell(f"{member.name}: evaluating")
             options: dict[str, Any] = {"data": member.data.spec, "split_name": basis.split, "progress": told}
             before = evaluate(member.model, split, limit=examples, seed=seed, **options)
-        entries.append(_entry(member, before, kept.gap(member.run) if kept else None))
+        entries.append(_entry(member, before, member.run.results.load(GAP, GapEvaluation) if kept else None))
     entries = _with_samples(members, entries, examples, minutes, seed, tell)
     shown = split.batch(generate.some(split, SHOWN)).x.float()
     return Group(basis, tuple(entries), shown, whole or examples >= len(split))
@@ -257,9 +252,9 @@ def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> En
     elif gap is not None and not gap.converged:
         gap, notes = None, (*notes, f"{of.name}: its gap is not known, as annealing had not converged: repeat "
                             "tessella gap with more --steps")  # fmt: skip
-    prior = checkpoint.prior_in_use(of.run)
+    prior = of.run.prior_in_use
     return Entry(
-        run=str(of.run),
+        run=str(of.run.path),
         name=of.name,
         model=of.model.name,
         evaluation=evaluation,
@@ -327,9 +322,9 @@ def _classifier(members: Sequence[_Opened], tell: Callable[[str], Progress]) -> 
     data = members[0].data
     of = classifier.fingerprint(data, "train")
     for member in members:
-        if (found := classifier.stored(member.run / classifier.FILE, data, of)) is not None:
+        if (found := classifier.stored(member.run.path / classifier.FILE, data, of)) is not None:
             return found
-    return classifier.of_run(members[0].run, data, tell("training the classifier"))
+    return classifier.of_run(members[0].run.path, data, tell("training the classifier"))
 
 
 # what may be ranked

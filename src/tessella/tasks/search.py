@@ -34,6 +34,7 @@ from tessella.core.batches import Batch, FixedBatch, fixed_batches
 from tessella.core.rng import Noise, example_keys
 from tessella.core.schema import Schema
 from tessella.core.tensor_files import TensorWriter
+from tessella.core.tensors import read_tensors
 from tessella.data.raw import shown
 from tessella.foundation.errors import DataError, RunError, SpecError
 from tessella.kinds import pictures
@@ -41,7 +42,6 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormalModule
-from tessella.training.checkpoint import read_tensors
 
 VERSION = 1
 GRID = 7

@@ -28,11 +28,12 @@ from tessella.data import Data
 from tessella.evaluation.bounds import evaluate
 from tessella.foundation import files
 from tessella.foundation.errors import RunError
+from tessella.foundation.files import kept, place, write_atomic
 from tessella.foundation.notes import note
 from tessella.foundation.text import json_text
 from tessella.kinds import pictures
 from tessella.models.base import Model
-from tessella.training.checkpoint import METRICS, kept, place, read_metrics, write_atomic
+from tessella.training.checkpoint import METRICS, read_metrics
 
 EVERY = 50
 VALIDATE_AT = (0.01, 0.05, *(i / 10 for i in range(1, 10)))

@@ -24,10 +24,11 @@ from tessella.core.outputs import Terms
 from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision
-from tessella.core.tensors import Header, read_header
+from tessella.core.tensors import Header, read_header, read_tensors, write_tensors
 from tessella.data import Data, Split
 from tessella.data.splits import Indices
 from tessella.foundation.errors import RunError
+from tessella.foundation.files import kept
 from tessella.foundation.notes import note
 from tessella.models.codes import CodeModel
 from tessella.training import checkpoint
@@ -111,7 +112,7 @@ def cached_codes(
     progress: Progress | None = None,
 ) -> dict[str, Split]:
     """The codes of the training and validation splits, made once for a model's weights and kept in the run."""
-    path = checkpoint.kept(run, checkpoint.CODES)
+    path = kept(run, checkpoint.CODES)
     if accelerator.is_main_process and not _is_of(path, fingerprint, data, model):
         splits = {name: data.split(name) for name in ("train", "valid") if name in data.splits}
         anew = data.options.get("binarize") == "dynamic" or model.objective.iwae_samples > 1
@@ -134,13 +135,13 @@ def cached_codes(
             tensors[f"{name}.codes"] = torch.cat(rows).unflatten(0, (draws[name], len(split)))
             if labels:
                 tensors[f"{name}.labels"] = torch.cat(labels)
-        checkpoint.write_tensors(path, tensors, {"codes": fingerprint, "data": data.fingerprint})
+        write_tensors(path, tensors, {"codes": fingerprint, "data": data.fingerprint})
     accelerator.wait_for_everyone()
-    kept = checkpoint.read_tensors(path).tensors
+    stored = read_tensors(path).tensors
     return {
-        name: CodesSplit(kept[f"{name}.codes"], kept.get(f"{name}.labels"), data.split(name).example_ids)
+        name: CodesSplit(stored[f"{name}.codes"], stored.get(f"{name}.labels"), data.split(name).example_ids)
         for name in ("train", "valid")
-        if f"{name}.codes" in kept
+        if f"{name}.codes" in stored
     }
 
 
@@ -165,7 +166,7 @@ def _is_of(path: Path, fingerprint: str, data: Data, model: CodeModel) -> bool:
         if (header.progress.get("codes"), header.progress.get("data")) != (fingerprint, data.fingerprint):
             return False
         _check(header, data, model)
-        tensors = checkpoint.read_tensors(path, header).tensors
+        tensors = read_tensors(path, header).tensors
     except RunError as error:
         note(f"{str(error).partition(': ')[0]}; the codes are made anew")
         return False

@@ -16,17 +16,19 @@ import torch
 import tessella
 from tessella.bottlenecks.gaussian import DiagonalGaussianModule
 from tessella.core.configs import CodePriorConfig, PriorConfig
+from tessella.core.tensors import fill, read_header
 from tessella.data import Data, Split
 from tessella.data.provenance import check_data, difference, facts_of, source_of
 from tessella.foundation import registry
 from tessella.foundation.errors import RunError, SpecError, option
+from tessella.foundation.files import kept
 from tessella.foundation.notes import note
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.spec import TrainOptions
-from tessella.training import checkpoint, code_priors, latent_priors
-from tessella.training.checkpoint import PriorSpec
+from tessella.training import checkpoint, code_priors, fitted_priors, latent_priors
+from tessella.training.fitted_priors import PriorSpec
 from tessella.training.loop import run_loop
 from tessella.training.prior_trainer import FitResult, Frozen, PriorView, Progress, mean_rate
 from tessella.training.processes import writing
@@ -73,14 +75,14 @@ def fit_prior(
         of_run = checkpoint.read_spec(run)
         model = checkpoint.build(run, of_run)
         _check_kind(model, config, str(run))
-        checkpoint.load(run, into=model, prior=checkpoint.TRAINED)
+        fill(model, read_header(kept(run, checkpoint.MODEL)), exactly=True)
         _check(model, data, config, class_conditional=class_conditional)
         model = model.to(accelerator.device)
-        home = checkpoint.prior_home(Path(run), kind)
+        home = fitted_priors.prior_home(Path(run), kind)
         fingerprint = checkpoint.fingerprint(run)
         spec = PriorSpec(config, fingerprint, class_conditional=class_conditional, tessella=tessella.__version__)
         if resume:
-            spec = checkpoint.read_prior_spec(home)
+            spec = fitted_priors.read_prior_spec(home)
             if spec.codes != fingerprint:
                 raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {fingerprint}): "
                                "fit it again with --overwrite")  # fmt: skip
@@ -96,7 +98,7 @@ def fit_prior(
                 Path(run), model, data, options.precision, fingerprint, accelerator, progress
             )
             torch.manual_seed(options.seed)
-            stage: Frozen = code_priors.Priors(model, checkpoint.code_priors_of(model, spec))
+            stage: Frozen = code_priors.Priors(model, fitted_priors.code_priors_of(model, spec))
             before = sum(int(np.prod(q.code_shape)) * float(np.log(q.codebook_size)) for q in model.levels)
             spec = replace(spec, rate_before=before if "valid" in splits else None)
         else:
@@ -105,22 +107,22 @@ def fit_prior(
             before = _rate(stage, splits, options) if model.has_bound else None
             spec = replace(spec, rate_before=before)
             torch.manual_seed(options.seed)
-            prior = checkpoint.latent_prior_of(stage.model, spec)
+            prior = fitted_priors.latent_prior_of(stage.model, spec)
             stage.set_prior(prior, splits["train"], data.split("train"), options.precision)
         if accelerator.is_main_process:
             if not resume:
                 checkpoint.prepare_run(home, overwrite=overwrite)
-            checkpoint.write_prior_spec(home, spec)
+            fitted_priors.write_prior_spec(home, spec)
         accelerator.wait_for_everyone()
         stage, view = stage.to(accelerator.device), PriorView(splits.get("valid"), options)
         done = run_loop(stage, splits["train"], view, home, options, accelerator, resume=resume, quiet=quiet)
         if done.stopped == "signal" or "valid" not in splits:
             return FitResult(done, None, before, isinstance(model, CodeModel))
-        checkpoint.load_prior(home, stage.model)
+        fitted_priors.load_prior(home, stage.model)
         model.eval()  # once it has the prior: while it trains, one is measured with more noise and hidden labels
         rate = _rate(stage, splits, options)
         if accelerator.is_main_process and rate is not None:
-            checkpoint.write_prior_spec(home, spec.with_rate(rate))
+            fitted_priors.write_prior_spec(home, spec.with_rate(rate))
         return FitResult(done, rate, before, isinstance(model, CodeModel))
 
 

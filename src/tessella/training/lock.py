@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 
 from tessella.data.raw import shown
 from tessella.foundation.errors import RunError
-from tessella.training.checkpoint import HOLDER, LOCK, write_atomic
+from tessella.foundation.files import write_atomic
+from tessella.training.checkpoint import HOLDER, LOCK
 
 LONGEST = 60
 """Characters of a command line that are told of."""

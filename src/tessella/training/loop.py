@@ -29,10 +29,12 @@ from tessella.core.outputs import Terms
 from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data, Split, stream
 from tessella.data.provenance import check_data, facts_of, source_of
 from tessella.foundation import validation
 from tessella.foundation.errors import RunError, SpecError, TrainingError
+from tessella.foundation.files import kept, place
 from tessella.foundation.notes import note
 from tessella.models.base import Model
 from tessella.models.spec import Objective, Spec, TrainOptions
@@ -378,10 +380,10 @@ class _Loop:
         for parameter, state in self.optimizer.state.items():
             tensors |= {f"optimizer.{k}.{names[id(parameter)]}": v for k, v in state.items()}
         progress = {"step": self.step, "seconds": self.spent, "bad": self.bad, "bad_in_a_row": self.bad_in_a_row}
-        checkpoint.write_tensors(checkpoint.place(self.run, checkpoint.STATE), tensors, progress)
+        write_tensors(place(self.run, checkpoint.STATE), tensors, progress)
         if self.step > self.bad:  # before the first update there is nothing to use
             weights = {**self.model.state_dict(), **self.average.tensors}
-            checkpoint.write_tensors(self.run / checkpoint.MODEL, weights, {"step": self.step})
+            write_tensors(self.run / checkpoint.MODEL, weights, {"step": self.step})
         self.saved = self.step
 
     def _restore(self) -> None:
@@ -389,8 +391,8 @@ class _Loop:
         if not any((self.run / name).exists() for name in (checkpoint.STATE, checkpoint.MODEL)):
             note(f"{self.run} was stopped before its first checkpoint: it begins anew")
             return
-        path = checkpoint.kept(self.run, checkpoint.STATE)
-        state = checkpoint.read_tensors(path)
+        path = kept(self.run, checkpoint.STATE)
+        state = read_tensors(path)
         kinds: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
         for name, tensor in state.tensors.items():
             kind, _, rest = name.partition(".")

@@ -1,82 +1,84 @@
-"""Evaluations kept with the run."""
+"""Results of tasks on a run's own data, kept with the run."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from tessella.core.schema import Precision
-from tessella.evaluation.results import Evaluation, FidelityEvaluation, GapEvaluation
+from tessella.core.tensors import read_header
+from tessella.evaluation.results import Evaluation
+from tessella.foundation.files import kept, place, write_atomic
 from tessella.foundation.notes import note
+from tessella.foundation.text import json_text
 from tessella.foundation.validation import Malformed, read_json
-from tessella.training import checkpoint
+from tessella.training.checkpoint import MODEL
+from tessella.training.fitted_priors import prior_in_use
 
-GAP = "gap.json"
-FIDELITY = "fidelity.json"
-R = TypeVar("R", Evaluation, FidelityEvaluation, GapEvaluation)
-
-
-def store(run: Path, result: Evaluation, *, seed: int, precision: Precision = "float32") -> None:
-    """Keep an evaluation on the run's own data, with how it was made and the weights that it is about."""
-    _write(run, f"evaluation-{result.split}.json", {**jsonable(result), "seed": seed, "precision": precision})
+EVALUATION, FIDELITY, GAP = "evaluation-{}", "fidelity", "gap"
+"""Names of results: of the evaluation of a split, of samples, of the inference gap."""
 
 
-def stored(run: Path, split: str) -> Evaluation | None:
-    """The evaluation that was kept, if there is one of the weights as they are now."""
-    return _read(run, f"evaluation-{split}.json", Evaluation, split)
+class Result(Protocol):
+    """A record that a task returns."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    @classmethod
+    def from_json(cls, record: Any) -> Any:
+        """Read what `to_json` gave.
+
+        Raises:
+            Malformed: if it is something else.
+        """
 
 
-def store_fidelity(run: Path, result: FidelityEvaluation, *, seed: int) -> None:
-    """Keep what was found of samples, with the seed and the weights that they were drawn with."""
-    _write(run, FIDELITY, {**jsonable(result), "seed": seed})
+R = TypeVar("R", bound=Result)
 
 
-def stored_fidelity(run: Path, split: str) -> FidelityEvaluation | None:
-    """What was kept of samples against that split, if it is of the weights as they are now."""
-    return _read(run, FIDELITY, FidelityEvaluation, split)
+@dataclass(frozen=True)
+class ResultsStore:
+    """`results/NAME.json` of a run: each names the weights that it is about, and is not given back for others.
 
+    Args:
+        run: the run folder.
+    """
 
-def store_gap(run: Path, result: GapEvaluation, *, seed: int) -> None:
-    """Keep the inference gap on the run's own data, with the weights that it is about."""
-    _write(run, GAP, {**jsonable(result), "seed": seed})
+    run: Path
 
+    def save(self, name: str, result: Result, **how: Any) -> None:
+        """Keep a result, with how it was made (its seed, precision)."""
+        text = json_text({**result.to_json(), **how, **self._weights()}, indent=2)
+        write_atomic(place(self.run, f"results/{name}.json"), lambda path: path.write_text(text))
 
-def stored_gap(run: Path) -> GapEvaluation | None:
-    """The inference gap that was kept, if it is of the weights as they are now."""
-    return _read(run, GAP, GapEvaluation, None)
+    def load(self, name: str, kind: type[R], **facts: Any) -> R | None:
+        """Read a result, if it is about the weights as they are now; a damaged one is as if it were not there.
 
-
-def jsonable(result: Evaluation | FidelityEvaluation | GapEvaluation) -> dict[str, Any]:
-    """The evaluation as JSON knows it: numbers that are not finite become null."""
-    return json.loads(json.dumps(result.to_json()), parse_constant=lambda _: None)
-
-
-def _write(run: Path, name: str, record: dict[str, Any]) -> None:
-    text = json.dumps({**record, **_weights(run)}, indent=2)
-    checkpoint.write_atomic(run / name, lambda path: path.write_text(text))
-
-
-def _read(run: Path, name: str, kind: type[R], split: str | None) -> R | None:
-    """What was kept, if it is of that split and the weights as they are now; damaged it is as if it were not there."""
-    path = checkpoint.kept(run, name)
-    if not path.is_file():
-        return None
-    try:
-        record = read_json(path)
-        about = record if isinstance(record, dict) else {}
-        if any(about.get(key) != now for key, now in _weights(run).items()):
+        Args:
+            facts: attributes that it must have, such as `split="test"`.
+        """
+        path = kept(self.run, f"results/{name}.json")
+        if not path.is_file():
             return None
-        found = kind.from_json(record)
-        if split is not None and found.split != split:
-            raise Malformed(f"it is of the split {found.split[:40]!r}")
-        return found
-    except (OSError, Malformed) as error:
-        note(f"{path} is passed over, as it is damaged or was edited ({error})")
-        return None
+        try:
+            record = read_json(path)
+            about = record if isinstance(record, dict) else {}
+            if any(about.get(key) != now for key, now in self._weights().items()):
+                return None
+            found = kind.from_json(record)
+            for fact, value in facts.items():
+                if getattr(found, fact) != value:
+                    raise Malformed(f"its {fact} is {str(getattr(found, fact))[:40]!r}")
+            return found
+        except (OSError, Malformed) as error:
+            note(f"{path} is passed over, as it is damaged or was edited ({error})")
+            return None
 
+    def evaluation(self, split: str) -> Evaluation | None:
+        """Read the evaluation of a split."""
+        return self.load(EVALUATION.format(split), Evaluation, split=split)
 
-def _weights(run: Path) -> dict[str, Any]:
-    """What names the weights of a run as they are now: its step, and the prior over its codes."""
-    step = checkpoint.read_header(run / checkpoint.MODEL).progress.get("step")
-    return {"step": step, "prior": checkpoint.prior_in_use(run)}
+    def _weights(self) -> dict[str, Any]:
+        """What names the weights of a run as they are now: its step, and the prior over its latents."""
+        step = read_header(self.run / MODEL).progress.get("step")
+        return {"step": step, "prior": prior_in_use(self.run)}

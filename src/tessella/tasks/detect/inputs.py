@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from tessella.data.raw import shown
 from tessella.data.sources import BUILT_IN, HUB
 from tessella.foundation.errors import DataError
 from tessella.models.base import Model
-from tessella.tasks.generate import data_for
+from tessella.training.run import Run
 
 
 @final
@@ -50,7 +50,7 @@ class Inputs:
 
     Args:
         model: what they must fit.
-        run: where the run's own data comes from, as its specification has it.
+        run: whose data splits and numbers are of.
         split: the split that numbers refer to, and that is taken of data that comes divided into splits.
         label: the class of picture files, for a model that needs one; without it, the name of their sub-folder.
         place: where the run's own data lies now, if it was moved.
@@ -59,7 +59,7 @@ class Inputs:
     def __init__(
         self,
         model: Model,
-        run: dict[str, Any],
+        run: Run,
         split: str = "test",
         label: str | None = None,
         place: str | None = None,
@@ -71,7 +71,7 @@ class Inputs:
     @property
     def own(self) -> Data:
         """The run's own data."""
-        self._own = self._own or data_for(self.model, self.run, self.place)
+        self._own = self._own or self.run.data(self.place, self.model)
         return self._own
 
     def find(self, given: Sequence[str]) -> list[Source]:
@@ -120,7 +120,7 @@ class Inputs:
         )
 
     def _data(self, spec: str) -> Source:
-        data = data_for(self.model, self.run, spec)
+        data = self.run.data(spec, self.model)
         name = PurePosixPath(spec).stem or spec
         if data.all_examples is not None:
             return self._split(data, data.all_examples, name)

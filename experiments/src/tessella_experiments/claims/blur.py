@@ -1,4 +1,4 @@
-"""Claim 13: a VAE's samples are blurred, because it averages; codes with a learned prior and diffusion blur less.
+"""a VAE's samples are blurred, because it averages; codes with a learned prior and diffusion blur less.
 
 Sharpness is the high-frequency energy of samples as a share of the data's (`evaluation.sharpness`). Samples are the
 means of p(x | z). How far they are from the data is |log sharpness|, so that noise counts as much as blur.
@@ -11,13 +11,14 @@ import math
 import torch
 from torch import Tensor
 
-from tessella.claims.bench import AT_ONCE, Bench, of_model
-from tessella.claims.claim import Bars, Claim, Measure, Pictures, Plot, Result, Trial, decided
-from tessella.claims.recipes import VAE, VQVAE_PRIOR
 from tessella.core.outputs import Sampling
 from tessella.evaluation.sharpness import high_frequency_energy
+from tessella.foundation.blocks import Rows
 from tessella.kinds import pictures
-from tessella.models.base import Model
+from tessella_experiments.models import VAE, VQVAE_PRIOR
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, Plot, bars, difference
+from tessella_experiments.runner import AT_ONCE, ExperimentRunner, of_model
+from tessella_experiments.runner import samples as drawn
 
 SAMPLES, SHOWN, STEPS = 500, 12, 25
 NAMES = {"vae": "VAE", "codes": "VQ-VAE and prior", "diffusion": "diffusion"}
@@ -34,36 +35,29 @@ DIFFUSION = of_model(
 MODELS = {"vae": VAE, "codes": VQVAE_PRIOR, "diffusion": DIFFUSION}
 
 
-def run(bench: Bench) -> Result:
-    data, seen = bench.unseen().x, bench.examples("train", 5000).x
-    energy = float(high_frequency_energy(data, bench.schema).mean())
+def run(runner: ExperimentRunner) -> Finding:
+    data, seen = runner.unseen().x, runner.examples(5000).x
+    energy = float(high_frequency_energy(data, runner.schema).mean())
     found: dict[str, list[float]] = {name: [] for name in MODELS}
     again: list[float] = []
     shown: list[tuple[str, Tensor]] = [("data", data[:SHOWN])]
-    for seed in bench.seeds:
-        for name, recipe in MODELS.items():
-            x = drawn(bench.model(recipe, seed), SAMPLES, seed, Sampling(steps=STEPS if name == "diffusion" else None))
-            found[name].append(float(high_frequency_energy(x, bench.schema).mean()) / energy)
-            if seed == bench.seeds[0]:
+    for seed in runner.seeds:
+        for name, job in MODELS.items():
+            x = drawn(runner.model(job, seed), SAMPLES, seed, Sampling(steps=STEPS if name == "diffusion" else None))
+            found[name].append(float(high_frequency_energy(x, runner.schema).mean()) / energy)
+            if seed == runner.seeds[0]:
                 shown.append((NAMES[name], x[:SHOWN]))
-        vae = bench.model(VAE, seed)
+        vae = runner.model(VAE, seed)
         rebuilt = torch.cat([vae.reconstruct(part) for part in data.split(AT_ONCE)])
-        again.append(float(high_frequency_energy(rebuilt, bench.schema).mean()) / energy)
-    rows = [(name, pictures.png_data_uri(pictures.grid(x, bench.schema, SHOWN, scale=4))) for name, x in shown]
-    of_seen = float(high_frequency_energy(seen, bench.schema).mean()) / energy
-    return judged(found, again, of_seen, [Pictures("Samples are the means of p(x | z), of one seed.", tuple(rows))])
+        again.append(float(high_frequency_energy(rebuilt, runner.schema).mean()) / energy)
+    rows = [(name, pictures.grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
+    of_seen = float(high_frequency_energy(seen, runner.schema).mean()) / energy
+    return conclude(found, again, of_seen, [Rows(rows, "Samples are the means of p(x | z), of one seed.")])
 
 
-@torch.no_grad()
-def drawn(model: Model, count: int, seed: int, sampling: Sampling | None = None) -> Tensor:
-    """Samples `[count, *shape]`, a lot at a time."""
-    sizes = [min(AT_ONCE, count - first) for first in range(0, count, AT_ONCE)]
-    return torch.cat([model.sample(n, seed=1000 * seed + i, sampling=sampling).cpu() for i, n in enumerate(sizes)])
-
-
-def judged(
-    found: dict[str, list[float]], reconstructed: list[float], of_data: float, more: list[Pictures] | None = None
-) -> Result:
+def conclude(
+    found: dict[str, list[float]], reconstructed: list[float], of_data: float, more: list[Rows] | None = None
+) -> Finding:
     """The result of the sharpness of `vae`, `codes` and `diffusion`, one a seed.
 
     Args:
@@ -71,34 +65,25 @@ def judged(
         of_data: that of training data.
     """
     apart = {name: [abs(math.log(max(s, 1e-9))) for s in of] for name, of in found.items()}
-    trials = [Trial.over("sharpness of the VAE's samples: blurred, not noisy", found["vae"], least=None, most=1.0)]
-    trials += [
-        Trial.over(
+    effects = [EffectTest.over("sharpness of the VAE's samples: blurred", found["vae"], least=None, most=1.0)]
+    effects += [
+        EffectTest.over(
             f"|log sharpness| of the VAE less that of {NAMES[name]}",
-            [v - o for v, o in zip(apart["vae"], apart[name], strict=True)],
+            difference(apart["vae"], apart[name]),
         )
         for name in ("codes", "diffusion")
     ]
     measures = [Measure.over(f"sharpness, {NAMES[name]}", of) for name, of in found.items()]
     measures.append(Measure.over("sharpness, what the VAE makes of unseen data", reconstructed))
     measures.append(Measure("sharpness, training data", of_data))
-    shown = measures[:3] + measures[4:]
-    labels = (*NAMES.values(), "data")
-    plots: list[Plot] = [
-        Bars(
-            "sharpness: high-frequency energy over the data's",
-            labels,
-            tuple(m.value for m in shown),
-            tuple(m.error or 0.0 for m in shown),
-        ),
-        *(more or []),
-    ]
+    shown = dict(zip((*NAMES.values(), "data"), measures[:3] + measures[4:], strict=True))
+    plots: list[Plot] = [bars("sharpness: high-frequency energy over the data's", shown), *(more or [])]
     sentence = (
         f"of the data's high-frequency energy the VAE's samples have {100 * measures[0].value:.0f} %, those of the "
         f"VQ-VAE with its prior {100 * measures[1].value:.0f} % and those of diffusion "
         f"{100 * measures[2].value:.0f} %; what the VAE makes of unseen data has {100 * measures[3].value:.0f} %"
     )
-    return decided(sentence, trials, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
 CLAIM = Claim(
@@ -108,13 +93,13 @@ CLAIM = Claim(
         "The VAE's samples have less high-frequency energy than data; and those of a VQ-VAE with a learned prior, and "
         "those of diffusion, are nearer to the data's (|log share|) than the VAE's."
     ),
-    measured=(
+    method=(
         f"{SAMPLES} samples of each model and seed; energy of the cosine transform above a quarter of Nyquist's "
         "frequency, over that of unseen data"
     ),
     run=run,
     needs=(VAE, VQVAE_PRIOR, DIFFUSION),
-    hindrance=lambda bench: (
-        None if bench.schema.is_picture else "the data are vectors, which have no fine detail to be blurred"
+    skip_reason=lambda runner: (
+        None if runner.schema.is_picture else "the data are vectors, which have no fine detail to be blurred"
     ),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tessella.claims.bench import of_model, with_code_prior
 from tessella.core.schema import Schema
+from tessella_experiments.runner import of_model, with_code_prior
 
 UNITS, CODEBOOK = 16, 64
 RATE = 4e-3

@@ -1,4 +1,4 @@
-"""What several claims measure with: principal components, and a classifier to compare examples through."""
+"""Instruments that several claims share: principal components, and a classifier whose features compare examples."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tessella.claims.bench import Recipe
 from tessella.core.schema import Schema
 from tessella.evaluation import classifier as judging
 from tessella.evaluation import fidelity
 from tessella.evaluation.classifier import Classifier
 from tessella.kinds import pictures
+from tessella_experiments.runner import TrainingJob
 
 if TYPE_CHECKING:
-    from tessella.claims.bench import Bench
+    from PIL.Image import Image
+
+    from tessella_experiments.runner import ExperimentRunner
 
 COMPONENTS = 32
 SEEN = 30_000
@@ -28,7 +30,7 @@ VIEWABLE = 40
 
 @dataclass(frozen=True)
 class Components:
-    """The leading principal components of some data.
+    """Leading principal components of some data.
 
     Attributes:
         center: `[D]`.
@@ -41,13 +43,13 @@ class Components:
     deviations: Tensor
 
     def of(self, x: Tensor, *, whitened: bool = False) -> Tensor:
-        """Stored values `[B, *shape]` along the axes, `[B, k]` float64; whitened to unit variance if asked."""
+        """Project stored values `[B, *shape]` onto the axes, `[B, k]` float64, whitened to unit variance if asked."""
         at = (x.flatten(1).double() - self.center) @ self.axes
         return at / self.deviations if whitened else at
 
 
 def principal(x: Tensor, count: int = COMPONENTS) -> Components:
-    """The `count` leading components of `x` `[N, *shape]` that have any variance."""
+    """Compute the `count` leading components of `x` `[N, *shape]` that have any variance."""
     flat = x.flatten(1).double()
     center = flat.mean(0)
     flat = flat - center
@@ -60,39 +62,39 @@ def principal(x: Tensor, count: int = COMPONENTS) -> Components:
     return Components(center, axes, roots / (len(x) - 1) ** 0.5)
 
 
-def classifier(bench: Bench) -> Classifier:
-    """The network that all samples are judged through: one for all seeds, of `evaluation.classifier`."""
-    return bench.get(CLASSIFIER, bench.seeds[0])
+def classifier(runner: ExperimentRunner) -> Classifier:
+    """Return the network whose features compare samples with data: one for all seeds, of `evaluation.classifier`."""
+    return runner.get(CLASSIFIER, runner.seeds[0])
 
 
-def features_named(bench: Bench) -> str:
-    """What its features are, in words."""
+def features_named(runner: ExperimentRunner) -> str:
+    """Name its features in words."""
     learned = {"class": "the class", "rotation": "how a picture was turned", "flip": "how a picture was mirrored"}
-    task = classifier(bench).task
+    task = classifier(runner).task
     return f"features of a small network that learned {learned.get(task, 'to give examples back')} on the same data"
 
 
-def distance(bench: Bench, a: Tensor, b: Tensor) -> float:
-    """Frechet distance of stored values `[N, *shape]` and `[M, *shape]` in the classifier's features.
+def distance(runner: ExperimentRunner, a: Tensor, b: Tensor) -> float:
+    """Compute the Frechet distance of stored values `[N, *shape]` and `[M, *shape]` in the classifier's features.
 
     The features of the training split have a total variance of 1. Never comparable with published "FID".
     """
-    look = classifier(bench).features
+    look = classifier(runner).features
     return fidelity.frechet(look(a).double().numpy(), look(b).double().numpy())
 
 
-def row_of(x: Tensor, schema: Schema) -> str:
-    """Examples `[N, *shape]` in a row, as a `data:` address; small pictures are enlarged."""
+def row_of(x: Tensor, schema: Schema) -> Image:
+    """Render examples `[N, *shape]` in a row; small pictures are enlarged."""
     scale = max(1, VIEWABLE // min(schema.shape[1:])) if schema.is_picture else 1
-    return pictures.png_data_uri(pictures.grid(x, schema, len(x), scale=scale))
+    return pictures.grid(x, schema, len(x), scale=scale)
 
 
-def _classifier(bench: Bench, seed: int, seconds: float) -> Classifier:
+def _classifier(runner: ExperimentRunner, seed: int, seconds: float) -> Classifier:
     started = time.perf_counter()
-    judging.trained(bench.data, seen=TRIED * judging.BATCH, seed=seed)
+    judging.trained(runner.data, seen=TRIED * judging.BATCH, seed=seed)
     pace = (time.perf_counter() - started) / (TRIED * judging.BATCH)
     seen = SEEN if seconds == float("inf") else int(min(SEEN, max(seconds / pace, 20 * judging.BATCH)))
-    return judging.trained(bench.data, seen=seen, seed=seed)
+    return judging.trained(runner.data, seen=seen, seed=seed)
 
 
-CLASSIFIER = Recipe("classifier", _classifier, once=True)
+CLASSIFIER = TrainingJob("classifier", _classifier, once=True)

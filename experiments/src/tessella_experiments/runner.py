@@ -1,9 +1,9 @@
 """Where claims are tested: the data, the seeds, the time, and models that several claims share.
 
-What is trained is a `Recipe`. It is made once a seed, when the first claim asks for it, and gets a share of the time
-that is left, by its weight among all that is still to be made for the chosen claims. Small models reach the number of
-updates that is enough for them before their time is up; then the others get more. A time longer than the usual one buys
-more updates in proportion.
+What is trained is a `TrainingJob`. It is done once a seed, when the first claim asks for it, and gets a share of the
+time that is left, by its weight among all that is still to be done for the chosen claims. Small models reach the number
+of updates that is enough for them before their time is up; then the others get more. A time longer than the usual one
+buys more updates in proportion.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from tessella.core.batches import Batch
 from tessella.core.configs import CodePriorConfig
 from tessella.core.device import resolve
+from tessella.core.outputs import Sampling
 from tessella.core.precision import autocast
 from tessella.core.schema import Schema
 from tessella.data import Data, Split
+from tessella.data.batches import batches
 from tessella.foundation.errors import DataError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -33,9 +35,9 @@ from tessella.training.prior_trainer import Frozen
 
 SEEDS = (0, 1, 2)
 LEAST_TRAIN, LEAST_UNSEEN = 200, 40
-"""Examples that there must be, to train on and to measure on."""
+"""Examples needed to train on and to measure on."""
 FOR_TRAINING = 0.8
-"""Share of the time that trainings may plan with; the rest is for measuring."""
+"""Share of the time for trainings; the rest is for measuring."""
 BATCH, SMALL = 64, 256
 """Examples in a batch; of examples of more numbers than that, half as many."""
 USUAL = 14.0
@@ -46,34 +48,34 @@ AT_ONCE = 250
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Something that is trained once a seed.
+class TrainingJob:
+    """One training, done once a seed.
 
     Attributes:
-        name: it is kept under this name, so each recipe has its own.
-        make: makes it of (bench, seed, seconds that it may take); whatever it returns is kept.
+        name: its result is kept under this name, so each job has its own.
+        make: does it, given (runner, seed, seconds that it may take); whatever it returns is kept.
         weight: its share of the time for one seed, relative to others'.
-        once: it is made of the first seed alone.
+        once: it is done for the first seed alone.
     """
 
     name: str
-    make: Callable[[Bench, int, float], Any]
+    make: Callable[[ExperimentRunner, int, float], Any]
     weight: float = 1.0
     once: bool = False
 
 
-class Bench:
-    """Where claims are tested.
+class ExperimentRunner:
+    """Train and measure what claims ask for.
 
     Args:
         data: with a train and a test split.
-        minutes: what all chosen claims together may take; None: as long as the recipes take.
+        minutes: what all chosen claims together may take; None: as long as the jobs take.
         seeds: every effect is measured once with each.
-        needs: the recipes that will be asked for; of several claims that share one it is counted once.
+        needs: the jobs that will be asked for; one that several claims share is counted once.
         device: where models are trained, as of `tessella.core.device.resolve`; they are measured on the processor.
 
     Attributes:
-        updates: of each recipe by its name, those of each training.
+        updates: by the name of a job, the number in each training.
         shares: the same as shares of the updates that are enough.
 
     Raises:
@@ -86,7 +88,7 @@ class Bench:
         *,
         minutes: float | None = None,
         seeds: Sequence[int] = SEEDS,
-        needs: Iterable[Recipe] = (),
+        needs: Iterable[TrainingJob] = (),
         device: str | None = None,
     ) -> None:
         self.data, self.schema, self.seeds, self.device = data, data.schema, tuple(seeds), device
@@ -105,65 +107,59 @@ class Bench:
         self._made: dict[tuple[str, int | None], Any] = {}
         self._waiting = {(r.name, seed): r.weight for r in needs for seed in self._seeds_of(r)}
 
-    # data
-
     @property
     def classes(self) -> int:
         """How many classes the labels name; 0 without labels."""
         return len(self.schema.classes) if self.data.split("train").labels is not None else 0
 
-    def examples(self, split: str = "train", count: int | None = None) -> Batch:
-        """The first `count` examples of a split in the order of their keys, which is no order of content."""
-        return fetched(self.data.split(split), count)
+    def examples(self, count: int | None = None) -> Batch:
+        """Read the first `count` training examples in the order of their ids, which is no order of content."""
+        return fetched(self.data.split("train"), count)
 
-    def unseen(self, count: int | None = 2000) -> Batch:
-        """Examples that nothing was trained on: of the test split, then of the validation split."""
-        parts = [self.data.split(name) for name in ("test", "valid") if name in self.data.splits]
+    def unseen(self, count: int = 2000) -> Batch:
+        """Read examples that nothing was trained on: of the test split, then of the validation split."""
         batches: list[Batch] = []
-        for part in parts:
-            left = None if count is None else count - sum(len(b.x) for b in batches)
-            if left is None or left > 0:
-                batches.append(fetched(part, left))
-        labels = [b.label for b in batches if b.label is not None]
-        return Batch(torch.cat([b.x for b in batches]), torch.cat(labels) if len(labels) == len(batches) else None)
+        for name in ("test", "valid"):
+            left = count - sum(map(len, batches))
+            if name in self.data.splits and left > 0:
+                batches.append(fetched(self.data.split(name), left))
+        return Batch.cat(batches)
 
-    # what is trained
-
-    def get(self, recipe: Recipe, seed: int) -> Any:
-        """What the recipe makes of that seed, made now if it is not there yet."""
-        key = (recipe.name, seed)
+    def get(self, job: TrainingJob, seed: int) -> Any:
+        """Return the result of the job for that seed; do it now if it is not done yet."""
+        key = (job.name, seed)
         if key not in self._made:
-            seconds = self._share(recipe, seed)
-            self._making.append(recipe.name)
+            seconds = self._share(job, seed)
+            self._making.append(job.name)
             with torch.inference_mode(False), torch.enable_grad():  # whoever measures needs no gradients; this does
-                self._made[key] = recipe.make(self, seed, seconds)
+                self._made[key] = job.make(self, seed, seconds)
             self._making.pop()
         return self._made[key]
 
-    def make(self, recipes: Iterable[Recipe]) -> None:
-        """All that these recipes make, of every seed."""
-        for recipe in recipes:
-            for seed in self._seeds_of(recipe):
-                self.get(recipe, seed)
+    def make(self, jobs: Iterable[TrainingJob]) -> None:
+        """Do these jobs for every seed."""
+        for job in jobs:
+            for seed in self._seeds_of(job):
+                self.get(job, seed)
 
-    def model(self, recipe: Recipe, seed: int) -> Model:
-        """The same, of a recipe that makes a model."""
-        return cast(Model, self.get(recipe, seed))
+    def model(self, job: TrainingJob, seed: int) -> Model:
+        """Return the model that a job trains."""
+        return cast(Model, self.get(job, seed))
 
     def keep(self, name: str, make: Callable[[], Any], seed: int | None = None) -> Any:
-        """Anything that several claims share and that takes no training: made once."""
+        """Compute something that several claims share and that takes no training: once."""
         key = (f"kept: {name}", seed)
         if key not in self._made:
             with torch.inference_mode(False):
                 self._made[key] = make()
         return self._made[key]
 
-    def _seeds_of(self, recipe: Recipe) -> tuple[int, ...]:
-        return self.seeds[:1] if recipe.once else self.seeds
+    def _seeds_of(self, job: TrainingJob) -> tuple[int, ...]:
+        return self.seeds[:1] if job.once else self.seeds
 
-    def _share(self, recipe: Recipe, seed: int) -> float:
-        """Seconds of what is left, by weight among what waits; a second at the least."""
-        weight = self._waiting.pop((recipe.name, seed), recipe.weight)
+    def _share(self, job: TrainingJob, seed: int) -> float:
+        """Divide the seconds that are left by weight among what waits; at least one."""
+        weight = self._waiting.pop((job.name, seed), job.weight)
         if self._deadline is None:
             return float("inf")
         left = self._deadline - time.monotonic()
@@ -206,7 +202,7 @@ class Bench:
         return steps
 
     def _pace(self, module: Trainable, split: Split, options: dict[str, Any]) -> float:
-        """Seconds an update, by a few of them after which the weights are put back."""
+        """Measure the seconds an update takes by a few of them; the weights are put back."""
         assert isinstance(module, nn.Module)
         kept = {name: value.clone() for name, value in module.state_dict().items()}
         _fitted(module, split, TrainOptions(steps=1, **options))
@@ -218,9 +214,9 @@ class Bench:
 
 
 def _fitted(module: Trainable, split: Split, options: TrainOptions) -> None:
-    """`loop.fit` on the device, and back to the processor, where claims are measured.
+    """Train on the device, then return to the processor, where claims are measured.
 
-    Whoever asks it to stop means all of the claims.
+    Whoever stops a training stops all of the claims.
     """
     parts: list[Any] = [module, module.model] if isinstance(module, Frozen) else [module]
     for part in parts:
@@ -241,29 +237,29 @@ def of_model(
     weight: float = 1.0,
     steps: int = 1500,
     **training_options: Any,
-) -> Recipe:
-    """A recipe that trains a model of the catalogue.
+) -> TrainingJob:
+    """Define a job that trains a model of the catalogue.
 
     Args:
         model: its name in the catalogue.
         options: of the model and its parts, given the data's schema.
-        weight: as of `Recipe`.
+        weight: as of `TrainingJob`.
         steps: updates that are enough.
         training_options: of `TrainOptions`.
     """
 
-    def make(bench: Bench, seed: int, seconds: float) -> Model:
+    def make(runner: ExperimentRunner, seed: int, seconds: float) -> Model:
         torch.manual_seed(seed)
-        made = ModelConfig.chosen(model).from_options(options(bench.schema)).build(bench.schema)
-        bench.fit(made, seed=seed, seconds=seconds, steps=steps, **training_options)
+        made = ModelConfig.chosen(model).from_options(options(runner.schema)).build(runner.schema)
+        runner.fit(made, seed=seed, seconds=seconds, steps=steps, **training_options)
         return made
 
-    return Recipe(name, make, weight)
+    return TrainingJob(name, make, weight)
 
 
 def with_code_prior(
     name: str,
-    base: Recipe,
+    base: TrainingJob,
     kind: str = "pixelcnn",
     *,
     width: int = 32,
@@ -272,8 +268,8 @@ def with_code_prior(
     weight: float = 1.0,
     steps: int = 1500,
     **training_options: Any,
-) -> Recipe:
-    """A recipe that fits priors over the codes of another recipe's model; that one keeps its uniform prior.
+) -> TrainingJob:
+    """Define a job that fits priors over the codes of another job's model, which keeps its uniform prior.
 
     Args:
         kind: a code prior's name in the catalogue.
@@ -281,32 +277,29 @@ def with_code_prior(
         class_conditional: p(codes | label).
     """
 
-    def make(bench: Bench, seed: int, seconds: float) -> CodeModel:
-        model = cast(CodeModel, bench.model(base, seed)).with_uniform_prior()
-        split = bench.keep(f"codes of {base.name}", lambda: codes_of(model, bench.data.split("train")), seed)
+    def make(runner: ExperimentRunner, seed: int, seconds: float) -> CodeModel:
+        model = cast(CodeModel, runner.model(base, seed)).with_uniform_prior()
+        split = runner.keep(f"codes of {base.name}", lambda: codes_of(model, runner.data.split("train")), seed)
         torch.manual_seed(seed)
-        prior, classes = (
-            CodePriorConfig.chosen(kind).from_options({"width": width, "depth": depth}),
-            bench.classes if class_conditional else 0,
-        )
+        prior = CodePriorConfig.chosen(kind).from_options({"width": width, "depth": depth})
+        classes = runner.classes if class_conditional else 0
         shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
         made = [
             prior.build(shape, q.codebook_size, context_channels=context, classes=classes)
             for shape, q, context in shapes
         ]
         priors = Priors(model, made)
-        bench.fit(priors, split, seed=seed, seconds=seconds, steps=steps, **{"weight_decay": 0.1, **training_options})
+        runner.fit(priors, split, seed=seed, seconds=seconds, steps=steps, **{"weight_decay": 0.1, **training_options})
         return model.eval()
 
-    return Recipe(name, make, weight)
+    return TrainingJob(name, make, weight)
 
 
 @torch.no_grad()
 def codes_of(model: CodeModel, split: Split) -> CodesSplit:
-    """A split's codes, as what priors are fitted on."""
+    """Encode a split to the codes that priors are fitted on."""
     rows: list[Tensor] = []
-    for first in range(0, len(split), AT_ONCE):
-        batch = split.batch(range(first, min(first + AT_ONCE, len(split))))
+    for batch in batches(split, AT_ONCE):
         with autocast("auto", model.schema, model.device):
             rows.append(packed(model.encode(batch.x.to(model.device)).codes).cpu().int())
     labels = None if split.labels is None else torch.from_numpy(split.labels)
@@ -314,8 +307,13 @@ def codes_of(model: CodeModel, split: Split) -> CodesSplit:
 
 
 def fetched(split: Split, count: int | None = None) -> Batch:
-    """The first `count` examples of a split in the order of their keys; all of them if there are fewer."""
-    order = split.random_rows(len(split) if count is None else count)
-    batches = [split.batch(order[first : first + AT_ONCE]) for first in range(0, len(order), AT_ONCE)]
-    labels = [b.label for b in batches if b.label is not None]
-    return Batch(torch.cat([b.x for b in batches]), torch.cat(labels) if labels else None)
+    """Read the first `count` examples of a split in the order of their ids; all of them if there are fewer."""
+    chosen = split.subset(split.random_rows(len(split) if count is None else count))
+    return Batch.cat(list(batches(chosen, AT_ONCE)))
+
+
+@torch.inference_mode()
+def samples(model: Model, count: int, seed: int, sampling: Sampling | None = None) -> Tensor:
+    """Sample `[count, *shape]`: the means of p(x | z)."""
+    sizes = [min(AT_ONCE, count - first) for first in range(0, count, AT_ONCE)]
+    return torch.cat([model.sample(n, seed=1000 * seed + i, sampling=sampling).cpu() for i, n in enumerate(sizes)])

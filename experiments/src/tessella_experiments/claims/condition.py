@@ -1,4 +1,4 @@
-"""Claim 17: a condition is obeyed.
+"""a condition is obeyed.
 
 A conditional VAE draws as many pictures of every class, and a classifier that never saw the model names the class of
 each. Chance is one in the number of classes; the classifier's own accuracy on unseen data is the most that can be
@@ -12,10 +12,10 @@ import math
 
 import torch
 
-from tessella.claims.bench import Bench, of_model
-from tessella.claims.claim import Bars, Claim, Measure, Result, Trial, decided, mean_and_error
-from tessella.claims.measuring import CLASSIFIER, classifier
-from tessella.claims.recipes import RATE, UPDATES, latent
+from tessella_experiments.measuring import CLASSIFIER, classifier
+from tessella_experiments.models import RATE, UPDATES, latent
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, mean_and_error
+from tessella_experiments.runner import ExperimentRunner, of_model
 
 CVAE = of_model("cvae", "cvae", latent, steps=UPDATES, learning_rate=RATE)
 SAMPLES, MOST_A_CLASS = 600, 50
@@ -23,19 +23,19 @@ OBEYED = 0.5
 """More often than not: at least this share of the samples, and more than chance."""
 
 
-def run(bench: Bench) -> Result:
-    names, seeds = bench.schema.classes, bench.seeds
-    judge = classifier(bench)
+def run(runner: ExperimentRunner) -> Finding:
+    names, seeds = runner.schema.classes, runner.seeds
+    judge = classifier(runner)
     each = max(2, min(MOST_A_CLASS, SAMPLES // len(names)))
     asked = torch.arange(len(names)).repeat_interleave(each)
-    right = [judge.classes(bench.model(CVAE, seed).sample(len(asked), asked, seed=seed)) == asked for seed in seeds]
+    right = [judge.classes(runner.model(CVAE, seed).sample(len(asked), asked, seed=seed)) == asked for seed in seeds]
     per_class = torch.stack([r.view(len(names), each).double().mean(1) for r in right])
-    unseen = bench.unseen()
+    unseen = runner.unseen()
     ceiling = None if unseen.label is None else float((judge.classes(unseen.x) == unseen.label).double().mean())
-    return judged(per_class.tolist(), each, names, ceiling)
+    return conclude(per_class.tolist(), each, names, ceiling)
 
 
-def judged(per_class: list[list[float]], each: int, names: tuple[str, ...], ceiling: float | None) -> Result:
+def conclude(per_class: list[list[float]], each: int, names: tuple[str, ...], ceiling: float | None) -> Finding:
     """The result of the shares of `each` samples of every class that are named as asked, `[seed][class]`.
 
     Args:
@@ -52,7 +52,7 @@ def judged(per_class: list[list[float]], each: int, names: tuple[str, ...], ceil
     else:
         error, degrees = between, len(shares) - 1
     least = max(OBEYED, chance + 2 * above)
-    trials = [Trial("share of conditional samples that are named as asked", mean, error, degrees, least)]
+    effects = [EffectTest("share of conditional samples that are named as asked", mean, error, degrees, least)]
     measures = [
         Measure("named as asked", 100 * mean, 100 * error, "%"),
         Measure("chance, with its binomial error", 100 * chance, 100 * above, "%"),
@@ -60,21 +60,14 @@ def judged(per_class: list[list[float]], each: int, names: tuple[str, ...], ceil
     ]
     if ceiling is not None:
         measures.append(Measure("the classifier on unseen data", 100 * ceiling, None, "%"))
-    of_class = [mean_and_error([100 * of[c] for of in per_class]) for c in range(len(names))]
-    shown = min(len(names), 20)
-    plot = Bars(
-        "samples that are named as asked, by class",
-        tuple(n[:12] for n in names[:shown]),
-        tuple(m for m, _ in of_class[:shown]),
-        tuple(e or 0.0 for _, e in of_class[:shown]),
-        "%",
-    )
+    of_class = [Measure.over(names[c], [100 * of[c] for of in per_class], "%") for c in range(min(len(names), 20))]
+    plot = bars("samples that are named as asked, by class", {m.name[:12]: m for m in of_class}, "%")
     own = "" if ceiling is None else f", which names {100 * ceiling:.0f} % of unseen data right"
     sentence = (
         f"{100 * mean:.1f} % of {count} conditional samples are seen as the class asked for by an independent "
         f"classifier{own}; chance is {100 * chance:.0f} %"
     )
-    return decided(sentence, trials, measures, [plot])
+    return Finding.of(sentence, effects, measures, [plot])
 
 
 CLAIM = Claim(
@@ -84,11 +77,11 @@ CLAIM = Claim(
         f"More than {100 * OBEYED:.0f} % of a conditional VAE's samples, and more than chance by two of its binomial "
         "errors, are named as the class that was asked for by an independent classifier."
     ),
-    measured=(
+    method=(
         f"up to {MOST_A_CLASS} samples (means of p(x | z)) of every class and seed, named by a small classifier "
         "trained on the same training split"
     ),
     run=run,
     needs=(CVAE, CLASSIFIER),
-    hindrance=lambda bench: None if bench.classes > 1 else "the data have no classes to be a condition",
+    skip_reason=lambda runner: None if runner.classes > 1 else "the data have no classes to be a condition",
 )

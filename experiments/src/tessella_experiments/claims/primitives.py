@@ -1,4 +1,4 @@
-"""Claim 9: a code stands for a visual primitive, not an object.
+"""a code stands for a visual primitive, not an object.
 
 A primitive: the patches of data under one code are alike, so the code explains much of what a patch looks like (share
 of the variance of patches that lies between codes, R^2). Not an object: one code tells little of the class, and all
@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.claims.bench import AT_ONCE, Bench
-from tessella.claims.claim import Bars, Claim, Measure, Pictures, Plot, Result, Trial, decided
-from tessella.claims.recipes import VQVAE
 from tessella.core.batches import Batch
 from tessella.core.schema import Schema
+from tessella.foundation.blocks import Rows
 from tessella.kinds import pictures
 from tessella.models.codes import CodeModel
+from tessella_experiments.models import VQVAE
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
+from tessella_experiments.runner import AT_ONCE, ExperimentRunner
 
 TRAIN, UNSEEN = 4000, 1000
 EXPLAINED = 0.3
@@ -30,51 +31,46 @@ ROWS, ACROSS = 8, 24
 
 
 @torch.inference_mode()
-def run(bench: Bench) -> Result:
-    train, unseen = bench.examples("train", TRAIN), bench.unseen(UNSEEN)
+def run(runner: ExperimentRunner) -> Finding:
+    train, unseen = runner.examples(TRAIN), runner.unseen(UNSEEN)
     explained, chance = [], []
     scores: dict[str, list[float]] = {"one code": [], "best single position": [], "all codes": []}
-    atlas: list[Plot] = []
-    for seed in bench.seeds:
-        model = cast(CodeModel, bench.model(VQVAE, seed))
+    atlas: list[Rows] = []
+    for seed in runner.seeds:
+        model = cast(CodeModel, runner.model(VQVAE, seed))
         codes, others = _codes(model, train.x), _codes(model, unseen.x)
         patches = _patches(unseen.x, model)
         explained.append(_explained(patches, others))
         chance.append(_explained(patches, _shuffled(others, seed)))
-        for name, score in _probes(codes, train, others, unseen, bench.classes, model).items():
+        for name, score in _probes(codes, train, others, unseen, runner.classes, model).items():
             scores[name].append(score)
         if not atlas:
-            atlas.append(_atlas(_patches(train.x, model), codes, model, bench.schema))
+            atlas.append(_atlas(_patches(train.x, model), codes, model, runner.schema))
     classes = torch.bincount(unseen.label if unseen.label is not None else torch.zeros(1, dtype=torch.int64))
     guess = 100 * float(classes.max()) / float(classes.sum())
-    trials = [
-        Trial.over("share of the variance of patches that their code explains", explained, least=EXPLAINED),
-        Trial.over(
+    effects = [
+        EffectTest.over("share of the variance of patches that their code explains", explained, least=EXPLAINED),
+        EffectTest.over(
             "class told by all codes less class told by the best single position",
-            [a - b for a, b in zip(scores["all codes"], scores["best single position"], strict=True)],
+            difference(scores["all codes"], scores["best single position"]),
             unit="points of accuracy",
         ),
     ]
     measures = [
         Measure.over("variance of patches explained by their code", [100 * e for e in explained], "%"),
-        Measure.over("the same, codes exchanged between patches", [100 * c for c in chance], "%"),
+        Measure.over("variance explained by codes shuffled between patches", [100 * c for c in chance], "%"),
         *(Measure.over(f"class told by {name}", values, "% right") for name, values in scores.items()),
-        Measure("class told by the commonest class", guess, None, "% right"),
     ]
     told = measures[2:5]
-    bars = Bars(
-        "class told by codes",
-        ("commonest class", "one code", "best position", "all codes"),
-        (guess, *(m.value for m in told)),
-        (0.0, *(m.error or 0.0 for m in told)),
-        "% right",
-    )
+    guessed = Measure("class told by the commonest class", guess, None, "% right")
+    labels = ("commonest class", "one code", "best position", "all codes")
+    chart = bars("class told by codes", dict(zip(labels, (guessed, *told), strict=True)), "% right")
     sentence = (
         f"a code explains {measures[0].value:.0f} % of what its patch looks like; one code tells the class in "
         f"{told[0].value:.0f} % of unseen examples (at the best position {told[1].value:.0f} %), all codes together in "
         f"{told[2].value:.0f} %, where the commonest class is {guess:.0f} %"
     )
-    return decided(sentence, trials, measures, [bars, *atlas])
+    return Finding.of(sentence, effects, [*measures, guessed], [chart, *atlas])
 
 
 def _codes(model: CodeModel, x: Tensor) -> Tensor:
@@ -132,7 +128,7 @@ def _probes(
     }
 
 
-def _atlas(patches: Tensor, codes: Tensor, model: CodeModel, schema: Schema) -> Pictures:
+def _atlas(patches: Tensor, codes: Tensor, model: CodeModel, schema: Schema) -> Rows:
     """The commonest codes, each with patches that it stands for."""
     height, width = model.code_shapes[0][1:]
     shape = (schema.shape[0], -(-schema.shape[1] // height), -(-schema.shape[2] // width))
@@ -146,14 +142,14 @@ def _atlas(patches: Tensor, codes: Tensor, model: CodeModel, schema: Schema) -> 
         small = Schema(shape, schema.values, schema.low, schema.high, schema.center, schema.scale)
         scale = max(1, 24 // max(shape[1:]))
         share = f"code {kind} ({100 * int(counts[kind]) / len(code):.0f} %)"
-        found.append((share, pictures.png_data_uri(pictures.grid(of, small, ACROSS, scale=scale))))
-    return Pictures("The commonest codes, each with patches of training data that it stands for.", tuple(found))
+        found.append((share, pictures.grid(of, small, ACROSS, scale=scale)))
+    return Rows(found, "The commonest codes, each with patches of training data that it stands for.")
 
 
-def _hindrance(bench: Bench) -> str | None:
-    if not bench.schema.is_picture:
+def _skip_reason(runner: ExperimentRunner) -> str | None:
+    if not runner.schema.is_picture:
         return "vectors have no patches"
-    return None if bench.classes > 1 else "there are no classes to tell: the data has no labels"
+    return None if runner.classes > 1 else "there are no classes to tell: the data has no labels"
 
 
 CLAIM = Claim(
@@ -163,11 +159,11 @@ CLAIM = Claim(
         f"A code explains more than {EXPLAINED * 100:g} % of the variance of its patches, and all codes together tell "
         "the class of unseen examples better than the best single position does."
     ),
-    measured=(
+    method=(
         "the cells under each code of a VQ-VAE; the commonest class of each position's code; a linear classifier on "
         "all codes; a codebook atlas"
     ),
     run=run,
     needs=(VQVAE,),
-    hindrance=_hindrance,
+    skip_reason=_skip_reason,
 )

@@ -1,4 +1,4 @@
-"""Claim 15: codes spend no capacity on noise that nobody sees.
+"""codes spend no capacity on noise that nobody sees.
 
 Noise of a standard deviation of 1/255 ... 16/255 of the range is added to unseen pictures and rounded to the stored
 values; the share of codes that stay as they were is counted. Of pixels with bytes the same share is given beside it.
@@ -12,12 +12,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tessella.claims.bench import AT_ONCE, Bench
-from tessella.claims.claim import Claim, Lines, Measure, Result, Series, Trial, decided, mean_and_error
-from tessella.claims.recipes import VQVAE
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.foundation.blocks import Chart, Series
 from tessella.models.codes import CodeModel
+from tessella_experiments.models import VQVAE
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, difference, mean_and_error
+from tessella_experiments.runner import AT_ONCE, ExperimentRunner
 
 LEVELS = (1, 2, 4, 8, 16)
 """Deviations of the noise in 1/255 of the range."""
@@ -26,38 +27,40 @@ UNSEEN_BY_EYES, UNCHANGED = 2, 0.9
 PICTURES, TAUGHT = 500, 2000
 
 
-def run(bench: Bench) -> Result:
-    batch, taught = bench.unseen(PICTURES), bench.examples("train", TAUGHT)
+def run(runner: ExperimentRunner) -> Finding:
+    batch, taught = runner.unseen(PICTURES), runner.examples(TAUGHT)
     kept: list[list[float]] = []
     pixels: list[list[float]] = []
     accuracy: list[list[float]] = []
-    for seed in bench.seeds:
-        model = cast(CodeModel, bench.model(VQVAE, seed)).with_uniform_prior()
+    for seed in runner.seeds:
+        model = cast(CodeModel, runner.model(VQVAE, seed)).with_uniform_prior()
         codes = _codes(model, batch.x)
-        probe = None if bench.classes < 2 or taught.label is None else _probe(model, taught.x, taught.label)
+        probe = None if runner.classes < 2 or taught.label is None else _probe(model, taught.x, taught.label)
         kept.append([])
         pixels.append([])
         accuracy.append([] if probe is None else [_accuracy(probe, model, batch.x, cast(Tensor, batch.label))])
         for level in LEVELS:
-            noisy = with_noise(batch.x, bench.schema, level, Noise(seed, level, "claim 15"))
+            noisy = with_noise(batch.x, runner.schema, level, Noise(seed, level, "claim 15"))
             kept[-1].append(float((_codes(model, noisy) == codes).float().mean()))
             pixels[-1].append(float((noisy == batch.x).float().mean()))
             if probe is not None:
                 accuracy[-1].append(_accuracy(probe, model, noisy, cast(Tensor, batch.label)))
-    return judged(kept, pixels, accuracy if accuracy[0] else None, bench.classes)
+    return conclude(kept, pixels, accuracy if accuracy[0] else None, runner.classes)
 
 
-def judged(
+def conclude(
     kept: list[list[float]], pixels: list[list[float]], accuracy: list[list[float]] | None, classes: int
-) -> Result:
+) -> Finding:
     """The result of the shares of codes and of pixels that stay, `[seed][level]`.
 
     Args:
         accuracy: of the probe, `[seed][1 + level]`, first without noise; None without labels.
     """
     at = LEVELS.index(UNSEEN_BY_EYES)
-    trials = [
-        Trial.over(f"share of codes unchanged by noise of {UNSEEN_BY_EYES}/255", [k[at] for k in kept], least=UNCHANGED)
+    effects = [
+        EffectTest.over(
+            f"share of codes kept under noise of {UNSEEN_BY_EYES}/255", [k[at] for k in kept], least=UNCHANGED
+        )
     ]
     measures = [
         Measure.over(f"codes unchanged by {level}/255", [100 * k[i] for k in kept], "%")
@@ -67,11 +70,11 @@ def judged(
     told = ""
     if accuracy is not None:
         clean, noisy = [a[0] for a in accuracy], [a[1 + at] for a in accuracy]
-        trials.append(Trial.over("accuracy of a class probe on all codes above chance", clean, least=1 / classes))
-        trials.append(
-            Trial.over(
+        effects.append(EffectTest.over("accuracy of a class probe on all codes above chance", clean, least=1 / classes))
+        effects.append(
+            EffectTest.over(
                 f"accuracy that noise of {UNSEEN_BY_EYES}/255 costs the probe",
-                [c - n for c, n in zip(clean, noisy, strict=True)],
+                difference(clean, noisy),
                 least=-0.05,
                 most=0.05,
             )
@@ -81,11 +84,11 @@ def judged(
             Measure.over(f"class probe with noise of {LEVELS[-1]}/255", [100 * a[-1] for a in accuracy], "%")
         )
         told = f"; a linear probe reads the class from the codes in {100 * mean_and_error(clean)[0]:.0f} % of the cases"
-    plot = Lines(
+    plot = Chart(
         "what noise leaves unchanged",
-        "deviation of the noise, of 255",
         (_series("codes", kept), _series("pixels", pixels)),
-        log=True,
+        x_label="deviation of the noise, of 255",
+        log_x=True,
     )
     stay, stay_strong = (100 * mean_and_error([k[i] for k in kept])[0] for i in (at, len(LEVELS) - 1))
     sentence = (
@@ -93,7 +96,7 @@ def judged(
         f"{100 * mean_and_error([p[at] for p in pixels])[0]:.0f} % of the pixels, noise of {LEVELS[-1]}/255 leaves "
         f"{stay_strong:.1f} % of the codes{told}"
     )
-    return decided(sentence, trials, measures, [plot])
+    return Finding.of(sentence, effects, measures, [plot])
 
 
 def with_noise(x: Tensor, schema: Schema, level: float, noise: Noise) -> Tensor:
@@ -129,19 +132,15 @@ def _accuracy(probe: Any, model: CodeModel, x: Tensor, label: Tensor) -> float:
 
 
 def _series(name: str, shares: list[list[float]]) -> Series:
-    of = [mean_and_error([100 * s[i] for s in shares]) for i in range(len(LEVELS))]
-    return Series(
-        name,
-        tuple((float(level), mean) for level, (mean, _) in zip(LEVELS, of, strict=True)),
-        tuple(error or 0.0 for _, error in of),
-    )
+    means, errors = zip(*(mean_and_error([100 * s[i] for s in shares]) for i in range(len(LEVELS))), strict=True)
+    return Series(LEVELS, means, name, errors)
 
 
-def _hindrance(bench: Bench) -> str | None:
-    if not bench.schema.is_picture:
+def _skip_reason(runner: ExperimentRunner) -> str | None:
+    if not runner.schema.is_picture:
         return "the data are vectors: what noise cannot be seen in is a picture"
-    if bench.schema.values != "bytes":
-        return f"the pictures have {bench.schema.values} values: noise of 1/255 needs bytes"
+    if runner.schema.values != "bytes":
+        return f"the pictures have {runner.schema.values} values: noise of 1/255 needs bytes"
     return None
 
 
@@ -153,11 +152,11 @@ CLAIM = Claim(
         "were, while a linear probe on all codes tells the class better than chance, and the noise changes its "
         "accuracy by less than 5 points."
     ),
-    measured=(
+    method=(
         f"Gaussian noise of 1/255 ... {LEVELS[-1]}/255 on up to {PICTURES} unseen pictures; share of codes and of "
         "pixels that stay; ridge classifier on what the codes stand for"
     ),
     run=run,
     needs=(VQVAE,),
-    hindrance=_hindrance,
+    skip_reason=_skip_reason,
 )

@@ -1,4 +1,4 @@
-"""Claim 14: a prior built in many small steps closes the gap that N(0, I) leaves.
+"""a prior built in many small steps closes the gap that N(0, I) leaves.
 
 A VAE is trained with N(0, I); then a diffusion prior is fitted on its z, while encoder and decoder stay as they are.
 So both priors draw for the same decoder. What is measured is as in claims 1 and 13: the Frechet distance to unseen
@@ -15,19 +15,19 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tessella.claims.bench import AT_ONCE, Bench, Recipe
-from tessella.claims.c13_blur import drawn
-from tessella.claims.claim import Bars, Claim, Measure, Pictures, Plot, Result, Trial, decided
-from tessella.claims.measuring import CLASSIFIER, distance, features_named
-from tessella.claims.parts import Part
-from tessella.claims.recipes import VAE
 from tessella.core.rng import Noise
 from tessella.evaluation.sharpness import high_frequency_energy
+from tessella.foundation.blocks import Rows
 from tessella.kinds import pictures
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.diffusion import DiffusionPrior
 from tessella.priors.standardised import Standardised
 from tessella.training.latent_priors import LatentPrior, splits_for
+from tessella_experiments.measuring import CLASSIFIER, distance, features_named
+from tessella_experiments.models import VAE
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, Plot, bars, difference
+from tessella_experiments.runner import AT_ONCE, ExperimentRunner, TrainingJob
+from tessella_experiments.runner import samples as drawn
 
 SAMPLES, SHOWN, TAUGHT = 1000, 12, 20_000
 WIDTH, DEPTH = 128, 3
@@ -35,48 +35,48 @@ WIDTH, DEPTH = 128, 3
 PRIORS = {"normal": "N(0, I)", "diffusion": "diffusion"}
 
 
-def _fitted(bench: Bench, seed: int, seconds: float) -> LatentVariableModel:
+def _fitted(runner: ExperimentRunner, seed: int, seconds: float) -> LatentVariableModel:
     """The VAE with a diffusion prior fitted on its z; the VAE itself keeps N(0, I)."""
-    model = cast(LatentVariableModel, copy.deepcopy(bench.model(VAE, seed)))
-    stage, train = LatentPrior(model), bench.data.split("train")
-    train = Part(train, train.random_rows(TAUGHT))
-    rows = splits_for(stage, replace(bench.data, splits={"train": train}), "auto")
+    model = cast(LatentVariableModel, copy.deepcopy(runner.model(VAE, seed)))
+    stage, train = LatentPrior(model), runner.data.split("train")
+    train = train.subset(train.random_rows(TAUGHT))
+    rows = splits_for(stage, replace(runner.data, splits={"train": train}), "auto")
     torch.manual_seed(seed)
     prior = DiffusionPrior(width=WIDTH, depth=DEPTH).build(model.latent_shape)
     stage.set_prior(Standardised(prior, model.latent_shape), rows["train"], train, "auto")
-    bench.fit(stage, rows["train"], seed=seed, seconds=seconds, steps=3000, batch_size=128)
+    runner.fit(stage, rows["train"], seed=seed, seconds=seconds, steps=3000, batch_size=128)
     return model.eval()
 
 
-LATENT_DIFFUSION = Recipe("latent diffusion", _fitted, weight=1.0)
+LATENT_DIFFUSION = TrainingJob("latent diffusion", _fitted, weight=1.0)
 
 
-def run(bench: Bench) -> Result:
-    data = bench.unseen(SAMPLES).x
+def run(runner: ExperimentRunner) -> Finding:
+    data = runner.unseen(SAMPLES).x
     energy = None
-    if bench.schema.is_picture:
-        energy = float(high_frequency_energy(data, bench.schema).mean())
+    if runner.schema.is_picture:
+        energy = float(high_frequency_energy(data, runner.schema).mean())
     frechet: dict[str, list[float]] = {"normal": [], "diffusion": [], "reconstructed": []}
     sharp: dict[str, list[float]] = {name: [] for name in frechet}
     shown: list[tuple[str, Tensor]] = [("data", data[:SHOWN])]
-    for seed in bench.seeds:
-        plain = bench.model(VAE, seed)
+    for seed in runner.seeds:
+        plain = runner.model(VAE, seed)
         made = {
             "normal": drawn(plain, SAMPLES, seed),
-            "diffusion": drawn(bench.model(LATENT_DIFFUSION, seed), SAMPLES, seed),
+            "diffusion": drawn(runner.model(LATENT_DIFFUSION, seed), SAMPLES, seed),
             "reconstructed": _rebuilt(plain, data, seed),
         }
         for name, x in made.items():
-            frechet[name].append(distance(bench, x, data))
+            frechet[name].append(distance(runner, x, data))
             if energy is not None:
-                sharp[name].append(float(high_frequency_energy(x, bench.schema).mean()) / energy)
-        if seed == bench.seeds[0]:
+                sharp[name].append(float(high_frequency_energy(x, runner.schema).mean()) / energy)
+        if seed == runner.seeds[0]:
             shown += [(f"z from {words}", made[name][:SHOWN]) for name, words in PRIORS.items()]
     more = []
     if energy is not None:
-        rows = [(name, pictures.png_data_uri(pictures.grid(x, bench.schema, SHOWN, scale=4))) for name, x in shown]
-        more = [Pictures("Samples are the means of p(x | z), of one seed and one decoder.", tuple(rows))]
-    return judged(frechet, sharp if energy is not None else None, features_named(bench), more)
+        rows = [(name, pictures.grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
+        more = [Rows(rows, "Samples are the means of p(x | z), of one seed and one decoder.")]
+    return conclude(frechet, sharp if energy is not None else None, features_named(runner), more)
 
 
 @torch.no_grad()
@@ -87,12 +87,12 @@ def _rebuilt(model: object, data: Tensor, seed: int) -> Tensor:
     return torch.cat([vae.decode(vae.encode(x, noise=Noise(seed, n, "claim 14")).z).mean for n, x in parts])
 
 
-def judged(
+def conclude(
     frechet: dict[str, list[float]],
     sharp: dict[str, list[float]] | None,
     features: str,
-    more: list[Pictures] | None = None,
-) -> Result:
+    more: list[Rows] | None = None,
+) -> Finding:
     """The result of Frechet distances and sharpness of `normal`, `diffusion` and `reconstructed`, one a seed.
 
     Args:
@@ -100,7 +100,12 @@ def judged(
         features: what the distance is in, in words.
     """
     pairs = list(zip(frechet["normal"], frechet["diffusion"], strict=True))
-    trials = [Trial.over("Frechet distance with N(0, I) less that with diffusion", [n - d for n, d in pairs])]
+    effects = [
+        EffectTest.over(
+            "Frechet distance with N(0, I) less that with diffusion",
+            difference(frechet["normal"], frechet["diffusion"]),
+        )
+    ]
     measures = [
         Measure.over("Frechet distance, z from N(0, I)", frechet["normal"]),
         Measure.over("Frechet distance, z from diffusion", frechet["diffusion"]),
@@ -112,10 +117,10 @@ def judged(
     told = ""
     if sharp is not None:
         apart = {name: [abs(math.log(max(s, 1e-9))) for s in of] for name, of in sharp.items()}
-        trials.append(
-            Trial.over(
+        effects.append(
+            EffectTest.over(
                 "|log sharpness| with N(0, I) less that with diffusion",
-                [n - d for n, d in zip(apart["normal"], apart["diffusion"], strict=True)],
+                difference(apart["normal"], apart["diffusion"]),
             )
         )
         of = [
@@ -125,20 +130,13 @@ def judged(
         ]
         told = f"; sharpness goes from {of[0].value:.3f} to {of[1].value:.3f} (at most {of[2].value:.3f})"
         measures += of
-    plots: list[Plot] = [
-        Bars(
-            "Frechet distance to unseen data, one decoder",
-            ("N(0, I)", "diffusion", "the data's own z"),
-            tuple(m.value for m in measures[:3]),
-            tuple(m.error or 0.0 for m in measures[:3]),
-        ),
-        *(more or []),
-    ]
+    shown = dict(zip(("N(0, I)", "diffusion", "the data's own z"), measures, strict=False))
+    plots: list[Plot] = [bars("Frechet distance to unseen data, one decoder", shown), *(more or [])]
     sentence = (
         f"on the same decoder the Frechet distance is {measures[0].value:.4g} with N(0, I), {measures[1].value:.4g} "
         f"with diffusion and {measures[2].value:.4g} with the data's own z ({features}){told}"
     )
-    return decided(sentence, trials, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
 CLAIM = Claim(
@@ -148,7 +146,7 @@ CLAIM = Claim(
         "On the same decoder, samples with z from a diffusion prior are nearer to unseen data than with z from "
         "N(0, I): in Frechet distance and, of pictures, in sharpness (|log share|)."
     ),
-    measured=(
+    method=(
         f"{SAMPLES:,} samples with each prior and seed; features of a small network trained on the same data; "
         "high-frequency energy over that of unseen data"
     ),

@@ -1,4 +1,4 @@
-"""Claim 1: an autoencoder's z has no usable structure; aligning q(z) with a prior makes sampling work.
+"""an autoencoder's z has no usable structure; aligning q(z) with a prior makes sampling work.
 
 An autoencoder and a VAE with the same networks, updates and units. What the autoencoder makes of z ~ N(0, I) is
 compared with what the VAE makes of it, by the Frechet distance to unseen data in the features of a small network of the
@@ -11,44 +11,45 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tessella.claims.bench import AT_ONCE, Bench
-from tessella.claims.claim import Bars, Claim, Measure, Pictures, Plot, Result, Trial, decided
-from tessella.claims.measuring import CLASSIFIER, distance, features_named, row_of
-from tessella.claims.recipes import AE, VAE
 from tessella.core.rng import Noise
+from tessella.foundation.blocks import Rows
 from tessella.models.base import Model
 from tessella.models.latent_variable import LatentVariableModel
+from tessella_experiments.measuring import CLASSIFIER, distance, features_named, row_of
+from tessella_experiments.models import AE, VAE
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
+from tessella_experiments.runner import AT_ONCE, ExperimentRunner
 
 SAMPLES, SHOWN = 1000, 12
 
 
 @torch.inference_mode()
-def run(bench: Bench) -> Result:
-    data = bench.unseen(SAMPLES).x
+def run(runner: ExperimentRunner) -> Finding:
+    data = runner.unseen(SAMPLES).x
     found: dict[str, list[float]] = {name: [] for name in ("ae", "fitted", "vae", "kl ae", "kl vae")}
     shown: list[tuple[str, Tensor]] = [("data", data[:SHOWN])]
-    for seed in bench.seeds:
-        ae, vae = bench.model(AE, seed), bench.model(VAE, seed)
+    for seed in runner.seeds:
+        ae, vae = runner.model(AE, seed), runner.model(VAE, seed)
         z = Noise(seed, stream="claim 1").normal(SAMPLES, *ae.latent_shape)
-        of_ae, of_vae = _latents(ae, bench, seed), _latents(vae, bench, seed)
+        of_ae, of_vae = _latents(ae, runner, seed), _latents(vae, runner, seed)
         fitted = _like(of_ae, z)
         drawn = {"ae": _drawn(ae, z), "fitted": _drawn(ae, fitted), "vae": _drawn(vae, z)}
         for name, x in drawn.items():
-            found[name].append(distance(bench, x, data))
+            found[name].append(distance(runner, x, data))
         found["kl ae"].append(_divergence(of_ae))
         found["kl vae"].append(_divergence(of_vae))
         if len(shown) == 1:
             words = {"ae": "autoencoder, z ~ N(0, I)", "fitted": "autoencoder, z ~ N(m, S)", "vae": "VAE, z ~ N(0, I)"}
             shown += [(words[name], x[:SHOWN]) for name, x in drawn.items()]
-    of_data = distance(bench, bench.examples("train", SAMPLES).x, data)
-    trials = [
-        Trial.over(
+    of_data = distance(runner, runner.examples(SAMPLES).x, data)
+    effects = [
+        EffectTest.over(
             "Frechet distance of the autoencoder's samples less that of the VAE's",
-            [a - b for a, b in zip(found["ae"], found["vae"], strict=True)],
+            difference(found["ae"], found["vae"]),
         ),
-        Trial.over(
+        EffectTest.over(
             "divergence of the autoencoder's q(z) from N(0, I) less that of the VAE's",
-            [a - b for a, b in zip(found["kl ae"], found["kl vae"], strict=True)],
+            difference(found["kl ae"], found["kl vae"]),
             unit="nats",
         ),
     ]
@@ -60,33 +61,28 @@ def run(bench: Bench) -> Result:
         Measure.over("KL of q(z), as a Gaussian, from N(0, I), autoencoder", found["kl ae"], "nats"),
         Measure.over("KL of q(z), as a Gaussian, from N(0, I), VAE", found["kl vae"], "nats"),
     ]
-    labels = ("AE, N(0, I)", "AE, N(m, S)", "VAE", "data")
-    plots: list[Plot] = [
-        Bars(
-            "Frechet distance to unseen data",
-            labels,
-            tuple(m.value for m in measures[:4]),
-            tuple(m.error or 0.0 for m in measures[:4]),
-        )
+    shown_measures = dict(zip(("AE, N(0, I)", "AE, N(m, S)", "VAE", "data"), measures, strict=False))
+    rows = [(name, row_of(x, runner.schema)) for name, x in shown]
+    plots = [
+        bars("Frechet distance to unseen data", shown_measures),
+        Rows(rows, "Samples are the means of p(x | z), of one seed."),
     ]
-    rows = [(name, row_of(x, bench.schema)) for name, x in shown]
-    plots.append(Pictures("Samples are the means of p(x | z), of one seed.", tuple(rows)))
     sentence = (
         f"decoding N(0, I) gives a Frechet distance of {measures[0].value:.3g} with the autoencoder and "
-        f"{measures[2].value:.3g} with the VAE (data: {of_data:.2g}; {features_named(bench)}); q(z) is "
+        f"{measures[2].value:.3g} with the VAE (data: {of_data:.2g}; {features_named(runner)}); q(z) is "
         f"{measures[4].value:,.3g} and {measures[5].value:.2g} nats from N(0, I)"
     )
-    return decided(sentence, trials, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
 def _drawn(model: Model, z: Tensor) -> Tensor:
     return torch.cat([model.decode(part).mean for part in z.to(model.device).split(AT_ONCE)])
 
 
-def _latents(model: Model, bench: Bench, seed: int) -> Tensor:
+def _latents(model: Model, runner: ExperimentRunner, seed: int) -> Tensor:
     """z of training examples, drawn from q(z | x) where that is a distribution: `[N, units]` float64."""
     assert isinstance(model, LatentVariableModel)
-    x = bench.examples("train", 4 * SAMPLES).x
+    x = runner.examples(4 * SAMPLES).x
     parts = [
         model.encode(part, noise=Noise(seed, number, "claim 1 latents")).z
         for number, part in enumerate(x.split(AT_ONCE))
@@ -114,7 +110,7 @@ CLAIM = Claim(
         "Decoding z ~ N(0, I), the autoencoder's samples are farther from unseen data than the VAE's (Frechet "
         "distance), and the autoencoder's aggregate posterior is farther from N(0, I) than the VAE's."
     ),
-    measured=(
+    method=(
         f"AE and VAE of the same networks, units and updates; {SAMPLES:,} samples each, in the features of a small "
         "network trained on the same data"
     ),

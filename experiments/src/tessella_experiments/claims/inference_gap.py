@@ -1,4 +1,4 @@
-"""Claim 12: q(z | x) leaves an inference gap, of approximation and amortisation; flows shrink it or have none.
+"""q(z | x) leaves an inference gap, of approximation and amortisation; flows shrink it or have none.
 
     bound - (-log p(x)) = (bound - bound with the best q of the family) + (the latter - (-log p(x)))
                         =  amortisation gap                             +  approximation gap
@@ -16,14 +16,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tessella.claims.bench import Bench, of_model
-from tessella.claims.claim import Bars, Claim, Measure, Result, Trial, decided
-from tessella.claims.recipes import RATE, UPDATES, VAE, latent
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.evaluation import annealing, bounds, per_example_posterior
 from tessella.models.base import Model
 from tessella.models.latent_variable import LatentVariableModel
+from tessella_experiments.models import RATE, UPDATES, VAE, latent
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
+from tessella_experiments.runner import ExperimentRunner, of_model
 
 CHAINS, DRAWS = 8, 200
 """Of annealing, and of z where a bound is measured."""
@@ -68,14 +68,14 @@ class Gap:
         return self.bound - self.own
 
 
-def run(bench: Bench) -> Result:
-    x = bench.unseen(EXAMPLES).x
+def run(runner: ExperimentRunner) -> Finding:
+    x = runner.unseen(EXAMPLES).x
     gaussian, flow, exact = [], [], []
-    for seed in bench.seeds:
-        gaussian.append(measured(bench.model(VAE, seed), x, seed))
-        flow.append(measured(bench.model(FLOW_POSTERIOR, seed), x, seed))
-        exact.append(given_back(bench.model(FLOW, seed), bench.unseen(200).x, seed))
-    return judged(gaussian, flow, exact, len(x))
+    for seed in runner.seeds:
+        gaussian.append(measured(runner.model(VAE, seed), x, seed))
+        flow.append(measured(runner.model(FLOW_POSTERIOR, seed), x, seed))
+        exact.append(given_back(runner.model(FLOW, seed), runner.unseen(200).x, seed))
+    return conclude(gaussian, flow, exact, len(x))
 
 
 def measured(model: Model, x: Tensor, seed: int, *, steps: int = ANNEALING_STEPS) -> Gap:
@@ -99,17 +99,17 @@ def given_back(model: Model, x: Tensor, seed: int) -> float:
     return float((model.decode(z).log_prob(x) == 0).double().mean())
 
 
-def judged(gaussian: list[Gap], flow: list[Gap], exact: list[float], examples: int) -> Result:
+def conclude(gaussian: list[Gap], flow: list[Gap], exact: list[float], examples: int) -> Finding:
     """The result of the gaps of both VAEs and of what the invertible model gives back, one a seed."""
-    trials = [
-        Trial.over("Gaussian: approximation gap", [g.approximation for g in gaussian], unit="nats"),
-        Trial.over("Gaussian: amortisation gap", [g.amortisation for g in gaussian], unit="nats"),
-        Trial.over(
+    effects = [
+        EffectTest.over("Gaussian: approximation gap", [g.approximation for g in gaussian], unit="nats"),
+        EffectTest.over("Gaussian: amortisation gap", [g.amortisation for g in gaussian], unit="nats"),
+        EffectTest.over(
             "approximation gap: Gaussian more than flow",
-            [g.approximation - f.approximation for g, f in zip(gaussian, flow, strict=True)],
+            difference([g.approximation for g in gaussian], [f.approximation for f in flow]),
             unit="nats",
         ),
-        Trial.exact(
+        EffectTest.exact(
             "invertible model: share of examples given back exactly, least of all seeds", min(exact), least=0.999
         ),
     ]
@@ -124,27 +124,17 @@ def judged(gaussian: list[Gap], flow: list[Gap], exact: list[float], examples: i
             Measure.over(f"{words}: amortisation gap", [g.amortisation for g in gaps], "nats"),
             Measure.over(f"{words}: total gap", [g.bound - g.exact for g in gaps], "nats"),
         ]
-    bars = [measures[i] for i in (4, 5, 11, 12)]
-    plot = Bars(
-        "the inference gap and its parts",
-        (
-            "Gaussian, approximation",
-            "Gaussian, amortisation",
-            "flow, approximation",
-            "flow, amortisation",
-            "invertible",
-        ),
-        (*(m.value for m in bars), 0.0),
-        (*(m.error or 0.0 for m in bars), 0.0),
-        "nats",
-    )
+    parts = [measures[i] for i in (4, 5, 11, 12)]
+    labels = [f"{family}, {part}" for family in ("Gaussian", "flow") for part in ("approximation", "amortisation")]
+    shown = {**dict(zip(labels, parts, strict=True)), "invertible": Measure("invertible", 0.0)}
+    plot = bars("the inference gap and its parts", shown, "nats")
     sentence = (
         f"on {examples} unseen examples the Gaussian posterior misses log p(x) by {measures[6].value:.2f} nats, "
-        f"{bars[0].value:.2f} of approximation and {bars[1].value:.2f} of amortisation; the flow posterior by "
-        f"{measures[13].value:.2f}, {bars[2].value:.2f} and {bars[3].value:.2f}; the invertible model gives "
+        f"{parts[0].value:.2f} of approximation and {parts[1].value:.2f} of amortisation; the flow posterior by "
+        f"{measures[13].value:.2f}, {parts[2].value:.2f} and {parts[3].value:.2f}; the invertible model gives "
         f"{100 * min(exact):.0f} % of the examples back exactly from z"
     )
-    return decided(sentence, trials, measures, [plot])
+    return Finding.of(sentence, effects, measures, [plot])
 
 
 CLAIM = Claim(
@@ -155,7 +145,7 @@ CLAIM = Claim(
         "posterior the approximation gap is smaller; and an invertible model gives x back exactly from z, so that "
         "q(z | x) is p(z | x)."
     ),
-    measured=(
+    method=(
         f"{CHAINS} chains of {ANNEALING_STEPS} steps of annealed importance sampling, and Adam on each example's own q "
         f"until it gains no more, for {EXAMPLES} unseen examples"
     ),

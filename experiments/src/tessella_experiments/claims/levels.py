@@ -1,4 +1,4 @@
-"""Claim 11: one coarse level of codes loses detail, a second restores it, and it is cheaper given the coarse one.
+"""one coarse level of codes loses detail, a second restores it, and it is cheaper given the coarse one.
 
 What the coarse level says by itself is judged kindly. With the top codes of a two-level model known, the decoder is
 given three guesses at the finer level (its likeliest codes given the top, what its codes stand for on average at each
@@ -15,9 +15,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tessella.claims.bench import AT_ONCE, Bench, Recipe, codes_of, of_model
-from tessella.claims.claim import Bars, Claim, Measure, Result, Trial, decided
-from tessella.claims.recipes import CODEBOOK, RATE, UPDATES, codes, size
 from tessella.core.outputs import Condition, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -25,6 +22,9 @@ from tessella.foundation import registry
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Objective
 from tessella.training.code_priors import CodesSplit, unpacked
+from tessella_experiments.models import CODEBOOK, RATE, UPDATES, codes, size
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
+from tessella_experiments.runner import AT_ONCE, ExperimentRunner, TrainingJob, codes_of, of_model
 
 EXAMPLES = 500
 WIDTH, DEPTH = 32, 2
@@ -39,16 +39,16 @@ def _two(schema: Schema) -> dict[str, Any]:
 TWO = of_model("vqvae2", "vqvae2", _two, steps=UPDATES, weight=1.5, learning_rate=RATE)
 
 
-def _coarse(bench: Bench, seed: int, seconds: float) -> CodeModel:
+def _coarse(runner: ExperimentRunner, seed: int, seconds: float) -> CodeModel:
     """A model of one level on the grid of the other's coarse one."""
-    top = cast(CodeModel, bench.model(TWO, seed)).code_shapes[0]
-    options = {**size(bench.schema), "grid_size": max(top[1:]), "codebook_size": CODEBOOK}
+    top = cast(CodeModel, runner.model(TWO, seed)).code_shapes[0]
+    options = {**size(runner.schema), "grid_size": max(top[1:]), "codebook_size": CODEBOOK}
     return of_model(ONE.name, "vqvae", lambda schema: options, steps=UPDATES, learning_rate=RATE).make(
-        bench, seed, seconds
+        runner, seed, seconds
     )
 
 
-ONE = Recipe("vqvae, coarse", _coarse)
+ONE = TrainingJob("vqvae, coarse", _coarse)
 
 
 class FinePriors(nn.Module):
@@ -96,19 +96,19 @@ class FinePriors(nn.Module):
         return Terms(torch.zeros_like(given), given + alone, torch.stack([given, alone], 1))
 
 
-def _fine_priors(bench: Bench, seed: int, seconds: float) -> FinePriors:
-    model = cast(CodeModel, bench.model(TWO, seed)).with_uniform_prior()
+def _fine_priors(runner: ExperimentRunner, seed: int, seconds: float) -> FinePriors:
+    model = cast(CodeModel, runner.model(TWO, seed)).with_uniform_prior()
     torch.manual_seed(seed)
     priors = FinePriors(model)
-    bench.fit(priors, _rows(bench, model, seed), seed=seed, seconds=seconds, steps=UPDATES, weight_decay=0.1)
+    runner.fit(priors, _rows(runner, model, seed), seed=seed, seconds=seconds, steps=UPDATES, weight_decay=0.1)
     return priors
 
 
-def _rows(bench: Bench, model: CodeModel, seed: int) -> CodesSplit:
-    return bench.keep(f"codes of {TWO.name}", lambda: codes_of(model, bench.data.split("train")), seed)
+def _rows(runner: ExperimentRunner, model: CodeModel, seed: int) -> CodesSplit:
+    return runner.keep(f"codes of {TWO.name}", lambda: codes_of(model, runner.data.split("train")), seed)
 
 
-FINE_PRIORS = Recipe("priors of the finer level", _fine_priors, 1.5)
+FINE_PRIORS = TrainingJob("priors of the finer level", _fine_priors, 1.5)
 
 
 @dataclass(frozen=True)
@@ -131,15 +131,15 @@ class Levels:
     uniform: float
 
 
-def run(bench: Bench) -> Result:
-    return judged([_measured(bench, seed) for seed in bench.seeds])
+def run(runner: ExperimentRunner) -> Finding:
+    return conclude([_measured(runner, seed) for seed in runner.seeds])
 
 
 @torch.no_grad()
-def _measured(bench: Bench, seed: int) -> Levels:
-    x, priors = bench.unseen(EXAMPLES).x, cast(FinePriors, bench.get(FINE_PRIORS, seed))
-    model, one = priors.model, cast(CodeModel, bench.model(ONE, seed)).with_uniform_prior()
-    average = _average(bench, model, seed)
+def _measured(runner: ExperimentRunner, seed: int) -> Levels:
+    x, priors = runner.unseen(EXAMPLES).x, cast(FinePriors, runner.get(FINE_PRIORS, seed))
+    model, one = priors.model, cast(CodeModel, runner.model(ONE, seed)).with_uniform_prior()
+    average = _average(runner, model, seed)
     sums: dict[str, float] = {}
     for number, part in enumerate(x.split(AT_ONCE)):
         latent = model.encode(part)
@@ -164,27 +164,27 @@ def _measured(bench: Bench, seed: int) -> Levels:
     return Levels(sums["both"], guesses, sums["coarse"], sums["given"], sums["alone"], uniform)
 
 
-def _average(bench: Bench, model: CodeModel, seed: int) -> Tensor:
+def _average(runner: ExperimentRunner, model: CodeModel, seed: int) -> Tensor:
     """What training examples' codes stand for on average at each place, `[D, h, w]`."""
-    rows = _rows(bench, model, seed).batch(range(min(2000, len(bench.data.split("train"))))).x
+    rows = _rows(runner, model, seed).batch(range(min(2000, len(runner.data.split("train"))))).x
     return torch.stack([model.lookup(unpacked(model, part)).mean(0) for part in rows.split(AT_ONCE)]).mean(0)
 
 
-def judged(found: list[Levels]) -> Result:
+def conclude(found: list[Levels]) -> Finding:
     """The result of what was measured with each seed."""
     best = [min(of.top.values()) for of in found]
-    trials = [
-        Trial.over(
+    effects = [
+        EffectTest.over(
             "distortion: the top alone, with the best guess, more than both",
-            [b - of.both for b, of in zip(best, found, strict=True)],
+            difference(best, [of.both for of in found]),
             unit="nats",
         ),
-        Trial.over(
+        EffectTest.over(
             "distortion: a model of one coarse level more than both levels",
             [of.coarse - of.both for of in found],
             unit="nats",
         ),
-        Trial.over(
+        EffectTest.over(
             "rate of the finer level: alone more than given the top", [of.alone - of.given for of in found], unit="nats"
         ),
     ]
@@ -199,35 +199,23 @@ def judged(found: list[Levels]) -> Result:
         Measure.over("rate of the finer level, alone", [of.alone for of in found], "nats"),
         Measure.over("rate of the finer level, uniform prior", [of.uniform for of in found], "nats"),
     ]
-    at = [0, 1, 2, 4]
+    labels = ("both levels", "top, likeliest", "top, mean", "one coarse level")
     plots = [
-        Bars(
-            "distortion",
-            ("both levels", "top, likeliest", "top, mean", "one coarse level"),
-            tuple(measures[i].value for i in at),
-            tuple(measures[i].error or 0.0 for i in at),
-            "nats",
-        ),
-        Bars(
-            "rate of the finer level",
-            ("given the top", "alone"),
-            (measures[5].value, measures[6].value),
-            (measures[5].error or 0.0, measures[6].error or 0.0),
-            "nats",
-        ),
+        bars("distortion", dict(zip(labels, [measures[i] for i in (0, 1, 2, 4)], strict=True)), "nats"),
+        bars("rate of the finer level", {"given the top": measures[5], "alone": measures[6]}, "nats"),
     ]
     sentence = (
         f"distortion is {measures[0].value:.1f} nats with both levels, {sum(best) / len(best):.1f} with the top alone "
         f"and {measures[4].value:.1f} in a model of the coarse level only; the finer level costs "
         f"{measures[5].value:.1f} nats given the top and {measures[6].value:.1f} alone"
     )
-    return decided(sentence, trials, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
-def _hindrance(bench: Bench) -> str | None:
-    if not bench.schema.is_picture:
+def _skip_reason(runner: ExperimentRunner) -> str | None:
+    if not runner.schema.is_picture:
         return "the data are vectors, which have no coarse and fine grid"
-    if min(bench.schema.shape[1:]) < 4:
+    if min(runner.schema.shape[1:]) < 4:
         return "the pictures are too small for two grids"
     return None
 
@@ -240,11 +228,11 @@ CLAIM = Claim(
         "level's place: its likeliest codes given the top, their mean vectors, or nothing) and than in a model of the "
         "coarse level only; and the finer level's rate is lower given the top."
     ),
-    measured=(
+    method=(
         "VQ-VAE-2 of two levels, VQ-VAE on the coarse grid, two PixelCNN priors of the same size over the finer "
         f"codes; up to {EXAMPLES} unseen pictures"
     ),
     run=run,
     needs=(TWO, ONE, FINE_PRIORS),
-    hindrance=_hindrance,
+    skip_reason=_skip_reason,
 )

@@ -1,4 +1,4 @@
-"""Claim 4: log p(x) = bound + KL(q(z | x) || p(z | x)), and raising the bound shrinks the gap.
+"""log p(x) = bound + KL(q(z | x) || p(z | x)), and raising the bound shrinks the gap.
 
 The model is linear and Gaussian, so that all three are known in closed form: p(z) = N(0, I) and p(x | z) = N(b + W z,
 s^2), so p(x) = N(b, W W' + s^2 I) and p(z | x) = N(P W'(x - b) / s^2, P), P = (I + W'W / s^2)^-1; q(z | x) = N(A x + c,
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from tessella.claims.bench import Bench
-from tessella.claims.claim import Claim, Lines, Measure, Result, Series, Trial, decided
-from tessella.claims.measuring import principal
 from tessella.core.rng import Noise
+from tessella.foundation.blocks import Chart, Series
+from tessella_experiments.measuring import principal
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, difference
+from tessella_experiments.runner import ExperimentRunner
 
 COMPONENTS, UNITS = 16, 4
 STEPS, VALIDATE_AT, RATE = 400, 20, 0.02
@@ -62,23 +63,21 @@ class Linear:
         return kl_divergence(q, posterior)
 
 
-def run(bench: Bench) -> Result:
-    x = bench.examples("train", 5000).x
+def run(runner: ExperimentRunner) -> Finding:
+    x = runner.examples(5000).x
     components = principal(x, COMPONENTS)
     values = components.of(x) / components.deviations[0]
     units = max(1, min(UNITS, values.shape[1] // 2))
     looked = values[:EXAMPLES]
-    courses = [_course(values, looked, units, seed) for seed in bench.seeds]
+    courses = [_course(values, looked, units, seed) for seed in runner.seeds]
     apart = max(abs(e - b - g) for course in courses for _, e, b, g in course)
     first = [course[0][3] for course in courses]
     last = [course[-1][3] for course in courses]
     together = [_correlation([b for _, _, b, _ in c], [g for _, _, _, g in c]) for c in courses]
-    trials = [
-        Trial.exact("log p(x) - bound - KL differs from zero", apart, least=None, most=IDENTITY, unit="nats"),
-        Trial.over(
-            "the gap at the start less that at the end", [a - b for a, b in zip(first, last, strict=True)], unit="nats"
-        ),
-        Trial.over("rank correlation of bound and gap along training", together, least=None, most=0.0),
+    effects = [
+        EffectTest.exact("log p(x) - bound - KL differs from zero", apart, least=None, most=IDENTITY, unit="nats"),
+        EffectTest.over("the gap at the start less that at the end", difference(first, last), unit="nats"),
+        EffectTest.over("rank correlation of bound and gap along training", together, least=None, most=0.0),
     ]
     measures = [
         Measure.over("gap at the start", first, "nats"),
@@ -92,7 +91,7 @@ def run(bench: Bench) -> Result:
         f"{measures[2].value:.2f} to {measures[3].value:.2f} nats, the gap went from {measures[0].value:.2f} to "
         f"{measures[1].value:.2f}"
     )
-    return decided(sentence, trials, measures, _plots(courses[0]))
+    return Finding.of(sentence, effects, measures, _plots(courses[0]))
 
 
 def _course(values: Tensor, looked: Tensor, units: int, seed: int) -> list[tuple[int, float, float, float]]:
@@ -119,15 +118,12 @@ def _correlation(a: list[float], b: list[float]) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-def _plots(course: list[tuple[int, float, float, float]]) -> list[Lines]:
-    both = tuple(
-        Series(name, tuple((float(row[0]), row[k]) for row in course[2:]))
-        for name, k in (("log p(x)", 1), ("bound", 2))
-    )
-    gap = Series("gap", tuple((float(row[0]), row[3]) for row in course))
+def _plots(course: list[tuple[int, float, float, float]]) -> list[Chart]:
+    steps, evidence, bound, gap = (tuple(map(float, column)) for column in zip(*course, strict=True))
+    both = (Series(steps[2:], evidence[2:], "log p(x)"), Series(steps[2:], bound[2:], "bound"))
     return [
-        Lines("nats per example, one seed", "updates", both),
-        Lines("KL(q(z | x) || p(z | x)), nats", "updates", (gap,)),
+        Chart("nats per example, one seed", both, x_label="updates"),
+        Chart("KL(q(z | x) || p(z | x)), nats", (Series(steps, gap, "gap"),), x_label="updates"),
     ]
 
 
@@ -138,10 +134,10 @@ CLAIM = Claim(
         f"Along training the identity holds to {IDENTITY:g} nats; the gap is smaller at the end than at the start, and "
         "falls as the bound rises (negative rank correlation)."
     ),
-    measured=(
+    method=(
         f"a linear-Gaussian model of the data's {COMPONENTS} leading principal components with {UNITS} units, where "
         f"log p(x) and p(z | x) are known; model and q trained together by {STEPS} updates, {VALIDATE_AT} looks"
     ),
     run=run,
-    hindrance=lambda bench: "the examples are single numbers" if bench.schema.dims < 2 else None,
+    skip_reason=lambda runner: "the examples are single numbers" if runner.schema.dims < 2 else None,
 )

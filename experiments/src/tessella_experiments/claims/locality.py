@@ -1,4 +1,4 @@
-"""Claim 10: moving a number of a global z changes the whole picture; changing some codes changes only their place.
+"""moving a number of a global z changes the whole picture; changing some codes changes only their place.
 
 Both kinds of edit take what another picture has there, so both are of a natural size. A change is the squared
 difference of the two drawings. Codes are changed in a box of about a quarter of the picture, and what lies outside the
@@ -16,47 +16,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.claims.bench import Bench
-from tessella.claims.claim import Bars, Claim, Measure, Result, Trial, decided, mean_and_error
-from tessella.claims.recipes import VAE, VQVAE
 from tessella.core.rng import Noise
 from tessella.evaluation.collapse import MOVES, partners
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.tasks.edit.regions import cell_side, enlarged, positions
+from tessella_experiments.models import VAE, VQVAE
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
+from tessella_experiments.runner import ExperimentRunner
 
 PICTURES, BOXES = 200, 12
 IN_PLACE = 0.75
 """Share of a change of codes that must stay in its box, which is a quarter of the picture."""
 
 
-def run(bench: Bench) -> Result:
-    x = bench.unseen(PICTURES).x
+def run(runner: ExperimentRunner) -> Finding:
+    x = runner.unseen(PICTURES).x
     of_codes, of_z, best_of_codes = [], [], []
-    for seed in bench.seeds:
+    for seed in runner.seeds:
         other = partners(torch.zeros(len(x), dtype=torch.int64), seed)
-        outside, best = _codes_outside(cast(CodeModel, bench.model(VQVAE, seed)), x, other, seed)
+        outside, best = _codes_outside(cast(CodeModel, runner.model(VQVAE, seed)), x, other, seed)
         of_codes.append(outside)
         best_of_codes.append(best)
-        of_z.append(_z_outside(bench.model(VAE, seed), x, other))
-    return judged(of_codes, of_z, best_of_codes)
+        of_z.append(_z_outside(runner.model(VAE, seed), x, other))
+    return conclude(of_codes, of_z, best_of_codes)
 
 
-def judged(of_codes: list[float], of_z: list[float], best_of_codes: list[float]) -> Result:
+def conclude(of_codes: list[float], of_z: list[float], best_of_codes: list[float]) -> Finding:
     """The result of shares of the change outside the region, one a seed.
 
     Args:
         best_of_codes: those of codes if they, too, were given the box that holds most of the change.
     """
-    trials = [
-        Trial.over(
+    effects = [
+        EffectTest.over(
             "share of the change that stays in the box of the changed codes",
             [1 - share for share in of_codes],
             least=IN_PLACE,
         ),
-        Trial.over(
+        EffectTest.over(
             "share outside: a number of z more than codes",
-            [z - c for z, c in zip(of_z, of_codes, strict=True)],
+            difference(of_z, of_codes),
         ),
     ]
     measures = [
@@ -65,22 +65,17 @@ def judged(of_codes: list[float], of_z: list[float], best_of_codes: list[float])
         Measure.over("outside their best box, codes", [100 * s for s in best_of_codes], "%"),
         Measure("outside a quarter, were the change the same everywhere", 75.0, None, "%"),
     ]
-    (codes, codes_error), (z, z_error) = mean_and_error(of_codes), mean_and_error(of_z)
-    plot = Bars(
-        "share of the change outside the edited quarter",
-        ("codes (VQ-VAE)", "a number of z (VAE)", "everywhere alike"),
-        (100 * codes, 100 * z, 75.0),
-        (100 * (codes_error or 0.0), 100 * (z_error or 0.0), 0.0),
-        "%",
-    )
+    labels = ("codes (VQ-VAE)", "a number of z (VAE)", "everywhere alike")
+    shown = dict(zip(labels, (measures[0], measures[1], measures[3]), strict=True))
+    plot = bars("share of the change outside the edited quarter", shown, "%")
+    z = measures[1].value
     of_number = (
-        f"of the change that one number of z makes, {100 * z:.0f} % falls outside the box of that size which suits it "
-        "best"
+        f"of the change that one number of z makes, {z:.0f} % falls outside the box of that size which suits it best"
     )
     if math.isnan(z):
         of_number = "no number of z is used by the VAE, so none can be moved"
-    sentence = f"of the change that new codes make, {100 * codes:.0f} % falls outside their box; {of_number}"
-    return decided(sentence, trials, measures, [plot])
+    sentence = f"of the change that new codes make, {measures[0].value:.0f} % falls outside their box; {of_number}"
+    return Finding.of(sentence, effects, measures, [plot])
 
 
 @torch.inference_mode()
@@ -134,11 +129,11 @@ CLAIM = Claim(
         "quarter; and a smaller share of it falls outside than of the change that one number of a VAE's z makes falls "
         "outside the best box of that size."
     ),
-    measured=(
+    method=(
         f"{PICTURES} unseen pictures; codes, or one number of z, replaced by another picture's; squared differences of "
         f"the drawings, {BOXES} boxes, every number of z that is used"
     ),
     run=run,
     needs=(VAE, VQVAE),
-    hindrance=lambda bench: None if bench.schema.is_picture else "the data are vectors, which have no places to edit",
+    skip_reason=lambda runner: None if runner.schema.is_picture else "vectors have no places to edit",
 )

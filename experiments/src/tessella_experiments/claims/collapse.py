@@ -1,4 +1,4 @@
-"""Claim 6: with a strong autoregressive decoder a VAE's z is ignored (posterior collapse); codes are not.
+"""with a strong autoregressive decoder a VAE's z is ignored (posterior collapse); codes are not.
 
 Three models of the same encoder and decoder: a VAE whose pixels are independent given z, and a VAE and a VQ-VAE whose
 pixels are drawn each given those before it (Chen et al. 2016; van den Oord et al. 2017, section 1). How much z is used
@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from tessella.claims.bench import Bench, of_model
-from tessella.claims.claim import Bars, Claim, Lines, Measure, Result, Series, Trial, decided
-from tessella.claims.recipes import RATE, VAE, codes, latent
 from tessella.core.schema import Schema
 from tessella.evaluation import collapse
 from tessella.evaluation.results import CollapseEvaluation
+from tessella.foundation.blocks import Chart, Series
+from tessella_experiments.models import RATE, VAE, codes, latent
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
+from tessella_experiments.runner import ExperimentRunner, of_model
 
 IGNORED = 0.1
 """Of what z is worth to the factorised decoder: worth less than this share, it counts as ignored."""
@@ -46,68 +47,59 @@ STRONG_VQVAE = of_model(
     steps=500,
     learning_rate=RATE,
 )
-RECIPES = {"VAE": VAE, "VAE, autoregressive": STRONG_VAE, "VQ-VAE, autoregressive": STRONG_VQVAE}
+JOBS = {"VAE": VAE, "VAE, autoregressive": STRONG_VAE, "VQ-VAE, autoregressive": STRONG_VQVAE}
 
 
 @torch.inference_mode()
-def run(bench: Bench) -> Result:
-    examples = bench.unseen(collapse.EXAMPLES)
-    found: dict[str, list[CollapseEvaluation]] = {name: [] for name in RECIPES}
+def run(runner: ExperimentRunner) -> Finding:
+    examples = runner.unseen(collapse.EXAMPLES)
+    found: dict[str, list[CollapseEvaluation]] = {name: [] for name in JOBS}
     curves: dict[str, tuple[float, ...]] = {}
-    for seed in bench.seeds:
-        for name, recipe in RECIPES.items():
-            model = bench.model(recipe, seed)
+    for seed in runner.seeds:
+        for name, job in JOBS.items():
+            model = runner.model(job, seed)
             judged = collapse.measure(model, examples, seed=seed)
             assert judged is not None
             found[name].append(judged)
             latent_ = model.encode(examples.x.to(model.device))
             if name != "VQ-VAE, autoregressive" and name not in curves and latent_.rate_per_unit is not None:
                 curves[name] = tuple(sorted(latent_.rate_per_unit.mean(0).tolist(), reverse=True))
-    plain, vae, vq = ([j.shuffle_cost for j in found[name]] for name in RECIPES)
-    trials = [
-        Trial.over(
+    plain, vae, vq = ([j.shuffle_cost for j in found[name]] for name in JOBS)
+    effects = [
+        EffectTest.over(
             "exchanging z of the autoregressive VAE costs, of what it costs the factorised one",
             [a / b for a, b in zip(vae, plain, strict=True)],
             least=None,
             most=IGNORED,
         ),
-        Trial.over("exchanging codes of the autoregressive VQ-VAE costs", vq, least=USED, unit="nats"),
-        Trial.over(
+        EffectTest.over("exchanging codes of the autoregressive VQ-VAE costs", vq, least=USED, unit="nats"),
+        EffectTest.over(
             "which is more than exchanging z of the autoregressive VAE",
-            [a - b for a, b in zip(vq, vae, strict=True)],
+            difference(vq, vae),
             unit="nats",
         ),
     ]
     measures = []
     for name, judged in found.items():
         measures += [
-            Measure.over(f"exchange cost, {name}", [j.shuffle_cost for j in judged], "nats"),
+            Measure.over(f"shuffle cost, {name}", [j.shuffle_cost for j in judged], "nats"),
             Measure.over(f"mutual information, {name}", [j.mutual_information for j in judged], "nats"),
             Measure.over(
                 f"units that move, {name}", [100 * (j.active_units or 0) / j.units for j in judged], "% of the units"
             ),
         ]
-    costs = [m for m in measures if m.name.startswith("exchange")]
+    costs = [m for m in measures if m.name.startswith("shuffle cost")]
+    units = tuple(Series(tuple(float(k + 1) for k in range(len(y))), y, n) for n, y in curves.items())
     plots = [
-        Bars(
-            "what exchanging z or codes costs",
-            ("VAE", "VAE, autoreg.", "VQ-VAE, autoreg."),
-            tuple(m.value for m in costs),
-            tuple(m.error or 0.0 for m in costs),
-            "nats",
-        ),
-        Lines(
-            "KL of each unit, nats, one seed",
-            "units, in falling order",
-            tuple(Series(n, tuple((float(k + 1), y) for k, y in enumerate(units))) for n, units in curves.items()),
-        ),
+        bars("shuffle cost", dict(zip(("VAE", "VAE, autoreg.", "VQ-VAE, autoreg."), costs, strict=True)), "nats"),
+        Chart("KL of each unit, nats, one seed", units, x_label="units, in falling order"),
     ]
     sentence = (
         f"exchanging z between examples costs {costs[0].value:.3g} nats with a factorised decoder and "
         f"{costs[1].value:.3g} with an autoregressive one; exchanging codes costs {costs[2].value:.3g} with the "
         "autoregressive one"
     )
-    return decided(sentence, trials, measures, plots)
+    return Finding.of(sentence, effects, measures, plots)
 
 
 CLAIM = Claim(
@@ -117,8 +109,8 @@ CLAIM = Claim(
         f"Under an autoregressive decoder, exchanging a VAE's z between examples costs less than {IGNORED * 100:g} % "
         f"of what it costs under a factorised one; exchanging codes costs more than {USED:g} nats, and more than z."
     ),
-    measured="exchange cost, mutual information and active units on unseen examples, KL of each unit",
+    method="shuffle cost, mutual information and active units on unseen examples, KL of each unit",
     run=run,
-    needs=tuple(RECIPES.values()),
-    hindrance=lambda bench: None if bench.schema.is_picture else "vectors have no pixels to be drawn in turn",
+    needs=tuple(JOBS.values()),
+    skip_reason=lambda runner: None if runner.schema.is_picture else "vectors have no pixels to be drawn in turn",
 )

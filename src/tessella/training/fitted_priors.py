@@ -1,0 +1,231 @@
+"""Priors that were fitted on a run's frozen latents: `priors/KIND/` of the run, and which of them its model uses."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from tessella.core.configs import CodePriorConfig, InferenceNetwork, PriorConfig
+from tessella.core.contracts import CodePrior
+from tessella.core.tensors import built, fill, read_header
+from tessella.foundation import registry, validation
+from tessella.foundation.errors import RunError
+from tessella.foundation.files import kept, place, write_atomic
+from tessella.models.codes import CodeModel
+from tessella.models.latent_variable import LatentVariableModel
+from tessella.models.spec import VERSION, Source, TrainOptions, check_version
+from tessella.priors.standardised import Standardised
+from tessella.training.checkpoint import MODEL, PRIORS, SPEC, fingerprint, sizes
+
+TRAINED, UNIFORM = "trained", "uniform"
+"""What the prior is called that a model was trained with; of codes it is the uniform one."""
+
+
+@dataclass(frozen=True)
+class PriorSpec:
+    """A prior and what it was fitted on: the content of `priors/KIND/spec.json`.
+
+    Attributes:
+        config: its options.
+        codes: fingerprint of the weights whose latents it was fitted on.
+        class_conditional: whether it sees labels.
+        training: the options that fitting was started with.
+        rate: mean rate on the validation split in nats, once it is known; of an autoencoder the cross entropy.
+        rate_before: on the same draws, what the model's own prior pays, of codes N log K; None for an autoencoder,
+            which has none, and without a validation split.
+        data: what it was fitted on, as a run's specification has it.
+    """
+
+    config: PriorConfig | CodePriorConfig
+    codes: str
+    class_conditional: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+    tessella: str = ""
+    rate: float | None = None
+    rate_before: float | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    version: int = VERSION
+
+    @property
+    def kind(self) -> str:
+        """The name of the prior."""
+        return self.config.name
+
+    @property
+    def better(self) -> bool:
+        """Whether to prefer it to the model's own prior: by the validation split, and where there is none on trust."""
+        return self.rate_before is None or (self.rate is not None and self.rate < self.rate_before)
+
+    def with_rate(self, rate: float) -> PriorSpec:
+        return replace(self, rate=rate)
+
+
+def prior_home(run: Path, kind: str) -> Path:
+    """The folder of a run's prior of that kind.
+
+    Raises:
+        RunError: if the kind is no name, or its folder is a link.
+    """
+    if not re.fullmatch(r"[a-z0-9-]+", kind):
+        raise RunError(f"no prior is called {kind[:40]!r}: tessella list lists the kinds")
+    return place(run, Path(PRIORS, kind, SPEC)).parent
+
+
+def write_prior_spec(home: Path, spec: PriorSpec) -> None:
+    record = {f.name: getattr(spec, f.name) for f in fields(spec)} | {"config": spec.config.to_record()}
+    finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
+    write_atomic(home / SPEC, lambda path: path.write_text(json.dumps(finite, indent=2)))
+
+
+def read_prior_spec(home: Path) -> PriorSpec:
+    """The specification of a fitted prior.
+
+    Raises:
+        RunError: if there is none, or it is damaged or newer than this package.
+    """
+    path = kept(home, SPEC)
+    if not path.is_file():
+        have = sorted(p.parent.name for p in home.parent.glob(f"*/{SPEC}"))
+        raise RunError(
+            f"{home} holds no prior; there are: {', '.join(have) or 'none yet, tessella prior RUN fits one'}"
+        )
+    try:
+        record = validation.read_json(path)
+        check_version(record, path)
+        spec: PriorSpec = validation.fitted(PriorSpec, record)
+        if not re.fullmatch(r"[0-9a-f]{12}", spec.codes):
+            raise validation.Malformed("codes names no weights")
+        validation.known_fields(Source, spec.data, "data")
+        return replace(spec, training=validation.known_fields(TrainOptions, spec.training, "training"))
+    except (OSError, validation.Malformed) as error:
+        raise RunError(f"{path} is not a specification that tessella wrote ({error})") from error
+
+
+def code_priors_of(model: CodeModel, spec: PriorSpec) -> list[CodePrior]:
+    """Priors over codes as specified, one a level, with fresh weights."""
+    config = cast(CodePriorConfig, spec.config)
+    classes = len(model.schema.classes) if spec.class_conditional else 0
+    return [
+        config.build(shape, quantizer.codebook_size, context_channels=context, classes=classes)
+        for shape, quantizer, context in zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
+    ]
+
+
+def latent_prior_of(model: LatentVariableModel, spec: PriorSpec) -> Standardised:
+    """A prior over real-valued z as specified, with fresh weights and z's scale not yet set."""
+    config = cast(PriorConfig, spec.config)
+    classes = len(model.schema.classes) if spec.class_conditional else 0
+    inference = InferenceNetwork(model.encoder, model.bottleneck, model.schema.shape, model.networks_see_labels)
+    return Standardised(config.build(model.latent_shape, classes, inference), model.latent_shape, classes)
+
+
+def load_prior(home: Path, model: CodeModel | LatentVariableModel) -> None:
+    """Let `model` use the fitted prior.
+
+    Raises:
+        RunError: if it is missing or damaged.
+    """
+    spec, header = read_prior_spec(home), read_header(kept(home, MODEL))
+    wanted = CodePriorConfig if isinstance(model, CodeModel) else PriorConfig
+    if spec.kind != home.name or not isinstance(spec.config, wanted):
+        raise RunError(f"{home / SPEC} is of a prior {spec.kind[:40]!r}, not {home.name}: fit it again")
+    options = sizes(spec.config)
+    if isinstance(model, CodeModel):
+        priors = built(lambda: code_priors_of(model, spec), header, of=home / SPEC, options=options)
+        fill(_Priors(priors), header, what="prior")
+        model.set_prior([prior.to(model.device) for prior in priors])
+    else:
+        prior = built(lambda: latent_prior_of(model, spec), header, of=home / SPEC, options=options)
+        fill(_Priors([prior]), header, what="prior")
+        model.set_prior(prior.to(model.device), labelled=spec.class_conditional)
+
+
+class _Priors(torch.nn.Module):
+    """Priors by the names that their weights have in a file."""
+
+    def __init__(self, priors: Sequence[torch.nn.Module]) -> None:
+        super().__init__()
+        self.priors = torch.nn.ModuleList(priors)
+
+
+@dataclass(frozen=True)
+class PriorChoice:
+    """The prior that a run's model uses.
+
+    Attributes:
+        home: the folder of a fitted prior; None for the model's own.
+        note: why fitted priors were passed over, and what to do, in a line; empty if none was.
+    """
+
+    home: Path | None
+    note: str = ""
+
+
+def prior_in_use(run: Path) -> str | None:
+    """The kind and the weights' fingerprint of the prior that `load` takes by default; None: the model's own."""
+    home = choose_prior(run).home
+    return None if home is None else f"{home.name} {fingerprint(home)}"
+
+
+def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
+    """Choose the prior of that kind, or by default the fitted one with the lowest rate on the validation split.
+
+    The model's own is chosen where no fitted one is better on the validation split.
+
+    Raises:
+        RunError: if the prior asked for was fitted on other weights.
+    """
+    if kind in (TRAINED, UNIFORM):
+        return PriorChoice(None)
+    now = fingerprint(run)
+    if kind is not None:
+        home = prior_home(run, kind)
+        spec = read_prior_spec(home)
+        if spec.codes != now:
+            raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {now}): fit it again")
+        return PriorChoice(home)
+    homes = [prior_home(run, name) for name in _prior_names(run)]
+    known = [(home, read_prior_spec(home)) for home in homes if (home / MODEL).is_file()]
+    if not known:
+        return PriorChoice(None)
+    current = sorted(
+        ((math.inf if spec.rate is None else spec.rate, home, spec) for home, spec in known if spec.codes == now),
+        key=lambda item: item[:2],
+    )
+    if not current:
+        return PriorChoice(
+            None,
+            f"the priors in {run / PRIORS} were fitted on other weights, so the model's own is used: "
+            "fit them again with tessella prior",
+        )
+    better = [home for _, home, spec in current if spec.better]
+    return PriorChoice(better[0]) if better else PriorChoice(None, _passed_over(run, current[0][2]))
+
+
+def _passed_over(run: Path, spec: PriorSpec) -> str:
+    """Why the best of the fitted priors is not used, and what to do."""
+    own = "the uniform one" if spec.kind in registry.names("code-prior") else "the model's own"
+    again, taken = f"tessella prior {run} --kind {spec.kind}", f"or take it as it is with --prior {spec.kind}"
+    if spec.rate is None:
+        return (
+            f"the prior {spec.kind} was stopped before it was measured, so {own} is used: go on with {again} "
+            f"--resume, {taken}"
+        )
+    return (
+        f"the fitted prior {spec.kind} costs more than {own} on the validation split ({spec.rate:.2f} against "
+        f"{spec.rate_before:.2f} nats), so {own} is used: fit it again with another budget or size ({again} "
+        f"--overwrite), {taken}"
+    )
+
+
+def _prior_names(run: Path) -> list[str]:
+    """The kinds of a run's priors, those of names that kinds have."""
+    known = (*registry.names("code-prior"), *registry.names("prior"))
+    return sorted(path.parent.name for path in (run / PRIORS).glob(f"*/{SPEC}") if path.parent.name in known)
