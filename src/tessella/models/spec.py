@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tessella.core.schema import Precision, Schema
 from tessella.foundation import registry, validation
 from tessella.foundation.config import Config, hints
 from tessella.foundation.errors import RunError, SpecError, option
-
-if TYPE_CHECKING:
-    from tessella.models.base import Model
 
 VERSION = 2
 
@@ -66,7 +63,7 @@ class ModelConfig(Config, ABC):
         return Objective(**{name: getattr(self, name) for name in own})
 
     @abstractmethod
-    def build(self, schema: Schema) -> Model:
+    def build(self, schema: Schema) -> Any:
         """Make the model with fresh weights.
 
         Raises:
@@ -165,7 +162,7 @@ class Spec:
     tessella: str = ""
     version: int = VERSION
 
-    def build(self) -> Model:
+    def build(self) -> Any:
         """The model, with fresh weights.
 
         Raises:

@@ -106,7 +106,7 @@ class Run:
         data: Data,
         config: PriorConfig | CodePriorConfig,
         options: TrainOptions | None = None,
-        **how: bool,
+        **how: Any,
     ) -> FitResult:
         """Fit a prior over the latents, and keep it in the run; as `tessella.fit_prior`."""
         from tessella.training.fit_prior import fit_prior
