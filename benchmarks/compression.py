@@ -114,7 +114,7 @@ def bound_of(model: Model, x: Tensor) -> float:
 
 def strips(x: Tensor, schema: Schema) -> dict[str, float]:
     """Bits per dimension of one tall picture of all of them."""
-    if not schema.is_picture:
+    if schema.rank != 2:
         return {}
     tiles = x.movedim(1, -1).flatten(0, 1).numpy()
     found = {}
@@ -129,9 +129,9 @@ def strips(x: Tensor, schema: Schema) -> dict[str, float]:
 
 def _coded(tile: np.ndarray, schema: Schema, form: str, options: dict[str, Any]) -> int:
     tile = tile[..., 0] if tile.shape[2] == 1 else tile
-    image = Image.fromarray(tile * (255 if schema.values == "binary" else 1))
+    image = Image.fromarray(tile * (255 if schema.values.name == "binary" else 1))
     buffer = io.BytesIO()
-    (image.convert("1") if schema.values == "binary" else image).save(buffer, form, **options)
+    (image.convert("1") if schema.values.name == "binary" else image).save(buffer, form, **options)
     return buffer.tell()
 
 
@@ -177,7 +177,7 @@ def _pictures(path: Path, channels: int) -> list[Tensor]:
 
 def _made_up(schema: Schema) -> list[Tensor]:
     """Noise, single values, single pixels, ramps, checkers: of the model's size and of others."""
-    top, generator = 2 if schema.values == "binary" else 256, torch.Generator().manual_seed(0)
+    top, generator = 2 if schema.values.name == "binary" else 256, torch.Generator().manual_seed(0)
     found = []
     for number in range(50):
         size = schema.shape[1:] if number % 2 else (1 + number, 1 + 3 * number % 50)
@@ -201,17 +201,17 @@ def damage(mutations: int) -> common.Record:
         path = Path(folder, "file")
         weights = files.Weights("run", "0" * 12, "uniform")
         for make, schema, options, lossy in (
-            (tessella.VQVAE, Schema((1, 8, 8), "binary"), {"side": 4, "codebook_size": 8}, False),
-            (tessella.VQVAE, Schema((3, 16, 16), "bytes"), {"side": 8, "codebook_size": 64}, False),
-            (tessella.VQVAE2, Schema((1, 9, 10), "bytes"), {"side": 4, "codebook_size": 8}, True),
-            (tessella.VAE, Schema((1, 8, 8), "binary"), {"latent_dim": 4}, False),
-            (tessella.VAE, Schema((6,), "bytes"), {"latent_dim": 2}, False),
+            (tessella.VQVAE, Schema.of((1, 8, 8), "binary"), {"side": 4, "codebook_size": 8}, False),
+            (tessella.VQVAE, Schema.of((3, 16, 16), "uint8"), {"side": 8, "codebook_size": 64}, False),
+            (tessella.VQVAE2, Schema.of((1, 9, 10), "uint8"), {"side": 4, "codebook_size": 8}, True),
+            (tessella.VAE, Schema.of((1, 8, 8), "binary"), {"latent_dim": 4}, False),
+            (tessella.VAE, Schema.of((6,), "uint8"), {"latent_dim": 2}, False),
         ):
             torch.manual_seed(1)
             model = make(schema, width=8, depth=1, **options).eval()
-            x = torch.randint(0, 2 if schema.values == "binary" else 256, (6, *schema.shape), dtype=torch.uint8)
-            parts = [x[:4], x[4:]] if schema.is_picture else [x]
-            if schema.is_picture and not lossy:
+            x = torch.randint(0, 2 if schema.values.name == "binary" else 256, (6, *schema.shape), dtype=torch.uint8)
+            parts = [x[:4], x[4:]] if schema.rank == 2 else [x]
+            if schema.rank == 2 and not lossy:
                 parts.append(x[:1].repeat(1, 1, 2, 3)[..., : schema.shape[1] + 3, :])
             named = [([f"a{i}-{j}" for j in range(len(part))], part) for i, part in enumerate(parts)]
             files.compress(model, named, str(path), weights, lossy=lossy, workers=1)

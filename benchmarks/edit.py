@@ -82,12 +82,16 @@ def resampling(rounds: int) -> common.Record:
     """Seconds to draw a quarter of 32 x 32 codes anew, 8 variants, decoding and all."""
     torch.manual_seed(SEED)
     model = tessella.VQVAE(
-        Schema((3, 96, 96), "bytes"), grid_size=32, width=32, depth=2, quantizer=EMAQuantizer(codebook_size=512)
+        Schema.of((3, 96, 96), "uint8"), grid_size=32, width=32, depth=2, quantizer=EMAQuantizer(codebook_size=512)
     ).eval()
     (shape,) = model.prior_shapes
     if shape[1:] != (32, 32):
         model = tessella.VQVAE(
-            Schema((3, 128, 128), "bytes"), grid_size=32, width=32, depth=2, quantizer=EMAQuantizer(codebook_size=512)
+            Schema.of((3, 128, 128), "uint8"),
+            grid_size=32,
+            width=32,
+            depth=2,
+            quantizer=EMAQuantizer(codebook_size=512),
         ).eval()
         (shape,) = model.prior_shapes
     assert shape[1:] == (32, 32), shape

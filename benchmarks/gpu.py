@@ -127,7 +127,7 @@ class Place:
         return self.made[side]
 
     def schema(self, side: int) -> Schema:
-        return Schema((3, side, side), "bytes", classes=tuple("0123456789"))
+        return Schema.of((3, side, side), "uint8", classes=tuple("0123456789"))
 
     def model(self, name: str, side: int) -> Model:
         """A model of the catalogue with its default options (smallest if tiny), fresh weights."""

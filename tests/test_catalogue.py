@@ -19,7 +19,7 @@ from torch.distributions import Distribution
 
 from tessella.core.outputs import Condition, Sampling, Terms
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema, Values
+from tessella.core.schema import Schema
 from tessella.diffusion import chain
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import Entry, entries, find, names
@@ -53,11 +53,11 @@ def entries_of(kind):
     return [pytest.param(entry, id=entry.name) for entry in entries(kind)]
 
 
-def schema_of(values: Values, shape: tuple[int, ...], classes: tuple[str, ...] = CLASSES) -> Schema:
+def schema_of(values: str, shape: tuple[int, ...], classes: tuple[str, ...] = CLASSES) -> Schema:
     if values == "real":
         moments = tuple(10.0 + c for c in range(shape[0])), tuple(1.0 + c for c in range(shape[0]))
-        return Schema(shape, values, -100.0, 100.0, *moments, classes)
-    return Schema(shape, values, 0.0, 1.0 if values == "binary" else 255.0, classes=classes)
+        return Schema.of(shape, values, *moments, classes)
+    return Schema.of(shape, values, classes=classes)
 
 
 def made(entry: Entry, schema: Schema, **more: Any) -> Model:
@@ -69,14 +69,14 @@ def made(entry: Entry, schema: Schema, **more: Any) -> Model:
 
 
 def examples(schema: Schema, count: int = BATCH) -> Tensor:
-    if schema.values == "real":
+    if schema.values.name == "real":
         return 10 + 2 * torch.randn(count, *schema.shape)
-    return torch.randint(0, int(schema.high) + 1, (count, *schema.shape), dtype=torch.uint8)
+    return torch.randint(0, int(schema.values.high) + 1, (count, *schema.shape), dtype=torch.uint8)
 
 
 def in_range(x: Tensor, schema: Schema, count: int = BATCH) -> bool:
     """Whether x could be `count` examples' stored values or means of them."""
-    inside = schema.values == "real" or bool(x.min() >= schema.low and x.max() <= schema.high)
+    inside = schema.values.name == "real" or bool(x.min() >= schema.values.low and x.max() <= schema.values.high)
     return x.shape == (count, *schema.shape) and x.dtype == torch.float32 and bool(x.isfinite().all()) and inside
 
 
@@ -141,16 +141,16 @@ def test_likelihood(entry: Entry) -> None:
         assert nats.shape == (BATCH,)
         assert nats.dtype == torch.float32
         assert nats.isfinite().all()
-        assert schema.values == "real" or nats.max() <= 0
+        assert schema.values.name == "real" or nats.max() <= 0
         assert in_range(distribution.mean, schema)
         draw = distribution.sample()
         assert in_range(draw, schema)
-        assert schema.values == "real" or torch.equal(draw, draw.round())
+        assert schema.values.name == "real" or torch.equal(draw, draw.round())
 
 
 @pytest.mark.parametrize("entry", entries_of("likelihood"))
 def test_likelihood_refuses_other_values(entry: Entry) -> None:
-    kinds: tuple[Values, ...] = ("binary", "bytes", "real")
+    kinds: tuple[str, ...] = ("binary", "uint8", "real")
     for values in set(kinds) - set(entry.values):
         with pytest.raises(SpecError, match="--likelihood"):
             likelihood_for(schema_of(values, (1, 8, 8)), entry.name)
@@ -397,7 +397,7 @@ def _shapes(model: Model) -> dict[str, torch.Size]:
 def test_model_of_pictures(entry: Entry, sides: tuple[int, int]) -> None:
     check_model(entry, schema_of("binary", (1, *sides)))
     for channels in (1, 2, 3, 4):
-        check_model(entry, schema_of("bytes", (channels, *sides)), mixtures=2)
+        check_model(entry, schema_of("uint8", (channels, *sides)), mixtures=2)
     check_model(entry, schema_of("real", (3, *sides)))
 
 
@@ -409,7 +409,7 @@ def test_model_of_vectors(entry: Entry, features: int) -> None:
             made(entry, schema_of("real", (features,)))
         return
     check_model(entry, schema_of("binary", (features,)))
-    check_model(entry, schema_of("bytes", (features,)), mixtures=2)
+    check_model(entry, schema_of("uint8", (features,)), mixtures=2)
     check_model(entry, schema_of("real", (features,)))
 
 
@@ -431,14 +431,14 @@ def test_model_with_every_likelihood(entry: Entry, likelihood: str) -> None:
 @pytest.mark.parametrize("quantizer", names("quantizer"))
 @pytest.mark.parametrize("codes", [1, 2])
 def test_model_with_every_quantizer(entry: Entry, quantizer: str, codes: int) -> None:
-    check_model(entry, schema_of("bytes", (1, 9, 8)), mixtures=2, quantizer=quantizer, codes=codes)
+    check_model(entry, schema_of("uint8", (1, 9, 8)), mixtures=2, quantizer=quantizer, codes=codes)
     if entry.name not in OF_PICTURES:
         check_model(entry, schema_of("real", (6,)), quantizer=quantizer, codes=codes)
 
 
 @pytest.mark.parametrize("entry", entries_of("model"))
 def test_model_without_classes(entry: Entry) -> None:
-    schema = schema_of("bytes", (1, 8, 8), classes=())
+    schema = schema_of("uint8", (1, 8, 8), classes=())
     if "label" in entry.summary:
         with pytest.raises(SpecError, match="needs labels"):
             made(entry, schema)

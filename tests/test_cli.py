@@ -198,7 +198,7 @@ def test_resuming_needs_the_folder_alone(run: Path, refused: Callable[..., str])
     assert main(again) == 0  # the same command once more
     assert "width 8, not 16" in refused("train", "--resume", "--out", run, "--width", 16)
     assert "model vae, not ae" in refused("train", "ae", "--resume", "--out", run)
-    assert "sprites has bytes values of shape" in refused("train", "--resume", "--out", run, "--data", "sprites")
+    assert "sprites has uint8 values of shape" in refused("train", "--resume", "--out", run, "--data", "sprites")
     assert "one of them" in refused("train", "--resume", "--overwrite", "--out", run)
 
 

@@ -17,23 +17,23 @@ from torch import Tensor
 import tessella
 from tessella.coding import codes_file
 from tessella.core.batches import filled, size_of
-from tessella.core.schema import Schema, Values
+from tessella.core.schema import NAMED, Real, Schema
 from tessella.foundation import output_folder
 from tessella.foundation.errors import DataError, SpecError
 from tessella.models.codes import CodeModel
 
 TINY = {"width": 8, "depth": 1, "codebook_size": 12}
-BYTES = Schema((3, 13, 10), "bytes")
+BYTES = Schema.of((3, 13, 10), "uint8")
 MODELS = {
     "one level": ("VQVAE", BYTES, {"side": 3}),
-    "one level of bits": ("VQVAE", Schema((1, 8, 8), "binary", 0.0, 1.0), {}),
+    "one level of bits": ("VQVAE", Schema.of((1, 8, 8), "binary"), {}),
     "codes of several numbers": ("VQVAE", BYTES, {"side": 3, "codes": 3, "quantizer": "residual"}),
     "codes with a turned gradient": ("VQVAE", BYTES, {"side": 3, "gradient": "rotation"}),
     "scalars": ("VQVAE", BYTES, {"side": 3, "quantizer": "fsq", "codebook_size": 15}),
-    "two levels": ("VQVAE2", Schema((3, 27, 18), "bytes"), {"side": 7}),
-    "three levels": ("VQVAE2", Schema((1, 30, 30), "bytes"), {"side": 7, "levels": 3}),
+    "two levels": ("VQVAE2", Schema.of((3, 27, 18), "uint8"), {"side": 7}),
+    "three levels": ("VQVAE2", Schema.of((1, 30, 30), "uint8"), {"side": 7, "levels": 3}),
     "the paper's": ("VQVAE2017", BYTES, {"depth": None}),
-    "vectors": ("VQVAE", Schema((5,), "real", -3.0, 3.0), {"codes": 2}),
+    "vectors": ("VQVAE", Schema.of((5,), Real(-3.0, 3.0)), {"codes": 2}),
 }
 
 
@@ -48,9 +48,9 @@ def made(name: str = "one level") -> CodeModel:
 def examples(schema: Schema, count: int = 7, size: tuple[int, ...] | None = None) -> Tensor:
     shape = (count, schema.shape[0], *(schema.shape[1:] if size is None else size))
     generator = torch.Generator().manual_seed(1)
-    if schema.values == "real":
+    if schema.values.name == "real":
         return torch.randn(shape, generator=generator)
-    return torch.randint(0, int(schema.high) + 1, shape, dtype=torch.uint8, generator=generator)
+    return torch.randint(0, int(schema.values.high) + 1, shape, dtype=torch.uint8, generator=generator)
 
 
 def coded(model: CodeModel, *parts: Tensor) -> codes_file.Coded:
@@ -105,7 +105,7 @@ def test_pictures_of_any_size_keep_it(name: str, tmp_path: Path) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(kept, first, strict=True))
     given = drawn(model, codes)
     assert [tuple(x.shape) for x in given] == [(model.schema.shape[0], *size) for size in sizes]
-    assert all(x.min() >= model.schema.low and x.max() <= model.schema.high for x in given)
+    assert all(x.min() >= model.schema.values.low and x.max() <= model.schema.values.high for x in given)
     assert torch.equal(given[1], model.reconstruct(parts[1])[0])
 
 
@@ -367,9 +367,9 @@ def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
         output_folder.target(str(tmp_path / "out"), "link/x")
 
 
-@pytest.mark.parametrize(("values", "high"), [("binary", 1.0), ("bytes", 255.0)])
-def test_pictures_in_files_are_seen_as_the_data_was(values: Values, high: float, folder: Path) -> None:
-    schema = replace(BYTES, values=values, high=high)
+@pytest.mark.parametrize(("values", "high"), [("binary", 1.0), ("uint8", 255.0)])
+def test_pictures_in_files_are_seen_as_the_data_was(values: str, high: float, folder: Path) -> None:
+    schema = replace(BYTES, values=NAMED[values])
     model = tessella.VQVAE(schema, **TINY)
     ((_, x),) = codes_file.examples(model, [str(folder / "a.png")], no_split, "test")
     assert x.max() == high

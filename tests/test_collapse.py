@@ -14,7 +14,7 @@ from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.evaluation import collapse
 from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
@@ -137,7 +137,7 @@ def linear(encoded: float, drawn: float, *, deviation: float = 0.3, scale: float
     return LatentVariableModel(
         "linear",
         likelihood=FixedGaussian(scale=scale).build(
-            Schema((3,), "real", -9, 9, classes=("a", "b") if by_label else ())
+            Schema.of((3,), Real(-9, 9), classes=("a", "b") if by_label else ())
         ),
         encoder=Scaled(encoded),
         bottleneck=waist,

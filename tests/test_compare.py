@@ -16,9 +16,11 @@ from tessella.core.schema import Schema
 from tessella.data import open_data
 from tessella.evaluation import classifier
 from tessella.evaluation.results import Estimate, GapEvaluation
+from tessella.foundation.blocks import Chart, Series
 from tessella.models.spec import TrainOptions
-from tessella.pages.rate_distortion_plot import plane
-from tessella.tasks.compare import Basis, best, differences, names
+from tessella.pages.charts import draw
+from tessella.tasks.compare import Basis
+from tessella.tasks.compare.measuring import best, differences, names
 from tessella.training import checkpoint
 from tessella.training.results_store import GAP
 
@@ -93,7 +95,7 @@ def test_what_cannot_be_ranked_is_told_apart(runs: Path, tmp_path: Path, capsys:
     words = [str(runs / name) for name in ("vae", "cvae", "binary", "seed")]
     assert main(["compare", *words, "-o", str(tmp_path / "page.html")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "group 4" in said
+    assert "Group 4" in said
     for reason in (
         "groups 1 and 2 are not ranked against each other: -log p(x | label) leaves out what the label costs",
         "groups 1 and 3 are not ranked against each other: the values differ, 8-bit against binary by static",
@@ -155,9 +157,9 @@ def test_the_gap_is_shown_if_it_was_found(runs: Path, tmp_path: Path, capsys: py
         (["vae", "none"], "is not a run of tessella"),
         (["vae", "vae"], "given twice"),
         (["vae", "ae", "--split", "dev"], "no split 'dev'"),
-        (["vae", "ae", "--examples", "3"], "at least 40 examples"),
-        (["vae", "ae", "--minutes", "0"], "more than 0 minutes"),
-        (["vae", "ae", "-o", "page.pdf"], "let it end in .html"),
+        (["vae", "ae", "--examples", "3"], "at least 40"),
+        (["vae", "ae", "--minutes", "0"], "must be more than 0"),
+        (["vae", "ae", "-o", "page.pdf"], "must be a .html file"),
     ],
 )
 def test_what_cannot_be_compared(
@@ -182,18 +184,21 @@ def test_the_best_are_all_that_cannot_be_told_from_it() -> None:
 
 def basis(**changes: object) -> Basis:
     usual = {"data": "a.npz", "split": "test", "seed": 0, "contents": "x", "binarize": None, "conditional": False}
-    return Basis(**{**usual, "schema": Schema((1, 8, 8), "bytes"), **changes})  # type: ignore[arg-type]
+    return Basis(**{**usual, "schema": Schema.of((1, 8, 8), "uint8"), **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        (basis(schema=Schema((1, 8, 8), "real")), "densities"),
-        (basis(schema=Schema((1, 9, 9), "bytes")), "the shapes differ (1x8x8, 1x9x9)"),
+        (basis(schema=Schema.of((1, 8, 8), "real")), "densities"),
+        (basis(schema=Schema.of((1, 9, 9), "uint8")), "the shapes differ (1x8x8, 1x9x9)"),
         (basis(data="b.npz", contents="y"), "the data differ (a.npz, b.npz)"),
         (basis(contents="y", seed=3), "other seeds (0, 3)"),
         (basis(contents="y"), "hold other examples"),
-        (basis(binarize="dynamic", schema=Schema((1, 8, 8), "binary")), "8-bit against binary by dynamic binarisation"),
+        (
+            basis(binarize="dynamic", schema=Schema.of((1, 8, 8), "binary")),
+            "8-bit against binary by dynamic binarisation",
+        ),
         (basis(conditional=True), "what the label costs"),
     ],
 )
@@ -209,11 +214,14 @@ def test_runs_are_called_by_what_tells_them_apart() -> None:
 
 
 def test_names_in_the_plane_do_not_lie_on_each_other() -> None:
-    svg = plane([("one", 10.0, 100.0), ("two", 10.0, 100.0), ("<3>", 0.0, 130.0)], "distortion", "rate")
-    heights = [line.split(' y="')[1].split('"')[0] for line in svg.split("<text") if 'class="named"' in line]
-    assert len(set(heights)) == 3
-    assert "&lt;3&gt;" in svg
-    assert "nan" not in plane([("alone", 5.0, 0.0)], "distortion", "rate")
+    def plane(names: list[str], rates: list[float], distortions: list[float]) -> list:
+        chart = Chart("distortion", [Series(rates, distortions)], kind="scatter", names=names, sums=True, wide=True)
+        return [shape for shape in draw(chart).shapes if shape.attributes.get("class") == "named"]
+
+    named = plane(["one", "two", "<3>"], [10.0, 10.0, 0.0], [100.0, 100.0, 130.0])
+    assert len({shape.attributes["y"] for shape in named}) == 3
+    assert {shape.text for shape in named} == {"one", "two", "<3>"}
+    assert "nan" not in str(plane(["alone"], [5.0], [0.0]))
 
 
 def test_damaged_runs_are_refused(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,14 +19,19 @@ import tessella
 from tessella.cli import main
 from tessella.coding import coders, files
 from tessella.coding.container import Container, Numbered, pack_chunk, pack_header, sealed
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.registry import entries, names
 from tessella.models.base import Model
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-GREY, COLOUR, BITS, ROW = Schema((1, 9, 10), "bytes"), Schema((3, 8, 8), "bytes"), Schema((1, 8, 8), "binary"), (6,)
-TINY = Schema((3, 4, 3), "bytes")
+GREY, COLOUR, BITS, ROW = (
+    Schema.of((1, 9, 10), "uint8"),
+    Schema.of((3, 8, 8), "uint8"),
+    Schema.of((1, 8, 8), "binary"),
+    (6,),
+)
+TINY = Schema.of((3, 4, 3), "uint8")
 SMALL = {"width": 8, "depth": 1}
 WEIGHTS = files.Weights("run", "0" * 12, "uniform")
 
@@ -38,7 +43,7 @@ def _seed():
 
 def examples(schema: Schema, count: int) -> Tensor:
     """Random, constant and smooth ones in turns, `[count, *shape]` uint8."""
-    top = 2 if schema.values == "binary" else 256
+    top = 2 if schema.values.name == "binary" else 256
     x = torch.randint(0, top, (count, *schema.shape))
     x[1::4] = top - 1
     x[2::4] = torch.arange(x[2::4].numel()).view_as(x[2::4]) // 7 % top
@@ -68,7 +73,7 @@ MODELS = [
     *[("vqvae", COLOUR, {**SMALL, "quantizer": name, "side": 4}) for name in names("quantizer")],
     ("vqvae", GREY, {**SMALL, "side": 4, "codebook_size": 5}),
     ("vqvae", BITS, {**SMALL, "side": 4, "codebook_size": 1}),
-    ("vqvae", Schema(ROW, "bytes"), {"width": 8, "depth": 1, "codebook_size": 16}),
+    ("vqvae", Schema.of(ROW, "uint8"), {"width": 8, "depth": 1, "codebook_size": 16}),
     ("vqvae", GREY, {**SMALL, "likelihood": "categorical", "codebook_size": 8}),
     ("vqvae", TINY, {**SMALL, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1}),
     ("vqvae2", GREY, {**SMALL, "side": 4, "codebook_size": 16}),
@@ -76,7 +81,7 @@ MODELS = [
     ("vae", GREY, SMALL),
     ("vae", COLOUR, {**SMALL, "latent_layout": "grid"}),
     ("vae", BITS, SMALL),
-    ("vae", Schema(ROW, "binary"), {"width": 8, "depth": 1}),
+    ("vae", Schema.of(ROW, "binary"), {"width": 8, "depth": 1}),
     ("vae", TINY, {**SMALL, "latent_dim": 2, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1}),
     ("beta-vae", GREY, SMALL),
 ]
@@ -121,7 +126,7 @@ def test_pictures_of_any_size_come_back_by_tiles(kind: str, tmp_path: Path) -> N
 
 
 def test_codes_of_pictures_of_any_size_come_back(tmp_path: Path) -> None:
-    model: Any = make("vqvae2", Schema((1, 16, 16), "bytes"), **SMALL, side=4, codebook_size=16)
+    model: Any = make("vqvae2", Schema.of((1, 16, 16), "uint8"), **SMALL, side=4, codebook_size=16)
     pictures = [torch.randint(0, 256, (1, 1, *size), dtype=torch.uint8) for size in ((16, 16), (40, 23), (5, 50))]
     named = [([f"p{i}"], x) for i, x in enumerate(pictures)]
     files.compress(model, named, str(tmp_path / "file"), WEIGHTS, lossy=True, workers=1)
@@ -146,7 +151,7 @@ def test_chunks_and_their_batches_change_nothing(monkeypatch: pytest.MonkeyPatch
 
 def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(coders, "BATCH", 16)
-    schema = Schema((3, 16, 16), "bytes")
+    schema = Schema.of((3, 16, 16), "uint8")
     model, x = make("vqvae", schema, width=32, depth=2, side=8), examples(schema, 64)
     before = torch.get_num_threads()
     try:
@@ -174,7 +179,7 @@ def test_the_file_says_what_precision_it_needs(precision: Any, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ["vqvae", "vae"])
 def test_how_examples_lie_in_memory_changes_nothing(kind: str, tmp_path: Path) -> None:
-    schema = Schema((1, 8, 8), "bytes")
+    schema = Schema.of((1, 8, 8), "uint8")
     model, x = make(kind, schema, width=8, depth=1, side=8), examples(schema, 3)
     odd = x.as_strided(x.shape, (64, 1, 8, 1))
     assert torch.equal(odd, x)
@@ -217,7 +222,7 @@ def test_codes_alone_are_as_long_as_their_rate(tmp_path: Path) -> None:
 def test_models_that_cannot_code_say_why(tmp_path: Path) -> None:
     x = examples(GREY, 4)
     labelled = replace(GREY, classes=("a", "b"))
-    real = Schema((4,), "real", -1, 1, (0.0,), (1.0,))
+    real = Schema.of((4,), Real(-1, 1), (0.0,), (1.0,))
     for model, options, complaint in (
         (make("ae", GREY, **SMALL), {}, "no prior"),
         (make("vae", GREY, **SMALL), {"lossy": True}, "no codes to keep"),
@@ -345,7 +350,7 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> list[Valid]:
         ("vqvae", BITS, {**SMALL, "side": 4, "codebook_size": 8}, False),
         ("vqvae", GREY, {**SMALL, "side": 4, "codebook_size": 8}, True),
         ("vae", BITS, {**SMALL, "latent_dim": 4}, False),
-        ("vae", Schema(ROW, "bytes"), {"width": 8, "depth": 1, "latent_dim": 2}, False),
+        ("vae", Schema.of(ROW, "uint8"), {"width": 8, "depth": 1, "latent_dim": 2}, False),
     ):
         torch.manual_seed(1)
         model, x = make(kind, schema, **options), examples(schema, 6)
@@ -408,7 +413,7 @@ def test_numbers_of_examples_come_back_as_pictures(
     assert "PNG" in said
     assert main(["inspect", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "3 of 1x8x8 bytes values: test-3 ... test-7" in said
+    assert "3 of 1x8x8 uint8 values: test-3 ... test-7" in said
     assert main(["decompress", str(file), "-o", str(out)]) == 0
     split = tessella.open_data("digits").split("test")
     for number in (3, 0, 7):

@@ -28,7 +28,7 @@ from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, SpecError
 from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.base import Model
@@ -176,7 +176,7 @@ class _Linear(Decoder):
 def linear_model() -> tuple[LatentVariableModel, MultivariateNormal]:
     """p(x | z) = N(W z, 0.5^2) with orthogonal columns, so that the true posterior is a diagonal Gaussian; and p(x)."""
     weight = torch.linalg.qr(torch.randn(3, 2))[0] * torch.tensor([1.0, 2.0])
-    schema = Schema((3,), "real", -9.0, 9.0)
+    schema = Schema.of((3,), Real(-9.0, 9.0))
     model = LatentVariableModel(
         "linear",
         likelihood=FixedGaussian(scale=0.5).build(schema),
@@ -208,7 +208,7 @@ def test_regret_reaches_the_likelihood_itself_where_q_can() -> None:
 
 
 def test_statistics_of_an_example_do_not_hang_on_its_neighbours() -> None:
-    model = tessella.VAE(Schema((1, 8, 8), "bytes"), width=8, depth=1, latent_dim=4)
+    model = tessella.VAE(Schema.of((1, 8, 8), "uint8"), width=8, depth=1, latent_dim=4)
     x = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
     examine = Examiner(model, possible(model), draws=2, steps=3)
     together, alone = examine(Batch(x)), examine(Batch(x[3:4]))
@@ -236,7 +236,7 @@ def test_bound_is_the_models_own() -> None:
 
 def test_searched_codes_are_never_worse_and_often_better() -> None:
     model = tessella.VQVAE(
-        Schema((1, 8, 8), "binary"), width=8, depth=1, grid_size=4, quantizer=EMAQuantizer(codebook_size=8)
+        Schema.of((1, 8, 8), "binary"), width=8, depth=1, grid_size=4, quantizer=EMAQuantizer(codebook_size=8)
     ).eval()
     x = (torch.rand(6, 1, 8, 8) < 0.5).to(torch.uint8)
     with torch.no_grad():
@@ -253,7 +253,7 @@ def test_file_length_is_the_shorter_files() -> None:
     for channels in (1, 3):
         noise = generator.integers(0, 256, (channels, 12, 10), dtype=np.uint8)
         x = torch.from_numpy(np.stack([np.full_like(noise, 7), noise]))
-        flat, rough = file_nats(x, Schema((channels, 12, 10), "bytes"))
+        flat, rough = file_nats(x, Schema.of((channels, 12, 10), "uint8"))
         picture = Image.fromarray(noise[0] if channels == 1 else np.moveaxis(noise, 0, -1))
         sizes = []
         for options in ({"format": "PNG", "optimize": True}, {"format": "WEBP", "lossless": True, "exact": True}):
@@ -277,7 +277,7 @@ def test_the_context_code_is_what_a_coder_would_spend() -> None:
             seen[x[n, c, i, j]] += 1
     np.testing.assert_allclose(context_nats(x), spent, rtol=1e-10)
     np.testing.assert_allclose(
-        file_nats(torch.from_numpy(x[:, :1]), Schema((1, 6, 5), "binary")), context_nats(x[:, :1])
+        file_nats(torch.from_numpy(x[:, :1]), Schema.of((1, 6, 5), "binary")), context_nats(x[:, :1])
     )
 
 
@@ -290,7 +290,7 @@ def test_the_context_code_is_a_code() -> None:
 
 
 def test_scores_are_what_they_say() -> None:
-    model = tessella.VAE(Schema((1, 8, 8), "bytes"), width=8, depth=1, latent_dim=4)
+    model = tessella.VAE(Schema.of((1, 8, 8), "uint8"), width=8, depth=1, latent_dim=4)
     generator = np.random.default_rng(0)
 
     def drawn(n: int) -> Statistics:
@@ -312,7 +312,7 @@ def test_scores_are_what_they_say() -> None:
 
 
 def test_scores_that_learn_need_normals() -> None:
-    model = tessella.VAE(Schema((4,), "real"), width=8, depth=1)
+    model = tessella.VAE(Schema.of((4,), "real"), width=8, depth=1)
     assert [s.name for s in Detector(model).left_out] == ["typicality", "states"]
     with pytest.raises(DataError, match="give some by --calibrate"):
         Detector(model, ["typicality"]).score(Batch(torch.randn(3, 4)))
@@ -321,7 +321,7 @@ def test_scores_that_learn_need_normals() -> None:
 
 
 def test_models_give_the_scores_that_they_have() -> None:
-    picture, row = Schema((1, 8, 8), "bytes"), Schema((4,), "real")
+    picture, row = Schema.of((1, 8, 8), "uint8"), Schema.of((4,), "real")
     assert [s.name for s in available(tessella.AE(picture, width=8, depth=1))] == ["distortion"]
     assert "complexity" not in [s.name for s in available(tessella.VAE(row, width=8, depth=1))]
     assert Detector(tessella.VAE(row, width=8, depth=1)).preferred == "bound"
@@ -338,22 +338,22 @@ def test_models_give_the_scores_that_they_have() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        lambda: tessella.VAE(Schema((1, 8, 8), "bytes"), width=8, depth=1, latent_dim=4),
-        lambda: tessella.VAE(Schema((3, 16, 12), "bytes"), width=8, depth=1, latent_dim=4, latent_layout="grid"),
+        lambda: tessella.VAE(Schema.of((1, 8, 8), "uint8"), width=8, depth=1, latent_dim=4),
+        lambda: tessella.VAE(Schema.of((3, 16, 12), "uint8"), width=8, depth=1, latent_dim=4, latent_layout="grid"),
         lambda: tessella.VQVAE(
-            Schema((1, 8, 8), "binary"), width=8, depth=1, grid_size=4, quantizer=EMAQuantizer(codebook_size=8)
+            Schema.of((1, 8, 8), "binary"), width=8, depth=1, grid_size=4, quantizer=EMAQuantizer(codebook_size=8)
         ),
         lambda: tessella.VQVAE2(
-            Schema((3, 16, 16), "bytes"), width=8, depth=1, grid_size=8, quantizer=EMAQuantizer(codebook_size=8)
+            Schema.of((3, 16, 16), "uint8"), width=8, depth=1, grid_size=8, quantizer=EMAQuantizer(codebook_size=8)
         ),
-        lambda: tessella.VAE(Schema((5,), "real"), width=8, depth=1),
+        lambda: tessella.VAE(Schema.of((5,), "real"), width=8, depth=1),
     ],
 )
 def test_maps_add_up(model: Callable[[], Model]) -> None:
     made = model().eval()
-    top = 2 if made.schema.values == "binary" else 256
+    top = 2 if made.schema.values.name == "binary" else 256
     x = torch.randint(0, top, (3, *made.schema.shape)).to(torch.uint8)
-    x = torch.randn(3, 5) if made.schema.values == "real" else x
+    x = torch.randn(3, 5) if made.schema.values.name == "real" else x
     found = maps(made, Batch(x))
     with torch.no_grad():
         terms = made(x)
@@ -495,7 +495,7 @@ def test_what_cannot_be_detected_is_refused(runs: dict[str, Path], tmp_path: Pat
         ([table_run, tmp_path / "wide.npz"], "the model is made for real values of shape 3"),
         ([table_run, tmp_path / "empty"], "no pictures"),
         ([vae, tmp_path / "empty"], "no pictures"),
-        ([vae, tmp_path / "real.npz"], "the model is made for bytes values of shape 1x8x8"),
+        ([vae, tmp_path / "real.npz"], "the model is made for uint8 values of shape 1x8x8"),
         ([vae, tmp_path / "missing.png"], "no such input"),
         ([vae, "999"], "a number up to 140"),
         ([vae, "--false-positives", "0.1"], "--calibrate valid"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from conftest import raises
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.diffusion import samplers
 from tessella.diffusion.chain import Chain, Sampler
 from tessella.diffusion.discrete_denoiser import posterior
@@ -53,7 +53,7 @@ def gaussian_chain(dims: int = 3, first: float = -8.0) -> Chain:
 
 
 def even_model() -> DiffusionModel:
-    model = Diffusion(Schema((6,), "bytes"), width=8, depth=1).eval()
+    model = Diffusion(Schema.of((6,), "uint8"), width=8, depth=1).eval()
     model.chain.network = Even(model.chain.variance)
     return model
 
@@ -294,7 +294,7 @@ def test_samples_of_values_are_values() -> None:
 def of_two_classes() -> DiffusionModel:
     """Trained for a moment on 2-d vectors about (1, 1) and (-1, -1), a class each."""
     torch.manual_seed(0)
-    schema = Schema((2,), "real", -3.0, 3.0, classes=("low", "high"))
+    schema = Schema.of((2,), Real(-3.0, 3.0), classes=("low", "high"))
     model = Diffusion(schema, width=32, depth=2, class_conditional=True)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     for step in range(200):
@@ -337,7 +337,7 @@ def test_guidance_of_none_and_one(of_two_classes: DiffusionModel) -> None:
 
 
 def test_what_is_refused() -> None:
-    plain = Schema((2,), "real", -3.0, 3.0)
+    plain = Schema.of((2,), Real(-3.0, 3.0))
     with pytest.raises(SpecError, match="no labels"):
         Diffusion(plain, class_conditional=True)
     with pytest.raises(SpecError, match="no --latent-dim, --draws"):

@@ -17,7 +17,7 @@ from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.cli import main
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -28,20 +28,20 @@ from tessella.tasks.edit import Blend, Code, Edited, Operation, Paste, Resample,
 
 TINY = {"width": 8, "depth": 1}
 MODELS = {
-    "codes": ("VQVAE", Schema((3, 40, 36), "bytes"), {"side": 12, "codebook_size": 12}),
-    "codes and alpha": ("VQVAE", Schema((4, 40, 36), "bytes"), {"side": 12, "codebook_size": 12}),
-    "scalars": ("VQVAE", Schema((1, 41, 37), "bytes"), {"side": 12, "quantizer": "fsq", "codebook_size": 15}),
-    "bits": ("VQVAE", Schema((1, 40, 40), "binary", 0.0, 1.0), {"side": 12, "codebook_size": 12}),
-    "two levels": ("VQVAE2", Schema((1, 54, 50), "bytes"), {"side": 16, "codebook_size": 12}),
-    "three levels": ("VQVAE2", Schema((1, 60, 60), "bytes"), {"side": 16, "levels": 3, "codebook_size": 12}),
-    "the paper's": ("VQVAE2017", Schema((3, 60, 60), "bytes"), {"depth": None, "codebook_size": 12}),
+    "codes": ("VQVAE", Schema.of((3, 40, 36), "uint8"), {"side": 12, "codebook_size": 12}),
+    "codes and alpha": ("VQVAE", Schema.of((4, 40, 36), "uint8"), {"side": 12, "codebook_size": 12}),
+    "scalars": ("VQVAE", Schema.of((1, 41, 37), "uint8"), {"side": 12, "quantizer": "fsq", "codebook_size": 15}),
+    "bits": ("VQVAE", Schema.of((1, 40, 40), "binary"), {"side": 12, "codebook_size": 12}),
+    "two levels": ("VQVAE2", Schema.of((1, 54, 50), "uint8"), {"side": 16, "codebook_size": 12}),
+    "three levels": ("VQVAE2", Schema.of((1, 60, 60), "uint8"), {"side": 16, "levels": 3, "codebook_size": 12}),
+    "the paper's": ("VQVAE2017", Schema.of((3, 60, 60), "uint8"), {"depth": None, "codebook_size": 12}),
     "pixel by pixel": (
         "VQVAE",
-        Schema((1, 18, 16), "bytes"),
+        Schema.of((1, 18, 16), "uint8"),
         {"side": 8, "codebook_size": 12, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1},
     ),
-    "vector": ("VAE", Schema((1, 16, 16), "bytes"), {"latent_dim": 5}),
-    "grid": ("VAE", Schema((1, 64, 64), "bytes"), {"latent_dim": 3, "latent_layout": "grid"}),
+    "vector": ("VAE", Schema.of((1, 16, 16), "uint8"), {"latent_dim": 5}),
+    "grid": ("VAE", Schema.of((1, 64, 64), "uint8"), {"latent_dim": 3, "latent_layout": "grid"}),
 }  # fmt: skip
 OF_CODES = [name for name in MODELS if name not in ("vector", "grid")]
 
@@ -58,7 +58,7 @@ def made(name: str = "codes") -> Model:
 
 def examples(model: Model, count: int, size: tuple[int, int] | None = None) -> Tensor:
     shape = (count, model.schema.shape[0], *(size or model.schema.shape[1:]))
-    return torch.randint(0, int(model.schema.high) + 1, shape, generator=torch.Generator().manual_seed(1)).byte()
+    return torch.randint(0, int(model.schema.values.high) + 1, shape, generator=torch.Generator().manual_seed(1)).byte()
 
 
 def region_of(model: Model) -> Tensor:
@@ -349,7 +349,7 @@ def test_regions_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="smaller than one code"):
         edit(model, x[:, :2, :9], torch.ones(2, 9, dtype=torch.bool), Code(0))
     rows = tessella.VQVAE(
-        Schema((5,), "real", -3.0, 3.0), width=8, depth=1, quantizer=EMAQuantizer(codebook_size=8)
+        Schema.of((5,), Real(-3.0, 3.0)), width=8, depth=1, quantizer=EMAQuantizer(codebook_size=8)
     ).eval()
     with pytest.raises(SpecError, match="only pictures have regions"):
         edit(rows, torch.zeros(5), torch.ones(5, 1, dtype=torch.bool), Code(0))

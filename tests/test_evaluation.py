@@ -17,7 +17,7 @@ from tessella import Schema
 from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
-from tessella.core.schema import bits_per_dim
+from tessella.core.schema import Real, bits_per_dim
 from tessella.evaluation import bounds
 from tessella.evaluation.results import Evaluation
 from tessella.foundation.errors import SpecError
@@ -192,7 +192,7 @@ def linear():
         waist.head.bias.copy_(torch.cat([torch.tensor([0.1, -0.1]), covariance.diagonal().sqrt().log() + 0.2]))
     model = LatentVariableModel(
         "linear",
-        likelihood=FixedGaussian(scale=s).build(Schema((4,), "real", -9, 9)),
+        likelihood=FixedGaussian(scale=s).build(Schema.of((4,), Real(-9, 9))),
         encoder=encoder,
         bottleneck=waist,
         prior=StandardNormal().build((2,)),

@@ -27,7 +27,7 @@ from tessella.evaluation.sharpness import high_frequency_energy, sharpness
 from tessella.foundation.errors import DataError, SpecError
 from tessella.models.spec import TrainOptions
 
-PICTURE = Schema((1, 16, 16), "bytes")
+PICTURE = Schema.of((1, 16, 16), "uint8")
 
 
 def normals(count: int, dims: int, seed: int = 0) -> np.ndarray:
@@ -130,7 +130,7 @@ def test_pictures_of_one_colour_have_none() -> None:
     flat = torch.full((30, 1, 16, 16), 90.0)
     assert float(high_frequency_energy(flat, PICTURE).max()) < 1e-20
     with pytest.raises(SpecError, match="vectors"):
-        high_frequency_energy(torch.zeros(3, 4), Schema((4,), "real"))
+        high_frequency_energy(torch.zeros(3, 4), Schema.of((4,), "real"))
 
 
 # the classifier

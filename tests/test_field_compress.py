@@ -184,9 +184,9 @@ def test_a_kept_file_is_a_picture_or_is_not_written(tmp_path: Path, refused: Cal
     Image.fromarray(noise(8, 8, 4)).save(tmp_path / "p" / "a.png")
     for name, complaint in ((".bashrc", "no picture"), ("../up.png", "leads out"), ("/x.png", "leads out")):
         file = tmp_path / "f.tes"
-        judge = originals.Originals(Schema((1, 8, 8), "bytes"), lossy=False, full_size=True)
+        judge = originals.Originals(Schema.of((1, 8, 8), "uint8"), lossy=False, full_size=True)
         judge.files.append((name, str(tmp_path / "p" / "a.png")))
-        model = made("vqvae", Schema((1, 8, 8), "bytes"))
+        model = made("vqvae", Schema.of((1, 8, 8), "uint8"))
         files.compress(model, [], str(file), WEIGHTS, originals=judge)
         assert complaint in refused("decompress", file, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -323,7 +323,7 @@ def tell(model: Model, path: Path) -> str:
 def test_a_whole_file_is_never_called_damaged(kind: str, factor: float, tmp_path: Path, monkeypatch) -> None:
     """However wrong the numbers of the other machine are: off a little, by far, or no numbers at all."""
     monkeypatch.setattr(coders, "BATCH", 7)
-    model, x = made(kind, Schema((1, 8, 8), "bytes")), torch.from_numpy(noise(60, 1, 8, 8))
+    model, x = made(kind, Schema.of((1, 8, 8), "uint8")), torch.from_numpy(noise(60, 1, 8, 8))
     files.compress(model, [([f"x-{i}" for i in range(60)], x)], str(tmp_path / "f"), WEIGHTS, workers=1)
     with torch.no_grad():
         for p in model.parameters():

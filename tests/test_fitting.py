@@ -139,7 +139,7 @@ def test_levels_are_fitted_together_each_given_the_coarser_ones(digits: Data, tm
 
 def test_rows_of_codes_are_packed_and_unpacked() -> None:
     model = tessella.VQVAE2(
-        Schema((3, 20, 12), "bytes"),
+        Schema.of((3, 20, 12), "uint8"),
         width=4,
         depth=1,
         grid_size=7,

@@ -27,8 +27,9 @@ from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
+from tessella.core.schema import Real
 from tessella.evaluation import annealing, gap, per_example_posterior
-from tessella.evaluation.results import Estimate, GapEvaluation
+from tessella.evaluation.results import GapConfig, GapEvaluation
 from tessella.foundation.errors import SpecError
 from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
@@ -71,7 +72,7 @@ class Known:
             waist.head.bias.copy_(torch.cat([off * deviation, deviation.log() + off]))
         self.model = LatentVariableModel(
             "linear",
-            likelihood=FixedGaussian(scale=s).build(Schema((dims,), "real", -9, 9)),
+            likelihood=FixedGaussian(scale=s).build(Schema.of((dims,), Real(-9, 9))),
             encoder=LinearEncoder(covariance @ w.T / s**2),
             bottleneck=waist,
             prior=StandardNormal().build((units,)),
@@ -96,6 +97,9 @@ class Rows:
 
     def batch(self, indices, noise=None):
         return Batch(self.x[torch.as_tensor(indices)])
+
+    def random_rows(self, count=None):
+        return np.argsort(self.example_ids)[:count]
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +267,7 @@ def test_a_large_z_gets_no_flow_of_its_own(known, monkeypatch, quick):
         per_example_posterior.with_flow(
             known.model, known.x, per_example_posterior.amortised(known.model, known.x, None), Noise(0)
         )
-    found = gap.measure(known.model, Rows(known.x), examples=10, chains=4, steps=8)
+    found = gap.measure(known.model, Rows(known.x), GapConfig(examples=10, chains=4, steps=8))
     assert (found.flow, found.approximation_flow) == (None, None)
 
 
@@ -271,7 +275,7 @@ def test_a_large_z_gets_no_flow_of_its_own(known, monkeypatch, quick):
 
 
 def test_the_parts_agree_with_the_truth_and_add_up(known):
-    found = gap.measure(known.model, Rows(known.x), examples=64, data="rows")
+    found = gap.measure(known.model, Rows(known.x), GapConfig(examples=64), data="rows")
     truth = -float(known.truth.mean())
     assert found.exact.nats == pytest.approx(truth, abs=found.bracket.nats + 4 * found.bracket.error)
     assert abs(found.approximation.nats - known.best_gap) < 4 * found.approximation.error + 0.02
@@ -289,7 +293,7 @@ def test_the_parts_agree_with_the_truth_and_add_up(known):
 
 def test_nothing_is_lost_to_amortisation_where_the_encoder_gives_the_best_q():
     right = Known(3, 6, 0.7)
-    found = gap.measure(right.model, Rows(right.x), examples=64, chains=8)
+    found = gap.measure(right.model, Rows(right.x), GapConfig(examples=64, chains=8))
     assert abs(found.amortisation.nats) < 4 * found.amortisation.error + 0.01
     assert abs(found.approximation.nats - right.best_gap) < 4 * found.approximation.error + 0.02
 
@@ -299,7 +303,8 @@ def test_the_same_seed_gives_the_same_digits_and_nothing_else_is_touched(known, 
     before = torch.random.get_rng_state()
     said = {"examples": 8, "chains": 4, "steps": 16}
     one, again = (
-        replace(gap.measure(known.model, Rows(known.x), **said), seconds=0, seconds_annealing=0) for _ in "12"
+        replace(gap.measure(known.model, Rows(known.x), GapConfig(**said)), seconds=0, seconds_annealing=0)
+        for _ in "12"
     )
     assert one == again
     assert known.model.training
@@ -310,7 +315,7 @@ def test_annealing_that_does_not_converge_is_warned_of(quick):
     """Twenty narrow directions, one chain of one step from the prior."""
     hard = Known(20, 40, 0.05)
     with pytest.warns(UserWarning, match="has not converged: after 1 steps"):
-        found = gap.measure(hard.model, Rows(hard.x), examples=8, chains=1, steps=1, base="prior")
+        found = gap.measure(hard.model, Rows(hard.x), GapConfig(examples=8, chains=1, steps=1, base="prior"))
     assert not found.converged
     assert found.bracket.nats > 0.3
     assert "has not converged" in found.notes[0]
@@ -318,22 +323,24 @@ def test_annealing_that_does_not_converge_is_warned_of(quick):
 
 @pytest.mark.parametrize(("nats", "error", "narrow"), [(-1.3, 0.8, False), (-0.1, 0.2, True), (0.2, 0.2, False)])
 def test_a_bracket_below_zero_is_noise_and_not_narrow(known, monkeypatch, quick, nats, error, narrow):
-    monkeypatch.setattr(gap._Search, "_bracket", lambda self, steps: Estimate(nats, error))
+    middle, side = torch.tensor(nats), torch.tensor(error) * 2**0.5  # of two examples: mean and standard error
+    upper = torch.stack([middle - side / 2**0.5, middle + side / 2**0.5])
+    monkeypatch.setattr(annealing, "bracket", lambda *_, **__: annealing.Bracket(torch.zeros(2), upper))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = gap.measure(known.model, Rows(known.x), examples=4, chains=2, steps=2)
+        found = gap.measure(known.model, Rows(known.x), GapConfig(examples=4, chains=2, steps=2))
     assert found.converged is narrow
     assert len(said) == (not narrow)
 
 
 def test_little_time_ends_the_doubling(known, quick):
     with pytest.warns(UserWarning, match="has not converged: after 16 steps"):
-        gap.measure(known.model, Rows(known.x), examples=4, chains=2, tolerance=1e-9, minutes=1e-9)
+        gap.measure(known.model, Rows(known.x), GapConfig(examples=4, chains=2, tolerance=1e-9, minutes=1e-9))
 
 
 def test_steps_double_until_the_bracket_is_narrow(known, monkeypatch, quick):
-    monkeypatch.setattr(gap, "STEPS", 1)
-    found = gap.measure(known.model, Rows(known.x), examples=40, chains=8, base="prior", tolerance=0.5)
+    monkeypatch.setattr(gap, "FIRST_STEPS", 1)
+    found = gap.measure(known.model, Rows(known.x), GapConfig(examples=40, chains=8, base="prior", tolerance=0.5))
     assert found.steps in (2, 4, 8, 16, 32, 64)
     assert found.bracket.nats + found.bracket.error <= 0.5
 
@@ -344,7 +351,7 @@ def test_richer_posteriors_and_priors_are_measured_alike(digits, options, quick)
     model = tessella.VAE(digits.schema, **SMALL, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = gap.measure(model, digits.split("test"), examples=6, chains=2, steps=2)
+        found = gap.measure(model, digits.split("test"), GapConfig(examples=6, chains=2, steps=2))
     assert found.family == options.get("posterior", "gaussian")
     assert math.isfinite(found.total.nats)
 
@@ -352,18 +359,18 @@ def test_richer_posteriors_and_priors_are_measured_alike(digits, options, quick)
 def test_a_conditional_model_is_measured_given_its_labels(digits, quick):
     torch.manual_seed(0)
     model = tessella.CVAE(digits.schema, **SMALL)
-    found = gap.measure(model, digits.split("test"), examples=6, chains=2, steps=4)
+    found = gap.measure(model, digits.split("test"), GapConfig(examples=6, chains=2, steps=4))
     assert math.isfinite(found.total.nats)
 
 
 def test_a_flow_has_no_gap():
     """Real values: none at all. Discrete ones: what is there is of q(u | x)."""
     torch.manual_seed(0)
-    model = tessella.models.presets.Flow(Schema((3,), "real", -3, 3), width=8, depth=1, flow_steps=1)
+    model = tessella.models.presets.Flow(Schema.of((3,), Real(-3, 3)), width=8, depth=1, flow_steps=1)
     found = gap.measure(model, Rows(torch.randn(5, 3)))
     assert (found.total.nats, found.approximation.nats, found.amortisation.nats, found.method) == (0, 0, 0, "exact")
     assert "zero by construction" in found.notes[0]
-    model = tessella.models.presets.Flow(Schema((3,), "bytes"), width=8, depth=1, flow_steps=1)
+    model = tessella.models.presets.Flow(Schema.of((3,), "uint8"), width=8, depth=1, flow_steps=1)
     found = gap.measure(model, Rows(torch.randint(0, 256, (5, 3)).to(torch.uint8)))
     assert found.total.nats >= 0
     assert found.amortisation.nats == 0
@@ -391,7 +398,7 @@ def test_a_model_without_a_bound_has_no_gap(digits):
 def test_numbers_that_make_no_sense_are_refused(known, wrong):
     said = re.escape(f"{next(iter(wrong.values()))}")
     with pytest.raises(SpecError, match=said):
-        gap.measure(known.model, Rows(known.x), **wrong)
+        GapConfig(**wrong)
 
 
 # the command
@@ -401,7 +408,7 @@ def test_the_command_keeps_what_it_finds_and_the_page_shows_it(tmp_path: Path, c
     run = tmp_path / "run"
     small = ["--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--latent-dim", "3", "--quiet"]
     assert main(["train", "vae", "--data", "digits", "--binarize", "static", "--out", str(run), *small]) == 0
-    measured = ["gap", str(run), "--examples", "4", "--chains", "2", "--steps", "8"]
+    measured = ["inference-gap", str(run), "--examples", "4", "--chains", "2", "--steps", "8"]
     assert main(measured) == 0
     shown = capsys.readouterr().out
     for word in ("approximation gap", "amortisation gap", "total gap", "bracket"):
@@ -412,10 +419,10 @@ def test_the_command_keeps_what_it_finds_and_the_page_shows_it(tmp_path: Path, c
     assert kept["exact"] == said["exact"]
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
-    assert "What inference loses" in page
+    assert "Inference gap" in page
     (run / "results/gap.json").write_text(json.dumps({**kept, "step": 99}))  # of other weights
     assert main(["report", str(run)]) == 0
-    assert "What inference loses" not in (run / "report.html").read_text()
+    assert "Inference gap" not in (run / "report.html").read_text()
 
 
 def test_the_command_refuses_in_one_line_and_keeps_nothing(tmp_path: Path, capsys) -> None:
@@ -423,6 +430,6 @@ def test_the_command_refuses_in_one_line_and_keeps_nothing(tmp_path: Path, capsy
     small = ["--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--latent-dim", "3", "--quiet"]
     assert main(["train", "ae", "--data", "digits", "--out", str(run), *small]) == 0
     capsys.readouterr()
-    assert main(["gap", str(run)]) == 2
+    assert main(["inference-gap", str(run)]) == 2
     assert "has no bound" in capsys.readouterr().err
     assert not (run / "results/gap.json").exists()

@@ -102,7 +102,7 @@ def test_what_asks_for_more_than_its_tensors_is_refused_before_it_is_built(
 def test_ten_million_classes_are_refused_by_the_size_of_the_file(run: Path, refused: Callable[..., str]) -> None:
     text = (run / "spec.json").read_text()
     (run / "spec.json").write_text(text + " " * validation.MOST_BYTES)
-    assert "bytes" in refused("sample", run)
+    assert "uint8" in refused("sample", run)
 
 
 def test_a_model_is_built_as_it_always_was(sound: Path) -> None:

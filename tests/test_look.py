@@ -13,7 +13,7 @@ from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.tasks import generate
 
-GREY = Schema((1, 8, 8), "bytes", classes=tuple("abc"))
+GREY = Schema.of((1, 8, 8), "uint8", classes=tuple("abc"))
 SMALL = {"width": 8, "depth": 1, "latent_dim": 3}
 
 

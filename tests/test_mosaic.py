@@ -15,7 +15,7 @@ from tessella.models.codes import CodeModel
 from tessella.tasks import code_atlas
 
 SMALL = {"width": 8, "depth": 1, "codebook_size": 16}
-GREY = Schema((1, 8, 12), "bytes")
+GREY = Schema.of((1, 8, 12), "uint8")
 
 
 def seen_of(codes: torch.Tensor, x: torch.Tensor, size: int = 9, schema: Schema = GREY) -> code_atlas.Seen:
@@ -53,7 +53,7 @@ def test_a_tile_is_the_picture_at_its_position_and_its_surroundings_around_it(
 def test_the_stride_is_the_one_that_the_networks_shrink_by(side: int, positions: int, stride: int) -> None:
     x = torch.zeros(2, 1, side, side, dtype=torch.uint8)
     codes = torch.zeros(2, 1, positions, positions, dtype=torch.int64)
-    seen = seen_of(codes, x, schema=Schema((1, side, side), "bytes"))
+    seen = seen_of(codes, x, schema=Schema.of((1, side, side), "uint8"))
     assert seen.stride(0) == stride
     assert seen.tiles(0, slice(0, 2)).shape == (2, positions, positions, 1, stride, stride)
     assert code_atlas.laid(seen, slice(0, 1)).shape == (1, 1, side, side)

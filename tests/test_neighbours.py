@@ -19,7 +19,7 @@ from tessella.coding import codes_file
 from tessella.core import batches
 from tessella.core.batches import Batch
 from tessella.core.rng import example_keys
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.core.tensors import read_tensors
 from tessella.data.raw import RawSplit
 from tessella.data.splits import Split, split_of
@@ -32,15 +32,15 @@ from tessella.priors.masked import MaskedTransformer, MaskedTransformerModule
 from tessella.tasks import search
 from tessella.tasks.detect import Detector
 
-PICTURES = Schema((3, 9, 7), "bytes", classes=("a", "b"))
-VECTORS = Schema((5,), "real", -3.0, 3.0, (0.0,), (1.0,))
+PICTURES = Schema.of((3, 9, 7), "uint8", classes=("a", "b"))
+VECTORS = Schema.of((5,), Real(-3.0, 3.0), (0.0,), (1.0,))
 COUNT = 20
 
 
 def examples(schema: Schema, count: int = COUNT) -> Batch:
     generator = np.random.default_rng(0)
     label = torch.from_numpy(generator.integers(0, 2, count)) if schema.classes else None
-    if schema.values == "real":
+    if schema.values.name == "real":
         return Batch(torch.from_numpy(generator.normal(size=(count, *schema.shape)).astype(np.float32)), label)
     return Batch(torch.from_numpy(generator.integers(0, 256, (count, *schema.shape)).astype(np.uint8)), label)
 
@@ -49,12 +49,12 @@ def made(name: str, schema: Schema) -> Model:
     """With weights that are not zero anywhere, so that all of it speaks."""
     torch.manual_seed(0)
     options = {"width": 8} if name == "vqvae-paper" else {"width": 8, "depth": 1}
-    options |= {"flow_steps": 2, "dequantization": "variational"} if name == "flow" and schema.is_picture else {}
+    options |= {"flow_steps": 2, "dequantization": "variational"} if name == "flow" and schema.rank == 2 else {}
     model = registry.find("model", name).load()(schema, **options).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1 and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
-    if isinstance(model, CodeModel) and name == "vqvae" and schema.is_picture:
+    if isinstance(model, CodeModel) and name == "vqvae" and schema.rank == 2:
         level = model.levels[0]
         model.set_prior([MaskedTransformer(width=16, depth=1).build(model.prior_shapes[0], level.codebook_size).eval()])
     return model
@@ -70,7 +70,7 @@ def split(batch: Batch, rows: np.ndarray) -> Split:
 
 
 CASES = [(n, s) for n in registry.names("model") for s in (PICTURES, VECTORS)]
-CASES = [(n, s) for n, s in CASES if s.is_picture or n not in ("cvae", "vqvae2", "vqvae-paper")]
+CASES = [(n, s) for n, s in CASES if s.rank == 2 or n not in ("cvae", "vqvae2", "vqvae-paper")]
 
 
 @pytest.mark.parametrize(("name", "schema"), CASES, ids=lambda of: of if isinstance(of, str) else of.values)
@@ -186,7 +186,7 @@ def test_a_file_alone_has_the_numbers_that_it_has_in_a_folder(
 
 
 def test_an_index_streamed_to_disk_is_the_one_made_in_memory_whatever_the_batches(run: Path, tmp_path: Path) -> None:
-    model, x = tessella.load(run), examples(Schema((1, 8, 8), "bytes")).x
+    model, x = tessella.load(run), examples(Schema.of((1, 8, 8), "uint8")).x
 
     def named(size: int):
         return (([f"{i}" for i in range(first, min(first + size, COUNT))], x[first : first + size])

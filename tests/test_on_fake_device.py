@@ -96,7 +96,7 @@ def test_gap_and_report(fake, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "run"
     run("train", "vae", "--data", "digits", "--out", out, *SMALL, "--latent-dim", 2)
     run("report", out)
-    run("gap", out, "--examples", 2, "--chains", 2, "--steps", 2)
+    run("inference-gap", out, "--examples", 2, "--chains", 2, "--steps", 2)
 
 
 @pytest.mark.slow

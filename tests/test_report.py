@@ -19,7 +19,7 @@ from tessella import report
 from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.core.tensors import write_tensors
 from tessella.data import Data
 from tessella.evaluation.results import (
@@ -36,7 +36,7 @@ from tessella.models.spec import Spec, TrainOptions
 from tessella.pages import codes as seen_codes
 from tessella.training import checkpoint, fitted_priors
 
-BYTES = Schema((1, 8, 8), "bytes")
+BYTES = Schema.of((1, 8, 8), "uint8")
 MEASURED = Evaluation(
     model="vae", data="digits", split="test", examples=141, dims=64, rate=20.0, distortion=160.0, bound=180.0,
     bits_per_dim=180 / 64 / math.log(2), importance_bound=ImportanceBound(5, 175.0, 3.9), kl_per_unit=(12.0, 8.0, 0.0),
@@ -216,9 +216,9 @@ def test_numbers_are_said_in_words() -> None:
     assert "25.5 (root mean square) in a range of 255" in lines["PSNR"].meaning
     worse = replace(MEASURED, bound=720.0)
     assert "2.0 times more" in report.numbers(worse, BYTES)[0].meaning
-    binary = Schema((1, 8, 8), "binary", 0, 1)
+    binary = Schema.of((1, 8, 8), "binary")
     assert "one bit a number (8.0 bytes)" in report.numbers(MEASURED, binary)[0].meaning
-    assert "density" in report.numbers(MEASURED, Schema((64,), "real", -1, 1))[0].meaning
+    assert "density" in report.numbers(MEASURED, Schema.of((64,), Real(-1, 1)))[0].meaning
 
 
 def test_codes_and_their_use_are_said_in_words() -> None:
@@ -266,7 +266,7 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
     given += ["--steps", "7", "--batch-size", "32", "--latent-dim", "5", "--compile", "--learning-rate", "0.0005"]
     data = {"spec": "digits", "size": [10, 12], "channels": None, "binarize": "static", "seed": 0}
     training = {**vars(TrainOptions(steps=7, batch_size=32, compile=True, learning_rate=5e-4))}
-    spec = Spec("vae", Schema((1, 10, 12), "binary", 0, 1), replace(Spec("", BYTES).options, units=5), data, training)
+    spec = Spec("vae", Schema.of((1, 10, 12), "binary"), replace(Spec("", BYTES).options, units=5), data, training)
     command = shlex.split(report.train_command(spec, tmp_path / "a b"))
     assert command[:2] == ["tessella", "train"]
     from tessella.commands import Train

@@ -19,7 +19,7 @@ from tessella.models.presets import AE, VAE, VQVAE
 from tessella.tasks.detect.statistics import Examiner, possible
 from tessella.tasks.search import index
 
-SCHEMA = Schema((1, 8, 8), "binary", 0.0, 1.0)
+SCHEMA = Schema.of((1, 8, 8), "binary")
 KINDS = [
     {"posterior": "flow"},
     {"prior": "mixture"},

@@ -20,7 +20,7 @@ from tessella.models.spec import Spec
 from tessella.training import checkpoint
 from tessella.training.results_store import EVALUATION
 
-GREY = Schema((1, 8, 8), "bytes", classes=tuple("abc"))
+GREY = Schema.of((1, 8, 8), "uint8", classes=tuple("abc"))
 MEASURED = Evaluation(
     model="vae", data="digits", split="test", examples=141, dims=64, rate=20.0, distortion=160.0, bound=180.0,
     bits_per_dim=180 / 64 / math.log(2), importance_bound=ImportanceBound(5, 175.0, 3.9), kl_per_unit=(12.0, 8.0, 0.0),

@@ -20,7 +20,7 @@ from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.tasks import search
 
-SCHEMA = Schema((1, 12, 12), "bytes")
+SCHEMA = Schema.of((1, 12, 12), "uint8")
 MODELS = {
     "codes": ("VQVAE", {"side": 6, "codebook_size": 300}),
     "few codes, two levels": ("VQVAE2", {"side": 6, "codebook_size": 12}),
@@ -182,7 +182,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_indexed_is_refused() -> None:
     torch.manual_seed(0)
-    cvae = tessella.CVAE(Schema((1, 12, 12), "bytes", classes=("a", "b")), width=8, depth=1)
+    cvae = tessella.CVAE(Schema.of((1, 12, 12), "uint8", classes=("a", "b")), width=8, depth=1)
     with pytest.raises(SpecError, match="vae or vqvae"):
         indexed(cvae, examples(4))
     with pytest.raises(DataError, match="no examples"):

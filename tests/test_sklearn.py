@@ -66,7 +66,7 @@ def test_pictures_are_taken_as_pictures_or_as_rows() -> None:
         criterion="complexity", max_steps=20, image_shape=(8, 8), model_options={"width": 8, "depth": 1}, random_state=0
     ).fit(x)
     assert detector.model_.model.schema.shape == (1, 8, 8)
-    assert detector.model_.model.schema.values == "bytes"
+    assert detector.model_.model.schema.values.name == "uint8"
     as_rows = detector.score_samples(x.reshape(64, -1))
     assert np.array_equal(detector.score_samples(x), as_rows)
     noise = np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8)

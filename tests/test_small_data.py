@@ -10,6 +10,7 @@ import torch
 
 from tessella import Schema, load
 from tessella.cli import main
+from tessella.core.schema import Real
 from tessella.core.tensors import read_tensors, write_tensors
 from tessella.diffusion import chain
 from tessella.foundation.errors import SpecError
@@ -73,8 +74,8 @@ def test_it_trains_on_two_examples_and_on_a_validation_split_of_one(
 def test_what_a_model_is_made_of_can_be_kept(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     """Whatever shares its memory: safetensors refuses two names of the same."""
     classes = ("a", "b")
-    vectors = Schema(shape, "real", -1.0, 1.0, (0.0,) * shape[0], (1.0,) * shape[0], classes)
-    schema = vectors if len(shape) == 1 else Schema(shape, "bytes", 0.0, 255.0, classes=classes)
+    vectors = Schema.of(shape, Real(-1.0, 1.0), (0.0,) * shape[0], (1.0,) * shape[0], classes)
+    schema = vectors if len(shape) == 1 else Schema.of(shape, "uint8", classes=classes)
     try:
         model = find("model", name).load()(
             schema, **({"width": 16} if name in SIZE or name == "flow" else {"width": 8})

@@ -22,6 +22,7 @@ from tessella import Schema, TrainOptions
 from tessella.core import tensors as storing
 from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
+from tessella.core.schema import Real
 from tessella.core.tensors import read_tensors, write_tensors
 from tessella.foundation.errors import RunError, SpecError, TrainingError
 from tessella.models.spec import Objective, Spec
@@ -294,7 +295,7 @@ def test_resuming_another_model_is_refused(digits, tmp_path):
 
 def test_a_model_for_other_data_is_refused(digits, tmp_path):
     with pytest.raises(SpecError, match="made for"):
-        loop.train(tessella.VAE(Schema((1, 9, 9), "binary"), **SMALL), digits, tmp_path / "run")
+        loop.train(tessella.VAE(Schema.of((1, 9, 9), "binary"), **SMALL), digits, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -340,7 +341,7 @@ def test_a_damaged_specification_is_refused_in_one_line(tmp_path, text):
 
 
 def test_a_specification_survives_the_way_to_disk(tmp_path):
-    schema = Schema((2,), "real", -1.5, 2.0, (0.1, 0.2), (1.0, 3.0), ("a", "b"))
+    schema = Schema.of((2,), Real(-1.5, 2.0), (0.1, 0.2), (1.0, 3.0), ("a", "b"))
     spec = Spec("vae", schema, data={"spec": "x.npy", "seed": 0}, training={"steps": 3})
     checkpoint.write_spec(tmp_path, spec)
     assert checkpoint.read_spec(tmp_path) == spec

@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from tessella.core.batches import Batch, fixed_batches, to_read
 from tessella.core.device import resolve
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Real, Schema
 from tessella.data import Split
 from tessella.data.arrays import moments
 from tessella.data.raw import RawSplit, index_keys
@@ -113,7 +113,7 @@ class _Fitted(BaseEstimator, ABC):
     def _batches(self, X: Any) -> Iterator[Batch]:
         check_is_fitted(self)
         x = self._examples(self._checked(X, reset=False))
-        bytes_wanted = self.model_.model.schema.values == "bytes"
+        bytes_wanted = self.model_.model.schema.values == UINT8
         if bytes_wanted and x.dtype != np.uint8:
             raise ValueError("this was fitted on pictures of bytes: give uint8")
         x = x if bytes_wanted else x.astype(np.float32)
@@ -281,9 +281,9 @@ class _Kept:
 
 def _schema(x: np.ndarray) -> Schema:
     if x.dtype == np.uint8:
-        return Schema(x.shape[1:], "bytes")
+        return Schema.of(x.shape[1:], "uint8")
     center, scale, low, high = moments(x, np.arange(len(x)))
-    return Schema(x.shape[1:], "real", low, high, center, scale)
+    return Schema.of(x.shape[1:], Real(low, high), center, scale)
 
 
 def _split(x: np.ndarray) -> Split:

@@ -107,7 +107,7 @@ def test_it_learns_what_a_diagonal_gaussian_cannot() -> None:
 @pytest.mark.parametrize("preset", [VAE, CVAE])
 @pytest.mark.parametrize("shape", [(5,), (1, 8, 8), (3, 8, 8)], ids=str)
 def test_model_with_both_flows(preset, shape: tuple[int, ...]) -> None:
-    schema = Schema(shape, "binary", 0.0, 1.0, classes=("a", "b"))
+    schema = Schema.of(shape, "binary", classes=("a", "b"))
     model = preset(schema, prior="flow", posterior="flow", flow_steps=2, width=8, depth=1, units=3)
     x, label = torch.randint(0, 2, (4, *shape), dtype=torch.uint8), torch.tensor([0, 1, 1, 0])
     terms = model(x, label, noise=Noise(0), draws=3)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tessella.core.rng import Noise
+from tessella.core.schema import Binary
 from tessella.data import open_data
 from tessella.data.raw import RawSplit, index_keys, mixed, name_keys
 from tessella.data.splits import ArraySplit, BinarizedSplit, divide
@@ -116,7 +117,7 @@ def test_validation_and_test_are_fixed_whatever_the_noise() -> None:
     for name in ("valid", "test"):
         split = data.split(name)
         assert torch.equal(split.batch(range(5), Noise(1)).x, split.batch(range(5)).x)
-    assert (data.schema.values, data.schema.low, data.schema.high) == ("binary", 0.0, 1.0)
+    assert data.schema.values.name == Binary()
 
 
 def test_an_unknown_split_names_those_there_are() -> None:

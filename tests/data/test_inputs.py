@@ -18,7 +18,7 @@ from tessella.data import Data, inputs, open_data
 from tessella.data.inputs import GRAMMAR, Inputs, label_number, read_pictures
 from tessella.foundation.errors import TessellaError
 
-COLOUR = Schema((3, 13, 10), "bytes", classes=("a", "sub", "c"))
+COLOUR = Schema.of((3, 13, 10), "uint8", classes=("a", "sub", "c"))
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def digits(spec: str | None) -> Data:
     return open_data(spec or "digits")
 
 
-DIGITS = Model(Schema((1, 8, 8), "bytes"))
+DIGITS = Model(Schema.of((1, 8, 8), "uint8"))
 
 
 @pytest.fixture
@@ -185,12 +185,12 @@ def test_inputs_that_are_none_are_refused(folder: Path, tmp_path: Path) -> None:
     with raises("nothing-readable"):
         list(Inputs(Model(), [str(tmp_path / "hurt")], no_data))
     with raises("no-pictures"):
-        list(Inputs(Model(Schema((5,), "real")), [str(folder)], no_data))
+        list(Inputs(Model(Schema.of((5,), "real")), [str(folder)], no_data))
     with pytest.raises(TessellaError, match="no pictures"):
         Inputs(DIGITS, [str(tmp_path / "empty")], digits)
 
 
-@pytest.mark.parametrize(("values", "high"), [("binary", 1.0), ("bytes", 255.0)])
+@pytest.mark.parametrize(("values", "high"), [("binary", 1.0), ("uint8", 255.0)])
 def test_pictures_in_files_are_seen_as_the_data_was(values: Values, high: float, tmp_path: Path) -> None:
     Image.fromarray(np.full((20, 40, 3), 200, np.uint8)).save(tmp_path / "wide.png")
     schema = replace(COLOUR, values=values, high=high)
@@ -199,7 +199,7 @@ def test_pictures_in_files_are_seen_as_the_data_was(values: Values, high: float,
 
 
 def test_a_class_is_found_by_its_name_before_its_number() -> None:
-    schema = Schema((1, 8, 8), "bytes", classes=("1", "0", "cat"))
+    schema = Schema.of((1, 8, 8), "uint8", classes=("1", "0", "cat"))
     assert [label_number(schema, given) for given in ("1", "0", "cat", "2")] == [0, 1, 2, 2]
     for unknown in ("3", "dog", "-1", "²"):
         with raises("no-such-class", label=unknown):

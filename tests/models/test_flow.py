@@ -17,7 +17,7 @@ from torch import Tensor
 from tessella.coding.files import coder_for
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.data import open_data
 from tessella.evaluation.bounds import evaluate
 from tessella.foundation.errors import SpecError
@@ -81,7 +81,7 @@ def test_training_lowers_the_rate(tmp_path: Path) -> None:
 
 def test_rate_of_real_values_is_the_density_of_stored_units() -> None:
     """Against the change of variables, autograd's determinant and all."""
-    schema = Schema((3,), "real", -9.0, 9.0, (1.0, 2.0, 3.0), (0.5, 2.0, 1.0))
+    schema = Schema.of((3,), Real(-9.0, 9.0), (1.0, 2.0, 3.0), (0.5, 2.0, 1.0))
     model = Flow(schema, **SMALL).eval()
     x = torch.randn(4, 3) + 2
     rate = model(x).rate
@@ -100,7 +100,7 @@ def test_probabilities_sum_to_what_the_cells_hold() -> None:
 
     A pass of 4000 draws over 4 pictures; off by 6 standard errors once in 1e9.
     """
-    model = Flow(Schema((1, 1, 2), "binary", 0.0, 1.0), **SMALL, dequantization="variational").eval()
+    model = Flow(Schema.of((1, 1, 2), "binary"), **SMALL, dequantization="variational").eval()
     everything = torch.tensor(list(itertools.product((0, 1), repeat=2)), dtype=torch.uint8).view(4, 1, 1, 2)
     with torch.no_grad():
         weights = model(everything, noise=Noise(0), draws=4000).log_weights
@@ -138,7 +138,7 @@ def test_measured_like_any_model(tmp_path: Path) -> None:
 
 
 def test_samples_are_ruled_by_the_temperature() -> None:
-    model = Flow(Schema((3, 6, 7), "bytes"), **SMALL).eval()
+    model = Flow(Schema.of((3, 6, 7), "uint8"), **SMALL).eval()
     cold = model.sample(4, sampling=Sampling(temperature=0.0))
     assert torch.equal(cold, cold[:1].expand(4, -1, -1, -1))
     assert torch.equal(cold[:1], model.decode(torch.zeros(1, 3, 6, 7)).mean)
@@ -149,11 +149,11 @@ def test_samples_are_ruled_by_the_temperature() -> None:
 @pytest.mark.parametrize("option", [{"latent_dim": 3}, {"likelihood": "logistic"}, {"prior": "mixture"}, {"side": 4}])
 def test_what_a_flow_has_not_is_refused(option: dict) -> None:
     with pytest.raises(SpecError, match=f"no --{next(iter(option))}"):
-        Flow(Schema((3, 8, 8), "bytes"), **option)
+        Flow(Schema.of((3, 8, 8), "uint8"), **option)
 
 
 def test_uses_that_need_a_smaller_latent_refuse() -> None:
-    model = Flow(Schema((1, 8, 8), "bytes"), **SMALL).eval()
+    model = Flow(Schema.of((1, 8, 8), "uint8"), **SMALL).eval()
     with pytest.raises(SpecError, match="train a vae or vqvae to compress"):
         coder_for(model, lossy=False)
     region = torch.zeros(8, 8, dtype=torch.bool)
@@ -164,8 +164,8 @@ def test_uses_that_need_a_smaller_latent_refuse() -> None:
 
 def test_dequantisation_is_for_flows_of_discrete_values() -> None:
     with pytest.raises(SpecError, match="real values need no dequantisation"):
-        Flow(Schema((3,), "real", -1.0, 1.0), dequantization="uniform")
+        Flow(Schema.of((3,), Real(-1.0, 1.0)), dequantization="uniform")
     with pytest.raises(SpecError, match="only a flow"):
-        VAE(Schema((1, 8, 8), "bytes"), dequantization="uniform")
+        VAE(Schema.of((1, 8, 8), "uint8"), dequantization="uniform")
     with pytest.raises(SpecError, match="uniform or variational"):
         ModelOptions(dequantization="round")  # pyright: ignore[reportArgumentType]

@@ -16,7 +16,7 @@ from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Real, Schema
 from tessella.evaluation.bounds import importance_log_likelihood
 from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
@@ -25,9 +25,9 @@ from tessella.priors.normal import StandardNormal
 
 TINY = {"width": 4, "depth": 1, "latent_dim": 3}
 CLASSES = ("a", "b", "c")
-PICTURE = Schema((1, 6, 5), "binary", 0.0, 1.0, classes=CLASSES)
-COLOUR = Schema((3, 9, 6), "bytes", classes=CLASSES)
-VECTOR = Schema((2,), "real", -3.0, 3.0, classes=CLASSES)
+PICTURE = Schema.of((1, 6, 5), "binary", classes=CLASSES)
+COLOUR = Schema.of((3, 9, 6), "uint8", classes=CLASSES)
+VECTOR = Schema.of((2,), Real(-3.0, 3.0), classes=CLASSES)
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +48,8 @@ def lively(model: LatentVariableModel) -> LatentVariableModel:
 
 def examples(schema: Schema, count: int) -> tuple[Tensor, Tensor]:
     x = torch.randn(count, *schema.shape)
-    if schema.values != "real":
-        x = torch.randint(0, int(schema.high) + 1, (count, *schema.shape), dtype=torch.uint8)
+    if schema.values.name != "real":
+        x = torch.randint(0, int(schema.values.high) + 1, (count, *schema.shape), dtype=torch.uint8)
     return x, torch.arange(count) % len(CLASSES)
 
 
@@ -154,7 +154,7 @@ def linear_gaussian(*, shift: float = 0.0, stretch: float = 1.0) -> tuple[Latent
     q(z | x) is the exact posterior N(M^-1 W' (x - b) / sigma^2, M^-1), M = I + W' W / sigma^2 (Bishop 2006, eq. 12.42),
     but for `shift` added to its mean and its standard deviation multiplied by `stretch`.
     """
-    likelihood = FixedGaussian(scale=SIGMA).build(Schema((3,), "real", -9.0, 9.0))
+    likelihood = FixedGaussian(scale=SIGMA).build(Schema.of((3,), Real(-9.0, 9.0)))
     bottleneck = DiagonalGaussian().build((3,), 2)
     precision = 1 + WEIGHT.square().sum(0) / SIGMA**2
     map_ = (WEIGHT / precision).T / SIGMA**2

@@ -11,8 +11,8 @@ from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
 from tessella.models.presets import AE, CVAE, VAE, BetaVAE
 
-GREY = Schema((1, 28, 28), "bytes")
-BINARY = Schema((1, 28, 28), "binary", 0.0, 1.0)
+GREY = Schema.of((1, 28, 28), "uint8")
+BINARY = Schema.of((1, 28, 28), "binary")
 
 
 @pytest.mark.parametrize(
@@ -31,9 +31,9 @@ BINARY = Schema((1, 28, 28), "binary", 0.0, 1.0)
     ],
 )
 def test_latent_follows_from_the_data(shape: tuple[int, ...], latent_shape: tuple[int, ...]) -> None:
-    values = "bytes" if len(shape) > 1 and shape[0] < 5 else "real"
+    values = "uint8" if len(shape) > 1 and shape[0] < 5 else "real"
     with torch.device("meta"):
-        model = VAE(Schema(shape, values), width=8, depth=1)
+        model = VAE(Schema.of(shape, values), width=8, depth=1)
     assert model.latent_shape == latent_shape
 
 
@@ -70,11 +70,11 @@ def test_start_is_near_the_even_odds() -> None:
     [
         (VAE, GREY, {"likelihood": "bernoulli"}, "needs binary data.*--binarize dynamic"),
         (VAE, BINARY, {"likelihood": "logistic"}, "needs 8-bit data.*--likelihood bernoulli"),
-        (VAE, Schema((4,), "real"), {"likelihood": "categorical"}, "needs 8-bit data.*--likelihood gaussian"),
+        (VAE, Schema.of((4,), "real"), {"likelihood": "categorical"}, "needs 8-bit data.*--likelihood gaussian"),
         (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: autoregressive, bernoulli"),
         (VAE, BINARY, {"mixtures": 5}, "bernoulli likelihood has no option mixtures"),
-        (VAE, Schema((4,), "real"), {"latent_layout": "grid"}, "vectors have no grid"),
-        (VAE, Schema((5, 8, 8), "bytes"), {}, "1 to 4 channels, not 5"),
+        (VAE, Schema.of((4,), "real"), {"latent_layout": "grid"}, "vectors have no grid"),
+        (VAE, Schema.of((5, 8, 8), "uint8"), {}, "1 to 4 channels, not 5"),
         (VAE, GREY, {"latent_dim": 0}, "units must be at least 1, not 0"),
         (VAE, GREY, {"latent": "tree"}, "latent must be vector or grid"),
         (VAE, GREY, {"beta": -1.0}, "must not be negative"),

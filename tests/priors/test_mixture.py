@@ -79,7 +79,7 @@ def test_mixture_finds_clusters() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8)])
 def test_vamp_is_the_mixture_of_its_posteriors(shape: tuple[int, ...]) -> None:
-    model = VAE(Schema(shape, "bytes"), prior="vamp", components=5, units=2, width=4, depth=1).eval()
+    model = VAE(Schema.of(shape, "uint8"), prior="vamp", components=5, units=2, width=4, depth=1).eval()
     prior = model.prior
     assert isinstance(prior, VampPriorModule)
     assert {name for name, _ in prior.named_parameters()} == {"logits", "inputs"}
@@ -100,7 +100,7 @@ def test_vamp_is_the_mixture_of_its_posteriors(shape: tuple[int, ...]) -> None:
 
 
 def test_vamp_with_a_frozen_encoder_teaches_the_pseudo_inputs_alone() -> None:
-    model = VAE(Schema((6,), "real"), width=8, depth=1).requires_grad_(False)
+    model = VAE(Schema.of((6,), "real"), width=8, depth=1).requires_grad_(False)
     prior = VampPrior(components=4).build(
         model.latent_shape, encoder=model.encoder, bottleneck=model.bottleneck, input_shape=(6,)
     )
@@ -114,7 +114,7 @@ def test_vamp_with_a_frozen_encoder_teaches_the_pseudo_inputs_alone() -> None:
 @pytest.mark.parametrize("preset", [VAE, CVAE])
 def test_bound_lies_below_the_mean_importance_bound(preset, prior: str) -> None:
     """E log-mean-exp of K draws grows with K (Burda et al. 2015, theorem 1): 100 examples' means, by margin 0."""
-    schema = Schema((5,), "binary", 0.0, 1.0, classes=("a", "b"))
+    schema = Schema.of((5,), "binary", classes=("a", "b"))
     model = preset(schema, prior=prior, width=16, depth=1, units=2).eval()
     x, label = torch.randint(0, 2, (100, 5), dtype=torch.uint8), torch.randint(0, 2, (100,))
     with torch.no_grad():
@@ -139,7 +139,7 @@ def _exact(model, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def test_refusals() -> None:
-    schema = Schema((5,), "binary", 0.0, 1.0)
+    schema = Schema.of((5,), "binary")
     for options, words in (
         ({"prior": "misture"}, "no prior is called"),
         ({"prior": "class-normal"}, "use cvae"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Schema
 from tessella_experiments.runner import of_model, with_code_prior
 
 UNITS, CODEBOOK = 16, 64
@@ -16,7 +16,7 @@ UPDATES = 800
 def size(schema: Schema) -> dict[str, Any]:
     """Of networks, and of the likelihood of bytes, whose mixtures would else cost more than the networks."""
     networks = {"width": 16, "depth": 1} if schema.is_picture else {"width": 128, "depth": 2}
-    return {**networks, "likelihood": "logistic", "components": 4} if schema.values == "bytes" else networks
+    return {**networks, "likelihood": "logistic", "components": 4} if schema.values == UINT8 else networks
 
 
 def latent(schema: Schema) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, features
 from torch import Tensor
 
-from tessella.core.schema import Schema
+from tessella.core.schema import Binary, Schema
 from tessella.kinds import pictures
 
 MOST, NUMBERS = 1000, 1 << 26
@@ -83,7 +83,7 @@ class BaselineCodecs:
 
 def _image(picture: np.ndarray, schema: Schema) -> Image.Image:
     image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
-    return image.convert("1") if schema.values == "binary" and image.mode == "L" else image
+    return image.convert("1") if schema.values == Binary() and image.mode == "L" else image
 
 
 def _bytes(image: Image.Image, form: str, options: dict[str, Any]) -> int:

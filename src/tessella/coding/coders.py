@@ -382,5 +382,5 @@ def _batch(model: CodeModel | LatentVariableModel) -> int:
 
 
 def _check_discrete(model: CodeModel | LatentVariableModel) -> None:
-    if model.schema.values == "real":
+    if not model.schema.values.discrete:
         raise SpecError("real values have a density, which no code reaches: give --lossy, or train on bytes")

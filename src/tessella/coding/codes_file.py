@@ -189,7 +189,7 @@ def _read(model: Model, items: Sequence[_Item], broken: list[str], size: tuple[i
             parts.append(read_pictures(model.schema, [item.file], size))
             good.append(item)
         except DataError as error:
-            if not item.found or not model.schema.is_picture or model.schema.values == "real":
+            if not item.found or not model.schema.is_picture or not model.schema.values.discrete:
                 raise
             broken.append(f"{item.name} ({str(error).partition(' cannot be read: ')[2]})")
     return torch.cat(parts) if parts else torch.empty(0), good

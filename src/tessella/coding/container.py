@@ -34,13 +34,12 @@ from typing import BinaryIO, Literal, cast, final, get_args
 import numpy as np
 
 from tessella.core.entropy_coding import WORD
-from tessella.core.schema import Values
 from tessella.foundation.errors import DataError
 
 MAGIC, VERSION = b"\xf1TES", 2
 Method = Literal["codes", "lossless", "bits-back"]
 Exactly = Literal["float32", "bfloat16"]
-METHODS, VALUES, PRECISIONS = get_args(Method), get_args(Values), get_args(Exactly)
+METHODS, VALUES, PRECISIONS = get_args(Method), ("binary", "uint8", "real"), get_args(Exactly)
 HEADER_MOST, TEXT_MOST, SIDE_MOST = 1 << 26, 1 << 12, 1 << 20
 NAMES_MOST = 1 << 25
 """Bytes of all names, or of all sizes, unpacked."""
@@ -76,7 +75,7 @@ class Header:
     fingerprint: str
     prior: str
     prior_fingerprint: str
-    values: Values
+    values: str
     shape: tuple[int, ...]
     count: int
     names: Sequence[str]
@@ -383,7 +382,7 @@ def _header(reader: _Reader) -> Header:
     if not sound or not fitting:
         raise _Damaged("its header contradicts itself")
     return Header(
-        cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, cast(Values, VALUES[values]),
+        cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, VALUES[values],
         shape, count, names, sizes, cast(Exactly, PRECISIONS[precision]), run, made,
         modes, kept, notes,
     )  # fmt: skip

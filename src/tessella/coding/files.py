@@ -197,7 +197,7 @@ def compress(
         trained = model.schema.shape[1:]
         other = np.array(sizes if any(size != trained for size in sizes) else [], np.int64).reshape(-1, 2)
         header = Header(
-            method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values,
+            method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values.name,
             model.schema.shape, len(called), called, other, exactly, os.path.relpath(weights.run, folder),
             software_versions(), modes if any(modes) else [], len(kept), said,
         )  # fmt: skip
@@ -369,7 +369,7 @@ def check(container: Container, model: Model, weights: Weights) -> None:
         )
     schema = model.schema
     wanted = "bits-back" if isinstance(model, LatentVariableModel) else "lossless"
-    if (header.values, header.shape) != (schema.values, schema.shape) or header.method not in ("codes", wanted):
+    if (header.values, header.shape) != (schema.values.name, schema.shape) or header.method not in ("codes", wanted):
         raise DataError(
             f"{container.path} holds {header.method} of {header.values} values of shape {header.shape}, and the model "
             f"of {weights.run} has {schema.values} of shape {schema.shape}: give the run that made it with --run"

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tessella.coding.container import MODES
-from tessella.core.schema import Schema
+from tessella.core.schema import Binary, Schema
 from tessella.data.folders.read import opened_picture
 from tessella.data.inputs import read_pictures
 from tessella.kinds import pictures
@@ -129,7 +129,7 @@ class Originals:
     def _by_kind(self, mode: str) -> str:
         """The trouble that a picture of that kind may be, where it is not looked at."""
         channels = self._schema.shape[0]
-        if self._schema.values == "binary":
+        if self._schema.values == Binary():
             return "" if mode == "1" else "of more than two values"
         if mode in ("LA", "RGBA") and channels in (1, 3):
             return "with alpha"

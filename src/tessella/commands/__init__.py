@@ -11,12 +11,10 @@ from typing import Any
 
 from tessella.commands import (
     codes,
-    compare,
     compress,
     demo,
     detect,
     edit,
-    gap,
     look,
     measure,
     prior,
@@ -29,8 +27,6 @@ from tessella.tasks.task import load_task
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
-    "evaluate": (measure.Evaluate, measure.evaluate),
-    "gap": (gap.Gap, gap.gap),
     "sample": (look.Sample, look.sample),
     "reconstruct": (look.Reconstruct, look.reconstruct),
     "interpolate": (look.Interpolate, look.interpolate),
@@ -44,7 +40,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compress": (compress.Compress, compress.compress),
     "decompress": (compress.Decompress, compress.decompress),
     "inspect": (compress.Inspect, compress.inspect),
-    "compare": (compare.Compare, compare.compare),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
 }

@@ -94,7 +94,7 @@ def compress(o: Compress) -> int:
         read["all"] = total
 
     originals = Originals(model.schema, lossy=o.lossy, full_size=o.full_size)
-    keeps = originals.keeps if model.schema.is_picture and model.schema.values != "real" else None
+    keeps = originals.keeps if model.schema.is_picture and model.schema.values.discrete else None
     numbers = not o.inputs or any(one.isdecimal() and not os.path.exists(one) for one in o.inputs)
     of_split = f"examples of the split {o.split} as the run reads its data" if numbers else ""
     with progress("compressing", quiet=o.quiet) as tell:

@@ -97,9 +97,9 @@ def _shown(o: Demo) -> int:
     from tessella import VQVAE, open_data
     from tessella.bottlenecks.quantizers import EMAQuantizer
     from tessella.evaluation.bounds import evaluate
+    from tessella.evaluation.metric_text import saving_text, size_text
     from tessella.likelihoods.logistic import LogisticMixture
     from tessella.models.codes import CodeModel
-    from tessella.pages.metric_text import saving_text, size_text
     from tessella.pages.run_page import write
     from tessella.priors.autoregressive import PixelCNN
     from tessella.training.fit_prior import fit_prior

@@ -1,32 +1,164 @@
-"""What one example looks like, and batches of examples."""
+"""What one example is: channels, extent and values."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from abc import ABC
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal, final
 
 from tessella.foundation import validation
 
-if TYPE_CHECKING:
-    pass
-
 LARGEST = 1 << 26
 """Numbers in one example, at most."""
-Values = Literal["binary", "bytes", "real"]
+MOST_LEVELS = 1 << 24
+"""Different values of one number, at most: float32 keeps them apart."""
 Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class Values(ABC):
+    """Set of values that one number of an example can take.
+
+    Attributes:
+        kind: name of the class in files.
+        default_likelihood: name of the likelihood that is used unless another is asked for.
+        low, high: the smallest value and the largest.
+        levels: how many there are; 0 for real numbers, which have a density.
+    """
+
+    kind: ClassVar[str]
+    default_likelihood: ClassVar[str]
+    low: float
+    high: float
+    levels: int
+
+    @property
+    def name(self) -> str:
+        """Short name: `binary`, `uint8`, `integers`, `symbols` or `real`."""
+        return "uint8" if self == UINT8 else self.kind
+
+    @property
+    def words(self) -> str:
+        """Adjective for messages and pages: `8-bit`."""
+        return f"{math.log2(self.levels):.3g}-bit" if self.kind == "integers" else self.kind
+
+    @property
+    def discrete(self) -> bool:
+        """True if the values have probabilities, so that files of them can be lossless."""
+        return self.levels > 0
+
+    @property
+    def span(self) -> float:
+        """`high - low`, or 1 where that is 0."""
+        return (self.high - self.low) or 1.0
+
+    def __str__(self) -> str:
+        return self.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Record the kind and the fields that it is made from."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # pyright: ignore[reportArgumentType]
+        return {"kind": self.kind, **own}
+
+    @staticmethod
+    def from_json(record: Any) -> Values:
+        """Read what `to_json` gave.
+
+        Raises:
+            Malformed: if it is something else.
+        """
+        kind = _KINDS.get(str(record.get("kind"))) if isinstance(record, dict) else None
+        if kind is None:
+            raise validation.Malformed(f"values have no kind, of {', '.join(_KINDS)}")
+        return validation.fitted(kind, {key: one for key, one in record.items() if key != "kind"}, "values")
+
+
+@final
+@dataclass(frozen=True)
+class Binary(Values):
+    """0 or 1."""
+
+    kind = "binary"
+    default_likelihood = "bernoulli"
+    low, high, levels = 0.0, 1.0, 2
+
+
+@final
+@dataclass(frozen=True)
+class Integers(Values):
+    """Ordered integers `low ... low + levels - 1`; by default the bytes of a picture.
+
+    Attributes:
+        levels: how many there are.
+        low: the smallest.
+    """
+
+    levels: int = 256
+    low: float = 0.0
+    high: float = field(init=False)
+
+    kind = "integers"
+    default_likelihood = "logistic"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "high", self.low + self.levels - 1)
+
+
+@final
+@dataclass(frozen=True)
+class Symbols(Values):
+    """Symbols without an order, `0 ... levels - 1`.
+
+    Attributes:
+        levels: size of the alphabet.
+    """
+
+    levels: int
+    high: float = field(init=False)
+
+    kind = "symbols"
+    default_likelihood = "categorical"
+    low = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "high", self.levels - 1.0)
+
+
+@final
+@dataclass(frozen=True)
+class Real(Values):
+    """Real numbers; two of them are equal whatever range was seen.
+
+    Attributes:
+        low, high: the range in the training split.
+    """
+
+    low: float = field(default=-1.0, compare=False)
+    high: float = field(default=1.0, compare=False)
+
+    kind = "real"
+    default_likelihood = "gaussian"
+    levels = 0
+
+
+UINT8 = Integers()
+NAMED: dict[str, Values] = {"binary": Binary(), "uint8": UINT8, "real": Real()}
+_KINDS: dict[str, type[Values]] = {of.kind: of for of in (Binary, Integers, Symbols, Real)}
 
 
 @dataclass(frozen=True)
 class Schema:
     """What one example looks like as it is stored: all that a model needs to know of the data.
 
+    Examples are `[B, *shape]` with `shape = (channels, *spatial)`.
+
     Attributes:
-        shape: `(C, H, W)` for a picture, `(D,)` for a vector.
-        values: `binary` (0 or 1), `bytes` (0 ... 255), or `real`.
-        low, high: the range of the stored values (for `real`, as seen in the training split).
-        center, scale: for `real` data the mean and standard deviation of the training split, one a feature for
-            vectors and one a channel for pictures; `(0.0,)` and `(1.0,)` otherwise.
+        channels: numbers at each position; of a vector, its features.
+        spatial: `()` for a vector, `(T,)` for a signal, `(H, W)` for a picture.
+        values: what one number can be.
+        lengths: whether examples may be shorter than `spatial`; a batch then says how long each is.
+        center, scale: for `real` data the mean and standard deviation of each channel in the training split;
+            `(0.0,)` and `(1.0,)` otherwise.
         classes: the names of the classes, in the order of their labels; empty if there are none.
         depth: of pictures read from files of more than 8 bits, the values in the files that became 0 and 255.
         columns: the names of a table's columns, in order; empty if they have none.
@@ -34,16 +166,43 @@ class Schema:
             empty if none were.
     """
 
-    shape: tuple[int, ...]
+    channels: int
+    spatial: tuple[int, ...]
     values: Values
-    low: float = 0.0
-    high: float = 255.0
+    lengths: bool = False
     center: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
     classes: tuple[str, ...] = ()
     depth: tuple[float, float] | None = None
     columns: tuple[str, ...] = ()
     offset: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        shape: tuple[int, ...],
+        values: Values | str,
+        center: tuple[float, ...] = (0.0,),
+        scale: tuple[float, ...] = (1.0,),
+        classes: tuple[str, ...] = (),
+    ) -> Schema:
+        """Make the schema of examples of a shape `(C, *spatial)`.
+
+        Args:
+            values: what one number can be, or its name: `binary`, `uint8`, `real`.
+        """
+        values = NAMED[values] if isinstance(values, str) else values
+        return cls(shape[0], tuple(shape[1:]), values, center=center, scale=scale, classes=classes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(C, *spatial)`."""
+        return (self.channels, *self.spatial)
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes: 0 for vectors, 1 for signals, 2 for pictures."""
+        return len(self.spatial)
 
     @property
     def dims(self) -> int:
@@ -53,30 +212,30 @@ class Schema:
     @property
     def is_picture(self) -> bool:
         """Whether an example has height and width."""
-        return len(self.shape) == 3
+        return self.rank == 2
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "values": self.values.to_json()}
 
     @classmethod
     def from_json(cls, record: Any) -> Schema:
-        """What `to_json` gave.
+        """Read what `to_json` gave.
 
         Raises:
             Malformed: if it is something else, or describes no data.
         """
         schema: Schema = validation.fitted(cls, record, "schema")
-        sides = schema.shape
-        if len(sides) not in (1, 3) or not all(1 <= side <= LARGEST for side in sides) or schema.dims > LARGEST:
-            raise validation.Malformed(
-                f"shape {sides[:4]} is of no picture and no vector that a model could be made for"
-            )
-        if len(sides) == 3 and sides[0] > 4:
-            raise validation.Malformed(f"shape {sides} has {sides[0]} channels, more than a picture has")
-        if not schema.low <= schema.high:
-            raise validation.Malformed(f"low {schema.low} is above high {schema.high}")
-        if any(len(numbers) not in (1, sides[0]) for numbers in (schema.center, schema.scale)):
-            raise validation.Malformed(f"center and scale do not have 1 or {sides[0]} numbers")
+        sides, values = schema.shape, schema.values
+        if schema.rank > 2 or not all(1 <= side <= LARGEST for side in sides) or schema.dims > LARGEST:
+            raise validation.Malformed(f"shape {sides[:4]} is none that a model could be made for")
+        if schema.rank == 2 and schema.channels > 4:
+            raise validation.Malformed(f"shape {sides} has {schema.channels} channels, more than a picture has")
+        if values.discrete and not (2 <= values.levels <= MOST_LEVELS and abs(values.low) <= MOST_LEVELS):
+            raise validation.Malformed(f"values from {values.low} to {values.high} are none that a model is made for")
+        if not values.low <= values.high:
+            raise validation.Malformed(f"low {values.low} is above high {values.high}")
+        if any(len(numbers) not in (1, schema.channels) for numbers in (schema.center, schema.scale)):
+            raise validation.Malformed(f"center and scale do not have 1 or {schema.channels} numbers")
         if not all(number > 0 for number in schema.scale):
             raise validation.Malformed("scale is not above zero")
         if len(set(schema.classes)) < len(schema.classes):

@@ -9,7 +9,7 @@ from typing import final
 
 import numpy as np
 
-from tessella.core.schema import Schema, Values
+from tessella.core.schema import UINT8, Binary, Real, Schema, Values
 from tessella.data.raw import RawSplit, abridged
 from tessella.foundation.errors import DataError
 
@@ -98,8 +98,8 @@ def stored(
             if "i" in kinds or any(x.dtype.itemsize > 1 for x in parts.values()):
                 notes.append(f"whole numbers from {low} to {high} kept as bytes")
             done = {name: x.view(np.uint8) if x.dtype == bool else _cast(x, np.uint8) for name, x in parts.items()}
-            binary = (high == 1 or kinds == {"b"}) and (like is None or like.values != "bytes")
-            return Stored(done, "binary" if binary else "bytes")
+            binary = (high == 1 or kinds == {"b"}) and (like is None or like.values != UINT8)
+            return Stored(done, Binary() if binary else UINT8)
         notes.append(f"whole numbers from {low} to {high} do not fit in a byte: kept as real values")
     if like is not None:
         offset = like.offset
@@ -108,7 +108,7 @@ def stored(
     done = {name: _shifted(x, offset) for name, x in parts.items()}
     for name, x in done.items():
         _check_finite(x, called[name])
-    return Stored(done, "real", offset)
+    return Stored(done, Real(), offset)
 
 
 def _cast(x: np.ndarray, dtype: type) -> np.ndarray:
@@ -328,9 +328,9 @@ def recoloured(x: np.ndarray, channels: int, values: Values, name: str) -> np.nd
     if have == channels:
         return x
     alpha_in, alpha_out = have in (2, 4), channels in (2, 4)
-    if values == "real" and (alpha_in or alpha_out):
+    if not values.discrete and (alpha_in or alpha_out):
         raise DataError(f"{name}: real values have no known opacity: convert them to {channels} channels first")
-    top = {"bytes": 255.0, "binary": 1.0, "real": 1.0}[values]
+    top = values.high if values.discrete else 1.0
     done = np.empty((len(x), channels, *x.shape[2:]), x.dtype)
     step = max(1, CHUNK_BYTES // max(1, 4 * x[0].nbytes))
     for start in range(0, len(x), step):
@@ -344,7 +344,7 @@ def recoloured(x: np.ndarray, channels: int, values: Values, name: str) -> np.nd
             colour = np.repeat(colour, 3, 1)
         if alpha_out:
             colour = np.concatenate([colour, np.full_like(colour[:, :1], top) if alpha is None else alpha], 1)
-        done[start : start + step] = colour if values == "real" else np.round(colour)
+        done[start : start + step] = colour if not values.discrete else np.round(colour)
     return done
 
 
@@ -361,7 +361,7 @@ def resized(x: np.ndarray, size: tuple[int, int], values: Values) -> np.ndarray:
     for start in range(0, len(x), step):
         piece = torch.from_numpy(x[start : start + step, :, top : top + height, left : left + width].astype(np.float32))
         new = interpolate(piece, size, mode="bilinear", antialias=True, align_corners=False).numpy()
-        done[start : start + step] = new if values == "real" else np.round(new)
+        done[start : start + step] = new if not values.discrete else np.round(new)
     return done
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from tessella.core.schema import Binary
 from tessella.data.dataset import Data
 from tessella.data.raw import abridged, shown
 from tessella.kinds.pictures import grid
 
-VALUES = {"binary": "0 or 1", "bytes": "bytes 0 ... 255"}
 CHANNELS = {1: "grey", 2: "grey and alpha", 3: "colour", 4: "colour and alpha"}
 COLUMNS, MOST_CLASSES, UNSORTED = 10, 12, 80
 MARGIN = 8
@@ -25,11 +25,12 @@ def describe(data: Data) -> str:
     else:
         kind = f"vectors of {schema.dims} numbers"
     binarize = data.options["binarize"]
-    values = VALUES.get(schema.values, f"real, {schema.low:.4g} ... {schema.high:.4g} in training")
+    values = f"{schema.values.words}, {schema.values.low:.4g} ... {schema.values.high:.4g}"
+    values += "" if schema.values.discrete else " in training"
     lines = [
         f"data     {shown(data.spec)}",
         f"examples {kind}",
-        f"values   {values}" + (f" ({binarize} binarisation)" if binarize and schema.values == "binary" else ""),
+        f"values   {values}" + (f" ({binarize} binarisation)" if binarize and schema.values == Binary() else ""),
         "splits   "
         + ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
         + _aside(data.division),
@@ -62,7 +63,7 @@ def contact_sheet(data: Data) -> Image.Image:
         of = of[np.argsort(split.example_ids[of])[:COLUMNS]]  # hash order: neighbours are often alike
         if len(of):
             x = split.batch(of).x
-            blank = x.new_full((COLUMNS - len(of), *x.shape[1:]), data.schema.low)
+            blank = x.new_full((COLUMNS - len(of), *x.shape[1:]), data.schema.values.low)
             rows.append((name, grid(torch.cat([x, blank]), data.schema, COLUMNS)))
     font = ImageFont.load_default(14)
     texts = [name if len(name) <= 24 else name[:23] + "…" for name in (shown(name) for name, _ in rows)]

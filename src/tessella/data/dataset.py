@@ -10,7 +10,7 @@ from typing import Any, final, get_args
 
 import numpy as np
 
-from tessella.core.schema import Schema, Values
+from tessella.core.schema import UINT8, Binary, Real, Schema, Values
 from tessella.data import arrays
 from tessella.data.folders.duplicates import settle
 from tessella.data.folders.readers import Fitted
@@ -103,13 +103,13 @@ def open_data(
     all_examples = _undivided(found)
     schema = _schema(values, shape, classes, *rows["train"])
     schema = replace(schema, columns=found.columns, offset=offset, depth=found.depth)
-    if binarize is not None and values == "real":
+    if binarize is not None and not values.discrete:
         raise DataError(f"{spec} has real values, which cannot be binarised: leave out --binarize")
     fingerprint = _fingerprint(schema, rows, binarize)
-    if binarize is not None and values == "binary":
+    if binarize is not None and values == Binary():
         notes.append("the values are binary already: nothing to binarise")
     elif binarize is not None:
-        schema = replace(schema, values="binary", low=0.0, high=1.0)
+        schema = replace(schema, values=Binary())
         fixed: Binarization = "threshold" if binarize == "threshold" else "static"
         for name, split in splits.items():
             splits[name] = BinarizedSplit(split, binarize if name == "train" else fixed, seed)
@@ -153,12 +153,12 @@ def _unified(
         if shape != have:
             for name, reader in readers.items():
                 found.parts[name].x = Fitted(reader, shape)
-        return "bytes", shape, ()
+        return UINT8, shape, ()
     notes, offset = found.notes, ()
     called = {name: part.name or name for name, part in found.parts.items()}
     given = {name: part.x for name, part in found.parts.items() if isinstance(part.x, np.ndarray)}
     if found.decoded:
-        xs, values = given, "bytes"
+        xs, values = given, UINT8
     else:
         xs = {name: arrays.examples(x, called[name], notes) for name, x in given.items()}
         arrays.same_shape(xs, called)
@@ -227,7 +227,7 @@ def _short(name: str) -> str:
 
 
 def _fingerprint(schema: Schema, rows: dict[str, tuple[RawSplit, np.ndarray]], binarize: str | None) -> str:
-    head = [list(schema.shape), schema.values, list(schema.classes), binarize]
+    head = [list(schema.shape), schema.values.name, list(schema.classes), binarize]
     digest = hashlib.blake2b(json.dumps(head).encode("utf-8", "surrogateescape"), digest_size=8)
     for name, (part, chosen) in rows.items():
         digest.update(f"{name} {len(chosen)}".encode())
@@ -249,7 +249,7 @@ def _undivided(found: RawDataset) -> Split | None:
 def _schema(
     values: Values, shape: tuple[int, ...], classes: tuple[str, ...], part: RawSplit, rows: np.ndarray
 ) -> Schema:
-    if values != "real" or not isinstance(part.x, np.ndarray):
-        return Schema(shape, values, 0.0, 1.0 if values == "binary" else 255.0, classes=classes)
+    if values.discrete or not isinstance(part.x, np.ndarray):
+        return Schema.of(shape, values, classes=classes)
     center, scale, low, high = arrays.moments(part.x, rows)
-    return Schema(shape, values, low, high, center, scale, classes)
+    return Schema.of(shape, Real(low, high), center, scale, classes)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from tessella.core.batches import Batch, to_read
-from tessella.core.schema import Schema
+from tessella.core.schema import Binary, Schema
 from tessella.data.dataset import SPLITS, Data
 from tessella.data.folders.layout import arranged
 from tessella.data.folders.read import FORMATS, PictureReader, look, picture_files
@@ -366,7 +366,7 @@ def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -
     Raises:
         DataError: `unreadable` if one cannot be read; `no-pictures` if the model is not made for pictures in files.
     """
-    if not schema.is_picture or schema.values == "real":
+    if not schema.is_picture or not schema.values.discrete:
         shape = "x".join(map(str, schema.shape))
         raise DataError(
             f"the model is made for {schema.values} values of shape {shape}, which no picture file holds: give numbers "
@@ -376,4 +376,4 @@ def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -
     height, width = size
     reader = PictureReader(files.__getitem__, files, (height, width), schema.shape[0], schema.depth)
     x = torch.from_numpy(reader.read(np.arange(len(files))))
-    return (x > 127).to(torch.uint8) if schema.values == "binary" else x
+    return (x > 127).to(torch.uint8) if schema.values == Binary() else x

@@ -38,7 +38,7 @@ class Observation(Likelihood):
     @property
     def levels(self) -> int:
         """How many values a number has; 0: any real one."""
-        return {"binary": 2, "bytes": LEVELS, "real": 0}[self.schema.values]
+        return self.schema.values.levels
 
     @property
     def parameter_channels(self) -> int:

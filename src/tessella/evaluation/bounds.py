@@ -129,7 +129,7 @@ def _evaluation(
         kl_per_unit=units,
         active_units=None if units is None or codes else sum(u > ACTIVE for u in units),
         mse=mse,
-        psnr=None if mse is None else psnr(mse, schema.high - schema.low),
+        psnr=None if mse is None else psnr(mse, schema.values.high - schema.values.low),
         parameters=sum(p.numel() for p in model.parameters()),
         seconds=seconds,
         codes=codes,

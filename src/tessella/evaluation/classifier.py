@@ -77,8 +77,8 @@ class Classifier(nn.Module):
     def standard(self, x: Tensor) -> Tensor:
         """Stored values as float32 of about unit scale."""
         s = self.schema
-        if s.values != "real":
-            return (x.float() - s.low) * (2 / (s.high - s.low)) - 1
+        if s.values.discrete:
+            return (x.float() - s.values.low) * (2 / s.values.span) - 1
         per = (-1, 1, 1) if s.is_picture else (-1,)
         center, scale = (torch.tensor(v, device=x.device).view(per) for v in (s.center, s.scale))
         return (x.float() - center) / scale.clamp_min(1e-6)
@@ -132,7 +132,7 @@ def fingerprint(data: Data, *splits: str) -> str:
 
     Contents are those of some hundred examples spread over each split, so that large data need not be read whole.
     """
-    digest = hashlib.sha256(repr((data.schema.shape, data.schema.values, data.schema.classes)).encode())
+    digest = hashlib.sha256(repr((data.schema.shape, data.schema.values.name, data.schema.classes)).encode())
     digest.update(str(data.options.get("binarize")).encode())
     for name in splits or tuple(data.splits):
         split = data.split(name)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from tessella.core.outputs import Sampling
-from tessella.core.schema import Schema
+from tessella.core.schema import Binary, Schema
 from tessella.data import Split
 from tessella.evaluation.classifier import Classifier
 from tessella.evaluation.results import Against, FidelityEvaluation
@@ -104,7 +104,7 @@ def draw(
         raise model.no_prior_error()
     outright = drawn
     if outright is None:
-        outright = model.schema.values == "binary" or getattr(model.likelihood, "sequential_mean", False)
+        outright = model.schema.values == Binary() or getattr(model.likelihood, "sequential_mean", False)
     asked = label if model.conditional else None
     parts: list[Tensor] = []
     done, started = 0, time.perf_counter()
@@ -385,6 +385,5 @@ def standard_fid(samples: Tensor, data: Tensor, schema: Schema, feature: Any = 2
 
 def _coloured(x: Tensor, schema: Schema) -> Tensor:
     """Stored values as three channels of 8 bits."""
-    span = (schema.high - schema.low) or 1.0
-    unit = ((x.float() - schema.low) / span).clamp(0, 1).mul(255).round().to(torch.uint8)
+    unit = ((x.float() - schema.values.low) / schema.values.span).clamp(0, 1).mul(255).round().to(torch.uint8)
     return unit[:, :3] if len(unit[0]) >= 3 else unit[:, :1].expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""The inference gap: by how much the bound misses log p(x), and whether the encoder or q's family is to blame.
+"""Measures the inference gap: bound less -log p(x), and whether the encoder or q's family causes it.
 
     bound - (-log p(x)) = (bound - bound with the best q of the family) + (the latter - (-log p(x)))
                         =  amortisation gap                             +  approximation gap
@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
 
 import torch
 from torch import Tensor
@@ -23,18 +22,19 @@ from tessella.core.device import precise
 from tessella.core.rng import Noise
 from tessella.data import Split
 from tessella.evaluation import annealing, per_example_posterior
-from tessella.evaluation.results import Estimate, GapEvaluation
-from tessella.foundation.errors import SpecError
+from tessella.evaluation.results import Estimate, GapConfig, GapEvaluation
+from tessella.foundation.errors import SpecError, option
 from tessella.foundation.notes import note
+from tessella.foundation.progress import tracking
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.flow import FlowModel
 from tessella.models.latent_variable import LatentVariableModel
 
-TOLERANCE = 0.3
-"""Nats: what the bracket is to come below."""
-STEPS, MOST_STEPS = 16, 1024
-"""Of annealing: at first, doubled until the bracket is narrow enough, and at most."""
+FIRST_STEPS, MOST_STEPS = 16, 1024
+"""Steps of annealing: at first, doubled until the bracket is narrow enough, and at most."""
+STAGES = 4
+"""Stages of progress: the bracket, log p(x), each example's own q, and its own flow."""
 DRAWS = 500
 """Of z an example where a bound is measured."""
 OPTIMISED = 2**21
@@ -43,78 +43,39 @@ WEIGHTS = 2**26
 """Weights of the examples' own flows: how many are kept together."""
 
 
-def measure(
-    model: Model,
-    split: Split,
-    *,
-    examples: int = 100,
-    chains: int = 16,
-    steps: int | None = None,
-    simulated: int | None = None,
-    tolerance: float = TOLERANCE,
-    base: annealing.Base = "posterior",
-    seed: int = 0,
-    minutes: float | None = None,
-    data: str = "",
-    split_name: str = "test",
-    progress: Callable[[int, int], None] | None = None,
-) -> GapEvaluation:
-    """The gap between the bound and -log p(x) of some examples, in its parts; a bracket that stays wide is warned of.
+def measure(model: Model, split: Split, config: GapConfig | None = None, *, data: str = "") -> GapEvaluation:
+    """Measure the gap between the bound and -log p(x) of some examples, and its parts; a wide bracket is noted.
 
     Args:
-        examples: how many, the same ones each time, spread over the split.
-        chains: of annealing, an example.
-        steps: of annealing; by default doubled from 16 on until the bracket on simulated examples, with its standard
-            error, is within `tolerance` nats.
-        simulated: on how many examples the bracket is found; by default on half as many.
-        base: what annealing starts from.
-        minutes: do not double the steps again if finding log p(x) would then take longer than about that.
-        data, split_name: what to call them in the result.
-        progress: told (stages done, stages in all).
+        split: the split that `config` names.
+        data: the name of the data in the result.
 
     Raises:
-        SpecError: of a model without a bound, or whose z is no continuous latent under a p(z) that is known.
+        SpecError: if the model has no bound, or its z is no continuous latent under a p(z) that is known.
     """
-    _check(model, examples, chains, steps, simulated, tolerance, minutes)
+    config = config or GapConfig()
+    _check(model)
     started, training = time.perf_counter(), model.training
     model.eval()
-    batch = split.batch(split.random_rows(examples))
+    batch = split.batch(split.random_rows(config.examples))
     x = batch.x.to(model.device)
     label = None if batch.label is None or not model.conditional else batch.label.to(model.device)
+    noise = Noise(config.seed, stream="gap")
     try:
-        if isinstance(model, FlowModel):
-            parts = _of_flow(model, x, Noise(seed, stream="gap"), tolerance)
-        else:
-            assert isinstance(model, LatentVariableModel)
-            count = simulated or max(2, math.ceil(len(x) / 2))
-            search = _Search(model, label, count, chains, tolerance, base, Noise(seed, stream="bracket"), progress)
-            limit = math.inf if minutes is None else 60 * minutes
-            parts = _of_latent(model, Batch(x, label), search, steps, limit, Noise(seed, stream="gap"))
+        with tracking("measuring the gap", STAGES) as advance:
+            if isinstance(model, FlowModel):
+                parts = _of_flow(model, x, noise)
+            else:
+                assert isinstance(model, LatentVariableModel)
+                parts = _of_latent(model, Batch(x, label), config, noise, advance)
     finally:
         model.train(training)
-    if progress:
-        progress(1, 1)
     for line in parts.warnings:
         note(line)
-    return _record(model, parts, data, split_name, tolerance, time.perf_counter() - started)
+    return _record(model, parts, data, config, time.perf_counter() - started)
 
 
-def _check(
-    model: Model,
-    examples: int,
-    chains: int,
-    steps: int | None,
-    simulated: int | None,
-    tolerance: float,
-    minutes: float | None,
-) -> None:
-    if examples < 2 or chains < 1 or (steps is not None and steps < 1) or (simulated is not None and simulated < 2):
-        raise SpecError(
-            "the gap takes at least 2 examples (and 2 simulated ones) for a standard error, 1 chain and 1 step: "
-            f"not {examples}, {2 if simulated is None else simulated}, {chains} and {STEPS if steps is None else steps}"
-        )
-    if not tolerance > 0 or (minutes is not None and not minutes > 0):
-        raise SpecError(f"the tolerance and the minutes must be more than zero, not {tolerance} and {minutes}")
+def _check(model: Model) -> None:
     if isinstance(model, CodeModel):
         raise SpecError(
             f"the model {model.name} has codes: its q is a point on one grid of them, with no density to optimise; "
@@ -128,8 +89,9 @@ def _check(
         raise SpecError(f"the model {model.name} has a chain of latents, whose q is not learned: ask a vae for its gap")
     if not model.prior.exact:
         raise SpecError(
-            f"the prior of {model.name} gives a bound on log p(z) alone, so p(x, z) is not known: "
-            "measure with another (--prior normal, where it was trained so)"
+            f"the prior of {model.name} gives a bound on log p(z) alone, so p(x, z) is not known: measure with another "
+            f"({option('prior')} normal, where it was trained so)",
+            "no-exact-prior",
         )
 
 
@@ -152,75 +114,53 @@ class _Parts:
     notes: tuple[str, ...] = ()
 
 
-@final
-class _Search:
-    """How many steps annealing takes, judged on simulated examples."""
-
-    def __init__(
-        self,
-        model: LatentVariableModel,
-        label: Tensor | None,
-        count: int,
-        chains: int,
-        tolerance: float,
-        base: annealing.Base,
-        noise: Noise,
-        progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self.model, self.count, self.chains, self.tolerance, self.base = model, count, chains, tolerance, base
-        self.label = None if label is None else label.repeat(-(-count // len(label)))[:count]
-        self.noise, self.tell = noise, progress or (lambda done, total: None)
-
-    def run(self, steps: int | None, seconds: float) -> tuple[int, Estimate]:
-        """Steps, and the bracket with so many."""
-        now, started = steps or STEPS, time.perf_counter()
-        while True:
-            before = time.perf_counter()
-            found = self._bracket(now)
-            took, spent = time.perf_counter() - before, time.perf_counter() - started
-            enough = _width(found) <= self.tolerance or not math.isfinite(found.nats)
-            if steps or now >= MOST_STEPS or enough:
-                return now, found
-            if spent + 4 * took > seconds:  # twice as long for the bracket, and about that for the examples themselves
-                return now, found
-            now *= 2
-
-    def _bracket(self, steps: int) -> Estimate:
-        noise = self.noise.split(str(steps))
-        said = {"steps": steps, "chains": self.chains, "base": self.base}
-        both = annealing.bracket(self.model, self.count, self.label, noise, **said)
-        return _estimate(both.upper - both.lower)
+def _search(model: LatentVariableModel, label: Tensor | None, config: GapConfig, examples: int) -> tuple[int, Estimate]:
+    """Find how many steps annealing takes, judged on simulated examples; and the bracket with so many."""
+    count = config.simulated or max(2, math.ceil(examples / 2))
+    label = None if label is None else label.repeat(-(-count // len(label)))[:count]
+    noise = Noise(config.seed, stream="bracket")
+    seconds = math.inf if config.minutes is None else 60 * config.minutes
+    now, started = config.steps or FIRST_STEPS, time.perf_counter()
+    while True:
+        before = time.perf_counter()
+        how = {"steps": now, "chains": config.chains, "base": config.base}
+        both = annealing.bracket(model, count, label, noise.split(str(now)), **how)
+        found = _estimate(both.upper - both.lower)
+        took, spent = time.perf_counter() - before, time.perf_counter() - started
+        enough = _width(found) <= config.tolerance or not math.isfinite(found.nats)
+        if config.steps or now >= MOST_STEPS or enough:
+            return now, found
+        if spent + 4 * took > seconds:  # twice as long for the bracket, and about that for the examples themselves
+            return now, found
+        now *= 2
 
 
 def _of_latent(
-    model: LatentVariableModel, batch: Batch, search: _Search, steps: int | None, limit: float, noise: Noise
+    model: LatentVariableModel, batch: Batch, config: GapConfig, noise: Noise, advance: Callable[..., None]
 ) -> _Parts:
     x, label, started = batch.x, batch.label, time.perf_counter()
-    search.tell(0, 5)
-    steps, bracket = search.run(steps, limit)
-    search.tell(1, 5)
+    steps, bracket = _search(model, label, config, len(x))
+    advance()
     exact = []
-    for number, (first, last) in enumerate(annealing.passes(model, len(x), search.chains)):
+    for number, (first, last) in enumerate(annealing.passes(model, len(x), config.chains)):
         part = None if label is None else label[first:last]
-        said = {"steps": steps, "chains": search.chains, "base": search.base}
-        exact.append(-annealing.forward(model, x[first:last], part, noise.split(f"annealing{number}"), **said))
+        how = {"steps": steps, "chains": config.chains, "base": config.base}
+        exact.append(-annealing.forward(model, x[first:last], part, noise.split(f"annealing{number}"), **how))
     seconds = time.perf_counter() - started
-    search.tell(2, 5)
-    bound, own, flow, family = _optimised(model, Batch(x, label), noise, search.tell)
-    converged = _width(bracket) <= search.tolerance
+    advance()
+    bound, own, flow, family = _optimised(model, batch, noise)
+    converged = _width(bracket) <= config.tolerance
     warned = () if converged else (
         f"annealing has not converged: after {steps:,} steps log p(x) of simulated examples is only known to within "
         f"{bracket.nats:.2f} ± {bracket.error:.2f} nats, and the approximation gap may be too small by as much; "
-        "give more --steps or --chains",
+        "take more annealing steps or chains",
     )  # fmt: skip
     method = "annealed importance sampling"
     values = torch.cat(exact).float().to(x.device), bound, own, flow
-    return _Parts(family, method, *values, search.chains, steps, bracket, converged, seconds, warned, warned)
+    return _Parts(family, method, *values, config.chains, steps, bracket, converged, seconds, warned, warned)
 
 
-def _optimised(
-    model: LatentVariableModel, batch: Batch, noise: Noise, tell: Callable[[int, int], None]
-) -> tuple[Tensor, Tensor, Tensor | None, str]:
+def _optimised(model: LatentVariableModel, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor, Tensor | None, str]:
     """The bound of each example as trained, with its own q, and with its own flow; and what family q is of.
 
     A flow posterior of each example's own is a flow of its own already.
@@ -239,7 +179,6 @@ def _optimised(
         values = [per_example_posterior.bound(model, x, label, own, here.split("bound"), draws=DRAWS)]
         per_example_posterior.optimise(model, x, label, own, here.split("own"))
         values.append(per_example_posterior.bound(model, x, label, own, here.split("own bound"), draws=DRAWS))
-        tell(3, 5)
         if flows:
             flow = per_example_posterior.with_flow(model, x, own, here.split("flow"))
             per_example_posterior.optimise(model, x, label, flow, here.split("flow"))
@@ -250,10 +189,10 @@ def _optimised(
 
 
 @torch.no_grad()
-def _of_flow(model: FlowModel, x: Tensor, noise: Noise, tolerance: float) -> _Parts:
+def _of_flow(model: FlowModel, x: Tensor, noise: Noise) -> _Parts:
     """By several draws of u: z is a function of x + u, so q(z | x + u) is p(z | x + u) and has no gap."""
     started, total, each = time.perf_counter(), None, []
-    draws = 1 if model.schema.values == "real" else 64
+    draws = 64 if model.schema.values.discrete else 1
     for number in range(draws):
         weights = precise(model(x, None, noise=noise.split(f"draw{number}"), draws=1).log_weights[0])
         total = weights if total is None else torch.logaddexp(total, weights)
@@ -275,11 +214,11 @@ def _of_flow(model: FlowModel, x: Tensor, noise: Noise, tolerance: float) -> _Pa
     return _Parts("dequantisation", method, exact, bound, bound, None, draws, 0, None, True, seconds, (), (note,))
 
 
-def _record(model: Model, parts: _Parts, data: str, split: str, tolerance: float, seconds: float) -> GapEvaluation:
+def _record(model: Model, parts: _Parts, data: str, config: GapConfig, seconds: float) -> GapEvaluation:
     return GapEvaluation(
         model=model.name,
         data=data,
-        split=split,
+        split=config.split,
         examples=len(parts.exact),
         dims=model.schema.dims,
         family=parts.family,
@@ -295,7 +234,7 @@ def _record(model: Model, parts: _Parts, data: str, split: str, tolerance: float
         amortisation=_estimate(parts.bound - parts.own),
         total=_estimate(parts.bound - parts.exact),
         bracket=parts.bracket,
-        tolerance=tolerance,
+        tolerance=config.tolerance,
         converged=parts.converged,
         seconds_annealing=parts.seconds,
         seconds=seconds,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tessella.foundation import validation
+from tessella.foundation.errors import SpecError, option
 
 if TYPE_CHECKING:
     pass
@@ -206,6 +207,48 @@ class Estimate:
 
     nats: float
     error: float
+
+
+@dataclass(frozen=True)
+class GapConfig:
+    """Measure the inference gap: bound less -log p(x), and whether the encoder or q's family causes it.
+
+    log p(x) is estimated by annealed importance sampling (AIS), and bracketed on examples sampled from the model.
+
+    Attributes:
+        data: other data than the run's own, read as the run's was.
+        split: train, valid or test.
+        prior: the kind of a fitted prior, or trained: the model's own; by default the best.
+        examples: how many are measured, the same ones each time, spread over the split.
+        chains: of annealing, per example.
+        steps: of annealing; by default doubled from 16 on until the bracket is narrow enough.
+        simulated: on how many examples of the model's own the bracket is found; by default on half as many.
+        tolerance: nats that the bracket may be wide, with its standard error.
+        base: what annealing starts from: a Gaussian like q(z | x), or like p(z).
+        minutes: do not double the steps again if finding log p(x) would then take longer than about that.
+        seed: of all random numbers.
+    """
+
+    data: str | None = None
+    split: str = "test"
+    prior: str | None = None
+    examples: int = 100
+    chains: int = 16
+    steps: int | None = None
+    simulated: int | None = None
+    tolerance: float = 0.3
+    base: Literal["posterior", "prior"] = "posterior"
+    minutes: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {"examples": 2, "chains": 1, "steps": 1, "simulated": 2}
+        for name, least in counts.items():
+            if (value := getattr(self, name)) is not None and value < least:
+                raise SpecError(f"{option(name)} must be at least {least}, got {value}", "out-of-range", option=name)
+        for name in ("tolerance", "minutes"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise SpecError(f"{option(name)} must be more than zero, got {value}", "out-of-range", option=name)
 
 
 @dataclass(frozen=True)

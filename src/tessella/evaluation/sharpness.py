@@ -36,7 +36,7 @@ def high_frequency_energy(x: Tensor, schema: Schema) -> Tensor:
     _, height, width = schema.shape
     if max(height, width) < FEWEST:
         raise SpecError("a picture of one pixel has no frequencies")
-    unit = (x.detach().cpu().double() - schema.low) / ((schema.high - schema.low) or 1.0)
+    unit = (x.detach().cpu().double() - schema.values.low) / schema.values.span
     coefficients = _cosines(height) @ unit @ _cosines(width).T
     down, across = torch.arange(height) / height, torch.arange(width) / width
     fine = torch.hypot(down[:, None].double(), across.double()) > CUT

@@ -132,8 +132,8 @@ def fitted(kind: Any, value: Any, name: str = "it", *, others: bool = False) -> 
     """Give a parsed value the type that an annotation names.
 
     Args:
-        kind: a dataclass, `str`, `int`, `float`, `bool`, `None`, `Any`, or a `Literal`, `tuple`, `dict` or union of
-            these.
+        kind: a dataclass, `str`, `int`, `float`, `bool`, `None`, `Any`, an abstract class with a `from_json`, or a
+            `Literal`, `tuple`, `dict` or union of these.
         name: of the value, for messages.
         others: pass over the fields that a dataclass does not know.
 
@@ -164,6 +164,8 @@ def fitted(kind: Any, value: Any, name: str = "it", *, others: bool = False) -> 
         if isinstance(kind, type) and isinstance(value, kind):
             return value
         return _record(kind, value, name, others=others)
+    if hasattr(kind, "from_json"):
+        return kind.from_json(value)
     return _scalar(kind, value, name)
 
 

@@ -25,8 +25,7 @@ def to_uint8(x: Tensor, schema: Schema) -> np.ndarray:
     Bytes stay, binary values are multiplied by 255, real ones mapped from `[low, high]`; a vector becomes a small
     plot: a line, or bars for few features. Values outside the range are clipped.
     """
-    span = (schema.high - schema.low) or 1.0
-    unit = np.nan_to_num((x.detach().to("cpu").float().numpy() - schema.low) / span)
+    unit = np.nan_to_num((x.detach().to("cpu").float().numpy() - schema.values.low) / schema.values.span)
     unit = np.clip(unit, 0, 1)
     if schema.is_picture:
         return np.ascontiguousarray(np.moveaxis(np.round(unit * 255).astype(np.uint8), 1, -1))

@@ -1,7 +1,7 @@
 """What x is, given its drawing: p(x | z), each a normalised distribution over the stored values.
 
     binary   Bernoulli
-    bytes    LogisticMixture, Categorical
+    uint8    LogisticMixture, Categorical
     real     Gaussian, FixedGaussian
 
 Inside, `factorised.py` and `logistic.py` hold the classes, `shared.py` what they share: units, remedies, checks.
@@ -13,10 +13,9 @@ from torch import Tensor
 
 from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood
-from tessella.core.schema import Schema, Values
+from tessella.core.schema import Schema
 from tessella.likelihoods.independent import BernoulliModule, CategoricalModule, FixedGaussianModule, GaussianModule
 from tessella.likelihoods.logistic import LogisticMixtureModule
-from tessella.likelihoods.shared import DEFAULTS
 
 __all__ = [
     "BernoulliModule",
@@ -24,15 +23,9 @@ __all__ = [
     "FixedGaussianModule",
     "GaussianModule",
     "LogisticMixtureModule",
-    "default_name",
     "initial_bias",
     "likelihood_for",
 ]
-
-
-def default_name(values: Values) -> str:
-    """The catalogue's name of the likelihood that such values get when none is asked for."""
-    return DEFAULTS[values]
 
 
 def likelihood_for(schema: Schema, config: LikelihoodConfig | None = None) -> Likelihood:
@@ -41,7 +34,7 @@ def likelihood_for(schema: Schema, config: LikelihoodConfig | None = None) -> Li
     Raises:
         SpecError: if it is not a distribution over the values.
     """
-    return (config or LikelihoodConfig.chosen(default_name(schema.values))()).build(schema)
+    return (config or LikelihoodConfig.chosen(schema.values.default_likelihood)()).build(schema)
 
 
 def initial_bias(likelihood: Likelihood) -> Tensor | None:

@@ -36,7 +36,7 @@ BLOCK, SMALL = 2, 16
     "likelihood",
     "autoregressive",
     summary="each value given those before it and the decoder's features: strong bounds, slow sampling",
-    values=("binary", "bytes", "real"),
+    values=("binary", "uint8", "real"),
 )
 class Autoregressive(LikelihoodConfig):
     """Autoregressive likelihood: p(x | z) = prod_i p(x_i | x_<i, h(z)).
@@ -88,9 +88,9 @@ class AutoregressiveModule(Likelihood):
         self.features = FEATURES if schema.is_picture else FEATURES_OF_A_NUMBER
         self.units = LatentStatistics(schema)
         mixture = None if options.components is None else LogisticMixture(components=options.components)
-        standard = replace(schema, shape=self.grid, center=(0.0,), scale=(1.0,))
+        standard = Schema.of(self.grid, schema.values)
         self.whole = likelihood_for(standard, mixture)
-        self.one = likelihood_for(replace(standard, shape=(self.grid[0], 1, 1)), mixture)
+        self.one = likelihood_for(replace(standard, spatial=(1, 1)), mixture)
         width = options.pixel_width or (WIDTH_OF_COLOUR if self.grid[0] > 1 else WIDTH)
         self.side = BLOCK if min(self.grid[1:]) >= SMALL else 1
         pixels, values = self.side**2, self.grid[0] + 1
@@ -113,13 +113,13 @@ class AutoregressiveModule(Likelihood):
 
     def standard(self, x: Tensor) -> Tensor:
         """Stored values `[B, *shape]` as `whole` takes them, `[B, *grid]`: real ones standardised, others as is."""
-        x = self.units.to_network(x) if self.schema.values == "real" else x
+        x = x if self.schema.values.discrete else self.units.to_network(x)
         return x.reshape(len(x), self.grid[0], *self._sides(x))
 
     def stored(self, x: Tensor) -> Tensor:
         """The inverse, as float32."""
         x = x if self.schema.is_picture else x.flatten(1)
-        return self.units.to_stored(x) if self.schema.values == "real" else x
+        return x if self.schema.values.discrete else self.units.to_stored(x)
 
     def seen(self, x: Tensor) -> Tensor:
         """What `standard` gives, as the network sees it: in units of one, with a channel that is zero outside only."""
@@ -148,7 +148,7 @@ class AutoregressiveModule(Likelihood):
 
     def log_volume(self, shape: tuple[int, ...]) -> Tensor | float:
         """Of real values, the nats by which a density of standardised values exceeds that of stored ones."""
-        return self.units.scale.expand(shape).log().sum() if self.schema.values == "real" else 0.0
+        return 0.0 if self.schema.values.discrete else self.units.scale.expand(shape).log().sum()
 
     def _sides(self, maps: Tensor) -> tuple[int, ...]:
         """Height and width of pictures, of any size; the numbers of a vector are one row."""
@@ -180,7 +180,7 @@ class PixelByPixel(StoredValues):
         of = self.likelihood
         x = of.standard(value)
         each = by_position(of.whole(of.conditionals(x, self.context)), x).reshape(len(x), *self.event_shape[-2:])
-        if of.schema.values != "real":
+        if of.schema.values.discrete:
             return each
         return each - over_channels(of.units.scale.expand(self.event_shape).log()[None])
 
@@ -199,7 +199,7 @@ class PixelByPixel(StoredValues):
         return self._drawn(self.context, choose)
 
     def _greedy(self, pixel: Distribution) -> Tensor:
-        return pixel.mean if self.likelihood.schema.values == "real" else pixel.mean.round()
+        return pixel.mean.round() if self.likelihood.schema.values.discrete else pixel.mean
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         context = self.context.expand(*sample_shape, *self.context.shape).flatten(0, -4)

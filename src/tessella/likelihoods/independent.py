@@ -14,7 +14,7 @@ from torch.types import _size
 from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood
 from tessella.core.entropy_coding import SymbolCoder, code_categorical, quantized_cdf
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Binary, Real, Schema
 from tessella.foundation.registry import register
 from tessella.foundation.validation import Range
 from tessella.likelihoods.shared import LatentStatistics, StoredValues, checked, over_channels, require_values
@@ -43,7 +43,7 @@ class BernoulliModule(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "binary", "BernoulliModule")
+        require_values(schema, Binary(), "BernoulliModule")
         self.units = LatentStatistics(schema)
 
     @property
@@ -95,7 +95,7 @@ class BernoulliLogits(StoredValues):
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
 
 
-@register("likelihood", "categorical", summary="a free probability for each of 256 values", values=("bytes",))
+@register("likelihood", "categorical", summary="a free probability for each of 256 values", values=("uint8",))
 class Categorical(LikelihoodConfig):
     """Categorical likelihood of 256 values, independent given z."""
 
@@ -115,7 +115,7 @@ class CategoricalModule(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "bytes", "categorical")
+        require_values(schema, UINT8, "categorical")
         self.units = LatentStatistics(schema)
 
     @property
@@ -194,7 +194,7 @@ class GaussianModule(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, "real", "GaussianModule")
+        require_values(schema, Real(), "GaussianModule")
         self.units = LatentStatistics(schema)
 
     @property
@@ -253,7 +253,7 @@ class FixedGaussianModule(Likelihood):
 
     def __init__(self, schema: Schema, scale: float | None) -> None:
         super().__init__(schema)
-        require_values(schema, "real", "fixed-scale Gaussian")
+        require_values(schema, Real(), "fixed-scale Gaussian")
         self.units = LatentStatistics(schema)
         self.fixed_scale = scale
         self.log_scale = nn.Parameter(torch.zeros(())) if scale is None else None

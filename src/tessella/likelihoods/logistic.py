@@ -15,7 +15,7 @@ from torch.types import _size
 from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood
 from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Schema
 from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
@@ -34,7 +34,7 @@ CHUNK = 1 << 18
     "likelihood",
     "logistic",
     summary="mixture of discretised logistics with channel dependence, for 8-bit pictures",
-    values=("bytes",),
+    values=("uint8",),
 )
 class LogisticMixture(LikelihoodConfig):
     """Mixture of discretised logistics.
@@ -72,7 +72,7 @@ class LogisticMixtureModule(Likelihood):
 
     def __init__(self, schema: Schema, components: int) -> None:
         super().__init__(schema)
-        require_values(schema, "bytes", "logistic")
+        require_values(schema, UINT8, "logistic")
         self.is_vector = len(schema.shape) == 1
         self.channels = 1 if self.is_vector else schema.shape[0]
         if self.channels > 4:

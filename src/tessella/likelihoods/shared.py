@@ -10,14 +10,11 @@ from torch.distributions import Distribution, Independent
 from torch.distributions.constraints import Constraint
 
 from tessella.core.entropy_coding import SymbolCoder
-from tessella.core.schema import Schema, Values
+from tessella.core.schema import UINT8, Binary, Schema, Values
 from tessella.foundation.errors import SpecError
 
 BYTE_HALF = 127.5
 """Half of the range of a byte: x / BYTE_HALF - 1 is in [-1, 1]."""
-
-MEANING: dict[Values, str] = {"binary": "binary", "bytes": "8-bit", "real": "real"}
-DEFAULTS: dict[Values, str] = {"binary": "bernoulli", "bytes": "logistic", "real": "gaussian"}
 
 
 class LatentStatistics(nn.Module):
@@ -32,11 +29,11 @@ class LatentStatistics(nn.Module):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
-        if schema.values == "real":
+        if not schema.values.discrete:
             center, scale = schema.center, tuple(s if s > 0 else 1.0 for s in schema.scale)
         else:
-            half = 0.5 if schema.values == "binary" else BYTE_HALF
-            center, scale = (half,), (half,)
+            half = schema.values.span / 2
+            center, scale = (schema.values.low + half,), (half,)
         for name, numbers in (("center", center), ("scale", scale)):
             if len(numbers) not in (1, schema.shape[0]):
                 raise SpecError(
@@ -106,10 +103,10 @@ def over_channels(each: Tensor) -> Tensor:
 def require_values(schema: Schema, values: Values, likelihood: str) -> None:
     """SpecError, with the remedy, unless the data holds such values."""
     if schema.values != values:
-        binarize = "add --binarize dynamic, or " if (values, schema.values) == ("binary", "bytes") else ""
+        binarize = "add --binarize dynamic, or " if (values, schema.values) == (Binary(), UINT8) else ""
         raise SpecError(
-            f"the {likelihood} likelihood needs {MEANING[values]} data, but this data holds "
-            f"{MEANING[schema.values]} values: {binarize}use --likelihood {DEFAULTS[schema.values]}"
+            f"the {likelihood} likelihood needs {values.words} data, but this data holds "
+            f"{schema.values.words} values: {binarize}use --likelihood {schema.values.default_likelihood}"
         )
 
 

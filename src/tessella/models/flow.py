@@ -121,8 +121,8 @@ class Exactly(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        self.discrete = schema.values != "real"
-        self.half_range = (2 if schema.values == "binary" else 256) / 2
+        self.discrete = schema.values.discrete
+        self.half_range = schema.values.levels / 2
         self.units = LatentStatistics(schema)
         scale = self.units.scale.double().log()
         self.log_unit = (

@@ -15,7 +15,7 @@ from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
 from tessella.bottlenecks.quantizers import EMAQuantizer, VectorQuantizer
 from tessella.core.configs import BottleneckConfig, InferenceNetwork, LikelihoodConfig, PriorConfig, QuantizerConfig
 from tessella.core.contracts import Likelihood
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Schema
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.discretized_likelihood import Observation
 from tessella.diffusion.schedule import NoiseSchedule
@@ -277,7 +277,7 @@ class FlowConfig(ImportanceWeighted):
     dequantization: Literal["uniform", "variational"] | None = None
 
     def build(self, schema: Schema) -> FlowModel:
-        if schema.values == "real" and self.dequantization:
+        if not schema.values.discrete and self.dequantization:
             raise SpecError(
                 f"real values need no dequantisation: leave {option('dequantization')} out", code="real-values"
             )
@@ -289,7 +289,7 @@ class FlowConfig(ImportanceWeighted):
             else VectorFlow(schema.dims, bins=mixtures or 16, steps=steps or 3, width=width, depth=self.depth)
         )
         dequantizer = None
-        if schema.values != "real":
+        if schema.values.discrete:
             variational = self.dequantization == "variational"
             dequantizer = (
                 VariationalDequantizer(schema.shape, width=32, depth=2) if variational else UniformDequantizer()
@@ -327,8 +327,8 @@ class DiffusionConfig(RateWeighted):
         else:
             size = {"width": self.width or 256, "depth": self.depth or 4}
             network = DenoisingPerceptron(channels, 2 * channels, **size, classes=seen)
-        schedule = NoiseSchedule({"binary": -4.0, "bytes": -13.3, "real": -8.0}[schema.values])
-        variance = 0.25 if schema.values == "bytes" else 1.0
+        schedule = NoiseSchedule({"binary": -4.0, "uint8": -13.3, "real": -8.0}[schema.values.name])
+        variance = 0.25 if schema.values == UINT8 else 1.0
         chain = Chain(schema.shape, network, schedule, levels=likelihood.levels, variance=variance, classes=classes)
         return DiffusionModel(self.name, likelihood=likelihood, chain=chain, config=self)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tessella.coding.baseline_codecs import Rival
 from tessella.coding.files import Compressed
+from tessella.evaluation.metric_text import psnr_text, saving_card
 from tessella.evaluation.results import Evaluation
 from tessella.models.codes import CodeModel
 from tessella.pages import anomalies, blocks, codes, edited, found
-from tessella.pages.metric_text import psnr_text, saving_card
 from tessella.tasks import code_atlas
 from tessella.tasks.detect import Calibration
 from tessella.tasks.detect.detection import DetectionResult

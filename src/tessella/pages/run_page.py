@@ -17,13 +17,13 @@ import tessella
 from tessella.core.schema import Schema
 from tessella.data import Data, Split, contact_sheet, describe
 from tessella.evaluation.bounds import ACTIVE, evaluate
+from tessella.evaluation.metric_text import numbers, psnr_text, saving_card, size_text
 from tessella.evaluation.results import Evaluation
 from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Spec, TrainOptions
-from tessella.pages import blocks, codes, gap
-from tessella.pages.metric_text import numbers, psnr_text, saving_card, size_text
+from tessella.pages import blocks, codes
 from tessella.pages.svg import bar_chart, over_time
 from tessella.tasks import generate
 from tessella.training import checkpoint, fitted_priors
@@ -69,7 +69,6 @@ def write(run: Path, model: Model, data: Data) -> Path:
         "" if blocks.slow(model) or e.codes is not None else _traversals(model, split),
         _units(e),
         _collapse(e, model.schema),
-        gap.section(run),
         _curves(run, metrics, model),
         _numbers(e, model.schema),
         _reproduce(run, spec, e, metrics),
@@ -105,8 +104,8 @@ def _opening(
     cards = []
     if e.bound is not None and e.bits_per_dim is not None:
         cards.append((f"{e.bits_per_dim:.3f}", "bits per dimension, at most: what saying one number of the data costs"))
-        if schema.values != "real":
-            raw = schema.dims * math.log(2) * (8 if schema.values == "bytes" else 1)
+        if schema.values.discrete:
+            raw = schema.dims * math.log(schema.values.levels)
             cards.append((size_text(e.bound), f"a {one}, against {size_text(raw)} stored raw"))
     if e.psnr is not None:
         cards.append((psnr_text(e.psnr), "PSNR: how close reconstructions come; more is better"))
@@ -173,7 +172,7 @@ def _samples(model: Model, passed_over: str) -> str:
     else:
         count = columns * (1 if blocks.slow(model) else 4)
         drawn = generate.sample(model, count).flatten(0, 1)[:count]
-        figure = blocks.sheet(generate.in_rows(drawn, columns, model.schema.low), model.schema, text)
+        figure = blocks.sheet(generate.in_rows(drawn, columns, model.schema.values.low), model.schema, text)
     return f"<h2>Samples</h2>{figure}"
 
 

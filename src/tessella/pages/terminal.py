@@ -40,7 +40,7 @@ def _print_block(console: Console, block: Block) -> None:
     if isinstance(block, Heading):
         console.print(RichText(shown(block.text), style="bold"), overflow="fold")
     elif isinstance(block, Text):
-        console.print(RichText(shown(f"{block.strong} {block.text}".strip())), overflow="fold", soft_wrap=True)
+        console.print(RichText(shown(f"{block.strong} {block.text}".strip())), soft_wrap=True)
     elif isinstance(block, Cards):
         _print_table(console, Table(("", ""), block.items, figures=(0,)))
     elif isinstance(block, Table):

@@ -99,7 +99,7 @@ def sample(
         ).cpu()
         for start in track(range(0, count, AT_ONCE), "sampling")
     ]
-    return in_rows(torch.cat(drawn), columns, model.schema.low)
+    return in_rows(torch.cat(drawn), columns, model.schema.values.low)
 
 
 def _remedy(model: Model) -> str:
@@ -114,7 +114,7 @@ def reconstruct(model: Model, examples: Batch, columns: int = 10) -> Tensor:
     """Examples `[B]`, each row of them above a row of what the model gives back."""
     columns = min(columns, len(examples.x))
     parts = [model.reconstruct(b.x, b.label).cpu() for b in _on_device(model, examples)]
-    pairs = [in_rows(x.float(), columns, model.schema.low) for x in (examples.x, torch.cat(parts))]
+    pairs = [in_rows(x.float(), columns, model.schema.values.low) for x in (examples.x, torch.cat(parts))]
     return torch.stack(pairs, 1).flatten(0, 1)
 
 

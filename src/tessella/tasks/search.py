@@ -32,7 +32,7 @@ from tessella.bottlenecks.flow import variance_of
 from tessella.coding.codes_file import Named
 from tessella.core.batches import Batch, FixedBatch, fixed_batches
 from tessella.core.rng import Noise, example_keys
-from tessella.core.schema import Schema
+from tessella.core.schema import Binary, Schema
 from tessella.core.tensor_files import TensorWriter
 from tessella.core.tensors import read_tensors
 from tessella.data.raw import shown
@@ -286,11 +286,11 @@ def _averaged(z: Tensor) -> Tensor:
 
 def _altered(x: Tensor, schema: Schema, noise: Noise) -> list[Tensor]:
     """Copies as they come about: with noise of one hundredth of the range, and saved again as JPEG."""
-    if schema.values == "binary":
+    if schema.values == Binary():
         return [torch.where(noise.uniform(*x.shape) < 0.01, 1 - x, x)]
-    low, high = schema.low, schema.high
+    low, high = schema.values.low, schema.values.high
     copy = x.float() + 0.01 * (high - low) * noise.normal(*x.shape)
-    if schema.values == "real":
+    if not schema.values.discrete:
         return [copy]
     copies = [copy.clamp(low, high).round().to(torch.uint8)]
     if schema.is_picture and schema.shape[0] in (1, 3):

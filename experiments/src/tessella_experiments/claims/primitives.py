@@ -139,7 +139,7 @@ def _atlas(patches: Tensor, codes: Tensor, model: CodeModel, schema: Schema) -> 
     for kind in counts.argsort(descending=True)[:ROWS].tolist():
         chosen = order[code[order] == kind][:ACROSS]
         of = rows[chosen].view(-1, *shape)
-        small = Schema(shape, schema.values, schema.low, schema.high, schema.center, schema.scale)
+        small = Schema.of(shape, schema.values, schema.center, schema.scale)
         scale = max(1, 24 // max(shape[1:]))
         share = f"code {kind} ({100 * int(counts[kind]) / len(code):.0f} %)"
         found.append((share, pictures.grid(of, small, ACROSS, scale=scale)))

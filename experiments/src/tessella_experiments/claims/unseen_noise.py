@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Schema
 from tessella.foundation.blocks import Chart, Series
 from tessella.models.codes import CodeModel
 from tessella_experiments.models import VQVAE
@@ -101,9 +101,9 @@ def conclude(
 
 def with_noise(x: Tensor, schema: Schema, level: float, noise: Noise) -> Tensor:
     """Stored bytes with Gaussian noise of `level`/255 of their range, rounded and kept within it."""
-    span = schema.high - schema.low
+    span = schema.values.high - schema.values.low
     moved = x.float() + noise.normal(*x.shape) * (level / 255 * span)
-    return moved.round().clamp(schema.low, schema.high).to(x.dtype)
+    return moved.round().clamp(schema.values.low, schema.values.high).to(x.dtype)
 
 
 @torch.inference_mode()
@@ -139,7 +139,7 @@ def _series(name: str, shares: list[list[float]]) -> Series:
 def _skip_reason(runner: ExperimentRunner) -> str | None:
     if not runner.schema.is_picture:
         return "the data are vectors: what noise cannot be seen in is a picture"
-    if runner.schema.values != "bytes":
+    if runner.schema.values != UINT8:
         return f"the pictures have {runner.schema.values} values: noise of 1/255 needs bytes"
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tessella.core.schema import UINT8
 from tessella.data.arrays import recoloured, resized
 from tessella.data.raw import Reader
 
@@ -34,5 +35,5 @@ class Fitted:
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         channels, height, width = self.shape
-        x = recoloured(self._reader.read(rows), channels, "bytes", "pictures")
-        return resized(x, (height, width), "bytes")
+        x = recoloured(self._reader.read(rows), channels, UINT8, "pictures")
+        return resized(x, (height, width), UINT8)

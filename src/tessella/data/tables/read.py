@@ -151,7 +151,7 @@ def _vectors(
         data = _matched(data, known, where, notes) if read.named else _in_place(data, known, where, notes)
     _check_numbers(data, where)
     x = _joined(data, where, notes)
-    if like is not None and like.values == "real":
+    if like is not None and not like.values.discrete:
         x = x if x.dtype.kind == "f" or any(like.offset) else x.astype(np.float64)
     if not known and len(data) > 1 and len(x) > 2 and data[0].whole and (np.diff(data[0].values) == 1).all():
         notes.append(f"{data[0].name} counts the rows and is taken for data: remove it if it means nothing")

@@ -10,7 +10,7 @@ from PIL import Image, features
 from scipy.special import betaln
 from torch import Tensor
 
-from tessella.core.schema import Schema
+from tessella.core.schema import Binary, Schema
 from tessella.data.folders.read import MODES
 from tessella.kinds import pictures
 
@@ -34,7 +34,7 @@ def file_nats(x: Tensor, schema: Schema) -> np.ndarray:
     """
     tiles = pictures.to_uint8(x, schema)
     mode = MODES[tiles.shape[-1]]
-    least = context_nats(x.cpu().numpy()) if schema.values == "binary" else np.full(len(x), np.inf)
+    least = context_nats(x.cpu().numpy()) if schema.values == Binary() else np.full(len(x), np.inf)
     for i in np.flatnonzero(least > SMALLEST_FILE * BYTE):
         least[i] = min(least[i], _shortest(Image.fromarray(tiles[i].squeeze(), mode)) * BYTE)
     return least

@@ -73,7 +73,7 @@ def possible(model: Model) -> frozenset[str]:
         found |= {"rate"}
     if model.has_bound and isinstance(model, CodeModel | LatentVariableModel):
         found |= {"regret"}
-    if model.schema.is_picture and model.schema.values != "real":
+    if model.schema.is_picture and model.schema.values.discrete:
         found |= {"length"}
     return frozenset(found)
 

@@ -1,23 +1,21 @@
-"""The page of `tessella compare`: one table, one rate-distortion plane and samples side by side for each group."""
+"""Words, table and page of a comparison of runs."""
 
 from __future__ import annotations
 
-import html
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from tessella.core.schema import Schema, bits_per_dim
+from tessella.core.schema import bits_per_dim
+from tessella.evaluation.metric_text import time_text
 from tessella.evaluation.results import Against
-from tessella.pages import blocks
-from tessella.pages.metric_text import time_text
-from tessella.pages.rate_distortion_plot import plane
-from tessella.tasks.compare import Comparison, Entry, Group, best
+from tessella.foundation.blocks import Block, Cell, Chart, Charts, Heading, Page, Rows, Series, Table, Text, joined
+from tessella.kinds.figures import examples_in_a_row, labelled_rows
+from tessella.tasks.compare import Entry, Group
+from tessella.tasks.compare.measuring import best
 
 NONE = "none"
 
@@ -144,46 +142,39 @@ def _count(value: float, _: float) -> str:
     return f"{value:,.0f}"
 
 
-def write_compared(path: Path, comparison: Comparison) -> None:
-    """Write the page, which stands alone."""
-    runs = [e.name for g in comparison.groups for e in g.entries]
-    title = f"{len(runs)} runs compared"
-    body = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{html.escape(_lead(comparison))}</p>']
-    body += [f'<p class="warned"><b>Not ranked:</b> {html.escape(reason)}.</p>' for reason in comparison.reasons]
-    for number, group in enumerate(comparison.groups, 1):
-        heading = group.basis.title if len(comparison.groups) == 1 else f"Group {number}: {group.basis.title}"
-        body += [f"<h2>{html.escape(heading)}</h2>", _table(group), _plane(group), _samples(group)]
-    blocks.write_page(path, title, body)
+def comparison_page(groups: Sequence[Group], reasons: Sequence[str]) -> Page:
+    """One table, one rate-distortion plane, and samples side by side, for each group."""
+    count = sum(len(group.entries) for group in groups)
+    blocks: list[Block] = [Text(f"{reason}.", "warning", "Not ranked:") for reason in reasons]
+    for number, group in enumerate(groups, 1):
+        title = group.basis.title if len(groups) == 1 else f"Group {number}: {group.basis.title}"
+        notes = [Text(note, "soft") for note in footnotes(group)]
+        blocks += joined(Heading(title), _table(group), notes, _plane(group), _samples(group))
+    return Page(f"{count} runs compared", blocks, _lead(groups))
 
 
-def _lead(comparison: Comparison) -> str:
-    if len(comparison.groups) == 1:
+def _lead(groups: Sequence[Group]) -> str:
+    if len(groups) == 1:
         return (
-            "All are measured on the same examples, and their samples looked at through the same network. Best figures "
-            "are in bold, and with them those that two standard errors cannot tell from the best."
+            "All are measured on the same examples, and their samples judged by the same network. The best figures are "
+            "in bold, and with them those that two standard errors cannot tell from the best."
         )
     return (
-        f"They fall into {len(comparison.groups)} groups, whose figures are of different things. Within a group all "
-        "is measured alike and the best figures are in bold; between groups nothing is ranked."
+        f"They fall into {len(groups)} groups, whose figures are of different things. Within a group all is measured "
+        "alike and the best figures are in bold; between groups nothing is ranked."
     )
 
 
-def _table(group: Group) -> str:
-    rows, found = [], lines(group)
-    held = any(line.data for line in found)
+def _table(group: Group) -> Table:
+    found = lines(group)
+    known = any(line.data for line in found)
+    heads = [Cell(""), *(Cell(e.name, _kind(e)) for e in group.entries)]
+    heads += [Cell("data", "in place of samples")] if known else []
+    rows = []
     for line in found:
-        cells = "".join(
-            f'<td class="v{" best" if best_ else ""}">{html.escape(cell)}</td>'
-            for cell, best_ in zip(line.cells, line.best, strict=True)
-        )
-        data = f'<td class="v">{html.escape(line.data)}</td>' if held else ""
-        rows.append(
-            f"<tr><td>{html.escape(line.name)}<small>{html.escape(line.meaning)}</small></td>{cells}{data}</tr>"
-        )
-    heads = "".join(f"<th>{html.escape(e.name)}<small>{html.escape(_kind(e))}</small></th>" for e in group.entries)
-    heads += "<th>data<small>in place of samples</small></th>" if held else ""
-    notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in footnotes(group))
-    return f'<div class="wide"><table><tr><th></th>{heads}</tr>{"".join(rows)}</table></div>{notes}'
+        cells = [Cell(cell, tone="best" if best else "") for cell, best in zip(line.cells, line.best, strict=True)]
+        rows.append([Cell(line.name, line.meaning), *cells, *([Cell(line.data)] if known else [])])
+    return Table(heads, rows, figures=range(1, len(heads)))
 
 
 def _kind(e: Entry) -> str:
@@ -220,63 +211,55 @@ def footnotes(group: Group) -> list[str]:
     return [*notes, *(note for e in group.entries for note in e.notes)]
 
 
-def _plane(group: Group) -> str:
-    points = [
-        (e.name, e.evaluation.rate, e.evaluation.distortion) for e in group.entries if e.evaluation.rate is not None
-    ]
-    points = [p for p in points if all(math.isfinite(v) for v in p[1:])]
-    if not points:
-        return ""
-    chart = plane(points, "distortion, nats", "rate, nats")
+def _plane(group: Group) -> Charts | None:
+    points = {e.name: (e.evaluation.rate, e.evaluation.distortion) for e in group.entries}
+    placed = {n: (r, d) for n, (r, d) in points.items() if r is not None and math.isfinite(r) and math.isfinite(d)}
+    if not placed:
+        return None
     caption = (
-        "Each run by what it pays for the latent and what it then still pays. On a dotted line the bound is the same: "
-        "the further down and left, the better."
+        "Each run by its rate and its distortion. On a dotted line the bound, their sum, is the same: the further down "
+        "and left, the better."
     )
-    without = [e.name for e in group.entries if e.evaluation.rate is None]
-    if without:
+    if without := [name for name, (rate, _) in points.items() if rate is None]:
         caption += f" Without a rate, so not in it: {', '.join(without)}."
-    return f"<figure>{chart}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    series = Series([r for r, _ in placed.values()], [d for _, d in placed.values()])
+    how = {"kind": "scatter", "x_label": "rate, nats", "sums": True, "wide": True}
+    return Charts([Chart("distortion, nats", [series], names=list(placed), **how)], caption)
 
 
-def _samples(group: Group) -> str:
-    rows = [("data", group.data), *((e.name, e.samples) for e in group.entries if e.samples is not None)]
-    count = min(blocks.columns_of(group.basis.schema), *(len(x) for _, x in rows))
+def _samples(group: Group) -> Rows | None:
+    rows = {"data": group.data, **{e.name: e.samples for e in group.entries if e.samples is not None}}
+    count = min(examples_in_a_row(group.basis.schema), *map(len, rows.values()))
     if len(rows) < 2 or not count:
-        return ""
-    shown = torch.stack([x[:count] for _, x in rows])
-    caption = "Examples of the data, and below them samples of each run, the first that it drew."
-    return blocks.labelled_rows(shown, [name for name, _ in rows], group.basis.schema, caption)
+        return None
+    shown = torch.stack([x[:count] for x in rows.values()])
+    caption = "Examples of the data, and below them samples of each run, the first ones."
+    return labelled_rows(shown, list(rows), group.basis.schema, caption)
 
 
-def jsonable(comparison: Comparison) -> dict[str, Any]:
-    """All figures as JSON knows them: numbers that are not finite become null."""
-    groups = []
-    for group in comparison.groups:
-        b = group.basis
-        groups.append(
-            {
-                "data": b.data,
-                "split": b.split,
-                "contents": b.contents,
-                "values": b.schema.values,
-                "shape": b.schema.shape,
-                "binarize": b.binarize,
-                "conditional": b.conditional,
-                "whole_split": group.whole,
-                "runs": [_record(e, b.schema) for e in group.entries],
-                "best": {
-                    line.name: [e.name for e, marked in zip(group.entries, line.best, strict=True) if marked]
-                    for line in lines(group)
-                    if any(line.best)
-                },
-                "notes": footnotes(group),
-            }
-        )
-    record = {"version": 1, "groups": groups, "not_ranked": list(comparison.reasons)}
-    return json.loads(json.dumps(record), parse_constant=lambda _: None)
+def group_record(group: Group) -> dict[str, Any]:
+    """A group as plain data."""
+    b = group.basis
+    return {
+        "data": b.data,
+        "split": b.split,
+        "contents": b.contents,
+        "values": b.schema.values.name,
+        "shape": b.schema.shape,
+        "binarize": b.binarize,
+        "conditional": b.conditional,
+        "whole_split": group.whole,
+        "runs": [_record(e) for e in group.entries],
+        "best": {
+            line.name: [e.name for e, marked in zip(group.entries, line.best, strict=True) if marked]
+            for line in lines(group)
+            if any(line.best)
+        },
+        "notes": footnotes(group),
+    }
 
 
-def _record(e: Entry, schema: Schema) -> dict[str, Any]:
+def _record(e: Entry) -> dict[str, Any]:
     return {
         "run": e.run,
         "name": e.name,

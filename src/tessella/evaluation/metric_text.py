@@ -1,9 +1,9 @@
-"""The numbers in words."""
+"""Words figures: a name, a value with its unit, and what it means."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tessella.core.schema import Schema
 from tessella.evaluation.bounds import ACTIVE
@@ -19,8 +19,7 @@ from tessella.evaluation.results import (
 )
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """One line of a table: what, how much, and what that means in words."""
 
     name: str
@@ -63,7 +62,7 @@ def numbers(e: Evaluation, schema: Schema) -> list[Number]:
     if e.collapse is not None:
         lines += _collapse(e.collapse, one, codes=e.codes is not None)
     if e.psnr is not None and e.mse is not None:
-        error, span = math.sqrt(e.mse), schema.high - schema.low
+        error, span = math.sqrt(e.mse), schema.values.high - schema.values.low
         meaning = f"reconstructions are off by {error:.3g} (root mean square) in a range of {span:g}"
         lines.append(Number("PSNR", psnr_text(e.psnr), meaning))
     lines.append(Number("parameters", f"{e.parameters:,}", "numbers that training adjusted"))
@@ -201,12 +200,12 @@ def size_text(nats: float) -> str:
 
 
 def _against_raw(bound: float, schema: Schema, one: str) -> str:
-    if schema.values == "real":
+    if not schema.values.discrete:
         return (
             "of a density, which depends on the data's unit and may be negative: compare models of the same data only"
         )
-    raw = schema.dims * math.log(2) * (8 if schema.values == "bytes" else 1)
-    each = "8 bits a number" if schema.values == "bytes" else "one bit a number"
+    raw = schema.dims * math.log(schema.values.levels)
+    each = f"{math.log2(schema.values.levels):.3g} bits a number" if schema.values.levels > 2 else "one bit a number"
     if bound <= 0:
         return f"about nothing a {one}"
     ratio = raw / bound

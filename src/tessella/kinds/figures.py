@@ -1,0 +1,45 @@
+"""Blocks that show examples: sheets, and rows with labels, enlarged so that a page's width is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from tessella.core.schema import Schema
+from tessella.foundation.blocks import Figure, Rows
+from tessella.kinds import pictures
+
+PAGE, TILE, LABELS = 860, 64, 150
+"""Pixels: of a page's width, of an example at least, and of the labels before rows."""
+
+
+def examples_in_a_row(schema: Schema) -> int:
+    """How many examples fill the width of a page."""
+    return max(3, min(11, PAGE // max(_size(schema)[1], TILE)))
+
+
+def sheet_figure(examples: Tensor, schema: Schema, caption: str) -> Figure:
+    """Show examples `[R, C, *shape]` as R rows."""
+    scale = _scale(schema, examples.shape[1], PAGE)
+    image = pictures.grid(examples.flatten(0, 1), schema, examples.shape[1], scale=scale)
+    return Figure(image, caption, pixelated=scale > 1)
+
+
+def labelled_rows(examples: Tensor, labels: Sequence[str], schema: Schema, caption: str) -> Rows:
+    """Show examples `[R, C, *shape]` as R rows, each with a label before it."""
+    columns = examples.shape[1]
+    scale = _scale(schema, columns, PAGE - LABELS)
+    images = [pictures.grid(row, schema, columns, scale=scale) for row in examples]
+    return Rows(list(zip(labels, images, strict=True)), caption, pixelated=scale > 1)
+
+
+def _size(schema: Schema) -> tuple[int, int]:
+    """Height and width of a picture of an example."""
+    return schema.shape[1:] if schema.is_picture else (pictures.PLOT_HEIGHT, pictures.PLOT_WIDTH)  # pyright: ignore[reportReturnType]
+
+
+def _scale(schema: Schema, columns: int, room: int) -> int:
+    """By how much a row of so many examples is enlarged."""
+    height, width = _size(schema)
+    return max(1, min(-(-TILE // min(height, width)), room // (columns * width)))

@@ -1,0 +1,237 @@
+"""Measures runs alike, in groups of those that can be ranked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tessella.data import Data, Split
+from tessella.evaluation import classifier, fidelity
+from tessella.evaluation.bounds import evaluate
+from tessella.evaluation.results import Evaluation, GapEvaluation
+from tessella.foundation.errors import DataError, SpecError
+from tessella.models.base import Model
+from tessella.tasks.compare import Basis, CompareConfig, Entry, Group
+from tessella.training import checkpoint
+from tessella.training.results_store import GAP
+from tessella.training.run import Run
+
+SHOWN = 10
+"""Samples of each run that are kept to look at."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    run: Run
+    name: str
+    model: Model
+    data: Data
+    basis: Basis
+
+    @property
+    def split(self) -> Split:
+        return self.data.split(self.basis.split)
+
+
+def measured_groups(config: CompareConfig, device: str | torch.device | None) -> tuple[Group, ...]:
+    """Measure all runs, in groups of those that can be ranked."""
+    together: dict[tuple[Any, ...], list[_Opened]] = {}
+    for one in _open(config, device):
+        together.setdefault(one.basis.key, []).append(one)
+    return tuple(_measured(members, config) for members in together.values())
+
+
+def _open(config: CompareConfig, device: str | torch.device | None) -> list[_Opened]:
+    """Load all runs before anything long is begun; data that several have is opened once."""
+    paths = [Path(run) for run in config.runs]
+    for path in paths:
+        checkpoint.read_spec(path)  # before anything is loaded
+    if twice := [str(p) for n, p in enumerate(paths) if p.resolve() in [q.resolve() for q in paths[:n]]]:
+        raise SpecError(f"{twice[0]} is given twice: compare different runs")
+    known: dict[str, tuple[Data, str]] = {}
+    opened = []
+    for path, name in zip(paths, names(paths), strict=True):
+        run = Run(path, device)
+        model = run.model()
+        key = json.dumps([run.spec.data, model.schema.to_json(), model.conditional], sort_keys=True, default=str)
+        if key not in known:
+            found = run.data(config.data, model)
+            known[key] = found, classifier.fingerprint(found, config.split)
+        found, contents = known[key]
+        basis = Basis(
+            data=os.path.basename(found.spec.rstrip("/")) or found.spec,
+            split=config.split,
+            seed=int(found.options.get("seed") or 0),
+            contents=contents,
+            schema=found.schema,
+            binarize=found.options.get("binarize"),
+            conditional=model.conditional,
+        )
+        opened.append(_Opened(run, name, model, found, basis))
+    return opened
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """What tells each path from the others: as many of its last parts as that takes."""
+    parts = [path.resolve().parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(p[-count:]) for p in parts]
+        if len(set(found)) == len(found):
+            return found
+    return [str(path) for path in paths]
+
+
+def _measured(members: Sequence[_Opened], config: CompareConfig) -> Group:
+    split, basis, own = members[0].split, members[0].basis, config.data is None
+    known = [m.run.results.evaluation(basis.split) if own else None for m in members]
+    whole = all(e is not None and e.examples == len(split) for e in known)
+    entries = []
+    for member, before in zip(members, known, strict=True):
+        if not whole or before is None:
+            how: dict[str, Any] = {"data": member.data.spec, "split_name": basis.split}
+            before = evaluate(member.model, split, limit=config.examples, seed=config.seed, **how)
+        entries.append(_entry(member, before, member.run.results.load(GAP, GapEvaluation) if own else None))
+    entries = _with_samples(members, entries, config)
+    shown = split.batch(split.random_rows(SHOWN)).x.float()
+    return Group(basis, tuple(entries), shown, whole or config.examples >= len(split))
+
+
+def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> Entry:
+    notes = () if of.model.has_bound else (f"{of.name}: an autoencoder has no prior, so no bound and no samples",)
+    if of.model.has_prior and not of.model.has_bound:
+        notes = (f"{of.name}: z has no distribution q(z | x), so there are samples but no bound",)
+    if gap is not None and gap.split != of.basis.split:
+        gap, notes = None, (*notes, f"{of.name}: its gap is of the split {gap.split}, and left out")
+    elif gap is not None and not gap.converged:
+        gap, notes = None, (*notes, f"{of.name}: its gap is not known, as annealing had not converged: repeat "
+                            "it with more annealing steps")  # fmt: skip
+    prior = of.run.prior_in_use
+    return Entry(
+        run=str(of.run.path),
+        name=of.name,
+        model=of.model.name,
+        evaluation=evaluation,
+        gap=gap,
+        prior=None if prior is None else prior.split()[0],
+        notes=notes,
+    )
+
+
+def _with_samples(members: Sequence[_Opened], entries: Sequence[Entry], config: CompareConfig) -> list[Entry]:
+    """Add samples to the entries, and how they look to one classifier."""
+    split, basis = members[0].split, members[0].basis
+    if not any(m.model.has_prior for m in members):
+        return list(entries)
+    try:
+        first, second = fidelity.sets(split, config.examples)
+    except DataError as error:
+        few = len(split) // 2
+        drawn = [_drawn(m, SHOWN, None, config) if m.model.has_prior else None for m in members]
+        return [
+            e if d is None else replace(_shown(e, d), notes=(*e.notes, f"{e.name}: {error} ({few} a set)"))
+            for e, d in zip(entries, drawn, strict=True)
+        ]
+    label = fidelity.labels(split, second)
+    looker = _classifier(members)
+    done = []
+    for member, entry in zip(members, entries, strict=True):
+        if not member.model.has_prior:
+            done.append(entry)
+            continue
+        drawn = _drawn(member, len(first), label, config)
+        entry = _shown(entry, drawn)
+        if len(drawn.x) < len(first):
+            slow = f"{entry.name}: only {len(drawn.x)} samples in {config.minutes:g} minutes, too few to judge"
+            entry = replace(entry, notes=(*entry.notes, slow))
+        else:
+            entry = replace(entry, fidelity=fidelity.compare(drawn, split, looker, basis.schema, basis.split))
+        done.append(entry)
+    return done
+
+
+def _drawn(of: _Opened, count: int, label: Tensor | None, config: CompareConfig) -> fidelity.Drawn:
+    if of.model.conditional and label is None:
+        label = torch.arange(count) % max(1, len(of.basis.schema.classes))
+    return fidelity.draw(of.model, count, label, seed=config.seed, seconds=60 * config.minutes)
+
+
+def _shown(entry: Entry, drawn: fidelity.Drawn) -> Entry:
+    return replace(entry, samples=drawn.x[:SHOWN].float(), seconds_per_sample=drawn.seconds)
+
+
+def _classifier(members: Sequence[_Opened]) -> classifier.Classifier:
+    """Take one classifier for all: the first that a run has, else a new one, kept in the first run."""
+    data = members[0].data
+    of = classifier.fingerprint(data, "train")
+    for member in members:
+        if (found := classifier.stored(member.run.path / classifier.FILE, data, of)) is not None:
+            return found
+    return classifier.of_run(members[0].run.path, data)
+
+
+# what may be ranked
+
+
+def differences(bases: Sequence[Basis]) -> tuple[str, ...]:
+    """Why no two of these are ranked, a line a pair."""
+    return tuple(
+        f"groups {m + 1} and {n + 1} are not ranked against each other: {'; '.join(_why(bases[m], bases[n]))}"
+        for n in range(len(bases))
+        for m in range(n)
+    )
+
+
+def _why(a: Basis, b: Basis) -> list[str]:
+    why = []
+    if a.schema.values.discrete != b.schema.values.discrete:
+        why.append("real values have densities, which depend on the unit, the others probabilities")
+    elif a.schema.values != b.schema.values or a.binarize != b.binarize:
+        why.append(f"the values differ, {_values(a)} against {_values(b)}")
+    if a.schema.shape != b.schema.shape:
+        why.append(f"the shapes differ ({'x'.join(map(str, a.schema.shape))}, {'x'.join(map(str, b.schema.shape))})")
+    if a.data != b.data:
+        why.append(f"the data differ ({a.data}, {b.data})")
+    elif a.seed != b.seed and a.contents != b.contents:
+        why.append(f"the data were divided by other seeds ({a.seed}, {b.seed}), so the {a.split} splits differ")
+    if a.conditional != b.conditional:
+        why.append("-log p(x | label) leaves out what the label costs, -log p(x) does not")
+    if not why:
+        why.append(f"the {a.split} splits hold other examples, labels or values")
+    return why
+
+
+def _values(basis: Basis) -> str:
+    kind = basis.schema.values.words
+    return f"{kind} by {basis.binarize} binarisation" if basis.binarize else kind
+
+
+def best(figures: Sequence[tuple[float, float] | None], better: str, alike: Sequence[Any] | None = None) -> list[bool]:
+    """Which of the figures (value, standard error) cannot be told from the best by two standard errors of both.
+
+    Args:
+        better: `lower`, `higher`, or `one` for shares that are best at 1, by their ratio to it.
+        alike: only figures for which this is the same are compared.
+    """
+    lost = {"lower": lambda v: v, "higher": lambda v: -v, "one": lambda v: abs(math.log(v)) if v > 0 else math.inf}
+    kinds = list(alike) if alike is not None else [None] * len(figures)
+    marked = [False] * len(figures)
+    for kind in set(kinds):
+        scored = {
+            n: (lost[better](f[0]), f[1] / f[0] if better == "one" and f[0] > 0 else f[1])
+            for n, f in enumerate(figures)
+            if f is not None and math.isfinite(f[0]) and kinds[n] == kind
+        }
+        if len(scored) < 2:
+            continue
+        first, error = min(scored.values())
+        for n, (score, own) in scored.items():
+            marked[n] = score <= first + 2 * math.hypot(error, own)
+    return marked
