@@ -16,7 +16,8 @@ import torch
 import tessella
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
-from tessella.models.spec import ModelOptions, Spec, TrainOptions
+from tessella.models.presets import VAEConfig
+from tessella.models.spec import Spec, TrainOptions
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -89,7 +90,7 @@ def recipe_run(run: Path, **training: Any) -> Path:
     options = TrainOptions(**{"minutes": 30, **training})
     source = {"spec": str(run / "mnist.npz"), "size": None, "channels": None, "binarize": "dynamic", "seed": 0}
     schema = Schema.of((1, 28, 28), "binary")
-    spec = Spec("vae", schema, ModelOptions(draws=5, draws_after=0.75), source, asdict(options), "0.1.0")
+    spec = Spec("vae", schema, VAEConfig(iwae_samples=5, iwae_from=0.75), source, asdict(options), "0.1.0")
     (run / "spec.json").write_text(spec.to_json())
     (run / "metrics.jsonl").write_text(json.dumps({"kind": "valid", "step": 9, "seconds": 1800.5, "used": 1.0}) + "\n")
     bound = {"samples": 500, "nats": 84.0, "bits_per_dim": 0.15}

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 import tessella
+from making import make
 from tessella.coding import codes_file
 from tessella.core.batches import filled, size_of
 from tessella.core.schema import NAMED, Real, Schema
@@ -25,22 +26,22 @@ from tessella.models.codes import CodeModel
 TINY = {"width": 8, "depth": 1, "codebook_size": 12}
 BYTES = Schema.of((3, 13, 10), "uint8")
 MODELS = {
-    "one level": ("VQVAE", BYTES, {"side": 3}),
+    "one level": ("VQVAE", BYTES, {"grid_size": 3}),
     "one level of bits": ("VQVAE", Schema.of((1, 8, 8), "binary"), {}),
-    "codes of several numbers": ("VQVAE", BYTES, {"side": 3, "codes": 3, "quantizer": "residual"}),
-    "codes with a turned gradient": ("VQVAE", BYTES, {"side": 3, "gradient": "rotation"}),
-    "scalars": ("VQVAE", BYTES, {"side": 3, "quantizer": "fsq", "codebook_size": 15}),
-    "two levels": ("VQVAE2", Schema.of((3, 27, 18), "uint8"), {"side": 7}),
-    "three levels": ("VQVAE2", Schema.of((1, 30, 30), "uint8"), {"side": 7, "levels": 3}),
+    "codes of several numbers": ("VQVAE", BYTES, {"grid_size": 3, "codes_per_position": 3, "quantizer": "residual"}),
+    "codes with a turned gradient": ("VQVAE", BYTES, {"grid_size": 3, "gradient": "rotation"}),
+    "scalars": ("VQVAE", BYTES, {"grid_size": 3, "quantizer": "fsq", "codebook_size": 15}),
+    "two levels": ("VQVAE2", Schema.of((3, 27, 18), "uint8"), {"grid_size": 7}),
+    "three levels": ("VQVAE2", Schema.of((1, 30, 30), "uint8"), {"grid_size": 7, "levels": 3}),
     "the paper's": ("VQVAE2017", BYTES, {"depth": None}),
-    "vectors": ("VQVAE", Schema.of((5,), Real(-3.0, 3.0)), {"codes": 2}),
+    "vectors": ("VQVAE", Schema.of((5,), Real(-3.0, 3.0)), {"codes_per_position": 2}),
 }
 
 
 def made(name: str = "one level") -> CodeModel:
     kind, schema, options = MODELS[name]
     torch.manual_seed(0)
-    model: CodeModel = getattr(tessella, kind)(schema, **{**TINY, **options})
+    model: CodeModel = make(getattr(tessella, kind), schema, **{**TINY, **options})
     model(examples(schema, 16))  # in training mode codebooks start from data
     return model.eval()
 
@@ -209,7 +210,7 @@ def test_a_folder_is_read_as_it_is_encoded(folder: Path, monkeypatch: pytest.Mon
 
 def test_numbers_and_whole_splits() -> None:
     data = tessella.open_data("digits")
-    model = tessella.VQVAE(data.schema, **TINY)
+    model = make(tessella.VQVAE, data.schema, **TINY)
     split = data.split("valid")
     some = list(codes_file.examples(model, ["5", "0", "05"], lambda: split, "valid"))
     assert some[0][0] == ["valid-5", "valid-0", "valid-5-2"]
@@ -370,6 +371,6 @@ def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("values", "high"), [("binary", 1.0), ("uint8", 255.0)])
 def test_pictures_in_files_are_seen_as_the_data_was(values: str, high: float, folder: Path) -> None:
     schema = replace(BYTES, values=NAMED[values])
-    model = tessella.VQVAE(schema, **TINY)
+    model = make(tessella.VQVAE, schema, **TINY)
     ((_, x),) = codes_file.examples(model, [str(folder / "a.png")], no_split, "test")
     assert x.max() == high

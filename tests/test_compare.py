@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tessella
+from making import make
 from tessella.cli import main
 from tessella.core.schema import Schema
 from tessella.data import open_data
@@ -34,15 +35,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     makers = {
         "vae": (tessella.VAE, {"latent_dim": 4}, {}),
         "ae": (tessella.AE, {"latent_dim": 4}, {}),
-        "vqvae": (tessella.VQVAE, {"codebook_size": 16, "side": 4}, {}),
+        "vqvae": (tessella.VQVAE, {"codebook_size": 16, "grid_size": 4}, {}),
         "cvae": (tessella.CVAE, {"latent_dim": 4}, {}),
         "binary": (tessella.VAE, {"latent_dim": 4}, {"binarize": "static"}),
         "seed": (tessella.VAE, {"latent_dim": 4}, {"seed": 1}),
     }
     lookers: dict[str, classifier.Classifier] = {}
-    for name, (make, options, how) in makers.items():
+    for name, (preset, options, how) in makers.items():
         data = open_data("digits", **how)
-        tessella.train(make(data.schema, **TINY, **options), data, folder / name, TrainOptions(steps=3), quiet=True)
+        tessella.train(
+            make(preset, data.schema, **TINY, **options), data, folder / name, TrainOptions(steps=3), quiet=True
+        )
         of = classifier.fingerprint(data, "train")
         lookers.setdefault(of, classifier.trained(data, seen=640))
         classifier.store(folder / name / classifier.FILE, lookers[of], of)

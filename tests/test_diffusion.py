@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import raises
+from making import make
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
@@ -341,7 +342,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(SpecError, match="no labels"):
         Diffusion(plain, class_conditional=True)
     with pytest.raises(SpecError, match="no --latent-dim, --draws"):
-        Diffusion(plain, units=3, draws=5)
+        make(Diffusion, plain, latent_dim=3, draws=5)
     model = Diffusion(plain, width=4, depth=1)
     with raises("no-guidance"):
         model.sample(2, sampling=Sampling(guidance=2.0))

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import tessella
+from making import make
 from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.cli import main
 from tessella.core.outputs import Sampling
@@ -28,17 +29,17 @@ from tessella.tasks.edit import Blend, Code, Edited, Operation, Paste, Resample,
 
 TINY = {"width": 8, "depth": 1}
 MODELS = {
-    "codes": ("VQVAE", Schema.of((3, 40, 36), "uint8"), {"side": 12, "codebook_size": 12}),
-    "codes and alpha": ("VQVAE", Schema.of((4, 40, 36), "uint8"), {"side": 12, "codebook_size": 12}),
-    "scalars": ("VQVAE", Schema.of((1, 41, 37), "uint8"), {"side": 12, "quantizer": "fsq", "codebook_size": 15}),
-    "bits": ("VQVAE", Schema.of((1, 40, 40), "binary"), {"side": 12, "codebook_size": 12}),
-    "two levels": ("VQVAE2", Schema.of((1, 54, 50), "uint8"), {"side": 16, "codebook_size": 12}),
-    "three levels": ("VQVAE2", Schema.of((1, 60, 60), "uint8"), {"side": 16, "levels": 3, "codebook_size": 12}),
+    "codes": ("VQVAE", Schema.of((3, 40, 36), "uint8"), {"grid_size": 12, "codebook_size": 12}),
+    "codes and alpha": ("VQVAE", Schema.of((4, 40, 36), "uint8"), {"grid_size": 12, "codebook_size": 12}),
+    "scalars": ("VQVAE", Schema.of((1, 41, 37), "uint8"), {"grid_size": 12, "quantizer": "fsq", "codebook_size": 15}),
+    "bits": ("VQVAE", Schema.of((1, 40, 40), "binary"), {"grid_size": 12, "codebook_size": 12}),
+    "two levels": ("VQVAE2", Schema.of((1, 54, 50), "uint8"), {"grid_size": 16, "codebook_size": 12}),
+    "three levels": ("VQVAE2", Schema.of((1, 60, 60), "uint8"), {"grid_size": 16, "levels": 3, "codebook_size": 12}),
     "the paper's": ("VQVAE2017", Schema.of((3, 60, 60), "uint8"), {"depth": None, "codebook_size": 12}),
     "pixel by pixel": (
         "VQVAE",
         Schema.of((1, 18, 16), "uint8"),
-        {"side": 8, "codebook_size": 12, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1},
+        {"grid_size": 8, "codebook_size": 12, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1},
     ),
     "vector": ("VAE", Schema.of((1, 16, 16), "uint8"), {"latent_dim": 5}),
     "grid": ("VAE", Schema.of((1, 64, 64), "uint8"), {"latent_dim": 3, "latent_layout": "grid"}),
@@ -49,7 +50,7 @@ OF_CODES = [name for name in MODELS if name not in ("vector", "grid")]
 def made(name: str = "codes") -> Model:
     kind, schema, options = MODELS[name]
     torch.manual_seed(0)
-    model: Model = getattr(tessella, kind)(schema, **{**TINY, **options})
+    model: Model = make(getattr(tessella, kind), schema, **{**TINY, **options})
     model(examples(model, 24))  # in training mode codebooks start from data
     for parameter in model.parameters():  # fresh decoders hardly look at z
         parameter.data += (0.3 if "pixel" in name else 0.05) * torch.randn_like(parameter)
@@ -203,7 +204,7 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
     torch.manual_seed(0)
     options = {"width": 8, "depth": 1}
     shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
-    model.set_prior([kind(s, q.codebook_size, context_channels=c, **options).eval() for s, q, c in shapes])
+    model.set_prior([make(kind, s, q.codebook_size, context_channels=c, **options).eval() for s, q, c in shapes])
     x = examples(model, 1)[0]
     found = edit(model, x, region_of(model), Resample(3), seed=5)
     for level in found.levels:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import tessella
+from making import make
 from tessella import Schema
 from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.core.contracts import Decoder, Encoder
@@ -36,7 +37,7 @@ def digits():
 @pytest.fixture(scope="module")
 def vae(digits):
     torch.manual_seed(0)
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     for parameter in model.bottleneck.parameters():
         parameter.data.mul_(10)  # so that q is not the prior
     return model
@@ -75,7 +76,7 @@ def test_evaluating_leaves_the_model_and_the_global_generator_as_they_were(digit
 
 
 def test_an_autoencoder_has_no_bound(digits):
-    model = tessella.AE(digits.schema, **SMALL)
+    model = make(tessella.AE, digits.schema, **SMALL)
     e = model.evaluate(digits)
     assert (e.rate, e.bound, e.bits_per_dim, e.importance_bound, e.kl_per_unit, e.active_units) == (None,) * 6
     assert e.distortion > 0
@@ -98,11 +99,11 @@ def test_collapse_is_judged_if_there_is_a_prior_and_it_is_wanted(digits, vae):
     without = vae.evaluate(digits, collapse_examples=0)
     assert (without.collapse, without.notes) == (None, ())
     assert without.bound == e.bound
-    assert tessella.AE(digits.schema, **SMALL).evaluate(digits).collapse is None
+    assert make(tessella.AE, digits.schema, **SMALL).evaluate(digits).collapse is None
 
 
 def test_no_mean_is_drawn_where_that_takes_a_pass_over_all_pixels(digits, monkeypatch):
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     model.likelihood.sequential_mean = True
     monkeypatch.setattr(type(model), "reconstruct", None)
     e = model.evaluate(digits, collapse_examples=0)
@@ -235,6 +236,6 @@ def test_the_importance_bound_needs_samples(linear):
 
 
 def test_labels_reach_a_conditional_model(digits):
-    model = tessella.CVAE(digits.schema, **SMALL)
+    model = make(tessella.CVAE, digits.schema, **SMALL)
     e = model.evaluate(digits, importance_samples=2)
     assert np.isfinite([e.rate, e.distortion, e.importance_bound.nats]).all()

@@ -17,13 +17,13 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from making import make
 from tessella.cli import main
 from tessella.coding import coders, files
 from tessella.coding.container import Container
 from tessella.core.schema import Schema
 from tessella.foundation import output_folder
 from tessella.foundation.errors import DataError
-from tessella.foundation.registry import entries
 from tessella.models.base import Model
 
 WEIGHTS = files.Weights("run", "0" * 12, "uniform")
@@ -308,7 +308,7 @@ def _png(x: np.ndarray) -> bytes:
 def made(kind: str, schema: Schema, **options: Any) -> Model:
     torch.manual_seed(0)
     small = {"width": 8, "depth": 1} | options
-    return next(e for e in entries("model") if e.name == kind).load()(schema, **small).eval()
+    return make(kind, schema, **small).eval()
 
 
 def tell(model: Model, path: Path) -> str:

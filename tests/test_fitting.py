@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import tessella
+from making import make
 from tessella import TrainOptions, fitting
 from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.core.rng import Noise
@@ -28,7 +29,7 @@ from tessella.training import checkpoint, fitted_priors, loop
 from tessella.training import code_priors as fitting_codes
 from tessella.training.fit_prior import fit_prior
 
-SMALL = {"width": 8, "depth": 1, "codebook_size": 8, "side": 4}
+SMALL = {"width": 8, "depth": 1, "codebook_size": 8, "grid_size": 4}
 OPTIONS = TrainOptions(steps=8, batch_size=16, save_every=0.0)
 
 
@@ -42,7 +43,7 @@ def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small VQ-VAE, trained for a few steps."""
     torch.manual_seed(0)
     run = tmp_path_factory.mktemp("runs") / "vqvae"
-    model = tessella.VQVAE(digits.schema, **SMALL)
+    model = make(tessella.VQVAE, digits.schema, **SMALL)
     loop.train(model, digits, run, TrainOptions(steps=30, batch_size=32), quiet=True)
     return run
 
@@ -123,7 +124,7 @@ def test_each_kind_is_kept_and_is_itself_when_loaded(kind: str, run: Path, digit
 
 def test_levels_are_fitted_together_each_given_the_coarser_ones(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = tessella.VQVAE2(digits.schema, **{**SMALL, "side": 8})
+    model = make(tessella.VQVAE2, digits.schema, **{**SMALL, "grid_size": 8})
     loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     done = fitted(tmp_path / "run", digits)
     assert done.rate_before == pytest.approx((16 + 64) * np.log(8))
@@ -253,7 +254,7 @@ def test_cached_codes_are_the_models(run: Path, digits: Data) -> None:
 
 def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, digits: Data) -> None:
     torch.manual_seed(0)
-    model = tessella.VQVAE(digits.schema, **SMALL, draws=3)
+    model = make(tessella.VQVAE, digits.schema, **SMALL, draws=3)
     loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", digits)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
@@ -264,7 +265,7 @@ def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, dig
 def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> None:
     data = tessella.open_data("digits", binarize="dynamic")
     torch.manual_seed(0)
-    model = tessella.VQVAE(data.schema, **SMALL)
+    model = make(tessella.VQVAE, data.schema, **SMALL)
     loop.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", data)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors

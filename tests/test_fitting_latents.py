@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch.distributions import Independent, Normal
 
 import tessella
+from making import make
 from tessella import TrainOptions, fitting
 from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.cli import main
@@ -45,10 +46,10 @@ def digits() -> Data:
 def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small models, trained for a moment."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, make in (("vae", tessella.VAE), ("ae", tessella.AE), ("cvae", tessella.CVAE)):
+    for name, preset in (("vae", tessella.VAE), ("ae", tessella.AE), ("cvae", tessella.CVAE)):
         torch.manual_seed(0)
         steps = TrainOptions(steps=120 if name == "vae" else 12, batch_size=32)
-        loop.train(make(digits.schema, **SMALL), digits, folder / name, steps, quiet=True)
+        loop.train(make(preset, digits.schema, **SMALL), digits, folder / name, steps, quiet=True)
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -257,7 +258,7 @@ def test_examples_are_encoded_anew_where_posteriors_do_not_fit_in_memory(
 
 def test_a_posterior_that_is_not_normal_is_drawn_from_each_step(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    vae = tessella.VAE(digits.schema, **SMALL, posterior="flow")
+    vae = make(tessella.VAE, digits.schema, **SMALL, posterior="flow")
     loop.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
     assert latent_priors.splits_for(fitting.LatentPrior(vae), digits, "float32")["valid"] is digits.split("valid")
     done = fit_prior(tmp_path / "run", digits, "mixture", OPTIONS, components=3, quiet=True)
@@ -271,7 +272,7 @@ def test_a_posterior_that_is_not_normal_is_drawn_from_each_step(digits: Data, tm
 def test_data_that_is_drawn_anew_is_encoded_several_times(trained: dict[str, Path]) -> None:
     data = tessella.open_data("digits", binarize="dynamic")
     torch.manual_seed(0)
-    stage = fitting.LatentPrior(tessella.VAE(data.schema, **SMALL))
+    stage = fitting.LatentPrior(make(tessella.VAE, data.schema, **SMALL))
     split = latent_priors.splits_for(stage, data, "float32")["train"]
     at = np.arange(50)
     plain, first, again = split.batch(at), split.batch(at, Noise(0, 3)), split.batch(at, Noise(0, 3))

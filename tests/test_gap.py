@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import tessella
+from making import make
 from tessella import Schema
 from tessella.bottlenecks.flow import FlowPosterior
 from tessella.bottlenecks.gaussian import DiagonalGaussian
@@ -348,7 +349,7 @@ def test_steps_double_until_the_bracket_is_narrow(known, monkeypatch, quick):
 @pytest.mark.parametrize("options", [{"posterior": "flow", "flow_steps": 1}, {"prior": "vamp", "components": 4}])
 def test_richer_posteriors_and_priors_are_measured_alike(digits, options, quick):
     torch.manual_seed(0)
-    model = tessella.VAE(digits.schema, **SMALL, **options)
+    model = make(tessella.VAE, digits.schema, **SMALL, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = gap.measure(model, digits.split("test"), GapConfig(examples=6, chains=2, steps=2))
@@ -358,7 +359,7 @@ def test_richer_posteriors_and_priors_are_measured_alike(digits, options, quick)
 
 def test_a_conditional_model_is_measured_given_its_labels(digits, quick):
     torch.manual_seed(0)
-    model = tessella.CVAE(digits.schema, **SMALL)
+    model = make(tessella.CVAE, digits.schema, **SMALL)
     found = gap.measure(model, digits.split("test"), GapConfig(examples=6, chains=2, steps=4))
     assert math.isfinite(found.total.nats)
 
@@ -383,10 +384,10 @@ def test_a_flow_has_no_gap():
 def test_a_model_without_a_bound_has_no_gap(digits):
     split = digits.split("test")
     with pytest.raises(SpecError, match="has no bound"):
-        gap.measure(tessella.AE(digits.schema, **SMALL), split)
+        gap.measure(make(tessella.AE, digits.schema, **SMALL), split)
     with pytest.raises(SpecError, match="codes"):
         gap.measure(tessella.VQVAE(digits.schema, width=8, depth=1), split)
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     model.prior.exact = False
     with pytest.raises(SpecError, match="bound on log p"):
         gap.measure(model, split)

@@ -124,7 +124,7 @@ def test_bfloat16_and_channels_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["pixelcnn", "transformer"])
 def test_cached_sampling_equals_uncached(kind: str) -> None:
     torch.manual_seed(0)
-    prior = find("code-prior", kind).load()((2, 4, 4), 7, width=16, depth=2).eval().cuda()
+    prior = find("code-prior", kind).load()(width=16, depth=2).build((2, 4, 4), 7).eval().cuda()
     codes = prior.sample(3, Noise(0))
     uniform = Noise(0).uniform(3, 2, 4, 4, device=codes.device).flatten(2)
     with torch.no_grad():

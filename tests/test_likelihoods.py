@@ -14,6 +14,8 @@ from scipy.stats import chi2
 from torch import Tensor
 from torch.nn import functional as F
 
+from expect import raises
+from tessella.core.configs import LikelihoodConfig
 from tessella.core.schema import NAMED, Real, Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import entries, find
@@ -118,7 +120,7 @@ def chi_square(draws: Tensor, probability: Tensor) -> float:
 @pytest.mark.parametrize(("name", "values", "shape"), CASES)
 def test_keeps_the_contract(name: str, values: str, shape: tuple[int, ...]) -> None:
     schema = schema_of(values, shape)
-    likelihood = likelihood_for(schema, name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema)
     parameters = random_parameters(likelihood).requires_grad_()
     distribution = likelihood(parameters)
     assert distribution.batch_shape == (4,)
@@ -150,7 +152,7 @@ def test_keeps_the_contract(name: str, values: str, shape: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize(("name", "values", "shape"), CASES)
 def test_positions_add_up_and_each_says_its_own(name: str, values: str, shape: tuple[int, ...]) -> None:
-    likelihood = likelihood_for(schema_of(values, shape), name).eval()
+    likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, shape)).eval()
     distribution = likelihood(random_parameters(likelihood))
     x = distribution.sample()
     each = by_position(distribution, x)
@@ -174,7 +176,7 @@ def test_positions_add_up_and_each_says_its_own(name: str, values: str, shape: t
 @pytest.mark.parametrize(("name", "values", "shape"), CLOSED)
 def test_gradient(name: str, values: str, shape: tuple[int, ...]) -> None:
     small = (2, 1, 2) if len(shape) == 3 else (2,)
-    likelihood = likelihood_for(schema_of(values, small), name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, small))
     parameters = random_parameters(likelihood, 2, torch.float64)
     x = likelihood(parameters).sample()
     parameters.requires_grad_()
@@ -184,7 +186,7 @@ def test_gradient(name: str, values: str, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(("name", "values", "shape"), CLOSED)
 def test_autocast_changes_no_digit(name: str, values: str, shape: tuple[int, ...]) -> None:
-    likelihood = likelihood_for(schema_of(values, shape), name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, shape))
     half = random_parameters(likelihood).bfloat16()
     distribution = likelihood(half.float())
     x = distribution.sample()
@@ -197,7 +199,7 @@ def test_autocast_changes_no_digit(name: str, values: str, shape: tuple[int, ...
 
 @pytest.mark.parametrize(("name", "values", "shape"), [case for case in CASES if case.values[2] == PICTURE])
 def test_memory_layout_changes_no_digit(name: str, values: str, shape: tuple[int, ...]) -> None:
-    likelihood = likelihood_for(schema_of(values, shape), name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, shape))
     parameters = random_parameters(likelihood)
     x = likelihood(parameters).sample()
     last = likelihood(parameters.contiguous(memory_format=torch.channels_last))
@@ -208,7 +210,7 @@ def test_memory_layout_changes_no_digit(name: str, values: str, shape: tuple[int
 
 @pytest.mark.parametrize(("name", "values", "shape"), CASES)
 def test_wrong_number_of_parameters_is_named(name: str, values: str, shape: tuple[int, ...]) -> None:
-    likelihood = likelihood_for(schema_of(values, shape), name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, shape))
     channels = likelihood.parameter_channels
     with pytest.raises(ValueError, match=f"must have {channels} outputs"):
         likelihood(torch.zeros(2, channels + 1, *shape[1:]))
@@ -220,7 +222,7 @@ def test_wrong_number_of_parameters_is_named(name: str, values: str, shape: tupl
 def test_pictures_of_another_size_are_what_a_likelihood_of_that_size_says(
     name: str, values: str, shape: tuple[int, ...]
 ) -> None:
-    trained, other = (likelihood_for(schema_of(values, s), name) for s in (shape, (shape[0], 7, 6)))
+    trained, other = (LikelihoodConfig.chosen(name)().build(schema_of(values, s)) for s in (shape, (shape[0], 7, 6)))
     other.load_state_dict(trained.state_dict())
     parameters = random_parameters(other, 2)
     drawing, expected = trained(parameters), other(parameters)
@@ -238,14 +240,14 @@ def test_values_it_is_no_distribution_of_are_refused(name: str, values: str, sha
     for other in kinds:
         if other not in find("likelihood", name).values:
             with pytest.raises(SpecError, match=f"--likelihood {NAMED[other].default_likelihood}") as caught:
-                likelihood_for(schema_of(other, shape), name)
+                LikelihoodConfig.chosen(name)().build(schema_of(other, shape))
             assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "values", "shape"), CLOSED)
 def test_initial_bias_is_a_fair_start(name: str, values: str, shape: tuple[int, ...]) -> None:
     schema = schema_of(values, shape)
-    likelihood = likelihood_for(schema, name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema)
     bias = initial_bias(likelihood)
     assert bias is not None
     assert bias.shape == (likelihood.parameter_channels,)
@@ -268,24 +270,20 @@ def test_default_likelihoods() -> None:
     assert isinstance(likelihood_for(Schema.of(PICTURE, "binary")), BernoulliModule)
     assert isinstance(likelihood_for(Schema.of(PICTURE, "uint8")), LogisticMixtureModule)
     assert isinstance(likelihood_for(Schema.of(PICTURE, "real")), GaussianModule)
-    assert likelihood_for(Schema.of(PICTURE, "uint8"), mixtures=3).parameter_channels == 30
+    assert likelihood_for(Schema.of(PICTURE, "uint8"), LogisticMixture(components=3)).parameter_channels == 30
 
 
 def test_refusals_are_one_line() -> None:
     grey = Schema.of((1, 8, 8), "uint8")
     with pytest.raises(SpecError, match="holds 8-bit values: add --binarize dynamic, or use --likelihood logistic"):
         Bernoulli().build(grey)
-    with pytest.raises(SpecError, match="no likelihood is called 'poisson'"):
-        likelihood_for(grey, "poisson")
-    with pytest.raises(SpecError, match="no option colour; its options: mixtures"):
-        likelihood_for(grey, colour=3)
-    with pytest.raises(SpecError, match="its options: none"):
-        likelihood_for(grey, "categorical", mixtures=3)
+    with raises("no-such-part", kind="likelihood", name="poisson"):
+        LikelihoodConfig.chosen("poisson")
     with pytest.raises(SpecError, match="1 to 4 channels, not 5"):
         LogisticMixture().build(Schema.of((5, 8, 8), "uint8"))
     with pytest.raises(SpecError, match="at least one"):
         LogisticMixture(components=0).build(grey)
-    with pytest.raises(SpecError, match="must be positive"):
+    with pytest.raises(SpecError, match="scale must be at least"):
         FixedGaussian(scale=0.0).build(Schema.of(VECTOR, "real"))
     with pytest.raises(SpecError, match="center has 2 numbers"):
         Gaussian().build(Schema.of(VECTOR, "real", center=(0.0, 1.0)))
@@ -503,7 +501,7 @@ def test_logistic_mean_of_three_channels_is_the_mean_of_draws() -> None:
 @pytest.mark.parametrize("name", ["gaussian", "gaussian-fixed"])
 def test_gaussians_are_densities_of_the_stored_values(name: str) -> None:
     schema = Schema.of((1, 1, 1), Real(-100, 100), (30.0,), (7.0,))
-    likelihood = likelihood_for(schema, name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema)
     parameters = torch.tensor([0.4, -1.0])[: likelihood.parameter_channels].view(1, -1, 1, 1).double()
     grid = torch.linspace(-100, 160, 20_001, dtype=torch.float64)
     density = likelihood(parameters.expand(len(grid), -1, 1, 1)).log_prob(grid.view(-1, 1, 1, 1)).exp()

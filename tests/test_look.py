@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tessella
+from making import make
 from tessella.core.batches import Batch
 from tessella.core.outputs import Sampling
 from tessella.core.schema import Schema
@@ -19,7 +20,7 @@ SMALL = {"width": 8, "depth": 1, "latent_dim": 3}
 
 def made(kind: str = "VAE", schema: Schema = GREY, **options: object) -> Model:
     torch.manual_seed(0)
-    model = getattr(tessella, kind)(schema, **{**SMALL, **options}).eval()
+    model = make(getattr(tessella, kind), schema, **{**SMALL, **options}).eval()
     for parameter in model.parameters():  # fresh decoders ignore z
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model

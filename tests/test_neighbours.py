@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import tessella
+from making import make
 from tessella.cli import main
 from tessella.coding import codes_file
 from tessella.core import batches
@@ -50,7 +51,7 @@ def made(name: str, schema: Schema) -> Model:
     torch.manual_seed(0)
     options = {"width": 8} if name == "vqvae-paper" else {"width": 8, "depth": 1}
     options |= {"flow_steps": 2, "dequantization": "variational"} if name == "flow" and schema.rank == 2 else {}
-    model = registry.find("model", name).load()(schema, **options).eval()
+    model = make(name, schema, **options).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1 and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)

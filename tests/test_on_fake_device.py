@@ -10,11 +10,11 @@ import torch
 
 import tessella
 from fake_device import KIND, OnFake, fake_device
+from making import make
 from tessella import cli
 from tessella.coding import files
 from tessella.evaluation import per_example_posterior
 from tessella.evaluation.bounds import evaluate
-from tessella.foundation.registry import find
 from tessella.models.spec import TrainOptions
 from tessella.training.loop import fit
 
@@ -57,7 +57,7 @@ def test_numbers_are_those_of_the_processor(model: str) -> None:
     """Noise is drawn by the same generator there, and float64 is the same."""
     data = tessella.open_data("digits")
     torch.manual_seed(0)
-    made = find("model", model).load()(data.schema, width=8, depth=1)
+    made = make(model, data.schema, width=8, depth=1)
     here = evaluate(made, data.split("test"), importance_samples=2)
     with fake_device() as device:
         there = evaluate(made.to(device), data.split("test"), importance_samples=2)
@@ -120,11 +120,9 @@ def test_priors_over_real_latents(fake, tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("quantizer", ["vq", "simvq", "residual", "fsq", "lfq"])
 def test_quantisers_learn(fake, quantizer: str) -> None:
-    several = {"codes": 2} if quantizer in ("residual", "fsq") else {}
+    several = {"codes_per_position": 2} if quantizer in ("residual", "fsq") else {}
     data = tessella.open_data("digits")
-    model = find("model", "vqvae").load()(
-        data.schema, width=8, depth=1, side=2, codebook_size=8, quantizer=quantizer, **several
-    )
+    model = make("vqvae", data.schema, width=8, depth=1, grid_size=2, codebook_size=8, quantizer=quantizer, **several)
     fit(model, data.split("train"), TrainOptions(steps=2, batch_size=32))
     assert model.device.type == KIND
 

@@ -119,7 +119,9 @@ def test_a_page_stands_alone_and_is_well_formed(kind: str, data: str, tmp_path: 
 SEEN = {"Codes", "What each code stands for", "How often", "Usage over training", "Is the latent used?"}
 
 
-@pytest.mark.parametrize(("kind", "options"), [("VQVAE", {}), ("VQVAE", {"codes": 2}), ("VQVAE2", {})], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "options"), [("VQVAE", {}), ("VQVAE", {"codes_per_position": 2}), ("VQVAE2", {})], ids=str
+)
 def test_a_model_of_codes_shows_them(kind: str, options: dict[str, int], tmp_path: Path) -> None:
     run, model, opened = a_run(tmp_path, kind, **options)
     text = report.write(run, model, opened).read_text("utf-8")

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import tessella
+from making import make
 from tessella.cli import main
 from tessella.core.schema import Schema
 from tessella.foundation.errors import DataError, SpecError
@@ -22,8 +23,8 @@ from tessella.tasks import search
 
 SCHEMA = Schema.of((1, 12, 12), "uint8")
 MODELS = {
-    "codes": ("VQVAE", {"side": 6, "codebook_size": 300}),
-    "few codes, two levels": ("VQVAE2", {"side": 6, "codebook_size": 12}),
+    "codes": ("VQVAE", {"grid_size": 6, "codebook_size": 300}),
+    "few codes, two levels": ("VQVAE2", {"grid_size": 6, "codebook_size": 12}),
     "vector": ("VAE", {"latent_dim": 6}),
     "grid": ("VAE", {"latent_layout": "grid", "latent_dim": 3}),
     "autoencoder": ("AE", {"latent_dim": 6}),
@@ -33,7 +34,7 @@ MODELS = {
 def made(name: str = "codes", schema: Schema = SCHEMA) -> Model:
     kind, options = MODELS[name]
     torch.manual_seed(0)
-    model = getattr(tessella, kind)(schema, **{"width": 8, "depth": 1, **options})
+    model = make(getattr(tessella, kind), schema, **{"width": 8, "depth": 1, **options})
     model(examples(40))  # in training mode codebooks start from data
     return model.eval()
 

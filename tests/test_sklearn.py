@@ -99,7 +99,7 @@ def test_latents_and_codes_are_features() -> None:
     ).fit(x, labels)
     assert pipeline.score(x, labels) > 0.95
     codes = LatentTransformer(
-        "vqvae", max_steps=20, model_options={"codes": 3, "codebook_size": 8}, random_state=0
+        "vqvae", max_steps=20, model_options={"codes_per_position": 3, "codebook_size": 8}, random_state=0
     ).fit(x)
     found = codes.transform(x)
     assert found.dtype == np.int64

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import tessella
+from making import make
 from tessella import Schema, TrainOptions
 from tessella.core import tensors as storing
 from tessella.core.outputs import Terms
@@ -38,7 +39,7 @@ def digits():
 
 def trained(digits, out: Path, steps: int = 12, **more):
     torch.manual_seed(0)
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     options = TrainOptions(steps=steps, batch_size=16, save_every=0.0)
     return loop.train(model, digits, out, options, quiet=True, **more)
 
@@ -54,7 +55,7 @@ def assert_same(a: Path, b: Path) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
-OF_CODES = {"width": 8, "depth": 1, "codebook_size": 16, "code_dim": 4, "side": 4}
+OF_CODES = {"width": 8, "depth": 1, "codebook_size": 16, "code_dim": 4, "grid_size": 4}
 """Small enough for codes to die and to be revived."""
 
 
@@ -216,7 +217,7 @@ def test_a_loss_that_stays_nan_stops_the_run_names_the_tensor_and_keeps_the_last
 
 
 def test_one_bad_batch_is_skipped_and_counted(digits, tmp_path, monkeypatch):
-    forward = type(tessella.VAE(digits.schema, **SMALL)).forward
+    forward = type(make(tessella.VAE, digits.schema, **SMALL)).forward
 
     def sometimes(self, x, label=None, *, noise=None, draws=None):
         terms = forward(self, x, label, noise=noise, draws=draws)
@@ -232,7 +233,7 @@ def test_one_bad_batch_is_skipped_and_counted(digits, tmp_path, monkeypatch):
 
 
 def test_the_first_bad_tensor_is_an_output_if_no_weight_is_bad(digits):
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     model.decoder.trunk[0].register_forward_hook(lambda module, inputs, output: output * float("inf"))
     x = digits.split("train").batch([0, 1], Noise(0)).x
     assert loop.first_bad_tensor(model, x, None, Noise(0)) == "the output of decoder.trunk.0"
@@ -288,14 +289,14 @@ def test_resuming_forgets_what_was_noted_after_the_checkpoint(digits, tmp_path):
 
 def test_resuming_another_model_is_refused(digits, tmp_path):
     trained(digits, tmp_path / "run")
-    other = tessella.VAE(digits.schema, **{**SMALL, "width": 16})
+    other = make(tessella.VAE, digits.schema, **{**SMALL, "width": 16})
     with pytest.raises(RunError, match="another model"):
         loop.train(other, digits, tmp_path / "run", TrainOptions(steps=2), resume=True, quiet=True)
 
 
 def test_a_model_for_other_data_is_refused(digits, tmp_path):
     with pytest.raises(SpecError, match="made for"):
-        loop.train(tessella.VAE(Schema.of((1, 9, 9), "binary"), **SMALL), digits, tmp_path / "run")
+        loop.train(make(tessella.VAE, Schema.of((1, 9, 9), "binary"), **SMALL), digits, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -424,7 +425,7 @@ def test_several_draws_train_the_importance_weighted_bound():
 def test_compiled_networks_say_the_same(digits):
     """Compilation reorders float32 sums: 1e-4 relative is far above that and far below any other network."""
     torch.manual_seed(0)
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     x = digits.split("test").batch(range(8)).x
     plain = model(x, noise=Noise(0))
     model.compile_networks()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
+from making import make
 from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.outputs import Sampling
@@ -60,11 +61,11 @@ def standard_error(draws: Tensor) -> Tensor:
 # Rate and distortion
 
 
-@pytest.mark.parametrize("make", [VAE, CVAE])
+@pytest.mark.parametrize("preset", [VAE, CVAE])
 @pytest.mark.parametrize("schema", [PICTURE, COLOUR, VECTOR], ids=["vector-of-picture", "grid", "vector"])
-def test_rate_is_the_mean_of_log_q_minus_log_p(make, schema: Schema) -> None:
+def test_rate_is_the_mean_of_log_q_minus_log_p(preset, schema: Schema) -> None:
     """Through the model's own draws. False alarms: 6e-5 for each of 3 examples (4 standard errors)."""
-    model = lively(make(schema, **TINY))
+    model = lively(make(preset, schema, **TINY))
     assert model.prior is not None
     x, label = examples(schema, 3)
     count = 2000
@@ -81,7 +82,7 @@ def test_rate_is_the_mean_of_log_q_minus_log_p(make, schema: Schema) -> None:
 
 
 def test_terms_without_noise_are_taken_at_the_mean() -> None:
-    model = lively(VAE(PICTURE, **TINY))
+    model = lively(make(VAE, PICTURE, **TINY))
     x, _ = examples(PICTURE, 3)
     terms, z = model(x), model.encode(x).z
     torch.testing.assert_close(terms.distortion, -model.decode(z).log_prob(x))
@@ -227,10 +228,10 @@ def test_importance_bound_closes_the_gap() -> None:
 # Examples on their own
 
 
-@pytest.mark.parametrize("make", [VAE, CVAE])
+@pytest.mark.parametrize("preset", [VAE, CVAE])
 @pytest.mark.parametrize("schema", [PICTURE, COLOUR, VECTOR], ids=["vector-of-picture", "grid", "vector"])
-def test_an_example_does_not_feel_its_neighbours(make, schema: Schema) -> None:
-    model = lively(make(schema, **TINY))
+def test_an_example_does_not_feel_its_neighbours(preset, schema: Schema) -> None:
+    model = lively(make(preset, schema, **TINY))
     x, label = examples(schema, 5)
     alone = [model(x[i : i + 1], label[i : i + 1]) for i in range(5)]
     together = model(x, label)
@@ -243,7 +244,7 @@ def test_an_example_does_not_feel_its_neighbours(make, schema: Schema) -> None:
 
 @pytest.mark.parametrize("schema", [PICTURE, COLOUR, VECTOR], ids=["vector-of-picture", "grid", "vector"])
 def test_two_ranks_draw_what_the_joined_batch_draws(schema: Schema) -> None:
-    model = lively(CVAE(schema, **TINY))
+    model = lively(make(CVAE, schema, **TINY))
     x, label = examples(schema, 6)
     joined = model.encode(x, label, noise=Noise(3, 5, "latent"))
     terms = model(x, label, noise=Noise(3, 5, "latent"))
@@ -259,7 +260,7 @@ def test_two_ranks_draw_what_the_joined_batch_draws(schema: Schema) -> None:
 
 
 def test_label_is_seen_by_all_parts_of_a_conditional_model() -> None:
-    model = lively(CVAE(PICTURE, **TINY))
+    model = lively(make(CVAE, PICTURE, **TINY))
     x, _ = examples(PICTURE, 1)
     labels = torch.arange(3)
     latent = model.encode(x.expand(3, *PICTURE.shape), labels)
@@ -270,7 +271,7 @@ def test_label_is_seen_by_all_parts_of_a_conditional_model() -> None:
 
 def test_prior_is_sampled_as_it_says() -> None:
     """False alarms: 6e-5 for each of 12 means and of 12 variances (4 standard errors)."""
-    model = lively(CVAE(PICTURE, **TINY))
+    model = lively(make(CVAE, PICTURE, **TINY))
     count = 6000
     label = torch.arange(count) % 3
     z = model.sample_prior(count, label)

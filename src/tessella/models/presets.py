@@ -56,6 +56,7 @@ def preset(config: Callable[P, Builds[T]]) -> Callable[Concatenate[Schema, P], T
         return config(*args, **options).build(schema)
 
     own = inspect.signature(config)
+    make.__wrapped__ = config  # pyright: ignore[reportFunctionMemberAccess]
     first = inspect.Parameter("schema", inspect.Parameter.POSITIONAL_ONLY, annotation=Schema)
     make.__doc__, make.__name__ = config.__doc__, config.__name__.removesuffix("Config")
     make.__signature__ = own.replace(parameters=[first, *own.parameters.values()])  # pyright: ignore[reportFunctionMemberAccess]
