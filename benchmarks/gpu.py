@@ -2,8 +2,8 @@
 
 One script without network, with the packages that tessella itself needs; the peer of the quantiser is measured where
 it is installed. Parts share `--seconds`, each has a share of its own, and what they leave goes to recipes on CIFAR-10,
-which is looked for in `--data` or TESSELLA_DATA (`cifar10.npz`). The record is written after every part, so that what
-ends early still tells what it found; a part that fails is recorded with its error.
+whose binary version is looked for in `--data` or TESSELLA_DATA (`cifar10`). The record is written after every part, so
+that what ends early still tells what it found; a part that fails is recorded with its error.
 
 On the device times are between CUDA events, medians after a warm-up; elsewhere they are of the clock on the wall. The
 share of the card's peak is (operations of a step, counted by torch, times steps a second) over the dense bfloat16 peak
@@ -42,6 +42,7 @@ from tessella.bottlenecks import nearest as searching
 from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.coding import codes_file
 from tessella.core.batches import Batch
+from tessella.core.configs import CodePriorConfig
 from tessella.core.device import described, resolve
 from tessella.core.outputs import Sampling
 from tessella.core.precision import autocast
@@ -51,10 +52,10 @@ from tessella.data import Split
 from tessella.data.raw import Part, index_keys
 from tessella.data.splits import split_of
 from tessella.evaluation.bounds import evaluate
-from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.spec import TrainOptions
+from tessella.models.spec import ModelConfig, TrainOptions
+from tessella.priors.autoregressive import CausalTransformer
 from tessella.tasks.detect import Detector
 from tessella.training import loop
 from tessella.training.code_priors import Priors
@@ -133,7 +134,7 @@ class Place:
         """A model of the catalogue with its default options (smallest if tiny), fresh weights."""
         torch.manual_seed(0)
         options: dict[str, Any] = {"width": 8, "depth": 1} if self.tiny else {}
-        return registry.find("model", name).load()(self.schema(side), **options).to(self.device)
+        return ModelConfig.chosen(name).from_options(options).build(self.schema(side)).to(self.device)
 
     def trained(self, name: str, side: int) -> Model:
         """The same, as `steps` left it."""
@@ -245,13 +246,13 @@ def _step(place: Place, name: str, side: int, batch: int, budget: float, peak: c
     if name == "transformer":
         model = place.trained("vqvae", side)
         assert isinstance(model, CodeModel)
-        model = model.with_uniform_prior()
         split = codes_of(model, split)
         torch.manual_seed(0)
         size: dict[str, Any] = {"width": 16, "depth": 1} if place.tiny else {}
-        make = registry.find("code-prior", "transformer").load()
         shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
-        module = Priors(model, [make(s, q.codebook_size, context_channels=c, **size) for s, q, c in shapes])
+        module = Priors(
+            model, [CausalTransformer(**size).build(s, q.codebook_size, context_channels=c) for s, q, c in shapes]
+        )
         module = module.to(place.device)
     else:
         module = place.model(name, side)
@@ -327,7 +328,7 @@ def sampling(place: Place, budget: float) -> common.Record:
     options: dict[str, Any] = {"width": 16, "depth": 1} if place.tiny else {}
     for kind in ("pixelcnn", "transformer", "masked"):
         torch.manual_seed(0)
-        prior = registry.find("code-prior", kind).load()(shape, 512, **options).eval().to(place.device)
+        prior = CodePriorConfig.chosen(kind).from_options(options).build(shape, 512).eval().to(place.device)
         with torch.inference_mode():
             seconds = place.seconds(lambda p=prior: p.sample(count, Noise(0)), budget / 8, warm=1)
         found[kind] = {"seconds": seconds, "batch": count, "codes_per_second": count * np.prod(shape).item() / seconds}
@@ -380,9 +381,9 @@ def _coding(model: CodeModel, x: Tensor) -> dict[str, Callable[[], object]]:
 
 def recipes(place: Place, budget: float) -> common.Record:
     """As many recipes on CIFAR-10 as fit, each with what time there is instead of its own."""
-    file = None if place.data is None else place.data / "cifar10.npz"
-    if file is None or not file.is_file():
-        where = "no --data and no TESSELLA_DATA" if place.data is None else f"no cifar10.npz in {place.data.name}"
+    file = None if place.data is None else place.data / "cifar10"
+    if file is None or not file.is_dir():
+        where = "no --data and no TESSELLA_DATA" if place.data is None else f"no cifar10 in {place.data.name}"
         return {"skipped": where}
     found: common.Record = {}
     overhead = 25.0  # to start, to read and to evaluate
@@ -472,7 +473,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda", help="cuda; another is a rehearsal")
     parser.add_argument("--seconds", type=float, default=None, help=f"for all of it; {SECONDS:g} unless given")
-    parser.add_argument("--data", type=Path, default=os.environ.get("TESSELLA_DATA"), help="where cifar10.npz lies")
+    parser.add_argument("--data", type=Path, default=os.environ.get("TESSELLA_DATA"), help="where cifar10 lies")
     parser.add_argument("--out", type=Path, default=None, help="a file for the record, instead of results/gpu.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=tuple(PARTS), help="some of the parts")
     parser.add_argument("--tiny", action="store_true", help="the smallest of everything, to see that it runs")

@@ -21,8 +21,10 @@ from typing import Any, Literal
 
 import common
 from startup import script
+from tessella.commands.train import flat
+from tessella.foundation import validation
 from tessella.models.base import Model
-from tessella.models.spec import ModelOptions, TrainOptions
+from tessella.models.spec import ModelConfig, TrainOptions
 
 Evaluation = dict[str, Any]
 
@@ -85,7 +87,7 @@ def bits_with_codes_in_use(evaluation: Evaluation) -> float | None:
 
 RECIPES = {
     "mnist-vae": Recipe(
-        train="vae --data {data}/mnist.npz --binarize dynamic --minutes 30 --draws 5 --iwae-from 0.75",
+        train="vae --data {data}/mnist.npz --binarize dynamic --minutes 30 --iwae-samples 5 --iwae-from 0.75",
         evaluate="--importance-samples 500 --precision bfloat16",
         claim="MNIST, dynamically binarised, VAE: -log p(x) by 500 importance samples, all test pictures",
         figure=importance_nats,
@@ -106,7 +108,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-vae": Recipe(
-        train="vae --data {data}/cifar10.npz --minutes 60 --width 64 --depth 4 --latent-dim 16 --components 5 "
+        train="vae --data {data}/cifar10 --minutes 60 --width 64 --depth 4 --latent-dim 16 --components 5 "
         "--batch-size 32 --learning-rate 2e-3",
         evaluate="",
         claim="CIFAR-10, VAE with a discretised-logistic mixture: bound, all test pictures",
@@ -116,7 +118,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-vqvae": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 60 --quantizer fsq --codebook-size 64 --codes 2 "
+        train="vqvae --data {data}/cifar10 --minutes 60 --quantizer fsq --codebook-size 64 --codes 2 "
         "--batch-size 32 --components 5",
         prior="--kind pixelcnn --minutes 60 --width 128 --depth 6 --batch-size 32 --learning-rate 1.5e-3",
         evaluate="--precision bfloat16",
@@ -128,7 +130,8 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-autoregressive": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 80 --likelihood autoregressive --grid-size 8 --width 32 --depth 2 "
+        train="vqvae --data {data}/cifar10 --minutes 80 --likelihood autoregressive --grid-size 8 --width 32 "
+        "--depth 2 "
         "--codebook-size 256 --components 5 --batch-size 16 --learning-rate 1.5e-3",
         prior="--kind pixelcnn --minutes 10 --width 64 --depth 6",
         evaluate="--precision bfloat16",
@@ -139,7 +142,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-diffusion": Recipe(
-        train="diffusion --data {data}/cifar10.npz --minutes 60 --width 48 --depth 2 --batch-size 16 "
+        train="diffusion --data {data}/cifar10 --minutes 60 --width 48 --depth 2 --batch-size 16 "
         "--learning-rate 1.5e-3",
         evaluate="--precision bfloat16",
         claim="CIFAR-10, diffusion with a learned schedule: variational bound, all test pictures",
@@ -149,8 +152,9 @@ RECIPES = {
         examples=10_000,
     ),
     "mnist-vqvae": Recipe(
-        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 30 --grid-size 4 --codebook-size 32 --code-dim 8 "
-        "--draws 5 --iwae-from 0.7",
+        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 30 --grid-size 4 --codebook-size 32 "
+        "--code-dim 8 "
+        "--iwae-samples 5 --iwae-from 0.7",
         prior="--kind pixelcnn --minutes 15 --width 64 --depth 4 --batch-size 128",
         evaluate="--importance-samples 50 --precision bfloat16",
         claim="MNIST, dynamically binarised, VQ-VAE with independent pixels and a learned prior: importance-"
@@ -174,7 +178,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-flow": Recipe(
-        train="flow --data {data}/cifar10.npz --minutes 36 --width 64 --depth 1 --components 5 --batch-size 16",
+        train="flow --data {data}/cifar10 --minutes 36 --width 64 --depth 1 --components 5 --batch-size 16",
         evaluate="",
         claim="CIFAR-10, flow with uniform dequantisation: bound, all test pictures",
         figure=lambda evaluation: evaluation["bits_per_dim"],
@@ -183,7 +187,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-usage-ema": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer ema --codebook-size 1024 --width 32 --depth 2",
+        train="vqvae --data {data}/cifar10 --minutes 5 --quantizer ema --codebook-size 1024 --width 32 --depth 2",
         evaluate="--split train --precision bfloat16",
         claim="CIFAR-10, share of the 1024 codes of an EMA codebook in use over the training set",
         figure=lambda evaluation: evaluation["codes"]["code_usage"],
@@ -193,7 +197,7 @@ RECIPES = {
         better="higher",
     ),
     "cifar10-usage-simvq": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer simvq --codebook-size 16384 "
+        train="vqvae --data {data}/cifar10 --minutes 5 --quantizer simvq --codebook-size 16384 "
         "--code-dim 8 --batch-size 32 --width 32 --depth 2",
         evaluate="--split train --precision bfloat16",
         claim="CIFAR-10, share of the 16384 codes of SimVQ in use over the training set",
@@ -204,7 +208,7 @@ RECIPES = {
         better="higher",
     ),
     "cifar10-usage-fsq": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer fsq --codebook-size 16384 --width 32 --depth 2",
+        train="vqvae --data {data}/cifar10 --minutes 5 --quantizer fsq --codebook-size 16384 --width 32 --depth 2",
         evaluate="--split train --precision bfloat16",
         claim="CIFAR-10, share of the 16384 codes of FSQ in use over the training set",
         figure=lambda evaluation: evaluation["codes"]["code_usage"],
@@ -276,11 +280,10 @@ def command_of(spec: dict[str, Any]) -> str:
     if data.get("size"):
         words += ["--size", *map(str, data["size"])]
     chosen = {name: data[name] for name in ("channels", "binarize") if data.get(name) is not None}
-    for kind, stored in ((TrainOptions, spec["training"]), (ModelOptions, spec["options"])):
+    for kind, stored in ((TrainOptions, spec["training"]),):
         defaults = {f.name: f.default for f in fields(kind)}
         chosen |= {name: value for name, value in stored.items() if value != defaults[name]}
-    if chosen.get("beta") == ModelOptions().objective.beta:
-        del chosen["beta"]
+    chosen |= validation.fitted(ModelConfig, spec["config"]).changed()
     for name, value in chosen.items():
         flag = f"--{name.replace('_', '-')}"
         words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
@@ -331,12 +334,12 @@ def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> lis
     """Options in which a run is not what the recipe says, the budget apart."""
     import tyro
 
-    from tessella.commands import Train
+    from tessella.commands.train import options_of
 
     words = [*shlex.split(recipe.train.format(data=data)), "--out", "RUN"]
-    asked = tyro.cli(Train, args=words)
-    wanted = _options(asked.training, asked.options) | {"binarize": asked.how.binarize, "model": asked.model}
-    stored = _options(TrainOptions(**spec["training"]), ModelOptions(**spec["options"]))
+    asked = tyro.cli(options_of(words), args=words[1:])
+    wanted = _options(asked.training, asked.chosen) | {"binarize": asked.data_reading.binarize, "model": asked.model}
+    stored = _options(TrainOptions(**spec["training"]), validation.fitted(ModelConfig, spec["config"]))
     have = stored | {"binarize": spec["data"]["binarize"], "model": spec["model"]}
     unheard = ("minutes", "epochs", "steps", "save_every", "workers")
     found = [f"{n}: {have[n]!r}, not {v!r}" for n, v in wanted.items() if n not in unheard and have[n] != v]
@@ -346,9 +349,9 @@ def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> lis
     return found
 
 
-def _options(training: TrainOptions, model: ModelOptions) -> dict[str, Any]:
+def _options(training: TrainOptions, model: ModelConfig) -> dict[str, Any]:
     rate = training.learning_rate or Model.learning_rate
-    return {**asdict(training), **asdict(model), **asdict(model.objective), "learning_rate": rate}
+    return {**asdict(training), **flat(model), **asdict(model.objective), "learning_rate": rate}
 
 
 # a run, made
@@ -361,7 +364,7 @@ def run_recipe(recipe: Recipe, data: Path, out: Path, minutes: float | None) -> 
         train[train.index("--minutes") + 1] = f"{minutes:g}"
     stages = [["train", *train, "--out", str(out)], ["evaluate", str(out), *shlex.split(recipe.evaluate)]]
     if recipe.prior:
-        stages.insert(1, ["prior", str(out), *shlex.split(recipe.prior)])
+        stages.insert(1, ["fit-prior", str(out), *shlex.split(recipe.prior)])
     for words in stages:
         done = subprocess.run([*script(), *words])
         if done.returncode:

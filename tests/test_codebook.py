@@ -18,6 +18,7 @@ import tessella
 from tessella.core.batches import size_of
 from tessella.core.rng import Noise
 from tessella.evaluation import codebook
+from tessella.evaluation.bounds import evaluate
 from tessella.evaluation.results import CodesEvaluation, Evaluation, LevelEvaluation
 from tessella.models import presets
 from tessella.models.codes import CodeModel
@@ -72,7 +73,7 @@ def test_codes_are_counted_slot_by_slot(shape: tuple[int, ...]) -> None:
 def test_an_evaluation_says_what_the_codes_of_the_whole_split_are(digits, kind: str, options: dict) -> None:
     model = made(digits.schema, kind, **options)
     split = digits.split("test")
-    e = model.evaluate(digits, collapse_examples=0)
+    e = evaluate(model, digits.split("test"), collapse_examples=0)
     whole = model.eval().encode(split.batch(range(len(split))).x)
     assert e.codes is not None
     assert len(e.codes.levels) == len(whole.codes)
@@ -93,7 +94,7 @@ def test_an_evaluation_says_what_the_codes_of_the_whole_split_are(digits, kind: 
 
 def test_the_coarse_level_alone_is_measured_with_the_finer_ones_blank(digits) -> None:
     model = made(digits.schema, "VQVAE2").eval()
-    e = model.evaluate(digits, limit=30, collapse_examples=0)
+    e = evaluate(model, digits.split("test"), limit=30, collapse_examples=0)
     order = digits.split("test").example_ids.argsort()[:30]
     x = digits.split("test").batch(order).x
     with torch.no_grad():
@@ -108,7 +109,7 @@ def test_codes_are_encoded_once(digits, monkeypatch: pytest.MonkeyPatch) -> None
     seen: list[int] = []
     encode = model.encode
     monkeypatch.setattr(model, "encode", lambda x, *a, **k: seen.append(len(x)) or encode(x, *a, **k))
-    model.evaluate(digits, collapse_examples=0)
+    evaluate(model, digits.split("test"), collapse_examples=0)
     assert len(seen) == -(-len(digits.split("test")) // size_of(digits.schema.shape, model.device))
 
 
@@ -117,7 +118,7 @@ def test_a_codebook_that_collapses_to_one_code_is_warned_of_with_the_remedy(digi
     with torch.no_grad():
         for parameter in model.levels[0].head.parameters():  # pyright: ignore[reportAttributeAccessIssue]
             parameter.zero_()
-    e = model.evaluate(digits)
+    e = evaluate(model, digits.split("test"))
     assert e.codes is not None
     assert e.codes.perplexity == 1
     assert e.codes.code_usage == 1 / 16
@@ -161,7 +162,7 @@ def test_two_processes_together_have_the_figures_of_one(tmp_path: Path) -> None:
         data = tessella.open_data("digits", binarize="static")
         model = presets.VQVAE(data.schema, width=8, depth=1, codebook_size=16, code_dim=4)
         with open(f"{out}-{rank}-of-{world}.json", "w") as file:
-            json.dump(model.evaluate(data, together=True).to_json(), file)
+            json.dump(tessella.evaluate(model, data.split("test"), together=True).to_json(), file)
         dist.destroy_process_group()
         """
     path, out = tmp_path / "script.py", tmp_path / "out"

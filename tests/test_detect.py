@@ -193,13 +193,12 @@ def test_regret_reaches_the_likelihood_itself_where_q_can() -> None:
     x = marginal.sample((30,))
     with torch.no_grad():
         latent = model.encode(x)
-    assert latent.rate is not None
     eps = Noise(1).normal(200, 1, 2)
     best = best_posterior(model, x, None, latent, eps, Noise(0), steps=100)
     exact = -marginal.log_prob(x)
     # Without a step the gap is about ten nats; at the end q wanders by about the step's size.
     assert latent.posterior is not None
-    assert (latent.rate + terms_of(model, x, None, latent.posterior, None, eps)[0] - exact).mean() > 5
+    assert (model.rate(latent).total + terms_of(model, x, None, latent.posterior, None, eps)[0] - exact).mean() > 5
     assert (best - exact).mean().abs() < 0.3
     assert all(parameter.grad is None for parameter in model.parameters())
     found = Examiner(model, ["regret"], draws=20, steps=100)(Batch(x))
@@ -223,13 +222,12 @@ def test_bound_is_the_models_own() -> None:
     found = Examiner(model, ["distortion", "rate"], draws=600)(Batch(x))
     with torch.no_grad():
         latent = model.encode(x)
-        assert latent.rate is not None
         assert latent.posterior is not None
         weight, deviation = model.decoder.weight, latent.posterior.stddev  # pyright: ignore[reportAttributeAccessIssue]
         squared = (x - latent.z @ weight.T).square().sum(1)
         squared += (deviation.square() @ weight.square().T).sum(1)
         exact = squared / (2 * 0.25) + 3 * (math.log(0.5) + math.log(2 * math.pi) / 2)
-    np.testing.assert_allclose(found.rate, latent.rate.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(found.rate, model.rate(latent).total.numpy(), rtol=1e-5)
     np.testing.assert_allclose(found.distortion, exact.numpy(), atol=2.0)
     assert abs((found.distortion - exact.numpy()).mean()) < 1.0
 
@@ -241,8 +239,7 @@ def test_searched_codes_are_never_worse_and_often_better() -> None:
     x = (torch.rand(6, 1, 8, 8) < 0.5).to(torch.uint8)
     with torch.no_grad():
         latent = model.encode(x)
-        assert latent.rate is not None
-        start = latent.rate - model.decode(latent.z).log_prob(x)
+        start = model.rate(latent).total - model.decode(latent.z).log_prob(x)
         best = best_codes(model, x, None, latent.codes, Noise(0), 30)
     assert (best <= start + 1e-3).all()
     assert (best < start - 0.01).any()
@@ -357,12 +354,11 @@ def test_maps_add_up(model: Callable[[], Model]) -> None:
     found = maps(made, Batch(x))
     with torch.no_grad():
         terms = made(x)
-        latent = made.encode(x)
+        rate = made.rate(made.encode(x))
     torch.testing.assert_close(found.error.flatten(1).sum(1), terms.distortion, rtol=1e-4, atol=1e-3)
     if isinstance(made, CodeModel) or len(made.latent_shape) == 3:
         assert found.surprise is not None
-        assert latent.rate is not None
-        torch.testing.assert_close(found.surprise.flatten(1).sum(1), latent.rate, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found.surprise.flatten(1).sum(1), rate.total, rtol=1e-4, atol=1e-3)
     else:
         assert found.surprise is None
 

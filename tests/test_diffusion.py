@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import raises
+from expect import raises
 from making import make
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise

@@ -14,20 +14,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import making
 import tessella
 from making import make
-from tessella import TrainOptions, fitting
+from tessella import TrainOptions
 from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data
+from tessella.evaluation.bounds import evaluate
 from tessella.foundation.errors import RunError, SpecError
 from tessella.models.codes import CodeModel
 from tessella.priors.uniform import UniformModule
-from tessella.training import checkpoint, fitted_priors, loop
+from tessella.training import checkpoint, code_priors, fitted_priors, loop, prior_trainer
 from tessella.training import code_priors as fitting_codes
-from tessella.training.fit_prior import fit_prior
 
 SMALL = {"width": 8, "depth": 1, "codebook_size": 8, "grid_size": 4}
 OPTIONS = TrainOptions(steps=8, batch_size=16, save_every=0.0)
@@ -54,9 +55,9 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def fitted(run: Path, data: Data, kind: str = "pixelcnn", **more: Any) -> fitting.FitResult:
+def fitted(run: Path, data: Data, kind: str = "pixelcnn", **more: Any) -> prior_trainer.FitResult:
     more = {"options": OPTIONS, "width": 8, "depth": 1, **more}
-    return fit_prior(run, data, kind, quiet=True, **more)
+    return making.fit(run, data, kind, quiet=True, **more)
 
 
 def loaded(run: Path, prior: str | None = None) -> CodeModel:
@@ -69,9 +70,7 @@ def valid_rate(model: CodeModel, data: Data) -> float:
     split = data.split("valid")
     batch = split.batch(range(len(split)))
     with torch.no_grad():
-        rate = model.encode(batch.x, batch.label).rate
-    assert rate is not None
-    return float(rate.mean())
+        return float(model.rate(model.encode(batch.x), batch.label).total.mean())
 
 
 def spoil(run: Path) -> None:
@@ -95,8 +94,8 @@ def test_a_fitted_prior_costs_less_and_the_model_stays_as_it_was(run: Path, digi
     model = loaded(run)
     assert model.fitted
     assert valid_rate(model, digits) == pytest.approx(done.rate, rel=1e-5)
-    assert valid_rate(model.with_uniform_prior(), digits) == pytest.approx(done.rate_before, rel=1e-5)
-    evaluation = model.evaluate(digits, "valid", collapse_examples=0)
+    assert valid_rate(loaded(run, "uniform"), digits) == pytest.approx(done.rate_before, rel=1e-5)
+    evaluation = evaluate(model, digits.split("valid"), collapse_examples=0)
     assert evaluation.rate == pytest.approx(done.rate, rel=1e-5)
     assert evaluation.codes is not None
     assert evaluation.codes.learned
@@ -147,7 +146,7 @@ def test_rows_of_codes_are_packed_and_unpacked() -> None:
         quantizer=EMAQuantizer(codebook_size=9, codes_per_position=2),
     )
     codes = model.eval().encode(torch.randint(0, 256, (3, 3, 20, 12), dtype=torch.uint8)).codes
-    again = fitting.unpacked(model, fitting.packed(codes))
+    again = code_priors.unpacked(model, code_priors.packed(codes))
     assert all(torch.equal(a, b) for a, b in zip(again, codes, strict=True))
 
 
@@ -258,7 +257,7 @@ def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, dig
     loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", digits)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
-    assert (len(kept["train.codes"]), len(kept["valid.codes"])) == (fitting.DRAWS, 1)
+    assert (len(kept["train.codes"]), len(kept["valid.codes"])) == (code_priors.DRAWS, 1)
     assert (kept["train.codes"][0] != kept["train.codes"][1]).any()
 
 
@@ -270,9 +269,9 @@ def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> Non
     fitted(tmp_path / "run", data)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
     draws = kept["train.codes"]
-    assert (len(draws), len(kept["valid.codes"])) == (fitting.DRAWS, 1)
+    assert (len(draws), len(kept["valid.codes"])) == (code_priors.DRAWS, 1)
     assert all((draws[i] != draws[j]).any() for i in range(4) for j in range(i))
-    split = fitting.CodesSplit(draws, kept["train.labels"], data.split("train").example_ids)
+    split = code_priors.CodesSplit(draws, kept["train.labels"], data.split("train").example_ids)
     at = np.arange(200)
     fixed, drawn = split.batch(at), split.batch(at, Noise(0, 3))
     assert torch.equal(fixed.x, draws[0, :200].long())
@@ -288,7 +287,11 @@ def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> Non
 
 
 def test_the_prior_with_the_lowest_rate_is_used_unless_another_is_asked_for(run: Path, digits: Data) -> None:
-    kinds = {"pixelcnn": "PixelCNN", "transformer": "CausalTransformer", "masked": "MaskedTransformer"}
+    kinds = {
+        "pixelcnn": "PixelCNNModule",
+        "transformer": "CausalTransformerModule",
+        "masked": "MaskedTransformerModule",
+    }
     rates = {kind: fitted(run, digits, kind).rate for kind in kinds}
     best = min(rates, key=lambda kind: rates[kind] or 0.0)
     assert type(loaded(run).priors[0]).__name__ == kinds[best]
@@ -337,7 +340,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
     monkeypatch.setattr(fitting_codes, "_encoded", never)
     with pytest.raises(SpecError, match="nothing to fit"):
         fitted(run, digits, "uniform")
-    with pytest.raises(SpecError, match="there are: uniform, pixelcnn"):
+    with pytest.raises(SpecError, match="there are: pixelcnn"):
         fitted(run, digits, "psychic")
     with pytest.raises(SpecError, match="width must be at least 1"):
         fitted(run, digits, width=0)

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from tessella.core.outputs import Sampling as Sampling
     from tessella.core.schema import Schema as Schema
     from tessella.data import open_data as open_data
+    from tessella.evaluation.bounds import evaluate as evaluate
     from tessella.foundation.errors import TessellaError as TessellaError
     from tessella.models.presets import AE as AE
     from tessella.models.presets import CVAE as CVAE
     from tessella.models.presets import VAE as VAE
     from tessella.models.presets import VQVAE as VQVAE
     from tessella.models.presets import VQVAE2 as VQVAE2
-    from tessella.models.presets import VQVAE2017 as VQVAE2017
     from tessella.models.presets import BetaVAE as BetaVAE
     from tessella.models.spec import TrainOptions as TrainOptions
     from tessella.training.fit_prior import fit_prior as fit_prior
@@ -35,11 +35,11 @@ _HOMES = {
     "CVAE": "tessella.models.presets",
     "VQVAE": "tessella.models.presets",
     "VQVAE2": "tessella.models.presets",
-    "VQVAE2017": "tessella.models.presets",
     "Sampling": "tessella.core.outputs",
     "Schema": "tessella.core.schema",
     "TessellaError": "tessella.foundation.errors",
     "TrainOptions": "tessella.models.spec",
+    "evaluate": "tessella.evaluation.bounds",
     "fit_prior": "tessella.training.fit_prior",
     "Run": "tessella.training.run",
     "load": "tessella.training.run",
@@ -52,13 +52,13 @@ __all__ = [
     "VAE",
     "VQVAE",
     "VQVAE2",
-    "VQVAE2017",
     "BetaVAE",
     "Run",
     "Sampling",
     "Schema",
     "TessellaError",
     "TrainOptions",
+    "evaluate",
     "fit_prior",
     "load",
     "open_data",

@@ -52,7 +52,7 @@ def test_codes_stand_for_z(quantizer: str, shape: tuple[int, ...]) -> None:
         assert [tuple(c.shape[1:]) for c in latent.codes] == list(model.code_shapes)
         assert torch.equal(model.lookup(latent.codes), latent.z)
         count = sum(math.prod(s) for s in model.code_shapes)
-        torch.testing.assert_close(latent.rate, torch.full((3,), count * math.log(16)))
+        torch.testing.assert_close(model.rate(latent).total, torch.full((3,), count * math.log(16)))
         assert model.checked_codes(latent.codes)[0].dtype == torch.int64
 
 
@@ -170,7 +170,7 @@ def cross_entropy(model: CodeModel, x: Tensor) -> float:
     """-E log q(c | x), c ~ p(c | x), summed over x; by draws whose noise is always the same."""
     with torch.no_grad():
         log_w = model(x, noise=Noise(2), draws=8000).log_weights
-        _, _, log_q = model._drawn(x, Noise(2), 8000)
+        _, _, log_q = model._proposed(x, Noise(2), 8000)
         return -float((log_w.softmax(0) * log_q.view(len(x), -1).T).sum())
 
 
@@ -179,20 +179,20 @@ def agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     return bool((a - b).norm() <= 0.1 * b.norm())
 
 
-def test_the_uniform_prior_takes_the_fitted_ones_place() -> None:
-    schema = Schema.of((1, 4, 4), "uint8", classes=("a", "b"))
-    model = started(make(VQVAE, schema, grid_size=2, **TINY), pictures(2, 1, 4, 4))
+def test_a_fitted_prior_may_see_labels_and_encoding_needs_none() -> None:
+    schema, x = Schema.of((1, 4, 4), "uint8", classes=("a", "b")), pictures(2, 1, 4, 4)
+    model = started(make(VQVAE, schema, grid_size=2, **TINY), x)
+    assert not model.fitted
+    uniform = model.sample(3)
     (shape,) = model.prior_shapes
-    fitted = PixelCNN(width=8, depth=1).build(shape, 16, classes=2)
-    model.set_prior([fitted])
+    model.set_prior([PixelCNN(width=8, depth=1).build(shape, 16, classes=2)])
     assert model.fitted
     assert model.conditional
-    plain = model.with_uniform_prior()
-    assert not plain.fitted
-    assert not plain.conditional
-    assert model.fitted
-    assert plain.encoder is model.encoder
-    assert plain.sample(3).shape == (3, 1, 4, 4)
+    assert torch.equal(model.sample_uniform(3), uniform)
+    latent, label = model.encode(x), torch.tensor([0, 1])
+    with pytest.raises(SpecError, match="needs a label"):
+        model.rate(latent)
+    torch.testing.assert_close(model.rate(latent, label).total, model(x, label).rate)
     with pytest.raises(SpecError, match="needs a label"):
         model.sample(3)
     label = torch.tensor([0, 1, 1])

@@ -8,6 +8,7 @@ buys more updates in proportion.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -278,7 +279,7 @@ def with_code_prior(
     """
 
     def make(runner: ExperimentRunner, seed: int, seconds: float) -> CodeModel:
-        model = cast(CodeModel, runner.model(base, seed)).with_uniform_prior()
+        model = copy.deepcopy(cast(CodeModel, runner.model(base, seed)))
         split = runner.keep(f"codes of {base.name}", lambda: codes_of(model, runner.data.split("train")), seed)
         torch.manual_seed(seed)
         prior = CodePriorConfig.chosen(kind).from_options({"width": width, "depth": depth})

@@ -28,7 +28,7 @@ from tessella.bottlenecks.gaussian import DiagonalGaussianModule
 from tessella.coding.codes_file import codes_of, stride_of
 from tessella.coding.container import Chunk, checksum
 from tessella.core.entropy_coding import AnsStack, SymbolCoder, SymbolDecoder, SymbolEncoder, code_from_cdf
-from tessella.core.outputs import Latent
+from tessella.core.outputs import Latent, Rate
 from tessella.core.rng import Noise
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.text import shown
@@ -191,7 +191,9 @@ class BitsBack:
             q.tell_prior(sender, at)
             drawing.code(sender, part)
             sender.flush()
-            bound += float(cast(Tensor, latent.rate).double().sum() - drawing.log_prob(part).double().sum())
+            bound += float(
+                cast(Rate, self._model.rate(latent)).total.double().sum() - drawing.log_prob(part).double().sum()
+            )
             sizes.append(count)
             done += count
         stack.drop_initial_bits(untouched)

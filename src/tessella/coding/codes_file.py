@@ -223,14 +223,13 @@ def encode(model: CodeModel, examples: Iterable[Named], fingerprint: str) -> Cod
 
 @torch.inference_mode()
 def codes_of(model: CodeModel, x: Tensor) -> tuple[Tensor, ...]:
-    """The codes of all levels, `[B, *code_shape]` int64 each, of examples `[B, *shape]`; their rate is not asked.
+    """The codes of all levels, `[B, *code_shape]` int64 each, of examples `[B, *shape]`.
 
     Pictures of another size than those trained on are encoded one by one.
     """
-    plain = model.with_uniform_prior()
     size = None if x.shape[1:] == model.schema.shape else 1
     parts = [
-        [level[: batch.count].cpu() for level in plain.encode(batch.x).codes]
+        [level[: batch.count].cpu() for level in model.encode(batch.x).codes]
         for batch in fixed_batches(Batch(x), model.device, size)
     ]
     return tuple(torch.cat(level) for level in zip(*parts, strict=True))

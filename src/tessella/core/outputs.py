@@ -1,4 +1,4 @@
-"""Records that parts and models return. LatentStatistics: nats per example."""
+"""Records that parts and models take and return; rates, distortions and bounds are in nats per example."""
 
 from __future__ import annotations
 
@@ -83,28 +83,41 @@ class BottleneckOutput:
 
 @dataclass(frozen=True)
 class Latent:
-    """What the model says of a batch: the latent and what it costs to say it.
+    """What a batch is encoded to.
 
     Attributes:
         z: `[B, *latent_shape]`.
-        rate: `[B]`, KL(q(z | x) || p(z)); None for an autoencoder.
-        rate_per_unit: `[B, units]`, its parts where the KL is a sum over units; None otherwise.
-        penalty: `[B]` or None, as in `BottleneckOutput`.
-        codes: of a model with discrete latents, the codes of each level `[B, C, h, w]` int64, coarsest first.
         posterior: q(z | x) of a model with continuous latents, batch shape `[B]`.
+        penalty: `[B]` or None, as in `BottleneckOutput`.
+        codes: of a model with discrete latents, the codes of each level `[B, *code_shape]` int64, coarsest first.
+        trace: what else `Model.rate` needs; the model's own affair.
     """
 
     z: Tensor
-    rate: Tensor | None
-    rate_per_unit: Tensor | None = None
+    posterior: Distribution | None = None
     penalty: Tensor | None = None
     codes: tuple[Tensor, ...] = ()
-    posterior: Distribution | None = None
+    trace: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What latents cost under the prior, in nats per example.
+
+    Attributes:
+        total: `[B]`, KL(q(z | x) || p(z)); of codes -log p(codes).
+        per_unit: `[B, units]`, its parts where the KL is a sum over units; None otherwise.
+    """
+
+    total: Tensor
+    per_unit: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of the bound, one number an example.
+    """The terms of the bound in nats, one number an example.
+
+    bound = rate + distortion = negative ELBO, an upper bound on the negative log-likelihood -log p(x).
 
     Attributes:
         distortion: `[B]`, -log p(x | z).
@@ -119,6 +132,11 @@ class Terms:
     rate_per_unit: Tensor | None = None
     penalty: Tensor | None = None
     log_weights: Tensor | None = None
+
+    @staticmethod
+    def of(distortion: Tensor, rate: Rate | None, penalty: Tensor | None = None) -> Terms:
+        """Put together the terms of examples that were encoded once."""
+        return Terms(distortion, rate and rate.total, rate and rate.per_unit, penalty)
 
     @property
     def bound(self) -> Tensor | None:

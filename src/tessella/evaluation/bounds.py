@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tessella.core.batches import Batch, FixedBatch, fixed_batches, size_of
+from tessella.core.batches import FixedBatch, fixed_batches, size_of
 from tessella.core.device import precise
 from tessella.core.outputs import Terms
 from tessella.core.precision import autocast
@@ -25,7 +24,7 @@ from tessella.data import Split, batches
 from tessella.evaluation import codebook, collapse
 from tessella.evaluation.results import CollapseEvaluation, Evaluation, ImportanceBound
 from tessella.foundation.errors import SpecError
-from tessella.foundation.registry import register
+from tessella.foundation.progress import track
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 
@@ -36,7 +35,6 @@ PASS = 2**21
 
 
 @torch.inference_mode()
-@register("evaluation", "bounds", summary="rate, distortion, bound and importance-weighted bound")
 def evaluate(
     model: Model,
     split: Split,
@@ -49,7 +47,6 @@ def evaluate(
     data: str = "",
     split_name: str = "test",
     together: bool = False,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure `model` on `split`; nats per example, averaged.
 
@@ -61,7 +58,6 @@ def evaluate(
         data, split_name: what to call them in the result.
         together: all processes of the group call this, and each measures its share of the batches; all get the figures
             of the whole split. Without it a process measures all of it by itself.
-        progress: told (examples done, examples in all) after each batch.
 
     Raises:
         SpecError: if an importance-weighted bound is asked of a model without a rate.
@@ -74,15 +70,13 @@ def evaluate(
     training = model.training
     model.eval()
     rank, world = (dist.get_rank(), dist.get_world_size()) if together and dist.is_initialized() else (0, 1)
-    total, seen = min(len(split), limit or len(split)), 0
+    measured = split if limit is None or limit >= len(split) else split.subset(split.random_rows(limit))
+    size = size_of(model.schema.shape, model.device)
     noise, sums = Noise(seed, stream="evaluation"), {}
-    for number, batch in enumerate(_batches(split, limit, size_of(model.schema.shape, model.device))):
-        seen += len(batch.x)
+    for number, batch in enumerate(track(batches(measured, size), "evaluating", -(-len(measured) // size))):
         for fixed in fixed_batches(batch, model.device) if number % world == rank else ():
             with autocast(precision, model.schema, model.device):
                 _add(sums, _sums(model, fixed, noise.of(fixed.example_ids), importance_samples))
-        if progress:
-            progress(seen, total)
     if world > 1:
         sums = _gathered(sums, world)
     judged = None
@@ -144,9 +138,9 @@ def _sums(model: Model, batch: FixedBatch, noise: Noise, importance_samples: int
     sums = {"examples": torch.tensor(count)}
     if isinstance(model, CodeModel):
         latent = model.encode(x, label, noise=noise)
-        drawing = model.decode(latent.z, label)
-        terms = Terms(-drawing.log_prob(x), latent.rate, latent.rate_per_unit)
-        sums |= codebook.tally(model, latent, x, label, terms.distortion, count)
+        rate, drawing = model.rate(latent, label), model.decode(latent.z, label)
+        terms = Terms.of(-drawing.log_prob(x), rate)
+        sums |= codebook.tally(model, latent, rate, x, label, terms.distortion, count)
     else:
         terms, drawing = model(x, label, noise=noise), None
     sums["distortion"] = precise(terms.distortion[:count]).sum()
@@ -198,12 +192,3 @@ def importance_log_likelihood(model: Model, x: Tensor, label: Tensor | None, sam
 def psnr(mse: float, span: float) -> float:
     """Peak signal-to-noise ratio in decibels, 10 log10(span^2 / mse); infinite for an exact copy."""
     return math.inf if mse == 0 else 10 * math.log10((span or 1.0) ** 2 / mse)
-
-
-def _batches(split: Split, limit: int | None, size: int) -> Iterator[Batch]:
-    if limit is None or limit >= len(split):
-        yield from batches(split, size)
-        return
-    order = split.random_rows(limit)
-    for first in range(0, limit, size):
-        yield split.batch(order[first : first + size])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tessella.core.device import precise
-from tessella.core.outputs import Latent
+from tessella.core.outputs import Latent, Rate
 from tessella.evaluation.results import CodesEvaluation, LevelEvaluation
 from tessella.models.codes import CodeModel
 
@@ -28,17 +28,18 @@ REMEDIES = {
 
 
 def tally(
-    model: CodeModel, latent: Latent, x: Tensor, label: Tensor | None, distortion: Tensor, count: int
+    model: CodeModel, latent: Latent, rate: Rate, x: Tensor, label: Tensor | None, distortion: Tensor, count: int
 ) -> dict[str, Tensor]:
     """What a batch adds to the sums of its split, by name; `figures` makes an evaluation of them.
 
     Args:
-        latent: of `model.encode(x, label)`.
+        latent, rate: of `model.encode` and `model.rate`.
         distortion: `[B]`, -log p(x | z) with all levels.
         count: how many of the examples count, the first ones.
     """
     sums: dict[str, Tensor] = {}
-    rates = _by_level(latent)
+    assert rate.per_unit is not None
+    rates = rate.per_unit.split([c[0].numel() for c in latent.codes], 1)
     for level, (codes, quantizer) in enumerate(zip(latent.codes, model.levels, strict=True)):
         last = level == len(latent.codes) - 1
         if not last:
@@ -119,10 +120,3 @@ def level_name(level: int, levels: int) -> str:
     if levels == 1:
         return ""
     return "the coarsest level" if level == 0 else "the finest level" if level == levels - 1 else f"level {level}"
-
-
-def _by_level(latent: Latent) -> tuple[Tensor, ...]:
-    """Each level's part `[B, N]` of the rate of its codes."""
-    if latent.rate_per_unit is None:
-        raise ValueError("the rate of codes is a sum over them")
-    return latent.rate_per_unit.split([c[0].numel() for c in latent.codes], 1)

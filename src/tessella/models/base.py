@@ -1,23 +1,18 @@
-"""What every model can do, whatever it is composed of.
-
-Imports beside it: spec.
-"""
+"""Interface of all models: encode, rate, decode, sample."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from tessella.core.contracts import Likelihood
-from tessella.core.outputs import Latent, Sampling, Terms
+from tessella.core.contracts import Likelihood, Quantizer
+from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise, seeded
 from tessella.core.schema import Schema
-from tessella.evaluation.results import Evaluation
-from tessella.foundation import registry
 from tessella.foundation.errors import SpecError
 from tessella.models.spec import ModelConfig, Objective
 
@@ -34,6 +29,12 @@ class Model(nn.Module, ABC):
 
     latent_shape: tuple[int, ...]
     """Shape of one example's z."""
+    has_prior: bool = True
+    """Whether there is a p(z), so that new examples can be sampled."""
+    has_bound: bool = True
+    """Whether z has a rate, so that rate + distortion bounds -log p(x)."""
+    levels: Sequence[Quantizer] = ()
+    """The quantisers of a model of codes, coarsest first; none of other models."""
     learning_rate: float = 2e-3
     """What suits it at the height of training, unless another is asked for."""
 
@@ -42,21 +43,20 @@ class Model(nn.Module, ABC):
         self.name, self.likelihood, self.config = name, likelihood, config
         self.conditional = conditional
 
-    @property
-    def has_prior(self) -> bool:
-        """Whether there is a p(z), so that new examples can be drawn."""
-        return True
-
-    @property
-    def has_bound(self) -> bool:
-        """Whether z has a rate, so that rate + distortion bounds -log p(x)."""
-        return True
-
     @abstractmethod
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        """Stored values `[B, *shape]` to z `[B, *latent_shape]` and its rate `[B]` in nats.
+        """Encode stored values `[B, *shape]` to z `[B, *latent_shape]`; the prior has no part in it.
 
         With `noise` z is a draw from q(z | x), else its mean.
+        """
+
+    @abstractmethod
+    def rate(self, latent: Latent, label: Tensor | None = None, *, noise: Noise | None = None) -> Rate | None:
+        """Compute what encoded examples cost under the prior; None where z has no rate (an autoencoder).
+
+        Args:
+            latent: as `encode` gave it.
+            noise: that of `encode`; for priors that estimate their `log_prob` by random steps.
         """
 
     @abstractmethod
@@ -143,11 +143,6 @@ class Model(nn.Module, ABC):
         with seeded(seed, self.device):
             drawing = self.decode(z, label)
             return drawing.sample() if draw else drawing.mean
-
-    def evaluate(self, data: Any, split: str = "test", **options: Any) -> Evaluation:
-        """Measure this model on a split of `data` (of `open_data`); options as of `evaluation.bounds.evaluate`."""
-        measure = registry.find("evaluation", "bounds").load()
-        return measure(self, data.split(split), data=data.spec, split_name=split, **options)
 
     def check_label(self, label: Tensor | None) -> Tensor | None:
         """The label if the parts may see it.

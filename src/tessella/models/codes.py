@@ -1,11 +1,7 @@
-"""Models whose latents are codes: one level (VQ-VAE) or several, coarse to fine (VQ-VAE-2).
-
-Imports beside it: spec.
-"""
+"""Models whose latents are codes: one level (VQ-VAE) or several, coarse to fine (VQ-VAE-2)."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import cast, final
 
@@ -17,7 +13,7 @@ from torch.distributions import Distribution
 from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer
 from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
-from tessella.core.outputs import Condition, Latent, Sampling, Terms
+from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import track
@@ -61,6 +57,7 @@ class CodeModel(Model):
         channels, levels = encoder.feature_shape[0], len(quantizers)
         self.encoder, self.decoder = encoder, decoder
         self.quantizers = nn.ModuleList(quantizers)
+        self.levels = tuple(quantizers)
         self.pyramid = Pyramid(channels, levels, merge_depth) if levels > 1 else None
         self.merges = nn.ModuleList(Merge(channels, width, merge_depth) for width in self.context_channels[1:])
         self.latent_shape = (sum(q.latent_shape[0] for q in quantizers), *quantizers[-1].latent_shape[1:])
@@ -69,11 +66,6 @@ class CodeModel(Model):
         )
 
     # what the parts are
-
-    @property
-    def levels(self) -> list[Quantizer]:
-        """The quantisers, coarsest first."""
-        return cast("list[Quantizer]", list(self.quantizers))
 
     @property
     def code_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -101,15 +93,6 @@ class CodeModel(Model):
         self.priors = nn.ModuleList(priors)
         self.conditional = any(prior.classes for prior in priors)
 
-    def with_uniform_prior(self) -> CodeModel:
-        """The same model, weights shared, as it is before a prior is fitted."""
-        plain = copy.copy(self)
-        plain._modules = dict(self._modules)
-        plain.set_prior(
-            [UniformModule(s, q.codebook_size) for s, q in zip(self.prior_shapes, self.levels, strict=True)]
-        )
-        return plain
-
     # what every model does
 
     def forward(
@@ -117,9 +100,9 @@ class CodeModel(Model):
     ) -> Terms:
         if draws is not None:
             return self._of_draws(x, label, noise or Noise(0), draws)
-        latent = self.encode(x, label, noise=noise)
-        distortion = -self.decode(latent.z).log_prob(x)
-        return Terms(distortion, latent.rate, latent.rate_per_unit, latent.penalty)
+        latent = self.encode(x, noise=noise)
+        rate = self.rate(latent, label)
+        return Terms.of(-self.decode(latent.z).log_prob(x), rate, latent.penalty)
 
     def _of_draws(self, x: Tensor, label: Tensor | None, noise: Noise, draws: int) -> Terms:
         """The terms of `draws` code grids an example, drawn about the chosen ones by the softened quantisers.
@@ -130,7 +113,7 @@ class CodeModel(Model):
         Bornschein & Bengio 2015, eq. 8).
         """
         labels = None if label is None else label.repeat_interleave(draws)
-        codes, vectors, log_q = self._drawn(x, noise, draws)
+        codes, vectors, log_q = self._proposed(x, noise, draws)
         log_p = [level.flatten(1).sum(1) for level in self.log_prob_codes(codes, labels, vectors)]
         rate = log_q.detach() - torch.stack(log_p).sum(0)
         z = _joined(vectors, vectors[-1].shape[2:])
@@ -142,7 +125,7 @@ class CodeModel(Model):
         distortion, rate = distortion.view(len(x), draws).mean(1), rate.view(len(x), draws).mean(1)
         return Terms(distortion, rate, penalty=toward, log_weights=log_w)
 
-    def _drawn(self, x: Tensor, noise: Noise, draws: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    def _proposed(self, x: Tensor, noise: Noise, draws: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Codes and vectors of each level, `draws` an example, and log q of all levels' codes together."""
         grids = self.features(x)
         codes: list[Tensor] = []
@@ -159,27 +142,29 @@ class CodeModel(Model):
         return codes, vectors, log_q
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        return self.quantised(self.features(x), label, noise=noise)
+        return self.quantise(self.features(x), noise=noise)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """What each level looks at, `[B, F, h, w]`, coarsest first, of stored values `[B, *shape]`."""
         features = self.encoder(self.likelihood.to_network(x), None)
         return [features] if self.pyramid is None else self.pyramid(features)
 
-    def quantised(self, grids: Sequence[Tensor], label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        """The codes of such features, each level told what the coarser ones became."""
+    def quantise(self, grids: Sequence[Tensor], *, noise: Noise | None = None) -> Latent:
+        """Quantise features, each level given what the coarser ones became; the trace holds each level's vectors."""
         codes, vectors, penalty = [], [], grids[0].new_zeros(len(grids[0]), dtype=torch.float32)
         for level, (quantizer, grid) in enumerate(zip(self.levels, grids, strict=True)):
             if level:
                 grid = self.merges[level - 1](grid, _joined(vectors, grid.shape[2:]))
-            passage = quantizer(grid, None if noise is None else noise.split(f"level{level}"))
-            codes.append(cast(PointMass, passage.posterior).value)
-            vectors.append(passage.z)
-            penalty = penalty if passage.penalty is None else penalty + passage.penalty
+            out = quantizer(grid, None if noise is None else noise.split(f"level{level}"))
+            codes.append(cast(PointMass, out.posterior).value)
+            vectors.append(out.z)
+            penalty = penalty if out.penalty is None else penalty + out.penalty
         z = _joined(vectors, vectors[-1].shape[2:])
-        parts = [log_p.flatten(1) for log_p in self.log_prob_codes(codes, label, vectors)]
-        rate_per_unit = -torch.cat(parts, 1)
-        return Latent(z, rate_per_unit.sum(1), rate_per_unit, penalty, tuple(codes))
+        return Latent(z, None, penalty, tuple(codes), tuple(vectors))
+
+    def rate(self, latent: Latent, label: Tensor | None = None, *, noise: Noise | None = None) -> Rate:
+        per_code = -torch.cat([t.flatten(1) for t in self.log_prob_codes(latent.codes, label, latent.trace)], 1)
+        return Rate(per_code.sum(1), per_code)
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
         # How z lies in memory decides how kernels round; what was looked up lies otherwise than what was encoded.
@@ -204,7 +189,7 @@ class CodeModel(Model):
 
     def draw_codes(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
         """Codes of all levels drawn from the softened q(c | x): those that several draws are trained on."""
-        return tuple(self._drawn(x, noise, 1)[0])
+        return tuple(self._proposed(x, noise, 1)[0])
 
     def coarse_only(self, z: Tensor, levels: int = 1) -> Tensor:
         """z with nothing said by any but the coarsest `levels`: zeros in the finer ones' place."""
@@ -250,6 +235,13 @@ class CodeModel(Model):
             return prior.sample(count, Noise(seed, level, "prior"), condition, sampling=sampling)
 
         return self._by_level(count, label, generate)
+
+    @torch.no_grad()
+    def sample_uniform(self, count: int, *, seed: int = 0) -> Tensor:
+        """Sample `[count, *shape]` as `sample` does, with all codes equally probable, whatever prior was fitted."""
+        priors = [UniformModule(q.code_shape, q.codebook_size) for q in self.levels]
+        codes = [prior.sample(count, Noise(seed, level, "prior")) for level, prior in enumerate(priors)]
+        return self.decode(self.lookup([c.to(self.device) for c in codes])).mean
 
     def inpaint_codes(
         self,

@@ -1,7 +1,4 @@
-"""Diffusion as a model: z is z_0, the least noisy latent; p(z_0) is a chain, p(x | z_0) almost certain.
-
-Imports beside it: spec.
-"""
+"""Diffusion as a model: z is z_0, the least noisy latent; p(z_0) is a chain, p(x | z_0) almost certain."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from tessella.core.outputs import Latent, Sampling, Terms
+from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.discretized_likelihood import Observation
@@ -49,9 +46,9 @@ class DiffusionModel(Model):
     ) -> Terms:
         if draws is not None:
             return self._of_draws(x, label, noise or Noise(0), draws)
-        y = self.likelihood.to_network(x)
-        rate = self._rate(y, label, noise)
-        return Terms(-self.decode(self._start(y, noise), label).log_prob(x), rate)
+        latent = self.encode(x, label, noise=noise)
+        rate = self.rate(latent, label, noise=noise)
+        return Terms.of(-self.decode(latent.z, label).log_prob(x), rate)
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
         y = self.likelihood.to_network(x)
@@ -60,7 +57,13 @@ class DiffusionModel(Model):
         q = Independent(
             Normal(mean, sigma(first).expand_as(mean), validate_args=False), y.dim() - 1, validate_args=False
         )
-        return Latent(self._start(y, noise), self._rate(y, label, noise), posterior=q)
+        return Latent(self._start(y, noise), q, trace=(y,))
+
+    def rate(self, latent: Latent, label: Tensor | None = None, *, noise: Noise | None = None) -> Rate:
+        (y,) = latent.trace
+        times = TIMES if noise is None else 1 if self.training else MEASURED
+        source = None if noise is None else noise.split("rate")
+        return Rate(self.chain.rate(y, self.check_label(label), source, times=times))
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
         self.check_label(label)
@@ -68,17 +71,8 @@ class DiffusionModel(Model):
         location = z / alpha(first)
         return self.likelihood(torch.cat([location, over(-first, z).expand_as(z)], 1))
 
-    @torch.no_grad()
-    def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """As of `Model`, without the price of z, which takes the network."""
-        return self.decode(self._start(self.likelihood.to_network(x), None), label).mean
-
     def _start(self, y: Tensor, noise: Noise | None) -> Tensor:
         return self.chain.start(y, None if noise is None else noise.split("start"))
-
-    def _rate(self, y: Tensor, label: Tensor | None, noise: Noise | None) -> Tensor:
-        times = TIMES if noise is None else 1 if self.training else MEASURED
-        return self.chain.rate(y, self.check_label(label), None if noise is None else noise.split("rate"), times=times)
 
     def _of_draws(self, x: Tensor, label: Tensor | None, noise: Noise, draws: int) -> Terms:
         """Draws of the whole chain, then one of a few links: its bound is looser, and its weights are exact."""

@@ -1,7 +1,4 @@
-"""The flow as a model: z = f(x + u) with f invertible, so that nothing is lost and all cost is rate.
-
-Imports beside it: spec.
-"""
+"""The flow as a model: z = f(x + u) with f invertible, so that nothing is lost and all cost is rate."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from torch.types import _size
 
 from tessella.core.contracts import Likelihood, Prior
 from tessella.core.entropy_coding import SymbolCoder
-from tessella.core.outputs import Latent, Sampling, Terms
+from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.flows.dequantise import Dequantizer
@@ -47,6 +44,7 @@ class FlowModel(Model):
         dequantizer: q(u | x); None for real values.
     """
 
+    likelihood: DeltaLikelihood
     learning_rate = 1e-3
 
     def __init__(
@@ -59,7 +57,7 @@ class FlowModel(Model):
         dequantizer: Dequantizer | None,
         config: ModelConfig | None = None,
     ) -> None:
-        super().__init__(name, Exactly(schema), config, conditional=False)
+        super().__init__(name, DeltaLikelihood(schema), config, conditional=False)
         self.flow, self.prior, self.dequantizer = flow, prior, dequantizer
         self.latent_shape = schema.shape
 
@@ -68,12 +66,26 @@ class FlowModel(Model):
     ) -> Terms:
         if draws is not None:
             return self._of_draws(x, noise, draws)
-        _, rate = self._mapped(x, noise)
+        rate = self.rate(self.encode(x, noise=noise)).total
         return Terms(torch.zeros_like(rate), rate)
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        """z and its rate. Without `noise` u is 1/2, the middle of each value's cell."""
-        return Latent(*self._mapped(x, noise))
+        """Map x to z; without `noise` u is 1/2, the middle of each value's cell. The trace: log q(u | x), log det."""
+        y = self.likelihood.to_network(x)
+        lowered = self.training and torch.is_autocast_enabled(y.device.type)
+        with torch.autocast(y.device.type, torch.bfloat16, enabled=lowered):
+            log_q = y.new_zeros(len(y))
+            if self.dequantizer is not None and noise is not None:
+                u, log_q = self.dequantizer(y, noise.split("dequantisation"))
+                y = y + (u - 0.5) / self.likelihood.half_range
+            z, log_det = self.flow(y)
+        return Latent(z, trace=(log_q, log_det))
+
+    def rate(self, latent: Latent, label: Tensor | None = None, *, noise: Noise | None = None) -> Rate:
+        log_q, log_det = latent.trace
+        with torch.autocast(latent.z.device.type, enabled=False):
+            log_p = self.prior(None).log_prob(latent.z) + log_det - self.likelihood.log_unit
+        return Rate((log_q - log_p).float())
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
         with torch.autocast(z.device.type, enabled=False):
@@ -88,31 +100,15 @@ class FlowModel(Model):
     def compile_networks(self) -> None:
         self.flow.compile()
 
-    def _mapped(self, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """z `[B, *shape]` and the rate `[B]`."""
-        likelihood = self.likelihood
-        assert isinstance(likelihood, Exactly)
-        y = likelihood.to_network(x)
-        lowered = self.training and torch.is_autocast_enabled(y.device.type)
-        with torch.autocast(y.device.type, torch.bfloat16, enabled=lowered):
-            log_q = y.new_zeros(len(y))
-            if self.dequantizer is not None and noise is not None:
-                u, log_q = self.dequantizer(y, noise.split("dequantisation"))
-                y = y + (u - 0.5) / likelihood.half_range
-            z, log_det = self.flow(y)
-        with torch.autocast(y.device.type, enabled=False):
-            log_p = self.prior(None).log_prob(z) + log_det - likelihood.log_unit
-        return z, (log_q - log_p).float()
-
     def _of_draws(self, x: Tensor, noise: Noise | None, draws: int) -> Terms:
         """The terms of `draws` u an example; examples stay the first axis that noise is drawn along."""
-        _, rate = self._mapped(x.repeat_interleave(draws, 0), noise)
+        rate = self.rate(self.encode(x.repeat_interleave(draws, 0), noise=noise)).total
         each = rate.view(len(x), draws)
         return Terms(torch.zeros_like(each[:, 0]), each.mean(1), log_weights=-each.T)
 
 
 @final
-class Exactly(Likelihood):
+class DeltaLikelihood(Likelihood):
     """p(x | z) of a flow: all of it on the one x that z stands for.
 
     Parameters: `[B, C, *spatial]` (vectors `[B, D]`), f^-1(z) in network units. Discrete values 0 ... n - 1 have their
@@ -141,13 +137,13 @@ class Exactly(Likelihood):
 
     def forward(self, parameters: Tensor) -> Distribution:
         if not self.discrete:
-            return Found(self.units.to_stored(parameters), NEAR * self.units.scale)
+            return Delta(self.units.to_stored(parameters), NEAR * self.units.scale)
         cell = torch.floor((parameters + 1) * self.half_range)
-        return Found(cell.clamp(0, 2 * self.half_range - 1), 0.5)
+        return Delta(cell.clamp(0, 2 * self.half_range - 1), 0.5)
 
 
 @final
-class Found(StoredValues):
+class Delta(StoredValues):
     """One value an example, with probability one (of real values: no density, but whether it is the same)."""
 
     def __init__(self, value: Tensor, near: Tensor | float) -> None:

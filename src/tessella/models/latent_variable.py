@@ -1,7 +1,4 @@
-"""The composed model: one latent z between an encoder and a decoder.
-
-Imports beside it: spec.
-"""
+"""The composed model: one latent z between an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from torch.distributions import Distribution
 
 from tessella.core.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior
 from tessella.core.distributions import kl, kl_closed, kl_per_unit
-from tessella.core.outputs import BottleneckOutput, Latent, Sampling, Terms
+from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
@@ -39,9 +36,10 @@ class LatentVariableModel(Model):
         config: ModelConfig | None = None,
     ) -> None:
         super().__init__(name, likelihood, config, conditional=conditional)
-        self.encoder, self.bottleneck, self.prior, self.decoder = encoder, bottleneck, prior, decoder
+        self.encoder, self.bottleneck, self.decoder = encoder, bottleneck, decoder
         self.latent_shape = bottleneck.latent_shape
         self.networks_see_labels = conditional
+        self.set_prior(prior)
 
     def set_prior(self, prior: Prior | None, *, labelled: bool = False) -> None:
         """Use this p(z) from now on; q(z | x) and p(x | z) stay as they are.
@@ -51,14 +49,8 @@ class LatentVariableModel(Model):
         """
         self.prior = prior
         self.conditional = self.networks_see_labels or labelled
-
-    @property
-    def has_prior(self) -> bool:
-        return self.prior is not None
-
-    @property
-    def has_bound(self) -> bool:
-        return self.has_prior and self.bottleneck.stochastic
+        self.has_prior = prior is not None
+        self.has_bound = self.has_prior and self.bottleneck.stochastic
 
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
@@ -66,30 +58,28 @@ class LatentVariableModel(Model):
         features = self.encoder(self.likelihood.to_network(x), self._shown(label))
         if draws is not None:
             return self._of_draws(features, x, label, noise, draws)
-        latent = self._priced(self.bottleneck(features, noise), label, noise)
+        latent = self._latent(features, noise)
+        rate = self.rate(latent, label, noise=noise)
         distortion = -self.decode(latent.z, label).log_prob(x)
-        return Terms(distortion, latent.rate, latent.rate_per_unit, latent.penalty)
+        return Terms.of(distortion, rate, latent.penalty)
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        return self._priced(self.passage(x, label, noise=noise), label, noise)
+        return self._latent(self.encoder(self.likelihood.to_network(x), self._shown(label)), noise)
 
-    def passage(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> BottleneckOutput:
-        """z and q(z | x), as `encode`, but not priced: what p(z) thinks of it is not asked."""
-        features = self.encoder(self.likelihood.to_network(x), self._shown(label))
-        return self.bottleneck(features, noise)
+    def _latent(self, features: Tensor, noise: Noise | None) -> Latent:
+        out = self.bottleneck(features, noise)
+        return Latent(out.z, out.posterior, out.penalty)
+
+    def rate(self, latent: Latent, label: Tensor | None = None, *, noise: Noise | None = None) -> Rate | None:
+        if self.prior is None or latent.posterior is None:
+            return None
+        prior = self.prior_given(label, noise)
+        per_unit = kl_per_unit(latent.posterior, prior)
+        return Rate(kl(latent.posterior, prior, latent.z) if per_unit is None else per_unit.sum(1), per_unit)
 
     def _shown(self, label: Tensor | None) -> Tensor | None:
         """The label if encoder and decoder see it, be the prior class-conditional or not."""
         return self.check_label(label) if self.networks_see_labels else None
-
-    def _priced(self, passage: BottleneckOutput, label: Tensor | None, noise: Noise | None) -> Latent:
-        """What passes, with its rate."""
-        if self.prior is None or passage.posterior is None:
-            return Latent(passage.z, None, None, passage.penalty)
-        prior = self.prior_given(label, noise)
-        per_unit = kl_per_unit(passage.posterior, prior)
-        rate = kl(passage.posterior, prior, passage.z) if per_unit is None else per_unit.sum(1)
-        return Latent(passage.z, rate, per_unit, passage.penalty, posterior=passage.posterior)
 
     def prior_given(self, label: Tensor | None, noise: Noise | None = None) -> Distribution:
         """p(z), or p(z | label) if it sees labels.
@@ -115,16 +105,16 @@ class LatentVariableModel(Model):
 
     def _of_draws(self, features: Tensor, x: Tensor, label: Tensor | None, noise: Noise | None, draws: int) -> Terms:
         """The terms of `draws` z an example; examples stay the first axis that noise is drawn along."""
-        passage = self.bottleneck(features.repeat_interleave(draws, 0), noise)
-        if self.prior is None or passage.posterior is None:
+        out = self.bottleneck(features.repeat_interleave(draws, 0), noise)
+        if self.prior is None or out.posterior is None:
             raise self.no_prior_error()
         if not self.prior.exact:  # exp of an unbiased estimate of a bound on log p(z) may lie above p(z) on average
             raise SpecError(f"importance weights need p(z) itself, and this {self.name} has a prior that gives a bound "
                             "on it: leave the importance samples out, or give --prior another")  # fmt: skip
         labels = None if label is None else label.repeat_interleave(draws)
-        q, prior = passage.posterior, self.prior_given(labels, noise)
-        distortion = -self.decode(passage.z, labels).log_prob(x.repeat_interleave(draws, 0))
-        cost = q.log_prob(passage.z) - prior.log_prob(passage.z)
+        q, prior = out.posterior, self.prior_given(labels, noise)
+        distortion = -self.decode(out.z, labels).log_prob(x.repeat_interleave(draws, 0))
+        cost = q.log_prob(out.z) - prior.log_prob(out.z)
         per_unit = kl_per_unit(q, prior)
         closed = kl_closed(q, prior) if per_unit is None else per_unit.sum(1)
         rate = cost if closed is None else closed
@@ -134,7 +124,7 @@ class LatentVariableModel(Model):
 
         of_each = -(distortion + cost).view(len(x), draws).T
         each = distortion.view(len(x), draws).mean(1)
-        return Terms(each, mean(rate), mean(per_unit), mean(passage.penalty), of_each)
+        return Terms(each, mean(rate), mean(per_unit), mean(out.penalty), of_each)
 
     def compile_networks(self) -> None:
         self.encoder.compile()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
-from tessella.bottlenecks.quantizers import EMAQuantizer, VectorQuantizer
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.core.configs import BottleneckConfig, InferenceNetwork, LikelihoodConfig, PriorConfig, QuantizerConfig
 from tessella.core.contracts import Likelihood
 from tessella.core.schema import UINT8, Schema
@@ -34,7 +34,6 @@ from tessella.models.spec import ModelConfig
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan
 from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
-from tessella.networks.paper import PaperDecoder, PaperEncoder
 from tessella.networks.unet import UNet
 from tessella.priors.logistic import StandardLogistic
 from tessella.priors.normal import ClassNormal, StandardNormal, StandardNormalModule
@@ -228,35 +227,6 @@ class VQVAE2Config(CodesConfig):
         return _of_codes(self, schema, levels=self.levels)
 
 
-@register("model", "vqvae-paper", summary="VQ-VAE with its paper's own network")
-class VQVAE2017Config(ImportanceWeighted):
-    """The VQ-VAE paper's network: 256 ReLU units, two halvings, codes of 64 numbers (2017, section 4.1).
-
-    On CIFAR-10 the paper has 8 x 8 x 10 codes of 512 values.
-
-    Attributes:
-        likelihood: p(x | z); by default the one that suits the stored values.
-        quantizer: how features become codes.
-        width: units of a layer.
-    """
-
-    likelihood: LikelihoodConfig | None = None
-    quantizer: QuantizerConfig = VectorQuantizer(code_dim=64)
-    width: Count = 256
-
-    def build(self, schema: Schema) -> CodeModel:
-        if not schema.is_picture:
-            raise SpecError("the paper's network is for pictures: use vqvae", code="pictures-only")
-        likelihood = likelihood_for(schema, self.likelihood)
-        encoder = PaperEncoder(schema.shape, self.width)
-        quantizer = self.quantizer.build(encoder.feature_shape)
-        decoder = PaperDecoder(quantizer.latent_shape, schema.shape, likelihood.parameter_channels, self.width)
-        _start(decoder, likelihood)
-        return CodeModel(
-            self.name, likelihood=likelihood, encoder=encoder, quantizers=[quantizer], decoder=decoder, config=self
-        )
-
-
 @register("model", "flow", summary="invertible map with exact likelihood (Dinh et al. 2017)")
 class FlowConfig(ImportanceWeighted):
     """Flow: x to z by an invertible map, with its exact likelihood (Dinh et al. 2017).
@@ -340,7 +310,6 @@ BetaVAE = preset(BetaVAEConfig)
 CVAE = preset(CVAEConfig)
 VQVAE = preset(VQVAEConfig)
 VQVAE2 = preset(VQVAE2Config)
-VQVAE2017 = preset(VQVAE2017Config)
 Flow = preset(FlowConfig)
 Diffusion = preset(DiffusionConfig)
 
@@ -377,7 +346,7 @@ def _row(schema: Schema, config: CodesConfig, channels: int):
     return VectorEncoder(schema.dims, **size), lambda shape: VectorDecoder(shape[0], channels, **size)
 
 
-def _start(decoder: ConvDecoder | VectorDecoder | PaperDecoder, likelihood: Likelihood) -> None:
+def _start(decoder: ConvDecoder | VectorDecoder, likelihood: Likelihood) -> None:
     bias = initial_bias(likelihood)
     if bias is not None:
         decoder.start_at(bias)

@@ -52,7 +52,7 @@ def samples(model: CodeModel) -> str:
     if classes and len(learned) > learned.shape[1]:
         learned = learned.transpose(0, 1)  # a class a column, so that the panels are not tall
     rows, columns = learned.shape[:2]
-    uniform = generate.sample(model.with_uniform_prior(), rows * columns).flatten(0, 1)[: rows * columns]
+    uniform = model.sample_uniform(rows * columns).cpu()
     panels = [
         (_fitting(uniform, model, columns), "uniform prior: each code as likely as any other"),
         (_fitting(learned.flatten(0, 1), model, columns), "learned prior"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -12,10 +13,10 @@ from jinja2 import Environment, Template
 from PIL.Image import Image
 
 import tessella
-from tessella.foundation.blocks import Page
+from tessella.foundation.blocks import Block, Page
 from tessella.foundation.files import write_atomic
 from tessella.foundation.text import shown
-from tessella.pages.charts import draw
+from tessella.pages.charts import draw_chart
 
 
 def html_page(page: Page) -> str:
@@ -30,10 +31,16 @@ def write_html(path: Path, page: Page) -> None:
     write_atomic(path, lambda draft: draft.write_text(text, "utf-8"))
 
 
+def html_blocks(blocks: Sequence[Block]) -> str:
+    """Render blocks alone, for a page that is not made of blocks yet."""
+    macros = _template().make_module({"page": Page("", ()), "version": ""})
+    return "".join(macros.render(block) for block in blocks)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"kind": lambda block: type(block).__name__, "uri": _png, "drawn": draw}
+    environment.filters |= {"kind": lambda block: type(block).__name__, "uri": _png, "drawn": draw_chart}
     return environment.from_string(resources.files("tessella.pages").joinpath("page.html.jinja").read_text("utf-8"))
 
 

@@ -18,16 +18,18 @@ from tessella.core.schema import Schema
 from tessella.data import Data, Split, contact_sheet, describe
 from tessella.evaluation.bounds import ACTIVE, evaluate
 from tessella.evaluation.metric_text import numbers, psnr_text, saving_card, size_text
-from tessella.evaluation.results import Evaluation
+from tessella.evaluation.results import Evaluation, GapEvaluation
 from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Spec, TrainOptions
 from tessella.pages import blocks, codes
+from tessella.pages.html import html_blocks
 from tessella.pages.svg import bar_chart, over_time
 from tessella.tasks import generate
+from tessella.tasks.inference_gap import gap_section
 from tessella.training import checkpoint, fitted_priors
-from tessella.training.results_store import ResultsStore
+from tessella.training.results_store import GAP, ResultsStore
 
 REPORT = "report.html"
 SPLITS = ("test", "valid", "train")
@@ -54,6 +56,7 @@ def write(run: Path, model: Model, data: Data) -> Path:
     name = next(s for s in SPLITS if s in data.splits)
     split = data.split(name)
     e = ResultsStore(run).evaluation(name) or evaluate(model, split, limit=QUICK, data=data.spec, split_name=name)
+    gap = ResultsStore(run).load(GAP, GapEvaluation)
     metrics = checkpoint.read_metrics(run)
     title = f"{model.name} on {_short(data.spec)}"
     passed_over = fitted_priors.choose_prior(run).note
@@ -69,6 +72,7 @@ def write(run: Path, model: Model, data: Data) -> Path:
         "" if blocks.slow(model) or e.codes is not None else _traversals(model, split),
         _units(e),
         _collapse(e, model.schema),
+        "" if gap is None else html_blocks(gap_section(gap)),
         _curves(run, metrics, model),
         _numbers(e, model.schema),
         _reproduce(run, spec, e, metrics),

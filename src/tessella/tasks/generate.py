@@ -176,8 +176,9 @@ def unit_statistics(model: Model, split: Split, seed: int = 0) -> LatentStatisti
         latent = model.encode(batch.x, batch.label, noise=Noise(seed, number, "unit_statistics"))
         by_position = latent.z.flatten(1).reshape(*latent.z.shape[:2], -1)
         drawn.append(by_position.mean(2))
-        if latent.rate_per_unit is not None and not latent.codes:
-            rates.append(latent.rate_per_unit.reshape(by_position.shape).sum(2))
+        rate = None if latent.codes else model.rate(latent, batch.label)
+        if rate and rate.per_unit is not None:
+            rates.append(rate.per_unit.reshape(by_position.shape).sum(2))
     z = torch.cat(drawn).cpu().double()
     rate = torch.cat(rates).mean(0).cpu() if rates else None
     return LatentStatistics(z.mean(0).float(), z.std(0, correction=0).float(), rate)

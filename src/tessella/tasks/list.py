@@ -33,6 +33,6 @@ class PartList(Result):
 @task("list", summary="list the models and what they are made of", group="start here")
 def list_parts(config: ListConfig) -> PartList:
     """List every part that is registered, models first."""
-    kinds: list[registry.PartKind] = ["model", *(k for k in registry.PART_KINDS if k not in ("model", "evaluation"))]
+    kinds: list[registry.PartKind] = ["model", *(k for k in registry.PART_KINDS if k != "model")]
     found = {str(kind): {entry.name: entry.summary for entry in registry.entries(kind)} for kind in kinds}
     return PartList({kind: parts for kind, parts in found.items() if parts})

@@ -77,7 +77,7 @@ def fit_prior(
         _check_kind(model, config, str(run))
         fill(model, read_header(kept(run, checkpoint.MODEL)), exactly=True)
         _check(model, data, config, class_conditional=class_conditional)
-        model = model.to(accelerator.device)
+        model = model.to(accelerator.device).eval()
         home = fitted_priors.prior_home(Path(run), kind)
         fingerprint = checkpoint.fingerprint(run)
         spec = PriorSpec(config, fingerprint, class_conditional=class_conditional, tessella=tessella.__version__)

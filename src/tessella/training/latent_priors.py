@@ -16,7 +16,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from tessella.bottlenecks.gaussian import diagonal_normal
 from tessella.core.batches import Batch
-from tessella.core.outputs import BottleneckOutput, Terms
+from tessella.core.outputs import Latent, Terms
 from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision
@@ -105,26 +105,26 @@ class LatentPrior(Frozen):
         for prior in self.priors:
             prior.compile()
 
-    def drawn(self, x: Tensor, label: Tensor | None, noise: Noise | None) -> BottleneckOutput:
+    def drawn(self, x: Tensor, label: Tensor | None, noise: Noise | None) -> Latent:
         """z of a batch, drawn with the noise, and what it was drawn from."""
         if not self.cached:
             with torch.no_grad():
-                return self.model.passage(x, label, noise=noise)
+                return self.model.encode(x, label, noise=noise)
         if x.shape[1] == 1:
-            return BottleneckOutput(x[:, 0], None)
+            return Latent(x[:, 0])
         mean, deviation = x.unbind(1)
         q = diagonal_normal(mean, deviation)
         z = mean if noise is None else mean + deviation * noise.normal(*mean.shape, device=mean.device)
-        return BottleneckOutput(z, q)
+        return Latent(z, q)
 
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
         """Rows `[B, ...]` to log q(z | x) - log p(z) at a draw; of an autoencoder to -log p(z), which is no rate."""
-        passage = self.drawn(x, label, noise)
+        latent = self.drawn(x, label, noise)
         with torch.autocast(x.device.type, enabled=False):
-            log_p = self.model.prior_given(label, noise).log_prob(passage.z.float())
-            log_q = 0.0 if passage.posterior is None else passage.posterior.log_prob(passage.z.float())
+            log_p = self.model.prior_given(label, noise).log_prob(latent.z.float())
+            log_q = 0.0 if latent.posterior is None else latent.posterior.log_prob(latent.z.float())
         return Terms(torch.zeros_like(log_p), log_q - log_p)
 
 
@@ -173,12 +173,12 @@ def _rows(
     batch, model = split.batch(at, noise), fit.model
     label = None if batch.label is None else batch.label.to(model.device)
     with autocast(precision, model.schema, model.device):
-        passage = model.passage(batch.x.to(model.device), label)
-    if passage.posterior is None:
-        return passage.z.float().cpu()[:, None], batch.label
-    if not _is_normal(passage.posterior):
+        latent = model.encode(batch.x.to(model.device), label)
+    if latent.posterior is None:
+        return latent.z.float().cpu()[:, None], batch.label
+    if not _is_normal(latent.posterior):
         return None
-    q = passage.posterior
+    q = latent.posterior
     return torch.stack([q.mean.float(), q.stddev.float()], 1).cpu(), batch.label
 
 

@@ -61,9 +61,9 @@ def run(runner: ExperimentRunner) -> Finding:
             judged = collapse.measure(model, examples, seed=seed)
             assert judged is not None
             found[name].append(judged)
-            latent_ = model.encode(examples.x.to(model.device))
-            if name != "VQ-VAE, autoregressive" and name not in curves and latent_.rate_per_unit is not None:
-                curves[name] = tuple(sorted(latent_.rate_per_unit.mean(0).tolist(), reverse=True))
+            rate = model.rate(model.encode(examples.x.to(model.device)))
+            if name != "VQ-VAE, autoregressive" and name not in curves and rate and rate.per_unit is not None:
+                curves[name] = tuple(sorted(rate.per_unit.mean(0).tolist(), reverse=True))
     plain, vae, vq = ([j.shuffle_cost for j in found[name]] for name in JOBS)
     effects = [
         EffectTest.over(

@@ -65,9 +65,7 @@ def _bits(model: CodeModel, x: Tensor) -> float:
     """Mean rate of the codes in bits."""
     nats = 0.0
     for part in x.split(AT_ONCE):
-        rate = model.encode(part.to(model.device)).rate
-        assert rate is not None
-        nats += float(rate.double().sum())
+        nats += float(model.rate(model.encode(part.to(model.device))).total.double().sum())
     return nats / len(x) / math.log(2)
 
 

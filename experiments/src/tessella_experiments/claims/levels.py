@@ -97,7 +97,7 @@ class FinePriors(nn.Module):
 
 
 def _fine_priors(runner: ExperimentRunner, seed: int, seconds: float) -> FinePriors:
-    model = cast(CodeModel, runner.model(TWO, seed)).with_uniform_prior()
+    model = cast(CodeModel, runner.model(TWO, seed))
     torch.manual_seed(seed)
     priors = FinePriors(model)
     runner.fit(priors, _rows(runner, model, seed), seed=seed, seconds=seconds, steps=UPDATES, weight_decay=0.1)
@@ -138,7 +138,7 @@ def run(runner: ExperimentRunner) -> Finding:
 @torch.no_grad()
 def _measured(runner: ExperimentRunner, seed: int) -> Levels:
     x, priors = runner.unseen(EXAMPLES).x, cast(FinePriors, runner.get(FINE_PRIORS, seed))
-    model, one = priors.model, cast(CodeModel, runner.model(ONE, seed)).with_uniform_prior()
+    model, one = priors.model, cast(CodeModel, runner.model(ONE, seed))
     average = _average(runner, model, seed)
     sums: dict[str, float] = {}
     for number, part in enumerate(x.split(AT_ONCE)):

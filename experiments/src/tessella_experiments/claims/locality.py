@@ -81,7 +81,7 @@ def conclude(of_codes: list[float], of_z: list[float], best_of_codes: list[float
 @torch.inference_mode()
 def _codes_outside(model: CodeModel, x: Tensor, other: Tensor, seed: int) -> tuple[float, float]:
     """Share of the change outside the boxes in which codes are another picture's, and outside the best boxes."""
-    codes = model.with_uniform_prior().encode(x).codes
+    codes = model.encode(x).codes
     before, cell = model.decode(model.lookup(codes)).mean, cell_side(model)
     height, width = x.shape[2:]
     shares, best = [], []

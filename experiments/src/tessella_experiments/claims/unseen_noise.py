@@ -33,7 +33,7 @@ def run(runner: ExperimentRunner) -> Finding:
     pixels: list[list[float]] = []
     accuracy: list[list[float]] = []
     for seed in runner.seeds:
-        model = cast(CodeModel, runner.model(VQVAE, seed)).with_uniform_prior()
+        model = cast(CodeModel, runner.model(VQVAE, seed))
         codes = _codes(model, batch.x)
         probe = None if runner.classes < 2 or taught.label is None else _probe(model, taught.x, taught.label)
         kept.append([])

@@ -40,11 +40,11 @@ def maps(model: Model, batch: Batch) -> Maps:
     x = batch.x.to(model.device)
     label = None if batch.label is None else batch.label.to(model.device)
     latent = model.encode(x, label)
-    drawing = model.decode(latent.z, label)
+    rate, drawing = model.rate(latent, label), model.decode(latent.z, label)
     sequential = getattr(model.likelihood, "sequential_mean", False)
     return Maps(
         -by_position(drawing, x).cpu(),
-        _surprise(model, latent.rate_per_unit, x),
+        _surprise(model, rate and rate.per_unit, x),
         None if sequential else drawing.mean.cpu(),
     )
 

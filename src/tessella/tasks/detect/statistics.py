@@ -115,7 +115,8 @@ class Examiner:
         """The statistics of all its rows, but for the length."""
         model, x, label = self.model, batch.x, batch.label
         latent = model.encode(x, label)
-        rate = latent.rate
+        paid = model.rate(latent, label)
+        rate = paid and paid.total
         if latent.posterior is None:
             distortion = -model.decode(latent.z, label).log_prob(x)
         else:

@@ -40,8 +40,8 @@ class Scene:
     known: tuple[Tensor, ...] = ()
 
     def encoded(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The codes of each level of `[1, C, H, W]`; what a prior thinks of them is not asked."""
-        return of_codes(self.model).with_uniform_prior().encode(x).codes
+        """The codes of each level of `[1, C, H, W]`."""
+        return of_codes(self.model).encode(x).codes
 
 
 @final
@@ -166,9 +166,9 @@ class Blend:
             raise SpecError(f"a picture cannot be blended by {self.amount}: give a number from 0 to 1")
 
     def codes(self, scene: Scene) -> tuple[Tensor, ...]:
-        model, other = of_codes(scene.model).with_uniform_prior(), _alike(self.other, scene)
+        model, other = of_codes(scene.model), _alike(self.other, scene)
         both = zip(model.features(scene.x), model.features(other), strict=True)
-        return model.quantised([torch.lerp(a, b, self.amount) for a, b in both]).codes
+        return model.quantise([torch.lerp(a, b, self.amount) for a, b in both]).codes
 
     def latents(self, scene: Scene, z: Tensor) -> Tensor:
         return torch.lerp(z, scene.model.encode(_alike(self.other, scene), scene.label).z, self.amount)
