@@ -33,7 +33,7 @@ def measured(model: str, data: Path, run: Path, minutes: float, prior_minutes: f
         return _told(json.loads(done.read_text()), data)
     stages = (
         f"train {model} --data {shlex.quote(str(data))} --minutes {minutes:g} --out {run} --quiet",
-        f"prior {run} --kind pixelcnn --width 64 --depth 4 --minutes {prior_minutes:g} --quiet",
+        f"fit-prior {run} --kind pixelcnn --width 64 --depth 4 --minutes {prior_minutes:g} --quiet",
         f"evaluate {run} --json",
     )
     said = ""

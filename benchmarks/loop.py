@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import common
 import tessella
 from tessella.core.batches import Batch
-from tessella.core.precision import autocast
+from tessella.core.device import autocast
 from tessella.core.rng import Noise
 from tessella.data import Data, Split
 from tessella.models.latent_variable import LatentVariableModel

@@ -35,7 +35,7 @@ class Recipe:
 
     Attributes:
         train, evaluate: what follows `tessella train` and `tessella evaluate RUN`; `{data}` is the data's folder.
-        prior: what follows `tessella prior RUN`, for a model of codes; empty for others.
+        prior: what follows `tessella fit-prior RUN`, for a model of codes; empty for others.
         better: whether a lower or a higher figure is.
         claim: what the figure is.
         figure: where it stands in an evaluation.
@@ -299,7 +299,7 @@ def _fitted_prior(run: Path) -> dict[str, Any]:
     specs = [(json.loads(path.read_text()), path.parent) for path in (run / "priors").glob("*/spec.json")]
     done = [(spec["rate"], spec, home) for spec, home in specs if spec["rate"] is not None]
     if not done:
-        raise SystemExit(f"{run} has no fitted prior: tessella prior {run} first, with the recipe's options")
+        raise SystemExit(f"{run} has no fitted prior: tessella fit-prior {run} first, with the recipe's options")
     rate, spec, home = min(done, key=lambda entry: entry[0])
     training = spec["training"]
     budget = next(n for n in ("minutes", "epochs", "steps") if training[n] is not None)
@@ -384,7 +384,7 @@ def main() -> None:
         for name, recipe in RECIPES.items():
             print(f"{name}: bar {recipe.bar:g}{recipe.unit}\n  tessella train {recipe.train.format(data='DATA')}")
             if recipe.prior:
-                print(f"  tessella prior RUN {recipe.prior}")
+                print(f"  tessella fit-prior RUN {recipe.prior}")
         return
     recipe, run = RECIPES[chosen.recipe], chosen.record or chosen.out
     if run is None or (chosen.record is None and chosen.data is None):

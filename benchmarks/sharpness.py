@@ -42,7 +42,7 @@ def trained(name: str, data: Path, run: Path, steps: int, prior_steps: int) -> P
     if not (run / "model.safetensors").is_file():
         tessella(f"train {MODELS[name]} --data {shlex.quote(str(data))} --steps {steps} --out {run} --quiet")
     if name in PRIORS and not any(run.glob("priors/*/model.safetensors")):
-        tessella(f"prior {run} {PRIORS[name]} --steps {prior_steps} --quiet")
+        tessella(f"fit-prior {run} {PRIORS[name]} --steps {prior_steps} --quiet")
     return run
 
 

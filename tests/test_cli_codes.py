@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert main([*train, "--seed", "1", "--out", str(folder / "other")]) == 0
     for name, options in (("plain", ()), ("labelled", ("--class-conditional",))):
         shutil.copytree(folder / "bare", folder / name)
-        assert main(["prior", str(folder / name), *PRIOR, *options]) == 0
+        assert main(["fit-prior", str(folder / name), *PRIOR, *options]) == 0
     vae = ["train", "vae", "--data", "digits", "--quiet", "--steps", "2", "--width", "8", "--depth", "1"]
     assert main([*vae, "--out", str(folder / "vae")]) == 0
     return {name: folder / name for name in ("bare", "plain", "labelled", "other", "vae")}
@@ -66,7 +66,7 @@ def test_a_prior_says_what_it_saves_and_what_comes_next(
 ) -> None:
     run = shutil.copytree(runs["bare"], tmp_path / "run")
     options = ["--steps", "60", "--batch-size", "32", "--width", "16", "--depth", "1"]
-    assert main(["prior", str(run), "--kind", "transformer", *options]) == 0
+    assert main(["fit-prior", str(run), "--kind", "transformer", *options]) == 0
     said = capsys.readouterr().out
     assert f"fitted for 60 steps, {said.split('60 steps, ')[1].split()[0]} seconds: {run}/priors/transformer" in said
     assert f"{16 * np.log(8):.2f} nats ({16 * 3 / 64:.3f} bits/dim) under the uniform prior" in said
@@ -84,15 +84,15 @@ def test_a_prior_says_what_it_saves_and_what_comes_next(
 
 
 def test_resuming_a_prior_needs_its_kind_alone(run: Path, refused: Callable[..., str]) -> None:
-    assert main(["prior", str(run), "--resume", "--steps", "24", "--quiet"]) == 0
+    assert main(["fit-prior", str(run), "--resume", "--steps", "24", "--quiet"]) == 0
     home = fitted_priors.prior_home(run, "pixelcnn")
     assert read_tensors(home / checkpoint.MODEL).progress["step"] == 24
-    assert main(["prior", str(run), *PRIOR, "--resume"]) == 0  # the same command once more
-    assert "width 8, not 16" in refused("prior", run, "--resume", "--width", 16)
-    assert "class conditional False, not True" in refused("prior", run, "--resume", "--class-conditional")
-    assert "batch size 32, not 64" in refused("prior", run, "--resume", "--batch-size", 64)
-    assert "one of them" in refused("prior", run, "--resume", "--overwrite")
-    assert "there are: pixelcnn" in refused("prior", run, "--kind", "masked", "--resume")
+    assert main(["fit-prior", str(run), *PRIOR, "--resume"]) == 0  # the same command once more
+    assert "width 8, not 16" in refused("fit-prior", run, "--resume", "--width", 16)
+    assert "class conditional False, not True" in refused("fit-prior", run, "--resume", "--class-conditional")
+    assert "batch size 32, not 64" in refused("fit-prior", run, "--resume", "--batch-size", 64)
+    assert "one of them" in refused("fit-prior", run, "--resume", "--overwrite")
+    assert "there are: pixelcnn" in refused("fit-prior", run, "--kind", "masked", "--resume")
 
 
 @pytest.mark.parametrize("kind", ["pixelcnn", "masked"])
@@ -101,27 +101,27 @@ def test_a_stopped_prior_says_how_to_go_on(
 ) -> None:
     stopped = prior_trainer.FitResult(loop.TrainResult(run, 7, 1.0, "signal"), None, 33.0)
     monkeypatch.setattr(fit_prior, "fit_prior", lambda *a, **k: stopped)
-    assert main(["prior", str(run), "--kind", kind, "--quiet"]) == 130
+    assert main(["fit-prior", str(run), "--kind", kind, "--quiet"]) == 130
     named = "" if kind == "pixelcnn" else " --kind masked"
-    assert f"go on with: tessella prior {run}{named} --resume" in capsys.readouterr().out
+    assert f"go on with: tessella fit-prior {run}{named} --resume" in capsys.readouterr().out
 
 
 def test_what_has_no_prior_over_codes_is_refused(
     runs: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    assert "no codes" in refused("prior", runs["vae"], *PRIOR)
-    assert "train a vqvae" in refused("prior", runs["vae"], *PRIOR)
-    assert "not a run" in refused("prior", tmp_path / "nowhere", *PRIOR)
-    assert "nothing to fit" in refused("prior", runs["bare"], "--kind", "uniform")
-    assert "there are: pixelcnn" in refused("prior", runs["bare"], "--kind", "psychic")
-    assert "one budget" in refused("prior", runs["bare"], "--steps", 3, "--minutes", 1)
-    assert "width must be at least 1" in refused("prior", runs["bare"], "--width", 0)
-    assert "--overwrite" in refused("prior", runs["plain"], *PRIOR)
+    assert "no codes" in refused("fit-prior", runs["vae"], *PRIOR)
+    assert "train a vqvae" in refused("fit-prior", runs["vae"], *PRIOR)
+    assert "not a run" in refused("fit-prior", tmp_path / "nowhere", *PRIOR)
+    assert "nothing to fit" in refused("fit-prior", runs["bare"], "--kind", "uniform")
+    assert "there are: pixelcnn" in refused("fit-prior", runs["bare"], "--kind", "psychic")
+    assert "one budget" in refused("fit-prior", runs["bare"], "--steps", 3, "--minutes", 1)
+    assert "width must be at least 1" in refused("fit-prior", runs["bare"], "--width", 0)
+    assert "--overwrite" in refused("fit-prior", runs["plain"], *PRIOR)
     assert not (runs["bare"] / "priors").exists()
     np.savez(tmp_path / "plain.npz", x=np.random.default_rng(0).integers(0, 256, (80, 8, 8), dtype=np.uint8))
     out = tmp_path / "run"
     assert main(["train", "vqvae", "--data", str(tmp_path / "plain.npz"), "--out", str(out), "--quiet", *TINY]) == 0
-    assert "no labels" in refused("prior", out, *PRIOR, "--class-conditional")
+    assert "no labels" in refused("fit-prior", out, *PRIOR, "--class-conditional")
 
 
 # samples and measures
@@ -149,8 +149,8 @@ def test_every_class_is_a_row(runs: dict[str, Path], tmp_path: Path, capsys: pyt
 def test_samples_that_cannot_be_are_refused(runs: dict[str, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     out = tmp_path / "s.png"
     cases = [
-        (["plain", "--label", "3"], "tessella prior RUN --class-conditional"),
-        (["bare", "--label", "3"], "tessella prior RUN --class-conditional"),
+        (["plain", "--label", "3"], "RUN --class-conditional"),
+        (["bare", "--label", "3"], "RUN --class-conditional"),
         (["labelled", "--prior", "uniform", "--label", "3"], "--class-conditional"),
         (["labelled", "--label", "eleven"], "there are: 0, 1"),
         (["plain", "--prior", "masked"], "there are: pixelcnn"),
@@ -177,7 +177,7 @@ def test_a_prior_of_other_weights_is_not_used(run: Path, tmp_path: Path, capsys:
     said = capsys.readouterr().err
     assert before in said
     assert checkpoint.fingerprint(run) in said
-    assert main(["prior", str(run), *PRIOR, "--overwrite"]) == 0
+    assert main(["fit-prior", str(run), *PRIOR, "--overwrite"]) == 0
     assert main(["sample", str(run), "--prior", "pixelcnn", *out]) == 0
 
 
@@ -266,7 +266,7 @@ def test_pictures_keep_their_names_and_their_size_when_asked_for(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
     (folder / "dog" / "torn.png").write_bytes(b"no picture")
-    for options, sizes in (([], [(8, 8)] * 3), (["--full-size"], [(21, 13), (8, 8), (9, 30)])):
+    for options, sizes in (([], [(8, 8)] * 3), (["--native-size"], [(21, 13), (8, 8), (9, 30)])):
         codes, out = tmp_path / "codes.npz", tmp_path / f"out{len(options)}"
         assert main(["encode", str(runs["plain"]), str(folder), "-o", str(codes), *options]) == 0
         assert "tessella: note: 1 of 4 pictures could not be read" in capsys.readouterr().err
@@ -298,10 +298,10 @@ def test_what_cannot_be_encoded_or_decoded_is_refused_and_nothing_is_left(
     (tmp_path / "file").write_text("")
     for args, says in (
         (["vae"], "train a vqvae"),
-        (["plain", "missing.png"], "no such picture"),
+        (["plain", "missing.png"], "no such input"),
         (["plain", "999"], "from 0 to 140"),
         (["plain", tmp_path / "torn.png"], "cannot be read"),
-        (["plain", "3", "--full-size"], "--full-size is for picture files"),
+        (["plain", "3", "--native-size"], "--native-size is for picture files"),
         (["plain", "--split", "holdout"], "train, valid, test"),
     ):
         name, *rest = args
@@ -316,7 +316,7 @@ def test_what_cannot_be_encoded_or_decoded_is_refused_and_nothing_is_left(
     assert str(codes) in line
     assert "no codes" in refused("decode", runs["vae"], codes, "-o", out)
     assert "no such file" in refused("decode", runs["plain"], tmp_path / "missing.npz", "-o", out)
-    assert "no folder" in refused("decode", runs["plain"], codes, "-o", tmp_path / "file")
+    assert "give a folder" in refused("decode", runs["plain"], codes, "-o", tmp_path / "file")
     whole, arrays = codes.read_bytes(), dict(np.load(codes))
     for content, says in (
         ({"level0": np.full_like(arrays["level0"], 8)}, "between 0 and 7"),

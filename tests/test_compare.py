@@ -122,7 +122,7 @@ def test_an_autoencoder_with_a_fitted_prior_has_samples_and_no_bound(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(runs / "ae", tmp_path / "fitted")
-    fit = f"prior {tmp_path / 'fitted'} --kind mixture --components 2 --steps 3 --quiet"
+    fit = f"fit-prior {tmp_path / 'fitted'} --kind mixture --components 2 --steps 3 --quiet"
     assert main(fit.split()) == 0
     capsys.readouterr()
     found = compared(runs, tmp_path, capsys, "vae", str(tmp_path / "fitted"))

@@ -111,7 +111,7 @@ def test_each_kind_is_kept_and_is_itself_when_loaded(kind: str, run: Path, digit
     assert spec.rate == done.rate
     assert spec.codes == checkpoint.fingerprint(run)
     assert {path.relative_to(home).parts[0] for path in home.rglob("*")} == {
-        *("spec.json", "model.safetensors", "state", "metrics.jsonl", "tensorboard", "pictures")
+        *("spec.json", "model.safetensors", "state", "metrics.jsonl", "pictures")
     }
     model = loaded(run, kind)
     assert model.conditional
@@ -313,7 +313,7 @@ def test_a_prior_of_other_weights_is_refused_by_its_hash(run: Path, digits: Data
         loaded(run, "pixelcnn")
     with pytest.raises(RunError, match=f"{before}, now {after}.*--overwrite"):
         fitted(run, digits, resume=True)
-    with pytest.warns(UserWarning, match="tessella prior"):
+    with pytest.warns(UserWarning, match="tessella fit-prior"):
         model = loaded(run)
     assert not model.fitted
     fitted(run, digits, overwrite=True)
@@ -411,7 +411,7 @@ def test_nothing_of_a_prior_is_unpickled(run: Path, digits: Data, monkeypatch: p
         raise AssertionError("something is unpickled")
 
     fitted(run, digits)
-    kinds = {path.suffix for path in run.rglob("*") if path.is_file() and "tensorboard" not in path.parts}
+    kinds = {path.suffix for path in run.rglob("*") if path.is_file()}
     assert kinds == {".json", ".jsonl", ".safetensors", ".png"}
     monkeypatch.setattr(pickle, "load", refuse)
     monkeypatch.setattr(pickle, "Unpickler", refuse)

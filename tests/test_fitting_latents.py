@@ -377,7 +377,7 @@ def test_a_prior_of_other_weights_is_refused(runs: Callable[[str], Path], digits
         loaded(run, "flow")
     with pytest.raises(RunError, match=f"{before}, now {after}.*--overwrite"):
         fitted(run, digits, resume=True)
-    with pytest.warns(UserWarning, match="tessella prior"):
+    with pytest.warns(UserWarning, match="tessella fit-prior"):
         assert isinstance(loaded(run).prior, StandardNormalModule)
 
 
@@ -440,16 +440,16 @@ def test_commands_on_a_vae_with_a_prior(
     runs: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     run, size = runs("vae"), ("--steps", "8", "--batch-size", "16", "--width", "8")
-    assert main(["prior", str(run), "--kind", "flow", "--flow-steps", "2", *size]) == 0
+    assert main(["fit-prior", str(run), "--kind", "flow", "--flow-steps", "2", *size]) == 0
     said = capsys.readouterr().out
     assert "flow over the latents" in said
     assert "under the trained prior" in said
     prefer(run, "flow", -1.0)
-    assert main(["prior", str(run), "--kind", "flow", "--resume", "--steps", "10"]) == 0
-    assert "flow steps 2, not 3" in refused("prior", run, "--kind", "flow", "--resume", "--flow-steps", 3)
+    assert main(["fit-prior", str(run), "--kind", "flow", "--resume", "--steps", "10"]) == 0
+    assert "flow steps 2, not 3" in refused("fit-prior", run, "--kind", "flow", "--resume", "--flow-steps", 3)
     prefer(run, "flow", -1.0)
     picture = str(tmp_path / "p.png")
-    for command in (["sample", "-n", "4"], ["interpolate", "0", "1"], ["traverse", "0", "--latent-dim", "2"]):
+    for command in (["sample", "-n", "4"], ["interpolate", "0", "1"], ["traverse", "0", "--dimensions", "2"]):
         assert main([command[0], str(run), *command[1:], "-o", picture]) == 0
     bounds = []
     for prior in ("flow", "trained"):
@@ -475,12 +475,15 @@ def test_commands_on_an_autoencoder_with_a_prior(
 ) -> None:
     run, picture = runs("ae"), str(tmp_path / "p.png")
     assert "has no prior" in refused("sample", run, "-o", picture)
-    assert main(["prior", str(run), "--kind", "flow", "--steps", "8", "--batch-size", "16", "--class-conditional"]) == 0
+    assert (
+        main(["fit-prior", str(run), "--kind", "flow", "--steps", "8", "--batch-size", "16", "--class-conditional"])
+        == 0
+    )
     assert "no rate" in capsys.readouterr().out
     assert main(["sample", str(run), "-n", "20", "-o", picture]) == 0
     assert "rows, top to bottom: 0, 1, 2" in capsys.readouterr().out
     small = ("--steps", "6", "--batch-size", "16", "--width", "8", "--depth", "1", "--quiet")
-    assert main(["prior", str(run), "--kind", "diffusion", *small, "--class-conditional"]) == 0
+    assert main(["fit-prior", str(run), "--kind", "diffusion", *small, "--class-conditional"]) == 0
     drawn = []
     for guidance in ("1", "3"):
         options = ("--prior", "diffusion", "--steps", "3", "--guidance", guidance)
@@ -494,6 +497,6 @@ def test_commands_on_an_autoencoder_with_a_prior(
     assert "<h2>Samples</h2>" in page
     assert "no bound and no bits per dimension" in page
     assert "needs a label" in refused("compress", run, "0", "--prior", "flow", "-o", tmp_path / "z.tes")
-    assert main(["prior", str(run), "--kind", "flow", "--steps", "8", "--overwrite", "--quiet"]) == 0
+    assert main(["fit-prior", str(run), "--kind", "flow", "--steps", "8", "--overwrite", "--quiet"]) == 0
     assert "has no rate" in refused("compress", run, "0", "-o", tmp_path / "z.tes")
     assert "has no prior" in refused("compress", run, "0", "--prior", "trained", "-o", tmp_path / "z.tes")

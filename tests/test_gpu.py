@@ -37,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         words = ["train", name, "--data", "digits", "--out", str(home / name), *SMALL, *options, "--device", "cuda"]
         assert cli.main(words) == 0
     for kind in ("pixelcnn", "transformer", "masked"):
-        assert cli.main(["prior", str(home / "vqvae"), "--kind", kind, *SMALL, "--device", "cuda"]) == 0
+        assert cli.main(["fit-prior", str(home / "vqvae"), "--kind", kind, *SMALL, "--device", "cuda"]) == 0
     return home
 
 

@@ -84,7 +84,7 @@ def test_models_of_real_latents(fake, tmp_path: Path, model: str, data: str) -> 
     run("detect", out, *range(6), "-o", tmp_path / "found", "--steps", 2)
     if model == "vae":
         run("interpolate", out, 0, 1, "-o", sheet, "--steps", 2)
-        run("traverse", out, "-o", sheet, "--latent-dim", 2, "--steps", 3)
+        run("traverse", out, "-o", sheet, "--dimensions", 2, "--steps", 3)
         run("index", out, *range(20))
         run("search", out, 0, "-o", tmp_path / "found.html")
         run("search", out, "--duplicates", "-o", tmp_path / "found.html")
@@ -114,7 +114,7 @@ def test_priors_over_real_latents(fake, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "run"
     run("train", "vae", "--data", "digits", "--out", out, *SMALL, "--latent-dim", 3)
     few = ["--components", 3] if kind in ("mixture", "vamp") else []
-    run("prior", out, "--kind", kind, "--steps", 2, "--quiet", *few)
+    run("fit-prior", out, "--kind", kind, "--steps", 2, "--quiet", *few)
     run("sample", out, "-n", 4, "-o", tmp_path / "x.png", "--prior", kind)
 
 
@@ -137,7 +137,7 @@ def test_models_of_codes(fake, tmp_path: Path, model: str) -> None:
     size = CODES if name == "vqvae" else ["--codebook-size", 8]
     run("train", name, "--data", spec, "--out", out, *SMALL, *size, *options, "--batch-size", 16)
     for kind in ("pixelcnn", "transformer", "masked") if model == "vqvae" else ("transformer",):
-        run("prior", out, "--kind", kind, "--steps", 2, "--width", 8, "--depth", 1, "--quiet")
+        run("fit-prior", out, "--kind", kind, "--steps", 2, "--width", 8, "--depth", 1, "--quiet")
         run("sample", out, "-n", 2, "-o", sheet, "--prior", kind, "--top-p", 0.9)
         run("edit", out, 0, "--region", "0,0,4,4", "--resample", "-n", 2, "--prior", kind, "-o", tmp_path / "edited")
     for change in (["--code", 1], ["--paste", 1], ["--blend", 1, 0.5]):

@@ -63,7 +63,7 @@ def test_it_trains_on_two_examples_and_on_a_validation_split_of_one(
             return
         assert main(["evaluate", run]) == 0
         if model in PRIORS:
-            assert main(["prior", run, "--kind", PRIORS[model], "--steps", "1", "--quiet"]) == 0
+            assert main(["fit-prior", run, "--kind", PRIORS[model], "--steps", "1", "--quiet"]) == 0
         assert main(["sample", run, "-n", "3", "-o", str(tmp_path / "samples.png")]) == 0
     assert "Traceback" not in capsys.readouterr().err
 

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from tessella.core.batches import Batch
 from tessella.core.configs import CodePriorConfig
-from tessella.core.device import resolve
+from tessella.core.device import autocast, resolve
 from tessella.core.outputs import Sampling
-from tessella.core.precision import autocast
 from tessella.core.schema import Schema
 from tessella.data import Data, Split
 from tessella.data.batches import batches

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tessella.data import Data
     from tessella.models.base import Model
 
-CHANGEABLE_ON_RESUME = ("save_every", "workers", "device", "rank_timeout")
+CHANGEABLE_ON_RESUME = ("save_every", "workers", "device", "rank_timeout", "track")
 """Options of training that a resumed run may change: no number depends on them but by rounding."""
 OF_COMMAND = ("quiet", "out", "resume", "overwrite", "data", "changed_data", "given", "config", "print_config")
 """What is no part of a run; its data is compared by content."""
@@ -290,7 +290,7 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
     say(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds: {o.out}")
     if not o.quiet:
         run = quoted(str(o.out))
-        prior = f"tessella prior {run}, " if isinstance(model, CodeModel) else ""
+        prior = f"tessella fit-prior {run}, " if isinstance(model, CodeModel) else ""
         say(f"next: {prior}tessella evaluate {run}, tessella report {run}")
     return 0
 

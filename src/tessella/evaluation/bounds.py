@@ -15,9 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tessella.core.batches import FixedBatch, fixed_batches, size_of
-from tessella.core.device import precise
+from tessella.core.device import autocast, precise
 from tessella.core.outputs import Terms
-from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision, bits_per_dim
 from tessella.data import Split, batches

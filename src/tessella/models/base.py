@@ -175,5 +175,5 @@ class Model(nn.Module, ABC):
             )
         return SpecError(
             f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit one to sample "
-            "from (tessella prior RUN --kind flow)"
+            "from (tessella fit-prior RUN --kind flow)"
         )

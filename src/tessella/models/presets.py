@@ -222,7 +222,7 @@ class VQVAE2Config(CodesConfig):
     levels: Count = 2
 
     def build(self, schema: Schema) -> CodeModel:
-        if not schema.is_picture:
+        if not schema.rank:
             raise SpecError("vectors have no grid, so no coarse and fine levels: use vqvae", code="pictures-only")
         return _of_codes(self, schema, levels=self.levels)
 
@@ -252,11 +252,11 @@ class FlowConfig(ImportanceWeighted):
             raise SpecError(
                 f"real values need no dequantisation: leave {option('dequantization')} out", code="real-values"
             )
-        width = self.width or (64 if not schema.is_picture or schema.shape[0] >= 3 else 32)
+        width = self.width or (64 if not schema.rank or schema.shape[0] >= 3 else 32)
         mixtures, steps = self.components, self.flow_steps
         flow = (
             PictureFlow(schema.shape, mixtures=mixtures or 5, steps=steps or 0, width=width, depth=self.depth)
-            if schema.is_picture
+            if schema.rank
             else VectorFlow(schema.dims, bins=mixtures or 16, steps=steps or 3, width=width, depth=self.depth)
         )
         dequantizer = None
@@ -265,7 +265,7 @@ class FlowConfig(ImportanceWeighted):
             dequantizer = (
                 VariationalDequantizer(schema.shape, width=32, depth=2) if variational else UniformDequantizer()
             )
-        prior = (StandardLogistic if schema.is_picture else StandardNormalModule)(schema.shape)
+        prior = (StandardLogistic if schema.rank else StandardNormalModule)(schema.shape)
         return FlowModel(self.name, schema, flow=flow, prior=prior, dequantizer=dequantizer, config=self)
 
 
@@ -292,7 +292,7 @@ class DiffusionConfig(RateWeighted):
         likelihood = Observation(schema)
         channels, classes = schema.shape[0], len(schema.classes) if self.class_conditional else 0
         seen = classes + 1 if classes else 0
-        if schema.is_picture:
+        if schema.rank:
             size = {"width": self.width or 64, "depth": self.depth or 2}
             network = UNet(schema.shape, 2 * channels, **size, classes=seen)
         else:
@@ -320,7 +320,7 @@ Diffusion = preset(DiffusionConfig)
 def _of_codes(config: CodesConfig, schema: Schema, *, levels: int) -> CodeModel:
     likelihood = likelihood_for(schema, config.likelihood)
     channels = likelihood.parameter_channels
-    encoder, decoder_for = (_grid if schema.is_picture else _row)(schema, config, channels)
+    encoder, decoder_for = (_grid if schema.rank else _row)(schema, config, channels)
     features, *grid = encoder.feature_shape
     grids = [[-(-side // 2**i) for side in grid] for i in reversed(range(levels))]
     quantizers = [config.quantizer.build((features, *sides)) for sides in grids]
@@ -356,7 +356,7 @@ def _compose(
     config: ContinuousConfig, schema: Schema, posterior: BottleneckConfig, prior: PriorConfig | None, classes: int = 0
 ) -> LatentVariableModel:
     likelihood = likelihood_for(schema, config.likelihood)
-    pieces = _for_pictures if schema.is_picture else _for_vectors
+    pieces = _for_pictures if schema.rank else _for_vectors
     encoder, latent_dim, decoder_for = pieces(schema, config, likelihood.parameter_channels, classes)
     bottleneck = posterior.build(encoder.feature_shape, latent_dim)
     decoder = decoder_for(bottleneck.latent_shape)

@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from tessella.core.schema import Schema, bits_per_dim
+from tessella.evaluation.samples import CHUNK
 from tessella.kinds import pictures
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.pages import blocks
@@ -20,7 +22,6 @@ from tessella.tasks.detect import Calibration, Detector
 from tessella.tasks.detect.detection import DetectionResult, Shown, joined
 from tessella.tasks.detect.maps import Maps, maps
 from tessella.tasks.detect.ranking import Ranking
-from tessella.tasks.generate import AT_ONCE
 
 HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)])
 """Black to yellow by way of red, each step lighter than the one before."""
@@ -40,7 +41,7 @@ def write_anomalies(
 ) -> None:
     """Write the page, which stands alone."""
     schema = detector.examine.model.schema
-    one = "picture" if schema.is_picture else "example"
+    one = kind_of(schema).example
     title = f"What does not fit {run}"
     body = [
         _opening(title, detector, findings, calibration, rankings, one),
@@ -115,7 +116,7 @@ def finds(model: Model, findings: DetectionResult, calibration: Calibration | No
     if not findings.highest:
         return ""
     shown = [*findings.highest, *findings.lowest]
-    found = [maps(model, joined(shown[first : first + AT_ONCE])) for first in range(0, len(shown), AT_ONCE)]
+    found = [maps(model, joined(shown[first : first + CHUNK])) for first in range(0, len(shown), CHUNK)]
     legend = _legend(model, found[0])
     rows = _rows(model.schema, shown, found, findings, calibration)
     most = len(findings.highest)
@@ -127,7 +128,7 @@ def finds(model: Model, findings: DetectionResult, calibration: Calibration | No
 
 def _legend(model: Model, found: Maps) -> str:
     given_back = [] if found.drawn is None else ["its reconstruction"]
-    if not model.schema.is_picture:
+    if model.schema.rank != 2:
         beside = [*given_back, "the columns whose numbers cost most, -log p(x | z)"]
         return f"Each row of numbers as a small plot; beside it {' and '.join(beside)}."
     beside = [*given_back, "the cost of each pixel given the latent, -log p(x | z)"]
@@ -165,7 +166,7 @@ def _rows(
     for one, error, surprise, given_back in zip(shown, errors, surprises, drawn, strict=True):
         images = [_tile(one.batch.x[0], schema)]
         images += [] if given_back is None else [_tile(given_back, schema)]
-        if schema.is_picture:
+        if schema.rank == 2:
             images.append(_heat(error, *spans[0]))
             images += [] if surprise is None else [_heat(surprise, *spans[1])]
         strip = "".join(blocks.image_tag(image, "", True, TILE) for image in images)
@@ -174,7 +175,7 @@ def _rows(
         kind = findings.classes[one.row]
         words += [f"class {kind}"] if kind is not None else []
         words += [] if p is None else [f"p = {p[one.row]:.4g}"]
-        words += [] if schema.is_picture else [_columns(error)]
+        words += [] if schema.rank else [_columns(error)]
         lines = "".join(f"<span>{html.escape(word)}</span>" for word in words)
         flag = " flag" if flags is not None and flags[one.row] else ""
         rows.append(
@@ -193,7 +194,7 @@ def _span(of: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def _tile(x: Tensor, schema: Schema) -> Image.Image:
-    return pictures.grid(x[None], schema, 1, scale=_scale(schema.shape[1]) if schema.is_picture else 1)
+    return pictures.grid(x[None], schema, 1, scale=_scale(schema.spatial[0]) if schema.rank == 2 else 1)
 
 
 def _heat(nats: Tensor, low: float, high: float) -> Image.Image:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tessella.core.batches import Batch
 from tessella.core.contracts import CodePrior
+from tessella.core.device import autocast
 from tessella.core.outputs import Terms
-from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision
 from tessella.core.tensors import Header, read_header, read_tensors, write_tensors

@@ -94,7 +94,7 @@ def read_prior_spec(home: Path) -> PriorSpec:
     if not path.is_file():
         have = sorted(p.parent.name for p in home.parent.glob(f"*/{SPEC}"))
         raise RunError(
-            f"{home} holds no prior; there are: {', '.join(have) or 'none yet, tessella prior RUN fits one'}"
+            f"{home} holds no prior; there are: {', '.join(have) or 'none yet, tessella fit-prior RUN fits one'}"
         )
     try:
         record = validation.read_json(path)
@@ -203,7 +203,7 @@ def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
         return PriorChoice(
             None,
             f"the priors in {run / PRIORS} were fitted on other weights, so the model's own is used: "
-            "fit them again with tessella prior",
+            "fit them again with tessella fit-prior",
         )
     better = [home for _, home, spec in current if spec.better]
     return PriorChoice(better[0]) if better else PriorChoice(None, _passed_over(run, current[0][2]))
@@ -212,7 +212,7 @@ def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
 def _passed_over(run: Path, spec: PriorSpec) -> str:
     """Why the best of the fitted priors is not used, and what to do."""
     own = "the uniform one" if spec.kind in registry.names("code-prior") else "the model's own"
-    again, taken = f"tessella prior {run} --kind {spec.kind}", f"or take it as it is with --prior {spec.kind}"
+    again, taken = f"tessella fit-prior {run} --kind {spec.kind}", f"or take it as it is with --prior {spec.kind}"
     if spec.rate is None:
         return (
             f"the prior {spec.kind} was stopped before it was measured, so {own} is used: go on with {again} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -16,6 +16,7 @@ from tessella.core.device import resolve
 from tessella.core.schema import Schema
 from tessella.core.tensors import fill, read_header
 from tessella.data import Data, open_data
+from tessella.data.inputs import Inputs
 from tessella.data.provenance import RECORDED, difference
 from tessella.data.splits import Renumbered
 from tessella.foundation import registry, validation
@@ -82,6 +83,15 @@ class Run:
         """
         return own_data(self.spec, place, labelled=checkpoint.build(self.path).conditional)
 
+    def inputs(self, model: Model, words: Sequence[str] = (), *, data: str | None = None, **options: Any) -> Inputs:
+        """Read the examples that INPUTS name, for a model of this run.
+
+        Args:
+            data: the SPEC of other data that numbers and splits refer to; None: the run's own.
+            options: as `tessella.data.inputs.Inputs` takes them.
+        """
+        return Inputs(model, words, lambda spec: self.data(spec or data, model), **options)
+
     @property
     def results(self) -> ResultsStore:
         """What tasks found on the run's own data."""
@@ -100,6 +110,11 @@ class Run:
     def prior_choice(self, kind: str | None = None) -> fitted_priors.PriorChoice:
         """Say which prior `model(kind)` takes, and why fitted ones are passed over."""
         return fitted_priors.choose_prior(self.path, kind)
+
+    def has_prior(self, kind: str) -> bool:
+        """Find out whether a prior of that kind was fitted on the present weights."""
+        home = fitted_priors.prior_home(self.path, kind)
+        return (home / checkpoint.MODEL).is_file() and fitted_priors.read_prior_spec(home).codes == self.fingerprint
 
     def fit_prior(
         self,
@@ -179,7 +194,7 @@ def data_for(spec: Spec, other: str | None = None, *, labelled: bool) -> Data:
             note(f"{data.spec} is not what the run was trained on any more ({what})")
         return data
     schema, options = spec.schema, _reading(spec)
-    if schema.is_picture:
+    if schema.rank == 2:
         options |= {"size": schema.shape[1:], "channels": schema.shape[0]}
     data = _fitting(spec, other, options, labelled=labelled)
     for line in data.notes:
@@ -223,7 +238,7 @@ def _fitting(spec: Spec, place: str, options: Mapping[str, Any], *, labelled: bo
         options = validation.arguments(open_data, options, "data")
     except validation.Malformed as error:
         raise DataError(f"the run's specification was edited: {error}", "edited") from error
-    if size is not None and schema.is_picture and tuple(np.broadcast_to(size, 2)) != schema.shape[1:]:
+    if size is not None and schema.rank == 2 and tuple(np.broadcast_to(size, 2)) != schema.shape[1:]:
         raise DataError(
             f"the run's data has size {size}, and its model is made for {_by(schema)}: one was edited", "edited"
         )
