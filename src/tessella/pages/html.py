@@ -14,15 +14,17 @@ from PIL.Image import Image
 
 import tessella
 from tessella.foundation.blocks import Block, Page
+from tessella.foundation.errors import on_command_line
 from tessella.foundation.files import write_atomic
 from tessella.foundation.text import shown
 from tessella.pages.charts import draw_chart
+from tessella.pages.command_lines import command_line
 
 
 def html_page(page: Page) -> str:
     """Render a page; what a browser or an editor would obey in names from outside is escaped."""
     text = _template().render(page=page, version=tessella.__version__)
-    return "\n".join(map(shown, text.split("\n")))
+    return "\n".join(map(shown, on_command_line(text).split("\n")))
 
 
 def write_html(path: Path, page: Page) -> None:
@@ -40,7 +42,7 @@ def html_blocks(blocks: Sequence[Block]) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"kind": lambda block: type(block).__name__, "uri": _png, "drawn": draw_chart}
+    environment.filters |= {"kind": lambda block: type(block).__name__, "uri": _png, "drawn": draw_chart, "line": command_line}
     return environment.from_string(resources.files("tessella.pages").joinpath("page.html.jinja").read_text("utf-8"))
 
 
