@@ -12,7 +12,6 @@ from typing import Any
 from tessella.commands import (
     demo,
     detect,
-    measure,
     prior,
     tasks,
     train,
@@ -25,7 +24,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (train.Train, train.train),
     "prior": (prior.Prior, prior.prior),
     "detect": (detect.Detect, detect.detect),
-    "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
 }
 

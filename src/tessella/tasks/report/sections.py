@@ -160,15 +160,13 @@ def _samples(model: Model, passed_over: str) -> tuple[Block, ...]:
         text = f"Codes sampled from the uniform prior, each as likely as any other, and decoded. {why}"
     if model.conditional and len(classes) <= MOST_ROWS:
         rows = sample_rows(model, columns * len(classes))
-        return Heading("Samples"), labelled_rows(rows, classes, model.schema, f"{text} Each row is sampled for a class.")
+        return Heading("Samples"), labelled_rows(rows, classes, model.schema, f"{text} A row is a class.")
     count = columns * (1 if _slow(model) else 4)
-    samples = in_rows(sample_rows(model, count).flatten(0, 1)[:count], columns, model.schema.low)
+    samples = in_rows(sample_rows(model, count).flatten(0, 1)[:count], columns, model.schema.values.low)
     return Heading("Samples"), sheet_figure(samples, model.schema, text)
 
 
-def _codes(
-    model: Model, split: Split, name: str, e: Evaluation, metrics: list[dict[str, Any]]
-) -> tuple[Block, ...]:
+def _codes(model: Model, split: Split, name: str, e: Evaluation, metrics: list[dict[str, Any]]) -> tuple[Block, ...]:
     if e.codes is None or not isinstance(model, CodeModel):
         return ()
     usage = curves(metrics, [("code_usage", "share of the codes that occur"), ("perplexity", "perplexity")])
@@ -206,8 +204,8 @@ def _dimensions(e: Evaluation) -> tuple[Block, ...]:
     if e.kl_per_unit is None or e.active_units is None:
         return ()
     caption = (
-        f"Mean KL to the prior per latent dimension, sorted. The bars add up to the rate, {e.rate:.2f} nats; dimensions "
-        f"below {ACTIVE:g} nats are inactive."
+        f"Mean KL to the prior per latent dimension, sorted. The bars add up to the rate, {e.rate:.2f} nats; "
+        f"dimensions below {ACTIVE:g} nats are inactive."
     )
     values = Series(range(len(e.kl_per_unit)), sorted(e.kl_per_unit, reverse=True))
     how: dict[str, Any] = {"kind": "bar", "x_label": "latent dimensions, sorted", "wide": True}
@@ -248,9 +246,8 @@ def _curves(run: Run, metrics: list[dict[str, Any]], model: Model) -> tuple[Bloc
     charts = curves(metrics, wanted[:2] if of_codes else wanted)
     if not charts:
         return Heading("Training"), Text("It was too short for curves.")
-    caption = (
-        f"Lower {wanted[0][1].partition(',')[0]} is better. The first moments may run off the top."
-        + (" During training all codes are equally likely: the rate is N log K throughout." if of_codes else "")
+    caption = f"Lower {wanted[0][1].partition(',')[0]} is better. The first moments may run off the top." + (
+        " During training all codes are equally likely: the rate is N log K throughout." if of_codes else ""
     )
     found: list[Block] = [Heading("Training"), Charts(charts, caption)]
     home = fitted_priors.prior_home(run.path, run.prior_in_use.split()[0]) if run.prior_in_use else None
