@@ -153,7 +153,7 @@ def check_codes(stored: StoredCodes, model: CodeModel, fingerprint: str) -> None
             model.checked_codes([_tensor(level[rows]) for level in stored.levels])
     except SpecError as error:
         raise DataError(error.message, code="codes-of-another-model") from error
-    stride = stride_of(model) if model.schema.is_picture else 1
+    stride = stride_of(model) if model.schema.rank else 1
     for name, size, codes in zip(stored.names, stored.sizes.tolist(), stored.levels[-1], strict=True):
         if [-(-side // stride) for side in size] != list(codes.shape[1:]) or 0 in size:
             raise DataError(
