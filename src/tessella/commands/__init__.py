@@ -11,7 +11,6 @@ from typing import Any
 
 from tessella.commands import (
     demo,
-    measure,
     prior,
     tasks,
     train,
@@ -21,7 +20,6 @@ from tessella.tasks.task import load_task
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
-    "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
 }
 
