@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from tessella.foundation.blocks import Block, Call, Calls, Cards, Figure, Heading, Page, Table, Text, joined
+from tessella.foundation.blocks import Block, Call, Calls, Cards, Details, Figure, Heading, Page, Table, Text, joined
 from tessella.foundation.errors import SpecError, option
 from tessella.foundation.notes import note
 from tessella.tasks.compress import CompressConfig, CompressResult, compress
 from tessella.tasks.detect import DetectConfig, detect
 from tessella.tasks.edit.task import EditConfig, EditResult, edit
+from tessella.tasks.report import Report, ReportConfig, report
 from tessella.tasks.search import IndexConfig, SearchConfig, SearchResult, index, search
 from tessella.tasks.task import Result, task
 
@@ -90,7 +91,7 @@ class DemoResult(Result):
         minutes: time that model and prior were trained for together.
         evaluation: of the test split.
         passed_over: why the learned prior is not used; empty if it is.
-        edited, found, anomalies, compressed: results of the tasks.
+        edited, found, anomalies, compressed, report: results of the tasks.
         samples, codes: blocks on samples and codes.
     """
 
@@ -102,6 +103,7 @@ class DemoResult(Result):
     found: SearchResult
     anomalies: DetectionResult
     compressed: CompressResult
+    report: Report
     samples: tuple[Block, ...]
     codes: tuple[Block, ...]
 
@@ -136,7 +138,7 @@ class DemoResult(Result):
             self._detect(),
             self._compress(),
             Heading("All numbers"),
-            Text("A run's report has its rate, distortion, bound, use of the codes and training curves."),
+            Details("the report of this run: rate, distortion, bound, codes, training curves", self.report.page().blocks),
             Calls(
                 [
                     Call("report", [run]),
@@ -286,6 +288,7 @@ def _demo(config: DemoConfig, device: str | None) -> DemoResult | StoppedDemo:
         _found(run, data),
         _anomalies(run),
         _compressed(run, data),
+        report(run, ReportConfig()),
         prior_samples(model) if model.fitted else (),
         code_strips(model, encode_examples(model, test), "test"),
     )
