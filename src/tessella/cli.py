@@ -32,7 +32,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
     "prior": ("train and measure", "learn which latents go together, codes or numbers"),
     "report": ("train and measure", "write report.html: curves, pictures, numbers and what they mean"),
-    "detect": ("use", "find what does not fit, with a stated false-positive rate"),
 }
 """Commands that are no tasks: their groups, and what they do."""
 

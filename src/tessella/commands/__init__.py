@@ -11,7 +11,6 @@ from typing import Any
 
 from tessella.commands import (
     demo,
-    detect,
     measure,
     prior,
     tasks,
@@ -24,7 +23,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
     "train": (train.Train, train.train),
     "prior": (prior.Prior, prior.prior),
-    "detect": (detect.Detect, detect.detect),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
 }
