@@ -27,11 +27,9 @@ from tessella.foundation.text import shown
 GROUPS = ("start here", "train and measure", "look", "codes", "use", "understand")
 """Groups of commands, in the order of the overview."""
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("start here", "train on embedded pictures of clothes and show what can be done, in 4 minutes"),
     "data": ("start here", "show what is understood of some data, and write a contact sheet"),
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
     "prior": ("train and measure", "learn which latents go together, codes or numbers"),
-    "report": ("train and measure", "write report.html: curves, pictures, numbers and what they mean"),
 }
 """Commands that are no tasks: their groups, and what they do."""
 

@@ -10,8 +10,6 @@ from functools import partial
 from typing import Any
 
 from tessella.commands import (
-    demo,
-    measure,
     prior,
     tasks,
     train,
@@ -23,8 +21,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
     "train": (train.Train, train.train),
     "prior": (prior.Prior, prior.prior),
-    "report": (measure.Report, measure.report),
-    "demo": (demo.Demo, demo.demo),
 }
 
 

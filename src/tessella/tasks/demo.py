@@ -138,7 +138,9 @@ class DemoResult(Result):
             self._detect(),
             self._compress(),
             Heading("All numbers"),
-            Details("the report of this run: rate, distortion, bound, codes, training curves", self.report.page().blocks),
+            Details(
+                "the report of this run: rate, distortion, bound, codes, training curves", self.report.page().blocks
+            ),
             Calls(
                 [
                     Call("report", [run]),
@@ -217,7 +219,9 @@ class DemoResult(Result):
             (Path(c.out).name, file.bytes, "all of them in one file, names and checksums included"),
         ]
         cells = [(what, f"{size:,.0f}", f"{size / file.examples:,.1f} bytes; {words}") for what, size, words in rows]
-        text = f"The first {file.examples:,} test pictures, lossless: decompressed and compared, every pixel is the same."
+        text = (
+            f"The first {file.examples:,} test pictures, lossless: decompressed and compared, every pixel is the same."
+        )
         compress = Call("compress", [self.run, f":{COMPRESSED}"], {"out": "clothes.tes"})
         return (
             Heading("A compressed file"),
@@ -333,7 +337,8 @@ def _edited(run: Run, data: Data) -> EditResult:
     number = _first(data, "test", EDITED)
     result = edit(run, EditConfig(str(number), region=REGION, resample=True, count=VARIANTS))
     changed = f"{len(result.edited.changed(0))} of {result.edited.code_count} codes changed in the first"
-    note(f"5 of 8: edit: the lower half of test picture {number}, a {EDITED.lower()}, sampled {VARIANTS} times; {changed}")
+    half = f"the lower half of test picture {number}, a {EDITED.lower()}"
+    note(f"5 of 8: edit: {half}, sampled {VARIANTS} times; {changed}")
     return result
 
 
@@ -367,7 +372,8 @@ def _anomalies(run: Run) -> DetectionResult:
     )
     result = detect(run, config)
     caught, strange, false, normal = _caught(result)
-    note(f"7 of 8: anomalies: {caught} of {strange} handwritten digits lie above the threshold, and {false} of {normal} clothes")
+    above = f"{caught} of {strange} handwritten digits lie above the threshold, and {false} of {normal} clothes"
+    note(f"7 of 8: anomalies: {above}")
     return result
 
 
@@ -392,5 +398,6 @@ def _compressed(run: Run, data: Data) -> CompressResult:
     if not all(bool((one == restored).all()) for one, (_, restored) in zip(x, back, strict=True)):
         raise SpecError(f"{out} does not restore what went in: please report this", code="not-restored")
     beside = ", ".join(f"{codec.bytes:,} as {codec.name}" for codec in result.codecs)
-    note(f"8 of 8: compressed: {COMPRESSED} test pictures in {result.file.bytes:,} bytes, {beside}; restored, every pixel is equal")
+    sizes = f"{COMPRESSED} test pictures in {result.file.bytes:,} bytes, {beside}"
+    note(f"8 of 8: compressed: {sizes}; restored, every pixel is equal")
     return result
