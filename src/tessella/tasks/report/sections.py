@@ -23,6 +23,7 @@ from tessella.evaluation.samples import (
 )
 from tessella.foundation import registry
 from tessella.foundation.blocks import Block, Cards, Chart, Charts, Figure, Heading, Page, Series, Table, Text, joined
+from tessella.kinds.base import kind_of
 from tessella.kinds.figures import examples_in_a_row, labelled_rows, sheet_figure
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -88,7 +89,7 @@ def _slow(model: Model) -> bool:
 
 def _lead(model: Model, data: Data, e: Evaluation, metrics: list[dict[str, Any]]) -> str:
     schema = model.schema
-    kind = f"pictures of {schema.shape[2]}x{schema.shape[1]}" if schema.rank == 2 else f"rows of {schema.dims} numbers"
+    kind = kind_of(schema).description
     spent = f" in {duration_text(metrics[-1]['seconds'])}" if metrics else ""
     others = "of the same" if e.split == "train" else "others that had no part in training"
     by = f"{math.prod(model.latent_shape):,} numbers"
@@ -102,7 +103,7 @@ def _lead(model: Model, data: Data, e: Evaluation, metrics: list[dict[str, Any]]
 
 def _opening(spec: Spec, model: Model, e: Evaluation, passed_over: str) -> tuple[Block, ...]:
     schema = model.schema
-    one = "picture" if schema.rank == 2 else "example"
+    one = kind_of(schema).example
     known = spec.model in registry.names("model")
     what = registry.find("model", spec.model).summary if known else "a composition of one's own"
     cards = []
@@ -217,7 +218,7 @@ def _collapse(e: Evaluation, schema: Schema) -> tuple[Block, ...]:
     """Whether the latent is used."""
     if e.collapse is None:
         return ()
-    c, one = e.collapse, "picture" if schema.rank == 2 else "example"
+    c, one = e.collapse, kind_of(schema).example
     what = "codes" if e.codes is not None else "latent"
     cards = [
         (
