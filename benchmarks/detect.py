@@ -7,8 +7,7 @@ MNIST; the mean AUROC over the ten. Other data: a VAE of Fashion-MNIST's trainin
 The score that counts is `complexity-corrected`, as docs/uses/detect.md says beforehand. It and its compressors were
 chosen on training and validation pictures alone: one digit's held-out training pictures against the others', and
 Fashion-MNIST's validation split against small digits of another source, photographs, noise, drawn lines, and garments
-turned, mirrored
-and inverted.
+turned, mirrored and inverted.
 Runs that lie in RUNS already are not trained again, and scores not found again.
 """
 
