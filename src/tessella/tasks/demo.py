@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from tessella.training.run import Run
 
 DATA, RUN = "clothes", "demo-run"
-MODEL = {"codebook_size": 128, "width": 32, "depth": 1, "mixtures": 3}
-PRIOR = {"width": 48, "depth": 4}
 RATE, PRIOR_RATE = 3e-3, 2e-3
 """Learning rates: with so little time, small networks need higher ones than the package's own."""
 SHARE = 0.6
@@ -247,11 +245,14 @@ def _demo(config: DemoConfig, device: str | None) -> DemoResult | StoppedDemo:
     import torch
 
     from tessella import VQVAE, open_data
+    from tessella.bottlenecks.quantizers import EMAQuantizer
     from tessella.coding.code_atlas import encode_examples
     from tessella.evaluation.bounds import evaluate
     from tessella.evaluation.metric_text import saving_text, size_text
+    from tessella.likelihoods.logistic import LogisticMixture
     from tessella.models.codes import CodeModel
     from tessella.models.spec import TrainOptions
+    from tessella.priors.autoregressive import PixelCNN
     from tessella.tasks.code_blocks import code_strips, prior_samples
     from tessella.training.loop import train
     from tessella.training.results_store import EVALUATION
@@ -265,12 +266,19 @@ def _demo(config: DemoConfig, device: str | None) -> DemoResult | StoppedDemo:
     note(f"2 of 8: training a VQ-VAE for {SHARE * seconds:.0f} seconds: a picture becomes a small grid of integers")
     options = TrainOptions(minutes=SHARE * config.minutes, learning_rate=RATE, device=device or "auto")
     torch.manual_seed(options.seed)
-    trained = train(VQVAE(data.schema, **MODEL), data, run.path, options, overwrite=config.run == RUN)
+    small = VQVAE(
+        data.schema,
+        quantizer=EMAQuantizer(codebook_size=128),
+        likelihood=LogisticMixture(components=3),
+        width=32,
+        depth=1,
+    )
+    trained = train(small, data, run.path, options, overwrite=config.run == RUN)
     if trained.stopped == "signal":
         return StoppedDemo(config.run, Call("train", (), {"resume": True, "out": config.run}))
     note(f"3 of 8: fitting a prior for {(1 - SHARE) * seconds:.0f} seconds: which integers go together")
     options = TrainOptions(minutes=(1 - SHARE) * config.minutes, learning_rate=PRIOR_RATE, device=device or "auto")
-    fitted = run.fit_prior(data, "pixelcnn", options, **PRIOR)
+    fitted = run.fit_prior(data, PixelCNN(width=48, depth=4), options)
     if fitted.training.stopped == "signal":
         return StoppedDemo(config.run, Call("fit-prior", [config.run], {"resume": True}))
     model = run.model()

@@ -13,7 +13,7 @@ import torch
 import tessella
 from tessella.evaluation.results import Evaluation
 from tessella.foundation.blocks import Block, Call, Calls, Code, Details, Heading, Table
-from tessella.models.spec import ModelOptions, Spec, TrainOptions
+from tessella.models.spec import Spec, TrainOptions
 from tessella.training import fitted_priors
 from tessella.training.run import Run
 
@@ -43,19 +43,18 @@ def reproduction(run: Run, spec: Spec, e: Evaluation, metrics: list[dict[str, An
 def train_call(spec: Spec, run: Path, note: str = "") -> Call:
     """The call that starts such a run, with every option that is not the default."""
     shown = {k: v for k, v in spec.data.items() if k not in ("spec", "seed")}
-    given = {**asdict(spec.options), **spec.training, **shown}
-    usual = {**asdict(ModelOptions()), **asdict(TrainOptions(steps=1)), "steps": None, "minutes": None}
-    if spec.model == "beta-vae":
-        usual["beta"] = 4.0
+    given = {} if spec.config is None else spec.config.changed()
+    usual = {**asdict(TrainOptions(steps=1)), "steps": None, "minutes": None}
+    given |= _unusual({**spec.training, **shown}, usual)
     place = {"data": str(spec.data.get("spec", "?")), "out": str(run)}
-    return Call("train", [spec.model], {**place, **_unusual(given, usual)}, note)
+    return Call("train", [spec.model], {**place, **given}, note)
 
 
 def prior_call(prior: fitted_priors.PriorSpec, run: Path) -> Call:
     """The call that fits such a prior over the latents of a run."""
-    given = {**prior.training, **prior.size, "class_conditional": prior.class_conditional}
+    given = {**prior.training, "class_conditional": prior.class_conditional}
     usual = {**asdict(TrainOptions(steps=1)), "steps": None, "minutes": None, "class_conditional": False}
-    return Call("prior", [str(run)], {"kind": prior.kind, **_unusual(given, usual)})
+    return Call("fit-prior", [str(run)], {"kind": prior.kind, **prior.config.changed(), **_unusual(given, usual)})
 
 
 def _unusual(given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
