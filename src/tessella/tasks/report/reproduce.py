@@ -43,21 +43,20 @@ def reproduction(run: Run, spec: Spec, e: Evaluation, metrics: list[dict[str, An
 def train_call(spec: Spec, run: Path, note: str = "") -> Call:
     """The call that starts such a run, with every option that is not the default."""
     shown = {k: v for k, v in spec.data.items() if k not in ("spec", "seed")}
-    given = {} if spec.config is None else spec.config.changed()
-    usual = {**asdict(TrainOptions(steps=1)), "steps": None, "minutes": None}
-    given |= _unusual({**spec.training, **shown}, usual)
+    own = {} if spec.config is None else spec.config.changed()
     place = {"data": str(spec.data.get("spec", "?")), "out": str(run)}
-    return Call("train", [spec.model], {**place, **given}, note)
+    return Call("train", [spec.model], {**place, **own, **_unusual({**spec.training, **shown})}, note)
 
 
 def prior_call(prior: fitted_priors.PriorSpec, run: Path) -> Call:
     """The call that fits such a prior over the latents of a run."""
     given = {**prior.training, "class_conditional": prior.class_conditional}
+    return Call("fit-prior", [str(run)], {"kind": prior.kind, **prior.config.changed(), **_unusual(given)})
+
+
+def _unusual(given: dict[str, Any]) -> dict[str, Any]:
+    """Options of training and of data that are not the default."""
     usual = {**asdict(TrainOptions(steps=1)), "steps": None, "minutes": None, "class_conditional": False}
-    return Call("fit-prior", [str(run)], {"kind": prior.kind, **prior.config.changed(), **_unusual(given, usual)})
-
-
-def _unusual(given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None and value != usual.get(name)}
 
 
