@@ -17,6 +17,7 @@ from tessella.bottlenecks.gaussian import DiagonalGaussianModule, position_head
 from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
+from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -62,6 +63,10 @@ class FlowPosteriorModule(Bottleneck):
         self.base = DiagonalGaussianModule(feature_shape, channels)
         self.context = position_head(feature_shape, context)
         self.latent_shape = self.base.latent_shape
+        if len(feature_shape) == 2:
+            raise SpecError(
+                "a flow posterior takes a vector or a grid of a picture: leave --latent out", code="not-for-signals"
+            )
         if len(feature_shape) == 1:
             steps: list[nn.Module] = [_VectorStep(channels, context, 2 * width) for _ in range(flow_steps)]
         else:

@@ -36,12 +36,14 @@ class AsData:
         binarize: make bytes binary: drawn anew in every batch, drawn once, or cut at half.
         label: the column of a table, or the array of an .npz, that holds the class; by default one called label, class
             or target that holds few values.
+        kind: signal if arrays (N, C, T) and (N, T) are signals, not grey pictures and vectors.
     """
 
     size: tuple[int, ...] | None = None
     channels: int | None = None
     binarize: Binarize | None = None
     label: str | None = None
+    kind: Literal["signal"] | None = None
 
     def open(self, spec: str) -> Data:
         from tessella.data import open_data
@@ -50,7 +52,9 @@ class AsData:
         if sides is not None and len(sides) not in (1, 2):
             raise DataError(f"--size takes one number, or a height and a width, not {len(sides)} numbers")
         box = None if sides is None else (sides[0], sides[-1])
-        return open_data(spec, size=box, channels=self.channels, binarize=self.binarize, label=self.label)
+        return open_data(
+            spec, size=box, channels=self.channels, binarize=self.binarize, label=self.label, kind=self.kind
+        )
 
 
 # data

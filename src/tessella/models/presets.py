@@ -33,6 +33,9 @@ from tessella.networks.unet import UNet
 from tessella.priors.logistic import StandardLogistic
 from tessella.priors.normal import StandardNormalModule
 
+SIGNAL_SIDE = 16
+"""Half of the positions to which the coarsest grid of a signal is brought down."""
+
 
 @register("model", "ae", summary="autoencoder: reconstructs, has no prior and so no bound")
 def AE(schema: Schema, **options: Any) -> LatentVariableModel:
@@ -105,6 +108,8 @@ def Flow(schema: Schema, **options: Any) -> FlowModel:
         raise SpecError(f"flow has no {flags}: leave it out; a flow has z as large as x and needs no likelihood")
     if not schema.values.discrete and chosen.dequantization:
         raise SpecError("real values need no dequantisation: leave --dequantization out")
+    if schema.rank == 1:
+        raise SpecError("a flow takes vectors and pictures, not signals: use diffusion", code="not-for-signals")
     wide = 64 if not schema.rank or schema.shape[0] >= 3 else 32
     size: dict[str, Any] = {"width": chosen.width or wide, "depth": chosen.depth or 2}
     flow = (
@@ -175,9 +180,9 @@ def _of_codes(name: str, schema: Schema, options: ModelOptions, *, levels: int) 
 
 
 def _grid(schema: Schema, options: ModelOptions, channels: int):
-    colour = schema.shape[0] >= 3
-    side, width, depth = (16, 64, 4) if colour else (7, 32, 2)
-    plan = ConvPlan.for_pictures(
+    colour = schema.rank == 2 and schema.channels >= 3
+    side, width, depth = (16, 64, 4) if colour else (SIGNAL_SIDE if schema.rank == 1 else 7, 32, 2)
+    plan = ConvPlan.of(
         schema.shape, side=options.side or side, width=options.width or width, depth=options.depth or depth
     )
     return ConvEncoder(schema.shape, plan), lambda shape: ConvDecoder(shape, plan, channels)
@@ -230,7 +235,7 @@ def _compose(
 ) -> LatentVariableModel:
     _check_latents(name, options, prior)
     likelihood = _likelihood(schema, options)
-    pieces = _for_pictures if schema.rank else _for_vectors
+    pieces = _for_grids if schema.rank else _for_vectors
     encoder, units, decoder_for = pieces(schema, options, likelihood.parameter_channels, classes)
     waist = _waist(bottleneck, encoder.feature_shape, units, options)
     decoder = decoder_for(waist.latent_shape)
@@ -303,14 +308,15 @@ def _prior(
     return make(waist.latent_shape, *((classes,) if classes and "classes" in known else ()), **given)
 
 
-def _for_pictures(schema: Schema, options: ModelOptions, channels: int, classes: int):
-    latent = options.latent or ("grid" if schema.shape[0] >= 3 else "vector")
+def _for_grids(schema: Schema, options: ModelOptions, channels: int, classes: int):
+    latent = options.latent or ("grid" if schema.rank == 2 and schema.channels >= 3 else "vector")
+    side = SIGNAL_SIDE if schema.rank == 1 else 7
     if latent == "grid":
-        plan = ConvPlan.for_pictures(schema.shape, side=16, width=options.width or 64, depth=options.depth or 4)
+        plan = ConvPlan.of(schema.shape, side=16, width=options.width or 64, depth=options.depth or 4)
         encoder = ConvEncoder(schema.shape, plan, classes=classes)
         units = options.units or 16
     else:
-        plan = ConvPlan.for_pictures(schema.shape, side=7, width=options.width or 32, depth=options.depth or 2)
+        plan = ConvPlan.of(schema.shape, side=side, width=options.width or 32, depth=options.depth or 2)
         encoder = ConvEncoder(schema.shape, plan, features=256, classes=classes)
         units = options.units or 40
     return encoder, units, lambda shape: ConvDecoder(shape, plan, channels, classes=classes)
