@@ -12,14 +12,17 @@ import pytest
 import torch
 from torch import nn
 
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.cli import main
 from tessella.core.contracts import Condition
 from tessella.core.rng import Noise
 from tessella.core.schema import Integers, Real, Schema, Symbols, Values
 from tessella.data import open_data
 from tessella.foundation import validation
+from tessella.foundation.registry import find
 from tessella.kinds.base import kind_of
 from tessella.likelihoods import likelihood_for
+from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.presets import VAE, VQVAE, VQVAE2
 from tessella.networks.causal_conv import CausalConv, IncrementalCausalConv
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, fold, unfold
@@ -126,7 +129,7 @@ def test_codes_of_a_line_are_sampled_by_the_recomputed_probabilities(make: type[
 def test_likelihoods_of_signals_add_up_position_by_position(schema: Schema, name: str) -> None:
     from tessella.likelihoods.shared import by_position
 
-    likelihood = likelihood_for(schema, name).eval()
+    likelihood = likelihood_for(schema, find("likelihood", name).load()()).eval()
     p = likelihood(torch.randn(2, likelihood.parameter_channels, *schema.spatial))
     x = (
         torch.randn(2, *schema.shape)
@@ -141,7 +144,7 @@ def test_likelihoods_of_signals_add_up_position_by_position(schema: Schema, name
 def test_the_bound_lies_below_log_p_in_closed_form() -> None:
     """A linear decoder of a signal: p(x) = N(0, W W' + s^2 I), which no bound exceeds."""
     schema = Schema.of((1, 6), Real(-9.0, 9.0))
-    model = VAE(schema, **SMALL, units=2, likelihood="gaussian-fixed").eval()
+    model = VAE(schema, **SMALL, latent_dim=2, likelihood=FixedGaussian()).eval()
     weights = torch.randn(6, 2)
 
     class Linear(nn.Module):
@@ -160,7 +163,7 @@ def test_the_bound_lies_below_log_p_in_closed_form() -> None:
 
 @pytest.mark.parametrize("make", [VQVAE, VQVAE2])
 def test_codes_of_signals_are_given_back(make) -> None:
-    model = make(BYTES, side=3, codebook_size=8, **SMALL).eval()
+    model = make(BYTES, grid_size=3, quantizer=EMAQuantizer(codebook_size=8), **SMALL).eval()
     x = torch.randint(0, 256, (4, 1, 24), dtype=torch.uint8)
     latent = model.encode(x)
     assert all(len(shape) == 2 for shape in model.code_shapes)
@@ -201,11 +204,11 @@ def test_three_axes_are_pictures_unless_called_signals(tmp_path: Path) -> None:
 def test_signals_go_the_whole_way(model: str, values: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     spec, run = str(_waves(tmp_path, values)), str(tmp_path / "run")
-    options = ["--side", "4", "--codebook-size", "8"] if model == "vqvae" else ["--units", "3"]
+    options = ["--grid-size", "4", "--codebook-size", "8"] if model == "vqvae" else ["--latent-dim", "3"]
     train = ["train", model, "--data", spec, "--kind", "signal", "--steps", "3", "--width", "8", "--depth", "1"]
     assert main([*train, *options, "--out", run]) == 0
     prior = "transformer" if model == "vqvae" else "flow"
-    assert main(["prior", run, "--kind", prior, "--steps", "3"]) == 0
+    assert main(["fit-prior", run, "--kind", prior, "--steps", "3"]) == 0
     assert main(["evaluate", run]) == 0
     assert main(["sample", run, "-n", "4", "-o", "s.png"]) == 0
     assert main(["reconstruct", run, "-o", "r.png"]) == 0

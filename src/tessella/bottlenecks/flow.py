@@ -14,9 +14,11 @@ from torch.types import _size
 from zuko.nn import MaskedMLP
 
 from tessella.bottlenecks.gaussian import DiagonalGaussianModule, position_head
+from tessella.core.configs import BottleneckConfig
 from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
+from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
 
@@ -30,6 +32,19 @@ FAR = 1e4
 
 
 @register("bottleneck", "flow", summary="a Gaussian followed by inverse autoregressive steps (Kingma et al. 2016)")
+class FlowPosterior(BottleneckConfig):
+    """Gaussian posterior followed by inverse autoregressive steps.
+
+    Attributes:
+        flow_steps: steps T.
+    """
+
+    flow_steps: Count = 3
+
+    def build(self, feature_shape: tuple[int, ...], latent_dim: int) -> FlowPosteriorModule:
+        return FlowPosteriorModule(feature_shape, latent_dim, flow_steps=self.flow_steps)
+
+
 @final
 class FlowPosteriorModule(Bottleneck):
     """q(z | x): z_0 = mu + sigma * eps, then z_t = m_t + g_t * z_{t-1} for t = 1 ... T (Kingma et al. 2016, section 3).
@@ -55,7 +70,7 @@ class FlowPosteriorModule(Bottleneck):
         feature_shape: tuple[int, ...],
         channels: int,
         *,
-        flow_steps: int = 3,
+        flow_steps: int,
         width: int = 160,
         context: int = 128,
     ) -> None:
@@ -65,7 +80,8 @@ class FlowPosteriorModule(Bottleneck):
         self.latent_shape = self.base.latent_shape
         if len(feature_shape) == 2:
             raise SpecError(
-                "a flow posterior takes a vector or a grid of a picture: leave --latent out", code="not-for-signals"
+                "a flow posterior takes a vector or a grid of a picture: leave {option('latent_layout')} out",
+                code="not-for-signals",
             )
         if len(feature_shape) == 1:
             steps: list[nn.Module] = [_VectorStep(channels, context, 2 * width) for _ in range(flow_steps)]
