@@ -2,8 +2,6 @@
 
 The overview is composed here from a table, so that `tessella --help` answers before PyTorch, or even the option
 parser, could be loaded. What a command takes and does stands in `commands`.
-
-Imports beside it: commands.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`tessella demo`.
-
-Imports beside it: report.
-"""
+"""`tessella demo`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`tessella evaluate` and `tessella report`.
-
-Imports beside it: report.
-"""
+"""`tessella evaluate` and `tessella report`."""
 
 from __future__ import annotations
 
