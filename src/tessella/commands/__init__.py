@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from tessella.commands import (
-    demo,
     prior,
     tasks,
     train,
@@ -20,7 +19,6 @@ from tessella.tasks.task import load_task
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
-    "demo": (demo.Demo, demo.demo),
 }
 
 
