@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tessella.core.contracts import StoredValues
 from tessella.core.entropy_coding import (
     TOTAL,
     AnsStack,
@@ -24,7 +25,6 @@ from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.registry import entries, names
 from tessella.likelihoods import likelihood_for
-from tessella.likelihoods.shared import StoredValues
 
 LIKELIHOODS = [
     pytest.param(entry.name, values, shape, id=f"{entry.name}-{values}-{'x'.join(map(str, shape))}")

@@ -23,11 +23,9 @@ from tessella.likelihoods import (
     FixedGaussianModule,
     GaussianModule,
     LogisticMixtureModule,
-    initial_bias,
     likelihood_for,
     logistic,
 )
-from tessella.likelihoods.shared import by_position
 
 PICTURE, VECTOR = (3, 4, 5), (6,)
 FALSE_ALARM = 1e-4
@@ -153,13 +151,13 @@ def test_positions_add_up_and_each_says_its_own(name: str, values: str, shape: t
     likelihood = likelihood_for(schema_of(values, shape), name).eval()
     distribution = likelihood(random_parameters(likelihood))
     x = distribution.sample()
-    each = by_position(distribution, x)
+    each = distribution.by_position(x)
     assert each.shape == (4, *shape[-2:])
     torch.testing.assert_close(each.flatten(1).sum(1), distribution.log_prob(x), rtol=1e-5, atol=1e-4)
     other = x.clone()
     at = (slice(None), slice(None), 2, 3) if len(shape) == 3 else (slice(None), 3)
     other[at] = 1 - x[at] if values == "binary" else (x[at] + 100) % 256
-    changed = (by_position(distribution, other) - each).abs().amax(0) > 1e-6
+    changed = (distribution.by_position(other) - each).abs().amax(0) > 1e-6
     place = at[-len(changed.shape) :]
     assert changed[place]
     before = (
@@ -246,7 +244,7 @@ def test_values_it_is_no_distribution_of_are_refused(name: str, values: str, sha
 def test_initial_bias_is_a_fair_start(name: str, values: str, shape: tuple[int, ...]) -> None:
     schema = schema_of(values, shape)
     likelihood = likelihood_for(schema, name)
-    bias = initial_bias(likelihood)
+    bias = likelihood.initial_bias()
     assert bias is not None
     assert bias.shape == (likelihood.parameter_channels,)
     distribution = likelihood(bias.reshape(1, -1, *(1,) * (len(shape) - 1)).expand(64, -1, *shape[1:]))

@@ -4,15 +4,13 @@
     uint8    LogisticMixture, Categorical
     real     Gaussian, FixedGaussian
 
-Inside, `factorised.py` and `logistic.py` hold the classes, `shared.py` what they share: units, remedies, checks.
+Inside, `independent.py` and `logistic.py` hold the classes, `shared.py` what they share: units, remedies, checks.
 """
 
 from __future__ import annotations
 
 from inspect import signature
 from typing import Any
-
-from torch import Tensor
 
 from tessella.core.contracts import Likelihood
 from tessella.core.schema import Schema
@@ -27,7 +25,6 @@ __all__ = [
     "FixedGaussianModule",
     "GaussianModule",
     "LogisticMixtureModule",
-    "initial_bias",
     "likelihood_for",
 ]
 
@@ -51,12 +48,3 @@ def likelihood_for(schema: Schema, name: str | None = None, **options: Any) -> L
             f"the {name} likelihood has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}"
         )
     return make(schema, **options)
-
-
-def initial_bias(likelihood: Likelihood) -> Tensor | None:
-    """A good starting bias `[parameter_channels]` for the decoder's last layer; None if the likelihood has no opinion.
-
-    A likelihood that has one says it by a method `initial_bias()`. All of those here have.
-    """
-    method = getattr(likelihood, "initial_bias", None)
-    return None if method is None else method()

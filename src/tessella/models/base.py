@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
-from tessella.core.contracts import Likelihood, Quantizer
+from tessella.core.contracts import Likelihood, Quantizer, StoredValues
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise, seeded
 from tessella.core.schema import Schema
@@ -60,7 +59,7 @@ class Model(nn.Module, ABC):
         """
 
     @abstractmethod
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+    def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
         """p(x | z) over stored values, batch shape `[B]`, for z `[B, *latent_shape]`."""
 
     @abstractmethod

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tessella.core.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior
+from tessella.core.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior, StoredValues
 from tessella.core.distributions import kl, kl_closed, kl_per_unit
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
@@ -91,7 +91,7 @@ class LatentVariableModel(Model):
             raise self.no_prior_error()
         return self.prior(self.check_label(label), None if noise is None else noise.split("prior"))
 
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+    def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
         return self.likelihood(self.decoder(z, self._shown(label)))
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from tessella.flows.vectors import VectorFlow
 from tessella.foundation import registry
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
-from tessella.likelihoods import initial_bias, likelihood_for
+from tessella.likelihoods import likelihood_for
 from tessella.models.codes import CodeModel
 from tessella.models.diffusion import DiffusionModel
 from tessella.models.flow import FlowModel
@@ -241,7 +241,7 @@ def _likelihood(schema: Schema, options: ModelOptions) -> Likelihood:
 
 
 def _start(decoder: ConvDecoder | VectorDecoder | PaperDecoder, likelihood: Likelihood) -> None:
-    bias = initial_bias(likelihood)
+    bias = likelihood.initial_bias()
     if bias is not None:
         decoder.start_at(bias)
 

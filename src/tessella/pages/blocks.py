@@ -32,7 +32,7 @@ def write_page(path: Path, title: str, body: Sequence[str]) -> None:
 
 def slow(model: Model) -> bool:
     """Whether drawing one example takes a pass over all pixels, so that few should be drawn."""
-    return getattr(model.likelihood, "sequential_mean", False)
+    return model.likelihood.sequential_mean
 
 
 def cards(figures: Sequence[tuple[str, str]]) -> str:
