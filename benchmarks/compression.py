@@ -141,11 +141,11 @@ def _coded(tile: np.ndarray, schema: Schema, form: str, options: dict[str, Any])
 def trips(colour: str, grey: str, bits: str, data: Path) -> common.Record:
     """1000 pictures of each set, and 200 that no set has."""
     found = {}
-    for run, sets in ((colour, ("cifar10", "flowers96", "sprites_layers")), (grey, ("mnist", "fashion_mnist"))):
+    for run, sets in ((colour, ("cifar10", "flowers", "sprites.npz")), (grey, ("mnist.npz", "fashion_mnist.npz"))):
         model = load(run, prior="uniform")
         channels = model.schema.shape[0]
         for name in sets:
-            found[name] = trip(model, _pictures(data / f"{name}.npz", channels), run)
+            found[name] = trip(model, _pictures(data / name, channels), run)
         found[f"made up, {channels} channels"] = trip(model, _made_up(model.schema), run)
     model = load(bits, prior="uniform")
     split = Run(bits).data(None, model).split("test")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,11 +27,14 @@ import common
 import tessella
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.data.inputs import NamedBatch
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.priors.masked import MaskedTransformerModule
-from tessella.tasks import search
 from tessella.tasks.edit import Paste, Resample, box, edit, receptive_field
+from tessella.tasks.search.features import features as features_of
+from tessella.tasks.search.index_file import Index, read_index, write_index
+from tessella.tasks.search.neighbours import nearest
 from tessella.training import checkpoint
 from tessella.training.run import Run, load
 
@@ -116,34 +120,34 @@ def neighbours(run: str, data: Path, most: int) -> common.Record:
     count = min(most, len(train))
     rows = range(0, count, 100)
 
-    def batches() -> Iterator[tuple[list[str], torch.Tensor]]:
+    def batches() -> Iterator[NamedBatch]:
         for first in rows:
             some = range(first, min(first + 100, count))
-            yield [str(n) for n in some], train.batch(some).x
+            yield NamedBatch([str(n) for n in some], train.batch(some), [None] * len(some))
 
     started = time.perf_counter()
-    index = search.index(model, batches(), "")
+    with tempfile.TemporaryDirectory() as folder:
+        write_index(path := Path(folder, "index.safetensors"), model, batches(), "")
+        index = read_index(path, model, "")
     made = time.perf_counter() - started
     queries = test.batch(range(QUERIES))
     features = {name: [] for name in index.features}
     for some in queries.x.split(100):
-        for name, found in search.features(model, some).items():
+        for name, found in features_of(model, some).items():
             features[name].append(found)
     asked = {name: torch.cat(parts) for name, parts in features.items()}
     labels = torch.from_numpy(train.labels)
-    found = {
-        name: _precision(search.nearest(index, asked, 10, name).rows, labels, queries.label) for name in index.features
-    }
-    many = search.Index("", ("",) * MANY, {n: r[torch.arange(MANY) % count] for n, r in index.features.items()},
+    found = {name: _precision(nearest(index, asked, 10, name).rows, labels, queries.label) for name in index.features}
+    many = Index("", ("",) * MANY, {n: r[torch.arange(MANY) % count] for n, r in index.features.items()},
                         index.scale, {}, ())  # fmt: skip
     started = time.perf_counter()
-    search.nearest(many, {name: rows[:1] for name, rows in asked.items()}, 10)
+    nearest(many, {name: rows[:1] for name, rows in asked.items()}, 10)
     one = time.perf_counter() - started
     plain = torch.cat(
         [train.batch(range(f, min(f + 1000, len(train)))).x.flatten(1) for f in range(0, len(train), 1000)]
     )
-    raw = search.Index("", index.names, {"latent": plain.half()}, torch.ones(plain.shape[1]), {}, index.thumbs)
-    pixels = search.nearest(raw, {"latent": queries.x.flatten(1).half()}, 10).rows
+    raw = Index("", index.names, {"latent": plain.half()}, torch.ones(plain.shape[1]), {}, index.thumbs)
+    pixels = nearest(raw, {"latent": queries.x.flatten(1).half()}, 10).rows
     return {
         "model": model.name,
         "examples": len(index),

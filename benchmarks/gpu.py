@@ -2,8 +2,8 @@
 
 One script without network, with the packages that tessella itself needs; the peer of the quantiser is measured where
 it is installed. Parts share `--seconds`, each has a share of its own, and what they leave goes to recipes on CIFAR-10,
-which is looked for in `--data` or TESSELLA_DATA (`cifar10.npz`). The record is written after every part, so that what
-ends early still tells what it found; a part that fails is recorded with its error.
+whose binary version is looked for in `--data` or TESSELLA_DATA (`cifar10`). The record is written after every part, so
+that what ends early still tells what it found; a part that fails is recorded with its error.
 
 On the device times are between CUDA events, medians after a warm-up; elsewhere they are of the clock on the wall. The
 share of the card's peak is (operations of a step, counted by torch, times steps a second) over the dense bfloat16 peak
@@ -379,9 +379,9 @@ def _coding(model: CodeModel, x: Tensor) -> dict[str, Callable[[], object]]:
 
 def recipes(place: Place, budget: float) -> common.Record:
     """As many recipes on CIFAR-10 as fit, each with what time there is instead of its own."""
-    file = None if place.data is None else place.data / "cifar10.npz"
-    if file is None or not file.is_file():
-        where = "no --data and no TESSELLA_DATA" if place.data is None else f"no cifar10.npz in {place.data.name}"
+    file = None if place.data is None else place.data / "cifar10"
+    if file is None or not file.is_dir():
+        where = "no --data and no TESSELLA_DATA" if place.data is None else f"no cifar10 in {place.data.name}"
         return {"skipped": where}
     found: common.Record = {}
     overhead = 25.0  # to start, to read and to evaluate
@@ -471,7 +471,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda", help="cuda; another is a rehearsal")
     parser.add_argument("--seconds", type=float, default=None, help=f"for all of it; {SECONDS:g} unless given")
-    parser.add_argument("--data", type=Path, default=os.environ.get("TESSELLA_DATA"), help="where cifar10.npz lies")
+    parser.add_argument("--data", type=Path, default=os.environ.get("TESSELLA_DATA"), help="where cifar10 lies")
     parser.add_argument("--out", type=Path, default=None, help="a file for the record, instead of results/gpu.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=tuple(PARTS), help="some of the parts")
     parser.add_argument("--tiny", action="store_true", help="the smallest of everything, to see that it runs")

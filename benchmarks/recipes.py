@@ -106,7 +106,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-vae": Recipe(
-        train="vae --data {data}/cifar10.npz --minutes 60 --width 64 --depth 4 --units 16 --mixtures 5 "
+        train="vae --data {data}/cifar10 --minutes 60 --width 64 --depth 4 --units 16 --mixtures 5 "
         "--batch-size 32 --learning-rate 2e-3",
         evaluate="",
         claim="CIFAR-10, VAE with a discretised-logistic mixture: bound, all test pictures",
@@ -116,7 +116,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-vqvae": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 60 --quantizer fsq --codebook-size 64 --codes 2 "
+        train="vqvae --data {data}/cifar10 --minutes 60 --quantizer fsq --codebook-size 64 --codes 2 "
         "--batch-size 32 --mixtures 5",
         prior="--kind pixelcnn --minutes 60 --width 128 --depth 6 --batch-size 32 --learning-rate 1.5e-3",
         evaluate="--precision bfloat16",
@@ -128,7 +128,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-autoregressive": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 80 --likelihood autoregressive --side 8 --width 32 --depth 2 "
+        train="vqvae --data {data}/cifar10 --minutes 80 --likelihood autoregressive --side 8 --width 32 --depth 2 "
         "--codebook-size 256 --mixtures 5 --batch-size 16 --learning-rate 1.5e-3",
         prior="--kind pixelcnn --minutes 10 --width 64 --depth 6",
         evaluate="--precision bfloat16",
@@ -139,7 +139,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-diffusion": Recipe(
-        train="diffusion --data {data}/cifar10.npz --minutes 60 --width 48 --depth 2 --batch-size 16 "
+        train="diffusion --data {data}/cifar10 --minutes 60 --width 48 --depth 2 --batch-size 16 "
         "--learning-rate 1.5e-3",
         evaluate="--precision bfloat16",
         claim="CIFAR-10, diffusion with a learned schedule: variational bound, all test pictures",
@@ -174,7 +174,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-flow": Recipe(
-        train="flow --data {data}/cifar10.npz --minutes 36 --width 64 --depth 1 --mixtures 5 --batch-size 16",
+        train="flow --data {data}/cifar10 --minutes 36 --width 64 --depth 1 --mixtures 5 --batch-size 16",
         evaluate="",
         claim="CIFAR-10, flow with uniform dequantisation: bound, all test pictures",
         figure=lambda evaluation: evaluation["bits_per_dim"],
@@ -183,7 +183,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-usage-ema": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer ema --codebook-size 1024 --width 32 --depth 2",
+        train="vqvae --data {data}/cifar10 --minutes 5 --quantizer ema --codebook-size 1024 --width 32 --depth 2",
         evaluate="--split train --precision bfloat16",
         claim="CIFAR-10, share of the 1024 codes of an EMA codebook in use over the training set",
         figure=lambda evaluation: evaluation["codes"]["code_usage"],
@@ -193,7 +193,7 @@ RECIPES = {
         better="higher",
     ),
     "cifar10-usage-simvq": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer simvq --codebook-size 16384 "
+        train="vqvae --data {data}/cifar10 --minutes 5 --quantizer simvq --codebook-size 16384 "
         "--code-dim 8 --batch-size 32 --width 32 --depth 2",
         evaluate="--split train --precision bfloat16",
         claim="CIFAR-10, share of the 16384 codes of SimVQ in use over the training set",
@@ -204,7 +204,7 @@ RECIPES = {
         better="higher",
     ),
     "cifar10-usage-fsq": Recipe(
-        train="vqvae --data {data}/cifar10.npz --minutes 5 --quantizer fsq --codebook-size 16384 --width 32 --depth 2",
+        train="vqvae --data {data}/cifar10 --minutes 5 --quantizer fsq --codebook-size 16384 --width 32 --depth 2",
         evaluate="--split train --precision bfloat16",
         claim="CIFAR-10, share of the 16384 codes of FSQ in use over the training set",
         figure=lambda evaluation: evaluation["codes"]["code_usage"],

@@ -38,13 +38,12 @@ OF_CODES = {"width": 4, "depth": 1, "codebook_size": 8}
 OPTIONS: dict[str, dict[str, Any]] = {
     "vqvae": OF_CODES,
     "vqvae2": OF_CODES,
-    "vqvae-paper": {"width": 16, "codebook_size": 8},
     "flow": {"width": 16, "depth": 1},
     "diffusion": {"width": 4, "depth": 1},
 }
 """What makes a model small, where it is not `TINY`."""
-CODE_MODELS = ("vqvae", "vqvae2", "vqvae-paper")
-OF_PICTURES = ("vqvae2", "vqvae-paper")
+CODE_MODELS = ("vqvae", "vqvae2")
+OF_PICTURES = ("vqvae2",)
 """Models that are for pictures only."""
 BATCH = 3
 

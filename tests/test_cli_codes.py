@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 
 import tessella
-from tessella import fitting
 from tessella.cli import main
 from tessella.core.tensors import read_tensors, write_tensors
 from tessella.models.codes import CodeModel
-from tessella.training import checkpoint, fitted_priors, loop
+from tessella.training import checkpoint, code_priors, fit_prior, fitted_priors, loop, prior_trainer
 
 TINY = ("--steps", "20", "--batch-size", "32", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")
 PRIOR = ("--steps", "20", "--batch-size", "32", "--width", "8", "--depth", "1", "--learning-rate", "1e-2", "--quiet")
@@ -68,7 +67,7 @@ def test_a_prior_says_what_it_saves_and_what_comes_next(
         for line in (run / "priors" / "transformer" / "metrics.jsonl").open()
         if json.loads(line)["kind"] == "train"
     ]
-    assert max(rates) <= fitting.Priors.learning_rate
+    assert max(rates) <= code_priors.Priors.learning_rate
 
 
 def test_resuming_a_prior_needs_its_kind_alone(run: Path, refused: Callable[..., str]) -> None:
@@ -87,8 +86,8 @@ def test_resuming_a_prior_needs_its_kind_alone(run: Path, refused: Callable[...,
 def test_a_stopped_prior_says_how_to_go_on(
     kind: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stopped = fitting.FitResult(loop.TrainResult(run, 7, 1.0, "signal"), None, 33.0)
-    monkeypatch.setattr(fitting, "fit_prior", lambda *a, **k: stopped)
+    stopped = prior_trainer.FitResult(loop.TrainResult(run, 7, 1.0, "signal"), None, 33.0)
+    monkeypatch.setattr(fit_prior, "fit_prior", lambda *a, **k: stopped)
     assert main(["prior", str(run), "--kind", kind, "--quiet"]) == 130
     named = "" if kind == "pixelcnn" else " --kind masked"
     assert f"go on with: tessella prior {run}{named} --resume" in capsys.readouterr().out
@@ -101,7 +100,7 @@ def test_what_has_no_prior_over_codes_is_refused(
     assert "train a vqvae" in refused("prior", runs["vae"], *PRIOR)
     assert "not a run" in refused("prior", tmp_path / "nowhere", *PRIOR)
     assert "nothing to fit" in refused("prior", runs["bare"], "--kind", "uniform")
-    assert "there are: uniform, pixelcnn" in refused("prior", runs["bare"], "--kind", "psychic")
+    assert "there are: pixelcnn" in refused("prior", runs["bare"], "--kind", "psychic")
     assert "one budget" in refused("prior", runs["bare"], "--steps", 3, "--minutes", 1)
     assert "width must be at least 1" in refused("prior", runs["bare"], "--width", 0)
     assert "--overwrite" in refused("prior", runs["plain"], *PRIOR)

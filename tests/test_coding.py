@@ -32,7 +32,6 @@ MODELS = {
     "scalars": ("VQVAE", BYTES, {"side": 3, "quantizer": "fsq", "codebook_size": 15}),
     "two levels": ("VQVAE2", Schema.of((3, 27, 18), "uint8"), {"side": 7}),
     "three levels": ("VQVAE2", Schema.of((1, 30, 30), "uint8"), {"side": 7, "levels": 3}),
-    "the paper's": ("VQVAE2017", BYTES, {"depth": None}),
     "vectors": ("VQVAE", Schema.of((5,), Real(-3.0, 3.0)), {"codes": 2}),
 }
 
@@ -109,7 +108,7 @@ def test_pictures_of_any_size_keep_it(name: str, tmp_path: Path) -> None:
     assert torch.equal(given[1], model.reconstruct(parts[1])[0])
 
 
-@pytest.mark.parametrize("name", ["one level", "two levels", "the paper's"])
+@pytest.mark.parametrize("name", ["one level", "two levels"])
 def test_far_from_the_seam_a_larger_picture_has_the_codes_of_its_part(name: str) -> None:
     """The networks are convolutional: what lies further away than they see changes nothing."""
     model = made(name)

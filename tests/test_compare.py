@@ -18,9 +18,9 @@ from tessella.evaluation import classifier
 from tessella.evaluation.results import Estimate, GapEvaluation
 from tessella.foundation.blocks import Chart, Series
 from tessella.models.spec import TrainOptions
-from tessella.pages.charts import draw
-from tessella.tasks.compare import Basis
-from tessella.tasks.compare.measuring import best, differences, names
+from tessella.pages.charts import draw_chart
+from tessella.tasks.compare.measuring import best, differences, run_names
+from tessella.tasks.compare.records import Basis
 from tessella.training import checkpoint
 from tessella.training.results_store import GAP
 
@@ -209,14 +209,14 @@ def test_the_reason_is_given(other: Basis, reason: str) -> None:
 
 
 def test_runs_are_called_by_what_tells_them_apart() -> None:
-    assert names([Path("a/vae"), Path("b/vae")]) == ["a/vae", "b/vae"]
-    assert names([Path("a/vae"), Path("a/ae")]) == ["vae", "ae"]
+    assert run_names([Path("a/vae"), Path("b/vae")]) == ["a/vae", "b/vae"]
+    assert run_names([Path("a/vae"), Path("a/ae")]) == ["vae", "ae"]
 
 
 def test_names_in_the_plane_do_not_lie_on_each_other() -> None:
     def plane(names: list[str], rates: list[float], distortions: list[float]) -> list:
         chart = Chart("distortion", [Series(rates, distortions)], kind="scatter", names=names, sums=True, wide=True)
-        return [shape for shape in draw(chart).shapes if shape.attributes.get("class") == "named"]
+        return [shape for shape in draw_chart(chart).shapes if shape.attributes.get("class") == "named"]
 
     named = plane(["one", "two", "<3>"], [10.0, 10.0, 0.0], [100.0, 100.0, 130.0])
     assert len({shape.attributes["y"] for shape in named}) == 3

@@ -77,7 +77,6 @@ MODELS = [
     ("vqvae", GREY, {**SMALL, "likelihood": "categorical", "codebook_size": 8}),
     ("vqvae", TINY, {**SMALL, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1}),
     ("vqvae2", GREY, {**SMALL, "side": 4, "codebook_size": 16}),
-    ("vqvae-paper", COLOUR, {"width": 8, "codebook_size": 16}),
     ("vae", GREY, SMALL),
     ("vae", COLOUR, {**SMALL, "latent": "grid"}),
     ("vae", BITS, SMALL),

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 import tessella
-from tessella import TrainOptions, fitting
+from tessella import TrainOptions
 from tessella.cli import main
 from tessella.core.outputs import Terms
 from tessella.core.tensors import read_tensors
 from tessella.foundation.errors import TrainingError
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.sklearn import LatentTransformer
-from tessella.training import checkpoint, fitted_priors, loop
+from tessella.training import checkpoint, fit_prior, fitted_priors, latent_priors, loop
 
 Refused = Callable[..., str]
 TINY = ("--width", "8", "--quiet")
@@ -238,8 +238,8 @@ def test_weights_that_are_not_finite_at_the_end_are_not_saved(tmp_path: Path, mo
 
 def test_a_prior_that_learned_nothing_says_so_and_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(tmp_path / "run", 2)
-    spoil(monkeypatch, fitting.LatentPrior, lambda step: True)
+    spoil(monkeypatch, latent_priors.LatentPrior, lambda step: True)
     with pytest.raises(TrainingError, match="nothing was learned: all 2 batches"):
-        fitting.fit_prior(tmp_path / "run", tessella.open_data("digits"), "flow", TrainOptions(steps=2), quiet=True)
+        fit_prior.fit_prior(tmp_path / "run", tessella.open_data("digits"), "flow", TrainOptions(steps=2), quiet=True)
     assert not (tmp_path / "run" / "priors" / "flow" / checkpoint.MODEL).exists()
     assert fitted_priors.prior_in_use(tmp_path / "run") is None

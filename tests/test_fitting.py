@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import tessella
-from tessella import TrainOptions, fitting
+from tessella import TrainOptions
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.core.tensors import read_tensors, write_tensors
@@ -24,7 +24,7 @@ from tessella.evaluation.bounds import evaluate
 from tessella.foundation.errors import RunError, SpecError
 from tessella.models.codes import CodeModel
 from tessella.priors.uniform import UniformModule
-from tessella.training import checkpoint, fitted_priors, loop
+from tessella.training import checkpoint, code_priors, fitted_priors, loop, prior_trainer
 from tessella.training import code_priors as fitting_codes
 from tessella.training.fit_prior import fit_prior
 
@@ -53,7 +53,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def fitted(run: Path, data: Data, kind: str = "pixelcnn", **more: Any) -> fitting.FitResult:
+def fitted(run: Path, data: Data, kind: str = "pixelcnn", **more: Any) -> prior_trainer.FitResult:
     more = {"options": OPTIONS, "width": 8, "depth": 1, **more}
     return fit_prior(run, data, kind, quiet=True, **more)
 
@@ -138,7 +138,7 @@ def test_levels_are_fitted_together_each_given_the_coarser_ones(digits: Data, tm
 def test_rows_of_codes_are_packed_and_unpacked() -> None:
     model = tessella.VQVAE2(Schema.of((3, 20, 12), "uint8"), width=4, depth=1, codebook_size=9, codes=2, side=7)
     codes = model.eval().encode(torch.randint(0, 256, (3, 3, 20, 12), dtype=torch.uint8)).codes
-    again = fitting.unpacked(model, fitting.packed(codes))
+    again = code_priors.unpacked(model, code_priors.packed(codes))
     assert all(torch.equal(a, b) for a, b in zip(again, codes, strict=True))
 
 
@@ -249,7 +249,7 @@ def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, dig
     loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", digits)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
-    assert (len(kept["train.codes"]), len(kept["valid.codes"])) == (fitting.DRAWS, 1)
+    assert (len(kept["train.codes"]), len(kept["valid.codes"])) == (code_priors.DRAWS, 1)
     assert (kept["train.codes"][0] != kept["train.codes"][1]).any()
 
 
@@ -261,9 +261,9 @@ def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> Non
     fitted(tmp_path / "run", data)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
     draws = kept["train.codes"]
-    assert (len(draws), len(kept["valid.codes"])) == (fitting.DRAWS, 1)
+    assert (len(draws), len(kept["valid.codes"])) == (code_priors.DRAWS, 1)
     assert all((draws[i] != draws[j]).any() for i in range(4) for j in range(i))
-    split = fitting.CodesSplit(draws, kept["train.labels"], data.split("train").example_ids)
+    split = code_priors.CodesSplit(draws, kept["train.labels"], data.split("train").example_ids)
     at = np.arange(200)
     fixed, drawn = split.batch(at), split.batch(at, Noise(0, 3))
     assert torch.equal(fixed.x, draws[0, :200].long())
@@ -279,7 +279,11 @@ def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> Non
 
 
 def test_the_prior_with_the_lowest_rate_is_used_unless_another_is_asked_for(run: Path, digits: Data) -> None:
-    kinds = {"pixelcnn": "PixelCNN", "transformer": "CausalTransformer", "masked": "MaskedTransformer"}
+    kinds = {
+        "pixelcnn": "PixelCNNModule",
+        "transformer": "CausalTransformerModule",
+        "masked": "MaskedTransformerModule",
+    }
     rates = {kind: fitted(run, digits, kind).rate for kind in kinds}
     best = min(rates, key=lambda kind: rates[kind] or 0.0)
     assert type(loaded(run).priors[0]).__name__ == kinds[best]
@@ -328,7 +332,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
     monkeypatch.setattr(fitting_codes, "_encoded", never)
     with pytest.raises(SpecError, match="nothing to fit"):
         fitted(run, digits, "uniform")
-    with pytest.raises(SpecError, match="there are: uniform, pixelcnn"):
+    with pytest.raises(SpecError, match="there are: pixelcnn"):
         fitted(run, digits, "psychic")
     with pytest.raises(SpecError, match="width must be at least 1"):
         fitted(run, digits, width=0)

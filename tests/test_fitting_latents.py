@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch.distributions import Independent, Normal
 
 import tessella
-from tessella import TrainOptions, fitting
+from tessella import TrainOptions
 from tessella.cli import main
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
@@ -28,7 +28,7 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.flow import FlowPriorModule
 from tessella.priors.normal import StandardNormalModule
 from tessella.priors.standardised import Standardised
-from tessella.training import checkpoint, fitted_priors, latent_priors, loop
+from tessella.training import checkpoint, fitted_priors, latent_priors, loop, prior_trainer
 from tessella.training.fit_prior import fit_prior
 
 SMALL = {"width": 16, "depth": 1, "units": 4}
@@ -58,7 +58,7 @@ def runs(trained: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
     return lambda name: Path(shutil.copytree(trained[name], tmp_path / name, dirs_exist_ok=True))
 
 
-def fitted(run: Path, data: Data, kind: str = "flow", **more: Any) -> fitting.FitResult:
+def fitted(run: Path, data: Data, kind: str = "flow", **more: Any) -> prior_trainer.FitResult:
     return fit_prior(run, data, kind, quiet=True, **{**QUICK, **more})
 
 
@@ -111,7 +111,7 @@ def test_the_scale_is_in_the_density(shape: tuple[int, ...]) -> None:
 def test_the_scale_is_that_of_the_latents(trained: dict[str, Path], digits: Data) -> None:
     for name in ("ae", "vae"):
         model = loaded(trained[name], "trained")
-        stage = fitting.LatentPrior(model)
+        stage = latent_priors.LatentPrior(model)
         split = latent_priors.splits_for(stage, digits, "float32")["train"]
         assert stage.cached
         mean, deviation = latent_priors.scale_of(stage, split, "float32")
@@ -167,7 +167,7 @@ def test_mixtures_lower_the_rate_too(kind: str, runs: Callable[[str], Path], dig
     assert spec.components == 9
     model = loaded(run)
     assert isinstance(model.prior, Standardised)
-    assert type(model.prior.prior).__name__ == {"mixture": "MixturePrior", "vamp": "VampPrior"}[kind]
+    assert type(model.prior.prior).__name__ == {"mixture": "MixturePriorModule", "vamp": "VampPriorModule"}[kind]
     assert {"priors.0.prior.logits", "priors.0.mean"} < set(weights(fitted_priors.prior_home(run, kind)))
     assert not any("encoder" in name for name in weights(fitted_priors.prior_home(run, kind)))
     assert model.sample(3).shape == (3, 1, 8, 8)
@@ -259,7 +259,7 @@ def test_a_posterior_that_is_not_normal_is_drawn_from_each_step(digits: Data, tm
     torch.manual_seed(0)
     vae = tessella.VAE(digits.schema, **SMALL, posterior="flow")
     loop.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
-    assert latent_priors.splits_for(fitting.LatentPrior(vae), digits, "float32")["valid"] is digits.split("valid")
+    assert latent_priors.splits_for(latent_priors.LatentPrior(vae), digits, "float32")["valid"] is digits.split("valid")
     done = fit_prior(tmp_path / "run", digits, "mixture", OPTIONS, components=3, quiet=True)
     assert done.rate is not None
     model = loaded(tmp_path / "run", "mixture")
@@ -271,7 +271,7 @@ def test_a_posterior_that_is_not_normal_is_drawn_from_each_step(digits: Data, tm
 def test_data_that_is_drawn_anew_is_encoded_several_times(trained: dict[str, Path]) -> None:
     data = tessella.open_data("digits", binarize="dynamic")
     torch.manual_seed(0)
-    stage = fitting.LatentPrior(tessella.VAE(data.schema, **SMALL))
+    stage = latent_priors.LatentPrior(tessella.VAE(data.schema, **SMALL))
     split = latent_priors.splits_for(stage, data, "float32")["train"]
     at = np.arange(50)
     plain, first, again = split.batch(at), split.batch(at, Noise(0, 3)), split.batch(at, Noise(0, 3))
@@ -328,7 +328,7 @@ def test_a_prior_is_measured_as_it_is_used(runs: Callable[[str], Path], digits: 
     done = fit_prior(run, digits, "diffusion", OPTIONS, width=8, depth=1, class_conditional=True, quiet=True)
     fit = latent_priors.LatentPrior(loaded(run, "diffusion"))
     valid = latent_priors.splits_for(fit, digits, OPTIONS.precision)["valid"]
-    again = fitting.shared.mean_rate(fit, valid, precision=OPTIONS.precision, times=latent_priors.times_for(valid))
+    again = prior_trainer.mean_rate(fit, valid, precision=OPTIONS.precision, times=latent_priors.times_for(valid))
     assert done.rate == pytest.approx(again, abs=1e-4)
 
 
@@ -348,7 +348,7 @@ def test_the_better_prior_is_used(runs: Callable[[str], Path], digits: Data) -> 
     prefer(run, "flow", -1.0)
     assert used() == "FlowPriorModule"
     prefer(run, "diffusion", -2.0)
-    assert used() == "DiffusionPrior"
+    assert used() == "DiffusionPriorModule"
     assert str(fitted_priors.prior_in_use(run)).startswith("diffusion ")
     assert isinstance(loaded(run, "trained").prior, StandardNormalModule)
     assert isinstance(loaded(run, "flow").prior.prior, FlowPriorModule)  # pyright: ignore[reportOptionalMemberAccess]
@@ -357,7 +357,7 @@ def test_the_better_prior_is_used(runs: Callable[[str], Path], digits: Data) -> 
         model(digits.split("valid").batch(range(4)).x, draws=3)
     few, many = (model.sample(2, sampling=Sampling(steps=steps)) for steps in (2, 9))
     assert not torch.equal(few, many)
-    with pytest.raises(SpecError, match="no --steps"):
+    with pytest.raises(SpecError, match="no steps"):
         loaded(run, "flow").sample(2, sampling=Sampling(steps=3))
     with pytest.raises(SpecError, match="no --guidance"):
         loaded(run, "trained").sample(2, sampling=Sampling(guidance=2.0))
@@ -392,7 +392,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
     cases: list[tuple[dict[str, Any], str]] = [
         ({"kind": "pixelcnn"}, r"no codes.*train a vqvae"),
         ({"kind": "normal"}, "nothing to fit"),
-        ({"kind": "psychic"}, "there are: normal"),
+        ({"kind": "psychic"}, "there are: diffusion"),
         ({"width": 0}, "width must be at least 1"),
         ({"flow_steps": 0}, "flow steps must be at least 1"),
         ({"components": 3}, "has no --components"),

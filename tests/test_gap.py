@@ -28,6 +28,7 @@ from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
 from tessella.core.schema import Real
+from tessella.data import Split
 from tessella.evaluation import annealing, gap, per_example_posterior
 from tessella.evaluation.results import GapConfig, GapEvaluation
 from tessella.foundation.errors import SpecError
@@ -87,10 +88,10 @@ class Known:
         """What being off costs beyond that."""
 
 
-class Rows:
-    """As much of a split as is needed."""
+class Rows(Split):
+    """Rows of a tensor, in their order."""
 
-    labels = None
+    labels, factors, in_memory = None, {}, True
 
     def __init__(self, x):
         self.x, self.example_ids = x, np.arange(len(x), dtype=np.uint64)
@@ -190,7 +191,7 @@ def test_examples_that_come_in_passes_are_all_there(known, monkeypatch):
 
 
 def test_an_optimised_gaussian_misses_by_its_known_divergence(known):
-    q = per_example_posterior.amortised(known.model, known.x, None)
+    q = per_example_posterior.from_encoder(known.model, known.x, None)
     mean, error = mean_and_error(
         per_example_posterior.bound(known.model, known.x, None, q, Noise(0), draws=500) + known.truth
     )
@@ -203,7 +204,7 @@ def test_an_optimised_gaussian_misses_by_its_known_divergence(known):
 
 
 def test_an_optimised_flow_closes_most_of_it_and_stays_a_bound(known):
-    q = per_example_posterior.amortised(known.model, known.x, None)
+    q = per_example_posterior.from_encoder(known.model, known.x, None)
     flow = per_example_posterior.with_flow(known.model, known.x, q, Noise(0))
     per_example_posterior.optimise(known.model, known.x, None, flow, Noise(1))
     mean, error = mean_and_error(
@@ -222,7 +223,7 @@ def test_a_flow_posterior_is_freed_from_where_the_encoder_put_it(known):
     x = known.x[:16]  # each has weights of its own, which is what takes the time
     with torch.no_grad():
         q = flow(model.encoder(x, None), Noise(5)).posterior
-        freed = per_example_posterior.amortised(model, x, None)
+        freed = per_example_posterior.from_encoder(model, x, None)
         z, log_q = freed.draw(Noise(5), 1)
     torch.testing.assert_close(z, q.z)
     torch.testing.assert_close(log_q, q.log_prob(q.z))
@@ -245,7 +246,7 @@ def test_a_flow_for_each_example_has_the_density_of_its_draws():
         def __init__(self, start):
             self.start = start
 
-        def draw(self, noise, draws):
+        def at(self, eps, draws):
             return self.start, torch.zeros(1)
 
     start = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
@@ -265,7 +266,7 @@ def test_a_large_z_gets_no_flow_of_its_own(known, monkeypatch, quick):
     monkeypatch.setattr(per_example_posterior, "LARGEST", 2)
     with pytest.raises(ValueError, match="up to 2 numbers"):
         per_example_posterior.with_flow(
-            known.model, known.x, per_example_posterior.amortised(known.model, known.x, None), Noise(0)
+            known.model, known.x, per_example_posterior.from_encoder(known.model, known.x, None), Noise(0)
         )
     found = gap.measure(known.model, Rows(known.x), GapConfig(examples=10, chains=4, steps=8))
     assert (found.flow, found.approximation_flow) == (None, None)

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import tessella
-from tessella import report
 from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.core.tensors import write_tensors
 from tessella.data import Data
+from tessella.evaluation import metric_text
 from tessella.evaluation.results import (
     CodesEvaluation,
     CollapseEvaluation,
@@ -34,6 +34,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Spec, TrainOptions
 from tessella.pages import codes as seen_codes
+from tessella.pages import run_page, svg
 from tessella.training import checkpoint, fitted_priors
 
 BYTES = Schema.of((1, 8, 8), "uint8")
@@ -101,7 +102,7 @@ class Page(HTMLParser):
 @pytest.mark.parametrize(("kind", "data"), [("VAE", "digits"), ("CVAE", "digits"), ("AE", "digits")])
 def test_a_page_stands_alone_and_is_well_formed(kind: str, data: str, tmp_path: Path) -> None:
     run, model, opened = a_run(tmp_path, kind, data)
-    text = report.write(run, model, opened).read_text("utf-8")
+    text = run_page.write(run, model, opened).read_text("utf-8")
     page = Page(text)
     assert page.open == []
     assert page.unlabelled == 0
@@ -122,7 +123,7 @@ SEEN = {"Codes", "What each code stands for", "How often", "Usage over training"
 @pytest.mark.parametrize(("kind", "options"), [("VQVAE", {}), ("VQVAE", {"codes": 2}), ("VQVAE2", {})], ids=str)
 def test_a_model_of_codes_shows_them(kind: str, options: dict[str, int], tmp_path: Path) -> None:
     run, model, opened = a_run(tmp_path, kind, **options)
-    text = report.write(run, model, opened).read_text("utf-8")
+    text = run_page.write(run, model, opened).read_text("utf-8")
     page = Page(text)
     assert page.open == []
     assert page.unlabelled == 0
@@ -155,7 +156,7 @@ def test_samples_of_the_uniform_and_the_learned_prior_stand_side_by_side(tmp_pat
     run, model, opened = a_run(tmp_path, "VQVAE")
     assert isinstance(model, CodeModel)
     model.set_prior([Zeros(model.prior_shapes[0])])
-    text = report.write(run, model, opened).read_text("utf-8")
+    text = run_page.write(run, model, opened).read_text("utf-8")
     samples = text.partition("<h2>Samples</h2>")[2].partition("<h2>")[0]
     uniform, learned = re.findall(r'<div><img[^>]*src="([^"]*)"', samples)
     assert uniform != learned
@@ -174,7 +175,7 @@ def test_a_codebook_that_has_collapsed_is_warned_of_on_the_page(tmp_path: Path) 
     with torch.no_grad():
         for parameter in model.levels[0].head.parameters():  # pyright: ignore
             parameter.zero_()
-    text = report.write(run, model, opened).read_text("utf-8")
+    text = run_page.write(run, model, opened).read_text("utf-8")
     assert "<b>Warning:</b> the codebook has collapsed: 1 of its 512 codes" in text
     assert "--quantizer fsq" in text
     assert "No: the latent is not used" in text
@@ -184,7 +185,7 @@ def test_vectors_have_codes_too(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("\n".join(",".join(f"{v:.4f}" for v in row) for row in Noise(0).normal(80, 5).tolist()))
     run, model, opened = a_run(tmp_path, "VQVAE", str(table))
-    page = Page(report.write(run, model, opened).read_text("utf-8"))
+    page = Page(run_page.write(run, model, opened).read_text("utf-8"))
     assert set(page.headings) >= SEEN
 
 
@@ -194,7 +195,7 @@ def test_vectors_have_a_page_too(tmp_path: Path) -> None:
     rows = torch.randn(80, 5, generator=generator).tolist()
     table.write_text("\n".join(",".join(f"{v:.4f}" for v in row) for row in rows))
     run, model, opened = a_run(tmp_path, "VAE", str(table))
-    text = report.write(run, model, opened).read_text("utf-8")
+    text = run_page.write(run, model, opened).read_text("utf-8")
     assert "rows of 5 numbers" in text
     assert "table.csv" in text
 
@@ -202,23 +203,23 @@ def test_vectors_have_a_page_too(tmp_path: Path) -> None:
 def test_a_run_without_curves_or_test_split_has_a_page(tmp_path: Path) -> None:
     run, model, opened = a_run(tmp_path, lines=0)
     only = replace(opened, splits={"train": opened.splits["valid"]})
-    text = report.write(run, model, only).read_text("utf-8")
+    text = run_page.write(run, model, only).read_text("utf-8")
     assert "too short" in text
     assert "of the same" in text
 
 
 def test_numbers_are_said_in_words() -> None:
-    lines = {n.name: n for n in report.numbers(MEASURED, BYTES)}
+    lines = {n.name: n for n in metric_text.numbers(MEASURED, BYTES)}
     assert lines["bits per dimension"].value == f"{180 / 64 / math.log(2):.3f}"
     assert lines["bits per dimension"].meaning.startswith("32 bytes a picture, 2.0 times less than stored raw")
     assert lines["active units"].value == "2 of 3"
     assert lines["PSNR"].value == "20.0 dB"
     assert "25.5 (root mean square) in a range of 255" in lines["PSNR"].meaning
     worse = replace(MEASURED, bound=720.0)
-    assert "2.0 times more" in report.numbers(worse, BYTES)[0].meaning
+    assert "2.0 times more" in metric_text.numbers(worse, BYTES)[0].meaning
     binary = Schema.of((1, 8, 8), "binary")
-    assert "one bit a number (8.0 bytes)" in report.numbers(MEASURED, binary)[0].meaning
-    assert "density" in report.numbers(MEASURED, Schema.of((64,), Real(-1, 1)))[0].meaning
+    assert "one bit a number (8.0 bytes)" in metric_text.numbers(MEASURED, binary)[0].meaning
+    assert "density" in metric_text.numbers(MEASURED, Schema.of((64,), Real(-1, 1)))[0].meaning
 
 
 def test_codes_and_their_use_are_said_in_words() -> None:
@@ -227,7 +228,7 @@ def test_codes_and_their_use_are_said_in_words() -> None:
     codes = CodesEvaluation(80, 512, 0.5, 200.4, 80 * math.log(512), True, (coarse, fine))
     judged = CollapseEvaluation(250, 78, 80, 5.5, math.log(250), 123.4, False)
     e = replace(MEASURED, active_units=None, mse=None, psnr=None, codes=codes, collapse=judged)
-    lines = {n.name: n for n in report.numbers(e, BYTES)}
+    lines = {n.name: n for n in metric_text.numbers(e, BYTES)}
     assert lines["codes, coarsest level"].value == "16 of 512"
     assert lines["codes, finest level"].meaning.startswith("a picture becomes 64 integers below 512, 9 bits each; 6.76")
     assert lines["code usage, coarsest level"].value == "50.0 %"
@@ -239,7 +240,7 @@ def test_codes_and_their_use_are_said_in_words() -> None:
     assert lines["codes that move"].value == "78 of 80"
     assert "PSNR" not in lines
     only = replace(codes, levels=(coarse,), learned=False)
-    names = [n.name for n in report.numbers(replace(e, codes=only), BYTES)]
+    names = [n.name for n in metric_text.numbers(replace(e, codes=only), BYTES)]
     assert "codes" in names
     assert not {"distortion, coarsest level", "rate, uniform prior"} & set(names)
 
@@ -248,7 +249,7 @@ def test_a_number_that_does_not_exist_is_not_said() -> None:
     none = replace(
         MEASURED, rate=None, bound=None, bits_per_dim=None, importance_bound=None, kl_per_unit=None, active_units=None
     )
-    names = [n.name for n in report.numbers(none, BYTES)]
+    names = [n.name for n in metric_text.numbers(none, BYTES)]
     assert names == ["bound", "distortion", "PSNR", "parameters"]
 
 
@@ -256,7 +257,7 @@ def test_a_number_that_does_not_exist_is_not_said() -> None:
     ("size", "text"), [(3, "3.0 bytes"), (30, "30 bytes"), (3100, "3.1 kB"), (2.5e6, "2.5 MB"), (7e9, "7000.0 MB")]
 )
 def test_sizes_have_units(size: float, text: str) -> None:
-    assert report.size_text(size * 8 * math.log(2)) == text
+    assert metric_text.size_text(size * 8 * math.log(2)) == text
 
 
 def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
     data = {"spec": "digits", "size": [10, 12], "channels": None, "binarize": "static", "seed": 0}
     training = {**vars(TrainOptions(steps=7, batch_size=32, compile=True, learning_rate=5e-4))}
     spec = Spec("vae", Schema.of((1, 10, 12), "binary"), replace(Spec("", BYTES).options, units=5), data, training)
-    command = shlex.split(report.train_command(spec, tmp_path / "a b"))
+    command = shlex.split(run_page.train_command(spec, tmp_path / "a b"))
     assert command[:2] == ["tessella", "train"]
     from tessella.commands import Train
 
@@ -278,7 +279,7 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
 def test_the_command_to_fit_the_prior_again_is_the_one_that_was_given(tmp_path: Path) -> None:
     training = vars(TrainOptions(minutes=7, batch_size=32, average=0.99))
     prior = fitted_priors.PriorSpec("masked", "abc", width=32, class_conditional=True, training=training)
-    command = report.page.prior_command(prior, tmp_path / "a b")
+    command = run_page.prior_command(prior, tmp_path / "a b")
     given = "--kind masked --minutes 7 --batch-size 32 --average 0.99 --width 32 --class-conditional"
     assert shlex.split(command) == ["tessella", "prior", str(tmp_path / "a b"), *given.split()]
 
@@ -287,7 +288,7 @@ def test_the_command_to_fit_the_prior_again_is_the_one_that_was_given(tmp_path: 
     ("low", "high", "about"), [(0, 1, 4), (-3.2, 8.8, 5), (0.001, 0.0042, 3), (1e6, 3e6, 4), (17, 17.3, 4)]
 )
 def test_ticks_are_round_and_inside(low: float, high: float, about: int) -> None:
-    marks = report.ticks(low, high, about)
+    marks = svg.ticks(low, high, about)
     assert 2 <= len(marks) <= 2 * about + 2
     assert all(low - 1e-9 <= mark <= high + 1e-9 for mark in marks)
     steps = {round(b - a, 9) for a, b in pairwise(marks)}
@@ -295,16 +296,16 @@ def test_ticks_are_round_and_inside(low: float, high: float, about: int) -> None
 
 
 def test_ticks_of_nothing_are_one() -> None:
-    assert report.ticks(2, 2, 4) == [2]
-    assert report.ticks(0, math.inf, 4) == [0]
+    assert svg.ticks(2, 2, 4) == [2]
+    assert svg.ticks(0, math.inf, 4) == [0]
 
 
 def test_charts_draw_flat_lines_and_many_bars() -> None:
-    flat = report.line_chart({"train": [], "valid": [(0, 3.0), (5, 3.0)]}, "x < y", "seconds")
+    flat = svg.line_chart({"train": [], "valid": [(0, 3.0), (5, 3.0)]}, "x < y", "seconds")
     assert "x &lt; y" in flat
     assert "nan" not in flat
-    assert report.bar_chart([3.0, 1.0, 0.0], 2, **SAID).count("<rect") == 3
-    assert "2 in use, 1 not" in report.bar_chart([3.0, 1.0, 0.0], 2, **SAID)
-    many = report.bar_chart([1 / (k + 1) for k in range(5000)], 100, **SAID)
+    assert svg.bar_chart([3.0, 1.0, 0.0], 2, **SAID).count("<rect") == 3
+    assert "2 in use, 1 not" in svg.bar_chart([3.0, 1.0, 0.0], 2, **SAID)
+    many = svg.bar_chart([1 / (k + 1) for k in range(5000)], 100, **SAID)
     assert "<rect" not in many
     assert len(many) < 30_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from tessella.coding.coders import BitsBack
 from tessella.core.batches import Batch
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.data.inputs import NamedBatch
 from tessella.evaluation import collapse
 from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.models.presets import AE, VAE, VQVAE
 from tessella.tasks.detect.statistics import Examiner, possible
-from tessella.tasks.search import index
+from tessella.tasks.search.index_file import read_index, write_index
 
 SCHEMA = Schema.of((1, 8, 8), "binary")
 KINDS = [
@@ -58,11 +60,12 @@ def test_detection(options: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("options", KINDS, ids=str)
-def test_search_and_collapse(options: dict[str, str]) -> None:
+def test_search_and_collapse(options: dict[str, str], tmp_path: Path) -> None:
     count = 8 if "latent" in options else 24
     model, x = model_of(**options), pictures(count)
-    made = index(model, [([str(n) for n in range(count)], x)], "model")
-    assert made.scale.isfinite().all()
+    named = NamedBatch([str(n) for n in range(count)], Batch(x), [None] * count)
+    write_index(tmp_path / "i.safetensors", model, [named], "model")
+    assert read_index(tmp_path / "i.safetensors", model, "model").scale.isfinite().all()
     judged = collapse.measure(model, Batch(x))
     assert judged is not None
     assert 0 <= judged.mutual_information <= judged.mutual_information_ceiling + 1e-6

@@ -17,7 +17,6 @@ from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import find, names
 from tessella.models import diffusion
 
-SIZE = {"vqvae-paper": ["--width", "16"]}
 VARIANTS: list[tuple[str, ...]] = [
     *[(name,) for name in names("model")],
     ("diffusion", "--class-conditional"),
@@ -55,10 +54,9 @@ def test_it_trains_on_two_examples_and_on_a_validation_split_of_one(
     model, *more = variant
     for counts in ({"train": 2}, {"train": 6, "valid": 1, "test": 1}):
         data, run = few(tmp_path / f"{len(counts)}.npz", shape, counts), str(tmp_path / f"run-{len(counts)}")
-        size = SIZE.get(model, ["--width", "8"])
-        status = main(["train", model, "--data", data, "--out", run, "--steps", "2", "--quiet", *size, *more])
+        status = main(["train", model, "--data", data, "--out", run, "--steps", "2", "--quiet", "--width", "8", *more])
         if status:  # a model of pictures alone
-            assert model in ("vqvae2", "vqvae-paper")
+            assert model == "vqvae2"
             assert len(shape) == 1
             assert capsys.readouterr().err.count("\n") == 1
             return
@@ -77,9 +75,7 @@ def test_what_a_model_is_made_of_can_be_kept(name: str, shape: tuple[int, ...], 
     vectors = Schema.of(shape, Real(-1.0, 1.0), (0.0,) * shape[0], (1.0,) * shape[0], classes)
     schema = vectors if len(shape) == 1 else Schema.of(shape, "uint8", classes=classes)
     try:
-        model = find("model", name).load()(
-            schema, **({"width": 16} if name in SIZE or name == "flow" else {"width": 8})
-        )
+        model = find("model", name).load()(schema, **({"width": 16} if name == "flow" else {"width": 8}))
     except SpecError:
         return
     weights = model.state_dict()

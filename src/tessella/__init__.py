@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tessella.models.presets import VAE as VAE
     from tessella.models.presets import VQVAE as VQVAE
     from tessella.models.presets import VQVAE2 as VQVAE2
-    from tessella.models.presets import VQVAE2017 as VQVAE2017
     from tessella.models.presets import BetaVAE as BetaVAE
     from tessella.models.spec import TrainOptions as TrainOptions
     from tessella.training.fit_prior import fit_prior as fit_prior
@@ -36,7 +35,6 @@ _HOMES = {
     "CVAE": "tessella.models.presets",
     "VQVAE": "tessella.models.presets",
     "VQVAE2": "tessella.models.presets",
-    "VQVAE2017": "tessella.models.presets",
     "Sampling": "tessella.core.outputs",
     "Schema": "tessella.core.schema",
     "TessellaError": "tessella.foundation.errors",
@@ -54,7 +52,6 @@ __all__ = [
     "VAE",
     "VQVAE",
     "VQVAE2",
-    "VQVAE2017",
     "BetaVAE",
     "Run",
     "Sampling",

@@ -22,7 +22,6 @@ from typing import Any, TextIO
 from tessella import __version__
 from tessella.foundation.errors import TessellaError, on_command_line
 from tessella.foundation.notes import listening
-from tessella.foundation.registry import entries, names
 from tessella.foundation.text import shown
 
 GROUPS = ("start here", "train and measure", "look", "codes", "use", "understand")
@@ -44,14 +43,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "decompress": ("use", "the same examples back, bit for bit"),
     "inspect": ("use", "what such a file holds, and whether it is whole"),
     "detect": ("use", "find what does not fit, with a stated false-positive rate"),
-    "index": ("use", "look at many examples once, so that they can be searched"),
-    "search": ("use", "the nearest of an index, or what it holds twice"),
 }
 """Commands that are no tasks: their groups, and what they do."""
 
 
 def summaries() -> dict[str, tuple[str, str]]:
     """All commands: their groups and what they do. Tasks are found without importing them."""
+    from tessella.foundation.registry import entries
+
     tasks = {entry.name: (str(entry.facts.get("group", "use")), entry.summary) for entry in entries("task")}
     return {**COMMANDS, **tasks}
 
@@ -151,7 +150,7 @@ def _dispatch(first: str, rest: list[str]) -> int:
     if first == "--version":
         print(f"tessella {__version__}")
         return 0
-    if first not in COMMANDS and first not in names("task"):
+    if first not in COMMANDS and first not in summaries():
         raise UsageError(f"there is no command {first!r}; there are: {', '.join(summaries())}")
     from tessella import commands
 

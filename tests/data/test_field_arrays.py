@@ -259,11 +259,6 @@ def test_idx_files_that_hold_more_or_less_than_they_promise_are_refused(tmp_path
     assert "damaged" in refused(tmp_path / "a.idx")
 
 
-def test_packed_forms_whose_parts_do_not_fit_are_refused(tmp_path) -> None:
-    np.savez(tmp_path / "a.npz", x=V, is_official_train=np.ones(7, bool))
-    assert "do not fit together" in refused(tmp_path / "a.npz")
-
-
 def test_a_protected_archive_is_refused(tmp_path) -> None:
     np.savez(tmp_path / "a.npz", x=V)
     content = bytearray((tmp_path / "a.npz").read_bytes())

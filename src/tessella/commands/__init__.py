@@ -18,7 +18,6 @@ from tessella.commands import (
     look,
     measure,
     prior,
-    search,
     tasks,
     train,
 )
@@ -37,8 +36,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "decode": (codes.Decode, codes.decode),
     "edit": (edit.Edit, edit.edit),
     "detect": (detect.Detect, detect.detect),
-    "index": (search.Index, search.index),
-    "search": (search.Search, search.search),
     "compress": (compress.Compress, compress.compress),
     "decompress": (compress.Decompress, compress.decompress),
     "inspect": (compress.Inspect, compress.inspect),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tessella.data import Data
     from tessella.models.codes import CodeModel
     from tessella.pages import demo as page
+    from tessella.tasks.search import SearchResult
     from tessella.training.run import Run
 
 DATA = "clothes"
@@ -146,7 +147,7 @@ def _shown(o: Demo) -> int:
         found,
         code_atlas.see(model, data.split("test")),
         _edit(model, data),
-        _search(model, data, run),
+        _search(data, Run(run)),
         _anomalies(model, data, Run(run)),
         _compression(data, run),
         o.minutes,
@@ -190,31 +191,24 @@ def _edit(model: CodeModel, data: Data) -> page.Edit:
     return page.Edit(number, ",".join(map(str, REGION)), edited)
 
 
-def _search(model: CodeModel, data: Data, run: Path) -> page.Search:
+def _search(data: Data, run: Run) -> SearchResult:
     """The nearest test pictures to some of the validation split."""
-    from tessella.pages import demo as page
-    from tessella.pages.found import Shown
-    from tessella.tasks import search
-    from tessella.training.checkpoint import fingerprint
+    from tessella.tasks.search import IndexConfig, SearchConfig, index, search
 
-    test, valid = data.split("test"), data.split("valid")
-    held = search.index(model, _named(data, "test", len(test)), fingerprint(run))
+    index(run, IndexConfig(split="test"))
     numbers = [_first(data, "valid", name) for name in QUERIES]
-    asked = valid.batch(numbers).x
-    near = search.nearest(held, search.features(model, asked), NEAREST)
-    rows = []
-    same = 0
-    assert test.labels is not None
-    assert valid.labels is not None
-    for query, image, at, apart in zip(
-        numbers, search.small(asked, data.schema), near.rows.tolist(), near.distances.tolist(), strict=True
-    ):
-        same += int((test.labels[at] == valid.labels[query]).sum())
-        tiles = [Shown(held.thumb(row), held.names[row], d) for row, d in zip(at, apart, strict=True)]
-        rows.append([Shown(image.convert("RGB"), str(query)), *tiles])
-    _say(6, f"search: of the {NEAREST} nearest of {len(held):,} pictures to each of {len(rows)} queries, {same} of "
-            f"{NEAREST * len(rows)} are of the query's class")  # fmt: skip
-    return page.Search(len(held), rows)
+    found = search(run, SearchConfig(tuple(f"valid:{number}" for number in numbers), count=NEAREST))
+    test, valid = data.split("test").labels, data.split("valid").labels
+    assert test is not None
+    assert valid is not None
+    same = sum(
+        int(test[int(one.name.removeprefix("test-"))] == valid[number])
+        for number, (_, *near) in zip(numbers, found.rows, strict=True)
+        for one in near
+    )
+    _say(6, f"search: of the {NEAREST} nearest of {found.examples:,} pictures to each of {len(numbers)} queries, "
+            f"{same} of {NEAREST * len(numbers)} are of the query's class")  # fmt: skip
+    return found
 
 
 def _anomalies(model: CodeModel, data: Data, run: Run) -> page.Anomalies:

@@ -36,7 +36,7 @@ from tessella.foundation.errors import SpecError, option
 class StoredValues(Distribution, ABC):
     """Distribution over stored values, p(x | z): batch shape `[B]`, event shape `shape`.
 
-    `log_prob` takes stored values of any dtype, nats; `mean` and `sample()` give stored units in floating point.
+    `log_prob` takes stored values of any dtype; `mean` and `sample()` give stored units in floating point.
     """
 
     def __init__(self, batch: int, shape: torch.Size | tuple[int, ...]) -> None:
@@ -119,10 +119,7 @@ class Bottleneck(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
-        """Map features `[B, *feature_shape]` to z and its distribution.
-
-        With `noise` z is a reparameterised sample; without it z is the distribution's mode (its mean).
-        """
+        """Map features `[B, *feature_shape]` to z, a reparameterised sample or without noise the mean, and to q."""
 
 
 class Prior(nn.Module, ABC):
@@ -139,7 +136,7 @@ class Prior(nn.Module, ABC):
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> Distribution:
         """Make the distribution, with event shape `latent_shape` and batch shape `()` or, given labels, `[B]`.
 
-        `noise` is for priors that estimate their `log_prob` by random steps; without it the steps are fixed.
+        `noise` is for priors that estimate `log_prob` by random steps; without it the steps are fixed.
         """
 
     @abstractmethod

@@ -21,7 +21,6 @@ from tessella.data.clothes import clothes
 from tessella.data.folders.read import folder
 from tessella.data.hub import hub
 from tessella.data.members import Members, sorted_out
-from tessella.data.packed import PACKED
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, index_keys, one_line, shown
 from tessella.data.sprites import sprites
 from tessella.data.tables.read import PARQUET, table
@@ -225,11 +224,8 @@ def _guarded(where: str, read: Callable[[], T]) -> T:
 
 
 def npz(path: str, size: Size, channels: int | None, label: str | None = None) -> RawDataset:
-    """Arrays of examples and labels by the usual names (`x_train`, `y_train`, `val_images`, ...), or a packed form."""
+    """Read arrays of examples and labels by the usual names (`x_train`, `y_train`, `val_images`, ...)."""
     archive = NumpyArchive(path)
-    for keys, read in PACKED.items():
-        if keys <= archive.keys() and (found := _packed(read, archive, path, size, channels)):
-            return found
     heads = {name: _head(archive, name) for name in archive}
     if label is not None and label not in heads:
         raise DataError(f"{path} has no array {shown(label)!r} to take the class from; it has {abridged(list(heads))}")
@@ -251,15 +247,6 @@ def npz(path: str, size: Size, channels: int | None, label: str | None = None) -
     if left:
         notes.append(f"arrays left out: {abridged(left)}")
     return RawDataset(parts, classes, notes)
-
-
-def _packed(
-    read: Callable[..., RawDataset | None], archive: NumpyArchive, path: str, size: Size, channels: int | None
-) -> RawDataset | None:
-    try:
-        return read(archive, path, size, channels)
-    except (IndexError, KeyError, ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path} is damaged: its arrays do not fit together ({one_line(error)})") from None
 
 
 def _head(archive: NumpyArchive, name: str) -> tuple[tuple[int, ...], str]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tessella.core.batches import Batch, FixedBatch, fixed_batches, size_of
+from tessella.core.batches import FixedBatch, fixed_batches, size_of
 from tessella.core.device import precise
 from tessella.core.outputs import Terms
 from tessella.core.precision import autocast
@@ -24,6 +23,7 @@ from tessella.data import Split, batches
 from tessella.evaluation import codebook, collapse
 from tessella.evaluation.results import CollapseEvaluation, Evaluation, ImportanceBound
 from tessella.foundation.errors import SpecError
+from tessella.foundation.progress import track
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 
@@ -46,7 +46,6 @@ def evaluate(
     data: str = "",
     split_name: str = "test",
     together: bool = False,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure `model` on `split`; nats per example, averaged.
 
@@ -58,7 +57,6 @@ def evaluate(
         data, split_name: what to call them in the result.
         together: all processes of the group call this, and each measures its share of the batches; all get the figures
             of the whole split. Without it a process measures all of it by itself.
-        progress: told (examples done, examples in all) after each batch.
 
     Raises:
         SpecError: if an importance-weighted bound is asked of a model without a rate.
@@ -71,15 +69,13 @@ def evaluate(
     training = model.training
     model.eval()
     rank, world = (dist.get_rank(), dist.get_world_size()) if together and dist.is_initialized() else (0, 1)
-    total, seen = min(len(split), limit or len(split)), 0
+    measured = split if limit is None or limit >= len(split) else split.subset(split.random_rows(limit))
+    size = size_of(model.schema.shape, model.device)
     noise, sums = Noise(seed, stream="evaluation"), {}
-    for number, batch in enumerate(_batches(split, limit, size_of(model.schema.shape, model.device))):
-        seen += len(batch.x)
+    for number, batch in enumerate(track(batches(measured, size), "evaluating", -(-len(measured) // size))):
         for fixed in fixed_batches(batch, model.device) if number % world == rank else ():
             with autocast(precision, model.schema, model.device):
                 _add(sums, _sums(model, fixed, noise.of(fixed.example_ids), importance_samples))
-        if progress:
-            progress(seen, total)
     if world > 1:
         sums = _gathered(sums, world)
     judged = None
@@ -195,12 +191,3 @@ def importance_log_likelihood(model: Model, x: Tensor, label: Tensor | None, sam
 def psnr(mse: float, span: float) -> float:
     """Peak signal-to-noise ratio in decibels, 10 log10(span^2 / mse); infinite for an exact copy."""
     return math.inf if mse == 0 else 10 * math.log10((span or 1.0) ** 2 / mse)
-
-
-def _batches(split: Split, limit: int | None, size: int) -> Iterator[Batch]:
-    if limit is None or limit >= len(split):
-        yield from batches(split, size)
-        return
-    order = split.random_rows(limit)
-    for first in range(0, limit, size):
-        yield split.batch(order[first : first + size])

@@ -27,8 +27,9 @@ from tessella.core.device import precise
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.core.tensors import read_tensors, write_tensors
-from tessella.data import Data, Split
+from tessella.data import Data, Split, batches
 from tessella.foundation.errors import RunError
+from tessella.foundation.progress import track
 
 FILE = "classifier.safetensors"
 FEATURES = 64
@@ -149,13 +150,11 @@ def trained(
     seen: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    progress: Callable[[int, int], None] | None = None,
 ) -> Classifier:
     """A classifier, trained on the training split.
 
     Args:
         seen: on so many examples, drawn with replacement; by default 60,000 or 20 passes, what is less.
-        progress: told (examples seen, in all).
     """
     train, task = data.split("train"), task_for(data)
     with torch.random.fork_rng(devices=[]):
@@ -165,7 +164,7 @@ def trained(
     steps = max(1, -(-(seen or min(SEEN, PASSES * len(train))) // BATCH))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps + 1)
-    for step in range(steps):
+    for step in track(range(steps), "training the classifier"):
         noise = Noise(seed, step, "classifier")
         at = (noise.uniform(BATCH) * len(train)).long().clamp_max(len(train) - 1)
         batch = train.batch(at, noise.split("data"))
@@ -175,8 +174,6 @@ def trained(
         loss.backward()
         optimizer.step()
         schedule.step()
-        if progress:
-            progress((step + 1) * BATCH, steps * BATCH)
     model.eval().requires_grad_(False)
     rows = train.random_rows(JUDGED)
     spread = float(precise(model.features(train.batch(rows).x)).var(0).sum())
@@ -209,17 +206,16 @@ def _loss(model: Classifier, x: Tensor, answer: Tensor) -> Tensor:
 @torch.inference_mode()
 def _score(model: Classifier, split: Split, seed: int) -> float:
     """Accuracy, or of an autoencoder the share of the variance that it gives back."""
-    rows, right, missed, total = split.random_rows(JUDGED), 0.0, 0.0, 0.0
-    for first in range(0, len(rows), AT_ONCE):
-        batch = split.batch(rows[first : first + AT_ONCE])
-        noise = Noise(seed, first, "classifier score")
+    judged, right, missed, total = split.subset(split.random_rows(JUDGED)), 0.0, 0.0, 0.0
+    for number, batch in enumerate(batches(judged, AT_ONCE)):
+        noise = Noise(seed, number * AT_ONCE, "classifier score")
         x, answer = _posed(model, batch.x.to(model.scale.device), batch.label, noise)
         if model.task == "autoencoder":
             missed += float(precise(model(x) - answer).square().sum())
             total += float(precise(answer).square().sum())
         else:
             right += float((model(x).argmax(1) == answer).sum())
-    return 1 - missed / max(total, 1e-12) if model.task == "autoencoder" else right / max(len(rows), 1)
+    return 1 - missed / max(total, 1e-12) if model.task == "autoencoder" else right / max(len(judged), 1)
 
 
 def _named(model: Classifier) -> str:
@@ -252,11 +248,11 @@ def stored(path: Path, data: Data, of: str) -> Classifier | None:
     return model.eval().requires_grad_(False)
 
 
-def of_run(run: Path, data: Data, progress: Callable[[int, int], None] | None = None) -> Classifier:
+def of_run(run: Path, data: Data) -> Classifier:
     """The classifier of this data that is kept in `run`, trained now if there is none."""
     of = fingerprint(data, "train")
     model = stored(run / FILE, data, of)
     if model is None:
-        model = trained(data, progress=progress)
+        model = trained(data)
         store(run / FILE, model, of)
     return model

@@ -59,11 +59,11 @@ def measure(model: Model, examples: Batch, *, seed: int = 0) -> CollapseEvaluati
     Returns:
         None where there is nothing to judge: no q(z | x), or no two examples (of one class, for a conditional model).
     """
-    x = examples.x.to(model.device)
-    label = None if examples.label is None else examples.label.to(model.device)
+    examples = examples.to(model.device)
     if isinstance(getattr(model, "bottleneck", None), FlowPosteriorModule):
         few = int((INVERTED / math.prod(model.latent_shape)) ** 0.5)
-        x, label = x[: max(FEWEST, few)], None if label is None else label[: max(FEWEST, few)]
+        examples = examples[: max(FEWEST, few)]
+    x, label = examples.x, examples.label
     latent = model.encode(x, label, noise=Noise(seed, 0, "collapse"))
     if latent.posterior is None and not latent.codes:
         return None

@@ -35,6 +35,7 @@ from tessella.evaluation.classifier import Classifier
 from tessella.evaluation.results import Against, FidelityEvaluation
 from tessella.evaluation.sharpness import sharpness
 from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.progress import tracking
 from tessella.models.base import Model
 
 NEIGHBOURS = 3
@@ -44,7 +45,6 @@ FEWEST = 20
 AT_ONCE = 100
 
 Features = Callable[[Tensor], Tensor]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,6 @@ def draw(
     drawn: bool | None = None,
     sampling: Sampling | None = None,
     seconds: float = math.inf,
-    progress: Progress | None = None,
 ) -> Drawn:
     """Samples of a model, with the time that they take.
 
@@ -95,7 +94,6 @@ def draw(
         drawn: whether x is drawn from p(x | z). By default only where the mean is no example: binary values, and pixels
             drawn one after another; else samples are the means.
         seconds: after so many no more are drawn.
-        progress: told (drawn, in all).
 
     Raises:
         SpecError: if the model cannot be sampled.
@@ -108,13 +106,13 @@ def draw(
     asked = label if model.conditional else None
     parts: list[Tensor] = []
     done, started = 0, time.perf_counter()
-    while done < count and (not done or time.perf_counter() - started < seconds):
-        size = min(AT_ONCE, count - done)
-        of = None if asked is None else asked[done : done + size].to(model.device)
-        parts.append(model.sample(size, of, seed=seed + (done << 32), sampling=sampling, draw=outright).cpu())
-        done += size
-        if progress:
-            progress(done, count)
+    with tracking("sampling", count) as advance:
+        while done < count and (not done or time.perf_counter() - started < seconds):
+            size = min(AT_ONCE, count - done)
+            of = None if asked is None else asked[done : done + size].to(model.device)
+            parts.append(model.sample(size, of, seed=seed + (done << 32), sampling=sampling, draw=outright).cpu())
+            done += size
+            advance(size)
     taken = (time.perf_counter() - started) / done
     return Drawn(torch.cat(parts), None if asked is None else asked[:done], taken, outright)
 
@@ -128,21 +126,20 @@ def measure(
     split_name: str = "test",
     seed: int = 0,
     drawn: bool | None = None,
-    progress: Progress | None = None,
 ) -> FidelityEvaluation:
     """Draw from `model` and compare with `split`.
 
     Args:
         features: a classifier of the data, or any function of stored values `[B, *shape]` to features `[B, F]`.
         count: samples; no more than half the split are used.
-        drawn, progress: as of `draw`.
+        drawn: as of `draw`.
 
     Raises:
         SpecError: if the model cannot be sampled, or the features are not rows of finite numbers.
         DataError: if the split is too small.
     """
     first, second = sets(split, count)
-    samples = draw(model, len(first), labels(split, second), seed=seed, drawn=drawn, progress=progress)
+    samples = draw(model, len(first), labels(split, second), seed=seed, drawn=drawn)
     return compare(samples, split, features, model.schema, split_name)
 
 

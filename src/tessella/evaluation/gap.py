@@ -174,7 +174,7 @@ def _optimised(model: LatentVariableModel, batch: Batch, noise: Noise) -> tuple[
     for first in range(0, len(batch.x), together):
         x = batch.x[first : first + together]
         label = None if batch.label is None else batch.label[first : first + together]
-        own, here = per_example_posterior.amortised(model, x, label), noise.split(f"local{first}")
+        own, here = per_example_posterior.from_encoder(model, x, label), noise.split(f"local{first}")
         family = "gaussian" if isinstance(own, per_example_posterior.GaussianFamily) else "flow"
         values = [per_example_posterior.bound(model, x, label, own, here.split("bound"), draws=DRAWS)]
         per_example_posterior.optimise(model, x, label, own, here.split("own"))

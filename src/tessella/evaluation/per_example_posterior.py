@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import final
@@ -17,7 +17,7 @@ from typing import final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Distribution, Independent, Normal
 from torch.func import functional_call, vmap
 
 from tessella.bottlenecks.flow import FlowDistribution, FlowPosteriorModule
@@ -43,7 +43,7 @@ DECODED = 2**19
 """Numbers of data decoded at a time when a bound is measured."""
 
 
-class Family(ABC):
+class VariationalFamily(ABC):
     """A q(z) for each of `B` examples, with parameters of its own for each.
 
     Attributes:
@@ -53,8 +53,22 @@ class Family(ABC):
     parameters: Sequence[tuple[Tensor, float]]
 
     @abstractmethod
+    def at(self, eps: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
+        """Map standard normal numbers to z ~ q `[B * draws, *latent_shape]` and log q(z) `[B * draws]`.
+
+        Args:
+            eps: `[B * draws, *latent_shape]`, an example's in a row; or `[1, *latent_shape]` for all alike.
+        """
+
+    @property
+    @abstractmethod
+    def like(self) -> Tensor:
+        """Some `[B, *latent_shape]`."""
+
     def draw(self, noise: Noise, draws: int) -> tuple[Tensor, Tensor]:
-        """z ~ q `[B * draws, *latent_shape]`, an example's in a row, and log q(z) `[B * draws]`."""
+        """Draw z ~ q `[B * draws, *latent_shape]`, an example's in a row, and log q(z) `[B * draws]`."""
+        count, *shape = self.like.shape
+        return self.at(noise.normal(count * draws, *shape, device=self.like.device), draws)
 
     def divergence(self, model: LatentVariableModel, label: Tensor | None) -> Tensor | None:
         """KL(q || p(z)) `[B]` where it has a closed form."""
@@ -62,7 +76,7 @@ class Family(ABC):
 
 
 @final
-class GaussianFamily(Family):
+class GaussianFamily(VariationalFamily):
     """All N(mu, diag sigma^2), from the encoder's on."""
 
     def __init__(self, mean: Tensor, deviation: Tensor) -> None:
@@ -78,18 +92,21 @@ class GaussianFamily(Family):
     def _moments(self) -> tuple[Tensor, Tensor]:
         return self._mean + self._deviation * self._moved, self._deviation * self._widened.exp()
 
-    def drawn(self, noise: Noise, draws: int) -> tuple[Tensor, Independent]:
-        """z as `draw` gives it, and q of each `[B * draws]`, through which no gradient passes.
+    @property
+    def like(self) -> Tensor:
+        return self._mean
+
+    def start(self, eps: Tensor, draws: int) -> tuple[Tensor, Independent]:
+        """z as `at` gives it, and q of each `[B * draws]`, through which no gradient passes.
 
         Of log q(z) that of z alone is followed: what its own parameters add has mean zero, and near p(z | x) nearly all
         of the noise (Roeder et al. 2017, "Sticking the landing", eq. 5).
         """
         mean, deviation = (t.repeat_interleave(draws, 0) for t in self._moments())
-        z = mean + deviation * noise.normal(*mean.shape, device=mean.device)
-        return z, diagonal_normal(mean.detach(), deviation.detach())
+        return mean + deviation * eps, diagonal_normal(mean.detach(), deviation.detach())
 
-    def draw(self, noise: Noise, draws: int) -> tuple[Tensor, Tensor]:
-        z, q = self.drawn(noise, draws)
+    def at(self, eps: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
+        z, q = self.start(eps, draws)
         return z, q.log_prob(z)
 
     def divergence(self, model: LatentVariableModel, label: Tensor | None) -> Tensor | None:
@@ -101,7 +118,7 @@ class GaussianFamily(Family):
 
 
 @final
-class FlowPosteriorFamily(Family):
+class FlowPosteriorFamily(VariationalFamily):
     """The model's flow posterior with every number of it each example's own, from where encoder and training left it.
 
     So are means and deviations of the Gaussian that is carried on, the context that the steps are told, and the steps'
@@ -120,11 +137,32 @@ class FlowPosteriorFamily(Family):
         free = [self._context, *(p for weights in self._weights for p in weights.values())]
         self.parameters = [*self._base.parameters, *((p, _size(p)) for p in free)]
 
-    def draw(self, noise: Noise, draws: int) -> tuple[Tensor, Tensor]:
-        start, base = self._base.drawn(noise, draws)
+    @property
+    def like(self) -> Tensor:
+        return self._base.like
+
+    def at(self, eps: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
+        start, base = self._base.start(eps, draws)
         steps = [_Own(step, weights) for step, weights in zip(self._modules, self._weights, strict=True)]
         q = FlowDistribution(base, steps, self._context.repeat_interleave(draws, 0), start)
         return q.z, q.log_prob(q.z)
+
+
+@final
+class CarriedFamily(VariationalFamily):
+    """The model's flow posterior with the Gaussian that is carried on each example's own, the steps as they are."""
+
+    def __init__(self, posterior: FlowDistribution) -> None:
+        self._posterior, self._base = posterior, GaussianFamily(posterior.base.mean, posterior.base.stddev)
+        self.parameters = self._base.parameters
+
+    @property
+    def like(self) -> Tensor:
+        return self._base.like
+
+    def at(self, eps: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
+        start, base = self._base.start(eps, draws)
+        return self._posterior.rebased(base, base.mean).carried(start)
 
 
 @dataclass(frozen=True)
@@ -147,7 +185,7 @@ def _size(parameter: Tensor) -> float:
 
 
 @final
-class FlowFamily(Family):
+class FlowFamily(VariationalFamily):
     """Another family, and after it inverse autoregressive steps whose networks are each example's own.
 
     A step takes u to m(u_<) + g(u_<) u, number by number, in an order reversed from step to step (Kingma et al. 2016,
@@ -159,7 +197,9 @@ class FlowFamily(Family):
         mean, deviation: `[B, *latent_shape]`, of its draws, so that networks see numbers of about unit scale.
     """
 
-    def __init__(self, inner: Family, mean: Tensor, deviation: Tensor, noise: Noise, *, steps: int = 2) -> None:
+    def __init__(
+        self, inner: VariationalFamily, mean: Tensor, deviation: Tensor, noise: Noise, *, steps: int = 2
+    ) -> None:
         self._inner, self._mean, self._deviation = inner, mean, deviation
         count, dims = len(mean), mean[0].numel()
         degree = torch.arange(HIDDEN, device=mean.device) % max(1, dims - 1)
@@ -173,8 +213,12 @@ class FlowFamily(Family):
             self._steps.append(tuple(t.requires_grad_() for t in new))
         self.parameters = [*inner.parameters, *((t, 0.3) for step in self._steps for t in step)]
 
-    def draw(self, noise: Noise, draws: int) -> tuple[Tensor, Tensor]:
-        start, log_q = self._inner.draw(noise, draws)
+    @property
+    def like(self) -> Tensor:
+        return self._mean
+
+    def at(self, eps: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
+        start, log_q = self._inner.at(eps, draws)
         shape, count = start.shape, len(self._mean)
         mean, deviation = self._mean.flatten(1)[:, None], self._deviation.flatten(1)[:, None]
         u = (start.reshape(count, draws, -1) - mean) / deviation
@@ -187,8 +231,8 @@ class FlowFamily(Family):
         return (mean + deviation * u).reshape(shape), log_q
 
 
-def amortised(model: LatentVariableModel, x: Tensor, label: Tensor | None) -> Family:
-    """The family of the model's own q, standing where its encoder puts it."""
+def from_encoder(model: LatentVariableModel, x: Tensor, label: Tensor | None) -> VariationalFamily:
+    """The family of the model's own q, from where its encoder puts it."""
     with torch.no_grad():
         features = model.encoder(model.likelihood.to_network(x), model.check_label(label))
         q = model.bottleneck(features, None).posterior
@@ -204,7 +248,7 @@ def weights(model: LatentVariableModel) -> int:
     return sum(p.numel() for p in flow.steps.parameters()) if isinstance(flow, FlowPosteriorModule) else 0
 
 
-def with_flow(model: LatentVariableModel, x: Tensor, inner: Family, noise: Noise) -> FlowFamily:
+def with_flow(model: LatentVariableModel, x: Tensor, inner: VariationalFamily, noise: Noise) -> FlowFamily:
     """That family with a flow after it.
 
     Raises:
@@ -218,35 +262,83 @@ def with_flow(model: LatentVariableModel, x: Tensor, inner: Family, noise: Noise
     return FlowFamily(inner, mean, deviation.clamp_min(1e-4), noise)
 
 
-def optimise(model: LatentVariableModel, x: Tensor, label: Tensor | None, family: Family, noise: Noise) -> int:
+@final
+class _Descent:
+    """Adam on a family's parameters."""
+
+    def __init__(self, family: VariationalFamily, rate: float) -> None:
+        self.parameters, self._factors = zip(*family.parameters, strict=True)
+        self._adam = torch.optim.Adam([{"params": [p], "lr": rate * factor} for p, factor in family.parameters])
+
+    def slow_to(self, rate: float) -> None:
+        for group, factor in zip(self._adam.param_groups, self._factors, strict=True):
+            group["lr"] = rate * factor
+
+    @torch.enable_grad()
+    def step(self, bound: Callable[[], Tensor]) -> Tensor:
+        """Go down once, and give the bound as it was before, `[B]`; the model's own weights get no gradients."""
+        value = bound()
+        for parameter, gradient in zip(self.parameters, torch.autograd.grad(value.sum(), self.parameters), strict=True):
+            parameter.grad = gradient
+        self._adam.step()
+        return value.detach()
+
+
+def optimise(
+    model: LatentVariableModel, x: Tensor, label: Tensor | None, family: VariationalFamily, noise: Noise
+) -> int:
     """Move the family's parameters until the bound gains no more; the number of updates that it took."""
-    joint = Joint(model, x, label, DRAWS)
-    adam = torch.optim.Adam([{"params": [p], "lr": RATES[0] * factor} for p, factor in family.parameters])
-    parameters = [p for p, _ in family.parameters]
+    joint, descent = Joint(model, x, label, DRAWS), _Descent(family, RATES[0])
     best, stage = math.inf, 0
     for number in range(ROUNDS):
         total = 0.0
         for update in range(ROUND):
-            with torch.enable_grad():
-                bound = _bound(family, joint, label, noise.split(f"{number}/{update}"), DRAWS)
-                gradients = torch.autograd.grad(bound.sum(), parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
-            adam.step()
-            total += float(bound.detach().mean())
+            here = noise.split(f"{number}/{update}")
+            total += float(descent.step(lambda here=here: _bound(family, joint, label, here, DRAWS)).mean())
         if total / ROUND > best - GAIN:
             stage += 1
             if stage == len(RATES):
                 return (number + 1) * ROUND
-            for group, (_, factor) in zip(adam.param_groups, family.parameters, strict=True):
-                group["lr"] = RATES[stage] * factor
+            descent.slow_to(RATES[stage])
         best = min(best, total / ROUND)
     return ROUNDS * ROUND
 
 
+def after_steps(
+    model: LatentVariableModel,
+    x: Tensor,
+    label: Tensor | None,
+    posterior: Distribution,
+    eps: Tensor,
+    noise: Noise,
+    *,
+    steps: int,
+    rate: float,
+) -> Tensor:
+    """The bound `[B]` nats after a few steps of Adam from the encoder's q on, a draw for all examples in each.
+
+    Of a flow posterior its first Gaussian is moved, and its steps stay as the encoder sets them.
+
+    Args:
+        eps: `[draws, 1, *latent_shape]`, standard normal: the bound is measured on these, which have no part in the
+            steps, so where nothing can be gained it may come out a little above the encoder's.
+        rate: of Adam, in deviations of the encoder's q.
+    """
+    if isinstance(posterior, FlowDistribution):
+        family: VariationalFamily = CarriedFamily(posterior)
+    else:
+        family = GaussianFamily(posterior.mean, posterior.stddev)
+    joint, descent = Joint(model, x, label), _Descent(family, rate)
+    for step in range(steps):
+        one = noise.split(f"step{step}").normal(1, *eps.shape[2:], device=x.device)
+        descent.step(lambda one=one: _at(family, joint, label, family.at(one), 1))
+    with torch.no_grad():
+        return torch.stack([_at(family, joint, label, family.at(e), 1) for e in eps]).mean(0)
+
+
 @torch.no_grad()
 def bound(
-    model: LatentVariableModel, x: Tensor, label: Tensor | None, family: Family, noise: Noise, *, draws: int
+    model: LatentVariableModel, x: Tensor, label: Tensor | None, family: VariationalFamily, noise: Noise, *, draws: int
 ) -> Tensor:
     """-log p(x) from above, `[B]` nats: KL(q || p) - E_q log p(x | z), over `draws` draws that none was fitted to."""
     each = max(1, min(draws, DECODED // (len(x) * model.schema.dims)))
@@ -257,8 +349,14 @@ def bound(
     return total * each / done
 
 
-def _bound(family: Family, joint: Joint, label: Tensor | None, noise: Noise, draws: int) -> Tensor:
-    z, log_q = family.draw(noise, draws)
+def _bound(family: VariationalFamily, joint: Joint, label: Tensor | None, noise: Noise, draws: int) -> Tensor:
+    return _at(family, joint, label, family.draw(noise, draws), draws)
+
+
+def _at(
+    family: VariationalFamily, joint: Joint, label: Tensor | None, drawn: tuple[Tensor, Tensor], draws: int
+) -> Tensor:
+    z, log_q = drawn
     rate = family.divergence(joint.model, label)
     cost = joint.distortion(z)
     if rate is None:

@@ -17,25 +17,23 @@ the tables of the documentation and the conformance tests of `tessella.testing`.
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from tessella.foundation.errors import SpecError
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
 
 PartKind = Literal["model", "likelihood", "bottleneck", "quantizer", "prior", "code-prior", "data", "kind", "task"]
 PART_KINDS: tuple[PartKind, ...] = get_args(PartKind)
 
 T = TypeVar("T")
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 _DECORATED = re.compile(r"^@(?:register|task)\(", re.MULTILINE)
 _HEADER = re.compile(r"^(class|def) +(\w+)", re.MULTILINE)
 _DECORATORS: dict[bytes, tuple[str, ...]] = {b"register": (), b"task": ("task",)}
@@ -142,7 +140,7 @@ def refresh() -> None:
 @cache
 def _installed(kind: PartKind) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
-    for entry in (*(e for e in _own() if e.kind == kind), *_of_other_packages(kind)):
+    for entry in (*(e for e in _own("tasks" if kind == "task" else "") if e.kind == kind), *_of_other_packages(kind)):
         if entry.name in found:
             raise _clash(found[entry.name], entry)
         found[entry.name] = entry
@@ -160,17 +158,19 @@ def _clash(one: Entry, other: Entry) -> SpecError:
 
 
 @cache
-def _own() -> tuple[Entry, ...]:
-    found: list[Entry] = []
-    for path in sorted(_PACKAGE.glob("*/**/*.py")):
-        module = ".".join((_PACKAGE.name, *path.relative_to(_PACKAGE).with_suffix("").parts))
-        found += _decorated(path, module.removesuffix(".__init__"), "tessella")
+def _own(folder: str = "") -> tuple[Entry, ...]:
+    """Entries of this package, or of one of its folders."""
+    walk, found = os.walk(os.path.join(_PACKAGE, folder)), []
+    for path in sorted(os.path.join(place, file) for place, _, files in walk for file in files if file.endswith(".py")):
+        parts = os.path.relpath(path, os.path.dirname(_PACKAGE)).removesuffix(".py").split(os.sep)
+        found += _decorated(path, ".".join(parts).removesuffix(".__init__"), "tessella")
     return tuple(found)
 
 
-def _decorated(path: Path, module: str, origin: str) -> Iterator[Entry]:
+def _decorated(path: str, module: str, origin: str) -> Iterator[Entry]:
     """Entries of the decorators in a source file. Only the decorators are parsed, for speed."""
-    source = path.read_bytes()
+    with open(path, "rb") as file:
+        source = file.read()
     if not any(b"\n@%b(" % name in source for name in _DECORATORS):
         return
     import ast
@@ -196,40 +196,81 @@ def _decorated(path: Path, module: str, origin: str) -> Iterator[Entry]:
             raise SpecError(f"{path}:{line}: a part is registered by literals alone ({error})") from error
 
 
-@cache
-def _entry_points() -> tuple[EntryPoint, ...]:
-    """Entry points of all groups of ours; of a distribution that is installed twice those of the first on the path."""
-    from importlib.metadata import distributions
+class _Point(NamedTuple):
+    """An entry point: its group without `tessella.`, its name, its `module:attribute`, and who brings it."""
 
-    ours = [dist for dist in distributions() if "[tessella." in (dist.read_text("entry_points.txt") or "")]
-    first = {dist.metadata["Name"]: dist for dist in reversed(ours)}
-    return tuple(p for dist in first.values() for p in dist.entry_points if p.group.startswith("tessella."))
+    group: str
+    name: str
+    value: str
+    origin: str
+
+
+@cache
+def _entry_points() -> tuple[_Point, ...]:
+    """Entry points of all groups of ours; of a distribution that is installed twice those of the first on the path.
+
+    They are read from the files themselves, for importing `importlib.metadata` would take longer than all of this.
+    """
+    points: list[_Point] = []
+    seen: set[str] = set()
+    for folder in sys.path:
+        try:
+            installed = sorted(n for n in os.listdir(folder or ".") if n.endswith((".dist-info", ".egg-info")))
+        except OSError:
+            continue
+        for name in installed:
+            distribution, _, version = name.rpartition(".")[0].partition("-")
+            try:
+                with open(os.path.join(folder, name, "entry_points.txt"), encoding="utf-8") as file:
+                    text = file.read()
+            except (OSError, UnicodeDecodeError):
+                continue
+            if "[tessella." in text and distribution not in seen:
+                seen.add(distribution)
+                points += _points(text, f"{distribution.replace('_', '-')} {version}".strip())
+    return tuple(points)
+
+
+def _points(text: str, origin: str) -> Iterator[_Point]:
+    group = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("["):
+            group = line.strip("[] ")
+        elif group.startswith("tessella.") and "=" in line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            yield _Point(group.removeprefix("tessella."), name.strip(), value.partition("[")[0].strip(), origin)
 
 
 def _of_other_packages(kind: PartKind) -> Iterator[Entry]:
     for point in _entry_points():
-        if point.group != f"tessella.{kind.replace('-', '_')}":
+        if point.group != kind.replace("-", "_"):
             continue
-        origin = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
-        path = _source(point.module)
-        for entry in _decorated(path, point.module, origin) if path else ():
-            if entry.target.endswith(f":{point.attr}") and entry.kind == kind:
-                yield Entry(kind, point.name, entry.target, entry.summary, entry.facts, origin)
+        module, _, attribute = point.value.partition(":")
+        path = _source(module)
+        for entry in _decorated(path, module, point.origin) if path else ():
+            if entry.target.endswith(f":{attribute}") and entry.kind == kind:
+                yield Entry(kind, point.name, entry.target, entry.summary, entry.facts, point.origin)
                 break
         else:
-            yield Entry(kind, point.name, point.value, f"of {origin}", {}, origin)
+            yield Entry(kind, point.name, point.value, f"of {point.origin}", {}, point.origin)
 
 
-def _source(module: str) -> Path | None:
+def _source(module: str) -> str | None:
     """The file of a module of another package, which is not imported."""
+    top, *rest = module.split(".")
+    for folder in sys.path:
+        if (found := _file(os.path.join(folder, top, *rest))) is not None:
+            return found
     from importlib.util import find_spec
 
-    top, *rest = module.split(".")
     spec = find_spec(top)
     if spec is None:
         return None
     if not rest and spec.origin:
-        return Path(spec.origin)
-    places = [Path(place, *rest) for place in spec.submodule_search_locations or ()]
-    files = [file for place in places for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()]
-    return files[0] if files else None
+        return spec.origin
+    places = [os.path.join(place, *rest) for place in spec.submodule_search_locations or ()]
+    return next((found for place in places if (found := _file(place)) is not None), None)
+
+
+def _file(place: str) -> str | None:
+    return next((file for file in (os.path.join(place, "__init__.py"), f"{place}.py") if os.path.isfile(file)), None)

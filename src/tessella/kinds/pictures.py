@@ -7,10 +7,12 @@ import io
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from tessella.core.schema import Schema
+from tessella.core.rng import Noise
+from tessella.core.schema import Binary, Schema
 from tessella.foundation.errors import DataError
 from tessella.foundation.files import write_atomic
 
@@ -92,3 +94,59 @@ def png_data_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def images(x: Tensor, schema: Schema, most: int | None = None) -> list[Image.Image]:
+    """Examples `[B, *shape]` as pictures, transparency laid on white; none has more than `most` pixels a side."""
+    found = []
+    for picture in to_uint8(x, schema):
+        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[picture.shape[2]]
+        image = Image.fromarray(picture[..., 0] if mode == "L" else picture)
+        if mode in ("LA", "RGBA"):
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+        if most is not None:
+            image.thumbnail((most, most))
+        found.append(image)
+    return found
+
+
+def altered_copies(x: Tensor, schema: Schema, noise: Noise) -> list[Tensor]:
+    """Copies of examples `[B, *shape]` as they come about: with noise of 1 % of the range, and saved again as JPEG."""
+    if schema.values == Binary():
+        return [torch.where(noise.uniform(*x.shape) < 0.01, 1 - x, x)]
+    low, high = schema.values.low, schema.values.high
+    copy = x.float() + 0.01 * (high - low) * noise.normal(*x.shape)
+    if not schema.values.discrete:
+        return [copy]
+    copies = [copy.clamp(low, high).round().to(torch.uint8)]
+    if schema.is_picture and schema.shape[0] in (1, 3):
+        again = [np.asarray(from_jpeg(to_jpeg(picture))) for picture in images(x, schema)]
+        copies.append(torch.from_numpy(np.stack(again).reshape(len(x), *x.shape[2:], -1)).movedim(3, 1).contiguous())
+    return copies
+
+
+def to_jpeg(image: Image.Image) -> bytes:
+    """Encode a picture as JPEG of a fixed quality."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def from_jpeg(data: bytes, most: int | None = None) -> Image.Image:
+    """Decode a JPEG.
+
+    Args:
+        most: pixels a side that it may have.
+
+    Raises:
+        DataError: if it is none, or larger.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            if most is None or max(image.size) <= most:
+                image.load()
+                return image.convert("RGB") if most else image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError("a picture is damaged", code="damaged-picture") from error
+    raise DataError(f"a picture is larger than {most} pixels a side", code="damaged-picture")

@@ -29,7 +29,6 @@ from tessella.models.spec import ModelOptions, Objective
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan
 from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
-from tessella.networks.paper import PaperDecoder, PaperEncoder
 from tessella.networks.unet import UNet
 from tessella.priors.logistic import StandardLogistic
 from tessella.priors.normal import StandardNormalModule
@@ -87,32 +86,6 @@ def VQVAE2(schema: Schema, **options: Any) -> CodeModel:
     if not schema.is_picture:
         raise SpecError("vectors have no grid, so no coarse and fine levels: use vqvae")
     return _of_codes("vqvae2", schema, ModelOptions(**options), levels=2)
-
-
-@register("model", "vqvae-paper", summary="VQ-VAE with its paper's own network")
-def VQVAE2017(schema: Schema, **options: Any) -> CodeModel:
-    """The VQ-VAE paper's network: 256 ReLU units, two halvings, codes of 64 numbers (2017, section 4.1).
-
-    On CIFAR-10 the paper has 8 x 8 x 10 codes of 512 values.
-
-    Raises:
-        SpecError: for vectors, or options that it fixes.
-    """
-    chosen = ModelOptions(**options)
-    if not schema.is_picture:
-        raise SpecError("the paper's network is for pictures: use vqvae")
-    _check_latents("vqvae-paper", chosen, None)
-    if chosen.depth is not None or chosen.side is not None or chosen.levels not in (None, 1):
-        raise SpecError("the paper's network fixes depth, side and levels: leave them out, or use vqvae")
-    likelihood = _likelihood(schema, chosen)
-    encoder = PaperEncoder(schema.shape, chosen.width or 256)
-    plain = replace(chosen, quantizer="vq", code_dim=chosen.code_dim or 64) if chosen.quantizer is None else chosen
-    quantizer = _quantizer(encoder.feature_shape, plain)
-    decoder = PaperDecoder(quantizer.latent_shape, schema.shape, likelihood.parameter_channels, chosen.width or 256)
-    _start(decoder, likelihood)
-    return CodeModel(
-        "vqvae-paper", likelihood=likelihood, encoder=encoder, quantizers=[quantizer], decoder=decoder, options=chosen
-    )
 
 
 @register("model", "flow", summary="invertible map with exact likelihood (Dinh et al. 2017)")
@@ -240,7 +213,7 @@ def _likelihood(schema: Schema, options: ModelOptions) -> Likelihood:
     return likelihood_for(schema, options.likelihood, **extras)
 
 
-def _start(decoder: ConvDecoder | VectorDecoder | PaperDecoder, likelihood: Likelihood) -> None:
+def _start(decoder: ConvDecoder | VectorDecoder, likelihood: Likelihood) -> None:
     bias = likelihood.initial_bias()
     if bias is not None:
         decoder.start_at(bias)

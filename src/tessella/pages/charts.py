@@ -41,7 +41,7 @@ class Drawing:
     key: Sequence[tuple[str, str]] = ()
 
 
-def draw(chart: Chart) -> Drawing:
+def draw_chart(chart: Chart) -> Drawing:
     """Draw a chart; one without any finite number is an empty frame."""
     return {"line": _lines, "bar": _bars, "scatter": _scatter, "stack": _stack}[chart.kind](chart)
 

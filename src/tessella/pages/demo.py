@@ -13,11 +13,12 @@ from tessella.coding.files import Compressed
 from tessella.evaluation.metric_text import psnr_text, saving_card
 from tessella.evaluation.results import Evaluation
 from tessella.models.codes import CodeModel
-from tessella.pages import anomalies, blocks, codes, edited, found
+from tessella.pages import anomalies, blocks, codes, edited
 from tessella.tasks import code_atlas
 from tessella.tasks.detect import Calibration
 from tessella.tasks.detect.detection import DetectionResult
 from tessella.tasks.edit import Edited
+from tessella.tasks.search import SearchResult
 
 PAGE = "demo.html"
 
@@ -29,14 +30,6 @@ class Edit:
     picture: int
     region: str
     edited: Edited
-
-
-@dataclass(frozen=True)
-class Search:
-    """Queries with the nearest of an index of `size` examples."""
-
-    size: int
-    rows: Sequence[Sequence[found.Shown]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,7 @@ class Demo:
     evaluation: Evaluation
     seen: code_atlas.Seen
     edit: Edit
-    search: Search
+    search: SearchResult
     anomalies: Anomalies
     compression: Compression
     minutes: float
@@ -154,12 +147,12 @@ def _edit(demo: Demo) -> str:
 def _search(demo: Demo) -> str:
     s = demo.search
     caption = (
-        f"Left, a picture of the validation split; beside it the nearest of {s.size:,} test pictures, with their "
+        f"Left, a picture of the validation split; beside it the nearest of {s.examples:,} test pictures, with their "
         "distances in latent space."
     )
-    numbers = " ".join(row[0].name for row in s.rows)
-    return f"<h2>A search</h2>{blocks.figure(found.sheet(s.rows), caption)}" + _command(
-        f"tessella index {demo.run} --split test", f"tessella search {demo.run} {numbers} --split valid"
+    queries = " ".join(row[0].name.replace("-", ":") for row in s.rows)
+    return f"<h2>A search</h2>{blocks.figure(s.sheet(), caption)}" + _command(
+        f"tessella index {demo.run} --split test", f"tessella search {demo.run} {queries}"
     )
 
 

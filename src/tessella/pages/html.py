@@ -15,7 +15,7 @@ import tessella
 from tessella.foundation.blocks import Page
 from tessella.foundation.files import write_atomic
 from tessella.foundation.text import shown
-from tessella.pages.charts import draw
+from tessella.pages.charts import draw_chart
 
 
 def html_page(page: Page) -> str:
@@ -33,7 +33,7 @@ def write_html(path: Path, page: Page) -> None:
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"kind": lambda block: type(block).__name__, "uri": _png, "drawn": draw}
+    environment.filters |= {"kind": lambda block: type(block).__name__, "uri": _png, "drawn": draw_chart}
     return environment.from_string(resources.files("tessella.pages").joinpath("page.html.jinja").read_text("utf-8"))
 
 

@@ -86,7 +86,7 @@ def fit_prior(
         _check_kind(model, kind, str(run))
         fill(model, read_header(kept(run, checkpoint.MODEL)), exactly=True)
         _check(model, data, kind, size, class_conditional=class_conditional)
-        model = model.to(accelerator.device)
+        model = model.to(accelerator.device).eval()
         home = fitted_priors.prior_home(Path(run), kind)
         fingerprint = checkpoint.fingerprint(run)
         spec = PriorSpec(kind, fingerprint, **size, class_conditional=class_conditional, tessella=tessella.__version__)

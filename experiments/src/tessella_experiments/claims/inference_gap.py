@@ -83,7 +83,7 @@ def measured(model: Model, x: Tensor, seed: int, *, steps: int = ANNEALING_STEPS
     vae, noise = cast(LatentVariableModel, model.eval()), Noise(seed, stream="claim 12")
     with torch.inference_mode(False):
         exact = -annealing.forward(vae, x, None, noise.split("annealing"), steps=steps, chains=CHAINS)
-        family = per_example_posterior.amortised(vae, x, None)
+        family = per_example_posterior.from_encoder(vae, x, None)
         bound = per_example_posterior.bound(vae, x, None, family, noise.split("bound"), draws=DRAWS)
         per_example_posterior.optimise(vae, x, None, family, noise.split("own"))
         own = per_example_posterior.bound(vae, x, None, family, noise.split("own bound"), draws=DRAWS)

@@ -19,7 +19,7 @@ from tessella.evaluation.bounds import evaluate
 from tessella.evaluation.results import Evaluation, GapEvaluation
 from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
-from tessella.tasks.compare import Basis, CompareConfig, Entry, Group
+from tessella.tasks.compare.records import Basis, CompareConfig, ComparedRun, Group
 from tessella.training import checkpoint
 from tessella.training.results_store import GAP
 from tessella.training.run import Run
@@ -58,7 +58,7 @@ def _open(config: CompareConfig, device: str | torch.device | None) -> list[_Ope
         raise SpecError(f"{twice[0]} is given twice: compare different runs")
     known: dict[str, tuple[Data, str]] = {}
     opened = []
-    for path, name in zip(paths, names(paths), strict=True):
+    for path, name in zip(paths, run_names(paths), strict=True):
         run = Run(path, device)
         model = run.model()
         key = json.dumps([run.spec.data, model.schema.to_json(), model.conditional], sort_keys=True, default=str)
@@ -79,7 +79,7 @@ def _open(config: CompareConfig, device: str | torch.device | None) -> list[_Ope
     return opened
 
 
-def names(paths: Sequence[Path]) -> list[str]:
+def run_names(paths: Sequence[Path]) -> list[str]:
     """What tells each path from the others: as many of its last parts as that takes."""
     parts = [path.resolve().parts for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
@@ -104,7 +104,7 @@ def _measured(members: Sequence[_Opened], config: CompareConfig) -> Group:
     return Group(basis, tuple(entries), shown, whole or config.examples >= len(split))
 
 
-def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> Entry:
+def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> ComparedRun:
     notes = () if of.model.has_bound else (f"{of.name}: an autoencoder has no prior, so no bound and no samples",)
     if of.model.has_prior and not of.model.has_bound:
         notes = (f"{of.name}: z has no distribution q(z | x), so there are samples but no bound",)
@@ -114,7 +114,7 @@ def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> En
         gap, notes = None, (*notes, f"{of.name}: its gap is not known, as annealing had not converged: repeat "
                             "it with more annealing steps")  # fmt: skip
     prior = of.run.prior_in_use
-    return Entry(
+    return ComparedRun(
         run=str(of.run.path),
         name=of.name,
         model=of.model.name,
@@ -125,7 +125,9 @@ def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> En
     )
 
 
-def _with_samples(members: Sequence[_Opened], entries: Sequence[Entry], config: CompareConfig) -> list[Entry]:
+def _with_samples(
+    members: Sequence[_Opened], entries: Sequence[ComparedRun], config: CompareConfig
+) -> list[ComparedRun]:
     """Add samples to the entries, and how they look to one classifier."""
     split, basis = members[0].split, members[0].basis
     if not any(m.model.has_prior for m in members):
@@ -163,7 +165,7 @@ def _drawn(of: _Opened, count: int, label: Tensor | None, config: CompareConfig)
     return fidelity.draw(of.model, count, label, seed=config.seed, seconds=60 * config.minutes)
 
 
-def _shown(entry: Entry, drawn: fidelity.Drawn) -> Entry:
+def _shown(entry: ComparedRun, drawn: fidelity.Drawn) -> ComparedRun:
     return replace(entry, samples=drawn.x[:SHOWN].float(), seconds_per_sample=drawn.seconds)
 
 

@@ -14,8 +14,8 @@ from tessella.evaluation.metric_text import time_text
 from tessella.evaluation.results import Against
 from tessella.foundation.blocks import Block, Cell, Chart, Charts, Heading, Page, Rows, Series, Table, Text, joined
 from tessella.kinds.figures import examples_in_a_row, labelled_rows
-from tessella.tasks.compare import Entry, Group
 from tessella.tasks.compare.measuring import best
+from tessella.tasks.compare.records import ComparedRun, Group
 
 NONE = "none"
 
@@ -101,7 +101,7 @@ def _line(
     return Line(name, meaning, cells, tuple(marked), data)
 
 
-def _of_samples(name: str, meaning: str, better: str, entries: Sequence[Entry]) -> Line:
+def _of_samples(name: str, meaning: str, better: str, entries: Sequence[ComparedRun]) -> Line:
     of = [None if e.fidelity is None else getattr(e.fidelity, name) for e in entries]
     figures = [None if a is None else (a.value, a.error) for a in of]
     known = next((a for a in of if isinstance(a, Against)), None)
@@ -111,7 +111,7 @@ def _of_samples(name: str, meaning: str, better: str, entries: Sequence[Entry]) 
     return _line(title, rest, figures, _with_error, better, alike=alike, data=data)
 
 
-def _collapse(entries: Sequence[Entry], one: str) -> Line:
+def _collapse(entries: Sequence[ComparedRun], one: str) -> Line:
     cells = []
     for e in entries:
         c = e.evaluation.collapse
@@ -122,7 +122,7 @@ def _collapse(entries: Sequence[Entry], one: str) -> Line:
     return Line("exchange cost", meaning, tuple(cells), (False,) * len(cells))
 
 
-def _gap(e: Entry) -> tuple[float, float] | None:
+def _gap(e: ComparedRun) -> tuple[float, float] | None:
     return None if e.gap is None else (e.gap.total.nats, e.gap.total.error)
 
 
@@ -177,7 +177,7 @@ def _table(group: Group) -> Table:
     return Table(heads, rows, figures=range(1, len(heads)))
 
 
-def _kind(e: Entry) -> str:
+def _kind(e: ComparedRun) -> str:
     return e.model if e.prior is None else f"{e.model}, prior {e.prior}"
 
 
@@ -259,7 +259,7 @@ def group_record(group: Group) -> dict[str, Any]:
     }
 
 
-def _record(e: Entry) -> dict[str, Any]:
+def _record(e: ComparedRun) -> dict[str, Any]:
     return {
         "run": e.run,
         "name": e.name,

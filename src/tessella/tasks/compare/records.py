@@ -1,0 +1,131 @@
+"""What is compared: the options of a comparison, and what is known of each run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from tessella.core.schema import Schema
+from tessella.evaluation.results import Evaluation, FidelityEvaluation, GapEvaluation
+from tessella.foundation.errors import SpecError, option, task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FEWEST = 40
+"""Examples to compare by, at least: two sets of samples."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare runs: bounds, how their samples look, and what they cost, in one table and one page.
+
+    Only figures of the same thing are ranked: runs of other data, another split, another binarisation, or with labels
+    given make groups of their own, with the reason.
+
+    Attributes:
+        runs: the run folders, two or more.
+        data: other data than the runs' own, read as theirs was.
+        split: train, valid or test.
+        examples: samples of each run, and examples that bounds are of unless the whole split is known of all.
+        minutes: for the samples of one run; if they take longer, how they look is left out.
+        seed: of all random numbers.
+    """
+
+    runs: Positional[tuple[str, ...]] = ()
+    data: str | None = None
+    split: str = "test"
+    examples: int = 2000
+    minutes: float = 5.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.runs) < 2:
+            raise SpecError(
+                f"a comparison takes two runs or more; {task('evaluate')} measures a single one", "few-runs"
+            )
+        if self.examples < FEWEST:
+            raise SpecError(f"{option('examples')} must be at least {FEWEST}, got {self.examples}", "out-of-range")
+        if not self.minutes > 0:
+            raise SpecError(f"{option('minutes')} must be more than 0, got {self.minutes}", "out-of-range")
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Quantity that a bound is of; only bounds of the same one are ranked.
+
+    Attributes:
+        data: its name, for whoever reads.
+        split: the split's name.
+        seed: that divided the data.
+        contents: fingerprint of what is in the split.
+        schema: what an example looks like.
+        binarize: how grey values were made binary; None if they were not.
+        conditional: whether the bound is of p(x | label).
+    """
+
+    data: str
+    split: str
+    seed: int
+    contents: str
+    schema: Schema
+    binarize: str | None
+    conditional: bool
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return self.contents, self.schema.shape, self.schema.values.name, self.binarize, self.conditional
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        of = "p(x | label)" if self.conditional else "p(x)"
+        kind = f"{self.schema.values.words} values"
+        how = f", binarised ({self.binarize})" if self.binarize else ""
+        shape = "x".join(map(str, self.schema.shape))
+        return f"{self.data}, split {self.split}: {kind} of shape {shape}{how}, {of}"
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One run.
+
+    Attributes:
+        run: its folder.
+        name: what tells it from the others.
+        model: of the catalogue.
+        evaluation: on the split.
+        fidelity: of its samples; None where it has none, or they take too long.
+        gap: the inference gap, if it was measured.
+        prior: the kind of the fitted prior that it uses; None: its own.
+        samples: some to look at, `[n, *shape]`.
+        notes: why something is missing, in words.
+    """
+
+    run: str
+    name: str
+    model: str
+    evaluation: Evaluation
+    fidelity: FidelityEvaluation | None = None
+    gap: GapEvaluation | None = None
+    prior: str | None = None
+    seconds_per_sample: float | None = None
+    samples: Tensor | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that can be ranked.
+
+    Attributes:
+        data: examples of the split, to look at beside the samples.
+        whole: whether the bounds are of the whole split.
+    """
+
+    basis: Basis
+    entries: tuple[ComparedRun, ...]
+    data: Tensor = field(repr=False)
+    whole: bool

@@ -1,0 +1,150 @@
+"""Features of examples that are compared in a search, in one or two spaces.
+
+latent  z of each (of a model of codes the codes' vectors, of others the posterior's mean), a grid averaged to at
+        most `GRID` x `GRID` positions; the distance is the root mean square of the differences, each number
+        weighted by its use: sqrt(1 - the posterior's mean variance), which is 0 for an inactive unit;
+        under another prior than N(0, I) in units of the number's own deviation
+codes   of a model of codes, position by position; the distance is the share of codes that differ
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tessella.bottlenecks.flow import variance_of
+from tessella.core.batches import Batch, FixedBatch, fixed_batches
+from tessella.core.rng import Noise, example_keys
+from tessella.foundation.errors import DataError, SpecError
+from tessella.kinds.pictures import altered_copies
+from tessella.models.base import Model
+from tessella.models.latent_variable import LatentVariableModel
+from tessella.priors.normal import StandardNormalModule
+
+GRID = 7
+"""Positions a side that a grid of vectors is averaged to, at most."""
+COPIED = 256
+"""Examples that altered copies are made of, at most."""
+Features = dict[str, Tensor]
+"""Examples as rows of numbers in each space: `latent` `[N, D]` float16, `codes` `[N, P]` of the smallest integers."""
+
+
+@torch.no_grad()
+def features(model: Model, x: Tensor) -> Features:
+    """Compute the features of examples `[B, *shape]`.
+
+    Raises:
+        SpecError: if the model sees labels.
+    """
+    return _look(model, x).features
+
+
+def widths(model: Model) -> dict[str, int]:
+    """Count the numbers of each example in each space."""
+    units, *grid = model.latent_shape
+    found = {"latent": units * math.prod(min(GRID, side) for side in grid)}
+    if model.levels:
+        found["codes"] = sum(math.prod(q.code_shape) for q in model.levels)
+    return found
+
+
+@final
+class FeatureSurvey:
+    """Computes the features of many examples batch by batch, and measures the use of each number on the way.
+
+    Altered copies are made of the `COPIED` examples with the least keys, which are the same in whatever order they
+    come.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model, self._count = model, 0
+        self._variance = self._center = self._sum = self._squares = torch.zeros((), dtype=torch.float64)
+        self._keys, self._copied = torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+
+    @torch.no_grad()
+    def add(self, x: Tensor) -> Features:
+        """Compute the features of examples `[B, *shape]`, and take them into account."""
+        looked = _look(self._model, x)
+        z = looked.features["latent"].double()
+        if not self._count:
+            self._center, self._copied = z.mean(0), x[:0]
+        apart = z - self._center
+        self._count, self._variance = self._count + len(x), self._variance + looked.variance.sum(0)
+        self._sum, self._squares = self._sum + apart.sum(0), self._squares + apart.square().sum(0)
+        keys = example_keys(x)
+        if len(self._keys) < COPIED or bool((keys < self._keys[-1]).any()):
+            every, rows = np.unique(torch.cat([self._keys, keys]).numpy(), return_index=True)
+            self._keys = torch.from_numpy(every[:COPIED])
+            self._copied = torch.cat([self._copied, x])[torch.from_numpy(rows[:COPIED])]
+        return looked.features
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor on each latent number, `[D]`: its use, over its deviation where that need not be 1.
+
+        Raises:
+            DataError: if there were no examples.
+        """
+        if not self._count:
+            raise DataError("there are no examples to index", code="no-examples")
+        moved = self._squares / self._count - (self._sum / self._count).square()
+        variance = self._variance / self._count
+        model, total = self._model, torch.ones_like(variance)
+        if (
+            isinstance(model, LatentVariableModel)
+            and model.has_bound
+            and not isinstance(model.prior, StandardNormalModule)
+        ):
+            total = (variance + moved).clamp_min(1e-12)
+        return ((1 - variance / total).clamp_min(1e-12) / total).sqrt().float()
+
+    @torch.no_grad()
+    def altered(self) -> list[tuple[Features, Features]]:
+        """Features of some examples, each beside those of an altered copy of them."""
+        x, first = self._copied, features(self._model, self._copied)
+        noise = Noise(0, stream="copies").of(self._keys)
+        return [(first, features(self._model, copy)) for copy in altered_copies(x, self._model.schema, noise)]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Features, and the posterior's variance of each latent number, `[B, D]`; zeros where there is none."""
+
+    features: Features
+    variance: Tensor
+
+
+def _look(model: Model, x: Tensor) -> _Look:
+    if model.conditional and not model.levels:
+        raise SpecError(
+            f"the z of the model {model.name} holds only what its label does not: search with a vae or vqvae",
+            code="conditional-model",
+        )
+    parts = [_of_batch(model, batch) for batch in fixed_batches(Batch(x), model.device)]
+    spaces = {space: torch.cat([part.features[space] for part in parts]) for space in parts[0].features}
+    return _Look(spaces, torch.cat([part.variance for part in parts]))
+
+
+def _of_batch(model: Model, batch: FixedBatch) -> _Look:
+    latent = model.encode(batch.x)
+    z = _averaged(latent.z)
+    variance = torch.zeros_like(z) if latent.posterior is None else _averaged(variance_of(latent.posterior))
+    found = {"latent": z[: batch.count].half().cpu()}
+    if model.levels:
+        codes = torch.cat([c.flatten(1) for c in latent.codes], 1)[: batch.count].cpu()
+        largest = max(q.codebook_size for q in model.levels) - 1
+        found["codes"] = codes.to(torch.uint8 if largest < 256 else torch.int16 if largest < 1 << 15 else torch.int32)
+    return _Look(found, variance[: batch.count].cpu().double())
+
+
+def _averaged(z: Tensor) -> Tensor:
+    """z `[B, *latent_shape]` as rows; of a grid the mean of each of at most `GRID` x `GRID` parts."""
+    if z.dim() == 4:
+        z = F.adaptive_avg_pool2d(z, (min(GRID, z.shape[2]), min(GRID, z.shape[3])))
+    return z.flatten(1)

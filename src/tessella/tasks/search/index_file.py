@@ -1,0 +1,183 @@
+"""Index file: one file of plain arrays with its own checksum, written a batch at a time.
+
+It holds a small picture of each example too, so that what is found can be shown.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tessella.core.tensor_files import TensorWriter
+from tessella.core.tensors import read_tensors
+from tessella.data.inputs import NamedBatch
+from tessella.data.raw import shown
+from tessella.foundation.errors import DataError, RunError, task
+from tessella.kinds.pictures import from_jpeg, images, to_jpeg
+from tessella.models.base import Model
+from tessella.tasks.search.distances import BLOCK, distance_of_copies
+from tessella.tasks.search.features import Features, FeatureSurvey, widths
+
+VERSION = 1
+THUMB = 96
+"""Pixels a side of the small pictures, at most."""
+AGAIN = f"make it again with {task('index', 'RUN INPUTS')}"
+
+
+@final
+@dataclass(frozen=True)
+class Index:
+    """Examples to be searched.
+
+    Attributes:
+        model: fingerprint of the weights that their features are of (`Run.fingerprint`).
+        names: what each is called; of picture files the path.
+        features: of each space.
+        scale: `[D]`, what the latent numbers are multiplied by.
+        copies: of each space the distance under which 95 % of altered copies lie from their originals: with a little
+            noise, or saved again as JPEG.
+        thumbs: a small picture of each, JPEG.
+    """
+
+    model: str
+    names: tuple[str, ...]
+    features: Features
+    scale: Tensor
+    copies: dict[str, float]
+    thumbs: tuple[bytes, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def thumb(self, row: int) -> Image.Image:
+        """The small picture of an example."""
+        try:
+            return from_jpeg(self.thumbs[row], THUMB)
+        except DataError as error:
+            raise DataError(f"the index is damaged ({error.message}): {AGAIN}", code="damaged-index") from error
+
+
+def write_index(path: str | os.PathLike[str], model: Model, examples: Iterable[NamedBatch], fingerprint: str) -> int:
+    """Compute the features of all examples, and write them to a file; no more than a batch is in memory.
+
+    Args:
+        fingerprint: of the model's weights.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        SpecError: if the model sees labels.
+        DataError: if there are no examples.
+        RunError: if the file cannot be written.
+    """
+    survey, count = FeatureSurvey(model), 0
+    with TensorWriter(Path(path)) as writer:
+        names, thumbs = _Items(writer, "names"), _Items(writer, "thumbs")
+        for named in examples:
+            x = named.batch.x
+            for space, rows in survey.add(x).items():
+                writer.append(f"features.{space}", rows.numpy())
+            names.add([name.encode("utf-8", "surrogateescape") for name in named.names])
+            thumbs.add([to_jpeg(picture) for picture in images(x, model.schema, THUMB)])
+            count += len(x)
+        scale, altered = survey.scale, survey.altered()
+        writer.append("scale", scale.numpy())
+        copies = {space: distance_of_copies(space, altered, scale) for space in altered[0][0]}
+        writer.finish({"version": VERSION, "model": fingerprint, "copies": copies})
+    return count
+
+
+@final
+class _Items:
+    """Items of any length as one tensor of bytes, one after the other, and one of where each ends."""
+
+    def __init__(self, writer: TensorWriter, name: str) -> None:
+        self._writer, self._name, self._end = writer, name, 0
+
+    def add(self, items: Sequence[bytes]) -> None:
+        ends = self._end + np.cumsum([len(item) for item in items], dtype=np.int64)
+        self._end = int(ends[-1])
+        self._writer.append(self._name, np.frombuffer(b"".join(items), np.uint8))
+        self._writer.append(f"{self._name}.ends", ends)
+
+
+def read_index(path: str | os.PathLike[str], model: Model, fingerprint: str) -> Index:
+    """Read an index of that model; nothing in it is unpickled.
+
+    Raises:
+        DataError: if it is missing, damaged, something else, a newer version's, of other weights than these, or holds
+            what this model cannot give.
+    """
+    if not os.path.isfile(path):
+        raise DataError(f"there is no index {path}: {task('index', 'RUN INPUTS')} makes one", code="no-index")
+    try:
+        state = read_tensors(Path(path))
+        note: dict[str, Any] = state.progress
+        if note["version"] != VERSION:
+            raise ValueError(f"it has version {note['version']}, and this tessella reads {VERSION}")
+        kept = {n.removeprefix("features."): t for n, t in state.tensors.items() if n.startswith("features.")}
+        names = tuple(item.decode("utf-8", "surrogateescape") for item in _cut(state.tensors, "names"))
+        thumbs = tuple(_cut(state.tensors, "thumbs"))
+        copies = {space: float(note["copies"][space]) for space in kept}
+        if not names or "latent" not in kept or {len(names)} != {len(thumbs), *(len(rows) for rows in kept.values())}:
+            raise ValueError("its parts have different lengths")
+        _check_features(kept, state.tensors["scale"], copies)
+        index = Index(str(note["model"]), names, kept, state.tensors["scale"], copies, thumbs)
+    except (RunError, KeyError, TypeError, ValueError, IndexError) as error:
+        reason = error.message.partition(" (")[2].partition("):")[0] if isinstance(error, RunError) else error
+        raise DataError(f"{path} is damaged, or no index ({reason}): {AGAIN}", code="damaged-index") from error
+    if index.model != fingerprint:
+        raise DataError(
+            f"{path} is of a model whose weights are {shown(index.model)}, and this run's, a {model.name}'s, are "
+            f"{fingerprint}: search with the run that made it, or {AGAIN}",
+            code="index-of-another-model",
+        )
+    _check_model(path, index, model)
+    return index
+
+
+def _check_model(path: str | os.PathLike[str], index: Index, model: Model) -> None:
+    """Refuse an index that holds what the model cannot give."""
+    if {space: rows.shape[1] for space, rows in index.features.items()} != widths(model):
+        raise DataError(f"{path} has other spaces than this model's: {AGAIN}", code="damaged-index")
+    if (codes := index.features.get("codes")) is not None:
+        largest = max(q.codebook_size for q in model.levels)
+        if not all(bool(((some >= 0) & (some < largest)).all()) for some in codes.split(BLOCK)):
+            raise DataError(f"{path} has codes that this model does not have: {AGAIN}", code="damaged-index")
+
+
+def _check_features(features: Features, scale: Tensor, copies: dict[str, float]) -> None:
+    """Check that the rows of each space are what `features` gives.
+
+    Raises:
+        ValueError: if they are of other types, shapes or values.
+    """
+    kinds = {"latent": (torch.float16,), "codes": (torch.uint8, torch.int16, torch.int32)}
+    if any(rows.dim() != 2 or rows.dtype not in kinds.get(space, ()) for space, rows in features.items()):
+        raise ValueError("its parts are of other types or shapes")
+    if scale.shape != features["latent"].shape[1:] or scale.dtype != torch.float32:
+        raise ValueError("its parts have different widths")
+    if not all(0 <= number < math.inf for number in copies.values()):
+        raise ValueError("its thresholds cannot be")
+    if not bool((scale.isfinite() & (scale >= 0)).all() & features["latent"].isfinite().all()):
+        raise ValueError("it has numbers that are not finite")
+
+
+def _cut(tensors: dict[str, Tensor], name: str) -> list[bytes]:
+    """Items that were written one after the other."""
+    kinds = [(t.dtype, t.dim()) for t in (tensors[name], tensors[f"{name}.ends"])]
+    whole, ends = tensors[name].numpy().tobytes(), tensors[f"{name}.ends"].tolist()
+    ordered = [0, *ends] == sorted([0, *ends]) and ends[-1:] in ([], [len(whole)])
+    if kinds != [(torch.uint8, 1), (torch.int64, 1)] or not ordered:
+        raise ValueError(f"its {name} do not lie where they should")
+    return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
