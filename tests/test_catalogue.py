@@ -151,7 +151,7 @@ def test_likelihood(entry: Entry) -> None:
 def test_likelihood_refuses_other_values(entry: Entry) -> None:
     kinds: tuple[str, ...] = ("binary", "uint8", "real")
     for values in set(kinds) - set(entry.values):
-        with pytest.raises(SpecError, match="--likelihood"):
+        with pytest.raises(SpecError, match="likelihood"):
             likelihood_for(schema_of(values, (1, 8, 8)), entry.name)
 
 

@@ -25,13 +25,13 @@ from torch.distributions import Distribution, Independent, Normal
 
 from tessella import __version__
 from tessella.bottlenecks.gaussian import DiagonalGaussianModule
-from tessella.coding.codes_file import codes_of, stride_of
+from tessella.coding.codes_file import codes_of
 from tessella.coding.container import Chunk, checksum
 from tessella.core.contracts import StoredValues
 from tessella.core.entropy_coding import AnsStack, SymbolCoder, SymbolDecoder, SymbolEncoder, code_from_cdf
 from tessella.core.outputs import Latent, Rate
 from tessella.core.rng import Noise
-from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.text import shown
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -160,11 +160,11 @@ class BitsBack:
         if not model.has_bound:
             raise model.no_prior_error()
         if not isinstance(model.prior, StandardNormalModule):
-            raise SpecError("bits-back coding is for the prior N(0, I), and this one is another: give --prior trained, "
-                            "or train a vae with the normal prior")  # fmt: skip
+            remedy = f"give {option('prior')} trained, or train a vae with the normal prior"
+            raise SpecError(f"bits-back coding is for the prior N(0, I), and this one is another: {remedy}")
         if not isinstance(model.bottleneck, DiagonalGaussianModule):
             raise SpecError("bits-back coding is for a Gaussian posterior, and this one is another: train a vae "
-                            "without --posterior")  # fmt: skip
+                            f"without {option('posterior')}")  # fmt: skip
         self._model, self._batch = model, _batch(model)
         self.at_once = max(1, LONGEST // model.schema.dims)
         _check_discrete(model)
@@ -305,11 +305,9 @@ class CodesOnly:
         if size == self._model.schema.shape[1:]:
             return list(trained)
         if any(q.codebook_size < 2 for q in self._model.levels):
-            raise SpecError("codes that are always the same say nothing of a picture's size: leave out --full-size")
-        stride = stride_of(self._model)
-        finest = [-(-side // stride) for side in size]
-        times = [2**level for level in reversed(range(len(trained)))]
-        return [(shape[0], *(-(-side // t) for side in finest)) for shape, t in zip(trained, times, strict=True)]
+            raise SpecError(f"codes that are always the same tell no size: leave out {option('full-size')}")
+        strides = self._model.downsampling
+        return [(shape[0], *(-(-side // t) for side in size)) for shape, t in zip(trained, strides, strict=True)]
 
     def _code(
         self, coder: SymbolCoder, count: int, shapes: list[tuple[int, ...]], codes: tuple[Tensor, ...] | None
@@ -385,4 +383,4 @@ def _batch(model: CodeModel | LatentVariableModel) -> int:
 
 def _check_discrete(model: CodeModel | LatentVariableModel) -> None:
     if not model.schema.values.discrete:
-        raise SpecError("real values have a density, which no code reaches: give --lossy, or train on bytes")
+        raise SpecError(f"real values have a density, which no code reaches: give {option('lossy')}, or train on bytes")

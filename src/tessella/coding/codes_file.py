@@ -289,17 +289,10 @@ def check(coded: Coded, model: CodeModel, fingerprint: str) -> None:
             model.checked_codes([_tensor(level[rows]) for level in coded.levels])
     except SpecError as error:
         raise DataError(str(error)) from error
-    stride = stride_of(model) if model.schema.is_picture else 1
+    stride = model.downsampling[-1]
     for name, size, codes in zip(coded.names, coded.sizes.tolist(), coded.levels[-1], strict=True):
         if [-(-side // stride) for side in size] != list(codes.shape[1:]) or 0 in size:
             raise DataError(f"{shown(name)} has codes that do not fit its size {size}: encode it again")
-
-
-def stride_of(model: CodeModel) -> int:
-    """Pixels a side that one position of the finest grid stands for, tried out on a grid that was not trained on."""
-    units, *grid = model.latent_shape
-    drawn = model.decoder(torch.zeros(1, units, *(side + 1 for side in grid), device=model.device), None)
-    return drawn.shape[-1] // (grid[-1] + 1)
 
 
 def _tensor(codes: Level) -> Tensor:

@@ -91,6 +91,8 @@ class Encoder(nn.Module, ABC):
 
     feature_shape: tuple[int, ...]
     """Shape of one example's features: `(F, *spatial)`."""
+    downsampling: int = 1
+    """Positions a side of the data that one position of the features stands for."""
 
     @abstractmethod
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch.types import _size
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
 from tessella.core.schema import UINT8, Schema
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 from tessella.foundation.registry import register
 from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, checked, require_values
 
@@ -66,7 +66,8 @@ class LogisticMixtureModule(Likelihood):
         self.channels = 1 if self.is_vector else schema.shape[0]
         if self.channels > 4:
             raise SpecError(
-                f"the logistic likelihood takes 1 to 4 channels, not {self.channels}: use --likelihood categorical"
+                f"the logistic likelihood takes 1 to 4 channels, not {self.channels}: "
+                f"use {option('likelihood')} categorical"
             )
         self.mixtures = mixtures
         self.units = LatentStatistics(schema)

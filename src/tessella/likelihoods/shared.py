@@ -13,7 +13,7 @@ from torch.types import _size
 from tessella.core.contracts import StoredValues
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import UINT8, Binary, Schema, Values
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 
 BYTE_HALF = 127.5
 """Half of the range of a byte: x / BYTE_HALF - 1 is in [-1, 1]."""
@@ -105,10 +105,10 @@ def over_channels(each: Tensor) -> Tensor:
 def require_values(schema: Schema, values: Values, likelihood: str) -> None:
     """SpecError, with the remedy, unless the data holds such values."""
     if schema.values != values:
-        binarize = "add --binarize dynamic, or " if (values, schema.values) == (Binary(), UINT8) else ""
+        binarize = f"add {option('binarize')} dynamic, or " if (values, schema.values) == (Binary(), UINT8) else ""
         raise SpecError(
             f"the {likelihood} likelihood needs {values.words} data, but this data holds "
-            f"{schema.values.words} values: {binarize}use --likelihood {schema.values.default_likelihood}"
+            f"{schema.values.words} values: {binarize}use {option('likelihood')} {schema.values.default_likelihood}"
         )
 
 

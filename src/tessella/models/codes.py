@@ -57,6 +57,7 @@ class CodeModel(Model):
         self.encoder, self.decoder = encoder, decoder
         self.quantizers = nn.ModuleList(quantizers)
         self.levels = tuple(quantizers)
+        self.downsampling = tuple(encoder.downsampling * 2**i for i in reversed(range(levels)))
         self.pyramid = Pyramid(channels, levels, merge_depth) if levels > 1 else None
         self.merges = nn.ModuleList(Merge(channels, width, merge_depth) for width in self.context_channels[1:])
         self.latent_shape = (sum(q.latent_shape[0] for q in quantizers), *quantizers[-1].latent_shape[1:])
