@@ -34,9 +34,11 @@ import tessella
 from tessella.coding import files
 from tessella.coding.baseline_codecs import BaselineCodecs
 from tessella.coding.container import Container
-from tessella.coding.files import weights_of
+from tessella.coding.weights import Weights, check
+from tessella.core.batches import Batch
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.data.inputs import NamedBatch
 from tessella.models.base import Model
 from tessella.training import checkpoint
 from tessella.training.run import Run, load
@@ -54,21 +56,19 @@ def length(run: str, count: int, prior: str | None, precision: Any) -> common.Re
     model = load(run, prior=prior)
     split = Run(run).data(None, model).split("test")
     x = split.batch(range(min(count or len(split), len(split)))).x
-    weights = weights_of(run, model, prior)
-    rivals = BaselineCodecs(model.schema, lossy=False)
-    rivals.see(x)
+    weights = Weights.of(run, model, prior)
+    codecs = BaselineCodecs(model.schema, lossy=False)
+    codecs.collect(x)
     with TemporaryDirectory() as folder:
         path = Path(folder, "file")
-        named = ([f"test-{i}" for i in range(len(x))], x)
-        result, coding = timed(
-            lambda: files.compress(model, [named], str(path), weights, precision=precision, progress=_told)
-        )
+        named = _named([f"test-{i}" for i in range(len(x))], x)
+        result, coding = timed(lambda: files.compress(model, [named], str(path), weights, precision=precision))
         container = Container(str(path))
-        files.check(container, model, weights)
+        check(container, model, weights)
         back, decoding = timed(lambda: [one for _, one in files.decompress(container, model)])
     assert torch.equal(torch.stack(back), x), "not what went in"
     bound, numbers = bound_of(model, x) / math.log(2) / 8, x.numel()
-    others = {rival.name: rival.bytes for rival in rivals.measured()}
+    others = {codec.name: codec.bytes for codec in codecs.sizes()}
     return {
         "data": Path(str(checkpoint.read_spec(run).data.get("spec"))).name,
         "stored": model.schema.values,
@@ -83,16 +83,16 @@ def length(run: str, count: int, prior: str | None, precision: Any) -> common.Re
         "bound_bytes": bound,
         "bound_bits_per_dim": 8 * bound / numbers,
         "excess_of_allowed": (result.bytes - bound) / (0.01 * bound + 200),
-        "compared": rivals.count,
-        "others_bits_per_dim": {name: 8 * size / rivals.numbers for name, size in others.items()}
-        | strips(x[: rivals.count], model.schema),
+        "compared": codecs.count,
+        "others_bits_per_dim": {name: 8 * size / codecs.numbers for name, size in others.items()}
+        | strips(x[: codecs.count], model.schema),
         "compress": coding | {"megabytes_a_second": numbers / 1e6 / coding["process"]},
         "decompress": decoding | {"megabytes_a_second": numbers / 1e6 / decoding["process"]},
     }
 
 
-def _told(done: int) -> None:
-    common.say(f"  {done} examples")
+def _named(names: list[str], x: Tensor) -> NamedBatch:
+    return NamedBatch(names, Batch(x), [None] * len(x))
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
@@ -156,12 +156,12 @@ def trips(colour: str, grey: str, bits: str, data: Path) -> common.Record:
 
 def trip(model: Model, xs: Iterable[Tensor], run: str) -> common.Record:
     xs = list(xs)
-    named = [([f"{i}-{j}" for j in range(len(x))], x) for i, x in enumerate(xs)]
+    named = [_named([f"{i}-{j}" for j in range(len(x))], x) for i, x in enumerate(xs)]
     with TemporaryDirectory() as folder:
-        path, weights = str(Path(folder, "file")), weights_of(run, model, "uniform")
+        path, weights = str(Path(folder, "file")), Weights.of(run, model, "uniform")
         result = files.compress(model, named, path, weights)
         container = Container(path)
-        files.check(container, model, weights)
+        check(container, model, weights)
         back = [one for _, one in files.decompress(container, model)]
     originals = [one for x in xs for one in x]
     wrong = sum(not torch.equal(a, b) for a, b in zip(back, originals, strict=True))
@@ -213,7 +213,7 @@ def damage(mutations: int) -> common.Record:
             parts = [x[:4], x[4:]] if schema.rank == 2 else [x]
             if schema.rank == 2 and not lossy:
                 parts.append(x[:1].repeat(1, 1, 2, 3)[..., : schema.shape[1] + 3, :])
-            named = [([f"a{i}-{j}" for j in range(len(part))], part) for i, part in enumerate(parts)]
+            named = [_named([f"a{i}-{j}" for j in range(len(part))], part) for i, part in enumerate(parts)]
             files.compress(model, named, str(path), weights, lossy=lossy, workers=1)
             container = Container(str(path))
             originals = [one for _, one in files.decompress(container, model, workers=1)]

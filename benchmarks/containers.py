@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tessella.coding import files
 from tessella.coding.container import MAGIC, Container
+from tessella.coding.weights import check
 from tessella.foundation.errors import TessellaError
 
 START = len(MAGIC) + 5
@@ -57,7 +58,7 @@ def judged(path: Path, model, weights: files.Weights, originals: Sequence[Tensor
     number = -1
     try:
         container = Container(str(path))
-        files.check(container, model, weights)
+        check(container, model, weights)
         for number, (_, x) in enumerate(files.decompress(container, model, workers=1)):
             same = number < len(originals) and x.shape == originals[number].shape
             if not (same and bool((x == originals[number]).all())):

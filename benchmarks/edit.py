@@ -31,7 +31,10 @@ from tessella.data.inputs import NamedBatch
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.priors.masked import MaskedTransformerModule
-from tessella.tasks.edit import Paste, Resample, box, edit, receptive_field
+from tessella.tasks.edit.editing import edit_picture
+from tessella.tasks.edit.operations import Inpaint, Paste
+from tessella.tasks.edit.reach import receptive_field
+from tessella.tasks.edit.regions import box
 from tessella.tasks.search.features import features as features_of
 from tessella.tasks.search.index_file import Index, read_index, write_index
 from tessella.tasks.search.neighbours import nearest
@@ -59,7 +62,7 @@ def locality(run: str, data: Path, count: int) -> common.Record:
     for n in range(count):
         top, left = (int(places[n, k] * (side - side // 2 + 1)) for k, side in enumerate((height, width)))
         region = box(left, top, width // 2, height // 2, (height, width))
-        edited = edit(model, x[n], region, Paste(x[(n + len(x) // 2) % len(x)]))
+        edited = edit_picture(model, x[n], region, Paste(x[(n + len(x) // 2) % len(x)]))
         for where, found in shares.items():
             found.append(float(edited.share_outside(getattr(edited, where))))
         covered.append(float(edited.reach.float().mean()))
@@ -97,7 +100,7 @@ def resampling(rounds: int) -> common.Record:
     wall, processor = [], []
     for seed in range(rounds + 1):
         started, used = time.perf_counter(), time.process_time()
-        found = edit(model, x, region, Resample(8), seed=seed)
+        found = edit_picture(model, x, region, Inpaint(8), seed=seed)
         wall.append(time.perf_counter() - started)
         processor.append(time.process_time() - used)
     assert int(found.levels[0].chosen.sum()) == 256

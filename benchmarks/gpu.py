@@ -48,6 +48,7 @@ from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import Split
+from tessella.data.inputs import NamedBatch
 from tessella.data.raw import Part, index_keys
 from tessella.data.splits import split_of
 from tessella.evaluation.bounds import evaluate
@@ -369,11 +370,11 @@ def uses(place: Place, budget: float) -> common.Record:
 
 def _coding(model: CodeModel, x: Tensor) -> dict[str, Callable[[], object]]:
     """What `tessella encode` and `tessella decode` do with these examples."""
-    named = ([str(number) for number in range(len(x))], x)
-    coded = codes_file.encode(model, [named], "")
+    named = NamedBatch([str(number) for number in range(len(x))], Batch(x), [None] * len(x))
+    coded = codes_file.encode_codes(model, [named], "")
     return {
-        "encode": lambda: codes_file.encode(model, [named], ""),
-        "decode": lambda: list(codes_file.decode(model, coded)),
+        "encode": lambda: codes_file.encode_codes(model, [named], ""),
+        "decode": lambda: list(codes_file.decode_codes(model, coded)),
     }
 
 

@@ -168,7 +168,7 @@ def test_other_data_leaves_the_kept_evaluation_alone(run: Path, tmp_path: Path) 
         ["interpolate", "vae", "0", "1"],
         ["interpolate", CONDITIONAL, "0", "PICTURE", "--label", "3", "--steps", "4"],
         ["traverse", "vae"],
-        ["traverse", "ae", "5", "--units", "2"],
+        ["traverse", "ae", "5", "--dimensions", "2"],
         ["traverse", CONDITIONAL, "PICTURE", "--label", "3"],
     ],
     ids=" ".join,
@@ -362,8 +362,8 @@ def test_inputs_that_are_none_are_named(runs: dict[str, Path], tmp_path: Path, r
         (["sample", vae, "--label", "1"], "cvae"),
         (["sample", runs["ae"]], "no prior"),
         (["sample", vae, "-n", "0"], "from 1 to"),
-        (["interpolate", vae, "0", "1", "--steps", "1"], "2 steps"),
-        (["traverse", vae, "--units", "0"], "at least 1 unit"),
+        (["interpolate", vae, "0", "1", "--steps", "1"], "--steps must be at least 2"),
+        (["traverse", vae, "--dimensions", "0"], "--dimensions must be at least 1"),
         (["traverse", vae, "--data", tmp_path / "rows.csv"], "leave out --size"),
     ]
     for args, says in cases:

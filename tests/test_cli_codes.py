@@ -136,8 +136,8 @@ def test_every_class_is_a_row(runs: dict[str, Path], tmp_path: Path, capsys: pyt
 def test_samples_that_cannot_be_are_refused(runs: dict[str, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     out = tmp_path / "s.png"
     cases = [
-        (["plain", "--label", "3"], "tessella prior RUN --class-conditional"),
-        (["bare", "--label", "3"], "tessella prior RUN --class-conditional"),
+        (["plain", "--label", "3"], "RUN --class-conditional"),
+        (["bare", "--label", "3"], "RUN --class-conditional"),
         (["labelled", "--prior", "uniform", "--label", "3"], "--class-conditional"),
         (["labelled", "--label", "eleven"], "there are: 0, 1"),
         (["plain", "--prior", "masked"], "there are: pixelcnn"),
@@ -253,7 +253,7 @@ def test_pictures_keep_their_names_and_their_size_when_asked_for(
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
     (folder / "dog" / "torn.png").write_bytes(b"no picture")
-    for options, sizes in (([], [(8, 8)] * 3), (["--full-size"], [(21, 13), (8, 8), (9, 30)])):
+    for options, sizes in (([], [(8, 8)] * 3), (["--native-size"], [(21, 13), (8, 8), (9, 30)])):
         codes, out = tmp_path / "codes.npz", tmp_path / f"out{len(options)}"
         assert main(["encode", str(runs["plain"]), str(folder), "-o", str(codes), *options]) == 0
         assert "tessella: note: 1 of 4 pictures could not be read" in capsys.readouterr().err
@@ -285,10 +285,10 @@ def test_what_cannot_be_encoded_or_decoded_is_refused_and_nothing_is_left(
     (tmp_path / "file").write_text("")
     for args, says in (
         (["vae"], "train a vqvae"),
-        (["plain", "missing.png"], "no such picture"),
+        (["plain", "missing.png"], "no such input"),
         (["plain", "999"], "from 0 to 140"),
         (["plain", tmp_path / "torn.png"], "cannot be read"),
-        (["plain", "3", "--full-size"], "--full-size is for picture files"),
+        (["plain", "3", "--native-size"], "--native-size is for picture files"),
         (["plain", "--split", "holdout"], "train, valid, test"),
     ):
         name, *rest = args
@@ -303,7 +303,7 @@ def test_what_cannot_be_encoded_or_decoded_is_refused_and_nothing_is_left(
     assert str(codes) in line
     assert "no codes" in refused("decode", runs["vae"], codes, "-o", out)
     assert "no such file" in refused("decode", runs["plain"], tmp_path / "missing.npz", "-o", out)
-    assert "no folder" in refused("decode", runs["plain"], codes, "-o", tmp_path / "file")
+    assert "give a folder" in refused("decode", runs["plain"], codes, "-o", tmp_path / "file")
     whole, arrays = codes.read_bytes(), dict(np.load(codes))
     for content, says in (
         ({"level0": np.full_like(arrays["level0"], 8)}, "between 0 and 7"),

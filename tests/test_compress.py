@@ -19,7 +19,10 @@ import tessella
 from tessella.cli import main
 from tessella.coding import coders, files
 from tessella.coding.container import Container, Numbered, pack_chunk, pack_header, sealed
+from tessella.coding.weights import Weights, check
+from tessella.core.batches import Batch
 from tessella.core.schema import Real, Schema
+from tessella.data.inputs import NamedBatch
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.registry import entries, names
 from tessella.models.base import Model
@@ -33,7 +36,7 @@ GREY, COLOUR, BITS, ROW = (
 )
 TINY = Schema.of((3, 4, 3), "uint8")
 SMALL = {"width": 8, "depth": 1}
-WEIGHTS = files.Weights("run", "0" * 12, "uniform")
+WEIGHTS = Weights("run", "0" * 12, "uniform")
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +54,19 @@ def examples(schema: Schema, count: int) -> Tensor:
     return x.to(torch.uint8)
 
 
+def named(names: list[str], x: Tensor) -> NamedBatch:
+    return NamedBatch(names, Batch(x), [None] * len(x))
+
+
 def written(model: Model, x: Tensor, path: Path, **options: Any) -> files.Compressed:
-    return files.compress(model, [([f"x-{i}" for i in range(len(x))], x)], str(path), WEIGHTS, workers=1, **options)
+    return files.compress(
+        model, [named([f"x-{i}" for i in range(len(x))], x)], str(path), WEIGHTS, workers=1, **options
+    )
 
 
 def read(model: Model, path: Path, **options: Any) -> list[Tensor]:
     container = Container(str(path))
-    files.check(container, model, WEIGHTS)
+    check(container, model, WEIGHTS)
     return [x for _, x in files.decompress(container, model, workers=1, **options)]
 
 
@@ -117,8 +126,8 @@ def test_pictures_of_any_size_come_back_by_tiles(kind: str, tmp_path: Path) -> N
     model = make(kind, GREY, **SMALL)
     sizes = [(9, 10), (1, 1), (20, 30), (27, 11), (8, 40)]
     pictures = [torch.randint(0, 256, (1, 1, *size), dtype=torch.uint8) for size in sizes]
-    named = [([f"p{i}"], x) for i, x in enumerate(pictures)]
-    result = files.compress(model, named, str(tmp_path / "file"), WEIGHTS, workers=1)
+    every = [named([f"p{i}"], x) for i, x in enumerate(pictures)]
+    result = files.compress(model, every, str(tmp_path / "file"), WEIGHTS, workers=1)
     back = read(model, tmp_path / "file")
     assert all(torch.equal(a, b[0]) for a, b in zip(back, pictures, strict=True))
     assert result.numbers == sum(h * w for h, w in sizes)
@@ -127,8 +136,8 @@ def test_pictures_of_any_size_come_back_by_tiles(kind: str, tmp_path: Path) -> N
 def test_codes_of_pictures_of_any_size_come_back(tmp_path: Path) -> None:
     model: Any = make("vqvae2", Schema.of((1, 16, 16), "uint8"), **SMALL, side=4, codebook_size=16)
     pictures = [torch.randint(0, 256, (1, 1, *size), dtype=torch.uint8) for size in ((16, 16), (40, 23), (5, 50))]
-    named = [([f"p{i}"], x) for i, x in enumerate(pictures)]
-    files.compress(model, named, str(tmp_path / "file"), WEIGHTS, lossy=True, workers=1)
+    every = [named([f"p{i}"], x) for i, x in enumerate(pictures)]
+    files.compress(model, every, str(tmp_path / "file"), WEIGHTS, lossy=True, workers=1)
     for one, x in zip(read(model, tmp_path / "file"), pictures, strict=True):
         assert one.shape == x.shape[1:]
     torch.testing.assert_close(read(model, tmp_path / "file")[0], model.reconstruct(pictures[0])[0])
@@ -156,8 +165,8 @@ def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch, 
     try:
         for threads, workers in ((1, 1), (4, 3)):
             torch.set_num_threads(threads)
-            named = [([f"x-{i}" for i in range(64)], x)]
-            files.compress(model, named, str(tmp_path / f"{threads}"), WEIGHTS, workers=workers)
+            every = [named([f"x-{i}" for i in range(64)], x)]
+            files.compress(model, every, str(tmp_path / f"{threads}"), WEIGHTS, workers=workers)
             assert torch.get_num_threads() == threads
         assert (tmp_path / "1").read_bytes() == (tmp_path / "4").read_bytes()
         container = Container(str(tmp_path / "1"))
@@ -245,9 +254,9 @@ def test_other_weights_and_other_rounding_are_told_apart(tmp_path: Path) -> None
     written(model, x, tmp_path / "file")
     container = Container(str(tmp_path / "file"))
     with pytest.raises(DataError, match="weights are 000000000000, and those of elsewhere are 1"):
-        files.check(container, model, files.Weights("elsewhere", "1" * 12, "uniform"))
+        check(container, model, Weights("elsewhere", "1" * 12, "uniform"))
     with pytest.raises(DataError, match="made with the prior uniform, and run has pixelcnn 2"):
-        files.check(container, model, files.Weights("run", "0" * 12, "pixelcnn", "2" * 12))
+        check(container, model, Weights("run", "0" * 12, "pixelcnn", "2" * 12))
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.0001)
@@ -274,7 +283,7 @@ def _bench() -> Any:
 def test_a_header_keeps_its_chunks(tmp_path: Path) -> None:
     """An edited header with a right checksum of its own fits no chunk: no picture is cropped or renamed by it."""
     model = make("vqvae", GREY, **SMALL)
-    pictures = [([f"p{i}"], torch.randint(0, 256, (1, 1, 20, 20), dtype=torch.uint8)) for i in range(2)]
+    pictures = [named([f"p{i}"], torch.randint(0, 256, (1, 1, 20, 20), dtype=torch.uint8)) for i in range(2)]
     files.compress(model, pictures, str(tmp_path / "file"), WEIGHTS, workers=1)
     container = Container(str(tmp_path / "file"))
     chunks = list(container.chunks())
@@ -292,7 +301,7 @@ def test_names_that_count_take_no_room(tmp_path: Path) -> None:
     model, x = make("vae", GREY, **SMALL), examples(GREY, 300)
     written(model, x, tmp_path / "counted")
     apart = [[f"{hash(i)}-name-{i * i}" for i in range(300)]]
-    files.compress(model, [(apart[0], x)], str(tmp_path / "apart"), WEIGHTS, workers=1)
+    files.compress(model, [named(apart[0], x)], str(tmp_path / "apart"), WEIGHTS, workers=1)
     counted, other = (Container(str(tmp_path / name)) for name in ("counted", "apart"))
     assert counted.bytes + 300 < other.bytes
     assert isinstance(counted.header.names, Numbered)
@@ -305,13 +314,13 @@ def test_a_header_holds_any_name_and_not_more_than_it_can(monkeypatch: pytest.Mo
     model, x = make("vae", GREY, **SMALL), examples(GREY, 3)
     called = ["f\xfc\u2603r/\udcff", "line\nbreak", "-12"]
     hidden = replace(WEIGHTS, run=str(tmp_path / "new\nline"))
-    files.compress(model, [(called, x)], str(tmp_path / "file"), hidden, workers=1)
+    files.compress(model, [named(called, x)], str(tmp_path / "file"), hidden, workers=1)
     container = Container(str(tmp_path / "file"))
     assert list(container.header.names) == called
     assert container.header.run == ""
     monkeypatch.setattr(importlib.import_module("tessella.coding.container"), "NAMES_MOST", 20)
     with pytest.raises(DataError, match="compress in parts"):
-        files.compress(model, [(called, x)], str(tmp_path / "more"), WEIGHTS, workers=1)
+        files.compress(model, [named(called, x)], str(tmp_path / "more"), WEIGHTS, workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
@@ -427,7 +436,7 @@ def test_a_folder_of_pictures_comes_back_at_its_sizes(runs: dict[str, Path], tmp
     for name, size in made.items():
         Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / f"{name}.png")
     file, out = tmp_path / "f.tes", tmp_path / "out"
-    assert main(["compress", str(runs["codes"]), str(folder), "--full-size", "-o", str(file)]) == 0
+    assert main(["compress", str(runs["codes"]), str(folder), "--native-size", "-o", str(file)]) == 0
     assert main(["decompress", str(file), "-o", str(out)]) == 0
     for name in made:
         before, after = (np.asarray(Image.open(where / f"{name}.png")) for where in (folder, out))
@@ -466,10 +475,10 @@ def test_mistakes_take_one_line(runs: dict[str, Path], tmp_path: Path, refused: 
             where = ["-o", tmp_path / "out"] if command[1:] else []
             assert complaint in refused(command[0], tmp_path / name, *command[1:], *where)
     assert "give the run that made it" in refused("decompress", file, "-o", tmp_path / "out", "--run", runs["vae"])
-    assert "no folder" in refused("decompress", file, "-o", file)
+    assert "give a folder" in refused("decompress", file, "-o", file)
     assert "is a folder" in refused("compress", runs["codes"], "0", "-o", tmp_path)
     assert "no codes to keep" in refused("compress", runs["vae"], "0", "--lossy", "-o", tmp_path / "x")
-    assert "no such picture" in refused("compress", runs["vae"], "none.png", "-o", tmp_path / "x")
+    assert "no such input" in refused("compress", runs["vae"], "none.png", "-o", tmp_path / "x")
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved" / "deeper").mkdir()
     (tmp_path / "moved" / "deeper" / "f.tes").write_bytes(file.read_bytes())
@@ -495,7 +504,8 @@ def test_pictures_that_are_fitted_are_counted(
         Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / f"{name}.png")
     assert main(["compress", str(runs["vae"]), str(tmp_path), "-o", str(tmp_path / "f.tes")]) == 0
     assert (
-        "note: pictures of other sizes (1) are fitted to 8x8 pixels: --full-size keeps them" in capsys.readouterr().err
+        "note: pictures of other sizes (1) are fitted to 8x8 pixels: --native-size keeps them"
+        in capsys.readouterr().err
     )
 
 

@@ -20,13 +20,16 @@ from PIL import Image, ImageOps
 from tessella.cli import main
 from tessella.coding import coders, files
 from tessella.coding.container import Container
+from tessella.coding.weights import Weights
+from tessella.core.batches import Batch
 from tessella.core.schema import Schema
+from tessella.data.inputs import NamedBatch
 from tessella.foundation import output_folder
 from tessella.foundation.errors import DataError
 from tessella.foundation.registry import entries
 from tessella.models.base import Model
 
-WEIGHTS = files.Weights("run", "0" * 12, "uniform")
+WEIGHTS = Weights("run", "0" * 12, "uniform")
 TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")
 
 
@@ -120,7 +123,7 @@ def test_every_kind_of_picture_comes_back_bit_for_bit(
         path.rename(path.with_stem(f"{path.stem}{path.suffix.replace('.', '-')}"))
     there = {f"{Path(n).stem}{Path(n).suffix.replace('.', '-')}{Path(n).suffix}" for n in ALWAYS_KEPT | kept}
     file, back = tmp_path / "f.tes", tmp_path / "back"
-    assert main(["compress", str(runs[run]), str(tmp_path / "all"), "--full-size", "-o", str(file), "--quiet"]) == 0
+    assert main(["compress", str(runs[run]), str(tmp_path / "all"), "--native-size", "-o", str(file), "--quiet"]) == 0
     notes = capsys.readouterr().err
     assert main(["decompress", str(file), "-o", str(back), "--quiet"]) == 0
     assert "1 palettes" in notes if run == "colour" else "with alpha" in notes
@@ -153,7 +156,7 @@ def test_what_is_fitted_is_said_in_the_title_and_in_the_file(
     assert main(["compress", str(runs["grey"]), str(tmp_path / "p"), "-o", file]) == 0
     said = capsys.readouterr()
     assert "2 examples, lossless of the pictures as fitted to 8x8 (1 of them)" in " ".join(said.out.split())
-    assert "pictures of other sizes (1) are fitted to 8x8 pixels: --full-size keeps them" in said.err
+    assert "pictures of other sizes (1) are fitted to 8x8 pixels: --native-size keeps them" in said.err
     assert main(["inspect", file]) == 0
     assert "pictures of other sizes (1) are fitted to 8x8 pixels" in capsys.readouterr().out
     assert main(["compress", str(runs["grey"]), "0", "-o", file, "--overwrite"]) == 0
@@ -184,7 +187,7 @@ def test_a_kept_file_is_a_picture_or_is_not_written(tmp_path: Path, refused: Cal
     Image.fromarray(noise(8, 8, 4)).save(tmp_path / "p" / "a.png")
     for name, complaint in ((".bashrc", "no picture"), ("../up.png", "leads out"), ("/x.png", "leads out")):
         file = tmp_path / "f.tes"
-        judge = originals.Originals(Schema.of((1, 8, 8), "uint8"), lossy=False, full_size=True)
+        judge = originals.Originals(Schema.of((1, 8, 8), "uint8"), lossy=False, native_size=True)
         judge.files.append((name, str(tmp_path / "p" / "a.png")))
         model = made("vqvae", Schema.of((1, 8, 8), "uint8"))
         files.compress(model, [], str(file), WEIGHTS, originals=judge)
@@ -324,7 +327,8 @@ def test_a_whole_file_is_never_called_damaged(kind: str, factor: float, tmp_path
     """However wrong the numbers of the other machine are: off a little, by far, or no numbers at all."""
     monkeypatch.setattr(coders, "BATCH", 7)
     model, x = made(kind, Schema.of((1, 8, 8), "uint8")), torch.from_numpy(noise(60, 1, 8, 8))
-    files.compress(model, [([f"x-{i}" for i in range(60)], x)], str(tmp_path / "f"), WEIGHTS, workers=1)
+    every = NamedBatch([f"x-{i}" for i in range(60)], Batch(x), [None] * 60)
+    files.compress(model, [every], str(tmp_path / "f"), WEIGHTS, workers=1)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(factor)

@@ -446,7 +446,7 @@ def test_commands_on_a_vae_with_a_prior(
     assert "flow steps 2, not 3" in refused("prior", run, "--kind", "flow", "--resume", "--flow-steps", 3)
     prefer(run, "flow", -1.0)
     picture = str(tmp_path / "p.png")
-    for command in (["sample", "-n", "4"], ["interpolate", "0", "1"], ["traverse", "0", "--units", "2"]):
+    for command in (["sample", "-n", "4"], ["interpolate", "0", "1"], ["traverse", "0", "--dimensions", "2"]):
         assert main([command[0], str(run), *command[1:], "-o", picture]) == 0
     bounds = []
     for prior in ("flow", "trained"):

@@ -84,7 +84,7 @@ def test_models_of_real_latents(fake, tmp_path: Path, model: str, data: str) -> 
     run("detect", out, *range(6), "-o", tmp_path / "found", "--steps", 2)
     if model == "vae":
         run("interpolate", out, 0, 1, "-o", sheet, "--steps", 2)
-        run("traverse", out, "-o", sheet, "--units", 2, "--steps", 3)
+        run("traverse", out, "-o", sheet, "--dimensions", 2, "--steps", 3)
         run("index", out, *range(20))
         run("search", out, 0, "-o", tmp_path / "found.html")
         run("search", out, "--duplicates", "-o", tmp_path / "found.html")

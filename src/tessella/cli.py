@@ -32,16 +32,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
     "prior": ("train and measure", "learn which latents go together, codes or numbers"),
     "report": ("train and measure", "write report.html: curves, pictures, numbers and what they mean"),
-    "sample": ("look", "draw new examples"),
-    "reconstruct": ("look", "examples above what the model gives back"),
-    "interpolate": ("look", "walk from one example to another"),
-    "traverse": ("look", "move one latent unit at a time"),
-    "encode": ("codes", "examples as integers, in a file of plain arrays"),
-    "decode": ("codes", "pictures of such a file, one each"),
-    "edit": ("use", "change one part of a picture by its codes; all others stay"),
-    "compress": ("use", "examples in one file, as short as the bound, lossless"),
-    "decompress": ("use", "the same examples back, bit for bit"),
-    "inspect": ("use", "what such a file holds, and whether it is whole"),
     "detect": ("use", "find what does not fit, with a stated false-positive rate"),
 }
 """Commands that are no tasks: their groups, and what they do."""

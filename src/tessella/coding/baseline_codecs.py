@@ -1,4 +1,4 @@
-"""What other coders make of the same pictures."""
+"""Sizes of the same pictures under other codecs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tessella.core.schema import Binary, Schema
 from tessella.kinds import pictures
 
 MOST, NUMBERS = 1000, 1 << 26
-"""How many pictures are compared, and how many numbers they may have in all."""
+"""Pictures that are compared at most, and values in all of them."""
 
 LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
     "PNG": ("PNG", {"optimize": True}),
@@ -30,8 +30,8 @@ LOSSY: dict[str, tuple[str, dict[str, Any]]] = {
 
 @final
 @dataclass(frozen=True)
-class Rival:
-    """One coder's bytes for all compared pictures, a file each."""
+class CodecSize:
+    """Bytes that one codec takes for all compared pictures, one file each."""
 
     name: str
     bytes: int
@@ -39,15 +39,15 @@ class Rival:
 
 @final
 class BaselineCodecs:
-    """Collects the first pictures that pass, and codes them by what Pillow has here.
+    """Collects the first pictures that pass, and codes them by the codecs that Pillow has here.
 
     Args:
-        schema: what they are.
-        lossy: against coders that lose something too.
+        schema: schema of the pictures.
+        lossy: compare with lossy codecs.
 
     Attributes:
-        numbers: values in the pictures collected.
-        count: how many they are.
+        numbers: number of values in the pictures collected.
+        count: number of pictures collected.
     """
 
     def __init__(self, schema: Schema, *, lossy: bool) -> None:
@@ -59,8 +59,8 @@ class BaselineCodecs:
     def count(self) -> int:
         return len(self._kept)
 
-    def see(self, x: Tensor) -> None:
-        """Examples `[B, *shape]` that are coded."""
+    def collect(self, x: Tensor) -> None:
+        """Collect examples `[B, *shape]`, as long as there are not too many."""
         if not self._schema.is_picture:
             return
         for one in x[: max(0, MOST - self.count)]:
@@ -68,8 +68,8 @@ class BaselineCodecs:
                 self._kept.append(pictures.to_uint8(one[None], self._schema)[0])
                 self.numbers += one.numel()
 
-    def measured(self) -> list[Rival]:
-        """Of each coder that is here, its bytes."""
+    def sizes(self) -> list[CodecSize]:
+        """Code the collected pictures by each codec that is available."""
         images = [_image(picture, self._schema) for picture in self._kept]
         if not images:
             return []
@@ -77,7 +77,7 @@ class BaselineCodecs:
         for name, (form, options) in self._coders.items():
             if _available(form):
                 plain = [image.convert("L") if image.mode == "1" and form == "JPEG" else image for image in images]
-                found.append(Rival(name, sum(_bytes(image, form, options) for image in plain)))
+                found.append(CodecSize(name, sum(_bytes(image, form, options) for image in plain)))
         return found
 
 

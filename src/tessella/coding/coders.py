@@ -56,8 +56,8 @@ class Mismatch(DataError):
 
 @final
 @dataclass(frozen=True)
-class Coded:
-    """A chunk, and what the model's bound said that it would take, in nats."""
+class CodedChunk:
+    """A chunk, and the model's bound for it in nats."""
 
     chunk: Chunk
     bound: float
@@ -117,7 +117,7 @@ class Lossless:
         _check_discrete(model)
 
     @torch.inference_mode()
-    def encode(self, x: Tensor) -> Coded:
+    def encode(self, x: Tensor) -> CodedChunk:
         stack = AnsStack()
         sender = SymbolEncoder(stack)
         codes = codes_of(self._model, x)
@@ -127,7 +127,7 @@ class Lossless:
         drawing.code(sender, x)
         sender.flush()
         bound -= float(drawing.log_prob(x).double().sum())
-        return Coded(Chunk((len(x),), stack.words(), 0, checksum(x.numpy())), bound)
+        return CodedChunk(Chunk((len(x),), stack.words(), 0, checksum(x.numpy())), bound)
 
     @torch.inference_mode()
     def decode(self, chunk: Chunk) -> Tensor:
@@ -160,8 +160,10 @@ class BitsBack:
         if not model.has_bound:
             raise model.no_prior_error()
         if not isinstance(model.prior, StandardNormalModule):
-            remedy = f"give {option('prior')} trained, or train a vae with the normal prior"
-            raise SpecError(f"bits-back coding is for the prior N(0, I), and this one is another: {remedy}")
+            raise SpecError(
+                f"bits-back coding is for the prior N(0, I), and this one is another: give {option('prior')} trained, "
+                "or train a vae with the normal prior"
+            )
         if not isinstance(model.bottleneck, DiagonalGaussianModule):
             raise SpecError("bits-back coding is for a Gaussian posterior, and this one is another: train a vae "
                             f"without {option('posterior')}")  # fmt: skip
@@ -170,7 +172,7 @@ class BitsBack:
         _check_discrete(model)
 
     @torch.inference_mode()
-    def encode(self, x: Tensor) -> Coded:
+    def encode(self, x: Tensor) -> CodedChunk:
         stack, sizes, bound, each, done = AnsStack(), [], 0.0, math.inf, 0
         spare = untouched = 0
         while done < len(x):
@@ -197,7 +199,7 @@ class BitsBack:
             sizes.append(count)
             done += count
         stack.drop_initial_bits(untouched)
-        return Coded(Chunk(tuple(sizes), stack.words(), spare - untouched, checksum(x.numpy())), bound)
+        return CodedChunk(Chunk(tuple(sizes), stack.words(), spare - untouched, checksum(x.numpy())), bound)
 
     @torch.inference_mode()
     def decode(self, chunk: Chunk) -> Tensor:
@@ -277,14 +279,14 @@ class CodesOnly:
         self._model, self.at_once = model, _batch(model)
 
     @torch.inference_mode()
-    def encode(self, x: Tensor) -> Coded:
+    def encode(self, x: Tensor) -> CodedChunk:
         stack = AnsStack()
         sender = SymbolEncoder(stack)
         codes = codes_of(self._model, x)
         self._code(sender, len(x), self._shapes(tuple(x.shape[2:])), codes)
         rate = sender.bits * math.log(2)
         sender.flush()
-        return Coded(Chunk((len(x),), stack.words(), 0, checksum(_flat(codes))), rate)
+        return CodedChunk(Chunk((len(x),), stack.words(), 0, checksum(_flat(codes))), rate)
 
     @torch.inference_mode()
     def decode_codes(self, chunk: Chunk, size: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -305,7 +307,9 @@ class CodesOnly:
         if size == self._model.schema.shape[1:]:
             return list(trained)
         if any(q.codebook_size < 2 for q in self._model.levels):
-            raise SpecError(f"codes that are always the same tell no size: leave out {option('full-size')}")
+            raise SpecError(
+                f"codes that are always the same say nothing of a picture's size: leave out {option('native_size')}"
+            )
         strides = self._model.downsampling
         return [(shape[0], *(-(-side // t) for side in size)) for shape, t in zip(trained, strides, strict=True)]
 
@@ -383,4 +387,7 @@ def _batch(model: CodeModel | LatentVariableModel) -> int:
 
 def _check_discrete(model: CodeModel | LatentVariableModel) -> None:
     if not model.schema.values.discrete:
-        raise SpecError(f"real values have a density, which no code reaches: give {option('lossy')}, or train on bytes")
+        raise SpecError(
+            f"real values have a density, which no code reaches: give {option('lossy')}, or train on bytes",
+            code="density",
+        )

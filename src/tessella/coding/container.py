@@ -8,7 +8,7 @@
         checksum             BLAKE2b-64 of what the chunk decodes to, with the header's checksum as its key
         the words            4 bytes each
         checksum             CRC-32 of the chunk so far
-    file, file, ...          pictures that the model cannot hold, as `Kept` lists:
+    file, file, ...          pictures that the model cannot hold, as `KeptFile` lists:
         0                    which is no number of batches
         name, length, bytes  packed by zlib where that is shorter; the length of what they are unpacked
         checksum             BLAKE2b-64 of name and bytes, with the header's checksum as its key
@@ -23,6 +23,7 @@ for it.
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import zlib
@@ -34,40 +35,40 @@ from typing import BinaryIO, Literal, cast, final, get_args
 import numpy as np
 
 from tessella.core.entropy_coding import WORD
-from tessella.foundation.errors import DataError
+from tessella.foundation.errors import DataError, task
 
 MAGIC, VERSION = b"\xf1TES", 2
 Method = Literal["codes", "lossless", "bits-back"]
-Exactly = Literal["float32", "bfloat16"]
-METHODS, VALUES, PRECISIONS = get_args(Method), ("binary", "uint8", "real"), get_args(Exactly)
+ComputePrecision = Literal["float32", "bfloat16"]
+METHODS, VALUES, PRECISIONS = get_args(Method), ("binary", "uint8", "real"), get_args(ComputePrecision)
 HEADER_MOST, TEXT_MOST, SIDE_MOST = 1 << 26, 1 << 12, 1 << 20
 NAMES_MOST = 1 << 25
 """Bytes of all names, or of all sizes, unpacked."""
 FILE_MOST = 1 << 28
 """Bytes of a kept file that is packed; a larger one is not."""
 MODES = ("1", "L", "LA", "RGB", "RGBA")
-"""Kinds of pictures that are given back, as Pillow calls them."""
+"""Modes of pictures that are restored, as Pillow calls them."""
 
 
 @final
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself.
+    """Header of a compressed file.
 
     Attributes:
         method: the codes alone; codes and then pixels; or latents by bits-back coding and then pixels.
-        model, fingerprint: the composition's name, and 12 hexadecimal digits that name its weights.
-        prior, prior_fingerprint: the kind of prior and its weights; of a prior without weights its name and nothing.
-        values, shape: of one example as the model knows it.
+        model, fingerprint: name of the model, and 12 hexadecimal digits that name its weights.
+        prior, prior_fingerprint: kind of prior and fingerprint of its weights, which a prior without weights lacks.
+        values, shape: of one example, as in the model's schema.
         count: examples.
-        names: what each is called: a path without ending.
+        names: path of each example without its ending.
         sizes: `[N, 2]`, height and width of each picture; empty if all are of the model's own size.
-        modes: what each picture is given back as, of `MODES`, or nothing: as the model has it; empty if all are so.
-        kept: files that are kept as they are, beside the examples.
-        notes: what is not given back of what was there to compress, in words.
-        precision: that encoder and decoder ran in.
-        run: where the run lies, relative to the file: a hint.
-        made: what coded it: versions, machine.
+        modes: mode of `MODES` that each picture is restored to; "" is the model's own; empty if all are that.
+        kept: number of files stored as they are, beside the examples.
+        notes: what is not restored, in words.
+        precision: precision that encoder and decoder ran in.
+        run: path of the run relative to the file, a hint.
+        made: versions and machine that coded it.
     """
 
     method: Method
@@ -80,7 +81,7 @@ class Header:
     count: int
     names: Sequence[str]
     sizes: np.ndarray
-    precision: Exactly
+    precision: ComputePrecision
     run: str
     made: str
     modes: Sequence[str] = ()
@@ -89,15 +90,28 @@ class Header:
 
     @property
     def is_picture(self) -> bool:
-        """Whether an example has height and width."""
+        """Whether examples are pictures."""
         return len(self.shape) == 3
 
+    def tiles(self, number: int) -> int:
+        """Number of tiles of the model's size that an example was cut into."""
+        if self.method == "codes" or not len(self.sizes):
+            return 1
+        return math.prod(-(-side // tile) for side, tile in zip(self.size(number), self.shape[1:], strict=True))
+
+    @property
+    def all_tiles(self) -> int:
+        """Number of tiles of all examples."""
+        if self.method == "codes" or not len(self.sizes):
+            return self.count
+        return sum(map(self.tiles, range(self.count)))
+
     def size(self, number: int) -> tuple[int, ...]:
-        """Height and width of a picture; nothing of a vector."""
+        """Height and width of a picture; () for a vector."""
         return tuple(self.sizes[number].tolist()) if len(self.sizes) else self.shape[1:]
 
     def mode(self, number: int) -> str:
-        """What a picture is given back as; nothing: as the model has it."""
+        """Mode that a picture is restored to; "" for the model's own."""
         return self.modes[number] if self.modes else ""
 
 
@@ -107,10 +121,10 @@ class Chunk:
     """Examples coded together.
 
     Attributes:
-        batches: how many examples go through the networks at once, in the order in which they were coded.
-        words: the stack of bits, `[n]` uint32.
-        spare: words that the coder started from, which bits-back decoding gives back.
-        checksum: of what it decodes to, 8 bytes; `sealed` if it is in a file.
+        batches: sizes of the batches that go through the networks, in the order in which they were coded.
+        words: the entropy coded bits, `[n]` uint32.
+        spare: initial words of the coder, which bits-back decoding restores.
+        checksum: 8 bytes, of the decoded values; `sealed` if it is in a file.
         key: the header's checksum.
     """
 
@@ -127,11 +141,22 @@ class Chunk:
 
 @final
 @dataclass(frozen=True)
-class Kept:
-    """A file that is kept as it is: its name with its ending, and its bytes."""
+class KeptFile:
+    """File stored as it is: its name with its ending, and its bytes."""
 
     name: str
     data: bytes
+
+
+@final
+@dataclass(frozen=True)
+class Contents:
+    """Counts of what a file holds: chunks, batches in them, bytes of coded examples, and names of kept files."""
+
+    chunks: int
+    batches: int
+    coded_bytes: int
+    kept: tuple[str, ...]
 
 
 @final
@@ -191,7 +216,7 @@ def pack_chunk(chunk: Chunk) -> bytes:
     return whole + struct.pack("<I", zlib.crc32(whole))
 
 
-def pack_file(kept: Kept, key: bytes) -> bytes:
+def pack_file(kept: KeptFile, key: bytes) -> bytes:
     """A file that is kept, under the header whose checksum is `key`."""
     name, packed = kept.name.encode("utf-8", "surrogateescape"), b""
     if len(kept.data) <= FILE_MOST:
@@ -254,19 +279,21 @@ class Container:
     def __init__(self, path: str) -> None:
         self.path = path
         if not os.path.isfile(path):
-            raise DataError(f"no such file: {path}; tessella compress RUN PICTURES -o FILE makes one")
+            raise DataError(f"no such file: {path}; {task('compress', 'RUN PICTURES -o FILE')} makes one",
+                            code="no-such-file")  # fmt: skip
         self.bytes = os.path.getsize(path)
         with open(path, "rb") as file:
             start = file.read(len(MAGIC) + 5)
             if not self.bytes or start[: len(MAGIC)] != MAGIC[: len(start)]:
                 what = "is empty" if not self.bytes else "is no compressed file"
-                raise DataError(f"{path} {what}: tessella compress makes such files")
+                raise DataError(f"{path} {what}: {task('compress')} makes such files", code="no-container")
             try:
                 if len(start) < len(MAGIC) + 5:
                     raise _Damaged("it ends in its header")
                 if (version := start[len(MAGIC)]) != VERSION:
                     remedy = "upgrade it" if version > VERSION else "decompress it by the tessella that made it"
-                    raise DataError(f"{path} has version {version}; this tessella reads {VERSION}: {remedy}")
+                    raise DataError(f"{path} has version {version}; this tessella reads {VERSION}: {remedy}",
+                                    code="version")  # fmt: skip
                 (length,) = struct.unpack("<I", start[-4:])
                 if length > min(HEADER_MOST, self.bytes):
                     raise _Damaged("it ends in its header")
@@ -278,6 +305,21 @@ class Container:
                 raise self.damaged(str(error)) from error
             self._first, self._key = file.tell(), sum_
 
+    def audit(self) -> Contents:
+        """Read the whole file and count what it holds.
+
+        Raises:
+            DataError: if it is damaged, or ends early.
+        """
+        chunks = batches = examples = words = 0
+        for chunk in self.chunks():
+            chunks, batches = chunks + 1, batches + len(chunk.batches)
+            examples, words = examples + sum(chunk.batches), words + len(chunk.words)
+        kept = tuple(file.name for file in self.files())
+        if (short := self.header.all_tiles - examples) > 0:
+            raise self.damaged(f"it ends {short} examples early")
+        return Contents(chunks, batches, WORD.itemsize * words, kept)
+
     def chunks(self) -> Iterator[Chunk]:
         """The chunks one by one.
 
@@ -286,7 +328,7 @@ class Container:
         """
         return (part for part in self._parts() if isinstance(part, Chunk))
 
-    def files(self) -> Iterator[Kept]:
+    def files(self) -> Iterator[KeptFile]:
         """The files that are kept as they are, one by one; all chunks before them are checked on the way.
 
         Raises:
@@ -294,13 +336,13 @@ class Container:
         """
         number = 0
         for part in self._parts():
-            if isinstance(part, Kept):
+            if isinstance(part, KeptFile):
                 number += 1
                 yield part
         if number != self.header.kept:
             raise self.damaged(f"it holds {number} of {self.header.kept} kept files")
 
-    def _parts(self) -> Iterator[Chunk | Kept]:
+    def _parts(self) -> Iterator[Chunk | KeptFile]:
         with open(self.path, "rb") as file:
             file.seek(self._first)
             reader, number, coded = _Reader(file, self.bytes - self._first), 0, True
@@ -309,14 +351,14 @@ class Container:
                     part = _part(reader, self._key)
                 except _Damaged as error:
                     raise self.damaged(f"chunk {number}: {error}") from error
-                if isinstance(part, Chunk) > coded or (isinstance(part, Kept) and not self.header.kept):
+                if isinstance(part, Chunk) > coded or (isinstance(part, KeptFile) and not self.header.kept):
                     raise self.damaged(f"chunk {number}: it is out of its place")
                 coded, number = isinstance(part, Chunk), number + 1
                 yield part
 
     def damaged(self, how: str) -> DataError:
-        """What to say of it."""
-        return DataError(f"{self.path} is damaged ({how}): copy it anew or compress again")
+        """Make the error that says how the file is damaged."""
+        return DataError(f"{self.path} is damaged ({how}): copy it anew or compress again", code="damaged")
 
 
 @final
@@ -383,18 +425,18 @@ def _header(reader: _Reader) -> Header:
         raise _Damaged("its header contradicts itself")
     return Header(
         cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, VALUES[values],
-        shape, count, names, sizes, cast(Exactly, PRECISIONS[precision]), run, made,
+        shape, count, names, sizes, cast(ComputePrecision, PRECISIONS[precision]), run, made,
         modes, kept, notes,
     )  # fmt: skip
 
 
-def _part(reader: _Reader, key: bytes) -> Chunk | Kept:
+def _part(reader: _Reader, key: bytes) -> Chunk | KeptFile:
     reader.crc = 0
     several = reader.varint(reader.left)
     return _chunk(reader, key, several) if several else _kept(reader, key)
 
 
-def _kept(reader: _Reader, key: bytes) -> Kept:
+def _kept(reader: _Reader, key: bytes) -> KeptFile:
     name, length = reader.blob(HEADER_MOST), reader.varint()
     data, sum_, expected = reader.blob(reader.left), reader.take(8), reader.crc
     if reader.take(4) != struct.pack("<I", expected):
@@ -405,7 +447,7 @@ def _kept(reader: _Reader, key: bytes) -> Kept:
         data = _unpacked(data, length)
     if sealed(_sum(name, data), key) != sum_:
         raise _Damaged("it is another file's")
-    return Kept(_text(name), data)
+    return KeptFile(_text(name), data)
 
 
 def _chunk(reader: _Reader, key: bytes, several: int) -> Chunk:

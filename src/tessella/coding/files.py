@@ -1,4 +1,4 @@
-"""Examples to a file and back, a chunk at a time."""
+"""Compress examples into a file and decompress them, one chunk at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.coding import codes_file
 from tessella.coding.coders import (
     BitsBack,
     Coder,
@@ -28,13 +27,13 @@ from tessella.coding.coders import (
     single_threaded,
     software_versions,
 )
-from tessella.coding.codes_file import Named
+from tessella.coding.codes_file import StoredCodes, decode_codes
 from tessella.coding.container import (
     Chunk,
+    ComputePrecision,
     Container,
-    Exactly,
     Header,
-    Kept,
+    KeptFile,
     Method,
     pack_chunk,
     pack_file,
@@ -42,55 +41,37 @@ from tessella.coding.container import (
     sealed,
 )
 from tessella.coding.originals import Originals
+from tessella.coding.weights import Weights
 from tessella.core.entropy_coding import WORD
 from tessella.core.precision import autocast, lowers
 from tessella.core.schema import Precision
+from tessella.data.folders.read import FORMATS
+from tessella.data.inputs import NamedBatch
 from tessella.data.raw import shown
-from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.files import write_atomic
-from tessella.foundation.registry import names
+from tessella.foundation.progress import track
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.training.checkpoint import SPEC, build, fingerprint
-from tessella.training.fitted_priors import TRAINED, prior_home, prior_in_use
-from tessella.training.run import load
 
-MOST_AT_ONCE = 4
-"""Chunks that are coded side by side at most, unless told: each takes some hundred megabytes."""
+MOST_WORKERS = 4
+"""Chunks that are coded in parallel at most, unless told otherwise: each takes some hundred megabytes."""
 A = TypeVar("A")
 B = TypeVar("B")
 
 
 @final
 @dataclass(frozen=True)
-class Weights:
-    """Which weights a file is of.
-
-    Attributes:
-        run: where they lie.
-        model: fingerprint of the model's (`checkpoint.fingerprint`).
-        prior, prior_fingerprint: the kind of prior and the fingerprint of its weights; of one without weights its name
-            and nothing.
-    """
-
-    run: str
-    model: str
-    prior: str
-    prior_fingerprint: str = ""
-
-
-@final
-@dataclass(frozen=True)
 class Compressed:
-    """What compressing gave.
+    """Result of compressing.
 
     Attributes:
-        examples: how many.
-        numbers: values in all of them.
-        bytes: of the file.
-        kept, kept_bytes: files that are kept as they are, and how much of it they take.
-        bound: nats that the model says: of codes alone their rate.
+        examples: number of examples.
+        numbers: number of values in all of them.
+        bytes: size of the file.
+        kept, kept_bytes: number of files stored as they are, and the bytes that they take in the file.
+        bound: the model's bound in nats; for codes alone their rate.
         seconds: from the first example that was read to the finished file.
     """
 
@@ -103,34 +84,43 @@ class Compressed:
     kept: int = 0
     kept_bytes: int = 0
 
+    @property
+    def coded_bytes(self) -> int:
+        """Size of the file without the files stored as they are."""
+        return self.bytes - self.kept_bytes
+
+    @property
+    def bound_bytes(self) -> float:
+        """The bound in bytes."""
+        return self.bound / math.log(2) / 8
+
 
 def coder_for(model: Model, *, lossy: bool) -> Coder:
-    """How this model's examples are coded.
+    """Choose the coder for a model's examples.
 
     Raises:
-        SpecError: if they cannot be.
+        SpecError: if they cannot be coded.
     """
     if model.conditional:
         raise SpecError(
             f"the model {model.name} needs a label for every example, which no file says: "
-            "give --prior another (or uniform) for a prior that sees labels, or train a vae"
+            f"give {option('prior')} another (or uniform) for a prior that sees labels, or train a vae",
+            code="conditional",
         )
     if isinstance(model, CodeModel):
         return CodesOnly(model) if lossy else Lossless(model)
     if lossy:
-        raise SpecError(f"the model {model.name} has no codes to keep: leave out --lossy, or train a vqvae")
+        raise SpecError(f"the model {model.name} has no codes to keep: leave out {option('lossy')}, or train a vqvae",
+                        code="no-codes")  # fmt: skip
     if not isinstance(model, LatentVariableModel):
         raise SpecError(f"the z of the model {model.name} is as large as its examples and cannot be coded: train a vae "
-                        "or vqvae to compress")  # fmt: skip
+                        "or vqvae to compress", code="no-coder")  # fmt: skip
     return BitsBack(model)
-
-
-# to a file
 
 
 def compress(
     model: Model,
-    examples: Iterable[Named],
+    examples: Iterable[NamedBatch],
     out: str,
     weights: Weights,
     *,
@@ -139,22 +129,20 @@ def compress(
     originals: Originals | None = None,
     notes: str = "",
     workers: int | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Compressed:
-    """Write examples into a file.
+    """Compress examples into a file.
 
     Args:
-        examples: what each is called and its stored values; pictures larger or smaller than the model's are cut into
-            tiles of its size (or, if lossy, encoded whole).
+        examples: names and stored values; pictures larger or smaller than the model's are cut into tiles of its size
+            (or, if lossy, encoded whole).
         out: the file.
-        weights: what the file is of.
+        weights: names the weights of `model`.
         lossy: keep the codes alone.
-        precision: of encoder and decoder; the bound is of the model as it runs in it. `auto` is bfloat16 where the
+        precision: of encoder and decoder; the bound is that of the model as it runs in it. `auto` is bfloat16 where the
             processor has it, for lossless files of codes alone.
-        originals: what has judged the files that the examples are from.
-        notes: what else is not given back, in words.
-        workers: chunks that are coded side by side; None: one a processor.
-        progress: told how many examples (tiles, if they are cut) are done.
+        originals: has judged the files that the examples are read from.
+        notes: what else is not restored, in words.
+        workers: chunks that are coded in parallel; None: one a processor.
 
     Raises:
         SpecError: if the model cannot code.
@@ -162,43 +150,41 @@ def compress(
     """
     started, coder = time.perf_counter(), coder_for(model, lossy=lossy)
     method: Method = "bits-back" if isinstance(coder, BitsBack) else "codes" if lossy else "lossless"
-    called: list[str] = []
+    names: list[str] = []
     sizes: list[tuple[int, ...]] = []
 
     def noted() -> Iterator[Tensor]:
-        for some, x in examples:
-            called.extend(some)
-            sizes.extend([tuple(x.shape[2:])] * len(x))
-            yield x
+        for some in examples:
+            names.extend(some.names)
+            sizes.extend([tuple(some.batch.x.shape[2:])] * len(some.batch))
+            yield some.batch.x
 
-    exactly: Exactly = "float32"
+    computed: ComputePrecision = "float32"
     worth = precision == "bfloat16" or method == "lossless"  # to round a narrow q(z | x) costs 0.5 %
     if not lossy and worth and lowers(precision, model.schema, model.device):
-        exactly = "bfloat16"
-    encode = _in_precision(coder.encode, model, exactly)
-    lots = _alike(noted(), coder.at_once) if lossy else _tiled(noted(), model.schema.shape, coder.at_once)
+        computed = "bfloat16"
+    encode = _in_precision(coder.encode, model, computed)
+    batches = _of_one_size(noted(), coder.at_once) if lossy else _tiled(noted(), model.schema.shape, coder.at_once)
     folder = Path(out).absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
-    bound, done = 0.0, 0
+    bound = 0.0
     chunks: list[tuple[Chunk, int]] = []
     with tempfile.TemporaryFile(dir=folder) as body, single_threaded():
-        for coded in _side_by_side(encode, lots, workers):
+        for coded in _in_parallel(encode, batches, workers):
             words = coded.chunk.words
             body.write(words.tobytes())
             chunks.append((replace(coded.chunk, words=words[:0]), words.nbytes))
-            bound, done = bound + coded.bound, done + sum(coded.chunk.batches)
-            if progress:
-                progress(done)
+            bound += coded.bound
         kept = originals.files if originals else []
-        if not called and not kept:
-            raise DataError("there are no examples to compress")
-        modes = [originals.modes.get(name, "") for name in called] if originals else []
+        if not names and not kept:
+            raise DataError("there are no examples to compress", code="no-examples")
+        modes = [originals.modes.get(name, "") for name in names] if originals else []
         said = "; ".join(shown(note) for note in (notes, *(originals.notes if originals else ())) if note)
         trained = model.schema.shape[1:]
         other = np.array(sizes if any(size != trained for size in sizes) else [], np.int64).reshape(-1, 2)
         header = Header(
             method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values.name,
-            model.schema.shape, len(called), called, other, exactly, os.path.relpath(weights.run, folder),
+            model.schema.shape, len(names), names, other, computed, os.path.relpath(weights.run, folder),
             software_versions(), modes if any(modes) else [], len(kept), said,
         )  # fmt: skip
 
@@ -213,16 +199,16 @@ def compress(
                     words = np.frombuffer(body.read(length), WORD)
                     file.write(pack_chunk(replace(chunk, words=words, checksum=sealed(chunk.checksum, start[-8:]))))
                 for name, original in kept:
-                    kept_bytes += file.write(pack_file(Kept(name, Path(original).read_bytes()), start[-8:]))
+                    kept_bytes += file.write(pack_file(KeptFile(name, Path(original).read_bytes()), start[-8:]))
 
         write_atomic(Path(out), save)
     numbers = sum(model.schema.shape[0] * math.prod(size) for size in sizes)
     seconds = time.perf_counter() - started
-    return Compressed(method, len(called), numbers, os.path.getsize(out), bound, seconds, len(kept), kept_bytes)
+    return Compressed(method, len(names), numbers, os.path.getsize(out), bound, seconds, len(kept), kept_bytes)
 
 
-def _alike(xs: Iterable[Tensor], at_once: int) -> Iterator[Tensor]:
-    """The same examples in lots of one size."""
+def _of_one_size(xs: Iterable[Tensor], at_once: int) -> Iterator[Tensor]:
+    """Regroup examples into batches of one size."""
     kept: list[Tensor] = []
     for x in xs:
         for one in x.split(at_once):
@@ -235,7 +221,7 @@ def _alike(xs: Iterable[Tensor], at_once: int) -> Iterator[Tensor]:
 
 
 def _tiled(xs: Iterable[Tensor], shape: tuple[int, ...], at_once: int) -> Iterator[Tensor]:
-    """The tiles of all examples, in full lots but the last."""
+    """Cut all examples into tiles, and regroup them into full batches but the last."""
     kept, count = [], 0
     for x in xs:
         for tiles in cut(x, shape).split(at_once):
@@ -249,7 +235,7 @@ def _tiled(xs: Iterable[Tensor], shape: tuple[int, ...], at_once: int) -> Iterat
 
 
 def cut(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Pictures `[B, C, H, W]` as tiles `[B n m, C, h, w]` of a shape, each picture's row by row.
+    """Cut pictures `[B, C, H, W]` into tiles `[B n m, C, h, w]` of a shape, each picture row by row.
 
     The last row and column are repeated to fill what is left over.
     """
@@ -260,13 +246,8 @@ def cut(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return whole.unfold(2, h, h).unfold(3, w, w).permute(0, 2, 3, 1, 4, 5).reshape(-1, *shape)
 
 
-def tiles_of(size: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    """How many tiles of a shape a picture of that size is cut into."""
-    return math.prod(-(-side // tile) for side, tile in zip(size, shape[1:], strict=True))
-
-
-def laid(tiles: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The inverse of `cut` for one picture: `[n m, C, h, w]` to `[C, *size]`."""
+def assembled(tiles: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Invert `cut` for one picture: `[n m, C, h, w]` to `[C, *size]`."""
     if tuple(tiles.shape[2:]) == size:
         return tiles[0]
     columns = -(-size[1] // tiles.shape[3])
@@ -274,9 +255,9 @@ def laid(tiles: Tensor, size: tuple[int, ...]) -> Tensor:
     return rows[:, : size[0], : size[1]]
 
 
-def _side_by_side(work: Callable[[A], B], items: Iterable[A], workers: int | None) -> Iterator[B]:
-    """The results in order, a few items ahead of whoever takes them."""
-    many = workers or min(MOST_AT_ONCE, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+def _in_parallel(work: Callable[[A], B], items: Iterable[A], workers: int | None) -> Iterator[B]:
+    """Yield results in order, computing a few items ahead."""
+    many = workers or min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
     if many == 1:
         yield from map(work, items)
         return
@@ -294,152 +275,73 @@ def _side_by_side(work: Callable[[A], B], items: Iterable[A], workers: int | Non
                 future.cancel()
 
 
-# and back
-
-
-def weights_of(run: str, model: Model, prior: str | None = None) -> Weights:
-    """Which weights a run's files are of.
-
-    Args:
-        model: of that run, as `tessella.load(run, prior=prior)` gives it.
-        prior: the kind of prior that was asked for; None: the run's best.
-    """
-    now = fingerprint(run)
-    if not isinstance(model, CodeModel):
-        return Weights(run, now, "normal")
-    if not model.fitted:
-        return Weights(run, now, "uniform")
-    if prior is None:
-        kind, _, known = (prior_in_use(Path(run)) or "uniform").partition(" ")
-        return Weights(run, now, kind, known)
-    return Weights(run, now, prior, fingerprint(prior_home(Path(run), prior)))
-
-
-def model_for(container: Container, run: str | None = None) -> Model:
-    """The model that a file is of, with the prior that it was made with.
-
-    Args:
-        run: where its run lies; None: where the file says.
+def kept_names(container: Container) -> list[str]:
+    """List the names of the files stored as they are.
 
     Raises:
-        DataError: if there is none, or it is another.
+        DataError: if one is not called as a picture is: no other kind of file is ever written.
     """
-    header = container.header
-    hinted = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(container.path)), header.run))
-    home = run or hinted
-    if run is None and not os.path.isfile(os.path.join(hinted, SPEC)):
-        raise DataError(f"{container.path} is of a run that is not at {hinted}: say where it is with --run")
-    if header.fingerprint != (now := fingerprint(home)):
-        raise _of_another(container, home, now)
-    model = build(home)
-    if isinstance(model, CodeModel):
-        if header.prior not in names("code-prior"):
-            raise DataError(
-                f"{container.path} was made with the prior {shown(header.prior)}, which this tessella does not know: "
-                "upgrade it"
-            )
-        load(home, into=model, prior=header.prior)
-    else:
-        load(home, into=model, prior=TRAINED)
-    check(container, model, weights_of(home, model, header.prior))
-    return model
-
-
-def _of_another(container: Container, run: str, now: str) -> DataError:
-    header = container.header
-    return DataError(
-        f"{container.path} is of a {header.model} whose weights are {header.fingerprint}, and those of {run} are "
-        f"{now}: give the run that made it with --run"
-    )
-
-
-def check(container: Container, model: Model, weights: Weights) -> None:
-    """Whether the file is of this model with this prior.
-
-    Raises:
-        DataError: if it is of another.
-    """
-    header = container.header
-    if header.fingerprint != weights.model:
-        raise _of_another(container, weights.run, weights.model)
-    if (header.prior, header.prior_fingerprint) != (weights.prior, weights.prior_fingerprint):
-        raise DataError(
-            f"{container.path} was made with the prior {_called(header.prior, header.prior_fingerprint)}, and "
-            f"{weights.run} has {_called(weights.prior, weights.prior_fingerprint)}: give the run that made it"
-        )
-    schema = model.schema
-    wanted = "bits-back" if isinstance(model, LatentVariableModel) else "lossless"
-    if (header.values, header.shape) != (schema.values.name, schema.shape) or header.method not in ("codes", wanted):
-        raise DataError(
-            f"{container.path} holds {header.method} of {header.values} values of shape {header.shape}, and the model "
-            f"of {weights.run} has {schema.values} of shape {schema.shape}: give the run that made it with --run"
-        )
-
-
-def _called(kind: str, fingerprint: str) -> str:
-    return f"{shown(kind)} {fingerprint}".strip()
+    names = [file.name for file in container.files()]
+    for name in names:
+        if os.path.splitext(name)[1].lower() not in FORMATS:
+            raise DataError(f"{container.path} holds a file {name}, which is no picture: no tessella wrote it",
+                            code="kept-no-picture")  # fmt: skip
+    return names
 
 
 def decompress(
-    container: Container,
-    model: Model,
-    *,
-    workers: int | None = None,
-    device: torch.device | None = None,
-    progress: Callable[[int], None] | None = None,
+    container: Container, model: Model, *, workers: int | None = None, device: torch.device | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """The examples one by one: what each is called, and `[*shape]` in stored units; only those whose checksum is right.
+    """Decompress the examples of a file that `check` accepts: yields each name and `[*shape]` in stored units.
+
+    Only examples whose checksum is right are given.
 
     Args:
-        container: what `check` finds no fault with.
-        workers, progress: as of `compress`.
-        device: where pictures are drawn from codes; all that is coded stays on the processor.
+        workers: as in `compress`.
+        device: where codes are decoded to pictures; entropy coding stays on the processor.
 
     Raises:
         DataError: if the file is damaged, or this machine decodes it to something else than was written.
     """
     header, coder = container.header, coder_for(model, lossy=container.header.method == "codes")
     parts = (
-        _drawn(container, model, coder, workers, device)
+        _decoded_codes(container, model, coder, workers, device)
         if isinstance(coder, CodesOnly)
         else _exact(container, model, coder, workers)
     )
     number = -1
-    for number, x in enumerate(parts):
+    for number, x in enumerate(track(parts, "decompressing", header.count)):
         yield header.names[number], x
-        if progress:
-            progress(number + 1)
     if number + 1 < header.count:
         raise container.damaged(f"it ends after {number + 1} of {header.count} examples")
 
 
 def _exact(container: Container, model: Model, coder: Lossless | BitsBack, workers: int | None) -> Iterator[Tensor]:
-    """The examples of lossless files, of tiles as they come."""
+    """Decode lossless files, assembling tiles as they come."""
     header, shape = container.header, model.schema.shape
     kept = torch.empty(0, *shape, dtype=torch.uint8)
     number = 0
     with single_threaded():
         decode = _in_precision(coder.decode, model, header.precision)
-        for x in _side_by_side(_guarded(container, decode), container.chunks(), workers):
+        for x in _in_parallel(_guarded(container, decode), container.chunks(), workers):
             kept = torch.cat([kept, x])
             while number < header.count:
-                size = header.size(number)
-                needed = tiles_of(size, shape) if len(shape) == 3 else 1
+                size, needed = header.size(number), header.tiles(number)
                 if needed > len(kept):
                     break
-                yield laid(kept[:needed], size) if len(shape) == 3 else kept[0]
+                yield assembled(kept[:needed], size) if len(shape) == 3 else kept[0]
                 kept, number = kept[needed:], number + 1
             if len(kept) and number == header.count:
                 raise container.damaged("it holds more than its header says")
 
 
-def _drawn(
+def _decoded_codes(
     container: Container, model: Model, coder: CodesOnly, workers: int | None, device: torch.device | None
 ) -> Iterator[Tensor]:
-    """The examples of files of codes, each the mean of p(x | codes)."""
-    header, drawing = container.header, cast(CodeModel, model)
+    """Decode files of codes to the mean of p(x | codes)."""
+    header, decoder = container.header, cast(CodeModel, model)
     if device is not None and device != model.device:
-        drawing = copy.deepcopy(drawing).to(device)
+        decoder = copy.deepcopy(decoder).to(device)
 
     def sized() -> Iterator[tuple[Chunk, tuple[int, ...]]]:
         first = 0
@@ -454,16 +356,17 @@ def _drawn(
         chunk, size = item
         codes = coder.decode_codes(chunk, size)
         count = len(codes[0])
-        coded = codes_file.Coded("", ("",) * count, np.array([size] * count, np.int64), tuple(c.numpy() for c in codes))
-        return [x for _, x in codes_file.decode(drawing, coded)]
+        sizes = np.array([size] * count, np.int64)
+        stored = StoredCodes("", ("",) * count, sizes, tuple(c.numpy() for c in codes))
+        return [x for _, x in decode_codes(decoder, stored)]
 
     with single_threaded():
-        for xs in _side_by_side(_guarded(container, decode), sized(), workers):
+        for xs in _in_parallel(_guarded(container, decode), sized(), workers):
             yield from xs
 
 
 def _in_precision(work: Callable[[A], B], model: Model, precision: Precision) -> Callable[[A], B]:
-    """The same with networks in that precision, on whatever thread it runs."""
+    """Let a function run networks in that precision, on whatever thread it is called."""
 
     def done(item: A) -> B:
         with autocast(precision, model.schema, model.device):
@@ -473,7 +376,7 @@ def _in_precision(work: Callable[[A], B], model: Model, precision: Precision) ->
 
 
 def _guarded(container: Container, work: Callable[[A], B]) -> Callable[[A], B]:
-    """What cannot be decoded, said of the file."""
+    """Let errors of decoding name the file."""
 
     def guarded(item: A) -> B:
         try:
@@ -485,16 +388,18 @@ def _guarded(container: Container, work: Callable[[A], B]) -> Callable[[A], B]:
 
 
 def _otherwise(container: Container, error: Exception) -> DataError:
-    """What to say of bits that are as they were written, for their checksum is right, and cannot be decoded."""
+    """Explain bits that are as they were written, for their checksum is right, and cannot be decoded."""
     here, made = software_versions(), shown(container.header.made)
     reason = " ".join(str(error).split()) if isinstance(error, DataError) else "the decoded values are impossible"
     start = f"{container.path} cannot be decoded here, though its bytes are as they were written: {reason}"
     if made == here:
         return DataError(
             f"{start}; it was made by this very software on such a machine ({made}), so the weights or the software "
-            "have changed since, or it was edited: restore the run that made it, or compress again"
+            "have changed since, or it was edited: restore the run that made it, or compress again",
+            code="undecodable",
         )
     return DataError(
         f"{start}; it was made by {made}, and this is {here}, which rounds differently: decompress it by the software "
-        "and on the kind of machine that made it, or compress again here"
+        "and on the kind of machine that made it, or compress again here",
+        code="other-rounding",
     )

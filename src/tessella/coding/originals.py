@@ -1,4 +1,4 @@
-"""What of picture files a model holds exactly. The others are kept beside the coded ones as the files that they are."""
+"""Judge which picture files a model represents exactly; the others are stored as the files that they are."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ORIENTATION = 0x0112
 @final
 @dataclass(frozen=True)
 class _Judged:
-    """A picture file: its kind, height and width, why the model cannot hold it (or nothing), what is lost of it."""
+    """Mode, height and width of a picture file, why the model cannot represent it (or ""), and what is lost of it."""
 
     mode: str
     size: tuple[int, int]
@@ -37,22 +37,22 @@ class _Judged:
 
 @final
 class Originals:
-    """Judges picture files before they are coded, and remembers what each is to be given back as.
+    """Judges picture files before they are coded, and records the mode that each is to be restored to.
 
     Args:
-        schema: what the model knows of a picture.
-        lossy: only the codes will be kept: nothing is exact, and no file is kept for it.
-        full_size: pictures keep their sizes.
+        schema: schema of the model.
+        lossy: only the codes will be kept: nothing is exact, and no file is stored for it.
+        native_size: pictures keep their sizes.
 
     Attributes:
-        files: what is kept as it is: the name with its ending, and where it lies.
-        modes: by name, the kind of each picture that is coded.
-        seen, fitted: how many were judged, and how many are of another size than the model's and fitted to it.
-        size: that size.
+        files: files stored as they are: name with ending, and path.
+        modes: mode of each picture that is coded, by name.
+        seen, fitted: number of files judged, and of those that are resized to the model's size.
+        size: the model's size.
     """
 
-    def __init__(self, schema: Schema, *, lossy: bool, full_size: bool) -> None:
-        self._schema, self._lossy, self._full_size = schema, lossy, full_size
+    def __init__(self, schema: Schema, *, lossy: bool, native_size: bool) -> None:
+        self._schema, self._lossy, self._native_size = schema, lossy, native_size
         self.files: list[tuple[str, str]] = []
         self.modes: dict[str, str] = {}
         self._troubles: Counter[str] = Counter()
@@ -61,7 +61,7 @@ class Originals:
         self.size = schema.shape[1:]
 
     def keeps(self, name: str, file: str) -> bool:
-        """Whether that file is kept as it is, instead of being coded."""
+        """Judge a file; true if it is stored as it is instead of being coded."""
         try:
             judged = self._judged(file)
         except Exception:  # decoders of broken files raise nearly anything; reading it says what is wrong
@@ -72,7 +72,7 @@ class Originals:
             self.files.append((name + os.path.splitext(file)[1], file))
             return True
         self._lost.update(judged.lost)
-        if not self._full_size and judged.size != self.size:
+        if not self._native_size and judged.size != self.size:
             self.fitted += 1
         elif not judged.trouble:
             self.modes[name] = judged.mode
@@ -80,7 +80,7 @@ class Originals:
 
     @property
     def notes(self) -> list[str]:
-        """What is not given back, or not by the model, a line each."""
+        """What is not restored, or not by the model, a line each."""
         found, troubles = [], _counted(self._troubles)
         size = "x".join(map(str, self.size))
         if self.fitted:
@@ -93,7 +93,7 @@ class Originals:
         elif troubles:
             found.append(f"pictures are changed before they are coded: {troubles}")
         if self._lost:
-            found.append(f"not given back of what the files say: {_counted(self._lost)}")
+            found.append(f"not restored of what the files say: {_counted(self._lost)}")
         return found
 
     def _judged(self, file: str) -> _Judged:
@@ -127,7 +127,7 @@ class Originals:
         return _Judged(mode, size, "" if same else self._why(upright), tuple(lost))
 
     def _by_kind(self, mode: str) -> str:
-        """The trouble that a picture of that kind may be, where it is not looked at."""
+        """Trouble that a picture of that mode may be, judged without its values."""
         channels = self._schema.shape[0]
         if self._schema.values == Binary():
             return "" if mode == "1" else "of more than two values"
@@ -136,7 +136,7 @@ class Originals:
         return "in colour" if mode.startswith("RGB") and channels < 3 else ""
 
     def _why(self, upright: Image.Image) -> str:
-        """Why a picture is changed."""
+        """Say why the model would change a picture."""
         if upright.mode in ("LA", "RGBA") and self._schema.shape[0] in (1, 3):
             low, _ = upright.getchannel("A").getextrema()
             if low != 255:
@@ -145,13 +145,13 @@ class Originals:
 
 
 def picture(x: Tensor, schema: Schema, mode: str = "") -> Image.Image:
-    """A picture `[C, H, W]` of stored values, as one of that kind."""
+    """Render a picture `[C, H, W]` of stored values in a mode."""
     image = pictures.grid(x[None], schema, columns=1, scale=1)
     return image.convert(mode, dither=Image.Dither.NONE) if mode and image.mode != mode else image
 
 
 def _mode(image: Image.Image) -> str:
-    """The kind that shows all that is in a picture, with its palette looked up."""
+    """Mode that holds all of a picture, with its palette looked up."""
     clear = "transparency" in image.info or image.mode == "PA"
     if image.mode in ("P", "PA"):
         return "RGBA" if clear else "RGB"
@@ -159,7 +159,7 @@ def _mode(image: Image.Image) -> str:
 
 
 def _deep(image: Image.Image, file: str) -> bool:
-    """Whether a file holds more or fewer than the 8 bits of each value that Pillow gives."""
+    """Find out whether a file holds other than the 8 bits a value that Pillow gives."""
     if image.mode.startswith(("I", "F")):
         return True
     if image.format == "AVIF":

@@ -10,12 +10,8 @@ from functools import partial
 from typing import Any
 
 from tessella.commands import (
-    codes,
-    compress,
     demo,
     detect,
-    edit,
-    look,
     measure,
     prior,
     tasks,
@@ -28,17 +24,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
     "train": (train.Train, train.train),
     "prior": (prior.Prior, prior.prior),
-    "sample": (look.Sample, look.sample),
-    "reconstruct": (look.Reconstruct, look.reconstruct),
-    "interpolate": (look.Interpolate, look.interpolate),
-    "traverse": (look.Traverse, look.traverse),
-    "encode": (codes.Encode, codes.encode),
-    "decode": (codes.Decode, codes.decode),
-    "edit": (edit.Edit, edit.edit),
     "detect": (detect.Detect, detect.detect),
-    "compress": (compress.Compress, compress.compress),
-    "decompress": (compress.Decompress, compress.decompress),
-    "inspect": (compress.Inspect, compress.inspect),
     "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +19,6 @@ from tessella.foundation.errors import SpecError
 from tessella.models.spec import ModelOptions, TrainOptions
 
 if TYPE_CHECKING:
-    from tessella.coding.codes_file import Named
     from tessella.data import Data
     from tessella.models.codes import CodeModel
     from tessella.pages import demo as page
@@ -138,14 +136,14 @@ def _shown(o: Demo) -> int:
     else:
         _say(4, f"test: a picture takes {size_text(found.bound)}, {size_text(784 * 8 * np.log(2))} raw; the learned "
                 "prior is no better than the uniform one, which is used: give more --minutes")  # fmt: skip
+    from tessella.coding import code_atlas
     from tessella.pages import demo as page
-    from tessella.tasks import code_atlas
 
     shown = page.Demo(
         run,
         model,
         found,
-        code_atlas.see(model, data.split("test")),
+        code_atlas.encode_examples(model, data.split("test")),
         _edit(model, data),
         _search(data, Run(run)),
         _anomalies(model, data, Run(run)),
@@ -180,12 +178,14 @@ def _first(data: Data, split: str, name: str) -> int:
 def _edit(model: CodeModel, data: Data) -> page.Edit:
     """The lower half of one picture, sampled anew given the upper half."""
     from tessella.pages import demo as page
-    from tessella.tasks import edit as editing
+    from tessella.tasks.edit.editing import edit_picture
+    from tessella.tasks.edit.operations import Inpaint
+    from tessella.tasks.edit.regions import box
 
     number = _first(data, "test", EDITED)
     x = data.split("test").batch([number]).x[0]
-    region = editing.box(*REGION, (28, 28))
-    edited = editing.edit(model, x, region, editing.Resample(VARIANTS))
+    region = box(*REGION, (28, 28))
+    edited = edit_picture(model, x, region, Inpaint(VARIANTS))
     _say(5, f"edit: the lower half of test picture {number}, a {EDITED.lower()}, sampled anew {VARIANTS} times; "
             f"{len(edited.changed(0))} of {edited.levels[0].before.numel()} codes changed in the first")  # fmt: skip
     return page.Edit(number, ",".join(map(str, REGION)), edited)
@@ -239,30 +239,29 @@ def _compression(data: Data, run: Path) -> page.Compression:
     from tessella.coding import files
     from tessella.coding.baseline_codecs import BaselineCodecs
     from tessella.coding.container import Container
+    from tessella.coding.weights import Weights
+    from tessella.core.batches import Batch
+    from tessella.data.inputs import NamedBatch
     from tessella.pages import demo as page
     from tessella.training.run import load
 
     model, out = load(run), run / "clothes.tes"
     rivals = BaselineCodecs(model.schema, lossy=False)
     x = data.split("test").batch(range(COMPRESSED)).x
-    rivals.see(x)
-    packed = files.compress(model, _named(data, "test", COMPRESSED), str(out), files.weights_of(str(run), model))
+    rivals.collect(x)
+    names = [f"test-{row}" for row in range(COMPRESSED)]
+    packed = files.compress(
+        model, [NamedBatch(names, Batch(x), [None] * COMPRESSED)], str(out), Weights.of(str(run), model)
+    )
     same = [
         bool((back == one).all())
         for one, (_, back) in zip(x, files.decompress(Container(str(out)), model), strict=True)
     ]
     if not all(same):
         raise SpecError(f"{out} does not give back what went in: please report this")
-    measured = rivals.measured()
+    measured = rivals.sizes()
     beside = ", ".join(f"{rival.bytes:,} as {rival.name}" for rival in measured)
     _say(
         8, f"compressed: {COMPRESSED} test pictures in {packed.bytes:,} bytes, {beside}; back, every pixel is the same"
     )
     return page.Compression(out.name, packed, measured)
-
-
-def _named(data: Data, split: str, count: int) -> Iterator[Named]:
-    """Names and pictures of the first examples of a split, a batch at a time."""
-    for first in range(0, count, 250):
-        rows = range(first, min(first + 250, count))
-        yield [f"{split}-{row}" for row in rows], data.split(split).batch(rows).x

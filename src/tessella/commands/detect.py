@@ -129,17 +129,17 @@ def _check(o: Detect) -> None:
 
 def _own_normals(reader: Inputs) -> list[Batch] | None:
     """Some of the run's validation split; None if it is not to be had, or too small to learn from."""
-    from tessella.tasks import generate
+    from tessella.evaluation.samples import CHUNK
     from tessella.tasks.detect.scores import FEWEST
 
     try:
         split = reader.own.split("valid")
     except TessellaError:
         return None
-    rows = generate.some(split, TAUGHT)
+    rows = split.random_rows(TAUGHT)
     if len(rows) < FEWEST:
         return None
-    return [split.batch(rows[first : first + generate.AT_ONCE]) for first in range(0, len(rows), generate.AT_ONCE)]
+    return [split.batch(rows[first : first + CHUNK]) for first in range(0, len(rows), CHUNK)]
 
 
 def _by(o: Detect, detector: Detector) -> str:

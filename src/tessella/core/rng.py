@@ -164,6 +164,12 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
+def chunks(count: int, size: int, seed: int) -> Iterator[tuple[slice, int]]:
+    """Divide `count` rows into chunks of at most `size`, each with a seed of its own."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count)), seed + (start << 32)
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's own generators, for draws that take none; what they were is put back for the processor and `device`.

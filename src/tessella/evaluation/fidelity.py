@@ -33,16 +33,16 @@ from tessella.core.schema import Binary, Schema
 from tessella.data import Split
 from tessella.evaluation.classifier import Classifier
 from tessella.evaluation.results import Against, FidelityEvaluation
+from tessella.evaluation.samples import CHUNK, sample_chunks
 from tessella.evaluation.sharpness import sharpness
 from tessella.foundation.errors import DataError, SpecError
-from tessella.foundation.progress import tracking
+from tessella.foundation.progress import track
 from tessella.models.base import Model
 
 NEIGHBOURS = 3
 GROUPS = 10
 FEWEST = 20
 """Examples in each set under which nothing is said."""
-AT_ONCE = 100
 
 Features = Callable[[Tensor], Tensor]
 
@@ -106,13 +106,12 @@ def draw(
     asked = label if model.conditional else None
     parts: list[Tensor] = []
     done, started = 0, time.perf_counter()
-    with tracking("sampling", count) as advance:
-        while done < count and (not done or time.perf_counter() - started < seconds):
-            size = min(AT_ONCE, count - done)
-            of = None if asked is None else asked[done : done + size].to(model.device)
-            parts.append(model.sample(size, of, seed=seed + (done << 32), sampling=sampling, draw=outright).cpu())
-            done += size
-            advance(size)
+    for part in track(sample_chunks(model, count, asked, seed=seed, sampling=sampling, draw=outright), "sampling",
+                      -(-count // CHUNK)):  # fmt: skip
+        parts.append(part)
+        done += len(part)
+        if time.perf_counter() - started >= seconds:
+            break
     taken = (time.perf_counter() - started) / done
     return Drawn(torch.cat(parts), None if asked is None else asked[:done], taken, outright)
 
@@ -375,7 +374,7 @@ def standard_fid(samples: Tensor, data: Tensor, schema: Schema, feature: Any = 2
             f"({' '.join(str(error).split())[:120]}): pip install 'tessella[fidelity]', or leave --features out"
         ) from error
     for x, real in ((data, True), (samples, False)):
-        for part in x.split(AT_ONCE):
+        for part in x.split(CHUNK):
             metric.update(_coloured(part, schema), real=real)
     return float(metric.compute())
 

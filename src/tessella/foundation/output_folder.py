@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import final
 
-from tessella.foundation.errors import DataError, RunError
+from tessella.foundation.errors import DataError, RunError, option
 from tessella.foundation.files import place
 from tessella.foundation.notes import note
 from tessella.foundation.text import shown
@@ -37,7 +37,17 @@ def target(folder: str, name: str, ending: str = ".png") -> Path:
     try:
         return place(folder, _allowed(name + ending) if os.name == "nt" else name + ending)
     except RunError as error:
-        raise DataError(str(error)) from error
+        raise DataError(error.message) from error
+
+
+def check_folder(folder: str) -> None:
+    """Check that files can be written into a folder.
+
+    Raises:
+        DataError: if it is a file.
+    """
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise DataError(f"{folder} is a file: give a folder to write into", code="no-folder")
 
 
 @final
@@ -57,8 +67,7 @@ class Outputs:
     def __init__(
         self, folder: str, names: Sequence[str], ending: str, others: Sequence[str] = (), *, overwrite: bool = False
     ) -> None:
-        if os.path.exists(folder) and not os.path.isdir(folder):
-            raise DataError(f"{folder} is no folder: give one to write into")
+        check_folder(folder)
         self.folder, self._overwrite = Path(folder), overwrite
         self._made: list[Path] = []
         self._written: list[tuple[Path, Path]] = []
@@ -164,7 +173,11 @@ class Outputs:
         """Raises DataError if there are any."""
         if there:
             more = f" and {len(there) - 1:,} others" if len(there) > 1 else ""
-            raise DataError(f"{there[0]}{more} exist already: choose another folder with -o, or give --overwrite")
+            raise DataError(
+                f"{there[0]}{more} exist already: choose another folder with {option('out')}, or give "
+                f"{option('overwrite')}",
+                code="exists",
+            )
 
 
 def _allowed(name: str) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from tessella.core.schema import Schema, bits_per_dim
+from tessella.evaluation.samples import CHUNK
 from tessella.kinds import pictures
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -20,7 +21,6 @@ from tessella.tasks.detect import Calibration, Detector
 from tessella.tasks.detect.detection import DetectionResult, Shown, joined
 from tessella.tasks.detect.maps import Maps, maps
 from tessella.tasks.detect.ranking import Ranking
-from tessella.tasks.generate import AT_ONCE
 
 HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)])
 """Black to yellow by way of red, each step lighter than the one before."""
@@ -115,7 +115,7 @@ def finds(model: Model, findings: DetectionResult, calibration: Calibration | No
     if not findings.highest:
         return ""
     shown = [*findings.highest, *findings.lowest]
-    found = [maps(model, joined(shown[first : first + AT_ONCE])) for first in range(0, len(shown), AT_ONCE)]
+    found = [maps(model, joined(shown[first : first + CHUNK])) for first in range(0, len(shown), CHUNK)]
     legend = _legend(model, found[0])
     rows = _rows(model.schema, shown, found, findings, calibration)
     most = len(findings.highest)

@@ -9,15 +9,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tessella.coding import code_atlas
+from tessella.coding.code_atlas import CodedExamples
+from tessella.core.batches import Batch
 from tessella.data import Split
 from tessella.evaluation.codebook import level_name
 from tessella.evaluation.results import CodesEvaluation
+from tessella.evaluation.samples import reconstruct_rows, sample_rows
 from tessella.kinds import pictures
+from tessella.kinds.sheets import enlarged
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.pages import blocks
 from tessella.pages.svg import bar_chart, over_time
-from tessella.tasks import code_atlas, generate
 
 HALF = (blocks.WIDTH - 12) // 2
 ROW, SMALL = 6, 112
@@ -29,7 +33,7 @@ SIDE_BY_SIDE = 36
 
 def section(model: CodeModel, split: Split, name: str, codes: CodesEvaluation, metrics: list[dict[str, Any]]) -> str:
     """What the codes of a split look like."""
-    seen = code_atlas.see(model, split)
+    seen = code_atlas.encode_examples(model, split)
     one = "picture" if model.schema.is_picture else "example"
     parts = [f"<h2>Codes</h2><p>{html.escape(_introduction(codes, seen, one))}</p>"]
     if seen.grids and model.schema.is_picture:
@@ -48,7 +52,7 @@ def samples(model: CodeModel) -> str:
     """Samples from the uniform prior over codes and from the learned one, side by side."""
     classes = len(model.schema.classes) if model.conditional else 0
     few, many = (9, SIDE_BY_SIDE) if classes < 2 else (classes, classes * min(classes, 8))
-    learned = generate.sample(model, few if blocks.slow(model) else many)
+    learned = sample_rows(model, few if blocks.slow(model) else many)
     if classes and len(learned) > learned.shape[1]:
         learned = learned.transpose(0, 1)  # a class a column, so that the panels are not tall
     rows, columns = learned.shape[:2]
@@ -64,7 +68,7 @@ def samples(model: CodeModel) -> str:
     return f"<h2>Samples</h2>{_panels(panels, caption)}"
 
 
-def _introduction(codes: CodesEvaluation, seen: code_atlas.Seen, one: str) -> str:
+def _introduction(codes: CodesEvaluation, seen: CodedExamples, one: str) -> str:
     said = []
     for level, (of, c) in enumerate(zip(codes.levels, seen.codes, strict=True)):
         slots, rows, columns = c.shape[1:]
@@ -78,21 +82,21 @@ def _introduction(codes: CodesEvaluation, seen: code_atlas.Seen, one: str) -> st
     )
 
 
-def _over_one(model: CodeModel, seen: code_atlas.Seen) -> str:
+def _over_one(model: CodeModel, seen: CodedExamples) -> str:
     """One picture, large: its codes over it, what they cost, and the mosaic that they make."""
     books = [(level, slot) for level, c in enumerate(seen.codes) for slot in range(c.shape[1])]
     panels = []
     for level, slot in books[:2]:
-        grid = code_atlas.token_grid(seen, 0, code_atlas.colours(model, level, slot), level=level, slot=slot)
+        grid = code_atlas.code_map(seen, 0, code_atlas.code_colours(model, level, slot), level=level, slot=slot)
         panels.append((grid, _called(seen, level, slot, "code map of a picture")))
-    mosaics = code_atlas.enlarged(code_atlas.laid(seen, slice(0, 1))[0], seen.schema, 2 * HALF)
+    mosaics = enlarged(code_atlas.patch_reconstruction(seen, slice(0, 1))[0], seen.schema, 2 * HALF)
     panels.append((mosaics, "the mean patch of each code in its place: what the codes say by themselves"))
     if model.fitted:
-        rates = costs(model, code_atlas.examples_of(seen, slice(0, 1)))
-        cost = code_atlas.cost_grid(seen, 0, rates[-1][0], level=len(rates) - 1)
+        rates = costs(model, seen.batch(slice(0, 1)))
+        cost = code_atlas.rate_map(seen, 0, rates[-1][0], level=len(rates) - 1)
         panels.append((cost, _called(seen, len(rates) - 1, None, "what each code costs under the learned prior, bits")))
     if len(panels) % 2:
-        panels.insert(0, (code_atlas.enlarged(seen.x[0], seen.schema, 2 * HALF), "input"))
+        panels.insert(0, (enlarged(seen.x[0], seen.schema, 2 * HALF), "input"))
     caption = (
         "A colour is a code: codes whose vectors are alike have colours that are alike. A number is the code's; where "
         "cells are too small for it, it is left out."
@@ -100,22 +104,22 @@ def _over_one(model: CodeModel, seen: code_atlas.Seen) -> str:
     return _panels(panels, caption)
 
 
-def strips(model: CodeModel, seen: code_atlas.Seen, name: str) -> str:
+def strips(model: CodeModel, seen: CodedExamples, name: str) -> str:
     """Some pictures, each above its code map, its mean patches and its reconstruction."""
     rows = slice(1, 1 + ROW)
-    batch = code_atlas.examples_of(seen, rows)
+    batch = seen.batch(rows)
     numbers = range(1, 1 + len(batch.x))
     if not numbers:
         return ""
-    lines = {"input": [code_atlas.enlarged(x, seen.schema, 2 * SMALL) for x in batch.x]}
+    lines = {"input": [enlarged(x, seen.schema, 2 * SMALL) for x in batch.x]}
     for level in range(len(seen.codes)):
-        palette = code_atlas.colours(model, level)
+        palette = code_atlas.code_colours(model, level)
         label = level_name(level, len(seen.codes)).removeprefix("the ").replace(" level", " codes") or "code map"
-        lines[label] = [code_atlas.token_grid(seen, n, palette, level=level, side=2 * SMALL) for n in numbers]
-    lines["mean patches"] = [code_atlas.enlarged(x, seen.schema, 2 * SMALL) for x in code_atlas.laid(seen, rows)]
+        lines[label] = [code_atlas.code_map(seen, n, palette, level=level, side=2 * SMALL) for n in numbers]
+    lines["mean patches"] = [enlarged(x, seen.schema, 2 * SMALL) for x in code_atlas.patch_reconstruction(seen, rows)]
     if not blocks.slow(model):
-        drawn = generate.reconstruct(model, batch, len(batch.x))[1]
-        lines["reconstruction"] = [code_atlas.enlarged(x, seen.schema, 2 * SMALL) for x in drawn]
+        drawn = reconstruct_rows(model, batch, len(batch.x))[1]
+        lines["reconstruction"] = [enlarged(x, seen.schema, 2 * SMALL) for x in drawn]
     shown = "".join(
         f"<span>{html.escape(label)}</span>{blocks.image_tag(_strip(images), label, False, len(images) * (SMALL + 6))}"
         for label, images in lines.items()
@@ -126,7 +130,7 @@ def strips(model: CodeModel, seen: code_atlas.Seen, name: str) -> str:
     return f'<figure><div class="rows">{shown}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
-def _atlases(seen: code_atlas.Seen, one: str) -> str:
+def _atlases(seen: CodedExamples, one: str) -> str:
     """What the codes that occur most often stand for."""
     books = [(level, slot) for level, c in enumerate(seen.codes) for slot in range(c.shape[1])]
     parts = ["<h3>What each code stands for</h3>"]
@@ -135,7 +139,7 @@ def _atlases(seen: code_atlas.Seen, one: str) -> str:
         if len(books) > 1:
             parts.append(f'<p class="soft">{_called(seen, level, slot, "")}</p>')
         cards = "".join(
-            f"<div>{blocks.image_tag(code_atlas.tile_card(tile, seen, level), f'code {tile.code}', True)}"
+            f"<div>{blocks.image_tag(code_atlas.patch_card(tile, seen, level), f'code {tile.code}', True)}"
             f"<span>{tile.code}<b>{100 * tile.share:.{2 if tile.share < 0.001 else 1}f} %</b></span></div>"
             for tile in tiles
         )
@@ -150,7 +154,7 @@ def _atlases(seen: code_atlas.Seen, one: str) -> str:
     return f"{''.join(parts)}<p class='soft'>{html.escape(caption)}</p>"
 
 
-def _usage(seen: code_atlas.Seen) -> str:
+def _usage(seen: CodedExamples) -> str:
     """How often each code occurs."""
     charts = []
     for level, used in enumerate(seen.used):
@@ -166,14 +170,14 @@ def _usage(seen: code_atlas.Seen) -> str:
 
 
 @torch.inference_mode()
-def costs(model: CodeModel, batch: generate.Batch) -> list[Tensor]:
+def costs(model: CodeModel, batch: Batch) -> list[Tensor]:
     """What the codes at each position cost under the model's prior, `[B, h, w]` nats a level."""
     label = None if batch.label is None else batch.label.to(model.device)
     codes = model.encode(batch.x.to(model.device), label).codes
     return [-log_p.sum(1).cpu() for log_p in model.log_prob_codes(codes, label)]
 
 
-def _called(seen: code_atlas.Seen, level: int, slot: int | None, what: str) -> str:
+def _called(seen: CodedExamples, level: int, slot: int | None, what: str) -> str:
     """`what`, and of which level and slot if there are several."""
     name, slots = level_name(level, len(seen.codes)), seen.codes[level].shape[1]
     place = f"code {slot + 1} of the {slots} at each position" if slot is not None and slots > 1 else ""

@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tessella.coding.baseline_codecs import Rival
+from tessella.coding.baseline_codecs import CodecSize
+from tessella.coding.code_atlas import CodedExamples
 from tessella.coding.files import Compressed
 from tessella.evaluation.metric_text import psnr_text, saving_card
 from tessella.evaluation.results import Evaluation
 from tessella.models.codes import CodeModel
-from tessella.pages import anomalies, blocks, codes, edited
-from tessella.tasks import code_atlas
+from tessella.pages import anomalies, blocks, codes
 from tessella.tasks.detect import Calibration
 from tessella.tasks.detect.detection import DetectionResult
-from tessella.tasks.edit import Edited
+from tessella.tasks.edit.page import sheet
+from tessella.tasks.edit.result import Edited
 from tessella.tasks.search import SearchResult
 
 PAGE = "demo.html"
@@ -47,7 +48,7 @@ class Compression:
 
     name: str
     file: Compressed
-    rivals: Sequence[Rival]
+    rivals: Sequence[CodecSize]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Demo:
     run: Path
     model: CodeModel
     evaluation: Evaluation
-    seen: code_atlas.Seen
+    seen: CodedExamples
     edit: Edit
     search: SearchResult
     anomalies: Anomalies
@@ -132,7 +133,7 @@ def _opening(demo: Demo) -> str:
 
 def _edit(demo: Demo) -> str:
     e = demo.edit
-    image = edited.sheet(e.edited, demo.model.schema)
+    image = sheet(e.edited, demo.model.schema)
     changed = len(e.edited.changed(0))
     caption = (
         f"Test picture {e.picture}: the lower half of its codes is sampled anew from the prior, given the upper half, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ from jinja2 import Environment, Template
 from PIL.Image import Image
 
 import tessella
-from tessella.foundation.blocks import Page
+from tessella.foundation.blocks import Block, Page
 from tessella.foundation.files import write_atomic
 from tessella.foundation.text import shown
 from tessella.pages.charts import draw_chart
@@ -28,6 +29,12 @@ def write_html(path: Path, page: Page) -> None:
     """Write a page, whole or not at all."""
     text = html_page(page)
     write_atomic(path, lambda draft: draft.write_text(text, "utf-8"))
+
+
+def html_blocks(blocks: Sequence[Block]) -> str:
+    """Render blocks alone, for a page that is not made of blocks yet."""
+    macros = _template().make_module({"page": Page("", ()), "version": ""})
+    return "".join(macros.render(block) for block in blocks)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @cache

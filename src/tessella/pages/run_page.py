@@ -16,18 +16,20 @@ import torch
 import tessella
 from tessella.core.schema import Schema
 from tessella.data import Data, Split, contact_sheet, describe
+from tessella.evaluation import samples
 from tessella.evaluation.bounds import ACTIVE, evaluate
 from tessella.evaluation.metric_text import numbers, psnr_text, saving_card, size_text
-from tessella.evaluation.results import Evaluation
+from tessella.evaluation.results import Evaluation, GapEvaluation
 from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import ModelOptions, Spec, TrainOptions
 from tessella.pages import blocks, codes
+from tessella.pages.html import html_blocks
 from tessella.pages.svg import bar_chart, over_time
-from tessella.tasks import generate
+from tessella.tasks.inference_gap import gap_section
 from tessella.training import checkpoint, fitted_priors
-from tessella.training.results_store import ResultsStore
+from tessella.training.results_store import GAP, ResultsStore
 
 REPORT = "report.html"
 SPLITS = ("test", "valid", "train")
@@ -54,6 +56,7 @@ def write(run: Path, model: Model, data: Data) -> Path:
     name = next(s for s in SPLITS if s in data.splits)
     split = data.split(name)
     e = ResultsStore(run).evaluation(name) or evaluate(model, split, limit=QUICK, data=data.spec, split_name=name)
+    gap = ResultsStore(run).load(GAP, GapEvaluation)
     metrics = checkpoint.read_metrics(run)
     title = f"{model.name} on {_short(data.spec)}"
     passed_over = fitted_priors.choose_prior(run).note
@@ -69,6 +72,7 @@ def write(run: Path, model: Model, data: Data) -> Path:
         "" if blocks.slow(model) or e.codes is not None else _traversals(model, split),
         _units(e),
         _collapse(e, model.schema),
+        "" if gap is None else html_blocks(gap_section(gap)),
         _curves(run, metrics, model),
         _numbers(e, model.schema),
         _reproduce(run, spec, e, metrics),
@@ -136,7 +140,7 @@ def _data(data: Data) -> str:
 def _reconstructions(model: Model, split: Split, name: str) -> str:
     columns = blocks.columns_of(model.schema)
     count = columns if blocks.slow(model) else 3 * columns
-    pairs = generate.reconstruct(model, split.batch(generate.some(split, count)), columns)
+    pairs = samples.reconstruct_rows(model, split.batch(split.random_rows(count)), columns)
     caption = (
         f"Examples of the {name} split; below each row of inputs their reconstructions, decoded from nothing but "
         "their latents."
@@ -167,23 +171,25 @@ def _samples(model: Model, passed_over: str) -> str:
                "No prior over codes has been fitted yet: tessella prior does that.")
         )  # fmt: skip
     if model.conditional and len(classes) <= MOST_ROWS:
-        rows = generate.sample(model, columns * len(classes))
+        rows = samples.sample_rows(model, columns * len(classes))
         figure = blocks.labelled_rows(rows, classes, model.schema, f"{text} A row is a class that was asked for.")
     else:
         count = columns * (1 if blocks.slow(model) else 4)
-        drawn = generate.sample(model, count).flatten(0, 1)[:count]
-        figure = blocks.sheet(generate.in_rows(drawn, columns, model.schema.values.low), model.schema, text)
+        drawn = samples.sample_rows(model, count).flatten(0, 1)[:count]
+        figure = blocks.sheet(samples.in_rows(drawn, columns, model.schema.values.low), model.schema, text)
     return f"<h2>Samples</h2>{figure}"
 
 
 def _interpolations(model: Model, split: Split, name: str) -> str:
     columns = blocks.columns_of(model.schema)
-    chosen = generate.some(split, 8)
+    chosen = split.random_rows(8)
     half = len(chosen) // 2
     columns = max(4, columns)
     if not half:
         return ""
-    walks = generate.interpolate(model, split.batch(chosen[:half]), split.batch(chosen[half : 2 * half]), columns - 2)
+    walks = samples.interpolate_rows(
+        model, split.batch(chosen[:half]), split.batch(chosen[half : 2 * half]), columns - 2
+    )
     caption = (
         f"At the ends two examples of the {name} split; between them the model's drawings of latents on the way from "
         "one to the other."
@@ -192,20 +198,18 @@ def _interpolations(model: Model, split: Split, name: str) -> str:
 
 
 def _traversals(model: Model, split: Split) -> str:
-    units = generate.unit_statistics(model, split)
+    units = samples.latent_statistics(model, split)
     chosen = units.order[:10]
     columns = (blocks.columns_of(model.schema) - 1) // 2 * 2 + 1
-    example = split.batch(generate.some(split, 1))
-    rows = generate.traverse(model, example, units, chosen, steps=columns)
+    example = split.batch(split.random_rows(1))
+    rows = samples.traverse_rows(model, example, units, chosen, steps=columns)
     moved = "channel of the latent grid" if len(model.latent_shape) > 1 else "latent unit"
     first = "those that say most first" if units.rate is not None else "those that vary most first"
     caption = (
         f"One example redrawn with one {moved} moved and all else kept, from -2.5 to 2.5 standard deviations about its "
         f"mean; {first}."
     )
-    return (
-        f"<h2>One unit at a time</h2>{blocks.labelled_rows(rows, generate.named(units, chosen), model.schema, caption)}"
-    )
+    return f"<h2>One unit at a time</h2>{blocks.labelled_rows(rows, units.names(chosen), model.schema, caption)}"
 
 
 def _units(e: Evaluation) -> str:

@@ -1,245 +1,231 @@
-"""Looking at what a model has learned: draw new examples, give examples back, walk between two, move one unit.
-
-Everything here returns examples in stored units as float32 `[rows, columns, *shape]`, ready for `sheet`.
-Models are used through `encode`, `decode`, `reconstruct` and `sample` alone.
-"""
+"""Tasks `sample`, `reconstruct`, `interpolate` and `traverse`: sheets of examples from a trained model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, final
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+from tyro.conf import Positional, arg
 
-from tessella.core.batches import Batch
 from tessella.core.outputs import Sampling
-from tessella.core.rng import Noise
-from tessella.core.schema import Schema
-from tessella.data import Split
-from tessella.foundation.errors import DataError, SpecError
-from tessella.foundation.progress import track
-from tessella.kinds import pictures
-from tessella.models.base import Model
-from tessella.models.codes import CodeModel
-from tessella.models.latent_variable import LatentVariableModel
+from tessella.foundation.blocks import Figure, Page, Text
+from tessella.foundation.errors import DataError, SpecError, option
+from tessella.tasks.task import Result, task
 
-AT_ONCE = 100
-"""Examples that are drawn at a time, so that any number fits in memory."""
-SURVEYED = 500
-"""Examples that are asked how they use the latent units."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tessella.core.batches import Batch
+    from tessella.core.schema import Schema
+    from tessella.models.base import Model
+    from tessella.training.run import Run
+
+
+@final
+@dataclass(frozen=True)
+class SheetResult(Result):
+    """Examples in rows.
+
+    Attributes:
+        title: what they are.
+        examples: `[rows, columns, *shape]`, stored units.
+        schema: schema of the examples.
+        rows: names of the rows, top to bottom, where they have any.
+        columns: what goes across, in words; empty where nothing does.
+    """
+
+    title: str
+    examples: Tensor
+    schema: Schema
+    rows: tuple[str, ...] = ()
+    columns: str = ""
+
+    def to_json(self) -> Mapping[str, Any]:
+        rows, columns = self.examples.shape[:2]
+        about = {"version": 1, "title": self.title, "rows": rows, "columns": columns, "shape": self.schema.shape}
+        return {**about, "row_names": self.rows, "across": self.columns}
+
+    def page(self) -> Page:
+        from tessella.evaluation.samples import sheet
+
+        rows = (Text(f"rows, top to bottom: {', '.join(self.rows)}"),) if self.rows else ()
+        columns = (Text(f"columns: {self.columns}"),) if self.columns else ()
+        return Page(self.title, (*rows, *columns, Figure(sheet(self.examples, self.schema), pixelated=True)))
+
+    def save(self, out: Path) -> None:
+        from tessella.evaluation.samples import sheet
+        from tessella.kinds import pictures
+
+        pictures.save(sheet(self.examples, self.schema), out)
 
 
 @dataclass(frozen=True)
-class LatentStatistics:
-    """The latent units as a set of examples uses them. A unit is one number of a vector, one channel of a grid.
+class SampleConfig:
+    """Sample new examples: z from the prior, then the mean of p(x | z).
 
     Attributes:
-        mean, deviation: `[U]`, of each unit over the examples (and averaged over a grid's positions).
-        rate: `[U]`, its mean KL in nats; None for an autoencoder, and for codes, whose rate is no sum over channels.
+        count: how many.
+        prior: the kind of a fitted prior, or trained (for codes uniform): the model's own; by default the best.
+        label: a class by name or number, for a model or prior that sees them; without it, every class in turn.
+        temperature: below 1 samples are more typical and more alike: a factor on the prior's standard deviation; for
+            codes their log-probabilities are divided by it.
+        top_k: for codes, sample each from its k likeliest values only.
+        top_p: for codes, sample each from the likeliest values that hold this share of the probability only.
+        steps: for a diffusion model or prior, the number of sampling steps.
+        guidance: for a diffusion model or prior that sees labels, the scale of classifier-free guidance: above 1
+            samples are more typical of their class and more alike.
+        seed: seed of the sampling.
     """
 
-    mean: Tensor
-    deviation: Tensor
-    rate: Tensor | None
+    count: Annotated[int, arg(aliases=("-n",))] = 64
+    prior: str | None = None
+    label: str | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
 
     @property
-    def order(self) -> list[int]:
-        """Unit numbers, those that say most first: by rate, or by deviation where there is none."""
-        return torch.argsort(self.deviation if self.rate is None else self.rate, descending=True).tolist()
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_k, self.top_p, self.steps, self.guidance)
 
 
-def sheet(examples: Tensor, schema: Schema) -> Image.Image:
-    """Examples `[R, C, *shape]` as one picture of R rows."""
-    return pictures.grid(examples.flatten(0, 1), schema, examples.shape[1])
+@task("sample", summary="sample new examples", group="look", out="samples.png")
+def sample(run: Run, config: SampleConfig) -> SheetResult:
+    """Sample from the model of a run."""
+    from tessella.data.inputs import label_number
+    from tessella.evaluation.samples import sample_rows
+
+    sampling = config.sampling
+    model = run.model(config.prior)
+    label = None if config.label is None else label_number(model.schema, config.label)
+    rows = sample_rows(model, config.count, label=label, seed=config.seed, sampling=sampling)
+    classes = model.schema.classes
+    by_class = model.conditional and label is None and len(rows) == len(classes)
+    return SheetResult("Samples", rows, model.schema, classes if by_class else ())
 
 
-def in_rows(examples: Tensor, columns: int, blank: float) -> Tensor:
-    """`[N, *shape]` as `[R, columns, *shape]`, the last row filled up with `blank`."""
-    missing = -len(examples) % columns
-    filled = torch.cat([examples, examples.new_full((missing, *examples.shape[1:]), blank)])
-    return filled.unflatten(0, (-1, columns))
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """Reconstruct examples: rows of inputs, each above the row of their reconstructions.
 
-
-def sample(
-    model: Model,
-    count: int,
-    *,
-    label: int | None = None,
-    seed: int = 0,
-    sampling: Sampling | None = None,
-) -> Tensor:
-    """`count` new examples as a sheet, about as many rows as columns.
-
-    A conditional model without a `label` draws every class, a row each (or, of more classes than `count`, the first).
-
-    Raises:
-        SpecError: if there is no prior, no such number of examples, or a label that the model cannot see.
+    Attributes:
+        inputs: picture files, folders, numbers of examples, splits or other data; by default some of the split.
+        count: how many, if no inputs are given.
+        data: other data than the run's own, read as the run's was.
+        split: the split that numbers of examples refer to.
+        label: the class of picture files, by name or number, for a conditional model.
     """
-    if not 1 <= count <= 10_000:
-        raise SpecError(f"{count} samples do not make a sheet: give a number from 1 to 10000")
-    if label is not None and not model.conditional:
-        raise SpecError(f"the model {model.name} does not see labels, so none can be asked for: {_remedy(model)}")
-    columns, labels = math.ceil(math.sqrt(count)), None
-    if model.conditional:
-        classes = len(model.schema.classes)
-        each = max(1, count // classes)
-        labels = torch.full((count,), label) if label is not None else torch.arange(classes).repeat_interleave(each)
-        if label is None:
-            columns, count = (each if each > 1 else min(columns, classes)), min(count, len(labels))
-    drawn = [
-        model.sample(
-            min(AT_ONCE, count - start),
-            None if labels is None else labels[start : min(start + AT_ONCE, count)].to(model.device),
-            seed=seed + (start << 32),
-            sampling=sampling,
-        ).cpu()
-        for start in track(range(0, count, AT_ONCE), "sampling")
-    ]
-    return in_rows(torch.cat(drawn), columns, model.schema.values.low)
+
+    inputs: Positional[tuple[str, ...]] = ()
+    count: Annotated[int, arg(aliases=("-n",))] = 20
+    data: str | None = None
+    split: str = "test"
+    label: str | None = None
 
 
-def _remedy(model: Model) -> str:
-    if isinstance(model, CodeModel):
-        return "fit a prior that sees them, tessella prior RUN --class-conditional"
-    if isinstance(model, LatentVariableModel):
-        return "train a cvae instead, or fit a prior that sees them, tessella prior RUN --kind flow --class-conditional"
-    return "train a cvae instead"
+@task("reconstruct", summary="reconstruct examples", group="look", out="reconstructions.png")
+def reconstruct(run: Run, config: ReconstructConfig) -> SheetResult:
+    """Reconstruct examples by the model of a run."""
+    from tessella.evaluation.samples import reconstruct_rows
+
+    if config.count < 1:
+        raise SpecError(f"{option('count')} must be at least 1, got {config.count}", code="out-of-range")
+    model = run.model("trained")
+    if config.inputs:
+        examples = _read(run, model, config, *config.inputs)
+    else:
+        split = run.data(config.data, model).split(config.split)
+        examples = split.batch(split.random_rows(config.count))
+    return SheetResult("Inputs, each row above its reconstructions", reconstruct_rows(model, examples), model.schema)
 
 
-def reconstruct(model: Model, examples: Batch, columns: int = 10) -> Tensor:
-    """Examples `[B]`, each row of them above a row of what the model gives back."""
-    columns = min(columns, len(examples.x))
-    parts = [model.reconstruct(b.x, b.label).cpu() for b in _on_device(model, examples)]
-    pairs = [in_rows(x.float(), columns, model.schema.values.low) for x in (examples.x, torch.cat(parts))]
-    return torch.stack(pairs, 1).flatten(0, 1)
+@dataclass(frozen=True)
+class InterpolateConfig:
+    """Interpolate from one example to another through the latent space; the two stand at the ends.
 
-
-@torch.no_grad()
-def interpolate(model: Model, first: Batch, last: Batch, steps: int = 9) -> Tensor:
-    """Walks from each of `first` `[B]` to each of `last` `[B]`: `[B, steps + 2, *shape]`, the two examples at the ends.
-
-    A model with a rate walks along the sphere, so that length, which decides what is plausible under a normal prior,
-    changes evenly (White 2016); an autoencoder and a model of codes walk straight. A conditional model changes the
-    label half way.
-
-    Raises:
-        SpecError: if there are fewer than 2 steps.
+    Attributes:
+        first, last: picture files, or numbers of examples of the split.
+        steps: pictures between the two.
+        data: other data than the run's own, read as the run's was.
+        split: the split that numbers of examples refer to.
+        label: the class of picture files, by name or number, for a conditional model.
     """
-    if steps < 2:
-        raise SpecError(f"a walk has at least 2 steps, not {steps}")
-    ends = [model.encode(b.x.to(model.device), _moved(b.label, model)).z for b in (first, last)]
-    walk = _along_sphere if model.has_bound and not isinstance(model, CodeModel) else torch.lerp
-    columns = [first.x.float().cpu()]
-    for k in range(steps):
-        label = first.label if 2 * k < steps else last.label
-        z = walk(ends[0], ends[1], k / (steps - 1))
-        columns.append(model.decode(z, _moved(label, model)).mean.cpu())
-    return torch.stack([*columns, last.x.float().cpu()], 1)
+
+    first: Positional[str]
+    last: Positional[str]
+    steps: int = 9
+    data: str | None = None
+    split: str = "test"
+    label: str | None = None
 
 
-@torch.no_grad()
-def traverse(
-    model: Model,
-    example: Batch,
-    units: LatentStatistics,
-    chosen: Sequence[int],
-    *,
-    span: float = 2.5,
-    steps: int = 11,
-) -> Tensor:
-    """One example `[1]` redrawn with one unit moved, all else kept: `[len(chosen), steps, *shape]`.
+@task("interpolate", summary="interpolate from one example to another", group="look", out="interpolation.png")
+def interpolate(run: Run, config: InterpolateConfig) -> SheetResult:
+    """Interpolate between two examples by the model of a run."""
+    from tessella.evaluation.samples import interpolate_rows
 
-    A row takes its unit from `-span` to `span` of its deviations about its mean over the examples of `units`. In a grid
-    the whole channel is shifted, so that its mean over the positions goes there.
+    model = run.model("trained")
+    both = _read(run, model, config, config.first, config.last)
+    if len(both) != 2:
+        raise DataError(
+            f"{config.first} and {config.last} stand for {len(both)} examples: give two", code="two-examples"
+        )
+    rows = interpolate_rows(model, both[:1], both[1:], config.steps)
+    return SheetResult(f"From {config.first} to {config.last}", rows, model.schema)
+
+
+@dataclass(frozen=True)
+class TraverseConfig:
+    """Traverse the latent dimensions: decode one example with one dimension moved at a time, one row each.
+
+    Attributes:
+        example: a picture file, or the number of an example of the split.
+        dimensions: how many dimensions, those with the highest rate first.
+        steps: pictures in a row.
+        span: how far a dimension goes to each side, in standard deviations.
+        data: other data than the run's own, read as the run's was.
+        split: the split that numbers of examples refer to.
+        label: the class of picture files, by name or number, for a conditional model.
     """
-    label = _moved(example.label, model)
-    z = model.encode(example.x.to(model.device), label).z
-    drawn = []
-    for unit in chosen:
-        now = z[:, unit].mean()
-        goals = units.mean[unit] + units.deviation[unit] * torch.linspace(-span, span, steps)
-        moved = z.repeat(steps, *[1] * (z.dim() - 1))
-        moved[:, unit] += (goals.to(z) - now).reshape(steps, *[1] * (z.dim() - 2))
-        drawn.append(model.decode(moved, None if label is None else label.repeat(steps)).mean.cpu())
-    return torch.stack(drawn)
+
+    example: Positional[str] = "0"
+    dimensions: int = 10
+    steps: int = 11
+    span: float = 2.5
+    data: str | None = None
+    split: str = "test"
+    label: str | None = None
 
 
-@torch.no_grad()
-def unit_statistics(model: Model, split: Split, seed: int = 0) -> LatentStatistics:
-    """How some of a split's examples use the latent units; their posteriors are drawn from once each."""
-    drawn, rates = [], []
-    for number, batch in enumerate(_on_device(model, split.batch(some(split, SURVEYED)))):
-        latent = model.encode(batch.x, batch.label, noise=Noise(seed, number, "unit_statistics"))
-        by_position = latent.z.flatten(1).reshape(*latent.z.shape[:2], -1)
-        drawn.append(by_position.mean(2))
-        rate = None if latent.codes else model.rate(latent, batch.label)
-        if rate and rate.per_unit is not None:
-            rates.append(rate.per_unit.reshape(by_position.shape).sum(2))
-    z = torch.cat(drawn).cpu().double()
-    rate = torch.cat(rates).mean(0).cpu() if rates else None
-    return LatentStatistics(z.mean(0).float(), z.std(0, correction=0).float(), rate)
+@task(
+    "traverse",
+    summary="decode an example with one latent dimension moved at a time",
+    group="look",
+    out="traversals.png",
+)
+def traverse(run: Run, config: TraverseConfig) -> SheetResult:
+    """Traverse the latent dimensions of one example by the model of a run."""
+    from tessella.evaluation.samples import latent_statistics, traverse_rows
+
+    if config.dimensions < 1 or config.steps < 2 or not 0 < config.span < math.inf:
+        least = f"{option('dimensions')} must be at least 1, {option('steps')} at least 2 and {option('span')} above 0"
+        raise SpecError(least, code="out-of-range")
+    model = run.model("trained")
+    example = _read(run, model, config, config.example)[:1]
+    statistics = latent_statistics(model, run.data(config.data, model).split(config.split))
+    chosen = statistics.order[: config.dimensions]
+    rows = traverse_rows(model, example, statistics, chosen, span=config.span, steps=config.steps)
+    across = f"{-config.span:g} ... {config.span:g} standard deviations"
+    title = f"Latent traversals of {config.example}"
+    return SheetResult(title, rows, model.schema, tuple(statistics.names(chosen)), across)
 
 
-def _along_sphere(a: Tensor, b: Tensor, at: float) -> Tensor:
-    """Between `a` and `b` `[B, *latent_shape]`: directions on the great circle, lengths linearly."""
-    x, y = a.flatten(1), b.flatten(1)
-    long, short = x.norm(dim=1, keepdim=True), y.norm(dim=1, keepdim=True)
-    u, v = x / long.clamp_min(1e-12), y / short.clamp_min(1e-12)
-    angle = (u * v).sum(1, keepdim=True).clamp(-1, 1).acos()
-    sine = angle.sin()
-    turned = (((1 - at) * angle).sin() * u + (at * angle).sin() * v) / sine.clamp_min(1e-6)
-    direction = torch.where(sine < 1e-4, torch.lerp(u, v, at), turned)
-    return (direction * torch.lerp(long, short, at)).reshape(a.shape)
-
-
-def _moved(label: Tensor | None, model: Model) -> Tensor | None:
-    return None if label is None else label.to(model.device)
-
-
-def _on_device(model: Model, examples: Batch) -> Iterable[Batch]:
-    for start in range(0, len(examples.x), AT_ONCE):
-        batch = examples[start : start + AT_ONCE]
-        yield Batch(batch.x.to(model.device), _moved(batch.label, model))
-
-
-# examples for a model
-
-
-def from_split(split: Split, inputs: Sequence[str], name: str) -> Batch:
-    """Examples of a split by their numbers.
-
-    Raises:
-        DataError: if one is no number of an example.
-    """
-    for given in inputs:
-        if not given.isdecimal() or int(given) >= len(split):
-            raise DataError(
-                f"{given} is no picture file and no example of the {name} split: give a file that exists, or a number "
-                f"from 0 to {len(split) - 1}"
-            )
-    return split.batch([int(given) for given in inputs])
-
-
-def some(split: Split, count: int) -> np.ndarray:
-    """Row numbers of `count` examples, always the same ones, in an order that the data's own says nothing about."""
-    return split.random_rows(count)
-
-
-def rows(batch: Batch, which: slice) -> Batch:
-    """Some examples of a batch."""
-    return Batch(batch.x[which], None if batch.label is None else batch.label[which])
-
-
-def named(units: LatentStatistics, chosen: Sequence[int]) -> list[str]:
-    """LatentStatistics in words: their numbers and what they say."""
-    if units.rate is None:
-        return [f"unit {j} (deviation {units.deviation[j]:.2g})" for j in chosen]
-    return [f"unit {j} ({units.rate[j]:.2g} nats)" for j in chosen]
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
+def _read(run: Run, model: Model, config: ReconstructConfig | InterpolateConfig | TraverseConfig, *words: str) -> Batch:
+    """Read the examples that words name."""
+    return run.inputs(model, words, data=config.data, split=config.split, label=config.label).batch()

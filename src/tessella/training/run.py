@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -15,6 +15,7 @@ from tessella.core.device import resolve
 from tessella.core.schema import Schema
 from tessella.core.tensors import fill, read_header
 from tessella.data import Data, open_data
+from tessella.data.inputs import Inputs
 from tessella.data.provenance import RECORDED, difference
 from tessella.data.splits import Renumbered
 from tessella.foundation import registry, validation
@@ -81,6 +82,15 @@ class Run:
         """
         return own_data(self.spec, place, labelled=checkpoint.build(self.path).conditional)
 
+    def inputs(self, model: Model, words: Sequence[str] = (), *, data: str | None = None, **options: Any) -> Inputs:
+        """Read the examples that INPUTS name, for a model of this run.
+
+        Args:
+            data: the SPEC of other data that numbers and splits refer to; None: the run's own.
+            options: as `tessella.data.inputs.Inputs` takes them.
+        """
+        return Inputs(model, words, lambda spec: self.data(spec or data, model), **options)
+
     @property
     def results(self) -> ResultsStore:
         """What tasks found on the run's own data."""
@@ -99,6 +109,11 @@ class Run:
     def prior_choice(self, kind: str | None = None) -> fitted_priors.PriorChoice:
         """Say which prior `model(kind)` takes, and why fitted ones are passed over."""
         return fitted_priors.choose_prior(self.path, kind)
+
+    def has_prior(self, kind: str) -> bool:
+        """Find out whether a prior of that kind was fitted on the present weights."""
+        home = fitted_priors.prior_home(self.path, kind)
+        return (home / checkpoint.MODEL).is_file() and fitted_priors.read_prior_spec(home).codes == self.fingerprint
 
     def fit_prior(self, data: Data, kind: str, options: TrainOptions | None = None, **sizes: Any) -> FitResult:
         """Fit a prior of that kind over the latents, and keep it in the run; as `tessella.fit_prior`."""

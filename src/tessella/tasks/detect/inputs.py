@@ -10,14 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import final
 
 import numpy as np
-import torch
 
-from tessella.coding.codes_file import examples
 from tessella.core.batches import Batch, to_read
 from tessella.data import Data, Split
 from tessella.data.folders.layout import arranged
 from tessella.data.folders.read import FORMATS, picture_files
-from tessella.data.inputs import label_number
 from tessella.data.raw import shown
 from tessella.data.sources import BUILT_IN, HUB
 from tessella.foundation.errors import DataError
@@ -65,7 +62,7 @@ class Inputs:
         place: str | None = None,
     ) -> None:
         self.model, self.run, self.split, self.place = model, run, split, place
-        self.label = None if label is None else label_number(model.schema, label)
+        self._given_label = label
         self._own: Data | None = None
 
     @property
@@ -157,23 +154,12 @@ class Inputs:
         count, known = len(names) or len(given), _classes_by_folder(names)
 
         def lots() -> Iterator[Lot]:
-            for names, x in examples(self.model, given, lambda: self.own.split(self.split), self.split):
-                classes = [known.get(os.path.dirname(name)) for name in names]
-                yield Lot([prefix + name for name in names], Batch(x, self._labels(classes)), classes)
+            reader = self.run.inputs(self.model, given, data=self.place, split=self.split, label=self._given_label)
+            for named in reader:
+                classes = [known.get(os.path.dirname(name)) for name in named.names]
+                yield Lot([prefix + name for name in named.names], named.batch, classes)
 
         return Source(count, lots)
-
-    def _labels(self, classes: Sequence[str | None]) -> torch.Tensor | None:
-        """Numbers of the classes of picture files, for a model that needs them."""
-        if not self.model.conditional:
-            return None
-        if self.label is not None:
-            return torch.full((len(classes),), self.label)
-        if None in classes:
-            raise DataError(
-                f"the model {self.model.name} is conditional: give the class of these pictures with --label"
-            )
-        return torch.tensor([label_number(self.model.schema, str(name)) for name in classes])
 
 
 def _classes_by_folder(names: Sequence[str]) -> dict[str, str | None]:

@@ -1,28 +1,27 @@
-"""One picture, one region, one operation: its codes or latents before and after, and both drawings."""
+"""Edit one region of one picture in latent space, and decode it before and after."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.coding.codes_file import grown
-from tessella.foundation.errors import SpecError
+from tessella.coding.codes_file import pad_latent
+from tessella.foundation.errors import SpecError, option
 from tessella.likelihoods.autoregressive import PixelByPixel
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.tasks.edit.operations import Operation, Scene, of_codes
+from tessella.tasks.edit.operations import Operation, Scene, code_model
 from tessella.tasks.edit.reach import undecided
-from tessella.tasks.edit.records import Edited, EditedLevel
 from tessella.tasks.edit.regions import cell_side, enlarged, feathered, in_words, positions
+from tessella.tasks.edit.result import Edited, EditedLevel
 
 
 @torch.no_grad()
-def edit(
+def edit_picture(
     model: Model,
     x: Tensor,
     region: Tensor,
@@ -31,61 +30,55 @@ def edit(
     level: int | None = None,
     label: Tensor | None = None,
     seed: int = 0,
-    keep_pixels: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    blend_original: bool = False,
 ) -> Edited:
     """Edit one picture.
 
-    Under an autoregressive likelihood a drawing goes pixel by pixel, and one pixel would move all after it: so of the
-    edited drawing only the pixels within reach are drawn anew, given all others.
+    An autoregressive likelihood decodes pixel by pixel, and one changed pixel would change all after it: there only
+    the pixels within reach of the edit are decoded again, given all others.
 
     Args:
-        model: any, of codes or latents.
-        x: `[C, H, W]`, as stored; of another size than trained on if the latents are a grid.
+        model: any model with codes or latents.
+        x: `[C, H, W]`, as stored; may have another size than trained on if the latents are a grid.
         region: `[H, W]` bool, see `box` and `read_mask`.
         operation: what to do there.
-        level: of a model of several levels of codes, edit this one alone, 0 being the coarsest; None: all.
+        level: with several levels of codes, edit this one alone, 0 being the coarsest; None: all.
         label: `[1]`, for a conditional model.
-        seed: of what is drawn.
-        keep_pixels: outside the region keep the pixels of `x`; what is drawn is let in over a ring around it, two
-            cells wide, in which its weight falls evenly to zero.
-        progress: told (steps done, steps in all).
+        seed: seed of the sampling.
+        blend_original: keep the pixels of `x` outside the region; the decoded picture is blended in over a ring around
+            it, two cells wide, in which its weight falls evenly to zero.
 
     Raises:
         SpecError: if the model or the operation does not allow it, or picture, region and operation do not fit.
     """
     if not model.schema.is_picture:
-        raise SpecError(f"the model {model.name} is of vectors: only pictures have regions to edit")
+        raise SpecError(f"the model {model.name} is of vectors: only pictures have regions to edit", code="no-picture")
     if not isinstance(model, CodeModel | LatentVariableModel):
         raise SpecError(f"the z of the model {model.name} is as large as the picture, and none of it stands for a "
-                        "region: train a vqvae or vae to edit")  # fmt: skip
+                        "region: train a vqvae or vae to edit", code="no-latents")  # fmt: skip
     if x.shape[1:] != region.shape:
         raise SpecError(
             f"a mask of {in_words(region.shape)} does not fit a picture of {in_words(x.shape[1:])}: give one of "
-            "its size"
+            "its size",
+            code="mask-size",
         )
     if not region.any():
-        raise SpecError("the region is empty: give at least one pixel")
-    place, seen = model.device, None if label is None else label.to(model.device)
-    scene = Scene(model, x[None].to(place), seen, region.to(place), seed, progress)
-    latents = _edited_codes if isinstance(model, CodeModel) else _edited_latents
-    change = latents(scene, operation, level)
+        raise SpecError("the region is empty: give at least one pixel", code="empty-region")
+    device = model.device
+    scene = Scene(model, x[None].to(device), None if label is None else label.to(device), region.to(device), seed)
+    change = (_edit_codes if isinstance(model, CodeModel) else _edit_latents)(scene, operation, level)
     reach = _reach(scene, change.poisoned)
     cells = change.cells & reach  # beyond the border there are no pixels
-    weight = feathered(region.to(place), 2 * change.cell) if keep_pixels else None
-    drawn = _drawings(scene, change, reach, weight)
-    result = drawn.after
-    if weight is not None:
-        result = torch.lerp(scene.x.float().expand_as(result), drawn.let_in, weight)
+    weight = feathered(scene.region, 2 * change.cell) if blend_original else None
+    before, after, result = (picture.cpu() for picture in _decode(scene, change, reach, weight))
     levels = tuple(replace(v, chosen=v.chosen.cpu(), before=v.before.cpu(), after=v.after.cpu()) for v in change.levels)
     moved = None if change.moved is None else change.moved.cpu()
-    pictures = (drawn.before[0].cpu(), drawn.after.cpu(), result.cpu())
-    return Edited(x.cpu(), *pictures, region.cpu(), cells.cpu(), reach.cpu(), levels, moved)
+    return Edited(x.cpu(), before[0], after, result, region.cpu(), cells.cpu(), reach.cpu(), levels, moved)
 
 
 @dataclass(frozen=True)
 class _Change:
-    """Latents `[1, ...]` before, `[N, ...]` after, and `[1, ...]` with the edited ones not a number."""
+    """Latents `[1, ...]` before, `[N, ...]` after, and `[1, ...]` with the edited ones set to NaN."""
 
     before: Tensor
     after: Tensor
@@ -96,22 +89,23 @@ class _Change:
     moved: Tensor | None = None
 
 
-def _edited_codes(scene: Scene, operation: Operation, level: int | None) -> _Change:
-    model = of_codes(scene.model)
+def _edit_codes(scene: Scene, operation: Operation, level: int | None) -> _Change:
+    model = code_model(scene.model)
     count = len(model.levels)
     if any(len(shape) == 1 for shape in model.code_shapes):
-        raise SpecError(f"the codes of the model {model.name} have no places in the picture: train a vqvae")
+        raise SpecError(f"the codes of the model {model.name} have no places in the picture: train a vqvae",
+                        code="no-places")  # fmt: skip
     if level is not None and not 0 <= level < count:
-        raise SpecError(f"there is no level {level}: the model has {count}, 0 (the coarsest) to {count - 1}")
-    now, finest = scene.encoded(scene.x), cell_side(model)
-    _at_least_one_code(scene, finest)
+        raise SpecError(f"there is no level {level}: the model has {count}, 0 (the coarsest) to {count - 1}",
+                        code="no-such-level")  # fmt: skip
+    now, finest = scene.codes, cell_side(model)
+    _check_one_code_fits(scene, finest)
     strides = [finest << (count - 1 - number) for number in range(count)]
     chosen = positions(scene.region, strides if level is None else [strides[level]])
     if level is not None:
         nowhere = [torch.zeros_like(c[0, 0], dtype=torch.bool) for c in now]
         chosen = [*nowhere[:level], *chosen, *nowhere[level + 1 :]]
-    scene = replace(scene, known=tuple(~c[None, None] for c in chosen))
-    proposed = operation.codes(scene)
+    proposed = operation.edit_codes(replace(scene, known=tuple(~c[None, None] for c in chosen)))
     then = [torch.where(c, new, old) for c, new, old in zip(chosen, proposed, now, strict=True)]
     poisoned, first = model.lookup(now).clone(), 0
     for number, (c, quantizer) in enumerate(zip(chosen, model.levels, strict=True)):
@@ -124,74 +118,70 @@ def _edited_codes(scene: Scene, operation: Operation, level: int | None) -> _Cha
     return _Change(model.lookup(now), model.lookup(then), poisoned, cells, widest, levels)
 
 
-def _edited_latents(scene: Scene, operation: Operation, level: int | None) -> _Change:
-    model = scene.model
+def _edit_latents(scene: Scene, operation: Operation, level: int | None) -> _Change:
+    model, size = scene.model, tuple(scene.region.shape)
     if level is not None:
-        raise SpecError(f"the model {model.name} has no levels of codes: leave --level out")
-    size = tuple(scene.region.shape)
+        raise SpecError(f"the model {model.name} has no levels of codes: leave {option('level')} out", code="no-codes")
     if len(model.latent_shape) == 1 and size != model.schema.shape[1:]:
         trained = in_words(model.schema.shape[1:])
-        raise SpecError(f"the model {model.name} takes pictures of {trained}, not of {in_words(size)}")
+        raise SpecError(f"the model {model.name} takes pictures of {trained}, not of {in_words(size)}",
+                        code="other-size")  # fmt: skip
     if len(model.latent_shape) == 3:
         cell = cell_side(model)
-        _at_least_one_code(scene, cell)
+        _check_one_code_fits(scene, cell)
         (chosen,) = positions(scene.region, [cell])
-        cells = enlarged(chosen, cell, scene.region.shape)
+        cells = enlarged(chosen, cell, size)
     else:
         cell, cells = max(1, min(size) // 16), scene.region
         chosen = torch.ones((), dtype=torch.bool, device=scene.x.device)
     z = model.encode(scene.x, scene.label).z
-    then = torch.where(chosen, operation.latents(scene, z), z)
+    then = torch.where(chosen, operation.edit_latents(scene, z), z)
     moved = (then - z).flatten(1).norm(dim=1) / z.norm()
     return _Change(z, then, z.masked_fill(chosen, torch.nan), cells, cell, moved=moved)
 
 
-@dataclass(frozen=True)
-class _Drawings:
-    """Pictures before `[1, C, H, W]` and after, `[N, C, H, W]`, and what is let into kept pixels."""
-
-    before: Tensor
-    after: Tensor
-    let_in: Tensor
+def _check_one_code_fits(scene: Scene, stride: int) -> None:
+    if min(scene.region.shape) < stride:
+        raise SpecError(f"a picture of {in_words(scene.region.shape)} is smaller than one code, which stands for "
+                        f"{stride}x{stride} pixels: give a larger one", code="picture-too-small")  # fmt: skip
 
 
-def _drawings(scene: Scene, change: _Change, reach: Tensor, weight: Tensor | None) -> _Drawings:
-    """One picture at a time: kernels round differently in batches of other sizes, and even in other rows of one."""
-    before, _ = _drawn(scene, change.before, None, reach, weight)
-    each = [_drawn(scene, z, before, reach, weight) for z in change.after.split(1)]
-    height, width = scene.region.shape
-    parts = (torch.cat(pictures)[..., :height, :width] for pictures in zip(*each, strict=True))
-    return _Drawings(before[..., :height, :width], *parts)
+def _decode(scene: Scene, change: _Change, reach: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Decode the pictures before `[1, C, H, W]` and after, and blend the latter into the original, `[N, C, H, W]`.
 
+    One picture at a time: kernels round differently in batches of other sizes, and even in other rows of one.
+    """
+    size = tuple(scene.region.shape)
 
-def _drawn(
-    scene: Scene, z: Tensor, before: Tensor | None, reach: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The picture of z `[1, ...]`, and what is let in where pixels are kept."""
-    drawing = scene.model.decode(grown(scene.model, z, tuple(scene.region.shape)), scene.label)
-    if before is None or not isinstance(drawing, PixelByPixel):
-        mean = drawing.mean
-        return mean, mean
-    after = drawing.redrawn(before, _filled_up(reach, before)[0, 0])
-    if weight is None:
-        return after, after
-    kept = _filled_up(scene.x[0].float(), before)
-    return after, drawing.redrawn(kept, _filled_up(weight > 0, before)[0, 0])
+    def distribution(z: Tensor):
+        return scene.model.decode(pad_latent(scene.model, z, size), scene.label)
+
+    before = distribution(change.before).mean
+    after, blended = [], []
+    for z in change.after.split(1):
+        p_x = distribution(z)
+        if isinstance(p_x, PixelByPixel):
+            decoded = inserted = p_x.redrawn(before, _padded(reach, before)[0, 0])
+            if weight is not None:
+                original = _padded(scene.x[0].float(), before)
+                inserted = p_x.redrawn(original, _padded(weight > 0, before)[0, 0])
+        else:
+            decoded = inserted = p_x.mean
+        after.append(decoded[..., : size[0], : size[1]])
+        blended.append(inserted[..., : size[0], : size[1]])
+    result = torch.cat(blended)
+    if weight is not None:
+        result = torch.lerp(scene.x.float().expand_as(result), result, weight)
+    return before[..., : size[0], : size[1]], torch.cat(after), result
 
 
 def _reach(scene: Scene, poisoned: Tensor) -> Tensor:
-    """`[H, W]`: the pixels that depend on what is not a number."""
+    """Pixels `[H, W]` that depend on latents that are NaN."""
     size = tuple(scene.region.shape)
-    return undecided(scene.model, grown(scene.model, poisoned, size), scene.label)[: size[0], : size[1]]
+    return undecided(scene.model, pad_latent(scene.model, poisoned, size), scene.label)[: size[0], : size[1]]
 
 
-def _at_least_one_code(scene: Scene, stride: int) -> None:
-    if min(scene.region.shape) < stride:
-        raise SpecError(f"a picture of {in_words(scene.region.shape)} is smaller than one code, which stands for "
-                        f"{stride}x{stride} pixels: give a larger one")  # fmt: skip
-
-
-def _filled_up(maps: Tensor, like: Tensor) -> Tensor:
-    """Maps `[..., H, W]` as `[1, C, H', W']`, with zeros to the right and below, as large as a drawing."""
+def _padded(maps: Tensor, like: Tensor) -> Tensor:
+    """Pad maps `[..., H, W]` with zeros to the right and below to the size of a decoded picture, `[1, C, H', W']`."""
     height, width = maps.shape[-2:]
     return F.pad(maps.reshape(1, -1, height, width), (0, like.shape[3] - width, 0, like.shape[2] - height))

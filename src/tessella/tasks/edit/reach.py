@@ -1,6 +1,6 @@
-"""How far: the pixels that a latent can change, found exactly by one pass of the decoder.
+"""Find the pixels that a latent can change, exactly, by one pass of the decoder.
 
-Latents are replaced by what is not a number, and so is every pixel that depends on them, whatever decodes.
+Latents are set to NaN, and every pixel that depends on them becomes NaN, whatever the decoder is made of.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 
 GRIDS = (9, 17, 33, 65)
-"""Positions a side of the grids that a receptive field is looked for on."""
+"""Positions a side of the grids that the decoder is probed on."""
 
 
 @torch.no_grad()
 def receptive_field(model: Model, level: int = -1) -> tuple[int, int, int, int] | None:
-    """How many pixels above, below, left and right of its cell a latent can change; None: any, however far.
+    """Find how many pixels above, below, left and right of its cell a latent can change; None: all of them.
 
-    Found by probing the decoder, without an assumption on what it is made of, on grids of growing size.
+    The decoder is probed on grids of growing size.
 
     Args:
-        level: of a model of codes, 0 being the coarsest.
+        level: level of codes, 0 being the coarsest.
     """
     if len(model.latent_shape) == 1:
         return None
@@ -48,7 +48,7 @@ def receptive_field(model: Model, level: int = -1) -> tuple[int, int, int, int] 
 
 
 def undecided(model: Model, z: Tensor, label: Tensor | None) -> Tensor:
-    """`[H, W]`: the pixels whose parameters are not a number, of z `[1, D, h, w]`."""
+    """Pixels `[H, W]` whose parameters are NaN when z `[1, D, h, w]` is decoded."""
     assert isinstance(model, CodeModel | LatentVariableModel)
     sees = model.conditional and not isinstance(model, CodeModel)
     return model.decoder(z, label if sees else None)[0].isnan().any(0)

@@ -1,4 +1,4 @@
-"""What an edit gives back."""
+"""Result of editing a picture: pictures, codes and masks before and after, and how far the change reached."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 @final
 @dataclass(frozen=True)
 class EditedLevel:
-    """One level of codes before and after.
+    """One level of codes before and after an edit.
 
     Attributes:
         chosen: `[h, w]` bool, the positions that were edited.
@@ -33,14 +33,14 @@ class Edited:
 
     Attributes:
         x: `[C, H, W]`, the picture as stored.
-        before: `[C, H, W]`, what the model draws of it.
-        after: `[N, C, H, W]`, what it draws of the edited codes or latents.
-        result: `[N, C, H, W]`, `after`, or with kept pixels `x` with `after` let in.
+        before: `[C, H, W]`, its reconstruction.
+        after: `[N, C, H, W]`, the edited codes or latents decoded.
+        result: `[N, C, H, W]`, `after`, or `x` with `after` blended in.
         region: `[H, W]` bool, as asked for.
         cells: `[H, W]` bool, the pixels of the positions that were edited; of latents without a grid the region.
         reach: `[H, W]` bool, all pixels that the edited codes can change: the cells and the receptive field.
-        levels: of a model of codes each level, coarsest first.
-        moved: `[N]`, of a model without codes how far z went, |z' - z| / |z|.
+        levels: each level of codes, coarsest first; empty for a model without codes.
+        moved: `[N]`, for a model without codes the relative distance |z' - z| / |z|.
     """
 
     x: Tensor
@@ -55,17 +55,17 @@ class Edited:
 
     @property
     def change(self) -> Tensor:
-        """`[N, H, W]`, the squared change of each pixel, summed over its channels, from `before` to `after`."""
+        """Squared change of each pixel from `before` to `after`, summed over channels, `[N, H, W]`."""
         return (self.after.double() - self.before.double()).square().sum(1)
 
     def share_outside(self, pixels: Tensor) -> Tensor:
-        """`[N]`, the share of the squared change that lies outside `pixels` `[H, W]`; 0 where nothing changed."""
+        """Share of the squared change that lies outside `pixels` `[H, W]`, `[N]`; 0 where nothing changed."""
         change = self.change
         total = change.flatten(1).sum(1)
         return (change * ~pixels).flatten(1).sum(1) / total.clamp_min(torch.finfo(total.dtype).tiny)
 
     def changed(self, variant: int) -> list[dict[str, int]]:
-        """The codes that are other than before: level, slot, row, column, from, to."""
+        """List the codes that changed: level, slot, row, column, from, to."""
         found = []
         for number, level in enumerate(self.levels):
             now = level.after[variant]
@@ -74,8 +74,18 @@ class Edited:
                 found.append({**place, "from": int(level.before[slot, row, column]), "to": int(now[slot, row, column])})
         return found
 
+    @property
+    def codes_changed(self) -> float:
+        """Mean number of codes that changed in a variant."""
+        return sum(len(self.changed(n)) for n in range(len(self.after))) / len(self.after)
+
+    @property
+    def code_count(self) -> int:
+        """Number of codes of the picture."""
+        return sum(level.before.numel() for level in self.levels)
+
     def to_json(self) -> dict[str, Any]:
-        """What changed, and how far the change reached, in numbers."""
+        """Numbers of the edit: what changed, and how far the change reached."""
         y, x = self.region.any(1).nonzero().flatten(), self.region.any(0).nonzero().flatten()
         box = {"x": int(x[0]), "y": int(y[0]), "width": int(x[-1] - x[0]) + 1, "height": int(y[-1] - y[0]) + 1}
         shares = {name: self.share_outside(getattr(self, name)).tolist() for name in ("region", "cells", "reach")}

@@ -1,0 +1,163 @@
+"""Tasks `encode` and `decode`: examples as codes in a file of plain arrays, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, final
+
+from tyro.conf import Positional, arg
+
+from tessella.foundation.blocks import Page, Text
+from tessella.foundation.errors import DataError, SpecError
+from tessella.tasks.task import Result, task
+
+if TYPE_CHECKING:
+    from tessella.coding.codes_file import StoredCodes
+    from tessella.models.codes import CodeModel
+    from tessella.training.run import Run
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """Encode examples to codes: a few integers each, in a file of plain arrays that numpy reads.
+
+    Attributes:
+        inputs: picture files, folders of them, numbers of examples, splits or other data; none: all of the split.
+        native_size: keep pictures at their own size, instead of fitting them to the size trained on.
+        data: other data than the run's own, read as the run's was.
+        split: the split that is encoded, or that numbers refer to.
+    """
+
+    inputs: Positional[tuple[str, ...]] = ()
+    native_size: bool = False
+    data: str | None = None
+    split: str = "test"
+
+
+@final
+@dataclass(frozen=True)
+class EncodeResult(Result):
+    """Codes of examples.
+
+    Attributes:
+        stored: the codes.
+        codebook_sizes: K of each level.
+    """
+
+    stored: StoredCodes
+    codebook_sizes: tuple[int, ...]
+
+    @property
+    def bytes_per_example(self) -> float:
+        """Mean size of an example's codes before entropy coding."""
+        levels = zip(self.stored.levels, self.codebook_sizes, strict=True)
+        bits = sum(sum(codes.size for codes in level) * math.log2(size) for level, size in levels)
+        return bits / len(self.stored) / 8
+
+    def to_json(self) -> Mapping[str, Any]:
+        return {
+            "version": 1,
+            "model": self.stored.model,
+            "examples": len(self.stored),
+            "codes_per_example": self.stored.codes_per_example,
+            "codebook_sizes": self.codebook_sizes,
+            "bytes_per_example": self.bytes_per_example,
+        }
+
+    def page(self) -> Page:
+        text = (
+            f"{len(self.stored):,} examples, {self.stored.codes_per_example:g} codes and {self.bytes_per_example:.4g} "
+            "bytes each before entropy coding"
+        )
+        return Page("Codes", (Text(text),))
+
+    def save(self, out: Path) -> None:
+        from tessella.coding.codes_file import write_codes
+
+        write_codes(out, self.stored)
+
+
+@task("encode", summary="encode examples as integers, in a file of plain arrays", group="codes", out="codes.npz")
+def encode(run: Run, config: EncodeConfig) -> EncodeResult:
+    """Encode examples by the model of a run."""
+    from tessella.coding.codes_file import encode_codes
+
+    model = _code_model(run)
+    options: dict[str, Any] = {"data": config.data, "split": config.split, "native_size": config.native_size}
+    examples = run.inputs(model, config.inputs, **options).track("encoding")
+    stored = encode_codes(model, examples, run.fingerprint)
+    return EncodeResult(stored, tuple(q.codebook_size for q in model.levels))
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Decode codes to pictures, one each.
+
+    Attributes:
+        codes: a file that `encode` wrote.
+        out: the folder to write pictures into; they keep their names.
+        draw: sample from p(x | z), noise and all, instead of taking its mean.
+        seed: seed of the samples.
+        overwrite: replace pictures that are there.
+    """
+
+    codes: Positional[str]
+    out: Annotated[str, arg(aliases=("-o",))] = "decoded"
+    draw: bool = False
+    seed: int = 0
+    overwrite: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class DecodeResult(Result):
+    """Pictures decoded into a folder."""
+
+    pictures: int
+    out: str
+
+    def to_json(self) -> Mapping[str, Any]:
+        return {"version": 1, "pictures": self.pictures, "out": self.out}
+
+    def page(self) -> Page:
+        return Page("Decoded codes", (Text(f"wrote {self.pictures:,} pictures into {Path(self.out)}"),))
+
+
+@task("decode", summary="decode such a file to pictures, one each", group="codes")
+def decode(run: Run, config: DecodeConfig) -> DecodeResult:
+    """Decode a file of codes by the model of a run."""
+    from tessella.coding.codes_file import check_codes, decode_codes, read_codes
+    from tessella.foundation.output_folder import Outputs, check_folder
+    from tessella.kinds import pictures
+
+    check_folder(config.out)
+    model, stored = _code_model(run), read_codes(config.codes)
+    try:
+        check_codes(stored, model, run.fingerprint)
+    except DataError as error:
+        raise DataError(f"{config.codes}: {error.message}", code=error.code) from error
+    files = Outputs(config.out, stored.names, ".png", overwrite=config.overwrite)
+    if len(set(stored.names)) < len(stored):
+        raise DataError(f"{config.codes} has several examples of one name: encode again", code="equal-names")
+    with files as outputs:
+        for name, x in decode_codes(model, stored, draw=config.draw, seed=config.seed):
+            image = pictures.grid(x[None], model.schema, columns=1, scale=1)
+            outputs.write(f"{name}.png", lambda draft, image=image: image.save(draft, format="PNG"))
+    return DecodeResult(len(stored), config.out)
+
+
+def _code_model(run: Run) -> CodeModel:
+    """Load the model of a run without a fitted prior.
+
+    Raises:
+        SpecError: `no-codes` if it has none.
+    """
+    from tessella.models.codes import CodeModel
+
+    model = run.model("trained")
+    if not isinstance(model, CodeModel):
+        raise SpecError(f"the model {model.name} of {run.path} has no codes: train a vqvae", code="no-codes")
+    return model

@@ -1,0 +1,364 @@
+"""Tasks `compress`, `decompress` and `inspect`: examples in one file as short as the model's bound, and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
+
+from tyro.conf import Positional, arg
+
+from tessella.foundation.blocks import Page, Table, Text
+from tessella.foundation.errors import DataError, option
+from tessella.foundation.notes import note
+from tessella.foundation.text import shown
+from tessella.tasks.task import Result, task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tessella.coding.baseline_codecs import BaselineCodecs, CodecSize
+    from tessella.coding.container import Contents, Header
+    from tessella.coding.files import Compressed
+    from tessella.coding.originals import Originals
+    from tessella.data.inputs import NamedBatch
+    from tessella.training.run import Run
+
+METHODS = {
+    "codes": "codes alone, under the prior: what is decoded from them is like the original, not equal",
+    "lossless": "lossless: codes under the prior, then the values given the codes",
+    "bits-back": "lossless: latents by bits-back coding, then the values given them",
+}
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """Write examples into one file, as short as the model's bound, and restore them exactly.
+
+    Picture files that the model cannot represent exactly (with alpha, of 16 bits, in colour where it is grey, ...) are
+    stored in the file as they are; a note tells what is not restored of the others, such as their size without
+    `native_size`.
+
+    Attributes:
+        inputs: picture files, folders of them, numbers of examples, splits or other data; none: all of the split.
+        out: the file to write.
+        lossy: keep the codes alone, of a model of codes.
+        native_size: keep pictures at their own size, instead of fitting them to the size trained on.
+        data: other data than the run's own, read as the run's was.
+        split: the split that is compressed, or that numbers refer to.
+        prior: the kind of a fitted prior, or `trained` (for codes `uniform`, which is fast): the model's own.
+        precision: precision of encoder and decoder; `auto`: bfloat16 for lossless codes where the processor has it.
+        compare: code the first pictures as PNG, WebP and JPEG XL too.
+        overwrite: replace a file that is there.
+    """
+
+    inputs: Positional[tuple[str, ...]] = ()
+    out: Annotated[str, arg(aliases=("-o",))] = "compressed.tes"
+    lossy: bool = False
+    native_size: bool = False
+    data: str | None = None
+    split: str = "test"
+    prior: str | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compare: Literal["yes", "no"] = "yes"
+    overwrite: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class CompressResult(Result):
+    """A compressed file beside the model's bound and other codecs.
+
+    Attributes:
+        out: the file.
+        file: sizes and time.
+        exactness: what is restored, in words.
+        codecs: bytes of the first pictures under other codecs.
+        compared, compared_numbers: number of those pictures, and of values in them.
+    """
+
+    out: str
+    file: Compressed
+    exactness: str
+    codecs: Sequence[CodecSize]
+    compared: int
+    compared_numbers: int
+
+    def to_json(self) -> Mapping[str, Any]:
+        f = self.file
+        return {
+            "version": 1,
+            "out": self.out,
+            "method": f.method,
+            "exactness": self.exactness,
+            "examples": f.examples,
+            "values": f.numbers,
+            "bytes": f.bytes,
+            "bits_per_dim": 8 * f.coded_bytes / f.numbers if f.numbers else None,
+            "bound_bytes": f.bound_bytes,
+            "kept_files": f.kept,
+            "kept_bytes": f.kept_bytes,
+            "seconds": f.seconds,
+            "compared": self.compared,
+            "codecs": [{**asdict(c), "bits_per_dim": 8 * c.bytes / self.compared_numbers} for c in self.codecs],
+        }
+
+    def page(self) -> Page:
+        f, rows = self.file, []
+
+        def add(what: str, size: float, numbers: int, relative: bool = True) -> None:
+            bits, ours = 8 * size / numbers, 8 * f.coded_bytes / f.numbers
+            longer = f"{abs(ours / bits - 1):.2%} {'longer' if ours > bits else 'shorter'}" if relative else ""
+            rows.append((what, f"{size:,.0f}", f"{bits:.4f}", longer))
+
+        if f.examples:
+            add("this file", f.coded_bytes, f.numbers, relative=False)
+            add("the model's rate" if f.method == "codes" else "the model's bound", f.bound_bytes, f.numbers)
+            for codec in self.codecs:
+                add(codec.name, codec.bytes, self.compared_numbers)
+        if f.kept:
+            rows.append((f"{f.kept:,} files kept beside them", f"{f.kept_bytes:,}", "", ""))
+        said = [f"{f.seconds:.1f} seconds, {f.numbers / 1e6 / f.seconds:.3g} MB/s of values"]
+        if self.codecs and self.compared < f.examples:
+            said.insert(0, f"others are of the first {self.compared:,} pictures, a file each")
+        title = f"{self.out}: {f.examples:,} examples, {self.exactness}"
+        table = Table(("what", "bytes", "bits/dim", "the file is"), rows, (1, 2, 3), title)
+        return Page("Compressed file", (table, *map(Text, said)))
+
+
+@task("compress", summary="compress examples into one file, as short as the bound, lossless", group="use")
+def compress(run: Run, config: CompressConfig) -> CompressResult:
+    """Compress examples by the model of a run; coding runs on the processor, where both ends round alike."""
+    from tessella.coding import files
+    from tessella.coding.baseline_codecs import BaselineCodecs
+    from tessella.coding.originals import Originals
+    from tessella.coding.weights import Weights
+
+    if os.path.isdir(config.out):
+        raise DataError(f"{config.out} is a folder: give a file to write with {option('out')}", code="is-folder")
+    if os.path.lexists(config.out) and not config.overwrite:
+        raise DataError(
+            f"{config.out} exists already: choose another file with {option('out')}, or give {option('overwrite')}",
+            code="exists",
+        )
+    model = run.model(config.prior, device="cpu")
+    weights = Weights.of(str(run.path), model, config.prior)
+    files.coder_for(model, lossy=config.lossy)
+    originals = Originals(model.schema, lossy=config.lossy, native_size=config.native_size)
+    holds_files = model.schema.is_picture and model.schema.values.name != "real"
+    inputs = run.inputs(
+        model,
+        config.inputs,
+        data=config.data,
+        split=config.split,
+        native_size=config.native_size,
+        skip=originals.keeps if holds_files else None,
+    )
+    of_split = f"examples of the split {config.split} as the run reads its data" if inputs.from_data else ""
+    codecs = BaselineCodecs(model.schema, lossy=config.lossy)
+    examples = _noted(inputs.track("compressing"), originals, codecs if config.compare == "yes" else None)
+    file = files.compress(
+        model,
+        examples,
+        config.out,
+        weights,
+        lossy=config.lossy,
+        precision=config.precision,
+        originals=originals,
+        notes=of_split,
+    )
+    exactness = _exactness(file, originals, of_split)
+    return CompressResult(config.out, file, exactness, codecs.sizes(), codecs.count, codecs.numbers)
+
+
+def _noted(examples: Iterable[NamedBatch], originals: Originals, codecs: BaselineCodecs | None) -> Iterator[NamedBatch]:
+    """Pass examples on; before the first, when all files have been judged, note what is not restored."""
+    rest = iter(examples)
+    first = list(islice(rest, 1))
+    for line in originals.notes:
+        note(f"{line}: {option('native_size')} keeps them" if "are fitted" in line else line)
+    for named in chain(first, rest):
+        if codecs is not None:
+            codecs.collect(named.batch.x)
+        yield named
+
+
+def _exactness(file: Compressed, originals: Originals, of_split: str) -> str:
+    """Word what is restored."""
+    said = METHODS[file.method].partition(", ")[0].partition(":")[0]
+    if file.method == "codes":
+        return said
+    if originals.fitted:
+        size = "x".join(map(str, originals.size))
+        others = "" if originals.fitted == file.examples else f" ({originals.fitted:,} of them)"
+        return f"{said} of the pictures as fitted to {size}{others}"
+    return f"{said} of the {of_split}" if of_split else said
+
+
+@dataclass(frozen=True)
+class DecompressConfig:
+    """Restore what a file holds: a picture each (for vectors an array each), only if its checksum is right.
+
+    Attributes:
+        file: a file that `compress` wrote.
+        out: the folder to write into; examples keep their names.
+        run: the run that made it, if it has moved.
+        overwrite: replace files that are there.
+    """
+
+    file: Positional[str]
+    out: Annotated[str, arg(aliases=("-o",))] = "decompressed"
+    run: str | None = None
+    overwrite: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class DecompressResult(Result):
+    """What was restored into a folder.
+
+    Attributes:
+        examples: number of pictures, or of arrays.
+        pictures: whether they are pictures.
+        kept: number of files that were stored as they are.
+        out: the folder.
+    """
+
+    examples: int
+    pictures: bool
+    kept: int
+    out: str
+
+    def to_json(self) -> Mapping[str, Any]:
+        return {"version": 1, **asdict(self)}
+
+    def page(self) -> Page:
+        also = f" and {self.kept:,} files" if self.kept else ""
+        kind = "pictures" if self.pictures else "arrays"
+        return Page("Decompressed", (Text(f"wrote {self.examples:,} {kind}{also} into {Path(self.out)}"),))
+
+
+@task("decompress", summary="restore the examples of a file, bit for bit", group="use")
+def decompress(config: DecompressConfig, device: str | None = None) -> DecompressResult:
+    """Decompress a file; networks run on the processor, but that codes alone are decoded to pictures on `device`."""
+    from tessella.coding import files
+    from tessella.coding.container import Container
+    from tessella.coding.originals import picture
+    from tessella.coding.weights import model_for
+    from tessella.core.device import resolve
+    from tessella.foundation.output_folder import Outputs, check_folder
+
+    check_folder(config.out)
+    container = Container(config.file)
+    header = container.header
+    model = model_for(container, config.run) if header.count else None
+    ending = ".png" if header.is_picture else ".npy"
+    kept = files.kept_names(container)
+    targets = Outputs(config.out, header.names, ending, kept, overwrite=config.overwrite)
+    if isinstance(header.names, list) and len(set(header.names)) < header.count:
+        raise container.damaged("several examples have one name")
+    decoded = ()
+    if model is not None:
+        place = resolve(device) if header.method == "codes" else None
+        decoded = files.decompress(container, model, device=place)
+    with targets as outputs:
+        for number, (name, x) in enumerate(decoded):
+            if model is not None and header.is_picture:
+                image = picture(x, model.schema, header.mode(number))
+                outputs.write(name + ending, lambda draft, image=image: image.save(draft, format="PNG"))
+            else:
+                outputs.write(name + ending, lambda draft, x=x: _save_array(draft, x))
+        for file in container.files():
+            outputs.write(file.name, lambda draft, data=file.data: draft.write_bytes(data))
+    if header.notes:
+        note(header.notes)
+    return DecompressResult(header.count, header.is_picture, len(kept), config.out)
+
+
+def _save_array(draft: Path, x: Tensor) -> None:
+    import numpy as np
+
+    with draft.open("wb") as file:  # numpy would add an ending to a path
+        np.save(file, x.numpy(), allow_pickle=False)
+
+
+@dataclass(frozen=True)
+class InspectConfig:
+    """Describe what a compressed file holds, and check that it is whole; the run is not needed.
+
+    Attributes:
+        file: a file that `compress` wrote.
+    """
+
+    file: Positional[str]
+
+
+@final
+@dataclass(frozen=True)
+class InspectResult(Result):
+    """Header and counts of a compressed file.
+
+    Attributes:
+        header: its header.
+        contents: counts of what it holds.
+        bytes: its size.
+    """
+
+    header: Header
+    contents: Contents
+    bytes: int
+
+    def to_json(self) -> Mapping[str, Any]:
+        h, c = self.header, self.contents
+        fields = ("method", "model", "fingerprint", "prior", "prior_fingerprint", "precision", "run", "values", "shape")
+        return {
+            "version": 1,
+            **{name: getattr(h, name) for name in fields},
+            "examples": h.count,
+            "sizes": [h.sizes.min(0).tolist(), h.sizes.max(0).tolist()] if len(h.sizes) else None,
+            "kept_files": list(c.kept),
+            "notes": h.notes,
+            "bytes": self.bytes,
+            "coded_bytes": c.coded_bytes,
+            "chunks": c.chunks,
+            "batches": c.batches,
+            "made_by": h.made,
+        }
+
+    def page(self) -> Page:
+        from tessella.data.raw import abridged
+
+        h, c = self.header, self.contents
+        shape = "x".join(map(str, h.shape))
+        prior = f"{h.prior} {h.prior_fingerprint}".strip()
+        names = " ... ".join(dict.fromkeys((h.names[0], h.names[-1]))) if h.count else "none"
+        sizes = ""
+        if len(h.sizes):
+            low, high = ("x".join(map(str, side.tolist())) for side in (h.sizes.min(0), h.sizes.max(0)))
+            sizes = f"from {low} to {high} pixels"
+        rows = {
+            "method": METHODS[h.method],
+            "model": f"{h.model} {h.fingerprint}, prior {prior}, in {h.precision}",
+            "run": h.run,
+            "examples": f"{h.count:,} of {shape} {h.values} values: {names}",
+            "sizes": sizes,
+            "kept": f"{len(c.kept):,} files as they are: {abridged(c.kept)}" if c.kept else "",
+            "notes": h.notes,
+            "bytes": f"{self.bytes:,}, {c.coded_bytes:,} of them examples in {c.chunks:,} chunks of {c.batches:,} "
+            "batches",
+            "made by": h.made,
+        }
+        table = Table(("", ""), [(what, shown(said)) for what, said in rows.items() if said], figures=())
+        return Page("Contents of a compressed file", (table,))
+
+
+@task("inspect", summary="describe what a compressed file holds, and check that it is whole", group="use")
+def inspect(config: InspectConfig) -> InspectResult:
+    """Inspect a compressed file."""
+    from tessella.coding.container import Container
+
+    container = Container(config.file)
+    return InspectResult(container.header, container.audit(), container.bytes)

@@ -1,0 +1,85 @@
+"""Golden files: what `--json` said on tiny runs before the second house was built, and every command's help.
+
+    TESSELLA_GOLDEN=write pytest tests/test_golden.py
+
+writes the helps anew. The figures are kept, for they are what the first edition computed; times, wordings and places are
+left out of the comparison.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tessella import cli
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 2e-3
+"""Relative: another processor rounds otherwise, and twenty updates let that grow."""
+OTHER = ("seconds", "notes", "run", "best", "classifier", "values", "contents", "passed_over", "not_ranked", "data")
+"""Keys of times, words, places and names."""
+SMALL = "--data digits --quiet --steps 20 --batch-size 16 --width 8 --depth 1 --seed 1"
+MODELS = {"vae": "--units 3", "ae": "--units 3", "vqvae": "--side 4 --codebook-size 16"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("golden")
+    for model, options in MODELS.items():
+        words = ["train", model, *SMALL.split(), *options.split(), "--out", str(folder / model)]
+        assert cli.main(words) == 0
+    return folder
+
+
+def differences(golden: Any, now: Any, path: str = "") -> list[str]:
+    """Where two records differ by more than rounding."""
+    if isinstance(golden, dict) and isinstance(now, dict):
+        keys = [key for key in golden if not key.startswith(OTHER)]
+        lost = [f"{path}.{key} is missing" for key in keys if key not in now]
+        return lost + [d for key in keys if key in now for d in differences(golden[key], now[key], f"{path}.{key}")]
+    if isinstance(golden, list) and isinstance(now, list):
+        if len(golden) != len(now):
+            return [f"{path} has {len(now)} entries, not {len(golden)}"]
+        return [d for n, pair in enumerate(zip(golden, now, strict=True)) for d in differences(*pair, f"{path}[{n}]")]
+    if isinstance(golden, float) and isinstance(now, int | float):
+        same = math.isclose(golden, now, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    else:
+        same = golden == now
+    return [] if same else [f"{path}: {now!r}, not {golden!r}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("evaluate-vae", "evaluate vae --importance-samples 4 --split valid"),
+        ("evaluate-ae", "evaluate ae --split valid"),
+        ("evaluate-vqvae", "evaluate vqvae --prior uniform --split valid"),
+        ("gap", "inference-gap vae --examples 4 --chains 2 --steps 4 --simulated 4"),
+    ],
+)
+def test_figures_are_as_they_were(name: str, words: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command, run, *options = words.split()
+    assert cli.main([command, str(runs / run), *options, "--json"]) == 0
+    now = json.loads(capsys.readouterr().out)
+    golden = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
+    assert not differences(golden, now), "\n".join(differences(golden, now))
+
+
+@pytest.mark.xfail(reason="the helps change while parts and tasks get their configs", strict=False)
+def test_helps_are_as_they_were(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    helps = []
+    for words in ([], *([name] for name in sorted(cli.summaries()))):
+        assert cli.main([*words, "--help"]) == 0
+        helps.append(re.sub(r" +\n", "\n", capsys.readouterr().out))
+    text, file = "\n".join(helps), GOLDEN / "help.txt"
+    if os.environ.get("TESSELLA_GOLDEN") == "write":
+        file.write_text(text, "utf-8")
+    if text != file.read_text("utf-8"):
+        pytest.fail("helps have changed: look at the difference, and write them anew with TESSELLA_GOLDEN=write")
