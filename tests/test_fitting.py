@@ -109,7 +109,7 @@ def test_each_kind_is_kept_and_is_itself_when_loaded(kind: str, run: Path, digit
     assert spec.rate == done.rate
     assert spec.codes == checkpoint.fingerprint(run)
     assert {path.relative_to(home).parts[0] for path in home.rglob("*")} == {
-        *("spec.json", "model.safetensors", "state", "metrics.jsonl", "tensorboard", "pictures")
+        *("spec.json", "model.safetensors", "state", "metrics.jsonl", "pictures")
     }
     model = loaded(run, kind)
     assert model.conditional
@@ -403,7 +403,7 @@ def test_nothing_of_a_prior_is_unpickled(run: Path, digits: Data, monkeypatch: p
         raise AssertionError("something is unpickled")
 
     fitted(run, digits)
-    kinds = {path.suffix for path in run.rglob("*") if path.is_file() and "tensorboard" not in path.parts}
+    kinds = {path.suffix for path in run.rglob("*") if path.is_file()}
     assert kinds == {".json", ".jsonl", ".safetensors", ".png"}
     monkeypatch.setattr(pickle, "load", refuse)
     monkeypatch.setattr(pickle, "Unpickler", refuse)

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import tessella
+from expect import raises
 from tessella import Schema, TrainOptions
 from tessella.core import tensors as storing
 from tessella.core.outputs import Terms
@@ -84,7 +85,7 @@ def test_a_run_leaves_everything_to_use_it_and_nothing_half_written(digits, tmp_
     result = trained(digits, tmp_path / "run")
     assert (result.steps, result.stopped) == (12, "budget")
     names = {p.relative_to(tmp_path / "run").parts[0] for p in (tmp_path / "run").rglob("*")}
-    assert names == {"spec.json", "model.safetensors", "state", "metrics.jsonl", "tensorboard", "pictures"}
+    assert names == {"spec.json", "model.safetensors", "state", "metrics.jsonl", "pictures"}
     assert not list((tmp_path / "run").rglob("*.draft"))
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)["kind"] in ("train", "valid")
@@ -432,3 +433,16 @@ def test_compiled_networks_say_the_same(digits):
     torch.testing.assert_close(compiled.bound, plain.bound, rtol=1e-4, atol=1e-4)
     compiled.bound.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_trackers_are_told_and_one_that_is_missing_is_refused_first(tmp_path: Path) -> None:
+    data = tessella.open_data("digits")
+    model = tessella.VAE(data.schema, width=8, depth=1, units=2)
+    with raises("tracker-not-installed", name="wandb"):
+        loop.train(model, data, tmp_path / "none", TrainOptions(steps=1, track="tensorboard,wandb"), quiet=True)
+    with raises("unknown-tracker"):
+        loop.train(model, data, tmp_path / "none", TrainOptions(steps=1, track="notebook"), quiet=True)
+    assert not (tmp_path / "none").exists()
+    loop.train(model, data, tmp_path / "run", TrainOptions(steps=50, batch_size=8, track="tensorboard"), quiet=True)
+    assert list((tmp_path / "run" / "trackers").rglob("events.out.tfevents.*"))
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()

@@ -63,7 +63,7 @@ class _Fitted(BaseEstimator, ABC):
         x = self._examples(X)
         schema = _schema(x)
         options = dict(self.model_options or {})
-        if not schema.is_picture:
+        if not schema.rank:
             options = {"width": 64, "depth": 2, **options}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

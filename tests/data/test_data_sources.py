@@ -442,11 +442,11 @@ def test_real_data_is_understood(real_data, name, shape, values, counts) -> None
 
 def test_the_description_names_all_that_matters(tmp_path) -> None:
     text = describe(open_data("digits", binarize="dynamic"))
-    for word in ("digits", "8 wide", "grey", "binary", "dynamic", "train 1,5", "classes  10"):
+    for word in ("digits", "8x8", "grey", "binary", "dynamic", "train 1,5", "classes  10"):
         assert word in text
     np.save(tmp_path / "a.npy", np.linspace(-1, 2, 60).reshape(20, 3))
     text = describe(open_data(str(tmp_path / "a.npy")))
-    for word in ("vectors of 3", "real, ", "classes  none"):
+    for word in ("rows of 3", "real, ", "classes  none"):
         assert word in text
 
 

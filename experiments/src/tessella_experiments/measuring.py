@@ -85,7 +85,7 @@ def distance(runner: ExperimentRunner, a: Tensor, b: Tensor) -> float:
 
 def row_of(x: Tensor, schema: Schema) -> Image:
     """Render examples `[N, *shape]` in a row; small pictures are enlarged."""
-    scale = max(1, VIEWABLE // min(schema.shape[1:])) if schema.is_picture else 1
+    scale = max(1, VIEWABLE // min(schema.shape[1:])) if schema.rank == 2 else 1
     return pictures.grid(x, schema, len(x), scale=scale)
 
 

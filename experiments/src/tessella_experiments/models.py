@@ -15,7 +15,7 @@ UPDATES = 800
 
 def size(schema: Schema) -> dict[str, Any]:
     """Of networks, and of the likelihood of bytes, whose mixtures would else cost more than the networks."""
-    networks = {"width": 16, "depth": 1} if schema.is_picture else {"width": 128, "depth": 2}
+    networks = {"width": 16, "depth": 1} if schema.rank == 2 else {"width": 128, "depth": 2}
     return {**networks, "mixtures": 4} if schema.values == UINT8 else networks
 
 
@@ -26,7 +26,7 @@ def latent(schema: Schema) -> dict[str, Any]:
 
 def codes(schema: Schema, codebook_size: int = CODEBOOK) -> dict[str, Any]:
     """A grid of codes: 4 x 4 of very small pictures, about 7 x 7 of others; of vectors a row."""
-    if not schema.is_picture:
+    if schema.rank != 2:
         return {**size(schema), "codebook_size": codebook_size}
     side = 4 if min(schema.shape[1:]) <= 16 else 7
     return {**size(schema), "side": side, "codebook_size": codebook_size}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tessella.core.schema import Binary, Schema
 from tessella.kinds import pictures
+from tessella.kinds.base import kind_of
 
 MOST, NUMBERS = 1000, 1 << 26
 """Pictures that are compared at most, and values in all of them."""
@@ -61,7 +62,7 @@ class BaselineCodecs:
 
     def collect(self, x: Tensor) -> None:
         """Collect examples `[B, *shape]`, as long as there are not too many."""
-        if not self._schema.is_picture:
+        if not kind_of(self._schema).image_files:
             return
         for one in x[: max(0, MOST - self.count)]:
             if self.numbers + one.numel() <= NUMBERS:

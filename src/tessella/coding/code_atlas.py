@@ -79,7 +79,7 @@ class CodedExamples:
     def patches(self, level: int, rows: slice, margin: int = 0) -> Tensor:
         """Cut some examples into patches with a margin, `[n, h, w, C, side, side]`; the edge is repeated."""
         x = self.x[rows].float()
-        if not self.schema.is_picture or not self.grids:
+        if self.schema.rank != 2 or not self.grids:
             return x[:, None, None]
         stride, (down, across) = self.stride(level), self.codes[level].shape[2:]
         right, below = across * stride - x.shape[3] + margin, down * stride - x.shape[2] + margin
@@ -113,7 +113,7 @@ def encode_examples(model: CodeModel, split: Split, count: int = EXAMPLES) -> Co
         some = some.to(model.device)
         parts.append([c.cpu() for c in model.encode(some.x, some.label).codes])
     codes = tuple(torch.cat(level) for level in zip(*parts, strict=True))
-    grids = all(len(shape) == 3 for shape in model.code_shapes)
+    grids = all(len(shape) > 2 for shape in model.code_shapes)
     return CodedExamples(
         model.schema,
         batch.x,
@@ -173,7 +173,7 @@ def patch_reconstruction(coded: CodedExamples, rows: slice, level: int = -1) -> 
         wanted, at = coded.codes[level][rows, slot].unique(return_inverse=True)
         parts.append(mean_patches(coded, level, slot, wanted)[at])
     patches = torch.stack(parts).mean(0)
-    if not coded.grids or not coded.schema.is_picture:
+    if not coded.grids or coded.schema.rank != 2:
         return patches[:, 0, 0]
     n, down, across, channels, side, _ = patches.shape
     whole = patches.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, down * side, across * side)
@@ -284,7 +284,7 @@ def _cells(
 
 def _margin(coded: CodedExamples, level: int) -> int:
     """Pixels of its surroundings that a patch is shown with."""
-    return max(2, coded.stride(level) // 2) if coded.schema.is_picture and coded.grids else 0
+    return max(2, coded.stride(level) // 2) if coded.schema.rank == 2 and coded.grids else 0
 
 
 def _faded(patches: np.ndarray, margin: int) -> np.ndarray:

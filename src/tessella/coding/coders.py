@@ -381,7 +381,7 @@ def _flat(codes: tuple[Tensor, ...]) -> np.ndarray:
 def _batch(model: CodeModel | LatentVariableModel) -> int:
     """Examples that go through the networks at once."""
     schema = model.schema
-    positions = math.prod(schema.shape[1:]) if schema.is_picture else 1
+    positions = math.prod(schema.spatial)
     return max(1, min(BATCH, PARAMETERS // (model.likelihood.parameter_channels * positions)))
 
 

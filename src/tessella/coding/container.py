@@ -89,9 +89,9 @@ class Header:
     notes: str = ""
 
     @property
-    def is_picture(self) -> bool:
-        """Whether examples are pictures."""
-        return len(self.shape) == 3
+    def rank(self) -> int:
+        """Number of spatial axes of an example: 2 for a picture."""
+        return len(self.shape) - 1
 
     def tiles(self, number: int) -> int:
         """Number of tiles of the model's size that an example was cut into."""
@@ -417,9 +417,9 @@ def _header(reader: _Reader) -> Header:
     numbers, kept = _unpacked(reader.blob(HEADER_MOST)), reader.varint()
     modes = [("", *MODES)[number] for number in numbers] if max(numbers, default=0) <= len(MODES) else ["?"]
     sound = len(shape) in (1, 3) and 0 not in shape and count + kept and len(names) == count and not reader.left
-    sound = sound and len(modes) in (0, count) and (len(shape) == 3 or not (modes or kept))
+    sound = sound and len(modes) in (0, count) and (len(shape) - 1 == 2 or not (modes or kept))
     fitting = not packed or (
-        len(shape) == 3 and len(packed) == 8 * count and 0 < sizes.min() <= sizes.max() < SIDE_MOST
+        len(shape) - 1 == 2 and len(packed) == 8 * count and 0 < sizes.min() <= sizes.max() < SIDE_MOST
     )
     if not sound or not fitting:
         raise _Damaged("its header contradicts itself")

@@ -329,7 +329,7 @@ def _exact(container: Container, model: Model, coder: Lossless | BitsBack, worke
                 size, needed = header.size(number), header.tiles(number)
                 if needed > len(kept):
                     break
-                yield assembled(kept[:needed], size) if len(shape) == 3 else kept[0]
+                yield assembled(kept[:needed], size) if len(shape) > 2 else kept[0]
                 kept, number = kept[needed:], number + 1
             if len(kept) and number == header.count:
                 raise container.damaged("it holds more than its header says")

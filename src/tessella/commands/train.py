@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tessella.models.base import Model
 
 Binarize = Literal["dynamic", "static", "threshold"]
-CHANGEABLE_ON_RESUME = ("save_every", "workers", "device", "rank_timeout")
+CHANGEABLE_ON_RESUME = ("save_every", "workers", "device", "rank_timeout", "track")
 """Options of training that a resumed run may change: no number depends on them but by rounding."""
 OF_COMMAND = ("quiet", "out", "resume", "overwrite", "data", "changed_data", "given")
 """What is no part of a run; its data is compared by content."""

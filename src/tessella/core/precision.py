@@ -13,14 +13,14 @@ SMALL = 16
 def autocast(precision: Precision, schema: Schema, device: torch.device) -> torch.autocast:
     """A context in which networks run in bfloat16 if that is asked for, or `auto` and worth it.
 
-    It is worth it for pictures that are not tiny, where the hardware multiplies bfloat16 natively.
+    It is worth it for examples that are not tiny, where the hardware multiplies bfloat16 natively.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=lowers(precision, schema, device))
 
 
 def lowers(precision: Precision, schema: Schema, device: torch.device) -> bool:
     """Whether that is so."""
-    worth = schema.is_picture and min(schema.shape[1:]) >= SMALL and _native(device)
+    worth = schema.rank > 0 and min(schema.spatial) >= SMALL and _native(device)
     return precision == "bfloat16" or (precision == "auto" and worth)
 
 

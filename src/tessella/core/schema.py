@@ -209,11 +209,6 @@ class Schema:
         """Numbers in one example."""
         return math.prod(self.shape)
 
-    @property
-    def is_picture(self) -> bool:
-        """Whether an example has height and width."""
-        return self.rank == 2
-
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "values": self.values.to_json()}
 

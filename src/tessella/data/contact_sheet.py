@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw, ImageFont
 from tessella.core.schema import Binary
 from tessella.data.dataset import Data
 from tessella.data.raw import abridged, shown
+from tessella.kinds.base import kind_of
 from tessella.kinds.pictures import grid
 
-CHANNELS = {1: "grey", 2: "grey and alpha", 3: "colour", 4: "colour and alpha"}
 COLUMNS, MOST_CLASSES, UNSORTED = 10, 12, 80
 MARGIN = 8
 
@@ -19,17 +19,12 @@ MARGIN = 8
 def describe(data: Data) -> str:
     """What was understood, as plain text of a few lines."""
     schema = data.schema
-    if schema.is_picture:
-        channels, height, width = schema.shape
-        kind = f"pictures {width} wide, {height} high, {channels} channels ({CHANNELS.get(channels, '?')})"
-    else:
-        kind = f"vectors of {schema.dims} numbers"
     binarize = data.options["binarize"]
     values = f"{schema.values.words}, {schema.values.low:.4g} ... {schema.values.high:.4g}"
     values += "" if schema.values.discrete else " in training"
     lines = [
         f"data     {shown(data.spec)}",
-        f"examples {kind}",
+        f"examples {kind_of(schema).description}",
         f"values   {values}" + (f" ({binarize} binarisation)" if binarize and schema.values == Binary() else ""),
         "splits   "
         + ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())

@@ -37,6 +37,7 @@ from tessella.data.splits import Split
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.notes import note
 from tessella.foundation.progress import tracking
+from tessella.kinds.base import kind_of
 
 GRAMMAR = (
     f"give picture files, folders of pictures, numbers of examples (7, 3:20, valid:7), splits ({', '.join(SPLITS)}), "
@@ -366,7 +367,7 @@ def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -
     Raises:
         DataError: `unreadable` if one cannot be read; `no-pictures` if the model is not made for pictures in files.
     """
-    if not schema.is_picture or not schema.values.discrete:
+    if not kind_of(schema).image_files or not schema.values.discrete:
         shape = "x".join(map(str, schema.shape))
         raise DataError(
             f"the model is made for {schema.values} values of shape {shape}, which no picture file holds: give numbers "

@@ -9,6 +9,7 @@ from typing import Any
 from tessella.data import Data
 from tessella.foundation.errors import RunError
 from tessella.foundation.notes import note
+from tessella.kinds.base import kind_of
 
 RECORDED = ("fingerprint", "examples")
 """What a run's specification says of its data besides where it lies and how it is read."""
@@ -24,7 +25,7 @@ def difference(before: Mapping[str, Any], data: Data) -> str | None:
     """Say in what data differs from its record; None if it is the same, or the record has no fingerprint."""
     if not data.fingerprint or before.get("fingerprint") in (None, "", data.fingerprint):
         return None
-    called = "pictures" if data.schema.is_picture else "examples"
+    called = kind_of(data.schema).examples
     now = {name: len(split) for name, split in data.splits.items()}
     then: dict[str, int] = before.get("examples") or {}
     names = {"train": "training", "valid": "validation", "test": "test"}

@@ -14,6 +14,7 @@ Imports beside it: checkpoint.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, final
@@ -30,6 +31,8 @@ from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data, Split, batches
 from tessella.foundation.errors import RunError
 from tessella.foundation.progress import track
+from tessella.kinds.base import kind_of
+from tessella.networks.conv import conv
 
 FILE = "classifier.safetensors"
 FEATURES = 64
@@ -62,7 +65,7 @@ class Classifier(nn.Module):
         self.score: float | None = None
         self.fingerprint = ""
         answers = {"class": len(schema.classes), "rotation": 4, "flip": 4, "autoencoder": schema.dims}[task]
-        self.body = _for_picture(schema.shape) if schema.is_picture else _for_vector(schema.dims)
+        self.body = _convolutional(schema.shape) if schema.rank else _for_vector(schema.dims)
         self.head = nn.Linear(FEATURES, answers)
         self.register_buffer("scale", torch.ones(()))
 
@@ -80,7 +83,7 @@ class Classifier(nn.Module):
         s = self.schema
         if s.values.discrete:
             return (x.float() - s.values.low) * (2 / s.values.span) - 1
-        per = (-1, 1, 1) if s.is_picture else (-1,)
+        per = (-1, *(1,) * s.rank)
         center, scale = (torch.tensor(v, device=x.device).view(per) for v in (s.center, s.scale))
         return (x.float() - center) / scale.clamp_min(1e-6)
 
@@ -99,18 +102,20 @@ class Classifier(nn.Module):
         return torch.cat([of(part.to(device)).cpu() for part in x.split(AT_ONCE)])
 
 
-def _for_picture(shape: tuple[int, ...]) -> nn.Sequential:
-    channels, height, width = shape
+def _convolutional(shape: tuple[int, ...]) -> nn.Sequential:
+    before, *sides = shape
+    flat = len(sides) == 1
+    norm, halve = (nn.BatchNorm1d, nn.MaxPool1d) if flat else (nn.BatchNorm2d, nn.MaxPool2d)
     layers: list[nn.Module] = []
-    before = channels
     for wide in (24, 48, 64):
-        layers += [nn.Conv2d(before, wide, 3, padding=1), nn.BatchNorm2d(wide), nn.ReLU()]
-        if min(height, width) >= 4:
-            layers.append(nn.MaxPool2d(2))
-            height, width = height // 2, width // 2
+        layers += [conv(len(sides), before, wide, 3, padding=1), norm(wide), nn.ReLU()]
+        if min(sides) >= 4:
+            layers.append(halve(2))
+            sides = [side // 2 for side in sides]
         before = wide
-    pooled = (min(height, 3), min(width, 3))
-    layers += [nn.AdaptiveAvgPool2d(pooled), nn.Flatten(), nn.Linear(before * pooled[0] * pooled[1], FEATURES)]
+    pooled = tuple(min(side, 3) for side in sides)
+    pool = nn.AdaptiveAvgPool1d(pooled[0]) if flat else nn.AdaptiveAvgPool2d(pooled)
+    layers += [pool, nn.Flatten(), nn.Linear(before * math.prod(pooled), FEATURES)]
     return nn.Sequential(*layers, nn.ReLU())
 
 
@@ -123,9 +128,7 @@ def task_for(data: Data) -> Task:
     schema, train = data.schema, data.split("train")
     if train.labels is not None and len(schema.classes) > 1:
         return "class"
-    if not schema.is_picture:
-        return "autoencoder"
-    return "rotation" if schema.shape[1] == schema.shape[2] else "flip"
+    return kind_of(schema).probe
 
 
 def fingerprint(data: Data, *splits: str) -> str:

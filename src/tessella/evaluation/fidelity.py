@@ -156,7 +156,7 @@ def compare(
     seen = [_rows(look(x)) for x in (samples.x[: len(first)], data.x.float(), others.x.float())]
     result = of_features(*seen)
     detail = None
-    if schema.is_picture and max(schema.shape[1:]) > 1:
+    if max(schema.spatial, default=1) > 1:
         detail = sharpness(samples.x, data.x, others.x, schema)
     result = replace(
         result,
@@ -363,7 +363,7 @@ def standard_fid(samples: Tensor, data: Tensor, schema: Schema, feature: Any = 2
     Raises:
         SpecError: if the examples are not pictures, or torchmetrics or the weights are not to be had.
     """
-    if not schema.is_picture:
+    if schema.rank != 2:
         raise SpecError("the FID is of pictures, and these are vectors: use the classifier's features")
     try:
         found = importlib.import_module("torchmetrics.image.fid")

@@ -17,6 +17,7 @@ from tessella.evaluation.results import (
     FidelityEvaluation,
     LevelEvaluation,
 )
+from tessella.kinds.base import kind_of
 
 
 class Number(NamedTuple):
@@ -29,7 +30,7 @@ class Number(NamedTuple):
 
 def numbers(e: Evaluation, schema: Schema) -> list[Number]:
     """What an evaluation says, line by line."""
-    one = "picture" if schema.is_picture else "example"
+    one = kind_of(schema).example
     lines = []
     if e.bound is not None and e.bits_per_dim is not None and e.rate is not None:
         lines += [

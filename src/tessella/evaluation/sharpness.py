@@ -26,21 +26,21 @@ FEWEST = 2
 
 
 def high_frequency_energy(x: Tensor, schema: Schema) -> Tensor:
-    """Stored values `[B, C, H, W]` to their energy above the cut `[B]`, float64, of a range of length 1.
+    """Stored values `[B, C, *spatial]` to their energy above the cut `[B]`, float64, of a range of length 1.
 
     Raises:
-        SpecError: if the examples are not pictures, or too small to have such frequencies.
+        SpecError: if the examples are vectors, or too small to have such frequencies.
     """
-    if not schema.is_picture:
-        raise SpecError("sharpness is of pictures, and these are vectors")
-    _, height, width = schema.shape
-    if max(height, width) < FEWEST:
-        raise SpecError("a picture of one pixel has no frequencies")
+    sides = schema.spatial
+    if max(sides, default=0) < FEWEST:
+        raise SpecError("vectors, and pictures of one pixel, have no frequencies", code="no-frequencies")
     unit = (x.detach().cpu().double() - schema.values.low) / schema.values.span
-    coefficients = _cosines(height) @ unit @ _cosines(width).T
-    down, across = torch.arange(height) / height, torch.arange(width) / width
-    fine = torch.hypot(down[:, None].double(), across.double()) > CUT
-    return coefficients.square()[:, :, fine].sum((1, 2)) / schema.dims
+    across = (torch.arange(sides[-1]) / sides[-1]).double()
+    if schema.rank == 2:
+        unit = _cosines(sides[0]) @ unit
+        across = torch.hypot((torch.arange(sides[0]) / sides[0])[:, None].double(), across)
+    coefficients = unit @ _cosines(sides[-1]).T
+    return coefficients.square()[:, :, across > CUT].sum((1, 2)) / schema.dims
 
 
 def sharpness(samples: Tensor, data: Tensor, others: Tensor, schema: Schema) -> Against:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tessella.core.schema import Schema
 from tessella.foundation.blocks import Figure, Rows
 from tessella.kinds import pictures
+from tessella.kinds.base import kind_of
 
 PAGE, TILE, LABELS = 860, 64, 150
 """Pixels: of a page's width, of an example at least, and of the labels before rows."""
@@ -16,7 +17,7 @@ PAGE, TILE, LABELS = 860, 64, 150
 
 def examples_in_a_row(schema: Schema) -> int:
     """How many examples fill the width of a page."""
-    return max(3, min(11, PAGE // max(_size(schema)[1], TILE)))
+    return max(3, min(11, PAGE // max(kind_of(schema).tile_size[1], TILE)))
 
 
 def sheet_figure(examples: Tensor, schema: Schema, caption: str) -> Figure:
@@ -34,12 +35,7 @@ def labelled_rows(examples: Tensor, labels: Sequence[str], schema: Schema, capti
     return Rows(list(zip(labels, images, strict=True)), caption, pixelated=scale > 1)
 
 
-def _size(schema: Schema) -> tuple[int, int]:
-    """Height and width of a picture of an example."""
-    return schema.shape[1:] if schema.is_picture else (pictures.PLOT_HEIGHT, pictures.PLOT_WIDTH)  # pyright: ignore[reportReturnType]
-
-
 def _scale(schema: Schema, columns: int, room: int) -> int:
     """By how much a row of so many examples is enlarged."""
-    height, width = _size(schema)
+    height, width = kind_of(schema).tile_size
     return max(1, min(-(-TILE // min(height, width)), room // (columns * width)))

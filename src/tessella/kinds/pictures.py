@@ -1,4 +1,4 @@
-"""Examples made visible: stored values to 8-bit pictures, contact sheets, files and data URIs."""
+"""Sheets of rendered examples, picture files and data URIs."""
 
 from __future__ import annotations
 
@@ -7,51 +7,21 @@ import io
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from tessella.core.rng import Noise
-from tessella.core.schema import Binary, Schema
+from tessella.core.schema import Schema
 from tessella.foundation.errors import DataError
 from tessella.foundation.files import write_atomic
+from tessella.kinds.base import kind_of
 
-PLOT_HEIGHT, PLOT_WIDTH, FEW_BARS = 48, 96, 32
 VIEWABLE, WIDEST = 64, 1600
 GAP_SHADE = 200
 
 
 def to_uint8(x: Tensor, schema: Schema) -> np.ndarray:
-    """Stored values `[B, *shape]` to displayable ones `[B, H, W, C]`, uint8.
-
-    Bytes stay, binary values are multiplied by 255, real ones mapped from `[low, high]`; a vector becomes a small
-    plot: a line, or bars for few features. Values outside the range are clipped.
-    """
-    unit = np.nan_to_num((x.detach().to("cpu").float().numpy() - schema.values.low) / schema.values.span)
-    unit = np.clip(unit, 0, 1)
-    if schema.is_picture:
-        return np.ascontiguousarray(np.moveaxis(np.round(unit * 255).astype(np.uint8), 1, -1))
-    return _plots(unit)
-
-
-def _plots(unit: np.ndarray) -> np.ndarray:
-    """Vectors `[B, D]` in `[0, 1]` as dark on white `[B, PLOT_HEIGHT, W, 1]`."""
-    features = unit.shape[1]
-    width = features * max(1, PLOT_WIDTH // features) if features <= FEW_BARS else PLOT_WIDTH
-    at = np.linspace(0, features - 1, width)
-    height = (1 - unit) * (PLOT_HEIGHT - 1)
-    if features <= FEW_BARS:
-        curve = np.repeat(height, width // features, axis=1)
-        top, bottom = curve, np.full_like(curve, PLOT_HEIGHT)
-    else:
-        left = np.floor(at).astype(int)
-        right = np.minimum(left + 1, features - 1)
-        curve = height[:, left] + (height[:, right] - height[:, left]) * (at - left)
-        before = np.concatenate([curve[:, :1], curve[:, :-1]], axis=1)
-        top, bottom = np.minimum(curve, before), np.maximum(curve, before)
-    rows = np.arange(PLOT_HEIGHT)[None, :, None]
-    ink = (rows >= np.floor(top)[:, None]) & (rows <= np.ceil(bottom)[:, None])
-    return np.where(ink, 40, 255).astype(np.uint8)[..., None]
+    """Render stored values `[B, *shape]` as their kind does, `[B, H, W, channels]` uint8."""
+    return kind_of(schema).tiles(x)
 
 
 def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
@@ -109,21 +79,6 @@ def images(x: Tensor, schema: Schema, most: int | None = None) -> list[Image.Ima
             image.thumbnail((most, most))
         found.append(image)
     return found
-
-
-def altered_copies(x: Tensor, schema: Schema, noise: Noise) -> list[Tensor]:
-    """Copies of examples `[B, *shape]` as they come about: with noise of 1 % of the range, and saved again as JPEG."""
-    if schema.values == Binary():
-        return [torch.where(noise.uniform(*x.shape) < 0.01, 1 - x, x)]
-    low, high = schema.values.low, schema.values.high
-    copy = x.float() + 0.01 * (high - low) * noise.normal(*x.shape)
-    if not schema.values.discrete:
-        return [copy]
-    copies = [copy.clamp(low, high).round().to(torch.uint8)]
-    if schema.is_picture and schema.shape[0] in (1, 3):
-        again = [np.asarray(from_jpeg(to_jpeg(picture))) for picture in images(x, schema)]
-        copies.append(torch.from_numpy(np.stack(again).reshape(len(x), *x.shape[2:], -1)).movedim(3, 1).contiguous())
-    return copies
 
 
 def to_jpeg(image: Image.Image) -> bytes:

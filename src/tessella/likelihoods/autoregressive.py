@@ -74,8 +74,8 @@ class AutoregressiveModule(Likelihood):
         features: int | None = None,
     ) -> None:
         super().__init__(schema)
-        self.grid = schema.shape if schema.is_picture else (1, 1, schema.dims)
-        self.features = features or (FEATURES if schema.is_picture else FEATURES_OF_A_NUMBER)
+        self.grid = schema.shape if schema.rank else (1, 1, schema.dims)
+        self.features = features or (FEATURES if schema.rank else FEATURES_OF_A_NUMBER)
         self.units = LatentStatistics(schema)
         options: dict[str, Any] = {} if mixtures is None else {"mixtures": mixtures}
         standard = Schema.of(self.grid, schema.values)
@@ -92,7 +92,7 @@ class AutoregressiveModule(Likelihood):
 
     @property
     def parameter_channels(self) -> int:
-        return self.features * (1 if self.schema.is_picture else self.schema.dims)
+        return self.features * (1 if self.schema.rank else self.schema.dims)
 
     def to_network(self, x: Tensor) -> Tensor:
         return self.units.to_network(x)
@@ -111,7 +111,7 @@ class AutoregressiveModule(Likelihood):
 
     def stored(self, x: Tensor) -> Tensor:
         """The inverse, as float32."""
-        x = x if self.schema.is_picture else x.flatten(1)
+        x = x if self.schema.rank else x.flatten(1)
         return x if self.schema.values.discrete else self.units.to_stored(x)
 
     def seen(self, x: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class AutoregressiveModule(Likelihood):
 
     def _sides(self, maps: Tensor) -> tuple[int, ...]:
         """Height and width of pictures, of any size; the numbers of a vector are one row."""
-        return tuple(maps.shape[2:]) if self.schema.is_picture else self.grid[1:]
+        return tuple(maps.shape[2:]) if self.schema.rank else self.grid[1:]
 
 
 @final

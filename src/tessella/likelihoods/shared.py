@@ -121,7 +121,7 @@ def checked(parameters: Tensor, schema: Schema, channels: int) -> Tensor:
         ValueError: if it is not.
     """
     if parameters.dim() != len(schema.shape) + 1 or parameters.shape[1] != channels:
-        spatial = ", H, W" if schema.is_picture else ""
+        spatial = ", *spatial" if schema.rank else ""
         raise ValueError(
             f"the likelihood needs parameters of shape [B, {channels}{spatial}], but the decoder gave "
             f"{list(parameters.shape)}: its last layer must have {channels} outputs"

@@ -83,7 +83,7 @@ def VQVAE2(schema: Schema, **options: Any) -> CodeModel:
     Raises:
         SpecError: for vectors, which have no grid to be coarse or fine.
     """
-    if not schema.is_picture:
+    if not schema.rank:
         raise SpecError("vectors have no grid, so no coarse and fine levels: use vqvae")
     return _of_codes("vqvae2", schema, ModelOptions(**options), levels=2)
 
@@ -105,18 +105,18 @@ def Flow(schema: Schema, **options: Any) -> FlowModel:
         raise SpecError(f"flow has no {flags}: leave it out; a flow has z as large as x and needs no likelihood")
     if not schema.values.discrete and chosen.dequantization:
         raise SpecError("real values need no dequantisation: leave --dequantization out")
-    wide = 64 if not schema.is_picture or schema.shape[0] >= 3 else 32
+    wide = 64 if not schema.rank or schema.shape[0] >= 3 else 32
     size: dict[str, Any] = {"width": chosen.width or wide, "depth": chosen.depth or 2}
     flow = (
         PictureFlow(schema.shape, mixtures=chosen.mixtures or 5, steps=chosen.flow_steps or 0, **size)
-        if schema.is_picture
+        if schema.rank
         else VectorFlow(schema.dims, bins=chosen.mixtures or 16, steps=chosen.flow_steps or 3, **size)
     )
     dequantizer = None
     if schema.values.discrete:
         variational = chosen.dequantization == "variational"
         dequantizer = VariationalDequantizer(schema.shape, width=32, depth=2) if variational else UniformDequantizer()
-    prior = (StandardLogistic if schema.is_picture else StandardNormalModule)(schema.shape)
+    prior = (StandardLogistic if schema.rank else StandardNormalModule)(schema.shape)
     return FlowModel("flow", schema, flow=flow, prior=prior, dequantizer=dequantizer, options=chosen)
 
 
@@ -139,7 +139,7 @@ def Diffusion(schema: Schema, **options: Any) -> DiffusionModel:
     likelihood = Observation(schema)
     channels, classes = schema.shape[0], len(schema.classes) if chosen.class_conditional else 0
     seen = classes + 1 if classes else 0
-    if schema.is_picture:
+    if schema.rank:
         size = {"width": chosen.width or 64, "depth": chosen.depth or 2}
         network = UNet(schema.shape, 2 * channels, **size, classes=seen)
     else:
@@ -159,10 +159,10 @@ def _of_codes(name: str, schema: Schema, options: ModelOptions, *, levels: int) 
     _check_latents(name, options, None)
     likelihood = _likelihood(schema, options)
     levels = options.levels or levels
-    if levels > 1 and not schema.is_picture:
+    if levels > 1 and not schema.rank:
         raise SpecError("vectors have no grid, so no coarse and fine levels: leave --levels out")
     channels = likelihood.parameter_channels
-    encoder, decoder_for = (_grid if schema.is_picture else _row)(schema, options, channels)
+    encoder, decoder_for = (_grid if schema.rank else _row)(schema, options, channels)
     features, *grid = encoder.feature_shape
     grids = [[-(-side // 2**i) for side in grid] for i in reversed(range(levels))]
     quantizers = [_quantizer((features, *sides), options) for sides in grids]
@@ -230,7 +230,7 @@ def _compose(
 ) -> LatentVariableModel:
     _check_latents(name, options, prior)
     likelihood = _likelihood(schema, options)
-    pieces = _for_pictures if schema.is_picture else _for_vectors
+    pieces = _for_pictures if schema.rank else _for_vectors
     encoder, units, decoder_for = pieces(schema, options, likelihood.parameter_channels, classes)
     waist = _waist(bottleneck, encoder.feature_shape, units, options)
     decoder = decoder_for(waist.latent_shape)

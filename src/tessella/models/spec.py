@@ -164,6 +164,8 @@ class TrainOptions:
             second. By default what the environment variable TESSELLA_DEVICE says, or else auto.
         rank_timeout: of several processes that train together, seconds after which one that does not answer, or does
             not come, is given up: the others then end.
+        track: trackers to tell of metrics and pictures besides metrics.jsonl, such as tensorboard,wandb; each takes its
+            package.
     """
 
     minutes: float | None = None
@@ -181,6 +183,7 @@ class TrainOptions:
     workers: int = 2
     device: str | None = None
     rank_timeout: float = 300.0
+    track: str = ""
 
     def __post_init__(self) -> None:
         budgets = {n: getattr(self, n) for n in ("minutes", "epochs", "steps") if getattr(self, n) is not None}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,11 @@ class ConvPlan:
     def grid(self) -> tuple[int, int]:
         """The coarsest grid; sizes that the stride does not divide are padded."""
         return -(-self.height // self.stride), -(-self.width // self.stride)
+
+
+def conv(rank: int, inputs: int, outputs: int, size: Any = 1, **options: Any) -> nn.Conv1d | nn.Conv2d:
+    """Make a convolution along that many axes; along none it is one along an axis of length 1."""
+    return (nn.Conv2d if rank == 2 else nn.Conv1d)(inputs, outputs, size, **options)
 
 
 class ResidualBlock(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 from tessella.core.schema import Schema, bits_per_dim
 from tessella.evaluation.samples import CHUNK
 from tessella.kinds import pictures
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.pages import blocks
@@ -40,7 +41,7 @@ def write_anomalies(
 ) -> None:
     """Write the page, which stands alone."""
     schema = detector.examine.model.schema
-    one = "picture" if schema.is_picture else "example"
+    one = kind_of(schema).example
     title = f"What does not fit {run}"
     body = [
         _opening(title, detector, findings, calibration, rankings, one),
@@ -127,7 +128,7 @@ def finds(model: Model, findings: DetectionResult, calibration: Calibration | No
 
 def _legend(model: Model, found: Maps) -> str:
     given_back = [] if found.drawn is None else ["its reconstruction"]
-    if not model.schema.is_picture:
+    if model.schema.rank != 2:
         beside = [*given_back, "the columns whose numbers cost most, -log p(x | z)"]
         return f"Each row of numbers as a small plot; beside it {' and '.join(beside)}."
     beside = [*given_back, "the cost of each pixel given the latent, -log p(x | z)"]
@@ -165,7 +166,7 @@ def _rows(
     for one, error, surprise, given_back in zip(shown, errors, surprises, drawn, strict=True):
         images = [_tile(one.batch.x[0], schema)]
         images += [] if given_back is None else [_tile(given_back, schema)]
-        if schema.is_picture:
+        if schema.rank == 2:
             images.append(_heat(error, *spans[0]))
             images += [] if surprise is None else [_heat(surprise, *spans[1])]
         strip = "".join(blocks.image_tag(image, "", True, TILE) for image in images)
@@ -174,7 +175,7 @@ def _rows(
         kind = findings.classes[one.row]
         words += [f"class {kind}"] if kind is not None else []
         words += [] if p is None else [f"p = {p[one.row]:.4g}"]
-        words += [] if schema.is_picture else [_columns(error)]
+        words += [] if schema.rank else [_columns(error)]
         lines = "".join(f"<span>{html.escape(word)}</span>" for word in words)
         flag = " flag" if flags is not None and flags[one.row] else ""
         rows.append(
@@ -193,7 +194,7 @@ def _span(of: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def _tile(x: Tensor, schema: Schema) -> Image.Image:
-    return pictures.grid(x[None], schema, 1, scale=_scale(schema.shape[1]) if schema.is_picture else 1)
+    return pictures.grid(x[None], schema, 1, scale=_scale(schema.spatial[0]) if schema.rank == 2 else 1)
 
 
 def _heat(nats: Tensor, low: float, high: float) -> Image.Image:

@@ -16,6 +16,7 @@ from tessella.core.schema import Schema
 from tessella.foundation.files import write_atomic
 from tessella.foundation.text import shown
 from tessella.kinds import pictures
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 
 WIDTH, TILE = 860, 64
@@ -50,13 +51,13 @@ def row(name: str, *rest: str) -> str:
 
 def columns_of(schema: Schema) -> int:
     """How many examples fill a row."""
-    width = schema.shape[2] if schema.is_picture else pictures.PLOT_WIDTH
+    width = kind_of(schema).tile_size[1]
     return max(3, min(11, WIDTH // max(width, TILE)))
 
 
 def scale_of(schema: Schema, columns: int) -> int:
     """By how much a row of so many examples is enlarged."""
-    height, width = schema.shape[1:] if schema.is_picture else (pictures.PLOT_HEIGHT, pictures.PLOT_WIDTH)
+    height, width = kind_of(schema).tile_size
     return max(1, min(-(-TILE // min(height, width)), WIDTH // (columns * width)))
 
 
@@ -71,10 +72,10 @@ def labelled_rows(examples: Tensor, labels: Sequence[str], schema: Schema, capti
     """The same with a label before each row."""
     columns = examples.shape[1]
     scale = max(1, min(scale_of(schema, columns), (WIDTH - 150) // (columns * max(schema.shape[-1], 1))))
-    sheets = [pictures.grid(row_of, schema, columns, scale=scale) for row_of in examples]
+    images = [pictures.grid(row_of, schema, columns, scale=scale) for row_of in examples]
     rows = "".join(
         f"<span>{html.escape(label)}</span>{image_tag(image, label, scale > 1)}"
-        for label, image in zip(labels, sheets, strict=True)
+        for label, image in zip(labels, images, strict=True)
     )
     return f'<figure><div class="rows">{rows}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
 

@@ -17,6 +17,7 @@ from tessella.evaluation.codebook import level_name
 from tessella.evaluation.results import CodesEvaluation
 from tessella.evaluation.samples import reconstruct_rows, sample_rows
 from tessella.kinds import pictures
+from tessella.kinds.base import kind_of
 from tessella.kinds.sheets import enlarged
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -34,9 +35,9 @@ SIDE_BY_SIDE = 36
 def section(model: CodeModel, split: Split, name: str, codes: CodesEvaluation, metrics: list[dict[str, Any]]) -> str:
     """What the codes of a split look like."""
     seen = code_atlas.encode_examples(model, split)
-    one = "picture" if model.schema.is_picture else "example"
+    one = kind_of(model.schema).example
     parts = [f"<h2>Codes</h2><p>{html.escape(_introduction(codes, seen, one))}</p>"]
-    if seen.grids and model.schema.is_picture:
+    if seen.grids and model.schema.rank == 2:
         parts += [_over_one(model, seen), strips(model, seen, name)]
     parts += [_atlases(seen, one), _usage(seen)]
     charts = over_time(metrics, [("code_usage", "share of the codes that occur"), ("perplexity", "perplexity")])
@@ -145,7 +146,7 @@ def _atlases(seen: CodedExamples, one: str) -> str:
         )
         parts.append(f'<div class="atlas">{cards}</div>')
     left = f" Of {len(books)} codebooks the first {BOOKS} are shown." if len(books) > BOOKS else ""
-    around = ", with some of what surrounds them, faded" if seen.grids and seen.schema.is_picture else ""
+    around = ", with some of what surrounds them, faded" if seen.grids and seen.schema.rank == 2 else ""
     caption = (
         f"The codes that occur most often, with the share of all positions that they hold in {len(seen.x):,} {one}s. "
         f"Large, the mean patch of a code; small, some of its patches{around}. A code sees more than its patch, and "

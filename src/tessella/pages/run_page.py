@@ -21,6 +21,7 @@ from tessella.evaluation.bounds import ACTIVE, evaluate
 from tessella.evaluation.metric_text import numbers, psnr_text, saving_card, size_text
 from tessella.evaluation.results import Evaluation, GapEvaluation
 from tessella.foundation import registry
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import ModelOptions, Spec, TrainOptions
@@ -91,8 +92,8 @@ def _opening(
     passed_over: str,
 ) -> str:
     schema = model.schema
-    one = "picture" if schema.is_picture else "example"
-    kind = f"pictures of {schema.shape[2]}x{schema.shape[1]}" if schema.is_picture else f"rows of {schema.dims} numbers"
+    one = kind_of(schema).example
+    kind = kind_of(schema).description
     spent = f", in {_duration(metrics[-1]['seconds'])}" if metrics else ""
     others = "of the same" if e.split == "train" else "others that had no part in training"
     by = f"{math.prod(model.latent_shape):,} numbers"
@@ -232,7 +233,7 @@ def _collapse(e: Evaluation, schema: Schema) -> str:
     """Whether the latent is used, in words."""
     if e.collapse is None:
         return ""
-    c, one = e.collapse, "picture" if schema.is_picture else "example"
+    c, one = e.collapse, kind_of(schema).example
     what = "codes" if e.codes is not None else "latent"
     cards = [
         (

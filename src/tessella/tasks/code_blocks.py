@@ -17,6 +17,7 @@ from tessella.evaluation.results import CodesEvaluation
 from tessella.evaluation.samples import reconstruct_rows, sample_rows
 from tessella.foundation.blocks import Block, Chart, Charts, Grid, Heading, Rows, Series, Text, Tile
 from tessella.kinds import pictures
+from tessella.kinds.base import kind_of
 from tessella.kinds.sheets import enlarged, strip
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -39,9 +40,9 @@ def code_blocks(
         over_training: charts of usage and perplexity during training.
     """
     coded = code_atlas.encode_examples(model, split)
-    one = "picture" if coded.schema.is_picture else "example"
+    one = kind_of(coded.schema).example
     found: list[Block] = [Heading("Codes"), Text(_introduction(codes, coded, one))]
-    if coded.grids and coded.schema.is_picture:
+    if coded.grids and coded.schema.rank == 2:
         found += [_one_picture(model, coded), *code_strips(model, coded, name)]
     found += [*_atlas(coded, one), *_usage(coded)]
     if over_training:
@@ -135,7 +136,7 @@ def _one_picture(model: CodeModel, coded: CodedExamples) -> Block:
 def _atlas(coded: CodedExamples, one: str) -> list[Block]:
     """Show the codes that occur most often with their patches."""
     books = [(level, slot) for level, c in enumerate(coded.codes) for slot in range(c.shape[1])]
-    around = ", with faded surroundings" if coded.grids and coded.schema.is_picture else ""
+    around = ", with faded surroundings" if coded.grids and coded.schema.rank == 2 else ""
     left = f" Of {len(books)} codebooks the first {BOOKS} are shown." if len(books) > BOOKS else ""
     caption = (
         f"The codes that occur most often, with their share of all positions in {len(coded.x):,} {one}s. Large, the "

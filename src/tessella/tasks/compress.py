@@ -15,6 +15,7 @@ from tessella.foundation.blocks import Page, Table, Text
 from tessella.foundation.errors import DataError, option
 from tessella.foundation.notes import note
 from tessella.foundation.text import shown
+from tessella.kinds.base import kind_of
 from tessella.tasks.task import Result, task
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
     weights = Weights.of(str(run.path), model, config.prior)
     files.coder_for(model, lossy=config.lossy)
     originals = Originals(model.schema, lossy=config.lossy, native_size=config.native_size)
-    holds_files = model.schema.is_picture and model.schema.values.name != "real"
+    holds_files = kind_of(model.schema).image_files and model.schema.values.discrete
     inputs = run.inputs(
         model,
         config.inputs,
@@ -255,7 +256,7 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
     container = Container(config.file)
     header = container.header
     model = model_for(container, config.run) if header.count else None
-    ending = ".png" if header.is_picture else ".npy"
+    ending = ".png" if header.rank == 2 else ".npy"
     kept = files.kept_names(container)
     targets = Outputs(config.out, header.names, ending, kept, overwrite=config.overwrite)
     if isinstance(header.names, list) and len(set(header.names)) < header.count:
@@ -266,7 +267,7 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
         decoded = files.decompress(container, model, device=place)
     with targets as outputs:
         for number, (name, x) in enumerate(decoded):
-            if model is not None and header.is_picture:
+            if model is not None and header.rank == 2:
                 image = picture(x, model.schema, header.mode(number))
                 outputs.write(name + ending, lambda draft, image=image: image.save(draft, format="PNG"))
             else:
@@ -275,7 +276,7 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
             outputs.write(file.name, lambda draft, data=file.data: draft.write_bytes(data))
     if header.notes:
         note(header.notes)
-    return DecompressResult(header.count, header.is_picture, len(kept), config.out)
+    return DecompressResult(header.count, header.rank == 2, len(kept), config.out)
 
 
 def _save_array(draft: Path, x: Tensor) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +18,11 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from accelerate.tracking import GeneralTracker
 from PIL.Image import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from tessella.core.schema import Precision, bits_per_dim
 from tessella.data import Data
@@ -37,8 +38,8 @@ from tessella.training.checkpoint import METRICS, read_metrics
 
 EVERY = 50
 VALIDATE_AT = (0.01, 0.05, *(i / 10 for i in range(1, 10)))
-LOOKING = 0.02
-"""Looks may take this share of the time; the last one is always taken."""
+VALIDATION_SHARE = 0.02
+"""Of the time that validation may take; the last one is always made."""
 EXAMPLES = 500
 SHOWN = 16
 
@@ -112,7 +113,7 @@ class ModelProbe(ValidationProbe):
 
 
 class Monitor:
-    """Keeps `metrics.jsonl`, TensorBoard events and pictures of a run, and a progress bar.
+    """Keeps `metrics.jsonl` and pictures of a run, tells trackers of both, and shows a progress bar.
 
     Args:
         view: what to look at now and then; None where nothing is recorded.
@@ -120,21 +121,29 @@ class Monitor:
         resumed_at: the step that the run goes on from; what was noted after it is forgotten. None for a new run.
         quiet: no progress on the terminal.
         active: whether this process is the one that keeps records.
+        trackers: others that are told of metrics and pictures.
     """
 
     def __init__(
-        self, run: Path, view: ValidationProbe | None, *, dims: int, resumed_at: int | None, quiet: bool, active: bool
+        self,
+        run: Path,
+        view: ValidationProbe | None,
+        *,
+        dims: int,
+        resumed_at: int | None,
+        quiet: bool,
+        active: bool,
+        trackers: Sequence[GeneralTracker] = (),
     ) -> None:
-        self.run, self.view, self.dims, self.active = run, view, dims, active
+        self.run, self.view, self.dims, self.active, self.trackers = run, view, dims, active, trackers
         self.recent: deque[tuple[float, StepMetrics]] = deque(maxlen=EVERY)
-        self.looks = list(VALIDATE_AT)
-        self.drawn = self.looking = 0.0
+        self.ahead = list(VALIDATE_AT)
+        self.drawn = self.validating = 0.0
         self.progress: Progress | None = None
         if not active:
             return
         if resumed_at is not None:
             _forget_after(run, resumed_at)
-        self.board = SummaryWriter(str(place(run, "tensorboard/events").parent), purge_step=resumed_at)
         console = Console(stderr=True)
         self.plain = not quiet and not console.is_terminal
         if not quiet and console.is_terminal:
@@ -150,8 +159,8 @@ class Monitor:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.progress:
             self.progress.stop()
-        if self.active:
-            self.board.close()
+        for tracker in self.trackers:
+            tracker.finish()
 
     def step(self, step: int, seconds: float, used: float, reading: StepMetrics) -> None:
         """Note one step; every 50th goes to the files, and the bar moves twice a second."""
@@ -167,12 +176,12 @@ class Monitor:
             self.progress.refresh()
 
     def due(self, seconds: float, used: float) -> bool:
-        """Whether it is time to look at the model again, and looks have not taken too much of the time yet."""
-        passed = [look for look in self.looks if look <= used]
-        self.looks = self.looks[len(passed) :]
-        return self.active and bool(passed) and self.looking <= LOOKING * seconds
+        """Say whether to validate now: it is time to, and validation has not taken too much of it yet."""
+        passed = [at for at in self.ahead if at <= used]
+        self.ahead = self.ahead[len(passed) :]
+        return self.active and bool(passed) and self.validating <= VALIDATION_SHARE * seconds
 
-    def look(self, model: nn.Module, step: int, seconds: float, used: float) -> None:
+    def validate(self, model: nn.Module, step: int, seconds: float, used: float) -> None:
         """Measure `model` on the validation split and draw what it makes."""
         assert self.view is not None
         started = time.monotonic()
@@ -181,12 +190,13 @@ class Monitor:
         for name, image in self.view.draw(model).items():
             path = place(self.run, f"pictures/{name}-{step:08d}.png")
             write_atomic(path, lambda draft, image=image: image.save(draft, format="PNG"))
-            self.board.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            for tracker in self.trackers:
+                _log_image(tracker, name, image.convert("RGB"), step)
         if self.plain and self.recent:
             print(f"step {step}, {self._line(seconds, used)}", file=sys.stderr, flush=True)
         for line in self.view.notes if used >= 1 else ():
             note(line)
-        self.looking += time.monotonic() - started
+        self.validating += time.monotonic() - started
 
     def _summary(self) -> dict[str, float | int | None]:
         """The mean of the recent steps."""
@@ -227,9 +237,18 @@ class Monitor:
             raise RunError(
                 f"{self.run / METRICS} cannot be written ({error.strerror}): free some space, then --resume"
             ) from error
-        for key, value in record.items():
-            if isinstance(value, float) and key not in ("seconds", "used"):
-                self.board.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+        numbers = {key: value for key, value in record.items() if isinstance(value, float)}
+        told = {f"{record['kind']}/{key}": value for key, value in numbers.items() if key not in ("seconds", "used")}
+        for tracker in self.trackers:
+            tracker.log(told, step=int(record["step"] or 0))
+
+
+def _log_image(tracker: Any, name: str, image: Image, step: int) -> None:
+    """Tell a tracker of a picture, if it takes any."""
+    if tracker.name == "tensorboard":
+        tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats="NHWC")
+    elif hasattr(tracker, "log_images"):
+        tracker.log_images({name: [image]}, step=step)
 
 
 def _mean(numbers: list[float]) -> float:

@@ -40,7 +40,7 @@ from tessella.models.base import Model
 from tessella.models.spec import Objective, Spec, TrainOptions
 from tessella.training import checkpoint
 from tessella.training.callbacks import ModelProbe, Monitor, StepMetrics, ValidationProbe
-from tessella.training.processes import together, writing
+from tessella.training.processes import started_trackers, together, writing
 
 BAD_IN_A_ROW = 5
 REMEDY = "try a lower --learning-rate or --precision float32, or look for values of the data that are far too large"
@@ -217,6 +217,7 @@ class _Loop:
             resumed_at=self.step if resume else None,
             quiet=quiet,
             active=self.recorded,
+            trackers=started_trackers(accelerator, options.track, self.run, self.step) if self.recorded else (),
         )
 
     def go(self) -> TrainResult:
@@ -246,14 +247,14 @@ class _Loop:
                 self.spent = time.monotonic() - started
                 self.monitor.step(self.step, self.spent, used, reading)
                 if self.monitor.due(self.spent, used):
-                    self._look(used)
+                    self._validate(used)
                 if self.recorded and time.monotonic() - saved > options.save_every and not self.bad_in_a_row:
                     self.save()
                     saved = time.monotonic()
             self._check_learned(resumed_at)
             if self.recorded:
                 if stopped == "budget":
-                    self._look(1.0)
+                    self._validate(1.0)
                 self.save()
         accelerator.wait_for_everyone()
         return TrainResult(self.run, self.step, self.spent, stopped)
@@ -359,10 +360,10 @@ class _Loop:
             return "nothing was saved" if self.recorded else "no weights of use are left"
         return f"the last good checkpoint, of step {self.saved:,}, stays in {self.run}"
 
-    def _look(self, used: float) -> None:
+    def _validate(self, used: float) -> None:
         """Measure the averaged weights on the validation split and draw what they draw."""
         with self.average.swapped_in(self.model):
-            self.monitor.look(self.model, self.step, self.spent, used)
+            self.monitor.validate(self.model, self.step, self.spent, used)
 
     def save(self) -> None:
         """The checkpoint to go on from, then the weights to use; nothing once weights are not finite."""

@@ -187,7 +187,7 @@ def data_for(spec: Spec, other: str | None = None, *, labelled: bool) -> Data:
             note(f"{data.spec} is not what the run was trained on any more ({what})")
         return data
     schema, options = spec.schema, _reading(spec)
-    if schema.is_picture:
+    if schema.rank == 2:
         options |= {"size": schema.shape[1:], "channels": schema.shape[0]}
     data = _fitting(spec, other, options, labelled=labelled)
     for line in data.notes:
@@ -231,7 +231,7 @@ def _fitting(spec: Spec, place: str, options: Mapping[str, Any], *, labelled: bo
         options = validation.arguments(open_data, options, "data")
     except validation.Malformed as error:
         raise DataError(f"the run's specification was edited: {error}", "edited") from error
-    if size is not None and schema.is_picture and tuple(np.broadcast_to(size, 2)) != schema.shape[1:]:
+    if size is not None and schema.rank == 2 and tuple(np.broadcast_to(size, 2)) != schema.shape[1:]:
         raise DataError(
             f"the run's data has size {size}, and its model is made for {_by(schema)}: one was edited", "edited"
         )

@@ -27,7 +27,7 @@ NAMES = {"vae": "VAE", "codes": "VQ-VAE and prior", "diffusion": "diffusion"}
 DIFFUSION = of_model(
     "diffusion",
     "diffusion",
-    lambda schema: {"width": 24, "depth": 1} if schema.is_picture else {"width": 128, "depth": 2},
+    lambda schema: {"width": 24, "depth": 1} if schema.rank == 2 else {"width": 128, "depth": 2},
     steps=1000,
     weight=2.5,
     learning_rate=2e-3,
@@ -100,6 +100,6 @@ CLAIM = Claim(
     run=run,
     needs=(VAE, VQVAE_PRIOR, DIFFUSION),
     skip_reason=lambda runner: (
-        None if runner.schema.is_picture else "the data are vectors, which have no fine detail to be blurred"
+        None if runner.schema.rank == 2 else "the data are vectors, which have no fine detail to be blurred"
     ),
 )

@@ -37,7 +37,7 @@ def _with_flow(schema: Schema) -> dict[str, Any]:
 
 
 def _invertible(schema: Schema) -> dict[str, Any]:
-    return {"width": 16, "depth": 1, "flow_steps": 2} if schema.is_picture else {"width": 64}
+    return {"width": 16, "depth": 1, "flow_steps": 2} if schema.rank == 2 else {"width": 64}
 
 
 FLOW_POSTERIOR = of_model("vae with a flow posterior", "vae", _with_flow, steps=UPDATES, weight=1.5, learning_rate=RATE)

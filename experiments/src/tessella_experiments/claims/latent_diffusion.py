@@ -54,7 +54,7 @@ LATENT_DIFFUSION = TrainingJob("latent diffusion", _fitted, weight=1.0)
 def run(runner: ExperimentRunner) -> Finding:
     data = runner.unseen(SAMPLES).x
     energy = None
-    if runner.schema.is_picture:
+    if runner.schema.rank == 2:
         energy = float(high_frequency_energy(data, runner.schema).mean())
     frechet: dict[str, list[float]] = {"normal": [], "diffusion": [], "reconstructed": []}
     sharp: dict[str, list[float]] = {name: [] for name in frechet}

@@ -213,7 +213,7 @@ def conclude(found: list[Levels]) -> Finding:
 
 
 def _skip_reason(runner: ExperimentRunner) -> str | None:
-    if not runner.schema.is_picture:
+    if runner.schema.rank != 2:
         return "the data are vectors, which have no coarse and fine grid"
     if min(runner.schema.shape[1:]) < 4:
         return "the pictures are too small for two grids"

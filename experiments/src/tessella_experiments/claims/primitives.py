@@ -147,7 +147,7 @@ def _atlas(patches: Tensor, codes: Tensor, model: CodeModel, schema: Schema) -> 
 
 
 def _skip_reason(runner: ExperimentRunner) -> str | None:
-    if not runner.schema.is_picture:
+    if runner.schema.rank != 2:
         return "vectors have no patches"
     return None if runner.classes > 1 else "there are no classes to tell: the data has no labels"
 

@@ -137,7 +137,7 @@ def _series(name: str, shares: list[list[float]]) -> Series:
 
 
 def _skip_reason(runner: ExperimentRunner) -> str | None:
-    if not runner.schema.is_picture:
+    if runner.schema.rank != 2:
         return "the data are vectors: what noise cannot be seen in is a picture"
     if runner.schema.values != UINT8:
         return f"the pictures have {runner.schema.values} values: noise of 1/255 needs bytes"

@@ -13,6 +13,7 @@ from tessella.core.schema import bits_per_dim
 from tessella.evaluation.metric_text import time_text
 from tessella.evaluation.results import Against
 from tessella.foundation.blocks import Block, Cell, Chart, Charts, Heading, Page, Rows, Series, Table, Text, joined
+from tessella.kinds.base import kind_of
 from tessella.kinds.figures import examples_in_a_row, labelled_rows
 from tessella.tasks.compare.measuring import best
 from tessella.tasks.compare.records import ComparedRun, Group
@@ -40,7 +41,7 @@ class Line:
 def lines(group: Group) -> list[Line]:
     """The table of a group, a line a figure; those that no run has are left out."""
     schema, entries = group.basis.schema, group.entries
-    one = "picture" if schema.is_picture else "example"
+    one = kind_of(schema).example
     given = f"{one}, given its label" if group.basis.conditional else one
     bound = [e.evaluation.bound for e in entries]
     found = [

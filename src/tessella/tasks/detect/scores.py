@@ -13,6 +13,7 @@ from typing import final
 import numpy as np
 
 from tessella.foundation.errors import DataError, SpecError
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.tasks.detect.statistics import Statistics, possible
 
@@ -130,7 +131,7 @@ def chosen(model: Model, names: Sequence[str]) -> tuple[Score, ...]:
         if name in (score.name for score in SCORES):
             raise SpecError(
                 f"the score {name} cannot be had of the model {model.name} on {model.schema.values} "
-                f"{'pictures' if model.schema.is_picture else 'vectors'}; there are: {', '.join(there)}"
+                f"{kind_of(model.schema).examples}; there are: {', '.join(there)}"
             )
         raise SpecError(f"there is no score {name!r}; there are: {', '.join(there)}")
     return tuple(score for score in there.values() if not names or score.name in names)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tessella.core.batches import Batch, FixedBatch, fixed_batches
 from tessella.core.rng import Noise
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -73,7 +74,7 @@ def possible(model: Model) -> frozenset[str]:
         found |= {"rate"}
     if model.has_bound and isinstance(model, CodeModel | LatentVariableModel):
         found |= {"regret"}
-    if model.schema.is_picture and model.schema.values.discrete:
+    if kind_of(model.schema).image_files and model.schema.values.discrete:
         found |= {"length"}
     return frozenset(found)
 

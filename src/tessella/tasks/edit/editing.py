@@ -51,7 +51,7 @@ def edit_picture(
     Raises:
         SpecError: if the model or the operation does not allow it, or picture, region and operation do not fit.
     """
-    if not model.schema.is_picture:
+    if model.schema.rank != 2:
         raise SpecError(f"the model {model.name} is of vectors: only pictures have regions to edit", code="no-picture")
     if not isinstance(model, CodeModel | LatentVariableModel):
         raise SpecError(f"the z of the model {model.name} is as large as the picture, and none of it stands for a "
@@ -126,7 +126,7 @@ def _edit_latents(scene: Scene, operation: Operation, level: int | None) -> _Cha
         trained = in_words(model.schema.shape[1:])
         raise SpecError(f"the model {model.name} takes pictures of {trained}, not of {in_words(size)}",
                         code="other-size")  # fmt: skip
-    if len(model.latent_shape) == 3:
+    if len(model.latent_shape) > 1:
         cell = cell_side(model)
         _check_one_code_fits(scene, cell)
         (chosen,) = positions(scene.region, [cell])

@@ -178,7 +178,7 @@ def edit(run: Run, config: EditConfig) -> EditResult:
 
     model = run.model((config.prior or _inpainting_prior(run)) if config.resample else "trained")
     picture = _read(run, model, config, config.picture)
-    if not model.schema.is_picture:
+    if model.schema.rank != 2:
         raise SpecError(f"the model {model.name} is of vectors: only pictures have regions to edit", code="no-picture")
     size = tuple(picture.x.shape[2:])
     region = read_mask(config.mask, size) if config.mask is not None else box(*config.corners, size=size)

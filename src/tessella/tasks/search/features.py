@@ -22,7 +22,7 @@ from tessella.bottlenecks.flow import variance_of
 from tessella.core.batches import Batch, FixedBatch, fixed_batches
 from tessella.core.rng import Noise, example_keys
 from tessella.foundation.errors import DataError, SpecError
-from tessella.kinds.pictures import altered_copies
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormalModule
@@ -109,7 +109,7 @@ class FeatureSurvey:
         """Features of some examples, each beside those of an altered copy of them."""
         x, first = self._copied, features(self._model, self._copied)
         noise = Noise(0, stream="copies").of(self._keys)
-        return [(first, features(self._model, copy)) for copy in altered_copies(x, self._model.schema, noise)]
+        return [(first, features(self._model, copy)) for copy in kind_of(self._model.schema).altered_copies(x, noise)]
 
 
 @dataclass(frozen=True)
