@@ -16,7 +16,6 @@ from tessella.evaluation.samples import CHUNK
 from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
 from tessella.models.base import Model
-from tessella.models.codes import CodeModel
 from tessella.pages import blocks
 from tessella.tasks.detect import Calibration, Detector
 from tessella.tasks.detect.detection import DetectionResult, Shown, joined
@@ -133,7 +132,7 @@ def _legend(model: Model, found: Maps) -> str:
         return f"Each row of numbers as a small plot; beside it {' and '.join(beside)}."
     beside = [*given_back, "the cost of each pixel given the latent, -log p(x | z)"]
     if found.surprise is not None:
-        what = "codes" if isinstance(model, CodeModel) else "latents"
+        what = "codes" if model.levels else "latents"
         beside.append(f"the cost of the {what} there under the prior")
     return (
         f"Beside each picture: {'; '.join(beside)}. The colours of a kind of map mean the same in all rows: black "

@@ -261,7 +261,7 @@ def _curves(run: Path, metrics: list[dict[str, Any]], model: Model) -> str:
     wanted = [("distortion", "distortion, nats"), ("mse", "squared error, stored units")]
     if model.has_bound:
         wanted = [("bits_per_dim", "bits per dimension"), ("distortion", "distortion, nats"), ("rate", "rate, nats")]
-    of_codes = isinstance(model, CodeModel)
+    of_codes = bool(model.levels)
     charts = over_time(metrics, wanted[:2] if of_codes else wanted)
     if not charts:
         return "<h2>Training</h2><p>It was too short to draw curves of.</p>"

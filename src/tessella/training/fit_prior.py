@@ -126,20 +126,20 @@ def fit_prior(
         stage, view = stage.to(accelerator.device), PriorView(splits.get("valid"), options)
         done = run_loop(stage, splits["train"], view, home, options, accelerator, resume=resume, quiet=quiet)
         if done.stopped == "signal" or "valid" not in splits:
-            return FitResult(done, None, before, isinstance(model, CodeModel))
+            return FitResult(done, None, before, bool(model.levels))
         fitted_priors.load_prior(home, stage.model)
         model.eval()  # once it has the prior: while it trains, one is measured with more noise and hidden labels
         rate = _rate(stage, splits, options)
         if accelerator.is_main_process and rate is not None:
             fitted_priors.write_prior_spec(home, spec.with_rate(rate))
-        return FitResult(done, rate, before, isinstance(model, CodeModel))
+        return FitResult(done, rate, before, bool(model.levels))
 
 
 def _rate(stage: Frozen, splits: dict[str, Split], options: TrainOptions) -> float | None:
     """What the model's prior pays on the validation split."""
     if "valid" not in splits:
         return None
-    times = 1 if isinstance(stage.model, CodeModel) else latent_priors.times_for(splits["valid"])
+    times = 1 if stage.model.levels else latent_priors.times_for(splits["valid"])
     return mean_rate(stage, splits["valid"], precision=options.precision, times=times)
 
 
@@ -162,7 +162,7 @@ def _check_kind(model: Model, kind: str, run: str) -> None:
         registry.find("prior", kind)
     else:
         raise SpecError(f"the model {model.name} of {run} is its own prior: fit one to an ae, vae, cvae or vqvae")
-    known = "code-prior" if isinstance(model, CodeModel) else "prior"
+    known = "code-prior" if model.levels else "prior"
     if kind in LEFT_OUT[known]:
         raise SpecError(f"the {kind} prior has nothing to fit; choose {_listed(known)}")
 

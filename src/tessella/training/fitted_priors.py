@@ -123,7 +123,7 @@ def prior_entry(model: Model, kind: str) -> registry.Entry:
     Raises:
         SpecError: if there is none of that name.
     """
-    return registry.find("code-prior" if isinstance(model, CodeModel) else "prior", kind)
+    return registry.find("code-prior" if model.levels else "prior", kind)
 
 
 def code_priors_of(model: CodeModel, spec: PriorSpec) -> list[CodePrior]:
