@@ -20,7 +20,7 @@ help:
 	@echo "make test-fast  the tests that take no more than seconds"
 	@echo "make lint       ruff and pyright"
 	@echo "make format     let ruff mend what it can"
-	@echo "make docs       write the catalogue's table into docs/index.md"
+	@echo "make docs       build the site: docs/_build/html"
 	@echo "make bench      the benchmarks"
 	@echo "make clean      remove the environment, caches and builds; runs stay"
 
@@ -50,6 +50,10 @@ format: setup
 
 docs: setup
 	$(BIN)/python docs/catalogue.py
+	$(BIN)/python docs/layers.py
+	$(BIN)/python docs/korean.py
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py
@@ -71,7 +75,7 @@ $(BIN)/python:
 # torch first and by itself: a build that is in the environment already is kept.
 $(VENV)/.ready: pyproject.toml experiments/pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) install --quiet -c constraints.txt $(TORCH)
-	$(PIP) install --quiet -c constraints.txt -e '.[dev,datasets]' -e experiments
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,datasets,docs]' -e experiments
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.ready

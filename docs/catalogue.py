@@ -1,4 +1,4 @@
-"""Writes the catalogue's tables into `docs/index.md`: `python docs/catalogue.py`, or `make docs`."""
+"""Writes the catalogue's tables into `docs/parts.md`: `python docs/catalogue.py`, or `make docs`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tessella.foundation.registry import Entry, PartKind, entries
 
-INDEX = Path(__file__).with_name("index.md")
+PAGE = Path(__file__).with_name("parts.md")
 BEGIN, END = "<!-- catalogue: written by `make docs` -->", "<!-- end of the catalogue -->"
 
 SECTIONS: tuple[tuple[PartKind, str, str], ...] = (
@@ -49,4 +49,4 @@ def _escaped(cell: str) -> str:
 
 
 if __name__ == "__main__":
-    INDEX.write_text(written(INDEX.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

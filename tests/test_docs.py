@@ -1,13 +1,17 @@
-"""The documentation says what the catalogue holds."""
+"""The documentation says what the code holds, and the site can be built."""
 
 from __future__ import annotations
 
+import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import tessella
 from tessella.foundation.registry import entries
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,13 +21,9 @@ SECTIONS = ("Generative process", "Objective", "Strengths", "Limits", "When to u
 
 
 def test_catalogue_table_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(DOCS))
-    monkeypatch.delitem(sys.modules, "catalogue", raising=False)
-    import catalogue
-
-    text = catalogue.INDEX.read_text(encoding="utf-8")
-    assert text == catalogue.written(text), "docs/index.md is stale: run `make docs`"
-    sys.modules.pop("catalogue")
+    catalogue = from_docs("catalogue", monkeypatch)
+    text = catalogue.PAGE.read_text(encoding="utf-8")
+    assert text == catalogue.written(text), "docs/parts.md is stale: run `make docs`"
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in entries("model")])
@@ -61,3 +61,32 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             heads = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads}, target
+
+
+def from_docs(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(DOCS))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
+
+
+def test_the_picture_of_layers_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = from_docs("layers", monkeypatch)
+    assert layers.PICTURE.read_text("utf-8") == layers.svg(), "docs/images/layers.svg is stale: run `make docs`"
+
+
+def test_korean_pages_are_of_the_english_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes an English page changes its translation and runs `python docs/korean.py --fresh`."""
+    assert from_docs("korean", monkeypatch).stale() == []
+
+
+def test_the_reference_names_all_that_is_public() -> None:
+    named = set(re.findall(r":: tessella\.(\w+)$", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE))
+    assert named == set(tessella.__all__)
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("furo")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(DOCS), str(tmp_path)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
