@@ -77,7 +77,7 @@ def test_a_second_writer_is_told_who_the_first_is_and_readers_are_not_in_its_way
         (*TRAIN, run),
         (*TRAIN, run, "--overwrite"),
         ("train", "--resume", "--out", run),
-        ("prior", run, "--kind", "flow"),
+        ("fit-prior", run, "--kind", "flow"),
     ):
         assert re.search(known, refused(*command)), command
     assert main(["evaluate", str(run)]) == 0

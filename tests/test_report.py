@@ -53,7 +53,7 @@ def a_run(
     """A run folder as training leaves one, without training."""
     opened = tessella.open_data(data, **({"size": 16} if data == "sprites" else {}))
     torch.manual_seed(0)
-    options |= {} if kind.startswith("VQ") else {"units": 3}
+    options |= {} if kind.startswith("VQ") else {"latent_dim": 3}
     model = getattr(presets, kind)(opened.schema, width=8, depth=1, **options).eval()
     run = checkpoint.prepare_run(folder / "my run")
     training = {"steps": 3, "batch_size": 8, "seed": 0}
@@ -120,7 +120,9 @@ def test_a_page_stands_alone_and_is_well_formed(kind: str, data: str, tmp_path: 
 SEEN = {"Codes", "What each code stands for", "How often", "Usage over training", "Is the latent used?"}
 
 
-@pytest.mark.parametrize(("kind", "options"), [("VQVAE", {}), ("VQVAE", {"codes": 2}), ("VQVAE2", {})], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "options"), [("VQVAE", {}), ("VQVAE", {"codes_per_position": 2}), ("VQVAE2", {})], ids=str
+)
 def test_a_model_of_codes_shows_them(kind: str, options: dict[str, int], tmp_path: Path) -> None:
     run, model, opened = a_run(tmp_path, kind, **options)
     text = run_page.write(run, model, opened).read_text("utf-8")
@@ -264,7 +266,7 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
     from tessella import cli
 
     given = ["--data", "digits", "--out", str(tmp_path / "a b"), "--size", "10", "12", "--binarize", "static"]
-    given += ["--steps", "7", "--batch-size", "32", "--units", "5", "--compile", "--learning-rate", "0.0005"]
+    given += ["--steps", "7", "--batch-size", "32", "--latent-dim", "5", "--compile", "--learning-rate", "0.0005"]
     data = {"spec": "digits", "size": [10, 12], "channels": None, "binarize": "static", "seed": 0}
     training = {**vars(TrainOptions(steps=7, batch_size=32, compile=True, learning_rate=5e-4))}
     spec = Spec("vae", Schema.of((1, 10, 12), "binary"), replace(Spec("", BYTES).options, units=5), data, training)
@@ -277,10 +279,10 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
 
 
 def test_the_command_to_fit_the_prior_again_is_the_one_that_was_given(tmp_path: Path) -> None:
-    training = vars(TrainOptions(minutes=7, batch_size=32, average=0.99))
+    training = vars(TrainOptions(minutes=7, batch_size=32, ema_decay=0.99))
     prior = fitted_priors.PriorSpec("masked", "abc", width=32, class_conditional=True, training=training)
     command = run_page.prior_command(prior, tmp_path / "a b")
-    given = "--kind masked --minutes 7 --batch-size 32 --average 0.99 --width 32 --class-conditional"
+    given = "--kind masked --minutes 7 --batch-size 32 --ema-decay 0.99 --width 32 --class-conditional"
     assert shlex.split(command) == ["tessella", "prior", str(tmp_path / "a b"), *given.split()]
 
 

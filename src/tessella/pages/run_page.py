@@ -24,7 +24,7 @@ from tessella.foundation import registry
 from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.spec import ModelOptions, Spec, TrainOptions
+from tessella.models.spec import Spec, TrainOptions
 from tessella.pages import blocks, codes
 from tessella.pages.html import html_blocks
 from tessella.pages.svg import bar_chart, over_time
@@ -169,7 +169,7 @@ def _samples(model: Model, passed_over: str) -> str:
         text = (
             "Codes sampled from the uniform prior, each as likely as any other, and decoded. "
             + (f"{passed_over[0].upper()}{passed_over[1:]}." if passed_over else
-               "No prior over codes has been fitted yet: tessella prior does that.")
+               "No prior over codes has been fitted yet: tessella fit-prior does that.")
         )  # fmt: skip
     if model.conditional and len(classes) <= MOST_ROWS:
         rows = samples.sample_rows(model, columns * len(classes))
@@ -322,18 +322,17 @@ def train_command(spec: Spec, run: Path) -> str:
     """The command line that starts such a run, with every option that is not the default."""
     words = ["tessella", "train", spec.model, "--data", str(spec.data.get("spec", "?")), "--out", str(run)]
     shown = {k: v for k, v in spec.data.items() if k not in ("spec", "seed")}
-    given = {**asdict(spec.options), **spec.training, **shown}
-    usual = {**asdict(ModelOptions()), **asdict(TrainOptions(steps=1)), "steps": None, "minutes": None}
-    if spec.model == "beta-vae":
-        usual["beta"] = 4.0
-    return shlex.join([*words, *_flags(given, usual)])
+    given = {} if spec.config is None else spec.config.changed()
+    usual = {**asdict(TrainOptions(steps=1)), "steps": None, "minutes": None}
+    return shlex.join([*words, *_flags(given, {}), *_flags({**spec.training, **shown}, usual)])
 
 
 def prior_command(prior: fitted_priors.PriorSpec, run: Path) -> str:
     """The command line that fits such a prior over the latents of a run."""
-    given = {**prior.training, **prior.size, "class_conditional": prior.class_conditional}
+    given = {**prior.training, "class_conditional": prior.class_conditional}
     usual = {**asdict(TrainOptions(steps=1)), "steps": None, "minutes": None, "class_conditional": False}
-    return shlex.join(["tessella", "prior", str(run), "--kind", prior.kind, *_flags(given, usual)])
+    words = ["tessella", "fit-prior", str(run), "--kind", prior.kind]
+    return shlex.join([*words, *_flags(prior.config.changed(), {}), *_flags(given, usual)])
 
 
 def _flags(given: dict[str, Any], usual: dict[str, Any]) -> list[str]:

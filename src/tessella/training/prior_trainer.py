@@ -15,9 +15,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from tessella.core.device import precise
+from tessella.core.device import autocast, precise
 from tessella.core.outputs import Terms
-from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision, Schema, bits_per_dim
 from tessella.data import Split
