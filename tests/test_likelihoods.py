@@ -237,7 +237,7 @@ def test_values_it_is_no_distribution_of_are_refused(name: str, values: str, sha
     kinds: tuple[str, ...] = ("binary", "uint8", "real")
     for other in kinds:
         if other not in find("likelihood", name).values:
-            with pytest.raises(SpecError, match=f"--likelihood {NAMED[other].default_likelihood}") as caught:
+            with pytest.raises(SpecError, match=f"likelihood {NAMED[other].default_likelihood}") as caught:
                 LikelihoodConfig.chosen(name)().build(schema_of(other, shape))
             assert "\n" not in str(caught.value)
 
@@ -273,7 +273,7 @@ def test_default_likelihoods() -> None:
 
 def test_refusals_are_one_line() -> None:
     grey = Schema.of((1, 8, 8), "uint8")
-    with pytest.raises(SpecError, match="holds 8-bit values: add --binarize dynamic, or use --likelihood logistic"):
+    with pytest.raises(SpecError, match="holds 8-bit values: add binarize dynamic, or use likelihood logistic"):
         Bernoulli().build(grey)
     with raises("no-such-part", kind="likelihood", name="poisson"):
         LikelihoodConfig.chosen("poisson")
