@@ -18,7 +18,7 @@ import pytest
 from tessella.cli import main
 from tessella.foundation.errors import RunError
 from tessella.training import checkpoint
-from tessella.training.lock import held
+from tessella.training.processes import held
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ("train", "vae", "--data", "digits", "--steps", "2", "--width", "8", "--quiet", "--out")
@@ -27,7 +27,7 @@ Refused = Callable[..., str]
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from tessella.training.lock import held
+from tessella.training.processes import held
 with held(Path(sys.argv[1])):
     if sys.argv[2:] == ["fork"] and not os.fork():
         time.sleep(600)

@@ -2,8 +2,6 @@
 
 A run may come from a stranger. Nothing here knows what a record means: its dataclass's annotations say what may stand
 in each field, so that a new field needs no second edit.
-
-Imports beside it: errors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A diffusion prior over real-valued latents.
-
-Imports beside it: diffusion.
-"""
+"""A diffusion prior over real-valued latents."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 The codes of the training and validation splits are made once and kept with the run; then priors of all levels are
 fitted together on them.
-
-Imports beside it: checkpoint.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""FitResult a prior of a run, and keeping it there.
-
-Imports beside it: checkpoint, processes, provenance, training.
-"""
+"""FitResult a prior of a run, and keeping it there."""
 
 from __future__ import annotations
 

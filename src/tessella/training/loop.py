@@ -3,8 +3,6 @@
 Every step is a function of (weights, optimizer, seed, step): batches and noise are drawn from (seed, step), so
 nothing but weights, optimizer and the step's number has to be saved for a resumed run to end where an uninterrupted
 one would.
-
-Imports beside it: checkpoint, processes, provenance, monitor, evaluation.
 """
 
 from __future__ import annotations

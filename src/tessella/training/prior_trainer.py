@@ -1,7 +1,4 @@
-"""What the loop trains when a prior is fitted, and what is looked at meanwhile, whatever z is.
-
-Imports beside it: monitor, training.
-"""
+"""What the loop trains when a prior is fitted, and what is looked at meanwhile, whatever z is."""
 
 from __future__ import annotations
 
