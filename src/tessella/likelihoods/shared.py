@@ -99,7 +99,7 @@ class GaussianValues(IndependentValues):
 
 def over_channels(each: Tensor) -> Tensor:
     """Log-probabilities of single values `[B, *shape]` as those of positions: a pixel's channels summed."""
-    return each.sum(1) if each.dim() == 4 else each
+    return each.sum(1) if each.dim() > 2 else each
 
 
 def require_values(schema: Schema, values: Values, likelihood: str) -> None:
