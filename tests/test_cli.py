@@ -55,7 +55,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_overview_and_the_commands_agree() -> None:
-    assert set(cli.summaries()) == {*commands.COMMANDS, *registry.names("task")}
+    assert set(cli.summaries()) == {*commands.COMMANDS, *commands.DEPENDENT, *registry.names("task")}
 
 
 def test_help_imports_neither_torch_nor_the_parser() -> None:
@@ -245,8 +245,8 @@ def test_bad_data_is_refused_and_no_run_is_begun(tmp_path: Path, refused: Callab
         (["vae", "--likelihood", "psychic"], "grey.npz", "psychic"),
         (["gan"], "grey.npz", "no model is called 'gan'"),
         (["vae", "--binarize", "static"], "real.npz", "binarise"),
-        (["vae", "--size", "1", "2", "3"], "grey.npz", "--size"),
-        (["vae", "--latent-dim", "0"], "grey.npz", "units"),
+        (["vae", "--size", "1", "2", "3"], "grey.npz", "size"),
+        (["vae", "--latent-dim", "0"], "grey.npz", "latent dim"),
         (["vae", "--learning-rate", "-1"], "grey.npz", "learning rate"),
     ]
     for options, data, says in cases:

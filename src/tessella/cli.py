@@ -28,7 +28,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("start here", "show what is understood of some data, and write a contact sheet"),
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
     "fit-prior": ("train and measure", "train a prior over the latents of a trained model"),
-    "report": ("train and measure", "write report.html: curves, pictures, numbers and what they mean"),
     "detect": ("use", "find what does not fit, with a stated false-positive rate"),
 }
 """Commands that are no tasks: their groups, and what they do."""

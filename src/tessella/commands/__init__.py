@@ -12,7 +12,6 @@ from typing import Any
 from tessella.commands import (
     demo,
     detect,
-    measure,
     prior,
     tasks,
     train,
@@ -23,7 +22,6 @@ from tessella.tasks.task import load_task
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
     "detect": (detect.Detect, detect.detect),
-    "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
 }
 

@@ -96,8 +96,9 @@ def _shown(o: Demo) -> int:
     from tessella.evaluation.metric_text import saving_text, size_text
     from tessella.likelihoods.logistic import LogisticMixture
     from tessella.models.codes import CodeModel
-    from tessella.pages.run_page import write
+    from tessella.pages.html import write_html
     from tessella.priors.autoregressive import PixelCNN
+    from tessella.tasks.report import ReportConfig, report
     from tessella.training.fit_prior import fit_prior
     from tessella.training.loop import train
     from tessella.training.results_store import EVALUATION
@@ -157,7 +158,7 @@ def _shown(o: Demo) -> int:
         o.minutes,
         Run(run).prior_choice().note,
     )
-    write(run, model, data)
+    write_html(run / "report.html", report(Run(run), ReportConfig()).page())
     written = os.path.abspath(page.write(shown))
     _say(9, f"done in {(time.monotonic() - started) / 60:.1f} minutes: open {written} in a browser")
     print("then try pictures of your own:")

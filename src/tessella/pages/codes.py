@@ -33,7 +33,9 @@ SIDE_BY_SIDE = 36
 
 
 def section(model: CodeModel, split: Split, name: str, codes: CodesEvaluation, metrics: list[dict[str, Any]]) -> str:
-    """What the codes of a split look like."""
+    """What the codes of a split look like; nothing of signals, whose patches are no pictures."""
+    if model.schema.rank == 1:
+        return ""
     seen = code_atlas.encode_examples(model, split)
     one = kind_of(model.schema).example
     parts = [f"<h2>Codes</h2><p>{html.escape(_introduction(codes, seen, one))}</p>"]
