@@ -204,8 +204,8 @@ def damage(mutations: int) -> common.Record:
             (tessella.VQVAE, Schema.of((1, 8, 8), "binary"), {"side": 4, "codebook_size": 8}, False),
             (tessella.VQVAE, Schema.of((3, 16, 16), "uint8"), {"side": 8, "codebook_size": 64}, False),
             (tessella.VQVAE2, Schema.of((1, 9, 10), "uint8"), {"side": 4, "codebook_size": 8}, True),
-            (tessella.VAE, Schema.of((1, 8, 8), "binary"), {"units": 4}, False),
-            (tessella.VAE, Schema.of((6,), "uint8"), {"units": 2}, False),
+            (tessella.VAE, Schema.of((1, 8, 8), "binary"), {"latent_dim": 4}, False),
+            (tessella.VAE, Schema.of((6,), "uint8"), {"latent_dim": 2}, False),
         ):
             torch.manual_seed(1)
             model = make(schema, width=8, depth=1, **options).eval()

@@ -30,8 +30,8 @@ from startup import script
 
 STATED = "complexity"
 DIGITS = range(10)
-ONE_CLASS = "vae --binarize threshold --units 16 --width 16 --depth 1 --steps {steps}"
-GARMENTS = "vae --width 16 --depth 1 --mixtures 5 --minutes {minutes:g}"
+ONE_CLASS = "vae --binarize threshold --latent-dim 16 --width 16 --depth 1 --steps {steps}"
+GARMENTS = "vae --width 16 --depth 1 --components 5 --minutes {minutes:g}"
 SCORING = "--draws 2 --steps {steps} --show 10"
 
 

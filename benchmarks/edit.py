@@ -25,12 +25,13 @@ import torch
 
 import common
 import tessella
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data.inputs import NamedBatch
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.priors.masked import MaskedTransformerModule
+from tessella.priors.masked import MaskedTransformer
 from tessella.tasks.edit.editing import edit_picture
 from tessella.tasks.edit.operations import Inpaint, Paste
 from tessella.tasks.edit.reach import receptive_field
@@ -87,13 +88,21 @@ def locality(run: str, data: Path, count: int) -> common.Record:
 def resampling(rounds: int) -> common.Record:
     """Seconds to draw a quarter of 32 x 32 codes anew, 8 variants, decoding and all."""
     torch.manual_seed(SEED)
-    model = tessella.VQVAE(Schema.of((3, 96, 96), "uint8"), side=32, width=32, depth=2, codebook_size=512).eval()
+    model = tessella.VQVAE(
+        Schema.of((3, 96, 96), "uint8"), grid_size=32, width=32, depth=2, quantizer=EMAQuantizer(codebook_size=512)
+    ).eval()
     (shape,) = model.prior_shapes
     if shape[1:] != (32, 32):
-        model = tessella.VQVAE(Schema.of((3, 128, 128), "uint8"), side=32, width=32, depth=2, codebook_size=512).eval()
+        model = tessella.VQVAE(
+            Schema.of((3, 128, 128), "uint8"),
+            grid_size=32,
+            width=32,
+            depth=2,
+            quantizer=EMAQuantizer(codebook_size=512),
+        ).eval()
         (shape,) = model.prior_shapes
     assert shape[1:] == (32, 32), shape
-    model.set_prior([MaskedTransformerModule(shape, 512).eval()])
+    model.set_prior([MaskedTransformer().build(shape, 512).eval()])
     side = model.schema.shape[1]
     x = torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(SEED)).to(torch.uint8)
     region = box(side // 4, side // 4, side // 2, side // 2, (side, side))

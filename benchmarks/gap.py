@@ -27,7 +27,7 @@ import numpy as np
 import common
 from startup import script
 
-NETWORK = "vae --binarize dynamic --units 50 --width 200 --depth 2 --batch-size 128 --prior normal"
+NETWORK = "vae --binarize dynamic --latent-dim 50 --width 200 --depth 2 --batch-size 128 --prior normal"
 PUBLISHED, NEAR = 2.77, 1.0
 """Nats: the total gap on MNIST, and how far from it is near."""
 AIS_MINUTES, BRACKET = 15.0, 0.3

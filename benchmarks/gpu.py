@@ -42,9 +42,9 @@ from tessella.bottlenecks import nearest as searching
 from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.coding import codes_file
 from tessella.core.batches import Batch
-from tessella.core.device import described, resolve
+from tessella.core.configs import CodePriorConfig
+from tessella.core.device import autocast, described, resolve
 from tessella.core.outputs import Sampling
-from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import Split
@@ -52,10 +52,10 @@ from tessella.data.inputs import NamedBatch
 from tessella.data.raw import Part, index_keys
 from tessella.data.splits import split_of
 from tessella.evaluation.bounds import evaluate
-from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.spec import TrainOptions
+from tessella.models.spec import ModelConfig, TrainOptions
+from tessella.priors.autoregressive import CausalTransformer
 from tessella.tasks.detect import Detector
 from tessella.training import loop
 from tessella.training.code_priors import Priors
@@ -134,7 +134,7 @@ class Place:
         """A model of the catalogue with its default options (smallest if tiny), fresh weights."""
         torch.manual_seed(0)
         options: dict[str, Any] = {"width": 8, "depth": 1} if self.tiny else {}
-        return registry.find("model", name).load()(self.schema(side), **options).to(self.device)
+        return ModelConfig.chosen(name).from_options(options).build(self.schema(side)).to(self.device)
 
     def trained(self, name: str, side: int) -> Model:
         """The same, as `steps` left it."""
@@ -203,7 +203,7 @@ def quantiser(place: Place, budget: float) -> common.Record:
     for n, codes, dims in cases:
         torch.manual_seed(0)
         z, table = (torch.randn(count, dims, device=place.device) for count in (n, codes))
-        quantizer = EMAQuantizer((dims, 1, n // 8), codebook_size=codes, code_dim=dims).to(place.device).train()
+        quantizer = EMAQuantizer(codebook_size=codes, code_dim=dims).build((dims, 1, n // 8)).to(place.device).train()
         quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
         features = z.view(8, 1, n // 8, dims).movedim(3, 1).detach().requires_grad_()
         calls: dict[str, Callable[[], object]] = {
@@ -249,9 +249,10 @@ def _step(place: Place, name: str, side: int, batch: int, budget: float, peak: c
         split = codes_of(model, split)
         torch.manual_seed(0)
         size: dict[str, Any] = {"width": 16, "depth": 1} if place.tiny else {}
-        make = registry.find("code-prior", "transformer").load()
         shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
-        module = Priors(model, [make(s, q.codebook_size, context_channels=c, **size) for s, q, c in shapes])
+        module = Priors(
+            model, [CausalTransformer(**size).build(s, q.codebook_size, context_channels=c) for s, q, c in shapes]
+        )
         module = module.to(place.device)
     else:
         module = place.model(name, side)
@@ -327,7 +328,7 @@ def sampling(place: Place, budget: float) -> common.Record:
     options: dict[str, Any] = {"width": 16, "depth": 1} if place.tiny else {}
     for kind in ("pixelcnn", "transformer", "masked"):
         torch.manual_seed(0)
-        prior = registry.find("code-prior", kind).load()(shape, 512, **options).eval().to(place.device)
+        prior = CodePriorConfig.chosen(kind).from_options(options).build(shape, 512).eval().to(place.device)
         with torch.inference_mode():
             seconds = place.seconds(lambda p=prior: p.sample(count, Noise(0)), budget / 8, warm=1)
         found[kind] = {"seconds": seconds, "batch": count, "codes_per_second": count * np.prod(shape).item() / seconds}

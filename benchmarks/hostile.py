@@ -52,12 +52,12 @@ def make(folder: Path) -> dict[str, Path]:
     digits = ("--data", "digits", "--binarize", "threshold")
     wanted: list[tuple[str, ...]] = [
         ("train", "vae", *digits, "--out", str(runs["vae"]), *TINY),
-        ("train", "vqvae", *digits, "--side", "2", "--codebook-size", "8", "--out", str(runs["vqvae"]), *TINY),
-        ("train", "vqvae", "--data", "digits", "--quantizer", "fsq", "--codebook-size", "64", "--side", "2", "--out",
+        ("train", "vqvae", *digits, "--grid-size", "2", "--codebook-size", "8", "--out", str(runs["vqvae"]), *TINY),
+        ("train", "vqvae", "--data", "digits", "--quantizer", "fsq", "--codebook-size", "64", "--grid-size", "2", "--out",
          str(runs["fsq"]), *TINY),
         ("train", "vae", "--data", str(folder / "table.npy"), "--out", str(runs["table"]), *TINY),
-        ("prior", str(runs["vqvae"]), *TINY),
-        ("prior", str(runs["vae"]), "--kind", "mixture", "--components", "3", "--steps", "2", "--quiet"),
+        ("fit-prior", str(runs["vqvae"]), *TINY),
+        ("fit-prior", str(runs["vae"]), "--kind", "mixture", "--components", "3", "--steps", "2", "--quiet"),
     ]  # fmt: skip
     for name in ("vae", "vqvae"):
         run = str(runs[name])

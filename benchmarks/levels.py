@@ -33,7 +33,7 @@ def measured(model: str, data: Path, run: Path, minutes: float, prior_minutes: f
         return _told(json.loads(done.read_text()), data)
     stages = (
         f"train {model} --data {shlex.quote(str(data))} --minutes {minutes:g} --out {run} --quiet",
-        f"prior {run} --kind pixelcnn --width 64 --depth 4 --minutes {prior_minutes:g} --quiet",
+        f"fit-prior {run} --kind pixelcnn --width 64 --depth 4 --minutes {prior_minutes:g} --quiet",
         f"evaluate {run} --json",
     )
     said = ""
@@ -63,7 +63,7 @@ def levels(
         quantizer: of both.
     """
     both = zip(MODELS.items(), codebooks, strict=True)
-    sides = {name: f"{m} --side 14 --quantizer {quantizer} --codebook-size {k}" for (name, m), k in both}
+    sides = {name: f"{m} --grid-size 14 --quantizer {quantizer} --codebook-size {k}" for (name, m), k in both}
     found = {name: measured(model, data, folder / name, minutes, prior_minutes) for name, model in sides.items()}
     one, two = found["one"], found["two"]
     assert 0.98 * bits(one) <= bits(two) <= bits(one) + 1e-6, "the two must have equal bits, or two levels hardly fewer"

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import common
 import tessella
 from tessella.core.batches import Batch
-from tessella.core.precision import autocast
+from tessella.core.device import autocast
 from tessella.core.rng import Noise
 from tessella.data import Data, Split
 from tessella.models.latent_variable import LatentVariableModel
@@ -84,7 +84,7 @@ def cases() -> tuple[Case, Case]:
     """The default model for MNIST's shape, and one so small that whatever is not the network shows."""
     return (
         Case("mnist-shaped", (1, 28, 28), {}, 128),
-        Case("tiny", (1, 8, 8), {"width": 8, "depth": 1, "units": 8}, 32),
+        Case("tiny", (1, 8, 8), {"width": 8, "depth": 1, "latent_dim": 8}, 32),
     )
 
 

@@ -51,7 +51,9 @@ class Case:
 
     def ours(self, *, head: bool) -> Callable[[], object]:
         rows = self.vectors // EXAMPLES
-        quantizer = EMAQuantizer((self.dims, 1, rows), codebook_size=self.codes, code_dim=self.dims).to(DEVICE).train()
+        quantizer = (
+            EMAQuantizer(codebook_size=self.codes, code_dim=self.dims).build((self.dims, 1, rows)).to(DEVICE).train()
+        )
         if not head:
             quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
         features = self.features().view(EXAMPLES, 1, rows, self.dims).movedim(3, 1)

@@ -21,8 +21,10 @@ from typing import Any, Literal
 
 import common
 from startup import script
+from tessella.commands.train import flat
+from tessella.foundation import validation
 from tessella.models.base import Model
-from tessella.models.spec import ModelOptions, TrainOptions
+from tessella.models.spec import ModelConfig, TrainOptions
 
 Evaluation = dict[str, Any]
 
@@ -33,7 +35,7 @@ class Recipe:
 
     Attributes:
         train, evaluate: what follows `tessella train` and `tessella evaluate RUN`; `{data}` is the data's folder.
-        prior: what follows `tessella prior RUN`, for a model of codes; empty for others.
+        prior: what follows `tessella fit-prior RUN`, for a model of codes; empty for others.
         better: whether a lower or a higher figure is.
         claim: what the figure is.
         figure: where it stands in an evaluation.
@@ -85,7 +87,7 @@ def bits_with_codes_in_use(evaluation: Evaluation) -> float | None:
 
 RECIPES = {
     "mnist-vae": Recipe(
-        train="vae --data {data}/mnist.npz --binarize dynamic --minutes 30 --draws 5 --draws-after 0.75",
+        train="vae --data {data}/mnist.npz --binarize dynamic --minutes 30 --iwae-samples 5 --iwae-from 0.75",
         evaluate="--importance-samples 500 --precision bfloat16",
         claim="MNIST, dynamically binarised, VAE: -log p(x) by 500 importance samples, all test pictures",
         figure=importance_nats,
@@ -96,7 +98,7 @@ RECIPES = {
     ),
     "mnist-vae-flow": Recipe(
         train="vae --data {data}/mnist.npz --binarize dynamic --posterior flow --prior flow --minutes 59 --draws 5 "
-        "--draws-after 0.8",
+        "--iwae-from 0.8",
         evaluate="--importance-samples 500 --precision bfloat16",
         claim="MNIST, dynamically binarised, VAE with flow posterior and flow prior: -log p(x) by 500 importance "
         "samples, all test pictures",
@@ -106,7 +108,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-vae": Recipe(
-        train="vae --data {data}/cifar10 --minutes 60 --width 64 --depth 4 --units 16 --mixtures 5 "
+        train="vae --data {data}/cifar10 --minutes 60 --width 64 --depth 4 --latent-dim 16 --components 5 "
         "--batch-size 32 --learning-rate 2e-3",
         evaluate="",
         claim="CIFAR-10, VAE with a discretised-logistic mixture: bound, all test pictures",
@@ -117,7 +119,7 @@ RECIPES = {
     ),
     "cifar10-vqvae": Recipe(
         train="vqvae --data {data}/cifar10 --minutes 60 --quantizer fsq --codebook-size 64 --codes 2 "
-        "--batch-size 32 --mixtures 5",
+        "--batch-size 32 --components 5",
         prior="--kind pixelcnn --minutes 60 --width 128 --depth 6 --batch-size 32 --learning-rate 1.5e-3",
         evaluate="--precision bfloat16",
         claim="CIFAR-10, VQ-VAE with independent pixels and a learned prior: bound, all test pictures",
@@ -128,8 +130,9 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-autoregressive": Recipe(
-        train="vqvae --data {data}/cifar10 --minutes 80 --likelihood autoregressive --side 8 --width 32 --depth 2 "
-        "--codebook-size 256 --mixtures 5 --batch-size 16 --learning-rate 1.5e-3",
+        train="vqvae --data {data}/cifar10 --minutes 80 --likelihood autoregressive --grid-size 8 --width 32 "
+        "--depth 2 "
+        "--codebook-size 256 --components 5 --batch-size 16 --learning-rate 1.5e-3",
         prior="--kind pixelcnn --minutes 10 --width 64 --depth 6",
         evaluate="--precision bfloat16",
         claim="CIFAR-10, VQ-VAE with an autoregressive decoder, codes in use: bound, all test pictures",
@@ -149,8 +152,9 @@ RECIPES = {
         examples=10_000,
     ),
     "mnist-vqvae": Recipe(
-        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 30 --side 4 --codebook-size 32 --code-dim 8 "
-        "--draws 5 --draws-after 0.7",
+        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 30 --grid-size 4 --codebook-size 32 "
+        "--code-dim 8 "
+        "--iwae-samples 5 --iwae-from 0.7",
         prior="--kind pixelcnn --minutes 15 --width 64 --depth 4 --batch-size 128",
         evaluate="--importance-samples 50 --precision bfloat16",
         claim="MNIST, dynamically binarised, VQ-VAE with independent pixels and a learned prior: importance-"
@@ -161,7 +165,7 @@ RECIPES = {
         examples=10_000,
     ),
     "mnist-autoregressive": Recipe(
-        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 50 --likelihood autoregressive --side 2 "
+        train="vqvae --data {data}/mnist.npz --binarize dynamic --minutes 50 --likelihood autoregressive --grid-size 2 "
         "--codebook-size 64 --width 24 --depth 1 --batch-size 32",
         prior="--kind pixelcnn --minutes 10 --width 64 --depth 4 --batch-size 128",
         evaluate="--importance-samples 20 --precision bfloat16",
@@ -174,7 +178,7 @@ RECIPES = {
         examples=10_000,
     ),
     "cifar10-flow": Recipe(
-        train="flow --data {data}/cifar10 --minutes 36 --width 64 --depth 1 --mixtures 5 --batch-size 16",
+        train="flow --data {data}/cifar10 --minutes 36 --width 64 --depth 1 --components 5 --batch-size 16",
         evaluate="",
         claim="CIFAR-10, flow with uniform dequantisation: bound, all test pictures",
         figure=lambda evaluation: evaluation["bits_per_dim"],
@@ -276,11 +280,10 @@ def command_of(spec: dict[str, Any]) -> str:
     if data.get("size"):
         words += ["--size", *map(str, data["size"])]
     chosen = {name: data[name] for name in ("channels", "binarize") if data.get(name) is not None}
-    for kind, stored in ((TrainOptions, spec["training"]), (ModelOptions, spec["options"])):
+    for kind, stored in ((TrainOptions, spec["training"]),):
         defaults = {f.name: f.default for f in fields(kind)}
         chosen |= {name: value for name, value in stored.items() if value != defaults[name]}
-    if chosen.get("beta") == ModelOptions().objective.beta:
-        del chosen["beta"]
+    chosen |= validation.fitted(ModelConfig, spec["config"]).changed()
     for name, value in chosen.items():
         flag = f"--{name.replace('_', '-')}"
         words += [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
@@ -296,7 +299,7 @@ def _fitted_prior(run: Path) -> dict[str, Any]:
     specs = [(json.loads(path.read_text()), path.parent) for path in (run / "priors").glob("*/spec.json")]
     done = [(spec["rate"], spec, home) for spec, home in specs if spec["rate"] is not None]
     if not done:
-        raise SystemExit(f"{run} has no fitted prior: tessella prior {run} first, with the recipe's options")
+        raise SystemExit(f"{run} has no fitted prior: tessella fit-prior {run} first, with the recipe's options")
     rate, spec, home = min(done, key=lambda entry: entry[0])
     training = spec["training"]
     budget = next(n for n in ("minutes", "epochs", "steps") if training[n] is not None)
@@ -331,12 +334,12 @@ def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> lis
     """Options in which a run is not what the recipe says, the budget apart."""
     import tyro
 
-    from tessella.commands import Train
+    from tessella.commands.train import options_of
 
     words = [*shlex.split(recipe.train.format(data=data)), "--out", "RUN"]
-    asked = tyro.cli(Train, args=words)
-    wanted = _options(asked.training, asked.options) | {"binarize": asked.how.binarize, "model": asked.model}
-    stored = _options(TrainOptions(**spec["training"]), ModelOptions(**spec["options"]))
+    asked = tyro.cli(options_of(words), args=words[1:])
+    wanted = _options(asked.training, asked.chosen) | {"binarize": asked.data_reading.binarize, "model": asked.model}
+    stored = _options(TrainOptions(**spec["training"]), validation.fitted(ModelConfig, spec["config"]))
     have = stored | {"binarize": spec["data"]["binarize"], "model": spec["model"]}
     unheard = ("minutes", "epochs", "steps", "save_every", "workers")
     found = [f"{n}: {have[n]!r}, not {v!r}" for n, v in wanted.items() if n not in unheard and have[n] != v]
@@ -346,9 +349,9 @@ def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> lis
     return found
 
 
-def _options(training: TrainOptions, model: ModelOptions) -> dict[str, Any]:
+def _options(training: TrainOptions, model: ModelConfig) -> dict[str, Any]:
     rate = training.learning_rate or Model.learning_rate
-    return {**asdict(training), **asdict(model), **asdict(model.objective), "learning_rate": rate}
+    return {**asdict(training), **flat(model), **asdict(model.objective), "learning_rate": rate}
 
 
 # a run, made
@@ -361,7 +364,7 @@ def run_recipe(recipe: Recipe, data: Path, out: Path, minutes: float | None) -> 
         train[train.index("--minutes") + 1] = f"{minutes:g}"
     stages = [["train", *train, "--out", str(out)], ["evaluate", str(out), *shlex.split(recipe.evaluate)]]
     if recipe.prior:
-        stages.insert(1, ["prior", str(out), *shlex.split(recipe.prior)])
+        stages.insert(1, ["fit-prior", str(out), *shlex.split(recipe.prior)])
     for words in stages:
         done = subprocess.run([*script(), *words])
         if done.returncode:
@@ -381,7 +384,7 @@ def main() -> None:
         for name, recipe in RECIPES.items():
             print(f"{name}: bar {recipe.bar:g}{recipe.unit}\n  tessella train {recipe.train.format(data='DATA')}")
             if recipe.prior:
-                print(f"  tessella prior RUN {recipe.prior}")
+                print(f"  tessella fit-prior RUN {recipe.prior}")
         return
     recipe, run = RECIPES[chosen.recipe], chosen.record or chosen.out
     if run is None or (chosen.record is None and chosen.data is None):

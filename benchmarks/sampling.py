@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import common
+from tessella.core.configs import CodePriorConfig
 from tessella.core.rng import Noise
-from tessella.foundation import registry
 
 SEED = 0
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,7 +44,11 @@ class Case:
         torch.manual_seed(SEED)
         options = {"depth": self.depth, "width": self.width}
         return (
-            registry.find("code-prior", self.kind).load()(self.shape, self.codebook_size, **options).eval().to(DEVICE)
+            CodePriorConfig.chosen(self.kind)
+            .from_options(options)
+            .build(self.shape, self.codebook_size)
+            .eval()
+            .to(DEVICE)
         )
 
 

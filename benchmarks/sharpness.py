@@ -24,8 +24,8 @@ from startup import script
 
 MODELS = {
     "vae": "vae --width 24 --depth 1",
-    "vqvae": "vqvae --side 14 --quantizer fsq --codebook-size 16 --width 24 --depth 1",
-    "latent": "beta-vae --beta 0.1 --latent grid --units 4 --width 24 --depth 1",
+    "vqvae": "vqvae --grid-size 14 --quantizer fsq --codebook-size 16 --width 24 --depth 1",
+    "latent": "beta-vae --beta 0.1 --latent grid --latent-dim 4 --width 24 --depth 1",
 }
 PRIORS = {"vqvae": "--kind pixelcnn --width 32 --depth 3", "latent": "--kind diffusion --width 32 --depth 1"}
 TITLES = {"vae": "VAE", "vqvae": "VQ-VAE and PixelCNN", "latent": "latent diffusion"}
@@ -42,7 +42,7 @@ def trained(name: str, data: Path, run: Path, steps: int, prior_steps: int) -> P
     if not (run / "model.safetensors").is_file():
         tessella(f"train {MODELS[name]} --data {shlex.quote(str(data))} --steps {steps} --out {run} --quiet")
     if name in PRIORS and not any(run.glob("priors/*/model.safetensors")):
-        tessella(f"prior {run} {PRIORS[name]} --steps {prior_steps} --quiet")
+        tessella(f"fit-prior {run} {PRIORS[name]} --steps {prior_steps} --quiet")
     return run
 
 

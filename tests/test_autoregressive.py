@@ -13,7 +13,7 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
 from tessella.likelihoods import autoregressive, likelihood_for
-from tessella.likelihoods.autoregressive import AutoregressiveModule
+from tessella.likelihoods.autoregressive import Autoregressive, AutoregressiveModule
 from tessella.models.presets import VAE
 
 TINY = {"width": 8, "depth": 2, "features": 3}
@@ -168,7 +168,7 @@ def test_autocast_rounds_the_network_only() -> None:
 @pytest.mark.parametrize("shape", [(1, 5, 3), (6,)])
 def test_a_vae_may_have_it(values: str, shape: tuple[int, ...]) -> None:
     schema = schema_of(values, shape)
-    model = VAE(schema, likelihood="autoregressive", width=4, depth=1, units=2)
+    model = VAE(schema, width=4, depth=1, latent_dim=2, likelihood=Autoregressive())
     x = model.likelihood(torch.zeros(3, model.likelihood.parameter_channels, *shape[1:])).sample()
     model(x, noise=Noise(0)).bound.sum().backward()
     for name, parameter in model.decoder.named_parameters():
@@ -180,7 +180,7 @@ def test_a_vae_may_have_it(values: str, shape: tuple[int, ...]) -> None:
 
 def test_it_learns_what_pixels_have_to_do_with_each_other() -> None:
     """Black or white pictures: log 2 nats in all, of which no decoder is told."""
-    likelihood = AutoregressiveModule(Schema.of((1, 4, 4), "binary"), width=8, depth=2)
+    likelihood = Autoregressive().build(Schema.of((1, 4, 4), "binary"), width=8, depth=2)
     optimizer = torch.optim.AdamW(likelihood.parameters(), lr=1e-2)
     x = torch.arange(2).view(2, 1, 1, 1).expand(2, 1, 4, 4)
     parameters = torch.zeros(2, likelihood.parameter_channels, 4, 4)

@@ -16,7 +16,8 @@ import torch
 import tessella
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
-from tessella.models.spec import ModelOptions, Spec, TrainOptions
+from tessella.models.presets import VAEConfig
+from tessella.models.spec import Spec, TrainOptions
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -30,7 +31,7 @@ def bench(monkeypatch: pytest.MonkeyPatch):
 def test_the_bare_loss_is_the_models_bound(bench) -> None:
     loop: ModuleType = bench("loop")
     torch.manual_seed(0)
-    model = tessella.VAE(Schema.of((1, 8, 8), "binary"), width=8, depth=1, units=8)
+    model = tessella.VAE(Schema.of((1, 8, 8), "binary"), width=8, depth=1, latent_dim=8)
     x = torch.randint(0, 2, (5, 1, 8, 8), dtype=torch.uint8)
     eps = Noise(0, 0, "latent").normal(5, 8)
     ours = model(x, noise=Noise(0, 0, "latent")).bound.mean() / model.schema.dims
@@ -89,7 +90,7 @@ def recipe_run(run: Path, **training: Any) -> Path:
     options = TrainOptions(**{"minutes": 30, **training})
     source = {"spec": str(run / "mnist.npz"), "size": None, "channels": None, "binarize": "dynamic", "seed": 0}
     schema = Schema.of((1, 28, 28), "binary")
-    spec = Spec("vae", schema, ModelOptions(draws=5, draws_after=0.75), source, asdict(options), "0.1.0")
+    spec = Spec("vae", schema, VAEConfig(iwae_samples=5, iwae_from=0.75), source, asdict(options), "0.1.0")
     (run / "spec.json").write_text(spec.to_json())
     (run / "metrics.jsonl").write_text(json.dumps({"kind": "valid", "step": 9, "seconds": 1800.5, "used": 1.0}) + "\n")
     bound = {"samples": 500, "nats": 84.0, "bits_per_dim": 0.15}
@@ -142,7 +143,7 @@ def test_both_ways_of_sampling_draw_the_same(bench, kind: str) -> None:
 def test_pythae_is_given_the_same_network(bench) -> None:
     pytest.importorskip("pythae", reason="the bench extra is not installed: make bench")
     peer: ModuleType = bench("pythae_peer")
-    model = tessella.VAE(Schema.of((1, 8, 8), "binary"), width=8, depth=1, units=8)
+    model = tessella.VAE(Schema.of((1, 8, 8), "binary"), width=8, depth=1, latent_dim=8)
     wrapped = peer.in_pythae(model)
     assert peer.size(wrapped) == peer.size(model)
     x = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (4, 1, 8, 8))).float()

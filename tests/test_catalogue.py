@@ -10,30 +10,34 @@ import itertools
 import math
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from expect import raises
+from making import make
+from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.core.configs import InferenceNetwork
 from tessella.core.outputs import Condition, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.diffusion import chain
+from tessella.foundation.config import hints
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import Entry, entries, find, names
-from tessella.likelihoods import likelihood_for
 from tessella.models import diffusion
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.flow import FlowModel
-from tessella.models.spec import ModelOptions, Spec
+from tessella.models.spec import Objective, Spec
 
 SIDES = [(1, 1), (1, 7), (5, 3), (8, 8), (28, 28), (30, 45), (33, 17), (64, 64)]
 FEATURES = [1, 2, 100]
 CLASSES = ("cat", "dog", "owl")
-TINY = {"width": 4, "depth": 1, "units": 2}
+TINY = {"width": 4, "depth": 1, "latent_dim": 2}
 OF_CODES = {"width": 4, "depth": 1, "codebook_size": 8}
 OPTIONS: dict[str, dict[str, Any]] = {
     "vqvae": OF_CODES,
@@ -62,9 +66,13 @@ def schema_of(values: str, shape: tuple[int, ...], classes: tuple[str, ...] = CL
 def made(entry: Entry, schema: Schema, **more: Any) -> Model:
     """A small one of these models."""
     torch.manual_seed(0)
+    options = {**OPTIONS.get(entry.name, TINY), **more}
     if entry.name == "diffusion":
-        more.pop("mixtures", None)  # its likelihood has none
-    return entry.load()(schema, **{**OPTIONS.get(entry.name, TINY), **more})
+        options.pop("components", None)  # its likelihood has none
+        return make(entry.name, schema, **options)
+    if entry.name == "flow":
+        return entry.load().from_options(options).build(schema)
+    return make(entry.name, schema, **options)
 
 
 def examples(schema: Schema, count: int = BATCH) -> Tensor:
@@ -126,7 +134,7 @@ SHAPES = [*[(c, h, w) for c in (1, 2, 3, 4) for h, w in ((1, 1), (5, 3), (8, 8))
 @pytest.mark.parametrize("entry", entries_of("likelihood"))
 def test_likelihood(entry: Entry) -> None:
     for schema in [schema_of(values, shape) for values in entry.values for shape in SHAPES]:
-        likelihood = likelihood_for(schema, entry.name)
+        likelihood = entry.load()().build(schema)
         x = examples(schema)
         network = likelihood.to_network(x)
         assert network.shape == x.shape
@@ -151,8 +159,8 @@ def test_likelihood(entry: Entry) -> None:
 def test_likelihood_refuses_other_values(entry: Entry) -> None:
     kinds: tuple[str, ...] = ("binary", "uint8", "real")
     for values in set(kinds) - set(entry.values):
-        with pytest.raises(SpecError, match="--likelihood"):
-            likelihood_for(schema_of(values, (1, 8, 8)), entry.name)
+        with pytest.raises(SpecError, match="likelihood"):
+            entry.load()().build(schema_of(values, (1, 8, 8)))
 
 
 # Bottlenecks and priors
@@ -161,7 +169,7 @@ def test_likelihood_refuses_other_values(entry: Entry) -> None:
 @pytest.mark.parametrize("entry", entries_of("bottleneck"))
 @pytest.mark.parametrize("feature_shape", [(6,), (6, 1, 1), (6, 3, 5)])
 def test_bottleneck(entry: Entry, feature_shape: tuple[int, ...]) -> None:
-    bottleneck = entry.load()(feature_shape, 4)
+    bottleneck = entry.load()().build(feature_shape, 4)
     features = torch.randn(BATCH, *feature_shape)
     assert bottleneck.latent_shape == (4, *feature_shape[1:])
     for noise in (None, Noise(0)):
@@ -180,22 +188,19 @@ def test_bottleneck(entry: Entry, feature_shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("entry", entries_of("prior"))
 @pytest.mark.parametrize("latent_shape", [(4,), (4, 1, 1), (4, 3, 5)])
 def test_prior(entry: Entry, latent_shape: tuple[int, ...]) -> None:
-    known = inspect.signature(entry.load()).parameters
-    cases = {0, len(CLASSES)} if "classes" in known else {0}
-    if "classes" in known and known["classes"].default is inspect.Parameter.empty:
-        cases = {len(CLASSES)}
+    cases = {"none": {0}, "optional": {0, len(CLASSES)}, "required": {len(CLASSES)}}[entry.load().labels]
     for classes in cases:
         _check_prior(entry, latent_shape, classes)
 
 
 def _check_prior(entry: Entry, latent_shape: tuple[int, ...], classes: int) -> None:
-    parts: dict[str, Any] = {}
-    if entry.name == "vamp":
-        bottleneck = find("bottleneck", "gaussian").load()((6, *latent_shape[1:]), latent_shape[0])
+    inference = None
+    if entry.load().of_posteriors:
+        bottleneck = DiagonalGaussian().build((6, *latent_shape[1:]), latent_shape[0])
         encoder = nn.Linear(5, 6) if len(latent_shape) == 1 else nn.Conv2d(5, 6, 1)
         encoder.forward = lambda x, label, of=encoder.forward: of(x)  # pyright: ignore[reportAttributeAccessIssue]
-        parts = {"encoder": encoder, "bottleneck": bottleneck, "input_shape": (5, *latent_shape[1:])}
-    prior = entry.load()(latent_shape, *([classes] if classes else []), **parts)
+        inference = InferenceNetwork(cast(Any, encoder), bottleneck, (5, *latent_shape[1:]), False)
+    prior = entry.load()().build(latent_shape, classes, inference)
     label = torch.tensor([0, 2, 1]) if classes else None
     distribution = prior(label, None if prior.exact else Noise(0))
     assert distribution.event_shape == latent_shape
@@ -224,11 +229,8 @@ GRIDS = [(1, 1, 1), (1, 1, 3), (2, 1, 1), (1, 2, 2), (3, 4, 3)]
 
 def made_prior(entry: Entry, grid: tuple[int, ...], **more: int) -> Any:
     """A small one of these priors, and random codes of such a grid `[5, *grid]`."""
-    make = entry.load()
-    small = {
-        name: 8 if name == "width" else 1 for name in ("width", "depth") if name in inspect.signature(make).parameters
-    }
-    return make(grid, SIZE, **small, **more).eval(), torch.randint(0, SIZE, (5, *grid))
+    small = {name: size for name, size in (("width", 8), ("depth", 1)) if name in hints(entry.load())}
+    return entry.load()(**small).build(grid, SIZE, **more).eval(), torch.randint(0, SIZE, (5, *grid))
 
 
 @pytest.mark.parametrize("entry", entries_of("code-prior"))
@@ -342,7 +344,7 @@ def check_model(entry: Entry, schema: Schema, **more: Any) -> None:
         for call in (lambda: model(x), lambda: model.decode(latent.z), lambda: model.sample(BATCH)):
             with pytest.raises(SpecError, match="needs a label"):
                 call()
-    spec = Spec.from_json(Spec(entry.name, schema, model.options).to_json(), "spec.json")
+    spec = Spec.from_json(Spec(entry.name, schema, model.config).to_json(), "spec.json")
     assert spec.schema == schema
     rebuilt = spec.build()
     assert _shapes(rebuilt) == _shapes(model)
@@ -396,7 +398,7 @@ def _shapes(model: Model) -> dict[str, torch.Size]:
 def test_model_of_pictures(entry: Entry, sides: tuple[int, int]) -> None:
     check_model(entry, schema_of("binary", (1, *sides)))
     for channels in (1, 2, 3, 4):
-        check_model(entry, schema_of("uint8", (channels, *sides)), mixtures=2)
+        check_model(entry, schema_of("uint8", (channels, *sides)), components=2)
     check_model(entry, schema_of("real", (3, *sides)))
 
 
@@ -408,18 +410,18 @@ def test_model_of_vectors(entry: Entry, features: int) -> None:
             made(entry, schema_of("real", (features,)))
         return
     check_model(entry, schema_of("binary", (features,)))
-    check_model(entry, schema_of("uint8", (features,)), mixtures=2)
+    check_model(entry, schema_of("uint8", (features,)), components=2)
     check_model(entry, schema_of("real", (features,)))
 
 
 @pytest.mark.parametrize("entry", entries_of("model"))
 @pytest.mark.parametrize("likelihood", names("likelihood"))
 def test_model_with_every_likelihood(entry: Entry, likelihood: str) -> None:
-    grid = {} if entry.name in OPTIONS else {"latent": "grid"}
+    grid = {} if entry.name in OPTIONS else {"latent_layout": "grid"}
     for values in find("likelihood", likelihood).values:
         schema = schema_of(values, (2, 5, 3))
-        if entry.name in ("flow", "diffusion"):
-            with pytest.raises(SpecError, match="needs no likelihood"):
+        if "likelihood" not in hints(entry.load()):
+            with raises("no-such-option"):
                 made(entry, schema, likelihood=likelihood)
             continue
         model = made(entry, schema, likelihood=likelihood, **grid)
@@ -430,9 +432,9 @@ def test_model_with_every_likelihood(entry: Entry, likelihood: str) -> None:
 @pytest.mark.parametrize("quantizer", names("quantizer"))
 @pytest.mark.parametrize("codes", [1, 2])
 def test_model_with_every_quantizer(entry: Entry, quantizer: str, codes: int) -> None:
-    check_model(entry, schema_of("uint8", (1, 9, 8)), mixtures=2, quantizer=quantizer, codes=codes)
+    check_model(entry, schema_of("uint8", (1, 9, 8)), components=2, quantizer=quantizer, codes_per_position=codes)
     if entry.name not in OF_PICTURES:
-        check_model(entry, schema_of("real", (6,)), quantizer=quantizer, codes=codes)
+        check_model(entry, schema_of("real", (6,)), quantizer=quantizer, codes_per_position=codes)
 
 
 @pytest.mark.parametrize("entry", entries_of("model"))
@@ -448,9 +450,11 @@ def test_model_without_classes(entry: Entry) -> None:
 
 @pytest.mark.parametrize("entry", entries_of("model"))
 def test_bound_does_not_depend_on_the_objective(entry: Entry) -> None:
+    weights = {"beta": 7.0, "warmup": 0.5, "free_bits": 0.1}
+    weights = {name: value for name, value in weights.items() if name in hints(entry.load())}
     schema = schema_of("binary", (1, 8, 8))
-    plain, weighted = made(entry, schema), made(entry, schema, beta=7.0, warmup=0.5, free_bits=0.1)
-    assert weighted.objective == replace(ModelOptions(), beta=7.0, warmup=0.5, free_bits=0.1).objective
+    plain, weighted = made(entry, schema), made(entry, schema, **weights)
+    assert weighted.objective == replace(Objective(), **weights)
     x, label = examples(schema), torch.tensor([0, 1, 2])
     one, two = (model(x, label, noise=Noise(0)) for model in (plain, weighted))
     assert torch.equal(one.distortion, two.distortion)

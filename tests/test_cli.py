@@ -24,7 +24,7 @@ from tessella.foundation.errors import RunError
 from tessella.training import checkpoint
 from tessella.training.run import load
 
-TINY = ("--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--units", "3")
+TINY = ("--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--latent-dim", "3")
 CONDITIONAL = "cvae"
 
 
@@ -246,7 +246,7 @@ def test_bad_data_is_refused_and_no_run_is_begun(tmp_path: Path, refused: Callab
         (["gan"], "grey.npz", "no model is called 'gan'"),
         (["vae", "--binarize", "static"], "real.npz", "binarise"),
         (["vae", "--size", "1", "2", "3"], "grey.npz", "--size"),
-        (["vae", "--units", "0"], "grey.npz", "units"),
+        (["vae", "--latent-dim", "0"], "grey.npz", "units"),
         (["vae", "--learning-rate", "-1"], "grey.npz", "learning rate"),
     ]
     for options, data, says in cases:

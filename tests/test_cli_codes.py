@@ -19,7 +19,20 @@ from tessella.core.tensors import read_tensors, write_tensors
 from tessella.models.codes import CodeModel
 from tessella.training import checkpoint, code_priors, fit_prior, fitted_priors, loop, prior_trainer
 
-TINY = ("--steps", "20", "--batch-size", "32", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")
+TINY = (
+    "--steps",
+    "20",
+    "--batch-size",
+    "32",
+    "--width",
+    "8",
+    "--depth",
+    "1",
+    "--grid-size",
+    "4",
+    "--codebook-size",
+    "8",
+)
 PRIOR = ("--steps", "20", "--batch-size", "32", "--width", "8", "--depth", "1", "--learning-rate", "1e-2", "--quiet")
 """Just enough for the prior to beat the uniform one, so that it is the one in use."""
 
@@ -33,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     assert main([*train, "--seed", "1", "--out", str(folder / "other")]) == 0
     for name, options in (("plain", ()), ("labelled", ("--class-conditional",))):
         shutil.copytree(folder / "bare", folder / name)
-        assert main(["prior", str(folder / name), *PRIOR, *options]) == 0
+        assert main(["fit-prior", str(folder / name), *PRIOR, *options]) == 0
     vae = ["train", "vae", "--data", "digits", "--quiet", "--steps", "2", "--width", "8", "--depth", "1"]
     assert main([*vae, "--out", str(folder / "vae")]) == 0
     return {name: folder / name for name in ("bare", "plain", "labelled", "other", "vae")}
@@ -53,7 +66,7 @@ def test_a_prior_says_what_it_saves_and_what_comes_next(
 ) -> None:
     run = shutil.copytree(runs["bare"], tmp_path / "run")
     options = ["--steps", "60", "--batch-size", "32", "--width", "16", "--depth", "1"]
-    assert main(["prior", str(run), "--kind", "transformer", *options]) == 0
+    assert main(["fit-prior", str(run), "--kind", "transformer", *options]) == 0
     said = capsys.readouterr().out
     assert f"fitted for 60 steps, {said.split('60 steps, ')[1].split()[0]} seconds: {run}/priors/transformer" in said
     assert f"{16 * np.log(8):.2f} nats ({16 * 3 / 64:.3f} bits/dim) under the uniform prior" in said
@@ -71,15 +84,15 @@ def test_a_prior_says_what_it_saves_and_what_comes_next(
 
 
 def test_resuming_a_prior_needs_its_kind_alone(run: Path, refused: Callable[..., str]) -> None:
-    assert main(["prior", str(run), "--resume", "--steps", "24", "--quiet"]) == 0
+    assert main(["fit-prior", str(run), "--resume", "--steps", "24", "--quiet"]) == 0
     home = fitted_priors.prior_home(run, "pixelcnn")
     assert read_tensors(home / checkpoint.MODEL).progress["step"] == 24
-    assert main(["prior", str(run), *PRIOR, "--resume"]) == 0  # the same command once more
-    assert "width 8, not 16" in refused("prior", run, "--resume", "--width", 16)
-    assert "class conditional False, not True" in refused("prior", run, "--resume", "--class-conditional")
-    assert "batch size 32, not 64" in refused("prior", run, "--resume", "--batch-size", 64)
-    assert "one of them" in refused("prior", run, "--resume", "--overwrite")
-    assert "there are: pixelcnn" in refused("prior", run, "--kind", "masked", "--resume")
+    assert main(["fit-prior", str(run), *PRIOR, "--resume"]) == 0  # the same command once more
+    assert "width 8, not 16" in refused("fit-prior", run, "--resume", "--width", 16)
+    assert "class conditional False, not True" in refused("fit-prior", run, "--resume", "--class-conditional")
+    assert "batch size 32, not 64" in refused("fit-prior", run, "--resume", "--batch-size", 64)
+    assert "one of them" in refused("fit-prior", run, "--resume", "--overwrite")
+    assert "there are: pixelcnn" in refused("fit-prior", run, "--kind", "masked", "--resume")
 
 
 @pytest.mark.parametrize("kind", ["pixelcnn", "masked"])
@@ -88,27 +101,27 @@ def test_a_stopped_prior_says_how_to_go_on(
 ) -> None:
     stopped = prior_trainer.FitResult(loop.TrainResult(run, 7, 1.0, "signal"), None, 33.0)
     monkeypatch.setattr(fit_prior, "fit_prior", lambda *a, **k: stopped)
-    assert main(["prior", str(run), "--kind", kind, "--quiet"]) == 130
+    assert main(["fit-prior", str(run), "--kind", kind, "--quiet"]) == 130
     named = "" if kind == "pixelcnn" else " --kind masked"
-    assert f"go on with: tessella prior {run}{named} --resume" in capsys.readouterr().out
+    assert f"go on with: tessella fit-prior {run}{named} --resume" in capsys.readouterr().out
 
 
 def test_what_has_no_prior_over_codes_is_refused(
     runs: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    assert "no codes" in refused("prior", runs["vae"], *PRIOR)
-    assert "train a vqvae" in refused("prior", runs["vae"], *PRIOR)
-    assert "not a run" in refused("prior", tmp_path / "nowhere", *PRIOR)
-    assert "nothing to fit" in refused("prior", runs["bare"], "--kind", "uniform")
-    assert "there are: pixelcnn" in refused("prior", runs["bare"], "--kind", "psychic")
-    assert "one budget" in refused("prior", runs["bare"], "--steps", 3, "--minutes", 1)
-    assert "width must be at least 1" in refused("prior", runs["bare"], "--width", 0)
-    assert "--overwrite" in refused("prior", runs["plain"], *PRIOR)
+    assert "no codes" in refused("fit-prior", runs["vae"], *PRIOR)
+    assert "train a vqvae" in refused("fit-prior", runs["vae"], *PRIOR)
+    assert "not a run" in refused("fit-prior", tmp_path / "nowhere", *PRIOR)
+    assert "nothing to fit" in refused("fit-prior", runs["bare"], "--kind", "uniform")
+    assert "there are: pixelcnn" in refused("fit-prior", runs["bare"], "--kind", "psychic")
+    assert "one budget" in refused("fit-prior", runs["bare"], "--steps", 3, "--minutes", 1)
+    assert "width must be at least 1" in refused("fit-prior", runs["bare"], "--width", 0)
+    assert "--overwrite" in refused("fit-prior", runs["plain"], *PRIOR)
     assert not (runs["bare"] / "priors").exists()
     np.savez(tmp_path / "plain.npz", x=np.random.default_rng(0).integers(0, 256, (80, 8, 8), dtype=np.uint8))
     out = tmp_path / "run"
     assert main(["train", "vqvae", "--data", str(tmp_path / "plain.npz"), "--out", str(out), "--quiet", *TINY]) == 0
-    assert "no labels" in refused("prior", out, *PRIOR, "--class-conditional")
+    assert "no labels" in refused("fit-prior", out, *PRIOR, "--class-conditional")
 
 
 # samples and measures
@@ -164,7 +177,7 @@ def test_a_prior_of_other_weights_is_not_used(run: Path, tmp_path: Path, capsys:
     said = capsys.readouterr().err
     assert before in said
     assert checkpoint.fingerprint(run) in said
-    assert main(["prior", str(run), *PRIOR, "--overwrite"]) == 0
+    assert main(["fit-prior", str(run), *PRIOR, "--overwrite"]) == 0
     assert main(["sample", str(run), "--prior", "pixelcnn", *out]) == 0
 
 

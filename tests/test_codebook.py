@@ -62,7 +62,12 @@ def test_codes_are_counted_slot_by_slot(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("VQVAE", {}), ("VQVAE", {"codes": 2}), ("VQVAE", {"quantizer": "residual", "codes": 3}), ("VQVAE2", {})],
+    [
+        ("VQVAE", {}),
+        ("VQVAE", {"codes_per_position": 2}),
+        ("VQVAE", {"quantizer": "residual", "codes_per_position": 3}),
+        ("VQVAE2", {}),
+    ],
     ids=["one", "two a position", "residual", "two levels"],
 )
 def test_an_evaluation_says_what_the_codes_of_the_whole_split_are(digits, kind: str, options: dict) -> None:

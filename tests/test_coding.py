@@ -14,6 +14,7 @@ from torch import Tensor
 
 import tessella
 from expect import raises
+from making import make
 from tessella.coding import codes_file
 from tessella.coding.codes_file import StoredCodes, check_codes, decode_codes, encode_codes, read_codes, write_codes
 from tessella.core.batches import Batch, filled, size_of
@@ -26,21 +27,21 @@ from tessella.models.codes import CodeModel
 TINY = {"width": 8, "depth": 1, "codebook_size": 12}
 BYTES = Schema.of((3, 13, 10), "uint8")
 MODELS = {
-    "one level": ("VQVAE", BYTES, {"side": 3}),
+    "one level": ("VQVAE", BYTES, {"grid_size": 3}),
     "one level of bits": ("VQVAE", Schema.of((1, 8, 8), "binary"), {}),
-    "codes of several numbers": ("VQVAE", BYTES, {"side": 3, "codes": 3, "quantizer": "residual"}),
-    "codes with a turned gradient": ("VQVAE", BYTES, {"side": 3, "gradient": "rotation"}),
-    "scalars": ("VQVAE", BYTES, {"side": 3, "quantizer": "fsq", "codebook_size": 15}),
-    "two levels": ("VQVAE2", Schema.of((3, 27, 18), "uint8"), {"side": 7}),
-    "three levels": ("VQVAE2", Schema.of((1, 30, 30), "uint8"), {"side": 7, "levels": 3}),
-    "vectors": ("VQVAE", Schema.of((5,), Real(-3.0, 3.0)), {"codes": 2}),
+    "codes of several numbers": ("VQVAE", BYTES, {"grid_size": 3, "codes_per_position": 3, "quantizer": "residual"}),
+    "codes with a turned gradient": ("VQVAE", BYTES, {"grid_size": 3, "gradient": "rotation"}),
+    "scalars": ("VQVAE", BYTES, {"grid_size": 3, "quantizer": "fsq", "codebook_size": 15}),
+    "two levels": ("VQVAE2", Schema.of((3, 27, 18), "uint8"), {"grid_size": 7}),
+    "three levels": ("VQVAE2", Schema.of((1, 30, 30), "uint8"), {"grid_size": 7, "levels": 3}),
+    "vectors": ("VQVAE", Schema.of((5,), Real(-3.0, 3.0)), {"codes_per_position": 2}),
 }
 
 
 def made(name: str = "one level") -> CodeModel:
     kind, schema, options = MODELS[name]
     torch.manual_seed(0)
-    model: CodeModel = getattr(tessella, kind)(schema, **{**TINY, **options})
+    model: CodeModel = make(getattr(tessella, kind), schema, **{**TINY, **options})
     model(examples(schema, 16))  # in training mode codebooks start from data
     return model.eval()
 

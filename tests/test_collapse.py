@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from tessella.bottlenecks.gaussian import DeterministicModule, DiagonalGaussianModule
+from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.evaluation import collapse
-from tessella.likelihoods import FixedGaussianModule
+from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import ClassNormalModule, StandardNormalModule
+from tessella.priors.normal import ClassNormal, StandardNormal
 
 ONE_GROUP = torch.zeros(1000, dtype=torch.int64)
 
@@ -130,18 +130,18 @@ class Drawn(Decoder):
 
 def linear(encoded: float, drawn: float, *, deviation: float = 0.3, scale: float = 0.5, by_label: float = 0.0):
     """q(z | x) = N(encoded x, deviation^2), p(x | z) = N(drawn z (+ by_label y), scale^2), three numbers each."""
-    waist = DiagonalGaussianModule((3,), 3)
+    waist = DiagonalGaussian().build((3,), 3)
     with torch.no_grad():
         waist.head.weight.copy_(torch.cat([torch.eye(3), torch.zeros(3, 3)]))
         waist.head.bias.copy_(torch.cat([torch.zeros(3), torch.full((3,), math.log(deviation))]))
     return LatentVariableModel(
         "linear",
-        likelihood=FixedGaussianModule(
-            Schema.of((3,), Real(-9, 9), classes=("a", "b") if by_label else ()), scale=scale
+        likelihood=FixedGaussian(scale=scale).build(
+            Schema.of((3,), Real(-9, 9), classes=("a", "b") if by_label else ())
         ),
         encoder=Scaled(encoded),
         bottleneck=waist,
-        prior=ClassNormalModule((3,), 2) if by_label else StandardNormalModule((3,)),
+        prior=ClassNormal().build((3,), 2) if by_label else StandardNormal().build((3,)),
         decoder=Drawn(drawn, by_label),
         conditional=bool(by_label),
     ).eval()
@@ -199,7 +199,7 @@ def test_it_is_judged_twice_alike_and_not_at_all_without_a_posterior() -> None:
         "plain",
         likelihood=model.likelihood,
         encoder=Scaled(1.0),
-        bottleneck=DeterministicModule((3,), 3),
+        bottleneck=Deterministic().build((3,), 3),
         prior=None,
         decoder=Drawn(1.0),
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tessella
+from making import make
 from tessella.cli import main
 from tessella.core.schema import Schema
 from tessella.data import open_data
@@ -32,17 +33,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny runs: vae, ae and vqvae of the digits, a cvae, a vae of binary digits, and one of other digits."""
     folder = tmp_path_factory.mktemp("runs")
     makers = {
-        "vae": (tessella.VAE, {"units": 4}, {}),
-        "ae": (tessella.AE, {"units": 4}, {}),
-        "vqvae": (tessella.VQVAE, {"codebook_size": 16, "side": 4}, {}),
-        "cvae": (tessella.CVAE, {"units": 4}, {}),
-        "binary": (tessella.VAE, {"units": 4}, {"binarize": "static"}),
-        "seed": (tessella.VAE, {"units": 4}, {"seed": 1}),
+        "vae": (tessella.VAE, {"latent_dim": 4}, {}),
+        "ae": (tessella.AE, {"latent_dim": 4}, {}),
+        "vqvae": (tessella.VQVAE, {"codebook_size": 16, "grid_size": 4}, {}),
+        "cvae": (tessella.CVAE, {"latent_dim": 4}, {}),
+        "binary": (tessella.VAE, {"latent_dim": 4}, {"binarize": "static"}),
+        "seed": (tessella.VAE, {"latent_dim": 4}, {"seed": 1}),
     }
     lookers: dict[str, classifier.Classifier] = {}
-    for name, (make, options, how) in makers.items():
+    for name, (preset, options, how) in makers.items():
         data = open_data("digits", **how)
-        tessella.train(make(data.schema, **TINY, **options), data, folder / name, TrainOptions(steps=3), quiet=True)
+        tessella.train(
+            make(preset, data.schema, **TINY, **options), data, folder / name, TrainOptions(steps=3), quiet=True
+        )
         of = classifier.fingerprint(data, "train")
         lookers.setdefault(of, classifier.trained(data, seen=640))
         classifier.store(folder / name / classifier.FILE, lookers[of], of)
@@ -119,7 +122,7 @@ def test_an_autoencoder_with_a_fitted_prior_has_samples_and_no_bound(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(runs / "ae", tmp_path / "fitted")
-    fit = f"prior {tmp_path / 'fitted'} --kind mixture --components 2 --steps 3 --quiet"
+    fit = f"fit-prior {tmp_path / 'fitted'} --kind mixture --components 2 --steps 3 --quiet"
     assert main(fit.split()) == 0
     capsys.readouterr()
     found = compared(runs, tmp_path, capsys, "vae", str(tmp_path / "fitted"))

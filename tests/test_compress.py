@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import making
 import tessella
 from tessella.cli import main
 from tessella.coding import coders, files
@@ -72,25 +73,24 @@ def read(model: Model, path: Path, **options: Any) -> list[Tensor]:
 
 def make(kind: str, schema: Schema, **options: Any) -> Model:
     """An untrained model of the catalogue, evaluated, with a stretched latent that says something."""
-    build = next(e for e in entries("model") if e.name == kind).load()
-    return build(schema, **options).eval()
+    return making.make(kind, schema, **options).eval()
 
 
 # round trips
 
 MODELS = [
-    *[("vqvae", COLOUR, {**SMALL, "quantizer": name, "side": 4}) for name in names("quantizer")],
-    ("vqvae", GREY, {**SMALL, "side": 4, "codebook_size": 5}),
-    ("vqvae", BITS, {**SMALL, "side": 4, "codebook_size": 1}),
+    *[("vqvae", COLOUR, {**SMALL, "quantizer": name, "grid_size": 4}) for name in names("quantizer")],
+    ("vqvae", GREY, {**SMALL, "grid_size": 4, "codebook_size": 5}),
+    ("vqvae", BITS, {**SMALL, "grid_size": 4, "codebook_size": 1}),
     ("vqvae", Schema.of(ROW, "uint8"), {"width": 8, "depth": 1, "codebook_size": 16}),
     ("vqvae", GREY, {**SMALL, "likelihood": "categorical", "codebook_size": 8}),
     ("vqvae", TINY, {**SMALL, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1}),
-    ("vqvae2", GREY, {**SMALL, "side": 4, "codebook_size": 16}),
+    ("vqvae2", GREY, {**SMALL, "grid_size": 4, "codebook_size": 16}),
     ("vae", GREY, SMALL),
-    ("vae", COLOUR, {**SMALL, "latent": "grid"}),
+    ("vae", COLOUR, {**SMALL, "latent_layout": "grid"}),
     ("vae", BITS, SMALL),
     ("vae", Schema.of(ROW, "binary"), {"width": 8, "depth": 1}),
-    ("vae", TINY, {**SMALL, "units": 2, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1}),
+    ("vae", TINY, {**SMALL, "latent_dim": 2, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1}),
     ("beta-vae", GREY, SMALL),
 ]
 
@@ -107,11 +107,11 @@ def test_every_value_comes_back(kind: str, schema: Schema, options: dict[str, An
 @pytest.mark.parametrize("kind", names("code-prior"))
 @pytest.mark.parametrize("lossy", [False, True])
 def test_learned_priors_code_all_levels(kind: str, lossy: bool, tmp_path: Path) -> None:
-    model: Any = make("vqvae2", GREY, **SMALL, side=4, codebook_size=16)
+    model: Any = make("vqvae2", GREY, **SMALL, grid_size=4, codebook_size=16)
     entry = next(e for e in entries("code-prior") if e.name == kind)
     size = {} if kind == "uniform" else {"width": 8, "depth": 1}
     shapes = zip(model.prior_shapes, model.context_channels, strict=True)
-    model.set_prior([entry.load()(s, 16, context_channels=c, **size).eval() for s, c in shapes])
+    model.set_prior([entry.load()(**size).build(s, 16, context_channels=c).eval() for s, c in shapes])
     x = examples(GREY, 9)
     written(model, x, tmp_path / "file", lossy=lossy)
     back = torch.stack(read(model, tmp_path / "file"))
@@ -134,7 +134,7 @@ def test_pictures_of_any_size_come_back_by_tiles(kind: str, tmp_path: Path) -> N
 
 
 def test_codes_of_pictures_of_any_size_come_back(tmp_path: Path) -> None:
-    model: Any = make("vqvae2", Schema.of((1, 16, 16), "uint8"), **SMALL, side=4, codebook_size=16)
+    model: Any = make("vqvae2", Schema.of((1, 16, 16), "uint8"), **SMALL, grid_size=4, codebook_size=16)
     pictures = [torch.randint(0, 256, (1, 1, *size), dtype=torch.uint8) for size in ((16, 16), (40, 23), (5, 50))]
     every = [named([f"p{i}"], x) for i, x in enumerate(pictures)]
     files.compress(model, every, str(tmp_path / "file"), WEIGHTS, lossy=True, workers=1)
@@ -160,7 +160,7 @@ def test_chunks_and_their_batches_change_nothing(monkeypatch: pytest.MonkeyPatch
 def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(coders, "BATCH", 16)
     schema = Schema.of((3, 16, 16), "uint8")
-    model, x = make("vqvae", schema, width=32, depth=2, side=8), examples(schema, 64)
+    model, x = make("vqvae", schema, width=32, depth=2, grid_size=8), examples(schema, 64)
     before = torch.get_num_threads()
     try:
         for threads, workers in ((1, 1), (4, 3)):
@@ -188,7 +188,7 @@ def test_the_file_says_what_precision_it_needs(precision: Any, tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["vqvae", "vae"])
 def test_how_examples_lie_in_memory_changes_nothing(kind: str, tmp_path: Path) -> None:
     schema = Schema.of((1, 8, 8), "uint8")
-    model, x = make(kind, schema, width=8, depth=1, side=8), examples(schema, 3)
+    model, x = make(kind, schema, width=8, depth=1, grid_size=8), examples(schema, 3)
     odd = x.as_strided(x.shape, (64, 1, 8, 1))
     assert torch.equal(odd, x)
     written(model, odd, tmp_path / "file", precision="float32")
@@ -355,10 +355,10 @@ class Valid:
 def valid(tmp_path_factory: pytest.TempPathFactory) -> list[Valid]:
     folder, found = tmp_path_factory.mktemp("valid"), []
     for kind, schema, options, lossy in (
-        ("vqvae", BITS, {**SMALL, "side": 4, "codebook_size": 8}, False),
-        ("vqvae", GREY, {**SMALL, "side": 4, "codebook_size": 8}, True),
-        ("vae", BITS, {**SMALL, "units": 4}, False),
-        ("vae", Schema.of(ROW, "uint8"), {"width": 8, "depth": 1, "units": 2}, False),
+        ("vqvae", BITS, {**SMALL, "grid_size": 4, "codebook_size": 8}, False),
+        ("vqvae", GREY, {**SMALL, "grid_size": 4, "codebook_size": 8}, True),
+        ("vae", BITS, {**SMALL, "latent_dim": 4}, False),
+        ("vae", Schema.of(ROW, "uint8"), {"width": 8, "depth": 1, "latent_dim": 2}, False),
     ):
         torch.manual_seed(1)
         model, x = make(kind, schema, **options), examples(schema, 6)
@@ -406,7 +406,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, kind, options in (("codes", "vqvae", ("--codebook-size", "8")), ("vae", "vae", ())):
         assert main(["train", kind, *tiny, *options, "--out", str(folder / name)]) == 0
     prior = ("--steps", "3", "--batch-size", "16", "--width", "8", "--depth", "1", "--quiet")
-    assert main(["prior", str(folder / "codes"), *prior]) == 0
+    assert main(["fit-prior", str(folder / "codes"), *prior]) == 0
     return {name: folder / name for name in ("codes", "vae")}
 
 
@@ -493,7 +493,7 @@ def test_the_prior_of_the_file_is_used(runs: dict[str, Path], tmp_path: Path, ca
         assert main(["compress", str(runs["codes"]), "0", "--prior", prior, "-o", str(file)]) == 0
         assert main(["decompress", str(file), "-o", str(tmp_path / prior)]) == 0
         assert main(["inspect", str(file)]) == 0
-        assert f"prior {prior}" in capsys.readouterr().out
+        assert f"fit-prior {prior}" in capsys.readouterr().out
     assert (tmp_path / "uniform" / "test-0.png").read_bytes() == (tmp_path / "pixelcnn" / "test-0.png").read_bytes()
 
 

@@ -23,7 +23,7 @@ from tessella.foundation.blocks import Cell
 from tessella.foundation.text import cell, json_text
 
 CLASSES = (b"\xe7\x8c\xab", b"re\x1b[31md", b"no-utf8\xff", b"[red]", b"=1+1", b"new\nline", b"\xe2\x80\xaeback")
-TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")
+TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--grid-size", "4", "--codebook-size", "8")
 RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What must not reach a terminal or a file that people open; the end of a line may."""
 

@@ -81,9 +81,9 @@ def worse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose prior learned too fast to learn anything: it costs more than the uniform one."""
     run = tmp_path_factory.mktemp("runs") / "worse"
     tiny = ["--width", "8", "--depth", "1", "--batch-size", "32", "--quiet"]
-    train = ["train", "vqvae", "--data", "digits", "--side", "4", "--codebook-size", "8", "--steps", "20"]
+    train = ["train", "vqvae", "--data", "digits", "--grid-size", "4", "--codebook-size", "8", "--steps", "20"]
     assert main([*train, *tiny, "--out", str(run)]) == 0
-    assert main(["prior", str(run), *tiny, "--steps", "3", "--learning-rate", "1"]) == 0
+    assert main(["fit-prior", str(run), *tiny, "--steps", "3", "--learning-rate", "1"]) == 0
     return run
 
 

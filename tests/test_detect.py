@@ -22,18 +22,19 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import tessella
-from tessella.bottlenecks.gaussian import DiagonalGaussianModule
+from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, SpecError
-from tessella.likelihoods import FixedGaussianModule
+from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormalModule
+from tessella.priors.normal import StandardNormal
 from tessella.tasks.detect import Calibration, Detector, Statistics, available
 from tessella.tasks.detect.calibration import needed, p_values, threshold
 from tessella.tasks.detect.complexity import context_nats, file_nats
@@ -178,10 +179,10 @@ def linear_model() -> tuple[LatentVariableModel, MultivariateNormal]:
     schema = Schema.of((3,), Real(-9.0, 9.0))
     model = LatentVariableModel(
         "linear",
-        likelihood=FixedGaussianModule(schema, scale=0.5),
+        likelihood=FixedGaussian(scale=0.5).build(schema),
         encoder=_Blind(),
-        bottleneck=DiagonalGaussianModule((1,), 2),
-        prior=StandardNormalModule((2,)),
+        bottleneck=DiagonalGaussian().build((1,), 2),
+        prior=StandardNormal().build((2,)),
         decoder=_Linear(weight),
     )
     return model, MultivariateNormal(torch.zeros(3), weight @ weight.T + 0.25 * torch.eye(3))
@@ -206,7 +207,7 @@ def test_regret_reaches_the_likelihood_itself_where_q_can() -> None:
 
 
 def test_statistics_of_an_example_do_not_hang_on_its_neighbours() -> None:
-    model = tessella.VAE(Schema.of((1, 8, 8), "uint8"), width=8, depth=1, units=4)
+    model = tessella.VAE(Schema.of((1, 8, 8), "uint8"), width=8, depth=1, latent_dim=4)
     x = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
     examine = Examiner(model, possible(model), draws=2, steps=3)
     together, alone = examine(Batch(x)), examine(Batch(x[3:4]))
@@ -232,7 +233,9 @@ def test_bound_is_the_models_own() -> None:
 
 
 def test_searched_codes_are_never_worse_and_often_better() -> None:
-    model = tessella.VQVAE(Schema.of((1, 8, 8), "binary"), width=8, depth=1, side=4, codebook_size=8).eval()
+    model = tessella.VQVAE(
+        Schema.of((1, 8, 8), "binary"), width=8, depth=1, grid_size=4, quantizer=EMAQuantizer(codebook_size=8)
+    ).eval()
     x = (torch.rand(6, 1, 8, 8) < 0.5).to(torch.uint8)
     with torch.no_grad():
         latent = model.encode(x)
@@ -284,7 +287,7 @@ def test_the_context_code_is_a_code() -> None:
 
 
 def test_scores_are_what_they_say() -> None:
-    model = tessella.VAE(Schema.of((1, 8, 8), "uint8"), width=8, depth=1, units=4)
+    model = tessella.VAE(Schema.of((1, 8, 8), "uint8"), width=8, depth=1, latent_dim=4)
     generator = np.random.default_rng(0)
 
     def drawn(n: int) -> Statistics:
@@ -332,10 +335,14 @@ def test_models_give_the_scores_that_they_have() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        lambda: tessella.VAE(Schema.of((1, 8, 8), "uint8"), width=8, depth=1, units=4),
-        lambda: tessella.VAE(Schema.of((3, 16, 12), "uint8"), width=8, depth=1, units=4, latent="grid"),
-        lambda: tessella.VQVAE(Schema.of((1, 8, 8), "binary"), width=8, depth=1, side=4, codebook_size=8),
-        lambda: tessella.VQVAE2(Schema.of((3, 16, 16), "uint8"), width=8, depth=1, side=8, codebook_size=8),
+        lambda: tessella.VAE(Schema.of((1, 8, 8), "uint8"), width=8, depth=1, latent_dim=4),
+        lambda: tessella.VAE(Schema.of((3, 16, 12), "uint8"), width=8, depth=1, latent_dim=4, latent_layout="grid"),
+        lambda: tessella.VQVAE(
+            Schema.of((1, 8, 8), "binary"), width=8, depth=1, grid_size=4, quantizer=EMAQuantizer(codebook_size=8)
+        ),
+        lambda: tessella.VQVAE2(
+            Schema.of((3, 16, 16), "uint8"), width=8, depth=1, grid_size=8, quantizer=EMAQuantizer(codebook_size=8)
+        ),
         lambda: tessella.VAE(Schema.of((5,), "real"), width=8, depth=1),
     ],
 )
@@ -369,9 +376,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     generator = np.random.default_rng(0)
     table(folder / "rows.csv", generator.normal(size=(600, 3)))
     for name, words in (
-        ("vae", ["vae", "--data", "digits", "--units", "4"]),
-        ("vqvae", ["vqvae", "--data", "digits", "--side", "4", "--codebook-size", "8"]),
-        ("ae", ["ae", "--data", "digits", "--units", "4"]),
+        ("vae", ["vae", "--data", "digits", "--latent-dim", "4"]),
+        ("vqvae", ["vqvae", "--data", "digits", "--grid-size", "4", "--codebook-size", "8"]),
+        ("ae", ["ae", "--data", "digits", "--latent-dim", "4"]),
         ("rows", ["vae", "--data", str(folder / "rows.csv")]),
     ):
         assert main(["train", *words, *SMALL, "--out", str(folder / name)]) == 0

@@ -73,7 +73,7 @@ def test_every_command_that_runs_a_network_takes_a_device():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = str(tmp_path_factory.mktemp("device") / "run")
-    small = ["--steps", "2", "--width", "8", "--depth", "1", "--units", "2", "--quiet"]
+    small = ["--steps", "2", "--width", "8", "--depth", "1", "--latent-dim", "2", "--quiet"]
     assert cli.main(["train", "vae", "--data", "digits", "--out", out, *small]) == 0
     return out
 
@@ -113,7 +113,7 @@ def test_coding_stays_on_the_processor_and_says_so(run, tmp_path, capsys, two_ca
 
 def test_a_resumed_run_goes_on_where_it_is_asked_to(run, tmp_path, capsys):
     out = str(tmp_path / "run")
-    small = ["--width", "8", "--depth", "1", "--units", "2", "--quiet"]
+    small = ["--width", "8", "--depth", "1", "--latent-dim", "2", "--quiet"]
     assert cli.main(["train", "vae", "--data", "digits", "--out", out, "--steps", "1", *small]) == 0
     spec = tmp_path / "run" / "spec.json"
     spec.write_text(spec.read_text().replace('"device": null', '"device": "cuda:7"'))

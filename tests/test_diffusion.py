@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from expect import raises
+from making import make
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
@@ -22,7 +23,7 @@ from tessella.foundation.errors import SpecError
 from tessella.models.diffusion import DiffusionModel
 from tessella.models.presets import Diffusion
 from tessella.networks.unet import UNet
-from tessella.priors.diffusion import DiffusionPriorModule
+from tessella.priors.diffusion import DiffusionPrior
 
 VARIANCE = 0.3
 
@@ -162,7 +163,7 @@ def test_pieces_learn_to_lower_the_second_moment() -> None:
 
 def test_bound_of_gaussian_data_is_their_entropy() -> None:
     torch.manual_seed(0)
-    prior = DiffusionPriorModule((3,), width=8, depth=1).eval()
+    prior = DiffusionPrior(width=8, depth=1).build((3,)).eval()
     prior.chain = gaussian_chain()
     z = VARIANCE**0.5 * torch.randn(20_000, 3)
     with torch.no_grad():
@@ -340,15 +341,15 @@ def test_what_is_refused() -> None:
     plain = Schema.of((2,), Real(-3.0, 3.0))
     with pytest.raises(SpecError, match="no labels"):
         Diffusion(plain, class_conditional=True)
-    with pytest.raises(SpecError, match="no --units, --draws"):
-        Diffusion(plain, units=3, draws=5)
+    with pytest.raises(SpecError, match="no --latent-dim, --draws"):
+        make(Diffusion, plain, latent_dim=3, draws=5)
     model = Diffusion(plain, width=4, depth=1)
     with raises("no-guidance"):
         model.sample(2, sampling=Sampling(guidance=2.0))
     with pytest.raises(SpecError, match="no codes"):
         model.sample(2, sampling=Sampling(top_k=3))
     with raises("no-guidance"):
-        DiffusionPriorModule((2,), width=4, depth=1).sample(2, Noise(0), sampling=Sampling(guidance=2.0))
+        DiffusionPrior(width=4, depth=1).build((2,)).sample(2, Noise(0), sampling=Sampling(guidance=2.0))
 
 
 @pytest.mark.parametrize("width", [1, 33, 50])
@@ -361,7 +362,7 @@ def test_any_width_has_groups_to_normalise(width: int) -> None:
 def test_prior_trains(latent_shape: tuple[int, ...]) -> None:
     """Of latents that all are the same but for a little noise the density rises quickly."""
     torch.manual_seed(0)
-    prior = DiffusionPriorModule(latent_shape, 2, width=16, depth=1)
+    prior = DiffusionPrior(width=16, depth=1).build(latent_shape, 2)
     optimizer = torch.optim.Adam(prior.parameters(), 5e-3)
     label = torch.arange(32) % 2
     nats = []

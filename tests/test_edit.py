@@ -14,6 +14,8 @@ from torch import Tensor
 
 import tessella
 from expect import raises
+from making import make
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.cli import main
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
@@ -22,7 +24,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.priors.autoregressive import CausalTransformerModule, PixelCNNModule
 from tessella.priors.masked import MaskedTransformerModule
-from tessella.priors.uniform import UniformModule
+from tessella.priors.uniform import Uniform
 from tessella.tasks.edit.editing import edit_picture
 from tessella.tasks.edit.operations import Blend, Inpaint, Operation, Paste, SetCode
 from tessella.tasks.edit.reach import receptive_field
@@ -31,19 +33,19 @@ from tessella.tasks.edit.result import Edited
 
 TINY = {"width": 8, "depth": 1}
 MODELS = {
-    "codes": ("VQVAE", Schema.of((3, 40, 36), "uint8"), {"side": 12, "codebook_size": 12}),
-    "codes and alpha": ("VQVAE", Schema.of((4, 40, 36), "uint8"), {"side": 12, "codebook_size": 12}),
-    "scalars": ("VQVAE", Schema.of((1, 41, 37), "uint8"), {"side": 12, "quantizer": "fsq", "codebook_size": 15}),
-    "bits": ("VQVAE", Schema.of((1, 40, 40), "binary"), {"side": 12, "codebook_size": 12}),
-    "two levels": ("VQVAE2", Schema.of((1, 54, 50), "uint8"), {"side": 16, "codebook_size": 12}),
-    "three levels": ("VQVAE2", Schema.of((1, 60, 60), "uint8"), {"side": 16, "levels": 3, "codebook_size": 12}),
+    "codes": ("VQVAE", Schema.of((3, 40, 36), "uint8"), {"grid_size": 12, "codebook_size": 12}),
+    "codes and alpha": ("VQVAE", Schema.of((4, 40, 36), "uint8"), {"grid_size": 12, "codebook_size": 12}),
+    "scalars": ("VQVAE", Schema.of((1, 41, 37), "uint8"), {"grid_size": 12, "quantizer": "fsq", "codebook_size": 15}),
+    "bits": ("VQVAE", Schema.of((1, 40, 40), "binary"), {"grid_size": 12, "codebook_size": 12}),
+    "two levels": ("VQVAE2", Schema.of((1, 54, 50), "uint8"), {"grid_size": 16, "codebook_size": 12}),
+    "three levels": ("VQVAE2", Schema.of((1, 60, 60), "uint8"), {"grid_size": 16, "levels": 3, "codebook_size": 12}),
     "pixel by pixel": (
         "VQVAE",
         Schema.of((1, 18, 16), "uint8"),
-        {"side": 8, "codebook_size": 12, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1},
+        {"grid_size": 8, "codebook_size": 12, "likelihood": "autoregressive", "pixel_width": 8, "pixel_depth": 1},
     ),
-    "vector": ("VAE", Schema.of((1, 16, 16), "uint8"), {"units": 5}),
-    "grid": ("VAE", Schema.of((1, 64, 64), "uint8"), {"units": 3, "latent": "grid"}),
+    "vector": ("VAE", Schema.of((1, 16, 16), "uint8"), {"latent_dim": 5}),
+    "grid": ("VAE", Schema.of((1, 64, 64), "uint8"), {"latent_dim": 3, "latent_layout": "grid"}),
 }  # fmt: skip
 OF_CODES = [name for name in MODELS if name not in ("vector", "grid")]
 
@@ -51,7 +53,7 @@ OF_CODES = [name for name in MODELS if name not in ("vector", "grid")]
 def made(name: str = "codes") -> Model:
     kind, schema, options = MODELS[name]
     torch.manual_seed(0)
-    model: Model = getattr(tessella, kind)(schema, **{**TINY, **options})
+    model: Model = make(getattr(tessella, kind), schema, **{**TINY, **options})
     model(examples(model, 24))  # in training mode codebooks start from data
     for parameter in model.parameters():  # fresh decoders hardly look at z
         parameter.data += (0.3 if "pixel" in name else 0.05) * torch.randn_like(parameter)
@@ -202,7 +204,7 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
     torch.manual_seed(0)
     options = {"width": 8, "depth": 1}
     shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
-    model.set_prior([kind(s, q.codebook_size, context_channels=c, **options).eval() for s, q, c in shapes])
+    model.set_prior([make(kind, s, q.codebook_size, context_channels=c, **options).eval() for s, q, c in shapes])
     x = examples(model, 1)[0]
     found = edit_picture(model, x, region_of(model), Inpaint(3), seed=5)
     for level in found.levels:
@@ -222,7 +224,7 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
 
 
 def test_a_uniform_fill_keeps_what_is_known() -> None:
-    prior, grids = UniformModule((2, 3, 3), 7), torch.arange(18).view(1, 2, 3, 3) % 7
+    prior, grids = Uniform().build((2, 3, 3), 7), torch.arange(18).view(1, 2, 3, 3) % 7
     known = grids % 2 == 0
     drawn = prior.inpaint(grids.expand(50, -1, -1, -1), known.expand(50, -1, -1, -1), Noise(0))
     assert (drawn[:, known[0]] == grids[known]).all()
@@ -347,7 +349,9 @@ def test_regions_that_cannot_be_are_refused(tmp_path: Path) -> None:
         edit_picture(model, x, torch.zeros(40, 36, dtype=torch.bool), SetCode(0))
     with raises("picture-too-small"):
         edit_picture(model, x[:, :2, :9], torch.ones(2, 9, dtype=torch.bool), SetCode(0))
-    rows = tessella.VQVAE(Schema.of((5,), Real(-3.0, 3.0)), width=8, depth=1, codebook_size=8).eval()
+    rows = tessella.VQVAE(
+        Schema.of((5,), Real(-3.0, 3.0)), width=8, depth=1, quantizer=EMAQuantizer(codebook_size=8)
+    ).eval()
     with raises("no-picture"):
         edit_picture(rows, torch.zeros(5), torch.ones(5, 1, dtype=torch.bool), SetCode(0))
 
@@ -359,9 +363,9 @@ def test_regions_that_cannot_be_are_refused(tmp_path: Path) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("edit")
     size = ("--steps", "20", "--batch-size", "32", "--width", "8", "--depth", "1", "--quiet")
-    train = ["train", "vqvae", "--data", "digits", *size, "--side", "4", "--codebook-size", "8"]
+    train = ["train", "vqvae", "--data", "digits", *size, "--grid-size", "4", "--codebook-size", "8"]
     assert main([*train, "--out", str(folder / "vq")]) == 0
-    assert main(["prior", str(folder / "vq"), "--kind", "pixelcnn", *size, "--class-conditional"]) == 0
+    assert main(["fit-prior", str(folder / "vq"), "--kind", "pixelcnn", *size, "--class-conditional"]) == 0
     assert main(["train", "vae", "--data", "digits", *size, "--out", str(folder / "vae")]) == 0
     return folder
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tessella.core.configs import LikelihoodConfig
 from tessella.core.entropy_coding import (
     TOTAL,
     AnsStack,
@@ -23,7 +24,8 @@ from tessella.core.outputs import Condition
 from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.registry import entries, names
-from tessella.likelihoods import likelihood_for
+from tessella.likelihoods.autoregressive import Autoregressive
+from tessella.likelihoods.logistic import LogisticMixture
 from tessella.likelihoods.shared import StoredValues
 
 LIKELIHOODS = [
@@ -186,7 +188,7 @@ def test_a_function_that_falls_is_taken_to_be_level() -> None:
 @pytest.mark.parametrize(("name", "values", "shape"), LIKELIHOODS)
 @pytest.mark.parametrize("size", [1.0, 30.0])
 def test_values_come_back_at_the_price_of_their_likelihood(name: str, values, shape, size: float) -> None:
-    likelihood = likelihood_for(Schema.of(shape, values), name).eval()
+    likelihood = LikelihoodConfig.chosen(name)().build(Schema.of(shape, values)).eval()
     with torch.inference_mode():
         drawing = likelihood(size * torch.randn(5, likelihood.parameter_channels, *shape[1:]))
         assert isinstance(drawing, StoredValues)
@@ -205,7 +207,7 @@ def test_values_come_back_at_the_price_of_their_likelihood(name: str, values, sh
 @pytest.mark.parametrize("log_scale", [-1e30, -7.0, 7.0, 1e30])
 @pytest.mark.parametrize("location", [-3.0, 0.1, 1e4, -1e30])
 def test_bytes_come_back_from_a_logistic_mixture_gone_wild(location: float, log_scale: float) -> None:
-    likelihood = likelihood_for(Schema.of((3, 16, 16), "uint8"), "logistic")
+    likelihood = LogisticMixture().build(Schema.of((3, 16, 16), "uint8"))
     k = 10
     parameters = torch.randn(1, likelihood.parameter_channels, 16, 16) * 100
     parameters[:, k : 4 * k], parameters[:, 4 * k : 7 * k] = location, log_scale
@@ -216,7 +218,7 @@ def test_bytes_come_back_from_a_logistic_mixture_gone_wild(location: float, log_
 
 
 def test_a_density_is_refused() -> None:
-    likelihood = likelihood_for(Schema.of((4,), Real(-9, 9), (0.0,), (1.0,)), "autoregressive")
+    likelihood = Autoregressive().build(Schema.of((4,), Real(-9, 9), (0.0,), (1.0,)))
     drawing = likelihood(torch.randn(2, likelihood.parameter_channels))
     with pytest.raises(SpecError, match="density"):
         drawing.code(SymbolEncoder(AnsStack()), torch.zeros(2, 4))
@@ -232,7 +234,7 @@ def test_codes_come_back_at_the_price_of_their_prior(kind: str, shape: tuple[int
     entry = next(e for e in entries("code-prior") if e.name == kind)
     conditions = {"context_channels": 2, "classes": 3} if seeing and kind != "uniform" else {}
     options = {} if kind == "uniform" else {"width": 8, "depth": 1}
-    prior = entry.load()(shape, 11, **conditions, **options).eval()
+    prior = entry.load()(**options).build(shape, 11, **conditions).eval()
     label = torch.tensor([0, 2, 1, 1]) if conditions else None
     context = torch.randn(4, 2, *shape[1:]) if conditions else None
     codes = torch.randint(0, 11, (4, *shape))
@@ -256,7 +258,7 @@ def test_a_masked_prior_tells_many_codes_in_few_looks(monkeypatch: pytest.Monkey
     from tessella.priors import masked
 
     monkeypatch.setattr(masked, "CODING_STEPS", 5)
-    prior = masked.MaskedTransformerModule((2, 4, 4), 6, width=8, depth=1).eval()
+    prior = masked.MaskedTransformer(width=8, depth=1).build((2, 4, 4), 6).eval()
     codes, steps = torch.randint(0, 6, (3, 2, 4, 4)), []
     with reporting(lambda at: steps.append(at.done)):
         words, _ = sent(lambda wire: prior.code(wire, 3, codes))

@@ -13,8 +13,9 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import tessella
+from making import make
 from tessella import Schema
-from tessella.bottlenecks.gaussian import DiagonalGaussianModule
+from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, bits_per_dim
@@ -23,11 +24,11 @@ from tessella.evaluation.bounds import evaluate
 from tessella.evaluation.results import Evaluation
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import reporting
-from tessella.likelihoods import FixedGaussianModule
+from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormalModule
+from tessella.priors.normal import StandardNormal
 
-SMALL = {"width": 8, "depth": 1, "units": 3}
+SMALL = {"width": 8, "depth": 1, "latent_dim": 3}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def digits():
 @pytest.fixture(scope="module")
 def vae(digits):
     torch.manual_seed(0)
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     for parameter in model.bottleneck.parameters():
         parameter.data.mul_(10)  # so that q is not the prior
     return model
@@ -77,7 +78,7 @@ def test_evaluating_leaves_the_model_and_the_global_generator_as_they_were(digit
 
 
 def test_an_autoencoder_has_no_bound(digits):
-    model = tessella.AE(digits.schema, **SMALL)
+    model = make(tessella.AE, digits.schema, **SMALL)
     e = evaluate(model, digits.split("test"))
     assert (e.rate, e.bound, e.bits_per_dim, e.importance_bound, e.kl_per_unit, e.active_units) == (None,) * 6
     assert e.distortion > 0
@@ -100,11 +101,11 @@ def test_collapse_is_judged_if_there_is_a_prior_and_it_is_wanted(digits, vae):
     without = evaluate(vae, digits.split("test"), collapse_examples=0)
     assert (without.collapse, without.notes) == (None, ())
     assert without.bound == e.bound
-    assert evaluate(tessella.AE(digits.schema, **SMALL), digits.split("test")).collapse is None
+    assert evaluate(make(tessella.AE, digits.schema, **SMALL), digits.split("test")).collapse is None
 
 
 def test_no_mean_is_drawn_where_that_takes_a_pass_over_all_pixels(digits, monkeypatch):
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     model.likelihood.sequential_mean = True
     monkeypatch.setattr(type(model), "reconstruct", None)
     e = evaluate(model, digits.split("test"), collapse_examples=0)
@@ -190,16 +191,16 @@ def linear():
     generator = torch.Generator().manual_seed(0)
     w, s = torch.randn(4, 2, generator=generator), 0.5
     covariance = torch.linalg.inv(torch.eye(2) + w.T @ w / s**2)
-    encoder, waist = AffineEncoder(covariance @ w.T / s**2), DiagonalGaussianModule((2,), 2)
+    encoder, waist = AffineEncoder(covariance @ w.T / s**2), DiagonalGaussian().build((2,), 2)
     with torch.no_grad():
         waist.head.weight.copy_(torch.cat([torch.eye(2), torch.zeros(2, 2)]))
         waist.head.bias.copy_(torch.cat([torch.tensor([0.1, -0.1]), covariance.diagonal().sqrt().log() + 0.2]))
     model = LatentVariableModel(
         "linear",
-        likelihood=FixedGaussianModule(Schema.of((4,), Real(-9, 9)), scale=s),
+        likelihood=FixedGaussian(scale=s).build(Schema.of((4,), Real(-9, 9))),
         encoder=encoder,
         bottleneck=waist,
-        prior=StandardNormalModule((2,)),
+        prior=StandardNormal().build((2,)),
         decoder=AffineDecoder(w),
     )
     x = torch.randn(200, 2, generator=generator) @ w.T + s * torch.randn(200, 4, generator=generator)
@@ -239,6 +240,6 @@ def test_the_importance_bound_needs_samples(linear):
 
 
 def test_labels_reach_a_conditional_model(digits):
-    model = tessella.CVAE(digits.schema, **SMALL)
+    model = make(tessella.CVAE, digits.schema, **SMALL)
     e = evaluate(model, digits.split("test"), importance_samples=2)
     assert np.isfinite([e.rate, e.distortion, e.importance_bound.nats]).all()

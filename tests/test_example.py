@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from making import make
 from tessella import VAE, Schema, TrainOptions, open_data
 from tessella.core.rng import Noise
 from tessella.data.raw import RawSplit, index_keys
@@ -40,7 +41,7 @@ def test_the_example_comes_to_the_bound_of_the_package() -> None:
         bounds["example"].append(sum(example.bound(example.train(train.float(), STEPS, seed), test.float())))
         torch.manual_seed(seed)
         size = {"width": example.WIDTH, "depth": example.DEPTH, "units": example.UNITS}
-        model = VAE(Schema.of((64,), "binary", center=(0.5,), scale=(0.5,)), **size)
+        model = make(VAE, Schema.of((64,), "binary", center=(0.5,), scale=(0.5,)), **size)
         loop.fit(model, split, TrainOptions(steps=STEPS, seed=seed, workers=0, device="cpu"))
         with torch.no_grad():
             draws = [model.eval()(test, noise=Noise(seed, k)).bound.double().mean() for k in range(10)]

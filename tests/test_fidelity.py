@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import tessella
+from making import make
 from tessella.cli import main
 from tessella.core.schema import Schema
 from tessella.core.tensors import read_tensors
@@ -230,7 +231,7 @@ def test_features_of_ones_own(digits) -> None:
 
 def test_an_autoencoder_has_no_samples(digits, looker: classifier.Classifier) -> None:
     with pytest.raises(SpecError, match="no prior"):
-        fidelity.measure(tessella.AE(digits.schema, width=8, depth=1, units=4), digits.split("test"), looker)
+        fidelity.measure(tessella.AE(digits.schema, width=8, depth=1, latent_dim=4), digits.split("test"), looker)
     with pytest.raises(DataError, match="at least 20 samples"):
         fidelity.sets(digits.split("valid"), 19)
 
@@ -268,8 +269,8 @@ def test_the_standard_fid_is_torchmetrics(monkeypatch: pytest.MonkeyPatch) -> No
 def runs(tmp_path_factory: pytest.TempPathFactory, digits, looker: classifier.Classifier) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     options = TrainOptions(steps=30)
-    for name, make in (("ae", tessella.AE), ("cvae", tessella.CVAE)):
-        model = make(digits.schema, width=8, depth=1, units=4)
+    for name, preset in (("ae", tessella.AE), ("cvae", tessella.CVAE)):
+        model = make(preset, digits.schema, width=8, depth=1, latent_dim=4)
         tessella.train(model, digits, folder / name, options, quiet=True)
         classifier.store(folder / name / classifier.FILE, looker, classifier.fingerprint(digits, "train"))
     return folder

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from making import make
 from tessella.cli import main
 from tessella.coding import coders, files
 from tessella.coding.container import Container
@@ -26,11 +27,10 @@ from tessella.core.schema import Schema
 from tessella.data.inputs import NamedBatch
 from tessella.foundation import output_folder
 from tessella.foundation.errors import DataError
-from tessella.foundation.registry import entries
 from tessella.models.base import Model
 
 WEIGHTS = Weights("run", "0" * 12, "uniform")
-TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--side", "4", "--codebook-size", "8")
+TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--grid-size", "4", "--codebook-size", "8")
 
 
 def noise(*shape: int, high: int = 256, kind: type = np.uint8) -> np.ndarray:
@@ -311,7 +311,7 @@ def _png(x: np.ndarray) -> bytes:
 def made(kind: str, schema: Schema, **options: Any) -> Model:
     torch.manual_seed(0)
     small = {"width": 8, "depth": 1} | options
-    return next(e for e in entries("model") if e.name == kind).load()(schema, **small).eval()
+    return make(kind, schema, **small).eval()
 
 
 def tell(model: Model, path: Path) -> str:

@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels).save(folder / "pics" / label / f"{number}.png")
     where = ("--data", str(folder / "pics"), "--out", str(folder / "run"))
     assert main(["train", "vqvae", *where, "--steps", "2", "--codebook-size", "8", *TINY]) == 0
-    assert main(["prior", str(folder / "run"), "--steps", "2", "--depth", "1", *TINY]) == 0
+    assert main(["fit-prior", str(folder / "run"), "--steps", "2", "--depth", "1", *TINY]) == 0
     return folder
 
 
@@ -74,8 +74,8 @@ def test_a_run_whose_data_has_moved_goes_on_where_it_is_told(
 
 def test_a_prior_whose_data_has_moved_goes_on_where_it_is_told(run: Path, refused: Refused) -> None:
     more = ("--resume", "--steps", "3", "--quiet")
-    assert OF_DATA in refused("prior", run, *more)
-    assert main(["prior", str(run), *more, "--data", str(run.parent / "elsewhere")]) == 0
+    assert OF_DATA in refused("fit-prior", run, *more)
+    assert main(["fit-prior", str(run), *more, "--data", str(run.parent / "elsewhere")]) == 0
     assert step(run / "priors" / "pixelcnn") == 3
 
 
@@ -101,7 +101,7 @@ def test_other_data_is_refused_with_its_counts_unless_it_is_asked_for(
             continue
         assert checkpoint.read_spec(run).data["examples"]["train"] == now
         shutil.rmtree(run / "priors")  # of other weights now
-        assert main(["prior", str(run), "--steps", "2", "--depth", "1", *TINY]) == 0
+        assert main(["fit-prior", str(run), "--steps", "2", "--depth", "1", *TINY]) == 0
         spec = fitted_priors.read_prior_spec(run / "priors" / "pixelcnn")
         data = {**spec.data, "fingerprint": "0" * 16, "examples": {**spec.data["examples"], "train": before}}
         fitted_priors.write_prior_spec(run / "priors" / "pixelcnn", replace(spec, data=data))

@@ -14,8 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import making
 import tessella
+from making import make
 from tessella import TrainOptions
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.core.tensors import read_tensors, write_tensors
@@ -26,9 +29,8 @@ from tessella.models.codes import CodeModel
 from tessella.priors.uniform import UniformModule
 from tessella.training import checkpoint, code_priors, fitted_priors, loop, prior_trainer
 from tessella.training import code_priors as fitting_codes
-from tessella.training.fit_prior import fit_prior
 
-SMALL = {"width": 8, "depth": 1, "codebook_size": 8, "side": 4}
+SMALL = {"width": 8, "depth": 1, "codebook_size": 8, "grid_size": 4}
 OPTIONS = TrainOptions(steps=8, batch_size=16, save_every=0.0)
 
 
@@ -42,7 +44,7 @@ def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small VQ-VAE, trained for a few steps."""
     torch.manual_seed(0)
     run = tmp_path_factory.mktemp("runs") / "vqvae"
-    model = tessella.VQVAE(digits.schema, **SMALL)
+    model = make(tessella.VQVAE, digits.schema, **SMALL)
     loop.train(model, digits, run, TrainOptions(steps=30, batch_size=32), quiet=True)
     return run
 
@@ -55,7 +57,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def fitted(run: Path, data: Data, kind: str = "pixelcnn", **more: Any) -> prior_trainer.FitResult:
     more = {"options": OPTIONS, "width": 8, "depth": 1, **more}
-    return fit_prior(run, data, kind, quiet=True, **more)
+    return making.fit(run, data, kind, quiet=True, **more)
 
 
 def loaded(run: Path, prior: str | None = None) -> CodeModel:
@@ -121,7 +123,7 @@ def test_each_kind_is_kept_and_is_itself_when_loaded(kind: str, run: Path, digit
 
 def test_levels_are_fitted_together_each_given_the_coarser_ones(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = tessella.VQVAE2(digits.schema, **{**SMALL, "side": 8})
+    model = make(tessella.VQVAE2, digits.schema, **{**SMALL, "grid_size": 8})
     loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     done = fitted(tmp_path / "run", digits)
     assert done.rate_before == pytest.approx((16 + 64) * np.log(8))
@@ -136,7 +138,13 @@ def test_levels_are_fitted_together_each_given_the_coarser_ones(digits: Data, tm
 
 
 def test_rows_of_codes_are_packed_and_unpacked() -> None:
-    model = tessella.VQVAE2(Schema.of((3, 20, 12), "uint8"), width=4, depth=1, codebook_size=9, codes=2, side=7)
+    model = tessella.VQVAE2(
+        Schema.of((3, 20, 12), "uint8"),
+        width=4,
+        depth=1,
+        grid_size=7,
+        quantizer=EMAQuantizer(codebook_size=9, codes_per_position=2),
+    )
     codes = model.eval().encode(torch.randint(0, 256, (3, 3, 20, 12), dtype=torch.uint8)).codes
     again = code_priors.unpacked(model, code_priors.packed(codes))
     assert all(torch.equal(a, b) for a, b in zip(again, codes, strict=True))
@@ -146,7 +154,7 @@ def test_vectors_have_priors_too(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "rows.csv", np.random.default_rng(0).normal(size=(300, 5)), delimiter=",")
     data = tessella.open_data(str(tmp_path / "rows.csv"))
     torch.manual_seed(0)
-    model = tessella.VQVAE(data.schema, width=8, depth=1, codebook_size=8, codes=3)
+    model = tessella.VQVAE(data.schema, width=8, depth=1, quantizer=EMAQuantizer(codebook_size=8, codes_per_position=3))
     loop.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
     for kind in ("pixelcnn", "transformer", "masked"):
         assert fitted(tmp_path / "run", data, kind).rate_before == pytest.approx(3 * np.log(8))
@@ -245,7 +253,7 @@ def test_cached_codes_are_the_models(run: Path, digits: Data) -> None:
 
 def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, digits: Data) -> None:
     torch.manual_seed(0)
-    model = tessella.VQVAE(digits.schema, **SMALL, draws=3)
+    model = make(tessella.VQVAE, digits.schema, **SMALL, draws=3)
     loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", digits)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
@@ -256,7 +264,7 @@ def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, dig
 def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> None:
     data = tessella.open_data("digits", binarize="dynamic")
     torch.manual_seed(0)
-    model = tessella.VQVAE(data.schema, **SMALL)
+    model = make(tessella.VQVAE, data.schema, **SMALL)
     loop.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", data)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
@@ -305,7 +313,7 @@ def test_a_prior_of_other_weights_is_refused_by_its_hash(run: Path, digits: Data
         loaded(run, "pixelcnn")
     with pytest.raises(RunError, match=f"{before}, now {after}.*--overwrite"):
         fitted(run, digits, resume=True)
-    with pytest.warns(UserWarning, match="tessella prior"):
+    with pytest.warns(UserWarning, match="tessella fit-prior"):
         model = loaded(run)
     assert not model.fitted
     fitted(run, digits, overwrite=True)
@@ -352,7 +360,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
 
 def test_a_run_without_codes_has_no_prior_over_them(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    vae = tessella.VAE(digits.schema, width=8, depth=1, units=2)
+    vae = tessella.VAE(digits.schema, width=8, depth=1, latent_dim=2)
     loop.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
     with pytest.raises(SpecError, match=r"no codes.*train a vqvae"):
         fitted(tmp_path / "run", digits)

@@ -15,8 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch.distributions import Independent, Normal
 
+import making
 import tessella
+from making import make
 from tessella import TrainOptions
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.cli import main
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
@@ -26,12 +29,12 @@ from tessella.evaluation.bounds import evaluate
 from tessella.foundation.errors import RunError, SpecError
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.flow import FlowPriorModule
-from tessella.priors.normal import StandardNormalModule
+from tessella.priors.normal import StandardNormal, StandardNormalModule
 from tessella.priors.standardised import Standardised
 from tessella.training import checkpoint, fitted_priors, latent_priors, loop, prior_trainer
 from tessella.training.fit_prior import fit_prior
 
-SMALL = {"width": 16, "depth": 1, "units": 4}
+SMALL = {"width": 16, "depth": 1, "latent_dim": 4}
 OPTIONS = TrainOptions(steps=8, batch_size=16, save_every=0.0)
 QUICK = {"options": OPTIONS, "width": 8, "flow_steps": 2}
 
@@ -45,10 +48,10 @@ def digits() -> Data:
 def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small models, trained for a moment."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, make in (("vae", tessella.VAE), ("ae", tessella.AE), ("cvae", tessella.CVAE)):
+    for name, preset in (("vae", tessella.VAE), ("ae", tessella.AE), ("cvae", tessella.CVAE)):
         torch.manual_seed(0)
         steps = TrainOptions(steps=120 if name == "vae" else 12, batch_size=32)
-        loop.train(make(digits.schema, **SMALL), digits, folder / name, steps, quiet=True)
+        loop.train(make(preset, digits.schema, **SMALL), digits, folder / name, steps, quiet=True)
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -59,7 +62,7 @@ def runs(trained: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
 
 
 def fitted(run: Path, data: Data, kind: str = "flow", **more: Any) -> prior_trainer.FitResult:
-    return fit_prior(run, data, kind, quiet=True, **{**QUICK, **more})
+    return making.fit(run, data, kind, quiet=True, **{**QUICK, **more})
 
 
 def loaded(run: Path, prior: str | None = None) -> LatentVariableModel:
@@ -88,7 +91,7 @@ def prefer(run: Path, kind: str, rate: float | None) -> None:
 @pytest.mark.parametrize("shape", [(3,), (2, 2, 3)])
 def test_the_scale_is_in_the_density(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    prior = Standardised(StandardNormalModule(shape), shape)
+    prior = Standardised(StandardNormal().build(shape), shape)
     mean, deviation = torch.randn(shape[0]), torch.rand(shape[0]) + 0.2
     prior.fit_scale(mean, deviation)
     spread = (-1, *[1] * (len(shape) - 1))
@@ -97,7 +100,7 @@ def test_the_scale_is_in_the_density(shape: tuple[int, ...]) -> None:
     z = torch.randn(7, *shape) * 3
     torch.testing.assert_close(prior(None).log_prob(z), truth.log_prob(z))
     # the change of volume is autograd's
-    base = StandardNormalModule(shape)(None)
+    base = StandardNormal().build(shape)(None)
     jacobian = torch.func.jacrev(lambda v: ((v - wide[0]) / wide[1]).flatten())(z[0]).reshape(z[0].numel(), -1)
     expected = base.log_prob((z[0] - wide[0]) / wide[1]) + torch.linalg.slogdet(jacobian).logabsdet
     torch.testing.assert_close(prior(None).log_prob(z[:1])[0], expected)
@@ -248,16 +251,16 @@ def test_examples_are_encoded_anew_where_posteriors_do_not_fit_in_memory(
     runs: Callable[[str], Path], digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = runs("vae")
-    kept = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, average=0.9))
+    kept = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, ema_decay=0.9))
     monkeypatch.setattr(latent_priors, "CACHED", 0)
-    anew = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, average=0.9), overwrite=True)
+    anew = fitted(run, digits, options=TrainOptions(steps=30, batch_size=32, ema_decay=0.9), overwrite=True)
     assert anew.rate == pytest.approx(kept.rate, rel=1e-4)  # the same draws; lots of another size are rounded otherwise
     assert anew.rate_before == pytest.approx(kept.rate_before, rel=1e-4)
 
 
 def test_a_posterior_that_is_not_normal_is_drawn_from_each_step(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    vae = tessella.VAE(digits.schema, **SMALL, posterior="flow")
+    vae = make(tessella.VAE, digits.schema, **SMALL, posterior="flow")
     loop.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
     assert latent_priors.splits_for(latent_priors.LatentPrior(vae), digits, "float32")["valid"] is digits.split("valid")
     done = fit_prior(tmp_path / "run", digits, "mixture", OPTIONS, components=3, quiet=True)
@@ -271,7 +274,7 @@ def test_a_posterior_that_is_not_normal_is_drawn_from_each_step(digits: Data, tm
 def test_data_that_is_drawn_anew_is_encoded_several_times(trained: dict[str, Path]) -> None:
     data = tessella.open_data("digits", binarize="dynamic")
     torch.manual_seed(0)
-    stage = latent_priors.LatentPrior(tessella.VAE(data.schema, **SMALL))
+    stage = latent_priors.LatentPrior(make(tessella.VAE, data.schema, **SMALL))
     split = latent_priors.splits_for(stage, data, "float32")["train"]
     at = np.arange(50)
     plain, first, again = split.batch(at), split.batch(at, Noise(0, 3)), split.batch(at, Noise(0, 3))
@@ -374,7 +377,7 @@ def test_a_prior_of_other_weights_is_refused(runs: Callable[[str], Path], digits
         loaded(run, "flow")
     with pytest.raises(RunError, match=f"{before}, now {after}.*--overwrite"):
         fitted(run, digits, resume=True)
-    with pytest.warns(UserWarning, match="tessella prior"):
+    with pytest.warns(UserWarning, match="tessella fit-prior"):
         assert isinstance(loaded(run).prior, StandardNormalModule)
 
 
@@ -410,7 +413,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
 
 def test_a_model_of_codes_has_no_prior_over_numbers(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    codes = tessella.VQVAE(digits.schema, width=8, depth=1, codebook_size=8, side=4)
+    codes = tessella.VQVAE(digits.schema, width=8, depth=1, grid_size=4, quantizer=EMAQuantizer(codebook_size=8))
     loop.train(codes, digits, tmp_path / "run", OPTIONS, quiet=True)
     with pytest.raises(SpecError, match=r"real numbers.*pixelcnn"):
         fit_prior(tmp_path / "run", digits, "flow", OPTIONS, quiet=True)
@@ -437,13 +440,13 @@ def test_commands_on_a_vae_with_a_prior(
     runs: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     run, size = runs("vae"), ("--steps", "8", "--batch-size", "16", "--width", "8")
-    assert main(["prior", str(run), "--kind", "flow", "--flow-steps", "2", *size]) == 0
+    assert main(["fit-prior", str(run), "--kind", "flow", "--flow-steps", "2", *size]) == 0
     said = capsys.readouterr().out
     assert "flow over the latents" in said
     assert "under the trained prior" in said
     prefer(run, "flow", -1.0)
-    assert main(["prior", str(run), "--kind", "flow", "--resume", "--steps", "10"]) == 0
-    assert "flow steps 2, not 3" in refused("prior", run, "--kind", "flow", "--resume", "--flow-steps", 3)
+    assert main(["fit-prior", str(run), "--kind", "flow", "--resume", "--steps", "10"]) == 0
+    assert "flow steps 2, not 3" in refused("fit-prior", run, "--kind", "flow", "--resume", "--flow-steps", 3)
     prefer(run, "flow", -1.0)
     picture = str(tmp_path / "p.png")
     for command in (["sample", "-n", "4"], ["interpolate", "0", "1"], ["traverse", "0", "--dimensions", "2"]):
@@ -472,12 +475,15 @@ def test_commands_on_an_autoencoder_with_a_prior(
 ) -> None:
     run, picture = runs("ae"), str(tmp_path / "p.png")
     assert "has no prior" in refused("sample", run, "-o", picture)
-    assert main(["prior", str(run), "--kind", "flow", "--steps", "8", "--batch-size", "16", "--class-conditional"]) == 0
+    assert (
+        main(["fit-prior", str(run), "--kind", "flow", "--steps", "8", "--batch-size", "16", "--class-conditional"])
+        == 0
+    )
     assert "no rate" in capsys.readouterr().out
     assert main(["sample", str(run), "-n", "20", "-o", picture]) == 0
     assert "rows, top to bottom: 0, 1, 2" in capsys.readouterr().out
     small = ("--steps", "6", "--batch-size", "16", "--width", "8", "--depth", "1", "--quiet")
-    assert main(["prior", str(run), "--kind", "diffusion", *small, "--class-conditional"]) == 0
+    assert main(["fit-prior", str(run), "--kind", "diffusion", *small, "--class-conditional"]) == 0
     drawn = []
     for guidance in ("1", "3"):
         options = ("--prior", "diffusion", "--steps", "3", "--guidance", guidance)
@@ -491,6 +497,6 @@ def test_commands_on_an_autoencoder_with_a_prior(
     assert "<h2>Samples</h2>" in page
     assert "no bound and no bits per dimension" in page
     assert "needs a label" in refused("compress", run, "0", "--prior", "flow", "-o", tmp_path / "z.tes")
-    assert main(["prior", str(run), "--kind", "flow", "--steps", "8", "--overwrite", "--quiet"]) == 0
+    assert main(["fit-prior", str(run), "--kind", "flow", "--steps", "8", "--overwrite", "--quiet"]) == 0
     assert "has no rate" in refused("compress", run, "0", "-o", tmp_path / "z.tes")
     assert "has no prior" in refused("compress", run, "0", "--prior", "trained", "-o", tmp_path / "z.tes")

@@ -20,9 +20,10 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import tessella
+from making import make
 from tessella import Schema
-from tessella.bottlenecks.flow import FlowPosteriorModule
-from tessella.bottlenecks.gaussian import DiagonalGaussianModule
+from tessella.bottlenecks.flow import FlowPosterior
+from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
@@ -32,11 +33,11 @@ from tessella.data import Split
 from tessella.evaluation import annealing, gap, per_example_posterior
 from tessella.evaluation.results import GapConfig, GapEvaluation
 from tessella.foundation.errors import SpecError
-from tessella.likelihoods import FixedGaussianModule
+from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormalModule
+from tessella.priors.normal import StandardNormal
 
-SMALL = {"width": 8, "depth": 1, "units": 3}
+SMALL = {"width": 8, "depth": 1, "latent_dim": 3}
 
 
 class Linear(nn.Module):
@@ -66,17 +67,17 @@ class Known:
         w = torch.randn(dims, units, generator=generator)
         precision = torch.eye(units) + w.T @ w / s**2
         covariance = torch.linalg.inv(precision)
-        waist = DiagonalGaussianModule((units,), units)
+        waist = DiagonalGaussian().build((units,), units)
         with torch.no_grad():
             waist.head.weight.copy_(torch.cat([torch.eye(units), torch.zeros(units, units)]))
             deviation = precision.diagonal().rsqrt()
             waist.head.bias.copy_(torch.cat([off * deviation, deviation.log() + off]))
         self.model = LatentVariableModel(
             "linear",
-            likelihood=FixedGaussianModule(Schema.of((dims,), Real(-9, 9)), scale=s),
+            likelihood=FixedGaussian(scale=s).build(Schema.of((dims,), Real(-9, 9))),
             encoder=LinearEncoder(covariance @ w.T / s**2),
             bottleneck=waist,
-            prior=StandardNormalModule((units,)),
+            prior=StandardNormal().build((units,)),
             decoder=LinearDecoder(w),
         )
         self.evidence = MultivariateNormal(torch.zeros(dims), w @ w.T + s**2 * torch.eye(dims))
@@ -216,7 +217,7 @@ def test_an_optimised_flow_closes_most_of_it_and_stays_a_bound(known):
 def test_a_flow_posterior_is_freed_from_where_the_encoder_put_it(known):
     """Of correlated numbers it misses less than any Gaussian of independent ones, and stays a bound."""
     torch.manual_seed(0)
-    flow = FlowPosteriorModule((3,), 3, flow_steps=2, width=32, context=16)
+    flow = FlowPosterior(flow_steps=2).build((3,), 3, width=32, context=16)
     flow.base.load_state_dict(known.model.bottleneck.state_dict())
     model = Known(3, 6, 0.7, off=0.4).model
     model.bottleneck = flow
@@ -349,7 +350,7 @@ def test_steps_double_until_the_bracket_is_narrow(known, monkeypatch, quick):
 @pytest.mark.parametrize("options", [{"posterior": "flow", "flow_steps": 1}, {"prior": "vamp", "components": 4}])
 def test_richer_posteriors_and_priors_are_measured_alike(digits, options, quick):
     torch.manual_seed(0)
-    model = tessella.VAE(digits.schema, **SMALL, **options)
+    model = make(tessella.VAE, digits.schema, **SMALL, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = gap.measure(model, digits.split("test"), GapConfig(examples=6, chains=2, steps=2))
@@ -359,7 +360,7 @@ def test_richer_posteriors_and_priors_are_measured_alike(digits, options, quick)
 
 def test_a_conditional_model_is_measured_given_its_labels(digits, quick):
     torch.manual_seed(0)
-    model = tessella.CVAE(digits.schema, **SMALL)
+    model = make(tessella.CVAE, digits.schema, **SMALL)
     found = gap.measure(model, digits.split("test"), GapConfig(examples=6, chains=2, steps=4))
     assert math.isfinite(found.total.nats)
 
@@ -384,10 +385,10 @@ def test_a_flow_has_no_gap():
 def test_a_model_without_a_bound_has_no_gap(digits):
     split = digits.split("test")
     with pytest.raises(SpecError, match="has no bound"):
-        gap.measure(tessella.AE(digits.schema, **SMALL), split)
+        gap.measure(make(tessella.AE, digits.schema, **SMALL), split)
     with pytest.raises(SpecError, match="codes"):
         gap.measure(tessella.VQVAE(digits.schema, width=8, depth=1), split)
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     model.prior.exact = False
     with pytest.raises(SpecError, match="bound on log p"):
         gap.measure(model, split)
@@ -407,7 +408,7 @@ def test_numbers_that_make_no_sense_are_refused(known, wrong):
 
 def test_the_command_keeps_what_it_finds_and_the_page_shows_it(tmp_path: Path, capsys, quick) -> None:
     run = tmp_path / "run"
-    small = ["--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--units", "3", "--quiet"]
+    small = ["--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--latent-dim", "3", "--quiet"]
     assert main(["train", "vae", "--data", "digits", "--binarize", "static", "--out", str(run), *small]) == 0
     measured = ["inference-gap", str(run), "--examples", "4", "--chains", "2", "--steps", "8"]
     assert main(measured) == 0
@@ -428,7 +429,7 @@ def test_the_command_keeps_what_it_finds_and_the_page_shows_it(tmp_path: Path, c
 
 def test_the_command_refuses_in_one_line_and_keeps_nothing(tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
-    small = ["--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--units", "3", "--quiet"]
+    small = ["--steps", "3", "--batch-size", "8", "--width", "8", "--depth", "1", "--latent-dim", "3", "--quiet"]
     assert main(["train", "ae", "--data", "digits", "--out", str(run), *small]) == 0
     capsys.readouterr()
     assert main(["inference-gap", str(run)]) == 2

@@ -2,8 +2,8 @@
 
     TESSELLA_GOLDEN=write pytest tests/test_golden.py
 
-writes the helps anew. The figures are kept, for they are what the first edition computed; times, wordings and places
-are left out of the comparison.
+writes the helps anew. The figures are kept: the first edition computed them. Times, wordings and places are
+left out of the comparison.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOLERANCE = 2e-3
 OTHER = ("seconds", "notes", "run", "best", "classifier", "values", "contents", "passed_over", "not_ranked", "data")
 """Keys of times, words, places and names."""
 SMALL = "--data digits --quiet --steps 20 --batch-size 16 --width 8 --depth 1 --seed 1"
-MODELS = {"vae": "--units 3", "ae": "--units 3", "vqvae": "--side 4 --codebook-size 16"}
+MODELS = {"vae": "--latent-dim 3", "ae": "--latent-dim 3", "vqvae": "--grid-size 4 --codebook-size 16"}
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 SMALL = ["--steps", "3", "--width", "16", "--depth", "1", "--quiet"]
 CPU = torch.device("cpu")
-CODES = ["--side", "4", "--codebook-size", "16"]
+CODES = ["--grid-size", "4", "--codebook-size", "16"]
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run of every family, trained on the card."""
     home = tmp_path_factory.mktemp("gpu")
     for name, options in (
-        ("vae", ["--units", "4"]), ("cvae", ["--units", "4"]), ("ae", ["--units", "4"]), ("flow", []),
+        ("vae", ["--latent-dim", "4"]), ("cvae", ["--latent-dim", "4"]), ("ae", ["--latent-dim", "4"]), ("flow", []),
         ("diffusion", []), ("vqvae", CODES),
     ):  # fmt: skip
         words = ["train", name, "--data", "digits", "--out", str(home / name), *SMALL, *options, "--device", "cuda"]
         assert cli.main(words) == 0
     for kind in ("pixelcnn", "transformer", "masked"):
-        assert cli.main(["prior", str(home / "vqvae"), "--kind", kind, *SMALL, "--device", "cuda"]) == 0
+        assert cli.main(["fit-prior", str(home / "vqvae"), "--kind", kind, *SMALL, "--device", "cuda"]) == 0
     return home
 
 
@@ -111,7 +111,7 @@ def test_bfloat16_and_channels_last(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
     np.savez(tmp_path / "x.npz", x=x)
     data = tessella.open_data(str(tmp_path / "x.npz"))
-    model = tessella.VAE(data.schema, width=16, depth=1, units=4)
+    model = tessella.VAE(data.schema, width=16, depth=1, latent_dim=4)
     options = TrainOptions(steps=3, batch_size=16, precision="bfloat16", device="cuda")
     tessella.train(model, data, tmp_path / "run", options, quiet=True)
     assert model.device.type == "cuda"
@@ -124,7 +124,7 @@ def test_bfloat16_and_channels_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["pixelcnn", "transformer"])
 def test_cached_sampling_equals_uncached(kind: str) -> None:
     torch.manual_seed(0)
-    prior = find("code-prior", kind).load()((2, 4, 4), 7, width=16, depth=2).eval().cuda()
+    prior = find("code-prior", kind).load()(width=16, depth=2).build((2, 4, 4), 7).eval().cuda()
     codes = prior.sample(3, Noise(0))
     uniform = Noise(0).uniform(3, 2, 4, 4, device=codes.device).flatten(2)
     with torch.no_grad():

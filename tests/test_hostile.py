@@ -23,7 +23,7 @@ from tessella.cli import main
 from tessella.core.tensors import read_tensors, write_tensors
 from tessella.foundation import files, validation
 from tessella.foundation.errors import RunError
-from tessella.models.spec import ModelOptions, Spec
+from tessella.models.spec import ModelConfig, Spec
 from tessella.training import checkpoint
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -44,7 +44,7 @@ def harness() -> ModuleType:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a model of codes."""
     run = tmp_path_factory.mktemp("sound") / "run"
-    words = ("train", "vqvae", "--data", "digits", "--side", "2", "--codebook-size", "8", "--out", str(run), *TINY)
+    words = ("train", "vqvae", "--data", "digits", "--grid-size", "2", "--codebook-size", "8", "--out", str(run), *TINY)
     assert main(list(words)) == 0
     return run
 
@@ -132,7 +132,7 @@ def test_every_field_of_a_specification_is_checked_by_its_type(sound: Path) -> N
             holder[key] = strange
             with suppress(RunError):
                 spec = Spec.from_json(json.dumps(whole), "spec.json")  # then it is what the annotation says
-                assert validation.fitted(ModelOptions, json.loads(spec.to_json())["options"]) == spec.options
+                assert validation.fitted(ModelConfig, json.loads(spec.to_json())["config"]) == spec.config
         holder[key] = kept
 
 

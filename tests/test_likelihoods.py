@@ -14,19 +14,21 @@ from scipy.stats import chi2
 from torch import Tensor
 from torch.nn import functional as F
 
+from expect import raises
+from tessella.core.configs import LikelihoodConfig
 from tessella.core.schema import NAMED, Real, Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import entries, find
 from tessella.likelihoods import (
     BernoulliModule,
-    CategoricalModule,
-    FixedGaussianModule,
     GaussianModule,
     LogisticMixtureModule,
     initial_bias,
     likelihood_for,
     logistic,
 )
+from tessella.likelihoods.independent import Bernoulli, Categorical, FixedGaussian, Gaussian
+from tessella.likelihoods.logistic import LogisticMixture
 from tessella.likelihoods.shared import by_position
 
 PICTURE, VECTOR = (3, 4, 5), (6,)
@@ -61,7 +63,7 @@ def random_parameters(likelihood, batch: int = 4, dtype: torch.dtype = torch.flo
 
 
 def logistic_mixture(channels: int, mixtures: int) -> LogisticMixtureModule:
-    return LogisticMixtureModule(Schema.of((channels, 1, 1), "uint8"), mixtures)
+    return LogisticMixture(components=mixtures).build(Schema.of((channels, 1, 1), "uint8"))
 
 
 def all_bytes(channels: int) -> Tensor:
@@ -118,7 +120,7 @@ def chi_square(draws: Tensor, probability: Tensor) -> float:
 @pytest.mark.parametrize(("name", "values", "shape"), CASES)
 def test_keeps_the_contract(name: str, values: str, shape: tuple[int, ...]) -> None:
     schema = schema_of(values, shape)
-    likelihood = likelihood_for(schema, name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema)
     parameters = random_parameters(likelihood).requires_grad_()
     distribution = likelihood(parameters)
     assert distribution.batch_shape == (4,)
@@ -150,7 +152,7 @@ def test_keeps_the_contract(name: str, values: str, shape: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize(("name", "values", "shape"), CASES)
 def test_positions_add_up_and_each_says_its_own(name: str, values: str, shape: tuple[int, ...]) -> None:
-    likelihood = likelihood_for(schema_of(values, shape), name).eval()
+    likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, shape)).eval()
     distribution = likelihood(random_parameters(likelihood))
     x = distribution.sample()
     each = by_position(distribution, x)
@@ -174,7 +176,7 @@ def test_positions_add_up_and_each_says_its_own(name: str, values: str, shape: t
 @pytest.mark.parametrize(("name", "values", "shape"), CLOSED)
 def test_gradient(name: str, values: str, shape: tuple[int, ...]) -> None:
     small = (2, 1, 2) if len(shape) == 3 else (2,)
-    likelihood = likelihood_for(schema_of(values, small), name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, small))
     parameters = random_parameters(likelihood, 2, torch.float64)
     x = likelihood(parameters).sample()
     parameters.requires_grad_()
@@ -184,7 +186,7 @@ def test_gradient(name: str, values: str, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(("name", "values", "shape"), CLOSED)
 def test_autocast_changes_no_digit(name: str, values: str, shape: tuple[int, ...]) -> None:
-    likelihood = likelihood_for(schema_of(values, shape), name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, shape))
     half = random_parameters(likelihood).bfloat16()
     distribution = likelihood(half.float())
     x = distribution.sample()
@@ -197,7 +199,7 @@ def test_autocast_changes_no_digit(name: str, values: str, shape: tuple[int, ...
 
 @pytest.mark.parametrize(("name", "values", "shape"), [case for case in CASES if case.values[2] == PICTURE])
 def test_memory_layout_changes_no_digit(name: str, values: str, shape: tuple[int, ...]) -> None:
-    likelihood = likelihood_for(schema_of(values, shape), name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, shape))
     parameters = random_parameters(likelihood)
     x = likelihood(parameters).sample()
     last = likelihood(parameters.contiguous(memory_format=torch.channels_last))
@@ -208,7 +210,7 @@ def test_memory_layout_changes_no_digit(name: str, values: str, shape: tuple[int
 
 @pytest.mark.parametrize(("name", "values", "shape"), CASES)
 def test_wrong_number_of_parameters_is_named(name: str, values: str, shape: tuple[int, ...]) -> None:
-    likelihood = likelihood_for(schema_of(values, shape), name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, shape))
     channels = likelihood.parameter_channels
     with pytest.raises(ValueError, match=f"must have {channels} outputs"):
         likelihood(torch.zeros(2, channels + 1, *shape[1:]))
@@ -220,7 +222,7 @@ def test_wrong_number_of_parameters_is_named(name: str, values: str, shape: tupl
 def test_pictures_of_another_size_are_what_a_likelihood_of_that_size_says(
     name: str, values: str, shape: tuple[int, ...]
 ) -> None:
-    trained, other = (likelihood_for(schema_of(values, s), name) for s in (shape, (shape[0], 7, 6)))
+    trained, other = (LikelihoodConfig.chosen(name)().build(schema_of(values, s)) for s in (shape, (shape[0], 7, 6)))
     other.load_state_dict(trained.state_dict())
     parameters = random_parameters(other, 2)
     drawing, expected = trained(parameters), other(parameters)
@@ -238,14 +240,14 @@ def test_values_it_is_no_distribution_of_are_refused(name: str, values: str, sha
     for other in kinds:
         if other not in find("likelihood", name).values:
             with pytest.raises(SpecError, match=f"--likelihood {NAMED[other].default_likelihood}") as caught:
-                likelihood_for(schema_of(other, shape), name)
+                LikelihoodConfig.chosen(name)().build(schema_of(other, shape))
             assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "values", "shape"), CLOSED)
 def test_initial_bias_is_a_fair_start(name: str, values: str, shape: tuple[int, ...]) -> None:
     schema = schema_of(values, shape)
-    likelihood = likelihood_for(schema, name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema)
     bias = initial_bias(likelihood)
     assert bias is not None
     assert bias.shape == (likelihood.parameter_channels,)
@@ -268,34 +270,30 @@ def test_default_likelihoods() -> None:
     assert isinstance(likelihood_for(Schema.of(PICTURE, "binary")), BernoulliModule)
     assert isinstance(likelihood_for(Schema.of(PICTURE, "uint8")), LogisticMixtureModule)
     assert isinstance(likelihood_for(Schema.of(PICTURE, "real")), GaussianModule)
-    assert likelihood_for(Schema.of(PICTURE, "uint8"), mixtures=3).parameter_channels == 30
+    assert likelihood_for(Schema.of(PICTURE, "uint8"), LogisticMixture(components=3)).parameter_channels == 30
 
 
 def test_refusals_are_one_line() -> None:
     grey = Schema.of((1, 8, 8), "uint8")
     with pytest.raises(SpecError, match="holds 8-bit values: add --binarize dynamic, or use --likelihood logistic"):
-        BernoulliModule(grey)
-    with pytest.raises(SpecError, match="no likelihood is called 'poisson'"):
-        likelihood_for(grey, "poisson")
-    with pytest.raises(SpecError, match="no option colour; its options: mixtures"):
-        likelihood_for(grey, colour=3)
-    with pytest.raises(SpecError, match="its options: none"):
-        likelihood_for(grey, "categorical", mixtures=3)
+        Bernoulli().build(grey)
+    with raises("no-such-part", kind="likelihood", name="poisson"):
+        LikelihoodConfig.chosen("poisson")
     with pytest.raises(SpecError, match="1 to 4 channels, not 5"):
-        LogisticMixtureModule(Schema.of((5, 8, 8), "uint8"))
+        LogisticMixture().build(Schema.of((5, 8, 8), "uint8"))
     with pytest.raises(SpecError, match="at least one"):
-        LogisticMixtureModule(grey, mixtures=0)
-    with pytest.raises(SpecError, match="must be positive"):
-        FixedGaussianModule(Schema.of(VECTOR, "real"), scale=0.0)
+        LogisticMixture(components=0).build(grey)
+    with pytest.raises(SpecError, match="scale must be at least"):
+        FixedGaussian(scale=0.0).build(Schema.of(VECTOR, "real"))
     with pytest.raises(SpecError, match="center has 2 numbers"):
-        GaussianModule(Schema.of(VECTOR, "real", center=(0.0, 1.0)))
+        Gaussian().build(Schema.of(VECTOR, "real", center=(0.0, 1.0)))
 
 
 # Bernoulli and categorical
 
 
 def test_bernoulli_sums_to_one() -> None:
-    likelihood = BernoulliModule(Schema.of((8,), "binary"))
+    likelihood = Bernoulli().build(Schema.of((8,), "binary"))
     every = torch.cartesian_prod(*[torch.arange(2)] * 8)
     for size in (1.0, 30.0, 1000.0):
         logits = torch.randn(1, 8) * size
@@ -305,7 +303,7 @@ def test_bernoulli_sums_to_one() -> None:
 
 
 def test_categorical_sums_to_one() -> None:
-    likelihood = CategoricalModule(Schema.of((1, 1, 1), "uint8"))
+    likelihood = Categorical().build(Schema.of((1, 1, 1), "uint8"))
     for size in (1.0, 30.0, 1000.0):
         nats = likelihood((torch.randn(1, 256, 1, 1) * size).expand(256, -1, 1, 1)).log_prob(all_bytes(1))
         assert nats.isfinite().all()
@@ -314,7 +312,7 @@ def test_categorical_sums_to_one() -> None:
 
 def test_categorical_layout_sampler_and_mean() -> None:
     """False alarms: 1e-4 for each of 2 values."""
-    likelihood = CategoricalModule(Schema.of((2,), "uint8"))
+    likelihood = Categorical().build(Schema.of((2,), "uint8"))
     parameters = torch.randn(1, 512) * 2
     probability = parameters.view(256, 2).softmax(0)
     distribution = likelihood(parameters)
@@ -326,7 +324,7 @@ def test_categorical_layout_sampler_and_mean() -> None:
 
 def test_bernoulli_sampler_and_mean() -> None:
     """False alarms: 1e-4 for each of 3 values."""
-    distribution = BernoulliModule(Schema.of((3,), "binary"))(torch.tensor([[-2.0, 0.0, 1.0]]))
+    distribution = Bernoulli().build(Schema.of((3,), "binary"))(torch.tensor([[-2.0, 0.0, 1.0]]))
     draws = distribution.sample((20_000,))[:, 0].long()
     for d, p in enumerate(distribution.mean[0]):
         assert chi_square(draws[:, d], torch.stack([1 - p, p])) > FALSE_ALARM
@@ -362,7 +360,7 @@ def test_logistic_summed_over_its_last_channel_is_the_one_of_the_others(channels
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_logistic_is_its_formula(channels: int) -> None:
-    likelihood = LogisticMixtureModule(Schema.of((channels, 4, 8), "uint8"), 3)
+    likelihood = LogisticMixture(components=3).build(Schema.of((channels, 4, 8), "uint8"))
     parameters = random_parameters(likelihood, 3, torch.float64) / 2  # or the formula as it stands takes log 0
     x = torch.randint(0, 256, (3, channels, 4, 8), dtype=torch.uint8)
     x[:, :, 0] = 0
@@ -379,7 +377,7 @@ def test_logistic_is_its_formula(channels: int) -> None:
 
 
 def test_logistic_gradient_at_the_edges_and_beyond_the_clamps() -> None:
-    likelihood = LogisticMixtureModule(Schema.of((3, 1, 4), "uint8"), 2)
+    likelihood = LogisticMixture(components=2).build(Schema.of((3, 1, 4), "uint8"))
     parameters = random_parameters(likelihood, 1, torch.float64)
     parameters[:, 8:14, :, 2] = -9
     parameters[:, 8:14, :, 3] = 9
@@ -409,7 +407,7 @@ def test_logistic_is_finite_and_never_above_zero_for_extreme_parameters() -> Non
 
 
 def test_logistic_in_pieces_gives_the_same_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    likelihood = LogisticMixtureModule(Schema.of((3, 8, 8), "uint8"), 3)
+    likelihood = LogisticMixture(components=3).build(Schema.of((3, 8, 8), "uint8"))
     parameters = random_parameters(likelihood, 5).requires_grad_()
     x = likelihood(parameters).sample()
     results = []
@@ -427,7 +425,7 @@ def test_logistic_in_pieces_gives_the_same_digits(monkeypatch: pytest.MonkeyPatc
 def test_logistic_gradient_in_the_decoders_precision_and_layout(
     dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    likelihood = LogisticMixtureModule(Schema.of(PICTURE, "uint8"), 3)
+    likelihood = LogisticMixture(components=3).build(Schema.of(PICTURE, "uint8"))
     parameters = random_parameters(likelihood).to(dtype, memory_format=layout).requires_grad_()
     exact = parameters.detach().float().contiguous().requires_grad_()
     x = likelihood(exact).sample()
@@ -443,8 +441,8 @@ def test_logistic_gradient_in_the_decoders_precision_and_layout(
 
 def test_logistic_vector_is_a_picture_of_one_channel() -> None:
     vector, picture = (
-        LogisticMixtureModule(Schema.of((6,), "uint8"), 4),
-        LogisticMixtureModule(Schema.of((1, 2, 3), "uint8"), 4),
+        LogisticMixture(components=4).build(Schema.of((6,), "uint8")),
+        LogisticMixture(components=4).build(Schema.of((1, 2, 3), "uint8")),
     )
     assert vector.parameter_channels == 3 * 4 * 6
     parameters = torch.randn(2, 12, 2, 3)
@@ -488,7 +486,7 @@ def test_logistic_mean_is_the_expectation() -> None:
 
 def test_logistic_mean_of_three_channels_is_the_mean_of_draws() -> None:
     """False alarms: 6e-5 for each of 36 means, 2e-3 in all."""
-    likelihood = LogisticMixtureModule(Schema.of((3, 3, 4), "uint8"), 4)
+    likelihood = LogisticMixture(components=4).build(Schema.of((3, 3, 4), "uint8"))
     parameters = random_parameters(likelihood, 1) * 0.3
     parameters[:, 16:28] -= 3.5
     distribution = likelihood(parameters)
@@ -503,7 +501,7 @@ def test_logistic_mean_of_three_channels_is_the_mean_of_draws() -> None:
 @pytest.mark.parametrize("name", ["gaussian", "gaussian-fixed"])
 def test_gaussians_are_densities_of_the_stored_values(name: str) -> None:
     schema = Schema.of((1, 1, 1), Real(-100, 100), (30.0,), (7.0,))
-    likelihood = likelihood_for(schema, name)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema)
     parameters = torch.tensor([0.4, -1.0])[: likelihood.parameter_channels].view(1, -1, 1, 1).double()
     grid = torch.linspace(-100, 160, 20_001, dtype=torch.float64)
     density = likelihood(parameters.expand(len(grid), -1, 1, 1)).log_prob(grid.view(-1, 1, 1, 1)).exp()
@@ -517,29 +515,29 @@ def test_standardised_by_channel_and_feature() -> None:
     for shape in (PICTURE, VECTOR):
         schema = schema_of("real", shape)
         x = torch.randn(2, *shape)
-        network = GaussianModule(schema).to_network(x)
+        network = Gaussian().build(schema).to_network(x)
         for i in range(shape[0]):
             torch.testing.assert_close(network[:, i], (x[:, i] - schema.center[i]) / schema.scale[i])
-    one = GaussianModule(Schema.of(PICTURE, "real", center=(2.0,), scale=(4.0,)))
+    one = Gaussian().build(Schema.of(PICTURE, "real", center=(2.0,), scale=(4.0,)))
     torch.testing.assert_close(one.to_network(torch.full((1, *PICTURE), 6.0)), torch.ones(1, *PICTURE))
 
 
 def test_constant_feature_is_left_in_its_units() -> None:
-    likelihood = GaussianModule(Schema.of((2,), "real", center=(0.0, 5.0), scale=(1.0, 0.0)))
+    likelihood = Gaussian().build(Schema.of((2,), "real", center=(0.0, 5.0), scale=(1.0, 0.0)))
     x = torch.tensor([[1.0, 5.0]])
     assert likelihood.to_network(x).tolist() == [[1.0, 0.0]]
     assert likelihood(torch.zeros(1, 4)).log_prob(x).isfinite().all()
 
 
 def test_gaussian_scale_has_a_floor() -> None:
-    likelihood = GaussianModule(Schema.of((1,), "real", center=(0.0,), scale=(50.0,)))
+    likelihood = Gaussian().build(Schema.of((1,), "real", center=(0.0,), scale=(50.0,)))
     for log_scale in (-1e4, -1e30):
         assert abs(likelihood(torch.tensor([[0.0, log_scale]])).stddev.item() - 0.05) < 1e-6
     assert likelihood(torch.tensor([[0.0, 1e30]])).log_prob(torch.zeros(1, 1)).isfinite().all()
 
 
 def test_fixed_gaussian_is_squared_error() -> None:
-    likelihood = FixedGaussianModule(Schema.of((5,), "real", scale=(2.0,)), scale=0.5)
+    likelihood = FixedGaussian(scale=0.5).build(Schema.of((5,), "real", scale=(2.0,)))
     assert not list(likelihood.parameters())
     x, parameters = torch.randn(3, 5), torch.randn(3, 5)
     squared = (x - 2 * parameters).square().sum(1) / 2
@@ -547,7 +545,7 @@ def test_fixed_gaussian_is_squared_error() -> None:
 
 
 def test_fixed_gaussian_learns_the_root_mean_squared_error() -> None:
-    likelihood = FixedGaussianModule(Schema.of((50,), "real"))
+    likelihood = FixedGaussian().build(Schema.of((50,), "real"))
     assert likelihood.log_scale is not None
     x = 0.3 * torch.randn(40, 50)
     with torch.no_grad():
@@ -560,15 +558,15 @@ def test_fixed_gaussian_learns_the_root_mean_squared_error() -> None:
 
 
 def test_network_units() -> None:
-    grey = LogisticMixtureModule(Schema.of((3,), "uint8"))
+    grey = LogisticMixture().build(Schema.of((3,), "uint8"))
     torch.testing.assert_close(
         grey.to_network(torch.tensor([[0, 255, 51]], dtype=torch.uint8)), torch.tensor([[-1.0, 1.0, -0.6]])
     )
-    bits = BernoulliModule(Schema.of((2,), "binary"))
+    bits = Bernoulli().build(Schema.of((2,), "binary"))
     assert bits.to_network(torch.tensor([[0, 1]], dtype=torch.uint8)).tolist() == [[-1.0, 1.0]]
 
 
 def test_bernoulli_is_the_cross_entropy() -> None:
     logits, x = torch.randn(4, *PICTURE), torch.randint(0, 2, (4, *PICTURE), dtype=torch.uint8)
     nats = F.binary_cross_entropy(logits.sigmoid(), x.float(), reduction="none").sum((1, 2, 3))
-    torch.testing.assert_close(BernoulliModule(Schema.of(PICTURE, "binary"))(logits).log_prob(x), -nats)
+    torch.testing.assert_close(Bernoulli().build(Schema.of(PICTURE, "binary"))(logits).log_prob(x), -nats)

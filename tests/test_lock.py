@@ -18,7 +18,7 @@ import pytest
 from tessella.cli import main
 from tessella.foundation.errors import RunError
 from tessella.training import checkpoint
-from tessella.training.lock import held
+from tessella.training.processes import held
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = ("train", "vae", "--data", "digits", "--steps", "2", "--width", "8", "--quiet", "--out")
@@ -27,7 +27,7 @@ Refused = Callable[..., str]
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from tessella.training.lock import held
+from tessella.training.processes import held
 with held(Path(sys.argv[1])):
     if sys.argv[2:] == ["fork"] and not os.fork():
         time.sleep(600)
@@ -77,7 +77,7 @@ def test_a_second_writer_is_told_who_the_first_is_and_readers_are_not_in_its_way
         (*TRAIN, run),
         (*TRAIN, run, "--overwrite"),
         ("train", "--resume", "--out", run),
-        ("prior", run, "--kind", "flow"),
+        ("fit-prior", run, "--kind", "flow"),
     ):
         assert re.search(known, refused(*command)), command
     assert main(["evaluate", str(run)]) == 0

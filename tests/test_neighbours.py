@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import tessella
+from making import make
 from tessella.cli import main
 from tessella.coding import codes_file
 from tessella.core import batches
@@ -28,7 +29,7 @@ from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.priors.autoregressive import PixelCNNModule
-from tessella.priors.masked import MaskedTransformerModule
+from tessella.priors.masked import MaskedTransformer, MaskedTransformerModule
 from tessella.tasks.detect import Detector
 from tessella.tasks.search.features import features
 from tessella.tasks.search.index_file import read_index, write_index
@@ -52,13 +53,13 @@ def made(name: str, schema: Schema) -> Model:
     torch.manual_seed(0)
     options = {"width": 8, "depth": 1}
     options |= {"flow_steps": 2, "dequantization": "variational"} if name == "flow" and schema.rank == 2 else {}
-    model = registry.find("model", name).load()(schema, **options).eval()
+    model = make(name, schema, **options).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1 and not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)
     if isinstance(model, CodeModel) and name == "vqvae" and schema.rank == 2:
         level = model.levels[0]
-        model.set_prior([MaskedTransformerModule(model.prior_shapes[0], level.codebook_size, width=16, depth=1).eval()])
+        model.set_prior([MaskedTransformer(width=16, depth=1).build(model.prior_shapes[0], level.codebook_size).eval()])
     return model
 
 

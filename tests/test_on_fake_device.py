@@ -10,16 +10,16 @@ import torch
 
 import tessella
 from fake_device import KIND, OnFake, fake_device
+from making import make
 from tessella import cli
 from tessella.coding import files
 from tessella.evaluation import per_example_posterior
 from tessella.evaluation.bounds import evaluate
-from tessella.foundation.registry import find
 from tessella.models.spec import TrainOptions
 from tessella.training.loop import fit
 
 SMALL = ["--steps", "2", "--width", "8", "--depth", "1", "--quiet"]
-CODES = ["--side", "2", "--codebook-size", "8"]
+CODES = ["--grid-size", "2", "--codebook-size", "8"]
 
 
 def run(*words: object) -> None:
@@ -57,7 +57,7 @@ def test_numbers_are_those_of_the_processor(model: str) -> None:
     """Noise is drawn by the same generator there, and float64 is the same."""
     data = tessella.open_data("digits")
     torch.manual_seed(0)
-    made = find("model", model).load()(data.schema, width=8, depth=1)
+    made = make(model, data.schema, width=8, depth=1)
     here = evaluate(made, data.split("test"), importance_samples=2)
     with fake_device() as device:
         there = evaluate(made.to(device), data.split("test"), importance_samples=2)
@@ -94,7 +94,7 @@ def test_gap_and_report(fake, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(per_example_posterior, "ROUND", 1)
     monkeypatch.setattr(per_example_posterior, "ROUNDS", 2)
     out = tmp_path / "run"
-    run("train", "vae", "--data", "digits", "--out", out, *SMALL, "--units", 2)
+    run("train", "vae", "--data", "digits", "--out", out, *SMALL, "--latent-dim", 2)
     run("report", out)
     run("inference-gap", out, "--examples", 2, "--chains", 2, "--steps", 2)
 
@@ -102,7 +102,7 @@ def test_gap_and_report(fake, tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.slow
 def test_compare_fidelity_and_claims(fake, tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
-    run("train", "vae", "--data", "digits", "--out", a, *SMALL, "--units", 2)
+    run("train", "vae", "--data", "digits", "--out", a, *SMALL, "--latent-dim", 2)
     run("train", "vqvae", "--data", "digits", "--out", b, *SMALL, *CODES)
     run("evaluate", a, "--fidelity", 40)
     run("compare", a, b, "--examples", 40, "-o", tmp_path / "c.html")
@@ -112,19 +112,17 @@ def test_compare_fidelity_and_claims(fake, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["mixture", "vamp", "flow", "diffusion"])
 def test_priors_over_real_latents(fake, tmp_path: Path, kind: str) -> None:
     out = tmp_path / "run"
-    run("train", "vae", "--data", "digits", "--out", out, *SMALL, "--units", 3)
+    run("train", "vae", "--data", "digits", "--out", out, *SMALL, "--latent-dim", 3)
     few = ["--components", 3] if kind in ("mixture", "vamp") else []
-    run("prior", out, "--kind", kind, "--steps", 2, "--quiet", *few)
+    run("fit-prior", out, "--kind", kind, "--steps", 2, "--quiet", *few)
     run("sample", out, "-n", 4, "-o", tmp_path / "x.png", "--prior", kind)
 
 
 @pytest.mark.parametrize("quantizer", ["vq", "simvq", "residual", "fsq", "lfq"])
 def test_quantisers_learn(fake, quantizer: str) -> None:
-    several = {"codes": 2} if quantizer in ("residual", "fsq") else {}
+    several = {"codes_per_position": 2} if quantizer in ("residual", "fsq") else {}
     data = tessella.open_data("digits")
-    model = find("model", "vqvae").load()(
-        data.schema, width=8, depth=1, side=2, codebook_size=8, quantizer=quantizer, **several
-    )
+    model = make("vqvae", data.schema, width=8, depth=1, grid_size=2, codebook_size=8, quantizer=quantizer, **several)
     fit(model, data.split("train"), TrainOptions(steps=2, batch_size=32))
     assert model.device.type == KIND
 
@@ -139,7 +137,7 @@ def test_models_of_codes(fake, tmp_path: Path, model: str) -> None:
     size = CODES if name == "vqvae" else ["--codebook-size", 8]
     run("train", name, "--data", spec, "--out", out, *SMALL, *size, *options, "--batch-size", 16)
     for kind in ("pixelcnn", "transformer", "masked") if model == "vqvae" else ("transformer",):
-        run("prior", out, "--kind", kind, "--steps", 2, "--width", 8, "--depth", 1, "--quiet")
+        run("fit-prior", out, "--kind", kind, "--steps", 2, "--width", 8, "--depth", 1, "--quiet")
         run("sample", out, "-n", 2, "-o", sheet, "--prior", kind, "--top-p", 0.9)
         run("edit", out, 0, "--region", "0,0,4,4", "--resample", "-n", 2, "--prior", kind, "-o", tmp_path / "edited")
     for change in (["--code", 1], ["--paste", 1], ["--blend", 1, 0.5]):
@@ -169,7 +167,7 @@ def test_an_evaluation_waits_for_the_device_a_few_times_a_batch(tmp_path: Path, 
     monkeypatch.setattr(OnFake, "cpu", lambda t: waits.append(t.shape) or torch.Tensor.cpu(t))
     with fake_device() as device:
         data = tessella.open_data("digits")
-        model = tessella.VAE(data.schema, width=8, depth=1, units=3).to(device)
+        model = tessella.VAE(data.schema, width=8, depth=1, latent_dim=3).to(device)
         evaluate(model, data.split("train"), collapse_examples=0)
         batches = -(-len(data.split("train")) // 250)
     assert len(waits) <= 8 * batches

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import tessella
+from tessella.bottlenecks.quantizers import VectorQuantizer
 from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL
 from tessella.core.rng import Noise
@@ -29,13 +30,21 @@ from tessella.evaluation.results import (
     ImportanceBound,
     LevelEvaluation,
 )
+from tessella.foundation.blocks import Chart, Series
+from tessella.foundation.registry import find
 from tessella.models import presets
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Spec, TrainOptions
-from tessella.pages import codes as seen_codes
-from tessella.pages import run_page, svg
+from tessella.pages.charts import draw_chart, ticks
+from tessella.pages.command_lines import command_line
+from tessella.pages.html import html_page
+from tessella.priors.masked import MaskedTransformer
+from tessella.tasks.code_blocks import rate_maps
+from tessella.tasks.report.reproduce import prior_call, train_call
+from tessella.tasks.report.sections import compose
 from tessella.training import checkpoint, fitted_priors
+from tessella.training.run import Run
 
 BYTES = Schema.of((1, 8, 8), "uint8")
 MEASURED = Evaluation(
@@ -53,13 +62,11 @@ def a_run(
     """A run folder as training leaves one, without training."""
     opened = tessella.open_data(data, **({"size": 16} if data == "sprites" else {}))
     torch.manual_seed(0)
-    options |= {} if kind.startswith("VQ") else {"units": 3}
+    options |= {} if kind.startswith("VQ") else {"latent_dim": 3}
     model = getattr(presets, kind)(opened.schema, width=8, depth=1, **options).eval()
     run = checkpoint.prepare_run(folder / "my run")
     training = {"steps": 3, "batch_size": 8, "seed": 0}
-    checkpoint.write_spec(
-        run, Spec(model.name, model.schema, model.options, {"spec": data, **opened.options}, training)
-    )
+    checkpoint.write_spec(run, Spec(model.name, model.schema, model.config, {"spec": data, **opened.options}, training))
     write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 3})
     has = model.has_prior
     with (run / checkpoint.METRICS).open("w") as file:
@@ -102,34 +109,39 @@ class Page(HTMLParser):
 @pytest.mark.parametrize(("kind", "data"), [("VAE", "digits"), ("CVAE", "digits"), ("AE", "digits")])
 def test_a_page_stands_alone_and_is_well_formed(kind: str, data: str, tmp_path: Path) -> None:
     run, model, opened = a_run(tmp_path, kind, data)
-    text = run_page.write(run, model, opened).read_text("utf-8")
+    text = html_page(compose(Run(run), model, opened)[1])
     page = Page(text)
     assert page.open == []
     assert page.unlabelled == 0
     assert page.addresses
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert not re.search(r"https?://|url\(|@import|<script", text)
-    wanted = {"The data", "Reconstructions", "From one to another", "One unit at a time", "Training", "The numbers"}
+    wanted = {"The data", "Reconstructions", "Interpolations", "Latent traversals", "Training", "The numbers"}
     assert wanted | {"How to reproduce"} <= set(page.headings)
-    assert ("Samples" in page.headings) == ("What each unit says" in page.headings) == model.has_prior
+    assert ("Samples" in page.headings) == ("Rate per latent dimension" in page.headings) == model.has_prior
     assert ("An autoencoder has no prior" in text) == (not model.has_prior)
     assert ("Is the latent used?" in page.headings) == model.has_prior
     assert "Codes" not in page.headings
 
 
+TWO_CODES = {"quantizer": VectorQuantizer(codes_per_position=2)}
 SEEN = {"Codes", "What each code stands for", "How often", "Usage over training", "Is the latent used?"}
 
 
-@pytest.mark.parametrize(("kind", "options"), [("VQVAE", {}), ("VQVAE", {"codes": 2}), ("VQVAE2", {})], ids=str)
-def test_a_model_of_codes_shows_them(kind: str, options: dict[str, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("VQVAE", {}), ("VQVAE", TWO_CODES), ("VQVAE2", {})],
+    ids=str,
+)
+def test_a_model_of_codes_shows_them(kind: str, options: dict, tmp_path: Path) -> None:
     run, model, opened = a_run(tmp_path, kind, **options)
-    text = run_page.write(run, model, opened).read_text("utf-8")
+    text = html_page(compose(Run(run), model, opened)[1])
     page = Page(text)
     assert page.open == []
     assert page.unlabelled == 0
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert set(page.headings) >= SEEN
-    assert "One unit at a time" not in page.headings
+    assert "Latent traversals" not in page.headings
     assert "each as likely as any other" in text
     assert "learned prior" not in text
     assert ("code 2 of the 2 at each position" in text) == bool(options)
@@ -156,16 +168,16 @@ def test_samples_of_the_uniform_and_the_learned_prior_stand_side_by_side(tmp_pat
     run, model, opened = a_run(tmp_path, "VQVAE")
     assert isinstance(model, CodeModel)
     model.set_prior([Zeros(model.prior_shapes[0])])
-    text = run_page.write(run, model, opened).read_text("utf-8")
+    text = html_page(compose(Run(run), model, opened)[1])
     samples = text.partition("<h2>Samples</h2>")[2].partition("<h2>")[0]
-    uniform, learned = re.findall(r'<div><img[^>]*src="([^"]*)"', samples)
+    uniform, learned = re.findall(r'<img[^>]*src="([^"]*)"', samples)
     assert uniform != learned
     assert "uniform prior" in samples
     assert "learned prior" in samples
-    assert "what each code costs under the learned prior" in text
+    assert "rate of each code under the learned prior" in text
     assert "rate, uniform prior" in text
     batch = opened.split("test").batch(range(4))
-    cost = seen_codes.costs(model, batch)
+    cost = rate_maps(model, batch)
     assert cost[0].sum((1, 2)).tolist() == pytest.approx(model.rate(model.encode(batch.x)).total.tolist())  # pyright: ignore
 
 
@@ -175,7 +187,7 @@ def test_a_codebook_that_has_collapsed_is_warned_of_on_the_page(tmp_path: Path) 
     with torch.no_grad():
         for parameter in model.levels[0].head.parameters():  # pyright: ignore
             parameter.zero_()
-    text = run_page.write(run, model, opened).read_text("utf-8")
+    text = html_page(compose(Run(run), model, opened)[1])
     assert "<b>Warning:</b> the codebook has collapsed: 1 of its 512 codes" in text
     assert "--quantizer fsq" in text
     assert "No: the latent is not used" in text
@@ -185,7 +197,7 @@ def test_vectors_have_codes_too(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     table.write_text("\n".join(",".join(f"{v:.4f}" for v in row) for row in Noise(0).normal(80, 5).tolist()))
     run, model, opened = a_run(tmp_path, "VQVAE", str(table))
-    page = Page(run_page.write(run, model, opened).read_text("utf-8"))
+    page = Page(html_page(compose(Run(run), model, opened)[1]))
     assert set(page.headings) >= SEEN
 
 
@@ -195,7 +207,7 @@ def test_vectors_have_a_page_too(tmp_path: Path) -> None:
     rows = torch.randn(80, 5, generator=generator).tolist()
     table.write_text("\n".join(",".join(f"{v:.4f}" for v in row) for row in rows))
     run, model, opened = a_run(tmp_path, "VAE", str(table))
-    text = run_page.write(run, model, opened).read_text("utf-8")
+    text = html_page(compose(Run(run), model, opened)[1])
     assert "rows of 5 numbers" in text
     assert "table.csv" in text
 
@@ -203,7 +215,7 @@ def test_vectors_have_a_page_too(tmp_path: Path) -> None:
 def test_a_run_without_curves_or_test_split_has_a_page(tmp_path: Path) -> None:
     run, model, opened = a_run(tmp_path, lines=0)
     only = replace(opened, splits={"train": opened.splits["valid"]})
-    text = run_page.write(run, model, only).read_text("utf-8")
+    text = html_page(compose(Run(run), model, only)[1])
     assert "too short" in text
     assert "of the same" in text
 
@@ -264,31 +276,36 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
     from tessella import cli
 
     given = ["--data", "digits", "--out", str(tmp_path / "a b"), "--size", "10", "12", "--binarize", "static"]
-    given += ["--steps", "7", "--batch-size", "32", "--units", "5", "--compile", "--learning-rate", "0.0005"]
+    given += ["--steps", "7", "--batch-size", "32", "--latent-dim", "5", "--compile", "--learning-rate", "0.0005"]
     data = {"spec": "digits", "size": [10, 12], "channels": None, "binarize": "static", "seed": 0}
     training = {**vars(TrainOptions(steps=7, batch_size=32, compile=True, learning_rate=5e-4))}
-    spec = Spec("vae", Schema.of((1, 10, 12), "binary"), replace(Spec("", BYTES).options, units=5), data, training)
-    command = shlex.split(run_page.train_command(spec, tmp_path / "a b"))
+    config = find("model", "vae").load()(latent_dim=5)
+    spec = Spec("vae", Schema.of((1, 10, 12), "binary"), config, data, training)
+    command = shlex.split(command_line(train_call(spec, tmp_path / "a b")))
     assert command[:2] == ["tessella", "train"]
-    from tessella.commands import Train
+    from tessella.commands.train import options_of
 
-    again, first = (cli._parsed(Train, "train", list(words)) for words in (command[2:], ["vae", *given]))
-    assert replace(again, given=frozenset()) == replace(first, given=frozenset())
+    again, first = (
+        cli._parsed(options_of(words), "train", list(words[1:])) for words in (command[2:], ["vae", *given])
+    )
+    assert again.chosen == first.chosen
+    assert vars(again.training) == vars(first.training)
+    assert vars(again.data_reading) == vars(first.data_reading)
 
 
 def test_the_command_to_fit_the_prior_again_is_the_one_that_was_given(tmp_path: Path) -> None:
-    training = vars(TrainOptions(minutes=7, batch_size=32, average=0.99))
-    prior = fitted_priors.PriorSpec("masked", "abc", width=32, class_conditional=True, training=training)
-    command = run_page.prior_command(prior, tmp_path / "a b")
-    given = "--kind masked --minutes 7 --batch-size 32 --average 0.99 --width 32 --class-conditional"
-    assert shlex.split(command) == ["tessella", "prior", str(tmp_path / "a b"), *given.split()]
+    training = vars(TrainOptions(minutes=7, batch_size=32, ema_decay=0.99))
+    prior = fitted_priors.PriorSpec(MaskedTransformer(width=32), "abc", class_conditional=True, training=training)
+    command = command_line(prior_call(prior, tmp_path / "a b"))
+    given = "--kind masked --width 32 --minutes 7 --batch-size 32 --ema-decay 0.99 --class-conditional"
+    assert shlex.split(command) == ["tessella", "fit-prior", str(tmp_path / "a b"), *given.split()]
 
 
 @pytest.mark.parametrize(
     ("low", "high", "about"), [(0, 1, 4), (-3.2, 8.8, 5), (0.001, 0.0042, 3), (1e6, 3e6, 4), (17, 17.3, 4)]
 )
 def test_ticks_are_round_and_inside(low: float, high: float, about: int) -> None:
-    marks = svg.ticks(low, high, about)
+    marks = ticks(low, high, about)
     assert 2 <= len(marks) <= 2 * about + 2
     assert all(low - 1e-9 <= mark <= high + 1e-9 for mark in marks)
     steps = {round(b - a, 9) for a, b in pairwise(marks)}
@@ -296,16 +313,22 @@ def test_ticks_are_round_and_inside(low: float, high: float, about: int) -> None
 
 
 def test_ticks_of_nothing_are_one() -> None:
-    assert svg.ticks(2, 2, 4) == [2]
-    assert svg.ticks(0, math.inf, 4) == [0]
+    assert ticks(2, 2, 4) == [2]
+    assert ticks(0, math.inf, 4) == [0]
 
 
 def test_charts_draw_flat_lines_and_many_bars() -> None:
-    flat = svg.line_chart({"train": [], "valid": [(0, 3.0), (5, 3.0)]}, "x < y", "seconds")
-    assert "x &lt; y" in flat
+    flat = str(draw_chart(Chart("x < y", [Series([0, 5], [3.0, 3.0])], settled=True)).shapes)
     assert "nan" not in flat
-    assert svg.bar_chart([3.0, 1.0, 0.0], 2, **SAID).count("<rect") == 3
-    assert "2 in use, 1 not" in svg.bar_chart([3.0, 1.0, 0.0], 2, **SAID)
-    many = svg.bar_chart([1 / (k + 1) for k in range(5000)], 100, **SAID)
-    assert "<rect" not in many
-    assert len(many) < 30_000
+    values = [1 / (k + 1) for k in range(5000)]
+    few, many = (draw_chart(Chart("", [Series(range(len(v)), v)], kind="bar", used=2)) for v in (values[:3], values))
+    assert sum(shape.tag == "rect" for shape in few.shapes) == 3
+    assert any(shape.text == "2 in use, 1 not" for shape in few.shapes)
+    assert not any(shape.tag == "rect" for shape in many.shapes)
+    assert len(str(many.shapes)) < 30_000
+
+
+@pytest.mark.parametrize("kind", ["line", "bar", "scatter", "stack"])
+def test_charts_of_nothing_and_of_what_is_not_finite_are_drawn(kind) -> None:
+    for x, y in (([], []), ([1.0], [math.nan]), ([1.0, 2.0], [None, math.inf])):
+        assert "nan" not in str(draw_chart(Chart("empty", [Series(x, y)], kind=kind)).shapes)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from making import make
 from tessella.coding.coders import BitsBack
 from tessella.core.batches import Batch
 from tessella.core.rng import Noise
@@ -27,14 +28,14 @@ KINDS = [
     {"prior": "mixture"},
     {"prior": "vamp"},
     {"prior": "flow", "posterior": "flow"},
-    {"prior": "flow", "posterior": "flow", "latent": "grid"},
+    {"prior": "flow", "posterior": "flow", "latent_layout": "grid"},
 ]
 
 
 def model_of(**options: object) -> Model:
     torch.manual_seed(0)
     small = {"components": 5} if options.get("prior") in ("mixture", "vamp") else {}
-    return VAE(SCHEMA, width=4, depth=1, units=3, **small, **options).eval()
+    return make(VAE, SCHEMA, width=4, depth=1, latent_dim=3, **small, **options).eval()
 
 
 def pictures(count: int = 6) -> torch.Tensor:
@@ -81,4 +82,4 @@ def test_lossless_compression_is_for_the_plain_ones() -> None:
 def test_models_without_a_trained_prior_refuse_one(preset) -> None:
     for options in ({"prior": "flow"}, {"posterior": "flow"}, {"components": 3}, {"flow_steps": 2}):
         with pytest.raises(SpecError, match=f"no --{next(iter(options)).replace('_', '-')}: leave it out"):
-            preset(SCHEMA, **options)
+            make(preset, SCHEMA, **options)

@@ -13,6 +13,7 @@ import torch
 
 import tessella
 from expect import raises
+from making import make
 from tessella import Run, Schema
 from tessella.core.tensors import write_tensors
 from tessella.evaluation.results import Evaluation, ImportanceBound
@@ -31,7 +32,7 @@ MEASURED = Evaluation(
 def a_run(folder: Path, kind: str = "VAE", schema: Schema = GREY, source: str | None = "digits") -> Run:
     """A run folder as training leaves one, without training."""
     torch.manual_seed(0)
-    model = getattr(tessella, kind)(schema, width=8, depth=1, units=3).eval()
+    model = make(getattr(tessella, kind), schema, width=8, depth=1, latent_dim=3).eval()
     run = checkpoint.prepare_run(folder / "run")
     options = {"size": None, "channels": None, "binarize": None, "seed": 0}
     checkpoint.write_spec(run, Spec(model.name, schema, model.options, {"spec": source, **options}))

@@ -82,7 +82,7 @@ def test_pictures_are_taken_as_pictures_or_as_rows() -> None:
 
 def test_colour_pictures_of_real_values() -> None:
     x = np.random.default_rng(0).normal(size=(20, 8, 6, 3))
-    options = {"width": 8, "depth": 1, "units": 2}
+    options = {"width": 8, "depth": 1, "latent_dim": 2}
     made = LatentTransformer(max_steps=4, image_shape=(8, 6, 3), model_options=options, random_state=0)
     z = made.fit_transform(x)
     assert made.model_.model.schema.shape == (3, 8, 6)
@@ -99,7 +99,7 @@ def test_latents_and_codes_are_features() -> None:
     ).fit(x, labels)
     assert pipeline.score(x, labels) > 0.95
     codes = LatentTransformer(
-        "vqvae", max_steps=20, model_options={"codes": 3, "codebook_size": 8}, random_state=0
+        "vqvae", max_steps=20, model_options={"codes_per_position": 3, "codebook_size": 8}, random_state=0
     ).fit(x)
     found = codes.transform(x)
     assert found.dtype == np.int64

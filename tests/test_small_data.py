@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from making import make
 from tessella import Schema, load
 from tessella.cli import main
 from tessella.core.schema import Real
 from tessella.core.tensors import read_tensors, write_tensors
 from tessella.diffusion import chain
 from tessella.foundation.errors import SpecError
-from tessella.foundation.registry import find, names
+from tessella.foundation.registry import names
 from tessella.models import diffusion
 
 VARIANTS: list[tuple[str, ...]] = [
@@ -62,7 +63,7 @@ def test_it_trains_on_two_examples_and_on_a_validation_split_of_one(
             return
         assert main(["evaluate", run]) == 0
         if model in PRIORS:
-            assert main(["prior", run, "--kind", PRIORS[model], "--steps", "1", "--quiet"]) == 0
+            assert main(["fit-prior", run, "--kind", PRIORS[model], "--steps", "1", "--quiet"]) == 0
         assert main(["sample", run, "-n", "3", "-o", str(tmp_path / "samples.png")]) == 0
     assert "Traceback" not in capsys.readouterr().err
 
@@ -75,7 +76,7 @@ def test_what_a_model_is_made_of_can_be_kept(name: str, shape: tuple[int, ...], 
     vectors = Schema.of(shape, Real(-1.0, 1.0), (0.0,) * shape[0], (1.0,) * shape[0], classes)
     schema = vectors if len(shape) == 1 else Schema.of(shape, "uint8", classes=classes)
     try:
-        model = find("model", name).load()(schema, **({"width": 16} if name == "flow" else {"width": 8}))
+        model = make(name, schema, **{"width": 16} if name == "flow" else {"width": 8})
     except SpecError:
         return
     weights = model.state_dict()

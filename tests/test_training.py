@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import tessella
 from expect import raises
+from making import make
 from tessella import Schema, TrainOptions
 from tessella.core import tensors as storing
 from tessella.core.outputs import Terms
@@ -29,7 +30,7 @@ from tessella.foundation.errors import RunError, SpecError, TrainingError
 from tessella.models.spec import Objective, Spec
 from tessella.training import checkpoint, loop
 
-SMALL = {"width": 8, "depth": 1, "units": 4}
+SMALL = {"width": 8, "depth": 1, "latent_dim": 4}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def digits():
 
 def trained(digits, out: Path, steps: int = 12, **more):
     torch.manual_seed(0)
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     options = TrainOptions(steps=steps, batch_size=16, save_every=0.0)
     return loop.train(model, digits, out, options, quiet=True, **more)
 
@@ -55,7 +56,7 @@ def assert_same(a: Path, b: Path) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
-OF_CODES = {"width": 8, "depth": 1, "codebook_size": 16, "code_dim": 4, "side": 4}
+OF_CODES = {"width": 8, "depth": 1, "codebook_size": 16, "code_dim": 4, "grid_size": 4}
 """Small enough for codes to die and to be revived."""
 
 
@@ -217,7 +218,7 @@ def test_a_loss_that_stays_nan_stops_the_run_names_the_tensor_and_keeps_the_last
 
 
 def test_one_bad_batch_is_skipped_and_counted(digits, tmp_path, monkeypatch):
-    forward = type(tessella.VAE(digits.schema, **SMALL)).forward
+    forward = type(make(tessella.VAE, digits.schema, **SMALL)).forward
 
     def sometimes(self, x, label=None, *, noise=None, draws=None):
         terms = forward(self, x, label, noise=noise, draws=draws)
@@ -233,7 +234,7 @@ def test_one_bad_batch_is_skipped_and_counted(digits, tmp_path, monkeypatch):
 
 
 def test_the_first_bad_tensor_is_an_output_if_no_weight_is_bad(digits):
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     model.decoder.trunk[0].register_forward_hook(lambda module, inputs, output: output * float("inf"))
     x = digits.split("train").batch([0, 1], Noise(0)).x
     assert loop.first_bad_tensor(model, x, None, Noise(0)) == "the output of decoder.trunk.0"
@@ -289,14 +290,14 @@ def test_resuming_forgets_what_was_noted_after_the_checkpoint(digits, tmp_path):
 
 def test_resuming_another_model_is_refused(digits, tmp_path):
     trained(digits, tmp_path / "run")
-    other = tessella.VAE(digits.schema, **{**SMALL, "width": 16})
+    other = make(tessella.VAE, digits.schema, **{**SMALL, "width": 16})
     with pytest.raises(RunError, match="another model"):
         loop.train(other, digits, tmp_path / "run", TrainOptions(steps=2), resume=True, quiet=True)
 
 
 def test_a_model_for_other_data_is_refused(digits, tmp_path):
     with pytest.raises(SpecError, match="made for"):
-        loop.train(tessella.VAE(Schema.of((1, 9, 9), "binary"), **SMALL), digits, tmp_path / "run")
+        loop.train(make(tessella.VAE, Schema.of((1, 9, 9), "binary"), **SMALL), digits, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -409,8 +410,8 @@ def test_several_draws_train_the_importance_weighted_bound():
     weights = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     terms = Terms(torch.zeros(3), torch.zeros(3), log_weights=weights)
     expected = -weights.exp().mean(0).log().mean()
-    torch.testing.assert_close(loop.objective(terms, Objective(draws=4), 1.0), expected)
-    assert [loop._draws(Objective(draws=4, draws_after=0.5), u) for u in (0.4, 0.5)] == [None, 4]
+    torch.testing.assert_close(loop.objective(terms, Objective(iwae_samples=4), 1.0), expected)
+    assert [loop._draws(Objective(iwae_samples=4, iwae_from=0.5), u) for u in (0.4, 0.5)] == [None, 4]
     assert loop._draws(Objective(), 0.5) is None
     for wrong in ({"draws": 0}, {"draws": 2, "beta": 2.0}, {"draws": 2, "free_bits": 0.1}, {"draws_after": 2.0}):
         with pytest.raises(SpecError):
@@ -425,7 +426,7 @@ def test_several_draws_train_the_importance_weighted_bound():
 def test_compiled_networks_say_the_same(digits):
     """Compilation reorders float32 sums: 1e-4 relative is far above that and far below any other network."""
     torch.manual_seed(0)
-    model = tessella.VAE(digits.schema, **SMALL)
+    model = make(tessella.VAE, digits.schema, **SMALL)
     x = digits.split("test").batch(range(8)).x
     plain = model(x, noise=Noise(0))
     model.compile_networks()
@@ -437,7 +438,7 @@ def test_compiled_networks_say_the_same(digits):
 
 def test_trackers_are_told_and_one_that_is_missing_is_refused_first(tmp_path: Path) -> None:
     data = tessella.open_data("digits")
-    model = tessella.VAE(data.schema, width=8, depth=1, units=2)
+    model = tessella.VAE(data.schema, width=8, depth=1, latent_dim=2)
     with raises("tracker-not-installed", name="wandb"):
         loop.train(model, data, tmp_path / "none", TrainOptions(steps=1, track="tensorboard,wandb"), quiet=True)
     with raises("unknown-tracker"):

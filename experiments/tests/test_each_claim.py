@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tessella_experiments as experiments
+from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.core.rng import Noise
 from tessella.data import Data, open_data
 from tessella.models.presets import VAE, VQVAE2, Flow
@@ -196,7 +197,7 @@ def test_noise_stays_within_the_stored_values(digits: Data) -> None:
 def test_a_prior_alone_does_not_see_the_top(digits: Data) -> None:
     """Changing the coarse codes changes what the finer ones cost given them, and not what they cost alone."""
     torch.manual_seed(0)
-    model = VQVAE2(digits.schema, width=8, depth=1, side=4, codebook_size=8)
+    model = VQVAE2(digits.schema, width=8, depth=1, grid_size=4, quantizer=EMAQuantizer(codebook_size=8))
     priors = levels.FinePriors(model).eval()
     rows = codes_of(model, digits.split("valid")).batch(range(6)).x
     first = rows.clone()
@@ -213,7 +214,7 @@ def test_a_prior_alone_does_not_see_the_top(digits: Data) -> None:
 def test_the_parts_of_a_gap_add_up_and_lie_in_order(digits: Data) -> None:
     """Of an untrained VAE: the bound falls when q is moved, and nothing falls below log p(x)."""
     torch.manual_seed(0)
-    model = VAE(digits.schema, width=8, depth=1, units=2, latent="vector").eval()
+    model = VAE(digits.schema, width=8, depth=1, latent_dim=2, latent_layout="vector").eval()
     gap = inference_gap.measured(model, digits.split("test").batch(range(2)).x, 0, steps=10)
     assert gap.bound - gap.exact == pytest.approx(gap.approximation + gap.amortisation)
     assert gap.bound > gap.own - 0.5

@@ -137,7 +137,7 @@ def test_all_seeds_are_trained_before_anything_is_measured(digits: Data) -> None
 
 def test_fitting_stops_at_its_updates_or_its_time(digits: Data) -> None:
     runner = ExperimentRunner(digits)
-    model = VAE(digits.schema, width=8, depth=1, units=2)
+    model = VAE(digits.schema, width=8, depth=1, latent_dim=2)
     assert runner.fit(model, seed=0, seconds=float("inf"), steps=3) == 3
     assert 1 <= runner.fit(model, seed=0, seconds=0.2, steps=10_000) < 2_000
 
@@ -147,7 +147,7 @@ def test_a_long_time_trains_for_longer(digits: Data) -> None:
     assert ClaimsConfig.minutes == runners.USUAL  # written twice, as the task's options must not import torch
     for minutes, steps in ((0.5 * runners.USUAL, 3), (2 * runners.USUAL, 6)):
         runner = ExperimentRunner(digits, minutes=minutes)
-        assert runner.fit(VAE(digits.schema, width=8, depth=1, units=2), seed=0, seconds=60, steps=3) == steps
+        assert runner.fit(VAE(digits.schema, width=8, depth=1, latent_dim=2), seed=0, seconds=60, steps=3) == steps
 
 
 def test_whoever_stops_a_training_stops_the_claims(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,14 +155,14 @@ def test_whoever_stops_a_training_stops_the_claims(digits: Data, monkeypatch: py
     monkeypatch.setattr(runners.loop, "fit", lambda *args: stopped)
     with pytest.raises(KeyboardInterrupt):
         ExperimentRunner(digits).fit(
-            VAE(digits.schema, width=8, depth=1, units=2), seed=0, seconds=float("inf"), steps=3
+            VAE(digits.schema, width=8, depth=1, latent_dim=2), seed=0, seconds=float("inf"), steps=3
         )
 
 
 def test_measuring_the_speed_changes_no_weight(digits: Data) -> None:
     runner = ExperimentRunner(digits)
     torch.manual_seed(0)
-    model = VAE(digits.schema, width=8, depth=1, units=2)
+    model = VAE(digits.schema, width=8, depth=1, latent_dim=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     runner._pace(model, digits.split("train"), {"batch_size": 8, "workers": 0})
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -170,7 +170,7 @@ def test_measuring_the_speed_changes_no_weight(digits: Data) -> None:
 
 def test_nothing_is_concluded_from_models_without_updates(digits: Data) -> None:
     def make(runner: ExperimentRunner, seed: int, seconds: float) -> None:
-        runner.fit(VAE(digits.schema, width=8, depth=1, units=2), seed=seed, seconds=0.001, steps=1000)
+        runner.fit(VAE(digits.schema, width=8, depth=1, latent_dim=2), seed=seed, seconds=0.001, steps=1000)
 
     job = TrainingJob("hasty", make)
 

@@ -1,7 +1,4 @@
-"""`python -m tessella` is the command `tessella`.
-
-Imports beside it: cli.
-"""
+"""`python -m tessella` is the command `tessella`."""
 
 import sys
 

@@ -2,8 +2,6 @@
 
 The overview is composed here from a table, so that `tessella --help` answers before PyTorch, or even the option
 parser, could be loaded. What a command takes and does stands in `commands`.
-
-Imports beside it: commands.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
-from dataclasses import fields, replace
 from typing import Any, TextIO
 
 from tessella import __version__
@@ -30,8 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("start here", "train on embedded pictures of clothes and show what can be done, in 4 minutes"),
     "data": ("start here", "show what is understood of some data, and write a contact sheet"),
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
-    "prior": ("train and measure", "learn which latents go together, codes or numbers"),
-    "report": ("train and measure", "write report.html: curves, pictures, numbers and what they mean"),
+    "fit-prior": ("train and measure", "train a prior over the latents of a trained model"),
     "detect": ("use", "find what does not fit, with a stated false-positive rate"),
 }
 """Commands that are no tasks: their groups, and what they do."""
@@ -144,13 +140,18 @@ def _dispatch(first: str, rest: list[str]) -> int:
         raise UsageError(f"there is no command {first!r}; there are: {', '.join(summaries())}")
     from tessella import commands
 
-    options, run = commands.command(first)
+    if first == "train" and rest in ([], ["-h"], ["--help"]):
+        print(commands.train.overview())
+        return 0
+    options, run = commands.command(first, rest)
+    if first == "train" and not rest[0].startswith("-"):  # the model: its options are the command's
+        first, rest = f"{first} {rest[0]}", rest[1:]
     chosen = _parsed(options, first, rest)
     return 0 if chosen is None else run(chosen)
 
 
 def _parsed(options: Any, name: str, args: list[str]) -> Any:
-    """The command's options; None if it was its help that was asked for. A field `given` gets the flags' names.
+    """The command's options; None if it was its help that was asked for.
 
     Raises:
         UsageError: saying in one line what tyro says in a box.
@@ -167,10 +168,7 @@ def _parsed(options: Any, name: str, args: list[str]) -> Any:
         if not end.code:
             return None
         raise UsageError(f"{_out_of_its_box(said.getvalue())}; see tessella {name} --help") from None
-    if not any(field.name == "given" for field in fields(options)):
-        return chosen
-    flags = (word.removeprefix("--").partition("=")[0] for word in args if word.startswith("--"))
-    return replace(chosen, given=frozenset(flag.replace("-", "_") for flag in flags))
+    return chosen
 
 
 def _out_of_its_box(text: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Iterator
-from dataclasses import asdict
 from numbers import Integral
 from typing import Any, cast, final
 
@@ -30,10 +29,9 @@ from tessella.data import Split
 from tessella.data.arrays import moments
 from tessella.data.raw import RawSplit, index_keys
 from tessella.data.splits import split_of
-from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.spec import TrainOptions
+from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.tasks.detect import Detector
 from tessella.training.loop import fit as train
 
@@ -67,7 +65,7 @@ class _Fitted(BaseEstimator, ABC):
             options = {"width": 64, "depth": 2, **options}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = registry.find("model", self.model).load()(schema, **options)
+            model = ModelConfig.chosen(self.model).from_options(options).build(schema)
         steps = self.max_steps
         batch = min(BATCH, max(8, len(x)))
         train(model, _split(x), TrainOptions(steps=steps, batch_size=batch, seed=seed, device=self.device))
@@ -133,7 +131,7 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         contamination: share of outliers in the data that it is fitted on, in (0, 0.5]: it sets `offset_`.
         max_steps: of training.
         image_shape: (height, width) or (height, width, channels) of pictures; None for vectors.
-        model_options: of `tessella.models.spec.ModelOptions`, for instance `{"units": 4}`.
+        model_options: of the model and its parts, for instance `{"latent_dim": 4}`.
         random_state: of the weights, the order of the examples and every draw.
         device: where the model runs: auto (the best there is), cpu, cuda, mps or xpu; None: what the environment
             variable `TESSELLA_DEVICE` says, or else auto. What is pickled is on no device, and runs where it is loaded.
@@ -272,11 +270,11 @@ class _Kept:
 
     def __getstate__(self) -> dict[str, Any]:
         weights = {name: t.cpu().numpy() for name, t in self.model.state_dict().items()}
-        return {"name": self.model.name, "schema": self.model.schema, "options": self.model.options, "weights": weights}
+        return {"schema": self.model.schema, "config": self.model.config, "weights": weights}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         with torch.random.fork_rng(devices=[]):
-            model = registry.find("model", state["name"]).load()(state["schema"], **asdict(state["options"]))
+            model = state["config"].build(state["schema"])
         model.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in state["weights"].items()})
         self.model = model.eval()
 

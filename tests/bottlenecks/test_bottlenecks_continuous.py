@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tessella.bottlenecks.gaussian import DeterministicModule, DiagonalGaussianModule
+from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
 from tessella.core.rng import Noise
 
 
@@ -17,7 +17,7 @@ def _seed():
 
 
 def test_deterministic_lets_all_through_without_a_price() -> None:
-    bottleneck = DeterministicModule((5, 3, 2), 4)
+    bottleneck = Deterministic().build((5, 3, 2), 4)
     features = torch.randn(2, 5, 3, 2)
     passage = bottleneck(features, Noise(0))
     assert passage.posterior is None
@@ -28,7 +28,7 @@ def test_deterministic_lets_all_through_without_a_price() -> None:
 @pytest.mark.parametrize("feature_shape", [(5,), (5, 2, 2)])
 def test_draws_have_the_posterior_they_name(feature_shape: tuple[int, ...]) -> None:
     """False alarms: 6e-5 for each mean and each variance, at most 32 of them (4 standard errors)."""
-    bottleneck = DiagonalGaussianModule(feature_shape, 4)
+    bottleneck = DiagonalGaussian().build(feature_shape, 4)
     with torch.no_grad():
         for parameter in bottleneck.parameters():
             parameter.mul_(20)
@@ -44,7 +44,7 @@ def test_draws_have_the_posterior_they_name(feature_shape: tuple[int, ...]) -> N
 
 
 def test_starts_near_a_rate_of_zero() -> None:
-    posterior = DiagonalGaussianModule((64,), 16)(torch.randn(8, 64), None).posterior
+    posterior = DiagonalGaussian().build((64,), 16)(torch.randn(8, 64), None).posterior
     assert posterior is not None
     assert posterior.mean.abs().max() < 0.5
     assert (posterior.stddev - 1).abs().max() < 0.5
@@ -52,7 +52,7 @@ def test_starts_near_a_rate_of_zero() -> None:
 
 @pytest.mark.parametrize("size", [1e6, -1e6, 1e30, -1e30])
 def test_no_features_overflow(size: float) -> None:
-    bottleneck = DiagonalGaussianModule((5,), 4)
+    bottleneck = DiagonalGaussian().build((5,), 4)
     features = torch.full((2, 5), size, requires_grad=True)
     passage = bottleneck(features, Noise(0))
     assert passage.posterior is not None
@@ -62,7 +62,7 @@ def test_no_features_overflow(size: float) -> None:
 
 
 def test_is_computed_in_float32_under_autocast() -> None:
-    bottleneck, features = DiagonalGaussianModule((5,), 4), torch.randn(2, 5)
+    bottleneck, features = DiagonalGaussian().build((5,), 4), torch.randn(2, 5)
     plain = bottleneck(features, Noise(0))
     with torch.autocast("cpu", torch.bfloat16):
         cast = bottleneck(features, Noise(0))

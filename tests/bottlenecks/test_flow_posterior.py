@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from tessella.bottlenecks.flow import FlowDistribution, FlowPosteriorModule
+from making import make
+from tessella.bottlenecks.flow import FlowDistribution, FlowPosterior
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.models.presets import CVAE, VAE
@@ -26,7 +27,7 @@ def posterior_of(
     shape: tuple[int, ...], channels: int = 3, noise: Noise | None = None, shake: float = 0.5
 ) -> FlowDistribution:
     """Of two examples, with weights far from the start's."""
-    bottleneck = FlowPosteriorModule(shape, channels, width=16, context=8)
+    bottleneck = FlowPosterior(flow_steps=3).build(shape, channels, width=16, context=8)
     with torch.no_grad():
         for parameter in bottleneck.steps.parameters():
             parameter.add_(shake * torch.randn_like(parameter) / math.sqrt(max(1, parameter[0].numel())))
@@ -77,7 +78,7 @@ def test_it_integrates_to_one() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_it_starts_as_the_plain_gaussian_nearly_and_its_mode_is_the_mean_s_image(shape: tuple[int, ...]) -> None:
-    bottleneck, features = FlowPosteriorModule(shape, 3), torch.randn(4, *shape)
+    bottleneck, features = FlowPosterior().build(shape, 3), torch.randn(4, *shape)
     with torch.no_grad():
         plain, through = bottleneck.base(features, None), bottleneck(features, None)
         assert plain.posterior is not None
@@ -90,7 +91,7 @@ def test_it_starts_as_the_plain_gaussian_nearly_and_its_mode_is_the_mean_s_image
 
 def test_it_learns_what_a_diagonal_gaussian_cannot() -> None:
     """KL to a Gaussian of correlation 0.95 is 1.16 nats at best for a diagonal one; here it falls below 0.1."""
-    bottleneck = FlowPosteriorModule((1,), 2, width=16, context=4)
+    bottleneck = FlowPosterior(flow_steps=3).build((1,), 2, width=16, context=4)
     p = torch.distributions.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.95], [0.95, 1.0]]))
     features = torch.ones(256, 1)
     optimizer = torch.optim.Adam(bottleneck.parameters(), 1e-2)
@@ -108,7 +109,17 @@ def test_it_learns_what_a_diagonal_gaussian_cannot() -> None:
 @pytest.mark.parametrize("shape", [(5,), (1, 8, 8), (3, 8, 8)], ids=str)
 def test_model_with_both_flows(preset, shape: tuple[int, ...]) -> None:
     schema = Schema.of(shape, "binary", classes=("a", "b"))
-    model = preset(schema, prior="flow", posterior="flow", flow_steps=2, width=8, depth=1, units=3)
+    model = make(
+        preset,
+        schema,
+        prior="flow",
+        posterior="flow",
+        prior_flow_steps=2,
+        posterior_flow_steps=2,
+        width=8,
+        depth=1,
+        latent_dim=3,
+    )
     x, label = torch.randint(0, 2, (4, *shape), dtype=torch.uint8), torch.tensor([0, 1, 1, 0])
     terms = model(x, label, noise=Noise(0), draws=3)
     assert terms.log_weights is not None

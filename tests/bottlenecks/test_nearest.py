@@ -117,7 +117,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_never_all_scores_at_once() -> None:
-    quantizer = EMAQuantizer((8, 64, 64), codebook_size=2048)
+    quantizer = EMAQuantizer(codebook_size=2048).build((8, 64, 64))
     features = torch.randn(1, 8, 64, 64, requires_grad=True)
     with Largest() as seen:
         passage = quantizer.train()(features, Noise(0))

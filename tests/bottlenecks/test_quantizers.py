@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from tessella.bottlenecks.codebooks import AveragedCodebook, LearnedCodebook, cosine, k_means
 from tessella.bottlenecks.nearest import nearest
 from tessella.bottlenecks.quantizers import (
+    FSQ,
+    LFQ,
     CodebookQuantizer,
     EMAQuantizer,
-    FSQModule,
-    LFQModule,
     ResidualQuantizer,
     SimVQ,
     VectorQuantizer,
@@ -46,7 +46,7 @@ def _seed():
 
 def made(make, shape: tuple[int, ...] = (6,), **options) -> Quantizer:
     """A quantiser that has seen a batch, so that its codebook has started."""
-    quantizer = make(shape, **{"codebook_size": 16, **options})
+    quantizer = make(**{"codebook_size": 16, **options}).build(shape)
     quantizer.train()(torch.randn(BATCH, *shape), Noise(0))
     return quantizer.eval()
 
@@ -64,7 +64,7 @@ def bare(quantizer: CodebookQuantizer) -> CodebookQuantizer:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("codes", [1, 3])
 def test_contract(make, shape: tuple[int, ...], codes: int) -> None:
-    quantizer = made(make, shape, codes=codes)
+    quantizer = made(make, shape, codes_per_position=codes)
     assert isinstance(quantizer, Quantizer)
     assert quantizer.codebook_size == 16
     assert quantizer.code_shape == (codes, *shape[1:])
@@ -88,14 +88,14 @@ def test_contract(make, shape: tuple[int, ...], codes: int) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("codes", [1, 3])
 def test_lookup_gives_what_forward_gave(make, shape: tuple[int, ...], codes: int) -> None:
-    quantizer = made(make, shape, codes=codes)
+    quantizer = made(make, shape, codes_per_position=codes)
     passage = quantizer(torch.randn(BATCH, *shape), None)
     assert torch.equal(quantizer.lookup(passage.posterior.value), passage.z)
 
 
 @pytest.mark.parametrize("make", QUANTIZERS)
 def test_every_code_stands_for_another_vector(make) -> None:
-    quantizer = made(make, codes=1)
+    quantizer = made(make, codes_per_position=1)
     vectors = quantizer.lookup(torch.arange(16)[:, None])
     distances = torch.cdist(vectors, vectors) + torch.eye(16)
     assert distances.min() > 1e-3
@@ -104,7 +104,7 @@ def test_every_code_stands_for_another_vector(make) -> None:
 @pytest.mark.parametrize("make", QUANTIZERS)
 def test_larger_grids(make) -> None:
     """A position's code depends on its features alone, wherever it is and whatever is around it."""
-    quantizer = made(make, (6, 2, 2), codes=2)
+    quantizer = made(make, (6, 2, 2), codes_per_position=2)
     features = torch.randn(3, 6, 7, 4)
     passage = quantizer(features, None)
     codes = passage.posterior.value
@@ -118,11 +118,11 @@ def test_larger_grids(make) -> None:
 @pytest.mark.parametrize("make", QUANTIZERS)
 def test_penalties_are_of_the_example(make) -> None:
     """Each example's penalty is its own sum over positions: the same in any batch, but for the batch's entropy."""
-    quantizer = made(make, (6, 3, 5), **({"entropy": 0.0} if make is LFQModule else {}))
+    quantizer = made(make, (6, 3, 5), **({"entropy": 0.0} if make is LFQ else {}))
     features = torch.randn(4, 6, 3, 5)
     penalty = quantizer(features, None).penalty
     if penalty is None:
-        assert make is FSQModule
+        assert make is FSQ
         return
     for i in range(4):
         torch.testing.assert_close(quantizer(features[i : i + 1], None).penalty, penalty[i : i + 1])
@@ -144,7 +144,7 @@ def test_evaluation_changes_nothing(make) -> None:
 @pytest.mark.parametrize("make", QUANTIZERS)
 def test_state_is_all_there_is(make) -> None:
     """A quantiser loaded from another's state goes on as the other would."""
-    one, other = made(make, codes=2), make((6,), codebook_size=16, codes=2)
+    one, other = made(make, codes_per_position=2), make(codebook_size=16, codes_per_position=2).build((6,))
     other.load_state_dict(one.state_dict())
     for step in range(3):
         features = torch.randn(BATCH, 6)
@@ -171,7 +171,7 @@ def test_same_noise_same_training(make) -> None:
 
 @pytest.mark.parametrize("make", QUANTIZERS)
 def test_gradients_reach_all(make) -> None:
-    quantizer = made(make, (6, 3, 5), codes=2).train()
+    quantizer = made(make, (6, 3, 5), codes_per_position=2).train()
     features = torch.randn(BATCH, 6, 3, 5, requires_grad=True)
     passage = quantizer(features, Noise(0))
     loss = passage.z.square().sum() + (0 if passage.penalty is None else passage.penalty.sum())
@@ -195,7 +195,7 @@ def test_gradients_are_finite_where_features_are_extreme(make) -> None:
 
 @pytest.mark.parametrize("make", QUANTIZERS)
 def test_float32_inside_autocast(make) -> None:
-    quantizer = made(make, (6, 3, 5), codes=2)
+    quantizer = made(make, (6, 3, 5), codes_per_position=2)
     other = copy.deepcopy(quantizer)
     features = torch.randn(BATCH, 6, 3, 5).bfloat16()
     for training in (True, False):
@@ -222,7 +222,7 @@ def test_codes_come_into_use(make) -> None:
     """An autoencoder whose features start almost all alike learns to tell the data apart, and to draw it."""
     data = torch.randn(256, 2) @ torch.randn(2, 8)
     encoder, decoder = nn.Linear(8, 6), nn.LazyLinear(8)
-    quantizer = make((6,), codebook_size=16, codes=1)
+    quantizer = make(codebook_size=16, codes_per_position=1).build((6,))
     with torch.no_grad():
         quantizer.head.weight.mul_(0.01)
     decoder(torch.zeros(1, *quantizer.latent_shape))
@@ -266,7 +266,9 @@ def test_compiled_says_the_same(make) -> None:
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 def test_codes_are_of_the_nearest_vectors(make, distance: str) -> None:
     """The first code of each group, that is: of the others of residual quantisation there is a test below."""
-    quantizer = bare(made(make, (10,), codes=2 if make is not ResidualQuantizer else 1, code_dim=5, distance=distance))
+    quantizer = bare(
+        made(make, (10,), codes_per_position=2 if make is not ResidualQuantizer else 1, code_dim=5, distance=distance)
+    )
     width = quantizer.latent_shape[0]
     features = torch.randn(BATCH, width)
     codes = quantizer(features, None).posterior.value
@@ -281,7 +283,7 @@ def test_codes_are_of_the_nearest_vectors(make, distance: str) -> None:
 
 @pytest.mark.parametrize("make", WITH_CODEBOOK)
 def test_straight_through_is_the_identity(make) -> None:
-    quantizer = bare(made(make, codes=1, code_dim=6))
+    quantizer = bare(made(make, codes_per_position=1, code_dim=6))
     features = torch.randn(BATCH, 6, requires_grad=True)
     weights = torch.randn(BATCH, 6)
     (quantizer(features, None).z * weights).sum().backward()
@@ -328,8 +330,10 @@ def test_rotation_takes_z_to_its_vector() -> None:
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 def test_options_compose(make, distance: str) -> None:
     """Rotation changes the gradient and nothing else; so does every option with every other."""
-    plain = made(make, (6, 2, 2), codes=2, code_dim=3, distance=distance)
-    turned = make((6, 2, 2), codebook_size=16, codes=2, code_dim=3, distance=distance, gradient="rotation")
+    plain = made(make, (6, 2, 2), codes_per_position=2, code_dim=3, distance=distance)
+    turned = make(
+        codebook_size=16, codes_per_position=2, code_dim=3, distance=distance, gradient_estimator="rotation"
+    ).build((6, 2, 2))
     turned.load_state_dict(plain.state_dict())
     features = torch.randn(BATCH, 6, 2, 2)
     gradients, passages = [], []
@@ -391,7 +395,7 @@ def test_k_means_with_fewer_vectors_than_codes() -> None:
 
 
 def test_start_takes_the_first_batch_only() -> None:
-    quantizer = EMAQuantizer((6,), codebook_size=4, decay=1.0, revive=0.0)
+    quantizer = EMAQuantizer(codebook_size=4, decay=1.0, revive=0.0).build((6,))
     assert not quantizer.books[0].started
     quantizer.train()(torch.randn(BATCH, 6), Noise(0))
     before = quantizer.books[0].vectors.clone()
@@ -401,7 +405,7 @@ def test_start_takes_the_first_batch_only() -> None:
 
 @pytest.mark.parametrize("noise", [None, Noise(3)], ids=["fixed", "noise"])
 def test_dead_codes_take_vectors_of_the_batch(noise: Noise | None) -> None:
-    quantizer = bare(EMAQuantizer((2,), codebook_size=8, code_dim=2, decay=0.5))
+    quantizer = bare(EMAQuantizer(codebook_size=8, code_dim=2, decay=0.5).build((2,)))
     quantizer.train()(torch.randn(50, 2), noise)
     far = 100 + torch.randn(50, 2)
     for _ in range(10):
@@ -429,7 +433,7 @@ def test_revived_code_is_a_vector_of_its_group() -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("make", WITH_CODEBOOK)
 def test_bad_features_do_not_poison(make, bad: float) -> None:
-    fresh = make((6,), codebook_size=8, code_dim=3).train()
+    fresh = make(codebook_size=8, code_dim=3).build((6,)).train()
     features = torch.randn(BATCH, 6)
     poison = features.clone()
     poison[3, 2] = bad
@@ -446,7 +450,7 @@ def test_bad_features_do_not_poison(make, bad: float) -> None:
 
 
 def test_gradient_taught_codebook_starts_by_k_means() -> None:
-    quantizer = bare(VectorQuantizer((3,), codebook_size=4, code_dim=3))
+    quantizer = bare(VectorQuantizer(codebook_size=4, code_dim=3).build((3,)))
     z = 7 + torch.randn(30, 3)
     quantizer.train()(z, Noise(1))
     expected, _ = k_means(z[:, None], 4, Noise(1).split("codebook 0").split("start"))
@@ -455,7 +459,7 @@ def test_gradient_taught_codebook_starts_by_k_means() -> None:
 
 
 def test_mapped_codebook_starts_with_the_second_moments_of_the_batch() -> None:
-    quantizer = bare(SimVQ((3,), codebook_size=20000, code_dim=3))
+    quantizer = bare(SimVQ(codebook_size=20000, code_dim=3).build((3,)))
     z = torch.randn(500, 3) @ torch.randn(3, 3) + torch.tensor([2.0, 0.0, -1.0])
     quantizer.train()(z, Noise(0))
     table = quantizer.books[0].table()[0]
@@ -473,7 +477,7 @@ def batches(count: int) -> list[Tensor]:
 
 def trained(make, distance: str, rows: slice, rank: int, world: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    quantizer = make((6, 2, 2), codebook_size=8, codes=2, code_dim=3, distance=distance).train()
+    quantizer = make(codebook_size=8, codes_per_position=2, code_dim=3, distance=distance).build((6, 2, 2)).train()
     if make in (EMAQuantizer, ResidualQuantizer):
         for book in quantizer.books:
             book.decay, book.revive = 0.5, 0.3
@@ -526,7 +530,7 @@ def test_the_two_processes_above_have_codes_to_revive() -> None:
 
 
 def test_residual_stages_quantise_what_is_left() -> None:
-    quantizer = bare(ResidualQuantizer((6,), codebook_size=16, codes=3, code_dim=6))
+    quantizer = bare(ResidualQuantizer(codebook_size=16, codes_per_position=3, code_dim=6).build((6,)))
     quantizer.train()(torch.randn(500, 6), Noise(0))
     z = torch.randn(BATCH, 6)
     passage = quantizer.eval()(z, None)
@@ -545,7 +549,7 @@ def test_each_residual_stage_helps() -> None:
     z = torch.randn(500, 6)
     errors = []
     for stages in (1, 2, 3, 4):
-        quantizer = bare(ResidualQuantizer((6,), codebook_size=16, codes=stages, code_dim=6))
+        quantizer = bare(ResidualQuantizer(codebook_size=16, codes_per_position=stages, code_dim=6).build((6,)))
         for step in range(5):
             passage = quantizer.train()(z, Noise(0, step))
         errors.append(float((quantizer.eval()(z, None).z - z).square().sum(1).mean()))
@@ -554,7 +558,7 @@ def test_each_residual_stage_helps() -> None:
 
 
 def test_residual_has_four_stages_unless_told() -> None:
-    assert ResidualQuantizer((6,)).code_shape == (4,)
+    assert ResidualQuantizer().build((6,)).code_shape == (4,)
 
 
 # FSQ
@@ -575,14 +579,14 @@ def test_powers_of_two_have_levels(power: int) -> None:
     assert power == 1 or min(levels) >= 4
 
 
-@pytest.mark.parametrize(("size", "near"), [(17, "16"), (1021, "1024"), (1, "2"), (0, "2"), (-5, "2")])
+@pytest.mark.parametrize(("size", "near"), [(17, "16"), (1021, "1024"), (1, "2")])
 def test_sizes_without_levels_are_answered_by_the_nearest(size: int, near: str) -> None:
-    with pytest.raises(SpecError, match=f"codebook_size {size} .* take {near}"):
-        FSQModule((6,), codebook_size=size)
+    with pytest.raises(SpecError, match=f"codebook.size .*{near}"):
+        FSQ(codebook_size=size).build((6,))
 
 
 def test_fsq_by_hand() -> None:
-    quantizer = FSQModule((2,), levels=(3, 4))
+    quantizer = FSQ(levels=(3, 4)).build((2,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     values = torch.tensor([[-9.0, -9.0], [0.0, 9.0], [9.0, 0.01], [0.4, -0.01]])
     passage = quantizer(values, None)
@@ -594,7 +598,7 @@ def test_fsq_by_hand() -> None:
 
 
 def test_fsq_gradient_is_that_of_the_bound() -> None:
-    quantizer = FSQModule((2,), levels=(5, 8))
+    quantizer = FSQ(levels=(5, 8)).build((2,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     features = torch.randn(BATCH, 2, requires_grad=True)
     quantizer(features, None).z.sum().backward()
@@ -602,7 +606,7 @@ def test_fsq_gradient_is_that_of_the_bound() -> None:
 
 
 def test_fsq_uses_all_codes_of_wide_features() -> None:
-    quantizer = FSQModule((3,), levels=(8, 5, 4))
+    quantizer = FSQ(levels=(8, 5, 4)).build((3,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     codes = quantizer(torch.randn(5000, 3), None).posterior.value
     assert codes.unique().numel() == 160
@@ -612,7 +616,7 @@ def test_fsq_uses_all_codes_of_wide_features() -> None:
 
 
 def test_lfq_codes_are_signs() -> None:
-    quantizer = LFQModule((3,), codebook_size=8)
+    quantizer = LFQ(codebook_size=8).build((3,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     z = torch.randn(BATCH, 3)
     passage = quantizer(z, None)
@@ -623,7 +627,7 @@ def test_lfq_codes_are_signs() -> None:
 def test_lfq_penalty_by_brute_force() -> None:
     """The entropy of q(code | z), a softmax over all K codes of minus the squared distances, is that of its bits."""
     z = torch.randn(BATCH, 3)
-    quantizer = LFQModule((3,), codebook_size=8, commitment=0.5, entropy=0.2)
+    quantizer = LFQ(codebook_size=8, commitment=0.5, entropy=0.2).build((3,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     every = quantizer.lookup(torch.arange(8)[:, None])
     q = torch.softmax(-torch.cdist(z, every).square(), 1)
@@ -635,7 +639,7 @@ def test_lfq_penalty_by_brute_force() -> None:
 
 
 def test_lfq_gradient_is_passed_straight_through() -> None:
-    quantizer = LFQModule((3,), codebook_size=8)
+    quantizer = LFQ(codebook_size=8).build((3,))
     quantizer.head = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     features = torch.randn(BATCH, 3, requires_grad=True)
     weights = torch.randn(BATCH, 3)
@@ -649,21 +653,25 @@ def test_lfq_gradient_is_passed_straight_through() -> None:
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (VectorQuantizer, {"codebook_size": 0}, "codebook_size must be at least 1, not 0"),
-        (EMAQuantizer, {"codes": 0}, "codes must be at least 1, not 0"),
-        (ResidualQuantizer, {"codes": 0}, "codes must be at least 1, not 0"),
-        (SimVQ, {"code_dim": 0}, "code_dim must be at least 1, not 0"),
-        (EMAQuantizer, {"distance": "manhattan"}, "no distance is called 'manhattan'; there are: euclidean, cosine"),
-        (EMAQuantizer, {"gradient": "none"}, "no gradient is called 'none'; there are: straight-through, rotation"),
-        (FSQModule, {"levels": (8, 5), "codebook_size": 41}, r"levels \(8, 5\) make 40 codes, not 41"),
-        (FSQModule, {"levels": (8, 1)}, "levels must be 2 or more"),
-        (FSQModule, {"codes": 0}, "codes must be at least 1"),
-        (LFQModule, {"codebook_size": 1000}, "codebook_size 1000 is no power of two, which LFQ needs: take 1024"),
+        (VectorQuantizer, {"codebook_size": 0}, "codebook size must be at least 1, not 0"),
+        (EMAQuantizer, {"codes_per_position": 0}, "codes per position must be at least 1, not 0"),
+        (ResidualQuantizer, {"codes_per_position": 0}, "codes per position must be at least 1, not 0"),
+        (SimVQ, {"code_dim": 0}, "code dim must be at least 1, not 0"),
+        (EMAQuantizer, {"distance": "manhattan"}, "distance is 'manhattan', not 'euclidean' or 'cosine'"),
+        (
+            EMAQuantizer,
+            {"gradient_estimator": "none"},
+            "gradient estimator is 'none', not 'straight-through' or 'rotation'",
+        ),
+        (FSQ, {"levels": (8, 5), "codebook_size": 41}, r"levels \(8, 5\) make 40 codes, not 41"),
+        (FSQ, {"levels": (8, 1)}, "levels must be at least 2"),
+        (FSQ, {"codes_per_position": 0}, "codes per position must be at least 1"),
+        (LFQ, {"codebook_size": 1000}, "codebook_size 1000 is no power of two, which LFQ needs: take 1024"),
     ],
 )
 def test_mistakes_are_named(make, options: dict, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        make((6,), **options)
+        make(**options).build((6,))
 
 
 def test_helpers_keep_values_exactly() -> None:

@@ -96,7 +96,9 @@ def test_a_picture_is_laid_with_the_mean_patches_of_its_codes() -> None:
     assert torch.allclose(code_atlas.patch_reconstruction(coded, slice(3, 9)), x[3:9].float(), atol=1e-3)
 
 
-@pytest.mark.parametrize("options", [{}, {"codes": 2}, {"quantizer": "fsq"}, {"quantizer": "lfq"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"codes_per_position": 2}, {"quantizer": "fsq"}, {"quantizer": "lfq"}], ids=str
+)
 def test_codes_are_seen_as_the_model_says_them(options: dict[str, object]) -> None:
     data = tessella.open_data("digits")
     model = made(data.schema, **options)

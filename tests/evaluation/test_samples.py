@@ -7,6 +7,7 @@ import torch
 
 import tessella
 from expect import raises
+from making import make
 from tessella.core.batches import Batch
 from tessella.core.outputs import Sampling
 from tessella.core.schema import Schema
@@ -23,12 +24,12 @@ from tessella.evaluation.samples import (
 from tessella.models.base import Model
 
 GREY = Schema.of((1, 8, 8), "uint8", classes=tuple("abc"))
-SMALL = {"width": 8, "depth": 1, "units": 3}
+SMALL = {"width": 8, "depth": 1, "latent_dim": 3}
 
 
 def made(kind: str = "VAE", schema: Schema = GREY, **options: object) -> Model:
     torch.manual_seed(0)
-    model = getattr(tessella, kind)(schema, **{**SMALL, **options}).eval()
+    model = make(getattr(tessella, kind), schema, **{**SMALL, **options}).eval()
     for parameter in model.parameters():  # fresh decoders ignore z
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model
@@ -61,7 +62,7 @@ def test_a_walk_on_the_sphere_keeps_its_length_and_goes_half_way() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("VAE", {}), ("CVAE", {}), ("AE", {}), ("VAE", {"latent": "grid"})], ids=str
+    ("kind", "options"), [("VAE", {}), ("CVAE", {}), ("AE", {}), ("VAE", {"latent_layout": "grid"})], ids=str
 )
 def test_a_traversal_moves_one_unit_and_passes_through_the_example(kind: str, options: dict[str, str]) -> None:
     model, one = made(kind, **options), examples(1)

@@ -30,7 +30,7 @@ from tessella.flows.transforms import (
 )
 from tessella.flows.vectors import VectorFlow
 from tessella.priors.logistic import StandardLogistic
-from tessella.priors.normal import StandardNormalModule
+from tessella.priors.normal import StandardNormal
 
 SMALL: dict[str, Any] = {"width": 6, "depth": 1}
 torch.manual_seed(0)  # of the weights below, which are made before any test is
@@ -155,7 +155,7 @@ def test_density_of_one_number_integrates_to_one() -> None:
     x = torch.linspace(-60, 60, 60_001)
     with torch.no_grad():
         z, log_det = flow(x[:, None])
-        density = (StandardNormalModule((1,))(None).log_prob(z) + log_det).exp()
+        density = (StandardNormal().build((1,))(None).log_prob(z) + log_det).exp()
     assert abs(float(torch.trapezoid(density, x)) - 1) < 1e-3
 
 
@@ -165,7 +165,7 @@ def test_density_of_two_numbers_integrates_to_one(kind: str) -> None:
     axis = torch.linspace(-16, 16, 601) if kind == "picture" else torch.linspace(-8, 8, 401)
     points = torch.cartesian_prod(axis, axis)
     if kind == "vector":
-        flow, prior = VectorFlow(2, width=8, depth=1, bins=6), StandardNormalModule((2,))
+        flow, prior = VectorFlow(2, width=8, depth=1, bins=6), StandardNormal().build((2,))
     else:
         flow, prior = PictureFlow((1, 1, 2), width=8, depth=1, mixtures=3), StandardLogistic((1, 1, 2))
         points = points.view(-1, 1, 1, 2)

@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from expect import raises
+from making import make
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
-from tessella.foundation.registry import find, names
+from tessella.foundation.registry import names
 from tessella.models.codes import CodeModel
 from tessella.models.presets import VQVAE, VQVAE2
+from tessella.priors.autoregressive import PixelCNN
 
 TINY = {"width": 8, "depth": 1, "codebook_size": 16}
 QUANTIZERS = names("quantizer")
@@ -44,7 +47,7 @@ def test_codes_stand_for_z(quantizer: str, shape: tuple[int, ...]) -> None:
     x = pictures(3, *shape)
     kinds = [VQVAE] if len(shape) == 1 else [VQVAE, VQVAE2]
     for kind in kinds:
-        model = started(kind(Schema.of(shape, "uint8"), quantizer=quantizer, side=4, **TINY), x)
+        model = started(make(kind, Schema.of(shape, "uint8"), quantizer=quantizer, grid_size=4, **TINY), x)
         latent = model.encode(x)
         assert [tuple(c.shape[1:]) for c in latent.codes] == list(model.code_shapes)
         assert torch.equal(model.lookup(latent.codes), latent.z)
@@ -55,7 +58,7 @@ def test_codes_stand_for_z(quantizer: str, shape: tuple[int, ...]) -> None:
 
 def test_larger_pictures_give_larger_grids() -> None:
     x, large = pictures(2, 1, 8, 8), pictures(2, 1, 12, 20)
-    model = started(VQVAE2(Schema.of((1, 8, 8), "uint8"), side=4, **TINY), x)
+    model = started(make(VQVAE2, Schema.of((1, 8, 8), "uint8"), grid_size=4, **TINY), x)
     latent = model.encode(large)
     assert [c.shape[2:] for c in latent.codes] == [(3, 5), (6, 10)]
     assert torch.equal(model.lookup(latent.codes), latent.z)
@@ -63,7 +66,7 @@ def test_larger_pictures_give_larger_grids() -> None:
 
 def test_a_fine_level_is_encoded_given_the_coarse_one() -> None:
     x = pictures(2, 1, 8, 8)
-    model = started(VQVAE2(Schema.of((1, 8, 8), "uint8"), side=4, **TINY), x)
+    model = started(make(VQVAE2, Schema.of((1, 8, 8), "uint8"), grid_size=4, **TINY), x)
     before = model.encode(x)
     with torch.no_grad():
         model.levels[0].books[0].vectors.mul_(-3)  # pyright: ignore
@@ -75,7 +78,7 @@ def test_a_fine_level_is_encoded_given_the_coarse_one() -> None:
 
 def test_the_coarse_level_alone_says_nothing_of_the_fine_one() -> None:
     x = pictures(4, 1, 8, 8)
-    model = started(VQVAE2(Schema.of((1, 8, 8), "uint8"), side=4, **TINY), x)
+    model = started(make(VQVAE2, Schema.of((1, 8, 8), "uint8"), grid_size=4, **TINY), x)
     codes = model.encode(x).codes
     other = (codes[0], codes[1].roll(1, 0))
     assert not torch.equal(model.lookup(codes), model.lookup(other))
@@ -98,8 +101,15 @@ def log_p(model: CodeModel, x: Tensor) -> Tensor:
 def test_bounds_lie_below_the_log_likelihood(quantizer: str) -> None:
     """By one term exactly; by 10 draws in expectation: 400 times, within five standard errors, 1 in 3 * 10^5 seeds."""
     x = torch.randint(0, 2, (6, 1, 2, 2), dtype=torch.uint8)
-    options = {"codebook_size": 4, "codes": 2, "width": 8, "depth": 1, "side": 1, "quantizer": quantizer}
-    model = started(VQVAE(Schema.of((1, 2, 2), "binary"), **options), x)
+    options = {
+        "codebook_size": 4,
+        "codes_per_position": 2,
+        "width": 8,
+        "depth": 1,
+        "grid_size": 1,
+        "quantizer": quantizer,
+    }
+    model = started(make(VQVAE, Schema.of((1, 2, 2), "binary"), **options), x)
     with torch.no_grad():
         for parameter in model.decoder.parameters():
             parameter.mul_(2)
@@ -113,8 +123,8 @@ def test_bounds_lie_below_the_log_likelihood(quantizer: str) -> None:
 def test_weights_average_to_the_likelihood() -> None:
     """Where any codes are drawn often enough, within five standard errors: a false alarm in 1 of 3 * 10^5 seeds."""
     x = torch.randint(0, 2, (6, 1, 2, 2), dtype=torch.uint8)
-    options = {"codebook_size": 4, "codes": 2, "width": 8, "depth": 1, "side": 1, "quantizer": "lfq"}
-    model = VQVAE(Schema.of((1, 2, 2), "binary"), **options).eval()
+    options = {"codebook_size": 4, "codes_per_position": 2, "width": 8, "depth": 1, "grid_size": 1, "quantizer": "lfq"}
+    model = make(VQVAE, Schema.of((1, 2, 2), "binary"), **options).eval()
     with torch.no_grad():
         exact = log_p(model, x).exp().double()
         p = model(x, noise=Noise(1), draws=4000).log_weights.double().exp()
@@ -128,8 +138,16 @@ def test_several_draws_train_the_likelihood() -> None:
     By 8000 draws, within a tenth; another seed in ten thousand might be off by that.
     """
     x = torch.randint(0, 2, (2, 1, 2, 2), dtype=torch.uint8)
-    options = {"codebook_size": 4, "codes": 2, "width": 8, "depth": 1, "side": 1, "quantizer": "lfq", "draws": 2}
-    model = VQVAE(Schema.of((1, 2, 2), "binary"), **options)
+    options = {
+        "codebook_size": 4,
+        "codes_per_position": 2,
+        "width": 8,
+        "depth": 1,
+        "grid_size": 1,
+        "quantizer": "lfq",
+        "iwae_samples": 2,
+    }
+    model = make(VQVAE, Schema.of((1, 2, 2), "binary"), **options)
     with torch.no_grad():
         for parameter in model.decoder.parameters():
             parameter.mul_(2)
@@ -163,11 +181,11 @@ def agree(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
 
 def test_a_fitted_prior_may_see_labels_and_encoding_needs_none() -> None:
     schema, x = Schema.of((1, 4, 4), "uint8", classes=("a", "b")), pictures(2, 1, 4, 4)
-    model = started(VQVAE(schema, side=2, **TINY), x)
+    model = started(make(VQVAE, schema, grid_size=2, **TINY), x)
     assert not model.fitted
     uniform = model.sample(3)
     (shape,) = model.prior_shapes
-    model.set_prior([find("code-prior", "pixelcnn").load()(shape, 16, classes=2, width=8, depth=1)])
+    model.set_prior([PixelCNN(width=8, depth=1).build(shape, 16, classes=2)])
     assert model.fitted
     assert model.conditional
     assert torch.equal(model.sample_uniform(3), uniform)
@@ -184,7 +202,7 @@ def test_a_fitted_prior_may_see_labels_and_encoding_needs_none() -> None:
 
 
 def test_codes_that_are_not_the_models_are_refused() -> None:
-    model = VQVAE2(Schema.of((1, 8, 8), "uint8"), side=4, **TINY)
+    model = make(VQVAE2, Schema.of((1, 8, 8), "uint8"), grid_size=4, **TINY)
     fine, coarse = torch.zeros(2, 1, 4, 4, dtype=torch.int64), torch.zeros(2, 1, 2, 2, dtype=torch.int64)
     assert len(model.checked_codes((coarse, fine))) == 2
     for codes, complaint in (
@@ -200,14 +218,14 @@ def test_codes_that_are_not_the_models_are_refused() -> None:
 
 def test_options_that_mean_nothing_are_refused() -> None:
     schema = Schema.of((1, 8, 8), "uint8")
-    for options, complaint in (
-        ({"units": 3}, "codes instead of units"),
-        ({"quantizer": "fsq", "commitment": 0.1}, "has no --commitment"),
-        ({"quantizer": "fsq", "codebook_size": 34}, "take"),
-        ({"quantizer": "nearest"}, "no quantizer is called"),
-        ({"codebook_size": 0}, "codebook size must be at least 1"),
+    for options, code in (
+        ({"latent_dim": 3}, "no-such-option"),
+        ({"quantizer": "fsq", "commitment": 0.1}, "no-such-option"),
+        ({"quantizer": "fsq", "codebook_size": 34}, "spec"),
+        ({"quantizer": "nearest"}, "no-such-part"),
+        ({"codebook_size": 0}, "bad-option"),
     ):
-        with pytest.raises(SpecError, match=complaint):
-            VQVAE(schema, **options)
+        with raises(code):
+            make(VQVAE, schema, **options)
     with pytest.raises(SpecError, match="no coarse and fine levels"):
         VQVAE2(Schema.of((6,), "uint8"))

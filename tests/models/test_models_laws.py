@@ -12,18 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from tessella.bottlenecks.gaussian import DiagonalGaussianModule
+from making import make
+from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.evaluation.bounds import importance_log_likelihood
-from tessella.likelihoods import FixedGaussianModule
+from tessella.likelihoods.independent import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.presets import CVAE, VAE
-from tessella.priors.normal import StandardNormalModule
+from tessella.priors.normal import StandardNormal
 
-TINY = {"width": 4, "depth": 1, "units": 3}
+TINY = {"width": 4, "depth": 1, "latent_dim": 3}
 CLASSES = ("a", "b", "c")
 PICTURE = Schema.of((1, 6, 5), "binary", classes=CLASSES)
 COLOUR = Schema.of((3, 9, 6), "uint8", classes=CLASSES)
@@ -60,11 +61,11 @@ def standard_error(draws: Tensor) -> Tensor:
 # Rate and distortion
 
 
-@pytest.mark.parametrize("make", [VAE, CVAE])
+@pytest.mark.parametrize("preset", [VAE, CVAE])
 @pytest.mark.parametrize("schema", [PICTURE, COLOUR, VECTOR], ids=["vector-of-picture", "grid", "vector"])
-def test_rate_is_the_mean_of_log_q_minus_log_p(make, schema: Schema) -> None:
+def test_rate_is_the_mean_of_log_q_minus_log_p(preset, schema: Schema) -> None:
     """Through the model's own draws. False alarms: 6e-5 for each of 3 examples (4 standard errors)."""
-    model = lively(make(schema, **TINY))
+    model = lively(make(preset, schema, **TINY))
     assert model.prior is not None
     x, label = examples(schema, 3)
     count = 2000
@@ -80,7 +81,7 @@ def test_rate_is_the_mean_of_log_q_minus_log_p(make, schema: Schema) -> None:
 
 
 def test_terms_without_noise_are_taken_at_the_mean() -> None:
-    model = lively(VAE(PICTURE, **TINY))
+    model = lively(make(VAE, PICTURE, **TINY))
     x, _ = examples(PICTURE, 3)
     terms, z = model(x), model.encode(x).z
     torch.testing.assert_close(terms.distortion, -model.decode(z).log_prob(x))
@@ -96,7 +97,7 @@ def test_reparameterised_gradient_is_the_score_function_gradient() -> None:
     50 blocks of 400 draws, the difference of the two in each. False alarms: below 1e-5 for each of 4 numbers
     (|t| > 5 at 49 degrees of freedom).
     """
-    model = lively(VAE(VECTOR, width=4, depth=1, units=2))
+    model = lively(VAE(VECTOR, width=4, depth=1, latent_dim=2))
     phi = model.bottleneck.head.bias
     x = torch.tensor([[0.7, -1.2]]).repeat(400, 1)
     baseline = model(x[:1]).distortion.item()
@@ -153,8 +154,8 @@ def linear_gaussian(*, shift: float = 0.0, stretch: float = 1.0) -> tuple[Latent
     q(z | x) is the exact posterior N(M^-1 W' (x - b) / sigma^2, M^-1), M = I + W' W / sigma^2 (Bishop 2006, eq. 12.42),
     but for `shift` added to its mean and its standard deviation multiplied by `stretch`.
     """
-    likelihood = FixedGaussianModule(Schema.of((3,), Real(-9.0, 9.0)), scale=SIGMA)
-    bottleneck = DiagonalGaussianModule((3,), 2)
+    likelihood = FixedGaussian(scale=SIGMA).build(Schema.of((3,), Real(-9.0, 9.0)))
+    bottleneck = DiagonalGaussian().build((3,), 2)
     precision = 1 + WEIGHT.square().sum(0) / SIGMA**2
     map_ = (WEIGHT / precision).T / SIGMA**2
     with torch.no_grad():
@@ -165,7 +166,7 @@ def linear_gaussian(*, shift: float = 0.0, stretch: float = 1.0) -> tuple[Latent
         likelihood=likelihood,
         encoder=Itself(3),
         bottleneck=bottleneck,
-        prior=StandardNormalModule((2,)),
+        prior=StandardNormal().build((2,)),
         decoder=Affine(WEIGHT, BIAS),
     )
     return model, MultivariateNormal(BIAS, WEIGHT @ WEIGHT.T + SIGMA**2 * torch.eye(3))
@@ -226,10 +227,10 @@ def test_importance_bound_closes_the_gap() -> None:
 # Examples on their own
 
 
-@pytest.mark.parametrize("make", [VAE, CVAE])
+@pytest.mark.parametrize("preset", [VAE, CVAE])
 @pytest.mark.parametrize("schema", [PICTURE, COLOUR, VECTOR], ids=["vector-of-picture", "grid", "vector"])
-def test_an_example_does_not_feel_its_neighbours(make, schema: Schema) -> None:
-    model = lively(make(schema, **TINY))
+def test_an_example_does_not_feel_its_neighbours(preset, schema: Schema) -> None:
+    model = lively(make(preset, schema, **TINY))
     x, label = examples(schema, 5)
     alone = [model(x[i : i + 1], label[i : i + 1]) for i in range(5)]
     together = model(x, label)
@@ -242,7 +243,7 @@ def test_an_example_does_not_feel_its_neighbours(make, schema: Schema) -> None:
 
 @pytest.mark.parametrize("schema", [PICTURE, COLOUR, VECTOR], ids=["vector-of-picture", "grid", "vector"])
 def test_two_ranks_draw_what_the_joined_batch_draws(schema: Schema) -> None:
-    model = lively(CVAE(schema, **TINY))
+    model = lively(make(CVAE, schema, **TINY))
     x, label = examples(schema, 6)
     joined = model.encode(x, label, noise=Noise(3, 5, "latent"))
     terms = model(x, label, noise=Noise(3, 5, "latent"))
@@ -258,7 +259,7 @@ def test_two_ranks_draw_what_the_joined_batch_draws(schema: Schema) -> None:
 
 
 def test_label_is_seen_by_all_parts_of_a_conditional_model() -> None:
-    model = lively(CVAE(PICTURE, **TINY))
+    model = lively(make(CVAE, PICTURE, **TINY))
     x, _ = examples(PICTURE, 1)
     labels = torch.arange(3)
     latent = model.encode(x.expand(3, *PICTURE.shape), labels)
@@ -269,7 +270,7 @@ def test_label_is_seen_by_all_parts_of_a_conditional_model() -> None:
 
 def test_prior_is_sampled_as_it_says() -> None:
     """False alarms: 6e-5 for each of 12 means and of 12 variances (4 standard errors)."""
-    model = lively(CVAE(PICTURE, **TINY))
+    model = lively(make(CVAE, PICTURE, **TINY))
     count = 6000
     label = torch.arange(count) % 3
     z = model.sample_prior(count, label)

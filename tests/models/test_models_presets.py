@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tessella
+from making import make
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
@@ -38,14 +39,14 @@ def test_latent_follows_from_the_data(shape: tuple[int, ...], latent_shape: tupl
 
 
 def test_options_are_kept() -> None:
-    model = VAE(BINARY, units=3, width=8, depth=1, latent="grid", beta=2, free_bits=0.5)
+    model = VAE(BINARY, latent_dim=3, width=8, depth=1, latent_layout="grid", beta=2, free_bits=0.5)
     assert model.latent_shape == (3, 14, 14)
-    assert (model.options.units, model.objective.beta, model.objective.free_bits) == (3, 2, 0.5)
+    assert (model.config.latent_dim, model.objective.beta, model.objective.free_bits) == (3, 2, 0.5)
 
 
 @pytest.mark.parametrize(("given", "beta"), [({}, 4.0), ({"beta": 10.0}, 10.0), ({"beta": 0.5}, 0.5)])
 def test_beta_vae_weighs_the_rate(given: dict[str, float], beta: float) -> None:
-    assert BetaVAE(BINARY, width=4, depth=1, **given).objective.beta == beta
+    assert make(BetaVAE, BINARY, width=4, depth=1, **given).objective.beta == beta
 
 
 def test_autoencoder_has_no_bound() -> None:
@@ -66,25 +67,25 @@ def test_start_is_near_the_even_odds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "schema", "options", "message"),
+    ("preset", "schema", "options", "message"),
     [
         (VAE, GREY, {"likelihood": "bernoulli"}, "needs binary data.*--binarize dynamic"),
         (VAE, BINARY, {"likelihood": "logistic"}, "needs 8-bit data.*--likelihood bernoulli"),
         (VAE, Schema.of((4,), "real"), {"likelihood": "categorical"}, "needs 8-bit data.*--likelihood gaussian"),
         (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: autoregressive, bernoulli"),
-        (VAE, BINARY, {"mixtures": 5}, "bernoulli likelihood has no option mixtures"),
-        (VAE, Schema.of((4,), "real"), {"latent": "grid"}, "vectors have no grid"),
+        (VAE, BINARY, {"components": 5}, "needs 8-bit data"),
+        (VAE, Schema.of((4,), "real"), {"latent_layout": "grid"}, "vectors have no grid"),
         (VAE, Schema.of((5, 8, 8), "uint8"), {}, "1 to 4 channels, not 5"),
-        (VAE, GREY, {"units": 0}, "units must be at least 1, not 0"),
-        (VAE, GREY, {"latent": "tree"}, "latent must be vector or grid"),
-        (VAE, GREY, {"beta": -1.0}, "must not be negative"),
-        (VAE, GREY, {"warmup": 1.5}, "between 0 and 1"),
+        (VAE, GREY, {"latent_dim": 0}, "latent dim must be at least 1, not 0"),
+        (VAE, GREY, {"latent_layout": "tree"}, "latent layout is 'tree', not 'vector' or 'grid'"),
+        (VAE, GREY, {"beta": -1.0}, "beta must be at least 0"),
+        (VAE, GREY, {"warmup": 1.5}, "warmup must be at most 1"),
         (CVAE, GREY, {}, "a conditional model needs labels"),
     ],
 )
-def test_refuses_in_one_line(make, schema: Schema, options: dict, message: str) -> None:
+def test_refuses_in_one_line(preset, schema: Schema, options: dict, message: str) -> None:
     with pytest.raises(SpecError, match=message) as caught:
-        make(schema, **options).objective  # noqa: B018
+        make(preset, schema, **options).objective  # noqa: B018
     assert "\n" not in str(caught.value)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tessella.core.rng import Noise
-from tessella.priors.flow import FlowPriorModule
+from tessella.priors.flow import FlowPrior, FlowPriorModule
 
 SHAPES = [(1,), (2,), (5,), (2, 3, 2), (1, 17, 16), (5, 9, 8)]
 
@@ -30,7 +30,7 @@ def shaken(prior: FlowPriorModule, size: float = 0.2) -> FlowPriorModule:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("classes", [0, 3])
 def test_it_is_invertible_and_the_determinant_is_the_jacobian_s(shape: tuple[int, ...], classes: int) -> None:
-    prior = shaken(FlowPriorModule(shape, classes, width=16))
+    prior = shaken(FlowPrior(width=16).build(shape, classes))
     label = torch.tensor([0, 2]) if classes else None
     context = None if label is None else nn.functional.one_hot(label, classes).float()
     eps = torch.randn(2, *shape)
@@ -57,7 +57,7 @@ def test_it_is_invertible_and_the_determinant_is_the_jacobian_s(shape: tuple[int
 
 
 def test_it_integrates_to_one_in_two_dimensions() -> None:
-    prior = shaken(FlowPriorModule((2,), 2, width=8, flow_steps=2), 0.5)
+    prior = shaken(FlowPrior(width=8, flow_steps=2).build((2,), 2), 0.5)
     cells = torch.cartesian_prod(torch.linspace(-7, 7, 401), torch.linspace(-7, 7, 401))
     with torch.no_grad():
         for label in (0, 1):
@@ -67,7 +67,7 @@ def test_it_integrates_to_one_in_two_dimensions() -> None:
 
 @pytest.mark.parametrize("shape", [(6,), (4, 9, 8)], ids=str)
 def test_it_starts_as_the_standard_normal_nearly(shape: tuple[int, ...]) -> None:
-    prior, z = FlowPriorModule(shape), torch.randn(50, *shape)
+    prior, z = FlowPrior().build(shape), torch.randn(50, *shape)
     normal = -0.5 * (z.square() + math.log(2 * math.pi)).flatten(1).sum(1)
     with torch.no_grad():
         assert ((prior(None).log_prob(z) - normal).abs() < 0.01 * math.prod(shape)).all()
@@ -80,7 +80,7 @@ def test_it_learns_what_no_gaussian_is_and_draws_it() -> None:
         angle, radius = 2 * math.pi * torch.rand(count), 2 + 0.1 * torch.randn(count)
         return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
 
-    prior = FlowPriorModule((2,), width=32, flow_steps=3)
+    prior = FlowPrior(width=32, flow_steps=3).build((2,))
     optimizer = torch.optim.Adam(prior.parameters(), 1e-2)
     for _ in range(200):
         optimizer.zero_grad()
@@ -95,7 +95,7 @@ def test_it_learns_what_no_gaussian_is_and_draws_it() -> None:
 
 def test_gradients_reach_every_weight_and_the_latents() -> None:
     for shape in ((6,), (4, 9, 8)):
-        prior = FlowPriorModule(shape, 3)
+        prior = FlowPrior().build(shape, 3)
         z = torch.randn(3, *shape, requires_grad=True)
         prior(torch.tensor([0, 1, 2])).log_prob(z).sum().backward()
         assert z.grad is not None

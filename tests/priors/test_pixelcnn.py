@@ -12,7 +12,7 @@ from tessella.core.rng import Noise
 from tessella.core.selectors import sample_categorical
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import reporting
-from tessella.priors.autoregressive import PixelCNNModule
+from tessella.priors.autoregressive import PixelCNN, PixelCNNModule
 
 TINY = {"width": 8, "depth": 2}
 
@@ -143,7 +143,7 @@ def test_dropout_is_the_noises_and_of_training_only() -> None:
 
 def test_it_learns_what_codes_have_to_do_with_each_other() -> None:
     """Each code repeats its left neighbour, and the first of a row the one above: log 3 nats in all, and no more."""
-    prior = PixelCNNModule((1, 4, 4), 3, width=16, depth=2)
+    prior = PixelCNN(width=16, depth=2).build((1, 4, 4), 3)
     optimizer = torch.optim.AdamW(prior.parameters(), lr=1e-2)
     codes = torch.arange(3).view(3, 1, 1, 1).expand(3, 1, 4, 4)
     for _ in range(40):

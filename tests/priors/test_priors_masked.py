@@ -14,7 +14,7 @@ from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import reporting
 from tessella.priors import masked
-from tessella.priors.masked import MaskedTransformerModule
+from tessella.priors.masked import MaskedTransformer, MaskedTransformerModule
 
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 5, 3)]
 
@@ -166,7 +166,7 @@ def test_draws_one_by_one_are_as_frequent_as_they_are_probable(steps: int) -> No
 
 
 def test_filling_one_by_one_is_conditional_on_what_is_known() -> None:
-    prior = MaskedTransformerModule((1, 2, 2), 3, width=16, depth=2).eval()
+    prior = MaskedTransformer(width=16, depth=2).build((1, 2, 2), 3).eval()
     known = torch.tensor([False, True, False, True]).view(1, 1, 2, 2).expand(4000, -1, -1, -1)
     codes = torch.tensor([7, 2, -1, 0]).view(1, 1, 2, 2).expand(4000, -1, -1, -1)
     prior.steps = 2
@@ -263,7 +263,7 @@ def test_many_codes_on_odd_grids(shape: tuple[int, ...]) -> None:
 
 
 def test_learns_that_rows_repeat() -> None:
-    prior = MaskedTransformerModule((1, 2, 4), 4, width=32, depth=1).train()
+    prior = MaskedTransformer(width=32, depth=1).build((1, 2, 4), 4).train()
     optimizer = torch.optim.AdamW(prior.parameters(), 1e-2)
     for step in range(60):
         row = (4 * Noise(0, step).uniform(64, 1, 1, 4)).long()

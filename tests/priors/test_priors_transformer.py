@@ -14,7 +14,7 @@ from tessella.core.rng import Noise
 from tessella.core.selectors import sample_categorical
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import reporting
-from tessella.priors.autoregressive import CausalTransformerModule
+from tessella.priors.autoregressive import CausalTransformer, CausalTransformerModule
 
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 5, 3)]
 
@@ -144,7 +144,7 @@ def test_many_codes_on_odd_grids(shape: tuple[int, ...]) -> None:
 
 
 def test_learns_that_rows_repeat() -> None:
-    prior = CausalTransformerModule((1, 2, 4), 4, width=32, depth=1).train()
+    prior = CausalTransformer(width=32, depth=1).build((1, 2, 4), 4).train()
     optimizer = torch.optim.AdamW(prior.parameters(), 1e-2)
     for step in range(40):
         row = (4 * Noise(0, step).uniform(64, 1, 1, 4)).long()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import tessella
 from expect import raises
+from making import make
 from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.schema import Schema
@@ -30,18 +31,18 @@ from tessella.training.run import Run
 
 SCHEMA = Schema.of((1, 12, 12), "uint8")
 MODELS = {
-    "codes": ("VQVAE", {"side": 6, "codebook_size": 300}),
-    "few codes, two levels": ("VQVAE2", {"side": 6, "codebook_size": 12}),
-    "vector": ("VAE", {"units": 6}),
-    "grid": ("VAE", {"latent": "grid", "units": 3}),
-    "autoencoder": ("AE", {"units": 6}),
+    "codes": ("VQVAE", {"grid_size": 6, "codebook_size": 300}),
+    "few codes, two levels": ("VQVAE2", {"grid_size": 6, "codebook_size": 12}),
+    "vector": ("VAE", {"latent_dim": 6}),
+    "grid": ("VAE", {"latent_layout": "grid", "latent_dim": 3}),
+    "autoencoder": ("AE", {"latent_dim": 6}),
 }
 
 
 def made(name: str = "codes", schema: Schema = SCHEMA) -> Model:
     kind, options = MODELS[name]
     torch.manual_seed(0)
-    model = getattr(tessella, kind)(schema, **{"width": 8, "depth": 1, **options})
+    model = make(getattr(tessella, kind), schema, **{"width": 8, "depth": 1, **options})
     model(examples(40))  # in training mode codebooks start from data
     return model.eval()
 
@@ -205,7 +206,7 @@ def test_what_cannot_be_indexed_is_refused() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("search") / "run"
     train = ["train", "vqvae", "--data", "digits", "--quiet", "--steps", "20", "--batch-size", "32", "--width", "8"]
-    assert main([*train, "--depth", "1", "--side", "4", "--codebook-size", "8", "--out", str(out)]) == 0
+    assert main([*train, "--depth", "1", "--grid-size", "4", "--codebook-size", "8", "--out", str(out)]) == 0
     return out
 
 

@@ -16,12 +16,12 @@ UPDATES = 800
 def size(schema: Schema) -> dict[str, Any]:
     """Of networks, and of the likelihood of bytes, whose mixtures would else cost more than the networks."""
     networks = {"width": 16, "depth": 1} if schema.rank == 2 else {"width": 128, "depth": 2}
-    return {**networks, "mixtures": 4} if schema.values == UINT8 else networks
+    return {**networks, "likelihood": "logistic", "components": 4} if schema.values == UINT8 else networks
 
 
 def latent(schema: Schema) -> dict[str, Any]:
     """One vector for the whole example."""
-    return {**size(schema), "latent": "vector", "units": min(UNITS, max(2, schema.dims // 2))}
+    return {**size(schema), "latent_layout": "vector", "latent_dim": min(UNITS, max(2, schema.dims // 2))}
 
 
 def codes(schema: Schema, codebook_size: int = CODEBOOK) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def codes(schema: Schema, codebook_size: int = CODEBOOK) -> dict[str, Any]:
     if schema.rank != 2:
         return {**size(schema), "codebook_size": codebook_size}
     side = 4 if min(schema.shape[1:]) <= 16 else 7
-    return {**size(schema), "side": side, "codebook_size": codebook_size}
+    return {**size(schema), "grid_size": side, "codebook_size": codebook_size}
 
 
 AE = of_model("ae", "ae", latent, steps=UPDATES, learning_rate=RATE)

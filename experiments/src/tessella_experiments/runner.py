@@ -18,17 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from tessella.core.batches import Batch
-from tessella.core.device import resolve
+from tessella.core.configs import CodePriorConfig
+from tessella.core.device import autocast, resolve
 from tessella.core.outputs import Sampling
-from tessella.core.precision import autocast
 from tessella.core.schema import Schema
 from tessella.data import Data, Split
 from tessella.data.batches import batches
-from tessella.foundation import registry
 from tessella.foundation.errors import DataError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.spec import TrainOptions
+from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.training import loop
 from tessella.training.code_priors import CodesSplit, Priors, packed
 from tessella.training.loop import Trainable
@@ -243,7 +242,7 @@ def of_model(
 
     Args:
         model: its name in the catalogue.
-        options: of `ModelOptions`, given the data's schema.
+        options: of the model and its parts, given the data's schema.
         weight: as of `TrainingJob`.
         steps: updates that are enough.
         training_options: of `TrainOptions`.
@@ -251,7 +250,7 @@ def of_model(
 
     def make(runner: ExperimentRunner, seed: int, seconds: float) -> Model:
         torch.manual_seed(seed)
-        made = registry.find("model", model).load()(runner.schema, **options(runner.schema))
+        made = ModelConfig.chosen(model).from_options(options(runner.schema)).build(runner.schema)
         runner.fit(made, seed=seed, seconds=seconds, steps=steps, **training_options)
         return made
 
@@ -282,10 +281,11 @@ def with_code_prior(
         model = copy.deepcopy(cast(CodeModel, runner.model(base, seed)))
         split = runner.keep(f"codes of {base.name}", lambda: codes_of(model, runner.data.split("train")), seed)
         torch.manual_seed(seed)
-        prior, classes = registry.find("code-prior", kind).load(), runner.classes if class_conditional else 0
+        prior = CodePriorConfig.chosen(kind).from_options({"width": width, "depth": depth})
+        classes = runner.classes if class_conditional else 0
         shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
         made = [
-            prior(shape, q.codebook_size, context_channels=context, classes=classes, width=width, depth=depth)
+            prior.build(shape, q.codebook_size, context_channels=context, classes=classes)
             for shape, q, context in shapes
         ]
         priors = Priors(model, made)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from tessella.commands.train import AsData
+from tessella.commands.options import DataOptions
 from tessella.foundation.blocks import Block, Cards, Cell, Charts, Details, Heading, Page, Rows, Table, Text, joined
 from tessella.foundation.errors import SpecError, option
 from tessella.foundation.notes import note
@@ -44,7 +44,7 @@ class ClaimsConfig:
     """
 
     data: str
-    how: Annotated[AsData, arg(name="")] = field(default_factory=AsData)
+    how: Annotated[DataOptions, arg(name="")] = field(default_factory=DataOptions)
     only: str = ""
     minutes: float = 14.0
     seeds: int = 3

@@ -14,9 +14,11 @@ from torch.types import _size
 from zuko.nn import MaskedMLP
 
 from tessella.bottlenecks.gaussian import DiagonalGaussianModule, position_head
+from tessella.core.configs import BottleneckConfig
 from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
+from tessella.foundation.config import Count
 from tessella.foundation.registry import register
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -29,6 +31,19 @@ FAR = 1e4
 
 
 @register("bottleneck", "flow", summary="a Gaussian followed by inverse autoregressive steps (Kingma et al. 2016)")
+class FlowPosterior(BottleneckConfig):
+    """Gaussian posterior followed by inverse autoregressive steps.
+
+    Attributes:
+        flow_steps: steps T.
+    """
+
+    flow_steps: Count = 3
+
+    def build(self, feature_shape: tuple[int, ...], latent_dim: int) -> FlowPosteriorModule:
+        return FlowPosteriorModule(feature_shape, latent_dim, flow_steps=self.flow_steps)
+
+
 @final
 class FlowPosteriorModule(Bottleneck):
     """q(z | x): z_0 = mu + sigma * eps, then z_t = m_t + g_t * z_{t-1} for t = 1 ... T (Kingma et al. 2016, section 3).
@@ -54,7 +69,7 @@ class FlowPosteriorModule(Bottleneck):
         feature_shape: tuple[int, ...],
         channels: int,
         *,
-        flow_steps: int = 3,
+        flow_steps: int,
         width: int = 160,
         context: int = 128,
     ) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
+from tessella.core.configs import BottleneckConfig
 from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
@@ -23,6 +24,15 @@ def diagonal_normal(mean: Tensor, deviation: Tensor) -> Independent:
 
 
 @register("bottleneck", "deterministic", summary="the features themselves: an autoencoder, without rate or bound")
+class Deterministic(BottleneckConfig):
+    """Bottleneck of an autoencoder: z is a linear map of the features, and has no rate."""
+
+    stochastic = False
+
+    def build(self, feature_shape: tuple[int, ...], latent_dim: int) -> DeterministicModule:
+        return DeterministicModule(feature_shape, latent_dim)
+
+
 class DeterministicModule(Bottleneck):
     """z = W h: everything may pass, so nothing has a price. The autoencoder's bottleneck."""
 
@@ -38,6 +48,15 @@ class DeterministicModule(Bottleneck):
 
 
 @register("bottleneck", "gaussian", summary="q(z|x) = N(mu, sigma^2), factorised and reparameterised")
+class DiagonalGaussian(BottleneckConfig):
+    """Factorised Gaussian posterior."""
+
+    gaussian = True
+
+    def build(self, feature_shape: tuple[int, ...], latent_dim: int) -> DiagonalGaussianModule:
+        return DiagonalGaussianModule(feature_shape, latent_dim)
+
+
 class DiagonalGaussianModule(Bottleneck):
     """q(z | x) = N(mu, diag sigma^2), z = mu + sigma * eps (Kingma & Welling 2013, section 2.4 and appendix C.2).
 

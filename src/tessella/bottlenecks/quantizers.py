@@ -7,11 +7,12 @@ distances, summed over positions and channels: as much as twice the nats of a un
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from itertools import count
 from operator import add
-from typing import Any, cast, final
+from typing import Annotated, Any, Literal, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +29,15 @@ from tessella.bottlenecks.codebooks import (
 )
 from tessella.bottlenecks.nearest import in_one_table, nearest
 from tessella.bottlenecks.proposals import drawn, near, uniform_for
+from tessella.core.configs import QuantizerConfig
 from tessella.core.contracts import Quantizer
 from tessella.core.distributions import PointMass
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
-from tessella.foundation.errors import SpecError
+from tessella.foundation.config import MOST, Count, Fraction, NotNegative
+from tessella.foundation.errors import SpecError, option
 from tessella.foundation.registry import register
+from tessella.foundation.validation import Range
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """From z and what it was quantised to, e: the value of e exactly, with a gradient for z."""
@@ -75,7 +79,9 @@ def rotated(z: Tensor, e: Tensor) -> Tensor:
     return straight_through(turned, e)
 
 
-GRADIENTS: dict[str, Gradient] = {"straight-through": straight_through, "rotation": rotated}
+DistanceName = Literal["euclidean", "cosine"]
+GradientEstimator = Literal["straight-through", "rotation"]
+GRADIENTS: dict[GradientEstimator, Gradient] = {"straight-through": straight_through, "rotation": rotated}
 
 
 # codebooks
@@ -184,78 +190,77 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
     return reduce(add, tensors)
 
 
-@register("quantizer", "vq", summary="vector quantisation, codebook by gradient (van den Oord et al. 2017)")
-def VectorQuantizer(
-    feature_shape: tuple[int, ...],
-    *,
-    codebook_size: int = 512,
-    codes: int = 1,
-    code_dim: int | None = None,
-    commitment: float = 0.25,
-    distance: str = "euclidean",
-    gradient: str = "straight-through",
-) -> CodebookQuantizer:
-    """Vector quantisation, the codebook taught by gradients (van den Oord et al. 2017, eq. 3).
+class CodebookConfig(QuantizerConfig, ABC):
+    """Options of quantizers with codebooks.
 
-    Args:
-        feature_shape: `(F,)` or `(F, h, w)`.
-        codebook_size: K.
-        codes: codes a position, each with channels and a codebook of its own.
+    Attributes:
+        codebook_size: K, values that a code can take.
+        codes_per_position: codes at each position.
         code_dim: numbers that a code stands for; few (8 to 32) keep a large codebook in use (Yu et al. 2021, section
             3.2). Unless given, 64 are shared out among the codes, but no more than there are features.
         commitment: weight of the encoder's term of the penalty.
-        distance: `euclidean` or `cosine`.
-        gradient: `straight-through` or `rotation`.
-
-    Raises:
-        SpecError: if an option is out of its range.
+        distance: by which the nearest code is chosen.
+        gradient_estimator: how the decoder's gradient passes the quantizer.
     """
-    return _by_codebooks(
-        LearnedCodebook, feature_shape, codes, 1, codebook_size, code_dim, commitment, distance, gradient
-    )
+
+    codebook_size: Count = 512
+    codes_per_position: Count = 1
+    code_dim: Count | None = None
+    commitment: NotNegative = 0.25
+    distance: DistanceName = "euclidean"
+    gradient_estimator: GradientEstimator = "straight-through"
+
+    @property
+    def stages(self) -> int:
+        """Codebooks of which each quantises what those before left over."""
+        return 1
+
+    @abstractmethod
+    def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
+        """Make a codebook of `groups` tables of K vectors of `dims` numbers."""
+
+    def build(self, feature_shape: tuple[int, ...]) -> CodebookQuantizer:
+        groups = 1 if self.stages > 1 else self.codes_per_position
+        dims = self.code_dim or min(feature_shape[0], max(8, 64 // groups))
+        distance = DISTANCES[self.distance]
+        books = [self.codebook(groups, dims, euclidean if stage else distance) for stage in range(self.stages)]
+        gradient = GRADIENTS[self.gradient_estimator]
+        return CodebookQuantizer(feature_shape, books, commitment=self.commitment, distance=distance, gradient=gradient)
+
+
+@register("quantizer", "vq", summary="vector quantisation, codebook by gradient (van den Oord et al. 2017)")
+class VectorQuantizer(CodebookConfig):
+    """Vector quantisation, the codebook learned by gradients (van den Oord et al. 2017, eq. 3)."""
+
+    def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
+        return LearnedCodebook(groups, self.codebook_size, dims, distance=distance)
 
 
 @register("quantizer", "ema", summary="vector quantisation, codebook by exponential averages, dead codes revived")
-def EMAQuantizer(
-    feature_shape: tuple[int, ...],
-    *,
-    codebook_size: int = 512,
-    codes: int = 1,
-    code_dim: int | None = None,
-    commitment: float = 0.25,
-    distance: str = "euclidean",
-    gradient: str = "straight-through",
-    decay: float = 0.99,
-    revive: float = 0.05,
-) -> CodebookQuantizer:
+class EMAQuantizer(CodebookConfig):
     """Vector quantisation, the codebook kept by exponential averages (van den Oord et al. 2017, appendix A.1).
 
-    The arguments are those of `VectorQuantizer`, and `decay` and `revive` of `AveragedCodebook`.
+    Attributes:
+        decay: of the averages.
+        revive: share of the mean use below which a code is dead, and is replaced.
     """
-    book = partial(AveragedCodebook, decay=decay, revive=revive)
-    return _by_codebooks(book, feature_shape, codes, 1, codebook_size, code_dim, commitment, distance, gradient)
+
+    decay: Fraction = 0.99
+    revive: NotNegative = 0.05
+
+    def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
+        size = self.codebook_size
+        return AveragedCodebook(groups, size, dims, distance=distance, decay=self.decay, revive=self.revive)
 
 
 @register(
     "quantizer", "simvq", summary="vector quantisation, codebook a frozen table times a learned map (Zhu et al. 2024)"
 )
-def SimVQ(
-    feature_shape: tuple[int, ...],
-    *,
-    codebook_size: int = 512,
-    codes: int = 1,
-    code_dim: int | None = None,
-    commitment: float = 0.25,
-    distance: str = "euclidean",
-    gradient: str = "straight-through",
-) -> CodebookQuantizer:
-    """Vector quantisation, the codebook a frozen table times a learned map (Zhu et al. 2024, section 4).
+class SimVQ(CodebookConfig):
+    """Vector quantisation, the codebook a frozen table times a learned map (Zhu et al. 2024, section 4)."""
 
-    The arguments are those of `VectorQuantizer`.
-    """
-    return _by_codebooks(
-        MappedCodebook, feature_shape, codes, 1, codebook_size, code_dim, commitment, distance, gradient
-    )
+    def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
+        return MappedCodebook(groups, self.codebook_size, dims, distance=distance)
 
 
 @register(
@@ -263,54 +268,27 @@ def SimVQ(
     "residual",
     summary="several codes a position, each for the residual of those before (Zeghidour et al. 2021)",
 )
-def ResidualQuantizer(
-    feature_shape: tuple[int, ...],
-    *,
-    codebook_size: int = 512,
-    codes: int | None = None,
-    code_dim: int | None = None,
-    commitment: float = 0.25,
-    distance: str = "euclidean",
-    gradient: str = "straight-through",
-    decay: float = 0.99,
-    revive: float = 0.05,
-) -> CodebookQuantizer:
-    """Residual quantisation: `codes` (4 unless given) codebooks, each for what those before it left over.
+class ResidualQuantizer(CodebookConfig):
+    """Residual quantisation: several codebooks, each for what those before it left over.
 
-    The arguments are those of `EMAQuantizer`. By `cosine` z lies on the sphere and the first codebook too; what is left
-    over lies anywhere.
+    With `distance="cosine"` z and the first codebook lie on the sphere; what is left over lies anywhere.
+
+    Attributes:
+        decay: of the averages.
+        revive: share of the mean use below which a code is dead, and is replaced.
     """
-    book = partial(AveragedCodebook, decay=decay, revive=revive)
-    stages = 4 if codes is None else codes
-    return _by_codebooks(book, feature_shape, 1, stages, codebook_size, code_dim, commitment, distance, gradient)
 
+    codes_per_position: Count = 4
+    decay: Fraction = 0.99
+    revive: NotNegative = 0.05
 
-def _by_codebooks(
-    book: Callable[..., Codebook],
-    feature_shape: tuple[int, ...],
-    groups: int,
-    stages: int,
-    size: int,
-    dims: int | None,
-    commitment: float,
-    distance: str,
-    gradient: str,
-) -> CodebookQuantizer:
-    """Checked, and with the options' names resolved."""
-    _positive(codebook_size=size, codes=min(groups, stages), code_dim=1 if dims is None else dims)
-    for name, choice, choices in (("distance", distance, DISTANCES), ("gradient", gradient, GRADIENTS)):
-        if choice not in choices:
-            raise SpecError(f"no {name} is called {choice!r}; there are: {', '.join(choices)}")
-    dims = dims or min(feature_shape[0], max(8, 64 // groups))
-    place = DISTANCES[distance]
-    books = [book(groups, size, dims, distance=euclidean if stage else place) for stage in range(stages)]
-    return CodebookQuantizer(feature_shape, books, commitment=commitment, distance=place, gradient=GRADIENTS[gradient])
+    @property
+    def stages(self) -> int:
+        return self.codes_per_position
 
-
-def _positive(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise SpecError(f"{name} must be at least 1, not {number}")
+    def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
+        size = self.codebook_size
+        return AveragedCodebook(groups, size, dims, distance=distance, decay=self.decay, revive=self.revive)
 
 
 # no codebooks
@@ -319,6 +297,36 @@ def _positive(**numbers: int) -> None:
 @register(
     "quantizer", "fsq", summary="finite scalar quantisation: numbers rounded to a few levels (Mentzer et al. 2023)"
 )
+class FSQ(QuantizerConfig):
+    """Finite scalar quantisation: each number of z is rounded to one of a few levels.
+
+    Attributes:
+        codebook_size: values that a code can take, a product of numbers from 2 to 16; 512 unless given.
+        codes_per_position: codes at each position, each with numbers of its own.
+        levels: levels of each number, for instance the paper's 8 5 5 5 for 1000 codes.
+    """
+
+    codebook_size: Count | None = None
+    codes_per_position: Count = 1
+    levels: tuple[Annotated[int, Range(2, MOST)], ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.levels is None:
+            levels_for(self.codebook_size or 512)
+        elif not self.levels:
+            raise SpecError("levels must be at least one number", code="bad-option", name="levels")
+        elif self.codebook_size not in (None, math.prod(self.levels)):
+            raise SpecError(
+                f"levels {self.levels} make {math.prod(self.levels)} codes, not {self.codebook_size}: give only one of "
+                f"{option('levels')} and {option('codebook_size')}",
+                code="levels-and-size",
+            )
+
+    def build(self, feature_shape: tuple[int, ...]) -> FSQModule:
+        return FSQModule(feature_shape, self)
+
+
 @final
 class FSQModule(Quantizer):
     """Finite scalar quantisation: each number of z is rounded to one of a few levels (Mentzer et al. 2023, section 3).
@@ -326,33 +334,12 @@ class FSQModule(Quantizer):
     With L levels the digit is round((L - 1) / 2 (1 + tanh z)), it stands for 2 digit / (L - 1) - 1, and a code is the
     number that its digits make. (The paper's, but for even L, where its levels are not symmetric about zero.) There is
     no codebook and so no penalty.
-
-    Args:
-        feature_shape: `(F,)` or `(F, h, w)`.
-        codebook_size: K, 1024 unless the levels say another; it is made of levels by `levels_for`.
-        codes: codes a position, each with numbers of its own.
-        levels: the levels themselves, for instance the paper's `(8, 5, 5, 5)` for 1000 codes.
-
-    Raises:
-        SpecError: if K is no product of such levels, or not that of `levels`.
     """
 
-    def __init__(
-        self,
-        feature_shape: tuple[int, ...],
-        *,
-        codebook_size: int | None = None,
-        codes: int = 1,
-        levels: tuple[int, ...] | None = None,
-    ) -> None:
+    def __init__(self, feature_shape: tuple[int, ...], options: FSQ) -> None:
         super().__init__()
-        _positive(codes=codes)
-        levels = levels_for(1024 if codebook_size is None else codebook_size) if levels is None else tuple(levels)
-        if not levels or min(levels) < 2:
-            raise SpecError(f"levels must be 2 or more each, not {levels}")
+        codes, levels = options.codes_per_position, options.levels or levels_for(options.codebook_size or 512)
         self.codebook_size = math.prod(levels)
-        if codebook_size not in (None, self.codebook_size):
-            raise SpecError(f"levels {levels} make {self.codebook_size} codes, not {codebook_size}: give only one")
         self.most: Tensor
         self.base: Tensor
         self.register_buffer("most", torch.tensor(levels) - 1, persistent=False)
@@ -409,6 +396,34 @@ def _factors(size: int, most: int) -> list[tuple[int, ...]]:
 
 
 @register("quantizer", "lfq", summary="lookup-free quantisation: a code is a row of signs (Yu et al. 2023)")
+class LFQ(QuantizerConfig):
+    """Lookup-free quantisation: a code is a row of signs.
+
+    Attributes:
+        codebook_size: values that a code can take, a power of two.
+        codes_per_position: codes at each position, each with numbers of its own.
+        commitment: weight of the encoder's term of the penalty.
+        entropy: weight of the term that makes each bit sure and uses both of its values.
+    """
+
+    codebook_size: Count = 512
+    codes_per_position: Count = 1
+    commitment: NotNegative = 0.25
+    entropy: NotNegative = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        near = 2 ** max(1, round(math.log2(self.codebook_size)))
+        if self.codebook_size != near:
+            raise SpecError(
+                f"codebook_size {self.codebook_size} is no power of two, which LFQ needs: take {near}",
+                code="no-power-of-two",
+            )
+
+    def build(self, feature_shape: tuple[int, ...]) -> LFQModule:
+        return LFQModule(feature_shape, self)
+
+
 @final
 class LFQModule(Quantizer):
     """Lookup-free quantisation: a code is the signs of b numbers, so K = 2^b (Yu et al. 2023, MAGVIT-v2, section 3.1).
@@ -420,32 +435,13 @@ class LFQModule(Quantizer):
 
     each bit sure, and both of its values used. A code's entropy is that of its bits if they are independent, and at
     most that; so nothing as large as K is needed (Zhao et al. 2024, BSQ, section 3.2).
-
-    Args:
-        feature_shape: `(F,)` or `(F, h, w)`.
-        codebook_size: K, a power of two.
-        codes: codes a position, each with numbers of its own.
-        commitment, entropy: weights of the two terms.
-
-    Raises:
-        SpecError: if K is no power of two.
     """
 
-    def __init__(
-        self,
-        feature_shape: tuple[int, ...],
-        *,
-        codebook_size: int = 1024,
-        codes: int = 1,
-        commitment: float = 0.25,
-        entropy: float = 0.1,
-    ) -> None:
+    def __init__(self, feature_shape: tuple[int, ...], options: LFQ) -> None:
         super().__init__()
-        _positive(codebook_size=codebook_size, codes=codes)
-        bits = max(1, round(math.log2(codebook_size)))
-        if codebook_size != 2**bits:
-            raise SpecError(f"codebook_size {codebook_size} is no power of two, which LFQ needs: take {2**bits}")
-        self.codebook_size, self.commitment, self.entropy = codebook_size, commitment, entropy
+        codes, codebook_size = options.codes_per_position, options.codebook_size
+        bits = codebook_size.bit_length() - 1
+        self.codebook_size, self.commitment, self.entropy = codebook_size, options.commitment, options.entropy
         self.base: Tensor
         self.register_buffer("base", 2 ** torch.arange(bits), persistent=False)
         self.head = nn.Linear(feature_shape[0], codes * bits)

@@ -42,8 +42,8 @@ from tessella.coding.container import (
 )
 from tessella.coding.originals import Originals
 from tessella.coding.weights import Weights
+from tessella.core.device import autocast, lowers
 from tessella.core.entropy_coding import WORD
-from tessella.core.precision import autocast, lowers
 from tessella.core.schema import Precision
 from tessella.data.folders.read import FORMATS
 from tessella.data.inputs import NamedBatch

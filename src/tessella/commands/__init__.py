@@ -5,14 +5,13 @@ PyTorch is imported by the functions, so that a command's help does not wait for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from tessella.commands import (
     demo,
     detect,
-    measure,
     prior,
     tasks,
     train,
@@ -22,16 +21,27 @@ from tessella.tasks.task import load_task
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
-    "train": (train.Train, train.train),
-    "prior": (prior.Prior, prior.prior),
     "detect": (detect.Detect, detect.detect),
-    "report": (measure.Report, measure.report),
     "demo": (demo.Demo, demo.demo),
 }
 
 
-def command(name: str) -> tuple[type, Callable[[Any], int]]:
-    """The options of a command, and the function that runs it: of a task, or of `COMMANDS`."""
+DEPENDENT: dict[str, tuple[Callable[[Sequence[str]], type], Callable[[Any], int]]] = {
+    "train": (train.options_of, train.train),
+    "fit-prior": (prior.options_of, prior.fit_prior),
+}
+"""Commands whose options depend on what the command line chooses."""
+
+
+def command(name: str, args: Sequence[str] = ()) -> tuple[type, Callable[[Any], int]]:
+    """The options of a command with such words, and the function that runs it.
+
+    Raises:
+        SpecError: if the words name no part, or an option of another part than they choose.
+    """
+    if name in DEPENDENT:
+        options_of, run = DEPENDENT[name]
+        return options_of(args), run
     if name in COMMANDS:
         return COMMANDS[name]
     task = load_task(name)

@@ -1,7 +1,4 @@
-"""`tessella demo`.
-
-Imports beside it: report.
-"""
+"""`tessella demo`."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from tyro.conf import arg
 
 from tessella.commands.shared import Where
 from tessella.foundation.errors import SpecError
-from tessella.models.spec import ModelOptions, TrainOptions
+from tessella.models.spec import TrainOptions
 
 if TYPE_CHECKING:
     from tessella.data import Data
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
     from tessella.training.run import Run
 
 DATA = "clothes"
-MODEL = ModelOptions(codebook_size=128, width=32, depth=1, mixtures=3)
+CODEBOOK = 128
 PRIOR_WIDTH, PRIOR_DEPTH = 48, 4
 RATE, PRIOR_RATE = 3e-3, 2e-3
 """Learning rates: with so little time, small networks come farther with more than the package's own."""
@@ -94,10 +91,14 @@ def _shown(o: Demo) -> int:
     import torch
 
     from tessella import VQVAE, open_data
+    from tessella.bottlenecks.quantizers import EMAQuantizer
     from tessella.evaluation.bounds import evaluate
     from tessella.evaluation.metric_text import saving_text, size_text
+    from tessella.likelihoods.logistic import LogisticMixture
     from tessella.models.codes import CodeModel
-    from tessella.pages.run_page import write
+    from tessella.pages.html import write_html
+    from tessella.priors.autoregressive import PixelCNN
+    from tessella.tasks.report import ReportConfig, report
     from tessella.training.fit_prior import fit_prior
     from tessella.training.loop import train
     from tessella.training.results_store import EVALUATION
@@ -111,17 +112,23 @@ def _shown(o: Demo) -> int:
     )
     options = TrainOptions(minutes=SHARE * o.minutes, learning_rate=RATE, device=device)
     torch.manual_seed(options.seed)
-    new = VQVAE(data.schema, **vars(MODEL))
+    new = VQVAE(
+        data.schema,
+        quantizer=EMAQuantizer(codebook_size=CODEBOOK),
+        likelihood=LogisticMixture(components=3),
+        width=32,
+        depth=1,
+    )
     trained = train(new, data, run, options, overwrite=o.out == Demo.out)
     if trained.stopped == "signal":
         return _stopped(f"tessella train --resume --out {run}")
     codes = int(np.prod(new.levels[0].code_shape))
-    print(f"        {trained.steps:,} steps; {codes} integers below {MODEL.codebook_size} a picture")
+    print(f"        {trained.steps:,} steps; {codes} integers below {CODEBOOK} a picture")
     _say(3, f"fitting a prior for {60 * (1 - SHARE) * o.minutes:.0f} seconds: which integers go together")
     options = TrainOptions(minutes=(1 - SHARE) * o.minutes, learning_rate=PRIOR_RATE, device=device)
-    fitted = fit_prior(run, data, "pixelcnn", options, width=PRIOR_WIDTH, depth=PRIOR_DEPTH)
+    fitted = fit_prior(run, data, PixelCNN(width=PRIOR_WIDTH, depth=PRIOR_DEPTH), options)
     if fitted.training.stopped == "signal":
-        return _stopped(f"tessella prior {run} --resume")
+        return _stopped(f"tessella fit-prior {run} --resume")
     print(f"        {fitted.training.steps:,} steps")
 
     model = Run(run, device).model()
@@ -151,11 +158,11 @@ def _shown(o: Demo) -> int:
         o.minutes,
         Run(run).prior_choice().note,
     )
-    write(run, model, data)
+    write_html(run / "report.html", report(Run(run), ReportConfig()).page())
     written = os.path.abspath(page.write(shown))
     _say(9, f"done in {(time.monotonic() - started) / 60:.1f} minutes: open {written} in a browser")
     print("then try pictures of your own:")
-    print("tessella train vqvae --data FOLDER --out RUN --minutes 10 && tessella prior RUN --minutes 10")
+    print("tessella train vqvae --data FOLDER --out RUN --minutes 10 && tessella fit-prior RUN --minutes 10")
     return 0
 
 

@@ -1,7 +1,4 @@
-"""`tessella detect`.
-
-Imports beside it: report.
-"""
+"""`tessella detect`."""
 
 from __future__ import annotations
 

@@ -1,17 +1,21 @@
-"""`tessella prior`."""
+"""`tessella fit-prior`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import Positional, Suppress, arg
+from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
+from tessella.commands.options import Flags, extended, given_flags, word_after
 from tessella.commands.shared import Where, loaded_without_prior, progress, quoted, said_of_device, say
-from tessella.commands.train import budget, refuse_changes, resumed_options
+from tessella.commands.train import budget, flat, refuse_changes, resumed_options
+from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.schema import bits_per_dim
-from tessella.foundation.errors import SpecError
+from tessella.foundation import registry
+from tessella.foundation.errors import SpecError, option
 from tessella.models.spec import TrainOptions
 
 if TYPE_CHECKING:
@@ -19,29 +23,23 @@ if TYPE_CHECKING:
     from tessella.training.prior_trainer import FitResult
 
 
-SIZES = ("width", "depth", "components", "flow_steps", "class_conditional")
-"""What a prior is made with; a resumed one keeps its own."""
-APART = ("training", "data", "workers", "quiet", "given")
+DEFAULT = "pixelcnn"
+APART = ("training", "data", "workers", "quiet", "given", "flags")
 """What processes that fit together need not have in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prior:
-    """Fit a prior over the latents of a run and keep it in the run: it learns which codes, or numbers, go together.
+class FitPrior:
+    """Train a prior over the latents of a trained model, which stays as it is, and keep it in the run.
 
-    The model stays as it is. Then `sample` draws from the prior and `evaluate` pays its rate. Of several kinds the one
-    with the lowest rate on the validation split is used, if it beats the model's own (of codes the uniform one), unless
-    another is asked for with --prior; an autoencoder gets samples, but no bound. Ctrl-C saves; `--resume` goes on.
+    Then samples are drawn from it and it sets the rate. Of several priors the one with the lowest rate on the
+    validation split is used, if it beats the model's own (of codes the uniform one), unless another is chosen with
+    --prior; an autoencoder gets samples, but no bound. Ctrl-C saves; `--resume` goes on.
 
     Attributes:
         run: the run folder.
-        kind: of a model of codes pixelcnn, transformer or masked; of an ae, vae or cvae mixture, vamp, flow or
-            diffusion; `tessella list` says what they are.
-        width: channels of its networks.
-        depth: layers of its networks.
-        components: of a mixture or vamp.
-        flow_steps: of a flow.
-        class_conditional: let it see the labels, so that a class can be asked of it.
+        kind: which prior; by default pixelcnn for codes.
+        class_conditional: let it see the labels, so that samples of a class can be asked for.
         data: where the run's data lies now, if it was moved.
         resume: go on from its last checkpoint; a newly given budget replaces the old one.
         changed_data: resume although the data is not what fitting was started with.
@@ -50,49 +48,94 @@ class Prior:
     """
 
     run: Positional[str]
-    kind: str = "pixelcnn"
-    width: int | None = None
-    depth: int | None = None
-    components: int | None = None
-    flow_steps: int | None = None
+    kind: str = DEFAULT
     class_conditional: bool = False
     data: str | None = None
     resume: bool = False
     changed_data: bool = False
     overwrite: bool = False
     quiet: bool = False
-    training: Annotated[TrainOptions, arg(name="")]
+    training: OmitArgPrefixes[TrainOptions]
     given: Suppress[frozenset[str]] = frozenset()
+    flags: Suppress[Flags | None] = None
+
+    @property
+    def config(self) -> PriorConfig | CodePriorConfig:
+        """The options of the prior."""
+        assert self.flags is not None
+        return self.flags.config(self)
 
 
-def prior(o: Prior) -> int:
+def options_of(args: Sequence[str]) -> type[FitPrior]:
+    """The options of a command line: those of the prior that it names.
+
+    Raises:
+        SpecError: if there is no such prior, or an option that another one has.
+    """
+    kind, given = word_after(args, "--kind") or DEFAULT, given_flags(args)
+    made = config_class(kind)
+    base = None
+    if "--resume" in args and args and not args[0].startswith("-"):
+        from tessella.training import checkpoint, fitted_priors
+
+        home = fitted_priors.prior_home(Path(args[0]), kind)
+        base = fitted_priors.read_prior_spec(home).config if (home / checkpoint.SPEC).is_file() else None
+    flags = Flags.of(made, args, base)
+    flags.check(args, FitPrior)
+    return extended(
+        FitPrior,
+        {**flags.fields, "given": (Suppress[frozenset[str]], given), "flags": (Suppress[Any], flags)},
+    )
+
+
+def config_class(kind: str) -> type[PriorConfig] | type[CodePriorConfig]:
+    """The class of the options of a prior, over codes or real numbers.
+
+    Raises:
+        SpecError: if there is none of that name.
+    """
+    for base in (CodePriorConfig, PriorConfig):
+        if kind in registry.names(base.part):
+            return base.chosen(kind)
+    known = ", ".join((*registry.names("code-prior"), *registry.names("prior")))
+    raise SpecError(f"no prior is called {kind!r}; there are: {known}", code="no-such-part", kind="prior", name=kind)
+
+
+def fit_prior(o: FitPrior) -> int:
     if o.resume and o.overwrite:
-        raise SpecError("--resume goes on with a prior and --overwrite replaces it: give one of them")
+        raise SpecError(
+            f"{option('resume')} goes on with a prior and {option('overwrite')} replaces it: give one of them"
+        )
     if o.changed_data and not o.resume:
-        raise SpecError("--changed-data is for a prior that is resumed: leave it out, or give --resume")
+        raise SpecError(
+            f"{option('changed_data')} is for a prior that is resumed: leave it out, or give {option('resume')}"
+        )
     from tessella.training import checkpoint
     from tessella.training.processes import writing
 
     checkpoint.read_spec(o.run)
-    alike = {name: value for name, value in {**asdict(o), **asdict(o.training)}.items() if name not in APART}
+    own = {f.name: getattr(o, f.name) for f in fields(FitPrior) if f.name not in APART}
+    alike = {**own, **o.config.to_record(), **asdict(o.training)}
+    alike.pop("workers")
     with writing(Path(o.run), o.training, alike):
         return _fitted(o)
 
 
-def _fitted(o: Prior) -> int:
+def _fitted(o: FitPrior) -> int:
     device = said_of_device(o.training.device)
     model, run = loaded_without_prior(o.run, Where("cpu"))
     from tessella.models.codes import CodeModel
     from tessella.training import fitted_priors
     from tessella.training.fit_prior import fit_prior
 
-    home, options = fitted_priors.prior_home(run.path, o.kind), o.training
-    sizes = {name: getattr(o, name) for name in SIZES}
+    home = fitted_priors.prior_home(run.path, o.kind)
+    options, config, conditional = TrainOptions(**asdict(o.training)), o.config, o.class_conditional
     if o.resume:
         before = fitted_priors.read_prior_spec(home)
-        sizes = {name: getattr(before, name) for name in sizes}
-        minded = {**asdict(o.training), **{name: getattr(o, name) for name in SIZES}}
-        refuse_changes(home, {**before.training, **sizes}, minded, o.given - {"kind"})
+        config, conditional = before.config, before.class_conditional
+        stored = {**before.training, **flat(config), "class_conditional": conditional}
+        requested = {**asdict(o.training), **flat(o.config), "class_conditional": o.class_conditional}
+        refuse_changes(home, stored, requested, o.given - {"kind"})
         options = resumed_options(home, before.training, o.training, o.given)
     data = run.own_data(o.data)
     if not o.quiet:
@@ -103,9 +146,9 @@ def _fitted(o: Prior) -> int:
         done = fit_prior(
             o.run,
             data,
-            o.kind,
+            config,
             options,
-            **sizes,
+            class_conditional=conditional,
             resume=o.resume,
             overwrite=o.overwrite,
             changed_data=o.changed_data,
@@ -113,8 +156,8 @@ def _fitted(o: Prior) -> int:
             progress=tell,
         )
     if done.training.stopped == "signal":
-        kind = "" if o.kind == Prior.kind else f" --kind {o.kind}"
-        again = f"tessella prior {quoted(o.run)}{kind} --resume"
+        kind = "" if o.kind == DEFAULT else f" --kind {o.kind}"
+        again = f"tessella fit-prior {quoted(o.run)}{kind} --resume"
         say(f"stopped and saved at step {done.training.steps:,}; go on with: {again}")
         return 130
     say(f"fitted for {done.training.steps:,} steps, {done.training.seconds:.0f} seconds: {home}")

@@ -2,55 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, Suppress, arg
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
+from tessella.commands.options import (
+    BUDGETS,
+    AliasOut,
+    DataOptions,
+    Flags,
+    RunConfig,
+    extended,
+    given_flags,
+    toml,
+    with_defaults,
+    word_after,
+)
 from tessella.commands.shared import check_picture_name, quoted, said_of_device, say, write_picture
 from tessella.foundation import registry
-from tessella.foundation.errors import DataError, RunError, SpecError
-from tessella.models.spec import ModelOptions, TrainOptions
+from tessella.foundation.config import Config, options, slots
+from tessella.foundation.errors import RunError, SpecError, option, task
+from tessella.models.spec import ModelConfig, TrainOptions
 
 if TYPE_CHECKING:
     from tessella.data import Data
     from tessella.models.base import Model
 
-Binarize = Literal["dynamic", "static", "threshold"]
 CHANGEABLE_ON_RESUME = ("save_every", "workers", "device", "rank_timeout", "track")
 """Options of training that a resumed run may change: no number depends on them but by rounding."""
-OF_COMMAND = ("quiet", "out", "resume", "overwrite", "data", "changed_data", "given")
+OF_COMMAND = ("quiet", "out", "resume", "overwrite", "data", "changed_data", "given", "config", "print_config")
 """What is no part of a run; its data is compared by content."""
-BUDGETS = ("minutes", "epochs", "steps")
-
-
-@dataclass(frozen=True)
-class AsData:
-    """How data is read.
-
-    Attributes:
-        size: height and width that pictures are cropped and resized to, or one number for both.
-        channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
-        binarize: make bytes binary: drawn anew in every batch, drawn once, or cut at half.
-        label: the column of a table, or the array of an .npz, that holds the class; by default one called label, class
-            or target that holds few values.
-    """
-
-    size: tuple[int, ...] | None = None
-    channels: int | None = None
-    binarize: Binarize | None = None
-    label: str | None = None
-
-    def open(self, spec: str) -> Data:
-        from tessella.data import open_data
-
-        sides = self.size
-        if sides is not None and len(sides) not in (1, 2):
-            raise DataError(f"--size takes one number, or a height and a width, not {len(sides)} numbers")
-        box = None if sides is None else (sides[0], sides[-1])
-        return open_data(spec, size=box, channels=self.channels, binarize=self.binarize, label=self.label)
 
 
 # data
@@ -66,7 +51,7 @@ class ShowData:
     """
 
     spec: Positional[str]
-    how: Annotated[AsData, arg(name="")] = field(default_factory=AsData)
+    how: Annotated[DataOptions, arg(name="")] = field(default_factory=DataOptions)
     out: Annotated[str, arg(aliases=("-o",))] = "contact-sheet.png"
 
 
@@ -88,54 +73,128 @@ class Train:
     """Train a model on data and leave a run folder. Ctrl-C saves; `--resume --out RUN` goes on.
 
     Attributes:
-        model: a name that `tessella list` lists. The run's own when resuming.
+        model: its name. The run's own when resuming.
         data: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file. When resuming, where the run's data
             lies now, if it was moved.
         out: the run folder.
+        config: a TOML file of options, or a run whose options are taken; flags come before it.
+        print_config: print the configuration that would run, as TOML, and end.
         resume: go on from the last checkpoint in it; a newly given budget replaces the old one.
         changed_data: resume although the data is not what the run was started with.
         overwrite: replace a run that is there.
         quiet: print nothing but the end.
     """
 
-    model: Positional[str | None] = None
+    model: Suppress[str | None] = None
     data: str | None = None
-    out: Annotated[str | None, arg(aliases=("-o",))] = None
+    out: AliasOut = None
+    config: str | None = None
+    print_config: bool = False
     resume: bool = False
     changed_data: bool = False
     overwrite: bool = False
     quiet: bool = False
-    how: Annotated[AsData, arg(name="")] = field(default_factory=AsData)
-    training: Annotated[TrainOptions, arg(name="")]
-    options: Annotated[ModelOptions, arg(name="")] = field(default_factory=ModelOptions)
+    data_reading: OmitArgPrefixes[DataOptions] = field(default_factory=DataOptions)
+    training: OmitArgPrefixes[TrainOptions]
     given: Suppress[frozenset[str]] = frozenset()
+    flags: Suppress[Flags | None] = None
+
+    @property
+    def chosen(self) -> ModelConfig | None:
+        """The options of the model."""
+        return None if self.flags is None else self.flags.config(self)
+
+
+def options_of(args: Sequence[str]) -> type[Train]:
+    """The options of a command line: those of the model that it names, with defaults of the file that it names.
+
+    Raises:
+        SpecError: if there is no such model or part, or an option that another one has.
+    """
+    name = args[0] if args and not args[0].startswith("-") else None
+    file = word_after(args, "--config")
+    saved = RunConfig() if file is None else RunConfig.read(Path(file))
+    if name is None and "--resume" in args and (out := word_after(args, "--out") or word_after(args, "-o")):
+        from tessella.training.checkpoint import read_spec
+
+        saved = replace(saved, model=None, config=read_spec(out).config)
+    base = saved.config if name in (None, saved.model) else None
+    given, training = given_flags(args), dict(saved.training)
+    if given & set(BUDGETS):
+        training |= dict.fromkeys(BUDGETS)
+    reading = {f.name: value for f in fields(DataOptions) if (value := getattr(saved.data, f.name)) is not None}
+    more: dict[str, tuple[Any, Any]] = {
+        "model": (Suppress[str | None], name or saved.model),
+        "data": (str | None, saved.data.spec),
+        "data_reading": (OmitArgPrefixes[with_defaults(DataOptions, reading)], MISSING),
+        "training": (OmitArgPrefixes[with_defaults(TrainOptions, training)], MISSING),
+        "given": (Suppress[frozenset[str]], given),
+    }
+    kind = type(base) if base is not None else None if name is None else ModelConfig.chosen(name)
+    if kind is not None:
+        flags = Flags.of(kind, args, base)
+        flags.check(args, Train)
+        more |= {**flags.fields, "flags": (Suppress[Any], flags)}
+    return extended(Train, more)
+
+
+def overview() -> str:
+    """What `tessella train --help` prints: the models."""
+    known = registry.entries("model")
+    wide = max(len(entry.name) for entry in known)
+    return "\n".join([
+        inspect.cleandoc(Train.__doc__ or "").partition("\n")[0],
+        "",
+        "usage: tessella train MODEL --data SPEC --out RUN ...    (tessella train MODEL --help lists its options)",
+        "       tessella train --resume --out RUN ...",
+        "",
+        "models:",
+        *(f"  {entry.name:{wide}}  {entry.summary}" for entry in known),
+    ])  # fmt: skip
 
 
 def train(o: Train) -> int:
+    if o.print_config:
+        return _print_config(o)
     if o.out is None:
-        raise SpecError("give the folder to train into: --out RUN")
+        raise SpecError(f"give the folder to train into: {option('out')} RUN", code="no-out")
     if o.resume:
         return _resume(o, Path(o.out))
     if o.changed_data:
-        raise SpecError("--changed-data is for a run that is resumed: leave it out, or give --resume")
-    if o.model is None or o.data is None:
         raise SpecError(
-            "name a model and its data: tessella train MODEL --data SPEC --out RUN; models are "
-            f"{', '.join(registry.names('model'))}"
+            f"{option('changed_data')} is for a run that is resumed: leave it out, or give {option('resume')}"
         )
-    entry, run = registry.find("model", o.model), Path(o.out)
+    if o.chosen is None or o.data is None:
+        raise SpecError(
+            f"name a model and its data: {task('train', 'MODEL --data SPEC --out RUN')}; models are "
+            f"{', '.join(registry.names('model'))}",
+            code="no-model",
+        )
+    config, options, run = o.chosen, TrainOptions(**asdict(o.training)), Path(o.out)
     import torch
 
     from tessella.training import checkpoint
     from tessella.training.processes import writing
 
     checkpoint.check_place(run, overwrite=True)  # whoever writes into it is told of first
-    with writing(run, o.training, _facts(o)) as accelerator:
+    with writing(run, options, _facts(o)) as accelerator:
         checkpoint.check_place(run, overwrite=o.overwrite or not accelerator.is_main_process)
-        data = o.how.open(o.data)
-        torch.manual_seed(o.training.seed)
-        model = entry.load()(data.schema, **asdict(o.options))
-        return _trained(model, data, o, o.training)
+        data = o.data_reading.open(o.data)
+        torch.manual_seed(options.seed)
+        return _trained(config.build(data.schema), data, o, options)
+
+
+def _print_config(o: Train) -> int:
+    """Print what `--config` reads: everything that a run depends on."""
+    config = None if o.chosen is None else o.chosen.to_record()
+    record = {
+        "model": None if config is None else config.pop("type"),
+        "config": config,
+        "data": {"spec": o.data, **asdict(o.data_reading)},
+        "training": asdict(TrainOptions(**asdict(o.training))),
+    }
+    print(toml(record))
+    return 0
 
 
 def _resume(o: Train, run: Path) -> int:
@@ -146,10 +205,12 @@ def _resume(o: Train, run: Path) -> int:
     from tessella.training.run import Run
 
     if o.overwrite:
-        raise SpecError("--resume goes on with a run and --overwrite replaces it: give one of them")
+        raise SpecError(
+            f"{option('resume')} goes on with a run and {option('overwrite')} replaces it: give one of them"
+        )
     spec = checkpoint.read_spec(run)
-    stored = {**spec.data, **asdict(spec.options), **spec.training, "model": spec.model}
-    refuse_changes(run, stored, _mapped(o), o.given if o.model is None else o.given | {"model"})
+    stored = {**spec.data, **flat(spec.config), **spec.training, "model": spec.model}
+    refuse_changes(run, stored, _requested(o), o.given if o.model is None else o.given | {"model"})
     options = resumed_options(run, spec.training, o.training, o.given)
     with writing(run, options, _facts(o)):
         torch.manual_seed(options.seed)
@@ -157,18 +218,32 @@ def _resume(o: Train, run: Path) -> int:
         return _trained(model, Run(run).own_data(o.data), o, options)
 
 
-def refuse_changes(run: Path, stored: Mapping[str, Any], minded: Mapping[str, Any], given: Collection[str]) -> None:
+def flat(config: Config | None) -> dict[str, Any]:
+    """The options of a config and its parts by the names of their flags."""
+    if config is None:
+        return {}
+    parts = {slot: getattr(config, slot) for slot in slots(type(config))}
+    named = {slot: None if part is None else part.name for slot, part in parts.items()}
+    return named | {
+        name: getattr(parts[slot] if slot else config, attribute)
+        for name, (slot, attribute) in options(type(config), parts).items()
+    }
+
+
+def refuse_changes(run: Path, stored: Mapping[str, Any], requested: Mapping[str, Any], given: Collection[str]) -> None:
     """Let what is resumed be what it was started with, but for its budget and what no number depends on.
 
     Args:
-        stored, minded: all options by name, as they were and as they are now.
+        stored, requested: all options by name, as they were and as they are now.
         given: the names that were said now.
     """
     for name in sorted(set(given) - {*CHANGEABLE_ON_RESUME, *OF_COMMAND, *BUDGETS}):
-        if minded[name] != stored.get(name):
+        if requested[name] != stored.get(name):
             raise SpecError(
-                f"{run} was started with {name.replace('_', ' ')} {stored.get(name)}, not {minded[name]}: leave it out "
-                "to go on with the run, or start a new one"
+                f"{run} was started with {name.replace('_', ' ')} {stored.get(name)}, not {requested[name]}: leave it "
+                "out to go on with the run, or start a new one",
+                code="changed-option",
+                option=name,
             )
 
 
@@ -184,16 +259,16 @@ def resumed_options(run: Path, stored: Mapping[str, Any], now: TrainOptions, giv
         raise RunError(f"{run} has options of training that this tessella does not know ({error})") from error
 
 
-def _mapped(o: Train) -> dict[str, Any]:
+def _requested(o: Train) -> dict[str, Any]:
     """All options by name, as a run's specification has them."""
-    size = o.how.size
-    box = None if size is None else [size[0], size[-1]]
-    return {**asdict(o.options), **asdict(o.training), **asdict(o.how), "size": box, "model": o.model}
+    reading = o.data_reading
+    box = None if reading.box is None else list(reading.box)
+    return {**flat(o.chosen), **asdict(o.training), **asdict(reading), "size": box, "model": o.model}
 
 
 def _facts(o: Train) -> dict[str, Any]:
     """The options that processes must have in common; what data they have is compared by content."""
-    alike = {**_mapped(o), "out": o.out, "resume": o.resume, "overwrite": o.overwrite}
+    alike = {**_requested(o), "out": o.out, "resume": o.resume, "overwrite": o.overwrite}
     return {name: value for name, value in alike.items() if name != "workers"}
 
 
@@ -215,7 +290,7 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
     say(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds: {o.out}")
     if not o.quiet:
         run = quoted(str(o.out))
-        prior = f"tessella prior {run}, " if isinstance(model, CodeModel) else ""
+        prior = f"tessella fit-prior {run}, " if isinstance(model, CodeModel) else ""
         say(f"next: {prior}tessella evaluate {run}, tessella report {run}")
     return 0
 

@@ -1,4 +1,7 @@
-"""Where networks run: the device that is asked for, or the best there is."""
+"""Where and how networks run: the device that is asked for or the best there is, and when they run in bfloat16.
+
+Likelihoods, rates and quantizers are float32 whatever is chosen here.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ import os
 import torch
 from torch import Tensor
 
+from tessella.core.schema import Precision, Schema
 from tessella.foundation.errors import SpecError
 
 VARIABLE = "TESSELLA_DEVICE"
 """The environment variable that chooses where nothing else does."""
 ACCELERATORS = ("cuda", "xpu", "mps")
 """Kinds of devices besides the processor, best first."""
+SMALL = 16
+"""Pixels a side under which float32 is faster than converting to bfloat16."""
 
 
 def resolve(asked: str | torch.device | None = None) -> torch.device:
@@ -102,3 +108,23 @@ def _name(device: torch.device) -> str:
 
 def _without_cuda(kind: str) -> bool:
     return kind == "cuda" and not torch.backends.cuda.is_built()
+
+
+def autocast(precision: Precision, schema: Schema, device: torch.device) -> torch.autocast:
+    """A context in which networks run in bfloat16 if that is asked for, or `auto` and worth it.
+
+    It is worth it for examples that are not tiny, where the hardware multiplies bfloat16 natively.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=lowers(precision, schema, device))
+
+
+def lowers(precision: Precision, schema: Schema, device: torch.device) -> bool:
+    """Whether that is so."""
+    worth = schema.rank > 0 and min(schema.spatial) >= SMALL and _native(device)
+    return precision == "bfloat16" or (precision == "auto" and worth)
+
+
+def _native(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())

@@ -6,8 +6,6 @@ would draw: each draws the whole joined batch's noise and keeps its own rows.
 
 Training draws a batch's numbers by its step. Measuring draws them by the examples' keys, so that what is found of an
 example depends neither on its neighbours nor on its place among them.
-
-Imports beside it: device.
 """
 
 from __future__ import annotations

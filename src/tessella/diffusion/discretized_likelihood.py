@@ -1,7 +1,4 @@
-"""p(x | z_0): what x was, given the least noisy latent. All else that is to be said of x is in p(z_0).
-
-Imports beside it: likelihoods.
-"""
+"""p(x | z_0): what x was, given the least noisy latent. All else that is to be said of x is in p(z_0)."""
 
 from __future__ import annotations
 

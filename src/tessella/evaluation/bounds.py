@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import time
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from tessella.core.batches import FixedBatch, fixed_batches, size_of
-from tessella.core.device import precise
+from tessella.core.device import autocast, precise
 from tessella.core.outputs import Terms
-from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision, bits_per_dim
 from tessella.data import Split, batches
@@ -104,7 +104,7 @@ def _evaluation(
     bound = None if rate is None else rate + distortion
     units = tuple((sums["units"] / done).tolist()) if "units" in sums else None
     codes = codebook.figures(model, sums, done) if isinstance(model, CodeModel) else None
-    warned = () if codes is None else codebook.warnings(codes, done, model.options.quantizer or "ema")
+    warned = () if codes is None else codebook.warnings(codes, done, cast(CodeModel, model))
     mse = mean.get("squared")
     return Evaluation(
         model=model.name,

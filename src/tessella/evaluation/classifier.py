@@ -7,8 +7,6 @@ the training split have a total variance of 1.
 
 So figures need no download and fit the data, whatever it is; they can be compared through the same classifier only.
 It is trained once and kept with the run, with the fingerprint of the data.
-
-Imports beside it: checkpoint.
 """
 
 from __future__ import annotations

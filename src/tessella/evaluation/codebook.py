@@ -93,13 +93,14 @@ def figures(model: CodeModel, sums: Mapping[str, Tensor], examples: int) -> Code
     )
 
 
-def warnings(codes: CodesEvaluation, examples: int, quantizer: str) -> tuple[str, ...]:
+def warnings(codes: CodesEvaluation, examples: int, model: CodeModel) -> tuple[str, ...]:
     """For each level whose codebook has collapsed what is wrong and what to do, in words.
 
     Args:
-        quantizer: what the model was made with; it is not advised again.
+        model: whose quantizer is not advised again.
     """
-    remedies = [words for name, words in REMEDIES.items() if name != quantizer]
+    given = "" if model.config is None else model.config.to_record().get("quantizer", {}).get("type", "")
+    remedies = [words for name, words in REMEDIES.items() if name != given]
     advice = f"Try {', '.join(remedies)}, or a smaller --codebook-size."
     found = []
     for level, of in enumerate(codes.levels):

@@ -5,9 +5,9 @@ A task's result says what there is to see by `page() -> Page`; how that looks is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -200,6 +200,29 @@ class Code:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A task with its arguments, for each face to word.
+
+    Attributes:
+        arguments: its words, such as the run folder.
+        options: fields of its config; None and False are left out, True stands for a switch.
+        note: what to know of it.
+    """
+
+    task: str
+    arguments: Sequence[str] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Tasks that make what is shown, in their order."""
+
+    calls: Sequence[Call]
+
+
+@dataclass(frozen=True)
 class Details:
     """Blocks that are folded away under a line."""
 
@@ -207,7 +230,7 @@ class Details:
     blocks: Sequence[Block]
 
 
-Block = Heading | Text | Cards | Table | Figure | Rows | Grid | Charts | Code | Details
+Block = Heading | Text | Cards | Table | Figure | Rows | Grid | Charts | Code | Calls | Details
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 A run folder, or a folder that is written into, may hold links that a stranger has put there. So a draft is made in a
 folder of its own with a name that nobody can know, a file that is a link is replaced and not written through, and what
 lies below a run is reached through folders alone. The path of the run itself may be a link: it is the user's.
-
-Imports beside it: errors.
 """
 
 from __future__ import annotations

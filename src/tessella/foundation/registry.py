@@ -83,7 +83,9 @@ def register(kind: PartKind, name: str, *, summary: str, **facts: Any) -> Callab
     def registered(part: T) -> T:
         target = f"{part.__module__}:{part.__qualname__}"  # pyright: ignore[reportAttributeAccessIssue]
         entry = Entry(kind, name, target, summary, facts, target.partition(".")[0].partition(":")[0])
-        known = _MADE.get((kind, name)) or _installed(kind).get(name)
+        known = _MADE.get((kind, name))
+        if known is None and entry.origin != "tessella":  # ours are compared when they are looked up
+            known = _installed(kind).get(name)
         if known is not None and known.target != target:
             raise _clash(known, entry)
         _MADE[kind, name] = entry

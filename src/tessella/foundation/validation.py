@@ -2,8 +2,6 @@
 
 A run may come from a stranger. Nothing here knows what a record means: its dataclass's annotations say what may stand
 in each field, so that a new field needs no second edit.
-
-Imports beside it: errors.
 """
 
 from __future__ import annotations
@@ -14,11 +12,11 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tessella.foundation.errors import TessellaError
 
@@ -33,6 +31,27 @@ LARGEST = 1 << 64
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+TYPE = "type"
+"""Key of a record that says which of several classes it is of."""
+
+
+class Tagged:
+    """Base of dataclasses whose records say by their `type` which of several classes they are of."""
+
+    @classmethod
+    def chosen(cls, name: str) -> type:
+        """The class of that name."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Least and largest value of a number, in `Annotated[int, Range(1, 9)]`."""
+
+    least: float = -math.inf
+    most: float = math.inf
 
 
 class Malformed(ValueError):
@@ -122,6 +141,8 @@ def fitted(kind: Any, value: Any, name: str = "it", *, others: bool = False) -> 
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return _plain(value, name)
+    if origin is Annotated:
+        return _in_range(fitted(parts[0], value, name), parts[1:], name)
     if origin in (Union, UnionType):
         return _of_union(parts, value, name)
     if origin is Literal:
@@ -135,7 +156,11 @@ def fitted(kind: Any, value: Any, name: str = "it", *, others: bool = False) -> 
             raise Malformed(f"{name} is {_shown(value)}, no object")
         inner = parts[1] if parts else Any
         return {_text(key, name): fitted(inner, one, f"{name} {_shown(key)}") for key, one in value.items()}
+    if isinstance(kind, type) and issubclass(kind, Tagged):
+        return value if isinstance(value, kind) else _tagged(kind, value, name)
     if is_dataclass(kind):
+        if isinstance(kind, type) and isinstance(value, kind):
+            return value
         return _record(kind, value, name, others=others)
     if hasattr(kind, "from_json"):
         return kind.from_json(value)
@@ -148,7 +173,7 @@ def known_fields(kind: type, value: Mapping[str, Any], name: str) -> dict[str, A
     Raises:
         Malformed: if one has another type than its field, or the dataclass refuses them.
     """
-    hints = _hints(kind)
+    hints = field_types(kind)
     found = {key: fitted(hints.get(key, Any), one, f"{name} {_shown(key)}") for key, one in value.items()}
     required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     if required <= set(found):
@@ -162,21 +187,22 @@ def arguments(function: Callable[..., Any], value: Mapping[str, Any], name: str)
     Raises:
         Malformed: if it has no such parameter, or one is of another type.
     """
-    hints = _hints(function)
+    hints = field_types(function)
     if unknown := [key for key in value if key not in hints or key == "return"]:
         raise Malformed(f"{name} has {_shown(unknown[0])}, which is not known")
     return {key: fitted(hints[key], one, f"{name} {key}") for key, one in value.items()}
 
 
 @cache
-def _hints(of: Any) -> dict[str, Any]:
-    return get_type_hints(of)
+def field_types(of: Any) -> dict[str, Any]:
+    """Resolve the annotations of a class or function."""
+    return get_type_hints(of, include_extras=True)
 
 
 def _record(kind: Any, value: Any, name: str, *, others: bool) -> Any:
     if not isinstance(value, dict):
         raise Malformed(f"{name} is {_shown(value)}, no object")
-    hints = {f.name: _hints(kind)[f.name] for f in fields(kind) if f.init}
+    hints = {f.name: field_types(kind)[f.name] for f in fields(kind) if f.init}
     if not others and (unknown := sorted(set(value) - set(hints))):
         raise Malformed(f"{name} has {_shown(unknown[0])}, which is not known")
     needed = [f.name for f in fields(kind) if f.init and f.default is MISSING and f.default_factory is MISSING]
@@ -187,11 +213,33 @@ def _record(kind: Any, value: Any, name: str, *, others: bool) -> Any:
     return _made(kind, found, name)
 
 
+def _tagged(kind: type[Tagged], value: Any, name: str) -> Any:
+    if not isinstance(value, dict):
+        raise Malformed(f"{name} is {_shown(value)}, no object")
+    if TYPE not in value:
+        raise Malformed(f"{name} has no {TYPE}")
+    try:
+        chosen = kind.chosen(_text(value[TYPE], name))
+    except TessellaError as error:
+        raise Malformed(f"{name}: {error.message}") from error
+    if not issubclass(chosen, kind):
+        raise Malformed(f"{name} is {_shown(value[TYPE])}, which does not belong there")
+    return _record(chosen, {key: one for key, one in value.items() if key != TYPE}, name, others=False)
+
+
+def _in_range(value: Any, meanings: tuple[Any, ...], name: str) -> Any:
+    for meaning in meanings:
+        if isinstance(meaning, Range) and not meaning.least <= value <= meaning.most:
+            limit = f"at least {meaning.least:,}" if value < meaning.least else f"at most {meaning.most:,}"
+            raise Malformed(f"{name} must be {limit}, not {value:,}")
+    return value
+
+
 def _made(kind: Any, found: dict[str, Any], name: str) -> Any:
     try:
         return kind(**found)
     except TessellaError as error:
-        raise Malformed(f"{'' if name == 'it' else f'{name}: '}{error}") from error
+        raise Malformed(f"{'' if name == 'it' else f'{name}: '}{error.message}") from error
 
 
 def _of_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:

@@ -9,15 +9,11 @@ Inside, `factorised.py` and `logistic.py` hold the classes, `shared.py` what the
 
 from __future__ import annotations
 
-from inspect import signature
-from typing import Any
-
 from torch import Tensor
 
+from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood
 from tessella.core.schema import Schema
-from tessella.foundation.errors import SpecError
-from tessella.foundation.registry import find
 from tessella.likelihoods.independent import BernoulliModule, CategoricalModule, FixedGaussianModule, GaussianModule
 from tessella.likelihoods.logistic import LogisticMixtureModule
 
@@ -32,25 +28,13 @@ __all__ = [
 ]
 
 
-def likelihood_for(schema: Schema, name: str | None = None, **options: Any) -> Likelihood:
-    """The likelihood of that name for such data; without a name, the one that suits the stored values.
-
-    Args:
-        schema: what the stored values are.
-        name: a name of the catalogue, or None.
-        options: the class's own arguments (`mixtures`, `scale`).
+def likelihood_for(schema: Schema, config: LikelihoodConfig | None = None) -> Likelihood:
+    """Build a likelihood for such data; by default the one that suits the stored values.
 
     Raises:
-        SpecError: if there is no such name, it does not know an option, or it is not a distribution over the values.
+        SpecError: if it is not a distribution over the values.
     """
-    name = name or schema.values.default_likelihood
-    make = find("likelihood", name).load()
-    known = [option for option in signature(make).parameters if option != "schema"]
-    if unknown := [option for option in options if option not in known]:
-        raise SpecError(
-            f"the {name} likelihood has no option {', '.join(unknown)}; its options: {', '.join(known) or 'none'}"
-        )
-    return make(schema, **options)
+    return (config or LikelihoodConfig.chosen(schema.values.default_likelihood)()).build(schema)
 
 
 def initial_bias(likelihood: Likelihood) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -13,12 +13,15 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
+from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
+from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
 from tessella.likelihoods import initial_bias, likelihood_for
+from tessella.likelihoods.logistic import LogisticMixture
 from tessella.likelihoods.shared import LatentStatistics, StoredValues, by_position, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, IncrementalCausalConv
 
@@ -35,6 +38,23 @@ BLOCK, SMALL = 2, 16
     summary="each value given those before it and the decoder's features: strong bounds, slow sampling",
     values=("binary", "uint8", "real"),
 )
+class Autoregressive(LikelihoodConfig):
+    """Autoregressive likelihood: p(x | z) = prod_i p(x_i | x_<i, h(z)).
+
+    Attributes:
+        components: logistics in the mixture of each 8-bit value; 10 unless given.
+        pixel_width: channels of the causal network; 64 unless given, 96 for colour.
+        pixel_depth: its layers.
+    """
+
+    components: Count | None = None
+    pixel_width: Count | None = None
+    pixel_depth: Count | None = None
+
+    def build(self, schema: Schema) -> AutoregressiveModule:
+        return AutoregressiveModule(schema, self)
+
+
 @final
 class AutoregressiveModule(Likelihood):
     """p(x | z) = prod_i p(x_i | x_<i, h(z)) over pixels, with h(z) the decoder's output.
@@ -55,39 +75,26 @@ class AutoregressiveModule(Likelihood):
     Sampling goes pixel by pixel, and the mean too: it has no closed form, and is replaced by the greedy drawing in
     which each pixel takes its conditional mean, rounded to a stored value, given those before it.
 
-    Args:
-        mixtures: of logistics, for bytes.
-        width, depth: of the causal network.
-        features: channels of h(z).
-
     Raises:
-        SpecError: if mixtures are asked of other values than bytes, or the pictures have too many channels for them.
+        SpecError: if mixture components are asked of other values than bytes, or there are too many channels for them.
     """
 
     sequential_mean = True
     """Whether a mean costs a pass pixel by pixel."""
 
-    def __init__(
-        self,
-        schema: Schema,
-        *,
-        mixtures: int | None = None,
-        width: int | None = None,
-        depth: int | None = None,
-        features: int | None = None,
-    ) -> None:
+    def __init__(self, schema: Schema, options: Autoregressive) -> None:
         super().__init__(schema)
         self.grid = schema.shape if schema.rank else (1, 1, schema.dims)
-        self.features = features or (FEATURES if schema.rank else FEATURES_OF_A_NUMBER)
+        self.features = FEATURES if schema.rank else FEATURES_OF_A_NUMBER
         self.units = LatentStatistics(schema)
-        options: dict[str, Any] = {} if mixtures is None else {"mixtures": mixtures}
+        mixture = None if options.components is None else LogisticMixture(components=options.components)
         standard = Schema.of(self.grid, schema.values)
-        self.whole = likelihood_for(standard, **options)
-        self.one = likelihood_for(replace(standard, spatial=(1, 1)), **options)
-        width = width or (WIDTH_OF_COLOUR if self.grid[0] > 1 else WIDTH)
+        self.whole = likelihood_for(standard, mixture)
+        self.one = likelihood_for(replace(standard, spatial=(1, 1)), mixture)
+        width = options.pixel_width or (WIDTH_OF_COLOUR if self.grid[0] > 1 else WIDTH)
         self.side = BLOCK if min(self.grid[1:]) >= SMALL else 1
         pixels, values = self.side**2, self.grid[0] + 1
-        self.trunk = CausalConv(pixels * values, width, depth or DEPTH, context=pixels * self.features)
+        self.trunk = CausalConv(pixels * values, width, options.pixel_depth or DEPTH, context=pixels * self.features)
         self.head = BlockHead(width, values, pixels, self.whole.parameter_channels)
         bias = initial_bias(self.whole)
         if bias is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,12 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 from torch.types import _size
 
+from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood
 from tessella.core.entropy_coding import SymbolCoder, code_categorical, quantized_cdf
 from tessella.core.schema import UINT8, Binary, Real, Schema
-from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
+from tessella.foundation.validation import Range
 from tessella.likelihoods.shared import LatentStatistics, StoredValues, checked, over_channels, require_values
 
 LEVELS = 256
@@ -23,6 +24,13 @@ SCALE_FLOOR = 1e-3
 
 
 @register("likelihood", "bernoulli", summary="binary values", values=("binary",))
+class Bernoulli(LikelihoodConfig):
+    """Bernoulli likelihood of binary values, independent given z."""
+
+    def build(self, schema: Schema) -> BernoulliModule:
+        return BernoulliModule(schema)
+
+
 @final
 class BernoulliModule(Likelihood):
     """Binary values: p(x | z) = prod_d p_d^x_d (1 - p_d)^(1 - x_d), with p = sigmoid(parameters).
@@ -88,6 +96,13 @@ class BernoulliLogits(StoredValues):
 
 
 @register("likelihood", "categorical", summary="a free probability for each of 256 values", values=("uint8",))
+class Categorical(LikelihoodConfig):
+    """Categorical likelihood of 256 values, independent given z."""
+
+    def build(self, schema: Schema) -> CategoricalModule:
+        return CategoricalModule(schema)
+
+
 @final
 class CategoricalModule(Likelihood):
     """A free probability for each of the 256 values of a byte, each pixel and channel independent given z.
@@ -158,6 +173,13 @@ class ByteLogits(StoredValues):
 
 
 @register("likelihood", "gaussian", summary="real values, the scale predicted for each", values=("real",))
+class Gaussian(LikelihoodConfig):
+    """Gaussian likelihood of real values, mean and scale predicted for each."""
+
+    def build(self, schema: Schema) -> GaussianModule:
+        return GaussianModule(schema)
+
+
 @final
 class GaussianModule(Likelihood):
     """Real values: p(x | z) = prod_d N(x_d; mu_d, sigma_d^2), a density of the stored values.
@@ -198,6 +220,19 @@ class GaussianModule(Likelihood):
     summary="real values, one scale for all: squared error as a likelihood",
     values=("real",),
 )
+class FixedGaussian(LikelihoodConfig):
+    """Gaussian likelihood of real values with one scale for all.
+
+    Attributes:
+        scale: standard deviation in stored units; learned unless given.
+    """
+
+    scale: Annotated[float, Range(1e-12)] | None = None
+
+    def build(self, schema: Schema) -> FixedGaussianModule:
+        return FixedGaussianModule(schema, self.scale)
+
+
 @final
 class FixedGaussianModule(Likelihood):
     """Real values, one scale for all: squared error as a likelihood.
@@ -216,11 +251,9 @@ class FixedGaussianModule(Likelihood):
         SpecError: if the values are discrete, or the scale is not positive.
     """
 
-    def __init__(self, schema: Schema, scale: float | None = None) -> None:
+    def __init__(self, schema: Schema, scale: float | None) -> None:
         super().__init__(schema)
         require_values(schema, Real(), "fixed-scale Gaussian")
-        if scale is not None and not (scale > 0 and math.isfinite(scale)):
-            raise SpecError(f"the fixed-scale Gaussian's scale must be positive, not {scale}")
         self.units = LatentStatistics(schema)
         self.fixed_scale = scale
         self.log_scale = nn.Parameter(torch.zeros(())) if scale is None else None

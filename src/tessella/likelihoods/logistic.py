@@ -12,9 +12,11 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
+from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood
 from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
 from tessella.core.schema import UINT8, Schema
+from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
 from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, StoredValues, checked, require_values
@@ -34,6 +36,19 @@ CHUNK = 1 << 18
     summary="mixture of discretised logistics with channel dependence, for 8-bit pictures",
     values=("uint8",),
 )
+class LogisticMixture(LikelihoodConfig):
+    """Mixture of discretised logistics.
+
+    Attributes:
+        components: logistics in the mixture.
+    """
+
+    components: Count = 10
+
+    def build(self, schema: Schema) -> LogisticMixtureModule:
+        return LogisticMixtureModule(schema, self.components)
+
+
 @final
 class LogisticMixtureModule(Likelihood):
     """Bytes: a mixture of K logistics on the line, each bin of which is one value (Salimans et al. 2017, 2.1-2.2).
@@ -51,25 +66,20 @@ class LogisticMixtureModule(Likelihood):
     (1, 0), (2, 0), (2, 1), ... The values of a vector `(D,)` are independent given z: parameters `[B, 3 * K * D]`,
     read as `[B, 3 * K, D]` with the same blocks.
 
-    Args:
-        mixtures: K.
-
     Raises:
-        SpecError: if the values are not bytes, a picture has more than 4 channels, or K < 1.
+        SpecError: if the values are not bytes, or a picture has more than 4 channels.
     """
 
-    def __init__(self, schema: Schema, mixtures: int = 10) -> None:
+    def __init__(self, schema: Schema, components: int) -> None:
         super().__init__(schema)
         require_values(schema, UINT8, "logistic")
-        if mixtures < 1:
-            raise SpecError(f"the logistic likelihood needs at least one mixture component, not {mixtures}")
         self.is_vector = len(schema.shape) == 1
         self.channels = 1 if self.is_vector else schema.shape[0]
         if self.channels > 4:
             raise SpecError(
                 f"the logistic likelihood takes 1 to 4 channels, not {self.channels}: use --likelihood categorical"
             )
-        self.mixtures = mixtures
+        self.mixtures = components
         self.units = LatentStatistics(schema)
 
     @property

@@ -14,7 +14,7 @@ from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise, seeded
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
-from tessella.models.spec import ModelOptions, Objective
+from tessella.models.spec import ModelConfig, Objective
 
 
 class Model(nn.Module, ABC):
@@ -23,7 +23,7 @@ class Model(nn.Module, ABC):
     Args:
         name: of the composition: its name in the catalogue, or any other for one of your own.
         likelihood: p(x | z); it knows what an example looks like.
-        options: what the composition was made with; kept so that a run can be built again.
+        config: the options that it was made with, to build a run again; None for a composition of one's own.
         conditional: whether the parts see the label.
     """
 
@@ -38,9 +38,9 @@ class Model(nn.Module, ABC):
     learning_rate: float = 2e-3
     """What suits it at the height of training, unless another is asked for."""
 
-    def __init__(self, name: str, likelihood: Likelihood, options: ModelOptions | None, *, conditional: bool) -> None:
+    def __init__(self, name: str, likelihood: Likelihood, config: ModelConfig | None, *, conditional: bool) -> None:
         super().__init__()
-        self.name, self.likelihood, self.options = name, likelihood, options or ModelOptions()
+        self.name, self.likelihood, self.config = name, likelihood, config
         self.conditional = conditional
 
     @abstractmethod
@@ -108,7 +108,7 @@ class Model(nn.Module, ABC):
     @property
     def objective(self) -> Objective:
         """What training minimises; no bound depends on it."""
-        return self.options.objective
+        return Objective() if self.config is None else self.config.objective
 
     @property
     def device(self) -> torch.device:
@@ -175,5 +175,5 @@ class Model(nn.Module, ABC):
             )
         return SpecError(
             f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit one to sample "
-            "from (tessella prior RUN --kind flow)"
+            "from (tessella fit-prior RUN --kind flow)"
         )

@@ -18,7 +18,7 @@ from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import track
 from tessella.models.base import Model
-from tessella.models.spec import ModelOptions
+from tessella.models.spec import ModelConfig
 from tessella.networks.pyramid import Merge, Pyramid
 from tessella.priors.uniform import UniformModule
 
@@ -35,7 +35,7 @@ class CodeModel(Model):
     So z is one tensor `[B, D, h, w]`, and the rate is -log p(c): N log K until a prior is fitted.
 
     Args:
-        name, likelihood, options: as of `Model`.
+        name, likelihood, config: as of `Model`.
         encoder: x to the finest level's features.
         quantizers: one a level, coarsest first.
         decoder: z to the likelihood's parameters.
@@ -51,9 +51,9 @@ class CodeModel(Model):
         quantizers: Sequence[Quantizer],
         decoder: Decoder,
         merge_depth: int = 2,
-        options: ModelOptions | None = None,
+        config: ModelConfig | None = None,
     ) -> None:
-        super().__init__(name, likelihood, options, conditional=False)
+        super().__init__(name, likelihood, config, conditional=False)
         channels, levels = encoder.feature_shape[0], len(quantizers)
         self.encoder, self.decoder = encoder, decoder
         self.quantizers = nn.ModuleList(quantizers)

@@ -14,7 +14,7 @@ from tessella.diffusion.chain import Chain
 from tessella.diffusion.discretized_likelihood import Observation
 from tessella.diffusion.schedule import alpha, over, sigma
 from tessella.models.base import Model
-from tessella.models.spec import ModelOptions
+from tessella.models.spec import ModelConfig
 
 TIMES = 16
 """Evaluations an example where noise is fixed: eight noise levels, each twice."""
@@ -30,17 +30,15 @@ class DiffusionModel(Model):
     -log p(x | z) it bounds -log p(x). Its estimate is unbiased, and may be far off for one example.
 
     Args:
-        name, options: as of `Model`.
+        name, config: as of `Model`.
         likelihood: p(x | z_0).
         chain: p(z_0); it sees labels if it has classes.
     """
 
     learning_rate = 1e-3
 
-    def __init__(
-        self, name: str, *, likelihood: Observation, chain: Chain, options: ModelOptions | None = None
-    ) -> None:
-        super().__init__(name, likelihood, options, conditional=bool(chain.classes))
+    def __init__(self, name: str, *, likelihood: Observation, chain: Chain, config: ModelConfig | None = None) -> None:
+        super().__init__(name, likelihood, config, conditional=bool(chain.classes))
         self.chain, self.latent_shape = chain, chain.shape
 
     def forward(

@@ -20,7 +20,7 @@ from tessella.flows.transforms import Transform
 from tessella.foundation.errors import SpecError
 from tessella.likelihoods.shared import LatentStatistics, StoredValues, over_channels
 from tessella.models.base import Model
-from tessella.models.spec import ModelOptions
+from tessella.models.spec import ModelConfig
 
 NEAR = 1e-3
 """LatentStatistics of the data's scale: real values that far apart count as the same."""
@@ -38,7 +38,7 @@ class FlowModel(Model):
     the very numbers that the map had. For that z of pictures is float64 then.
 
     Args:
-        name, options: as of `Model`.
+        name, config: as of `Model`.
         flow: f, of network units `[B, *shape]`.
         prior: p(z), of the same shape.
         dequantizer: q(u | x); None for real values.
@@ -55,9 +55,9 @@ class FlowModel(Model):
         flow: Transform,
         prior: Prior,
         dequantizer: Dequantizer | None,
-        options: ModelOptions | None = None,
+        config: ModelConfig | None = None,
     ) -> None:
-        super().__init__(name, DeltaLikelihood(schema), options, conditional=False)
+        super().__init__(name, DeltaLikelihood(schema), config, conditional=False)
         self.flow, self.prior, self.dequantizer = flow, prior, dequantizer
         self.latent_shape = schema.shape
 

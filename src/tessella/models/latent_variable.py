@@ -12,14 +12,14 @@ from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
-from tessella.models.spec import ModelOptions
+from tessella.models.spec import ModelConfig
 
 
 class LatentVariableModel(Model):
     """p(x, z) = p(z) p(x | z) with q(z | x) (Kingma & Welling 2013, section 2).
 
     Args:
-        name, likelihood, options, conditional: as of `Model`.
+        name, likelihood, config, conditional: as of `Model`.
         prior: p(z), or None for an autoencoder, which then has no rate and no bound.
     """
 
@@ -33,9 +33,9 @@ class LatentVariableModel(Model):
         prior: Prior | None,
         decoder: Decoder,
         conditional: bool = False,
-        options: ModelOptions | None = None,
+        config: ModelConfig | None = None,
     ) -> None:
-        super().__init__(name, likelihood, options, conditional=conditional)
+        super().__init__(name, likelihood, config, conditional=conditional)
         self.encoder, self.bottleneck, self.decoder = encoder, bottleneck, decoder
         self.latent_shape = bottleneck.latent_shape
         self.networks_see_labels = conditional

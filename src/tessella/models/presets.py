@@ -1,15 +1,20 @@
-"""Named compositions. Each is a few lines over the same parts.
+"""Named compositions: models made of exchangeable parts.
 
-Imports beside it: spec.
+Each is a config, which says what can be chosen, and the function of that config which takes the data's schema:
+`VQVAE(schema, quantizer=FSQ(levels=(8, 5, 5, 5)), grid_size=16)` is `VQVAEConfig(...).build(schema)`.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from inspect import signature
-from typing import Any
+import inspect
+from abc import ABC
+from collections.abc import Callable
+from typing import ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from tessella.core.contracts import Bottleneck, Encoder, Likelihood, Prior, Quantizer
+from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
+from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.core.configs import BottleneckConfig, InferenceNetwork, LikelihoodConfig, PriorConfig, QuantizerConfig
+from tessella.core.contracts import Likelihood
 from tessella.core.schema import UINT8, Schema
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.discretized_likelihood import Observation
@@ -17,200 +22,328 @@ from tessella.diffusion.schedule import NoiseSchedule
 from tessella.flows.dequantise import UniformDequantizer, VariationalDequantizer
 from tessella.flows.multiscale import PictureFlow
 from tessella.flows.vectors import VectorFlow
-from tessella.foundation import registry
-from tessella.foundation.errors import SpecError
+from tessella.foundation.config import Count, Fraction, NotNegative
+from tessella.foundation.errors import SpecError, option, task
 from tessella.foundation.registry import register
 from tessella.likelihoods import initial_bias, likelihood_for
 from tessella.models.codes import CodeModel
 from tessella.models.diffusion import DiffusionModel
 from tessella.models.flow import FlowModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.models.spec import ModelOptions, Objective
+from tessella.models.spec import ModelConfig
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan
 from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.networks.unet import UNet
 from tessella.priors.logistic import StandardLogistic
-from tessella.priors.normal import StandardNormalModule
+from tessella.priors.normal import ClassNormal, StandardNormal, StandardNormalModule
+
+T = TypeVar("T", covariant=True)
+P = ParamSpec("P")
+
+
+class Builds(Protocol[T]):
+    """Options that a model can be built from."""
+
+    def build(self, schema: Schema) -> T: ...
+
+
+def preset(config: Callable[P, Builds[T]]) -> Callable[Concatenate[Schema, P], T]:
+    """Make the function of a config that takes the data's schema and the config's options, and builds the model."""
+
+    def make(schema: Schema, /, *args: P.args, **options: P.kwargs) -> T:
+        return config(*args, **options).build(schema)
+
+    own = inspect.signature(config)
+    make.__wrapped__ = config  # pyright: ignore[reportFunctionMemberAccess]
+    first = inspect.Parameter("schema", inspect.Parameter.POSITIONAL_ONLY, annotation=Schema)
+    make.__doc__, make.__name__ = config.__doc__, config.__name__.removesuffix("Config")
+    make.__signature__ = own.replace(parameters=[first, *own.parameters.values()])  # pyright: ignore[reportFunctionMemberAccess]
+    return make
+
+
+# options that several models have
+
+
+class RateWeighted(ModelConfig, ABC):
+    """Options of the objective of a model that has a rate.
+
+    Attributes:
+        beta: weight of the rate in training; 1 is the bound itself.
+        warmup: fraction of the training budget over which beta rises from 0.
+    """
+
+    beta: NotNegative = 1.0
+    warmup: Fraction = 0.0
+
+
+class ImportanceWeighted(RateWeighted, ABC):
+    """Options of the importance-weighted bound (Burda et al. 2015, eq. 8).
+
+    Attributes:
+        iwae_samples: samples of z an example; more than one train the importance-weighted bound.
+        iwae_from: fraction of the budget from which on there are that many samples; one before.
+    """
+
+    iwae_samples: Count = 1
+    iwae_from: Fraction = 0.0
+
+
+class ContinuousConfig(ModelConfig, ABC):
+    """Options of models whose z are real numbers.
+
+    Attributes:
+        likelihood: p(x | z); by default the one that suits the stored values.
+        latent_layout: `vector`, one z for the whole example, or `grid`, a z at each position of a coarse grid. By
+            default a grid for colour pictures, whose bound needs many dimensions, and a vector for all else.
+        latent_dim: numbers in z (in each position's z for a grid).
+        width: channels of the widest grid (pictures), units of a layer (vectors).
+        depth: residual blocks at each resolution.
+    """
+
+    likelihood: LikelihoodConfig | None = None
+    latent_layout: Literal["vector", "grid"] | None = None
+    latent_dim: Count | None = None
+    width: Count | None = None
+    depth: Count | None = None
+
+
+class CodesConfig(ImportanceWeighted, ABC):
+    """Options of models whose z are codes.
+
+    Attributes:
+        likelihood: p(x | z); by default the one that suits the stored values.
+        quantizer: how features become codes.
+        grid_size: aim for a grid of codes of this side; it is halved from the data's until it has no more than
+            2 grid_size^2 positions.
+        width: channels of the widest grid (pictures), units of a layer (vectors).
+        depth: residual blocks at each resolution.
+    """
+
+    likelihood: LikelihoodConfig | None = None
+    quantizer: QuantizerConfig = EMAQuantizer()
+    grid_size: Count | None = None
+    width: Count | None = None
+    depth: Count | None = None
+
+
+# models
 
 
 @register("model", "ae", summary="autoencoder: reconstructs, has no prior and so no bound")
-def AE(schema: Schema, **options: Any) -> LatentVariableModel:
-    """Autoencoder: x to z to x. No prior, so nothing can be sampled and no bound can be said.
+class AEConfig(ContinuousConfig):
+    """Autoencoder: x to z to x. It has no prior, so no samples and no bound."""
 
-    Args:
-        schema: what one example looks like, for instance `Schema.of((1, 28, 28), "binary")`.
-        options: of `ModelOptions`.
-    """
-    return _compose("ae", schema, ModelOptions(**options), bottleneck="deterministic", prior=None)
+    def build(self, schema: Schema) -> LatentVariableModel:
+        return _compose(self, schema, Deterministic(), None)
 
 
 @register("model", "vae", summary="variational autoencoder (Kingma & Welling 2013)")
-def VAE(schema: Schema, **options: Any) -> LatentVariableModel:
-    """Variational autoencoder: q(z|x) = N(mu, sigma^2), p(z) = N(0, I) (Kingma & Welling 2013)."""
-    return _compose("vae", schema, ModelOptions(**options))
+class VAEConfig(ContinuousConfig, ImportanceWeighted):
+    """Variational autoencoder: q(z | x) = N(mu, sigma^2), p(z) = N(0, I) (Kingma & Welling 2013).
+
+    Attributes:
+        prior: p(z).
+        posterior: q(z | x).
+        free_bits: nats a dimension of z that cost nothing in training.
+    """
+
+    prior: PriorConfig = StandardNormal()
+    posterior: BottleneckConfig = DiagonalGaussian()
+    free_bits: NotNegative = 0.0
+    conditional: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        prior, posterior, mine = self.prior, self.posterior, f"the prior {self.prior.name}"
+        choose = f"use {option('prior')} mixture or flow"
+        if not posterior.stochastic:
+            raise SpecError(f"the posterior {posterior.name} has no rate: train an ae", code="no-rate")
+        if not prior.trained_with:
+            raise SpecError(
+                f"{mine} is fitted after the model: train without {option('prior')}, then "
+                f"{task('fit-prior', f'RUN --kind {prior.name}')}",
+                code="fitted-after",
+            )
+        if prior.labels == "required" and not self.conditional:
+            raise SpecError(f"{mine} sees labels and {self.name} does not: use cvae, or {choose}", code="needs-labels")
+        if prior.of_posteriors and not posterior.gaussian:
+            raise SpecError(
+                f"{mine} needs a Gaussian posterior: leave {option('posterior')} out, or {choose}",
+                code="needs-gaussian-posterior",
+            )
+        if self.free_bits and not (prior.factorised and posterior.gaussian):
+            raise SpecError(
+                f"{option('free_bits')} needs a rate that is a sum over dimensions, of a Gaussian posterior and a "
+                f"normal prior: leave it out; {option('warmup')} works with any",
+                code="needs-factorised-rate",
+            )
+
+    def build(self, schema: Schema) -> LatentVariableModel:
+        if self.conditional and not schema.classes:
+            raise SpecError(
+                "a conditional model needs labels, and this data has none: use vae, or give labelled data",
+                code="no-labels",
+            )
+        return _compose(self, schema, self.posterior, self.prior, len(schema.classes) if self.conditional else 0)
 
 
 @register("model", "beta-vae", summary="VAE trained with the rate weighted by beta (Higgins et al. 2017)")
-def BetaVAE(schema: Schema, **options: Any) -> LatentVariableModel:
-    """VAE whose rate is weighted by `beta`, 4 unless given, while training (Higgins et al. 2017)."""
-    chosen = ModelOptions(**options)
-    return _compose("beta-vae", schema, replace(chosen, beta=4.0) if chosen.beta is None else chosen)
+class BetaVAEConfig(VAEConfig):
+    """VAE whose rate is weighted by beta while training (Higgins et al. 2017)."""
+
+    beta: NotNegative = 4.0
 
 
 @register("model", "cvae", summary="conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015)")
-def CVAE(schema: Schema, **options: Any) -> LatentVariableModel:
-    """Conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015, section 4).
+class CVAEConfig(VAEConfig):
+    """Conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015, section 4)."""
 
-    Raises:
-        SpecError: if the schema has no classes.
-    """
-    if not schema.classes:
-        raise SpecError("a conditional model needs labels, and this data has none: use vae, or give labelled data")
-    return _compose("cvae", schema, ModelOptions(**options), prior="class-normal", classes=len(schema.classes))
+    prior: PriorConfig = ClassNormal()
+    conditional = True
 
 
 @register("model", "vqvae", summary="a grid of codes (van den Oord et al. 2017)")
-def VQVAE(schema: Schema, **options: Any) -> CodeModel:
-    """Vector-quantised VAE: a grid of codes, under a uniform prior until one is fitted (van den Oord et al. 2017)."""
-    return _of_codes("vqvae", schema, ModelOptions(**options), levels=1)
+class VQVAEConfig(CodesConfig):
+    """Vector-quantised VAE: a grid of codes, uniform prior until one is fitted (van den Oord et al. 2017)."""
+
+    def build(self, schema: Schema) -> CodeModel:
+        return _of_codes(self, schema, levels=1)
 
 
 @register("model", "vqvae2", summary="grids of codes, coarse and fine (Razavi et al. 2019)")
-def VQVAE2(schema: Schema, **options: Any) -> CodeModel:
+class VQVAE2Config(CodesConfig):
     """VQ-VAE of two levels or more, the finer ones given the coarser (Razavi et al. 2019, section 3.1).
 
-    Raises:
-        SpecError: for vectors, which have no grid to be coarse or fine.
+    Attributes:
+        levels: grids of codes, coarse to fine.
     """
-    if not schema.rank:
-        raise SpecError("vectors have no grid, so no coarse and fine levels: use vqvae")
-    return _of_codes("vqvae2", schema, ModelOptions(**options), levels=2)
+
+    levels: Count = 2
+
+    def build(self, schema: Schema) -> CodeModel:
+        if not schema.rank:
+            raise SpecError("vectors have no grid, so no coarse and fine levels: use vqvae", code="pictures-only")
+        return _of_codes(self, schema, levels=self.levels)
 
 
 @register("model", "flow", summary="invertible map with exact likelihood (Dinh et al. 2017)")
-def Flow(schema: Schema, **options: Any) -> FlowModel:
+class FlowConfig(ImportanceWeighted):
     """Flow: x to z by an invertible map, with its exact likelihood (Dinh et al. 2017).
 
     Pictures of any size get a multi-scale coupling flow, vectors autoregressive splines.
 
-    Raises:
-        SpecError: for options that are other models'.
+    Attributes:
+        width: channels (pictures) or units (vectors) of the networks in the couplings.
+        depth: their blocks.
+        flow_steps: couplings at each scale (pictures); steps (vectors, 3 unless given).
+        components: logistics in a coupling's mixture (pictures, 5 unless given); bins of a spline (vectors, 16).
+        dequantization: how discrete values become real ones; uniform unless given.
     """
-    chosen = ModelOptions(**options)
-    own = ("width", "depth", "mixtures", "flow_steps", "dequantization")
-    known = {*own, *(f.name for f in fields(Objective))}
-    if wrong := [f.name for f in fields(chosen) if f.name not in known and getattr(chosen, f.name) != f.default]:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-        raise SpecError(f"flow has no {flags}: leave it out; a flow has z as large as x and needs no likelihood")
-    if not schema.values.discrete and chosen.dequantization:
-        raise SpecError("real values need no dequantisation: leave --dequantization out")
-    wide = 64 if not schema.rank or schema.shape[0] >= 3 else 32
-    size: dict[str, Any] = {"width": chosen.width or wide, "depth": chosen.depth or 2}
-    flow = (
-        PictureFlow(schema.shape, mixtures=chosen.mixtures or 5, steps=chosen.flow_steps or 0, **size)
-        if schema.rank
-        else VectorFlow(schema.dims, bins=chosen.mixtures or 16, steps=chosen.flow_steps or 3, **size)
-    )
-    dequantizer = None
-    if schema.values.discrete:
-        variational = chosen.dequantization == "variational"
-        dequantizer = VariationalDequantizer(schema.shape, width=32, depth=2) if variational else UniformDequantizer()
-    prior = (StandardLogistic if schema.rank else StandardNormalModule)(schema.shape)
-    return FlowModel("flow", schema, flow=flow, prior=prior, dequantizer=dequantizer, options=chosen)
+
+    width: Count | None = None
+    depth: Count = 2
+    flow_steps: Count | None = None
+    components: Count | None = None
+    dequantization: Literal["uniform", "variational"] | None = None
+
+    def build(self, schema: Schema) -> FlowModel:
+        if not schema.values.discrete and self.dequantization:
+            raise SpecError(
+                f"real values need no dequantisation: leave {option('dequantization')} out", code="real-values"
+            )
+        width = self.width or (64 if not schema.rank or schema.shape[0] >= 3 else 32)
+        mixtures, steps = self.components, self.flow_steps
+        flow = (
+            PictureFlow(schema.shape, mixtures=mixtures or 5, steps=steps or 0, width=width, depth=self.depth)
+            if schema.rank
+            else VectorFlow(schema.dims, bins=mixtures or 16, steps=steps or 3, width=width, depth=self.depth)
+        )
+        dequantizer = None
+        if schema.values.discrete:
+            variational = self.dequantization == "variational"
+            dequantizer = (
+                VariationalDequantizer(schema.shape, width=32, depth=2) if variational else UniformDequantizer()
+            )
+        prior = (StandardLogistic if schema.rank else StandardNormalModule)(schema.shape)
+        return FlowModel(self.name, schema, flow=flow, prior=prior, dequantizer=dequantizer, config=self)
 
 
 @register("model", "diffusion", summary="variational diffusion in the data's own space (Kingma et al. 2021)")
-def Diffusion(schema: Schema, **options: Any) -> DiffusionModel:
+class DiffusionConfig(RateWeighted):
     """Variational diffusion: z is the data with a little noise, p(z) a chain that removes it (Kingma et al. 2021).
 
-    `width` is 64 (pictures) or 256 (vectors), `depth` 2 or 4, unless given.
-
-    Raises:
-        SpecError: if it is to see labels and there are none, or for options of other models.
+    Attributes:
+        width: channels (pictures, 64 unless given) or units of a layer (vectors, 256).
+        depth: blocks at each resolution (pictures, 2 unless given), or layers (vectors, 4).
+        class_conditional: whether it sees the label.
     """
-    chosen = ModelOptions(**options)
-    if chosen.class_conditional and not schema.classes:
-        raise SpecError("this data has no labels to be conditional on: leave --class-conditional out")
-    own = ("width", "depth", "class_conditional", "beta", "warmup", "free_bits")
-    if wrong := [f.name for f in fields(chosen) if f.name not in own and getattr(chosen, f.name) != f.default]:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in wrong)
-        raise SpecError(f"diffusion has no {flags}: leave it out; its z is as large as x and needs no likelihood")
-    likelihood = Observation(schema)
-    channels, classes = schema.shape[0], len(schema.classes) if chosen.class_conditional else 0
-    seen = classes + 1 if classes else 0
-    if schema.rank:
-        size = {"width": chosen.width or 64, "depth": chosen.depth or 2}
-        network = UNet(schema.shape, 2 * channels, **size, classes=seen)
-    else:
-        size = {"width": chosen.width or 256, "depth": chosen.depth or 4}
-        network = DenoisingPerceptron(channels, 2 * channels, **size, classes=seen)
-    schedule = NoiseSchedule({"binary": -4.0, "uint8": -13.3, "real": -8.0}[schema.values.name])
-    variance = 0.25 if schema.values == UINT8 else 1.0
-    chain = Chain(schema.shape, network, schedule, levels=likelihood.levels, variance=variance, classes=classes)
-    return DiffusionModel("diffusion", likelihood=likelihood, chain=chain, options=chosen)
+
+    width: Count | None = None
+    depth: Count | None = None
+    class_conditional: bool = False
+
+    def build(self, schema: Schema) -> DiffusionModel:
+        if self.class_conditional and not schema.classes:
+            raise SpecError(
+                f"this data has no labels to be conditional on: leave {option('class_conditional')} out",
+                code="no-labels",
+            )
+        likelihood = Observation(schema)
+        channels, classes = schema.shape[0], len(schema.classes) if self.class_conditional else 0
+        seen = classes + 1 if classes else 0
+        if schema.rank:
+            size = {"width": self.width or 64, "depth": self.depth or 2}
+            network = UNet(schema.shape, 2 * channels, **size, classes=seen)
+        else:
+            size = {"width": self.width or 256, "depth": self.depth or 4}
+            network = DenoisingPerceptron(channels, 2 * channels, **size, classes=seen)
+        schedule = NoiseSchedule({"binary": -4.0, "uint8": -13.3, "real": -8.0}[schema.values.name])
+        variance = 0.25 if schema.values == UINT8 else 1.0
+        chain = Chain(schema.shape, network, schedule, levels=likelihood.levels, variance=variance, classes=classes)
+        return DiffusionModel(self.name, likelihood=likelihood, chain=chain, config=self)
 
 
-def _of_codes(name: str, schema: Schema, options: ModelOptions, *, levels: int) -> CodeModel:
-    if options.units is not None or options.latent is not None:
-        raise SpecError(
-            f"{name} has codes instead of units: give --codebook-size, --codes and --side, not --units or --latent"
-        )
-    _check_latents(name, options, None)
-    likelihood = _likelihood(schema, options)
-    levels = options.levels or levels
-    if levels > 1 and not schema.rank:
-        raise SpecError("vectors have no grid, so no coarse and fine levels: leave --levels out")
+AE = preset(AEConfig)
+VAE = preset(VAEConfig)
+BetaVAE = preset(BetaVAEConfig)
+CVAE = preset(CVAEConfig)
+VQVAE = preset(VQVAEConfig)
+VQVAE2 = preset(VQVAE2Config)
+Flow = preset(FlowConfig)
+Diffusion = preset(DiffusionConfig)
+
+
+# compositions
+
+
+def _of_codes(config: CodesConfig, schema: Schema, *, levels: int) -> CodeModel:
+    likelihood = likelihood_for(schema, config.likelihood)
     channels = likelihood.parameter_channels
-    encoder, decoder_for = (_grid if schema.rank else _row)(schema, options, channels)
+    encoder, decoder_for = (_grid if schema.rank else _row)(schema, config, channels)
     features, *grid = encoder.feature_shape
     grids = [[-(-side // 2**i) for side in grid] for i in reversed(range(levels))]
-    quantizers = [_quantizer((features, *sides), options) for sides in grids]
+    quantizers = [config.quantizer.build((features, *sides)) for sides in grids]
     latent = (sum(q.latent_shape[0] for q in quantizers), *grid)
     decoder = decoder_for(latent)
     _start(decoder, likelihood)
     return CodeModel(
-        name, likelihood=likelihood, encoder=encoder, quantizers=quantizers, decoder=decoder, options=options
+        config.name, likelihood=likelihood, encoder=encoder, quantizers=quantizers, decoder=decoder, config=config
     )
 
 
-def _grid(schema: Schema, options: ModelOptions, channels: int):
+def _grid(schema: Schema, config: CodesConfig, channels: int):
     colour = schema.shape[0] >= 3
     side, width, depth = (16, 64, 4) if colour else (7, 32, 2)
     plan = ConvPlan.for_pictures(
-        schema.shape, side=options.side or side, width=options.width or width, depth=options.depth or depth
+        schema.shape, side=config.grid_size or side, width=config.width or width, depth=config.depth or depth
     )
     return ConvEncoder(schema.shape, plan), lambda shape: ConvDecoder(shape, plan, channels)
 
 
-def _row(schema: Schema, options: ModelOptions, channels: int):
-    size = {"width": options.width or 256, "depth": options.depth or 3}
+def _row(schema: Schema, config: CodesConfig, channels: int):
+    size = {"width": config.width or 256, "depth": config.depth or 3}
     return VectorEncoder(schema.dims, **size), lambda shape: VectorDecoder(shape[0], channels, **size)
-
-
-def _quantizer(feature_shape: tuple[int, ...], options: ModelOptions) -> Quantizer:
-    """The quantiser that is asked for; what it does not know is refused.
-
-    Raises:
-        SpecError: naming the option and what the quantiser knows.
-    """
-    name = options.quantizer or "ema"
-    make = registry.find("quantizer", name).load()
-    asked = ("codebook_size", "codes", "code_dim", "commitment", "distance", "gradient")
-    given = {option: value for option in asked if (value := getattr(options, option)) is not None}
-    known = signature(make).parameters
-    if unknown := [option for option in given if option not in known]:
-        flags = ", ".join(f"--{option.replace('_', '-')}" for option in unknown)
-        raise SpecError(f"the quantiser {name} has no {flags}: leave it out, or choose another with --quantizer")
-    return make(feature_shape, **{"codebook_size": 512, **given})
-
-
-def _likelihood(schema: Schema, options: ModelOptions) -> Likelihood:
-    if options.dequantization is not None:
-        raise SpecError("only a flow is dequantised: leave --dequantization out, or train a flow")
-    asked = {"mixtures": options.mixtures, "width": options.pixel_width, "depth": options.pixel_depth}
-    extras = {name: value for name, value in asked.items() if value is not None}
-    return likelihood_for(schema, options.likelihood, **extras)
 
 
 def _start(decoder: ConvDecoder | VectorDecoder, likelihood: Likelihood) -> None:
@@ -220,106 +353,45 @@ def _start(decoder: ConvDecoder | VectorDecoder, likelihood: Likelihood) -> None
 
 
 def _compose(
-    name: str,
-    schema: Schema,
-    options: ModelOptions,
-    *,
-    bottleneck: str = "gaussian",
-    prior: str | None = "normal",
-    classes: int = 0,
+    config: ContinuousConfig, schema: Schema, posterior: BottleneckConfig, prior: PriorConfig | None, classes: int = 0
 ) -> LatentVariableModel:
-    _check_latents(name, options, prior)
-    likelihood = _likelihood(schema, options)
+    likelihood = likelihood_for(schema, config.likelihood)
     pieces = _for_pictures if schema.rank else _for_vectors
-    encoder, units, decoder_for = pieces(schema, options, likelihood.parameter_channels, classes)
-    waist = _waist(bottleneck, encoder.feature_shape, units, options)
-    decoder = decoder_for(waist.latent_shape)
+    encoder, latent_dim, decoder_for = pieces(schema, config, likelihood.parameter_channels, classes)
+    bottleneck = posterior.build(encoder.feature_shape, latent_dim)
+    decoder = decoder_for(bottleneck.latent_shape)
     _start(decoder, likelihood)
+    inference = InferenceNetwork(encoder, bottleneck, schema.shape, bool(classes))
+    seen = classes if prior is not None and prior.labels != "none" else 0
     return LatentVariableModel(
-        name,
+        config.name,
         likelihood=likelihood,
         encoder=encoder,
-        bottleneck=waist,
-        prior=_prior(options.prior or prior, schema, waist, encoder, classes, options) if prior else None,
+        bottleneck=bottleneck,
+        prior=None if prior is None else prior.build(bottleneck.latent_shape, seen, inference),
         decoder=decoder,
         conditional=bool(classes),
-        options=options,
+        config=config,
     )
 
 
-def _check_latents(name: str, options: ModelOptions, prior: str | None) -> None:
-    """Whether prior and posterior are what such a model can have.
-
-    Args:
-        prior: its own, a name of the catalogue; None if it has none.
-
-    Raises:
-        SpecError: saying what to leave out or to choose.
-    """
-    if prior is None:
-        given = [n for n in ("prior", "posterior", "components", "flow_steps") if getattr(options, n) is not None]
-        if given:
-            flags = ", ".join(f"--{n.replace('_', '-')}" for n in given)
-            raise SpecError(f"{name} has no distribution over z while it is trained, so no {flags}: leave it out, or "
-                            "train a vae; tessella prior fits a prior afterwards")  # fmt: skip
-        return
-    chosen = options.prior or prior
-    known = signature(registry.find("prior", chosen).load()).parameters
-    if chosen == "class-normal" and prior != chosen:
-        raise SpecError(f"the prior class-normal sees labels and {name} does not: use cvae, or --prior mixture")
-    if chosen == "diffusion":
-        raise SpecError("a diffusion prior is fitted after the model: train without --prior, then tessella prior RUN "
-                        "--kind diffusion")  # fmt: skip
-    if chosen == "vamp" and options.posterior == "flow":
-        raise SpecError("a vamp prior needs a Gaussian posterior: leave --posterior flow out, or use --prior flow")
-    if options.components is not None and "components" not in known:
-        raise SpecError(f"the prior {chosen} has no --components: leave it out, or use --prior mixture or vamp")
-    if options.flow_steps is not None and "flow_steps" not in known and options.posterior != "flow":
-        raise SpecError("there is no flow to have --flow-steps: leave it out, or use --prior flow or --posterior flow")
-    if options.free_bits and (options.posterior == "flow" or chosen not in ("normal", "class-normal")):
-        raise SpecError("--free-bits needs a rate that is a sum over units, as of a Gaussian posterior and a normal "
-                        "prior: leave it out; --warmup works with any")  # fmt: skip
-
-
-def _waist(bottleneck: str, feature_shape: tuple[int, ...], units: int, options: ModelOptions) -> Bottleneck:
-    """The bottleneck, with the steps that a flow posterior was asked for."""
-    steps = {}
-    if options.posterior == "flow":
-        bottleneck = "flow"
-        steps = {} if options.flow_steps is None else {"flow_steps": options.flow_steps}
-    return registry.find("bottleneck", bottleneck).load()(feature_shape, units, **steps)
-
-
-def _prior(
-    kind: str, schema: Schema, waist: Bottleneck, encoder: Encoder, classes: int, options: ModelOptions
-) -> Prior:
-    """The prior over the bottleneck's latents, given the labels where there are classes and it sees them."""
-    make = registry.find("prior", kind).load()
-    known = signature(make).parameters
-    asked: dict[str, Any] = {"flow_steps": options.flow_steps, "components": options.components}
-    given = {option: value for option, value in asked.items() if value is not None and option in known}
-    if kind == "vamp":
-        given |= {"encoder": encoder, "bottleneck": waist, "input_shape": schema.shape, "labelled": bool(classes)}
-    return make(waist.latent_shape, *((classes,) if classes and "classes" in known else ()), **given)
-
-
-def _for_pictures(schema: Schema, options: ModelOptions, channels: int, classes: int):
-    latent = options.latent or ("grid" if schema.shape[0] >= 3 else "vector")
-    if latent == "grid":
-        plan = ConvPlan.for_pictures(schema.shape, side=16, width=options.width or 64, depth=options.depth or 4)
+def _for_pictures(schema: Schema, config: ContinuousConfig, channels: int, classes: int):
+    layout = config.latent_layout or ("grid" if schema.shape[0] >= 3 else "vector")
+    if layout == "grid":
+        plan = ConvPlan.for_pictures(schema.shape, side=16, width=config.width or 64, depth=config.depth or 4)
         encoder = ConvEncoder(schema.shape, plan, classes=classes)
-        units = options.units or 16
+        latent_dim = config.latent_dim or 16
     else:
-        plan = ConvPlan.for_pictures(schema.shape, side=7, width=options.width or 32, depth=options.depth or 2)
+        plan = ConvPlan.for_pictures(schema.shape, side=7, width=config.width or 32, depth=config.depth or 2)
         encoder = ConvEncoder(schema.shape, plan, features=256, classes=classes)
-        units = options.units or 40
-    return encoder, units, lambda shape: ConvDecoder(shape, plan, channels, classes=classes)
+        latent_dim = config.latent_dim or 40
+    return encoder, latent_dim, lambda shape: ConvDecoder(shape, plan, channels, classes=classes)
 
 
-def _for_vectors(schema: Schema, options: ModelOptions, channels: int, classes: int):
-    size = {"width": options.width or 256, "depth": options.depth or 3, "classes": classes}
-    if options.latent == "grid":
-        raise SpecError("vectors have no grid: leave --latent out")
+def _for_vectors(schema: Schema, config: ContinuousConfig, channels: int, classes: int):
+    size = {"width": config.width or 256, "depth": config.depth or 3, "classes": classes}
+    if config.latent_layout == "grid":
+        raise SpecError(f"vectors have no grid: leave {option('latent_layout')} out", code="no-grid")
     encoder = VectorEncoder(schema.dims, **size)
-    units = options.units or min(32, max(2, schema.dims // 2))
-    return encoder, units, lambda shape: VectorDecoder(shape[0], channels, **size)
+    latent_dim = config.latent_dim or min(32, max(2, schema.dims // 2))
+    return encoder, latent_dim, lambda shape: VectorDecoder(shape[0], channels, **size)

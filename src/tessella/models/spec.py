@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from tessella.core.schema import Precision, Schema
 from tessella.foundation import registry, validation
-from tessella.foundation.errors import RunError, SpecError
+from tessella.foundation.config import Config, hints
+from tessella.foundation.errors import RunError, SpecError, option
 
-VERSION = 1
-MOST = 1 << 24
-"""Of values of a code, of a grid's side, of draws."""
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -22,123 +22,53 @@ class Objective:
     Attributes:
         beta: weight of the rate (Higgins et al. 2017); 1 is the bound itself.
         warmup: fraction of the training budget over which beta rises from 0 (Sonderby et al. 2016, section 2.3).
-        free_bits: nats a unit that cost nothing: sum_j max(free_bits, mean_batch KL_j) (Kingma et al. 2016,
-            appendix C.8). Needs a rate that is a sum over units.
-        draws: of z an example. With more than one the importance-weighted bound is trained instead (Burda et al.
-            2015, eq. 8), and beta and free bits have no part in it.
-        draws_after: fraction of the budget from which on there are that many draws; one before.
+        free_bits: nats a dimension of z that cost nothing: sum_j max(free_bits, mean_batch KL_j) (Kingma et al. 2016,
+            appendix C.8). Needs a rate that is a sum over dimensions.
+        iwae_samples: samples of z an example. With more than one the importance-weighted bound is trained instead
+            (Burda et al. 2015, eq. 8), and beta and free bits have no part in it.
+        iwae_from: fraction of the budget from which on there are that many samples; one before.
+
+    Raises:
+        SpecError: if a number is out of its range, or several samples go with beta or free bits.
     """
 
     beta: float = 1.0
     warmup: float = 0.0
     free_bits: float = 0.0
-    draws: int = 1
-    draws_after: float = 0.0
+    iwae_samples: int = 1
+    iwae_from: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.beta < 0 or self.free_bits < 0 or not 0 <= self.warmup <= 1:
+        if self.iwae_samples > 1 and (self.beta != 1 or self.free_bits):
             raise SpecError(
-                f"beta {self.beta} and free bits {self.free_bits} must not be negative and warm-up {self.warmup} "
-                "must lie between 0 and 1"
+                f"several {option('iwae_samples')} train the importance-weighted bound, which has no {option('beta')} "
+                f"and no {option('free_bits')}: leave one out",
+                code="iwae-and-beta",
             )
-        if self.draws < 1 or not 0 <= self.draws_after <= 1:
-            raise SpecError(
-                f"there must be at least one draw, not {self.draws}, and draws after {self.draws_after} must lie "
-                "between 0 and 1"
-            )
-        if self.draws > 1 and (self.beta != 1 or self.free_bits):
-            raise SpecError("several draws train the importance-weighted bound, which has no beta and no free bits")
 
 
-@dataclass(frozen=True)
-class ModelOptions:
-    """How a model is made. What is None follows from the data.
+class ModelConfig(Config, ABC):
+    """Options of a model: of its networks, its parts and its objective."""
 
-    Attributes:
-        likelihood: a name of the catalogue; by default the one for the stored values.
-        mixtures: logistics in a discretised-logistic mixture; refused by other likelihoods.
-        latent: `vector`, one z for the whole example, or `grid`, a z at each position of a coarse grid. By default
-            a grid for colour pictures, whose bound needs many units, and a vector for all else.
-        prior: p(z) of a model with continuous latents: a name of the catalogue; N(0, I) unless given.
-        posterior: q(z | x): `gaussian` (factorised), or `flow` (inverse autoregressive steps after it).
-        components: of a mixture or VampPrior.
-        flow_steps: of a flow prior or posterior; couplings at each scale of a flow model.
-        dequantization: how a flow model makes discrete values real ones; uniform unless given.
-        class_conditional: of a diffusion model: whether it sees the label.
-        units: numbers in z (in each position's z for a grid); not for codes.
-        width: channels of the widest grid (pictures), units of a layer (vectors).
-        depth: residual blocks at each resolution.
-        beta: weight of the rate in training; 1 unless the model has its own.
-        warmup: fraction of the budget over which beta rises from 0.
-        free_bits: nats a unit that cost nothing in training.
-        draws: of z an example; more than one train the importance-weighted bound.
-        draws_after: fraction of the budget from which on there are that many draws.
-        pixel_width: channels of an autoregressive likelihood's network.
-        pixel_depth: its layers.
-        quantizer: of a model of codes; a name of the catalogue.
-        codebook_size: values that a code can take.
-        codes: codes at each position.
-        code_dim: numbers that a code stands for.
-        side: aim for a grid of codes of this side; it is halved from the data's until it has no more than 2 side^2
-            positions.
-        levels: grids of codes, coarse to fine.
-        commitment: weight of the commitment term, where the quantiser has one.
-        distance: by which the nearest code is chosen.
-        gradient: how it passes the quantiser.
-    """
-
-    likelihood: str | None = None
-    mixtures: int | None = None
-    pixel_width: int | None = None
-    pixel_depth: int | None = None
-    quantizer: str | None = None
-    codebook_size: int | None = None
-    codes: int | None = None
-    code_dim: int | None = None
-    side: int | None = None
-    levels: int | None = None
-    commitment: float | None = None
-    distance: Literal["euclidean", "cosine"] | None = None
-    gradient: Literal["straight-through", "rotation"] | None = None
-    latent: Literal["vector", "grid"] | None = None
-    prior: str | None = None
-    posterior: Literal["gaussian", "flow"] | None = None
-    components: int | None = None
-    flow_steps: int | None = None
-    class_conditional: bool = False
-    dequantization: Literal["uniform", "variational"] | None = None
-    units: int | None = None
-    width: int | None = None
-    depth: int | None = None
-    beta: float | None = None
-    warmup: float = 0.0
-    free_bits: float = 0.0
-    draws: int = 1
-    draws_after: float = 0.0
+    part = "model"
 
     def __post_init__(self) -> None:
-        counts = ("mixtures", "units", "width", "depth", "pixel_width", "pixel_depth")
-        for name in (*counts, "codebook_size", "codes", "code_dim", "side", "levels", "components", "flow_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SpecError(f"{name} must be at least 1, not {value}".replace("_", " "))
-        if max(self.codebook_size or 0, self.side or 0, self.draws) > MOST:
-            raise SpecError(f"codebook size, side and draws must be at most {MOST:,} each")
-        if self.commitment is not None and not self.commitment >= 0:
-            raise SpecError(f"commitment must not be negative, and {self.commitment} is")
-        if self.latent not in (None, "vector", "grid"):
-            raise SpecError(f"latent must be vector or grid, not {self.latent!r}")
-        if self.posterior not in (None, "gaussian", "flow"):
-            raise SpecError(f"posterior must be gaussian or flow, not {self.posterior!r}")
-        if self.dequantization not in (None, "uniform", "variational"):
-            raise SpecError(f"dequantization must be uniform or variational, not {self.dequantization!r}")
+        super().__post_init__()
         self.objective  # checks itself  # noqa: B018
 
     @property
     def objective(self) -> Objective:
-        return Objective(
-            1.0 if self.beta is None else self.beta, self.warmup, self.free_bits, self.draws, self.draws_after
-        )
+        """What training minimises; options of it that the model does not have keep their defaults."""
+        own = {f.name for f in fields(Objective)} & set(hints(type(self)))
+        return Objective(**{name: getattr(self, name) for name in own})
+
+    @abstractmethod
+    def build(self, schema: Schema) -> Any:
+        """Make the model with fresh weights.
+
+        Raises:
+            SpecError: if it cannot be a model of such data, or its parts do not fit together.
+        """
 
 
 @dataclass(frozen=True)
@@ -153,8 +83,8 @@ class TrainOptions:
         learning_rate: at its highest, unless it is what suits what is trained (2e-3 for most models, 1e-3 for flows,
             diffusion and priors); it rises over the first 3 % of the budget and falls to zero as a cosine.
         weight_decay: of AdamW (Loshchilov & Hutter 2017).
-        clip: largest norm of the gradient of the loss in nats per dimension.
-        average: decay of the averaged weights that evaluation uses.
+        grad_clip: largest norm of the gradient of the loss in nats per dimension.
+        ema_decay: decay of the averaged weights that evaluation uses.
         precision: `auto` is bfloat16 autocast for pictures where the hardware has it natively, else float32.
         compile: compile the networks before training.
         seed: of the weights, the order of the examples and every draw.
@@ -174,8 +104,8 @@ class TrainOptions:
     batch_size: int = 64
     learning_rate: float | None = None
     weight_decay: float = 0.01
-    clip: float = 1.0
-    average: float = 0.999
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999
     precision: Precision = "auto"
     compile: bool = False
     seed: int = 0
@@ -221,47 +151,75 @@ class Spec:
     """A model and where it comes from: the content of `spec.json`.
 
     Attributes:
-        model: a name of the catalogue.
+        model: its name.
+        config: its options and its parts'; None for a composition of one's own.
         data: `{"spec": ..., **options}` of `open_data`.
         training: the options that training was started with.
     """
 
     model: str
     schema: Schema
-    options: ModelOptions = field(default_factory=ModelOptions)
+    config: ModelConfig | None = None
     data: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     tessella: str = ""
     version: int = VERSION
 
     def build(self) -> Any:
-        """The model, with fresh weights."""
-        return registry.find("model", self.model).load()(self.schema, **asdict(self.options))
+        """The model, with fresh weights.
+
+        Raises:
+            SpecError: if it is a composition of one's own.
+        """
+        if self.config is None:
+            known = ", ".join(registry.names("model"))
+            raise SpecError(
+                f"no model is called {self.model[:40]!r}; there are: {known}; load a composition of your own into one",
+                code="no-such-part",
+            )
+        return self.config.build(self.schema)
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "schema": self.schema.to_json()}, indent=2)
+        config = None if self.config is None else self.config.to_record()
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        return json.dumps({**kept, "schema": self.schema.to_json(), "config": config}, indent=2)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Spec:
         """Read what `to_json` wrote.
 
         Raises:
-            RunError: if it is no such text, or a newer version's.
+            RunError: if it is no such text, or another version's.
         """
         try:
             record = validation.parse(text)
-            version = record.get("version") if isinstance(record, dict) else None
-            if type(version) is not int:
-                raise validation.Malformed("it names no version")
-            if version > VERSION:
-                raise RunError(
-                    f"{where} has version {version}, written by a newer tessella; this one reads versions up to "
-                    f"{VERSION}: upgrade tessella"
-                )
+            check_version(record, where)
             schema = Schema.from_json(record.get("schema"))
-            spec: Spec = validation.fitted(cls, record)
+            spec: Spec = validation.fitted(cls, {**record, "schema": schema})
+            if spec.config is not None and spec.config.name != spec.model:
+                raise validation.Malformed("model and config name different models")
             validation.known_fields(Source, spec.data, "data")
             training = validation.known_fields(TrainOptions, spec.training, "training")
             return replace(spec, schema=schema, training=training)
         except validation.Malformed as error:
             raise RunError(f"{where} is not a specification that tessella wrote ({error}): get the run anew") from error
+
+
+def check_version(record: Any, where: object) -> None:
+    """Refuse a record of another version than this package writes.
+
+    Raises:
+        Malformed: if it names no version.
+        RunError: saying which versions these are.
+    """
+    version = record.get("version") if isinstance(record, dict) else None
+    if type(version) is not int:
+        raise validation.Malformed("it names no version")
+    if version != VERSION:
+        newer = version > VERSION
+        remedy = "upgrade tessella" if newer else "train the run again, or use the tessella that wrote it"
+        raise RunError(
+            f"{where} has version {version} and this tessella reads version {VERSION}: {remedy}",
+            code="other-version",
+            version=version,
+        )

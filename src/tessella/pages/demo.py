@@ -96,7 +96,7 @@ def write(demo: Demo) -> Path:
         'are in <a href="report.html">report.html</a> beside this page.</p>',
         _command(
             "tessella train vqvae --data FOLDER --out RUN --minutes 10",
-            "tessella prior RUN --minutes 10",
+            "tessella fit-prior RUN --minutes 10",
             "tessella report RUN",
         ),
     ]

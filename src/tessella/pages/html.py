@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -13,16 +12,18 @@ from jinja2 import Environment, Template
 from PIL.Image import Image
 
 import tessella
-from tessella.foundation.blocks import Block, Page
+from tessella.foundation.blocks import Page
+from tessella.foundation.errors import on_command_line
 from tessella.foundation.files import write_atomic
 from tessella.foundation.text import shown
 from tessella.pages.charts import draw_chart
+from tessella.pages.command_lines import command_line
 
 
 def html_page(page: Page) -> str:
     """Render a page; what a browser or an editor would obey in names from outside is escaped."""
     text = _template().render(page=page, version=tessella.__version__)
-    return "\n".join(map(shown, text.split("\n")))
+    return "\n".join(map(shown, on_command_line(text).split("\n")))
 
 
 def write_html(path: Path, page: Page) -> None:
@@ -31,16 +32,15 @@ def write_html(path: Path, page: Page) -> None:
     write_atomic(path, lambda draft: draft.write_text(text, "utf-8"))
 
 
-def html_blocks(blocks: Sequence[Block]) -> str:
-    """Render blocks alone, for a page that is not made of blocks yet."""
-    macros = _template().make_module({"page": Page("", ()), "version": ""})
-    return "".join(macros.render(block) for block in blocks)  # pyright: ignore[reportAttributeAccessIssue]
-
-
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"kind": lambda block: type(block).__name__, "uri": _png, "drawn": draw_chart}
+    environment.filters |= {
+        "kind": lambda block: type(block).__name__,
+        "uri": _png,
+        "drawn": draw_chart,
+        "line": command_line,
+    }
     return environment.from_string(resources.files("tessella.pages").joinpath("page.html.jinja").read_text("utf-8"))
 
 

@@ -12,8 +12,10 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from tessella.foundation.blocks import Block, Cards, Cell, Code, Heading, Page, Table, Text
+from tessella.foundation.blocks import Block, Calls, Cards, Cell, Code, Heading, Page, Table, Text
+from tessella.foundation.errors import on_command_line
 from tessella.foundation.text import shown
+from tessella.pages.command_lines import command_line
 
 STYLES = {"": "", "best": "bold", "bad": "bold", "soft": "dim"}
 FOLDED = 12
@@ -40,11 +42,13 @@ def _print_block(console: Console, block: Block) -> None:
     if isinstance(block, Heading):
         console.print(RichText(shown(block.text), style="bold"), overflow="fold")
     elif isinstance(block, Text):
-        console.print(RichText(shown(f"{block.strong} {block.text}".strip())), soft_wrap=True)
+        console.print(RichText(shown(on_command_line(f"{block.strong} {block.text}".strip()))), soft_wrap=True)
     elif isinstance(block, Cards):
         _print_table(console, Table(("", ""), block.items, figures=(0,)))
     elif isinstance(block, Table):
         _print_table(console, block)
+    elif isinstance(block, Calls):
+        console.print(RichText("\n".join(shown(command_line(call)) for call in block.calls)), soft_wrap=True)
     elif isinstance(block, Code):
         console.print(RichText("\n".join(map(shown, block.text.split("\n")))), soft_wrap=True)
 

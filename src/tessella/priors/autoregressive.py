@@ -9,10 +9,12 @@ from typing import Protocol, final
 import torch
 from torch import Tensor, nn
 
+from tessella.core.configs import CodePriorConfig
 from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL, Condition
 from tessella.core.rng import Noise
 from tessella.core.selectors import Selector
+from tessella.foundation.config import Count
 from tessella.foundation.progress import track
 from tessella.foundation.registry import register
 from tessella.networks.causal_conv import CausalConv, IncrementalCausalConv
@@ -81,6 +83,30 @@ class AutoregressivePrior(CodePrior, ABC):
 
 
 @register("code-prior", "pixelcnn", summary="gated PixelCNN: code after code in raster order, by causal convolutions")
+class PixelCNN(CodePriorConfig):
+    """Gated PixelCNN over codes.
+
+    Attributes:
+        width: channels of each stack.
+        depth: layers.
+    """
+
+    width: Count = 128
+    depth: Count = 8
+
+    def build(
+        self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
+    ) -> PixelCNNModule:
+        return PixelCNNModule(
+            code_shape,
+            codebook_size,
+            context_channels=context_channels,
+            classes=classes,
+            width=self.width,
+            depth=self.depth,
+        )
+
+
 @final
 class PixelCNNModule(AutoregressivePrior):
     """Gated PixelCNN over codes (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders").
@@ -104,12 +130,12 @@ class PixelCNNModule(AutoregressivePrior):
         *,
         context_channels: int = 0,
         classes: int = 0,
-        width: int | None = None,
-        depth: int | None = None,
+        width: int,
+        depth: int,
     ) -> None:
         super().__init__(code_shape, codebook_size, classes)
         count, *grid = code_shape
-        self.width, self.depth, self.dropout = width or 128, depth or 8, DROPOUT
+        self.width, self.depth, self.dropout = width, depth, DROPOUT
         self.embed = CodeEmbedding(count, codebook_size, EMBEDDED)
         self.given = GridEmbedding(tuple(grid), self.width, context_channels=context_channels, classes=classes)
         self.trunk = CausalConv(EMBEDDED, self.width, self.depth, context=self.width)
@@ -137,6 +163,30 @@ class PixelCNNModule(AutoregressivePrior):
 
 
 @register("code-prior", "transformer", summary="causal transformer: code after code in raster order")
+class CausalTransformer(CodePriorConfig):
+    """Causal transformer over codes in raster order.
+
+    Attributes:
+        width: channels of the transformer.
+        depth: blocks.
+    """
+
+    width: Count = 192
+    depth: Count = 6
+
+    def build(
+        self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
+    ) -> CausalTransformerModule:
+        return CausalTransformerModule(
+            code_shape,
+            codebook_size,
+            context_channels=context_channels,
+            classes=classes,
+            width=self.width,
+            depth=self.depth,
+        )
+
+
 @final
 class CausalTransformerModule(AutoregressivePrior):
     """Causal transformer over codes (Esser et al. 2021, section 3.2).
@@ -157,8 +207,8 @@ class CausalTransformerModule(AutoregressivePrior):
         *,
         context_channels: int = 0,
         classes: int = 0,
-        width: int | None = None,
-        depth: int | None = None,
+        width: int,
+        depth: int,
     ) -> None:
         super().__init__(code_shape, codebook_size, classes)
         count, *grid = code_shape

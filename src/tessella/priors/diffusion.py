@@ -1,7 +1,4 @@
-"""A diffusion prior over real-valued latents.
-
-Imports beside it: diffusion.
-"""
+"""A diffusion prior over real-valued latents."""
 
 from __future__ import annotations
 
@@ -13,11 +10,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
+from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.schedule import NoiseSchedule, alpha
+from tessella.foundation.config import Count
 from tessella.foundation.registry import register
 from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.unet import UNet
@@ -27,6 +26,24 @@ TIMES, FIXED = 8, 32
 
 
 @register("prior", "diffusion", summary="diffusion over z: log p(z) bounded from below, sampled in 50 steps or fewer")
+class DiffusionPrior(PriorConfig):
+    """Diffusion in the latent space, fitted on a trained model.
+
+    Attributes:
+        width: channels (grids, 64 unless given) or units of a layer (vectors, 256).
+        depth: blocks at each resolution (2 unless given), or layers (4).
+    """
+
+    width: Count | None = None
+    depth: Count | None = None
+    trained_with = False
+
+    def build(
+        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
+    ) -> DiffusionPriorModule:
+        return DiffusionPriorModule(latent_shape, classes, width=self.width, depth=self.depth)
+
+
 @final
 class DiffusionPriorModule(Prior):
     """p(z) = int p(z_0) N(z; z_0 / alpha_0, exp(gamma_0) I) dz_0 with a chain p(z_0), in a model's latent space (Vahdat
@@ -45,9 +62,7 @@ class DiffusionPriorModule(Prior):
     exact = False
     iterative = True
 
-    def __init__(
-        self, latent_shape: tuple[int, ...], classes: int = 0, *, width: int | None = None, depth: int | None = None
-    ) -> None:
+    def __init__(self, latent_shape: tuple[int, ...], classes: int, *, width: int | None, depth: int | None) -> None:
         super().__init__()
         self.latent_shape, self.classes = latent_shape, classes
         seen = classes + 1 if classes else 0

@@ -13,9 +13,11 @@ from torch.distributions.constraints import Constraint
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.transforms import MonotonicRQSTransform
 
+from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.foundation.config import Count
 from tessella.foundation.registry import register
 
 BINS = 8
@@ -30,6 +32,23 @@ VECTOR = 256
     "flow",
     summary="normalising flow of couplings (on larger grids convolutional): exact density, fast sampling",
 )
+class FlowPrior(PriorConfig):
+    """Normalising flow of couplings.
+
+    Attributes:
+        flow_steps: couplings; 4 unless given, 8 on larger grids.
+        width: units of their networks' hidden layers.
+    """
+
+    flow_steps: Count | None = None
+    width: Count = 128
+
+    def build(
+        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
+    ) -> FlowPriorModule:
+        return FlowPriorModule(latent_shape, classes, flow_steps=self.flow_steps, width=self.width)
+
+
 @final
 class FlowPriorModule(Prior):
     """p(z) = N(f(z); 0, I) |det df/dz|, f a chain of invertible couplings (Durkan et al. 2019, "Neural spline flows").
@@ -49,9 +68,7 @@ class FlowPriorModule(Prior):
 
     zero: Tensor
 
-    def __init__(
-        self, latent_shape: tuple[int, ...], classes: int = 0, *, flow_steps: int | None = None, width: int = 128
-    ) -> None:
+    def __init__(self, latent_shape: tuple[int, ...], classes: int, *, flow_steps: int | None, width: int) -> None:
         super().__init__()
         self.latent_shape, self.classes = latent_shape, classes
         dims = math.prod(latent_shape)

@@ -10,10 +10,12 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
+from tessella.core.configs import CodePriorConfig
 from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL, Condition
 from tessella.core.rng import Noise
 from tessella.core.selectors import Selector
+from tessella.foundation.config import Count
 from tessella.foundation.progress import track
 from tessella.foundation.registry import register
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding, Transformer
@@ -32,6 +34,30 @@ POSITIONS = 1 << 14
     "masked",
     summary="any-order masked transformer: inpaints any codes given any others, samples in a few steps",
 )
+class MaskedTransformer(CodePriorConfig):
+    """Any-order masked transformer over codes.
+
+    Attributes:
+        width: channels of the transformer.
+        depth: blocks.
+    """
+
+    width: Count = WIDTH
+    depth: Count = DEPTH
+
+    def build(
+        self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
+    ) -> MaskedTransformerModule:
+        return MaskedTransformerModule(
+            code_shape,
+            codebook_size,
+            context_channels=context_channels,
+            classes=classes,
+            width=self.width,
+            depth=self.depth,
+        )
+
+
 @final
 class MaskedTransformerModule(CodePrior):
     """p(code_i | any other codes) for each of the D = C h w codes: p(codes) in any order of them.
@@ -68,17 +94,16 @@ class MaskedTransformerModule(CodePrior):
         *,
         context_channels: int = 0,
         classes: int = 0,
-        width: int | None = None,
-        depth: int | None = None,
+        width: int,
+        depth: int,
     ) -> None:
         super().__init__()
         count, *grid = code_shape
-        width = width or WIDTH
         self.code_shape, self.codebook_size, self.classes = code_shape, codebook_size, classes
         self.steps, self.passes = STEPS, PASSES
         self.embed = CodeEmbedding(count, codebook_size + 1, width)
         self.given = GridEmbedding(tuple(grid), width, context_channels=context_channels, classes=classes)
-        self.trunk = Transformer(tuple(grid), width, depth or DEPTH, causal=False, dropout=DROPOUT)
+        self.trunk = Transformer(tuple(grid), width, depth, causal=False, dropout=DROPOUT)
         self.heads = nn.ModuleList([CodeHead(width, 1, codebook_size) for _ in range(count)])
 
     def forward(self, codes: Tensor, condition: Condition = UNCONDITIONAL, *, noise: Noise | None = None) -> Tensor:

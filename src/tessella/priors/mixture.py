@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.constraints import Constraint
 
+from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Bottleneck, Encoder, Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
 
@@ -66,6 +68,21 @@ class MixtureDensity(Distribution):
 
 
 @register("prior", "mixture", summary="a mixture of Gaussians, weights, means and scales learned")
+class MixturePrior(PriorConfig):
+    """Mixture of Gaussians.
+
+    Attributes:
+        components: Gaussians in the mixture.
+    """
+
+    components: Count = 50
+
+    def build(
+        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
+    ) -> MixturePriorModule:
+        return MixturePriorModule(latent_shape, classes, components=self.components)
+
+
 @final
 class MixturePriorModule(Prior):
     """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), weights, means and scales learned.
@@ -79,7 +96,7 @@ class MixturePriorModule(Prior):
         components: K.
     """
 
-    def __init__(self, latent_shape: tuple[int, ...], classes: int = 0, *, components: int = 50) -> None:
+    def __init__(self, latent_shape: tuple[int, ...], classes: int = 0, *, components: int) -> None:
         super().__init__()
         self.latent_shape, self.classes = latent_shape, classes
         spread = SPREAD if components > 1 else 0.0
@@ -97,6 +114,24 @@ class MixturePriorModule(Prior):
 
 
 @register("prior", "vamp", summary="mixture of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)")
+class VampPrior(PriorConfig):
+    """VampPrior: mixture of the posteriors of learned pseudo-inputs.
+
+    Attributes:
+        components: pseudo-inputs.
+    """
+
+    components: Count = 50
+    of_posteriors = True
+
+    def build(
+        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
+    ) -> VampPriorModule:
+        if inference is None:
+            raise ValueError("a VampPrior is made of the posteriors of an inference network")
+        return VampPriorModule(latent_shape, classes, **inference._asdict(), components=self.components)
+
+
 @final
 class VampPriorModule(Prior):
     """p(z) = sum_k pi_k q(z | u_k), u_k learned pseudo-inputs (Tomczak & Welling 2018, eq. 9), and pi_k learned too.
@@ -126,7 +161,7 @@ class VampPriorModule(Prior):
         encoder: Encoder,
         bottleneck: Bottleneck,
         input_shape: tuple[int, ...],
-        components: int = 50,
+        components: int,
         labelled: bool = False,
     ) -> None:
         super().__init__()

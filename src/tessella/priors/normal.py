@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
+from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
@@ -13,6 +14,19 @@ from tessella.foundation.registry import register
 
 
 @register("prior", "normal", summary="p(z) = N(0, I)")
+class StandardNormal(PriorConfig):
+    """Standard normal prior N(0, I)."""
+
+    labels = "none"
+    fitted_after = False
+    factorised = True
+
+    def build(
+        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
+    ) -> StandardNormalModule:
+        return StandardNormalModule(latent_shape)
+
+
 class StandardNormalModule(Prior):
     """p(z) = N(0, I)."""
 
@@ -32,6 +46,19 @@ class StandardNormalModule(Prior):
 
 
 @register("prior", "class-normal", summary="p(z | label) = N(mu_label, sigma_label^2), learned")
+class ClassNormal(PriorConfig):
+    """Normal prior with a learned mean and scale for each label."""
+
+    labels = "required"
+    fitted_after = False
+    factorised = True
+
+    def build(
+        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
+    ) -> ClassNormalModule:
+        return ClassNormalModule(latent_shape, classes)
+
+
 class ClassNormalModule(Prior):
     """p(z | y) = N(mu_y, diag sigma_y^2), learned; starts at N(0, I) for every class (Sohn et al. 2015, section 4)."""
 

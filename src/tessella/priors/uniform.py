@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tessella.core.configs import CodePriorConfig
 from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL, Condition
 from tessella.core.rng import Noise
@@ -17,6 +18,18 @@ from tessella.foundation.registry import register
 
 
 @register("code-prior", "uniform", summary="every code as likely as any other")
+class Uniform(CodePriorConfig):
+    """Uniform prior over codes."""
+
+    labels = "none"
+    fitted_after = False
+
+    def build(
+        self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
+    ) -> UniformModule:
+        return UniformModule(code_shape, codebook_size, context_channels=context_channels, classes=classes)
+
+
 @final
 class UniformModule(CodePrior):
     """p(code) = 1 / K for each of them: what a VQ-VAE is trained with (van den Oord et al. 2017, section 3.2)."""

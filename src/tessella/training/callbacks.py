@@ -1,7 +1,4 @@
-"""What a person sees of a training while it runs: progress, metrics, pictures.
-
-Imports beside it: checkpoint, evaluation.
-"""
+"""What a person sees of a training while it runs: progress, metrics, pictures."""
 
 from __future__ import annotations
 

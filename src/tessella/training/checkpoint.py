@@ -17,13 +17,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tessella.core.tensors import built, read_header
 from tessella.foundation import validation
+from tessella.foundation.config import Config
 from tessella.foundation.errors import RunError
 from tessella.foundation.files import kept, write_atomic
 from tessella.models.base import Model
@@ -168,7 +168,7 @@ def build(run: str | os.PathLike[str], spec: Spec | None = None) -> Model:
     spec = spec or read_spec(run)
     known = [name for name in (MODEL, STATE) if kept(run, name).exists()]
     header = read_header(kept(run, known[0])) if known else None
-    model: Model = built(spec.build, header, of=Path(run) / SPEC, options=sizes(asdict(spec.options)))
+    model: Model = built(spec.build, header, of=Path(run) / SPEC, options=sizes(spec.config))
     return model
 
 
@@ -184,7 +184,11 @@ def fingerprint(run: str | os.PathLike[str]) -> str:
         raise RunError(f"{Path(run) / MODEL} is missing or damaged: train the run first") from error
 
 
-def sizes(options: Mapping[str, Any]) -> dict[str, int]:
-    """Those options that say how many or how wide parts are."""
-    others = ("draws", "side", "codebook_size", "version")
-    return {name: value for name, value in options.items() if type(value) is int and name not in others}
+def sizes(config: Config | None) -> dict[str, int]:
+    """Those options of a part and of the parts it holds that say how many or how wide parts are."""
+    others = ("iwae_samples", "grid_size", "codebook_size")
+    values = {} if config is None else config.values()
+    found = {name: value for name, value in values.items() if type(value) is int and name not in others}
+    for value in values.values():
+        found |= sizes(value) if isinstance(value, Config) else {}
+    return found

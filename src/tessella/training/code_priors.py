@@ -2,8 +2,6 @@
 
 The codes of the training and validation splits are made once and kept with the run; then priors of all levels are
 fitted together on them.
-
-Imports beside it: checkpoint.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from torch import Tensor
 
 from tessella.core.batches import Batch
 from tessella.core.contracts import CodePrior
+from tessella.core.device import autocast
 from tessella.core.outputs import Terms
-from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision
 from tessella.core.tensors import Header, read_header, read_tensors, write_tensors
@@ -115,7 +113,7 @@ def cached_codes(
     path = kept(run, checkpoint.CODES)
     if accelerator.is_main_process and not _is_of(path, fingerprint, data, model):
         splits = {name: data.split(name) for name in ("train", "valid") if name in data.splits}
-        anew = data.options.get("binarize") == "dynamic" or model.objective.draws > 1
+        anew = data.options.get("binarize") == "dynamic" or model.objective.iwae_samples > 1
         draws = {name: DRAWS if name == "train" and anew else 1 for name in splits}
         total = sum(draws[name] * len(split) for name, split in splits.items())
         tensors: dict[str, Tensor] = {}
@@ -150,7 +148,7 @@ def _encoded(model: CodeModel, x: Tensor, precision: Precision, noise: Noise | N
     """The chosen codes; of a model trained on several draws, with noise, drawn as they were in training."""
     x = x.to(model.device)
     with autocast(precision, model.schema, model.device):
-        if noise is None or model.objective.draws == 1:
+        if noise is None or model.objective.iwae_samples == 1:
             rows = packed(model.encode(x).codes)
         else:
             rows = packed(model.draw_codes(x, noise))

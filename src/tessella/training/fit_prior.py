@@ -1,26 +1,23 @@
-"""FitResult a prior of a run, and keeping it there.
-
-Imports beside it: checkpoint, processes, provenance, training.
-"""
+"""FitResult a prior of a run, and keeping it there."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict, replace
-from inspect import signature
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 
 import tessella
 from tessella.bottlenecks.gaussian import DiagonalGaussianModule
+from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.tensors import fill, read_header
 from tessella.data import Data, Split
 from tessella.data.provenance import check_data, difference, facts_of, source_of
 from tessella.foundation import registry
-from tessella.foundation.errors import RunError, SpecError
+from tessella.foundation.errors import RunError, SpecError, option
 from tessella.foundation.files import kept
 from tessella.foundation.notes import note
 from tessella.models.base import Model
@@ -33,20 +30,13 @@ from tessella.training.loop import run_loop
 from tessella.training.prior_trainer import FitResult, Frozen, PriorView, Progress, mean_rate
 from tessella.training.processes import writing
 
-LEFT_OUT = {"code-prior": ("uniform",), "prior": ("normal", "class-normal")}
-"""Priors with nothing to fit, or that others contain."""
-
 
 def fit_prior(
     run: str | os.PathLike[str],
     data: Data,
-    kind: str,
+    config: PriorConfig | CodePriorConfig,
     options: TrainOptions | None = None,
     *,
-    width: int | None = None,
-    depth: int | None = None,
-    components: int | None = None,
-    flow_steps: int | None = None,
     class_conditional: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -54,7 +44,7 @@ def fit_prior(
     quiet: bool = False,
     progress: Progress | None = None,
 ) -> FitResult:
-    """Fit a prior of that kind over the latents of a run's model, codes or real numbers, and keep it in the run.
+    """Fit a prior over the latents of a run's model, codes or real numbers, and keep it in the run.
 
     The model stays as it is; the prior minimises the rate E_q[log q(z | x) - log p(z)] on the training split. Of an
     autoencoder, which has no q, it minimises -log p(z): its samples are then the prior's, and it still has no bound.
@@ -62,9 +52,8 @@ def fit_prior(
     Args:
         run: the run folder.
         data: the data that it was trained on.
-        kind: a name of the catalogue: a `code-prior` for a model of codes, a `prior` for others.
+        config: the prior: a `CodePriorConfig` for a model of codes, a `PriorConfig` for others.
         options: the budget and how to use it.
-        width, depth, components, flow_steps: of the prior, if it knows them.
         class_conditional: let it see the label: p(z | label).
         resume: go on from its last checkpoint.
         overwrite: replace a prior of that kind that is there.
@@ -72,24 +61,23 @@ def fit_prior(
         progress: told (examples encoded, examples in all) while latents are made.
 
     Raises:
-        SpecError: if the kind cannot be fitted or is not for such a model, an option is not the kind's, or labels are
-            missing.
+        SpecError: if the prior cannot be fitted or is not for such a model, or labels are missing.
         RunError: if there is such a prior already, or none to go on with, or it is resumed on other data.
     """
     options = options or TrainOptions()
     checkpoint.read_spec(run)
-    size: dict[str, Any] = {"width": width, "depth": depth, "components": components, "flow_steps": flow_steps}
-    chosen = {"kind": kind, **size, "class_conditional": class_conditional, **asdict(options), **facts_of(data)}
+    kind = config.name
+    chosen = {"config": config.to_record(), "class_conditional": class_conditional, **asdict(options), **facts_of(data)}
     with writing(Path(run), options, chosen) as accelerator:
         of_run = checkpoint.read_spec(run)
         model = checkpoint.build(run, of_run)
-        _check_kind(model, kind, str(run))
+        _check_kind(model, config, str(run))
         fill(model, read_header(kept(run, checkpoint.MODEL)), exactly=True)
-        _check(model, data, kind, size, class_conditional=class_conditional)
+        _check(model, data, config, class_conditional=class_conditional)
         model = model.to(accelerator.device).eval()
         home = fitted_priors.prior_home(Path(run), kind)
         fingerprint = checkpoint.fingerprint(run)
-        spec = PriorSpec(kind, fingerprint, **size, class_conditional=class_conditional, tessella=tessella.__version__)
+        spec = PriorSpec(config, fingerprint, class_conditional=class_conditional, tessella=tessella.__version__)
         if resume:
             spec = fitted_priors.read_prior_spec(home)
             if spec.codes != fingerprint:
@@ -143,55 +131,64 @@ def _rate(stage: Frozen, splits: dict[str, Split], options: TrainOptions) -> flo
     return mean_rate(stage, splits["valid"], precision=options.precision, times=times)
 
 
-def _check_kind(model: Model, kind: str, run: str) -> None:
-    """Whether such a prior can be fitted on what the model's latents are.
+def kind_of_prior(model: Model, run: str) -> type[PriorConfig] | type[CodePriorConfig]:
+    """The kind of prior that can be fitted on what the model's latents are.
+
+    Raises:
+        SpecError: if none can.
+    """
+    if isinstance(model, CodeModel):
+        return CodePriorConfig
+    if isinstance(model, LatentVariableModel):
+        return PriorConfig
+    raise SpecError(
+        f"the model {model.name} of {run} is its own prior: fit one to an ae, vae, cvae or vqvae", code="own-prior"
+    )
+
+
+def _check_kind(model: Model, config: PriorConfig | CodePriorConfig, run: str) -> None:
+    """Refuse a prior that cannot be fitted on what the model's latents are.
 
     Raises:
         SpecError: saying what can.
     """
-    of_codes, of_numbers = registry.names("code-prior"), registry.names("prior")
-    if isinstance(model, CodeModel):
-        if kind in of_numbers:
-            raise SpecError(f"the prior {kind} is over real numbers, and {run} is a model of codes: choose "
-                            f"{_listed('code-prior')}")  # fmt: skip
-        registry.find("code-prior", kind)
-    elif isinstance(model, LatentVariableModel):
-        if kind in of_codes:
-            raise SpecError(f"the model {model.name} of {run} has no codes, so no prior {kind} over them: give --kind "
-                            f"{_listed('prior')}, or train a vqvae")  # fmt: skip
-        registry.find("prior", kind)
-    else:
-        raise SpecError(f"the model {model.name} of {run} is its own prior: fit one to an ae, vae, cvae or vqvae")
-    known = "code-prior" if isinstance(model, CodeModel) else "prior"
-    if kind in LEFT_OUT[known]:
-        raise SpecError(f"the {kind} prior has nothing to fit; choose {_listed(known)}")
+    kind, name = kind_of_prior(model, run), config.name
+    known = f"choose {_listed(kind)}"
+    if not isinstance(config, kind):
+        over = "codes, and has real numbers" if kind is PriorConfig else "real numbers, and has codes"
+        raise SpecError(
+            f"the prior {name} is over {over.partition(',')[0]}, but the latents of {run} are "
+            f"{'codes' if kind is CodePriorConfig else 'real numbers'}: {known}",
+            code="other-latents",
+        )
+    if not config.fitted_after:
+        raise SpecError(f"the {name} prior has nothing to fit: {known}", code="nothing-to-fit")
 
 
-def _listed(kind: registry.PartKind) -> str:
-    *most, last = (name for name in registry.names(kind) if name not in LEFT_OUT[kind])
+def _listed(kind: type[PriorConfig] | type[CodePriorConfig]) -> str:
+    *most, last = (e.name for e in registry.entries(kind.part) if e.load().fitted_after)
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _check(model: Model, data: Data, kind: str, size: dict[str, Any], *, class_conditional: bool) -> None:
-    """What else can be known to be wrong before anything is encoded."""
-    for name, value in size.items():
-        if value is not None and value < 1:
-            raise SpecError(f"{name.replace('_', ' ')} must be at least 1, not {value}")
-    known = signature(fitted_priors.prior_entry(model, kind).load()).parameters
-    if unknown := [name for name, value in size.items() if value is not None and name not in known]:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unknown)
-        raise SpecError(f"the prior {kind} has no {flags}: leave it out, or choose another with --kind")
-    if kind == "vamp" and not isinstance(cast(LatentVariableModel, model).bottleneck, DiagonalGaussianModule):
-        raise SpecError(f"a vamp prior is made of normal posteriors, which this {model.name} has not: choose another "
-                        "--kind")  # fmt: skip
-    if kind == "vamp" and model.conditional and not class_conditional:
-        raise SpecError(f"a vamp prior of a {model.name}, whose posteriors see labels, sees them too: give "
-                        "--class-conditional")  # fmt: skip
-    if class_conditional and "classes" not in known:
-        raise SpecError(f"the prior {kind} sees no labels: leave --class-conditional out, or choose another --kind")
+def _check(model: Model, data: Data, config: PriorConfig | CodePriorConfig, *, class_conditional: bool) -> None:
+    """Refuse what else can be known to be wrong before anything is encoded."""
+    conditional, kind = option("class_conditional"), config.name
+    if isinstance(config, PriorConfig) and config.of_posteriors:
+        if not isinstance(cast(LatentVariableModel, model).bottleneck, DiagonalGaussianModule):
+            raise SpecError(
+                f"a {kind} prior is made of Gaussian posteriors, which this {model.name} has not: choose another",
+                code="needs-gaussian-posterior",
+            )
+        if model.conditional and not class_conditional:
+            raise SpecError(
+                f"a {kind} prior of a {model.name}, whose posteriors see labels, sees them too: give {conditional}",
+                code="needs-labels",
+            )
+    if class_conditional and config.labels == "none":
+        raise SpecError(f"the prior {kind} sees no labels: leave {conditional} out", code="sees-no-labels")
     if (class_conditional or model.conditional) and not data.schema.classes:
-        what = "leave --class-conditional out" if class_conditional else "the model needs them"
-        raise SpecError(f"{data.spec} has no labels: {what}")
+        what = f"leave {conditional} out" if class_conditional else "the model needs them"
+        raise SpecError(f"{data.spec} has no labels: {what}", code="no-labels")
     if (class_conditional or model.conditional) and data.schema.classes != model.schema.classes:
-        what = "leave --class-conditional out" if class_conditional else "give the data that it was trained on"
-        raise SpecError(f"{data.spec} has other classes than the model was trained on: {what}")
+        what = f"leave {conditional} out" if class_conditional else "give the data that it was trained on"
+        raise SpecError(f"{data.spec} has other classes than the model was trained on: {what}", code="other-classes")

@@ -6,21 +6,21 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from tessella.core.configs import CodePriorConfig, InferenceNetwork, PriorConfig
 from tessella.core.contracts import CodePrior
 from tessella.core.tensors import built, fill, read_header
 from tessella.foundation import registry, validation
 from tessella.foundation.errors import RunError
 from tessella.foundation.files import kept, place, write_atomic
-from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.models.spec import VERSION, Source, TrainOptions
+from tessella.models.spec import VERSION, Source, TrainOptions, check_version
 from tessella.priors.standardised import Standardised
 from tessella.training.checkpoint import MODEL, PRIORS, SPEC, fingerprint, sizes
 
@@ -33,9 +33,8 @@ class PriorSpec:
     """A prior and what it was fitted on: the content of `priors/KIND/spec.json`.
 
     Attributes:
-        kind: a name of the catalogue.
+        config: its options.
         codes: fingerprint of the weights whose latents it was fitted on.
-        width, depth, components, flow_steps: of its networks; None: the kind's own.
         class_conditional: whether it sees labels.
         training: the options that fitting was started with.
         rate: mean rate on the validation split in nats, once it is known; of an autoencoder the cross entropy.
@@ -44,30 +43,25 @@ class PriorSpec:
         data: what it was fitted on, as a run's specification has it.
     """
 
-    kind: str
+    config: PriorConfig | CodePriorConfig
     codes: str
-    width: int | None = None
-    depth: int | None = None
     class_conditional: bool = False
     training: dict[str, Any] = field(default_factory=dict)
     tessella: str = ""
     rate: float | None = None
     rate_before: float | None = None
-    components: int | None = None
-    flow_steps: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
+
+    @property
+    def kind(self) -> str:
+        """The name of the prior."""
+        return self.config.name
 
     @property
     def better(self) -> bool:
         """Whether to prefer it to the model's own prior: by the validation split, and where there is none on trust."""
         return self.rate_before is None or (self.rate is not None and self.rate < self.rate_before)
-
-    @property
-    def size(self) -> dict[str, int]:
-        """What was asked of its size."""
-        names = ("width", "depth", "components", "flow_steps")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def with_rate(self, rate: float) -> PriorSpec:
         return replace(self, rate=rate)
@@ -85,7 +79,8 @@ def prior_home(run: Path, kind: str) -> Path:
 
 
 def write_prior_spec(home: Path, spec: PriorSpec) -> None:
-    finite = json.loads(json.dumps(asdict(spec)), parse_constant=lambda _: None)
+    record = {f.name: getattr(spec, f.name) for f in fields(spec)} | {"config": spec.config.to_record()}
+    finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
     write_atomic(home / SPEC, lambda path: path.write_text(json.dumps(finite, indent=2)))
 
 
@@ -99,15 +94,11 @@ def read_prior_spec(home: Path) -> PriorSpec:
     if not path.is_file():
         have = sorted(p.parent.name for p in home.parent.glob(f"*/{SPEC}"))
         raise RunError(
-            f"{home} holds no prior; there are: {', '.join(have) or 'none yet, tessella prior RUN fits one'}"
+            f"{home} holds no prior; there are: {', '.join(have) or 'none yet, tessella fit-prior RUN fits one'}"
         )
     try:
         record = validation.read_json(path)
-        version = record.get("version") if isinstance(record, dict) else None
-        if type(version) is int and version > VERSION:
-            raise RunError(f"{path} has version {version}; this tessella reads up to {VERSION}: upgrade it")
-        if version != VERSION:
-            raise validation.Malformed("it names no version")
+        check_version(record, path)
         spec: PriorSpec = validation.fitted(PriorSpec, record)
         if not re.fullmatch(r"[0-9a-f]{12}", spec.codes):
             raise validation.Malformed("codes names no weights")
@@ -117,34 +108,22 @@ def read_prior_spec(home: Path) -> PriorSpec:
         raise RunError(f"{path} is not a specification that tessella wrote ({error})") from error
 
 
-def prior_entry(model: Model, kind: str) -> registry.Entry:
-    """The catalogue's entry of a prior over what the model's latents are.
-
-    Raises:
-        SpecError: if there is none of that name.
-    """
-    return registry.find("code-prior" if isinstance(model, CodeModel) else "prior", kind)
-
-
 def code_priors_of(model: CodeModel, spec: PriorSpec) -> list[CodePrior]:
     """Priors over codes as specified, one a level, with fresh weights."""
-    make = prior_entry(model, spec.kind).load()
+    config = cast(CodePriorConfig, spec.config)
     classes = len(model.schema.classes) if spec.class_conditional else 0
     return [
-        make(shape, quantizer.codebook_size, context_channels=context, classes=classes, **spec.size)
+        config.build(shape, quantizer.codebook_size, context_channels=context, classes=classes)
         for shape, quantizer, context in zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
     ]
 
 
 def latent_prior_of(model: LatentVariableModel, spec: PriorSpec) -> Standardised:
     """A prior over real-valued z as specified, with fresh weights and z's scale not yet set."""
-    make = prior_entry(model, spec.kind).load()
+    config = cast(PriorConfig, spec.config)
     classes = len(model.schema.classes) if spec.class_conditional else 0
-    parts: dict[str, Any] = {"classes": classes} if classes else {}
-    if spec.kind == "vamp":
-        parts |= {"encoder": model.encoder, "bottleneck": model.bottleneck, "input_shape": model.schema.shape}
-        parts |= {"labelled": model.networks_see_labels}
-    return Standardised(make(model.latent_shape, **parts, **spec.size), model.latent_shape, classes)
+    inference = InferenceNetwork(model.encoder, model.bottleneck, model.schema.shape, model.networks_see_labels)
+    return Standardised(config.build(model.latent_shape, classes, inference), model.latent_shape, classes)
 
 
 def load_prior(home: Path, model: CodeModel | LatentVariableModel) -> None:
@@ -154,9 +133,10 @@ def load_prior(home: Path, model: CodeModel | LatentVariableModel) -> None:
         RunError: if it is missing or damaged.
     """
     spec, header = read_prior_spec(home), read_header(kept(home, MODEL))
-    if spec.kind != home.name:
+    wanted = CodePriorConfig if isinstance(model, CodeModel) else PriorConfig
+    if spec.kind != home.name or not isinstance(spec.config, wanted):
         raise RunError(f"{home / SPEC} is of a prior {spec.kind[:40]!r}, not {home.name}: fit it again")
-    options = sizes(asdict(spec))
+    options = sizes(spec.config)
     if isinstance(model, CodeModel):
         priors = built(lambda: code_priors_of(model, spec), header, of=home / SPEC, options=options)
         fill(_Priors(priors), header, what="prior")
@@ -223,7 +203,7 @@ def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
         return PriorChoice(
             None,
             f"the priors in {run / PRIORS} were fitted on other weights, so the model's own is used: "
-            "fit them again with tessella prior",
+            "fit them again with tessella fit-prior",
         )
     better = [home for _, home, spec in current if spec.better]
     return PriorChoice(better[0]) if better else PriorChoice(None, _passed_over(run, current[0][2]))
@@ -232,7 +212,7 @@ def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
 def _passed_over(run: Path, spec: PriorSpec) -> str:
     """Why the best of the fitted priors is not used, and what to do."""
     own = "the uniform one" if spec.kind in registry.names("code-prior") else "the model's own"
-    again, taken = f"tessella prior {run} --kind {spec.kind}", f"or take it as it is with --prior {spec.kind}"
+    again, taken = f"tessella fit-prior {run} --kind {spec.kind}", f"or take it as it is with --prior {spec.kind}"
     if spec.rate is None:
         return (
             f"the prior {spec.kind} was stopped before it was measured, so {own} is used: go on with {again} "

@@ -16,8 +16,8 @@ from torch.distributions import Distribution, Independent, Normal
 
 from tessella.bottlenecks.gaussian import diagonal_normal
 from tessella.core.batches import Batch
+from tessella.core.device import autocast
 from tessella.core.outputs import Latent, Terms
-from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision
 from tessella.data import Data, Split

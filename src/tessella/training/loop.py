@@ -3,8 +3,6 @@
 Every step is a function of (weights, optimizer, seed, step): batches and noise are drawn from (seed, step), so
 nothing but weights, optimizer and the step's number has to be saved for a resumed run to end where an uninterrupted
 one would.
-
-Imports beside it: checkpoint, processes, provenance, monitor, evaluation.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ from torch import Tensor, nn
 
 import tessella
 from tessella.core.batches import Batch
+from tessella.core.device import autocast
 from tessella.core.outputs import Terms
-from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.core.tensors import read_tensors, write_tensors
@@ -99,14 +97,20 @@ def train(
         checkpoint.read_spec(run)
     else:
         checkpoint.check_place(run, overwrite=True)  # whoever writes into it is told of first
-    chosen = {"model": model.name, **asdict(model.options), **asdict(options), **facts_of(data)}
+    config = model.config and model.config.to_record()
+    chosen = {
+        "model": model.name,
+        "config": config,
+        **asdict(options),
+        **facts_of(data),
+    }
     with writing(run, options, chosen) as accelerator:
         if resume:
             before = checkpoint.read_spec(run)
             check_data(run, before.data, data, changed_data=changed_data)
             spec = replace(before, data=source_of(data), training=asdict(options))
         else:
-            spec = Spec(model.name, model.schema, model.options, source_of(data), asdict(options), tessella.__version__)
+            spec = Spec(model.name, model.schema, model.config, source_of(data), asdict(options), tessella.__version__)
         if accelerator.is_main_process:
             run = run if resume else checkpoint.prepare_run(run, overwrite=overwrite)
             checkpoint.write_spec(run, spec)
@@ -200,7 +204,7 @@ class _Loop:
             module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.model: Any = module.to(accelerator.device).train()
         self.learning_rate: float = options.learning_rate or model.learning_rate
-        self.average = _Average(self.model, options.average)
+        self.average = _Average(self.model, options.ema_decay)
         fused = accelerator.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(_groups(self.model, options), lr=self.learning_rate, fused=fused)
         if resume:
@@ -289,7 +293,7 @@ class _Loop:
         beta = _beta(model.objective, used)
         loss = objective(terms, model.objective, beta) / model.schema.dims
         accelerator.backward(loss)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), options.grad_clip)
         zero = loss.new_zeros(())
         rates = zero if terms.rate is None else terms.rate.detach().mean()
         numbers = self._of_all(torch.stack([loss.detach(), norm, terms.distortion.detach().mean(), rates])).tolist()
@@ -554,7 +558,7 @@ def _beta(chosen: Objective, used: float) -> float:
 
 
 def _draws(chosen: Objective, used: float) -> int | None:
-    return chosen.draws if chosen.draws > 1 and used >= chosen.draws_after else None
+    return chosen.iwae_samples if chosen.iwae_samples > 1 and used >= chosen.iwae_from else None
 
 
 class _Wish:

@@ -1,7 +1,4 @@
-"""What the loop trains when a prior is fitted, and what is looked at meanwhile, whatever z is.
-
-Imports beside it: monitor, training.
-"""
+"""What the loop trains when a prior is fitted, and what is looked at meanwhile, whatever z is."""
 
 from __future__ import annotations
 
@@ -15,9 +12,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from tessella.core.device import precise
+from tessella.core.device import autocast, precise
 from tessella.core.outputs import Terms
-from tessella.core.precision import autocast
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision, Schema, bits_per_dim
 from tessella.data import Split

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 import torch
 
+from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.device import resolve
 from tessella.core.schema import Schema
 from tessella.core.tensors import fill, read_header
@@ -115,11 +116,17 @@ class Run:
         home = fitted_priors.prior_home(self.path, kind)
         return (home / checkpoint.MODEL).is_file() and fitted_priors.read_prior_spec(home).codes == self.fingerprint
 
-    def fit_prior(self, data: Data, kind: str, options: TrainOptions | None = None, **sizes: Any) -> FitResult:
-        """Fit a prior of that kind over the latents, and keep it in the run; as `tessella.fit_prior`."""
+    def fit_prior(
+        self,
+        data: Data,
+        config: PriorConfig | CodePriorConfig,
+        options: TrainOptions | None = None,
+        **how: Any,
+    ) -> FitResult:
+        """Fit a prior over the latents, and keep it in the run; as `tessella.fit_prior`."""
         from tessella.training.fit_prior import fit_prior
 
-        return fit_prior(self.path, data, kind, options, **sizes)
+        return fit_prior(self.path, data, config, options, **how)
 
     def _sees_labels(self, model: Model | None) -> bool:
         """Whether the model needs the label of each example: by itself, or for the prior that it uses by default."""

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from tessella.core.batches import Batch
-from tessella.foundation import registry
 from tessella.models.base import Model
+from tessella.models.spec import ModelConfig
 from tessella.tasks.detect import Detector
 from tessella.tasks.detect.ranking import auroc
 from tessella_experiments.models import RATE, latent
@@ -62,7 +62,7 @@ def _without(runner: ExperimentRunner, seed: int, seconds: float) -> dict[int, M
     made: dict[int, Model] = {}
     for c in classes:
         torch.manual_seed(seed)
-        made[c] = registry.find("model", "vae").load()(runner.schema, **latent(runner.schema))
+        made[c] = ModelConfig.chosen("vae").from_options(latent(runner.schema)).build(runner.schema)
         part = train.subset(np.flatnonzero(train.labels != c))
         runner.fit(made[c], part, seed=seed, seconds=seconds / len(classes), steps=STEPS, learning_rate=RATE)
     return made

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tessella.core.rng import Noise
 from tessella.evaluation.sharpness import high_frequency_energy
-from tessella.foundation import registry
 from tessella.foundation.blocks import Rows
 from tessella.kinds import pictures
 from tessella.models.latent_variable import LatentVariableModel
+from tessella.priors.diffusion import DiffusionPrior
 from tessella.priors.standardised import Standardised
 from tessella.training.latent_priors import LatentPrior, splits_for
 from tessella_experiments.measuring import CLASSIFIER, distance, features_named
@@ -42,7 +42,7 @@ def _fitted(runner: ExperimentRunner, seed: int, seconds: float) -> LatentVariab
     train = train.subset(train.random_rows(TAUGHT))
     rows = splits_for(stage, replace(runner.data, splits={"train": train}), "auto")
     torch.manual_seed(seed)
-    prior = registry.find("prior", "diffusion").load()(model.latent_shape, width=WIDTH, depth=DEPTH)
+    prior = DiffusionPrior(width=WIDTH, depth=DEPTH).build(model.latent_shape)
     stage.set_prior(Standardised(prior, model.latent_shape), rows["train"], train, "auto")
     runner.fit(stage, rows["train"], seed=seed, seconds=seconds, steps=3000, batch_size=128)
     return model.eval()

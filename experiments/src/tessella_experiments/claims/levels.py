@@ -42,7 +42,7 @@ TWO = of_model("vqvae2", "vqvae2", _two, steps=UPDATES, weight=1.5, learning_rat
 def _coarse(runner: ExperimentRunner, seed: int, seconds: float) -> CodeModel:
     """A model of one level on the grid of the other's coarse one."""
     top = cast(CodeModel, runner.model(TWO, seed)).code_shapes[0]
-    options = {**size(runner.schema), "side": max(top[1:]), "codebook_size": CODEBOOK}
+    options = {**size(runner.schema), "grid_size": max(top[1:]), "codebook_size": CODEBOOK}
     return of_model(ONE.name, "vqvae", lambda schema: options, steps=UPDATES, learning_rate=RATE).make(
         runner, seed, seconds
     )

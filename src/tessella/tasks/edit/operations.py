@@ -8,8 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
+from tessella.core.device import autocast
 from tessella.core.outputs import Sampling
-from tessella.core.precision import autocast
 from tessella.foundation.errors import SpecError, option
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel

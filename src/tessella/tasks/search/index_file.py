@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tessella.core.tensor_files import TensorWriter
-from tessella.core.tensors import read_tensors
+from tessella.core.tensors import TensorWriter, read_tensors
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import shown
 from tessella.foundation.errors import DataError, RunError, task

@@ -1,0 +1,268 @@
+"""Sections of a run's page."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+
+from tessella.core.schema import Schema
+from tessella.data import Data, Split, contact_sheet, describe
+from tessella.evaluation.bounds import ACTIVE, evaluate
+from tessella.evaluation.metric_text import numbers, psnr_text, saving_card, size_text
+from tessella.evaluation.results import Evaluation, GapEvaluation
+from tessella.evaluation.samples import (
+    in_rows,
+    interpolate_rows,
+    latent_statistics,
+    reconstruct_rows,
+    sample_rows,
+    traverse_rows,
+)
+from tessella.foundation import registry
+from tessella.foundation.blocks import Block, Cards, Chart, Charts, Figure, Heading, Page, Series, Table, Text, joined
+from tessella.kinds.base import kind_of
+from tessella.kinds.figures import examples_in_a_row, labelled_rows, sheet_figure
+from tessella.models.base import Model
+from tessella.models.codes import CodeModel
+from tessella.models.spec import Spec
+from tessella.tasks.code_blocks import code_blocks, prior_samples
+from tessella.tasks.inference_gap import gap_section
+from tessella.tasks.report.reproduce import duration_text, reproduction
+from tessella.tasks.report.training_curves import curves
+from tessella.training import checkpoint, fitted_priors
+from tessella.training.results_store import GAP
+from tessella.training.run import Run
+
+SPLITS = ("test", "valid", "train")
+QUICK = 2000
+"""Examples that are measured where no evaluation is kept."""
+MOST_ROWS = 16
+"""Classes beyond which samples are not shown a row each."""
+WALKS, DIMENSIONS = 4, 10
+"""Interpolations, and latent dimensions that are traversed."""
+NO_PRIOR = (
+    "An autoencoder has no prior over its latents: it does not say which of them are plausible. So nothing can be "
+    "sampled from it, and there is no probability, no bound and no bits per dimension of the data. It can reconstruct."
+)
+NO_BOUND = (
+    "A prior was fitted over this autoencoder's latents, so that new examples can be sampled. But its latent is a "
+    "point and not a distribution, so there is no bound and no bits per dimension of the data."
+)
+
+
+@torch.inference_mode()
+def compose(run: Run, model: Model, data: Data) -> tuple[Evaluation, Page]:
+    """The evaluation of a run, and its page."""
+    spec, metrics = run.spec, checkpoint.read_metrics(run.path)
+    name = next(s for s in SPLITS if s in data.splits)
+    split = data.split(name)
+    e = run.results.evaluation(name) or evaluate(model, split, limit=QUICK, data=data.spec, split_name=name)
+    gap = run.results.load(GAP, GapEvaluation)
+    passed_over = run.prior_choice().note
+    slow = _slow(model)
+    blocks = joined(
+        _opening(spec, model, e, passed_over),
+        _data(data),
+        _reconstructions(model, split, name),
+        _samples(model, passed_over),
+        _codes(model, split, name, e, metrics),
+        None if slow else _interpolations(model, split, name),
+        None if slow or e.codes is not None else _traversals(model, split),
+        _dimensions(e),
+        _collapse(e, model.schema),
+        None if gap is None else gap_section(gap),
+        _curves(run, metrics, model),
+        _numbers(e, model.schema),
+        reproduction(run, spec, e, metrics),
+    )
+    title = f"{model.name} on {os.path.basename(data.spec.rstrip('/')) or data.spec}"
+    return e, Page(title, blocks, _lead(model, data, e, metrics))
+
+
+def _slow(model: Model) -> bool:
+    """True if one sample takes a pass over all values, so that few should be shown."""
+    return getattr(model.likelihood, "sequential_mean", False)
+
+
+def _lead(model: Model, data: Data, e: Evaluation, metrics: list[dict[str, Any]]) -> str:
+    schema = model.schema
+    kind = kind_of(schema).description
+    spent = f" in {duration_text(metrics[-1]['seconds'])}" if metrics else ""
+    others = "of the same" if e.split == "train" else "others that had no part in training"
+    by = f"{math.prod(model.latent_shape):,} numbers"
+    if e.codes is not None:
+        by = f"{e.codes.codes_per_example:,} integers below {e.codes.codebook_size:,}"
+    return (
+        f"From {len(data.split('train')):,} {kind} this model learned{spent} to describe each by {by}, and to "
+        f"reconstruct it from those. Below is how well it does on {e.examples:,} {others}."
+    )
+
+
+def _opening(spec: Spec, model: Model, e: Evaluation, passed_over: str) -> tuple[Block, ...]:
+    schema = model.schema
+    one = kind_of(schema).example
+    known = spec.model in registry.names("model")
+    what = registry.find("model", spec.model).summary if known else "a composition of one's own"
+    cards = []
+    if e.bound is not None and e.bits_per_dim is not None:
+        meaning = "bits per dimension: upper bound on -log p(x), the negative ELBO, per number of the data"
+        cards.append((f"{e.bits_per_dim:.3f}", meaning))
+        if schema.values.discrete:
+            raw = schema.dims * math.log(schema.values.levels)
+            cards.append((size_text(e.bound), f"a {one}, against {size_text(raw)} stored raw"))
+    if e.psnr is not None:
+        cards.append((psnr_text(e.psnr), "PSNR: how close reconstructions come; more is better"))
+    if e.active_units is not None and e.kl_per_unit is not None:
+        cards.append((f"{e.active_units:,} of {len(e.kl_per_unit):,}", "latent dimensions are active"))
+    if e.codes is not None:
+        worst = " (of the level that uses least of them)" if len(e.codes.levels) > 1 else ""
+        cards.append((f"{100 * e.codes.code_usage:.3g} %", f"of the {e.codes.codebook_size:,} codes occur{worst}"))
+        if e.codes.learned:
+            cards.append(saving_card(e.codes, one))
+    notes = [*e.notes, passed_over] if passed_over else e.notes
+    why = None if e.bound is not None else Text(NO_BOUND if model.has_prior else NO_PRIOR)
+    warnings = [Text(note, "warning", "Warning:") for note in notes]
+    return joined(Text(f"{spec.model}: {what}", "soft"), warnings, Cards(cards), why)
+
+
+def _data(data: Data) -> tuple[Block, ...]:
+    rows = [line.split(maxsplit=1) for line in describe(data).splitlines()]
+    caption = "Some of the training data, as stored." + (
+        " A row is a class." if data.schema.classes and data.split("train").labels is not None else ""
+    )
+    return Heading("The data"), Figure(contact_sheet(data), caption, width=560), Table(("", ""), rows, figures=())
+
+
+def _reconstructions(model: Model, split: Split, name: str) -> tuple[Block, ...]:
+    columns = examples_in_a_row(model.schema)
+    rows = split.random_rows(columns if _slow(model) else 3 * columns)
+    pairs = reconstruct_rows(model, split.batch(rows), columns)
+    caption = (
+        f"Examples of the {name} split; below each row of inputs their reconstructions, decoded from nothing but "
+        "their latents."
+    )
+    labels = ["input", "reconstruction"] * (len(pairs) // 2)
+    return Heading("Reconstructions"), labelled_rows(pairs, labels, model.schema, caption)
+
+
+def _samples(model: Model, passed_over: str) -> tuple[Block, ...]:
+    """Samples from the prior in use; nothing without a prior."""
+    if not model.has_prior:
+        return ()
+    if isinstance(model, CodeModel) and model.fitted:
+        return prior_samples(model)
+    columns, classes = examples_in_a_row(model.schema), model.schema.classes
+    text = "None of these exists: a latent is sampled from the prior and decoded to the mean of p(x | z)."
+    if isinstance(model, CodeModel):
+        why = f"{passed_over[0].upper()}{passed_over[1:]}." if passed_over else "No prior over codes is fitted yet."
+        text = f"Codes sampled from the uniform prior, each as likely as any other, and decoded. {why}"
+    if model.conditional and len(classes) <= MOST_ROWS:
+        rows = sample_rows(model, columns * len(classes))
+        return Heading("Samples"), labelled_rows(rows, classes, model.schema, f"{text} A row is a class.")
+    count = columns * (1 if _slow(model) else 4)
+    samples = in_rows(sample_rows(model, count).flatten(0, 1)[:count], columns, model.schema.values.low)
+    return Heading("Samples"), sheet_figure(samples, model.schema, text)
+
+
+def _codes(model: Model, split: Split, name: str, e: Evaluation, metrics: list[dict[str, Any]]) -> tuple[Block, ...]:
+    if e.codes is None or not isinstance(model, CodeModel):
+        return ()
+    usage = curves(metrics, [("code_usage", "share of the codes that occur"), ("perplexity", "perplexity")])
+    return code_blocks(model, split, name, e.codes, usage)
+
+
+def _interpolations(model: Model, split: Split, name: str) -> tuple[Block, ...]:
+    chosen = split.random_rows(2 * WALKS)
+    half = len(chosen) // 2
+    if not half:
+        return ()
+    steps = max(4, examples_in_a_row(model.schema)) - 2
+    walks = interpolate_rows(model, split.batch(chosen[:half]), split.batch(chosen[half : 2 * half]), steps)
+    caption = (
+        f"At the ends two examples of the {name} split; between them decoded latents on the way from one to the other."
+    )
+    return Heading("Interpolations"), sheet_figure(walks, model.schema, caption)
+
+
+def _traversals(model: Model, split: Split) -> tuple[Block, ...]:
+    statistics = latent_statistics(model, split)
+    chosen = statistics.order[:DIMENSIONS]
+    columns = (examples_in_a_row(model.schema) - 1) // 2 * 2 + 1
+    rows = traverse_rows(model, split.batch(split.random_rows(1)), statistics, chosen, steps=columns)
+    moved = "channel of the latent grid" if len(model.latent_shape) > 1 else "latent dimension"
+    first = "of the highest rate" if statistics.rate is not None else "that vary most"
+    caption = (
+        f"One example decoded with one {moved} moved from -2.5 to 2.5 standard deviations about its mean, all others "
+        f"kept; those {first} come first."
+    )
+    return Heading("Latent traversals"), labelled_rows(rows, statistics.names(chosen), model.schema, caption)
+
+
+def _dimensions(e: Evaluation) -> tuple[Block, ...]:
+    if e.kl_per_unit is None or e.active_units is None:
+        return ()
+    caption = (
+        f"Mean KL to the prior per latent dimension, sorted. The bars add up to the rate, {e.rate:.2f} nats; "
+        f"dimensions below {ACTIVE:g} nats are inactive."
+    )
+    values = Series(range(len(e.kl_per_unit)), sorted(e.kl_per_unit, reverse=True))
+    how: dict[str, Any] = {"kind": "bar", "x_label": "latent dimensions, sorted", "wide": True}
+    chart = Chart("nats, mean over the examples", [values], used=e.active_units, **how)
+    return Heading("Rate per latent dimension"), Charts([chart], caption)
+
+
+def _collapse(e: Evaluation, schema: Schema) -> tuple[Block, ...]:
+    """Whether the latent is used."""
+    if e.collapse is None:
+        return ()
+    c, one = e.collapse, kind_of(schema).example
+    what = "codes" if e.codes is not None else "latent"
+    cards = [
+        (
+            f"{c.shuffle_cost:,.{1 if c.shuffle_cost < 100 else 0}f} nats",
+            f"of log p(x | z) are lost if a {one} gets another one's {what}",
+        ),
+        (
+            f"{c.mutual_information:.2f} nats",
+            f"of information in the {what} on which of {c.examples:,} {one}s it is, "
+            f"of {c.mutual_information_ceiling:.2f} at most",
+        ),
+    ]
+    if c.active_units is not None:
+        moved = "codes differ" if e.codes is not None else "latent dimensions move"
+        cards.append((f"{c.active_units:,} of {c.units:,}", f"{moved} from {one} to {one}"))
+    verdict = f"No: {c.advice}" if c.collapsed else f"Yes: reconstructions depend on the {what}."
+    intro = f"{verdict} A decoder that is strong enough can ignore its latent: posterior collapse."
+    return Heading("Is the latent used?"), Text(intro), Cards(cards)
+
+
+def _curves(run: Run, metrics: list[dict[str, Any]], model: Model) -> tuple[Block, ...]:
+    wanted = [("distortion", "distortion, nats"), ("mse", "squared error, stored units")]
+    if model.has_bound:
+        wanted = [("bits_per_dim", "bits per dimension"), ("distortion", "distortion, nats"), ("rate", "rate, nats")]
+    of_codes = isinstance(model, CodeModel)
+    charts = curves(metrics, wanted[:2] if of_codes else wanted)
+    if not charts:
+        return Heading("Training"), Text("It was too short for curves.")
+    caption = f"Lower {wanted[0][1].partition(',')[0]} is better. The first moments may run off the top." + (
+        " During training all codes are equally likely: the rate is N log K throughout." if of_codes else ""
+    )
+    found: list[Block] = [Heading("Training"), Charts(charts, caption)]
+    home = fitted_priors.prior_home(run.path, run.prior_in_use.split()[0]) if run.prior_in_use else None
+    what = "codes" if of_codes else "latents"
+    if home is not None:
+        cost = f"rate of the {what}, nats" if model.has_bound else "-log p(z), nats"
+        words = f"Then a prior over the {what} was fitted ({home.name}): the cost of the {what} under it."
+        if fitting := curves(checkpoint.read_metrics(home), [("rate", cost)]):
+            found.append(Charts(fitting, words))
+    return tuple(found)
+
+
+def _numbers(e: Evaluation, schema: Schema) -> tuple[Block, ...]:
+    intro = f"Averages over {e.examples:,} examples of the {e.split} split. A nat is {1 / math.log(2):.3f} bits. " + (
+        "The bound is what a file coder built on this model needs." if e.bound is not None else ""
+    )
+    return Heading("The numbers"), Text(intro), Table(("what", "value", "what it means"), numbers(e, schema))

@@ -1,0 +1,41 @@
+"""Models and parts for tests, from options by the names of their flags."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tessella.core.configs import CodePriorConfig, PriorConfig
+from tessella.core.schema import Schema
+from tessella.data import Data
+from tessella.foundation.config import slots
+from tessella.foundation.registry import names
+from tessella.models.spec import ModelConfig
+from tessella.training.fit_prior import fit_prior
+from tessella.training.prior_trainer import FitResult
+
+
+def make(model: str | Callable[..., Any], schema: Schema, **options: Any) -> Any:
+    """A fresh model of that name or preset: `make("vqvae", schema, quantizer="fsq", levels=(4, 4))`.
+
+    Components of the likelihood choose the logistic one.
+    """
+    config = ModelConfig.chosen(model) if isinstance(model, str) else model.__wrapped__  # type: ignore[attr-defined]
+    if "components" in options and "likelihood" in slots(config) and not {"prior", "likelihood"} & set(options):
+        options = {"likelihood": "logistic", **options}
+    return config.from_options(options).build(schema)
+
+
+def prior(name: str, **options: Any) -> PriorConfig | CodePriorConfig:
+    """The options of a prior over codes, or else over real numbers."""
+    kind = CodePriorConfig if name in names("code-prior") else PriorConfig
+    return kind.chosen(name).from_options(options)
+
+
+HOW = ("options", "class_conditional", "resume", "overwrite", "changed_data", "quiet")
+
+
+def fit(run: Any, data: Data, name: str, **more: Any) -> FitResult:
+    """Fit a prior of that name; options that are not of fitting are the prior's."""
+    how = {key: more.pop(key) for key in HOW if key in more}
+    return fit_prior(run, data, prior(name, **{k: v for k, v in more.items() if v is not None}), **how)
