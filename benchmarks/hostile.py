@@ -53,8 +53,8 @@ def make(folder: Path) -> dict[str, Path]:
     wanted: list[tuple[str, ...]] = [
         ("train", "vae", *digits, "--out", str(runs["vae"]), *TINY),
         ("train", "vqvae", *digits, "--grid-size", "2", "--codebook-size", "8", "--out", str(runs["vqvae"]), *TINY),
-        ("train", "vqvae", "--data", "digits", "--quantizer", "fsq", "--codebook-size", "64", "--grid-size", "2", "--out",
-         str(runs["fsq"]), *TINY),
+        ("train", "vqvae", "--data", "digits", "--quantizer", "fsq", "--codebook-size", "64", "--grid-size", "2",
+         "--out", str(runs["fsq"]), *TINY),
         ("train", "vae", "--data", str(folder / "table.npy"), "--out", str(runs["table"]), *TINY),
         ("fit-prior", str(runs["vqvae"]), *TINY),
         ("fit-prior", str(runs["vae"]), "--kind", "mixture", "--components", "3", "--steps", "2", "--quiet"),
