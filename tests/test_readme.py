@@ -48,6 +48,8 @@ def quick(line: str) -> list[str]:
     name, *rest = shlex.split(line.split(" #")[0])[1:]
     if name != "claims" and "--minutes" in rest:
         rest[rest.index("--minutes") : rest.index("--minutes") + 2] = ["--steps", "2"]
+    if name == "claims":
+        rest[rest.index("--data") + 1] = "digits"  # claims need 200 examples
     for flag, value in FEW.items():
         if flag in rest:
             rest[rest.index(flag) + 1] = value

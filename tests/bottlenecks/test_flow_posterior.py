@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from making import make
-from tessella.bottlenecks.flow import FlowDistribution, FlowPosterior
+from tessella.bottlenecks.flow import FlowDistribution, FlowPosterior, FlowPosteriorModule
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.models.presets import CVAE, VAE
@@ -27,7 +27,7 @@ def posterior_of(
     shape: tuple[int, ...], channels: int = 3, noise: Noise | None = None, shake: float = 0.5
 ) -> FlowDistribution:
     """Of two examples, with weights far from the start's."""
-    bottleneck = FlowPosterior(flow_steps=3).build(shape, channels, width=16, context=8)
+    bottleneck = FlowPosteriorModule(shape, channels, flow_steps=3, width=16, context=8)
     with torch.no_grad():
         for parameter in bottleneck.steps.parameters():
             parameter.add_(shake * torch.randn_like(parameter) / math.sqrt(max(1, parameter[0].numel())))
@@ -91,7 +91,7 @@ def test_it_starts_as_the_plain_gaussian_nearly_and_its_mode_is_the_mean_s_image
 
 def test_it_learns_what_a_diagonal_gaussian_cannot() -> None:
     """KL to a Gaussian of correlation 0.95 is 1.16 nats at best for a diagonal one; here it falls below 0.1."""
-    bottleneck = FlowPosterior(flow_steps=3).build((1,), 2, width=16, context=4)
+    bottleneck = FlowPosteriorModule((1,), 2, flow_steps=3, width=16, context=4)
     p = torch.distributions.MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.95], [0.95, 1.0]]))
     features = torch.ones(256, 1)
     optimizer = torch.optim.Adam(bottleneck.parameters(), 1e-2)

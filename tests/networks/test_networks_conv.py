@@ -21,7 +21,7 @@ def _seed():
 @given(st.integers(1, 600), st.integers(1, 600), st.sampled_from([7, 16]))
 @settings(max_examples=200, deadline=None)
 def test_plan_covers_the_picture(height: int, width: int, side: int) -> None:
-    plan = ConvPlan.for_pictures((1, height, width), side=side, width=8, depth=1)
+    plan = ConvPlan.of((1, height, width), side=side, width=8, depth=1)
     for size, cells in zip((height, width), plan.grid, strict=True):
         assert 0 <= cells * plan.stride - size < plan.stride
     assert math.prod(plan.grid) <= 2 * side**2
@@ -33,7 +33,7 @@ def test_plan_covers_the_picture(height: int, width: int, side: int) -> None:
 
 def test_plan_of_known_sizes() -> None:
     def plan(height: int, width: int, side: int) -> ConvPlan:
-        return ConvPlan.for_pictures((3, height, width), side=side, width=64, depth=2)
+        return ConvPlan.of((3, height, width), side=side, width=64, depth=2)
 
     assert (plan(28, 28, 7).grid, plan(28, 28, 7).widths) == ((7, 7), (64, 128))
     assert (plan(32, 32, 16).grid, plan(32, 32, 16).widths) == ((16, 16), (64,))
@@ -43,9 +43,9 @@ def test_plan_of_known_sizes() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(30, 45), (29, 31), (33, 17), (13, 40)])
 def test_odd_sizes_are_padded_by_repetition_and_cropped(height: int, width: int) -> None:
-    odd = ConvPlan.for_pictures((2, height, width), side=7, width=4, depth=1)
+    odd = ConvPlan.of((2, height, width), side=7, width=4, depth=1)
     full_height, full_width = (cells * odd.stride for cells in odd.grid)
-    full = ConvPlan(full_height, full_width, odd.patch, odd.widths, odd.depth)
+    full = ConvPlan((full_height, full_width), odd.patch, odd.widths, odd.depth)
     assert (full_height, full_width) != (height, width)
     assert full.grid == odd.grid
 
@@ -64,14 +64,14 @@ def test_odd_sizes_are_padded_by_repetition_and_cropped(height: int, width: int)
 
 
 def test_grid_of_another_size_is_drawn_in_its_size() -> None:
-    plan = ConvPlan.for_pictures((1, 30, 30), side=7, width=4, depth=1)
+    plan = ConvPlan.of((1, 30, 30), side=7, width=4, depth=1)
     decoder = ConvDecoder((3, *plan.grid), plan, 2)
     assert decoder(torch.randn(1, 3, 12, 9), None).shape == (1, 2, 12 * plan.stride, 9 * plan.stride)
 
 
 @pytest.mark.parametrize("latent", ["vector", "grid"])
 def test_first_output_is_the_bias_and_a_part_that_depends_on_z(latent: str) -> None:
-    plan = ConvPlan.for_pictures((1, 20, 24), side=7, width=16, depth=2)
+    plan = ConvPlan.of((1, 20, 24), side=7, width=16, depth=2)
     shape = (6,) if latent == "vector" else (6, *plan.grid)
     decoder = ConvDecoder(shape, plan, 3)
     bias = torch.tensor([5.0, -3.0, 0.5])
@@ -82,7 +82,7 @@ def test_first_output_is_the_bias_and_a_part_that_depends_on_z(latent: str) -> N
 
 
 def test_vector_features_come_of_all_positions() -> None:
-    plan = ConvPlan.for_pictures((1, 14, 14), side=7, width=4, depth=1)
+    plan = ConvPlan.of((1, 14, 14), side=7, width=4, depth=1)
     encoder = ConvEncoder((1, 14, 14), plan, features=5)
     x = torch.randn(1, 1, 14, 14, requires_grad=True)
     (by_x,) = torch.autograd.grad(encoder(x, None).sum(), x)
@@ -91,13 +91,13 @@ def test_vector_features_come_of_all_positions() -> None:
 
 def test_variance_stays_in_bounds_through_depth() -> None:
     for depth in (1, 8):
-        plan = ConvPlan.for_pictures((3, 28, 28), side=7, width=16, depth=depth)
+        plan = ConvPlan.of((3, 28, 28), side=7, width=16, depth=depth)
         features = ConvEncoder((3, 28, 28), plan)(torch.randn(8, 3, 28, 28), None)
         assert 0.02 < features.std() < 2
 
 
 def test_label_changes_what_is_seen_and_drawn() -> None:
-    plan = ConvPlan.for_pictures((1, 8, 8), side=7, width=4, depth=1)
+    plan = ConvPlan.of((1, 8, 8), side=7, width=4, depth=1)
     encoder, decoder = ConvEncoder((1, 8, 8), plan, classes=3), ConvDecoder((2,), plan, 1, classes=3)
     x, z, labels = torch.randn(1, 1, 8, 8).expand(3, 1, 8, 8), torch.randn(1, 2).expand(3, 2), torch.arange(3)
     assert len(encoder(x, labels).unique(dim=0)) == 3

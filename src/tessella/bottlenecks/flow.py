@@ -19,6 +19,7 @@ from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
 from tessella.foundation.config import Count
+from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -77,6 +78,11 @@ class FlowPosteriorModule(Bottleneck):
         self.base = DiagonalGaussianModule(feature_shape, channels)
         self.context = position_head(feature_shape, context)
         self.latent_shape = self.base.latent_shape
+        if len(feature_shape) == 2:
+            raise SpecError(
+                "a flow posterior takes a vector or a grid of a picture: leave {option('latent_layout')} out",
+                code="not-for-signals",
+            )
         if len(feature_shape) == 1:
             steps: list[nn.Module] = [_VectorStep(channels, context, 2 * width) for _ in range(flow_steps)]
         else:

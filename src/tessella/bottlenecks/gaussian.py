@@ -11,11 +11,13 @@ from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
 from tessella.foundation.registry import register
+from tessella.networks.conv import conv
 
 
 def position_head(feature_shape: tuple[int, ...], outputs: int) -> nn.Module:
     """A linear map of each position's features."""
-    return nn.Linear(feature_shape[0], outputs) if len(feature_shape) == 1 else nn.Conv2d(feature_shape[0], outputs, 1)
+    rank = len(feature_shape) - 1
+    return conv(rank, feature_shape[0], outputs) if rank else nn.Linear(feature_shape[0], outputs)
 
 
 def diagonal_normal(mean: Tensor, deviation: Tensor) -> Independent:

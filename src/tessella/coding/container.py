@@ -416,7 +416,7 @@ def _header(reader: _Reader) -> Header:
     sizes = np.frombuffer(packed[: len(packed) // 8 * 8], WORD).reshape(-1, 2)
     numbers, kept = _unpacked(reader.blob(HEADER_MOST)), reader.varint()
     modes = [("", *MODES)[number] for number in numbers] if max(numbers, default=0) <= len(MODES) else ["?"]
-    sound = len(shape) in (1, 3) and 0 not in shape and count + kept and len(names) == count and not reader.left
+    sound = len(shape) in (1, 2, 3) and 0 not in shape and count + kept and len(names) == count and not reader.left
     sound = sound and len(modes) in (0, count) and (len(shape) - 1 == 2 or not (modes or kept))
     fitting = not packed or (
         len(shape) - 1 == 2 and len(packed) == 8 * count and 0 < sizes.min() <= sizes.max() < SIDE_MOST

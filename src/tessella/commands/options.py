@@ -34,12 +34,14 @@ class DataOptions:
         binarize: make 8-bit values binary: sampled in every batch, sampled once, or cut at half.
         label: the column of a table, or the array of an .npz, that holds the class; by default one called label, class
             or target that holds few values.
+        kind: signal if arrays (N, C, T) and (N, T) are signals, not grey pictures and vectors.
     """
 
     size: tuple[int, ...] | None = None
     channels: int | None = None
     binarize: Binarize | None = None
     label: str | None = None
+    kind: Literal["signal"] | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and len(self.size) not in (1, 2):
@@ -55,7 +57,9 @@ class DataOptions:
     def open(self, spec: str) -> Data:
         from tessella.data import open_data
 
-        return open_data(spec, size=self.box, channels=self.channels, binarize=self.binarize, label=self.label)
+        return open_data(
+            spec, size=self.box, channels=self.channels, binarize=self.binarize, label=self.label, kind=self.kind
+        )
 
 
 # configuration files
@@ -70,6 +74,7 @@ class FileData:
     channels: int | None = None
     binarize: Binarize | None = None
     label: str | None = None
+    kind: Literal["signal"] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tessella.core.schema import UINT8, Binary, Real, Schema, Values
 from tessella.data.raw import RawSplit, abridged
-from tessella.foundation.errors import DataError
+from tessella.foundation.errors import DataError, option
 
 CHANNELS = (1, 2, 3, 4)
 CHUNK_BYTES = 64 << 20
@@ -45,8 +45,11 @@ _NO_NUMBERS = {
 }
 
 
-def examples(x: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
-    """An array of examples as `[N, D]` or `[N, C, H, W]`.
+def examples(x: np.ndarray, name: str, notes: list[str], kind: str | None = None) -> np.ndarray:
+    """Bring an array of examples to `[N, D]`, `[N, C, T]` or `[N, C, H, W]`.
+
+    Args:
+        kind: `signal` if `[N, T]` and `[N, C, T]` are signals, not vectors and grey pictures.
 
     Raises:
         DataError: if it is empty, holds no numbers, or has a shape that is neither vectors nor pictures.
@@ -55,9 +58,14 @@ def examples(x: np.ndarray, name: str, notes: list[str]) -> np.ndarray:
         raise DataError(f"{name} holds {_NO_NUMBERS.get(x.dtype.kind, f'{x.dtype} and not numbers: convert it first')}")
     if x.size == 0:
         raise DataError(f"{name} is empty, of shape {_by(x.shape)}: give at least one example")
+    if kind == "signal":
+        if x.ndim in (2, 3):
+            return x[:, None] if x.ndim == 2 else x
+        raise DataError(f"{name} has shape {_by(x.shape)}: signals are (N, T) or (N, C, T)", code="no-signals")
     if x.ndim == 2:
         return x
     if x.ndim == 3:
+        notes.append(f"{name}: taken as grey pictures; signals (N, C, T) need {option('kind')} signal")
         return x[:, None]
     fitting = [axis for axis in (3, 1) if x.ndim == 4 and x.shape[axis] in CHANNELS]
     if fitting:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
-from typing import Any, final, get_args
+from typing import Any, Literal, final, get_args
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from tessella.data.folders.readers import Fitted
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged
 from tessella.data.sources import BUILT_IN, HUB, find
 from tessella.data.splits import Binarization, BinarizedSplit, Split, divide, split_of
-from tessella.foundation.errors import DataError
+from tessella.foundation.errors import DataError, option
 
 SPLITS = ("train", "valid", "test")
 Size = tuple[int, int]
@@ -72,6 +72,7 @@ def open_data(
     binarize: Binarization | None = None,
     seed: int = 0,
     label: str | None = None,
+    kind: Literal["signal"] | None = None,
     like: Schema | None = None,
 ) -> Data:
     """Open a data set.
@@ -84,6 +85,7 @@ def open_data(
         binarize: `dynamic` draws each pixel as Bernoulli(v / 255) anew whenever a training batch is fetched, `static`
             once and for all, `threshold` cuts at 127. Validation and test are fixed in any case.
         seed: of the division into splits and of what is drawn once and for all.
+        kind: `signal` if arrays `[N, C, T]` and `[N, T]` are signals, not grey pictures and vectors.
         label: the column of a table, or the array of an `.npz`, that holds the class.
         like: what a model was trained on: a table's columns are matched by name with it and stored as its are, and
             picture files of more than 8 bits become bytes by its rule (`schema.depth`).
@@ -95,7 +97,7 @@ def open_data(
     spec = _absolute(spec)
     found = find(spec, box, channels, label, like)
     notes = found.notes
-    values, shape, offset = _unified(found, box, channels, like)
+    values, shape, offset = _unified(found, box, channels, kind, like)
     classes = _labelled(found)
     settle(found, classes)
     rows = _divided(found, seed, notes)
@@ -114,7 +116,7 @@ def open_data(
         for name, split in splits.items():
             splits[name] = BinarizedSplit(split, binarize if name == "train" else fixed, seed)
         all_examples = all_examples and BinarizedSplit(all_examples, fixed, seed)
-    options = {"size": box, "channels": channels, "binarize": binarize, "seed": seed, "label": label}
+    options = {"size": box, "channels": channels, "binarize": binarize, "seed": seed, "label": label, "kind": kind}
     division = _division(found, rows)
     return Data(spec, options, schema, splits, tuple(notes), all_examples, division, found.labelling, fingerprint)
 
@@ -143,7 +145,7 @@ def _absolute(spec: str) -> str:
 
 
 def _unified(
-    found: RawDataset, size: Size | None, channels: int | None, like: Schema | None
+    found: RawDataset, size: Size | None, channels: int | None, kind: str | None, like: Schema | None
 ) -> tuple[Values, tuple[int, ...], tuple[int, ...]]:
     """All parts' arrays brought to one shape, type, size and number of channels, in place; and their offset."""
     readers = {name: part.x for name, part in found.parts.items() if not isinstance(part.x, np.ndarray)}
@@ -160,14 +162,16 @@ def _unified(
     if found.decoded:
         xs, values = given, UINT8
     else:
-        xs = {name: arrays.examples(x, called[name], notes) for name, x in given.items()}
+        xs = {name: arrays.examples(x, called[name], notes, kind) for name, x in given.items()}
         arrays.same_shape(xs, called)
         stored = arrays.stored(xs, called, notes, found.columns, like)
         xs, values, offset = stored.parts, stored.values, stored.offset
     shape = arrays.same_shape(xs, called)
-    if len(shape) == 1:
+    if len(shape) < 3:
         if size is not None or channels is not None:
-            raise DataError(f"the examples are vectors of {shape[0]} numbers: leave out --size and --channels")
+            raise DataError(
+                f"the examples are no pictures: leave out {option('size')} and {option('channels')}", code="no-pictures"
+            )
     else:
         if channels is not None:
             xs = {name: arrays.recoloured(x, channels, values, called[name]) for name, x in xs.items()}

@@ -84,7 +84,7 @@ class AutoregressiveModule(Likelihood):
 
     def __init__(self, schema: Schema, options: Autoregressive) -> None:
         super().__init__(schema)
-        self.grid = schema.shape if schema.rank else (1, 1, schema.dims)
+        self.grid = {0: (1, 1, schema.dims), 1: (schema.channels, 1, *schema.spatial)}.get(schema.rank, schema.shape)
         self.features = FEATURES if schema.rank else FEATURES_OF_A_NUMBER
         self.units = LatentStatistics(schema)
         mixture = None if options.components is None else LogisticMixture(components=options.components)
@@ -118,7 +118,8 @@ class AutoregressiveModule(Likelihood):
 
     def stored(self, x: Tensor) -> Tensor:
         """The inverse, as float32."""
-        x = x if self.schema.rank else x.flatten(1)
+        rank = self.schema.rank
+        x = x if rank == 2 else x.flatten(1 + rank)
         return x if self.schema.values.discrete else self.units.to_stored(x)
 
     def seen(self, x: Tensor) -> Tensor:
@@ -151,8 +152,8 @@ class AutoregressiveModule(Likelihood):
         return 0.0 if self.schema.values.discrete else self.units.scale.expand(shape).log().sum()
 
     def _sides(self, maps: Tensor) -> tuple[int, ...]:
-        """Height and width of pictures, of any size; the numbers of a vector are one row."""
-        return tuple(maps.shape[2:]) if self.schema.rank else self.grid[1:]
+        """Height and width of pictures, of any size; a signal, and the numbers of a vector, are one row."""
+        return {0: self.grid[1:], 1: (1, maps.shape[-1])}.get(self.schema.rank, tuple(maps.shape[2:]))
 
 
 @final
@@ -168,8 +169,9 @@ class PixelByPixel(StoredValues):
 
     def __init__(self, likelihood: AutoregressiveModule, context: Tensor) -> None:
         self.likelihood, self.context = likelihood, context
-        shape = likelihood.schema.shape
-        super().__init__(len(context), (shape[0], *context.shape[2:]) if len(shape) > 1 else shape)
+        schema = likelihood.schema
+        sides = context.shape[4 - schema.rank :]
+        super().__init__(len(context), (schema.channels, *sides))
 
     def log_prob(self, value: Tensor) -> Tensor:
         of = self.likelihood
@@ -179,7 +181,8 @@ class PixelByPixel(StoredValues):
     def by_position(self, value: Tensor) -> Tensor:
         of = self.likelihood
         x = of.standard(value)
-        each = by_position(of.whole(of.conditionals(x, self.context)), x).reshape(len(x), *self.event_shape[-2:])
+        each = by_position(of.whole(of.conditionals(x, self.context)), x)
+        each = each.reshape(len(x), *(self.event_shape[1:] or self.event_shape))
         if of.schema.values.discrete:
             return each
         return each - over_channels(of.units.scale.expand(self.event_shape).log()[None])

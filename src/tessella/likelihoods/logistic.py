@@ -73,7 +73,7 @@ class LogisticMixtureModule(Likelihood):
     def __init__(self, schema: Schema, components: int) -> None:
         super().__init__(schema)
         require_values(schema, UINT8, "logistic")
-        self.is_vector = len(schema.shape) == 1
+        self.is_vector = not schema.rank
         self.channels = 1 if self.is_vector else schema.shape[0]
         if self.channels > 4:
             raise SpecError(
@@ -130,7 +130,7 @@ class LogisticMixtureBytes(StoredValues):
         return self._each(value).sum(1)
 
     def by_position(self, value: Tensor) -> Tensor:
-        return self._each(value).reshape(-1, *self.event_shape[-2:])
+        return self._each(value).reshape(-1, *(self.event_shape[1:] or self.event_shape))
 
     def _each(self, value: Tensor) -> Tensor:
         """Of each position, `[B, N]`."""

@@ -97,7 +97,7 @@ def by_position(drawing: Distribution, x: Tensor) -> Tensor:
 
 def over_channels(each: Tensor) -> Tensor:
     """Log-probabilities of single values `[B, *shape]` as those of positions: a pixel's channels summed."""
-    return each.sum(1) if each.dim() == 4 else each
+    return each.sum(1) if each.dim() > 2 else each
 
 
 def require_values(schema: Schema, values: Values, likelihood: str) -> None:

@@ -19,6 +19,7 @@ from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import track
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
+from tessella.networks.conv import cut
 from tessella.networks.pyramid import Merge, Pyramid
 from tessella.priors.uniform import UniformModule
 
@@ -58,8 +59,9 @@ class CodeModel(Model):
         self.encoder, self.decoder = encoder, decoder
         self.quantizers = nn.ModuleList(quantizers)
         self.levels = tuple(quantizers)
-        self.pyramid = Pyramid(channels, levels, merge_depth) if levels > 1 else None
-        self.merges = nn.ModuleList(Merge(channels, width, merge_depth) for width in self.context_channels[1:])
+        rank = len(quantizers[-1].code_shape) - 1
+        self.pyramid = Pyramid(channels, levels, merge_depth, rank) if levels > 1 else None
+        self.merges = nn.ModuleList(Merge(channels, width, merge_depth, rank) for width in self.context_channels[1:])
         self.latent_shape = (sum(q.latent_shape[0] for q in quantizers), *quantizers[-1].latent_shape[1:])
         self.set_prior(
             [UniformModule(shape, q.codebook_size) for shape, q in zip(self.prior_shapes, quantizers, strict=True)]
@@ -73,9 +75,9 @@ class CodeModel(Model):
         return tuple(q.code_shape for q in self.levels)
 
     @property
-    def prior_shapes(self) -> tuple[tuple[int, int, int], ...]:
-        """The same as grids `(C, h, w)`: a vector's codes are a row of them."""
-        return tuple((1, 1, s[0]) if len(s) == 1 else (s[0], s[1], s[2]) for s in self.code_shapes)
+    def prior_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes `(C, *grid)` for priors: the codes of a vector are a sequence."""
+        return tuple((1, *s) if len(s) == 1 else s for s in self.code_shapes)
 
     @property
     def context_channels(self) -> tuple[int, ...]:
@@ -208,7 +210,7 @@ class CodeModel(Model):
         vectors = vectors or [q.lookup(c) for q, c in zip(self.levels, codes, strict=True)]
         found = []
         for level, (prior, c) in enumerate(zip(self.priors, codes, strict=True)):
-            grid = c if c.dim() == 4 else c[:, None, None]
+            grid = c if c.dim() > 2 else c[:, None]
             condition = self._condition(vectors[:level], grid.shape[2:], label)
             log_p = prior(grid, condition, noise=None if noise is None else noise.split(f"level{level}"))
             found.append(log_p.reshape(c.shape))
@@ -339,7 +341,7 @@ def _joined(vectors: Codes, size: torch.Size) -> Tensor:
         times = 1
         while v.shape[2:] != tuple(-(-side // times) for side in size):
             times *= 2
-        fitted.append(F.interpolate(v, scale_factor=float(times), mode="nearest")[..., : size[0], : size[1]])
+        fitted.append(cut(F.interpolate(v, scale_factor=float(times), mode="nearest"), size))
     return torch.cat(fitted, 1)
 
 

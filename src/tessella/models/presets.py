@@ -129,6 +129,9 @@ class CodesConfig(ImportanceWeighted, ABC):
 
 # models
 
+SIGNAL_SIDE = 16
+"""Half of the positions to which the coarsest grid of a signal is brought down."""
+
 
 @register("model", "ae", summary="autoencoder: reconstructs, has no prior and so no bound")
 class AEConfig(ContinuousConfig):
@@ -252,6 +255,8 @@ class FlowConfig(ImportanceWeighted):
             raise SpecError(
                 f"real values need no dequantisation: leave {option('dequantization')} out", code="real-values"
             )
+        if schema.rank == 1:
+            raise SpecError("a flow takes vectors and pictures, not signals: use diffusion", code="not-for-signals")
         width = self.width or (64 if not schema.rank or schema.shape[0] >= 3 else 32)
         mixtures, steps = self.components, self.flow_steps
         flow = (
@@ -333,9 +338,9 @@ def _of_codes(config: CodesConfig, schema: Schema, *, levels: int) -> CodeModel:
 
 
 def _grid(schema: Schema, config: CodesConfig, channels: int):
-    colour = schema.shape[0] >= 3
-    side, width, depth = (16, 64, 4) if colour else (7, 32, 2)
-    plan = ConvPlan.for_pictures(
+    colour = schema.rank == 2 and schema.channels >= 3
+    side, width, depth = (16, 64, 4) if colour else (SIGNAL_SIDE if schema.rank == 1 else 7, 32, 2)
+    plan = ConvPlan.of(
         schema.shape, side=config.grid_size or side, width=config.width or width, depth=config.depth or depth
     )
     return ConvEncoder(schema.shape, plan), lambda shape: ConvDecoder(shape, plan, channels)
@@ -356,7 +361,7 @@ def _compose(
     config: ContinuousConfig, schema: Schema, posterior: BottleneckConfig, prior: PriorConfig | None, classes: int = 0
 ) -> LatentVariableModel:
     likelihood = likelihood_for(schema, config.likelihood)
-    pieces = _for_pictures if schema.rank else _for_vectors
+    pieces = _for_grids if schema.rank else _for_vectors
     encoder, latent_dim, decoder_for = pieces(schema, config, likelihood.parameter_channels, classes)
     bottleneck = posterior.build(encoder.feature_shape, latent_dim)
     decoder = decoder_for(bottleneck.latent_shape)
@@ -375,14 +380,15 @@ def _compose(
     )
 
 
-def _for_pictures(schema: Schema, config: ContinuousConfig, channels: int, classes: int):
-    layout = config.latent_layout or ("grid" if schema.shape[0] >= 3 else "vector")
+def _for_grids(schema: Schema, config: ContinuousConfig, channels: int, classes: int):
+    layout = config.latent_layout or ("grid" if schema.rank == 2 and schema.channels >= 3 else "vector")
+    side = SIGNAL_SIDE if schema.rank == 1 else 7
     if layout == "grid":
-        plan = ConvPlan.for_pictures(schema.shape, side=16, width=config.width or 64, depth=config.depth or 4)
+        plan = ConvPlan.of(schema.shape, side=16, width=config.width or 64, depth=config.depth or 4)
         encoder = ConvEncoder(schema.shape, plan, classes=classes)
         latent_dim = config.latent_dim or 16
     else:
-        plan = ConvPlan.for_pictures(schema.shape, side=7, width=config.width or 32, depth=config.depth or 2)
+        plan = ConvPlan.of(schema.shape, side=side, width=config.width or 32, depth=config.depth or 2)
         encoder = ConvEncoder(schema.shape, plan, features=256, classes=classes)
         latent_dim = config.latent_dim or 40
     return encoder, latent_dim, lambda shape: ConvDecoder(shape, plan, channels, classes=classes)

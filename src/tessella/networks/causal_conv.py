@@ -84,6 +84,9 @@ class CausalConv(nn.Module):
             context: `[B, context, H, W]`, or with 1 for B, H or W where it is the same for all.
             keep: dropout, `[B, depth, 2 width]`: factors on what each layer adds to each channel of the two stacks.
         """
+        if x.dim() == 3:  # a signal is a single row
+            above = None if context is None else context.unsqueeze(2)
+            return self(x.unsqueeze(2), above, keep).squeeze(2)
         x = x.contiguous(memory_format=torch.channels_last)
         v = self.top(F.pad(x, (SIDE, SIDE, ROWS, -1)))
         h = self.left(F.pad(x, (LEFT, -1)))

@@ -2,8 +2,8 @@
 
 Pre-norm blocks (Xiong et al. 2020, section 3) of `F.scaled_dot_product_attention` and a GELU perceptron, without
 biases, with heads of 64 channels. Positions are in raster order. Where they are is told in two ways, so that a grid may
-have any shape: by a learned vector for the row and one for the column, and by turning queries and keys (Su et al. 2021,
-section 3.2), half of a head's channels by the row and half by the column, so that attention knows distances before it
+have any shape: by a learned vector for each axis (row and column), and by turning queries and keys (Su et al. 2021,
+section 3.2), an equal part of a head's channels by each axis, so that attention knows distances before it
 has learned anything.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import reduce
 from typing import cast, final
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
+from tessella.networks.conv import conv
 
 HEAD = 64
 """Channels of an attention head, at most."""
@@ -54,7 +56,7 @@ class GridEmbedding(nn.Module):
     A position sees 5 x 5 positions of the context, those after it too, which causal attention would keep from it.
 
     Args:
-        grid: `(h, w)`.
+        grid: `(t,)` or `(h, w)`.
         width: channels of the result.
         context_channels: of the feature map that all positions may look at; 0: there is none.
         classes: number of labels; 0: there are none.
@@ -62,14 +64,14 @@ class GridEmbedding(nn.Module):
 
     def __init__(self, grid: tuple[int, ...], width: int, *, context_channels: int = 0, classes: int = 0) -> None:
         super().__init__()
-        self.rows = nn.Parameter(0.3 * torch.randn(grid[0], 1, width))
-        self.columns = nn.Parameter(0.3 * torch.randn(grid[1], width))
+        sides = [(side, *(1,) * (len(grid) - 1 - axis), width) for axis, side in enumerate(grid)]
+        self.places = nn.ParameterList([nn.Parameter(0.3 * torch.randn(shape)) for shape in sides])
         self.label = nn.Embedding(classes, width) if classes else None
         self.context = (
             nn.Sequential(
-                nn.Conv2d(context_channels, width // 2, 3, padding=1),
+                conv(len(grid), context_channels, width // 2, 3, padding=1),
                 nn.SiLU(),
-                nn.Conv2d(width // 2, width, 3, padding=1),
+                conv(len(grid), width // 2, width, 3, padding=1),
             )
             if context_channels
             else None
@@ -81,7 +83,7 @@ class GridEmbedding(nn.Module):
         Raises:
             SpecError: if a label or a context is missing, or given to a network that has none.
         """
-        vectors = (self.rows + self.columns).flatten(0, 1)[None]
+        vectors = reduce(torch.add, self.places).flatten(0, -2)[None]
         if self.label is not None:
             if label is None:
                 raise SpecError("the class-conditional prior needs a label: give a class to each example")
@@ -131,8 +133,9 @@ class Block(nn.Module):
 
 def _turns(grid: tuple[int, ...], channels: int) -> Tensor:
     """The cosine and sine of each position's angle for each pair of a head's channels, `[P, channels / 2, 2]`."""
-    rates = SLOWEST ** (torch.arange(channels // 4) / (channels // 4))
-    places = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1]))
+    pairs = channels // 2 // len(grid)
+    rates = SLOWEST ** (torch.arange(pairs) / pairs)
+    places = torch.cartesian_prod(*(torch.arange(side) for side in grid)).view(-1, len(grid))
     angles = (places[:, :, None] * rates).flatten(1)
     return torch.stack([angles.cos(), angles.sin()], -1)  # 3 axes: channels-last would refuse 5
 
@@ -162,7 +165,7 @@ class Transformer(nn.Module):
     """Blocks and a last norm, `[B, P, width]` to the same.
 
     Args:
-        grid: `(h, w)`, whose P positions come row after row.
+        grid: `(t,)` or `(h, w)`, whose P positions come row after row.
         width: channels; the heads are the fewest of equal size with 64 channels or less.
         depth: blocks.
         causal: whether a position sees only itself and those before it.

@@ -1,4 +1,4 @@
-"""A small U-Net for pictures with noise in them (Ho et al. 2020, appendix B; Ronneberger et al. 2015)."""
+"""A small U-Net for signals and pictures with noise in them (Ho et al. 2020, appendix B; Ronneberger et al. 2015)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessella.networks.conv import ConvPlan
+from tessella.networks.conv import ConvPlan, conv, cut, fold, over_positions, padded, unfold
 
 WAVES = 16
 GROUPED = 16
@@ -49,18 +49,18 @@ def _norm(channels: int) -> nn.GroupNorm:
 class Block(nn.Module):
     """`x + conv(silu(scale * conv(silu(norm(x))) + shift))`, 3 x 3, scale and shift given the noise level."""
 
-    def __init__(self, channels: int, features: int, scale: float) -> None:
+    def __init__(self, channels: int, features: int, scale: float, rank: int) -> None:
         super().__init__()
         self.norm = _norm(channels)
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.first = conv(rank, channels, channels, 3, padding=1)
         self.level = nn.Linear(features, 2 * channels)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = conv(rank, channels, channels, 3, padding=1)
         with torch.no_grad():
             self.second.weight.mul_(scale)
             nn.init.zeros_(self.second.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        shift, scale = self.level(level)[:, :, None, None].chunk(2, dim=1)
+        shift, scale = over_positions(self.level(level), x.dim() - 2).chunk(2, dim=1)
         h = self.first(F.silu(self.norm(x)))
         return x + self.second(F.silu(h * (1 + scale) + shift))
 
@@ -68,11 +68,11 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Every position looks at every other, one head: `x + out(attention(norm(x)))`."""
 
-    def __init__(self, channels: int, scale: float) -> None:
+    def __init__(self, channels: int, scale: float, rank: int) -> None:
         super().__init__()
         self.norm = _norm(channels)
-        self.entry = nn.Conv2d(channels, 3 * channels, 1)
-        self.exit = nn.Conv2d(channels, channels, 1)
+        self.entry = conv(rank, channels, 3 * channels)
+        self.exit = conv(rank, channels, channels)
         with torch.no_grad():
             self.exit.weight.mul_(scale)
 
@@ -83,14 +83,16 @@ class Attention(nn.Module):
 
 
 def details(z: Tensor, gamma: Tensor) -> Tensor:
-    """How far each number is from the mean of the 3 x 3 about it, in deviations of the noise: asinh of that."""
-    mean = F.avg_pool2d(F.pad(z, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    return torch.asinh((z - mean) / torch.sigmoid(gamma).sqrt()[:, None, None, None])
+    """How far each number is from the mean of those about it, in deviations of the noise: asinh of that."""
+    rank = z.dim() - 2
+    around = F.pad(z, (1, 1) * rank, mode="replicate")
+    mean = F.avg_pool2d(around, 3, stride=1) if rank == 2 else F.avg_pool1d(around, 3, stride=1)
+    return torch.asinh((z - mean) / over_positions(torch.sigmoid(gamma).sqrt()[:, None], rank))
 
 
 @final
 class UNet(nn.Module):
-    """z_t `[B, C, H, W]` and its noise level gamma `[B]` to `[B, outputs, H, W]`, any height and width.
+    """z_t `[B, C, *spatial]` and its noise level gamma `[B]` to `[B, outputs, *spatial]`, of any size.
 
     It is shown z_t and its details at the scale of the noise, without which little noise would be lost among features
     of the picture's own scale. Down through the grids of a plan and up again, each grid's features on the way down are
@@ -98,10 +100,10 @@ class UNet(nn.Module):
     padded and cut.
 
     Args:
-        shape: `(C, H, W)`.
+        shape: `(C, *spatial)`.
         outputs: channels given.
         patch: pixels a side that the first layer folds into channels, if the picture is not small.
-        side: the grid is halved until it has no more than 2 side^2 positions.
+        side: the grid is halved until it has no more than 2 side^rank positions.
         classes: numbers that a label can be; 0: no labels.
     """
 
@@ -117,36 +119,35 @@ class UNet(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        plan = ConvPlan.for_pictures(shape, side=side, width=width, depth=depth)
+        plan = ConvPlan.of(shape, side=side, width=width, depth=depth)
         if patch < plan.patch:
-            plan = ConvPlan(plan.height, plan.width, 1, (width, *[2 * width for _ in plan.widths]), depth)
-        self.plan = plan
+            plan = ConvPlan(plan.spatial, 1, (width, *[2 * width for _ in plan.widths]), depth)
+        self.plan, rank = plan, len(plan.spatial)
         features, scale = 4 * width, 1 / math.sqrt(2 * depth * len(plan.widths))
         self.level = NoiseLevel(features, classes)
 
         def blocks(channels: int) -> nn.ModuleList:
-            return nn.ModuleList([Block(channels, features, scale) for _ in range(depth)])
+            return nn.ModuleList([Block(channels, features, scale, rank) for _ in range(depth)])
 
         steps = list(zip(plan.widths, plan.widths[1:], strict=False))
-        self.stem = nn.Conv2d(2 * shape[0] * plan.patch**2, width, 3, padding=1)
+        self.stem = conv(rank, 2 * shape[0] * plan.patch**rank, width, 3, padding=1)
         self.falling = nn.ModuleList([blocks(channels) for channels in plan.widths])
-        self.down = nn.ModuleList([nn.Conv2d(before, after, 2, stride=2) for before, after in steps])
-        self.attention = Attention(plan.widths[-1], scale) if math.prod(plan.grid) > 1 else None
-        self.up = nn.ModuleList([nn.Conv2d(after, 4 * before, 1) for before, after in steps])
-        self.join = nn.ModuleList([nn.Conv2d(2 * channels, channels, 1) for channels in plan.widths])
+        self.down = nn.ModuleList([conv(rank, before, after, 2, stride=2) for before, after in steps])
+        self.attention = Attention(plan.widths[-1], scale, rank) if math.prod(plan.grid) > 1 else None
+        self.up = nn.ModuleList([conv(rank, after, 2**rank * before) for before, after in steps])
+        self.join = nn.ModuleList([conv(rank, 2 * channels, channels) for channels in plan.widths])
         self.rising = nn.ModuleList([blocks(channels) for channels in plan.widths])
         self.norm = _norm(width)
-        self.head = nn.Conv2d(width, outputs * plan.patch**2, 3, padding=1)
+        self.head = conv(rank, width, outputs * plan.patch**rank, 3, padding=1)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
             nn.init.zeros_(self.head.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, z: Tensor, gamma: Tensor, label: Tensor | None = None) -> Tensor:
-        height, width = z.shape[-2:]
-        down, right = -height % self.plan.stride, -width % self.plan.stride
-        z = F.pad(z, (0, right, 0, down), mode="replicate") if down or right else z
+        spatial = z.shape[2:]
+        z = padded(z, self.plan.stride)
         level = self.level(gamma, label)
-        h = self.stem(F.pixel_unshuffle(torch.cat([z, details(z, gamma)], 1), self.plan.patch))
+        h = self.stem(fold(torch.cat([z, details(z, gamma)], 1), self.plan.patch))
         kept: list[Tensor] = []
         for number, group in enumerate(self.falling):
             if number:
@@ -161,6 +162,5 @@ class UNet(nn.Module):
             for block in self.rising[number]:  # pyright: ignore[reportGeneralTypeIssues]
                 h = block(h, level)
             if number:
-                h = F.pixel_shuffle(self.up[number - 1](h), 2)
-        out = F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.plan.patch)
-        return out[..., :height, :width]
+                h = unfold(self.up[number - 1](h), 2)
+        return cut(unfold(self.head(F.silu(self.norm(h))), self.plan.patch), spatial)

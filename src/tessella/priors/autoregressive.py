@@ -148,8 +148,9 @@ class PixelCNNModule(AutoregressivePrior):
         return features.flatten(2).transpose(1, 2)
 
     def incremental(self, count: int, condition: Condition) -> IncrementalDecoder:
-        height, width = self.code_shape[1:]
-        return IncrementalCausalConv(self.trunk, count, height, width, self._given(condition))
+        height, width = (1, *self.code_shape[1:])[-2:]
+        given = self._given(condition).flatten(2).unflatten(2, (height, width))
+        return IncrementalCausalConv(self.trunk, count, height, width, given)
 
     def _given(self, condition: Condition) -> Tensor:
         """Place, label and context as a feature map `[B or 1, width, *grid]`."""

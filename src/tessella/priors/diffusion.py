@@ -66,12 +66,12 @@ class DiffusionPriorModule(Prior):
         super().__init__()
         self.latent_shape, self.classes = latent_shape, classes
         seen = classes + 1 if classes else 0
-        if len(latent_shape) == 3:
+        if len(latent_shape) > 1:
             network: nn.Module = UNet(
                 latent_shape, 2 * latent_shape[0], width=width or 64, depth=depth or 2, patch=1, classes=seen
             )
         else:
-            (dims,) = latent_shape
+            dims = math.prod(latent_shape)
             network = DenoisingPerceptron(dims, 2 * dims, width=width or 256, depth=depth or 4, classes=seen)
         self.chain = Chain(latent_shape, network, NoiseSchedule(-8.0, 5.0), classes=classes)
 

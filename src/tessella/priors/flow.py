@@ -71,8 +71,8 @@ class FlowPriorModule(Prior):
     def __init__(self, latent_shape: tuple[int, ...], classes: int, *, flow_steps: int | None, width: int) -> None:
         super().__init__()
         self.latent_shape, self.classes = latent_shape, classes
-        dims = math.prod(latent_shape)
-        self.as_vector = len(latent_shape) == 1 or dims <= VECTOR
+        dims, rank = math.prod(latent_shape), len(latent_shape) - 1
+        self.as_vector = rank < 2 or dims <= VECTOR
         if self.as_vector:
             count = flow_steps or 4
             steps: list[nn.Module] = [_SplineCoupling(dims, classes, width, number) for number in range(count)]

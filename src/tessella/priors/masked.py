@@ -133,12 +133,13 @@ class MaskedTransformerModule(CodePrior):
         total = torch.zeros(codes.shape, device=codes.device)
         for first in range(0, places, at_once):
             times = torch.arange(first, min(first + at_once, places), device=codes.device)
-            many, own = (x.repeat(len(times), 1, 1, 1) for x in (codes, rank))
-            now = times.repeat_interleave(len(codes))[:, None, None, None]
+            alone = (1,) * (codes.dim() - 1)
+            many, own = (x.repeat(len(times), *alone) for x in (codes, rank))
+            now = times.repeat_interleave(len(codes)).view(-1, *alone)
             label, context = condition.label, condition.context
             given = Condition(
                 None if label is None else label.repeat(len(times)),
-                None if context is None else context.repeat(len(times), 1, 1, 1),
+                None if context is None else context.repeat(len(times), *alone),
             )
             nats = self._log_prob(many, own < now, own == now, given)
             total += nats.unflatten(0, (len(times), len(codes))).sum(0)
@@ -174,7 +175,7 @@ class MaskedTransformerModule(CodePrior):
             select = replace(select, noise=select.noise.split("codes"))
         index = torch.arange(codes.numel(), device=device).view(shape)
         for end in track(ends, "generating codes"):
-            now = (rank < end[:, None, None, None]) & ~known
+            now = (rank < end.view(-1, *(1,) * len(self.code_shape))) & ~known
             features = features_of(codes, known, condition)
             for c, head in enumerate(self._heads):
                 rows = now[:, c].flatten(1)
@@ -212,7 +213,7 @@ class MaskedTransformerModule(CodePrior):
     ) -> Tensor:
         """One draw of the bound's terms: t = floor(D share), and the t codes with the least `uniform` are known."""
         places = math.prod(self.code_shape)
-        count = (share * places).long().clamp(max=places - 1)[:, None, None, None]
+        count = (share * places).long().clamp(max=places - 1).view(-1, *(1,) * len(self.code_shape))
         known = _rank(uniform) < count
         return self._log_prob(codes, known, ~known, condition, noise) * (places / (places - count))
 

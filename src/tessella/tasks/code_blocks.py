@@ -39,6 +39,8 @@ def code_blocks(
     Args:
         over_training: charts of usage and perplexity during training.
     """
+    if model.schema.rank == 1:  # patches of signals are no pictures
+        return ()
     coded = code_atlas.encode_examples(model, split)
     one = kind_of(coded.schema).example
     found: list[Block] = [Heading("Codes"), Text(_introduction(codes, coded, one))]
