@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 from tyro.conf import Positional, arg
 
-from tessella.foundation.blocks import Block, Grid, Page, Table, Text, Tile
+from tessella.foundation.blocks import Block, Call, Calls, Grid, Page, Table, Text, Tile
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.tasks.task import Result, task
 
@@ -51,12 +51,14 @@ class IndexResult(Result):
     """The index that was written.
 
     Attributes:
+        run: the run folder.
         path: of the file.
         examples: how many it holds.
         widths: numbers of each example in each space.
         bytes: size of the file.
     """
 
+    run: str
     path: str
     examples: int
     widths: Mapping[str, int]
@@ -68,7 +70,11 @@ class IndexResult(Result):
     def page(self) -> Page:
         spaces = " and ".join(f"{width:,} {'numbers' if s == 'latent' else s}" for s, width in self.widths.items())
         size = f"{self.bytes / 2**20:,.1f} MiB"
-        return Page("Index", [Text(f"wrote {self.path}: {self.examples:,} examples, {spaces} each, {size}")])
+        index = {} if Path(self.path) == Path(self.run, INDEX) else {"index": self.path}
+        nearest = Call("search", [self.run, "PICTURE"], index)
+        calls = [nearest, Call("search", [self.run], {"duplicates": True, **index})]
+        words = f"wrote {self.path}: {self.examples:,} examples, {spaces} each, {size}; search it by"
+        return Page("Index", [Text(words), Calls(calls)])
 
 
 @task("index", summary="index many examples so that they can be searched", group="use")
@@ -93,7 +99,7 @@ def index(run: Run, config: IndexConfig) -> IndexResult:
         model, config.inputs, lambda spec: run.data(spec or config.data, model), split=config.split, keep_endings=True
     )
     count = write_index(out, model, inputs.track("indexing"), run.fingerprint)
-    return IndexResult(out, count, widths(model), os.path.getsize(out))
+    return IndexResult(str(run.path), out, count, widths(model), os.path.getsize(out))
 
 
 @dataclass(frozen=True)
