@@ -56,7 +56,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.priors.autoregressive import CausalTransformer
-from tessella.tasks.detect import Detector
+from tessella.tasks.detect.detector import Detector
 from tessella.training import loop
 from tessella.training.code_priors import Priors
 from tessella_experiments.runner import codes_of

@@ -23,15 +23,16 @@ class Maps:
     Attributes:
         error: -log p(x | z) of each position, `[B, H, W]` or of vectors `[B, D]`; the sum is the distortion at the
             latent's mean.
-        surprise: what saying the latent there costs: of codes -log p(code), of a grid of latents the KL, spread evenly
+        surprise: rate of the latent there: of codes -log p(code), of a grid of latents the KL, spread evenly
             over the pixels that a position stands for, `[B, H, W]`; the sum is the rate. None where the latent has no
             place: of vectors, of a latent that is one for the whole picture, and of an autoencoder.
-        drawn: what the model gives back, `[B, *shape]` in stored units; None where that takes a pass over all pixels.
+        reconstruction: the mean of p(x | z), `[B, *shape]` in stored units; None where that takes a pass over all
+            pixels.
     """
 
     error: Tensor
     surprise: Tensor | None
-    drawn: Tensor | None
+    reconstruction: Tensor | None
 
 
 @torch.no_grad()
