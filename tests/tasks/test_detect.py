@@ -173,6 +173,9 @@ class _Linear(Decoder):
     def forward(self, z: Tensor, label: Tensor | None) -> Tensor:
         return z @ self.weight.T
 
+    def start_at(self, bias) -> None:
+        """Nothing: its weights are given."""
+
 
 def linear_model() -> tuple[LatentVariableModel, MultivariateNormal]:
     """p(x | z) = N(W z, 0.5^2) with orthogonal columns, so that the true posterior is a diagonal Gaussian; and p(x)."""

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tessella.core.batches import Batch
-from tessella.likelihoods.shared import by_position
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 
@@ -42,9 +41,9 @@ def maps(model: Model, batch: Batch) -> Maps:
     label = None if batch.label is None else batch.label.to(model.device)
     latent = model.encode(x, label)
     rate, drawing = model.rate(latent, label), model.decode(latent.z, label)
-    sequential = getattr(model.likelihood, "sequential_mean", False)
+    sequential = model.likelihood.sequential_mean
     return Maps(
-        -by_position(drawing, x).cpu(),
+        -drawing.by_position(x).cpu(),
         _surprise(model, rate and rate.per_unit, x),
         None if sequential else drawing.mean.cpu(),
     )
