@@ -56,8 +56,8 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.priors.autoregressive import CausalTransformer
-from tessella.tasks.detect import Detector
-from tessella.training import loop
+from tessella.tasks.detect.detector import Detector
+from tessella.training import loop, step
 from tessella.training.code_priors import Priors
 from tessella_experiments.runner import codes_of
 
@@ -306,7 +306,7 @@ def _operations(place: Place, module: Any, split: Split, batch: int) -> float | 
     x = split.batch(np.arange(min(batch, len(split)))).x.to(place.device)
     with FlopCounterMode(display=False) as counted, autocast("auto", module.schema, place.device):
         terms = module.train()(x, None, noise=Noise(0))
-        loop.objective(terms, module.objective, 1.0).backward()
+        step.objective(terms, module.objective, 1.0).backward()
     module.zero_grad(set_to_none=True)
     total = counted.get_total_flops() * batch / len(x)
     return float(total) or None

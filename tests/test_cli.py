@@ -108,7 +108,7 @@ def test_data_is_described_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "train 1,567, valid 89, test 141" in said
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
     assert main(["data", "digits", "--size", "10", "12", "-o", str(tmp_path / "wide.png")]) == 0
-    assert "12 wide, 10 high" in capsys.readouterr().out
+    assert "pictures of 12x10" in capsys.readouterr().out
 
 
 def test_evaluation_is_json_with_all_keys_and_kept_with_the_run(
@@ -203,7 +203,7 @@ def test_resuming_needs_the_folder_alone(run: Path, refused: Callable[..., str])
 
 
 @pytest.mark.slow
-def test_a_demo_ends_with_a_report(
+def test_a_demo_replaces_an_earlier_one(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -211,9 +211,7 @@ def test_a_demo_ends_with_a_report(
     assert main(["demo", "--minutes", "0.004"]) == 0
     said = capsys.readouterr().out
     assert "demo.html" in said
-    for name in ("demo.html", "report.html"):
-        page = (tmp_path / "demo-run" / name).read_text()
-        assert "uniform" in page  # after so short a time the learned prior may be worse, and passed over
+    assert "uniform" in (tmp_path / "demo-run" / "demo.html").read_text()
     assert tessella.load("demo-run").name == "vqvae"
 
 

@@ -127,6 +127,9 @@ class Drawn(Decoder):
         shift = 0.0 if label is None else self.by_label * label[:, None]
         return self.factor * z + shift
 
+    def start_at(self, bias) -> None:
+        """Nothing: its weights are given."""
+
 
 def linear(encoded: float, drawn: float, *, deviation: float = 0.3, scale: float = 0.5, by_label: float = 0.0):
     """q(z | x) = N(encoded x, deviation^2), p(x | z) = N(drawn z (+ by_label y), scale^2), three numbers each."""

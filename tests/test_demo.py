@@ -169,19 +169,17 @@ def test_a_prior_that_nothing_measured_is_not_used_in_silence(worse: Path, tmp_p
 @pytest.mark.slow
 def test_the_demo_shows_all_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
-    assert main(["demo", "--minutes", "0.02", "-o", str(run)]) == 0
-    said = capsys.readouterr().out
-    assert [line.split()[0] for line in said.splitlines() if " of 9 " in line] == list("123456789")
-    assert f"open {run / 'demo.html'} in a browser" in said
+    assert main(["demo", "--minutes", "0.02", "--run", str(run)]) == 0
+    said = capsys.readouterr()
+    assert said.err.count(" of 8: ") == 8
+    assert f"wrote {run / 'demo.html'}" in said.out
     page = (run / "demo.html").read_text("utf-8")
     for heading in ("Samples", "Codes and reconstructions", "An edit", "A search", "Anomalies", "A compressed file"):
-        assert f"<h2>{heading}</h2>" in page, heading
+        assert f">{heading}</h2>" in page, heading
     assert page.count("data:image/png;base64,") > 20
     learned = fitted_priors.prior_in_use(run) is not None
     assert ("uniform prior: each code as likely as any other" in page) == learned
     assert ("so the uniform one is used" in page) == (not learned)
-    assert ("<b>Warning:</b>" in page) == (not learned)
-    assert (run / "report.html").is_file()
-    assert main(["demo", "--minutes", "0.02", "-o", str(run)]) == 2  # only `demo-run` is replaced
+    assert main(["demo", "--minutes", "0.02", "--run", str(run)]) == 2  # only `demo-run` is replaced
     assert "already exists" in capsys.readouterr().err
     assert main(["demo", "--minutes", "0"]) == 2

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tessella.core.configs import LikelihoodConfig
+from tessella.core.contracts import StoredValues
 from tessella.core.entropy_coding import (
     TOTAL,
     AnsStack,
@@ -26,7 +27,6 @@ from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.registry import entries, names
 from tessella.likelihoods.autoregressive import Autoregressive
 from tessella.likelihoods.logistic import LogisticMixture
-from tessella.likelihoods.shared import StoredValues
 
 LIKELIHOODS = [
     pytest.param(entry.name, values, shape, id=f"{entry.name}-{values}-{'x'.join(map(str, shape))}")

@@ -23,13 +23,11 @@ from tessella.likelihoods import (
     BernoulliModule,
     GaussianModule,
     LogisticMixtureModule,
-    initial_bias,
     likelihood_for,
     logistic,
 )
 from tessella.likelihoods.independent import Bernoulli, Categorical, FixedGaussian, Gaussian
 from tessella.likelihoods.logistic import LogisticMixture
-from tessella.likelihoods.shared import by_position
 
 PICTURE, VECTOR = (3, 4, 5), (6,)
 FALSE_ALARM = 1e-4
@@ -155,13 +153,13 @@ def test_positions_add_up_and_each_says_its_own(name: str, values: str, shape: t
     likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, shape)).eval()
     distribution = likelihood(random_parameters(likelihood))
     x = distribution.sample()
-    each = by_position(distribution, x)
+    each = distribution.by_position(x)
     assert each.shape == (4, *shape[-2:])
     torch.testing.assert_close(each.flatten(1).sum(1), distribution.log_prob(x), rtol=1e-5, atol=1e-4)
     other = x.clone()
     at = (slice(None), slice(None), 2, 3) if len(shape) == 3 else (slice(None), 3)
     other[at] = 1 - x[at] if values == "binary" else (x[at] + 100) % 256
-    changed = (by_position(distribution, other) - each).abs().amax(0) > 1e-6
+    changed = (distribution.by_position(other) - each).abs().amax(0) > 1e-6
     place = at[-len(changed.shape) :]
     assert changed[place]
     before = (
@@ -239,7 +237,7 @@ def test_values_it_is_no_distribution_of_are_refused(name: str, values: str, sha
     kinds: tuple[str, ...] = ("binary", "uint8", "real")
     for other in kinds:
         if other not in find("likelihood", name).values:
-            with pytest.raises(SpecError, match=f"--likelihood {NAMED[other].default_likelihood}") as caught:
+            with pytest.raises(SpecError, match=f"likelihood {NAMED[other].default_likelihood}") as caught:
                 LikelihoodConfig.chosen(name)().build(schema_of(other, shape))
             assert "\n" not in str(caught.value)
 
@@ -248,7 +246,7 @@ def test_values_it_is_no_distribution_of_are_refused(name: str, values: str, sha
 def test_initial_bias_is_a_fair_start(name: str, values: str, shape: tuple[int, ...]) -> None:
     schema = schema_of(values, shape)
     likelihood = LikelihoodConfig.chosen(name)().build(schema)
-    bias = initial_bias(likelihood)
+    bias = likelihood.initial_bias()
     assert bias is not None
     assert bias.shape == (likelihood.parameter_channels,)
     distribution = likelihood(bias.reshape(1, -1, *(1,) * (len(shape) - 1)).expand(64, -1, *shape[1:]))
@@ -275,7 +273,7 @@ def test_default_likelihoods() -> None:
 
 def test_refusals_are_one_line() -> None:
     grey = Schema.of((1, 8, 8), "uint8")
-    with pytest.raises(SpecError, match="holds 8-bit values: add --binarize dynamic, or use --likelihood logistic"):
+    with pytest.raises(SpecError, match="holds 8-bit values: add binarize dynamic, or use likelihood logistic"):
         Bernoulli().build(grey)
     with raises("no-such-part", kind="likelihood", name="poisson"):
         LikelihoodConfig.chosen("poisson")

@@ -30,7 +30,8 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.priors.autoregressive import PixelCNNModule
 from tessella.priors.masked import MaskedTransformer, MaskedTransformerModule
-from tessella.tasks.detect import Detector
+from tessella.tasks.detect.detector import Detector
+from tessella.tasks.detect.scores import available
 from tessella.tasks.search.features import features
 from tessella.tasks.search.index_file import read_index, write_index
 from tessella.tasks.search.neighbours import nearest
@@ -81,7 +82,7 @@ def test_scores_evaluations_and_codes_are_the_examples_own(name: str, schema: Sc
     monkeypatch.setattr(batches, "MOST", 8)
     model, batch = made(name, schema), examples(schema)
     order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(1))
-    detector = Detector(model, [s.name for s in tessella.tasks.detect.available(model) if not s.learns], steps=2)
+    detector = Detector(model, [s.name for s in available(model) if not s.needs_fit], steps=2)
     whole = detector.score(batch)
     for rows in (order, [3], [19, 3], list(range(1, 15))):
         part = detector.score(of_rows(batch, rows))

@@ -19,7 +19,7 @@ from tessella.evaluation import collapse
 from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.models.presets import AE, VAE, VQVAE
-from tessella.tasks.detect.statistics import Examiner, possible
+from tessella.tasks.detect.statistics import StatisticsExtractor, possible
 from tessella.tasks.search.index_file import read_index, write_index
 
 SCHEMA = Schema.of((1, 8, 8), "binary")
@@ -48,11 +48,11 @@ def test_detection(options: dict[str, str]) -> None:
     model, x = model_of(**options), pictures()
     assert possible(model) >= {"rate", "regret"}
     draws = 16 if "latent" in options else 64
-    found = Examiner(model, {"regret"}, draws=draws, steps=10)(Batch(x))
+    found = StatisticsExtractor(model, {"regret"}, draws=draws, steps=10)(Batch(x))
     assert found.rate is not None
     assert found.regret is not None
     assert found.regret.mean() > -0.05 * math.prod(model.latent_shape)
-    alone = Examiner(model, {"rate"}, draws=draws)(Batch(x[:1]))
+    alone = StatisticsExtractor(model, {"rate"}, draws=draws)(Batch(x[:1]))
     np.testing.assert_allclose(alone.bound, found.bound[:1], rtol=1e-3)
     with torch.no_grad():
         bounds = torch.stack([b for step in range(draws) if (b := model(x, noise=Noise(0, step)).bound) is not None])

@@ -63,7 +63,11 @@ def test_outliers_are_those_that_break_the_pattern() -> None:
 def test_pictures_are_taken_as_pictures_or_as_rows() -> None:
     x = bars(64)
     detector = LatentOutlierDetector(
-        criterion="complexity", max_steps=20, image_shape=(8, 8), model_options={"width": 8, "depth": 1}, random_state=0
+        criterion="complexity-corrected",
+        max_steps=20,
+        image_shape=(8, 8),
+        model_options={"width": 8, "depth": 1},
+        random_state=0,
     ).fit(x)
     assert detector.model_.model.schema.shape == (1, 8, 8)
     assert detector.model_.model.schema.values.name == "uint8"

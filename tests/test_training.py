@@ -28,7 +28,7 @@ from tessella.core.schema import Real
 from tessella.core.tensors import read_tensors, write_tensors
 from tessella.foundation.errors import RunError, SpecError, TrainingError
 from tessella.models.spec import Objective, Spec
-from tessella.training import checkpoint, loop
+from tessella.training import checkpoint, loop, step
 
 SMALL = {"width": 8, "depth": 1, "latent_dim": 4}
 
@@ -237,7 +237,7 @@ def test_the_first_bad_tensor_is_an_output_if_no_weight_is_bad(digits):
     model = make(tessella.VAE, digits.schema, **SMALL)
     model.decoder.trunk[0].register_forward_hook(lambda module, inputs, output: output * float("inf"))
     x = digits.split("train").batch([0, 1], Noise(0)).x
-    assert loop.first_bad_tensor(model, x, None, Noise(0)) == "the output of decoder.trunk.0"
+    assert step.first_bad_tensor(model, x, None, Noise(0)) == "the output of decoder.trunk.0"
 
 
 def test_a_full_disk_is_said_in_one_line_and_the_last_checkpoint_stays(digits, tmp_path, monkeypatch):
@@ -364,34 +364,34 @@ def test_the_budget_is_checked():
 
 
 def test_epochs_are_counted_in_joined_batches():
-    assert loop._steps(TrainOptions(epochs=2, batch_size=10), 100, 1) == 20
-    assert loop._steps(TrainOptions(epochs=2, batch_size=10), 100, 2) == 10
-    assert loop._steps(TrainOptions(epochs=3, batch_size=500), 100, 1) == 3
-    assert loop._steps(TrainOptions(minutes=1), 100, 1) is None
+    assert step.budget_in_steps(TrainOptions(epochs=2, batch_size=10), 100, 1) == 20
+    assert step.budget_in_steps(TrainOptions(epochs=2, batch_size=10), 100, 2) == 10
+    assert step.budget_in_steps(TrainOptions(epochs=3, batch_size=500), 100, 1) == 3
+    assert step.budget_in_steps(TrainOptions(minutes=1), 100, 1) is None
 
 
 def test_the_objective_is_distortion_plus_beta_times_rate_plus_penalty():
     distortion, rate = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0])
     per_unit = torch.tensor([[0.5, 1.5], [0.1, 3.9]])
     terms = Terms(distortion, rate, per_unit, torch.tensor([10.0, 20.0]))
-    assert loop.objective(terms, Objective(), 1.0) == 2 + 3 + 15
-    assert loop.objective(terms, Objective(), 0.5) == 2 + 1.5 + 15
-    assert loop.objective(Terms(distortion, None), Objective(), 1.0) == 2
+    assert step.objective(terms, Objective(), 1.0) == 2 + 3 + 15
+    assert step.objective(terms, Objective(), 0.5) == 2 + 1.5 + 15
+    assert step.objective(Terms(distortion, None), Objective(), 1.0) == 2
 
 
 def test_free_bits_take_the_gradient_from_units_below_the_floor():
     per_unit = torch.tensor([[0.1, 2.0], [0.3, 4.0]], requires_grad=True)
     terms = Terms(torch.zeros(2), per_unit.sum(1), per_unit)
-    loss = loop.objective(terms, Objective(free_bits=0.5), 2.0)
+    loss = step.objective(terms, Objective(free_bits=0.5), 2.0)
     assert loss.item() == pytest.approx(2 * (0.5 + 3.0))
     loss.backward()
     assert torch.equal(per_unit.grad, torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
 
 
 def test_the_warm_up_and_the_learning_rate_follow_the_fraction_of_the_budget():
-    assert [loop._beta(Objective(beta=4, warmup=0.5), u) for u in (0, 0.25, 0.5, 1)] == [0, 2, 4, 4]
-    assert loop._beta(Objective(beta=4), 0) == 4
-    rates = [loop._schedule(u / 1000) for u in range(1001)]
+    assert [step.beta_at(Objective(beta=4, warmup=0.5), u) for u in (0, 0.25, 0.5, 1)] == [0, 2, 4, 4]
+    assert step.beta_at(Objective(beta=4), 0) == 4
+    rates = [step.learning_rate_factor(u / 1000) for u in range(1001)]
     assert max(rates) == pytest.approx(1, abs=1e-3)
     assert rates[0] > 0
     assert rates[-1] == pytest.approx(0, abs=1e-9)
@@ -410,9 +410,9 @@ def test_several_draws_train_the_importance_weighted_bound():
     weights = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     terms = Terms(torch.zeros(3), torch.zeros(3), log_weights=weights)
     expected = -weights.exp().mean(0).log().mean()
-    torch.testing.assert_close(loop.objective(terms, Objective(iwae_samples=4), 1.0), expected)
-    assert [loop._draws(Objective(iwae_samples=4, iwae_from=0.5), u) for u in (0.4, 0.5)] == [None, 4]
-    assert loop._draws(Objective(), 0.5) is None
+    torch.testing.assert_close(step.objective(terms, Objective(iwae_samples=4), 1.0), expected)
+    assert [step.draws_at(Objective(iwae_samples=4, iwae_from=0.5), u) for u in (0.4, 0.5)] == [None, 4]
+    assert step.draws_at(Objective(), 0.5) is None
     for wrong in ({"draws": 0}, {"draws": 2, "beta": 2.0}, {"draws": 2, "free_bits": 0.1}, {"draws_after": 2.0}):
         with pytest.raises(SpecError):
             Objective(**wrong)

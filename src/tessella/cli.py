@@ -24,11 +24,9 @@ from tessella.foundation.text import shown
 GROUPS = ("start here", "train and measure", "look", "codes", "use", "understand")
 """Groups of commands, in the order of the overview."""
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("start here", "train on embedded pictures of clothes and show what can be done, in 4 minutes"),
     "data": ("start here", "show what is understood of some data, and write a contact sheet"),
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
     "fit-prior": ("train and measure", "train a prior over the latents of a trained model"),
-    "detect": ("use", "find what does not fit, with a stated false-positive rate"),
 }
 """Commands that are no tasks: their groups, and what they do."""
 

@@ -32,7 +32,7 @@ from tessella.data.splits import split_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import ModelConfig, TrainOptions
-from tessella.tasks.detect import Detector
+from tessella.tasks.detect.detector import Detector
 from tessella.training.loop import fit as train
 
 BATCH = 64
@@ -126,8 +126,8 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
 
     Args:
         model: a name of the catalogue that has a bound (or any, with `criterion="distortion"`).
-        criterion: the score that is judged by: distortion, rate, bound, regret or, of byte pictures, complexity; see
-            `tessella.tasks.detect.scores`.
+        criterion: the score that is judged by: distortion, rate, bound, regret or, of byte pictures,
+            complexity-corrected; see `tessella.tasks.detect.scores`.
         contamination: share of outliers in the data that it is fitted on, in (0, 0.5]: it sets `offset_`.
         max_steps: of training.
         image_shape: (height, width) or (height, width, channels) of pictures; None for vectors.

@@ -27,7 +27,8 @@ from tessella.models.flow import FlowModel
 from tessella.models.presets import Flow, FlowConfig
 from tessella.models.spec import TrainOptions
 from tessella.tasks import generate
-from tessella.tasks.edit import Resample, edit
+from tessella.tasks.edit.editing import edit_picture
+from tessella.tasks.edit.operations import Inpaint
 from tessella.training.loop import fit
 
 SMALL = {"width": 8, "depth": 1, "components": 3}
@@ -163,7 +164,7 @@ def test_uses_that_need_a_smaller_latent_refuse() -> None:
     region = torch.zeros(8, 8, dtype=torch.bool)
     region[:4] = True
     with pytest.raises(SpecError, match="train a vqvae or vae to edit"):
-        edit(model, torch.zeros(1, 8, 8, dtype=torch.uint8), region, Resample(1))
+        edit_picture(model, torch.zeros(1, 8, 8, dtype=torch.uint8), region, Inpaint(1))
 
 
 def test_dequantisation_is_for_flows_of_discrete_values() -> None:

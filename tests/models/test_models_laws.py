@@ -142,6 +142,9 @@ class Affine(Decoder):
     def forward(self, z: Tensor, label: Tensor | None) -> Tensor:
         return z @ self.weight.T + self.bias
 
+    def start_at(self, bias) -> None:
+        """Nothing: its weights are given."""
+
 
 SIGMA = 0.5
 WEIGHT = torch.tensor([[1.0, 0.5], [2.0, -0.25], [0.0, 1.5]])  # orthogonal columns: the exact posterior is factorised

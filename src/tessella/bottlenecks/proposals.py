@@ -20,7 +20,7 @@ BLOCK = 2**20
 """Distances that are kept at a time."""
 
 
-def near(z: Tensor, table: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def sample_near(z: Tensor, table: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Codes drawn with probability proportional to exp(-|z - e_k|^2 / 2v), of the few nearest.
 
     sqrt(v) is half of the way from a code to the next (root mean square), so of a z that lies on its code the next one
@@ -38,7 +38,7 @@ def near(z: Tensor, table: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     place = _nearest_few(z.detach(), table.detach())
     vectors = table[torch.arange(len(table), device=table.device)[:, None], place]
     squared = (z[:, :, None] - vectors).square().sum(-1)
-    chosen, log_q = drawn(-squared / (2 * _spread(table.detach())), uniform)
+    chosen, log_q = sample_with_log_prob(-squared / (2 * _spread(table.detach())), uniform)
     return place.gather(-1, chosen[..., None])[..., 0], log_q
 
 
@@ -60,7 +60,7 @@ def _spread(table: Tensor) -> Tensor:
     return (apart.amin(-1).mean() / 4).clamp(min=1e-12)
 
 
-def drawn(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def sample_with_log_prob(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Places drawn from softmax(logits `[..., K]`) by `uniform` `[...]`, and their log-probabilities."""
     log_q = logits.log_softmax(-1)
     below = log_q.exp().cumsum(-1) < uniform[..., None]

@@ -28,7 +28,7 @@ from tessella.bottlenecks.codebooks import (
     euclidean,
 )
 from tessella.bottlenecks.nearest import in_one_table, nearest
-from tessella.bottlenecks.proposals import drawn, near, uniform_for
+from tessella.bottlenecks.proposals import sample_near, sample_with_log_prob, uniform_for
 from tessella.core.configs import QuantizerConfig
 from tessella.core.contracts import Quantizer
 from tessella.core.distributions import PointMass
@@ -152,8 +152,8 @@ class CodebookQuantizer(Quantizer):
             codes, log_q = [], rows.new_zeros(len(rows))
             for number, book in enumerate(self.books):
                 table = book.table()
-                u = noise.split(f"sample_proposal {number}").uniform(len(rows), left[..., 0].numel() // len(rows))
-                chosen, nats = near(left, table, u.to(left.device).view(left.shape[:2]))
+                u = noise.split(f"soften {number}").uniform(len(rows), left[..., 0].numel() // len(rows))
+                chosen, nats = sample_near(left, table, u.to(left.device).view(left.shape[:2]))
                 left = left - _vectors(table, chosen)
                 codes.append(chosen)
                 log_q = log_q + nats.view(len(rows), -1).sum(1)
@@ -366,7 +366,7 @@ class FSQModule(Quantizer):
                 value = bounded[..., number]
                 levels = torch.linspace(-1, 1, most + 1, device=value.device)
                 logits = -(value[..., None] - levels).square() / (2 * (2 / most) ** 2 / 12)
-                digit, nats = drawn(logits, uniform_for(noise.split(f"sample_proposal {number}"), value))
+                digit, nats = sample_with_log_prob(logits, uniform_for(noise.split(f"soften {number}"), value))
                 codes, log_q = codes + base * digit, log_q + nats.flatten(1).sum(1)
             return cast(Tensor, codes).movedim(-1, 1).contiguous(), cast(Tensor, log_q)
 
@@ -466,7 +466,7 @@ class LFQModule(Quantizer):
         with torch.autocast(features.device.type, enabled=False):
             z = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base)))
             logits = torch.stack([torch.zeros_like(z), 4 * z], -1)
-            bits, nats = drawn(logits, uniform_for(noise.split("sample_proposal"), z))
+            bits, nats = sample_with_log_prob(logits, uniform_for(noise.split("soften"), z))
             return (bits * self.base).sum(-1).movedim(-1, 1).contiguous(), nats.flatten(1).sum(1)
 
     def lookup(self, codes: Tensor) -> Tensor:

@@ -25,14 +25,14 @@ from torch.distributions import Distribution, Independent, Normal
 
 from tessella import __version__
 from tessella.bottlenecks.gaussian import DiagonalGaussianModule
-from tessella.coding.codes_file import codes_of, stride_of
+from tessella.coding.codes_file import codes_of
 from tessella.coding.container import Chunk, checksum
+from tessella.core.contracts import StoredValues
 from tessella.core.entropy_coding import AnsStack, SymbolCoder, SymbolDecoder, SymbolEncoder, code_from_cdf
 from tessella.core.outputs import Latent, Rate
 from tessella.core.rng import Noise
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.text import shown
-from tessella.likelihoods.shared import StoredValues
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormalModule
@@ -137,7 +137,7 @@ class Lossless:
         return _verified(x, chunk)
 
     def _drawing(self, codes: tuple[Tensor, ...]) -> StoredValues:
-        return cast(StoredValues, self._model.decode(self._model.lookup(codes)))
+        return self._model.decode(self._model.lookup(codes))
 
 
 @final
@@ -190,7 +190,7 @@ class BitsBack:
             untouched = min(untouched, max(0, stack.bits // 32 - 2))
             drawing = self._drawing(at)
             sender = SymbolEncoder(stack)
-            q.tell_prior(sender, at)
+            q.code_prior(sender, at)
             drawing.code(sender, part)
             sender.flush()
             bound += float(
@@ -223,7 +223,7 @@ class BitsBack:
         return latent, Buckets(latent.posterior)
 
     def _drawing(self, at: Tensor) -> StoredValues:
-        return cast(StoredValues, self._model.decode(Buckets.middle(contiguous_copy(at)).float()))
+        return self._model.decode(Buckets.middle(contiguous_copy(at)).float())
 
 
 @final
@@ -250,16 +250,16 @@ class Buckets:
         """Numbers of buckets `[count, *shape]` from the prior."""
         return receiver.code_uniform(2**BUCKETS, count * math.prod(shape), None).view(count, *shape)
 
-    def code(self, wire: SymbolCoder, at: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, at: Tensor | None = None) -> Tensor:
         """Numbers of buckets under q, `[B, *latent_shape]` int64."""
 
         def below(t: Tensor) -> Tensor:
             return torch.special.ndtr((torch.special.ndtri(t / 2**BUCKETS) - self._mean) / self._deviation)
 
         known = None if at is None else at.double()
-        return code_from_cdf(wire, below, BUCKETS, known, torch.zeros_like(self._mean)).long()
+        return code_from_cdf(coder, below, BUCKETS, known, torch.zeros_like(self._mean)).long()
 
-    def tell_prior(self, sender: SymbolCoder, at: Tensor) -> None:
+    def code_prior(self, sender: SymbolCoder, at: Tensor) -> None:
         """The numbers under the prior."""
         sender.code_uniform(2**BUCKETS, at.numel(), at.flatten())
 
@@ -283,7 +283,7 @@ class CodesOnly:
         stack = AnsStack()
         sender = SymbolEncoder(stack)
         codes = codes_of(self._model, x)
-        self._tell(sender, len(x), self._shapes(tuple(x.shape[2:])), codes)
+        self._code(sender, len(x), self._shapes(tuple(x.shape[2:])), codes)
         rate = sender.bits * math.log(2)
         sender.flush()
         return CodedChunk(Chunk((len(x),), stack.words(), 0, checksum(_flat(codes))), rate)
@@ -297,7 +297,7 @@ class CodesOnly:
             bits = count * sum(math.prod(s) * b for s, b in zip(shapes, sizes, strict=True))
             if bits > 32 * len(chunk.words) + 64:
                 raise Mismatch("the bits end before its codes do")
-        codes = self._tell(SymbolDecoder(AnsStack(chunk.words)), count, shapes, None)
+        codes = self._code(SymbolDecoder(AnsStack(chunk.words)), count, shapes, None)
         _verify(_flat(codes), chunk)
         return codes
 
@@ -310,20 +310,18 @@ class CodesOnly:
             raise SpecError(
                 f"codes that are always the same say nothing of a picture's size: leave out {option('native_size')}"
             )
-        stride = stride_of(self._model)
-        finest = [-(-side // stride) for side in size]
-        times = [2**level for level in reversed(range(len(trained)))]
-        return [(shape[0], *(-(-side // t) for side in finest)) for shape, t in zip(trained, times, strict=True)]
+        strides = self._model.downsampling
+        return [(shape[0], *(-(-side // t) for side in size)) for shape, t in zip(trained, strides, strict=True)]
 
-    def _tell(
-        self, wire: SymbolCoder, count: int, shapes: list[tuple[int, ...]], codes: tuple[Tensor, ...] | None
+    def _code(
+        self, coder: SymbolCoder, count: int, shapes: list[tuple[int, ...]], codes: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, ...]:
         if shapes == list(self._model.code_shapes):
-            return self._model.code(wire, count, codes)
+            return self._model.code(coder, count, codes)
         told = []
         for level, (shape, quantizer) in enumerate(zip(shapes, self._model.levels, strict=True)):
             known = None if codes is None else codes[level].flatten()
-            even = wire.code_uniform(quantizer.codebook_size, count * math.prod(shape), known)
+            even = coder.code_uniform(quantizer.codebook_size, count * math.prod(shape), known)
             told.append(even.view(count, *shape))
         return tuple(told)
 

@@ -153,19 +153,12 @@ def check_codes(stored: StoredCodes, model: CodeModel, fingerprint: str) -> None
             model.checked_codes([_tensor(level[rows]) for level in stored.levels])
     except SpecError as error:
         raise DataError(error.message, code="codes-of-another-model") from error
-    stride = stride_of(model) if model.schema.rank else 1
+    stride = model.downsampling[-1]
     for name, size, codes in zip(stored.names, stored.sizes.tolist(), stored.levels[-1], strict=True):
         if [-(-side // stride) for side in size] != list(codes.shape[1:]) or 0 in size:
             raise DataError(
                 f"{shown(name)} has codes that do not fit its size {size}: encode it again", code="codes-and-size"
             )
-
-
-def stride_of(model: CodeModel) -> int:
-    """Pixels a side that one position of the finest grid stands for, tried out on a grid that was not trained on."""
-    units, *grid = model.latent_shape
-    drawn = model.decoder(torch.zeros(1, units, *(side + 1 for side in grid), device=model.device), None)
-    return drawn.shape[-1] // (grid[-1] + 1)
 
 
 def _tensor(codes: Level) -> Tensor:

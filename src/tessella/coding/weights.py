@@ -13,7 +13,6 @@ from tessella.foundation import registry
 from tessella.foundation.errors import DataError, option
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.models.latent_variable import LatentVariableModel
 from tessella.training.checkpoint import SPEC, fingerprint
 from tessella.training.fitted_priors import TRAINED, prior_home, prior_in_use
 from tessella.training.run import load
@@ -107,7 +106,7 @@ def check(container: Container, model: Model, weights: Weights) -> None:
             f"{container.path} was made with the prior {made}, and {weights.run} has {now}: give the run that made it",
             code="other-prior",
         )
-    wanted = "bits-back" if isinstance(model, LatentVariableModel) else "lossless"
+    wanted = "lossless" if model.levels else "bits-back"
     if (header.values, header.shape) != (schema.values.name, schema.shape) or header.method not in ("codes", wanted):
         raise DataError(
             f"{container.path} holds {header.method} of {header.values} values of shape {header.shape}, and the model "

@@ -10,8 +10,6 @@ from functools import partial
 from typing import Any
 
 from tessella.commands import (
-    demo,
-    detect,
     prior,
     tasks,
     train,
@@ -21,8 +19,6 @@ from tessella.tasks.task import load_task
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "data": (train.ShowData, train.show_data),
-    "detect": (detect.Detect, detect.detect),
-    "demo": (demo.Demo, demo.demo),
 }
 
 

@@ -124,7 +124,6 @@ def fit_prior(o: FitPrior) -> int:
 def _fitted(o: FitPrior) -> int:
     device = said_of_device(o.training.device)
     model, run = loaded_without_prior(o.run, Where("cpu"))
-    from tessella.models.codes import CodeModel
     from tessella.training import fitted_priors
     from tessella.training.fit_prior import fit_prior
 
@@ -139,7 +138,7 @@ def _fitted(o: FitPrior) -> int:
         options = resumed_options(home, before.training, o.training, o.given)
     data = run.own_data(o.data)
     if not o.quiet:
-        say(f"prior    {o.kind} over the {'codes' if isinstance(model, CodeModel) else 'latents'} of {o.run}")
+        say(f"prior    {o.kind} over the {'codes' if model.levels else 'latents'} of {o.run}")
         say(f"device   {device}")
         say(f"budget   {budget(options)}")
     with progress("encoding", quiet=o.quiet) as tell:

@@ -274,7 +274,6 @@ def _facts(o: Train) -> dict[str, Any]:
 
 def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
     from tessella.data import describe
-    from tessella.models.codes import CodeModel
     from tessella.training.loop import train as run_training
 
     if not o.quiet:
@@ -290,7 +289,7 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
     say(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds: {o.out}")
     if not o.quiet:
         run = quoted(str(o.out))
-        prior = f"tessella fit-prior {run}, " if isinstance(model, CodeModel) else ""
+        prior = f"tessella fit-prior {run}, " if model.levels else ""
         say(f"next: {prior}tessella evaluate {run}, tessella report {run}")
     return 0
 

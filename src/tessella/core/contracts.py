@@ -23,6 +23,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
 
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.outputs import UNCONDITIONAL, BottleneckOutput, Condition, Sampling
@@ -32,15 +33,36 @@ from tessella.core.selectors import Coded, Draw, Selector
 from tessella.foundation.errors import SpecError, option
 
 
-class Likelihood(nn.Module, ABC):
-    """p(x | z), normalised over the stored values.
+class StoredValues(Distribution, ABC):
+    """Distribution over stored values, p(x | z): batch shape `[B]`, event shape `shape`.
 
-    Args:
-        schema: what the stored values are; its range and scale are the likelihood's to convert.
-
-    Raises:
-        SpecError: if the likelihood is not a distribution over such values.
+    `log_prob` takes stored values of any dtype; `mean` and `sample()` give stored units in floating point.
     """
+
+    def __init__(self, batch: int, shape: torch.Size | tuple[int, ...]) -> None:
+        super().__init__(torch.Size((batch,)), torch.Size(shape), validate_args=False)
+
+    @property
+    def arg_constraints(self) -> dict[str, Constraint]:
+        return {}
+
+    @abstractmethod
+    def by_position(self, value: Tensor) -> Tensor:
+        """Compute log p of each position, its channels together: `[B, *spatial]` nats, whose sum is `log_prob`."""
+
+    @abstractmethod
+    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
+        """Write `value` to an encoder, or read it from a decoder, at the price of -log p: `[B, *event_shape]` float32.
+
+        SpecError if values have a density and no probability.
+        """
+
+
+class Likelihood(nn.Module, ABC):
+    """p(x | z), normalised over the stored values of a schema; SpecError if it is no distribution over such values."""
+
+    sequential_mean: bool = False
+    """Whether a mean takes a pass position by position, so that it is slow."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -51,54 +73,57 @@ class Likelihood(nn.Module, ABC):
     @property
     @abstractmethod
     def parameter_channels(self) -> int:
-        """How many channels the decoder must give: `[B, parameter_channels, *spatial]`."""
+        """Channels that the decoder must give: `[B, parameter_channels, *spatial]`."""
 
     @abstractmethod
     def to_network(self, x: Tensor) -> Tensor:
-        """Stored values `[B, *shape]` as float32 of about unit scale, for the encoder."""
+        """Convert stored values `[B, *shape]` to float32 of about unit scale, for the encoder."""
 
     @abstractmethod
-    def forward(self, parameters: Tensor) -> Distribution:
-        """The decoder's output `[B, parameter_channels, *spatial]` as a distribution over stored values.
+    def initial_bias(self) -> Tensor | None:
+        """Make a bias `[parameter_channels]` that the decoder's last layer starts at; None: any will do."""
 
-        Its event shape is `shape`; `log_prob` takes stored values (uint8 or float), `mean` and `sample()` return
-        stored units as float32. Computed in float32 whatever the autocast.
-        """
+    @abstractmethod
+    def forward(self, parameters: Tensor) -> StoredValues:
+        """Turn parameters `[B, parameter_channels, *spatial]` into a distribution, in float32 whatever the autocast."""
 
 
 class Encoder(nn.Module, ABC):
-    """How the data is looked at."""
+    """Maps data to features."""
 
     feature_shape: tuple[int, ...]
-    """Shape of one example's features: `(F,)` or `(F, h, w)`."""
+    """Shape of one example's features: `(F, *spatial)`."""
+    downsampling: int = 1
+    """Positions a side of the data that one position of the features stands for."""
 
     @abstractmethod
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
-        """`[B, *shape]` as `Likelihood.to_network` gives it, to features `[B, *feature_shape]`."""
+        """Map `[B, *shape]`, as `Likelihood.to_network` gives it, to features `[B, *feature_shape]`."""
 
 
 class Decoder(nn.Module, ABC):
-    """How the data is drawn."""
+    """Maps latents z to the parameters of the likelihood p(x | z)."""
 
     @abstractmethod
     def forward(self, z: Tensor, label: Tensor | None) -> Tensor:
-        """Latents `[B, *latent_shape]` to the likelihood's parameters `[B, parameter_channels, *spatial]`."""
+        """Map latents `[B, *latent_shape]` to the likelihood's parameters `[B, parameter_channels, *spatial]`."""
+
+    @abstractmethod
+    def start_at(self, bias: Tensor) -> None:
+        """Set the last layer so that the parameters start at `bias` `[parameter_channels]`, nearly independent of z."""
 
 
 class Bottleneck(nn.Module, ABC):
-    """What may pass from the encoder to the decoder: q(z | x)."""
+    """Maps encoder features to the approximate posterior q(z | x) and a sample of it."""
 
     latent_shape: tuple[int, ...]
-    """Shape of one example's z: `(D,)` or `(D, h, w)`."""
-    stochastic = True
+    """Shape of one example's z: `(D, *spatial)`."""
+    stochastic: bool = True
     """Whether `BottleneckOutput.posterior` is a distribution, so that z has a rate."""
 
     @abstractmethod
     def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
-        """Features `[B, *feature_shape]` to z and its distribution.
-
-        With `noise` z is a reparameterised draw; without it z is the distribution's mode (its mean).
-        """
+        """Map features `[B, *feature_shape]` to z, a reparameterised sample or without noise the mean, and to q."""
 
 
 class Prior(nn.Module, ABC):
@@ -115,8 +140,7 @@ class Prior(nn.Module, ABC):
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> Distribution:
         """Make the distribution, with event shape `latent_shape` and batch shape `()` or, given labels, `[B]`.
 
-        Args:
-            noise: for priors that estimate their `log_prob` by random steps; without it the steps are fixed.
+        `noise` is for priors that estimate `log_prob` by random steps; without it the steps are fixed.
         """
 
     @abstractmethod
@@ -129,13 +153,8 @@ class Prior(nn.Module, ABC):
     ) -> Tensor:
         """Sample z ~ p(z), `[count, *latent_shape]` float32.
 
-        Args:
-            noise: all randomness comes from it.
-            label: `[count]`, for a class-conditional prior.
-            sampling: its temperature is a factor on the deviation; no cut-offs.
-
-        Raises:
-            SpecError: if steps or guidance are asked of a prior that is not iterative.
+        All randomness comes from `noise`. The temperature is a factor on the deviation. SpecError if steps or guidance
+        are asked of a prior that is not iterative.
         """
         sampling = sampling or Sampling()
         asked = [name for name in ("steps", "guidance") if asdict(sampling)[name] is not None]
@@ -145,23 +164,18 @@ class Prior(nn.Module, ABC):
         return self.draw(count, noise, self.check_label(label), sampling)
 
     def check_label(self, label: Tensor | None) -> Tensor | None:
-        """Return the label if it sees labels, else None.
-
-        Raises:
-            ValueError: if it needs one and there is none.
-        """
+        """Return the label if it sees labels, else None; ValueError if it needs one and there is none."""
         if self.classes and label is None:
             raise ValueError("a class-conditional prior needs labels")
         return label if self.classes else None
 
 
 class Quantizer(Bottleneck, ABC):
-    """A bottleneck of codes: q(z | x) is a point mass on integers, so the rate is -log p(codes).
+    """Bottleneck of codes: q(z | x) is a point mass on integers, so the rate is -log p(codes).
 
-    `BottleneckOutput.posterior` is a `PointMass` on the codes `[B, *code_shape]` (int64); `z` are the vectors that they
-    stand for, with the gradient passed straight through to the features. Any number of positions is taken: a grid
-    larger than the one that it was made with is quantised just the same. Computed in float32 whatever the autocast.
-    In training mode a codebook that is kept by statistics (rather than gradients) is updated in `forward`.
+    `BottleneckOutput.posterior` is a `PointMass` on the codes `[B, *code_shape]` (int64); `z` are their vectors, with
+    the gradient passed straight through to the features. Grids of any size are taken. Computed in float32 whatever the
+    autocast. In training mode `forward` updates a codebook that is kept by statistics (rather than gradients).
     """
 
     codebook_size: int
@@ -171,27 +185,24 @@ class Quantizer(Bottleneck, ABC):
 
     @abstractmethod
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Codes `[B, *code_shape]` drawn about those that `forward` chooses, and their log-probabilities `[B]`.
+        """Sample codes `[B, *code_shape]` near those that `forward` chooses, with their log-probabilities `[B]`.
 
         A proposal for importance sampling: any distribution makes a bound, and a good one is near p(codes | x).
         """
 
     @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes `[B, C, *spatial]` to the vectors that they stand for, `[B, D, *spatial]`: what `forward` gave as z."""
+        """Map codes `[B, C, *spatial]` to their vectors `[B, D, *spatial]`: what `forward` gave as z."""
 
 
 class CodePrior(nn.Module, ABC):
-    """Distribution over grids of codes: p(codes | condition).
+    """Distribution over grids of codes, `p(codes | condition)`.
 
-    Args:
-        code_shape: `(C, *spatial)`: C codes a position.
-        codebook_size: K.
-        context_channels: channels of a feature map that all codes may look at (the coarser levels' vectors); 0: none.
-        classes: number of labels, for a class-conditional prior; 0: none.
+    Made of (code_shape, codebook_size, context_channels=0, classes=0): the condition's context has so many channels.
     """
 
     code_shape: tuple[int, ...]
+    """Shape of one example's codes: `(C, *spatial)`, C codes a position."""
     classes: int = 0
     any_order = False
     """Whether `inpaint` looks at all known codes, and not at those before each code alone."""
@@ -200,19 +211,16 @@ class CodePrior(nn.Module, ABC):
     def forward(self, codes: Tensor, condition: Condition = UNCONDITIONAL, *, noise: Noise | None = None) -> Tensor:
         """Compute log p of each code given those before it, `[B, *code_shape]` float32 nats.
 
-        The sum is log p(codes), or a lower bound on it.
-
-        Args:
-            codes: `[B, *code_shape]` int64.
-            noise: for priors that estimate their bound by a random order; without it the order is fixed.
+        The sum is log p(codes), or a lower bound on it. `codes` are `[B, *code_shape]` int64. `noise` is for priors
+        that estimate their bound by a random order; without it the order is fixed.
         """
 
     @abstractmethod
     def generate(self, count: int, select: Selector, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Generate codes `[count, *code_shape]` int64, each chosen by `select` given those that it has chosen before.
 
-        In raster order; or, if `any_order`, in one that `select` fixes or draws, and given its known codes from the
-        start. Sampling, inpainting and coding are this one loop with three selectors.
+        In raster order; or, if `any_order`, in a fixed or random one, given known codes from the start. Sampling,
+        inpainting and coding are this one loop with three selectors.
         """
 
     def sample(
@@ -232,9 +240,7 @@ class CodePrior(nn.Module, ABC):
     ) -> Tensor:
         """Sample the codes that are not known given all known ones (`any_order`), or those before each.
 
-        Args:
-            codes: `[B, *code_shape]` int64; those not known may be any number.
-            known: `[B, *code_shape]` bool; these come back as they were.
+        `codes` `[B, *code_shape]` int64 may be any number where `known`, bool, is not; the others come back.
         """
         select = Draw(noise, codes.masked_fill(~known, -1), tuple(codes.shape), sampling)
         return self.generate(len(codes), select, condition)

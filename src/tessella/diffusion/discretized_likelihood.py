@@ -6,15 +6,14 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood
+from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.likelihoods.independent import LEVELS, BernoulliLogits, ByteLogits
-from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, StoredValues, checked, over_channels
+from tessella.likelihoods.shared import BYTE_HALF, GaussianValues, IndependentValues, LatentStatistics, checked
 
 SCALE_FLOOR = 1e-3
 
@@ -44,19 +43,21 @@ class Observation(Likelihood):
     def to_network(self, x: Tensor) -> Tensor:
         return self.units.to_network(x)
 
-    def forward(self, parameters: Tensor) -> Distribution:
+    def initial_bias(self) -> None:
+        """None: the parameters come from z itself."""
+
+    def forward(self, parameters: Tensor) -> StoredValues:
         location, log_precision = checked(parameters, self.schema, self.parameter_channels).chunk(2, dim=1)
         if not self.levels:
             sigma = (log_precision / -2).exp().clamp_min(SCALE_FLOOR)
-            normal = Normal(self.units.to_stored(location), self.units.scale * sigma, validate_args=False)
-            return Independent(normal, location.dim() - 1, validate_args=False)
+            return GaussianValues(self.units.to_stored(location), self.units.scale * sigma)
         if self.levels == 2:
             return BernoulliLogits(2 * location * log_precision.exp())
         return NoisyBytes(location, log_precision.exp())
 
 
 @final
-class NoisyBytes(StoredValues):
+class NoisyBytes(IndependentValues):
     """Independent bytes: p(v) proportional to exp(-precision / 2 (v / 127.5 - 1 - location)^2).
 
     Args:
@@ -67,13 +68,7 @@ class NoisyBytes(StoredValues):
         self.location, self.precision = location, precision.expand_as(location)
         super().__init__(location.shape[0], location.shape[1:])
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self._each(value).flatten(1).sum(1)
-
-    def by_position(self, value: Tensor) -> Tensor:
-        return over_channels(self._each(value))
-
-    def _each(self, value: Tensor) -> Tensor:
+    def each(self, value: Tensor) -> Tensor:
         _, log_total = posterior(self.location, self.precision, LEVELS)
         off = value.to(self.location.dtype) / BYTE_HALF - 1 - self.location
         return -off.square() * self.precision / 2 - log_total
@@ -82,9 +77,9 @@ class NoisyBytes(StoredValues):
     def mean(self) -> Tensor:
         return ((posterior(self.location, self.precision, LEVELS)[0] + 1) * BYTE_HALF).clamp(0, LEVELS - 1)
 
-    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         told = [
-            self._logits(i).code(wire, None if value is None else value[i : i + 1]) for i in range(self.batch_shape[0])
+            self._logits(i).code(coder, None if value is None else value[i : i + 1]) for i in range(self.batch_shape[0])
         ]
         return torch.cat(told)
 

@@ -147,7 +147,7 @@ def _sums(model: Model, batch: FixedBatch, noise: Noise, importance_samples: int
         sums["rate"] = precise(terms.rate[:count]).sum()
     if terms.rate_per_unit is not None:
         sums["units"] = precise(terms.rate_per_unit[:count]).sum(0)
-    if not getattr(model.likelihood, "sequential_mean", False):
+    if not model.likelihood.sequential_mean:
         rebuilt = model.reconstruct(x, label) if drawing is None else drawing.mean
         sums["squared"] = precise((rebuilt - x)[:count]).square().flatten(1).mean(1).sum()
     if importance_samples:

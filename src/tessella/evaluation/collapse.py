@@ -172,7 +172,7 @@ def _advice(model: Model, cost: float, information: float) -> str:
         if cost < LEAST_COST
         else f"it tells only {information:.2f} nats of which example it is of"
     )
-    weaker = ", a weaker decoder (smaller --pixel-depth)" if getattr(model.likelihood, "sequential_mean", False) else ""
+    weaker = ", a weaker decoder (smaller --pixel-depth)" if model.likelihood.sequential_mean else ""
     if isinstance(model, CodeModel):
         remedy = f"another --quantizer (ema, fsq){weaker}, or longer training"
     else:

@@ -102,7 +102,7 @@ def draw(
         raise model.no_prior_error()
     outright = drawn
     if outright is None:
-        outright = model.schema.values == Binary() or getattr(model.likelihood, "sequential_mean", False)
+        outright = model.schema.values == Binary() or model.likelihood.sequential_mean
     asked = label if model.conditional else None
     parts: list[Tensor] = []
     done, started = 0, time.perf_counter()

@@ -154,7 +154,7 @@ def interpolate_rows(model: Model, first: Batch, last: Batch, steps: int = 9) ->
         raise SpecError(f"{option('steps')} must be at least 2, got {steps}", code="out-of-range", option="steps")
     first, last = first.to(model.device), last.to(model.device)
     a, b = (model.encode(batch.x, batch.label).z for batch in (first, last))
-    between = slerp if model.has_bound and not isinstance(model, CodeModel) else torch.lerp
+    between = slerp if model.has_bound and not model.levels else torch.lerp
     columns = [first.x.float().cpu()]
     for k in range(steps):
         label = first.label if 2 * k < steps else last.label

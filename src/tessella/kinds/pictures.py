@@ -105,3 +105,16 @@ def from_jpeg(data: bytes, most: int | None = None) -> Image.Image:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError("a picture is damaged", code="damaged-picture") from error
     raise DataError(f"a picture is larger than {most} pixels a side", code="damaged-picture")
+
+
+HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)])
+"""Black to yellow by way of red, each step lighter than the one before."""
+
+
+def heat_map(values: np.ndarray, low: float, high: float, scale: int = 1) -> Image.Image:
+    """Colour values `[H, W]`: black up to `low`, yellow from `high` on; each as `scale` pixels a side."""
+    level = np.clip((values - low) / (high - low), 0, 1) * (len(HEAT) - 1)
+    step = np.minimum(np.floor(level).astype(int), len(HEAT) - 2)
+    part = (level - step)[..., None]
+    colours = np.round(HEAT[step] * (1 - part) + HEAT[step + 1] * part).astype(np.uint8)
+    return Image.fromarray(colours.repeat(scale, 0).repeat(scale, 1))

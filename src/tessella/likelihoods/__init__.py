@@ -4,12 +4,10 @@
     uint8    LogisticMixture, Categorical
     real     Gaussian, FixedGaussian
 
-Inside, `factorised.py` and `logistic.py` hold the classes, `shared.py` what they share: units, remedies, checks.
+Inside, `independent.py` and `logistic.py` hold the classes, `shared.py` what they share: units, remedies, checks.
 """
 
 from __future__ import annotations
-
-from torch import Tensor
 
 from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood
@@ -23,7 +21,6 @@ __all__ = [
     "FixedGaussianModule",
     "GaussianModule",
     "LogisticMixtureModule",
-    "initial_bias",
     "likelihood_for",
 ]
 
@@ -35,12 +32,3 @@ def likelihood_for(schema: Schema, config: LikelihoodConfig | None = None) -> Li
         SpecError: if it is not a distribution over the values.
     """
     return (config or LikelihoodConfig.chosen(schema.values.default_likelihood)()).build(schema)
-
-
-def initial_bias(likelihood: Likelihood) -> Tensor | None:
-    """A good starting bias `[parameter_channels]` for the decoder's last layer; None if the likelihood has no opinion.
-
-    A likelihood that has one says it by a method `initial_bias()`. All of those here have.
-    """
-    method = getattr(likelihood, "initial_bias", None)
-    return None if method is None else method()

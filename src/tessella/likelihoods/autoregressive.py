@@ -9,20 +9,18 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
 from tessella.core.configs import LikelihoodConfig
-from tessella.core.contracts import Likelihood
+from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
 from tessella.foundation.config import Count
-from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
-from tessella.likelihoods import initial_bias, likelihood_for
+from tessella.likelihoods import likelihood_for
 from tessella.likelihoods.logistic import LogisticMixture
-from tessella.likelihoods.shared import LatentStatistics, StoredValues, by_position, checked, over_channels
+from tessella.likelihoods.shared import LatentStatistics, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, IncrementalCausalConv
 
 FEATURES, FEATURES_OF_A_NUMBER = 32, 16
@@ -80,7 +78,6 @@ class AutoregressiveModule(Likelihood):
     """
 
     sequential_mean = True
-    """Whether a mean costs a pass pixel by pixel."""
 
     def __init__(self, schema: Schema, options: Autoregressive) -> None:
         super().__init__(schema)
@@ -96,7 +93,7 @@ class AutoregressiveModule(Likelihood):
         pixels, values = self.side**2, self.grid[0] + 1
         self.trunk = CausalConv(pixels * values, width, options.pixel_depth or DEPTH, context=pixels * self.features)
         self.head = BlockHead(width, values, pixels, self.whole.parameter_channels)
-        bias = initial_bias(self.whole)
+        bias = self.whole.initial_bias()
         if bias is not None:
             self.head.start_at(bias)
 
@@ -107,7 +104,10 @@ class AutoregressiveModule(Likelihood):
     def to_network(self, x: Tensor) -> Tensor:
         return self.units.to_network(x)
 
-    def forward(self, parameters: Tensor) -> Distribution:
+    def initial_bias(self) -> None:
+        """None: the decoder gives features."""
+
+    def forward(self, parameters: Tensor) -> StoredValues:
         parameters = checked(parameters, self.schema, self.parameter_channels)
         return PixelByPixel(self, parameters.reshape(len(parameters), self.features, *self._sides(parameters)))
 
@@ -165,8 +165,6 @@ class PixelByPixel(StoredValues):
         context: `[B, features, H, W]`.
     """
 
-    sequential_mean = True
-
     def __init__(self, likelihood: AutoregressiveModule, context: Tensor) -> None:
         self.likelihood, self.context = likelihood, context
         schema = likelihood.schema
@@ -181,7 +179,7 @@ class PixelByPixel(StoredValues):
     def by_position(self, value: Tensor) -> Tensor:
         of = self.likelihood
         x = of.standard(value)
-        each = by_position(of.whole(of.conditionals(x, self.context)), x)
+        each = of.whole(of.conditionals(x, self.context)).by_position(x)
         each = each.reshape(len(x), *(self.event_shape[1:] or self.event_shape))
         if of.schema.values.discrete:
             return each
@@ -196,12 +194,12 @@ class PixelByPixel(StoredValues):
         """The greedy drawing of some pixels alone, `where` `[H, W]` bool; all others are those of `x` `[1, *shape]`."""
         known, free = self.likelihood.standard(x).expand(len(self.context), -1, -1, -1), where.tolist()
 
-        def choose(pixel: Distribution, row: int, column: int) -> Tensor:
+        def choose(pixel: StoredValues, row: int, column: int) -> Tensor:
             return self._greedy(pixel) if free[row][column] else known[:, :, row, column, None, None]
 
         return self._drawn(self.context, choose)
 
-    def _greedy(self, pixel: Distribution) -> Tensor:
+    def _greedy(self, pixel: StoredValues) -> Tensor:
         return pixel.mean.round() if self.likelihood.schema.values.discrete else pixel.mean
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
@@ -209,18 +207,16 @@ class PixelByPixel(StoredValues):
         drawn = self._drawn(context, lambda pixel, row, column: pixel.sample())
         return drawn.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
-    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         known = None if value is None else self.likelihood.standard(value)
 
-        def choose(pixel: Distribution, row: int, column: int) -> Tensor:
-            if not isinstance(pixel, StoredValues):
-                raise SpecError("real values have a density, which no code reaches: there is no lossless file of them")
-            return pixel.code(wire, None if known is None else known[:, :, row, column])
+        def choose(pixel: StoredValues, row: int, column: int) -> Tensor:
+            return pixel.code(coder, None if known is None else known[:, :, row, column])
 
         return self._drawn(self.context, choose)
 
     @torch.no_grad()
-    def _drawn(self, context: Tensor, choose: Callable[[Distribution, int, int], Tensor]) -> Tensor:
+    def _drawn(self, context: Tensor, choose: Callable[[StoredValues, int, int], Tensor]) -> Tensor:
         """One pixel after another, `[B, *shape]`; `choose` gets its distribution, its row and its column."""
         of, (height, width) = self.likelihood, context.shape[2:]
         x = context.new_empty(len(context), of.grid[0], height, width)

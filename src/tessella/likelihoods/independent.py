@@ -7,17 +7,22 @@ from typing import Annotated, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal
 from torch.nn import functional as F
 from torch.types import _size
 
 from tessella.core.configs import LikelihoodConfig
-from tessella.core.contracts import Likelihood
+from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_categorical, quantized_cdf
 from tessella.core.schema import UINT8, Binary, Real, Schema
 from tessella.foundation.registry import register
 from tessella.foundation.validation import Range
-from tessella.likelihoods.shared import LatentStatistics, StoredValues, checked, over_channels, require_values
+from tessella.likelihoods.shared import (
+    GaussianValues,
+    IndependentValues,
+    LatentStatistics,
+    checked,
+    require_values,
+)
 
 LEVELS = 256
 SCALE_FLOOR = 1e-3
@@ -57,33 +62,27 @@ class BernoulliModule(Likelihood):
         """Zeros: both values equally probable."""
         return torch.zeros(self.parameter_channels)
 
-    def forward(self, parameters: Tensor) -> Distribution:
+    def forward(self, parameters: Tensor) -> StoredValues:
         return BernoulliLogits(checked(parameters, self.schema, self.parameter_channels))
 
 
 @final
-class BernoulliLogits(StoredValues):
+class BernoulliLogits(IndependentValues):
     """Independent bits, from logits `[B, *event_shape]`; `log_prob` takes any dtype."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
         super().__init__(logits.shape[0], logits.shape[1:])
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self._each(value).flatten(1).sum(1)
-
-    def by_position(self, value: Tensor) -> Tensor:
-        return over_channels(self._each(value))
-
-    def _each(self, value: Tensor) -> Tensor:
+    def each(self, value: Tensor) -> Tensor:
         with torch.autocast(self.logits.device.type, enabled=False):
             value = value.to(self.logits.dtype)
             return -F.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
 
-    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         zero = torch.sigmoid(-self.logits.float()).flatten()
         table = quantized_cdf(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)]))
-        told = wire.code(table, None if value is None else value.flatten().long())
+        told = coder.code(table, None if value is None else value.flatten().long())
         return told.view(self.logits.shape).float()
 
     @property
@@ -129,34 +128,28 @@ class CategoricalModule(Likelihood):
         """Zeros: all values equally probable."""
         return torch.zeros(self.parameter_channels)
 
-    def forward(self, parameters: Tensor) -> Distribution:
+    def forward(self, parameters: Tensor) -> StoredValues:
         parameters = checked(parameters, self.schema, self.parameter_channels)
         return ByteLogits(parameters.reshape(len(parameters), LEVELS, -1, *parameters.shape[2:]))
 
 
 @final
-class ByteLogits(StoredValues):
+class ByteLogits(IndependentValues):
     """Independent bytes, from logits `[B, 256, *event_shape]`."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
         super().__init__(logits.shape[0], logits.shape[2:])
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self._each(value).flatten(1).sum(1)
-
-    def by_position(self, value: Tensor) -> Tensor:
-        return over_channels(self._each(value))
-
-    def _each(self, value: Tensor) -> Tensor:
+    def each(self, value: Tensor) -> Tensor:
         with torch.autocast(self.logits.device.type, enabled=False):
             return -F.cross_entropy(self.logits, value.to(torch.int64), reduction="none")
 
-    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         told = []
         for i, logits in enumerate(self.logits.movedim(1, -1)):  # one at a time: 256 numbers a value
             known = None if value is None else value[i].flatten().long()
-            told.append(code_categorical(wire, logits.flatten(0, -2), known))
+            told.append(code_categorical(coder, logits.flatten(0, -2), known))
         return torch.stack(told).view(self.batch_shape + self.event_shape).float()
 
     @property
@@ -208,7 +201,7 @@ class GaussianModule(Likelihood):
         """Zeros: the training split's mean and standard deviation."""
         return torch.zeros(self.parameter_channels)
 
-    def forward(self, parameters: Tensor) -> Distribution:
+    def forward(self, parameters: Tensor) -> StoredValues:
         parameters = checked(parameters, self.schema, self.parameter_channels)
         location, log_scale = parameters.chunk(2, dim=1)
         return _normal(self.units, location, SCALE_FLOOR + log_scale.clamp(max=20).exp())
@@ -269,7 +262,7 @@ class FixedGaussianModule(Likelihood):
         """Zeros: the training split's mean."""
         return torch.zeros(self.parameter_channels)
 
-    def forward(self, parameters: Tensor) -> Distribution:
+    def forward(self, parameters: Tensor) -> StoredValues:
         parameters = checked(parameters, self.schema, self.parameter_channels)
         if self.log_scale is None:
             sigma = parameters.new_tensor(self.fixed_scale)
@@ -278,8 +271,7 @@ class FixedGaussianModule(Likelihood):
         return _normal(self.units, parameters, sigma)
 
 
-def _normal(units: LatentStatistics, location: Tensor, sigma: Tensor) -> Distribution:
-    """N(location, sigma^2) of network units as a distribution over the stored ones."""
+def _normal(units: LatentStatistics, location: Tensor, sigma: Tensor) -> StoredValues:
+    """Make N(location, sigma^2) of network units a distribution over the stored ones."""
     with torch.autocast(location.device.type, enabled=False):
-        normal = Normal(units.to_stored(location), units.scale * sigma, validate_args=False)
-    return Independent(normal, location.dim() - 1, validate_args=False)
+        return GaussianValues(units.to_stored(location), units.scale * sigma)

@@ -8,18 +8,17 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributions import Distribution
 from torch.nn import functional as F
 from torch.types import _size
 
 from tessella.core.configs import LikelihoodConfig
-from tessella.core.contracts import Likelihood
+from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
 from tessella.core.schema import UINT8, Schema
 from tessella.foundation.config import Count
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 from tessella.foundation.registry import register
-from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, StoredValues, checked, require_values
+from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, checked, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
 HALF_BIN = 0.5 / BYTE_HALF
@@ -77,7 +76,8 @@ class LogisticMixtureModule(Likelihood):
         self.channels = 1 if self.is_vector else schema.shape[0]
         if self.channels > 4:
             raise SpecError(
-                f"the logistic likelihood takes 1 to 4 channels, not {self.channels}: use --likelihood categorical"
+                f"the logistic likelihood takes 1 to 4 channels, not {self.channels}: "
+                f"use {option('likelihood')} categorical"
             )
         self.mixtures = components
         self.units = LatentStatistics(schema)
@@ -103,7 +103,7 @@ class LogisticMixtureModule(Likelihood):
         bias[1 + self.channels : 1 + 2 * self.channels] = -min(1.5, math.log(self.mixtures + 2))
         return bias.flatten().repeat_interleave(self.schema.dims if self.is_vector else 1)
 
-    def forward(self, parameters: Tensor) -> Distribution:
+    def forward(self, parameters: Tensor) -> StoredValues:
         checked(parameters, self.schema, self.parameter_channels)
         shape = (self.schema.shape[0], *parameters.shape[2:])
         parameters = parameters.reshape(parameters.shape[0], self._parameters_per_position, -1)
@@ -140,18 +140,18 @@ class LogisticMixtureBytes(StoredValues):
         with torch.autocast(parameters.device.type, enabled=False):
             return _LogProb.apply(parameters, value, self.mixtures, with_gradient)
 
-    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         """Channel by channel: p(x_c | x_<c) is a mixture too, its weights being pi_k prod_(j < c) p_k(x_j | x_<j)."""
         batch, _, positions = self.parameters.shape
         known = None if value is None else value.reshape(batch, self.channels, positions)
         step = max(1, CHUNK // (self.mixtures * positions))
         told = [
-            self._told(wire, self.parameters[rows], None if known is None else known[rows])
+            self._told(coder, self.parameters[rows], None if known is None else known[rows])
             for rows in (slice(first, first + step) for first in range(0, batch, step))
         ]
         return torch.cat(told).view(self.batch_shape + self.event_shape)
 
-    def _told(self, wire: SymbolCoder, parameters: Tensor, known: Tensor | None) -> Tensor:
+    def _told(self, coder: SymbolCoder, parameters: Tensor, known: Tensor | None) -> Tensor:
         """A few examples `[b, C, N]`."""
         logits, locations, log_scales, coefficients = _split(parameters, self.mixtures, self.channels)
         values: list[Tensor] = []
@@ -167,7 +167,7 @@ class LogisticMixtureBytes(StoredValues):
                 return torch.addcmul(offset, rise, t.unsqueeze(1)).sigmoid_().mul_(weights).sum(1)
 
             here = None if known is None else known[:, c].to(offset.dtype)
-            values.append(code_from_cdf(wire, below, 8, here, torch.zeros_like(offset[:, 0])))
+            values.append(code_from_cdf(coder, below, 8, here, torch.zeros_like(offset[:, 0])))
             if c + 1 < self.channels:
                 logits = logits + _log_bins(values[-1].unsqueeze(1), offset, rise)
         return torch.stack(values, 1)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
-from torch.distributions.constraints import Constraint
+from torch.distributions import Normal
+from torch.types import _size
 
+from tessella.core.contracts import StoredValues
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import UINT8, Binary, Schema, Values
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 
 BYTE_HALF = 127.5
 """Half of the range of a byte: x / BYTE_HALF - 1 is in [-1, 1]."""
@@ -52,47 +54,47 @@ class LatentStatistics(nn.Module):
         return self.center + self.scale * y
 
 
-class StoredValues(Distribution, ABC):
-    """Base of the distributions over discrete stored values: `[B]` of them, no validation on the hot path."""
+class IndependentValues(StoredValues, ABC):
+    """Stored values that are independent given the parameters."""
 
-    def __init__(self, batch: int, shape: torch.Size | tuple[int, ...]) -> None:
-        super().__init__(torch.Size((batch,)), torch.Size(shape), validate_args=False)
+    @abstractmethod
+    def each(self, value: Tensor) -> Tensor:
+        """Compute log p of each value, `[B, *event_shape]`."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        each = self.each(value)
+        return each.flatten(each.dim() - len(self.event_shape)).sum(-1)
+
+    def by_position(self, value: Tensor) -> Tensor:
+        return over_channels(self.each(value))
+
+
+@final
+class GaussianValues(IndependentValues):
+    """N(location, scale^2) of each value, `[B, *event_shape]`; a density."""
+
+    def __init__(self, location: Tensor, scale: Tensor) -> None:
+        self.normal = Normal(location, scale, validate_args=False)
+        super().__init__(len(location), location.shape[1:])
+
+    def each(self, value: Tensor) -> Tensor:
+        return self.normal.log_prob(value)
 
     @property
-    def arg_constraints(self) -> dict[str, Constraint]:
-        return {}
+    def mean(self) -> Tensor:
+        return self.normal.mean
 
-    @abstractmethod
-    def by_position(self, value: Tensor) -> Tensor:
-        """As the function `by_position`."""
+    @property
+    def variance(self) -> Tensor:
+        return self.normal.variance
 
-    @abstractmethod
-    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
-        """Stored values `[B, *event_shape]` over the wire at the price of -log p, float32; `value` if they are known.
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        return self.normal.sample(sample_shape)
 
-        Both ends do the same with the same parameters, so that they have the same tables.
-
-        Raises:
-            SpecError: if they have a density and no probability.
-        """
-
-
-def by_position(drawing: Distribution, x: Tensor) -> Tensor:
-    """log p(x | z) position by position, in nats: of pictures `[B, H, W]`, a pixel's channels together, of vectors
-    `[B, D]`; `log_prob` is the sum.
-
-    Args:
-        drawing: what a likelihood gives.
-        x: stored values `[B, *shape]`.
-
-    Raises:
-        SpecError: if the distribution does not say.
-    """
-    if isinstance(drawing, StoredValues):
-        return drawing.by_position(x)
-    if isinstance(drawing, Independent) and not drawing.base_dist.event_shape:
-        return over_channels(drawing.base_dist.log_prob(x))
-    raise SpecError(f"a {type(drawing).__name__} does not say its log-probability position by position")
+    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
+        raise SpecError(
+            "real values have a density, which no code reaches: there is no lossless file of them", code="density"
+        )
 
 
 def over_channels(each: Tensor) -> Tensor:
@@ -103,10 +105,10 @@ def over_channels(each: Tensor) -> Tensor:
 def require_values(schema: Schema, values: Values, likelihood: str) -> None:
     """SpecError, with the remedy, unless the data holds such values."""
     if schema.values != values:
-        binarize = "add --binarize dynamic, or " if (values, schema.values) == (Binary(), UINT8) else ""
+        binarize = f"add {option('binarize')} dynamic, or " if (values, schema.values) == (Binary(), UINT8) else ""
         raise SpecError(
             f"the {likelihood} likelihood needs {values.words} data, but this data holds "
-            f"{schema.values.words} values: {binarize}use --likelihood {schema.values.default_likelihood}"
+            f"{schema.values.words} values: {binarize}use {option('likelihood')} {schema.values.default_likelihood}"
         )
 
 

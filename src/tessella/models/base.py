@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
-from tessella.core.contracts import Likelihood, Quantizer
+from tessella.core.contracts import Likelihood, Quantizer, StoredValues
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise, seeded
 from tessella.core.schema import Schema
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, task
 from tessella.models.spec import ModelConfig, Objective
 
 
@@ -35,6 +34,8 @@ class Model(nn.Module, ABC):
     """Whether z has a rate, so that rate + distortion bounds -log p(x)."""
     levels: Sequence[Quantizer] = ()
     """The quantisers of a model of codes, coarsest first; none of other models."""
+    downsampling: tuple[int, ...] = (1,)
+    """Positions a side of the data that one position of each level's latent grid stands for, coarsest level first."""
     learning_rate: float = 2e-3
     """What suits it at the height of training, unless another is asked for."""
 
@@ -60,7 +61,7 @@ class Model(nn.Module, ABC):
         """
 
     @abstractmethod
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+    def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
         """p(x | z) over stored values, batch shape `[B]`, for z `[B, *latent_shape]`."""
 
     @abstractmethod
@@ -175,5 +176,5 @@ class Model(nn.Module, ABC):
             )
         return SpecError(
             f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit one to sample "
-            "from (tessella fit-prior RUN --kind flow)"
+            f"from ({task('fit-prior', 'RUN --kind flow')})"
         )

@@ -8,9 +8,8 @@ from typing import cast, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
-from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer
+from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, StoredValues
 from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
@@ -59,6 +58,7 @@ class CodeModel(Model):
         self.encoder, self.decoder = encoder, decoder
         self.quantizers = nn.ModuleList(quantizers)
         self.levels = tuple(quantizers)
+        self.downsampling = tuple(encoder.downsampling * 2**i for i in reversed(range(levels)))
         rank = len(quantizers[-1].code_shape) - 1
         self.pyramid = Pyramid(channels, levels, merge_depth, rank) if levels > 1 else None
         self.merges = nn.ModuleList(Merge(channels, width, merge_depth, rank) for width in self.context_channels[1:])
@@ -168,7 +168,7 @@ class CodeModel(Model):
         per_code = -torch.cat([t.flatten(1) for t in self.log_prob_codes(latent.codes, label, latent.trace)], 1)
         return Rate(per_code.sum(1), per_code)
 
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+    def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
         # How z lies in memory decides how kernels round; what was looked up lies otherwise than what was encoded.
         return self.likelihood(self.decoder(z.clone(memory_format=torch.contiguous_format), None))
 

@@ -6,8 +6,9 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Independent, Normal
 
+from tessella.core.contracts import StoredValues
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.diffusion.chain import Chain
@@ -65,7 +66,7 @@ class DiffusionModel(Model):
         source = None if noise is None else noise.split("rate")
         return Rate(self.chain.rate(y, self.check_label(label), source, times=times))
 
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+    def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
         self.check_label(label)
         first, _ = self.chain.schedule.ends()
         location = z / alpha(first)

@@ -7,10 +7,9 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood, Prior
+from tessella.core.contracts import Likelihood, Prior, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
@@ -18,7 +17,7 @@ from tessella.core.schema import Schema
 from tessella.flows.dequantise import Dequantizer
 from tessella.flows.transforms import Transform
 from tessella.foundation.errors import SpecError
-from tessella.likelihoods.shared import LatentStatistics, StoredValues, over_channels
+from tessella.likelihoods.shared import IndependentValues, LatentStatistics
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
 
@@ -87,7 +86,7 @@ class FlowModel(Model):
             log_p = self.prior(None).log_prob(latent.z) + log_det - self.likelihood.log_unit
         return Rate((log_q - log_p).float())
 
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+    def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
         with torch.autocast(z.device.type, enabled=False):
             return self.likelihood(self.flow.inverse(z))
 
@@ -135,7 +134,10 @@ class DeltaLikelihood(Likelihood):
     def to_network(self, x: Tensor) -> Tensor:
         return (x.to(torch.float32) + 0.5) / self.half_range - 1 if self.discrete else self.units.to_network(x)
 
-    def forward(self, parameters: Tensor) -> Distribution:
+    def initial_bias(self) -> None:
+        """None: there is no decoder to start."""
+
+    def forward(self, parameters: Tensor) -> StoredValues:
         if not self.discrete:
             return Delta(self.units.to_stored(parameters), NEAR * self.units.scale)
         cell = torch.floor((parameters + 1) * self.half_range)
@@ -143,22 +145,16 @@ class DeltaLikelihood(Likelihood):
 
 
 @final
-class Delta(StoredValues):
+class Delta(IndependentValues):
     """One value an example, with probability one (of real values: no density, but whether it is the same)."""
 
     def __init__(self, value: Tensor, near: Tensor | float) -> None:
         self.value, self.near = value, near
         super().__init__(len(value), value.shape[1:])
 
-    def _each(self, value: Tensor) -> Tensor:
+    def each(self, value: Tensor) -> Tensor:
         far = (value.to(self.value.dtype) - self.value).abs() > self.near
         return torch.zeros_like(self.value).masked_fill(far, -math.inf)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self._each(value).flatten(1).sum(1)
-
-    def by_position(self, value: Tensor) -> Tensor:
-        return over_channels(self._each(value))
 
     @property
     def mean(self) -> Tensor:
@@ -167,5 +163,5 @@ class Delta(StoredValues):
     def sample(self, sample_shape: _size = ()) -> Tensor:
         return self.value.expand(*sample_shape, *self.value.shape)
 
-    def code(self, wire: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         raise SpecError("a flow leaves nothing to tell once z is known, and its z cannot be told: use a vae or vqvae")

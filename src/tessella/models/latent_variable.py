@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tessella.core.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior
+from tessella.core.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior, StoredValues
 from tessella.core.distributions import kl, kl_closed, kl_per_unit
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
 
@@ -37,7 +37,7 @@ class LatentVariableModel(Model):
     ) -> None:
         super().__init__(name, likelihood, config, conditional=conditional)
         self.encoder, self.bottleneck, self.decoder = encoder, bottleneck, decoder
-        self.latent_shape = bottleneck.latent_shape
+        self.latent_shape, self.downsampling = bottleneck.latent_shape, (encoder.downsampling,)
         self.networks_see_labels = conditional
         self.set_prior(prior)
 
@@ -91,7 +91,7 @@ class LatentVariableModel(Model):
             raise self.no_prior_error()
         return self.prior(self.check_label(label), None if noise is None else noise.split("prior"))
 
-    def decode(self, z: Tensor, label: Tensor | None = None) -> Distribution:
+    def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
         return self.likelihood(self.decoder(z, self._shown(label)))
 
     @torch.no_grad()
@@ -110,7 +110,7 @@ class LatentVariableModel(Model):
             raise self.no_prior_error()
         if not self.prior.exact:  # exp of an unbiased estimate of a bound on log p(z) may lie above p(z) on average
             raise SpecError(f"importance weights need p(z) itself, and this {self.name} has a prior that gives a bound "
-                            "on it: leave the importance samples out, or give --prior another")  # fmt: skip
+                            f"on it: leave the importance samples out, or give {option('prior')} another")  # fmt: skip
         labels = None if label is None else label.repeat_interleave(draws)
         q, prior = out.posterior, self.prior_given(labels, noise)
         distortion = -self.decode(out.z, labels).log_prob(x.repeat_interleave(draws, 0))

@@ -25,7 +25,7 @@ from tessella.flows.vectors import VectorFlow
 from tessella.foundation.config import Count, Fraction, NotNegative
 from tessella.foundation.errors import SpecError, option, task
 from tessella.foundation.registry import register
-from tessella.likelihoods import initial_bias, likelihood_for
+from tessella.likelihoods import likelihood_for
 from tessella.models.codes import CodeModel
 from tessella.models.diffusion import DiffusionModel
 from tessella.models.flow import FlowModel
@@ -352,7 +352,7 @@ def _row(schema: Schema, config: CodesConfig, channels: int):
 
 
 def _start(decoder: ConvDecoder | VectorDecoder, likelihood: Likelihood) -> None:
-    bias = initial_bias(likelihood)
+    bias = likelihood.initial_bias()
     if bias is not None:
         decoder.start_at(bias)
 

@@ -128,6 +128,7 @@ class ConvEncoder(Encoder):
         grid = (plan.widths[-1], *plan.grid)
         self.flatten = nn.Linear(math.prod(grid), features) if features else None
         self.feature_shape = (features,) if features else grid
+        self.downsampling = plan.stride
 
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
         h = self.stem(fold(padded(x, self.plan.stride), self.plan.patch))

@@ -16,7 +16,7 @@ from tessella.core.contracts import Bottleneck, Encoder, Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.config import Count
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 from tessella.foundation.registry import register
 
 SPREAD = 0.5
@@ -166,7 +166,9 @@ class VampPriorModule(Prior):
     ) -> None:
         super().__init__()
         if not bottleneck.stochastic:
-            raise SpecError("a vamp prior is made of posteriors, and this model has none: use --prior mixture or flow")
+            raise SpecError(
+                f"a vamp prior is made of posteriors, and this model has none: use {option('prior')} mixture or flow"
+            )
         self.latent_shape, self.classes, self.labelled = latent_shape, classes, labelled
         self._q = (encoder, bottleneck)  # in a tuple, so that its weights are not this module's as well
         self.logits = nn.Parameter(0.1 * torch.randn(max(1, classes), components))
@@ -184,7 +186,10 @@ class VampPriorModule(Prior):
             shown = torch.arange(len(self.inputs), device=self.inputs.device) % max(1, self.classes)
         q = bottleneck(encoder(self.inputs, shown), None).posterior
         if not isinstance(q, Independent) or not isinstance(q.base_dist, Normal):
-            raise SpecError("a vamp prior needs a Gaussian posterior: leave --posterior out, or use --prior flow")
+            raise SpecError(
+                "a vamp prior needs a Gaussian posterior: "
+                f"leave {option('posterior')} out, or use {option('prior')} flow"
+            )
         return MixtureDensity(_of_class(self.logits, self.check_label(label)), q.base_dist.loc, q.base_dist.scale)
 
     def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:

@@ -114,20 +114,20 @@ def fit_prior(
         stage, view = stage.to(accelerator.device), PriorView(splits.get("valid"), options)
         done = run_loop(stage, splits["train"], view, home, options, accelerator, resume=resume, quiet=quiet)
         if done.stopped == "signal" or "valid" not in splits:
-            return FitResult(done, None, before, isinstance(model, CodeModel))
+            return FitResult(done, None, before, bool(model.levels))
         fitted_priors.load_prior(home, stage.model)
         model.eval()  # once it has the prior: while it trains, one is measured with more noise and hidden labels
         rate = _rate(stage, splits, options)
         if accelerator.is_main_process and rate is not None:
             fitted_priors.write_prior_spec(home, spec.with_rate(rate))
-        return FitResult(done, rate, before, isinstance(model, CodeModel))
+        return FitResult(done, rate, before, bool(model.levels))
 
 
 def _rate(stage: Frozen, splits: dict[str, Split], options: TrainOptions) -> float | None:
     """What the model's prior pays on the validation split."""
     if "valid" not in splits:
         return None
-    times = 1 if isinstance(stage.model, CodeModel) else latent_priors.times_for(splits["valid"])
+    times = 1 if stage.model.levels else latent_priors.times_for(splits["valid"])
     return mean_rate(stage, splits["valid"], precision=options.precision, times=times)
 
 

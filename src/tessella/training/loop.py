@@ -39,11 +39,20 @@ from tessella.models.spec import Objective, Spec, TrainOptions
 from tessella.training import checkpoint
 from tessella.training.callbacks import ModelProbe, Monitor, StepMetrics, ValidationProbe
 from tessella.training.processes import started_trackers, together, writing
+from tessella.training.step import (
+    Average,
+    beta_at,
+    budget_in_steps,
+    draws_at,
+    first_bad_tensor,
+    first_infinite,
+    learning_rate_factor,
+    objective,
+    parameter_groups,
+)
 
 BAD_IN_A_ROW = 5
 REMEDY = "try a lower --learning-rate or --precision float32, or look for values of the data that are far too large"
-RISE = 0.03
-"""Fraction of the budget over which the learning rate rises."""
 
 
 @dataclass(frozen=True)
@@ -204,16 +213,16 @@ class _Loop:
             module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.model: Any = module.to(accelerator.device).train()
         self.learning_rate: float = options.learning_rate or model.learning_rate
-        self.average = _Average(self.model, options.ema_decay)
+        self.average = Average(self.model, options.ema_decay)
         fused = accelerator.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(_groups(self.model, options), lr=self.learning_rate, fused=fused)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, options), lr=self.learning_rate, fused=fused)
         if resume:
             self._restore()
         if options.compile:
             self.model.compile_networks()
         self.parallel: nn.Module = accelerator.prepare_model(self.model)
         self.autocast = autocast(options.precision, self.model.schema, accelerator.device)
-        self.total = _steps(options, len(split), accelerator.num_processes)
+        self.total = budget_in_steps(options, len(split), accelerator.num_processes)
         self.monitor = Monitor(
             self.run,
             view,
@@ -281,7 +290,7 @@ class _Loop:
     def _update(self, batch: Batch, used: float) -> StepMetrics:
         """One step of AdamW, unless the loss or its gradient is not finite."""
         options, accelerator, model = self.options, self.accelerator, self.model
-        rate = self.learning_rate * _schedule(used)
+        rate = self.learning_rate * learning_rate_factor(used)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -289,8 +298,8 @@ class _Loop:
         x = batch.x.to(accelerator.device, non_blocking=True)
         label = None if batch.label is None else batch.label.to(accelerator.device, non_blocking=True)
         with self.autocast:
-            terms: Terms = self.parallel(x, label, noise=noise, draws=_draws(model.objective, used))
-        beta = _beta(model.objective, used)
+            terms: Terms = self.parallel(x, label, noise=noise, draws=draws_at(model.objective, used))
+        beta = beta_at(model.objective, used)
         loss = objective(terms, model.objective, beta) / model.schema.dims
         accelerator.backward(loss)
         norm = nn.utils.clip_grad_norm_(model.parameters(), options.grad_clip)
@@ -350,7 +359,7 @@ class _Loop:
                 f"nothing was learned: all {made} batches gave a loss or gradient that is not finite, first in "
                 f"{self.first_bad}; {self._left()}: {REMEDY}"
             )
-        if (name := _first_infinite(self.model)) is not None:
+        if (name := first_infinite(self.model)) is not None:
             raise TrainingError(f"training ended at step {self.step} with {name} not finite; {self._left()}: {REMEDY}")
         if self.accelerator.is_main_process and made > self.learned:
             note(
@@ -371,7 +380,7 @@ class _Loop:
 
     def save(self) -> None:
         """The checkpoint to go on from, then the weights to use; nothing once weights are not finite."""
-        if _first_infinite(self.model) is not None:
+        if first_infinite(self.model) is not None:
             return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.tensors.items()}
@@ -432,95 +441,6 @@ class _Progress:
             raise RunError("a training has not come less far than to its beginning")
 
 
-class _Average:
-    """Exponential average of the trained weights; young averages forget faster (Polyak & Juditsky 1992)."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.sources = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.tensors = {n: p.detach().clone() for n, p in self.sources.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averages: list[Tensor] = list(self.tensors.values())
-        sources: list[Tensor] = list(self.sources.values())
-        torch._foreach_lerp_(averages, sources, weight)  # pyright: ignore[reportPrivateImportUsage]
-
-    @contextmanager
-    @torch.no_grad()
-    def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """The averaged weights in the model's place, in evaluation mode."""
-        self.swap()
-        model.eval()
-        try:
-            yield
-        finally:
-            self.swap()
-            model.train()
-
-    def swap(self) -> None:
-        """The averaged weights and the model's change places."""
-        for name, source in self.sources.items():
-            source.data, self.tensors[name] = self.tensors[name], source.data
-
-
-def objective(terms: Terms, chosen: Objective, beta: float) -> Tensor:
-    """mean(distortion + beta * rate) + penalty, a scalar in nats; free bits raise each unit's mean rate to a floor.
-
-    Of several draws it is the mean importance-weighted bound instead, plus the penalty.
-    """
-    loss = terms.distortion.mean()
-    if terms.log_weights is not None:
-        loss = math.log(len(terms.log_weights)) - torch.logsumexp(terms.log_weights, 0).mean()
-    elif terms.rate is not None and chosen.free_bits and terms.rate_per_unit is not None:
-        loss = loss + beta * terms.rate_per_unit.mean(0).clamp_min(chosen.free_bits).sum()
-    elif terms.rate is not None:
-        loss = loss + beta * terms.rate.mean()
-    if terms.penalty is not None:
-        loss = loss + terms.penalty.mean()
-    return loss
-
-
-@torch.no_grad()
-def first_bad_tensor(model: nn.Module, x: Tensor, label: Tensor | None, noise: Noise) -> str:
-    """The name of the first tensor that is not finite: a weight, a module's output, or else a gradient."""
-    if (bad := _first_infinite(model)) is not None:
-        return bad
-    found: list[str] = []
-
-    def watch(name: str):
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(f"the output of {name}")
-
-        return hook
-
-    handles = [m.register_forward_hook(watch(n)) for n, m in model.named_modules() if n]
-    try:
-        terms: Terms = model(x, label, noise=noise)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if found:
-        return found[0]
-    for name, tensor in (("rate", terms.rate), ("distortion", terms.distortion), ("penalty", terms.penalty)):
-        if tensor is not None and not tensor.isfinite().all():
-            return f"the {name}"
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
-            return f"the gradient of {name}"
-    return "the gradient"
-
-
-def _first_infinite(model: nn.Module) -> str | None:
-    """The first weights (or statistics that are kept with them) that are not finite, in words."""
-    named = [(name, t) for name, t in model.state_dict().items() if t.is_floating_point() and t.numel()]
-    if not named or torch.stack([t.detach().isfinite().all() for _, t in named]).all():
-        return None
-    return next(f"the weights {name}" for name, t in named if not t.isfinite().all())
-
-
 def _advice(error: RuntimeError, options: TrainOptions) -> str | None:
     """What to do about a failure of the machine that a user can do something about."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
@@ -528,37 +448,6 @@ def _advice(error: RuntimeError, options: TrainOptions) -> str | None:
     if options.compile and any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__):
         return "the networks cannot be compiled here, which takes a C++ compiler: install one, or leave --compile out"
     return None
-
-
-def _groups(model: nn.Module, options: TrainOptions) -> list[dict[str, Any]]:
-    """Weights decay, biases and embeddings of one axis do not."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    return [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _steps(options: TrainOptions, examples: int, world: int) -> int | None:
-    """The budget in steps, if it is not a time."""
-    if options.steps:
-        return options.steps
-    if options.epochs:
-        return max(1, round(options.epochs * examples / min(examples, options.batch_size * world)))
-    return None
-
-
-def _schedule(used: float) -> float:
-    """Linear rise over the first part of the budget, then half a cosine to zero (Loshchilov & Hutter 2016)."""
-    if used < RISE:
-        return 0.02 + 0.98 * used / RISE
-    return 0.5 * (1 + math.cos(math.pi * (used - RISE) / (1 - RISE)))
-
-
-def _beta(chosen: Objective, used: float) -> float:
-    return chosen.beta * min(1.0, used / chosen.warmup) if chosen.warmup else chosen.beta
-
-
-def _draws(chosen: Objective, used: float) -> int | None:
-    return chosen.iwae_samples if chosen.iwae_samples > 1 and used >= chosen.iwae_from else None
 
 
 class _Wish:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.errors import DataError, SpecError, option
 
 ROUNDING = 1e-9
 
@@ -40,7 +40,11 @@ def check_rate(false_positives: float) -> None:
         SpecError: if it is not between 0 and 1.
     """
     if not 0 < false_positives < 1:
-        raise SpecError(f"the false-positive rate must lie between 0 and 1, and {false_positives:g} does not: try 0.01")
+        raise SpecError(
+            f"{option('false_positives')} must lie between 0 and 1, got {false_positives:g}: try 0.01",
+            code="out-of-range",
+            option="false_positives",
+        )
 
 
 def needed(false_positives: float) -> int:
@@ -51,8 +55,10 @@ def needed(false_positives: float) -> int:
 def too_few(normals: int, false_positives: float, share: int = 1) -> DataError:
     """What to say where there are too few normals; `share` of them, one in so many, set thresholds."""
     return DataError(
-        f"{normals} normals cannot vouch for a false-positive rate of {false_positives:g}: give at least "
-        f"{share * needed(false_positives)}, or allow a higher rate"
+        f"{normals} normal examples cannot vouch for a false-positive rate of {false_positives:g}: give at least "
+        f"{share * needed(false_positives)}, or allow a higher rate",
+        code="too-few-normal-examples",
+        needed=share * needed(false_positives),
     )
 
 

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tessella.core.batches import Batch
-from tessella.likelihoods.shared import by_position
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 
@@ -23,15 +22,16 @@ class Maps:
     Attributes:
         error: -log p(x | z) of each position, `[B, H, W]` or of vectors `[B, D]`; the sum is the distortion at the
             latent's mean.
-        surprise: what saying the latent there costs: of codes -log p(code), of a grid of latents the KL, spread evenly
+        surprise: rate of the latent there: of codes -log p(code), of a grid of latents the KL, spread evenly
             over the pixels that a position stands for, `[B, H, W]`; the sum is the rate. None where the latent has no
             place: of vectors, of a latent that is one for the whole picture, and of an autoencoder.
-        drawn: what the model gives back, `[B, *shape]` in stored units; None where that takes a pass over all pixels.
+        reconstruction: the mean of p(x | z), `[B, *shape]` in stored units; None where that takes a pass over all
+            pixels.
     """
 
     error: Tensor
     surprise: Tensor | None
-    drawn: Tensor | None
+    reconstruction: Tensor | None
 
 
 @torch.no_grad()
@@ -41,9 +41,9 @@ def maps(model: Model, batch: Batch) -> Maps:
     label = None if batch.label is None else batch.label.to(model.device)
     latent = model.encode(x, label)
     rate, drawing = model.rate(latent, label), model.decode(latent.z, label)
-    sequential = getattr(model.likelihood, "sequential_mean", False)
+    sequential = model.likelihood.sequential_mean
     return Maps(
-        -by_position(drawing, x).cpu(),
+        -drawing.by_position(x).cpu(),
         _surprise(model, rate and rate.per_unit, x),
         None if sequential else drawing.mean.cpu(),
     )

@@ -51,7 +51,8 @@ def ranking(scores: np.ndarray, anomalous: np.ndarray, seed: int = 0) -> Ranking
     if 0 in counts:
         raise DataError(
             f"all {len(anomalous)} examples are {'normal' if counts[0] else 'anomalous'}, so no score can be judged: "
-            "give examples of both"
+            "give examples of both",
+            code="one-kind-alone",
         )
     area, error = auroc(scores[~anomalous], scores[anomalous])
     precision = average_precision(scores, anomalous)

@@ -1,4 +1,4 @@
-"""What a model finds of examples: the numbers that scores of anomaly are made of."""
+"""Statistics of examples under a model: the numbers that anomaly scores are made of."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Statistics:
         return self.rate + self.distortion
 
     def rows(self, which: slice) -> Statistics:
-        """Some of the examples."""
+        """Select some of the examples."""
         every = {f.name: values for f in fields(self) if (values := getattr(self, f.name)) is not None}
         return Statistics(**{name: values[which] for name, values in every.items()})
 
     @staticmethod
-    def joined(parts: Iterable[Statistics]) -> Statistics:
-        """Examples of several batches, one after the other; of none, no examples."""
+    def cat(parts: Iterable[Statistics]) -> Statistics:
+        """Concatenate the examples of several batches; of none, no examples."""
         found: dict[str, list[np.ndarray]] = {"distortion": []}
         for part in parts:
             for f in fields(part):
@@ -68,7 +68,7 @@ class Statistics:
 
 
 def possible(model: Model) -> frozenset[str]:
-    """Which statistics the model, and the kind of its data, allow."""
+    """Name the statistics that the model, and the kind of its data, allow."""
     found = {"distortion"}
     if model.has_bound:
         found |= {"rate"}
@@ -80,11 +80,11 @@ def possible(model: Model) -> frozenset[str]:
 
 
 @final
-class Examiner:
-    """Finds the statistics of batches, and nothing that is not asked for.
+class StatisticsExtractor:
+    """Computes the statistics of batches, and nothing that is not asked for.
 
-    What is found of an example hangs on it alone, and not on its neighbours: batches have one size, z is drawn with the
-    same noise for every example, and the local search that measures the regret of codes draws by the example's key.
+    The statistics of an example depend on it alone, and not on its neighbours: batches have one size, z is sampled with
+    the same noise for every example, and the local search that measures the regret of codes samples by its key.
 
     Args:
         needs: names of statistics, all of them `possible`.
@@ -101,13 +101,13 @@ class Examiner:
         self._eps = Noise(seed, stream="detect").normal(draws, 1, *model.latent_shape, device=model.device)
 
     def __call__(self, batch: Batch) -> Statistics:
-        """The statistics of a batch of stored values, of any length.
+        """Compute the statistics of a batch of stored values, of any length.
 
         Raises:
             SpecError: if the model needs labels and there are none.
         """
         parts = fixed_batches(batch, self.model.device)
-        found = Statistics.joined(self._of(part).rows(slice(0, part.count)) for part in parts)
+        found = Statistics.cat(self._of(part).rows(slice(0, part.count)) for part in parts)
         length = file_nats(batch.x, self.model.schema) if "length" in self.needs else None
         return replace(found, length=length)
 

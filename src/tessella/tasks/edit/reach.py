@@ -50,5 +50,5 @@ def receptive_field(model: Model, level: int = -1) -> tuple[int, int, int, int] 
 def undecided(model: Model, z: Tensor, label: Tensor | None) -> Tensor:
     """Pixels `[H, W]` whose parameters are NaN when z `[1, D, h, w]` is decoded."""
     assert isinstance(model, CodeModel | LatentVariableModel)
-    sees = model.conditional and not isinstance(model, CodeModel)
+    sees = model.conditional and not model.levels
     return model.decoder(z, label if sees else None)[0].isnan().any(0)

@@ -95,10 +95,7 @@ def feathered(region: Tensor, ring: int) -> Tensor:
 
 def cell_side(model: Model) -> int:
     """Pixels a side of a position of the finest grid: the power of two that the networks shrink by."""
-    stride = 1
-    while any(g * stride < s for g, s in zip(model.latent_shape[1:], model.schema.shape[1:], strict=True)):
-        stride *= 2
-    return stride
+    return model.downsampling[-1]
 
 
 def in_words(size: tuple[int, ...]) -> str:

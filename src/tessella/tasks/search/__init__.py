@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from tyro.conf import Positional, arg
 
 from tessella.foundation.blocks import Block, Grid, Page, Table, Text, Tile
 from tessella.foundation.errors import DataError, SpecError, option
+from tessella.foundation.errors import task as named_task
 from tessella.tasks.task import Result, task
 
 if TYPE_CHECKING:
@@ -51,13 +53,16 @@ class IndexResult(Result):
     """The index that was written.
 
     Attributes:
-        path: of the file.
+        run: the run folder.
+        path: of the file; `elsewhere` if that is not the run's own place for it.
         examples: how many it holds.
         widths: numbers of each example in each space.
         bytes: size of the file.
     """
 
+    run: str
     path: str
+    elsewhere: bool
     examples: int
     widths: Mapping[str, int]
     bytes: int
@@ -68,7 +73,10 @@ class IndexResult(Result):
     def page(self) -> Page:
         spaces = " and ".join(f"{width:,} {'numbers' if s == 'latent' else s}" for s, width in self.widths.items())
         size = f"{self.bytes / 2**20:,.1f} MiB"
-        return Page("Index", [Text(f"wrote {self.path}: {self.examples:,} examples, {spaces} each, {size}")])
+        named = f" {option('index')} {shlex.quote(self.path)}" if self.elsewhere else ""
+        find, twice = (named_task("search", f"{shlex.quote(self.run)} {what}") for what in ("PICTURE", ""))
+        said = f"wrote {self.path}: {self.examples:,} examples, {spaces} each, {size}"
+        return Page("Index", [Text(said), Text(f"next: {find}{named}, {twice} {option('duplicates')}{named}", "soft")])
 
 
 @task("index", summary="index many examples so that they can be searched", group="use")
@@ -79,7 +87,6 @@ def index(run: Run, config: IndexConfig) -> IndexResult:
         DataError: if there are no such examples, or the file cannot be written.
         SpecError: if the model sees labels.
     """
-    from tessella.data.inputs import Inputs
     from tessella.tasks.search.features import widths
     from tessella.tasks.search.index_file import write_index
 
@@ -89,11 +96,9 @@ def index(run: Run, config: IndexConfig) -> IndexResult:
     if os.path.isdir(out):
         raise DataError(f"{out} is a folder: give a file to write", code="is-a-folder", path=out)
     model = run.model("trained")
-    inputs = Inputs(
-        model, config.inputs, lambda spec: run.data(spec or config.data, model), split=config.split, keep_endings=True
-    )
+    inputs = run.inputs(model, config.inputs, data=config.data, split=config.split, keep_endings=True)
     count = write_index(out, model, inputs.track("indexing"), run.fingerprint)
-    return IndexResult(out, count, widths(model), os.path.getsize(out))
+    return IndexResult(str(run.path), out, config.out is not None, count, widths(model), os.path.getsize(out))
 
 
 @dataclass(frozen=True)
@@ -239,7 +244,6 @@ def search(run: Run, config: SearchConfig) -> SearchResult:
         DataError: if there is no such index, or it is of other weights, or there are no such examples.
     """
     config.check()
-    from tessella.data.inputs import Inputs
     from tessella.kinds.pictures import images
     from tessella.tasks.search import index_file, neighbours
     from tessella.tasks.search.features import features
@@ -254,7 +258,7 @@ def search(run: Run, config: SearchConfig) -> SearchResult:
         ]
         own = config.threshold is not None
         return SearchResult(run.path.name, len(held), config.space, rows, pairs.total, pairs.threshold, own)
-    inputs = Inputs(model, config.queries, lambda spec: run.data(spec or config.data, model), split=config.split)
+    inputs = run.inputs(model, config.queries, data=config.data, split=config.split)
     rows = []
     for named in inputs.track("searching"):
         x = named.batch.x

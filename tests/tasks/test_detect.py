@@ -35,14 +35,15 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormal
-from tessella.tasks.detect import Calibration, Detector, Statistics, available
 from tessella.tasks.detect.calibration import needed, p_values, threshold
 from tessella.tasks.detect.complexity import context_nats, file_nats
-from tessella.tasks.detect.inputs import truth
+from tessella.tasks.detect.detection import by_class
+from tessella.tasks.detect.detector import Calibration, Detector
 from tessella.tasks.detect.maps import maps
 from tessella.tasks.detect.ranking import auroc, ranking
 from tessella.tasks.detect.regret import best_codes, best_posterior, terms_of
-from tessella.tasks.detect.statistics import Examiner, possible
+from tessella.tasks.detect.scores import available
+from tessella.tasks.detect.statistics import Statistics, StatisticsExtractor, possible
 
 FALSE_ALARM = 1e-4
 
@@ -148,8 +149,8 @@ def test_perfect_reversed_and_one_sided_rankings() -> None:
 
 
 def test_truth_is_by_class_and_unknown_without() -> None:
-    assert truth(["a", "b", None], ["a"]) == [False, True, None]
-    assert truth(["a", "b"], []) == [None, None]
+    assert by_class(["a", "b", None], ["a"]) == [False, True, None]
+    assert by_class(["a", "b"], []) == [None, None]
 
 
 # statistics
@@ -171,6 +172,9 @@ class _Linear(Decoder):
 
     def forward(self, z: Tensor, label: Tensor | None) -> Tensor:
         return z @ self.weight.T
+
+    def start_at(self, bias) -> None:
+        """Nothing: its weights are given."""
 
 
 def linear_model() -> tuple[LatentVariableModel, MultivariateNormal]:
@@ -201,7 +205,7 @@ def test_regret_reaches_the_likelihood_itself_where_q_can() -> None:
     assert (model.rate(latent).total + terms_of(model, x, None, latent.posterior, None, eps)[0] - exact).mean() > 5
     assert (best - exact).mean().abs() < 0.3
     assert all(parameter.grad is None for parameter in model.parameters())
-    found = Examiner(model, ["regret"], draws=20, steps=100)(Batch(x))
+    found = StatisticsExtractor(model, ["regret"], draws=20, steps=100)(Batch(x))
     assert found.regret is not None
     assert abs((found.bound - found.regret - exact.numpy()).mean()) < 0.5
 
@@ -209,7 +213,7 @@ def test_regret_reaches_the_likelihood_itself_where_q_can() -> None:
 def test_statistics_of_an_example_do_not_hang_on_its_neighbours() -> None:
     model = tessella.VAE(Schema.of((1, 8, 8), "uint8"), width=8, depth=1, latent_dim=4)
     x = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
-    examine = Examiner(model, possible(model), draws=2, steps=3)
+    examine = StatisticsExtractor(model, possible(model), draws=2, steps=3)
     together, alone = examine(Batch(x)), examine(Batch(x[3:4]))
     for name in ("distortion", "rate", "regret", "length"):
         np.testing.assert_allclose(getattr(together, name)[3:4], getattr(alone, name), rtol=1e-3, atol=1e-2)
@@ -219,7 +223,7 @@ def test_statistics_of_an_example_do_not_hang_on_its_neighbours() -> None:
 def test_bound_is_the_models_own() -> None:
     model, marginal = linear_model()
     x = marginal.sample((30,))
-    found = Examiner(model, ["distortion", "rate"], draws=600)(Batch(x))
+    found = StatisticsExtractor(model, ["distortion", "rate"], draws=600)(Batch(x))
     with torch.no_grad():
         latent = model.encode(x)
         assert latent.posterior is not None
@@ -296,7 +300,7 @@ def test_scores_are_what_they_say() -> None:
 
     normals, strange = drawn(400), Statistics(*(np.array([v]) for v in (340.0, 20.0, 7.0, 300.0)))
     scores = Detector(model, normals=normals).score(strange)
-    expected = {"distortion": 340.0, "rate": 20.0, "bound": 360.0, "regret": 7.0, "complexity": 60.0}
+    expected = {"distortion": 340.0, "rate": 20.0, "bound": 360.0, "regret": 7.0, "complexity-corrected": 60.0}
     assert {name: float(scores[name][0]) for name in expected} == expected
     assert scores["typicality"][0] == pytest.approx(abs(360 - normals.bound.mean()))
     assert list(scores) == [score.name for score in available(model)]
@@ -305,13 +309,13 @@ def test_scores_are_what_they_say() -> None:
     exact = -MultivariateNormal(torch.from_numpy(table.mean(0)), torch.from_numpy(np.cov(table.T))).log_prob(
         torch.tensor([[20.0, 340.0, 300.0]], dtype=torch.float64)
     )
-    assert scores["states"][0] == pytest.approx(float(exact), rel=1e-4)
+    assert scores["density-of-states"][0] == pytest.approx(float(exact), rel=1e-4)
 
 
 def test_scores_that_learn_need_normals() -> None:
     model = tessella.VAE(Schema.of((4,), "real"), width=8, depth=1)
-    assert [s.name for s in Detector(model).left_out] == ["typicality", "states"]
-    with pytest.raises(DataError, match="give some by --calibrate"):
+    assert [s.name for s in Detector(model).left_out] == ["typicality", "density-of-states"]
+    with pytest.raises(DataError, match="calibration_data"):
         Detector(model, ["typicality"]).score(Batch(torch.randn(3, 4)))
     with pytest.raises(DataError, match="and 3 are given"):
         Detector(model, normals=[Batch(torch.randn(3, 4))])
@@ -320,7 +324,7 @@ def test_scores_that_learn_need_normals() -> None:
 def test_models_give_the_scores_that_they_have() -> None:
     picture, row = Schema.of((1, 8, 8), "uint8"), Schema.of((4,), "real")
     assert [s.name for s in available(tessella.AE(picture, width=8, depth=1))] == ["distortion"]
-    assert "complexity" not in [s.name for s in available(tessella.VAE(row, width=8, depth=1))]
+    assert "complexity-corrected" not in [s.name for s in available(tessella.VAE(row, width=8, depth=1))]
     assert Detector(tessella.VAE(row, width=8, depth=1)).preferred == "bound"
     assert Detector(tessella.AE(row, width=8, depth=1)).preferred == "distortion"
     with pytest.raises(SpecError, match="there are: distortion"):
@@ -366,7 +370,7 @@ def test_maps_add_up(model: Callable[[], Model]) -> None:
 # the command
 
 SMALL = ("--steps", "30", "--width", "8", "--depth", "1", "--quiet")
-FAST = ("--draws", "1", "--steps", "2", "--show", "3")
+FAST = ("--draws", "1", "--steps", "2", "--top", "3")
 
 
 @pytest.fixture(scope="module")
@@ -421,7 +425,7 @@ def results(out: Path) -> tuple[dict[str, object], list[dict[str, str]], str]:
 @pytest.mark.parametrize("name", ["vae", "vqvae", "ae"])
 def test_detect_writes_scores_thresholds_and_a_page(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ("--calibrate", "valid", "--false-positives", "0.1", "--normal", "0", "--normal", "1")
+    options = ("--calibration-data", "valid", "--false-positives", "0.1", "--normal", "0", "--normal", "1")
     assert main(["detect", str(runs[name]), *options, *FAST, "-o", str(out)]) == 0
     found, rows, page = results(out)
     every = [s.name for s in available(tessella.load(runs[name]))]
@@ -438,7 +442,7 @@ def test_detect_writes_scores_thresholds_and_a_page(name: str, runs: dict[str, P
         area = roc_auc_score(truths, [float(row[score]) for row in rows])
         assert found["rankings"][score]["auroc"] == pytest.approx(area)  # pyright: ignore[reportIndexIssue]
     ranked = sorted(rows, key=lambda row: -float(row[by]))
-    shown = [page.index(f"<span>{row['name']}</span>") for row in (*ranked[:3], ranked[-1])]
+    shown = [page.index(f"<p>{row['name']}<b>") for row in (*ranked[:3], ranked[-1])]
     assert shown == sorted(shown)
     assert "http" not in page.replace("http://www.w3.org", "")
 
@@ -455,7 +459,8 @@ def test_detect_takes_files_folders_numbers_and_other_data(runs: dict[str, Path]
     assert main([run[0], run[1], *inputs, *run[2:]]) == 0
     _, rows, _ = results(out)
     assert [row["name"] for row in rows[:6]] == [
-        f"{pets}/cats/a", f"{pets}/cats/b", f"{pets}/dogs/a", "a", "valid-7", "valid-3"]  # fmt: skip
+        *(f"{pets}/{name}" for name in ("cats/a.png", "cats/b.png", "dogs/a.png", "dogs/a.png-2")), "valid-7", "valid-3"
+    ]  # fmt: skip
     assert [row["name"] for row in rows[6:]] == [f"noise-{i}" for i in range(30)]
     assert [row["class"] for row in rows[:4]] == ["cats", "cats", "dogs", ""]
     assert float(rows[2]["bound"]) == pytest.approx(float(rows[3]["bound"]), rel=1e-5)
@@ -493,17 +498,17 @@ def test_what_cannot_be_detected_is_refused(runs: dict[str, Path], tmp_path: Pat
         ([vae, tmp_path / "empty"], "no pictures"),
         ([vae, tmp_path / "real.npz"], "the model is made for uint8 values of shape 1x8x8"),
         ([vae, tmp_path / "missing.png"], "no such input"),
-        ([vae, "999"], "a number up to 140"),
-        ([vae, "--false-positives", "0.1"], "--calibrate valid"),
-        ([vae, "--calibrate", "valid", "--false-positives", "0"], "between 0 and 1"),
-        ([vae, "--calibrate", "valid", "--false-positives", "1"], "between 0 and 1"),
-        ([vae, "--calibrate", "0", "--scores", "states"], "at least 40"),
-        ([vae, "--calibrate", "valid", "--scores", "bound"], "at least 99"),
+        ([vae, "999"], "numbers from 0 to 140"),
+        ([vae, "--false-positives", "0.1"], "--calibration-data, for example valid"),
+        ([vae, "--calibration-data", "valid", "--false-positives", "0"], "between 0 and 1"),
+        ([vae, "--calibration-data", "valid", "--false-positives", "1"], "between 0 and 1"),
+        ([vae, "--calibration-data", "0", "--scores", "density-of-states"], "at least 40"),
+        ([vae, "--calibration-data", "valid", "--scores", "bound"], "at least 99"),
         ([vae, "--normal", "cat"], "no example is of class cat; there are: 0, 1"),
         ([vae, *["0", "1", "2", "3"], *(f"--normal={i}" for i in range(10))], "no example is of class"),
         ([vae, "--scores", "psychic"], "there are: distortion, rate"),
         ([vae, "--score", "psychic"], "there are: distortion, rate"),
-        ([runs["ae"], "--scores", "bound"], "cannot be had of the model ae"),
+        ([runs["ae"], "--scores", "bound"], "the model ae on this data does not allow"),
         ([tmp_path / "nowhere"], "not a run"),
         ([vae, "--draws", "0"], "at least 1"),
     ):

@@ -1,0 +1,261 @@
+"""Result of a detection: scores as JSON and CSV, and a page of the examples that fit least and best."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from tessella.core.schema import Schema, bits_per_dim
+from tessella.foundation.blocks import Block, Cards, Grid, Heading, Page, Table, Text, Tile
+from tessella.foundation.files import write_atomic
+from tessella.foundation.text import cell, json_text
+from tessella.kinds import pictures
+from tessella.kinds.base import kind_of
+from tessella.tasks.detect.detector import Calibration
+from tessella.tasks.detect.ranking import Ranking
+from tessella.tasks.task import Result
+
+BRIGHTEST = 0.998
+"""Share of the positions shown that the colours reach up to; the few above are as bright."""
+COLUMNS_NAMED = 4
+
+
+@final
+@dataclass(frozen=True)
+class ShownExample:
+    """An example to show, with its heat maps.
+
+    Attributes:
+        row: its number among all.
+        x: `[*shape]`.
+        error, surprise, reconstruction: as of `maps.Maps`, of this one.
+    """
+
+    row: int
+    x: Tensor
+    error: Tensor
+    surprise: Tensor | None
+    reconstruction: Tensor | None
+
+
+@final
+@dataclass(frozen=True)
+class DetectionResult(Result):
+    """Scores of N examples, in the order of the inputs.
+
+    Attributes:
+        run, model: name of the run, and of its model.
+        schema: what an example is.
+        by: the score that examples are sorted and flagged by.
+        summaries: each score in a line.
+        names, classes: what the examples are called, and their classes' names (None where unknown).
+        anomalous: whether they are known to be anomalous; None where that is not known.
+        scores: each score of each, `[N]` nats; higher is more anomalous.
+        calibration: thresholds, where there was calibration data.
+        rankings: how well each score separates known anomalies from known normal examples, where some are known.
+        highest, lowest: those that fit least and best, in that order.
+    """
+
+    run: str
+    model: str
+    schema: Schema
+    by: str
+    summaries: Mapping[str, str]
+    names: Sequence[str]
+    classes: Sequence[str | None]
+    anomalous: Sequence[bool | None]
+    scores: Mapping[str, np.ndarray]
+    calibration: Calibration | None
+    rankings: Mapping[str, Ranking] | None
+    highest: Sequence[ShownExample]
+    lowest: Sequence[ShownExample]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def flagged(self) -> np.ndarray | None:
+        """Which examples exceed the threshold, `[N]`."""
+        return None if self.calibration is None else self.scores[self.by] > self.calibration.thresholds[self.by]
+
+    @property
+    def p_values(self) -> np.ndarray | None:
+        """p-value of each example, `[N]`."""
+        return None if self.calibration is None else self.calibration.p_values(self.by, self.scores[self.by])
+
+    def summary(self) -> dict[str, Any]:
+        """What is known of all examples together."""
+        c = self.calibration
+        return {
+            "version": 1,
+            "run": self.run,
+            "model": self.model,
+            "dims": self.schema.dims,
+            "units": "nats per example; higher is more anomalous",
+            "by": self.by,
+            "scores": dict(self.summaries),
+            "false_positives": None if c is None else c.false_positives,
+            "normals": None if c is None else len(c.normals[self.by]),
+            "thresholds": None if c is None else c.thresholds,
+            "rankings": None if self.rankings is None else {name: asdict(r) for name, r in self.rankings.items()},
+        }
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Each example as a flat record: name, class, whether it is anomalous, p-value and flag, and its scores."""
+        p, flagged = self.p_values, self.flagged
+        for i, name in enumerate(self.names):
+            record: dict[str, Any] = {"name": name, "class": self.classes[i], "anomalous": self.anomalous[i]}
+            if p is not None and flagged is not None:
+                record |= {"p": float(p[i]), "flagged": bool(flagged[i])}
+            yield record | {name: float(values[i]) for name, values in self.scores.items()}
+
+    def to_json(self) -> Mapping[str, Any]:
+        return {**self.summary(), "examples": list(self.records())}
+
+    def page(self) -> Page:
+        one, by = kind_of(self.schema).example, self.by
+        lead = (
+            f"{len(self):,} {one}s, sorted by the score {by}: {self.summaries[by]}. The higher, the less a {one} fits "
+            "what the model learned."
+        )
+        return Page(f"Anomalies in {self.run}", [*_cards(self, one), *_scores(self), *extremes(self)], lead)
+
+    def save(self, out: Path) -> None:
+        """Write scores.csv and scores.json into a folder, an example at a time: there may be very many."""
+        write_atomic(out / "scores.csv", self._write_csv)
+        write_atomic(out / "scores.json", self._write_json)
+
+    def _write_csv(self, path: Path) -> None:
+        records = self.records()
+        first = next(records)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(first), lineterminator="\n")
+            writer.writeheader()
+            for record in chain([first], records):
+                writer.writerow({k: cell(v) if isinstance(v, str) else v for k, v in record.items()})
+
+    def _write_json(self, path: Path) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            file.write(json_text(self.summary(), indent=1).removesuffix("\n}") + ',\n "examples": [')
+            for number, record in enumerate(self.records()):
+                file.write(("," if number else "") + "\n  " + json_text(record, indent=1).replace("\n", "\n  "))
+            file.write("\n ]\n}")
+
+
+def _cards(result: DetectionResult, one: str) -> list[Block]:
+    cards = []
+    if result.calibration is not None and result.flagged is not None:
+        calibration, flagged = result.calibration, int(result.flagged.sum())
+        held_out = len(calibration.normals[result.by])
+        cards = [
+            (f"{flagged:,}", f"{one}s of {len(result):,} lie above the threshold"),
+            (
+                f"{100 * calibration.false_positives:g} %",
+                f"of normal {one}s would, at most on average: calibrated on {held_out:,} held-out ones",
+            ),
+        ]
+    if result.rankings is not None:
+        r = result.rankings[result.by]
+        cards += [
+            (f"{r.auroc:.4f}", f"AUROC, ± {r.auroc_error:.4f}: how often an anomaly scores above a normal {one}"),
+            (f"{r.average_precision:.4f}", f"average precision, ± {r.average_precision_error:.4f}"),
+        ]
+    return [Cards(cards)] if cards else []
+
+
+def _scores(result: DetectionResult) -> list[Block]:
+    calibration, rankings, dims = result.calibration, result.rankings, result.schema.dims
+    heads = ["score", *(["AUROC", "average precision"] if rankings else [])]
+    heads += [*(["threshold, nats", "above it"] if calibration else []), "median, bits/dim"]
+    rows = []
+    for name, values in result.scores.items():
+        cells = [] if rankings is None else [*rankings[name].figures]
+        if calibration is not None:
+            limit = calibration.thresholds[name]
+            cells += [f"{limit:.2f}", f"{int((values > limit).sum()):,}"]
+        cells.append(f"{bits_per_dim(float(np.median(values)), dims):.4f}")
+        rows.append([f"{name}{' *' if name == result.by else ''}", *cells, result.summaries[name]])
+    words = "* examples are sorted and flagged by this score"
+    if rankings is not None:
+        r = rankings[result.by]
+        words += f"; judged on {r.normals:,} normal and {r.anomalies:,} anomalous examples, ± is a standard error"
+    return [Heading("Scores"), Table([*heads, "meaning"], rows, range(1, len(heads))), Text(words, "soft")]
+
+
+def extremes(result: DetectionResult) -> list[Block]:
+    """Show the examples that fit least and best, each with its heat maps."""
+    shown = [*result.highest, *result.lowest]
+    if not shown:
+        return []
+    spans = [_span([one.error for one in shown]), _span([one.surprise for one in shown if one.surprise is not None])]
+    tiles = [_tile(result, one, spans) for one in shown]
+    most = len(result.highest)
+    return [
+        Heading("What fits least"),
+        Text(_legend(result.schema, shown[0])),
+        Grid(tiles[:most], width=400),
+        Heading("What fits best"),
+        Grid(tiles[most:], width=400),
+    ]
+
+
+def _legend(schema: Schema, one: ShownExample) -> str:
+    beside = [] if one.reconstruction is None else ["its reconstruction"]
+    if schema.rank != 2:
+        beside.append("the columns whose numbers cost most, -log p(x | z)")
+        return f"Each row of numbers as a small plot; beside it {' and '.join(beside)}."
+    beside.append("the cost of each pixel given the latent, -log p(x | z)")
+    if one.surprise is not None:
+        beside.append("the rate of the latent there, its cost under the prior")
+    return (
+        f"Beside each picture: {'; '.join(beside)}. The colours of a kind of map mean the same in all rows: black "
+        "costs least, yellow most."
+    )
+
+
+def _tile(result: DetectionResult, one: ShownExample, spans: Sequence[tuple[float, float]]) -> Tile:
+    schema, row = result.schema, one.row
+    images = [_image(one.x, schema)]
+    images += [] if one.reconstruction is None else [_image(one.reconstruction, schema)]
+    details = []
+    if (kind := result.classes[row]) is not None:
+        details.append(f"class {kind}")
+    if (p := result.p_values) is not None:
+        details.append(f"p = {p[row]:.4g}")
+    if schema.rank == 2:
+        maps = [(one.error, spans[0]), (one.surprise, spans[1])]
+        images += [
+            pictures.heat_map(m.numpy(), low, high, _scale(m.shape[0])) for m, (low, high) in maps if m is not None
+        ]
+    elif not schema.rank:
+        worst = one.error.argsort(descending=True)[:COLUMNS_NAMED].tolist()
+        details.append("columns " + ", ".join(f"{i} ({float(one.error[i]):.3g} nats)" for i in worst))
+    score = bits_per_dim(float(result.scores[result.by][row]), schema.dims)
+    marked = result.flagged is not None and bool(result.flagged[row])
+    return Tile(images, result.names[row], f"{score:.3f} bits/dim", details, marked)
+
+
+def _span(of: Sequence[Tensor]) -> tuple[float, float]:
+    """The values that are black and brightest."""
+    if not of:
+        return 0.0, 1.0
+    every = np.concatenate([m.numpy().ravel() for m in of])
+    low, high = np.quantile(every, [1 - BRIGHTEST, BRIGHTEST]).tolist()
+    return low, max(high, low + 1e-6)
+
+
+def _image(x: Tensor, schema: Schema) -> Image.Image:
+    return pictures.grid(x[None], schema, 1, scale=_scale(schema.spatial[0]) if schema.rank == 2 else 1)
+
+
+def _scale(side: int) -> int:
+    return max(1, math.ceil(64 / side))
