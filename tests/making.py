@@ -8,7 +8,7 @@ from typing import Any
 from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.schema import Schema
 from tessella.data import Data
-from tessella.foundation.config import slots
+from tessella.foundation.config import hints, slots
 from tessella.foundation.registry import names
 from tessella.models.spec import ModelConfig
 from tessella.training.fit_prior import fit_prior
@@ -26,16 +26,15 @@ def make(model: str | Callable[..., Any], schema: Schema, **options: Any) -> Any
     return config.from_options(options).build(schema)
 
 
-def prior(name: str, **options: Any) -> PriorConfig | CodePriorConfig:
-    """The options of a prior over codes, or else over real numbers."""
-    kind = CodePriorConfig if name in names("code-prior") else PriorConfig
-    return kind.chosen(name).from_options(options)
-
-
+SIZES = ("width", "depth", "flow_steps")
+"""Options that are left out where a prior has none of them."""
 HOW = ("options", "class_conditional", "resume", "overwrite", "changed_data", "quiet")
 
 
 def fit(run: Any, data: Data, name: str, **more: Any) -> FitResult:
     """Fit a prior of that name; options that are not of fitting are the prior's."""
     how = {key: more.pop(key) for key in HOW if key in more}
-    return fit_prior(run, data, prior(name, **{k: v for k, v in more.items() if v is not None}), **how)
+    kind = CodePriorConfig if name in names("code-prior") else PriorConfig
+    known = hints(kind.chosen(name))
+    sizes = {key: value for key, value in more.items() if key in known or key not in SIZES}
+    return fit_prior(run, data, kind.chosen(name).from_options(sizes), **how)

@@ -109,8 +109,7 @@ def test_a_stopped_prior_says_how_to_go_on(
 def test_what_has_no_prior_over_codes_is_refused(
     runs: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    assert "no codes" in refused("fit-prior", runs["vae"], *PRIOR)
-    assert "train a vqvae" in refused("fit-prior", runs["vae"], *PRIOR)
+    assert "over codes" in refused("fit-prior", runs["vae"], *PRIOR)
     assert "not a run" in refused("fit-prior", tmp_path / "nowhere", *PRIOR)
     assert "nothing to fit" in refused("fit-prior", runs["bare"], "--kind", "uniform")
     assert "there are: pixelcnn" in refused("fit-prior", runs["bare"], "--kind", "psychic")
@@ -283,7 +282,7 @@ def test_vectors_are_encoded_and_drawn_as_plots(tmp_path: Path) -> None:
     np.savetxt(tmp_path / "rows.csv", np.random.default_rng(0).normal(size=(90, 5)), delimiter=",")
     run, codes, out = (str(tmp_path / name) for name in ("run", "codes.npz", "out"))
     train = ["train", "vqvae", "--data", str(tmp_path / "rows.csv"), "--out", run, "--steps", "3", "--quiet"]
-    assert main([*train, "--width", "8", "--depth", "1", "--codes", "2", "--codebook-size", "8"]) == 0
+    assert main([*train, "--width", "8", "--depth", "1", "--codes-per-position", "2", "--codebook-size", "8"]) == 0
     assert main(["encode", run, "-o", codes]) == 0
     assert np.load(codes)["level0"].shape[1:] == (2,)
     assert main(["decode", run, codes, "-o", out]) == 0

@@ -493,7 +493,7 @@ def test_the_prior_of_the_file_is_used(runs: dict[str, Path], tmp_path: Path, ca
         assert main(["compress", str(runs["codes"]), "0", "--prior", prior, "-o", str(file)]) == 0
         assert main(["decompress", str(file), "-o", str(tmp_path / prior)]) == 0
         assert main(["inspect", str(file)]) == 0
-        assert f"fit-prior {prior}" in capsys.readouterr().out
+        assert f"prior {prior}" in capsys.readouterr().out
     assert (tmp_path / "uniform" / "test-0.png").read_bytes() == (tmp_path / "pixelcnn" / "test-0.png").read_bytes()
 
 

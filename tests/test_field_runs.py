@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import making
 import tessella
 from tessella import TrainOptions
 from tessella.cli import main
@@ -22,7 +23,7 @@ from tessella.core.tensors import read_tensors
 from tessella.foundation.errors import TrainingError
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.sklearn import LatentTransformer
-from tessella.training import checkpoint, fit_prior, fitted_priors, latent_priors, loop
+from tessella.training import checkpoint, fitted_priors, latent_priors, loop
 
 Refused = Callable[..., str]
 TINY = ("--width", "8", "--quiet")
@@ -240,6 +241,6 @@ def test_a_prior_that_learned_nothing_says_so_and_is_not_used(tmp_path: Path, mo
     small(tmp_path / "run", 2)
     spoil(monkeypatch, latent_priors.LatentPrior, lambda step: True)
     with pytest.raises(TrainingError, match="nothing was learned: all 2 batches"):
-        fit_prior.fit_prior(tmp_path / "run", tessella.open_data("digits"), "flow", TrainOptions(steps=2), quiet=True)
+        making.fit(tmp_path / "run", tessella.open_data("digits"), "flow", options=TrainOptions(steps=2), quiet=True)
     assert not (tmp_path / "run" / "priors" / "flow" / checkpoint.MODEL).exists()
     assert fitted_priors.prior_in_use(tmp_path / "run") is None

@@ -107,7 +107,7 @@ def test_each_kind_is_kept_and_is_itself_when_loaded(kind: str, run: Path, digit
     done = fitted(run, digits, kind, class_conditional=True)
     home = fitted_priors.prior_home(run, kind)
     spec = fitted_priors.read_prior_spec(home)
-    assert (spec.kind, spec.width, spec.depth, spec.class_conditional) == (kind, 8, 1, True)
+    assert (spec.kind, spec.config.width, spec.config.depth, spec.class_conditional) == (kind, 8, 1, True)
     assert spec.rate == done.rate
     assert spec.codes == checkpoint.fingerprint(run)
     assert {path.relative_to(home).parts[0] for path in home.rglob("*")} == {
@@ -203,7 +203,7 @@ def test_resuming_follows_the_prior_not_the_arguments(run: Path, digits: Data) -
     done = fitted(run, digits, options=more, width=64, depth=5, class_conditional=True, resume=True)
     assert done.training.steps == 10
     spec = fitted_priors.read_prior_spec(fitted_priors.prior_home(run, "pixelcnn"))
-    assert (spec.width, spec.depth, spec.class_conditional) == (8, 1, False)
+    assert (spec.config.width, spec.config.depth, spec.class_conditional) == (8, 1, False)
 
 
 # codes
@@ -216,12 +216,9 @@ def test_codes_are_made_once_and_again_only_for_other_weights(
     monkeypatch.setattr(
         fitting_codes, "_encoded", lambda model, x, *how: (made.append(len(x)), plain(model, x, *how))[1]
     )
-    told: list[tuple[int, int]] = []
-    fitted(run, digits, progress=lambda *t: told.append(t))
+    fitted(run, digits)
     everything = len(digits.split("train")) + len(digits.split("valid"))
     assert sum(made) == everything
-    assert told[-1] == (everything, everything)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
     made.clear()
     fitted(run, digits, "transformer")
     fitted(run, digits, overwrite=True)
@@ -253,7 +250,7 @@ def test_cached_codes_are_the_models(run: Path, digits: Data) -> None:
 
 def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, digits: Data) -> None:
     torch.manual_seed(0)
-    model = make(tessella.VQVAE, digits.schema, **SMALL, draws=3)
+    model = make(tessella.VQVAE, digits.schema, **SMALL, iwae_samples=3)
     loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", digits)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
@@ -340,7 +337,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
     monkeypatch.setattr(fitting_codes, "_encoded", never)
     with pytest.raises(SpecError, match="nothing to fit"):
         fitted(run, digits, "uniform")
-    with pytest.raises(SpecError, match="there are: pixelcnn"):
+    with pytest.raises(SpecError, match="no prior is called"):
         fitted(run, digits, "psychic")
     with pytest.raises(SpecError, match="width must be at least 1"):
         fitted(run, digits, width=0)
@@ -362,7 +359,7 @@ def test_a_run_without_codes_has_no_prior_over_them(digits: Data, tmp_path: Path
     torch.manual_seed(0)
     vae = tessella.VAE(digits.schema, width=8, depth=1, latent_dim=2)
     loop.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
-    with pytest.raises(SpecError, match=r"no codes.*train a vqvae"):
+    with pytest.raises(SpecError, match="over codes"):
         fitted(tmp_path / "run", digits)
     with pytest.raises(RunError, match="no codes"):
         tessella.load(tmp_path / "run", prior="pixelcnn")
@@ -378,7 +375,7 @@ def test_a_prior_that_is_there_is_not_touched_unless_it_is_to_be_replaced(run: P
         fitted(run, digits, width=16)
     assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     fitted(run, digits, width=16, overwrite=True)
-    assert fitted_priors.read_prior_spec(home).width == 16
+    assert fitted_priors.read_prior_spec(home).config.width == 16
 
 
 def test_damaged_priors_are_refused(run: Path, digits: Data) -> None:
@@ -387,10 +384,10 @@ def test_damaged_priors_are_refused(run: Path, digits: Data) -> None:
     spec, content = home / checkpoint.SPEC, (home / checkpoint.MODEL).read_bytes()
     plain = json.loads(spec.read_text())
     for record, says in (
-        ({**plain, "width": 12}, "from another prior"),
+        ({**plain, "config": {**plain["config"], "width": 12}}, "from another prior"),
         ({**plain, "version": 99}, "upgrade"),
-        ({**plain, "kind": "psychic"}, "psychic"),
-        ({"version": 1}, "not a specification"),
+        ({**plain, "config": {"type": "psychic"}}, "psychic"),
+        ({"version": 1}, "reads version 2"),
         ([], "not a specification"),
     ):
         spec.write_text(json.dumps(record))
