@@ -30,7 +30,7 @@ MODELS = {
     "one level": ("VQVAE", BYTES, {"grid_size": 3}),
     "one level of bits": ("VQVAE", Schema.of((1, 8, 8), "binary"), {}),
     "codes of several numbers": ("VQVAE", BYTES, {"grid_size": 3, "codes_per_position": 3, "quantizer": "residual"}),
-    "codes with a turned gradient": ("VQVAE", BYTES, {"grid_size": 3, "gradient": "rotation"}),
+    "codes with a turned gradient": ("VQVAE", BYTES, {"grid_size": 3, "gradient_estimator": "rotation"}),
     "scalars": ("VQVAE", BYTES, {"grid_size": 3, "quantizer": "fsq", "codebook_size": 15}),
     "two levels": ("VQVAE2", Schema.of((3, 27, 18), "uint8"), {"grid_size": 7}),
     "three levels": ("VQVAE2", Schema.of((1, 30, 30), "uint8"), {"grid_size": 7, "levels": 3}),
