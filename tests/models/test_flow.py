@@ -135,7 +135,7 @@ def test_measured_like_any_model(tmp_path: Path) -> None:
     assert walk.shape == (2, 6, 1, 5, 3)
     assert torch.equal(walk[:, 1], a.x.float())
     assert torch.equal(walk[:, -2], b.x.float())
-    units = samples.unit_statistics(model, data.split("valid"))
+    units = samples.latent_statistics(model, data.split("valid"))
     moved = samples.traverse_rows(model, data.split("test").batch(np.arange(1)), units, units.order[:1])
     assert moved.isfinite().all()
 
