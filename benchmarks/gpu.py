@@ -407,7 +407,7 @@ def _recipe(place: Place, name: str, seconds: float, folder: Path) -> common.Rec
         commands = [["train", *words, "--out", run, "--quiet", *device]]
         if recipe.prior:
             words = _for_minutes(recipe.prior, seconds * (1 - share) / 60)
-            commands.append(["prior", run, *words, "--quiet", *device])
+            commands.append(["fit-prior", run, *words, "--quiet", *device])
         commands.append(["evaluate", run, "--json", *shlex.split(recipe.evaluate), *device])
         said = ""
         for command in commands:
