@@ -189,7 +189,7 @@ def test_a_codebook_that_has_collapsed_is_warned_of_on_the_page(tmp_path: Path) 
             parameter.zero_()
     text = html_page(compose(Run(run), model, opened)[1])
     assert "<b>Warning:</b> the codebook has collapsed: 1 of its 512 codes" in text
-    assert "--quantizer fsq" in text
+    assert "quantizer fsq" in text
     assert "No: the latent is not used" in text
 
 
