@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tessella.core.configs import CodePriorConfig, PriorConfig
-from tessella.core.schema import Schema
+from tessella.core.schema import UINT8, Schema
 from tessella.data import Data
 from tessella.foundation.config import hints, slots
 from tessella.foundation.registry import names
@@ -18,10 +18,15 @@ from tessella.training.prior_trainer import FitResult
 def make(model: str | Callable[..., Any], schema: Schema, **options: Any) -> Any:
     """A fresh model of that name or preset: `make("vqvae", schema, quantizer="fsq", levels=(4, 4))`.
 
-    Components of the likelihood choose the logistic one.
+    Components of the likelihood of 8-bit values choose the logistic one.
     """
     config = ModelConfig.chosen(model) if isinstance(model, str) else model.__wrapped__  # type: ignore[attr-defined]
-    if "components" in options and "likelihood" in slots(config) and not {"prior", "likelihood"} & set(options):
+    if (
+        "components" in options
+        and schema.values == UINT8
+        and "likelihood" in slots(config)
+        and not {"prior", "likelihood"} & set(options)
+    ):
         options = {"likelihood": "logistic", **options}
     return config.from_options(options).build(schema)
 
