@@ -22,6 +22,7 @@ suppress_warnings = ["myst.xref_missing"]  # links to files of the repository, w
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 default_role = "code"
+napoleon_use_ivar = True  # an attribute of several classes is no second object
 
 
 def _plain(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
