@@ -126,12 +126,12 @@ OFF_THE_LIST = frozenset(
 )
 """Names that NAMES.md replaces by the field's."""
 LEFT = {
-    "flags": 77,
-    "commands": 20,
+    "flags": 41,
+    "commands": 6,
     "prints": 2,
-    "progress": 18,
-    "pictures": 59,
-    "two meanings": 53,
+    "progress": 5,
+    "pictures": 0,
+    "two meanings": 35,
     "off the list": 90,
 }
 """How much is still to be done, at most. Lower a number when you have made it true; the goal is 0."""

@@ -14,12 +14,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from expect import raises
 from making import make
-from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.bottlenecks.gaussian import DiagonalGaussian, position_head
 from tessella.core.configs import InferenceNetwork
 from tessella.core.outputs import Condition, Sampling, Terms
 from tessella.core.rng import Noise
@@ -128,7 +128,12 @@ def test_unknown_name_is_answered_by_the_known_ones() -> None:
 # Likelihoods
 
 
-SHAPES = [*[(c, h, w) for c in (1, 2, 3, 4) for h, w in ((1, 1), (5, 3), (8, 8))], *[(d,) for d in FEATURES]]
+SHAPES = [
+    *[(c, h, w) for c in (1, 2, 3, 4) for h, w in ((1, 1), (5, 3), (8, 8))],
+    (1, 7),
+    (3, 9),
+    *[(d,) for d in FEATURES],
+]
 
 
 @pytest.mark.parametrize("entry", entries_of("likelihood"))
@@ -167,7 +172,7 @@ def test_likelihood_refuses_other_values(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", entries_of("bottleneck"))
-@pytest.mark.parametrize("feature_shape", [(6,), (6, 1, 1), (6, 3, 5)])
+@pytest.mark.parametrize("feature_shape", [(6,), (6, 7), (6, 1, 1), (6, 3, 5)])
 def test_bottleneck(entry: Entry, feature_shape: tuple[int, ...]) -> None:
     bottleneck = entry.load()().build(feature_shape, 4)
     features = torch.randn(BATCH, *feature_shape)
@@ -186,7 +191,7 @@ def test_bottleneck(entry: Entry, feature_shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("entry", entries_of("prior"))
-@pytest.mark.parametrize("latent_shape", [(4,), (4, 1, 1), (4, 3, 5)])
+@pytest.mark.parametrize("latent_shape", [(4,), (4, 7), (4, 1, 1), (4, 3, 5)])
 def test_prior(entry: Entry, latent_shape: tuple[int, ...]) -> None:
     cases = {"none": {0}, "optional": {0, len(CLASSES)}, "required": {len(CLASSES)}}[entry.load().labels]
     for classes in cases:
@@ -197,7 +202,7 @@ def _check_prior(entry: Entry, latent_shape: tuple[int, ...], classes: int) -> N
     inference = None
     if entry.load().of_posteriors:
         bottleneck = DiagonalGaussian().build((6, *latent_shape[1:]), latent_shape[0])
-        encoder = nn.Linear(5, 6) if len(latent_shape) == 1 else nn.Conv2d(5, 6, 1)
+        encoder = position_head((5, *latent_shape[1:]), 6)
         encoder.forward = lambda x, label, of=encoder.forward: of(x)  # pyright: ignore[reportAttributeAccessIssue]
         inference = InferenceNetwork(cast(Any, encoder), bottleneck, (5, *latent_shape[1:]), False)
     prior = entry.load()().build(latent_shape, classes, inference)
@@ -224,7 +229,7 @@ def _check_prior(entry: Entry, latent_shape: tuple[int, ...], classes: int) -> N
 # Priors over codes
 
 SIZE = 4
-GRIDS = [(1, 1, 1), (1, 1, 3), (2, 1, 1), (1, 2, 2), (3, 4, 3)]
+GRIDS = [(1, 3), (2, 5), (1, 1, 1), (1, 1, 3), (2, 1, 1), (1, 2, 2), (3, 4, 3)]
 
 
 def made_prior(entry: Entry, grid: tuple[int, ...], **more: int) -> Any:
@@ -412,6 +417,12 @@ def test_model_of_vectors(entry: Entry, features: int) -> None:
     check_model(entry, schema_of("binary", (features,)))
     check_model(entry, schema_of("uint8", (features,)), components=2)
     check_model(entry, schema_of("real", (features,)))
+
+
+@pytest.mark.parametrize("entry", [e for e in entries_of("model") if e.id != "flow"])
+def test_model_of_signals(entry: Entry) -> None:
+    check_model(entry, schema_of("real", (2, 9)))
+    check_model(entry, schema_of("uint8", (1, 12)), components=2)
 
 
 @pytest.mark.parametrize("entry", entries_of("model"))

@@ -108,7 +108,7 @@ def test_data_is_described_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "train 1,567, valid 89, test 141" in said
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
     assert main(["data", "digits", "--size", "10", "12", "-o", str(tmp_path / "wide.png")]) == 0
-    assert "12 wide, 10 high" in capsys.readouterr().out
+    assert "pictures of 12x10" in capsys.readouterr().out
 
 
 def test_evaluation_is_json_with_all_keys_and_kept_with_the_run(

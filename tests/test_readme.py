@@ -22,10 +22,12 @@ SMALL = {
     "prior": {"--batch-size": "8"},
     "fit-prior": {"--batch-size": "8"},
     "claims": {"--only": "4", "--seeds": "2"},
-    "inference-gap": {"--chains": "2"},
+    "inference-gap": {"--chains": "2", "--steps": "16"},
+    "detect": {"--scores": "bound"},
+    "compare": {"--minutes": "0.02"},
 }
 """What is added to a command so that it takes a moment, unless the page says it."""
-FEW = {"--size": "24", "--importance-samples": "2", "--examples": "2"}
+FEW = {"--size": "24", "--importance-samples": "2", "--examples": "2", "--false-positives": "0.5"}
 """What is said instead."""
 
 
@@ -46,6 +48,8 @@ def quick(line: str) -> list[str]:
     name, *rest = shlex.split(line.split(" #")[0])[1:]
     if name != "claims" and "--minutes" in rest:
         rest[rest.index("--minutes") : rest.index("--minutes") + 2] = ["--steps", "2"]
+    if name == "claims":
+        rest[rest.index("--data") + 1] = "digits"  # claims need 200 examples
     for flag, value in FEW.items():
         if flag in rest:
             rest[rest.index(flag) + 1] = value
@@ -58,6 +62,7 @@ def quick(line: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", TYPED, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_page_runs(page: Path, folder: Path) -> None:
     """Its blocks in their order, in one folder and one Python session."""

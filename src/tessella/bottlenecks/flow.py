@@ -19,8 +19,8 @@ from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
 from tessella.foundation.config import Count
-from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
+from tessella.networks.conv import conv
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 START = 0.01
@@ -78,15 +78,10 @@ class FlowPosteriorModule(Bottleneck):
         self.base = DiagonalGaussianModule(feature_shape, channels)
         self.context = position_head(feature_shape, context)
         self.latent_shape = self.base.latent_shape
-        if len(feature_shape) == 2:
-            raise SpecError(
-                "a flow posterior takes a vector or a grid of a picture: leave {option('latent_layout')} out",
-                code="not-for-signals",
-            )
         if len(feature_shape) == 1:
             steps: list[nn.Module] = [_VectorStep(channels, context, 2 * width) for _ in range(flow_steps)]
         else:
-            steps = [_GridStep(channels, context, width) for _ in range(flow_steps)]
+            steps = [_GridStep(channels, context, width, len(feature_shape) - 1) for _ in range(flow_steps)]
         self.steps = nn.ModuleList(steps)
 
     def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
@@ -219,20 +214,21 @@ class _VectorStep(nn.Module):
 
 @final
 class _GridStep(nn.Module):
-    """Shift and log gate `[B, D, h, w]` of each number by those before it: by position in raster order, then channel.
+    """Shift and log gate `[B, D, *grid]` of each number by those before it: by position in raster order, then channel.
 
-    Two 3 x 3 convolutions whose kernels are masked (van den Oord et al. 2016, "Pixel recurrent neural networks",
-    section 3.4), then a masked 1 x 1. Hidden channel k knows the channels of its own position below its degree.
+    Two convolutions, 3 positions a side, whose kernels are masked (van den Oord et al. 2016, "Pixel recurrent neural
+    networks", section 3.4), then a masked one of a single position. Hidden channel k knows the channels of its own
+    position below its degree.
     """
 
-    def __init__(self, channels: int, context: int, width: int) -> None:
+    def __init__(self, channels: int, context: int, width: int, rank: int) -> None:
         super().__init__()
         width = max(width, channels)
         inputs, hidden = torch.arange(channels), torch.arange(width) % channels
-        self.entry = _MaskedConv(inputs[None] < hidden[:, None], 3)
-        self.told = nn.Conv2d(context, width, 1)
-        self.middle = _MaskedConv(hidden[None] <= hidden[:, None], 3)
-        self.exit = _MaskedConv((hidden[None] <= inputs[:, None]).repeat(2, 1), 1)
+        self.entry = _MaskedConv(inputs[None] < hidden[:, None], 3, rank)
+        self.told = conv(rank, context, width)
+        self.middle = _MaskedConv(hidden[None] <= hidden[:, None], 3, rank)
+        self.exit = _MaskedConv((hidden[None] <= inputs[:, None]).repeat(2, 1), 1, rank)
         _start_small(self.exit)
 
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,20 +237,22 @@ class _GridStep(nn.Module):
         return shift, _log_gate(s)
 
 
-class _MaskedConv(nn.Conv2d):
+class _MaskedConv(nn.Module):
     """A convolution that sees the positions before its own, and of its own position what `own` `[out, in]` lets it."""
 
     mask: Tensor
 
-    def __init__(self, own: Tensor, size: int) -> None:
-        super().__init__(own.shape[1], own.shape[0], size, padding=size // 2)
-        mask = torch.zeros(*own.shape, size * size)
-        mask[..., : size * size // 2] = 1
-        mask[..., size * size // 2] = own.float()
-        self.register_buffer("mask", mask.view(*own.shape, size, size), persistent=False)
+    def __init__(self, own: Tensor, size: int, rank: int) -> None:
+        super().__init__()
+        self.conv, positions = conv(rank, own.shape[1], own.shape[0], size, padding=size // 2), size**rank
+        mask = torch.zeros(*own.shape, positions)
+        mask[..., : positions // 2] = 1
+        mask[..., positions // 2] = own.float()
+        self.register_buffer("mask", mask.view(*own.shape, *(size,) * rank), persistent=False)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self.mask * self.weight, self.bias, padding=self.padding)
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = F.conv2d if x.dim() == 4 else F.conv1d
+        return convolve(x, self.mask * self.conv.weight, self.conv.bias, padding=self.conv.padding)  # pyright: ignore[reportArgumentType]
 
 
 def _start_small(layer: nn.Module) -> None:

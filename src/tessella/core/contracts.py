@@ -66,6 +66,8 @@ class Likelihood(nn.Module, ABC):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
+        if schema.lengths:
+            raise SpecError("examples of different lengths are not modelled yet: cut or pad them", code="lengths")
         self.schema = schema
 
     @property

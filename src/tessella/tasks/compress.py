@@ -130,6 +130,12 @@ class CompressResult(Result):
         return Page("Compressed file", (table, *map(Text, said)))
 
 
+def _say_where(device: object) -> None:
+    """Note that coding stays on the processor, if another device was asked for by name."""
+    if device is not None and not str(device).startswith(("auto", "cpu")):
+        note("coding runs on the processor, where both ends round alike")
+
+
 @task("compress", summary="compress examples into one file, as short as the bound, lossless", group="use")
 def compress(run: Run, config: CompressConfig) -> CompressResult:
     """Compress examples by the model of a run; coding runs on the processor, where both ends round alike."""
@@ -145,6 +151,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
             f"{config.out} exists already: choose another file with {option('out')}, or give {option('overwrite')}",
             code="exists",
         )
+    _say_where(run.device)
     model = run.model(config.prior, device="cpu")
     weights = Weights.of(str(run.path), model, config.prior)
     files.coder_for(model, lossy=config.lossy)
@@ -255,6 +262,8 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
     check_folder(config.out)
     container = Container(config.file)
     header = container.header
+    if header.method != "codes":
+        _say_where(device)
     model = model_for(container, config.run) if header.count else None
     ending = ".png" if header.rank == 2 else ".npy"
     kept = files.kept_names(container)
