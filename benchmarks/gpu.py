@@ -49,7 +49,7 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import Split
 from tessella.data.inputs import NamedBatch
-from tessella.data.raw import Part, index_keys
+from tessella.data.raw import RawSplit, index_keys
 from tessella.data.splits import split_of
 from tessella.evaluation.bounds import evaluate
 from tessella.models.base import Model
@@ -123,7 +123,7 @@ class Place:
             count, rng = 64 if self.tiny else 4096, np.random.default_rng(side)
             coarse = rng.integers(0, 256, (count, 3, 4, 4)).repeat(side // 4, 2).repeat(side // 4, 3)
             x = np.clip(coarse + rng.normal(0, 12, (count, 3, side, side)), 0, 255).astype(np.uint8)
-            part = Part(x, np.arange(count) % 10, index_keys(count, f"gpu {side}"))
+            part = RawSplit(x, np.arange(count) % 10, index_keys(count, f"gpu {side}"))
             self.made[side] = split_of(part, np.arange(count))
         return self.made[side]
 
@@ -407,7 +407,7 @@ def _recipe(place: Place, name: str, seconds: float, folder: Path) -> common.Rec
         commands = [["train", *words, "--out", run, "--quiet", *device]]
         if recipe.prior:
             words = _for_minutes(recipe.prior, seconds * (1 - share) / 60)
-            commands.append(["prior", run, *words, "--quiet", *device])
+            commands.append(["fit-prior", run, *words, "--quiet", *device])
         commands.append(["evaluate", run, "--json", *shlex.split(recipe.evaluate), *device])
         said = ""
         for command in commands:

@@ -86,7 +86,7 @@ def commands(run: Path, other: Path, out: Path) -> dict[str, list[str]]:
         "compress": ["compress", r, *some, "-o", str(out / "file.tes"), "--quiet"],
         "edit": ["edit", r, "0", "--region", "0,0,4,4", "--code", "1", "-o", str(out / "edited")],
         "compare": ["compare", r, str(other), "--examples", "40", "-o", str(out / "compared.html")],
-        "prior": ["prior", r, "--kind", "pixelcnn", *TINY, "--overwrite"],
+        "prior": ["fit-prior", r, "--kind", "pixelcnn", *TINY, "--overwrite"],
         "resume": ["train", "--resume", "--out", r, "--steps", "3", "--quiet"],
     }
 

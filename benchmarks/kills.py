@@ -70,9 +70,9 @@ def scenarios() -> dict[str, Scenario]:
     pictures = ("train", "vqvae", "--data", "DATA", "--out", "RUN", *budget, *TINY, *OF_CODES, "--workers", "2")
 
     def prior(kind: str, *more: str) -> tuple[tuple[str, ...], tuple[str, ...], str, tuple[str, ...]]:
-        start = ("prior", "RUN", "--kind", kind, *budget, *TINY[2:], *more)
+        start = ("fit-prior", "RUN", "--kind", kind, *budget, *TINY[2:], *more)
         home = f"priors/{kind}"
-        again = ("prior", "RUN", "--kind", kind, "--resume", "--quiet")
+        again = ("fit-prior", "RUN", "--kind", kind, "--resume", "--quiet")
         return start, again, f"{home}/spec.json", tuple(f"{home}/{file}" for file in own)
 
     found = (

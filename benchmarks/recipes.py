@@ -304,7 +304,7 @@ def _fitted_prior(run: Path) -> dict[str, Any]:
     training = spec["training"]
     budget = next(n for n in ("minutes", "epochs", "steps") if training[n] is not None)
     defaults = {f.name: f.default for f in fields(TrainOptions)}
-    words = ["tessella", "prior", "RUN", "--kind", spec["kind"]]
+    words = ["tessella", "fit-prior", "RUN", "--kind", spec["kind"]]
     chosen = {name: spec[name] for name in ("width", "depth", "class_conditional") if spec[name]}
     chosen |= {name: value for name, value in training.items() if value != defaults[name]}
     for name, value in chosen.items():

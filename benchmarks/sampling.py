@@ -23,6 +23,7 @@ from torch import Tensor
 import common
 from tessella.core.configs import CodePriorConfig
 from tessella.core.rng import Noise
+from tessella.core.selectors import sample_categorical
 
 SEED = 0
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -58,7 +59,10 @@ CASES = (Case("pixelcnn", 50), Case("transformer", 100))
 @torch.no_grad()
 def drawn_by_recomputing(prior: Any, codes: Tensor, position: int, uniform: Tensor) -> Tensor:
     """The codes `[B, C]` of one position given those before it, by a pass of the network over all of the grid."""
-    return prior.head.draw(prior.features(codes)[:, position], uniform.flatten(2)[..., position])
+    row = uniform.flatten(2)[..., position]
+    return prior.head.select(
+        prior.features(codes)[:, position], lambda logits, k: sample_categorical(logits, row[:, k])
+    )
 
 
 def measure(case: Case, rounds: int, count: int) -> common.Record:

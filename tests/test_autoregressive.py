@@ -16,13 +16,15 @@ from tessella.likelihoods import autoregressive, likelihood_for
 from tessella.likelihoods.autoregressive import Autoregressive, AutoregressiveModule
 from tessella.models.presets import VAE
 
-TINY = {"width": 8, "depth": 2, "features": 3}
+TINY = {"pixel_width": 8, "pixel_depth": 2}
 
 
 @pytest.fixture(autouse=True, params=[16, 1], ids=["pixels", "blocks"])
 def _order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every law holds pixel by pixel, and in blocks, which small pictures only have here."""
     monkeypatch.setattr(autoregressive, "SMALL", request.param)
+    monkeypatch.setattr(autoregressive, "FEATURES", 3)
+    monkeypatch.setattr(autoregressive, "FEATURES_OF_A_NUMBER", 3)
     torch.manual_seed(0)
 
 
@@ -35,7 +37,7 @@ def schema_of(values: str, shape: tuple[int, ...]) -> Schema:
 
 def made(values: str, shape: tuple[int, ...], **options: int) -> tuple[AutoregressiveModule, Tensor]:
     """A likelihood whose pixels depend on one another and on the decoder, and a decoder's output for two examples."""
-    likelihood = AutoregressiveModule(schema_of(values, shape), **{**TINY, **options})
+    likelihood = Autoregressive(**{**TINY, **options}).build(schema_of(values, shape))
     with torch.no_grad():
         likelihood.head.exit.weight.mul_(40)
     return likelihood, torch.randn(2, likelihood.parameter_channels, *shape[1:])
@@ -60,7 +62,7 @@ def test_binary_values_sum_to_one(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (1, 2, 1), (2, 1, 1), (2,)])
 def test_bytes_sum_to_one(shape: tuple[int, ...]) -> None:
-    likelihood, parameters = made("uint8", shape, mixtures=2, width=4, depth=1)
+    likelihood, parameters = made("uint8", shape, components=2, pixel_width=4, pixel_depth=1)
     x = torch.cartesian_prod(torch.arange(256), torch.arange(256)).view(-1, *shape)
     with torch.no_grad():
         nats = likelihood(parameters[:1].expand(len(x), *parameters.shape[1:])).log_prob(x)
@@ -70,7 +72,7 @@ def test_bytes_sum_to_one(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 1, 1), (2,)])
 def test_real_values_integrate_to_one(shape: tuple[int, ...]) -> None:
     """On a grid of a twentieth of each number's scale, over 20 scales on either side."""
-    likelihood, parameters = made("real", shape, width=4, depth=1)
+    likelihood, parameters = made("real", shape, pixel_width=4, pixel_depth=1)
     with torch.no_grad():
         likelihood.head.exit.weight.mul_(0.1)
     step = 0.05
@@ -153,7 +155,7 @@ def test_stored_values_are_seen_as_their_units_say() -> None:
 
 
 def test_autocast_rounds_the_network_only() -> None:
-    likelihood, parameters = made("uint8", (3, 8, 8), width=16)
+    likelihood, parameters = made("uint8", (3, 8, 8), pixel_width=16)
     x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     expected = likelihood(parameters).log_prob(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -180,7 +182,7 @@ def test_a_vae_may_have_it(values: str, shape: tuple[int, ...]) -> None:
 
 def test_it_learns_what_pixels_have_to_do_with_each_other() -> None:
     """Black or white pictures: log 2 nats in all, of which no decoder is told."""
-    likelihood = Autoregressive().build(Schema.of((1, 4, 4), "binary"), width=8, depth=2)
+    likelihood = Autoregressive(pixel_width=8, pixel_depth=2).build(Schema.of((1, 4, 4), "binary"))
     optimizer = torch.optim.AdamW(likelihood.parameters(), lr=1e-2)
     x = torch.arange(2).view(2, 1, 1, 1).expand(2, 1, 4, 4)
     parameters = torch.zeros(2, likelihood.parameter_channels, 4, 4)
@@ -192,10 +194,10 @@ def test_it_learns_what_pixels_have_to_do_with_each_other() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(SpecError, match="no option mixtures"):
-        likelihood_for(Schema.of((1, 4, 4), "binary"), "autoregressive", mixtures=3)
+    with pytest.raises(SpecError, match="needs 8-bit data"):
+        likelihood_for(Schema.of((1, 4, 4), "binary"), Autoregressive(components=3))
     with pytest.raises(SpecError, match="1 to 4 channels"):
-        likelihood_for(Schema.of((5, 4, 4), "uint8"), "autoregressive")
+        likelihood_for(Schema.of((5, 4, 4), "uint8"), Autoregressive())
     likelihood, parameters = made("binary", (1, 3, 3))
     with pytest.raises(ValueError, match="must have 3 outputs"):
         likelihood(parameters[:, :2])

@@ -27,7 +27,7 @@ def latent(mean: Tensor, deviation: Tensor | float, seed: int = 0) -> Latent:
     """M examples whose q(z | x_m) = N(mean_m, deviation^2), and a draw from each."""
     posterior = Independent(Normal(mean, torch.as_tensor(deviation).expand_as(mean)), mean.dim() - 1)
     z = mean + deviation * Noise(seed).normal(*mean.shape)
-    return Latent(z, torch.zeros(len(mean)), posterior=posterior)
+    return Latent(z, posterior)
 
 
 def information(of: Latent, group: Tensor | None = None) -> tuple[float, float]:
@@ -75,7 +75,7 @@ def test_what_only_the_class_says_is_not_credited_to_the_latent() -> None:
 def test_the_information_of_codes_is_the_entropy_of_their_grids(levels: int) -> None:
     grids = torch.tensor([[1, 2, 3, 4]] * 4 + [[1, 2, 3, 5]] * 2 + [[0, 2, 3, 4]] + [[9, 2, 3, 4]]).view(8, 1, 2, 2)
     codes = (grids,) if levels == 1 else (grids[:, :, :1, :1], grids)
-    of = Latent(torch.zeros(8, 1), torch.zeros(8), codes=codes)
+    of = Latent(torch.zeros(8, 1), codes=codes)
     entropy = -sum(p * math.log(p) for p in (1 / 2, 1 / 4, 1 / 8, 1 / 8))
     assert information(of) == pytest.approx((entropy, math.log(8)))
     other = collapse.partners(ONE_GROUP[:8])

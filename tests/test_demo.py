@@ -66,8 +66,8 @@ def test_clothes_come_with_the_package_and_their_licence() -> None:
 def test_clothes_take_another_size_and_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert tessella.open_data("clothes", size=16, channels=3).schema.shape == (3, 16, 16)
     assert "clothes" in overview()
-    for command in ("data", "train", "claims"):
-        assert main([command, "--help"]) == 0
+    for command in (["data"], ["train", "vae"], ["claims"]):
+        assert main([*command, "--help"]) == 0
         assert "clothes" in capsys.readouterr().out, command
     assert main(["data", "cloths", "-o", str(tmp_path / "s.png")]) == 2
     assert "clothes, digits, sprites" in capsys.readouterr().err
@@ -142,7 +142,7 @@ def test_fitting_says_that_the_uniform_prior_stays_in_use(
     worse: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(worse, tmp_path / "run")
-    again = ["prior", str(run), "--width", "8", "--depth", "1", "--batch-size", "32", "--quiet", "--overwrite"]
+    again = ["fit-prior", str(run), "--width", "8", "--depth", "1", "--batch-size", "32", "--quiet", "--overwrite"]
     assert main([*again, "--steps", "3", "--learning-rate", "1"]) == 0
     said = capsys.readouterr().out
     assert "% more, so the uniform prior is used" in said

@@ -341,7 +341,7 @@ def test_what_is_refused() -> None:
     plain = Schema.of((2,), Real(-3.0, 3.0))
     with pytest.raises(SpecError, match="no labels"):
         Diffusion(plain, class_conditional=True)
-    with pytest.raises(SpecError, match="no --latent-dim, --draws"):
+    with pytest.raises(SpecError, match="no latent_dim here"):
         make(Diffusion, plain, latent_dim=3, draws=5)
     model = Diffusion(plain, width=4, depth=1)
     with raises("no-guidance"):

@@ -204,7 +204,7 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
     torch.manual_seed(0)
     options = {"width": 8, "depth": 1}
     shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
-    model.set_prior([make(kind, s, q.codebook_size, context_channels=c, **options).eval() for s, q, c in shapes])
+    model.set_prior([kind(s, q.codebook_size, context_channels=c, **options).eval() for s, q, c in shapes])
     x = examples(model, 1)[0]
     found = edit_picture(model, x, region_of(model), Inpaint(3), seed=5)
     for level in found.levels:
@@ -405,7 +405,19 @@ def test_resampling_at_the_command_line(runs: Path, tmp_path: Path, capsys: pyte
     assert "conditions only on the codes before each" in said.err
     assert "--kind masked" in said.err
     assert len(json.loads((out / "edit.json").read_text())["variants"]) == 3
-    masked = ["prior", str(runs / "vq"), "--kind", "masked", "--steps", "2", "--width", "8", "--depth", "1", "--quiet"]
+    masked = [
+        "fit-prior",
+        str(runs / "vq"),
+        "--kind",
+        "masked",
+        "--steps",
+        "2",
+        "--width",
+        "8",
+        "--depth",
+        "1",
+        "--quiet",
+    ]
     assert main(masked) == 0
     capsys.readouterr()
     assert main(["edit", str(runs / "vq"), "3", "-o", str(out), "--region", "4,2,3,3", "--resample"]) == 0

@@ -40,7 +40,7 @@ def test_the_example_comes_to_the_bound_of_the_package() -> None:
     for seed in range(SEEDS):
         bounds["example"].append(sum(example.bound(example.train(train.float(), STEPS, seed), test.float())))
         torch.manual_seed(seed)
-        size = {"width": example.WIDTH, "depth": example.DEPTH, "units": example.UNITS}
+        size = {"width": example.WIDTH, "depth": example.DEPTH, "latent_dim": example.UNITS}
         model = make(VAE, Schema.of((64,), "binary", center=(0.5,), scale=(0.5,)), **size)
         loop.fit(model, split, TrainOptions(steps=STEPS, seed=seed, workers=0, device="cpu"))
         with torch.no_grad():

@@ -91,14 +91,14 @@ def test_other_data_is_refused_with_its_counts_unless_it_is_asked_for(
         elsewhere.rename(run.parent / "pics")
     before = checkpoint.read_spec(run).data["examples"]["train"]
     now = len(tessella.open_data(str(run.parent / ("pics" if in_place else "elsewhere"))).split("train"))
-    for command in (["train", "--resume", "--out", str(run)], ["prior", str(run), "--resume"]):
+    for command in (["train", "--resume", "--out", str(run)], ["fit-prior", str(run), "--resume"]):
         again = [*command, "--steps", "3", "--quiet", *where]
         line = refused(*again)
         assert f"{before} training pictures then, {now} now" in line
         assert "--changed-data" in line
         assert main([*again, "--changed-data"]) == 0
         assert "other data than before" in capsys.readouterr().err
-        if command[0] == "prior":
+        if command[0] == "fit-prior":
             continue
         assert checkpoint.read_spec(run).data["examples"]["train"] == now
         shutil.rmtree(run / "priors")  # of other weights now
@@ -126,7 +126,7 @@ def test_data_of_as_many_pictures_is_other_data_too(run: Path, refused: Refused)
         ("compress", "-o", "x.tsl"),
         ("index",),
         ("detect",),
-        ("prior", "--kind", "transformer"),
+        ("fit-prior", "--kind", "transformer"),
         ("compare",),
     ],
     ids=lambda command: command[0],

@@ -279,7 +279,7 @@ def test_refusals_are_one_line() -> None:
         LikelihoodConfig.chosen("poisson")
     with pytest.raises(SpecError, match="1 to 4 channels, not 5"):
         LogisticMixture().build(Schema.of((5, 8, 8), "uint8"))
-    with pytest.raises(SpecError, match="at least one"):
+    with pytest.raises(SpecError, match="at least 1"):
         LogisticMixture(components=0).build(grey)
     with pytest.raises(SpecError, match="scale must be at least"):
         FixedGaussian(scale=0.0).build(Schema.of(VECTOR, "real"))

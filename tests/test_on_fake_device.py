@@ -29,7 +29,7 @@ def run(*words: object) -> None:
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(files, "MOST_AT_ONCE", 1)  # the mode that makes the device is of one thread
+    monkeypatch.setattr(files, "MOST_WORKERS", 1)  # the mode that makes the device is of one thread
     with fake_device(float64=False) as device:  # as on an Apple GPU; what runs there runs where there is float64
         yield device
 

@@ -35,7 +35,7 @@ def a_run(folder: Path, kind: str = "VAE", schema: Schema = GREY, source: str | 
     model = make(getattr(tessella, kind), schema, width=8, depth=1, latent_dim=3).eval()
     run = checkpoint.prepare_run(folder / "run")
     options = {"size": None, "channels": None, "binarize": None, "seed": 0}
-    checkpoint.write_spec(run, Spec(model.name, schema, model.options, {"spec": source, **options}))
+    checkpoint.write_spec(run, Spec(model.name, schema, model.config, {"spec": source, **options}))
     write_tensors(run / checkpoint.MODEL, model.state_dict(), {"step": 3})
     return Run(run, "cpu")
 

@@ -127,8 +127,6 @@ def test_codes_of_a_line_are_sampled_by_the_recomputed_probabilities(make: type[
     ("schema", "name"), [(BYTES, "logistic"), (BYTES, "categorical"), (REAL, "gaussian"), (BYTES, "autoregressive")]
 )
 def test_likelihoods_of_signals_add_up_position_by_position(schema: Schema, name: str) -> None:
-    from tessella.likelihoods.shared import by_position
-
     likelihood = likelihood_for(schema, find("likelihood", name).load()()).eval()
     p = likelihood(torch.randn(2, likelihood.parameter_channels, *schema.spatial))
     x = (
@@ -136,7 +134,7 @@ def test_likelihoods_of_signals_add_up_position_by_position(schema: Schema, name
         if not schema.values.discrete
         else torch.randint(0, 256, (2, *schema.shape)).byte()
     )
-    each = by_position(p, x)
+    each = p.by_position(x)
     assert each.shape == (2, *schema.spatial)
     torch.testing.assert_close(each.sum(1), p.log_prob(x), rtol=1e-4, atol=1e-3)
 
@@ -152,7 +150,7 @@ def test_the_bound_lies_below_log_p_in_closed_form() -> None:
             return (z @ weights.T)[:, None]
 
     model.decoder = Linear()  # type: ignore[assignment]
-    scale = float(model.likelihood(torch.zeros(1, 1, 6)).base_dist.scale.flatten()[0])  # type: ignore[attr-defined]
+    scale = float(model.likelihood(torch.zeros(1, 1, 6)).normal.scale.flatten()[0])  # type: ignore[attr-defined]
     x = torch.randn(400, 1, 6)
     exact = torch.distributions.MultivariateNormal(torch.zeros(6), weights @ weights.T + scale**2 * torch.eye(6))
     terms = model(x, noise=Noise(0).of(torch.arange(400)))

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import tessella
+from making import make
 from tessella.coding import code_atlas
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
-from tessella.models import presets
 from tessella.models.codes import CodeModel
 
 SMALL = {"width": 8, "depth": 1, "codebook_size": 16}
@@ -30,9 +30,9 @@ def pictures_and_codes() -> code_atlas.CodedExamples:
     return coded_of(codes, x)
 
 
-def made(schema: Schema, kind: str = "VQVAE", **options: object) -> CodeModel:
+def made(schema: Schema, kind: str = "vqvae", **options: object) -> CodeModel:
     torch.manual_seed(0)
-    return getattr(presets, kind)(schema, **{**SMALL, **options}).eval()
+    return make(kind, schema, **{**SMALL, **options}).eval()
 
 
 def test_a_patch_is_the_picture_at_its_position_and_its_surroundings_around_it(

@@ -362,8 +362,8 @@ def test_a_table_without_names_loses_no_row(tmp_path) -> None:
 
 def test_vectors_take_no_size_and_real_values_no_binarisation(tmp_path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1.5,2\n3,4\n5,6\n")
-    assert "--size" in refused(tmp_path / "t.csv", size=8)
-    assert "--binarize" in refused(tmp_path / "t.csv", binarize="static")
+    assert "size" in refused(tmp_path / "t.csv", size=8)
+    assert "binarize" in refused(tmp_path / "t.csv", binarize="static")
 
 
 def test_binary_values_need_no_binarisation(tmp_path) -> None:

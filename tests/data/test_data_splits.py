@@ -117,7 +117,7 @@ def test_validation_and_test_are_fixed_whatever_the_noise() -> None:
     for name in ("valid", "test"):
         split = data.split(name)
         assert torch.equal(split.batch(range(5), Noise(1)).x, split.batch(range(5)).x)
-    assert data.schema.values.name == Binary()
+    assert data.schema.values == Binary()
 
 
 def test_an_unknown_split_names_those_there_are() -> None:

@@ -90,7 +90,7 @@ def test_units_are_surveyed_as_the_examples_use_them() -> None:
 
 def test_a_grid_has_a_unit_for_each_channel() -> None:
     data = tessella.open_data("digits")
-    model = made(schema=data.schema, latent="grid")
+    model = made(schema=data.schema, latent_layout="grid")
     statistics = latent_statistics(model, data.split("valid"))
     assert statistics.mean.shape == statistics.deviation.shape == (3,)
     assert statistics.rate is not None

@@ -21,12 +21,12 @@ from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.data import open_data
+from tessella.evaluation import samples
 from tessella.evaluation.bounds import evaluate
 from tessella.foundation.errors import SpecError
 from tessella.models.flow import FlowModel
 from tessella.models.presets import Flow, FlowConfig
 from tessella.models.spec import TrainOptions
-from tessella.tasks import generate
 from tessella.tasks.edit.editing import edit_picture
 from tessella.tasks.edit.operations import Inpaint
 from tessella.training.loop import fit
@@ -131,12 +131,12 @@ def test_measured_like_any_model(tmp_path: Path) -> None:
     assert found.bound is not None
     assert found.importance_bound.nats < found.bound + 0.5
     a, b = (data.split("test").batch(np.arange(i, i + 2)) for i in (0, 2))
-    walk = generate.interpolate(model, a, b, steps=4)
+    walk = samples.interpolate_rows(model, a, b, steps=4)
     assert walk.shape == (2, 6, 1, 5, 3)
     assert torch.equal(walk[:, 1], a.x.float())
     assert torch.equal(walk[:, -2], b.x.float())
-    units = generate.unit_statistics(model, data.split("valid"))
-    moved = generate.traverse(model, data.split("test").batch(np.arange(1)), units, units.order[:1])
+    units = samples.latent_statistics(model, data.split("valid"))
+    moved = samples.traverse_rows(model, data.split("test").batch(np.arange(1)), units, units.order[:1])
     assert moved.isfinite().all()
 
 

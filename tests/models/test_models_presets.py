@@ -69,9 +69,9 @@ def test_start_is_near_the_even_odds() -> None:
 @pytest.mark.parametrize(
     ("preset", "schema", "options", "message"),
     [
-        (VAE, GREY, {"likelihood": "bernoulli"}, "needs binary data.*--binarize dynamic"),
-        (VAE, BINARY, {"likelihood": "logistic"}, "needs 8-bit data.*--likelihood bernoulli"),
-        (VAE, Schema.of((4,), "real"), {"likelihood": "categorical"}, "needs 8-bit data.*--likelihood gaussian"),
+        (VAE, GREY, {"likelihood": "bernoulli"}, "needs binary data.*binarize dynamic"),
+        (VAE, BINARY, {"likelihood": "logistic"}, "needs 8-bit data.*likelihood bernoulli"),
+        (VAE, Schema.of((4,), "real"), {"likelihood": "categorical"}, "needs 8-bit data.*likelihood gaussian"),
         (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: autoregressive, bernoulli"),
         (VAE, BINARY, {"components": 5}, "needs 8-bit data"),
         (VAE, Schema.of((4,), "real"), {"latent_layout": "grid"}, "vectors have no grid"),

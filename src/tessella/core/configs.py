@@ -100,6 +100,8 @@ class CodePriorConfig(Config, ABC):
     part = "code-prior"
     labels: ClassVar[Literal["none", "optional", "required"]] = "optional"
     fitted_after: ClassVar[bool] = True
+    any_order: ClassVar[bool] = False
+    """Whether it inpaints given all known codes, as `CodePrior.any_order` of its module."""
 
     @abstractmethod
     def build(

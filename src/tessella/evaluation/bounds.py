@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -104,7 +103,7 @@ def _evaluation(
     bound = None if rate is None else rate + distortion
     units = tuple((sums["units"] / done).tolist()) if "units" in sums else None
     codes = codebook.figures(model, sums, done) if isinstance(model, CodeModel) else None
-    warned = () if codes is None else codebook.warnings(codes, done, cast(CodeModel, model))
+    warned = () if codes is None else codebook.warnings(codes, done, _quantizer(model))
     mse = mean.get("squared")
     return Evaluation(
         model=model.name,
@@ -191,3 +190,8 @@ def importance_log_likelihood(model: Model, x: Tensor, label: Tensor | None, sam
 def psnr(mse: float, span: float) -> float:
     """Peak signal-to-noise ratio in decibels, 10 log10(span^2 / mse); infinite for an exact copy."""
     return math.inf if mse == 0 else 10 * math.log10((span or 1.0) ** 2 / mse)
+
+
+def _quantizer(model: Model) -> str:
+    """Return the name of a model's quantizer; empty if it is a composition of one's own."""
+    return "" if model.config is None else model.config.to_record().get("quantizer", {}).get("type", "")

@@ -22,8 +22,8 @@ POOR = 0.03
 ALONE = 1.05
 """And so is one below this: a single code."""
 REMEDIES = {
-    "ema": "--quantizer ema, which revives dead codes",
-    "fsq": "--quantizer fsq, which has no codebook to lose",
+    "ema": "the quantizer ema, which revives dead codes",
+    "fsq": "the quantizer fsq, which has no codebook to lose",
 }
 
 
@@ -93,15 +93,14 @@ def figures(model: CodeModel, sums: Mapping[str, Tensor], examples: int) -> Code
     )
 
 
-def warnings(codes: CodesEvaluation, examples: int, model: CodeModel) -> tuple[str, ...]:
+def warnings(codes: CodesEvaluation, examples: int, given: str) -> tuple[str, ...]:
     """For each level whose codebook has collapsed what is wrong and what to do, in words.
 
     Args:
-        model: whose quantizer is not advised again.
+        given: name of the quantizer in use, which is not advised again.
     """
-    given = "" if model.config is None else model.config.to_record().get("quantizer", {}).get("type", "")
     remedies = [words for name, words in REMEDIES.items() if name != given]
-    advice = f"Try {', '.join(remedies)}, or a smaller --codebook-size."
+    advice = f"Try {', '.join(remedies)}, or a smaller codebook size."
     found = []
     for level, of in enumerate(codes.levels):
         if of.perplexity < max(ALONE, POOR * min(of.codebook_size, examples * of.codes_per_example)):

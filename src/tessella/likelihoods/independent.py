@@ -48,7 +48,7 @@ class BernoulliModule(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, Binary(), "BernoulliModule")
+        require_values(schema, Binary(), "bernoulli")
         self.units = LatentStatistics(schema)
 
     @property
@@ -187,7 +187,7 @@ class GaussianModule(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, Real(), "GaussianModule")
+        require_values(schema, Real(), "gaussian")
         self.units = LatentStatistics(schema)
 
     @property

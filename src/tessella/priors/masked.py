@@ -45,6 +45,8 @@ class MaskedTransformer(CodePriorConfig):
     width: Count = WIDTH
     depth: Count = DEPTH
 
+    any_order = True
+
     def build(
         self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
     ) -> MaskedTransformerModule:

@@ -8,7 +8,6 @@ for it. What the finer level costs is measured by two priors of the same network
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,9 +17,9 @@ from torch import Tensor, nn
 from tessella.core.outputs import Condition, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
-from tessella.foundation import registry
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Objective
+from tessella.priors.autoregressive import PixelCNNModule
 from tessella.training.code_priors import CodesSplit, unpacked
 from tessella_experiments.models import CODEBOOK, RATE, UPDATES, codes, size
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
@@ -63,7 +62,7 @@ class FinePriors(nn.Module):
     def __init__(self, model: CodeModel) -> None:
         super().__init__()
         self._model = (model.requires_grad_(False).eval(),)  # in a tuple, so that its weights are not this module's
-        make: Callable[..., Any] = registry.find("code-prior", "pixelcnn").load()
+        make = PixelCNNModule
         shape, size = model.prior_shapes[-1], model.levels[-1].codebook_size
         self.given = make(shape, size, context_channels=model.context_channels[-1], width=WIDTH, depth=DEPTH)
         self.alone = make(shape, size, width=WIDTH, depth=DEPTH)

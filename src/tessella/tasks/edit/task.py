@@ -241,7 +241,9 @@ def _any_order_priors() -> list[str]:
     """Names of the priors over codes that condition on all known codes, not only on those before."""
     from tessella.foundation import registry
 
-    return [entry.name for entry in registry.entries("code-prior") if entry.load().any_order]
+    kinds = {entry.name: entry.load() for entry in registry.entries("code-prior")}
+
+    return [name for name, kind in kinds.items() if kind.any_order and kind.fitted_after]
 
 
 def _note_on_the_prior(model: Model, run: Run) -> None:
