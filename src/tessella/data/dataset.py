@@ -139,7 +139,9 @@ def _absolute(spec: str) -> str:
     if spec in registry.names("data"):
         return spec
     if not spec.removeprefix(HUB):
-        raise DataError(f"no data is named; give {', '.join(registry.names('data'))}, hf:NAME, a folder of pictures or a file")
+        raise DataError(
+            f"no data is named; give {', '.join(registry.names('data'))}, hf:NAME, a folder of pictures or a file"
+        )
     hub = HUB if spec.startswith(HUB) else ""
     path = os.path.expanduser(spec.removeprefix(hub))
     return hub + os.path.abspath(path) if os.path.exists(path) or not hub else spec

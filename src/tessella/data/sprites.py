@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tessella.foundation.registry import register
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, index_keys
+from tessella.foundation.registry import register
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 DEFAULT_SIZE = (32, 32)

@@ -35,5 +35,3 @@ def in_range(x: Tensor, schema: Schema, count: int = BATCH) -> bool:
     """Whether x could be `count` examples' stored values or means of them."""
     inside = schema.values.name == "real" or bool(x.min() >= schema.values.low and x.max() <= schema.values.high)
     return x.shape == (count, *schema.shape) and x.dtype == torch.float32 and bool(x.isfinite().all()) and inside
-
-

@@ -9,7 +9,6 @@ import re
 from typing import Any, cast
 
 import torch
-from torch.distributions import Distribution
 
 from tessella.bottlenecks.gaussian import DiagonalGaussian, position_head
 from tessella.core.configs import (
@@ -20,7 +19,7 @@ from tessella.core.configs import (
     PriorConfig,
     QuantizerConfig,
 )
-from tessella.core.contracts import CodePrior, Prior, Quantizer
+from tessella.core.contracts import CodePrior, Prior, Quantizer, StoredValues
 from tessella.core.outputs import Condition
 from tessella.core.rng import Noise
 from tessella.foundation import validation
@@ -80,7 +79,7 @@ def check_likelihood(config: LikelihoodConfig, values: str) -> None:
         assert network.dtype == torch.float32
         assert network.abs().max() < 20
         distribution = likelihood(torch.randn(BATCH, likelihood.parameter_channels, *schema.shape[1:]))
-        assert isinstance(distribution, Distribution)
+        assert isinstance(distribution, StoredValues)
         assert distribution.batch_shape == (BATCH,)
         assert distribution.event_shape == schema.shape
         nats = distribution.log_prob(x)
@@ -88,6 +87,9 @@ def check_likelihood(config: LikelihoodConfig, values: str) -> None:
         assert nats.dtype == torch.float32
         assert nats.isfinite().all()
         assert schema.values.name == "real" or nats.max() <= 0
+        positions = distribution.by_position(x)
+        assert positions.shape == (BATCH, *(schema.shape[1:] or schema.shape))
+        torch.testing.assert_close(positions.flatten(1).sum(1), nats)
         assert in_range(distribution.mean, schema)
         draw = distribution.sample()
         assert in_range(draw, schema)
