@@ -1,11 +1,14 @@
-"""Examples of every kind of data, random but seeded by the caller, for conformance tests."""
+"""Examples of every kind of data for conformance tests, random but seeded by the caller."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from tessella.core.schema import Schema
+from tessella.foundation.errors import TessellaError
 
 CLASSES = ("cat", "dog", "owl")
 BATCH = 3
@@ -35,3 +38,14 @@ def in_range(x: Tensor, schema: Schema, count: int = BATCH) -> bool:
     """Whether x could be `count` examples' stored values or means of them."""
     inside = schema.values.name == "real" or bool(x.min() >= schema.values.low and x.max() <= schema.values.high)
     return x.shape == (count, *schema.shape) and x.dtype == torch.float32 and bool(x.isfinite().all()) and inside
+
+
+def refuses(call: Callable[[], object], code: str) -> None:
+    """Expect a TessellaError of that code."""
+    try:
+        call()
+    except TessellaError as error:
+        found = error.code
+    else:
+        found = "nothing"
+    assert found == code, f"expected the error {code}, got {found}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,12 +12,11 @@ from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation import config
-from tessella.foundation.errors import TessellaError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.flow import FlowModel
 from tessella.models.spec import ModelConfig, Spec
-from tessella.testing.examples import BATCH, examples, in_range
+from tessella.testing.examples import BATCH, examples, in_range, refuses
 
 SMALL = {"width": 4, "depth": 1, "latent_dim": 2, "codebook_size": 8}
 """Options that make a model small, where it has them."""
@@ -30,17 +28,6 @@ def small_model(name: str, schema: Schema, **options: Any) -> Model:
     kind = ModelConfig.chosen(name)
     known = config.options(kind, config.choices(kind, options))
     return kind.from_options({**{n: v for n, v in SMALL.items() if n in known}, **options}).build(schema)
-
-
-def refuses(call: Callable[[], object], code: str) -> None:
-    """Expect a TessellaError of that code."""
-    try:
-        call()
-    except TessellaError as error:
-        found = error.code
-    else:
-        found = "nothing"
-    assert found == code, f"expected the error {code}, got {found}"
 
 
 def check_model(model: Model) -> None:

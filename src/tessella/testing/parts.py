@@ -25,7 +25,7 @@ from tessella.core.rng import Noise
 from tessella.foundation import validation
 from tessella.foundation.config import Config, described, hints
 from tessella.foundation.registry import Entry, find
-from tessella.testing.examples import BATCH, CLASSES, SHAPES, examples, in_range, schema_of
+from tessella.testing.examples import BATCH, CLASSES, SHAPES, examples, in_range, refuses, schema_of
 
 FEATURE_SHAPES = [(6,), (6, 7), (6, 1, 1), (6, 3, 5)]
 GRIDS = [(1, 3), (2, 5), (1, 1, 1), (1, 1, 3), (2, 1, 1), (1, 2, 2), (3, 4, 3)]
@@ -183,6 +183,8 @@ def check_code_prior(config: CodePriorConfig) -> None:
         for classes in (0, 3) if config.labels != "none" else (0,):
             for channels in (0, 2):
                 _check_code_prior(config, grid, classes, channels)
+    if config.labels == "none":
+        refuses(lambda: config.build(GRIDS[0], SIZE, classes=3), "sees-no-labels")
     for grid in ((1, 1, 3), (1, 2, 2), (2, 1, 2)):
         _check_sum(config, grid)
 
