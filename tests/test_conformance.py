@@ -22,7 +22,7 @@ from tessella.foundation.config import hints, slots
 from tessella.foundation.registry import Entry, entries, find, names
 from tessella.models import diffusion
 from tessella.models.spec import Objective
-from tessella.testing.examples import examples, schema_of
+from tessella.testing.examples import random_examples, schema_of
 from tessella.testing.models import check_terms, small_model
 from tessella.testing.parts import SIZE, small
 
@@ -138,7 +138,7 @@ def test_model_with_every_likelihood(entry: Entry, likelihood: str) -> None:
                 small_model(entry.name, schema, likelihood=likelihood)
             continue
         model = small_model(entry.name, schema, likelihood=likelihood, **grid)
-        check_terms(model(examples(schema), torch.tensor([0, 1, 2]), noise=Noise(0)), model)
+        check_terms(model(random_examples(schema), torch.tensor([0, 1, 2]), noise=Noise(0)), model)
 
 
 @pytest.mark.parametrize("entry", [pytest.param(find("model", name), id=name) for name in CODE_MODELS])
@@ -158,7 +158,7 @@ def test_model_without_classes(entry: Entry) -> None:
             small_model(entry.name, schema)
     else:
         model = small_model(entry.name, schema)
-        check_terms(model(examples(schema), noise=Noise(0)), model)
+        check_terms(model(random_examples(schema), noise=Noise(0)), model)
 
 
 @pytest.mark.parametrize("entry", entries_of("model"))

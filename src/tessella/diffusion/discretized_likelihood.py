@@ -14,7 +14,7 @@ from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.likelihoods.independent import LEVELS, BernoulliLogits, ByteLogits
-from tessella.likelihoods.shared import BYTE_HALF, IndependentValues, LatentStatistics, RealValues, checked
+from tessella.likelihoods.shared import BYTE_HALF, IndependentValues, RealValues, Standardizer, checked
 
 SCALE_FLOOR = 1e-3
 
@@ -30,7 +30,7 @@ class Observation(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def levels(self) -> int:

@@ -19,8 +19,8 @@ from tessella.foundation.registry import register
 from tessella.foundation.validation import Range
 from tessella.likelihoods.shared import (
     IndependentValues,
-    LatentStatistics,
     RealValues,
+    Standardizer,
     checked,
     require_values,
 )
@@ -50,7 +50,7 @@ class BernoulliModule(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, Binary(), "bernoulli")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -116,7 +116,7 @@ class CategoricalModule(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, UINT8, "categorical")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -189,7 +189,7 @@ class GaussianModule(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, Real(), "gaussian")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -248,7 +248,7 @@ class FixedGaussianModule(Likelihood):
     def __init__(self, schema: Schema, scale: float | None) -> None:
         super().__init__(schema)
         require_values(schema, Real(), "fixed-scale Gaussian")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
         self.fixed_scale = scale
         self.log_scale = nn.Parameter(torch.zeros(())) if scale is None else None
 
@@ -272,7 +272,7 @@ class FixedGaussianModule(Likelihood):
         return _normal(self.units, parameters, sigma)
 
 
-def _normal(units: LatentStatistics, location: Tensor, sigma: Tensor) -> StoredValues:
+def _normal(units: Standardizer, location: Tensor, sigma: Tensor) -> StoredValues:
     """Make N(location, sigma^2) of network units a distribution over the stored ones."""
     with torch.autocast(location.device.type, enabled=False):
         return RealValues(Normal(units.to_stored(location), units.scale * sigma, validate_args=False))

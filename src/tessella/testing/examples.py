@@ -28,7 +28,7 @@ def schema_of(values: str, shape: tuple[int, ...], classes: tuple[str, ...] = CL
     return Schema.of(shape, values, classes=classes)
 
 
-def examples(schema: Schema, count: int = BATCH) -> Tensor:
+def random_examples(schema: Schema, count: int = BATCH) -> Tensor:
     if schema.values.name == "real":
         return 10 + 2 * torch.randn(count, *schema.shape)
     return torch.randint(0, int(schema.values.high) + 1, (count, *schema.shape), dtype=torch.uint8)

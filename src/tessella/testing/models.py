@@ -16,7 +16,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.flow import FlowModel
 from tessella.models.spec import ModelConfig, Spec
-from tessella.testing.examples import BATCH, examples, in_range, refuses
+from tessella.testing.examples import BATCH, in_range, random_examples, refuses
 
 SMALL = {"width": 4, "depth": 1, "latent_dim": 2, "codebook_size": 8}
 """Options that make a model small, where it has them."""
@@ -33,7 +33,7 @@ def small_model(name: str, schema: Schema, **options: Any) -> Model:
 def check_model(model: Model) -> None:
     """Check terms, gradients, reconstructions, samples, codes and the specification of a fresh model."""
     schema = model.schema
-    x, label = examples(schema), torch.tensor([0, 1, 2])
+    x, label = random_examples(schema), torch.tensor([0, 1, 2])
     terms = model(x, label, noise=Noise(0, 1))
     check_terms(terms, model)
     _check_gradients(terms, model)
@@ -119,7 +119,7 @@ def _shapes(model: Model) -> dict[str, torch.Size]:
 
 def check_bound(one: Model, other: Model) -> None:
     """Check that two models of the same weights and another objective report the same bound."""
-    x, label = examples(one.schema), torch.tensor([0, 1, 2])
+    x, label = random_examples(one.schema), torch.tensor([0, 1, 2])
     first, second = (model(x, label, noise=Noise(0)) for model in (one, other))
     assert torch.equal(first.distortion, second.distortion)
     if first.rate is not None:

@@ -25,7 +25,7 @@ from tessella.core.rng import Noise
 from tessella.foundation import validation
 from tessella.foundation.config import Config, described, hints
 from tessella.foundation.registry import Entry, find
-from tessella.testing.examples import BATCH, CLASSES, SHAPES, examples, in_range, refuses, schema_of
+from tessella.testing.examples import BATCH, CLASSES, SHAPES, in_range, random_examples, refuses, schema_of
 
 FEATURE_SHAPES = [(6,), (6, 7), (6, 1, 1), (6, 3, 5)]
 GRIDS = [(1, 3), (2, 5), (1, 1, 1), (1, 1, 3), (2, 1, 1), (1, 2, 2), (3, 4, 3)]
@@ -73,7 +73,7 @@ def check_likelihood(config: LikelihoodConfig, values: str) -> None:
     """Check shapes, range and units of p(x | z) on data of such values: binary, uint8 or real."""
     for schema in [schema_of(values, shape) for shape in SHAPES]:
         likelihood = config.build(schema)
-        x = examples(schema)
+        x = random_examples(schema)
         network = likelihood.to_network(x)
         assert network.shape == x.shape
         assert network.dtype == torch.float32

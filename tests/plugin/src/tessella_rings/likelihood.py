@@ -13,7 +13,7 @@ from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.schema import Real, Schema
 from tessella.foundation.registry import register
 from tessella.foundation.validation import Range
-from tessella.likelihoods.shared import LatentStatistics, RealValues, checked, require_values
+from tessella.likelihoods.shared import RealValues, Standardizer, checked, require_values
 
 
 @register("likelihood", "laplace", summary="real values, absolute error as a likelihood", values=("real",))
@@ -37,7 +37,7 @@ class LaplaceModule(Likelihood):
     def __init__(self, schema: Schema, sharpness: float) -> None:
         super().__init__(schema)
         require_values(schema, Real(), "laplace")
-        self.units, self.sharpness = LatentStatistics(schema), sharpness
+        self.units, self.sharpness = Standardizer(schema), sharpness
 
     @property
     def parameter_channels(self) -> int:
