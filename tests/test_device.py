@@ -82,7 +82,7 @@ def test_it_is_said_once_unless_it_was_asked_for(run, tmp_path, capsys, monkeypa
     monkeypatch.setattr(device, "_count", lambda kind: 0)
     out = ["-n", "2", "-o", str(tmp_path / "x.png")]
     assert cli.main(["sample", run, *out]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "device   cpu, the only one there is"
+    assert capsys.readouterr().out.splitlines()[0] == "device   cpu, the only one available"
     assert cli.main(["sample", run, *out, "--device", "cpu"]) == 0
     assert "device" not in capsys.readouterr().out
     assert cli.main(["evaluate", run, "--json"]) == 0
