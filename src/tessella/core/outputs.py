@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from tessella.foundation.errors import SpecError, option
@@ -48,6 +48,16 @@ class Sampling:
             raise SpecError(f"{option('steps')} must be at least 1, got {self.steps}")
         if self.guidance is not None and not 0 <= self.guidance < math.inf:
             raise SpecError(f"{option('guidance')} must be finite and at least 0, got {self.guidance}")
+
+    def reject_steps(self, sampler: str) -> None:
+        """Raise SpecError if steps or guidance are given, for a sampler that takes no steps.
+
+        Args:
+            sampler: name of the sampler, for the message.
+        """
+        given = [option(name) for name in ("steps", "guidance") if asdict(self)[name] is not None]
+        if given:
+            raise SpecError(f"{sampler} samples in one step: leave out {' and '.join(given)}", code="no-steps")
 
 
 @dataclass(frozen=True)
