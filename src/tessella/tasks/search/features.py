@@ -10,7 +10,7 @@ codes   of a model of codes, position by position; the distance is the share of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import final
 
@@ -30,6 +30,7 @@ from tessella.priors.normal import StandardNormalModule
 
 GRID = 7
 """Positions a side that a grid of vectors is averaged to, at most."""
+POOLS: dict[int, Callable[..., Tensor]] = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d}
 COPIED = 256
 """Examples that altered copies are made of, at most."""
 Features = dict[str, Tensor]
@@ -145,9 +146,9 @@ def _of_batch(model: Model, batch: FixedBatch) -> _Look:
 
 
 def _averaged(z: Tensor) -> Tensor:
-    """z `[B, *latent_shape]` as rows; of a grid the mean of each of at most `GRID` x `GRID` parts."""
-    if z.dim() == 4:
-        z = F.adaptive_avg_pool2d(z, (min(GRID, z.shape[2]), min(GRID, z.shape[3])))
+    """z `[B, *latent_shape]` as rows; of a grid the mean of each of at most `GRID` parts along an axis."""
+    if z.dim() > 2:
+        z = POOLS[z.dim()](z, tuple(min(GRID, side) for side in z.shape[2:]))
     return z.flatten(1)
 
 
