@@ -104,12 +104,12 @@ def codes_of(model: CodeModel, x: Tensor) -> tuple[Tensor, ...]:
 
 @torch.inference_mode()
 def decode_codes(
-    model: CodeModel, stored: StoredCodes, *, draw: bool = False, seed: int = 0
+    model: CodeModel, stored: StoredCodes, *, sample: bool = False, seed: int = 0
 ) -> Iterator[tuple[str, Tensor]]:
     """Decode codes that `check_codes` accepts; yields each name and `[*shape]` in stored units, float32, of its size.
 
     Args:
-        draw: sample from p(x | z) instead of taking its mean.
+        sample: sample from p(x | z) instead of taking its mean.
         seed: of the samples.
     """
     trained = model.schema.shape[1:]
@@ -120,7 +120,7 @@ def decode_codes(
             sizes = [tuple(size) for size in stored.sizes[rows].tolist()]
             p_x = model.decode(pad_latent(model, z, sizes[0]))
             with seeded(chunk_seed, model.device):
-                x = (p_x.sample() if draw else p_x.mean)[: len(sizes)].cpu()
+                x = (p_x.sample() if sample else p_x.mean)[: len(sizes)].cpu()
             for name, size, one in zip(stored.names[rows], sizes, x, strict=True):
                 yield name, crop(one[None], size)[0]
             advance(len(sizes))

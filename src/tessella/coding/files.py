@@ -118,7 +118,7 @@ def coder_for(model: Model, *, lossy: bool) -> Coder:
     return BitsBack(model)
 
 
-def compress(
+def write_compressed(
     model: Model,
     examples: Iterable[NamedBatch],
     out: str,
@@ -289,7 +289,7 @@ def kept_names(container: Container) -> list[str]:
     return names
 
 
-def decompress(
+def read_compressed(
     container: Container, model: Model, *, workers: int | None = None, device: torch.device | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Decompress the examples of a file that `check` accepts: yields each name and `[*shape]` in stored units.
@@ -297,7 +297,7 @@ def decompress(
     Only examples whose checksum is right are given.
 
     Args:
-        workers: as in `compress`.
+        workers: as in `write_compressed`.
         device: where codes are decoded to pictures; entropy coding stays on the processor.
 
     Raises:

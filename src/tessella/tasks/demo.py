@@ -189,7 +189,7 @@ class DemoResult(Result):
         return Heading("A search"), Figure(self.found.sheet(), caption), calls
 
     def _detect(self) -> tuple[Block, ...]:
-        from tessella.tasks.detect.result import extremes
+        from tessella.tasks.detect.result import shown_extremes
 
         caught, strange, false, normal = _caught(self.anomalies)
         text = (
@@ -202,7 +202,7 @@ class DemoResult(Result):
         return (
             Heading("Anomalies"),
             Text(text),
-            *extremes(self.anomalies),
+            *shown_extremes(self.anomalies),
             Calls([Call("detect", [self.run, f":{NORMAL}"], options)]),
         )
 
@@ -395,14 +395,14 @@ def _caught(result: DetectionResult) -> tuple[int, int, int, int]:
 def _compressed(run: Run, data: Data) -> CompressResult:
     """Compress test pictures into a lossless file, and check that it restores them."""
     from tessella.coding.container import Container
-    from tessella.coding.files import decompress
+    from tessella.coding.files import read_compressed
     from tessella.coding.weights import model_for
 
     out = str(run.path / "clothes.tes")
     result = compress(run, CompressConfig((f":{COMPRESSED}",), out, overwrite=True))
     container = Container(out)
     x = data.split("test").batch(range(COMPRESSED)).x
-    back = decompress(container, model_for(container))
+    back = read_compressed(container, model_for(container))
     if not all(bool((one == restored).all()) for one, (_, restored) in zip(x, back, strict=True)):
         raise SpecError(f"{out} does not restore what went in: please report this", code="not-restored")
     beside = ", ".join(f"{codec.bytes:,} as {codec.name}" for codec in result.codecs)

@@ -128,7 +128,7 @@ class DetectionResult(Result):
             f"{len(self):,} {one}s, sorted by the score {by}: {self.summaries[by]}. The higher, the less a {one} fits "
             "what the model learned."
         )
-        return Page(f"Anomalies in {self.run}", [*_cards(self, one), *_scores(self), *extremes(self)], lead)
+        return Page(f"Anomalies in {self.run}", [*_cards(self, one), *_scores(self), *shown_extremes(self)], lead)
 
     def save(self, out: Path) -> None:
         """Write scores.csv and scores.json into a folder, an example at a time: there may be very many."""
@@ -192,7 +192,7 @@ def _scores(result: DetectionResult) -> list[Block]:
     return [Heading("Scores"), Table([*heads, "meaning"], rows, range(1, len(heads))), Text(words, "soft")]
 
 
-def extremes(result: DetectionResult) -> list[Block]:
+def shown_extremes(result: DetectionResult) -> list[Block]:
     """Show the examples that fit least and best, each with its heat maps."""
     shown = [*result.highest, *result.lowest]
     if not shown:

@@ -29,8 +29,8 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 
-DRAWS = 4
-"""Draws of z that a distortion is the mean of."""
+SAMPLES = 4
+"""Samples of z that a distortion is the mean of."""
 STEPS = 20
 """Steps of per-example optimisation that a regret is measured by."""
 
@@ -98,17 +98,17 @@ class StatisticsExtractor:
 
     Args:
         needs: names of statistics, all of them `possible`.
-        draws: of z an example, where z is continuous.
+        samples: of z an example, where z is continuous.
         steps: of the optimisation that the regret is measured by.
-        seed: of all draws.
+        seed: of all samples.
     """
 
     def __init__(
-        self, model: Model, needs: Collection[str], *, draws: int = DRAWS, steps: int = STEPS, seed: int = 0
+        self, model: Model, needs: Collection[str], *, samples: int = SAMPLES, steps: int = STEPS, seed: int = 0
     ) -> None:
         self.model, self.needs, self.steps = model.eval(), frozenset(needs), steps
         self._noise = Noise(seed, stream="detect")
-        self._eps = Noise(seed, stream="detect").normal(draws, 1, *model.latent_shape, device=model.device)
+        self._eps = Noise(seed, stream="detect").normal(samples, 1, *model.latent_shape, device=model.device)
 
     def __call__(self, batch: Batch) -> Statistics:
         """Compute the statistics of a batch of stored values, of any length.
@@ -224,7 +224,7 @@ def terms_of(
     Args:
         q: q(z | x), a Gaussian or a flow after one, batch shape `[B]`.
         prior: p(z); None leaves the rate out.
-        eps: `[draws, B or 1, *latent_shape]`, standard normal.
+        eps: `[samples, B or 1, *latent_shape]`, standard normal.
     """
     closed = None if prior is None else kl_closed(q, prior)
     start = q.base if isinstance(q, FlowDistribution) else q
@@ -254,7 +254,7 @@ def best_codes(
 ) -> Tensor:
     """The lowest -log p(x, codes) that a local search finds.
 
-    A trial replaces some of the codes by draws from the softened q(codes | x), and is kept for the examples whose
+    A trial replaces some of the codes by samples of the softened q(codes | x), and is kept for the examples whose
     -log p(x, codes) it lowers. So a regret is never below zero.
     """
     best, cost = tuple(codes), _cost(model, x, label, codes)
