@@ -107,15 +107,15 @@ def coder_for(model: Model, *, lossy: bool) -> Coder:
             f"give {option('prior')} another (or uniform) for a prior that sees labels, or train a vae",
             code="conditional",
         )
-    if isinstance(model, CodeModel):
-        return CodesOnly(model) if lossy else Lossless(model)
+    if model.levels:
+        return (CodesOnly if lossy else Lossless)(cast(CodeModel, model))
     if lossy:
         raise SpecError(f"the model {model.name} has no codes to keep: leave out {option('lossy')}, or train a vqvae",
                         code="no-codes")  # fmt: skip
-    if not isinstance(model, LatentVariableModel):
+    if not model.has_decoder:
         raise SpecError(f"the z of the model {model.name} is as large as its examples and cannot be coded: train a vae "
                         "or vqvae to compress", code="no-coder")  # fmt: skip
-    return BitsBack(model)
+    return BitsBack(cast(LatentVariableModel, model))
 
 
 def write_compressed(

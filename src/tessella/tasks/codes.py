@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, cast, final
 
 from tyro.conf import Positional, arg
 
@@ -155,9 +155,7 @@ def _code_model(run: Run) -> CodeModel:
     Raises:
         SpecError: `no-codes` if it has none.
     """
-    from tessella.models.codes import CodeModel
-
     model = run.model("trained")
-    if not isinstance(model, CodeModel):
+    if not model.levels:
         raise SpecError(f"the model {model.name} of {run.path} has no codes: train a vqvae", code="no-codes")
-    return model
+    return cast("CodeModel", model)

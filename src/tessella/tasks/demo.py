@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 from tessella.foundation.blocks import Block, Call, Calls, Cards, Details, Figure, Heading, Page, Table, Text, joined
 from tessella.foundation.errors import SpecError, option
@@ -279,8 +279,7 @@ def _demo(config: DemoConfig, device: str | None) -> DemoResult | StoppedDemo:
     fitted = run.fit_prior(data, PixelCNN(width=48, depth=4), options)
     if fitted.training.stopped == "signal":
         return StoppedDemo(config.run, Call("fit-prior", [config.run], {"resume": True}))
-    model = run.model()
-    assert isinstance(model, CodeModel)
+    model = cast(CodeModel, run.model())
     evaluation = evaluate(model, test, data=data.spec, split_name="test")
     assert evaluation.codes is not None
     assert evaluation.bound is not None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 import numpy as np
 import torch
@@ -98,12 +98,9 @@ class FeatureSurvey:
         moved = self._squares / self._count - (self._sum / self._count).square()
         variance = self._variance / self._count
         model, total = self._model, torch.ones_like(variance)
-        if (
-            isinstance(model, LatentVariableModel)
-            and model.has_bound
-            and not isinstance(model.prior, StandardNormalModule)
-        ):
-            total = (variance + moved).clamp_min(1e-12)
+        if model.has_decoder and model.has_bound and not model.levels:
+            prior = cast(LatentVariableModel, model).prior
+            total = total if isinstance(prior, StandardNormalModule) else (variance + moved).clamp_min(1e-12)
         return ((1 - variance / total).clamp_min(1e-12) / total).sqrt().float()
 
     @torch.no_grad()
