@@ -229,7 +229,7 @@ def test_numbers_are_said_in_words() -> None:
     worse = replace(MEASURED, bound=720.0)
     assert "2.0 times more" in metric_text.numbers(worse, BYTES)[0].meaning
     binary = Schema.of((1, 8, 8), "binary")
-    assert "one bit a number (8.0 bytes)" in metric_text.numbers(MEASURED, binary)[0].meaning
+    assert "one bit per value (8.0 bytes)" in metric_text.numbers(MEASURED, binary)[0].meaning
     assert "density" in metric_text.numbers(MEASURED, Schema.of((64,), Real(-1, 1)))[0].meaning
 
 
