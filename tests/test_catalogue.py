@@ -78,7 +78,8 @@ def made(entry: Entry, schema: Schema, **more: Any) -> Model:
 def examples(schema: Schema, count: int = BATCH) -> Tensor:
     if schema.values.name == "real":
         return 10 + 2 * torch.randn(count, *schema.shape)
-    return torch.randint(0, int(schema.values.high) + 1, (count, *schema.shape), dtype=torch.uint8)
+    drawn = torch.randint(schema.values.levels, (count, *schema.shape)) + schema.values.low
+    return drawn.to(torch.uint8 if schema.values.in_bytes else torch.float32)
 
 
 def in_range(x: Tensor, schema: Schema, count: int = BATCH) -> bool:
@@ -423,6 +424,8 @@ def test_model_of_vectors(entry: Entry, features: int) -> None:
 def test_model_of_signals(entry: Entry) -> None:
     check_model(entry, schema_of("real", (2, 9)))
     check_model(entry, schema_of("uint8", (1, 12)), components=2)
+    check_model(entry, replace(schema_of("uint8", (2, 6)), values=Integers(300, -7.0)), components=2)
+    check_model(entry, replace(schema_of("uint8", (1, 7)), values=Symbols(9)))
 
 
 @pytest.mark.parametrize("entry", entries_of("model"))

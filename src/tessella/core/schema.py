@@ -34,18 +34,29 @@ class Values(ABC):
 
     @property
     def name(self) -> str:
-        """Short name: `binary`, `uint8`, `integers`, `symbols` or `real`."""
-        return "uint8" if self == UINT8 else self.kind
+        """Name that tells them apart: `binary`, `uint8`, `integer(-3..3)`, `symbol(27)` or `real`."""
+        if self == UINT8:
+            return "uint8"
+        named = {"integers": f"integer({self.low:.0f}..{self.high:.0f})", "symbols": f"symbol({self.levels})"}
+        return named.get(self.kind, self.kind)
 
     @property
     def words(self) -> str:
-        """Adjective for messages and pages: `8-bit`."""
-        return f"{math.log2(self.levels):.3g}-bit" if self.kind == "integers" else self.kind
+        """Adjective for messages and pages: `8-bit`, `7-level`."""
+        if self.kind != "integers":
+            return self.kind
+        bits = self.levels.bit_length() - 1
+        return f"{bits}-bit" if self.levels == 1 << bits else f"{self.levels}-level"
 
     @property
     def discrete(self) -> bool:
         """True if the values have probabilities, so that files of them can be lossless."""
         return self.levels > 0
+
+    @property
+    def in_bytes(self) -> bool:
+        """True if they are stored as uint8, and not as float32."""
+        return self.discrete and self.low >= 0 and self.high <= 255
 
     @property
     def span(self) -> float:
