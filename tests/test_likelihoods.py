@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expect import raises
+from making import VALUES
 from tessella.core.configs import LikelihoodConfig
 from tessella.core.entropy_coding import AnsStack, SymbolDecoder, SymbolEncoder
-from tessella.core.schema import NAMED, Integers, Real, Schema, Symbols
+from tessella.core.schema import Integers, Real, Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import entries, find
 from tessella.likelihoods import (
@@ -32,7 +33,6 @@ from tessella.likelihoods.logistic import LogisticMixture
 
 PICTURE, VECTOR = (3, 4, 5), (6,)
 FALSE_ALARM = 1e-4
-VALUES = {**NAMED, "integers": Integers(7, -3.0), "symbols": Symbols(5)}
 
 CASES = [
     pytest.param(entry.name, values, shape, id=f"{entry.name}-{len(shape)}d")
