@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tessella.train(
             make(preset, data.schema, **TINY, **options), data, folder / name, TrainOptions(steps=3), quiet=True
         )
-        of = classifier.fingerprint(data, "train")
+        of = classifier.data_fingerprint(data, "train")
         lookers.setdefault(of, classifier.trained(data, seen=640))
         classifier.store(folder / name / classifier.FILE, lookers[of], of)
     return folder

@@ -19,7 +19,7 @@ from tessella.foundation.validation import Range
 from tessella.likelihoods.shared import (
     GaussianValues,
     IndependentValues,
-    LatentStatistics,
+    Standardizer,
     checked,
     require_values,
 )
@@ -48,7 +48,7 @@ class BernoulliModule(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, "bernoulli", "binary")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -119,7 +119,7 @@ class CategoricalModule(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, "categorical", "integers", "symbols")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -200,7 +200,7 @@ class GaussianModule(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, "gaussian", "real")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -259,7 +259,7 @@ class FixedGaussianModule(Likelihood):
     def __init__(self, schema: Schema, scale: float | None) -> None:
         super().__init__(schema)
         require_values(schema, "fixed-scale Gaussian", "real")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
         self.fixed_scale = scale
         self.log_scale = nn.Parameter(torch.zeros(())) if scale is None else None
 
@@ -283,7 +283,7 @@ class FixedGaussianModule(Likelihood):
         return _normal(self.units, parameters, sigma)
 
 
-def _normal(units: LatentStatistics, location: Tensor, sigma: Tensor) -> StoredValues:
+def _normal(units: Standardizer, location: Tensor, sigma: Tensor) -> StoredValues:
     """Make N(location, sigma^2) of network units a distribution over the stored ones."""
     with torch.autocast(location.device.type, enabled=False):
         return GaussianValues(units.to_stored(location), units.scale * sigma)

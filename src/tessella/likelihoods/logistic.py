@@ -18,7 +18,7 @@ from tessella.core.schema import Schema, Values
 from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError, option
 from tessella.foundation.registry import register
-from tessella.likelihoods.shared import LatentStatistics, checked, require_values
+from tessella.likelihoods.shared import Standardizer, checked, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
 """Least of 256 levels (a quarter of half a bin; less of more levels), and most of any."""
@@ -81,7 +81,7 @@ class LogisticMixtureModule(Likelihood):
                 f"use {option('likelihood')} categorical"
             )
         self.mixtures = components
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:

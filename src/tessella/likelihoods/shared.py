@@ -16,7 +16,7 @@ from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError, option
 
 
-class LatentStatistics(nn.Module):
+class Standardizer(nn.Module):
     """The affine map between stored and network units, `stored = center + scale * network`.
 
     Discrete values go to [-1, 1]; real values are standardised with the schema's center and scale, one a

@@ -63,7 +63,7 @@ def _open(config: CompareConfig, device: str | torch.device | None) -> list[_Ope
         key = json.dumps([run.spec.data, model.schema.to_json(), model.conditional], sort_keys=True, default=str)
         if key not in known:
             found = run.data(config.data, model)
-            known[key] = found, classifier.fingerprint(found, config.split)
+            known[key] = found, classifier.data_fingerprint(found, config.split)
         found, contents = known[key]
         basis = Basis(
             data=os.path.basename(found.spec.rstrip("/")) or found.spec,
@@ -153,26 +153,26 @@ def _with_samples(
             slow = f"{entry.name}: only {len(drawn.x)} samples in {config.minutes:g} minutes, too few to judge"
             entry = replace(entry, notes=(*entry.notes, slow))
         else:
-            entry = replace(entry, fidelity=fidelity.compare(drawn, split, looker, basis.schema, basis.split))
+            entry = replace(entry, fidelity=fidelity.compare_samples(drawn, split, looker, basis.schema, basis.split))
         done.append(entry)
     return done
 
 
-def _drawn(of: _Opened, count: int, label: Tensor | None, config: CompareConfig) -> fidelity.Drawn:
+def _drawn(of: _Opened, count: int, label: Tensor | None, config: CompareConfig) -> fidelity.TimedSamples:
     if of.model.conditional and label is None:
         label = torch.arange(count) % max(1, len(of.basis.schema.classes))
-    return fidelity.draw(of.model, count, label, seed=config.seed, seconds=60 * config.minutes)
+    return fidelity.timed_samples(of.model, count, label, seed=config.seed, seconds=60 * config.minutes)
 
 
-def _shown(entry: ComparedRun, drawn: fidelity.Drawn) -> ComparedRun:
+def _shown(entry: ComparedRun, drawn: fidelity.TimedSamples) -> ComparedRun:
     return replace(entry, samples=drawn.x[:SHOWN].float(), seconds_per_sample=drawn.seconds)
 
 
 def _classifier(members: Sequence[_Opened]) -> classifier.Classifier:
     """Take one classifier for all: the first that a run has, else a new one, kept in the first run."""
     data = members[0].data
-    of = classifier.fingerprint(data, "train")
+    of = classifier.data_fingerprint(data, "train")
     for member in members:
-        if (found := classifier.stored(member.run.path / classifier.FILE, data, of)) is not None:
+        if (found := classifier.stored_classifier(member.run.path / classifier.FILE, data, of)) is not None:
             return found
     return classifier.of_run(members[0].run.path, data)
