@@ -6,16 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tessella.core.configs import CodePriorConfig, PriorConfig
-from tessella.core.schema import NAMED, UINT8, Integers, Schema, Symbols, Values
+from tessella.core.schema import UINT8, Schema
 from tessella.data import Data
 from tessella.foundation.config import hints, slots
 from tessella.foundation.registry import names
 from tessella.models.spec import ModelConfig
 from tessella.training.fit_prior import fit_prior
 from tessella.training.prior_trainer import FitResult
-
-VALUES: dict[str, Values] = {**NAMED, "integers": Integers(300, -7.0), "symbols": Symbols(9)}
-"""Values of every kind, by the names that likelihoods give them."""
 
 
 def make(model: str | Callable[..., Any], schema: Schema, **options: Any) -> Any:

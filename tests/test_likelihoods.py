@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from expect import raises
-from making import VALUES
 from tessella.core.configs import LikelihoodConfig
 from tessella.core.entropy_coding import AnsStack, SymbolDecoder, SymbolEncoder
 from tessella.core.schema import Integers, Real, Schema
@@ -30,6 +29,7 @@ from tessella.likelihoods import (
 )
 from tessella.likelihoods.independent import Bernoulli, Categorical, FixedGaussian, Gaussian
 from tessella.likelihoods.logistic import LogisticMixture
+from tessella.testing.examples import VALUES
 
 PICTURE, VECTOR = (3, 4, 5), (6,)
 FALSE_ALARM = 1e-4

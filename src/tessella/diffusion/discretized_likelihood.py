@@ -6,6 +6,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
@@ -13,7 +14,7 @@ from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Binary, Schema, Values
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.likelihoods.independent import BernoulliLogits, CategoricalLogits
-from tessella.likelihoods.shared import GaussianValues, IndependentValues, Standardizer, checked
+from tessella.likelihoods.shared import IndependentValues, RealValues, Standardizer, checked
 
 SCALE_FLOOR = 1e-3
 
@@ -50,7 +51,7 @@ class Observation(Likelihood):
         location, log_precision = checked(parameters, self.schema, self.parameter_channels).chunk(2, dim=1)
         if not self.levels:
             sigma = (log_precision / -2).exp().clamp_min(SCALE_FLOOR)
-            return GaussianValues(self.units.to_stored(location), self.units.scale * sigma)
+            return RealValues(Normal(self.units.to_stored(location), self.units.scale * sigma, validate_args=False))
         if self.schema.values == Binary():
             return BernoulliLogits(2 * location * log_precision.exp())
         return NoisyLevels(location, log_precision.exp(), self.schema.values)
