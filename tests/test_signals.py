@@ -150,7 +150,7 @@ def test_the_bound_lies_below_log_p_in_closed_form() -> None:
             return (z @ weights.T)[:, None]
 
     model.decoder = Linear()  # type: ignore[assignment]
-    scale = float(model.likelihood(torch.zeros(1, 1, 6)).normal.scale.flatten()[0])  # type: ignore[attr-defined]
+    scale = float(model.likelihood(torch.zeros(1, 1, 6)).distribution.scale.flatten()[0])  # type: ignore[attr-defined]
     x = torch.randn(400, 1, 6)
     exact = torch.distributions.MultivariateNormal(torch.zeros(6), weights @ weights.T + scale**2 * torch.eye(6))
     terms = model(x, noise=Noise(0).of(torch.arange(400)))
