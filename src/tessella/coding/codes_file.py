@@ -23,9 +23,9 @@ from torch import Tensor
 
 from tessella.core.batches import Batch, filled, fixed_batches, size_of
 from tessella.core.rng import chunks, seeded
+from tessella.data.array_files import NumpyArchive
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import abridged, shown
-from tessella.data.sources import NumpyArchive
 from tessella.foundation.errors import DataError, SpecError, task
 from tessella.foundation.files import write_atomic
 from tessella.foundation.progress import tracking

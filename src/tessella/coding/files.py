@@ -45,7 +45,7 @@ from tessella.coding.weights import Weights
 from tessella.core.device import autocast, lowers
 from tessella.core.entropy_coding import WORD
 from tessella.core.schema import Precision
-from tessella.data.folders.read import FORMATS
+from tessella.data.folders.decode import FORMATS
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import shown
 from tessella.foundation.errors import DataError, SpecError, option

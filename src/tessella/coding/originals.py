@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from tessella.coding.container import MODES
 from tessella.core.schema import Binary, Schema
-from tessella.data.folders.read import opened_picture
+from tessella.data.folders.decode import opened_picture
 from tessella.data.inputs import read_pictures
 from tessella.kinds.pictures import picture
 

@@ -166,7 +166,7 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
 
 def _own_normals(data: Any) -> list[Batch] | None:
     """Some of the run's validation split; None if there is none, or it is too small to fit scores on."""
-    from tessella.data.batches import batches
+    from tessella.data.splits import batches
     from tessella.tasks.detect.detector import FEWEST
 
     try:

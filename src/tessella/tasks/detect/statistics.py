@@ -21,7 +21,7 @@ from tessella.core.distributions import kl_closed
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
 from tessella.core.schema import Binary, Schema
-from tessella.data.folders.read import MODES
+from tessella.data.folders.decode import MODES
 from tessella.evaluation import per_example_posterior
 from tessella.kinds.base import kind_of
 from tessella.models.base import Model
