@@ -1,9 +1,8 @@
 """Classifier whose features fidelity is measured in, trained on the training split of the same data.
 
-With labels, it learns to predict the class. Without labels, it learns a task that needs none. Square pictures: by how
-many quarter turns the picture was rotated (Gidaris et al. 2018). Other pictures: how it was mirrored. Vectors and
-signals: to reconstruct them through a narrow layer. The features are the activations of its last hidden layer, divided
-by one number so that their total variance on the training split is 1.
+With labels, it learns to predict the class. Without labels, it learns the task of the kind of data: to recognise the
+pose of an example (for pictures, the quarter turn), or to reconstruct it through a narrow layer. The features are the
+activations of the last hidden layer, divided by one number so that their total variance on the training split is 1.
 
 So fidelity needs no download and fits any data, but numbers can only be compared if they come from the same classifier.
 It is trained once and stored with the run, with the fingerprint of the data.
@@ -15,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -43,8 +42,6 @@ AT_ONCE = 500
 HASHED = 256
 VERSION = 1
 
-Task = Literal["class", "rotation", "flip", "autoencoder"]
-
 
 @final
 class Classifier(nn.Module):
@@ -52,17 +49,18 @@ class Classifier(nn.Module):
 
     Args:
         schema: shape and values of an example.
-        task: what the classifier is trained for.
+        task: what the classifier is trained for: `class`, or the probe task of the kind of data.
     """
 
     scale: Tensor
 
-    def __init__(self, schema: Schema, task: Task) -> None:
+    def __init__(self, schema: Schema, task: str) -> None:
         super().__init__()
         self.schema, self.task = schema, task
         self.score: float | None = None
         self.fingerprint = ""
-        answers = {"class": len(schema.classes), "rotation": 4, "flip": 4, "autoencoder": schema.dims}[task]
+        poses = len(kind_of(schema).poses(torch.zeros(1, *schema.shape)))
+        answers = len(schema.classes) if task == "class" else poses or schema.dims
         self.body = _convolutional(schema.shape) if schema.rank else _for_vector(schema.dims)
         self.head = nn.Linear(FEATURES, answers)
         self.register_buffer("scale", torch.ones(()))
@@ -124,7 +122,7 @@ def _for_vector(dims: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dims, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, FEATURES))
 
 
-def task_for(data: Data) -> Task:
+def task_for(data: Data) -> str:
     """Choose the task that can be learned from this data."""
     schema, train = data.schema, data.split("train")
     if train.labels is not None and len(schema.classes) > 1:
@@ -194,14 +192,11 @@ def _posed(model: Classifier, x: Tensor, label: Tensor | None, noise: Noise) -> 
     """Return the inputs and targets of the task for a batch."""
     if model.task == "class" and label is not None:
         return x, label.to(x.device)
-    if model.task == "autoencoder":
+    poses = kind_of(model.schema).poses(x)
+    if not poses:
         return x, model.standard(x)
-    turn = (noise.uniform(len(x)) * 4).long().clamp_max(3).to(x.device)
-    if model.task == "rotation":
-        kinds = [torch.rot90(x, k, (2, 3)) for k in range(4)]
-    else:
-        kinds = [x, x.flip(2), x.flip(3), x.flip(2, 3)]
-    return torch.stack(kinds)[turn, torch.arange(len(x), device=x.device)], turn
+    turn = (noise.uniform(len(x)) * len(poses)).long().clamp_max(len(poses) - 1).to(x.device)
+    return torch.stack(poses)[turn, torch.arange(len(x), device=x.device)], turn
 
 
 def _loss(model: Classifier, x: Tensor, answer: Tensor) -> Tensor:
