@@ -395,10 +395,10 @@ def _batch(model: CodeModel | LatentVariableModel) -> int:
 
 
 def _stored_type(model: CodeModel | LatentVariableModel) -> torch.dtype:
-    """Type of decoded values; SpecError if they have a density."""
+    """Return the type of decoded values; raise SpecError if they have a density."""
     if not model.schema.values.discrete:
         raise SpecError(
-            f"real values have a density, which no code reaches: give {option('lossy')}, or train on integers",
+            f"real values have a density and no lossless code: use {option('lossy')}, or train on integers",
             code="density",
         )
     return torch.uint8 if model.schema.values.in_bytes else torch.float32
