@@ -6,11 +6,14 @@ A part is a subclass with its options as fields, registered under its name; see 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from tessella.foundation.config import Config
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tessella.core.contracts import Bottleneck, CodePrior, Encoder, Likelihood, Prior, Quantizer
     from tessella.core.schema import Schema
 
@@ -59,12 +62,14 @@ class InferenceNetwork(NamedTuple):
     Attributes:
         input_shape: of one example as `Likelihood.to_network` gives it.
         labelled: whether the encoder sees labels.
+        examples: gives so many different examples in that form, which pseudo-inputs start at; None: at noise.
     """
 
     encoder: Encoder
     bottleneck: Bottleneck
     input_shape: tuple[int, ...]
     labelled: bool
+    examples: Callable[[int], Tensor] | None = None
 
 
 class PriorConfig(Config, ABC):

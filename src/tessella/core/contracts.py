@@ -120,6 +120,8 @@ class Bottleneck(nn.Module, ABC):
     """Shape of one example's z: `(D, *spatial)`."""
     stochastic: bool = True
     """Whether `BottleneckOutput.posterior` is a distribution, so that z has a rate."""
+    gaussian: bool = False
+    """Whether it is a diagonal Gaussian, so that its mean and deviation say all of it."""
 
     @abstractmethod
     def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:

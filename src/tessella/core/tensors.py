@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tessella.foundation import validation
-from tessella.foundation.errors import RunError, TessellaError
+from tessella.foundation.errors import RunError, TessellaError, option
 from tessella.foundation.files import write_atomic
 
 DTYPES = {
@@ -103,7 +103,8 @@ def read_header(path: Path) -> Header:
         return _header(path)
     except FileNotFoundError as error:
         raise RunError(
-            f"{path} is missing: there is no checkpoint yet; let the run train on, or --resume it"
+            f"{path} is missing: there is no checkpoint yet; let the run train on, or {option('resume')} it",
+            code="no-weights",
         ) from error
     except (validation.Malformed, OSError) as error:
         raise _damaged(path, getattr(error, "strerror", None) or str(error)) from error
@@ -130,7 +131,7 @@ def read_tensors(path: Path, header: Header | None = None) -> State:
 
 
 def _damaged(path: Path, why: str) -> RunError:
-    return RunError(f"{path} is damaged ({why}): copy it anew or train again")
+    return RunError(f"{path} is damaged ({why}): copy it anew or train again", code="damaged")
 
 
 def _header(path: Path) -> Header:
@@ -208,7 +209,9 @@ def fill(module: torch.nn.Module, header: Header, *, what: str = "run", exactly:
         RunError: if they do not fit, are not finite, or the file is damaged.
     """
     own = {name: (t.dtype, tuple(t.shape)) for name, t in module.state_dict().items()}
-    foreign = RunError(f"{header.path} does not fit spec.json beside it: one of them is from another {what}")
+    foreign = RunError(
+        f"{header.path} does not fit spec.json beside it: one of them is from another {what}", code="does-not-fit"
+    )
     if own.keys() != header.kinds.keys():
         raise foreign
     for name, (dtype, shape) in own.items():
@@ -218,7 +221,8 @@ def fill(module: torch.nn.Module, header: Header, *, what: str = "run", exactly:
     weights = read_tensors(header.path, header).tensors
     bad = next((name for name, t in weights.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
     if bad is not None:
-        raise RunError(f"{header.path} holds weights that are NaN or infinite, first in {bad}: train again")
+        what = f"{header.path} holds weights that are NaN or infinite, first in {bad}"
+        raise RunError(f"{what}: train again", code="not-finite")
     module.load_state_dict(weights)
 
 
@@ -240,18 +244,20 @@ def built(make: Callable[[], T], header: Header | None, *, of: Path, options: Ma
     if header is not None:
         largest, room = 2 * header.largest, SPARE_BYTES + 16 * header.bytes
         count += 64 * len(header.kinds)
-    for option, value in options.items():
+    for key, value in options.items():
         if type(value) is int and value > largest:
-            raise RunError(f"{other}: {option.replace('_', ' ')} {value:,} is more than its tensors can hold")
+            what = f"{key.replace('_', ' ')} {value:,} is more than its tensors can hold"
+            raise RunError(f"{other}: {what}", code="does-not-fit")
     try:
         with _Budget(room, count):
             return make()
     except TessellaError as error:
-        raise RunError(f"{of}: {error}") from error
+        raise RunError(f"{of}: {error}", code="does-not-fit") from error
     except _OverBudget as error:
-        raise RunError(f"{other}: what it asks for is larger than its tensors") from error
+        raise RunError(f"{other}: what it asks for is larger than its tensors", code="does-not-fit") from error
     except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        raise RunError(f"{other}: it cannot be built ({' '.join(str(error).split())[:120]})") from error
+        why = " ".join(str(error).split())[:120]
+        raise RunError(f"{other}: it cannot be built ({why})", code="does-not-fit") from error
 
 
 class _OverBudget(Exception):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class Model(nn.Module, ABC):
     """The quantisers of a model of codes, coarsest first; none of other models."""
     downsampling: tuple[int, ...] = (1,)
     """Positions a side of the data that one position of each level's latent grid stands for, coarsest level first."""
+    prior_part: Literal["prior", "code-prior"] | None = None
+    """The kind of part that can be fitted as its prior afterwards, over real numbers or codes; None: it is its own."""
     learning_rate: float = 2e-3
     """What suits it at the height of training, unless another is asked for."""
 
@@ -178,3 +181,23 @@ class Model(nn.Module, ABC):
             f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit one to sample "
             f"from ({task('fit-prior', 'RUN --kind flow')})"
         )
+
+
+class LatentModel(Model, ABC):
+    """A model whose prior can be exchanged for one that is fitted on its latents afterwards."""
+
+    @abstractmethod
+    def build_priors(
+        self, config: Any, classes: int = 0, examples: Callable[[int], Tensor] | None = None
+    ) -> Sequence[nn.Module]:
+        """Make priors of its latents with fresh weights, one a level.
+
+        Args:
+            config: a `CodePriorConfig` or `PriorConfig`, as `prior_part` says.
+            classes: number of labels that they see; 0: none.
+            examples: as of `InferenceNetwork`.
+        """
+
+    @abstractmethod
+    def set_prior(self, priors: Sequence[Any]) -> None:
+        """Use these priors, one a level, from now on; class-conditional ones make the model conditional."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tessella.core.configs import CodePriorConfig
 from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, StoredValues
 from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
@@ -16,7 +17,7 @@ from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import track
-from tessella.models.base import Model
+from tessella.models.base import LatentModel
 from tessella.models.spec import ModelConfig
 from tessella.networks.conv import cut
 from tessella.networks.pyramid import Merge, Pyramid
@@ -27,7 +28,7 @@ Codes = Sequence[Tensor]
 
 
 @final
-class CodeModel(Model):
+class CodeModel(LatentModel):
     """p(x, c) = prod_l p(c_l | c_<l) p(x | c), q(c | x) a point mass (van den Oord et al. 2017; Razavi et al. 2019).
 
     The encoder looks at x once; each level's features, and what the coarser levels' codes stand for, are quantised to
@@ -41,6 +42,8 @@ class CodeModel(Model):
         decoder: z to the likelihood's parameters.
         merge_depth: residual blocks that each further level's features pass through.
     """
+
+    prior_part = "code-prior"
 
     def __init__(
         self,
@@ -90,8 +93,15 @@ class CodeModel(Model):
         """Whether a prior was learned."""
         return not all(isinstance(prior, UniformModule) for prior in self.priors)
 
+    def build_priors(
+        self, config: CodePriorConfig, classes: int = 0, examples: Callable[[int], Tensor] | None = None
+    ) -> list[CodePrior]:
+        return [
+            config.build(shape, quantizer.codebook_size, context_channels=context, classes=classes)
+            for shape, quantizer, context in zip(self.prior_shapes, self.levels, self.context_channels, strict=True)
+        ]
+
     def set_prior(self, priors: Sequence[CodePrior]) -> None:
-        """Use these priors, one a level, from now on; class-conditional ones make the model conditional."""
         self.priors = nn.ModuleList(priors)
         self.conditional = any(prior.classes for prior in priors)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -139,7 +140,7 @@ class VampPriorModule(Prior):
     Encoder and bottleneck are the model's own: they are used, not owned, and learn from both of their tasks unless they
     are frozen. With classes, pseudo-input k is shown as one of class k mod classes to an encoder that sees labels, and
     each class has weights of its own. The pseudo-inputs start as noise of unit scale, whose posteriors are as near to
-    N(0, I) as a fresh encoder's are, or at examples by `start_at`.
+    N(0, I) as a fresh encoder's are, or at `examples`.
 
     Args:
         latent_shape: `(D,)` or `(D, h, w)`.
@@ -148,6 +149,7 @@ class VampPriorModule(Prior):
         input_shape: of one example as `Likelihood.to_network` gives it.
         components: K.
         labelled: whether the encoder sees labels.
+        examples: as of `InferenceNetwork`.
 
     Raises:
         SpecError: if q(z | x) is no diagonal Gaussian.
@@ -163,6 +165,7 @@ class VampPriorModule(Prior):
         input_shape: tuple[int, ...],
         components: int,
         labelled: bool = False,
+        examples: Callable[[int], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if not bottleneck.stochastic:
@@ -173,11 +176,9 @@ class VampPriorModule(Prior):
         self._q = (encoder, bottleneck)  # in a tuple, so that its weights are not this module's as well
         self.logits = nn.Parameter(0.1 * torch.randn(max(1, classes), components))
         self.inputs = nn.Parameter(torch.randn(components, *input_shape))
-
-    @torch.no_grad()
-    def start_at(self, x: Tensor) -> None:
-        """Let the pseudo-inputs be examples `[n, *input_shape]` as `Likelihood.to_network` gives them, in turn."""
-        self.inputs.copy_(x[torch.arange(len(self.inputs)) % len(x)])
+        if examples is not None:
+            x = examples(components)
+            self.inputs.data = x[torch.arange(components) % len(x)].float()  # fewer examples come in turn
 
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> MixtureDensity:
         encoder, bottleneck = self._q
