@@ -27,7 +27,7 @@ from tessella.bottlenecks.codebooks import (
     MappedCodebook,
     euclidean,
 )
-from tessella.bottlenecks.nearest import in_one_table, nearest
+from tessella.bottlenecks.nearest import in_one_table, nearest_codes
 from tessella.bottlenecks.proposals import sample_near, sample_with_log_prob, uniform_for
 from tessella.core.configs import QuantizerConfig
 from tessella.core.contracts import Quantizer
@@ -167,7 +167,7 @@ class CodebookQuantizer(Quantizer):
         if self.training:
             book.start(seen, draws.split("start"))
         table = book.table()
-        codes = nearest(seen, table.detach())
+        codes = nearest_codes(seen, table.detach())
         e = _vectors(table, codes)
         if self.training:
             book.learn(seen, codes, draws.split("revival"))

@@ -20,7 +20,7 @@ from tessella.foundation.config import Count
 from tessella.foundation.registry import register
 from tessella.likelihoods import likelihood_for
 from tessella.likelihoods.logistic import LogisticMixture
-from tessella.likelihoods.shared import LatentStatistics, checked, over_channels
+from tessella.likelihoods.shared import Standardizer, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, IncrementalCausalConv
 
 FEATURES, FEATURES_OF_A_NUMBER = 32, 16
@@ -83,7 +83,7 @@ class AutoregressiveModule(Likelihood):
         super().__init__(schema)
         self.grid = {0: (1, 1, schema.dims), 1: (schema.channels, 1, *schema.spatial)}.get(schema.rank, schema.shape)
         self.features = FEATURES if schema.rank else FEATURES_OF_A_NUMBER
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
         mixture = None if options.components is None else LogisticMixture(components=options.components)
         standard = Schema.of(self.grid, schema.values)
         self.whole = likelihood_for(standard, mixture)

@@ -18,7 +18,7 @@ from tessella.core.schema import UINT8, Schema
 from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError, option
 from tessella.foundation.registry import register
-from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, checked, require_values
+from tessella.likelihoods.shared import BYTE_HALF, Standardizer, checked, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
 HALF_BIN = 0.5 / BYTE_HALF
@@ -80,7 +80,7 @@ class LogisticMixtureModule(Likelihood):
                 f"use {option('likelihood')} categorical"
             )
         self.mixtures = components
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:

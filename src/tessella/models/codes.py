@@ -19,7 +19,7 @@ from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import track
 from tessella.models.base import LatentModel
 from tessella.models.spec import ModelConfig
-from tessella.networks.conv import cut
+from tessella.networks.conv import crop
 from tessella.networks.pyramid import Merge, Pyramid
 from tessella.priors.uniform import UniformModule
 
@@ -351,7 +351,7 @@ def _joined(vectors: Codes, size: torch.Size) -> Tensor:
         times = 1
         while v.shape[2:] != tuple(-(-side // times) for side in size):
             times *= 2
-        fitted.append(cut(F.interpolate(v, scale_factor=float(times), mode="nearest"), size))
+        fitted.append(crop(F.interpolate(v, scale_factor=float(times), mode="nearest"), size))
     return torch.cat(fitted, 1)
 
 

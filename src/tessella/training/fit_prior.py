@@ -15,7 +15,7 @@ from torch import Tensor
 import tessella
 from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.schema import Precision
-from tessella.core.tensors import Header, Kind, fill, read_header, read_tensors, write_tensors
+from tessella.core.tensors import Kind, TensorsHeader, fill, read_header, read_tensors, write_tensors
 from tessella.data import Data, Split
 from tessella.data.provenance import check_data, difference, facts_of, source_of
 from tessella.foundation import registry
@@ -198,7 +198,7 @@ def _is_about(path: Path, about: dict[str, str], trainer: PriorTrainer, data: Da
     return True
 
 
-def _check_codes(header: Header, data: Data, width: int) -> None:
+def _check_codes(header: TensorsHeader, data: Data, width: int) -> None:
     """Check that a file holds rows of codes for each example of the data, and nothing else.
 
     Raises:

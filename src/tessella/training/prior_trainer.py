@@ -167,8 +167,7 @@ class CodePriorTrainer(PriorTrainer):
     def encode(self, batch: Batch, precision: Precision, noise: Noise | None) -> Tensor:
         model, x = self.model, batch.x.to(self.model.device)
         with autocast(precision, model.schema, model.device):
-            fixed = noise is None or not self.random
-            rows = packed(model.encode(x).codes if fixed else model.draw_codes(x, noise or Noise(0)))
+            rows = packed(model.encode(x).codes if noise is None or not self.random else model.draw_codes(x, noise))
         return rows.to("cpu", torch.int32 if int(rows.max()) > 32767 else torch.int16)
 
     def fit_scale(self, train: Split, precision: Precision) -> None:
