@@ -157,7 +157,7 @@ class Model(nn.Module, ABC):
         if not self.conditional:
             return None
         if label is None:
-            raise SpecError(f"the model {self.name} is conditional: it needs a label for every example")
+            raise SpecError(f"the model {self.name} is conditional: each example needs a label", code="no-label")
         return label
 
     def reject_truncation(self, sampling: Sampling | None) -> Sampling:
@@ -175,11 +175,13 @@ class Model(nn.Module, ABC):
         """What to say when the rate is needed and there is none."""
         if self.has_prior:
             return SpecError(
-                f"the model {self.name} has a prior, but its z is a point and has no rate: train a vae instead"
+                f"the model {self.name} has a prior, but its z is a point and has no rate: train a vae instead",
+                code="no-rate",
             )
         return SpecError(
             f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit one to sample "
-            f"from ({task('fit-prior', 'RUN --kind flow')})"
+            f"from ({task('fit-prior', 'RUN --kind flow')})",
+            code="no-prior",
         )
 
 
