@@ -194,16 +194,16 @@ def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
 def _passed_over(run: Path, spec: PriorSpec) -> str:
     """Why the best of the fitted priors is not used, and what to do."""
     own = "the uniform one" if spec.config.part == "code-prior" else "the model's own"
-    again, taken = f"{task('fit-prior', str(run))}, {option('kind')} {spec.kind}", f"or choose it by {option('prior')}"
+    which = f"{run} {option('kind')} {spec.kind}"
+    resume, again = (task("fit-prior", f"{which} {option(how)}") for how in ("resume", "overwrite"))
+    taken = f"or take it as it is with {option('prior')} {spec.kind}"
     if spec.rate is None:
         return (
-            f"the prior {spec.kind} was stopped before it was measured, so {own} is used: {option('resume')} it "
-            f"({again}), {taken}"
+            f"the prior {spec.kind} was stopped before it was measured, so {own} is used: go on with {resume}, {taken}"
         )
     return (
         f"the fitted prior {spec.kind} costs more than {own} on the validation split ({spec.rate:.2f} against "
-        f"{spec.rate_before:.2f} nats), so {own} is used: fit it again with another budget or size ({again}, "
-        f"{option('overwrite')}), {taken}"
+        f"{spec.rate_before:.2f} nats), so {own} is used: fit it again with another budget or size ({again}), {taken}"
     )
 
 
