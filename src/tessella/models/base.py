@@ -35,10 +35,16 @@ class Model(nn.Module, ABC):
     """Whether z has a rate, so that rate + distortion bounds -log p(x)."""
     levels: Sequence[Quantizer] = ()
     """The quantisers of a model of codes, coarsest first; none of other models."""
+    fitted: bool = False
+    """Whether a prior over codes was learned; until then they are equally probable."""
     downsampling: tuple[int, ...] = (1,)
     """Positions a side of the data that one position of each level's latent grid stands for, coarsest level first."""
     prior_part: Literal["prior", "code-prior"] | None = None
     """The kind of part that can be fitted as its prior afterwards, over real numbers or codes; None: it is its own."""
+    has_decoder: bool = False
+    """Whether a decoder maps z to x, so that z may be small and given another prior; else z is as large as x."""
+    sequential_density: bool = False
+    """Whether log q(z | x) at another example's z takes a pass number by number, so that it is slow."""
     learning_rate: float = 2e-3
     """What suits it at the height of training, unless another is asked for."""
 
@@ -108,6 +114,11 @@ class Model(nn.Module, ABC):
     def schema(self) -> Schema:
         """What one example looks like."""
         return self.likelihood.schema
+
+    @property
+    def code_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of one example's codes at each level; none without codes."""
+        return tuple(q.code_shape for q in self.levels)
 
     @property
     def objective(self) -> Objective:

@@ -27,7 +27,7 @@ class LatentVariableModel(LatentModel):
         prior: p(z), or None for an autoencoder, which then has no rate and no bound.
     """
 
-    prior_part = "prior"
+    prior_part, has_decoder = "prior", True
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class LatentVariableModel(LatentModel):
         super().__init__(name, likelihood, config, conditional=conditional)
         self.encoder, self.bottleneck, self.prior, self.decoder = encoder, bottleneck, prior, decoder
         self.latent_shape, self.downsampling = bottleneck.latent_shape, (encoder.downsampling,)
-        self.networks_see_labels = conditional
+        self.networks_see_labels, self.sequential_density = conditional, bottleneck.sequential_density
         self.set_prior([] if prior is None else [prior])
 
     def build_priors(
