@@ -17,7 +17,6 @@ from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.schema import Precision
 from tessella.core.tensors import Kind, TensorsHeader, fill, read_header, read_tensors, write_tensors
 from tessella.data import Data, Split
-from tessella.data.provenance import check_data, difference, facts_of, source_of
 from tessella.foundation import registry
 from tessella.foundation.errors import RunError, SpecError, option
 from tessella.foundation.files import kept
@@ -92,7 +91,7 @@ def fit_prior(
     """
     options = options or TrainOptions()
     checkpoint.read_spec(run)
-    chosen = {"config": config.to_record(), "class_conditional": class_conditional, **asdict(options), **facts_of(data)}
+    chosen = {"config": config.to_record(), "class_conditional": class_conditional, **asdict(options), **data.facts}
     with writing(Path(run), options, chosen) as accelerator:
         of_run = checkpoint.read_spec(run)
         model = checkpoint.build(run, of_run)
@@ -108,13 +107,13 @@ def fit_prior(
             spec = fitted_priors.read_prior_spec(home)
             if spec.codes != fingerprint:
                 raise fitted_priors.other_weights(home, spec, fingerprint)
-            check_data(home, spec.data, data, changed_data=changed_data)
+            data.check_resumes(home, spec.data, changed_data=changed_data)
         else:
             checkpoint.check_place(home, overwrite=overwrite)
-            if (what := difference(of_run.data, data)) is not None:
+            if (what := data.difference(of_run.data)) is not None:
                 note(f"{data.spec} is not the data that {run} was trained on ({what})")
         # a resumed budget, and the place of the data, are those that count
-        spec = replace(spec, training=asdict(options), data=source_of(data))
+        spec = replace(spec, training=asdict(options), data=data.record)
         trainer, precision = prior_trainer(cast(LatentModel, model)), options.precision
         if trainer.on_disk:
             splits = _kept(Path(run), trainer, data, precision, fingerprint, accelerator)
