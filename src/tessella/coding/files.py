@@ -391,7 +391,7 @@ def _otherwise(container: Container, error: Exception) -> DataError:
     """Explain why bits with a correct checksum cannot be decoded."""
     here, made = software_versions(), shown(container.header.made)
     reason = " ".join(str(error).split()) if isinstance(error, DataError) else "the decoded values are impossible"
-    start = f"{container.path} is not damaged, but cannot be decoded here: {reason}"
+    start = f"{container.path} is intact, but cannot be decoded here: {reason}"
     if made == here:
         return DataError(
             f"{start}; it was made by this very software on such a machine ({made}), so the weights or the software "
