@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ class Model(nn.Module, ABC):
     """Whether a prior over codes was fitted; until then all codes are equally probable."""
     downsampling: tuple[int, ...] = (1,)
     """Number of data positions, along each axis, per position of each level's latent grid, coarsest level first."""
+    prior_part: Literal["prior", "code-prior"] | None = None
+    """Kind of part that can be fitted as its prior after training; None: the model has its own prior."""
     has_decoder: bool = False
     """Whether a decoder maps z to x, so that z may be small and get another prior; otherwise z is as large as x."""
     sequential_density: bool = False
@@ -202,3 +205,23 @@ class Model(nn.Module, ABC):
             f"sampling ({task('fit-prior', 'RUN --kind flow')})",
             code="no-prior",
         )
+
+
+class LatentModel(Model, ABC):
+    """Model whose prior can be replaced by one that is fitted to its latents."""
+
+    @abstractmethod
+    def build_priors(
+        self, config: Any, classes: int = 0, examples: Callable[[int], Tensor] | None = None
+    ) -> Sequence[nn.Module]:
+        """Build priors of the model's latents with new weights, one per level.
+
+        Args:
+            config: a `CodePriorConfig` or `PriorConfig`, as `prior_part` says.
+            classes: number of labels; 0: the priors take no labels.
+            examples: as in `InferenceNetwork`.
+        """
+
+    @abstractmethod
+    def set_prior(self, priors: Sequence[Any]) -> None:
+        """Replace the priors, one per level; class-conditional ones make the model conditional."""

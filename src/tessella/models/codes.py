@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tessella.core.configs import CodePriorConfig
 from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, StoredValues
 from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
@@ -16,7 +17,7 @@ from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import track
-from tessella.models.base import Model
+from tessella.models.base import LatentModel
 from tessella.models.spec import ModelConfig
 from tessella.networks.conv import crop
 from tessella.networks.pyramid import Merge, Pyramid
@@ -27,7 +28,7 @@ Codes = Sequence[Tensor]
 
 
 @final
-class CodeModel(Model):
+class CodeModel(LatentModel):
     """Model with discrete codes c (van den Oord et al. 2017; Razavi et al. 2019).
 
     p(x, c) = p(x | c) prod_l p(c_l | c_<l), and q(c | x) is a point mass. The encoder runs once. At each level its
@@ -43,7 +44,7 @@ class CodeModel(Model):
         merge_depth: residual blocks for the features of each further level.
     """
 
-    has_decoder = True
+    prior_part, has_decoder = "code-prior", True
 
     def __init__(
         self,
@@ -83,8 +84,15 @@ class CodeModel(Model):
         widths = [q.latent_shape[0] for q in self.levels]
         return tuple(sum(widths[:level]) for level in range(len(widths)))
 
+    def build_priors(
+        self, config: CodePriorConfig, classes: int = 0, examples: Callable[[int], Tensor] | None = None
+    ) -> list[CodePrior]:
+        return [
+            config.build(shape, quantizer.codebook_size, context_channels=context, classes=classes)
+            for shape, quantizer, context in zip(self.prior_shapes, self.levels, self.context_channels, strict=True)
+        ]
+
     def set_prior(self, priors: Sequence[CodePrior]) -> None:
-        """Replace the priors, one per level; class-conditional ones make the model conditional."""
         self.priors = nn.ModuleList(priors)
         self.fitted = not all(isinstance(prior, UniformModule) for prior in priors)
         self.conditional = any(prior.classes for prior in priors)

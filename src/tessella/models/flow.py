@@ -115,14 +115,14 @@ class FlowModel(Model):
 class DeltaLikelihood(Likelihood):
     """Likelihood p(x | z) of a flow: probability one on the x that z stands for.
 
-    Parameters: `[B, C, *spatial]`, f^-1(z) in network units. The cells of discrete values 0 ... n - 1 are centred at (x
-    + 1/2) / (n / 2) - 1; real values are standardised.
+    Parameters: `[B, C, *spatial]`, f^-1(z) in network units. The cells of n discrete values from `low` on are centred
+    at (x - low + 1/2) / (n / 2) - 1; real values are standardised.
     """
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         self.discrete = schema.values.discrete
-        self.half_range = schema.values.levels / 2
+        self.half_range, self.low = schema.values.levels / 2, schema.values.low
         self.units = Standardizer(schema)
         scale = self.units.scale.double().log()
         self.log_unit = (
@@ -137,7 +137,9 @@ class DeltaLikelihood(Likelihood):
         return self.schema.shape[0]
 
     def to_network(self, x: Tensor) -> Tensor:
-        return (x.to(torch.float32) + 0.5) / self.half_range - 1 if self.discrete else self.units.to_network(x)
+        if not self.discrete:
+            return self.units.to_network(x)
+        return (x.to(torch.float32) - self.low + 0.5) / self.half_range - 1
 
     def initial_bias(self) -> None:
         """Return None: there is no decoder."""
@@ -146,7 +148,7 @@ class DeltaLikelihood(Likelihood):
         if not self.discrete:
             return Delta(self.units.to_stored(parameters), NEAR * self.units.scale)
         cell = torch.floor((parameters + 1) * self.half_range)
-        return Delta(cell.clamp(0, 2 * self.half_range - 1), 0.5)
+        return Delta(cell.clamp(0, 2 * self.half_range - 1) + self.low, 0.5)
 
 
 @final
