@@ -136,7 +136,7 @@ def test_draws_are_of_p_of_x_given_z_and_follow_the_seed() -> None:
     model = made("one level of bits")
     codes = coded(model, examples(model.schema))
     state = torch.get_rng_state()
-    first, again, other = (torch.stack(decoded(model, codes, draw=True, seed=s)) for s in (3, 3, 4))
+    first, again, other = (torch.stack(decoded(model, codes, sample=True, seed=s)) for s in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -201,7 +201,7 @@ def test_codes_that_do_not_fit_are_refused(arrays: dict[str, np.ndarray], tmp_pa
     ):
         assert "damaged or was edited" in refusal(path, changed(arrays, **hurt), model)
     assert "lengths" in refusal(path, {name: a[:0] if a.ndim else a for name, a in arrays.items()}, model)
-    assert "reads 1" in refusal(path, changed(arrays, version=np.array(2)), model)
+    assert "reads version 1" in refusal(path, changed(arrays, version=np.array(2)), model)
 
 
 def test_ragged_codes_are_checked_one_by_one(tmp_path: Path) -> None:

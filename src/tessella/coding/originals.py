@@ -1,36 +1,32 @@
-"""Judge which picture files a model represents exactly; the others are stored as the files that they are."""
+"""Judges which picture files a model represents exactly; the others are stored unchanged."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any, final
+from typing import final
 
 import numpy as np
-from PIL import Image, ImageOps, features
-from torch import Tensor
+from PIL import Image, ImageOps
 
 from tessella.coding.container import MODES
 from tessella.core.schema import Binary, Schema
 from tessella.data.folders.decode import opened_picture
 from tessella.data.inputs import read_pictures
-from tessella.kinds import pictures
-from tessella.kinds.base import kind_of
+from tessella.kinds.pictures import picture
 
 COMPARED = 1 << 24
-"""Pixels of a picture up to which it is compared value by value; a larger one is judged by its kind."""
+"""Largest picture, in pixels, that is compared value by value; larger ones are judged by mode and depth."""
 ORIENTATION = 0x0112
 
 
 @final
 @dataclass(frozen=True)
 class _Judged:
-    """Mode, height and width of a picture file, why the model cannot represent it (or ""), and what is lost of it."""
+    """Mode, height and width of a picture file, why the model cannot represent it (or ""), and what is not restored."""
 
     mode: str
     size: tuple[int, int]
@@ -40,17 +36,17 @@ class _Judged:
 
 @final
 class Originals:
-    """Judges picture files before they are coded, and records the mode that each is to be restored to.
+    """Judges picture files before they are coded, and records the mode in which each is restored.
 
     Args:
         schema: schema of the model.
-        lossy: only the codes will be kept: nothing is exact, and no file is stored for it.
-        native_size: pictures keep their sizes.
+        lossy: whether only codes are stored; then nothing is exact, and no file is stored unchanged.
+        native_size: whether pictures keep their sizes.
 
     Attributes:
-        files: files stored as they are: name with ending, and path.
-        modes: mode of each picture that is coded, by name.
-        seen, fitted: number of files judged, and of those that are resized to the model's size.
+        files: files stored unchanged: name with ending, and path.
+        modes: mode of each coded picture, by name.
+        seen, fitted: number of files judged, and number of those resized to the model's size.
         size: the model's size.
     """
 
@@ -64,10 +60,10 @@ class Originals:
         self.size = schema.shape[1:]
 
     def keeps(self, name: str, file: str) -> bool:
-        """Judge a file; true if it is stored as it is instead of being coded."""
+        """Judge a file and return whether it is stored unchanged instead of being coded."""
         try:
             judged = self._judged(file)
-        except Exception:  # decoders of broken files raise nearly anything; reading it says what is wrong
+        except Exception:  # decoders of broken files raise nearly anything; reading the file explains it
             return False
         self.seen += 1
         self._troubles[judged.trouble] += bool(judged.trouble)
@@ -83,30 +79,30 @@ class Originals:
 
     @property
     def notes(self) -> list[str]:
-        """What is not restored, or not by the model, a line each."""
+        """List what is not restored, or not by the model, one line each."""
         found, troubles = [], _counted(self._troubles)
         size = "x".join(map(str, self.size))
         if self.fitted:
             found.append(f"pictures of other sizes ({self.fitted:,}) are fitted to {size} pixels")
         if self.files:
             found.append(
-                f"{len(self.files):,} of {self.seen:,} pictures, which the model cannot hold exactly, are kept as the "
-                f"files that they are: {troubles}"
+                f"{len(self.files):,} of {self.seen:,} pictures, which the model cannot represent exactly, are stored "
+                f"as unchanged files: {troubles}"
             )
         elif troubles:
             found.append(f"pictures are changed before they are coded: {troubles}")
         if self._lost:
-            found.append(f"not restored of what the files say: {_counted(self._lost)}")
+            found.append(f"not restored from the files: {_counted(self._lost)}")
         return found
 
     def _judged(self, file: str) -> _Judged:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with opened_picture(file) as image:
-                deep, lost = _deep(image, file), []  # before the file is decoded, for then its depth is forgotten
+                deep, lost = _deep(image, file), []  # before the file is decoded, which discards its depth
                 orientation = image.getexif().get(ORIENTATION, 1)
                 if orientation not in (0, 1):
-                    lost.append("turned upright as EXIF says")
+                    lost.append("turned upright by EXIF")
                 if image.info.get("icc_profile"):
                     lost.append("colour profiles")
                 mode, trouble = _mode(image), ""
@@ -130,7 +126,7 @@ class Originals:
         return _Judged(mode, size, "" if same else self._why(upright), tuple(lost))
 
     def _by_kind(self, mode: str) -> str:
-        """Trouble that a picture of that mode may be, judged without its values."""
+        """Judge by mode alone why the model may not represent a picture."""
         channels = self._schema.shape[0]
         if self._schema.values == Binary():
             return "" if mode == "1" else "of more than two values"
@@ -139,22 +135,16 @@ class Originals:
         return "in colour" if mode.startswith("RGB") and channels < 3 else ""
 
     def _why(self, upright: Image.Image) -> str:
-        """Say why the model would change a picture."""
+        """Return why the model would change a picture."""
         if upright.mode in ("LA", "RGBA") and self._schema.shape[0] in (1, 3):
             low, _ = upright.getchannel("A").getextrema()
             if low != 255:
                 return "with alpha"
-        return self._by_kind(upright.mode) or "that the model sees otherwise"
-
-
-def picture(x: Tensor, schema: Schema, mode: str = "") -> Image.Image:
-    """Render a picture `[C, H, W]` of stored values in a mode."""
-    image = pictures.grid(x[None], schema, columns=1, scale=1)
-    return image.convert(mode, dither=Image.Dither.NONE) if mode and image.mode != mode else image
+        return self._by_kind(upright.mode) or "with values that the model changes"
 
 
 def _mode(image: Image.Image) -> str:
-    """Mode that holds all of a picture, with its palette looked up."""
+    """Return the mode that holds all of a picture, with its palette resolved."""
     clear = "transparency" in image.info or image.mode == "PA"
     if image.mode in ("P", "PA"):
         return "RGBA" if clear else "RGB"
@@ -162,7 +152,7 @@ def _mode(image: Image.Image) -> str:
 
 
 def _deep(image: Image.Image, file: str) -> bool:
-    """Find out whether a file holds other than the 8 bits a value that Pillow gives."""
+    """Check whether a file holds another depth than the 8 bits per value that Pillow returns."""
     if image.mode.startswith(("I", "F")):
         return True
     if image.format == "AVIF":
@@ -181,89 +171,3 @@ def _deep(image: Image.Image, file: str) -> bool:
 
 def _counted(reasons: Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common() if count)
-
-
-MOST, NUMBERS = 1000, 1 << 26
-"""Pictures that are compared at most, and values in all of them."""
-
-LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
-    "PNG": ("PNG", {"optimize": True}),
-    "WebP": ("WEBP", {"lossless": True, "quality": 100, "method": 6}),
-    "JPEG XL": ("JXL", {"lossless": True, "effort": 7}),
-}
-LOSSY: dict[str, tuple[str, dict[str, Any]]] = {
-    "JPEG, quality 10": ("JPEG", {"quality": 10, "optimize": True}),
-    "WebP, quality 10": ("WEBP", {"quality": 10, "method": 6}),
-}
-
-
-@final
-@dataclass(frozen=True)
-class CodecSize:
-    """Bytes that one codec takes for all compared pictures, one file each."""
-
-    name: str
-    bytes: int
-
-
-@final
-class BaselineCodecs:
-    """Collects the first pictures that pass, and codes them by the codecs that Pillow has here.
-
-    Args:
-        schema: schema of the pictures.
-        lossy: compare with lossy codecs.
-
-    Attributes:
-        numbers: number of values in the pictures collected.
-        count: number of pictures collected.
-    """
-
-    def __init__(self, schema: Schema, *, lossy: bool) -> None:
-        self._schema, self._coders = schema, LOSSY if lossy else LOSSLESS
-        self._kept: list[np.ndarray] = []
-        self.numbers = 0
-
-    @property
-    def count(self) -> int:
-        return len(self._kept)
-
-    def collect(self, x: Tensor) -> None:
-        """Collect examples `[B, *shape]`, as long as there are not too many."""
-        if not kind_of(self._schema).image_files:
-            return
-        for one in x[: max(0, MOST - self.count)]:
-            if self.numbers + one.numel() <= NUMBERS:
-                self._kept.append(pictures.to_uint8(one[None], self._schema)[0])
-                self.numbers += one.numel()
-
-    def sizes(self) -> list[CodecSize]:
-        """Code the collected pictures by each codec that is available."""
-        images = [_image(picture, self._schema) for picture in self._kept]
-        if not images:
-            return []
-        found = []
-        for name, (form, options) in self._coders.items():
-            if _available(form):
-                plain = [image.convert("L") if image.mode == "1" and form == "JPEG" else image for image in images]
-                found.append(CodecSize(name, sum(_bytes(image, form, options) for image in plain)))
-        return found
-
-
-def _image(picture: np.ndarray, schema: Schema) -> Image.Image:
-    image = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture)
-    return image.convert("1") if schema.values == Binary() and image.mode == "L" else image
-
-
-def _bytes(image: Image.Image, form: str, options: dict[str, Any]) -> int:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.tell()
-
-
-def _available(form: str) -> bool:
-    if form == "JXL":
-        if find_spec("pillow_jxl") is None:
-            return False
-        import pillow_jxl  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
-    return form != "WEBP" or bool(features.check("webp"))
