@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import unicodedata
 from typing import Any
@@ -31,6 +30,8 @@ def cell(text: str) -> str:
 
 def json_text(record: Any, indent: int | None = None) -> str:
     """A record as JSON that any reader takes: numbers that are not finite are null, bytes that are no UTF-8 escaped."""
+    import json
+
     return json.dumps(_jsonable(record), indent=indent, allow_nan=False)
 
 
