@@ -66,15 +66,10 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class FileData:
-    """Section `data` of a configuration file."""
+class FileData(DataOptions):
+    """Section `data` of a configuration file: what is trained on, and how it is read."""
 
     spec: str | None = None
-    size: tuple[int, ...] | None = None
-    channels: int | None = None
-    binarize: Binarize | None = None
-    label: str | None = None
-    kind: Literal["signal"] | None = None
 
 
 @dataclass(frozen=True)

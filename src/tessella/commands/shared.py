@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tessella.foundation.blocks import Cell, Page, Table
-from tessella.foundation.errors import DataError
+from tessella.foundation.errors import DataError, on_command_line
 from tessella.foundation.text import shown as escaped
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def inputs(model: Model, run: Run, words: Sequence[str], shown: Shown) -> Batch:
 
 def say(*lines: str) -> None:
     """Print lines in which names from outside may stand: what a terminal would obey is escaped."""
-    print("\n".join(map(escaped, lines)), flush=True)
+    print("\n".join(escaped(on_command_line(line)) for line in lines), flush=True)
 
 
 def quoted(path: str | os.PathLike[str]) -> str:
