@@ -44,7 +44,7 @@ class Values(ABC):
     def words(self) -> str:
         """Return the adjective for messages and pages, such as `8-bit` or `7-level`."""
         if self.kind != "integers":
-            return self.kind
+            return self.kind.removesuffix("s")
         bits = self.levels.bit_length() - 1
         return f"{bits}-bit" if self.levels == 1 << bits else f"{self.levels}-level"
 
