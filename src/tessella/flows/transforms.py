@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import final
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessella.core.device import precise
-from tessella.networks.conv import ResidualBlock
+from tessella.networks.conv import ResidualBlock, conv, convolve, crop, fold, over_positions, unfold
 
 
 class Transform(nn.Module, ABC):
@@ -55,7 +55,7 @@ class ComposedTransform(Transform):
 
 @final
 class ActNorm(Transform):
-    """z = exp(s_c) (x + b_c) for each channel c of `[B, C, H, W]` (Kingma & Dhariwal 2018, section 3.1).
+    """z = exp(s_c) (x + b_c) for each channel c of `[B, C, *spatial]` (Kingma & Dhariwal 2018, section 3.1).
 
     It starts at the identity: data come standardised, so no first batch has to set it, which resumed and parallel runs
     would have to agree on.
@@ -67,12 +67,15 @@ class ActNorm(Transform):
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = self.log_scale.to(x.dtype)[:, None, None]
+        rank = x.dim() - 2
+        log_scale, shift = (over_positions(p, rank) for p in (self.log_scale.to(x.dtype), self.shift))
         log_det = log_scale.sum() * math.prod(x.shape[2:])
-        return log_scale.exp() * (x + self.shift[:, None, None]), log_det.expand(len(x))
+        return log_scale.exp() * (x + shift), log_det.expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        return z * (-self.log_scale.to(z.dtype)).exp()[:, None, None] - self.shift[:, None, None]
+        rank = z.dim() - 2
+        log_scale, shift = (over_positions(p, rank) for p in (self.log_scale.to(z.dtype), self.shift))
+        return z * (-log_scale).exp() - shift
 
 
 @final
@@ -120,7 +123,7 @@ class InvertibleConv(Transform):
 def _mixed(weight: Tensor, x: Tensor) -> Tensor:
     """`[C, C]` times each pixel of `[B, C, H, W]`."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.conv2d(x, weight[:, :, None, None])
+        return convolve(x, over_positions(weight, x.dim() - 2))
 
 
 @final
@@ -133,16 +136,17 @@ class AffineCoupling(Transform):
         channels: at least 2.
         width, depth: channels and residual blocks of the network.
         flip: let the second half speak and the first be changed.
+        rank: spatial axes.
     """
 
-    def __init__(self, channels: int, *, width: int, depth: int, flip: bool = False) -> None:
+    def __init__(self, channels: int, *, width: int, depth: int, flip: bool = False, rank: int = 2) -> None:
         super().__init__()
         self.sizes = (channels // 2, channels - channels // 2)
         self.flip = flip
         told, changed = reversed(self.sizes) if flip else self.sizes
-        blocks = [ResidualBlock(width, 1 / math.sqrt(depth)) for _ in range(depth)]
-        self.network = nn.Sequential(nn.Conv2d(told, width, 3, padding=1), *blocks, nn.SiLU())
-        self.exit = nn.Conv2d(width, 2 * changed, 3, padding=1)
+        blocks = [ResidualBlock(width, 1 / math.sqrt(depth), rank) for _ in range(depth)]
+        self.network = nn.Sequential(conv(rank, told, width, 3, padding=1), *blocks, nn.SiLU())
+        self.exit = conv(rank, width, 2 * changed, 3, padding=1)
         with torch.no_grad():
             self.exit.weight.mul_(0.1)
 
@@ -170,9 +174,9 @@ class AffineCoupling(Transform):
 
 @final
 class Squeezed(Transform):
-    """A transform of the `4 C` channels that 2 x 2 pixels have together (Dinh et al. 2017, section 3.6).
+    """Transform of the channels that 2 positions along each axis have together (Dinh et al. 2017, section 3.6).
 
-    Height and width must be even.
+    All sides must be even.
     """
 
     def __init__(self, inner: Transform) -> None:
@@ -180,23 +184,35 @@ class Squeezed(Transform):
         self.inner = inner
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_det = self.inner(F.pixel_unshuffle(x, 2))
-        return F.pixel_shuffle(z, 2), log_det
+        z, log_det = self.inner(fold(x, 2))
+        return unfold(z, 2), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.inner.inverse(F.pixel_unshuffle(z, 2)), 2)
+        return unfold(self.inner.inverse(fold(z, 2)), 2)
 
 
-def quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four grids of every other row and column of `[B, C, H, W]`: even rows and columns; odd and odd; odd rows;
-    odd columns. Of odd sides the first is the largest, and any other may be empty."""
-    return x[..., ::2, ::2], x[..., 1::2, 1::2], x[..., 1::2, ::2], x[..., ::2, 1::2]
+PARITIES: dict[int, tuple[tuple[int, ...], ...]] = {1: ((0,), (1,)), 2: ((0, 0), (1, 1), (1, 0), (0, 1))}
+"""Even (0) and odd (1) positions along each axis, of the grids that a signal or a picture falls into."""
 
 
-def join_quarters(parts: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    """The inverse of `quarters`."""
-    even, both, rows, columns = parts
-    h, w = even.shape[2:]
-    whole = [F.pad(p, (0, w - p.shape[3], 0, h - p.shape[2])) for p in (even, columns, rows, both)]
-    out = F.pixel_shuffle(torch.stack(whole, 2).flatten(1, 2), 2)
-    return out[..., : h + rows.shape[2], : w + columns.shape[3]]
+def subgrids(x: Tensor) -> list[Tensor]:
+    """Split `[B, C, *spatial]` into the grids of every other position along each axis, in the order of `PARITIES`.
+
+    Of odd sides the first grid is the largest, and any other may be empty.
+    """
+    return [x[(..., *(slice(at, None, 2) for at in parity))] for parity in PARITIES[x.dim() - 2]]
+
+
+def join_subgrids(grids: Sequence[Tensor]) -> Tensor:
+    """Invert `subgrids`."""
+    spatial, rank = grids[0].shape[2:], grids[0].dim() - 2
+    by_parity = dict(zip(PARITIES[rank], grids, strict=True))
+    whole = [extended(by_parity[parity], spatial) for parity in sorted(by_parity)]
+    odd = [by_parity[tuple(int(i == axis) for i in range(rank))].shape[2 + axis] for axis in range(rank)]
+    out = unfold(torch.stack(whole, 2).flatten(1, 2), 2)
+    return crop(out, [even + more for even, more in zip(spatial, odd, strict=True)])
+
+
+def extended(x: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Append zeros along each axis of `[B, C, *spatial]` up to a size."""
+    return F.pad(x, [n for have, want in reversed([*zip(x.shape[2:], spatial, strict=True)]) for n in (0, want - have)])
