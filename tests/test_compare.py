@@ -202,7 +202,7 @@ def basis(**changes: object) -> Basis:
             basis(binarize="dynamic", schema=Schema.of((1, 8, 8), "binary")),
             "8-bit against binary by dynamic binarisation",
         ),
-        (basis(conditional=True), "what the label costs"),
+        (basis(conditional=True), "the cost of the label"),
     ],
 )
 def test_the_reason_is_given(other: Basis, reason: str) -> None:

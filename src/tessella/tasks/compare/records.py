@@ -46,7 +46,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if len(self.runs) < 2:
             raise SpecError(
-                f"a comparison needs at least two runs; measure a single run with {task('evaluate')}", "few-runs"
+                f"a comparison needs two runs or more; measure a single run with {task('evaluate')}", "few-runs"
             )
         if self.examples < FEWEST:
             raise SpecError(f"{option('examples')} must be at least {FEWEST}, got {self.examples}", "out-of-range")
