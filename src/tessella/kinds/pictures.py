@@ -55,7 +55,7 @@ def save(image: Image.Image, path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in Image.registered_extensions():
-        raise DataError(f"{path} has no picture's ending: let it end in .png")
+        raise DataError(f"{path} has no picture's ending: let it end in .png", code="bad-ending")
     write_atomic(path, image.save)
 
 

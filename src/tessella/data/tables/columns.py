@@ -205,7 +205,9 @@ def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) 
     grouped, unclear = forms.get("groups by commas"), forms.get("comma or group")
     if unclear and not decimal and not grouped:
         if cells.separator not in ",;":
-            raise DataError(f"{where}: {unclear} may have a decimal comma or a thousand: write decimal points")
+            raise DataError(
+                f"{where}: {unclear} may have a decimal comma or a thousand: write decimal points", code="unclear-comma"
+            )
         decimal, grouped = (unclear, None) if cells.separator == ";" else (None, unclear)
     if decimal:
         for column, raw in zip(columns, cells.columns, strict=True):
@@ -213,7 +215,10 @@ def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) 
                 forms = _forms(raw.slice(1), column.name) | forms
         other = grouped or forms.get("point") or forms.get("point after groups")
         if other:
-            raise DataError(f"{where} has decimal commas ({decimal}) and decimal points ({other}): write one of them")
+            raise DataError(
+                f"{where} has decimal commas ({decimal}) and decimal points ({other}): write one of them",
+                code="mixed-commas",
+            )
         notes.append(f"commas are read as decimal points: {decimal}")
         if "point or group" in forms:
             notes.append(f"points are read as marks of thousands: {forms['point or group']}")
@@ -249,7 +254,7 @@ def arrow_columns(read: pyarrow.Table, where: str) -> list[Column]:
     try:
         return [_arrow_column(name, column) for name, column in zip(read.column_names, read.columns, strict=True)]
     except pyarrow.ArrowException as error:
-        raise DataError(f"{where} cannot be read: {one_line(error)}") from None
+        raise DataError(f"{where} cannot be read: {one_line(error)}", code="unreadable") from None
 
 
 def _arrow_column(name: str, cells: pyarrow.ChunkedArray) -> Column:
