@@ -1,1 +1,1 @@
-"""Bottlenecks: what may pass from the encoder to the decoder."""
+"""Bottlenecks: q(z | x), from the encoder's features to latents."""

@@ -1,7 +1,7 @@
-"""Quantisers: q(z | x) is a point mass on codes. See `Quantizer` in `contracts.py`.
+"""Quantizers: q(z | x) is a point mass on codes. See `Quantizer` in `contracts.py`.
 
-All of them are a linear head, codes, and the vectors that the codes stand for, in float32. A penalty counts squared
-distances, summed over positions and channels: as much as twice the nats of a unit Gaussian around the vectors.
+Each has a linear head, codes, and the codes' vectors, in float32. Penalties are squared distances, summed over
+positions and channels: twice the nats of a unit Gaussian around the vectors.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from tessella.foundation.registry import register
 from tessella.foundation.validation import Range
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
-"""From z and what it was quantised to, e: the value of e exactly, with a gradient for z."""
+"""Function of z and its quantised value e: returns e exactly, with a gradient for z."""
 
 
 def straight_through(z: Tensor, e: Tensor) -> Tensor:
-    """The gradient of e is given to z as it is (van den Oord et al. 2017, section 3.2)."""
+    """Return e with a straight-through gradient to z (van den Oord et al. 2017, section 3.2)."""
     return _InPlaceOf.apply(z, e)  # pyright: ignore[reportReturnType]
 
 
 @final
 class _InPlaceOf(torch.autograd.Function):
-    """The second argument's value and the first one's gradient; z + sg[e - z] would be rounded, and e be copied."""
+    """Value of the second argument with the gradient of the first; z + sg[e - z] would be rounded and would copy e."""
 
     @staticmethod
     def forward(z: Tensor, e: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class _InPlaceOf(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Nothing to remember."""
+        """Do nothing: the gradient needs no saved values."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -66,10 +66,10 @@ class _InPlaceOf(torch.autograd.Function):
 
 
 def rotated(z: Tensor, e: Tensor) -> Tensor:
-    """The gradient of e is rotated and scaled as z must be to become e (Fifty et al. 2024, section 4.2).
+    """Return e with a gradient to z that is rotated and scaled like z to e (Fifty et al. 2024, section 4.2).
 
-    With unit vectors u of z, v of e and w of u + v, e = |e| / |z| (z - 2 w (w . z) + 2 v (u . z)), in which all but the
-    z's are taken for constants.
+    With unit vectors u of z, v of e and w of u + v, e = |e| / |z| (z - 2 w (w . z) + 2 v (u . z)); only the z in the
+    parentheses has a gradient.
     """
     with torch.no_grad():
         u, v = F.normalize(z, dim=-1), F.normalize(e, dim=-1)
@@ -89,25 +89,26 @@ GRADIENTS: dict[GradientEstimator, Gradient] = {"straight-through": straight_thr
 
 @final
 class CodebookQuantizer(Quantizer):
-    """A code is the place of the nearest vector in a codebook; each codebook quantises what those before it left over.
+    """Quantizer with codebooks: a code is the index of the nearest vector; each codebook quantises the previous
+    residual.
 
-    z = W h + b is split into G groups of D channels. With r_1 = z, e_s the vector of the s-th codebook that is nearest
-    to r_s, and r_(s + 1) = r_s - e_s, the decoder is given sum_s e_s. One codebook is vector quantisation (van den Oord
-    et al. 2017), in groups product quantisation; several are residual quantisation (Zeghidour et al. 2021, section
-    III-C; Lee et al. 2022, section 3.1). Codes are ordered by codebook, then by group.
+    z = W h + b is split into G groups of D channels. Let r_1 = z, e_s the vector of codebook s nearest to r_s, and r_(s
+    + 1) = r_s - e_s; the decoder's input is sum_s e_s. One codebook is vector quantisation (van den Oord et al. 2017),
+    with groups product quantisation; several are residual quantisation (Zeghidour et al. 2021, section III-C; Lee et
+    al. 2022, section 3.1). Codes are ordered by codebook, then by group.
 
     The penalty of an example is, summed over positions, codebooks, groups and channels,
 
         commitment (r_s - sg[e_s])^2 + (sg[r_s] - e_s)^2,
 
-    the second term only where the codebook is taught by it.
+    the second term only if the codebook is learnt by gradients.
 
     Args:
-        feature_shape: `(F,)` or `(F, h, w)`.
-        books: the codebooks, all of the same G, K and D.
-        commitment: weight of the first term, beta in eq. 3 of the first paper.
-        distance: where z is put before anything else.
-        gradient: how the decoder's gradient gets to z.
+        feature_shape: `(F, *spatial)`.
+        books: the codebooks, all with the same G, K and D.
+        commitment: weight of the first term, beta in eq. 3 of van den Oord et al.
+        distance: map applied to z before anything else.
+        gradient: estimator of the gradient from the decoder to z.
     """
 
     def __init__(
@@ -159,9 +160,9 @@ class CodebookQuantizer(Quantizer):
                 log_q = log_q + nats.view(len(rows), -1).sum(1)
             return torch.cat(codes, 1).reshape(*rows.shape[:-1], -1).movedim(-1, 1).contiguous(), log_q
 
-    @torch.compiler.disable()  # all of it hangs on numbers: a compiler would break and guard at every line
+    @torch.compiler.disable()  # control flow depends on values: a compiler would break the graph at every line
     def _through(self, number: int, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """Codes `[N, G]` of z `[N, G, D]` and their vectors, as they were before the codebook took note of z."""
+        """Return the codes `[N, G]` of z `[N, G, D]` and their vectors, then update the codebook."""
         book, seen = self.books[number], z.detach()
         draws = (noise or Noise(0)).split(f"codebook {number}")
         if self.training:
@@ -182,7 +183,7 @@ class CodebookQuantizer(Quantizer):
 
 
 def _vectors(table: Tensor, codes: Tensor) -> Tensor:
-    """The vectors `[N, G, D]` of codes `[N, G]` in tables `[G, K, D]`."""
+    """Look up the vectors `[N, G, D]` of codes `[N, G]` in tables `[G, K, D]`."""
     return F.embedding(in_one_table(codes, table.shape[1]), table.flatten(0, 1))
 
 
@@ -194,13 +195,13 @@ class CodebookConfig(QuantizerConfig, ABC):
     """Options of quantizers with codebooks.
 
     Attributes:
-        codebook_size: K, values that a code can take.
-        codes_per_position: codes at each position.
-        code_dim: numbers that a code stands for; few (8 to 32) keep a large codebook in use (Yu et al. 2021, section
-            3.2). Unless given, 64 are shared out among the codes, but no more than there are features.
-        commitment: weight of the encoder's term of the penalty.
-        distance: by which the nearest code is chosen.
-        gradient_estimator: how the decoder's gradient passes the quantizer.
+        codebook_size: number of vectors in each codebook, K.
+        codes_per_position: number of codes per position of the grid.
+        code_dim: dimension of a codebook vector; small ones (8 to 32) keep a large codebook in use (Yu et al. 2021,
+            section 3.2). Default: 64 divided by the number of codes, at least 8, at most the number of features.
+        commitment: weight of the commitment loss, which pulls the encoder's output towards the codebook.
+        distance: distance by which the nearest code is chosen.
+        gradient_estimator: estimator of the gradient through the quantizer.
     """
 
     codebook_size: Count = 512
@@ -212,7 +213,7 @@ class CodebookConfig(QuantizerConfig, ABC):
 
     @property
     def stages(self) -> int:
-        """Codebooks of which each quantises what those before left over."""
+        """Return the number of codebooks in sequence, each for the residual of those before."""
         return 1
 
     @abstractmethod
@@ -230,7 +231,7 @@ class CodebookConfig(QuantizerConfig, ABC):
 
 @register("quantizer", "vq", summary="vector quantisation, codebook by gradient (van den Oord et al. 2017)")
 class VectorQuantizer(CodebookConfig):
-    """Vector quantisation, the codebook learned by gradients (van den Oord et al. 2017, eq. 3)."""
+    """Vector quantisation with a codebook learnt by gradients (van den Oord et al. 2017, eq. 3)."""
 
     def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
         return LearnedCodebook(groups, self.codebook_size, dims, distance=distance)
@@ -238,11 +239,11 @@ class VectorQuantizer(CodebookConfig):
 
 @register("quantizer", "ema", summary="vector quantisation, codebook by exponential averages, dead codes revived")
 class EMAQuantizer(CodebookConfig):
-    """Vector quantisation, the codebook kept by exponential averages (van den Oord et al. 2017, appendix A.1).
+    """Vector quantisation with a codebook of exponential moving averages (van den Oord et al. 2017, appendix A.1).
 
     Attributes:
-        decay: of the averages.
-        revive: share of the mean use below which a code is dead, and is replaced.
+        decay: decay of the moving averages per update.
+        revive: share of the mean use below which a code counts as dead and is replaced.
     """
 
     decay: Fraction = 0.99
@@ -257,7 +258,7 @@ class EMAQuantizer(CodebookConfig):
     "quantizer", "simvq", summary="vector quantisation, codebook a frozen table times a learned map (Zhu et al. 2024)"
 )
 class SimVQ(CodebookConfig):
-    """Vector quantisation, the codebook a frozen table times a learned map (Zhu et al. 2024, section 4)."""
+    """Vector quantisation with a codebook that is a frozen table times a learnt map (Zhu et al. 2024, section 4)."""
 
     def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
         return MappedCodebook(groups, self.codebook_size, dims, distance=distance)
@@ -269,13 +270,13 @@ class SimVQ(CodebookConfig):
     summary="several codes a position, each for the residual of those before (Zeghidour et al. 2021)",
 )
 class ResidualQuantizer(CodebookConfig):
-    """Residual quantisation: several codebooks, each for what those before it left over.
+    """Residual quantisation: several codebooks, each for the residual of those before it.
 
-    With `distance="cosine"` z and the first codebook lie on the sphere; what is left over lies anywhere.
+    With `distance="cosine"` z and the first codebook lie on the sphere; the residuals lie anywhere.
 
     Attributes:
-        decay: of the averages.
-        revive: share of the mean use below which a code is dead, and is replaced.
+        decay: decay of the moving averages per update.
+        revive: share of the mean use below which a code counts as dead and is replaced.
     """
 
     codes_per_position: Count = 4
@@ -301,9 +302,9 @@ class FSQ(QuantizerConfig):
     """Finite scalar quantisation: each number of z is rounded to one of a few levels.
 
     Attributes:
-        codebook_size: values that a code can take, a product of numbers from 2 to 16; 512 unless given.
-        codes_per_position: codes at each position, each with numbers of its own.
-        levels: levels of each number, for instance the paper's 8 5 5 5 for 1000 codes.
+        codebook_size: number of values of a code, a product of numbers from 2 to 16. Default: 512.
+        codes_per_position: number of codes per position of the grid, each with its own numbers.
+        levels: number of levels of each number, for example 8 5 5 5 for 1000 codes as in the paper.
     """
 
     codebook_size: Count | None = None
@@ -315,10 +316,10 @@ class FSQ(QuantizerConfig):
         if self.levels is None:
             levels_for(self.codebook_size or 512)
         elif not self.levels:
-            raise SpecError("levels must be at least one number", code="bad-option", name="levels")
+            raise SpecError(f"{option('levels')} needs at least one number", code="bad-option", name="levels")
         elif self.codebook_size not in (None, math.prod(self.levels)):
             raise SpecError(
-                f"levels {self.levels} make {math.prod(self.levels)} codes, not {self.codebook_size}: give only one of "
+                f"levels {self.levels} give {math.prod(self.levels)} codes, not {self.codebook_size}: use only one of "
                 f"{option('levels')} and {option('codebook_size')}",
                 code="levels-and-size",
             )
@@ -331,9 +332,9 @@ class FSQ(QuantizerConfig):
 class FSQModule(Quantizer):
     """Finite scalar quantisation: each number of z is rounded to one of a few levels (Mentzer et al. 2023, section 3).
 
-    With L levels the digit is round((L - 1) / 2 (1 + tanh z)), it stands for 2 digit / (L - 1) - 1, and a code is the
-    number that its digits make. (The paper's, but for even L, where its levels are not symmetric about zero.) There is
-    no codebook and so no penalty.
+    With L levels the digit is round((L - 1) / 2 (1 + tanh z)), its value is 2 digit / (L - 1) - 1, and a code is the
+    number with these digits. (This is the paper's method, except for even L, where the paper's levels are not symmetric
+    about zero.) There is no codebook and so no penalty.
     """
 
     def __init__(self, feature_shape: tuple[int, ...], options: FSQ) -> None:
@@ -358,7 +359,7 @@ class FSQModule(Quantizer):
             return BottleneckOutput(z, PointMass(codes))
 
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Each digit by itself; the values are spread about the levels as rounding spreads them."""
+        """Sample each digit independently, with the variance of rounding errors around its value."""
         with torch.autocast(features.device.type, enabled=False):
             bounded = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base))).tanh()
             codes, log_q = 0, 0.0
@@ -376,20 +377,24 @@ class FSQModule(Quantizer):
 
 
 def levels_for(size: int) -> tuple[int, ...]:
-    """The levels, 2 to 16 each, whose product is `size`: those nearest to 6, by the sum of squared logarithms.
+    """Return the levels, 2 to 16 each, whose product is `size`.
+
+    Among several factorisations, the one with levels nearest to 6 is chosen, by the sum of squared logarithms.
 
     Raises:
-        SpecError: if there are none, naming a size near it that has some.
+        SpecError: if there is none; the message names a nearby size that has one.
     """
     found = _factors(size, 16) if size > 1 else []
     if not found:
         near = next(n for off in count(1) for n in (size - off, size + off) if n > 1 and _factors(n, 16))
-        raise SpecError(f"codebook_size {size} is no product of levels of 2 to 16, which FSQ needs: take {near}")
+        raise SpecError(
+            f"FSQ needs a {option('codebook_size')} that is a product of numbers from 2 to 16: use {near}, not {size}"
+        )
     return min(found, key=lambda levels: sum(math.log(level / 6) ** 2 for level in levels))
 
 
 def _factors(size: int, most: int) -> list[tuple[int, ...]]:
-    """All ways to write `size` as a product of factors of 2 to `most`, the largest first."""
+    """List all factorisations of `size` into factors from 2 to `most`, largest factor first."""
     if size == 1:
         return [()]
     return [(f, *rest) for f in range(min(most, size), 1, -1) if size % f == 0 for rest in _factors(size // f, f)]
@@ -400,10 +405,10 @@ class LFQ(QuantizerConfig):
     """Lookup-free quantisation: a code is a row of signs.
 
     Attributes:
-        codebook_size: values that a code can take, a power of two.
-        codes_per_position: codes at each position, each with numbers of its own.
-        commitment: weight of the encoder's term of the penalty.
-        entropy: weight of the term that makes each bit sure and uses both of its values.
+        codebook_size: number of values of a code, a power of two.
+        codes_per_position: number of codes per position of the grid, each with its own numbers.
+        commitment: weight of the commitment loss, which pulls the encoder's output towards +1 and -1.
+        entropy: weight of the entropy loss, which makes each bit certain and both of its values used.
     """
 
     codebook_size: Count = 512
@@ -416,7 +421,7 @@ class LFQ(QuantizerConfig):
         near = 2 ** max(1, round(math.log2(self.codebook_size)))
         if self.codebook_size != near:
             raise SpecError(
-                f"codebook_size {self.codebook_size} is no power of two, which LFQ needs: take {near}",
+                f"LFQ needs a {option('codebook_size')} that is a power of two: use {near}, not {self.codebook_size}",
                 code="no-power-of-two",
             )
 
@@ -428,13 +433,14 @@ class LFQ(QuantizerConfig):
 class LFQModule(Quantizer):
     """Lookup-free quantisation: a code is the signs of b numbers, so K = 2^b (Yu et al. 2023, MAGVIT-v2, section 3.1).
 
-    With q(bit | z) = sigmoid(4 z), softmax of minus the squared distances to +1 and -1, and q(bit) its mean over the
-    batch of this process, the penalty of an example is, summed over positions and bits,
+    Let q(bit | z) = sigmoid(4 z), the softmax of minus the squared distances to +1 and -1, and q(bit) its mean over
+    this process's batch. The penalty of an example is, summed over positions and bits,
 
         commitment (z - sg[sign z])^2 + entropy (H[q(bit | z)] - H[q(bit)]):
 
-    each bit sure, and both of its values used. A code's entropy is that of its bits if they are independent, and at
-    most that; so nothing as large as K is needed (Zhao et al. 2024, BSQ, section 3.2).
+    each bit should be certain, and both of its values used. The entropy of a code is at most the sum of the entropies
+    of its bits, with equality for independent bits; so nothing as large as K is computed (Zhao et al. 2024, BSQ,
+    section 3.2).
     """
 
     def __init__(self, feature_shape: tuple[int, ...], options: LFQ) -> None:
@@ -462,7 +468,7 @@ class LFQModule(Quantizer):
             return BottleneckOutput(straight_through(z, signs), PointMass(codes), terms.flatten(1).sum(1))
 
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Each bit by itself, from q(bit | z)."""
+        """Sample each bit independently from q(bit | z)."""
         with torch.autocast(features.device.type, enabled=False):
             z = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base)))
             logits = torch.stack([torch.zeros_like(z), 4 * z], -1)

@@ -1,8 +1,9 @@
 """What x is, given its drawing: p(x | z), each a normalised distribution over the stored values.
 
-    binary   Bernoulli
-    uint8    LogisticMixture, Categorical
-    real     Gaussian, FixedGaussian
+    binary     Bernoulli
+    integers   LogisticMixture, Categorical
+    symbols    Categorical
+    real       Gaussian, FixedGaussian
 
 Inside, `independent.py` and `logistic.py` hold the classes, `shared.py` what they share: units, remedies, checks.
 """

@@ -34,13 +34,13 @@ BLOCK, SMALL = 2, 16
     "likelihood",
     "autoregressive",
     summary="each value given those before it and the decoder's features: strong bounds, slow sampling",
-    values=("binary", "uint8", "real"),
+    values=("binary", "uint8", "integers", "symbols", "real"),
 )
 class Autoregressive(LikelihoodConfig):
     """Autoregressive likelihood: p(x | z) = prod_i p(x_i | x_<i, h(z)).
 
     Attributes:
-        components: logistics in the mixture of each 8-bit value; 10 unless given.
+        components: logistics in the mixture of each integer; 10 unless given.
         pixel_width: channels of the causal network; 64 unless given, 96 for colour.
         pixel_depth: its layers.
     """
@@ -74,7 +74,7 @@ class AutoregressiveModule(Likelihood):
     which each pixel takes its conditional mean, rounded to a stored value, given those before it.
 
     Raises:
-        SpecError: if mixture components are asked of other values than bytes, or there are too many channels for them.
+        SpecError: if mixture components are asked of other values than integers, or there are more than 4 channels.
     """
 
     sequential_mean = True

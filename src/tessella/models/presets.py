@@ -7,6 +7,7 @@ Each is a config, which says what can be chosen, and the function of that config
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC
 from collections.abc import Callable
 from typing import ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeVar
@@ -15,7 +16,7 @@ from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
 from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.core.configs import BottleneckConfig, InferenceNetwork, LikelihoodConfig, PriorConfig, QuantizerConfig
 from tessella.core.contracts import Likelihood
-from tessella.core.schema import UINT8, Schema
+from tessella.core.schema import Schema
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.discretized_likelihood import Observation
 from tessella.diffusion.schedule import NoiseSchedule
@@ -303,8 +304,9 @@ class DiffusionConfig(RateWeighted):
         else:
             size = {"width": self.width or 256, "depth": self.depth or 4}
             network = DenoisingPerceptron(channels, 2 * channels, **size, classes=seen)
-        schedule = NoiseSchedule({"binary": -4.0, "uint8": -13.3, "real": -8.0}[schema.values.name])
-        variance = 0.25 if schema.values == UINT8 else 1.0
+        levels = schema.values.levels
+        least = {0: -8.0, 2: -4.0}.get(levels) or -13.3 - 2 * math.log((levels - 1) / 255)
+        schedule, variance = NoiseSchedule(least), 0.25 if schema.values.kind == "integers" else 1.0
         chain = Chain(schema.shape, network, schedule, levels=likelihood.levels, variance=variance, classes=classes)
         return DiffusionModel(self.name, likelihood=likelihood, chain=chain, config=self)
 

@@ -1,1 +1,1 @@
-"""Priors: which latents are plausible."""
+"""Priors p(z) over continuous latents and p(codes) over discrete ones."""

@@ -1,4 +1,4 @@
-"""Gaussian priors: the standard one, and one a class."""
+"""Gaussian priors: the standard normal, and one Gaussian per label."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StandardNormal(PriorConfig):
 
 
 class StandardNormalModule(Prior):
-    """p(z) = N(0, I)."""
+    """Standard normal prior p(z) = N(0, I)."""
 
     zero: Tensor
 
@@ -47,7 +47,7 @@ class StandardNormalModule(Prior):
 
 @register("prior", "class-normal", summary="p(z | label) = N(mu_label, sigma_label^2), learned")
 class ClassNormal(PriorConfig):
-    """Normal prior with a learned mean and scale for each label."""
+    """Normal prior with a learnt mean and scale for each label."""
 
     labels = "required"
     fitted_after = False
@@ -60,7 +60,9 @@ class ClassNormal(PriorConfig):
 
 
 class ClassNormalModule(Prior):
-    """p(z | y) = N(mu_y, diag sigma_y^2), learned; starts at N(0, I) for every class (Sohn et al. 2015, section 4)."""
+    """Normal prior per label, p(z | y) = N(mu_y, diag sigma_y^2), learnt; starts at N(0, I) (Sohn et al. 2015, section
+    4).
+    """
 
     def __init__(self, latent_shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
