@@ -7,14 +7,14 @@ import csv as python_csv
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import final
+
+import pyarrow
+from pyarrow import csv
 
 from tessella.data import limits
 from tessella.data.raw import one_line, shown
 from tessella.foundation.errors import DataError
-
-if TYPE_CHECKING:
-    import pyarrow
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
 ALONE = "\x1f"
@@ -221,9 +221,6 @@ def _regular(data: bytes, separator: str, lines: list[str]) -> bytes:
 
 
 def _parsed(data: bytes, separator: str, path: str) -> list[pyarrow.ChunkedArray]:
-    import pyarrow
-    from pyarrow import csv
-
     bad: list[csv.InvalidRow] = []
 
     def ragged(row: csv.InvalidRow) -> str:

@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 
 from tessella.core.schema import Schema
 from tessella.data import limits
 from tessella.data.arrays import LARGEST_FLOAT, rounding
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, index_keys, one_line, shown
+from tessella.data.tables import PARQUET
 from tessella.data.tables.columns import (
     EXACT_IN_DOUBLE,
     Column,
@@ -32,10 +35,6 @@ from tessella.data.tables.columns import (
 from tessella.data.tables.delimited import read_cells
 from tessella.foundation.errors import DataError, option
 
-if TYPE_CHECKING:
-    import pyarrow
-
-PARQUET = (".parquet", ".pq")
 LABEL_COLUMNS = ("label", "class", "target")
 MOST_CLASSES = 100
 
@@ -79,8 +78,6 @@ def vectors(reads: Mapping[str, pyarrow.Table], where: str, notes: list[str], la
     Raises:
         DataError: as `table`.
     """
-    import pyarrow
-
     try:
         together = pyarrow.concat_tables(list(reads.values()), promote_options="permissive")
     except pyarrow.ArrowException as error:
@@ -119,9 +116,6 @@ def _text(path: str, notes: list[str], like: Schema | None) -> Read:
 
 
 def _parquet(path: str) -> Read:
-    import pyarrow
-    from pyarrow import parquet
-
     try:
         file = parquet.ParquetFile(path)
         meta = file.metadata
@@ -219,7 +213,8 @@ def _class_column(
         if not against:
             notes.append(f"column {column.name} holds the class")
             return column
-        notes.append(f"column {column.name} {against}: taken for data; {option('label')} {column.name} makes it the class")
+        remedy = f"{option('label')} {column.name} makes it the class"
+        notes.append(f"column {column.name} {against}: taken for data; {remedy}")
     return None
 
 
