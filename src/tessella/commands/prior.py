@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
 from tessella.commands.options import Flags, extended, given_flags, word_after
-from tessella.commands.shared import Where, loaded_without_prior, progress, quoted, said_of_device, say
+from tessella.commands.shared import Where, loaded_without_prior, quoted, said_of_device, say
+from tessella.commands.tasks import progress_bar
 from tessella.commands.train import budget, flat, refuse_changes, resumed_options
 from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.schema import bits_per_dim
@@ -20,7 +21,7 @@ from tessella.models.spec import TrainOptions
 
 if TYPE_CHECKING:
     from tessella.models.base import Model
-    from tessella.training.prior_trainer import FitResult
+    from tessella.training.fit_prior import FitResult
 
 
 DEFAULT = "pixelcnn"
@@ -141,7 +142,7 @@ def _fitted(o: FitPrior) -> int:
         say(f"prior    {o.kind} over the {'codes' if model.levels else 'latents'} of {o.run}")
         say(f"device   {device}")
         say(f"budget   {budget(options)}")
-    with progress("encoding", quiet=o.quiet) as tell:
+    with progress_bar(quiet=o.quiet):
         done = fit_prior(
             o.run,
             data,
@@ -152,7 +153,6 @@ def _fitted(o: FitPrior) -> int:
             overwrite=o.overwrite,
             changed_data=o.changed_data,
             quiet=o.quiet,
-            progress=tell,
         )
     if done.training.stopped == "signal":
         kind = "" if o.kind == DEFAULT else f" --kind {o.kind}"

@@ -11,9 +11,10 @@ Code below the faces names options and tasks by `option` and `task`: Python read
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
-_MARK = re.compile("\ue000([^\ue001\ue002]*)\ue002([^\ue001]*)\ue001")
+_MARK = re.compile("\ue000([^\ue001\ue002]*)\ue002([^\ue000\ue001]*)\ue001")
 
 
 def option(name: str) -> str:
@@ -22,18 +23,25 @@ def option(name: str) -> str:
 
 
 def task(name: str, arguments: str = "") -> str:
-    """Name a task in a message, with its arguments in the words of configs; each face words it its own way."""
+    """Name a task in a message, with its arguments, options among them by `option`; each face words it its own way."""
     return f"\ue000task\ue002{name} {arguments}".rstrip() + "\ue001"
 
 
 def in_python(text: str) -> str:
     """Word the options and tasks of a message as Python names."""
-    return _MARK.sub(lambda m: m[2] if m[1] == "option" else m[2].split(" ")[0].replace("-", "_"), text)
+    return _worded(text, lambda name: name, lambda words: words.split(" ")[0].replace("-", "_"))
 
 
 def on_command_line(text: str) -> str:
     """Word the options and tasks of a message as flags and commands."""
-    return _MARK.sub(lambda m: f"--{m[2].replace('_', '-')}" if m[1] == "option" else f"tessella {m[2]}", text)
+    return _worded(text, lambda name: f"--{name.replace('_', '-')}", lambda words: f"tessella {words}")
+
+
+def _worded(text: str, option: Callable[[str], str], task: Callable[[str], str]) -> str:
+    """Replace the marks of a message, those within others first."""
+    while text != (text := _MARK.sub(lambda m: (option if m[1] == "option" else task)(m[2]), text)):
+        pass
+    return text
 
 
 class TessellaError(Exception):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tessella.core.configs import CodePriorConfig
 from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, StoredValues
 from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
@@ -16,7 +17,7 @@ from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import track
-from tessella.models.base import Model
+from tessella.models.base import LatentModel
 from tessella.models.spec import ModelConfig
 from tessella.networks.conv import crop
 from tessella.networks.pyramid import Merge, Pyramid
@@ -27,7 +28,7 @@ Codes = Sequence[Tensor]
 
 
 @final
-class CodeModel(Model):
+class CodeModel(LatentModel):
     """p(x, c) = prod_l p(c_l | c_<l) p(x | c), q(c | x) a point mass (van den Oord et al. 2017; Razavi et al. 2019).
 
     The encoder looks at x once; each level's features, and what the coarser levels' codes stand for, are quantised to
@@ -42,7 +43,7 @@ class CodeModel(Model):
         merge_depth: residual blocks that each further level's features pass through.
     """
 
-    has_decoder = True
+    prior_part, has_decoder = "code-prior", True
 
     def __init__(
         self,
@@ -82,8 +83,15 @@ class CodeModel(Model):
         widths = [q.latent_shape[0] for q in self.levels]
         return tuple(sum(widths[:level]) for level in range(len(widths)))
 
+    def build_priors(
+        self, config: CodePriorConfig, classes: int = 0, examples: Callable[[int], Tensor] | None = None
+    ) -> list[CodePrior]:
+        return [
+            config.build(shape, quantizer.codebook_size, context_channels=context, classes=classes)
+            for shape, quantizer, context in zip(self.prior_shapes, self.levels, self.context_channels, strict=True)
+        ]
+
     def set_prior(self, priors: Sequence[CodePrior]) -> None:
-        """Use these priors, one a level, from now on; class-conditional ones make the model conditional."""
         self.priors = nn.ModuleList(priors)
         self.fitted = not all(isinstance(prior, UniformModule) for prior in priors)
         self.conditional = any(prior.classes for prior in priors)
