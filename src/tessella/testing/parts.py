@@ -50,7 +50,7 @@ def check_entry(entry: Entry) -> None:
     assert find(entry.kind, entry.name) == entry
     assert bool(entry.values) == (entry.kind == "likelihood")
     if entry.kind == "data":
-        check_source(loaded)
+        check_source(entry.load())
     elif entry.kind == "task":
         check_task(load_task(entry.name))
     if not (isinstance(loaded, type) and issubclass(loaded, Config)):
