@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, cast, final, get_args
 
 import numpy as np
 import torch
@@ -194,7 +194,7 @@ def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize:
         wrong = f"size is {size}: give one number, or a height and a width, from 1 to {1 << 14}"
     if wrong:
         raise DataError(wrong, code="bad-option")
-    return box
+    return cast("Size | None", box)
 
 
 def _absolute(spec: str) -> str:
