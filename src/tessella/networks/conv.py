@@ -65,7 +65,7 @@ def conv(rank: int, inputs: int, outputs: int, size: Any = 1, **options: Any) ->
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
-    """Convolve `[B, C, *spatial]` along its one axis or two."""
+    """Convolve `[B, C, *spatial]` along its spatial axes."""
     return (F.conv2d if x.dim() == 4 else F.conv1d)(x, weight, bias, **options)
 
 
@@ -85,7 +85,7 @@ def over_positions(vectors: Tensor, rank: int) -> Tensor:
 
 
 class Unfold(nn.Module):
-    """`unfold` as a layer."""
+    """Layer that applies `unfold`."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
