@@ -58,7 +58,7 @@ def save(image: Image.Image, path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in Image.registered_extensions():
-        raise DataError(f"{path} does not have the ending of a picture format: use .png")
+        raise DataError(f"{path} does not have the ending of a picture format: use .png", code="bad-ending")
     write_atomic(path, image.save)
 
 
