@@ -7,7 +7,7 @@ in very deep VAEs (Child 2020, section 3.1). Without batch statistics, an exampl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessella.core.contracts import Decoder, Encoder
+
+START = 0.01
+"""Factor on the initial weights of last layers that start small."""
 
 
 @dataclass(frozen=True)
@@ -197,3 +200,10 @@ def crop(x: Tensor, spatial: Sequence[int]) -> Tensor:
     for axis, size in enumerate(spatial, 2):
         x = x.narrow(axis, 0, size) if x.shape[axis] > size else x
     return x
+
+
+def start_small(parameters: Iterable[nn.Parameter]) -> None:
+    """Scale the initial weights of a last layer by `START`, so that a transform starts near the identity."""
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(START)
