@@ -117,7 +117,7 @@ def text_column(name: str, cells: pyarrow.ChunkedArray, style: Style) -> Column:
 
 
 def _numbers(cells: pyarrow.ChunkedArray) -> np.ndarray | None:
-    """Convert texts to int64, uint64, float64 (NaN: missing), bool or object (over 64 bits); None if one is no number."""
+    """Convert texts to int64, uint64, float64 (NaN: missing), bool or object (over 64 bits); or give None."""
 
     def cast(kind: pyarrow.DataType) -> np.ndarray | None:
         try:
