@@ -128,7 +128,7 @@ LEFT = {
     "prints": 2,
     "progress": 5,
     "pictures": 1,
-    "two meanings": 6,
+    "two meanings": 4,
     "off the list": 90,
 }
 """How much is still to be done, at most. Lower a number when you have made it true; the goal is 0."""

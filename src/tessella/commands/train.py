@@ -25,7 +25,7 @@ from tessella.commands.options import (
 from tessella.commands.shared import check_picture_name, quoted, said_of_device, say, write_picture
 from tessella.foundation import registry
 from tessella.foundation.config import Config, options, slots
-from tessella.foundation.errors import RunError, SpecError, option, task
+from tessella.foundation.errors import RunError, SpecError, option, task_name
 from tessella.models.spec import ModelConfig, TrainOptions
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def train(o: Train) -> int:
         )
     if o.chosen is None or o.data is None:
         raise SpecError(
-            f"name a model and its data: {task('train', 'MODEL --data SPEC --out RUN')}; models are "
+            f"name a model and its data: {task_name('train', 'MODEL --data SPEC --out RUN')}; models are "
             f"{', '.join(registry.names('model'))}",
             code="no-model",
         )

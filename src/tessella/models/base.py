@@ -13,7 +13,7 @@ from tessella.core.contracts import Likelihood, Quantizer, StoredValues
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise, seeded
 from tessella.core.schema import Schema
-from tessella.foundation.errors import SpecError, option, task
+from tessella.foundation.errors import SpecError, option, task_name
 from tessella.models.spec import ModelConfig, Objective
 
 
@@ -202,7 +202,7 @@ class Model(nn.Module, ABC):
             )
         return SpecError(
             f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit a prior for "
-            f"sampling ({task('fit-prior', 'RUN --kind flow')})",
+            f"sampling ({task_name('fit-prior', 'RUN --kind flow')})",
             code="no-prior",
         )
 

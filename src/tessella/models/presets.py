@@ -24,7 +24,7 @@ from tessella.flows.dequantise import UniformDequantizer, VariationalDequantizer
 from tessella.flows.multiscale import MultiscaleFlow
 from tessella.flows.vectors import VectorFlow
 from tessella.foundation.config import Count, Fraction, NotNegative
-from tessella.foundation.errors import SpecError, option, task
+from tessella.foundation.errors import SpecError, option, task_name
 from tessella.foundation.registry import register
 from tessella.likelihoods import likelihood_for
 from tessella.models.codes import CodeModel
@@ -166,7 +166,7 @@ class VAEConfig(ContinuousConfig, ImportanceWeighted):
         if not prior.trained_with:
             raise SpecError(
                 f"{mine} is fitted after the model: train without {option('prior')}, then "
-                f"{task('fit-prior', f'RUN --kind {prior.name}')}",
+                f"{task_name('fit-prior', f'RUN --kind {prior.name}')}",
                 code="fitted-after",
             )
         if prior.labels == "required" and not self.conditional:
