@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 
 from tessella.commands.shared import check_file, said_of_device, say
 from tessella.foundation.errors import DataError
-from tessella.foundation.progress import Progress, reporting
+from tessella.foundation.progress import Progress, Report, reporting
 from tessella.foundation.text import json_text
 from tessella.tasks.task import Result, Task
 
@@ -135,22 +135,47 @@ def _write(task: Task, result: Result, out: Path) -> list[Path]:
 
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[None]:
-    """Show the progress of what is done as a bar on the terminal, which is gone when all is done."""
-    if quiet or sys.stderr is None or not sys.stderr.isatty():
+    """Show the progress of what is done: as a bar on a terminal, else the details of a training, at every tenth."""
+    if quiet or sys.stderr is None:
         yield
         return
+    with ExitStack() as stack:
+        stack.enter_context(reporting(_bar(stack) if sys.stderr.isatty() else _lines()))
+        yield
+
+
+def _bar(stack: ExitStack) -> Report:
+    """Make a bar that is gone when the stack is closed."""
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    bar = Bar(console=Console(stderr=True), transient=True)
-    line = bar.add_task("", start=False)
+    bar = Bar(*Bar.get_default_columns(), "{task.fields[detail]}", console=Console(stderr=True), transient=True)
+    line = bar.add_task("", start=False, detail="")
+    stack.callback(bar.stop)
 
     def show(progress: Progress) -> None:
         bar.start()
         bar.start_task(line)
-        bar.update(line, description=progress.phase, completed=progress.done, total=progress.total)
+        bar.update(
+            line,
+            description=progress.phase,
+            completed=progress.done,
+            total=progress.total,
+            detail=progress.detail,
+        )
 
-    with ExitStack() as stack:
-        stack.callback(bar.stop)
-        stack.enter_context(reporting(show))
-        yield
+    return show
+
+
+def _lines() -> Report:
+    """Print a line for each tenth of what has details."""
+    shown = -1
+
+    def show(progress: Progress) -> None:
+        nonlocal shown
+        tenth = int(10 * progress.done / progress.total) if progress.total else 0
+        if progress.detail and tenth > shown:
+            shown = tenth
+            print(f"{progress.phase}: {progress.detail}", file=sys.stderr, flush=True)
+
+    return show

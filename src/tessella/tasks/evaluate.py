@@ -102,7 +102,7 @@ class EvaluateResult(Result):
 def evaluate_run(run: Run, config: EvaluateConfig) -> EvaluateResult:
     """Measure the model of a run; on the run's own data and prior the result is kept with the run."""
     from tessella.evaluation.bounds import evaluate
-    from tessella.training.results_store import EVALUATION, FIDELITY
+    from tessella.training.run import EVALUATION, FIDELITY
 
     model = run.model(config.prior)
     if config.fidelity and not model.has_prior:

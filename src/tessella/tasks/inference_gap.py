@@ -41,7 +41,7 @@ class GapResult(Result):
 def inference_gap(run: Run, config: GapConfig) -> GapResult:
     """Measure the gap of a run's model; on the run's own data and prior the result is kept with the run."""
     from tessella.evaluation.gap import measure_gap
-    from tessella.training.results_store import GAP
+    from tessella.training.run import GAP
 
     model = run.model(config.prior)
     data = run.data(config.data, model)
