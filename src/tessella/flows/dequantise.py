@@ -1,4 +1,4 @@
-"""Discrete stored values as real ones: y = x + u with u ~ q(u | x) on [0, 1), so that a density of y bounds p(x).
+"""Dequantisation: y = x + u with u ~ q(u | x) on [0, 1), so that a density of y bounds p(x).
 
 log p(x) >= E_q [log p(x + u) - log q(u | x)] (Theis et al. 2016, section 3.1; Ho et al. 2019, section 3.1).
 """
@@ -18,20 +18,23 @@ from tessella.networks.conv import ResidualBlock
 from tessella.networks.mlp import Perceptron
 
 EDGE = 2.0**-12
-"""How near to 0 or 1 u comes: float32 then still tells x + u from the next value when it has been through a flow."""
+"""Smallest distance of u to 0 and 1: float32 still distinguishes x + u from the next value after a flow."""
 
 
 class Dequantizer(nn.Module, ABC):
-    """q(u | x) on the unit cube."""
+    """Distribution q(u | x) on the unit cube."""
 
     @abstractmethod
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Network units `[B, *shape]` to u ~ q(u | x), `[B, *shape]` in (0, 1), and log q(u | x) `[B]` in nats."""
+        """Sample u ~ q(u | x) in (0, 1), `[B, *shape]`, with log q(u | x) `[B]` in nats.
+
+        `x` is `[B, *shape]` in network units.
+        """
 
 
 @final
 class UniformDequantizer(Dequantizer):
-    """u ~ U(0, 1)^D, whatever x is."""
+    """Uniform dequantisation: u ~ U(0, 1)^D for any x."""
 
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         return _inside(noise.uniform(*x.shape, device=x.device)), x.new_full((len(x),), _log_density(x))
@@ -39,14 +42,14 @@ class UniformDequantizer(Dequantizer):
 
 @final
 class VariationalDequantizer(Dequantizer):
-    """A flow that sees x: u = sigmoid(a + exp(b) e), e standard logistic; a and b of half of the numbers by x alone, of
-    the other half by x and the first half's u (a checkerboard, or every other number of a vector).
+    """Variational dequantisation by a flow given x: u = sigmoid(a + exp(b) e), with e standard logistic.
 
-    It starts near uniform dequantisation, which a = b = 0 gives.
+    For half of the numbers (a checkerboard, or every other number of a vector) a and b depend on x alone, for the
+    others on x and the first half's u. It starts near uniform dequantisation, which is a = b = 0.
 
     Args:
         shape: `(C, H, W)` or `(D,)`.
-        width, depth: of the two networks.
+        width, depth: size of the two networks.
     """
 
     board: Tensor
@@ -76,17 +79,17 @@ class VariationalDequantizer(Dequantizer):
 
 
 def _inside(u: Tensor) -> Tensor:
-    """`[0, 1]` onto `[EDGE, 1 - EDGE]`."""
+    """Map `[0, 1]` to `[EDGE, 1 - EDGE]`."""
     return EDGE + (1 - 2 * EDGE) * u
 
 
 def _log_density(x: Tensor) -> float:
-    """What that adds to the log-density of an example, nats."""
+    """Return the nats that `_inside` adds to the log-density of an example."""
     return -math.log1p(-2 * EDGE) * x[0].numel()
 
 
 def _bounded(raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and log scale, float32: within what leaves u away from the edges."""
+    """Split into shift and log scale, float32, bounded so that u stays away from the edges."""
     shift, log_scale = raw.to(x.dtype).chunk(2, 1)
     return 3 * (shift / 3).tanh(), log_scale.tanh()
 

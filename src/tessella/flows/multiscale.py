@@ -1,9 +1,10 @@
-"""A multi-scale flow of pictures in which every coupling factors out what it has changed.
+"""Multi-scale flow of pictures, in which each coupling factors out the numbers that it has transformed.
 
-At each scale the grid's channels are mixed (`ActNorm`, `InvertibleConv`), then it falls into four grids of every other
-row and column (a squeeze). Three of them are mapped to z, each given the grids told before it and all coarser ones, and
-leave the flow (Dinh et al. 2017, section 3.6, with nothing coupled twice); the fourth is the next scale's grid. So the
-inverse draws coarse pixels first, and those between them, as in the parallel multiscale PixelCNN (Reed et al. 2017).
+At each scale the grid's channels are mixed (`ActNorm`, `InvertibleConv`), then the grid is divided into four grids of
+every other row and column (a squeeze). Three of them are mapped to z, each conditional on the previous ones and all
+coarser grids, and leave the flow (Dinh et al. 2017, section 3.6, with nothing coupled twice); the fourth is the next
+scale's grid. So the inverse generates coarse pixels first and those between them afterwards, as the parallel multiscale
+PixelCNN does (Reed et al. 2017).
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from tessella.flows.transforms import (
 from tessella.networks.conv import ResidualBlock
 
 FLOOR = -7.0
-"""Least log scale of a logistic, in units of the data's half range or deviation."""
+"""Smallest log scale of a logistic, in units of the data's half range or standard deviation."""
 HIDDEN = 32
 
 
 @final
 class PictureFlow(Transform):
-    """`[B, C, H, W]` of about unit scale to z of the same shape, of independent standard logistic numbers.
+    """Flow from pictures `[B, C, H, W]` of about unit scale to independent standard logistic numbers.
 
     Args:
         shape: `(C, H, W)`, of any sides.
         width: channels of the networks.
         depth: residual blocks before each of a scale's three couplings.
-        mixtures: logistics that a pixel's channel is mapped by.
-        steps: couplings of all four grids' channels at each scale (activation norm, 1 x 1 convolution, affine coupling;
-            Kingma & Dhariwal 2018) before they are taken apart; where the sides are even.
+        mixtures: number of logistics in each mixture.
+        steps: couplings of all four grids' channels at each scale with even sides (activation norm, 1 x 1 convolution,
+            affine coupling; Kingma & Dhariwal 2018) before the grids are divided.
     """
 
     def __init__(self, shape: tuple[int, ...], *, width: int, depth: int, mixtures: int, steps: int = 0) -> None:
@@ -60,10 +61,10 @@ class PictureFlow(Transform):
         self.start = nn.Parameter(torch.randn(width, 1, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As of `Transform`; but in training z is float64.
+        """Map x to z and log |det|; outside training z is float64.
 
-        Where F hardly rises float32 would not tell what x was, and what one scale's inverse gives back inexactly the
-        networks of all finer ones would make worse. On a device without float64 it is float32 all the same.
+        Where F is nearly flat, float32 could not recover x, and the networks of all finer scales would amplify the
+        error of one scale's inverse. A device without float64 uses float32.
         """
         x = x if self.training else widened(x)
         grids: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -99,7 +100,7 @@ class PictureFlow(Transform):
 
 
 class _Scale(nn.Module):
-    """One halving of the grid: what is done with all of it, and how three of its quarters are told given the first."""
+    """One halving of the grid: mixes the channels, then maps three quarters of the grid given the first."""
 
     def __init__(
         self,
@@ -130,7 +131,10 @@ class _Scale(nn.Module):
     def forward(
         self, parts: tuple[Tensor, Tensor, Tensor, Tensor], features: Tensor
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
-        """The quarters and the coarser scale's features, to the z of the last three, log |det| and own features."""
+        """Map the last three quarters to z, given the first and the coarser scale's features.
+
+        Returns their z, log |det| and this scale's features.
+        """
         h = self._seen(parts[0], features)
         total, told = parts[0].new_zeros(len(h)), list(parts[1:])
         for i, number in enumerate(self.kept):
@@ -144,7 +148,7 @@ class _Scale(nn.Module):
     def inverse(
         self, even: Tensor, z: tuple[Tensor, Tensor, Tensor, Tensor], features: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The first quarter and the z of the others, to this scale's grid and features."""
+        """Map the first quarter and the z of the others to this scale's grid and features."""
         h = self._seen(even, features)
         parts = [even, *z[1:]]
         for i, number in enumerate(self.kept):
@@ -161,24 +165,24 @@ class _Scale(nn.Module):
         return _full(self.entry, even) + features
 
     def _looked(self, i: int, h: Tensor, part: Tensor) -> Tensor:
-        """The features, once they have seen the grid that was just told."""
+        """Add the quarter that was just mapped to the features."""
         if i >= len(self.looks):
             return h
         right, down = h.shape[-1] - part.shape[-1], h.shape[-2] - part.shape[-2]
         return h + _full(self.looks[i], F.pad(part, (0, right, 0, down)))
 
     def _passed(self, h: Tensor) -> Tensor:
-        """The features on this scale's own grid, for the next finer one."""
+        """Return the features on this scale's own grid, for the next finer scale."""
         if self.finer is None:
             return h
         return F.pixel_shuffle(self.finer(h).float(), 2)[..., : self.sides[0], : self.sides[1]]
 
 
 class _Head(nn.Module):
-    """One grid's pixels given features there: channel after channel, each by a mixture of logistics given the former.
+    """Maps one grid's pixels given features there: channel by channel, each by a mixture of logistics.
 
-    A channel's parameters are a small perceptron's of the features and the pixel's channels before it. In float32:
-    a pixel's location is wanted more sharply than bfloat16 can say it.
+    A channel's parameters come from a small MLP of the features and the pixel's previous channels. Computed in float32:
+    bfloat16 is too coarse for a pixel's location.
     """
 
     mask: Tensor
@@ -197,7 +201,10 @@ class _Head(nn.Module):
         self.bias = nn.Parameter(start.reshape(channels, 3 * mixtures, 1))
 
     def forward(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `[B, width, h, w]` and x `[B, C, h, w]` to z `[B, C, h, w]` and log |det| `[B]`, as precise as x."""
+        """Map x `[B, C, h, w]` to z and log |det| `[B]`, given features `[B, width, h, w]`.
+
+        The result has the precision of x.
+        """
         with torch.autocast(x.device.type, enabled=False):
             rows = _rows(x)
             z, log_slope = self._mixture(self._entered(features), rows).forward(rows)
@@ -212,11 +219,11 @@ class _Head(nn.Module):
             return _pixels(x, z)
 
     def _entered(self, features: Tensor) -> Tensor:
-        """`[C * HIDDEN, B * h * w]`."""
+        """Compute the hidden units `[C * HIDDEN, B * h * w]` from the features."""
         return self.entry.bias[:, None] + self.entry.weight @ _rows(features.float())
 
     def _mixture(self, entered: Tensor, x: Tensor) -> Mixture:
-        """Of x `[C, B * h * w]`, in its precision; the network's own is float32."""
+        """Compute the mixtures of x `[C, B * h * w]` in its precision; the network itself is float32."""
         if self.before is not None:
             entered = entered + (self.before * self.mask) @ x.float()
         raw = torch.baddbmm(self.bias, self.weight, F.silu(entered).unflatten(0, (self.channels, HIDDEN)))
@@ -224,17 +231,17 @@ class _Head(nn.Module):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """`[B, C, h, w]` as `[C, B * h * w]`."""
+    """Reshape `[B, C, h, w]` to `[C, B * h * w]`."""
     return x.movedim(1, 0).flatten(1)
 
 
 def _pixels(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_rows`, for something of the shape of `like`."""
+    """Invert `_rows` for a tensor of the shape of `like`."""
     return rows.view(-1, len(like), *like.shape[2:]).movedim(0, 1)
 
 
 def _full(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer in float32 whatever the autocast: values pass it, not only what is made of them."""
+    """Apply a layer in float32 whatever the autocast, because it passes the values themselves."""
     with torch.autocast(x.device.type, enabled=False):
         return layer(x.float())
 

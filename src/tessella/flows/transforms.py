@@ -1,7 +1,7 @@
-"""Invertible maps f with log |det df/dx|, and the small ones that flows of pictures are made of.
+"""Invertible maps f with log |det df/dx|, and the basic ones that flows of pictures are made of.
 
-All arithmetic on x and z is in their own precision whatever the autocast: float32, or float64, whose inverse gives back
-the very numbers that the networks saw. Networks that give a map's parameters run in float32, or lower.
+All arithmetic on x and z is in their own precision whatever the autocast: float32, or float64, whose inverse reproduces
+the exact numbers that the networks saw. Networks that predict a map's parameters run in float32 or lower.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from tessella.networks.conv import ResidualBlock
 
 
 class Transform(nn.Module, ABC):
-    """An invertible map of examples: log p(x) = log p(f(x)) + log |det df/dx|."""
+    """Invertible map of examples: log p(x) = log p(f(x)) + log |det df/dx|."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, *shape]` to z `[B, *shape]` and log |det df/dx| `[B]` in nats."""
+        """Map x `[B, *shape]` to z `[B, *shape]` and log |det df/dx| `[B]` in nats."""
 
     @abstractmethod
     def inverse(self, z: Tensor) -> Tensor:
-        """z `[B, *shape]` back to x `[B, *shape]`."""
+        """Map z `[B, *shape]` to x `[B, *shape]`."""
 
 
 @final
 class ComposedTransform(Transform):
-    """Transforms one after the other."""
+    """Sequence of transforms."""
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
         super().__init__()
@@ -55,10 +55,10 @@ class ComposedTransform(Transform):
 
 @final
 class ActNorm(Transform):
-    """z = exp(s_c) (x + b_c) for each channel c of `[B, C, H, W]` (Kingma & Dhariwal 2018, section 3.1).
+    """Activation norm: z = exp(s_c) (x + b_c) for each channel c (Kingma & Dhariwal 2018, section 3.1).
 
-    It starts at the identity: data come standardised, so no first batch has to set it, which resumed and parallel runs
-    would have to agree on.
+    It starts at the identity. Data is standardised, so no first batch has to initialise it, on which resumed and
+    parallel runs would have to agree.
     """
 
     def __init__(self, channels: int) -> None:
@@ -77,11 +77,11 @@ class ActNorm(Transform):
 
 @final
 class InvertibleConv(Transform):
-    """Every pixel's channels times one invertible matrix W = P L (U + diag(s)): an invertible 1 x 1 convolution, in the
-    LU form that makes log |det W| = sum log |s| (Kingma & Dhariwal 2018, section 3.2, eq. 10). P and the signs of s
-    stay as they start.
+    """Invertible 1 x 1 convolution: multiplies each pixel's channels by one matrix W = P L (U + diag(s)).
 
-    W starts as the orthonormal cosine transform: of colours the first channel is their mean, the others differences.
+    In this LU form log |det W| = sum log |s| (Kingma & Dhariwal 2018, section 3.2, eq. 10). P and the signs of s are
+    fixed. W starts as the orthonormal cosine transform: for colours the first channel is their mean, the others
+    differences.
 
     Args:
         channels: at least 2.
@@ -104,7 +104,7 @@ class InvertibleConv(Transform):
         self.register_buffer("permutation", permutation.float())
 
     def weight(self) -> Tensor:
-        """W `[C, C]`, float64."""
+        """Compute W `[C, C]` in float64."""
         diagonal = precise(self.sign * self.log_scale.exp())
         lower = precise(self.lower).tril(-1) + torch.eye(len(diagonal), dtype=torch.float64, device=diagonal.device)
         return precise(self.permutation) @ lower @ (precise(self.upper).triu(1) + torch.diag(diagonal))
@@ -118,21 +118,22 @@ class InvertibleConv(Transform):
 
 
 def _mixed(weight: Tensor, x: Tensor) -> Tensor:
-    """`[C, C]` times each pixel of `[B, C, H, W]`."""
+    """Multiply each pixel of `[B, C, H, W]` by a matrix `[C, C]`."""
     with torch.autocast(x.device.type, enabled=False):
         return F.conv2d(x, weight[:, :, None, None])
 
 
 @final
 class AffineCoupling(Transform):
-    """z_1 = x_1, z_2 = exp(s(x_1)) x_2 + t(x_1) on halves of the channels (Dinh et al. 2017, section 3.2).
+    """Affine coupling on halves of the channels: z_1 = x_1, z_2 = exp(s(x_1)) x_2 + t(x_1).
 
-    |s| < 1: a coupling can stretch by e at most, so that a stack of them stays well conditioned.
+    With |s| < 1 a coupling stretches by at most e, so that a stack of them stays well conditioned (Dinh et al. 2017,
+    section 3.2).
 
     Args:
         channels: at least 2.
         width, depth: channels and residual blocks of the network.
-        flip: let the second half speak and the first be changed.
+        flip: whether the second half is the input of the network and the first half is transformed.
     """
 
     def __init__(self, channels: int, *, width: int, depth: int, flip: bool = False) -> None:
@@ -170,7 +171,7 @@ class AffineCoupling(Transform):
 
 @final
 class Squeezed(Transform):
-    """A transform of the `4 C` channels that 2 x 2 pixels have together (Dinh et al. 2017, section 3.6).
+    """Transform of the `4 C` channels of blocks of 2 x 2 pixels (Dinh et al. 2017, section 3.6).
 
     Height and width must be even.
     """
@@ -188,13 +189,16 @@ class Squeezed(Transform):
 
 
 def quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four grids of every other row and column of `[B, C, H, W]`: even rows and columns; odd and odd; odd rows;
-    odd columns. Of odd sides the first is the largest, and any other may be empty."""
+    """Divide `[B, C, H, W]` into four grids of every other row and column.
+
+    These are even rows and columns; odd rows and columns; odd rows; odd columns. For odd sides the first is the
+    largest, and the others may be empty.
+    """
     return x[..., ::2, ::2], x[..., 1::2, 1::2], x[..., 1::2, ::2], x[..., ::2, 1::2]
 
 
 def join_quarters(parts: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    """The inverse of `quarters`."""
+    """Invert `quarters`."""
     even, both, rows, columns = parts
     h, w = even.shape[2:]
     whole = [F.pad(p, (0, w - p.shape[3], 0, h - p.shape[2])) for p in (even, columns, rows, both)]
