@@ -20,7 +20,7 @@ from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
 from tessella.foundation.config import Count
 from tessella.foundation.registry import register
-from tessella.networks.conv import conv
+from tessella.networks.conv import conv, convolve
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 START = 0.01
@@ -258,7 +258,6 @@ class _MaskedConv(nn.Module):
         self.register_buffer("mask", mask.view(*own.shape, *(size,) * rank), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        convolve = F.conv2d if x.dim() == 4 else F.conv1d
         return convolve(x, self.mask * self.conv.weight, self.conv.bias, padding=self.conv.padding)  # pyright: ignore[reportArgumentType]
 
 

@@ -95,10 +95,10 @@ def run_task(task: Task, options: Any) -> int:
 
 def _say_device(asked: str | None, *, json: bool) -> None:
     """Say in one line which device was chosen and why; nothing if it was asked for by name."""
-    from tessella.core.device import reason, resolve
+    from tessella.core.device import device_reason, resolve
 
     resolve(asked)
-    if reason(asked) is not None:
+    if device_reason(asked) is not None:
         print(f"device   {said_of_device(asked)}", file=sys.stderr if json else sys.stdout, flush=True)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessella.core.rng import Noise
-from tessella.networks.conv import ResidualBlock
+from tessella.networks.conv import ResidualBlock, conv
 from tessella.networks.mlp import Perceptron
 
 EDGE = 2.0**-12
@@ -44,11 +44,11 @@ class UniformDequantizer(Dequantizer):
 class VariationalDequantizer(Dequantizer):
     """Variational dequantisation by a flow given x: u = sigmoid(a + exp(b) e), with e standard logistic.
 
-    For half of the numbers (a checkerboard, or every other number of a vector) a and b depend on x alone, for the
+    For half of the numbers (a checkerboard, or every other position or number) a and b depend on x alone, for the
     others on x and the first half's u. It starts near uniform dequantisation, which is a = b = 0.
 
     Args:
-        shape: `(C, H, W)` or `(D,)`.
+        shape: `(C, *spatial)`.
         width, depth: size of the two networks.
     """
 
@@ -56,15 +56,11 @@ class VariationalDequantizer(Dequantizer):
 
     def __init__(self, shape: tuple[int, ...], *, width: int, depth: int) -> None:
         super().__init__()
-        channels, *sides = shape
-        if sides:
-            board = (torch.arange(sides[0])[:, None] + torch.arange(sides[1])) % 2
-        else:
-            board = torch.arange(channels) % 2
+        channels, rank = shape[0], len(shape) - 1
+        board = sum(torch.meshgrid(*map(torch.arange, shape[1:] or shape), indexing="ij"), torch.tensor(0)) % 2
         self.register_buffer("board", board.float(), persistent=False)
-        self.first = _network(channels, 2 * channels, width, depth, bool(sides))
-        mixed = bool(board.any())
-        self.second = _network(2 * channels, 2 * channels, width, depth, bool(sides)) if mixed else None
+        self.first = _network(channels, 2 * channels, width, depth, rank)
+        self.second = _network(2 * channels, 2 * channels, width, depth, rank) if board.any() else None
 
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         e = noise.uniform(*x.shape, device=x.device).clamp(1e-7, 1 - 1e-7).logit()
@@ -94,14 +90,14 @@ def _bounded(raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return 3 * (shift / 3).tanh(), log_scale.tanh()
 
 
-def _network(inputs: int, outputs: int, width: int, depth: int, picture: bool) -> nn.Module:
-    if not picture:
+def _network(inputs: int, outputs: int, width: int, depth: int, rank: int) -> nn.Module:
+    if not rank:
         network = _OfVectors(inputs, outputs, width, depth)
         last: nn.Module = network.network.exit
     else:
-        blocks = [ResidualBlock(width, 1 / math.sqrt(depth)) for _ in range(depth)]
-        last = nn.Conv2d(width, outputs, 3, padding=1)
-        network = nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), *blocks, nn.SiLU(), last)
+        blocks = [ResidualBlock(width, 1 / math.sqrt(depth), rank) for _ in range(depth)]
+        last = conv(rank, width, outputs, 3, padding=1)
+        network = nn.Sequential(conv(rank, inputs, width, 3, padding=1), *blocks, nn.SiLU(), last)
     with torch.no_grad():
         last.weight.mul_(0.1)  # pyright: ignore[reportCallIssue]
         nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import final
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessella.core.device import precise
-from tessella.networks.conv import ResidualBlock
+from tessella.networks.conv import ResidualBlock, conv, convolve, crop, fold, over_positions, unfold
 
 
 class Transform(nn.Module, ABC):
@@ -67,12 +67,15 @@ class ActNorm(Transform):
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = self.log_scale.to(x.dtype)[:, None, None]
+        rank = x.dim() - 2
+        log_scale, shift = (over_positions(p, rank) for p in (self.log_scale.to(x.dtype), self.shift))
         log_det = log_scale.sum() * math.prod(x.shape[2:])
-        return log_scale.exp() * (x + self.shift[:, None, None]), log_det.expand(len(x))
+        return log_scale.exp() * (x + shift), log_det.expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        return z * (-self.log_scale.to(z.dtype)).exp()[:, None, None] - self.shift[:, None, None]
+        rank = z.dim() - 2
+        log_scale, shift = (over_positions(p, rank) for p in (self.log_scale.to(z.dtype), self.shift))
+        return z * (-log_scale).exp() - shift
 
 
 @final
@@ -118,9 +121,9 @@ class InvertibleConv(Transform):
 
 
 def _mixed(weight: Tensor, x: Tensor) -> Tensor:
-    """Multiply each pixel of `[B, C, H, W]` by a matrix `[C, C]`."""
+    """Multiply each position of `[B, C, *spatial]` by a matrix `[C, C]`."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.conv2d(x, weight[:, :, None, None])
+        return convolve(x, over_positions(weight, x.dim() - 2))
 
 
 @final
@@ -134,16 +137,17 @@ class AffineCoupling(Transform):
         channels: at least 2.
         width, depth: channels and residual blocks of the network.
         flip: whether the second half is the input of the network and the first half is transformed.
+        rank: spatial axes.
     """
 
-    def __init__(self, channels: int, *, width: int, depth: int, flip: bool = False) -> None:
+    def __init__(self, channels: int, *, width: int, depth: int, flip: bool = False, rank: int = 2) -> None:
         super().__init__()
         self.sizes = (channels // 2, channels - channels // 2)
         self.flip = flip
         told, changed = reversed(self.sizes) if flip else self.sizes
-        blocks = [ResidualBlock(width, 1 / math.sqrt(depth)) for _ in range(depth)]
-        self.network = nn.Sequential(nn.Conv2d(told, width, 3, padding=1), *blocks, nn.SiLU())
-        self.exit = nn.Conv2d(width, 2 * changed, 3, padding=1)
+        blocks = [ResidualBlock(width, 1 / math.sqrt(depth), rank) for _ in range(depth)]
+        self.network = nn.Sequential(conv(rank, told, width, 3, padding=1), *blocks, nn.SiLU())
+        self.exit = conv(rank, width, 2 * changed, 3, padding=1)
         with torch.no_grad():
             self.exit.weight.mul_(0.1)
 
@@ -171,9 +175,9 @@ class AffineCoupling(Transform):
 
 @final
 class Squeezed(Transform):
-    """Transform of the `4 C` channels of blocks of 2 x 2 pixels (Dinh et al. 2017, section 3.6).
+    """Transform of the channels of blocks of 2 positions along each axis (Dinh et al. 2017, section 3.6).
 
-    Height and width must be even.
+    All sides must be even.
     """
 
     def __init__(self, inner: Transform) -> None:
@@ -181,26 +185,35 @@ class Squeezed(Transform):
         self.inner = inner
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_det = self.inner(F.pixel_unshuffle(x, 2))
-        return F.pixel_shuffle(z, 2), log_det
+        z, log_det = self.inner(fold(x, 2))
+        return unfold(z, 2), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.inner.inverse(F.pixel_unshuffle(z, 2)), 2)
+        return unfold(self.inner.inverse(fold(z, 2)), 2)
 
 
-def quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Divide `[B, C, H, W]` into four grids of every other row and column.
+PARITIES: dict[int, tuple[tuple[int, ...], ...]] = {1: ((0,), (1,)), 2: ((0, 0), (1, 1), (1, 0), (0, 1))}
+"""Even (0) or odd (1) positions along each axis, of the subgrids of a signal or a picture."""
 
-    These are even rows and columns; odd rows and columns; odd rows; odd columns. For odd sides the first is the
-    largest, and the others may be empty.
+
+def subgrids(x: Tensor) -> list[Tensor]:
+    """Divide `[B, C, *spatial]` into grids of every other position along each axis, in the order of `PARITIES`.
+
+    For odd sides the first is the largest, and the others may be empty.
     """
-    return x[..., ::2, ::2], x[..., 1::2, 1::2], x[..., 1::2, ::2], x[..., ::2, 1::2]
+    return [x[(..., *(slice(at, None, 2) for at in parity))] for parity in PARITIES[x.dim() - 2]]
 
 
-def join_quarters(parts: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    """Invert `quarters`."""
-    even, both, rows, columns = parts
-    h, w = even.shape[2:]
-    whole = [F.pad(p, (0, w - p.shape[3], 0, h - p.shape[2])) for p in (even, columns, rows, both)]
-    out = F.pixel_shuffle(torch.stack(whole, 2).flatten(1, 2), 2)
-    return out[..., : h + rows.shape[2], : w + columns.shape[3]]
+def join_subgrids(grids: Sequence[Tensor]) -> Tensor:
+    """Invert `subgrids`."""
+    spatial, rank = grids[0].shape[2:], grids[0].dim() - 2
+    by_parity = dict(zip(PARITIES[rank], grids, strict=True))
+    whole = [extended(by_parity[parity], spatial) for parity in sorted(by_parity)]
+    odd = [by_parity[tuple(int(i == axis) for i in range(rank))].shape[2 + axis] for axis in range(rank)]
+    out = unfold(torch.stack(whole, 2).flatten(1, 2), 2)
+    return crop(out, [even + more for even, more in zip(spatial, odd, strict=True)])
+
+
+def extended(x: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Append zeros along each axis of `[B, C, *spatial]` up to a size."""
+    return F.pad(x, [n for have, want in reversed([*zip(x.shape[2:], spatial, strict=True)]) for n in (0, want - have)])
