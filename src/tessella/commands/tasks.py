@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, Field, field, fields, make_dataclass
@@ -147,9 +148,17 @@ def progress_bar(*, quiet: bool = False) -> Iterator[None]:
 def _bar(stack: ExitStack) -> Report:
     """Make a bar that is gone when the stack is closed."""
     from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    bar = Bar(*Bar.get_default_columns(), "{task.fields[detail]}", console=Console(stderr=True), transient=True)
+    columns = (
+        "{task.description}",
+        BarColumn(24),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        "{task.fields[detail]}",
+    )
+    bar = Bar("{task.description}", *parts, "{task.fields[detail]}", console=Console(stderr=True), transient=True)
     line = bar.add_task("", start=False, detail="")
     stack.callback(bar.stop)
 
@@ -169,13 +178,15 @@ def _bar(stack: ExitStack) -> Report:
 
 def _lines() -> Report:
     """Print a line for each tenth of what has details."""
-    shown = -1
+    shown, started = -1, time.monotonic()
 
     def show(progress: Progress) -> None:
         nonlocal shown
-        tenth = int(10 * progress.done / progress.total) if progress.total else 0
-        if progress.detail and tenth > shown:
-            shown = tenth
-            print(f"{progress.phase}: {progress.detail}", file=sys.stderr, flush=True)
+        done = progress.done / progress.total if progress.total else 0.0
+        if progress.detail and int(10 * done) > shown:
+            shown = int(10 * done)
+            left = (time.monotonic() - started) * (1 - done) / done if done else 0.0
+            time_left = f"{int(left // 60)}:{int(left % 60):02d} left"
+            print(f"{progress.phase} {100 * done:.0f} %  {progress.detail}  {time_left}", file=sys.stderr, flush=True)
 
     return show

@@ -198,7 +198,7 @@ class Metrics(Callback):
 
     def _report(self, state: TrainState) -> None:
         done = PARTS * min(state.used, 1.0)
-        self.advance(done - self.reported, self._line(state.seconds, state.used))
+        self.advance(done - self.reported, self._line())
         self.reported = done
 
     def _summary(self) -> dict[str, float | int | None]:
@@ -222,16 +222,14 @@ class Metrics(Callback):
             "bad": last.bad,
         }
 
-    def _line(self, seconds: float, used: float) -> str:
+    def _line(self) -> str:
         now = self._summary()
         rate, bits, speed = now["rate"], now["bits_per_dim"], now["examples_per_second"]
-        parts = [f"{100 * min(used, 1):.0f} %"]
-        parts += [f"rate {rate:.1f}"] if rate is not None else []
+        parts = [f"rate {rate:.1f}"] if rate is not None else []
         parts += [f"distortion {now['distortion']:.1f}"] if now["distortion"] else []  # priors have none
         parts += [f"{bits:.3f} bits/dim"] if bits is not None else []
         parts += [f"{speed:.0f} examples/s"] if speed else []
-        left = seconds * (1 - used) / used if used > 0 else 0
-        return "  ".join([*parts, f"{int(left // 60)}:{int(left % 60):02d} left"])
+        return "  ".join(parts)
 
 
 class Validation(Callback):
