@@ -131,8 +131,8 @@ LEFT = {
     "prints": 0,
     "progress": 0,
     "pictures": 0,
-    "two meanings": 6,
-    "off the list": 90,
+    "two meanings": 5,
+    "off the list": 22,
 }
 """How much is still to be done, at most. Lower a number when you have made it true; the goal is 0."""
 

@@ -151,13 +151,7 @@ def _bar(stack: ExitStack) -> Report:
     from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = (
-        "{task.description}",
-        BarColumn(24),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        "{task.fields[detail]}",
-    )
+    parts = (BarColumn(12), TaskProgressColumn(), TimeRemainingColumn())
     bar = Bar("{task.description}", *parts, "{task.fields[detail]}", console=Console(stderr=True), transient=True)
     line = bar.add_task("", start=False, detail="")
     stack.callback(bar.stop)

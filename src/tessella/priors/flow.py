@@ -19,10 +19,9 @@ from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.config import Count
 from tessella.foundation.registry import register
+from tessella.networks.conv import start_small
 
 BINS = 8
-START = 0.01
-"""Factor on the initial weights of the last layers, so that the flow starts near the identity."""
 VECTOR = 256
 """Largest number of latents of a grid that is treated as one vector."""
 
@@ -153,7 +152,7 @@ class _SplineCoupling(nn.Module):
             shapes=((BINS,), (BINS,), (BINS - 1,)),  # pyright: ignore[reportArgumentType]
             **({"hidden_features": (width, width), "activation": nn.SiLU} if dims > 1 or classes else {}),
         )
-        _start_small(self.transform)
+        start_small(_last_layer(self.transform))
 
     def forward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._of(context).call_and_ladj(z)
@@ -178,9 +177,7 @@ class _GridCoupling(nn.Module):
         self.label = nn.Linear(classes, width, bias=False) if classes else None
         self.middle = nn.Conv2d(width, width, 1)
         self.exit = nn.Conv2d(width, 2 * channels, 3, padding=1)
-        with torch.no_grad():
-            for parameter in self.exit.parameters():
-                parameter.mul_(START)
+        start_small(self.exit.parameters())
 
     def forward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._change(z, context)
@@ -210,13 +207,7 @@ class _GridCoupling(nn.Module):
         return (first if self.number % 2 == 0 else ~first).to(z.dtype)
 
 
-def _start_small(transform: nn.Module) -> None:
-    """Scale the parameters of the splines' network so that the splines start near the identity."""
+def _last_layer(transform: nn.Module) -> list[nn.Parameter]:
+    """Parameters of the last layer of the splines' network."""
     hyper = getattr(transform, "hyper", None)  # a single number without context has no network
-    if isinstance(hyper, nn.Sequential):
-        last: list[nn.Parameter] = list(hyper[-1].parameters())
-    else:
-        last = list(transform.parameters())
-    with torch.no_grad():
-        for parameter in last:
-            parameter.mul_(START)
+    return list((hyper[-1] if isinstance(hyper, nn.Sequential) else transform).parameters())
