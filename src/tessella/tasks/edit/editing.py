@@ -241,7 +241,7 @@ def box(corners: Sequence[int], size: Sequence[int]) -> Tensor:
         SpecError: if it has no area, or does not lie inside the example.
     """
     if len(corners) != 2 * len(size):
-        form = "x,y,width,height" if len(size) == 2 else "start,length"
+        form = {1: "start,length"}.get(len(size), "x,y,width,height")
         raise SpecError(f"{option('region')} must be {form} here, got {len(corners)} numbers", code="malformed-region")
     first, lengths = corners[: len(size)][::-1], corners[len(size) :][::-1]
     if min(lengths) < 1:

@@ -86,10 +86,7 @@ class Edited:
         """List the codes that changed: level, slot, row (pictures only), column, from, to."""
         found = []
         for number, level in enumerate(self.levels):
-            now, axes = (
-                level.after[variant],
-                ("slot", "row", "column") if self.region.dim() == 2 else ("slot", "column"),
-            )
+            now, axes = level.after[variant], ("slot", *("row", "column")[-self.region.dim() :])
             for place in map(tuple, (now != level.before).nonzero().tolist()):
                 where = {"level": number, **dict(zip(axes, place, strict=True))}
                 found.append({**where, "from": int(level.before[place]), "to": int(now[place])})
