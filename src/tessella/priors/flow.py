@@ -207,6 +207,6 @@ class _GridCoupling(nn.Module):
 
 
 def _last_layer(transform: nn.Module) -> list[nn.Parameter]:
-    """Parameters of the last layer of the splines' network."""
+    """Return the parameters of the last layer of the splines' network."""
     hyper = getattr(transform, "hyper", None)  # a single number without context has no network
     return list((hyper[-1] if isinstance(hyper, nn.Sequential) else transform).parameters())
