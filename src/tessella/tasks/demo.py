@@ -251,8 +251,7 @@ def _demo(config: DemoConfig, device: str | None) -> DemoResult | StoppedDemo:
     from tessella.priors.autoregressive import PixelCNN
     from tessella.tasks.code_blocks import code_strips, prior_samples
     from tessella.training.loop import train
-    from tessella.training.results_store import EVALUATION
-    from tessella.training.run import Run
+    from tessella.training.run import EVALUATION, Run
 
     data, run = open_data(DATA), Run(config.run, device)
     test = data.split("test")
