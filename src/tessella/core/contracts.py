@@ -72,7 +72,7 @@ class Likelihood(nn.Module, ABC):
     @property
     @abstractmethod
     def parameter_channels(self) -> int:
-        """Number of channels of the decoder's output `[B, parameter_channels, *spatial]`."""
+        """Return the number of channels of the decoder's output `[B, parameter_channels, *spatial]`."""
 
     @abstractmethod
     def to_network(self, x: Tensor) -> Tensor:
