@@ -16,10 +16,10 @@ from tessella.commands.options import (
     DataOptions,
     Flags,
     RunConfig,
-    extended,
     given_flags,
     toml,
     with_defaults,
+    with_fields,
     word_after,
 )
 from tessella.commands.shared import check_picture_name, quoted, said_of_device, say, write_picture
@@ -135,7 +135,7 @@ def options_of(args: Sequence[str]) -> type[Train]:
         flags = Flags.of(kind, args, base)
         flags.check(args, Train)
         more |= {**flags.fields, "flags": (Suppress[Any], flags)}
-    return extended(Train, more)
+    return with_fields(Train, more)
 
 
 def overview() -> str:

@@ -17,7 +17,7 @@ from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import register
 
 
-@register("code-prior", "uniform", summary="every code as likely as any other")
+@register("code-prior", "uniform", summary="all codes equally probable")
 class Uniform(CodePriorConfig):
     """Uniform prior over codes."""
 
