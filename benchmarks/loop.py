@@ -226,8 +226,13 @@ def measure(case: Case, blocks: int, block: int, folder: Path) -> common.Record:
 
 
 PARTS = {
+<<<<<<< HEAD
     "averaged weights": ("step.py", "update"),
     "progress, metrics and trackers": ("callbacks.py", "step"),
+=======
+    "averaged weights": ("state.py", "update"),
+    "progress, metrics and TensorBoard": ("callbacks.py", "after_step"),
+>>>>>>> main
     "batches": ("splits.py", "batch"),
     "noise": ("rng.py", "_draw"),
     "gradient clipping (the bare loop has it too)": ("clip_grad.py", "clip_grad_norm_"),

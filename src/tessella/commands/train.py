@@ -23,6 +23,7 @@ from tessella.commands.options import (
     word_after,
 )
 from tessella.commands.shared import check_picture_name, quoted, said_of_device, say, write_picture
+from tessella.commands.tasks import progress_bar
 from tessella.foundation import registry
 from tessella.foundation.config import Config, options, slots
 from tessella.foundation.errors import RunError, SpecError, option, task
@@ -281,8 +282,9 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
         say(f"device   {said_of_device(options.device)}")
         say(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
         say(f"budget   {budget(options)}")
-    how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data, "quiet": o.quiet}
-    done = run_training(model, data, str(o.out), options, **how)
+    how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data}
+    with progress_bar(quiet=o.quiet):
+        done = run_training(model, data, str(o.out), options, **how)
     if done.stopped == "signal":
         say(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {quoted(str(o.out))}")
         return 130

@@ -106,7 +106,7 @@ def evaluate_run(run: Run, config: EvaluateConfig) -> EvaluateResult:
     With the run's own data and prior, the result is stored in the run.
     """
     from tessella.evaluation.bounds import evaluate
-    from tessella.training.results_store import EVALUATION, FIDELITY
+    from tessella.training.run import EVALUATION, FIDELITY
 
     model = run.model(config.prior)
     if config.fidelity and not model.has_prior:

@@ -20,8 +20,7 @@ from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.tasks.compare.records import Basis, CompareConfig, ComparedRun, Group
 from tessella.training import checkpoint
-from tessella.training.results_store import GAP
-from tessella.training.run import Run
+from tessella.training.run import GAP, Run
 
 SHOWN = 10
 """Number of samples of each run to show."""

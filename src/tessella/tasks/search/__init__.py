@@ -34,9 +34,9 @@ ENLARGED = 112
 class IndexConfig:
     """Index many examples once, so that they can be searched: one file, stored in the run.
 
-    Attributes: inputs: folders of pictures, picture files, numbers of examples (7, 3:20), names of splits (valid), or
-        other data;
-            by default the whole split.
+    Attributes:
+        inputs: folders of pictures, picture files, numbers of examples (7, 3:20), names of splits (valid), or other
+            data; by default the whole split.
         out: file to write; by default index.safetensors in the run.
         data: data set to use for numbers and splits instead of the run's own; it is read with the run's options.
         split: split that numbers refer to, and that is used of other data with several splits.
@@ -146,8 +146,9 @@ class SearchConfig:
 class Found:
     """An example in a search result.
 
-    Attributes: distance: distance to the query, or to the first of the pair; None for the query or the first of the
-        pair itself.
+    Attributes:
+        distance: distance to the query, or to the first of the pair; None for the query or the first of the pair
+            itself.
     """
 
     name: str

@@ -37,11 +37,13 @@ AGAIN = f"make it again with {task('index', 'RUN INPUTS')}"
 class Index:
     """Examples that can be searched.
 
-    Attributes: model: fingerprint of the weights that computed the features (`Run.fingerprint`). names: name of each
-        example; the path of a picture file. features: features in each space. scale: `[D]`, factors of the latent
-        values. copies: for each space, the distance below which 95 % of altered copies are from their originals; the
-        copies have
-            a little noise, or are compressed again as JPEG.
+    Attributes:
+        model: fingerprint of the weights that computed the features (`Run.fingerprint`).
+        names: name of each example; the path of a picture file.
+        features: features in each space.
+        scale: `[D]`, factors of the latent values.
+        copies: for each space, the distance below which 95 % of altered copies are from their originals; the copies
+            have a little noise, or are compressed again as JPEG.
         thumbs: thumbnail of each example, JPEG.
     """
 
@@ -111,8 +113,9 @@ class _Items:
 def read_index(path: str | os.PathLike[str], model: Model, fingerprint: str) -> Index:
     """Read an index of this model; nothing in it is unpickled.
 
-    Raises: DataError: if it is missing, damaged, of another kind or version, made with other weights, or does not fit
-        the model.
+    Raises:
+        DataError: if it is missing, damaged, of another kind or version, made with other weights, or does not fit the
+            model.
     """
     if not os.path.isfile(path):
         raise DataError(f"there is no index {path}: make one with {task('index', 'RUN INPUTS')}", code="no-index")
