@@ -4,7 +4,7 @@ Both run in one process and take turns, a block of steps each: the training spli
 split that runs a block of the bare loop whenever training asks for the first batch of its next block interleaves the
 two without touching `tessella.train`. A block of ours is timed from the first batch of it being asked for to the first
 batch of the next being asked for, so it holds everything that `train` does in between: batches, averaged weights,
-the check for bad batches, progress, metrics and trackers. Start-up lies before the first block. Blocks in which the
+the check for bad batches, progress, metrics and TensorBoard. Start-up lies before the first block. Blocks in which the
 validation split is measured and pictures are drawn are left out and reported apart (there are 12 such looks in a run,
 however long it is); checkpoints are timed apart and charged at one a minute, the default.
 
@@ -226,13 +226,8 @@ def measure(case: Case, blocks: int, block: int, folder: Path) -> common.Record:
 
 
 PARTS = {
-<<<<<<< HEAD
-    "averaged weights": ("step.py", "update"),
-    "progress, metrics and trackers": ("callbacks.py", "step"),
-=======
     "averaged weights": ("state.py", "update"),
     "progress, metrics and TensorBoard": ("callbacks.py", "after_step"),
->>>>>>> main
     "batches": ("splits.py", "batch"),
     "noise": ("rng.py", "_draw"),
     "gradient clipping (the bare loop has it too)": ("clip_grad.py", "clip_grad_norm_"),
