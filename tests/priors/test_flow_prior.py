@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tessella.core.rng import Noise
 from tessella.priors.flow import FlowPrior, FlowPriorModule
 
-SHAPES = [(1,), (2,), (5,), (2, 3, 2), (1, 17, 16), (5, 9, 8)]
+SHAPES = [(1,), (2,), (5,), (2, 3, 2), (3, 90), (1, 17, 16), (5, 9, 8)]
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ def diagonal_normal(mean: Tensor, deviation: Tensor) -> Independent:
     return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
 
 
-@register("bottleneck", "deterministic", summary="the features themselves: an autoencoder, without rate or bound")
+@register("bottleneck", "deterministic", summary="a linear map of the features: an autoencoder, without rate or bound")
 class Deterministic(BottleneckConfig):
     """Bottleneck of an autoencoder: z is a linear map of the features, and has no rate."""
 

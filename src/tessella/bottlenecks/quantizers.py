@@ -101,7 +101,7 @@ class CodebookQuantizer(Quantizer):
 
         commitment (r_s - sg[e_s])^2 + (sg[r_s] - e_s)^2,
 
-    the second term only if the codebook is learnt by gradients.
+    the second term only if the codebook is learned by gradients.
 
     Args:
         feature_shape: `(F, *spatial)`.
@@ -231,7 +231,7 @@ class CodebookConfig(QuantizerConfig, ABC):
 
 @register("quantizer", "vq", summary="vector quantisation, codebook by gradient (van den Oord et al. 2017)")
 class VectorQuantizer(CodebookConfig):
-    """Vector quantisation with a codebook learnt by gradients (van den Oord et al. 2017, eq. 3)."""
+    """Vector quantisation with a codebook learned by gradients (van den Oord et al. 2017, eq. 3)."""
 
     def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
         return LearnedCodebook(groups, self.codebook_size, dims, distance=distance)
@@ -258,7 +258,7 @@ class EMAQuantizer(CodebookConfig):
     "quantizer", "simvq", summary="vector quantisation, codebook a frozen table times a learned map (Zhu et al. 2024)"
 )
 class SimVQ(CodebookConfig):
-    """Vector quantisation with a codebook that is a frozen table times a learnt map (Zhu et al. 2024, section 4)."""
+    """Vector quantisation with a codebook that is a frozen table times a learned map (Zhu et al. 2024, section 4)."""
 
     def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
         return MappedCodebook(groups, self.codebook_size, dims, distance=distance)
@@ -267,7 +267,7 @@ class SimVQ(CodebookConfig):
 @register(
     "quantizer",
     "residual",
-    summary="several codes a position, each for the residual of those before (Zeghidour et al. 2021)",
+    summary="several codes per position, each for the residual of those before (Zeghidour et al. 2021)",
 )
 class ResidualQuantizer(CodebookConfig):
     """Residual quantisation: several codebooks, each for the residual of those before it.

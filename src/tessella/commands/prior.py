@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
-from tessella.commands.options import Flags, extended, given_flags, word_after
+from tessella.commands.options import Flags, given_flags, with_fields, word_after
 from tessella.commands.shared import Where, loaded_without_prior, quoted, said_of_device, say
 from tessella.commands.tasks import progress_bar
 from tessella.commands.train import budget, flat, refuse_changes, resumed_options
@@ -83,7 +83,7 @@ def options_of(args: Sequence[str]) -> type[FitPrior]:
         base = fitted_priors.read_prior_spec(home).config if (home / checkpoint.SPEC).is_file() else None
     flags = Flags.of(made, args, base)
     flags.check(args, FitPrior)
-    return extended(
+    return with_fields(
         FitPrior,
         {**flags.fields, "given": (Suppress[frozenset[str]], given), "flags": (Suppress[Any], flags)},
     )
@@ -152,7 +152,6 @@ def _fitted(o: FitPrior) -> int:
             resume=o.resume,
             overwrite=o.overwrite,
             changed_data=o.changed_data,
-            quiet=o.quiet,
         )
     if done.training.stopped == "signal":
         kind = "" if o.kind == DEFAULT else f" --kind {o.kind}"

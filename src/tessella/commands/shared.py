@@ -64,9 +64,9 @@ class Where:
 
     def say(self, *, json: bool = False) -> None:
         """Say what was chosen and why; nothing if it was asked for by name."""
-        from tessella.core.device import reason
+        from tessella.core.device import device_reason
 
-        if reason(self.device) is not None:
+        if device_reason(self.device) is not None:
             print(f"device   {said_of_device(self.device)}", file=sys.stderr if json else sys.stdout, flush=True)
 
 
@@ -76,9 +76,9 @@ def said_of_device(asked: str | None) -> str:
     Raises:
         SpecError: if there is none of that name.
     """
-    from tessella.core.device import describe_device, reason, resolve
+    from tessella.core.device import describe_device, device_reason, resolve
 
-    why = reason(asked)
+    why = device_reason(asked)
     return describe_device(resolve(asked)) + (f", {why}" if why else "")
 
 

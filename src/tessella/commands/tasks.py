@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, Field, field, fields, make_dataclass
@@ -15,7 +16,7 @@ from tyro.conf import Positional, arg
 
 from tessella.commands.shared import check_file, said_of_device, say
 from tessella.foundation.errors import DataError
-from tessella.foundation.progress import Progress, reporting
+from tessella.foundation.progress import Progress, Report, reporting
 from tessella.foundation.text import json_text
 from tessella.tasks.task import Result, Task
 
@@ -95,10 +96,10 @@ def run_task(task: Task, options: Any) -> int:
 
 def _say_device(asked: str | None, *, json: bool) -> None:
     """Say in one line which device was chosen and why; nothing if it was asked for by name."""
-    from tessella.core.device import reason, resolve
+    from tessella.core.device import device_reason, resolve
 
     resolve(asked)
-    if reason(asked) is not None:
+    if device_reason(asked) is not None:
         print(f"device   {said_of_device(asked)}", file=sys.stderr if json else sys.stdout, flush=True)
 
 
@@ -135,22 +136,51 @@ def _write(task: Task, result: Result, out: Path) -> list[Path]:
 
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[None]:
-    """Show the progress of what is done as a bar on the terminal, which is gone when all is done."""
-    if quiet or sys.stderr is None or not sys.stderr.isatty():
+    """Show the progress of what is done: as a bar on a terminal, else the details of a training, at every tenth."""
+    if quiet or sys.stderr is None:
         yield
         return
+    with ExitStack() as stack:
+        stack.enter_context(reporting(_bar(stack) if sys.stderr.isatty() else _lines()))
+        yield
+
+
+def _bar(stack: ExitStack) -> Report:
+    """Make a bar that is gone when the stack is closed."""
     from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    bar = Bar(console=Console(stderr=True), transient=True)
-    line = bar.add_task("", start=False)
+    parts = (BarColumn(12), TaskProgressColumn(), TimeRemainingColumn())
+    bar = Bar("{task.description}", *parts, "{task.fields[detail]}", console=Console(stderr=True), transient=True)
+    line = bar.add_task("", start=False, detail="")
+    stack.callback(bar.stop)
 
     def show(progress: Progress) -> None:
         bar.start()
         bar.start_task(line)
-        bar.update(line, description=progress.phase, completed=progress.done, total=progress.total)
+        bar.update(
+            line,
+            description=progress.phase,
+            completed=progress.done,
+            total=progress.total,
+            detail=progress.detail,
+        )
 
-    with ExitStack() as stack:
-        stack.callback(bar.stop)
-        stack.enter_context(reporting(show))
-        yield
+    return show
+
+
+def _lines() -> Report:
+    """Print a line for each tenth of what has details."""
+    shown, started = -1, time.monotonic()
+
+    def show(progress: Progress) -> None:
+        nonlocal shown
+        done = progress.done / progress.total if progress.total else 0.0
+        if progress.detail and int(10 * done) > shown:
+            shown = int(10 * done)
+            left = (time.monotonic() - started) * (1 - done) / done if done else 0.0
+            time_left = f"{int(left // 60)}:{int(left % 60):02d} left"
+            print(f"{progress.phase} {100 * done:.0f} %  {progress.detail}  {time_left}", file=sys.stderr, flush=True)
+
+    return show

@@ -16,16 +16,17 @@ from tessella.commands.options import (
     DataOptions,
     Flags,
     RunConfig,
-    extended,
     given_flags,
     toml,
     with_defaults,
+    with_fields,
     word_after,
 )
 from tessella.commands.shared import check_picture_name, quoted, said_of_device, say, write_picture
+from tessella.commands.tasks import progress_bar
 from tessella.foundation import registry
 from tessella.foundation.config import Config, options, slots
-from tessella.foundation.errors import RunError, SpecError, option, task
+from tessella.foundation.errors import RunError, SpecError, option, task_name
 from tessella.models.spec import ModelConfig, TrainOptions
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def options_of(args: Sequence[str]) -> type[Train]:
         flags = Flags.of(kind, args, base)
         flags.check(args, Train)
         more |= {**flags.fields, "flags": (Suppress[Any], flags)}
-    return extended(Train, more)
+    return with_fields(Train, more)
 
 
 def overview() -> str:
@@ -166,7 +167,7 @@ def train(o: Train) -> int:
         )
     if o.chosen is None or o.data is None:
         raise SpecError(
-            f"name a model and its data: {task('train', 'MODEL --data SPEC --out RUN')}; models are "
+            f"name a model and its data: {task_name('train', 'MODEL --data SPEC --out RUN')}; models are "
             f"{', '.join(registry.names('model'))}",
             code="no-model",
         )
@@ -281,8 +282,9 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
         say(f"device   {said_of_device(options.device)}")
         say(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
         say(f"budget   {budget(options)}")
-    how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data, "quiet": o.quiet}
-    done = run_training(model, data, str(o.out), options, **how)
+    how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data}
+    with progress_bar(quiet=o.quiet):
+        done = run_training(model, data, str(o.out), options, **how)
     if done.stopped == "signal":
         say(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {quoted(str(o.out))}")
         return 130

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LikelihoodConfig(Config, ABC):
-    """Options of p(x | z)."""
+    """Options of a likelihood p(x | z)."""
 
     part = "likelihood"
 
@@ -59,17 +59,13 @@ class QuantizerConfig(Config, ABC):
 class InferenceNetwork(NamedTuple):
     """The model's own q(z | x), for a prior that is a mixture of posteriors.
 
-        Attributes:
-    <<<<<<< HEAD
-            input_shape: of one example as `Likelihood.to_network` gives it.
-            labelled: whether the encoder sees labels.
-            examples: gives so many different examples in that form, which pseudo-inputs start at; None: at noise.
-    =======
-            encoder: the model's encoder.
-            bottleneck: the model's bottleneck.
-            input_shape: shape of one example after `Likelihood.to_network`.
-            labelled: whether the encoder takes labels.
-    >>>>>>> main
+    Attributes:
+        encoder: the model's encoder.
+        bottleneck: the model's bottleneck.
+        input_shape: shape of one example after `Likelihood.to_network`.
+        labelled: whether the encoder takes labels.
+        examples: function that returns a number of different examples in that form, at which pseudo-inputs start; None:
+            they start as noise.
     """
 
     encoder: Encoder

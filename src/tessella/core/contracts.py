@@ -51,10 +51,7 @@ class StoredValues(Distribution, ABC):
 
     @abstractmethod
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
-        """Write `value` to an encoder or read it from a decoder, at a cost of -log p: `[B, *event_shape]` float32.
-
-        SpecError if the values have a density instead of probabilities.
-        """
+        """Write `value` to an encoder or read it from a decoder, at a cost of -log p; SpecError for densities."""
 
 
 class Likelihood(nn.Module, ABC):
@@ -72,7 +69,7 @@ class Likelihood(nn.Module, ABC):
     @property
     @abstractmethod
     def parameter_channels(self) -> int:
-        """Number of channels of the decoder's output `[B, parameter_channels, *spatial]`."""
+        """Return the number of channels of the decoder's output `[B, parameter_channels, *spatial]`."""
 
     @abstractmethod
     def to_network(self, x: Tensor) -> Tensor:
@@ -88,7 +85,7 @@ class Likelihood(nn.Module, ABC):
 
 
 class Encoder(nn.Module, ABC):
-    """Maps data to features."""
+    """Maps data, and a label if any, to features."""
 
     feature_shape: tuple[int, ...]
     """Shape of one example's features: `(F, *spatial)`."""
@@ -120,9 +117,9 @@ class Bottleneck(nn.Module, ABC):
     stochastic: bool = True
     """Whether `BottleneckOutput.posterior` is a distribution, so that z has a rate."""
     gaussian: bool = False
-    """Whether it is a diagonal Gaussian, so that its mean and deviation say all of it."""
+    """Whether it is a diagonal Gaussian, so that mean and standard deviation describe it fully."""
     sequential_density: bool = False
-    """Whether log q(z | x) of another example's z takes a pass number by number, so that it is slow."""
+    """Whether log q(z | x) at another example's z is computed number by number, which is slow."""
 
     @abstractmethod
     def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
@@ -176,7 +173,7 @@ class Quantizer(Bottleneck, ABC):
 
     `BottleneckOutput.posterior` is a `PointMass` on the codes `[B, *code_shape]` (int64). `z` holds the codes' vectors;
     gradients pass straight through to the features. Grids of any size are accepted. Computed in float32 whatever the
-    autocast. In training mode `forward` also updates a codebook that is learnt from running statistics.
+    autocast. In training mode `forward` also updates a codebook that is learned from running statistics.
     """
 
     codebook_size: int
@@ -186,9 +183,9 @@ class Quantizer(Bottleneck, ABC):
 
     @abstractmethod
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Sample codes `[B, *code_shape]` near those of `forward`, with their log-probabilities `[B]`.
+        """Sample codes near those of `forward` for importance sampling, with their log-probabilities `[B]`.
 
-        A proposal for importance sampling: any gives a valid bound; the closer to p(codes | x), the tighter.
+        The closer to p(codes | x), the tighter the bound.
         """
 
     @abstractmethod
@@ -220,8 +217,8 @@ class CodePrior(nn.Module, ABC):
     def generate(self, count: int, select: Selector, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Generate codes `[count, *code_shape]` int64, each chosen by `select` given the codes before it.
 
-        In raster order; with `any_order`, in a fixed or random order, conditional on known codes from the start.
-        Sampling, inpainting and coding are this loop with three selectors.
+        In raster order, or with `any_order` in any, conditional on known codes from the start. Sampling, inpainting and
+        coding are this loop with three selectors.
         """
 
     def sample(

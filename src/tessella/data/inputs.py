@@ -93,7 +93,7 @@ class _Rows:
 
     @cached_property
     def whole(self) -> bool:
-        """Whether no number occurs twice, so that names are distinct."""
+        """Tell whether no number occurs twice, so that names are distinct."""
         return len(np.unique(self.rows)) == len(self.rows)
 
 
@@ -238,10 +238,12 @@ class Inputs:
         below, notes = picture_files(folder)
         for line in notes:
             note(f"{folder}: {line}")
-        paths = [os.path.join(folder, name) for name in below]
-        names = paths if self._keep_endings else [os.path.splitext(name)[0] for name in below]
-        known = _classes_by_folder(below)
-        return _Files(list(names), paths, [known[os.path.dirname(name)] for name in below], found=True)
+        paths, of = [os.path.join(folder, name) for name in below], list(map(os.path.dirname, below))
+        names = list(paths) if self._keep_endings else [os.path.splitext(name)[0] for name in below]
+        classes: dict[str, str | None] = dict(zip(of, arranged(below).labels, strict=True))
+        if not any(classes.values()):  # no classes as data sets have them: the first folder
+            classes = {place: place.partition("/")[0] or None for place in of}
+        return _Files(names, paths, [classes[place] for place in of], found=True)
 
     def _other_data(self, spec: str) -> _Rows:
         data, name = self._data(spec), PurePosixPath(spec).stem or spec
@@ -250,7 +252,7 @@ class Inputs:
         return _Rows(name, split, np.arange(len(split)), data.schema.classes)
 
     def _name_apart(self) -> None:
-        """Give the second example of a name another one."""
+        """Give another name to the second example of a name."""
         if len(self._groups) == 1 and isinstance(self._groups[0], _Rows) and self._groups[0].whole:
             return  # their names are distinct, and need not all be in memory
         taken: set[str] = set()
@@ -265,7 +267,7 @@ class Inputs:
                 apart.append(new)
 
     def _leave_out(self, skip: Callable[[str, str], bool]) -> int:
-        """Leave out the files for which it is true; return how many they are."""
+        """Leave out the files for which `skip` is true, and count them."""
         before = len(self)
         for group in self._groups:
             if isinstance(group, _Files):
@@ -303,7 +305,7 @@ class Inputs:
     def _read(
         self, group: _Files, numbers: Sequence[int], size: tuple[int, ...], broken: list[str]
     ) -> tuple[Tensor, list[int]]:
-        """The pictures `[B, C, H, W]` that can be read, and which they are."""
+        """Read the pictures `[B, C, H, W]` that can be read, and say which they are."""
         schema, parts, rows = self._model.schema, [], []
         for i in numbers:
             try:
@@ -325,7 +327,7 @@ class Inputs:
 
 
 def _row_numbers(word: str, split: str, examples: int) -> np.ndarray:
-    """Rows of a split that a word names: `7`, `3:20`, `valid`, `valid:7`, `valid:3:20`."""
+    """Find the rows of a split that a word names: `7`, `3:20`, `valid`, `valid:7`, `valid:3:20`."""
     numbers = None if word == split else _NUMBERS.fullmatch(word)
     if numbers is None:
         return np.arange(examples)
@@ -339,14 +341,6 @@ def _row_numbers(word: str, split: str, examples: int) -> np.ndarray:
             split=split,
         )
     return np.arange(first, after)
-
-
-def _classes_by_folder(names: Sequence[str]) -> dict[str, str | None]:
-    """Classes of the pictures in each sub-folder: as a data set's layout has them, or else its first part."""
-    labels = dict(zip(map(os.path.dirname, names), arranged(names).labels, strict=True))
-    if any(label is not None for label in labels.values()):
-        return labels
-    return {folder: folder.partition("/")[0] or None for folder in labels}
 
 
 def label_number(schema: Schema, given: str) -> int:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tessella.core.batches import Batch
 from tessella.core.rng import Noise
-from tessella.data.raw import RawSplit, Reader, mixed, number_of
+from tessella.data.raw import RawSplit, mixed, number_of
 from tessella.foundation.errors import DataError
 from tessella.foundation.notes import note
 
@@ -31,11 +31,13 @@ class Split(ABC):
         example_ids: `[N]` uint64, each example's identity.
         labels: `[N]` int64, or None.
         factors: ground-truth factors of variation by name, each `[N]`; empty where none are known.
+        in_memory: whether a batch is so cheap that worker processes would only slow it down.
     """
 
     example_ids: np.ndarray
     labels: np.ndarray | None
     factors: Mapping[str, np.ndarray]
+    in_memory: bool = True
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -47,11 +49,6 @@ class Split(ABC):
     def subset(self, rows: Indices) -> Split:
         """Select examples by their row numbers."""
         return Subset(self, np.asarray(rows, dtype=np.int64))
-
-    @property
-    @abstractmethod
-    def in_memory(self) -> bool:
-        """Whether a batch is so cheap that worker processes would only slow it down."""
 
     @abstractmethod
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
@@ -67,14 +64,10 @@ class Subset(Split):
     """Some examples of another split."""
 
     def __init__(self, base: Split, rows: np.ndarray) -> None:
-        self._base, self._rows = base, rows
+        self._base, self._rows, self.in_memory = base, rows, base.in_memory
         self.example_ids = base.example_ids[rows]
         self.labels = None if base.labels is None else base.labels[rows]
         self.factors = {name: values[rows] for name, values in base.factors.items()}
-
-    @property
-    def in_memory(self) -> bool:
-        return self._base.in_memory
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         return self._base.batch(self._rows[np.asarray(indices, dtype=np.int64)], noise)
@@ -85,13 +78,9 @@ class Renumbered(Split):
     """A split whose label k is called `numbers[k]`."""
 
     def __init__(self, base: Split, numbers: np.ndarray) -> None:
-        self._base, self._numbers = base, torch.from_numpy(numbers)
+        self._base, self._numbers, self.in_memory = base, torch.from_numpy(numbers), base.in_memory
         self.example_ids, self.factors = base.example_ids, base.factors
         self.labels = None if base.labels is None else numbers[base.labels]
-
-    @property
-    def in_memory(self) -> bool:
-        return self._base.in_memory
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         batch = self._base.batch(indices, noise)
@@ -106,10 +95,6 @@ class ArraySplit(Split):
         assert isinstance(part.x, np.ndarray)
         self._x, self._rows = part.x, rows
         self.example_ids, self.labels, self.factors = _gathered(part, rows)
-
-    @property
-    def in_memory(self) -> bool:
-        return True
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         at = np.asarray(indices, dtype=np.int64)
@@ -126,13 +111,8 @@ class ReaderSplit(Split):
 
     def __init__(self, part: RawSplit, rows: np.ndarray) -> None:
         assert not isinstance(part.x, np.ndarray)
-        self._reader: Reader = part.x
-        self._rows = rows
+        self._reader, self._rows, self.in_memory = part.x, rows, False
         self.example_ids, self.labels, self.factors = _gathered(part, rows)
-
-    @property
-    def in_memory(self) -> bool:
-        return False
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         at = np.asarray(indices, dtype=np.int64)
@@ -166,13 +146,9 @@ class BinarizedSplit(Split):
     """
 
     def __init__(self, base: Split, mode: Binarization, seed: int) -> None:
-        self._base, self._mode = base, mode
+        self._base, self._mode, self.in_memory = base, mode, base.in_memory
         self.example_ids, self.labels, self.factors = base.example_ids, base.labels, base.factors
         self._salted = mixed(base.example_ids ^ np.uint64(number_of(f"{seed}/binarize")))
-
-    @property
-    def in_memory(self) -> bool:
-        return self._base.in_memory
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         grey = self._base.batch(indices)
@@ -188,7 +164,7 @@ class BinarizedSplit(Split):
 
 
 def split_of(part: RawSplit, rows: np.ndarray) -> Split:
-    """The rows of a part as a split of the fitting kind."""
+    """Make a split of rows of a part."""
     return ArraySplit(part, rows) if isinstance(part.x, np.ndarray) else ReaderSplit(part, rows)
 
 
@@ -237,7 +213,7 @@ def _labels(labels: np.ndarray | None, at: np.ndarray) -> torch.Tensor | None:
 
 
 class Schedule:
-    """Which rows batch number t holds: a pure function of (seed, t).
+    """Rows of each batch of training, a pure function of (seed, number of the batch).
 
     Each epoch is a permutation drawn from (seed, epoch) and chopped into joined batches of `batch_size * world`
     rows; what is left over is dropped. A split smaller than one joined batch is repeated to fill it. Process `rank`
@@ -255,7 +231,7 @@ class Schedule:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def rows(self, step: int) -> np.ndarray:
-        """`[batch_size]` row numbers of batch `step`."""
+        """Return the row numbers `[batch_size]` of batch `step`."""
         epoch, k = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.PCG64(number_of(f"{self.seed}/{epoch}/order")))
@@ -297,7 +273,7 @@ def batches(split: Split, batch_size: int, *, workers: int = 0) -> Iterator[Batc
 
 
 class _Fetched(Dataset):
-    """Item number t is a batch, or the DataError in its place: a worker would wrap that in its traceback."""
+    """Batches by number, with a DataError in the place of a failed one: a worker would wrap it in a traceback."""
 
     def __init__(self, split: Split, rows: Schedule | int) -> None:
         self._split, self._rows = split, rows

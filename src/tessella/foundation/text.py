@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import unicodedata
 from typing import Any
@@ -11,7 +10,7 @@ from tessella.foundation.errors import in_python
 
 
 def shown(text: str) -> str:
-    r"""A name from outside as it may stand in a line: `\x1b`, `\n`, `\u202e`, and `\xff` of a byte that is no UTF-8.
+    r"""Escape a name from outside for a line: `\x1b`, `\n`, `\u202e`, and `\xff` of a byte that is no UTF-8.
 
     What is escaped are control characters, marks that turn the direction of text or cannot be seen, and surrogates.
     """
@@ -27,7 +26,7 @@ def _shown(c: str) -> str:
 
 
 def cell(text: str) -> str:
-    """A name as it may stand in a CSV file: escaped, and quoted where a spreadsheet would take it for a formula."""
+    """Escape a name for a CSV file, and quote it where a spreadsheet would take it for a formula."""
     return shown(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
 
 
@@ -36,6 +35,8 @@ def json_text(record: Any, indent: int | None = None) -> str:
 
     Numbers that are not finite become null, bytes that are no UTF-8 are escaped, options and tasks are Python names.
     """
+    import json
+
     return json.dumps(_jsonable(record), indent=indent, allow_nan=False)
 
 

@@ -1,11 +1,11 @@
-"""What x is, given its drawing: p(x | z), each a normalised distribution over the stored values.
+"""Likelihoods p(x | z), each a normalised distribution over the stored values.
 
     binary     Bernoulli
     integers   LogisticMixture, Categorical
     symbols    Categorical
     real       Gaussian, FixedGaussian
 
-Inside, `independent.py` and `logistic.py` hold the classes, `shared.py` what they share: units, remedies, checks.
+The classes are in `independent.py`, `logistic.py` and `autoregressive.py`, shared units and checks in `shared.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ __all__ = [
 
 
 def likelihood_for(schema: Schema, config: LikelihoodConfig | None = None) -> Likelihood:
-    """Build a likelihood for such data; by default the one that suits the stored values.
+    """Build a likelihood for data of a schema.
+
+    Args:
+        schema: description of one example.
+        config: options of the likelihood; None: the default likelihood of the values.
 
     Raises:
         SpecError: if it is not a distribution over the values.

@@ -47,9 +47,9 @@ class DiffusionModel(Model):
     ) -> Terms:
         if draws is not None:
             return self._of_draws(x, label, noise or Noise(0), draws)
-        latent = self.encode(x, label, noise=noise)
-        rate = self.rate(latent, label, noise=noise)
-        return Terms.of(-self.decode(latent.z, label).log_prob(x), rate)
+        y = self.likelihood.to_network(x)
+        rate = self._rate(y, label, noise)
+        return Terms(-self.decode(self._start(y, noise), label).log_prob(x), rate)
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
         y = self.likelihood.to_network(x)
@@ -61,10 +61,12 @@ class DiffusionModel(Model):
         return Latent(self._start(y, noise), q, trace=(y,))
 
     def rate(self, latent: Latent, label: Tensor | None = None, *, noise: Noise | None = None) -> Rate:
-        (y,) = latent.trace
+        return Rate(self._rate(latent.trace[0], label, noise))
+
+    def _rate(self, y: Tensor, label: Tensor | None, noise: Noise | None) -> Tensor:
         times = TIMES if noise is None else 1 if self.training else MEASURED
         source = None if noise is None else noise.split("rate")
-        return Rate(self.chain.rate(y, self.check_label(label), source, times=times))
+        return self.chain.rate(y, self.check_label(label), source, times=times)
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
         self.check_label(label)

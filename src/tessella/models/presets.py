@@ -21,10 +21,10 @@ from tessella.diffusion.chain import Chain
 from tessella.diffusion.discretized_likelihood import Observation
 from tessella.diffusion.schedule import NoiseSchedule
 from tessella.flows.dequantise import UniformDequantizer, VariationalDequantizer
-from tessella.flows.multiscale import PictureFlow
+from tessella.flows.multiscale import MultiscaleFlow
 from tessella.flows.vectors import VectorFlow
 from tessella.foundation.config import Count, Fraction, NotNegative
-from tessella.foundation.errors import SpecError, option, task
+from tessella.foundation.errors import SpecError, option, task_name
 from tessella.foundation.registry import register
 from tessella.likelihoods import likelihood_for
 from tessella.models.codes import CodeModel
@@ -166,7 +166,7 @@ class VAEConfig(ContinuousConfig, ImportanceWeighted):
         if not prior.trained_with:
             raise SpecError(
                 f"{mine} is fitted after the model: train without {option('prior')}, then "
-                f"{task('fit-prior', f'RUN --kind {prior.name}')}",
+                f"{task_name('fit-prior', f'RUN --kind {prior.name}')}",
                 code="fitted-after",
             )
         if prior.labels == "required" and not self.conditional:
@@ -201,7 +201,7 @@ class BetaVAEConfig(VAEConfig):
     beta: NotNegative = 4.0
 
 
-@register("model", "cvae", summary="conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015)")
+@register("model", "cvae", summary="conditional VAE: encoder, decoder and prior take the label (Sohn et al. 2015)")
 class CVAEConfig(VAEConfig):
     """Conditional VAE: encoder, decoder and prior take the label (Sohn et al. 2015, section 4)."""
 
@@ -237,13 +237,13 @@ class VQVAE2Config(CodesConfig):
 class FlowConfig(ImportanceWeighted):
     """Flow: invertible map from x to z with exact likelihood (Dinh et al. 2017).
 
-    Pictures of any size get a multi-scale coupling flow, vectors autoregressive splines.
+    Signals and pictures of any size get a multi-scale coupling flow, vectors autoregressive splines.
 
     Attributes:
-        width: channels (pictures) or units (vectors) of the couplings' networks.
+        width: channels (signals, pictures) or units (vectors) of the couplings' networks.
         depth: residual blocks of these networks.
-        flow_steps: couplings per scale (pictures) or autoregressive steps (vectors, default 3).
-        components: logistics in a coupling's mixture (pictures, default 5) or bins of a spline (vectors, default 16).
+        flow_steps: couplings per scale (signals, pictures) or autoregressive steps (vectors, default 3).
+        components: logistics in a coupling's mixture (default 5) or bins of a spline (vectors, default 16).
         dequantization: how discrete values become real ones. Default: uniform.
     """
 
@@ -258,12 +258,10 @@ class FlowConfig(ImportanceWeighted):
             raise SpecError(
                 f"real values need no dequantisation: leave out {option('dequantization')}", code="real-values"
             )
-        if schema.rank == 1:
-            raise SpecError("a flow takes vectors and pictures, not signals: use diffusion", code="not-for-signals")
         width = self.width or (64 if not schema.rank or schema.shape[0] >= 3 else 32)
         mixtures, steps = self.components, self.flow_steps
         flow = (
-            PictureFlow(schema.shape, mixtures=mixtures or 5, steps=steps or 0, width=width, depth=self.depth)
+            MultiscaleFlow(schema.shape, mixtures=mixtures or 5, steps=steps or 0, width=width, depth=self.depth)
             if schema.rank
             else VectorFlow(schema.dims, bins=mixtures or 16, steps=steps or 3, width=width, depth=self.depth)
         )

@@ -7,7 +7,7 @@ in very deep VAEs (Child 2020, section 3.1). Without batch statistics, an exampl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessella.core.contracts import Decoder, Encoder
+
+START = 0.01
+"""Factor on the initial weights of last layers that start small."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ def conv(rank: int, inputs: int, outputs: int, size: Any = 1, **options: Any) ->
     return (nn.Conv2d if rank == 2 else nn.Conv1d)(inputs, outputs, size, **options)
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+    """Convolve `[B, C, *spatial]` along its spatial axes."""
+    return (F.conv2d if x.dim() == 4 else F.conv1d)(x, weight, bias, **options)
+
+
 def fold(x: Tensor, side: int) -> Tensor:
     """Fold blocks of `side` positions per axis into channels: `[B, C, *spatial]` to `[B, C side^rank, ...]`."""
     return F.pixel_unshuffle(x, side) if x.dim() == 4 else x.unflatten(2, (-1, side)).movedim(3, 2).flatten(1, 2)
@@ -74,13 +82,19 @@ def unfold(x: Tensor, side: int) -> Tensor:
     return F.pixel_shuffle(x, side) if x.dim() == 4 else x.unflatten(1, (-1, side)).movedim(2, 3).flatten(2)
 
 
+def checkerboard(spatial: Sequence[int]) -> Tensor:
+    """Return the parity `[*spatial]` of each position, 0 or 1; neighbours along an axis differ."""
+    axes = torch.meshgrid(*map(torch.arange, spatial), indexing="ij")
+    return torch.stack(axes).sum(0) % 2
+
+
 def over_positions(vectors: Tensor, rank: int) -> Tensor:
     """Reshape `[B, C]` to `[B, C, 1, ...]` so that it is added at every position."""
     return vectors.reshape(*vectors.shape, *(1,) * rank)
 
 
 class Unfold(nn.Module):
-    """`unfold` as a layer."""
+    """Layer that applies `unfold`."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -176,7 +190,7 @@ class ConvDecoder(Decoder):
 
     @torch.no_grad()
     def start_at(self, bias: Tensor) -> None:
-        """Set the initial output to `bias` `[channels]` everywhere, plus a small part that depends on z."""
+        """Set the initial output to `bias` `[channels]` everywhere, nearly independent of z."""
         self.head.weight.mul_(0.1)
         self.head.bias.copy_(bias.repeat_interleave(self.plan.patch ** len(self.plan.spatial)))  # pyright: ignore[reportOptionalMemberAccess]
 
@@ -192,3 +206,28 @@ def crop(x: Tensor, spatial: Sequence[int]) -> Tensor:
     for axis, size in enumerate(spatial, 2):
         x = x.narrow(axis, 0, size) if x.shape[axis] > size else x
     return x
+
+
+def pooled_features(shape: tuple[int, ...], features: int) -> nn.Sequential:
+    """Make the body of a small classifier, from `[B, C, *spatial]` to `[B, features]`."""
+    before, *sides = shape
+    flat = len(sides) == 1
+    norm, halve = (nn.BatchNorm1d, nn.MaxPool1d) if flat else (nn.BatchNorm2d, nn.MaxPool2d)
+    layers: list[nn.Module] = []
+    for wide in (24, 48, 64):
+        layers += [conv(len(sides), before, wide, 3, padding=1), norm(wide), nn.ReLU()]
+        if min(sides) >= 4:
+            layers.append(halve(2))
+            sides = [side // 2 for side in sides]
+        before = wide
+    pooled = tuple(min(side, 3) for side in sides)
+    pool = nn.AdaptiveAvgPool1d(pooled[0]) if flat else nn.AdaptiveAvgPool2d(pooled)
+    layers += [pool, nn.Flatten(), nn.Linear(before * math.prod(pooled), features)]
+    return nn.Sequential(*layers, nn.ReLU())
+
+
+def start_small(parameters: Iterable[nn.Parameter]) -> None:
+    """Scale the initial weights of a last layer by `START`, so that a transform starts near the identity."""
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(START)

@@ -47,7 +47,7 @@ class StandardNormalModule(Prior):
 
 @register("prior", "class-normal", summary="p(z | label) = N(mu_label, sigma_label^2), learned")
 class ClassNormal(PriorConfig):
-    """Normal prior with a learnt mean and scale for each label."""
+    """Normal prior with a learned mean and scale for each label."""
 
     labels = "required"
     fitted_after = False
@@ -60,7 +60,7 @@ class ClassNormal(PriorConfig):
 
 
 class ClassNormalModule(Prior):
-    """Normal prior per label, p(z | y) = N(mu_y, diag sigma_y^2), learnt; starts at N(0, I) (Sohn et al. 2015, section
+    """Normal prior per label, p(z | y) = N(mu_y, diag sigma_y^2), learned; starts at N(0, I) (Sohn et al. 2015, section
     4).
     """
 

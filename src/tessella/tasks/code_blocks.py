@@ -1,4 +1,4 @@
-"""Page blocks on discrete codes: code maps, reconstructions from mean patches, the atlas, usage, and samples."""
+"""Page blocks for discrete codes: code maps, images from mean patches, the atlas, usage, and samples."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tessella.models.codes import CodeModel
 HALF = 424
 """Pixels of half a page."""
 STRIP, SIDE = 6, 112
-"""Examples in a strip, and pixels a side of each."""
+"""Number of examples in a strip, and side of each in pixels."""
 PATCHES, PATCHES_EACH, BOOKS = 60, 24, 3
-"""Codes in the atlas of the only codebook; in each of several; and codebooks shown at most."""
+"""Codes in the atlas if there is one codebook, codes of each if there are several, and maximum number of codebooks."""
 SAMPLES, SLOW_SAMPLES = 36, 9
 
 
@@ -39,12 +39,13 @@ def code_blocks(
     Args:
         over_training: charts of usage and perplexity during training.
     """
-    if model.schema.rank == 1:  # patches of signals are no pictures
+    kind = kind_of(model.schema)
+    if model.schema.rank and not kind.pixels:  # patches are no pictures
         return ()
     coded = code_atlas.encode_examples(model, split)
-    one = kind_of(coded.schema).example
+    one = kind.example
     found: list[Block] = [Heading("Codes"), Text(_introduction(codes, coded, one))]
-    if coded.grids and coded.schema.rank == 2:
+    if coded.grids and kind.pixels:
         found += [_one_picture(model, coded), *code_strips(model, coded, name)]
     found += [*_atlas(coded, one), *_usage(coded)]
     if over_training:
@@ -138,7 +139,7 @@ def _one_picture(model: CodeModel, coded: CodedExamples) -> Block:
 def _atlas(coded: CodedExamples, one: str) -> list[Block]:
     """Show the codes that occur most often with their patches."""
     books = [(level, slot) for level, c in enumerate(coded.codes) for slot in range(c.shape[1])]
-    around = ", with faded surroundings" if coded.grids and coded.schema.rank == 2 else ""
+    around = ", with faded surroundings" if coded.grids and kind_of(coded.schema).pixels else ""
     left = f" Of {len(books)} codebooks the first {BOOKS} are shown." if len(books) > BOOKS else ""
     caption = (
         f"The codes that occur most often, with their share of all positions in {len(coded.x):,} {one}s. Large, the "
@@ -187,14 +188,14 @@ def rate_maps(model: CodeModel, batch: Batch) -> list[Tensor]:
 
 
 def _label(coded: CodedExamples, level: int, slot: int | None, what: str) -> str:
-    """Append the level and slot to `what`, if there are several."""
+    """Append level and slot to `what`, if there are several."""
     name, slots = level_name(level, len(coded.codes)), coded.codes[level].shape[1]
     place = f"code {slot + 1} of the {slots} at each position" if slot is not None and slots > 1 else ""
     return ", ".join(part for part in (what, name, place) if part)
 
 
 def _slow(model: Model) -> bool:
-    """Tell whether decoding one example takes a pass over all pixels, so that few should be decoded."""
+    """Return whether decoding takes a pass over all pixels, so that few examples should be decoded."""
     return model.likelihood.sequential_mean
 
 
@@ -204,5 +205,5 @@ def _half(examples: Tensor, model: Model, columns: int) -> Image.Image:
 
 
 def _panels(panels: Sequence[tuple[Image.Image, str]], caption: str) -> Grid:
-    """Put pictures two in a row, each with its words."""
+    """Arrange captioned pictures two in a row."""
     return Grid([Tile([image], text) for image, text in panels], caption, HALF, pixelated=False)

@@ -7,14 +7,14 @@ import csv as python_csv
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import final
+
+import pyarrow
+from pyarrow import csv
 
 from tessella.data import limits
 from tessella.data.raw import one_line, shown
 from tessella.foundation.errors import DataError
-
-if TYPE_CHECKING:
-    import pyarrow
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
 ALONE = "\x1f"
@@ -72,7 +72,7 @@ def read_cells(path: str, notes: list[str]) -> Cells:
     except (OSError, EOFError) as error:
         if isinstance(error, PermissionError):
             raise
-        raise DataError(f"{path} cannot be read: {one_line(error)}") from None
+        raise DataError(f"{path} cannot be read: {one_line(error)}", code="unreadable") from None
     data = _utf8(data, path, notes)
     if b"\n" not in data:
         data = data.replace(b"\r", b"\n")
@@ -80,7 +80,7 @@ def read_cells(path: str, notes: list[str]) -> Cells:
     data, comment = _without_comments(data[hint.end() :] if hint else data, notes)
     data += b"" if data.endswith(b"\n") else b"\n"
     if not data.strip():
-        raise DataError(f"{path} is empty: give a table with at least one row")
+        raise DataError(f"{path} is empty: give a table with at least one row", code="empty")
     lines = _sample(data)
     separator = hint[1].decode("latin-1") if hint else _separator(lines)
     if separator not in (",", ALONE):
@@ -101,7 +101,10 @@ def _utf8(data: bytes, path: str, notes: list[str]) -> bytes:
     if b"\0" in start:
         odd, even = start[1::2].count(0), start[::2].count(0)
         if max(odd, even) < 0.3 * len(start):
-            raise DataError(f"{path} holds zero bytes, so it is no text: give a text table, or a .parquet or .npy file")
+            raise DataError(
+                f"{path} holds zero bytes, so it is no text: give a text table, or a .parquet or .npy file",
+                code="no-text",
+            )
         return _recoded(data, "utf-16-le" if odd > even else "utf-16-be", path, notes)
     if data.isascii() or _is_utf8(data):
         return data
@@ -125,13 +128,13 @@ def _recoded(data: bytes, encoding: str, path: str, notes: list[str]) -> bytes:
     try:
         done = data.decode(encoding).encode("utf-8")
     except UnicodeError as error:
-        raise DataError(f"{path} is no {encoding} text ({one_line(error)}): save it as UTF-8") from None
+        raise DataError(f"{path} is no {encoding} text ({one_line(error)}): save it as UTF-8", code="no-text") from None
     notes.append(f"read as {encoding}, as it is not UTF-8")
     return done
 
 
 def _without_comments(data: bytes, notes: list[str]) -> tuple[bytes, str]:
-    """The lines that hold cells, and the last comment line above them."""
+    """Separate the lines that hold cells from the last comment line above them."""
     comment, end = "", 0
     found = list(_COMMENT.finditer(data)) if b"#" in data else []
     left = _COMMENT.sub(b"", data) if found else data
@@ -150,7 +153,7 @@ def _without_comments(data: bytes, notes: list[str]) -> tuple[bytes, str]:
 
 
 def _sample(data: bytes) -> list[str]:
-    """The first lines, whole ones, at least three if there are so many."""
+    """Take the first lines, at least three if there are so many."""
     end = len(data)
     if end > SAMPLE_BYTES:
         at = 0
@@ -165,7 +168,7 @@ def _sample(data: bytes) -> list[str]:
 
 
 def _separator(lines: list[str]) -> str:
-    """The separator under which the lines have as many cells each, and most of these are numbers."""
+    """Find the separator that gives each line as many cells, most of them numbers."""
     best, chosen = (-1.0, False, 0), ALONE
     for separator in (*SEPARATORS, ALONE):
         score = _score(_split(lines, separator), separator)
@@ -184,7 +187,7 @@ def _split(lines: list[str], separator: str) -> list[list[str]]:
 
 
 def _score(rows: list[list[str]], separator: str) -> tuple[float, bool, int] | None:
-    """Share of numbers, whether the first line has as many cells as the others, their number; None if they differ."""
+    """Rate a separator: share of numbers, whether the first line fits, cells a line; None if lines differ."""
     body = rows[1:] or rows
     width, often = Counter(map(len, body)).most_common(1)[0]
     first = len(rows[0]) - (len(rows[0]) == width + 1 and not rows[0][-1].strip())
@@ -196,7 +199,7 @@ def _score(rows: list[list[str]], separator: str) -> tuple[float, bool, int] | N
 
 
 def _regular(data: bytes, separator: str, lines: list[str]) -> bytes:
-    """The text with one separator between two cells, and as many cells in the first line as in the others."""
+    """Leave one separator between two cells, and as many cells in the first line as in the others."""
     mark = separator.encode()
     quoted = b'"' in data
     if separator == " ":
@@ -218,9 +221,6 @@ def _regular(data: bytes, separator: str, lines: list[str]) -> bytes:
 
 
 def _parsed(data: bytes, separator: str, path: str) -> list[pyarrow.ChunkedArray]:
-    import pyarrow
-    from pyarrow import csv
-
     bad: list[csv.InvalidRow] = []
 
     def ragged(row: csv.InvalidRow) -> str:
@@ -240,17 +240,18 @@ def _parsed(data: bytes, separator: str, path: str) -> list[pyarrow.ChunkedArray
         return csv.read_csv(pyarrow.BufferReader(data), read, layout, texts).columns
     except (pyarrow.ArrowException, OSError) as error:
         if not bad:
-            raise DataError(f"{path} cannot be read: {one_line(error)}") from None
+            raise DataError(f"{path} cannot be read: {one_line(error)}", code="unreadable") from None
         row = bad[0]
         line = f"line {row.number}" if row.number else f"the line {shown(row.text[:40])!r}"
         raise DataError(
             f"{path}: {line} has {row.actual_columns} cells, the first line has {row.expected_columns}: "
-            "give every row as many cells, all separated alike"
+            "give every row as many cells, all separated alike",
+            code="ragged",
         ) from None
 
 
 def _named_by(comment: str, separator: str, width: int) -> tuple[str, ...]:
-    """The names in a comment line above the table, as numpy.savetxt writes them."""
+    """Read the names in a comment line above the table, as numpy.savetxt writes them."""
     names = [name.strip() for name in _split([comment], separator)[0]] if comment else []
     if len(names) != width or any(not name or NUMBER.fullmatch(name) for name in names):
         return ()

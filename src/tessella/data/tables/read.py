@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 
 from tessella.core.schema import Schema
 from tessella.data import limits
 from tessella.data.arrays import LARGEST_FLOAT, rounding
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, index_keys, one_line, shown
+from tessella.data.tables import PARQUET
 from tessella.data.tables.columns import (
     EXACT_IN_DOUBLE,
     Column,
@@ -30,12 +33,8 @@ from tessella.data.tables.columns import (
     text_column,
 )
 from tessella.data.tables.delimited import read_cells
-from tessella.foundation.errors import DataError
+from tessella.foundation.errors import DataError, option
 
-if TYPE_CHECKING:
-    import pyarrow
-
-PARQUET = (".parquet", ".pq")
 LABEL_COLUMNS = ("label", "class", "target")
 MOST_CLASSES = 100
 
@@ -43,7 +42,7 @@ MOST_CLASSES = 100
 @final
 @dataclass(frozen=True)
 class Read:
-    """A table, read.
+    """Columns of a table, before any is chosen.
 
     Attributes:
         columns: all of one length.
@@ -79,12 +78,12 @@ def vectors(reads: Mapping[str, pyarrow.Table], where: str, notes: list[str], la
     Raises:
         DataError: as `table`.
     """
-    import pyarrow
-
     try:
         together = pyarrow.concat_tables(list(reads.values()), promote_options="permissive")
     except pyarrow.ArrowException as error:
-        raise DataError(f"{where}: the splits have different columns: {one_line(error)}") from None
+        raise DataError(
+            f"{where}: the splits have different columns: {one_line(error)}", code="other-columns"
+        ) from None
     ends = np.cumsum([read.num_rows for read in reads.values()]).tolist()
     rows = {name: slice(a, b) for name, a, b in zip(reads, [0, *ends], ends, strict=False)}
     return _vectors(Read(arrow_columns(together, where)), rows, where, notes, label, like)
@@ -117,9 +116,6 @@ def _text(path: str, notes: list[str], like: Schema | None) -> Read:
 
 
 def _parquet(path: str) -> Read:
-    import pyarrow
-    from pyarrow import parquet
-
     try:
         file = parquet.ParquetFile(path)
         meta = file.metadata
@@ -128,7 +124,7 @@ def _parquet(path: str) -> Read:
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, PermissionError):
             raise
-        raise DataError(f"{path} cannot be read: {one_line(error)}") from None
+        raise DataError(f"{path} cannot be read: {one_line(error)}", code="unreadable") from None
     index = [name for name in (read.schema.pandas_metadata or {}).get("index_columns", []) if isinstance(name, str)]
     return Read(arrow_columns(read, path), index=tuple(index))
 
@@ -140,13 +136,13 @@ def _vectors(
     read: Read, rows: Mapping[str, slice], where: str, notes: list[str], label: str | None, like: Schema | None
 ) -> RawDataset:
     if not read.columns or not len(read.columns[0].values):
-        raise DataError(f"{where} has no rows: give at least one example")
+        raise DataError(f"{where} has no rows: give at least one example", code="empty")
     known = like.columns if like is not None else ()
     columns = _without_row_numbers(read, known, notes) if read.named else read.columns
     chosen = _class_column(columns, where, label, like, notes)
     data = [column for column in columns if column is not chosen]
     if not data:
-        raise DataError(f"{where} has no columns of numbers beside the label")
+        raise DataError(f"{where} has no columns of numbers beside the label", code="no-numbers")
     if known:
         data = _matched(data, known, where, notes) if read.named else _in_place(data, known, where, notes)
     _check_numbers(data, where)
@@ -164,7 +160,7 @@ def _vectors(
 
 
 def _without_row_numbers(read: Read, known: tuple[str, ...], notes: list[str]) -> list[Column]:
-    """The columns that hold something, each with a name of its own."""
+    """Keep the columns that hold something, each with a name of its own."""
     left = [c.name for c in read.columns if c.name not in known and (c.name in read.index or is_pandas_index(c.name))]
     columns = [column for column in read.columns if column.name not in set(left)]
     held = [c for c in columns if not is_unnamed(c.name) or len(c.missing) < len(c.values)]
@@ -188,7 +184,7 @@ def _without_row_numbers(read: Read, known: tuple[str, ...], notes: list[str]) -
 
 
 def _is_row_numbers(column: Column) -> bool:
-    """Whether a first column is what pandas or R puts there: the index, named or not."""
+    """Tell whether a first column is the index that pandas or R puts there, named or not."""
     if is_unnamed(column.name):
         return column.whole or column.kind in ("text", "dates")
     if column.name.lower() not in ("index", "level_0") or not column.whole:
@@ -199,12 +195,14 @@ def _is_row_numbers(column: Column) -> bool:
 def _class_column(
     columns: list[Column], where: str, label: str | None, like: Schema | None, notes: list[str]
 ) -> Column | None:
-    """The column that holds the class: the one that is asked for, or one whose name and values both say so."""
+    """Find the column that holds the class: the one asked for, or one whose name and values both say so."""
     if label is not None:
         chosen = [c for c in columns if c.name == label] or [c for c in columns if c.name.lower() == label.lower()]
         if not chosen and like is None:
             names = abridged([column.name for column in columns], 12)
-            raise DataError(f"{where} has no column {shown(label)!r} to take the class from; it has {names}")
+            raise DataError(
+                f"{where} has no column {shown(label)!r} to take the class from; it has {names}", code="no-such-label"
+            )
         return chosen[0] if chosen else None
     known = like.columns if like is not None else ()
     named = [c for name in LABEL_COLUMNS for c in columns if c.name.lower() == name and c.name not in known]
@@ -215,12 +213,13 @@ def _class_column(
         if not against:
             notes.append(f"column {column.name} holds the class")
             return column
-        notes.append(f"column {column.name} {against}: taken for data; --label {column.name} makes it the class")
+        remedy = f"{option('label')} {column.name} makes it the class"
+        notes.append(f"column {column.name} {against}: taken for data; {remedy}")
     return None
 
 
 def _no_class(column: Column) -> str:
-    """What speaks against a column's being the class; empty if nothing does."""
+    """Say why a column cannot be the class; empty if it can."""
     values = np.delete(column.values, column.missing)
     if column.kind != "numbers":
         return "" if len(set(values.tolist())) <= max(20, len(values) // 2) else "holds too many different texts"
@@ -234,17 +233,21 @@ def _labels(column: Column, where: str) -> np.ndarray:
     if len(column.missing):
         raise DataError(
             f"{where} has {len(column.missing)} empty cells in the label column {column.name}, the first in row "
-            f"{column.missing[0] + 1}: fill or remove these rows"
+            f"{column.missing[0] + 1}: fill or remove these rows",
+            code="empty-cells",
         )
     if column.kind == "numbers" and column.values.dtype != object:
         if column.values.dtype.kind == "f" and not np.array_equal(column.values, np.round(column.values)):
-            raise DataError(f"{where}: column {column.name} holds fractions, which are no classes: name another label")
+            raise DataError(
+                f"{where}: column {column.name} holds fractions, which are no classes: name another label",
+                code="bad-labels",
+            )
         return column.values
     return np.array([str(value) for value in column.values])
 
 
 def _matched(data: list[Column], known: tuple[str, ...], where: str, notes: list[str]) -> list[Column]:
-    """The columns in the order of `known`.
+    """Put the columns in the order of `known`.
 
     Raises:
         DataError: naming those that are missing and those that are unknown.
@@ -257,7 +260,8 @@ def _matched(data: list[Column], known: tuple[str, ...], where: str, notes: list
         has = [f"has {abridged(unknown)}, which it was not trained on"] if unknown else []
         raise DataError(
             f"{where} has not the columns that the model was trained on: it {' and '.join(lacks + has)}; rename, add "
-            "or remove columns"
+            "or remove columns",
+            code="other-columns",
         )
     if tuple(by_name) != known:
         notes.append("the columns are in another order than the model's: matched by their names")
@@ -268,7 +272,8 @@ def _in_place(data: list[Column], known: tuple[str, ...], where: str, notes: lis
     if len(data) != len(known):
         raise DataError(
             f"{where} has {len(data)} columns without names, the model was trained on {len(known)}: {abridged(known)}; "
-            "name them in the first line"
+            "name them in the first line",
+            code="other-columns",
         )
     notes.append(f"no column has a name: taken in the order of the model's, {abridged(known)}")
     return [replace(column, name=name) for column, name in zip(data, known, strict=True)]
@@ -286,13 +291,13 @@ def _check_numbers(data: list[Column], where: str) -> None:
             troubles.setdefault(trouble, []).append(said.removeprefix("column "))
     if troubles:
         said = "; ".join(f"{t} {abridged(troubles[t])}: {remedy}" for t, remedy in REMEDIES.items() if t in troubles)
-        raise DataError(f"{where} has {said}")
+        raise DataError(f"{where} has {said}", code="bad-columns")
 
 
 TOO_LARGE = "whole numbers too large to keep in columns"
 REMEDIES = {
     "dates or times in columns": "write them as numbers, such as days since the first, or remove them",
-    "no numbers in columns": "remove them, write them as numbers, or name one as the class with --label",
+    "no numbers in columns": f"remove them, write them as numbers, or name one as the class with {option('label')}",
     "empty cells in columns": "fill or remove these rows",
     "infinite values in columns": "replace them or remove these rows",
     "values too large for 32 bits in columns": "give them in larger units",
@@ -301,7 +306,7 @@ REMEDIES = {
 
 
 def _troubles(column: Column) -> list[tuple[str, str]]:
-    """What keeps a column from being numbers: the trouble, and the column with where it lies. Rows count from 1."""
+    """List what keeps a column from being numbers: the trouble, and where it lies. Rows count from 1."""
     dates, texts, empty, infinite, large, whole = REMEDIES
     values, found = column.values, []
     if column.kind != "numbers":
@@ -325,7 +330,7 @@ def _troubles(column: Column) -> list[tuple[str, str]]:
 
 
 def _joined(data: list[Column], where: str, notes: list[str]) -> np.ndarray:
-    """`[N, D]`, exactly: int64 or uint64 where all numbers are whole, else float64.
+    """Join columns to `[N, D]`, exactly: int64 or uint64 where all numbers are whole, else float64.
 
     Raises:
         DataError: naming a column whose whole numbers are beyond what the type of the others keeps apart.
@@ -340,12 +345,12 @@ def _joined(data: list[Column], where: str, notes: list[str]) -> np.ndarray:
     merged = [c for c in changed if c.values.min() < c.values.max()]
     if merged:
         named = abridged([f"{c.name} (up to {c.values.max()})" for c in merged])
-        raise DataError(f"{where} has {TOO_LARGE} {named}: {REMEDIES[TOO_LARGE]}")
+        raise DataError(f"{where} has {TOO_LARGE} {named}: {REMEDIES[TOO_LARGE]}", code="numbers-too-large")
     if changed:
         notes.append(rounding([c.name for c in changed]))
     return np.stack([a.astype(np.float64, copy=False) for a in arrays], axis=1)
 
 
 def _beyond_double(values: np.ndarray) -> bool:
-    """Whether whole numbers are so large that float64 need not hold them."""
+    """Tell whether whole numbers are so large that float64 may change them."""
     return max(abs(int(values.min())), int(values.max())) > EXACT_IN_DOUBLE

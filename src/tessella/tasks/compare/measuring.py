@@ -1,4 +1,4 @@
-"""Measures runs alike, in groups of those that can be ranked."""
+"""Measures runs alike, in groups of comparable runs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.tasks.compare.records import Basis, CompareConfig, ComparedRun, Group
 from tessella.training import checkpoint
-from tessella.training.results_store import GAP
-from tessella.training.run import Run
+from tessella.training.run import GAP, Run
 
 SHOWN = 10
-"""Samples of each run that are kept to look at."""
+"""Number of samples of each run to show."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class _Opened:
 
 
 def measured_groups(config: CompareConfig, device: str | torch.device | None) -> tuple[Group, ...]:
-    """Measure all runs, in groups of those that can be ranked."""
+    """Measure all runs, grouped by what can be ranked."""
     together: dict[tuple[Any, ...], list[_Opened]] = {}
     for one in _open(config, device):
         together.setdefault(one.basis.key, []).append(one)
@@ -49,7 +48,7 @@ def measured_groups(config: CompareConfig, device: str | torch.device | None) ->
 
 
 def _open(config: CompareConfig, device: str | torch.device | None) -> list[_Opened]:
-    """Load all runs before anything long is begun; data that several have is opened once."""
+    """Load all runs before any long computation, opening shared data once."""
     paths = [Path(run) for run in config.runs]
     for path in paths:
         checkpoint.read_spec(path)  # before anything is loaded
@@ -79,7 +78,7 @@ def _open(config: CompareConfig, device: str | torch.device | None) -> list[_Ope
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
-    """What tells each path from the others: as many of its last parts as that takes."""
+    """Choose the shortest distinct name for each path: its last parts."""
     parts = [path.resolve().parts for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         found = ["/".join(p[-count:]) for p in parts]
@@ -108,10 +107,10 @@ def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> Co
     if of.model.has_prior and not of.model.has_bound:
         notes = (f"{of.name}: z has no distribution q(z | x), so there are samples but no bound",)
     if gap is not None and gap.split != of.basis.split:
-        gap, notes = None, (*notes, f"{of.name}: its gap is of the split {gap.split}, and left out")
+        gap, notes = None, (*notes, f"{of.name}: its gap was measured on the split {gap.split}, so it is left out")
     elif gap is not None and not gap.converged:
-        gap, notes = None, (*notes, f"{of.name}: its gap is not known, as annealing had not converged: repeat "
-                            "it with more annealing steps")  # fmt: skip
+        gap, notes = None, (*notes, f"{of.name}: its gap is unknown, since annealing did not converge: measure it "
+                            "again with more annealing steps")  # fmt: skip
     prior = of.run.prior_in_use
     return ComparedRun(
         run=str(of.run.path),
@@ -127,7 +126,7 @@ def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> Co
 def _with_samples(
     members: Sequence[_Opened], entries: Sequence[ComparedRun], config: CompareConfig
 ) -> list[ComparedRun]:
-    """Add samples to the entries, and how they look to one classifier."""
+    """Add samples to the entries, and their fidelity by one classifier."""
     split, basis = members[0].split, members[0].basis
     if not any(m.model.has_prior for m in members):
         return list(entries)
@@ -135,41 +134,41 @@ def _with_samples(
         first, second = fidelity.sets(split, config.examples)
     except DataError as error:
         few = len(split) // 2
-        drawn = [_drawn(m, SHOWN, None, config) if m.model.has_prior else None for m in members]
+        samples = [_sample(m, SHOWN, None, config) if m.model.has_prior else None for m in members]
         return [
             e if d is None else replace(_shown(e, d), notes=(*e.notes, f"{e.name}: {error} ({few} a set)"))
-            for e, d in zip(entries, drawn, strict=True)
+            for e, d in zip(entries, samples, strict=True)
         ]
     label = fidelity.labels(split, second)
-    looker = _classifier(members)
+    judge = _classifier(members)
     done = []
     for member, entry in zip(members, entries, strict=True):
         if not member.model.has_prior:
             done.append(entry)
             continue
-        drawn = _drawn(member, len(first), label, config)
-        entry = _shown(entry, drawn)
-        if len(drawn.x) < len(first):
-            slow = f"{entry.name}: only {len(drawn.x)} samples in {config.minutes:g} minutes, too few to judge"
+        samples = _sample(member, len(first), label, config)
+        entry = _shown(entry, samples)
+        if len(samples.x) < len(first):
+            slow = f"{entry.name}: only {len(samples.x)} samples in {config.minutes:g} minutes, too few to measure"
             entry = replace(entry, notes=(*entry.notes, slow))
         else:
-            entry = replace(entry, fidelity=fidelity.compare_samples(drawn, split, looker, basis.schema, basis.split))
+            entry = replace(entry, fidelity=fidelity.compare_samples(samples, split, judge, basis.schema, basis.split))
         done.append(entry)
     return done
 
 
-def _drawn(of: _Opened, count: int, label: Tensor | None, config: CompareConfig) -> fidelity.TimedSamples:
+def _sample(of: _Opened, count: int, label: Tensor | None, config: CompareConfig) -> fidelity.TimedSamples:
     if of.model.conditional and label is None:
         label = torch.arange(count) % max(1, len(of.basis.schema.classes))
     return fidelity.timed_samples(of.model, count, label, seed=config.seed, seconds=60 * config.minutes)
 
 
-def _shown(entry: ComparedRun, drawn: fidelity.TimedSamples) -> ComparedRun:
-    return replace(entry, samples=drawn.x[:SHOWN].float(), seconds_per_sample=drawn.seconds)
+def _shown(entry: ComparedRun, samples: fidelity.TimedSamples) -> ComparedRun:
+    return replace(entry, samples=samples.x[:SHOWN].float(), seconds_per_sample=samples.seconds)
 
 
 def _classifier(members: Sequence[_Opened]) -> classifier.Classifier:
-    """Take one classifier for all: the first that a run has, else a new one, kept in the first run."""
+    """Return one classifier for all runs: the first that a run holds, else a new one, stored in the first run."""
     data = members[0].data
     of = classifier.data_fingerprint(data, "train")
     for member in members:
