@@ -19,7 +19,8 @@ from torch.distributions import Distribution
 
 from expect import raises
 from making import make
-from tessella.bottlenecks.gaussian import DiagonalGaussian, position_head
+from tessella.bottlenecks import DiagonalGaussian
+from tessella.bottlenecks.gaussian import position_head
 from tessella.core.configs import InferenceNetwork
 from tessella.core.outputs import Condition, Sampling, Terms
 from tessella.core.rng import Noise

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
+from tessella.bottlenecks import Deterministic, DiagonalGaussian
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.evaluation import collapse
-from tessella.likelihoods.independent import FixedGaussian
+from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import ClassNormal, StandardNormal
+from tessella.priors import ClassNormal, StandardNormal
 
 ONE_GROUP = torch.zeros(1000, dtype=torch.int64)
 

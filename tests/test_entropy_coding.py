@@ -25,8 +25,7 @@ from tessella.core.outputs import Condition
 from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.registry import entries, names
-from tessella.likelihoods.autoregressive import Autoregressive
-from tessella.likelihoods.logistic import LogisticMixture
+from tessella.likelihoods import Autoregressive, LogisticMixture
 
 LIKELIHOODS = [
     pytest.param(entry.name, values, shape, id=f"{entry.name}-{values}-{'x'.join(map(str, shape))}")

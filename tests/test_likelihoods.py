@@ -20,14 +20,16 @@ from tessella.core.schema import NAMED, Real, Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import entries, find
 from tessella.likelihoods import (
-    BernoulliModule,
-    GaussianModule,
-    LogisticMixtureModule,
+    Bernoulli,
+    Categorical,
+    FixedGaussian,
+    Gaussian,
+    LogisticMixture,
     likelihood_for,
     logistic,
 )
-from tessella.likelihoods.independent import Bernoulli, Categorical, FixedGaussian, Gaussian
-from tessella.likelihoods.logistic import LogisticMixture
+from tessella.likelihoods.independent import BernoulliModule, GaussianModule
+from tessella.likelihoods.logistic import LogisticMixtureModule
 
 PICTURE, VECTOR = (3, 4, 5), (6,)
 FALSE_ALARM = 1e-4

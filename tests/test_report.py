@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import tessella
-from tessella.bottlenecks.quantizers import VectorQuantizer
+from tessella.bottlenecks import VectorQuantizer
 from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL
 from tessella.core.rng import Noise
@@ -39,7 +39,7 @@ from tessella.models.spec import Spec, TrainOptions
 from tessella.pages.charts import draw_chart, ticks
 from tessella.pages.command_lines import command_line
 from tessella.pages.html import html_page
-from tessella.priors.masked import MaskedTransformer
+from tessella.priors import MaskedTransformer
 from tessella.tasks.code_blocks import rate_maps
 from tessella.tasks.report.reproduce import prior_call, train_call
 from tessella.tasks.report.sections import compose

@@ -1,28 +1,125 @@
-"""What x is, given its drawing: p(x | z), each a normalised distribution over the stored values.
+"""Likelihoods, p(x | z), as options: each is a normalised distribution over the stored values.
 
-    binary   Bernoulli
-    uint8    LogisticMixture, Categorical
-    real     Gaussian, FixedGaussian
+    binary   Bernoulli, Autoregressive
+    uint8    LogisticMixture, Categorical, Autoregressive
+    real     Gaussian, FixedGaussian, Autoregressive
 
-Inside, `independent.py` and `logistic.py` hold the classes, `shared.py` what they share: units, remedies, checks.
+The options are declared here, and each `build` imports its module from the files beside; `shared.py` has what the
+modules share: units, remedies, checks.
 """
 
 from __future__ import annotations
 
-from tessella.core.configs import LikelihoodConfig
-from tessella.core.contracts import Likelihood
-from tessella.core.schema import Schema
-from tessella.likelihoods.independent import BernoulliModule, CategoricalModule, FixedGaussianModule, GaussianModule
-from tessella.likelihoods.logistic import LogisticMixtureModule
+from typing import TYPE_CHECKING, Annotated
 
-__all__ = [
-    "BernoulliModule",
-    "CategoricalModule",
-    "FixedGaussianModule",
-    "GaussianModule",
-    "LogisticMixtureModule",
-    "likelihood_for",
-]
+from tessella.core.configs import LikelihoodConfig
+from tessella.foundation.config import Count
+from tessella.foundation.registry import register
+from tessella.foundation.validation import Range
+
+if TYPE_CHECKING:
+    from tessella.core.contracts import Likelihood
+    from tessella.core.schema import Schema
+
+
+@register("likelihood", "bernoulli", summary="binary values", values=("binary",))
+class Bernoulli(LikelihoodConfig):
+    """Bernoulli likelihood of binary values, independent given z."""
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.independent import BernoulliModule
+
+        return BernoulliModule(schema)
+
+
+@register("likelihood", "categorical", summary="a free probability for each of 256 values", values=("uint8",))
+class Categorical(LikelihoodConfig):
+    """Categorical likelihood of 256 values, independent given z."""
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.independent import CategoricalModule
+
+        return CategoricalModule(schema)
+
+
+@register("likelihood", "gaussian", summary="real values, the scale predicted for each", values=("real",))
+class Gaussian(LikelihoodConfig):
+    """Gaussian likelihood of real values, mean and scale predicted for each."""
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.independent import GaussianModule
+
+        return GaussianModule(schema)
+
+
+@register(
+    "likelihood",
+    "gaussian-fixed",
+    summary="real values, one scale for all: squared error as a likelihood",
+    values=("real",),
+)
+class FixedGaussian(LikelihoodConfig):
+    """Gaussian likelihood of real values with one scale for all.
+
+    Attributes:
+        scale: standard deviation in stored units; learned unless given.
+    """
+
+    scale: Annotated[float, Range(1e-12)] | None = None
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.independent import FixedGaussianModule
+
+        return FixedGaussianModule(schema, self.scale)
+
+
+@register(
+    "likelihood",
+    "logistic",
+    summary="mixture of discretised logistics with channel dependence, for 8-bit pictures",
+    values=("uint8",),
+)
+class LogisticMixture(LikelihoodConfig):
+    """Mixture of discretised logistics.
+
+    Attributes:
+        components: logistics in the mixture.
+    """
+
+    components: Count = 10
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.logistic import LogisticMixtureModule
+
+        return LogisticMixtureModule(schema, self.components)
+
+
+@register(
+    "likelihood",
+    "autoregressive",
+    summary="each value given those before it and the decoder's features: strong bounds, slow sampling",
+    values=("binary", "uint8", "real"),
+)
+class Autoregressive(LikelihoodConfig):
+    """Autoregressive likelihood: p(x | z) = prod_i p(x_i | x_<i, h(z)).
+
+    Attributes:
+        components: logistics in the mixture of each 8-bit value; 10 unless given.
+        pixel_width: channels of the causal network; 64 unless given, 96 for colour.
+        pixel_depth: its layers.
+    """
+
+    components: Count | None = None
+    pixel_width: Count | None = None
+    pixel_depth: Count | None = None
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.autoregressive import AutoregressiveModule
+
+        mixture = None if self.components is None else LogisticMixture(components=self.components)
+        return AutoregressiveModule(
+            schema, lambda part: likelihood_for(part, mixture), width=self.pixel_width, depth=self.pixel_depth
+        )
 
 
 def likelihood_for(schema: Schema, config: LikelihoodConfig | None = None) -> Likelihood:

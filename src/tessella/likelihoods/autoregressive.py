@@ -12,14 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
-from tessella.foundation.config import Count
-from tessella.foundation.registry import register
-from tessella.likelihoods import likelihood_for
-from tessella.likelihoods.logistic import LogisticMixture
 from tessella.likelihoods.shared import LatentStatistics, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, IncrementalCausalConv
 
@@ -28,29 +23,6 @@ WIDTH, WIDTH_OF_COLOUR = 64, 96
 DEPTH = 6
 BLOCK, SMALL = 2, 16
 """Pixels a side of a block, for pictures of at least so many pixels a side."""
-
-
-@register(
-    "likelihood",
-    "autoregressive",
-    summary="each value given those before it and the decoder's features: strong bounds, slow sampling",
-    values=("binary", "uint8", "real"),
-)
-class Autoregressive(LikelihoodConfig):
-    """Autoregressive likelihood: p(x | z) = prod_i p(x_i | x_<i, h(z)).
-
-    Attributes:
-        components: logistics in the mixture of each 8-bit value; 10 unless given.
-        pixel_width: channels of the causal network; 64 unless given, 96 for colour.
-        pixel_depth: its layers.
-    """
-
-    components: Count | None = None
-    pixel_width: Count | None = None
-    pixel_depth: Count | None = None
-
-    def build(self, schema: Schema) -> AutoregressiveModule:
-        return AutoregressiveModule(schema, self)
 
 
 @final
@@ -73,25 +45,33 @@ class AutoregressiveModule(Likelihood):
     Sampling goes pixel by pixel, and the mean too: it has no closed form, and is replaced by the greedy drawing in
     which each pixel takes its conditional mean, rounded to a stored value, given those before it.
 
-    Raises:
-        SpecError: if mixture components are asked of other values than bytes, or there are too many channels for them.
+    Args:
+        pixel: makes the likelihood of the values of a grid, or of one of its pixels.
+        width: channels of the causal network; 64 unless given, 96 for colour.
+        depth: its layers.
     """
 
     sequential_mean = True
 
-    def __init__(self, schema: Schema, options: Autoregressive) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        pixel: Callable[[Schema], Likelihood],
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+    ) -> None:
         super().__init__(schema)
         self.grid = {0: (1, 1, schema.dims), 1: (schema.channels, 1, *schema.spatial)}.get(schema.rank, schema.shape)
         self.features = FEATURES if schema.rank else FEATURES_OF_A_NUMBER
         self.units = LatentStatistics(schema)
-        mixture = None if options.components is None else LogisticMixture(components=options.components)
         standard = Schema.of(self.grid, schema.values)
-        self.whole = likelihood_for(standard, mixture)
-        self.one = likelihood_for(replace(standard, spatial=(1, 1)), mixture)
-        width = options.pixel_width or (WIDTH_OF_COLOUR if self.grid[0] > 1 else WIDTH)
+        self.whole = pixel(standard)
+        self.one = pixel(replace(standard, spatial=(1, 1)))
+        width = width or (WIDTH_OF_COLOUR if self.grid[0] > 1 else WIDTH)
         self.side = BLOCK if min(self.grid[1:]) >= SMALL else 1
         pixels, values = self.side**2, self.grid[0] + 1
-        self.trunk = CausalConv(pixels * values, width, options.pixel_depth or DEPTH, context=pixels * self.features)
+        self.trunk = CausalConv(pixels * values, width, depth or DEPTH, context=pixels * self.features)
         self.head = BlockHead(width, values, pixels, self.whole.parameter_channels)
         bias = self.whole.initial_bias()
         if bias is not None:

@@ -11,13 +11,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
 from tessella.core.schema import UINT8, Schema
-from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError, option
-from tessella.foundation.registry import register
 from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, checked, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
@@ -27,25 +24,6 @@ EDGE_CAP = 20.0
 HUGE = 1e38
 CHUNK = 1 << 18
 """Numbers of one intermediate result that a CPU works on at once: a megabyte a thread, by measurement."""
-
-
-@register(
-    "likelihood",
-    "logistic",
-    summary="mixture of discretised logistics with channel dependence, for 8-bit pictures",
-    values=("uint8",),
-)
-class LogisticMixture(LikelihoodConfig):
-    """Mixture of discretised logistics.
-
-    Attributes:
-        components: logistics in the mixture.
-    """
-
-    components: Count = 10
-
-    def build(self, schema: Schema) -> LogisticMixtureModule:
-        return LogisticMixtureModule(schema, self.components)
 
 
 @final

@@ -11,11 +11,14 @@ from torch.distributions import Independent, Normal
 from tessella.core.contracts import StoredValues
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
+from tessella.core.schema import UINT8, Schema
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.discretized_likelihood import Observation
-from tessella.diffusion.schedule import alpha, over, sigma
+from tessella.diffusion.schedule import NoiseSchedule, alpha, over, sigma
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
+from tessella.networks.denoising_mlp import DenoisingPerceptron
+from tessella.networks.unet import UNet
 
 TIMES = 16
 """Evaluations an example where noise is fixed: eight noise levels, each twice."""
@@ -94,3 +97,21 @@ class DiffusionModel(Model):
 
     def compile_networks(self) -> None:
         self.chain.network.compile()
+
+
+def diffusion_model(
+    config: ModelConfig, schema: Schema, *, width: int | None, depth: int | None, class_conditional: bool
+) -> DiffusionModel:
+    """Make a diffusion model for such data: a U-Net of pictures and signals, a residual MLP of vectors."""
+    likelihood = Observation(schema)
+    channels, classes = schema.shape[0], len(schema.classes) if class_conditional else 0
+    seen = classes + 1 if classes else 0
+    network = (
+        UNet(schema.shape, 2 * channels, width=width or 64, depth=depth or 2, classes=seen)
+        if schema.rank
+        else DenoisingPerceptron(channels, 2 * channels, width=width or 256, depth=depth or 4, classes=seen)
+    )
+    schedule = NoiseSchedule({"binary": -4.0, "uint8": -13.3, "real": -8.0}[schema.values.name])
+    variance = 0.25 if schema.values == UINT8 else 1.0
+    chain = Chain(schema.shape, network, schedule, levels=likelihood.levels, variance=variance, classes=classes)
+    return DiffusionModel(config.name, likelihood=likelihood, chain=chain, config=config)

@@ -6,13 +6,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from tessella.core.configs import BottleneckConfig, InferenceNetwork, LikelihoodConfig, PriorConfig
 from tessella.core.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior, StoredValues
 from tessella.core.distributions import kl, kl_closed, kl_per_unit
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError, option
+from tessella.likelihoods import likelihood_for
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
+from tessella.networks.conv import SIGNAL_SIDE, ConvDecoder, ConvEncoder, ConvPlan
+from tessella.networks.mlp import VectorDecoder, VectorEncoder
 
 
 class LatentVariableModel(Model):
@@ -129,3 +134,55 @@ class LatentVariableModel(Model):
     def compile_networks(self) -> None:
         self.encoder.compile()
         self.decoder.compile()
+
+
+def latent_variable_model(
+    config: ModelConfig,
+    schema: Schema,
+    *,
+    likelihood: LikelihoodConfig | None,
+    posterior: BottleneckConfig,
+    prior: PriorConfig | None,
+    layout: str | None,
+    latent_dim: int | None,
+    width: int | None,
+    depth: int | None,
+    classes: int,
+) -> LatentVariableModel:
+    """Make a model of such parts and data.
+
+    Args:
+        classes: number of labels that encoder, decoder and prior see; 0: none.
+    """
+    p_x, size = likelihood_for(schema, likelihood), {"width": width or 256, "depth": depth or 3, "classes": classes}
+    plan: ConvPlan | None = None
+    if not schema.rank and layout == "grid":
+        raise SpecError(f"vectors have no grid: leave {option('latent_layout')} out", code="no-grid")
+    if schema.rank:
+        colour = schema.rank == 2 and schema.channels >= 3
+        grid = (layout or ("grid" if colour else "vector")) == "grid"
+        side, wide, deep = (16, 64, 4) if grid else (SIGNAL_SIDE if schema.rank == 1 else 7, 32, 2)
+        plan = ConvPlan.of(schema.shape, side=side, width=width or wide, depth=depth or deep)
+        encoder: Encoder = ConvEncoder(schema.shape, plan, features=None if grid else 256, classes=classes)
+        usual = 16 if grid else 40
+    else:
+        encoder, usual = VectorEncoder(schema.dims, **size), min(32, max(2, schema.dims // 2))
+    bottleneck = posterior.build(encoder.feature_shape, latent_dim or usual)
+    if plan is not None:
+        decoder: Decoder = ConvDecoder(bottleneck.latent_shape, plan, p_x.parameter_channels, classes=classes)
+    else:
+        decoder = VectorDecoder(bottleneck.latent_shape[0], p_x.parameter_channels, **size)
+    if (bias := p_x.initial_bias()) is not None:
+        decoder.start_at(bias)
+    inference = InferenceNetwork(encoder, bottleneck, schema.shape, bool(classes))
+    seen = classes if prior is not None and prior.labels != "none" else 0
+    return LatentVariableModel(
+        config.name,
+        likelihood=p_x,
+        encoder=encoder,
+        bottleneck=bottleneck,
+        prior=None if prior is None else prior.build(bottleneck.latent_shape, seen, inference),
+        decoder=decoder,
+        conditional=bool(classes),
+        config=config,
+    )

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from tessella.core.contracts import Decoder, Encoder
 
+SIGNAL_SIDE = 16
+"""Half of the positions to which the coarsest grid of a signal is brought down."""
+
 
 @dataclass(frozen=True)
 class ConvPlan:

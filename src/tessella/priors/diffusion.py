@@ -10,38 +10,16 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.schedule import NoiseSchedule, alpha
-from tessella.foundation.config import Count
-from tessella.foundation.registry import register
 from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.unet import UNet
 
 TIMES, FIXED = 8, 32
 """Evaluations an example that a measured `log_prob` is estimated from, with noise and without."""
-
-
-@register("prior", "diffusion", summary="diffusion over z: log p(z) bounded from below, sampled in 50 steps or fewer")
-class DiffusionPrior(PriorConfig):
-    """Diffusion in the latent space, fitted on a trained model.
-
-    Attributes:
-        width: channels (grids, 64 unless given) or units of a layer (vectors, 256).
-        depth: blocks at each resolution (2 unless given), or layers (4).
-    """
-
-    width: Count | None = None
-    depth: Count | None = None
-    trained_with = False
-
-    def build(
-        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
-    ) -> DiffusionPriorModule:
-        return DiffusionPriorModule(latent_shape, classes, width=self.width, depth=self.depth)
 
 
 @final

@@ -13,40 +13,15 @@ from torch.distributions.constraints import Constraint
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.transforms import MonotonicRQSTransform
 
-from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.foundation.config import Count
-from tessella.foundation.registry import register
 
 BINS = 8
 START = 0.01
 """Factor on the last layers' initial weights: the flow starts as the identity, nearly."""
 VECTOR = 256
 """Numbers up to which a grid is taken as one vector."""
-
-
-@register(
-    "prior",
-    "flow",
-    summary="normalising flow of couplings (on larger grids convolutional): exact density, fast sampling",
-)
-class FlowPrior(PriorConfig):
-    """Normalising flow of couplings.
-
-    Attributes:
-        flow_steps: couplings; 4 unless given, 8 on larger grids.
-        width: units of their networks' hidden layers.
-    """
-
-    flow_steps: Count | None = None
-    width: Count = 128
-
-    def build(
-        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
-    ) -> FlowPriorModule:
-        return FlowPriorModule(latent_shape, classes, flow_steps=self.flow_steps, width=self.width)
 
 
 @final

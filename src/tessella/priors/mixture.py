@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.constraints import Constraint
 
-from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Bottleneck, Encoder, Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError, option
-from tessella.foundation.registry import register
 
 SPREAD = 0.5
 """Deviation of the means at the start; the scales are such that the whole is of unit variance."""
@@ -67,22 +64,6 @@ class MixtureDensity(Distribution):
         return self.loc[chosen] + temperature * self.scale[chosen] * eps
 
 
-@register("prior", "mixture", summary="a mixture of Gaussians, weights, means and scales learned")
-class MixturePrior(PriorConfig):
-    """Mixture of Gaussians.
-
-    Attributes:
-        components: Gaussians in the mixture.
-    """
-
-    components: Count = 50
-
-    def build(
-        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
-    ) -> MixturePriorModule:
-        return MixturePriorModule(latent_shape, classes, components=self.components)
-
-
 @final
 class MixturePriorModule(Prior):
     """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), weights, means and scales learned.
@@ -111,25 +92,6 @@ class MixturePriorModule(Prior):
 
     def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
         return self(label).draw(count, noise, sampling.temperature)
-
-
-@register("prior", "vamp", summary="mixture of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)")
-class VampPrior(PriorConfig):
-    """VampPrior: mixture of the posteriors of learned pseudo-inputs.
-
-    Attributes:
-        components: pseudo-inputs.
-    """
-
-    components: Count = 50
-    of_posteriors = True
-
-    def build(
-        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
-    ) -> VampPriorModule:
-        if inference is None:
-            raise ValueError("a VampPrior is made of the posteriors of an inference network")
-        return VampPriorModule(latent_shape, classes, **inference._asdict(), components=self.components)
 
 
 @final
