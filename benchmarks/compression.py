@@ -32,8 +32,8 @@ import common
 import containers
 import tessella
 from tessella.coding import files
-from tessella.coding.baseline_codecs import BaselineCodecs
 from tessella.coding.container import Container
+from tessella.coding.originals import BaselineCodecs
 from tessella.coding.weights import Weights, check
 from tessella.core.batches import Batch
 from tessella.core.rng import Noise

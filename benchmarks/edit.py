@@ -32,13 +32,10 @@ from tessella.data.inputs import NamedBatch
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.priors import MaskedTransformer
-from tessella.tasks.edit.editing import edit_picture
+from tessella.tasks.edit.editing import box, edit_picture, receptive_field
 from tessella.tasks.edit.operations import Inpaint, Paste
-from tessella.tasks.edit.reach import receptive_field
-from tessella.tasks.edit.regions import box
 from tessella.tasks.search.features import features as features_of
-from tessella.tasks.search.index_file import Index, read_index, write_index
-from tessella.tasks.search.neighbours import nearest
+from tessella.tasks.search.index_file import Index, nearest, read_index, write_index
 from tessella.training import checkpoint
 from tessella.training.run import Run, load
 

@@ -43,7 +43,7 @@ from tessella.bottlenecks import nearest as searching
 from tessella.coding import codes_file
 from tessella.core.batches import Batch
 from tessella.core.configs import CodePriorConfig
-from tessella.core.device import autocast, described, resolve
+from tessella.core.device import autocast, describe_device, resolve
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -168,15 +168,17 @@ def search(place: Place, budget: float) -> common.Record:
             (noise.normal(n, groups, dims), noise.normal(groups, codes, dims)),
             tuple((3 * noise.normal(*shape)).round() for shape in ((n, groups, dims), (groups, codes, dims))),  # ties
         ):
-            there = searching.nearest(z.to(place.device), table.to(place.device)).cpu()
-            here = searching.nearest(z, table)
+            there = searching.nearest_codes(z.to(place.device), table.to(place.device)).cpu()
+            here = searching.nearest_codes(z, table)
             assert there.min() >= 0, "a code below zero"
             assert there.max() < codes, "a code beyond the table"
             own, best = (_apart(z, table, found) for found in (there, here))
             worst = max(worst, float(((own - best) / (1 + best)).max()))
             differ, many = differ + int((there != here).sum()), many + here.numel()
     wild = torch.full((70, 1, 8), torch.nan, device=place.device)
-    assert 0 <= int(searching.nearest(wild, torch.randn(1, 70, 8, device=place.device)).max()) < 70, "NaN leads astray"
+    assert 0 <= int(searching.nearest_codes(wild, torch.randn(1, 70, 8, device=place.device)).max()) < 70, (
+        "NaN leads astray"
+    )
     return {
         "triton": searching.TRITON and place.device.type == "cuda",
         "largest_excess": worst,  # of a squared distance over the least, relative
@@ -208,7 +210,7 @@ def quantiser(place: Place, budget: float) -> common.Record:
         features = z.view(8, 1, n // 8, dims).movedim(3, 1).detach().requires_grad_()
         calls: dict[str, Callable[[], object]] = {
             "quantiser": lambda q=quantizer, f=features: q(f, Noise(0, 1)),
-            "search": lambda z=z, t=table: searching.nearest(z[:, None], t[None]),
+            "search": lambda z=z, t=table: searching.nearest_codes(z[:, None], t[None]),
             "product_and_argmax": lambda z=z, t=table: (z @ t.T).argmax(1),
         }
         if VectorQuantize is not None:
@@ -314,7 +316,7 @@ def _operations(place: Place, module: Any, split: Split, batch: int) -> float | 
 
 def _peak(place: Place) -> common.Record:
     """Operations a second in bfloat16: of the data sheet, and of a large product here."""
-    name = described(place.device)
+    name = describe_device(place.device)
     side = 256 if place.tiny else 8192 if place.device.type == "cuda" else 1024
     a, b = (torch.randn(side, side, device=place.device, dtype=torch.bfloat16) for _ in range(2))
     sheet = next((peak for part, peak in PEAKS.items() if part in name), None)
@@ -487,7 +489,7 @@ def main() -> int:
     place = Place(device, chosen.tiny, data, started + seconds)
     record: common.Record = {
         "about": "a card: tests, the Triton search against the processor, and the speed of what runs networks",
-        "device": described(device),
+        "device": describe_device(device),
         "tiny": chosen.tiny,
         "seconds": seconds,
         "rows": [],

@@ -155,7 +155,7 @@ EXAMPLES = Batch(Noise(7).normal(1000, 3))
 
 def test_the_shuffle_cost_of_a_linear_model_is_its_closed_form() -> None:
     """E[(x - w z')^2 - (x - w z)^2] / 2 s^2 = D w cov(x, z) / s^2 = 3 * 0.8 * 0.9 / 0.25; standard error 0.5 nats."""
-    found = collapse.measure(linear(0.9, 0.8), EXAMPLES)
+    found = collapse.measure_collapse(linear(0.9, 0.8), EXAMPLES)
     assert found is not None
     assert found.shuffle_cost == pytest.approx(3 * 0.8 * 0.9 / 0.25, abs=1.5)
     assert (found.active_units, found.units, found.collapsed, found.advice) == (3, 3, False, "")
@@ -163,7 +163,7 @@ def test_the_shuffle_cost_of_a_linear_model_is_its_closed_form() -> None:
 
 
 def test_a_decoder_that_ignores_its_latent_has_collapsed_whatever_the_encoder_says() -> None:
-    found = collapse.measure(linear(0.9, 0.0), EXAMPLES)
+    found = collapse.measure_collapse(linear(0.9, 0.0), EXAMPLES)
     assert found is not None
     assert found.shuffle_cost == 0
     assert found.active_units == 3
@@ -174,7 +174,7 @@ def test_a_decoder_that_ignores_its_latent_has_collapsed_whatever_the_encoder_sa
 
 
 def test_an_encoder_that_says_nothing_has_collapsed_whatever_the_decoder_does() -> None:
-    found = collapse.measure(linear(0.0, 0.8), EXAMPLES)
+    found = collapse.measure_collapse(linear(0.0, 0.8), EXAMPLES)
     assert found is not None
     assert found.collapsed
     assert found.active_units == 0
@@ -186,18 +186,18 @@ def test_a_conditional_model_that_draws_by_the_label_alone_has_collapsed() -> No
     label = torch.arange(1000) % 2
     examples = Batch(EXAMPLES.x + 5.0 * label[:, None], label)
     model = linear(0.0, 0.8, by_label=5.0)
-    found = collapse.measure(model, examples)
+    found = collapse.measure_collapse(model, examples)
     assert found is not None
     assert found.collapsed
     assert found.mutual_information_ceiling == pytest.approx(math.log(500))
-    assert collapse.measure(model, Batch(examples.x[:2], label[:2])) is None  # no two of one class
+    assert collapse.measure_collapse(model, Batch(examples.x[:2], label[:2])) is None  # no two of one class
 
 
 def test_it_is_judged_twice_alike_and_not_at_all_without_a_posterior() -> None:
     model = linear(0.9, 0.8)
     few = Batch(EXAMPLES.x[:50])
-    assert collapse.measure(model, few, seed=1) == collapse.measure(model, few, seed=1)
-    assert collapse.measure(model, few, seed=1) != collapse.measure(model, few, seed=2)
+    assert collapse.measure_collapse(model, few, seed=1) == collapse.measure_collapse(model, few, seed=1)
+    assert collapse.measure_collapse(model, few, seed=1) != collapse.measure_collapse(model, few, seed=2)
     plain = LatentVariableModel(
         "plain",
         likelihood=model.likelihood,
@@ -206,8 +206,8 @@ def test_it_is_judged_twice_alike_and_not_at_all_without_a_posterior() -> None:
         prior=None,
         decoder=Drawn(1.0),
     )
-    assert collapse.measure(plain, few) is None
-    assert collapse.measure(model, Batch(few.x[:1])) is None
+    assert collapse.measure_collapse(plain, few) is None
+    assert collapse.measure_collapse(model, Batch(few.x[:1])) is None
 
 
 def test_densities_do_not_depend_on_how_their_passes_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ from tessella.evaluation.results import Estimate, GapEvaluation
 from tessella.foundation.blocks import Chart, Series
 from tessella.models.spec import TrainOptions
 from tessella.pages.charts import draw_chart
-from tessella.tasks.compare.measuring import best, differences, run_names
-from tessella.tasks.compare.records import Basis
+from tessella.tasks.compare.measuring import run_names
+from tessella.tasks.compare.records import Basis, best, differences
 from tessella.training import checkpoint
 from tessella.training.results_store import GAP
 
@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tessella.train(
             make(preset, data.schema, **TINY, **options), data, folder / name, TrainOptions(steps=3), quiet=True
         )
-        of = classifier.fingerprint(data, "train")
+        of = classifier.data_fingerprint(data, "train")
         lookers.setdefault(of, classifier.trained(data, seen=640))
         classifier.store(folder / name / classifier.FILE, lookers[of], of)
     return folder

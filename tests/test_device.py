@@ -32,13 +32,13 @@ def without_variable(monkeypatch):
 
 
 def test_auto_is_the_best_there_is(two_cards):
-    assert device.available() == ("cuda:0", "cuda:1", "cpu")
+    assert device.available_devices() == ("cuda:0", "cuda:1", "cpu")
     assert device.resolve() == device.resolve("auto") == device.resolve("cuda") == torch.device("cuda:0")
     assert device.resolve("CUDA:1") == torch.device("cuda:1")
     assert device.resolve(torch.device("cpu")) == torch.device("cpu")
     assert device.reason(None) == device.reason("auto") == "the best there is; --device cpu chooses another"
     assert device.reason("cuda") is None
-    assert device.described(device.resolve("cuda:1")) == "cuda:1 (Card 1)"
+    assert device.describe_device(device.resolve("cuda:1")) == "cuda:1 (Card 1)"
 
 
 def test_the_variable_chooses_where_nothing_else_does(two_cards, monkeypatch):

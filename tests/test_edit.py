@@ -25,10 +25,8 @@ from tessella.models.codes import CodeModel
 from tessella.priors import Uniform
 from tessella.priors.autoregressive import CausalTransformerModule, PixelCNNModule
 from tessella.priors.masked import MaskedTransformerModule
-from tessella.tasks.edit.editing import edit_picture
+from tessella.tasks.edit.editing import box, edit_picture, read_mask, receptive_field
 from tessella.tasks.edit.operations import Blend, Inpaint, Operation, Paste, SetCode
-from tessella.tasks.edit.reach import receptive_field
-from tessella.tasks.edit.regions import box, read_mask
 from tessella.tasks.edit.result import Edited
 
 TINY = {"width": 8, "depth": 1}

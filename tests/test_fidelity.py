@@ -174,21 +174,21 @@ def test_without_labels_it_learns_another_task(tmp_path: Path, shape: tuple[int,
 def test_the_cached_one_gives_the_same_numbers(
     looker: classifier.Classifier, digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, of = tmp_path / classifier.FILE, classifier.fingerprint(digits, "train")
+    path, of = tmp_path / classifier.FILE, classifier.data_fingerprint(digits, "train")
     classifier.store(path, looker, of)
     again = classifier.of_run(tmp_path, digits)
     assert (again.fingerprint, again.score) == (looker.fingerprint, looker.score)
     x = digits.split("test").batch(range(40)).x
     assert torch.equal(again.features(x), looker.features(x))
-    assert classifier.stored(path, digits, "of other data") is None
+    assert classifier.stored_classifier(path, digits, "of other data") is None
     path.write_bytes(path.read_bytes()[:-100])
-    assert classifier.stored(path, digits, of) is None
+    assert classifier.stored_classifier(path, digits, of) is None
 
 
 def test_the_fingerprint_is_the_datas(digits) -> None:
-    assert classifier.fingerprint(digits) == classifier.fingerprint(open_data("digits"))
+    assert classifier.data_fingerprint(digits) == classifier.data_fingerprint(open_data("digits"))
     others = [open_data("digits", binarize="static"), open_data("digits", seed=1), open_data("digits", size=7)]
-    assert len({classifier.fingerprint(data) for data in (digits, *others)}) == 4
+    assert len({classifier.data_fingerprint(data) for data in (digits, *others)}) == 4
 
 
 # samples
@@ -211,7 +211,7 @@ class Copies:
 def test_data_for_samples_are_at_the_floor(looker: classifier.Classifier, digits) -> None:
     train = digits.split("train")
     model = Copies(digits.schema, train.batch(range(300)).x)
-    found = fidelity.measure(model, train, looker, count=200)  # type: ignore[arg-type]
+    found = fidelity.measure_fidelity(model, train, looker, count=200)  # type: ignore[arg-type]
     assert found.samples == 200
     for figure in (found.frechet, found.precision, found.recall, found.sharpness, found.class_distance):
         assert figure is not None
@@ -223,15 +223,17 @@ def test_data_for_samples_are_at_the_floor(looker: classifier.Classifier, digits
 def test_features_of_ones_own(digits) -> None:
     train = digits.split("train")
     model = Copies(digits.schema, train.batch(range(300)).x)
-    found = fidelity.measure(model, train, lambda x: x.flatten(1)[:, 20:30], count=100)  # type: ignore[arg-type]
+    found = fidelity.measure_fidelity(model, train, lambda x: x.flatten(1)[:, 20:30], count=100)  # type: ignore[arg-type]
     assert (found.features, found.feature_count, found.classifier) == ("given", 10, "")
     with pytest.raises(SpecError, match="not finite"):
-        fidelity.measure(Copies(digits.schema, train.batch(range(300)).x), train, lambda x: x.flatten(1) / 0, count=50)  # type: ignore[arg-type]
+        fidelity.measure_fidelity(model, train, lambda x: x.flatten(1) / 0, count=50)  # type: ignore[arg-type]
 
 
 def test_an_autoencoder_has_no_samples(digits, looker: classifier.Classifier) -> None:
     with pytest.raises(SpecError, match="no prior"):
-        fidelity.measure(tessella.AE(digits.schema, width=8, depth=1, latent_dim=4), digits.split("test"), looker)
+        fidelity.measure_fidelity(
+            tessella.AE(digits.schema, width=8, depth=1, latent_dim=4), digits.split("test"), looker
+        )
     with pytest.raises(DataError, match="at least 20 samples"):
         fidelity.sets(digits.split("valid"), 19)
 
@@ -272,7 +274,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digits, looker: classifier.Cl
     for name, preset in (("ae", tessella.AE), ("cvae", tessella.CVAE)):
         model = make(preset, digits.schema, width=8, depth=1, latent_dim=4)
         tessella.train(model, digits, folder / name, options, quiet=True)
-        classifier.store(folder / name / classifier.FILE, looker, classifier.fingerprint(digits, "train"))
+        classifier.store(folder / name / classifier.FILE, looker, classifier.data_fingerprint(digits, "train"))
     return folder
 
 

@@ -195,11 +195,11 @@ def test_examples_that_come_in_passes_are_all_there(known, monkeypatch):
 def test_an_optimised_gaussian_misses_by_its_known_divergence(known):
     q = per_example_posterior.from_encoder(known.model, known.x, None)
     mean, error = mean_and_error(
-        per_example_posterior.bound(known.model, known.x, None, q, Noise(0), draws=500) + known.truth
+        per_example_posterior.family_bound(known.model, known.x, None, q, Noise(0), draws=500) + known.truth
     )
     assert abs(mean - known.best_gap - known.amortised_gap) < 4 * error
     per_example_posterior.optimise(known.model, known.x, None, q, Noise(1))
-    each = per_example_posterior.bound(known.model, known.x, None, q, Noise(2), draws=500) + known.truth
+    each = per_example_posterior.family_bound(known.model, known.x, None, q, Noise(2), draws=500) + known.truth
     mean, error = mean_and_error(each)
     assert abs(mean - known.best_gap) < 4 * error + 0.01  # what optimisation leaves
     assert known.best_gap > 0.2
@@ -210,7 +210,7 @@ def test_an_optimised_flow_closes_most_of_it_and_stays_a_bound(known):
     flow = per_example_posterior.with_flow(known.model, known.x, q, Noise(0))
     per_example_posterior.optimise(known.model, known.x, None, flow, Noise(1))
     mean, error = mean_and_error(
-        per_example_posterior.bound(known.model, known.x, None, flow, Noise(2), draws=500) + known.truth
+        per_example_posterior.family_bound(known.model, known.x, None, flow, Noise(2), draws=500) + known.truth
     )
     assert -4 * error < mean < 0.3 * known.best_gap
 
@@ -231,7 +231,7 @@ def test_a_flow_posterior_is_freed_from_where_the_encoder_put_it(known):
     torch.testing.assert_close(log_q, q.log_prob(q.z))
     per_example_posterior.optimise(model, x, None, freed, Noise(1))
     mean, error = mean_and_error(
-        per_example_posterior.bound(model, x, None, freed, Noise(2), draws=500) + known.truth[:16]
+        per_example_posterior.family_bound(model, x, None, freed, Noise(2), draws=500) + known.truth[:16]
     )
     assert -4 * error < mean < 0.3 * known.best_gap
     assert per_example_posterior.weights(model) == sum(p[0].numel() for p, _ in freed.parameters[3:])
@@ -270,7 +270,7 @@ def test_a_large_z_gets_no_flow_of_its_own(known, monkeypatch, quick):
         per_example_posterior.with_flow(
             known.model, known.x, per_example_posterior.from_encoder(known.model, known.x, None), Noise(0)
         )
-    found = gap.measure(known.model, Rows(known.x), GapConfig(examples=10, chains=4, steps=8))
+    found = gap.measure_gap(known.model, Rows(known.x), GapConfig(examples=10, chains=4, steps=8))
     assert (found.flow, found.approximation_flow) == (None, None)
 
 
@@ -278,7 +278,7 @@ def test_a_large_z_gets_no_flow_of_its_own(known, monkeypatch, quick):
 
 
 def test_the_parts_agree_with_the_truth_and_add_up(known):
-    found = gap.measure(known.model, Rows(known.x), GapConfig(examples=64), data="rows")
+    found = gap.measure_gap(known.model, Rows(known.x), GapConfig(examples=64), data="rows")
     truth = -float(known.truth.mean())
     assert found.exact.nats == pytest.approx(truth, abs=found.bracket.nats + 4 * found.bracket.error)
     assert abs(found.approximation.nats - known.best_gap) < 4 * found.approximation.error + 0.02
@@ -296,7 +296,7 @@ def test_the_parts_agree_with_the_truth_and_add_up(known):
 
 def test_nothing_is_lost_to_amortisation_where_the_encoder_gives_the_best_q():
     right = Known(3, 6, 0.7)
-    found = gap.measure(right.model, Rows(right.x), GapConfig(examples=64, chains=8))
+    found = gap.measure_gap(right.model, Rows(right.x), GapConfig(examples=64, chains=8))
     assert abs(found.amortisation.nats) < 4 * found.amortisation.error + 0.01
     assert abs(found.approximation.nats - right.best_gap) < 4 * found.approximation.error + 0.02
 
@@ -306,7 +306,7 @@ def test_the_same_seed_gives_the_same_digits_and_nothing_else_is_touched(known, 
     before = torch.random.get_rng_state()
     said = {"examples": 8, "chains": 4, "steps": 16}
     one, again = (
-        replace(gap.measure(known.model, Rows(known.x), GapConfig(**said)), seconds=0, seconds_annealing=0)
+        replace(gap.measure_gap(known.model, Rows(known.x), GapConfig(**said)), seconds=0, seconds_annealing=0)
         for _ in "12"
     )
     assert one == again
@@ -318,7 +318,7 @@ def test_annealing_that_does_not_converge_is_warned_of(quick):
     """Twenty narrow directions, one chain of one step from the prior."""
     hard = Known(20, 40, 0.05)
     with pytest.warns(UserWarning, match="has not converged: after 1 steps"):
-        found = gap.measure(hard.model, Rows(hard.x), GapConfig(examples=8, chains=1, steps=1, base="prior"))
+        found = gap.measure_gap(hard.model, Rows(hard.x), GapConfig(examples=8, chains=1, steps=1, base="prior"))
     assert not found.converged
     assert found.bracket.nats > 0.3
     assert "has not converged" in found.notes[0]
@@ -331,19 +331,19 @@ def test_a_bracket_below_zero_is_noise_and_not_narrow(known, monkeypatch, quick,
     monkeypatch.setattr(annealing, "bracket", lambda *_, **__: annealing.Bracket(torch.zeros(2), upper))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = gap.measure(known.model, Rows(known.x), GapConfig(examples=4, chains=2, steps=2))
+        found = gap.measure_gap(known.model, Rows(known.x), GapConfig(examples=4, chains=2, steps=2))
     assert found.converged is narrow
     assert len(said) == (not narrow)
 
 
 def test_little_time_ends_the_doubling(known, quick):
     with pytest.warns(UserWarning, match="has not converged: after 16 steps"):
-        gap.measure(known.model, Rows(known.x), GapConfig(examples=4, chains=2, tolerance=1e-9, minutes=1e-9))
+        gap.measure_gap(known.model, Rows(known.x), GapConfig(examples=4, chains=2, tolerance=1e-9, minutes=1e-9))
 
 
 def test_steps_double_until_the_bracket_is_narrow(known, monkeypatch, quick):
     monkeypatch.setattr(gap, "FIRST_STEPS", 1)
-    found = gap.measure(known.model, Rows(known.x), GapConfig(examples=40, chains=8, base="prior", tolerance=0.5))
+    found = gap.measure_gap(known.model, Rows(known.x), GapConfig(examples=40, chains=8, base="prior", tolerance=0.5))
     assert found.steps in (2, 4, 8, 16, 32, 64)
     assert found.bracket.nats + found.bracket.error <= 0.5
 
@@ -354,7 +354,7 @@ def test_richer_posteriors_and_priors_are_measured_alike(digits, options, quick)
     model = make(tessella.VAE, digits.schema, **SMALL, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = gap.measure(model, digits.split("test"), GapConfig(examples=6, chains=2, steps=2))
+        found = gap.measure_gap(model, digits.split("test"), GapConfig(examples=6, chains=2, steps=2))
     assert found.family == options.get("posterior", "gaussian")
     assert math.isfinite(found.total.nats)
 
@@ -362,7 +362,7 @@ def test_richer_posteriors_and_priors_are_measured_alike(digits, options, quick)
 def test_a_conditional_model_is_measured_given_its_labels(digits, quick):
     torch.manual_seed(0)
     model = make(tessella.CVAE, digits.schema, **SMALL)
-    found = gap.measure(model, digits.split("test"), GapConfig(examples=6, chains=2, steps=4))
+    found = gap.measure_gap(model, digits.split("test"), GapConfig(examples=6, chains=2, steps=4))
     assert math.isfinite(found.total.nats)
 
 
@@ -370,11 +370,11 @@ def test_a_flow_has_no_gap():
     """Real values: none at all. Discrete ones: what is there is of q(u | x)."""
     torch.manual_seed(0)
     model = tessella.models.presets.Flow(Schema.of((3,), Real(-3, 3)), width=8, depth=1, flow_steps=1)
-    found = gap.measure(model, Rows(torch.randn(5, 3)))
+    found = gap.measure_gap(model, Rows(torch.randn(5, 3)))
     assert (found.total.nats, found.approximation.nats, found.amortisation.nats, found.method) == (0, 0, 0, "exact")
     assert "zero by construction" in found.notes[0]
     model = tessella.models.presets.Flow(Schema.of((3,), "uint8"), width=8, depth=1, flow_steps=1)
-    found = gap.measure(model, Rows(torch.randint(0, 256, (5, 3)).to(torch.uint8)))
+    found = gap.measure_gap(model, Rows(torch.randint(0, 256, (5, 3)).to(torch.uint8)))
     assert found.total.nats >= 0
     assert found.amortisation.nats == 0
     assert "dequantised" in found.notes[0]
@@ -386,13 +386,13 @@ def test_a_flow_has_no_gap():
 def test_a_model_without_a_bound_has_no_gap(digits):
     split = digits.split("test")
     with pytest.raises(SpecError, match="has no bound"):
-        gap.measure(make(tessella.AE, digits.schema, **SMALL), split)
+        gap.measure_gap(make(tessella.AE, digits.schema, **SMALL), split)
     with pytest.raises(SpecError, match="codes"):
-        gap.measure(tessella.VQVAE(digits.schema, width=8, depth=1), split)
+        gap.measure_gap(tessella.VQVAE(digits.schema, width=8, depth=1), split)
     model = make(tessella.VAE, digits.schema, **SMALL)
     model.prior.exact = False
     with pytest.raises(SpecError, match="bound on log p"):
-        gap.measure(model, split)
+        gap.measure_gap(model, split)
 
 
 @pytest.mark.parametrize(

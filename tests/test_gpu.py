@@ -140,7 +140,7 @@ def test_the_search_chooses_as_the_processor(size: tuple[int, int, int, int]) ->
     z, table = (
         (2 * Noise(k).normal(*shape)).round() for k, shape in enumerate([(n, groups, dims), (groups, codes, dims)])
     )
-    assert torch.equal(searching.nearest(z.cuda(), table.cuda()).cpu(), searching.nearest(z, table))
+    assert torch.equal(searching.nearest_codes(z.cuda(), table.cuda()).cpu(), searching.nearest_codes(z, table))
 
 
 def test_estimators_come_back_to_the_processor() -> None:

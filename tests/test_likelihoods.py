@@ -554,7 +554,7 @@ def test_fixed_gaussian_learns_the_root_mean_squared_error() -> None:
     assert abs(gradient.item()) < 1e-3
 
 
-# LatentStatistics
+# Units
 
 
 def test_network_units() -> None:

@@ -31,11 +31,9 @@ from tessella.models.codes import CodeModel
 from tessella.priors import MaskedTransformer
 from tessella.priors.autoregressive import PixelCNNModule
 from tessella.priors.masked import MaskedTransformerModule
-from tessella.tasks.detect.detector import Detector
-from tessella.tasks.detect.scores import available
+from tessella.tasks.detect.detector import Detector, available
 from tessella.tasks.search.features import features
-from tessella.tasks.search.index_file import read_index, write_index
-from tessella.tasks.search.neighbours import nearest
+from tessella.tasks.search.index_file import nearest, read_index, write_index
 
 PICTURES = Schema.of((3, 9, 7), "uint8", classes=("a", "b"))
 VECTORS = Schema.of((5,), Real(-3.0, 3.0), (0.0,), (1.0,))

@@ -41,8 +41,7 @@ from tessella.pages.command_lines import command_line
 from tessella.pages.html import html_page
 from tessella.priors import MaskedTransformer
 from tessella.tasks.code_blocks import rate_maps
-from tessella.tasks.report.reproduce import prior_call, train_call
-from tessella.tasks.report.sections import compose
+from tessella.tasks.report.sections import compose, prior_call, train_call
 from tessella.training import checkpoint, fitted_priors
 from tessella.training.run import Run
 

@@ -67,7 +67,7 @@ def test_search_and_collapse(options: dict[str, str], tmp_path: Path) -> None:
     named = NamedBatch([str(n) for n in range(count)], Batch(x), [None] * count)
     write_index(tmp_path / "i.safetensors", model, [named], "model")
     assert read_index(tmp_path / "i.safetensors", model, "model").scale.isfinite().all()
-    judged = collapse.measure(model, Batch(x))
+    judged = collapse.measure_collapse(model, Batch(x))
     assert judged is not None
     assert 0 <= judged.mutual_information <= judged.mutual_information_ceiling + 1e-6
 

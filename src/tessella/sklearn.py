@@ -127,7 +127,7 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
     Args:
         model: a name of the catalogue that has a bound (or any, with `criterion="distortion"`).
         criterion: the score that is judged by: distortion, rate, bound, regret or, of byte pictures,
-            complexity-corrected; see `tessella.tasks.detect.scores`.
+            complexity-corrected; see `tessella.tasks.detect.detector`.
         contamination: share of outliers in the data that it is fitted on, in (0, 0.5]: it sets `offset_`.
         max_steps: of training.
         image_shape: (height, width) or (height, width, channels) of pictures; None for vectors.

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tessella.bottlenecks import EMAQuantizer
 from tessella.bottlenecks import nearest as module
-from tessella.bottlenecks.nearest import nearest, per_code
+from tessella.bottlenecks.nearest import nearest_codes, per_code
 from tessella.core.rng import Noise
 
 SIZES = [  # N, G, K, D
@@ -35,7 +35,7 @@ def whole(*shape: int) -> Tensor:
 
 def check(z: Tensor, table: Tensor) -> None:
     """The codes' distances are the least, exactly. All codes are different vectors or ties, so codes may differ."""
-    codes = nearest(z, table)
+    codes = nearest_codes(z, table)
     assert codes.shape == z.shape[:2]
     assert codes.dtype == torch.int64
     distances = (z[:, :, None].double() - table.double()).square().sum(3)
@@ -70,7 +70,7 @@ def test_edges_of_blocks(
 def test_equals_brute_force_up_to_rounding() -> None:
     z, table = torch.randn(500, 2, 32), torch.randn(2, 3000, 32)
     distances = torch.cdist(z.transpose(0, 1).double(), table.double())
-    chosen = distances.gather(2, nearest(z, table).T[..., None])[..., 0]
+    chosen = distances.gather(2, nearest_codes(z, table).T[..., None])[..., 0]
     torch.testing.assert_close(chosen, distances.amin(2), rtol=1e-6, atol=0)
 
 
@@ -84,9 +84,9 @@ def test_strided_vectors() -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_codes_are_in_range_whatever_is_asked(bad: float) -> None:
     z, table = torch.randn(6, 1, 4), torch.randn(1, 5, 4)
-    clean = nearest(z, table)
+    clean = nearest_codes(z, table)
     z[2], z[4, 0, 1] = bad, bad
-    codes = nearest(z, table)
+    codes = nearest_codes(z, table)
     assert codes.min() >= 0
     assert codes.max() < 5
     keep = torch.tensor([0, 1, 3, 5])
@@ -130,7 +130,7 @@ def test_never_all_scores_at_once() -> None:
 def test_fused(size: tuple[int, ...]) -> None:
     n, groups, count, dims = size
     z, table = whole(n, groups, dims), whole(groups, count, dims)
-    codes = nearest(z.cuda(), table.cuda()).cpu()
+    codes = nearest_codes(z.cuda(), table.cuda()).cpu()
     distances = (z[:, :, None] - table).square().sum(3)
     chosen = distances.gather(2, codes[..., None])[..., 0]
     assert torch.equal(chosen, distances.amin(2) if n else chosen)
@@ -139,8 +139,8 @@ def test_fused(size: tuple[int, ...]) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_on_a_device() -> None:
     z, table = torch.randn(2**16, 1, 32, device="cuda"), torch.randn(1, 2**13, 32, device="cuda")
-    nearest(z[:10], table)
+    nearest_codes(z[:10], table)
     before = torch.cuda.max_memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    nearest(z, table)
+    nearest_codes(z, table)
     assert torch.cuda.max_memory_allocated() - before < 4 * 2**16 * 2**13 // 64

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tessella.bottlenecks import FSQ, LFQ, EMAQuantizer, ResidualQuantizer, SimVQ, VectorQuantizer, levels_for
 from tessella.bottlenecks.codebooks import AveragedCodebook, LearnedCodebook, cosine, k_means
-from tessella.bottlenecks.nearest import nearest
+from tessella.bottlenecks.nearest import nearest_codes
 from tessella.bottlenecks.quantizers import CodebookQuantizer, rotated, straight_through
 from tessella.core.contracts import Quantizer
 from tessella.core.distributions import PointMass
@@ -351,7 +351,7 @@ def test_averages_follow_the_paper() -> None:
     count, total = book.count.clone()[0], book.total.clone()[0]
     for step in range(3):
         z = torch.randn(30, 1, 3)
-        codes = nearest(z, book.table())
+        codes = nearest_codes(z, book.table())
         book.learn(z, codes, Noise(0, step))
         for k in range(4):
             mine = z[codes[:, 0] == k, 0]
@@ -370,7 +370,7 @@ def test_k_means_finds_what_is_there() -> None:
     means, count = best
     assert torch.equal(count, torch.full((1, 5), 20.0))
     assert torch.cdist(means[0], centres).amin(0).max() < 0.2
-    codes = nearest(z, means)[:, 0]
+    codes = nearest_codes(z, means)[:, 0]
     for k in range(5):
         torch.testing.assert_close(means[0, k], z[codes == k, 0].mean(0))
 
@@ -512,7 +512,7 @@ def test_the_two_processes_above_have_codes_to_revive() -> None:
     never.revive = 0.0
     for step, rows in enumerate(z):
         for each in (book, never):
-            each.learn(rows, nearest(rows, each.table()), Noise(0, step))
+            each.learn(rows, nearest_codes(rows, each.table()), Noise(0, step))
     assert not torch.allclose(book.vectors, never.vectors)
 
 

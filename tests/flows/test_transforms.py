@@ -21,11 +21,11 @@ from tessella.flows.multiscale import PictureFlow
 from tessella.flows.transforms import (
     ActNorm,
     AffineCoupling,
-    Chain,
+    ComposedTransform,
     InvertibleConv,
     Squeezed,
     Transform,
-    joined,
+    join_quarters,
     quarters,
 )
 from tessella.flows.vectors import VectorFlow
@@ -39,7 +39,7 @@ TRANSFORMS: dict[str, tuple[Transform, tuple[int, ...]]] = {
     "convolution": (InvertibleConv(4), (4, 2, 2)),
     "coupling": (AffineCoupling(3, **SMALL), (3, 2, 3)),
     "flipped": (AffineCoupling(5, **SMALL, flip=True), (5, 2, 1)),
-    "squeezed": (Squeezed(Chain([InvertibleConv(8), AffineCoupling(8, **SMALL)])), (2, 4, 2)),
+    "squeezed": (Squeezed(ComposedTransform([InvertibleConv(8), AffineCoupling(8, **SMALL)])), (2, 4, 2)),
     "pixel": (PictureFlow((1, 1, 1), **SMALL, mixtures=3), (1, 1, 1)),
     "row": (PictureFlow((1, 1, 7), **SMALL, mixtures=3), (1, 1, 7)),
     "picture": (PictureFlow((3, 5, 3), **SMALL, mixtures=2), (3, 5, 3)),
@@ -126,7 +126,7 @@ def test_autocast_leaves_the_values_alone() -> None:
 @pytest.mark.parametrize("sides", [(1, 1), (1, 2), (2, 1), (3, 5), (4, 4)], ids=str)
 def test_quarters_are_joined(sides: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *sides)
-    assert torch.equal(joined(quarters(x)), x)
+    assert torch.equal(join_quarters(quarters(x)), x)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 12, 48])

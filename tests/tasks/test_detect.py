@@ -34,15 +34,19 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors import StandardNormal
-from tessella.tasks.detect.calibration import needed, p_values, threshold
-from tessella.tasks.detect.complexity import context_nats, file_nats
-from tessella.tasks.detect.detection import by_class
-from tessella.tasks.detect.detector import Calibration, Detector
-from tessella.tasks.detect.maps import maps
-from tessella.tasks.detect.ranking import auroc, ranking
-from tessella.tasks.detect.regret import best_codes, best_posterior, terms_of
-from tessella.tasks.detect.scores import available
-from tessella.tasks.detect.statistics import Statistics, StatisticsExtractor, possible
+from tessella.tasks.detect.detection import by_class, maps
+from tessella.tasks.detect.detector import Calibration, Detector, available, needed, p_values, threshold
+from tessella.tasks.detect.result import auroc, ranking
+from tessella.tasks.detect.statistics import (
+    Statistics,
+    StatisticsExtractor,
+    best_codes,
+    best_posterior,
+    context_nats,
+    file_nats,
+    possible,
+    terms_of,
+)
 
 FALSE_ALARM = 1e-4
 

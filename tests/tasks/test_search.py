@@ -25,8 +25,7 @@ from tessella.data.inputs import NamedBatch
 from tessella.models.base import Model
 from tessella.tasks.search import IndexConfig, SearchConfig, index, search
 from tessella.tasks.search.features import features
-from tessella.tasks.search.index_file import Index, read_index, write_index
-from tessella.tasks.search.neighbours import duplicates, nearest
+from tessella.tasks.search.index_file import Index, duplicates, nearest, read_index, write_index
 from tessella.training.run import Run
 
 SCHEMA = Schema.of((1, 12, 12), "uint8")

@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessella.bottlenecks.nearest import nearest, per_code
+from tessella.bottlenecks.nearest import nearest_codes, per_code
 from tessella.core.device import precise
 from tessella.core.rng import Noise
 
@@ -198,7 +198,7 @@ def k_means(z: Tensor, size: int, noise: Noise, *, rounds: int = 10) -> tuple[Te
         means += 0.1 * means.std(1, keepdim=True) * shared.normal(*means.shape).to(means)
     count = z.new_zeros(groups, size)
     for _ in range(rounds):
-        count, total = _joined(*per_code(z, nearest(z, means), size))
+        count, total = _joined(*per_code(z, nearest_codes(z, means), size))
         means = torch.where(count[..., None] > 0, total / count.clamp(min=1)[..., None], means)
     return means, count
 

@@ -23,7 +23,7 @@ TRITON = find_spec("triton") is not None
 
 
 @torch.no_grad()
-def nearest(z: Tensor, table: Tensor) -> Tensor:
+def nearest_codes(z: Tensor, table: Tensor) -> Tensor:
     """argmin_k |z_n - e_k|^2 = argmax_k (z_n . e_k - |e_k|^2 / 2), a block of vectors and codes at a time.
 
     Args:
@@ -34,9 +34,9 @@ def nearest(z: Tensor, table: Tensor) -> Tensor:
         `[N, G]` int64, all of them in 0 ... K - 1, whatever in z is not finite. Of several that are nearest, any.
     """
     if z.is_cuda and TRITON and len(z):
-        from tessella.bottlenecks.nearest_triton import nearest as fused
+        from tessella.bottlenecks.nearest_triton import fused_nearest_codes
 
-        return fused(z, table)
+        return fused_nearest_codes(z, table)
     count, groups, dims = z.shape
     size = table.shape[1]
     half = table.square().sum(2, keepdim=True).mul_(-0.5)

@@ -34,8 +34,8 @@ def _search(z, table, half, codes, N, G, K, D, ROWS: tl.constexpr, SPAN: tl.cons
     tl.store(codes + row * G + group, place, mask=row < N)
 
 
-def nearest(z: Tensor, table: Tensor) -> Tensor:
-    """As `tessella.bottlenecks.nearest.nearest`, of float32 tensors on one CUDA device."""
+def fused_nearest_codes(z: Tensor, table: Tensor) -> Tensor:
+    """As `tessella.bottlenecks.nearest.nearest_codes`, of float32 tensors on one CUDA device."""
     n, groups, dims = z.shape
     size = table.shape[1]
     z, table = z.contiguous(), table.contiguous()

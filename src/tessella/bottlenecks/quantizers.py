@@ -21,7 +21,7 @@ from tessella.bottlenecks.codebooks import (
     Distance,
     euclidean,
 )
-from tessella.bottlenecks.nearest import in_one_table, nearest
+from tessella.bottlenecks.nearest import in_one_table, nearest_codes
 from tessella.bottlenecks.proposals import sample_near, sample_with_log_prob, uniform_for
 from tessella.core.contracts import Quantizer
 from tessella.core.distributions import PointMass
@@ -154,7 +154,7 @@ class CodebookQuantizer(Quantizer):
         if self.training:
             book.start(seen, draws.split("start"))
         table = book.table()
-        codes = nearest(seen, table.detach())
+        codes = nearest_codes(seen, table.detach())
         e = _vectors(table, codes)
         if self.training:
             book.learn(seen, codes, draws.split("revival"))

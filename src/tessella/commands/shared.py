@@ -77,10 +77,10 @@ def said_of_device(asked: str | None) -> str:
     Raises:
         SpecError: if there is none of that name.
     """
-    from tessella.core.device import described, reason, resolve
+    from tessella.core.device import describe_device, reason, resolve
 
     why = reason(asked)
-    return described(resolve(asked)) + (f", {why}" if why else "")
+    return describe_device(resolve(asked)) + (f", {why}" if why else "")
 
 
 def loaded(path: str, prior: str | None = None, where: Where | None = None, *, json: bool = False) -> tuple[Model, Run]:

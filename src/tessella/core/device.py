@@ -33,7 +33,7 @@ def resolve(asked: str | torch.device | None = None) -> torch.device:
     """
     said = os.environ.get(VARIABLE, "") if asked is None else ""
     name = str(asked or said or "auto").strip().lower()
-    there = available()
+    there = available_devices()
     if name == "auto":
         name = there[0]
     kind, _, number = name.partition(":")
@@ -48,7 +48,7 @@ def resolve(asked: str | torch.device | None = None) -> torch.device:
     raise SpecError(f"{where} is not here{built}: choose auto or one of those there are: {', '.join(there)}")
 
 
-def available() -> tuple[str, ...]:
+def available_devices() -> tuple[str, ...]:
     """Name the devices there are, best first; `cpu` is always the last."""
     names: list[str] = []
     for kind in ACCELERATORS:
@@ -57,7 +57,7 @@ def available() -> tuple[str, ...]:
     return (*names, "cpu")
 
 
-def described(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """The device in words: its kind, and the name of the card."""
     if device.type == "cuda":
         return f"{_name(device)} ({torch.cuda.get_device_name(device)})"
@@ -73,7 +73,7 @@ def reason(asked: str | None) -> str | None:
     said = os.environ.get(VARIABLE, "").strip() if asked is None else ""
     if said and said.lower() != "auto":
         return f"as {VARIABLE} says"
-    if len(available()) == 1:
+    if len(available_devices()) == 1:
         return "the only one there is"
     return "the best there is; --device cpu chooses another"
 

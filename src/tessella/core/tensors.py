@@ -52,7 +52,7 @@ class State:
 
 @final
 @dataclass(frozen=True)
-class Header:
+class TensorsHeader:
     """What a file of tensors says that it holds; its size is in accord with it.
 
     Attributes:
@@ -93,7 +93,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[s
     write_atomic(path, lambda draft: save_file(plain, draft, note))
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> TensorsHeader:
     """What a file that `write_tensors` wrote holds, without reading it.
 
     Raises:
@@ -109,7 +109,7 @@ def read_header(path: Path) -> Header:
         raise _damaged(path, getattr(error, "strerror", None) or str(error)) from error
 
 
-def read_tensors(path: Path, header: Header | None = None) -> State:
+def read_tensors(path: Path, header: TensorsHeader | None = None) -> State:
     """What `write_tensors` wrote.
 
     Args:
@@ -133,7 +133,7 @@ def _damaged(path: Path, why: str) -> RunError:
     return RunError(f"{path} is damaged ({why}): copy it anew or train again")
 
 
-def _header(path: Path) -> Header:
+def _header(path: Path) -> TensorsHeader:
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(file, "rb") as opened:
         status = os.fstat(file)
@@ -170,7 +170,7 @@ def _header(path: Path) -> Header:
     digest = notes.get("sha256")
     if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise validation.Malformed("its header has no checksum")
-    return Header(path, kinds, progress, digest)
+    return TensorsHeader(path, kinds, progress, digest)
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 # what is built to hold them
 
 
-def fill(module: torch.nn.Module, header: Header, *, what: str = "run", exactly: bool = True) -> None:
+def fill(module: torch.nn.Module, header: TensorsHeader, *, what: str = "run", exactly: bool = True) -> None:
     """Give a module the weights of a file, which is read only if they have its names, shapes and types.
 
     Args:
@@ -222,7 +222,7 @@ def fill(module: torch.nn.Module, header: Header, *, what: str = "run", exactly:
     module.load_state_dict(weights)
 
 
-def built(make: Callable[[], T], header: Header | None, *, of: Path, options: Mapping[str, Any]) -> T:
+def built(make: Callable[[], T], header: TensorsHeader | None, *, of: Path, options: Mapping[str, Any]) -> T:
     """Build what is to hold the tensors of a file, unless it would be much larger than they are.
 
     Args:

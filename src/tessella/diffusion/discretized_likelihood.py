@@ -13,7 +13,7 @@ from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.likelihoods.independent import LEVELS, BernoulliLogits, ByteLogits
-from tessella.likelihoods.shared import BYTE_HALF, GaussianValues, IndependentValues, LatentStatistics, checked
+from tessella.likelihoods.shared import BYTE_HALF, GaussianValues, IndependentValues, Standardizer, checked
 
 SCALE_FLOOR = 1e-3
 
@@ -29,7 +29,7 @@ class Observation(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def levels(self) -> int:

@@ -73,7 +73,7 @@ class Bracket:
 
 
 @torch.no_grad()
-def moments(
+def base_moments(
     model: LatentVariableModel, x: Tensor, label: Tensor | None, noise: Noise, base: Base = "posterior"
 ) -> tuple[Tensor, Tensor]:
     """Mean and deviation `[B, *latent_shape]` of q(z | x) or of p(z): of draws, where they have no closed form."""
@@ -193,7 +193,7 @@ class _Walk:
     ) -> None:
         self.noise, self.chains, self.count = noise, chains, len(x)
         self.joint = Joint(model, x, label, chains)
-        loc, scale = moments(model, x, label, noise.split("moments"), base)
+        loc, scale = base_moments(model, x, label, noise.split("moments"), base)
         self.loc, self.scale = loc.repeat_interleave(chains, 0), scale.repeat_interleave(chains, 0)
         self.constant = self.scale.log().flatten(1).sum(1) + 0.5 * math.log(2 * math.pi) * self.loc[0].numel()
         self.log_step = torch.full((self.count,), math.log(FIRST_STEP), device=x.device)

@@ -81,7 +81,7 @@ def evaluate(
     if collapse_examples and model.has_bound:
         examples = split.batch(split.random_rows(collapse_examples))
         with autocast(precision, model.schema, model.device):
-            judged = collapse.measure(model, examples, seed=seed)
+            judged = collapse.measure_collapse(model, examples, seed=seed)
     model.train(training)
     return _evaluation(model, sums, judged, importance_samples, data, split_name, seconds=time.perf_counter() - started)
 

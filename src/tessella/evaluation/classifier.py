@@ -129,7 +129,7 @@ def task_for(data: Data) -> Task:
     return kind_of(schema).probe
 
 
-def fingerprint(data: Data, *splits: str) -> str:
+def data_fingerprint(data: Data, *splits: str) -> str:
     """12 hexadecimal digits that name what is in some splits, all of them unless said: contents, labels, classes.
 
     Contents are those of some hundred examples spread over each split, so that large data need not be read whole.
@@ -233,7 +233,7 @@ def store(path: Path, model: Classifier, of: str) -> None:
     write_tensors(path, model.state_dict(), about)
 
 
-def stored(path: Path, data: Data, of: str) -> Classifier | None:
+def stored_classifier(path: Path, data: Data, of: str) -> Classifier | None:
     """The classifier that was kept, if there is one of this data; damaged or another's it is as if there were none."""
     try:
         kept = read_tensors(path)
@@ -251,8 +251,8 @@ def stored(path: Path, data: Data, of: str) -> Classifier | None:
 
 def of_run(run: Path, data: Data) -> Classifier:
     """The classifier of this data that is kept in `run`, trained now if there is none."""
-    of = fingerprint(data, "train")
-    model = stored(run / FILE, data, of)
+    of = data_fingerprint(data, "train")
+    model = stored_classifier(run / FILE, data, of)
     if model is None:
         model = trained(data)
         store(run / FILE, model, of)

@@ -50,7 +50,7 @@ AT_ONCE = 2**24
 
 
 @torch.inference_mode()
-def measure(model: Model, examples: Batch, *, seed: int = 0) -> CollapseEvaluation | None:
+def measure_collapse(model: Model, examples: Batch, *, seed: int = 0) -> CollapseEvaluation | None:
     """Judge `model` on `examples` `[M]`, which are encoded once and decoded twice.
 
     Args:

@@ -48,7 +48,7 @@ Features = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class TimedSamples:
     """Samples `[N, *shape]`, the labels they were asked for, and seconds taken for each."""
 
     x: Tensor
@@ -77,7 +77,7 @@ def labels(split: Split, rows: np.ndarray) -> Tensor | None:
     return None if split.labels is None else torch.from_numpy(np.asarray(split.labels)[rows])
 
 
-def draw(
+def timed_samples(
     model: Model,
     count: int,
     label: Tensor | None = None,
@@ -86,7 +86,7 @@ def draw(
     drawn: bool | None = None,
     sampling: Sampling | None = None,
     seconds: float = math.inf,
-) -> Drawn:
+) -> TimedSamples:
     """Samples of a model, with the time that they take.
 
     Args:
@@ -113,10 +113,10 @@ def draw(
         if time.perf_counter() - started >= seconds:
             break
     taken = (time.perf_counter() - started) / done
-    return Drawn(torch.cat(parts), None if asked is None else asked[:done], taken, outright)
+    return TimedSamples(torch.cat(parts), None if asked is None else asked[:done], taken, outright)
 
 
-def measure(
+def measure_fidelity(
     model: Model,
     split: Split,
     features: Classifier | Features,
@@ -131,24 +131,24 @@ def measure(
     Args:
         features: a classifier of the data, or any function of stored values `[B, *shape]` to features `[B, F]`.
         count: samples; no more than half the split are used.
-        drawn: as of `draw`.
+        drawn: as of `timed_samples`.
 
     Raises:
         SpecError: if the model cannot be sampled, or the features are not rows of finite numbers.
         DataError: if the split is too small.
     """
     first, second = sets(split, count)
-    samples = draw(model, len(first), labels(split, second), seed=seed, drawn=drawn)
-    return compare(samples, split, features, model.schema, split_name)
+    samples = timed_samples(model, len(first), labels(split, second), seed=seed, drawn=drawn)
+    return compare_samples(samples, split, features, model.schema, split_name)
 
 
-def compare(
-    samples: Drawn, split: Split, features: Classifier | Features, schema: Schema, split_name: str = "test"
+def compare_samples(
+    samples: TimedSamples, split: Split, features: Classifier | Features, schema: Schema, split_name: str = "test"
 ) -> FidelityEvaluation:
     """Compare samples with as many examples of a split.
 
     Raises:
-        as of `measure`.
+        as of `measure_fidelity`.
     """
     first, second = sets(split, len(samples.x))
     data, others = split.batch(first), split.batch(second)

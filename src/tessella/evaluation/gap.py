@@ -43,7 +43,7 @@ WEIGHTS = 2**26
 """Weights of the examples' own flows: how many are kept together."""
 
 
-def measure(model: Model, split: Split, config: GapConfig | None = None, *, data: str = "") -> GapEvaluation:
+def measure_gap(model: Model, split: Split, config: GapConfig | None = None, *, data: str = "") -> GapEvaluation:
     """Measure the gap between the bound and -log p(x) of some examples, and its parts; a wide bracket is noted.
 
     Args:
@@ -176,13 +176,15 @@ def _optimised(model: LatentVariableModel, batch: Batch, noise: Noise) -> tuple[
         label = None if batch.label is None else batch.label[first : first + together]
         own, here = per_example_posterior.from_encoder(model, x, label), noise.split(f"local{first}")
         family = "gaussian" if isinstance(own, per_example_posterior.GaussianFamily) else "flow"
-        values = [per_example_posterior.bound(model, x, label, own, here.split("bound"), draws=DRAWS)]
+        values = [per_example_posterior.family_bound(model, x, label, own, here.split("bound"), draws=DRAWS)]
         per_example_posterior.optimise(model, x, label, own, here.split("own"))
-        values.append(per_example_posterior.bound(model, x, label, own, here.split("own bound"), draws=DRAWS))
+        values.append(per_example_posterior.family_bound(model, x, label, own, here.split("own bound"), draws=DRAWS))
         if flows:
             flow = per_example_posterior.with_flow(model, x, own, here.split("flow"))
             per_example_posterior.optimise(model, x, label, flow, here.split("flow"))
-            values.append(per_example_posterior.bound(model, x, label, flow, here.split("flow bound"), draws=DRAWS))
+            values.append(
+                per_example_posterior.family_bound(model, x, label, flow, here.split("flow bound"), draws=DRAWS)
+            )
         found.append(tuple(values))
     bound, own_bound, *rest = (torch.cat(parts) for parts in zip(*found, strict=True))
     return bound, own_bound, rest[0] if rest else None, family

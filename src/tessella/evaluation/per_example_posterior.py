@@ -36,7 +36,7 @@ GAIN = 0.01
 DRAWS = 8
 """Of z an example in an update."""
 HIDDEN = 48
-"""LatentStatistics of each step's network, of which every example has its own."""
+"""Units of each step's network, of which every example has its own."""
 LARGEST = 1024
 """Numbers in z above which a flow for each example is too much."""
 DECODED = 2**19
@@ -337,7 +337,7 @@ def after_steps(
 
 
 @torch.no_grad()
-def bound(
+def family_bound(
     model: LatentVariableModel, x: Tensor, label: Tensor | None, family: VariationalFamily, noise: Noise, *, draws: int
 ) -> Tensor:
     """-log p(x) from above, `[B]` nats: KL(q || p) - E_q log p(x | z), over `draws` draws that none was fitted to."""

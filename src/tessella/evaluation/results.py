@@ -1,16 +1,13 @@
-"""Results of evaluations. LatentStatistics: nats per example unless a name says otherwise."""
+"""Results of evaluations. Units: nats per example unless a name says otherwise."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tessella.foundation import validation
 from tessella.foundation.errors import SpecError, option
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Samples, reconstructions, interpolations and latent traversals of a model, as rows of examples.
 
-Rows are in stored units, float32 `[rows, columns, *shape]` on the CPU, ready for `sheet`.
+Rows are in stored units, float32 `[rows, columns, *shape]` on the CPU, ready for `examples_sheet`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class LatentStatistics:
         return [f"dimension {j} ({self.rate[j]:.2g} nats)" for j in dimensions]
 
 
-def sheet(examples: Tensor, schema: Schema) -> Image.Image:
+def examples_sheet(examples: Tensor, schema: Schema) -> Image.Image:
     """Render examples `[rows, columns, *shape]` as one picture."""
     return pictures.grid(examples.flatten(0, 1), schema, examples.shape[1])
 

@@ -20,11 +20,11 @@ from tessella.flows.logistics import Mixture
 from tessella.flows.transforms import (
     ActNorm,
     AffineCoupling,
-    Chain,
+    ComposedTransform,
     InvertibleConv,
     Squeezed,
     Transform,
-    joined,
+    join_quarters,
     quarters,
 )
 from tessella.networks.conv import ResidualBlock
@@ -78,7 +78,7 @@ class PictureFlow(Transform):
         total = total + log_det
         for scale, parts in zip(reversed(self._scales()), reversed(grids), strict=True):
             told, log_det, features = scale(parts, features)
-            z, total = joined((z, *told)), total + log_det
+            z, total = join_quarters((z, *told)), total + log_det
         return z, total
 
     @torch.no_grad()
@@ -117,7 +117,7 @@ class _Scale(nn.Module):
         high, wide = sides[0] > 1, sides[1] > 1
         self.kept = [number for number, there in enumerate((high and wide, high, wide)) if there]
         colours = [InvertibleConv(channels)] if channels > 1 else []
-        self.mix = Chain([ActNorm(channels), *colours, *_steps(4 * channels, sides, width, depth, steps)])
+        self.mix = ComposedTransform([ActNorm(channels), *colours, *_steps(4 * channels, sides, width, depth, steps)])
         self.entry = nn.Conv2d(channels, width, 3, padding=1)
         scale = 1 / math.sqrt(3 * depth)
         trunks = [nn.Sequential(*[ResidualBlock(width, scale) for _ in range(depth)]) for _ in self.kept]
@@ -154,7 +154,7 @@ class _Scale(nn.Module):
             assert isinstance(head, _Head)
             parts[1 + number] = head.inverse(h[..., : known.shape[-2], : known.shape[-1]], known)
             h = self._looked(i, h, parts[1 + number])
-        whole = joined((parts[0], parts[1], parts[2], parts[3]))
+        whole = join_quarters((parts[0], parts[1], parts[2], parts[3]))
         return self.mix.inverse(whole), self._passed(h)
 
     def _seen(self, even: Tensor, features: Tensor) -> Tensor:
@@ -246,4 +246,4 @@ def _steps(channels: int, sides: tuple[int, ...], width: int, depth: int, steps:
     for number in range(steps):
         coupling = AffineCoupling(channels, width=width, depth=depth, flip=bool(number % 2))
         parts += [ActNorm(channels), InvertibleConv(channels), coupling]
-    return [Squeezed(Chain(parts))]
+    return [Squeezed(ComposedTransform(parts))]

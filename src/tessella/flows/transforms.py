@@ -32,7 +32,7 @@ class Transform(nn.Module, ABC):
 
 
 @final
-class Chain(Transform):
+class ComposedTransform(Transform):
     """Transforms one after the other."""
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
@@ -193,7 +193,7 @@ def quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x[..., ::2, ::2], x[..., 1::2, 1::2], x[..., 1::2, ::2], x[..., ::2, 1::2]
 
 
-def joined(parts: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+def join_quarters(parts: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
     """The inverse of `quarters`."""
     even, both, rows, columns = parts
     h, w = even.shape[2:]

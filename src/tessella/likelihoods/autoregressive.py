@@ -15,7 +15,7 @@ from torch.types import _size
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
-from tessella.likelihoods.shared import LatentStatistics, checked, over_channels
+from tessella.likelihoods.shared import Standardizer, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, IncrementalCausalConv
 
 FEATURES, FEATURES_OF_A_NUMBER = 32, 16
@@ -64,7 +64,7 @@ class AutoregressiveModule(Likelihood):
         super().__init__(schema)
         self.grid = {0: (1, 1, schema.dims), 1: (schema.channels, 1, *schema.spatial)}.get(schema.rank, schema.shape)
         self.features = FEATURES if schema.rank else FEATURES_OF_A_NUMBER
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
         standard = Schema.of(self.grid, schema.values)
         self.whole = pixel(standard)
         self.one = pixel(replace(standard, spatial=(1, 1)))

@@ -16,7 +16,7 @@ from tessella.core.schema import UINT8, Binary, Real, Schema
 from tessella.likelihoods.shared import (
     GaussianValues,
     IndependentValues,
-    LatentStatistics,
+    Standardizer,
     checked,
     require_values,
 )
@@ -38,7 +38,7 @@ class BernoulliModule(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, Binary(), "bernoulli")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -96,7 +96,7 @@ class CategoricalModule(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, UINT8, "categorical")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -161,7 +161,7 @@ class GaussianModule(Likelihood):
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_values(schema, Real(), "gaussian")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:
@@ -201,7 +201,7 @@ class FixedGaussianModule(Likelihood):
     def __init__(self, schema: Schema, scale: float | None) -> None:
         super().__init__(schema)
         require_values(schema, Real(), "fixed-scale Gaussian")
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
         self.fixed_scale = scale
         self.log_scale = nn.Parameter(torch.zeros(())) if scale is None else None
 
@@ -225,7 +225,7 @@ class FixedGaussianModule(Likelihood):
         return _normal(self.units, parameters, sigma)
 
 
-def _normal(units: LatentStatistics, location: Tensor, sigma: Tensor) -> StoredValues:
+def _normal(units: Standardizer, location: Tensor, sigma: Tensor) -> StoredValues:
     """Make N(location, sigma^2) of network units a distribution over the stored ones."""
     with torch.autocast(location.device.type, enabled=False):
         return GaussianValues(units.to_stored(location), units.scale * sigma)

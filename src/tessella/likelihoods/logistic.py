@@ -15,7 +15,7 @@ from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
 from tessella.core.schema import UINT8, Schema
 from tessella.foundation.errors import SpecError, option
-from tessella.likelihoods.shared import BYTE_HALF, LatentStatistics, checked, require_values
+from tessella.likelihoods.shared import BYTE_HALF, Standardizer, checked, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
 HALF_BIN = 0.5 / BYTE_HALF
@@ -58,7 +58,7 @@ class LogisticMixtureModule(Likelihood):
                 f"use {option('likelihood')} categorical"
             )
         self.mixtures = components
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:

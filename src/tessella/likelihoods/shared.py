@@ -19,7 +19,7 @@ BYTE_HALF = 127.5
 """Half of the range of a byte: x / BYTE_HALF - 1 is in [-1, 1]."""
 
 
-class LatentStatistics(nn.Module):
+class Standardizer(nn.Module):
     """The affine map between stored and network units, `stored = center + scale * network`.
 
     Binary values and bytes go to [-1, 1]; real values are standardised with the schema's center and scale, one a

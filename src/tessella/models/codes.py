@@ -21,7 +21,7 @@ from tessella.foundation.progress import track
 from tessella.likelihoods import likelihood_for
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
-from tessella.networks.conv import SIGNAL_SIDE, ConvDecoder, ConvEncoder, ConvPlan, cut
+from tessella.networks.conv import SIGNAL_SIDE, ConvDecoder, ConvEncoder, ConvPlan, crop
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.networks.pyramid import Merge, Pyramid
 from tessella.priors.uniform import UniformModule
@@ -345,7 +345,7 @@ def _joined(vectors: Codes, size: torch.Size) -> Tensor:
         times = 1
         while v.shape[2:] != tuple(-(-side // times) for side in size):
             times *= 2
-        fitted.append(cut(F.interpolate(v, scale_factor=float(times), mode="nearest"), size))
+        fitted.append(crop(F.interpolate(v, scale_factor=float(times), mode="nearest"), size))
     return torch.cat(fitted, 1)
 
 

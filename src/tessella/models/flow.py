@@ -19,14 +19,14 @@ from tessella.flows.multiscale import PictureFlow
 from tessella.flows.transforms import Transform
 from tessella.flows.vectors import VectorFlow
 from tessella.foundation.errors import SpecError
-from tessella.likelihoods.shared import IndependentValues, LatentStatistics
+from tessella.likelihoods.shared import IndependentValues, Standardizer
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
 from tessella.priors.logistic import StandardLogistic
 from tessella.priors.normal import StandardNormalModule
 
 NEAR = 1e-3
-"""LatentStatistics of the data's scale: real values that far apart count as the same."""
+"""Units of the data's scale: real values that far apart count as the same."""
 
 
 @final
@@ -122,7 +122,7 @@ class DeltaLikelihood(Likelihood):
         super().__init__(schema)
         self.discrete = schema.values.discrete
         self.half_range = schema.values.levels / 2
-        self.units = LatentStatistics(schema)
+        self.units = Standardizer(schema)
         scale = self.units.scale.double().log()
         self.log_unit = (
             schema.dims * math.log(self.half_range)

@@ -41,7 +41,7 @@ class LatentVariableModel(Model):
         config: ModelConfig | None = None,
     ) -> None:
         super().__init__(name, likelihood, config, conditional=conditional)
-        self.encoder, self.bottleneck, self.decoder = encoder, bottleneck, decoder
+        self.encoder, self.bottleneck, self.prior, self.decoder = encoder, bottleneck, prior, decoder
         self.latent_shape, self.downsampling = bottleneck.latent_shape, (encoder.downsampling,)
         self.networks_see_labels = conditional
         self.set_prior(prior)

@@ -170,7 +170,7 @@ class ConvDecoder(Decoder):
         if self.label is not None:
             h = h + over_positions(self.label(label), len(self.plan.spatial))
         out = unfold(self.head(F.silu(self.trunk(h))), self.plan.patch)
-        return cut(out, self.plan.spatial) if tuple(h.shape[2:]) == self.plan.grid else out
+        return crop(out, self.plan.spatial) if tuple(h.shape[2:]) == self.plan.grid else out
 
     @torch.no_grad()
     def start_at(self, bias: Tensor) -> None:
@@ -185,7 +185,7 @@ def padded(x: Tensor, stride: int) -> Tensor:
     return F.pad(x, [n for side in reversed(missing) for n in (0, side)], mode="replicate") if any(missing) else x
 
 
-def cut(x: Tensor, spatial: Sequence[int]) -> Tensor:
+def crop(x: Tensor, spatial: Sequence[int]) -> Tensor:
     """Keep the first positions along each axis."""
     for axis, size in enumerate(spatial, 2):
         x = x.narrow(axis, 0, size) if x.shape[axis] > size else x

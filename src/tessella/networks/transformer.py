@@ -100,7 +100,7 @@ class GridEmbedding(nn.Module):
 
 
 @final
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """`x + attention(norm(x))`, then `x + down(gelu(up(norm(x))))`.
 
     Args:
@@ -185,7 +185,7 @@ class Transformer(nn.Module):
         self.width, self.causal, self.dropout = width, causal, dropout
         heads = next(n for n in range(1, width) if width % (4 * n) == 0 and width // n <= HEAD)
         self.register_buffer("turns", _turns(grid, width // heads), persistent=False)
-        self.blocks = nn.ModuleList([Block(width, heads, 1 / math.sqrt(2 * depth)) for _ in range(depth)])
+        self.blocks = nn.ModuleList([TransformerBlock(width, heads, 1 / math.sqrt(2 * depth)) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, bias=False)
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
@@ -196,7 +196,7 @@ class Transformer(nn.Module):
             return branch if keep is None else branch * keep[:, place].to(branch.dtype)
 
         x = dropped(x, 0)
-        for i, block in enumerate(cast(Iterable[Block], self.blocks)):
+        for i, block in enumerate(cast(Iterable[TransformerBlock], self.blocks)):
             x = x + dropped(block.attend(x, self.turns[:, None, None], self.causal), 2 * i + 1)
             x = x + dropped(block.perceive(x), 2 * i + 2)
         return self.norm(x)
@@ -227,7 +227,7 @@ class IncrementalTransformer:
         dtype = torch.get_autocast_dtype(like.device.type) if rough else like.dtype
         self._norm, self._turns, self._given, self._before = trunk.norm, trunk.turns[:, None, None], given, start
         self._done = 0
-        self._layers = [_Layer(cast(Block, block), len(given), dtype) for block in trunk.blocks]
+        self._layers = [_Layer(cast(TransformerBlock, block), len(given), dtype) for block in trunk.blocks]
 
     def step(self) -> Tensor:
         """Compute what the transformer gives at the next position, `[B, width]`."""
@@ -249,7 +249,7 @@ class IncrementalTransformer:
 class _Layer:
     """One block's weights, and its keys and values `[2, B, heads, positions so far and to come, d]`."""
 
-    def __init__(self, block: Block, batch: int, dtype: torch.dtype) -> None:
+    def __init__(self, block: TransformerBlock, batch: int, dtype: torch.dtype) -> None:
         self.batch, self.heads, self.dtype = batch, block.heads, dtype
         self.norms = block.before_attention, block.before_mlp
         width = block.out.in_features

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessella.networks.conv import ConvPlan, conv, cut, fold, over_positions, padded, unfold
+from tessella.networks.conv import ConvPlan, conv, crop, fold, over_positions, padded, unfold
 
 WAVES = 16
 GROUPED = 16
@@ -46,7 +46,7 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-class Block(nn.Module):
+class UNetBlock(nn.Module):
     """`x + conv(silu(scale * conv(silu(norm(x))) + shift))`, 3 x 3, scale and shift given the noise level."""
 
     def __init__(self, channels: int, features: int, scale: float, rank: int) -> None:
@@ -127,7 +127,7 @@ class UNet(nn.Module):
         self.level = NoiseLevel(features, classes)
 
         def blocks(channels: int) -> nn.ModuleList:
-            return nn.ModuleList([Block(channels, features, scale, rank) for _ in range(depth)])
+            return nn.ModuleList([UNetBlock(channels, features, scale, rank) for _ in range(depth)])
 
         steps = list(zip(plan.widths, plan.widths[1:], strict=False))
         self.stem = conv(rank, 2 * shape[0] * plan.patch**rank, width, 3, padding=1)
@@ -163,4 +163,4 @@ class UNet(nn.Module):
                 h = block(h, level)
             if number:
                 h = unfold(self.up[number - 1](h), 2)
-        return cut(unfold(self.head(F.silu(self.norm(h))), self.plan.patch), spatial)
+        return crop(unfold(self.head(F.silu(self.norm(h))), self.plan.patch), spatial)

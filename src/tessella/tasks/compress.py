@@ -15,16 +15,14 @@ from tessella.foundation.blocks import Page, Table, Text
 from tessella.foundation.errors import DataError, option
 from tessella.foundation.notes import note
 from tessella.foundation.text import shown
-from tessella.kinds.base import kind_of
 from tessella.tasks.task import Result, task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tessella.coding.baseline_codecs import BaselineCodecs, CodecSize
     from tessella.coding.container import Contents, Header
     from tessella.coding.files import Compressed
-    from tessella.coding.originals import Originals
+    from tessella.coding.originals import BaselineCodecs, CodecSize, Originals
     from tessella.data.inputs import NamedBatch
     from tessella.training.run import Run
 
@@ -140,9 +138,9 @@ def _say_where(device: object) -> None:
 def compress(run: Run, config: CompressConfig) -> CompressResult:
     """Compress examples by the model of a run; coding runs on the processor, where both ends round alike."""
     from tessella.coding import files
-    from tessella.coding.baseline_codecs import BaselineCodecs
-    from tessella.coding.originals import Originals
+    from tessella.coding.originals import BaselineCodecs, Originals
     from tessella.coding.weights import Weights
+    from tessella.kinds.base import kind_of
 
     if os.path.isdir(config.out):
         raise DataError(f"{config.out} is a folder: give a file to write with {option('out')}", code="is-folder")

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
-
 from tessella.foundation.blocks import Block, Call, Calls, Cards, Details, Figure, Heading, Page, Table, Text, joined
 from tessella.foundation.errors import SpecError, option
 from tessella.foundation.notes import note
 from tessella.tasks.compress import CompressConfig, CompressResult, compress
 from tessella.tasks.detect import DetectConfig, detect
-from tessella.tasks.edit.task import EditConfig, EditResult, edit
+from tessella.tasks.edit import EditConfig, EditResult, edit
 from tessella.tasks.report import Report, ReportConfig, report
 from tessella.tasks.search import IndexConfig, SearchConfig, SearchResult, index, search
 from tessella.tasks.task import Result, task
@@ -169,7 +167,7 @@ class DemoResult(Result):
         return Cards(cards)
 
     def _edit(self) -> tuple[Block, ...]:
-        from tessella.tasks.edit.page import sheet
+        from tessella.tasks.edit.result import sheet
 
         c, edited = self.edited.config, self.edited.edited
         caption = (
@@ -337,7 +335,7 @@ def _first(data: Data, split: str, name: str) -> int:
     """Number of the first example of a class."""
     labels = data.split(split).labels
     assert labels is not None
-    return int(np.flatnonzero(labels == data.schema.classes.index(name))[0])
+    return labels.tolist().index(data.schema.classes.index(name))
 
 
 def _edited(run: Run, data: Data) -> EditResult:
@@ -387,9 +385,11 @@ def _anomalies(run: Run) -> DetectionResult:
 
 def _caught(result: DetectionResult) -> tuple[int, int, int, int]:
     """Count the anomalies above the threshold, all anomalies, the normal examples above it, all normal examples."""
-    known, flagged = np.array(result.anomalous, bool), result.flagged
+    flagged = result.flagged
     assert flagged is not None
-    return int((flagged & known).sum()), int(known.sum()), int((flagged & ~known).sum()), int((~known).sum())
+    strange = [bool(above) for above, known in zip(flagged, result.anomalous, strict=True) if known]
+    normal = [bool(above) for above, known in zip(flagged, result.anomalous, strict=True) if not known]
+    return sum(strange), len(strange), sum(normal), len(normal)
 
 
 def _compressed(run: Run, data: Data) -> CompressResult:

@@ -135,8 +135,8 @@ def _fidelity(run: Run, model: Model, data: Data, config: EvaluateConfig) -> Fid
     split = data.split(config.split)
     first, second = fidelity.sets(split, config.fidelity)
     looker = classifier.of_run(run.path, data)
-    samples = fidelity.draw(model, len(first), fidelity.labels(split, second), seed=config.seed)
-    found = fidelity.compare(samples, split, looker, model.schema, config.split)
+    samples = fidelity.timed_samples(model, len(first), fidelity.labels(split, second), seed=config.seed)
+    found = fidelity.compare_samples(samples, split, looker, model.schema, config.split)
     if config.features != "inception":
         return found
     return replace(found, fid=fidelity.standard_fid(samples.x, split.batch(first).x, model.schema))

@@ -49,17 +49,17 @@ class SheetResult(Result):
         return {**about, "row_names": self.rows, "across": self.columns}
 
     def page(self) -> Page:
-        from tessella.evaluation.samples import sheet
+        from tessella.evaluation.samples import examples_sheet
 
         rows = (Text(f"rows, top to bottom: {', '.join(self.rows)}"),) if self.rows else ()
         columns = (Text(f"columns: {self.columns}"),) if self.columns else ()
-        return Page(self.title, (*rows, *columns, Figure(sheet(self.examples, self.schema), pixelated=True)))
+        return Page(self.title, (*rows, *columns, Figure(examples_sheet(self.examples, self.schema), pixelated=True)))
 
     def save(self, out: Path) -> None:
-        from tessella.evaluation.samples import sheet
+        from tessella.evaluation.samples import examples_sheet
         from tessella.kinds import pictures
 
-        pictures.save(sheet(self.examples, self.schema), out)
+        pictures.save(examples_sheet(self.examples, self.schema), out)
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,12 @@ class GapResult(Result):
 @task("inference-gap", summary="estimate log p(x) by AIS and split the inference gap", group="train and measure")
 def inference_gap(run: Run, config: GapConfig) -> GapResult:
     """Measure the gap of a run's model; on the run's own data and prior the result is kept with the run."""
-    from tessella.evaluation.gap import measure
+    from tessella.evaluation.gap import measure_gap
     from tessella.training.results_store import GAP
 
     model = run.model(config.prior)
     data = run.data(config.data, model)
-    found = measure(model, data.split(config.split), config, data=data.spec)
+    found = measure_gap(model, data.split(config.split), config, data=data.spec)
     if config.data is None and config.prior is None:
         run.results.save(GAP, found, seed=config.seed)
     return GapResult(found)

@@ -1,20 +1,9 @@
 """Tasks: what can be done with a run, as functions from a config to a result, for every face.
 
-    @dataclass(frozen=True)
-    class CountConfig:
-        '''Count the examples of a split.
+    @task("list", summary="list the models and what they are made of", group="start here")
+    def list_parts(config: ListConfig) -> PartList: ...
 
-        Attributes:
-            inputs: what is counted.
-            split: train, valid or test.
-        '''
-
-        inputs: Positional[tuple[str, ...]] = ()
-        split: str = "test"
-
-    @task("count", summary="count the examples of a split", group="understand")
-    def count(run: Run, config: CountConfig) -> CountResult:
-        for batch in track(batches, "counting"): ...
+is the shortest of them, at the end of this page; others take `run` and `device`.
 
 The config is the one declaration of the options: the command line, Python and the studio's forms are made from it.
 Its docstring is the command's help. Fields marked by tyro's `Positional` are words of the command line, in their order;
@@ -33,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, final
 
-from tessella.foundation.blocks import Page
+from tessella.foundation import registry
+from tessella.foundation.blocks import Heading, Page, Table, joined
 from tessella.foundation.registry import find, register
 
 Group = Literal["start here", "train and measure", "look", "codes", "use", "understand"]
@@ -140,3 +130,30 @@ def load_task(name: str) -> Task:
         SpecError: if there is none of that name.
     """
     return _TASKS[find("task", name).load()]
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """List the models and what they are made of."""
+
+
+@dataclass(frozen=True)
+class PartList(Result):
+    """Names and summaries of all parts, by their kinds."""
+
+    parts: Mapping[str, Mapping[str, str]]
+
+    def to_json(self) -> Mapping[str, Any]:
+        return {"version": 1, "parts": self.parts}
+
+    def page(self) -> Page:
+        each = ((Heading(kind), Table(("", ""), list(parts.items()), figures=())) for kind, parts in self.parts.items())
+        return Page("Models and parts", joined(*each))
+
+
+@task("list", summary="list the models and what they are made of", group="start here")
+def list_parts(config: ListConfig) -> PartList:
+    """List every part that is registered, models first."""
+    kinds: list[registry.PartKind] = ["model", *(k for k in registry.PART_KINDS if k != "model")]
+    found = {str(kind): {entry.name: entry.summary for entry in registry.entries(kind)} for kind in kinds}
+    return PartList({kind: parts for kind, parts in found.items() if parts})

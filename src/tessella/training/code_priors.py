@@ -22,7 +22,7 @@ from tessella.core.device import autocast
 from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision
-from tessella.core.tensors import Header, read_header, read_tensors, write_tensors
+from tessella.core.tensors import TensorsHeader, read_header, read_tensors, write_tensors
 from tessella.data import Data, Split
 from tessella.data.splits import Indices
 from tessella.foundation.errors import RunError
@@ -178,7 +178,7 @@ def _is_of(path: Path, fingerprint: str, data: Data, model: CodeModel) -> bool:
     return True
 
 
-def _check(header: Header, data: Data, model: CodeModel) -> None:
+def _check(header: TensorsHeader, data: Data, model: CodeModel) -> None:
     """Whether a file holds rows of codes for each example of the data.
 
     Raises:

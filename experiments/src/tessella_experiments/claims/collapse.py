@@ -58,7 +58,7 @@ def run(runner: ExperimentRunner) -> Finding:
     for seed in runner.seeds:
         for name, job in JOBS.items():
             model = runner.model(job, seed)
-            judged = collapse.measure(model, examples, seed=seed)
+            judged = collapse.measure_collapse(model, examples, seed=seed)
             assert judged is not None
             found[name].append(judged)
             rate = model.rate(model.encode(examples.x.to(model.device)))

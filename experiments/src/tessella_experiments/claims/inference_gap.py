@@ -84,9 +84,9 @@ def measured(model: Model, x: Tensor, seed: int, *, steps: int = ANNEALING_STEPS
     with torch.inference_mode(False):
         exact = -annealing.forward(vae, x, None, noise.split("annealing"), steps=steps, chains=CHAINS)
         family = per_example_posterior.from_encoder(vae, x, None)
-        bound = per_example_posterior.bound(vae, x, None, family, noise.split("bound"), draws=DRAWS)
+        bound = per_example_posterior.family_bound(vae, x, None, family, noise.split("bound"), draws=DRAWS)
         per_example_posterior.optimise(vae, x, None, family, noise.split("own"))
-        own = per_example_posterior.bound(vae, x, None, family, noise.split("own bound"), draws=DRAWS)
+        own = per_example_posterior.family_bound(vae, x, None, family, noise.split("own bound"), draws=DRAWS)
         with torch.no_grad():
             weighted = -bounds.importance_log_likelihood(vae, x, None, DRAWS, noise.split("weighted"))
     return Gap(*(float(nats.double().mean()) for nats in (exact, bound, own, weighted)))

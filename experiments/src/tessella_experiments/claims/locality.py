@@ -20,7 +20,7 @@ from tessella.core.rng import Noise
 from tessella.evaluation.collapse import MOVES, partners
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.tasks.edit.regions import cell_side, enlarged, positions
+from tessella.tasks.edit.editing import enlarged, positions
 from tessella_experiments.models import VAE, VQVAE
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import ExperimentRunner
@@ -82,7 +82,7 @@ def conclude(of_codes: list[float], of_z: list[float], best_of_codes: list[float
 def _codes_outside(model: CodeModel, x: Tensor, other: Tensor, seed: int) -> tuple[float, float]:
     """Share of the change outside the boxes in which codes are another picture's, and outside the best boxes."""
     codes = model.encode(x).codes
-    before, cell = model.decode(model.lookup(codes)).mean, cell_side(model)
+    before, cell = model.decode(model.lookup(codes)).mean, model.downsampling[-1]
     height, width = x.shape[2:]
     shares, best = [], []
     noise = Noise(seed, stream="claim 10")

@@ -7,12 +7,15 @@ all figures are of the same examples and as many samples, judged by one classifi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tessella.foundation.blocks import Page
-from tessella.tasks.compare.records import CompareConfig, Group
+from tessella.core.schema import bits_per_dim
+from tessella.evaluation.results import Against
+from tessella.foundation.blocks import Block, Cell, Chart, Charts, Heading, Page, Rows, Series, Table, Text, joined
+from tessella.tasks.compare.records import CompareConfig, ComparedRun, Group, best, differences
 from tessella.tasks.task import Result, task
 
 if TYPE_CHECKING:
@@ -31,14 +34,10 @@ class Comparison(Result):
     reasons: tuple[str, ...]
 
     def to_json(self) -> Mapping[str, Any]:
-        from tessella.tasks.compare.page import group_record
-
         groups = [group_record(group) for group in self.groups]
         return {"version": 1, "groups": groups, "not_ranked": list(self.reasons)}
 
     def page(self) -> Page:
-        from tessella.tasks.compare.page import comparison_page
-
         return comparison_page(self.groups, self.reasons)
 
 
@@ -49,7 +48,270 @@ def compare(config: CompareConfig, device: str | torch.device | None = None) -> 
     Raises:
         RunError, DataError: if a run or its data cannot be used.
     """
-    from tessella.tasks.compare.measuring import differences, measured_groups
+    from tessella.tasks.compare.measuring import measured_groups
 
     groups = measured_groups(config, device)
     return Comparison(groups, differences([group.basis for group in groups]))
+
+
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure of all runs of a group.
+
+    Attributes:
+        cells: a text a run.
+        best: which of them are best, or cannot be told from it.
+        data: what data itself has; empty if that makes no sense.
+    """
+
+    name: str
+    meaning: str
+    cells: tuple[str, ...]
+    best: tuple[bool, ...]
+    data: str = ""
+
+
+def lines(group: Group) -> list[Line]:
+    """The table of a group, a line a figure; those that no run has are left out."""
+    from tessella.evaluation.metric_text import time_text
+    from tessella.kinds.base import kind_of
+
+    schema, entries = group.basis.schema, group.entries
+    one = kind_of(schema).example
+    given = f"{one}, given its label" if group.basis.conditional else one
+    bound = [e.evaluation.bound for e in entries]
+    found = [
+        _line(
+            "bits per dimension",
+            f"what a number of a {given} costs, at most",
+            [None if b is None else (bits_per_dim(b, schema.dims), 0.0) for b in bound],
+            lambda v, _: f"{v:.3f}",
+            "lower",
+        ),
+        _line("bound", "rate + distortion, nats", [_plain(b) for b in bound], _nats, "lower"),
+        _line("rate", "of it for the latent", [_plain(e.evaluation.rate) for e in entries], _nats),
+        _line(
+            "distortion",
+            f"of it for the {one} given the latent",
+            [_plain(e.evaluation.distortion) for e in entries],
+            _nats,
+        ),
+        _line("gap", "of the bound to -log p(x), nats", [_gap(e) for e in entries], _with_error, "lower"),
+        _collapse(entries, one),
+    ]
+    for name, meaning, better in (
+        ("frechet", "Frechet distance: of samples to data", "lower"),
+        ("precision", "precision: samples among the data", "higher"),
+        ("recall", "recall: data among the samples", "higher"),
+        ("consistency", "class consistency: seen as the class asked for", "higher"),
+        ("class_distance", "class distance: share of samples in other classes", "lower"),
+        ("sharpness", "sharpness: high-frequency energy, of the data's", "one"),
+    ):
+        found.append(_of_samples(name, meaning, better, entries))
+    found += [
+        _line(
+            "time a sample",
+            "many at once, on this machine",
+            [_plain(e.seconds_per_sample) for e in entries],
+            lambda v, _: time_text(v),
+            "lower",
+        ),
+        _line(
+            "parameters", "numbers that training adjusted", [_plain(e.evaluation.parameters) for e in entries], _count
+        ),
+    ]
+    return [line for line in found if any(cell not in (NONE, "") for cell in line.cells)]
+
+
+def _line(
+    name: str,
+    meaning: str,
+    figures: Sequence[tuple[float, float] | None],
+    text: Callable[[float, float], str],
+    better: str = "",
+    *,
+    alike: Sequence[Any] | None = None,
+    data: str = "",
+) -> Line:
+    cells = tuple(NONE if f is None else text(*f) for f in figures)
+    marked = best(figures, better, alike) if better else [False] * len(figures)
+    return Line(name, meaning, cells, tuple(marked), data)
+
+
+def _of_samples(name: str, meaning: str, better: str, entries: Sequence[ComparedRun]) -> Line:
+    of = [None if e.fidelity is None else getattr(e.fidelity, name) for e in entries]
+    figures = [None if a is None else (a.value, a.error) for a in of]
+    known = next((a for a in of if isinstance(a, Against)), None)
+    title, _, rest = meaning.partition(": ")
+    data = "" if known is None else f"{known.data:.3f}"
+    alike = [None if e.fidelity is None else e.fidelity.drawn for e in entries]
+    return _line(title, rest, figures, _with_error, better, alike=alike, data=data)
+
+
+def _collapse(entries: Sequence[ComparedRun], one: str) -> Line:
+    cells = []
+    for e in entries:
+        c = e.evaluation.collapse
+        cells.append(
+            NONE if c is None else f"collapsed ({c.shuffle_cost:.2f})" if c.collapsed else f"{c.shuffle_cost:,.1f}"
+        )
+    meaning = f"nats lost if a {one} gets another's latent; near 0: collapse"
+    return Line("exchange cost", meaning, tuple(cells), (False,) * len(cells))
+
+
+def _gap(e: ComparedRun) -> tuple[float, float] | None:
+    return None if e.gap is None else (e.gap.total.nats, e.gap.total.error)
+
+
+def _plain(value: float | None) -> tuple[float, float] | None:
+    return None if value is None else (float(value), 0.0)
+
+
+def _nats(value: float, _: float) -> str:
+    return f"{value:,.2f}"
+
+
+def _with_error(value: float, error: float) -> str:
+    return f"{value:.3f} ± {error:.3f}"
+
+
+def _count(value: float, _: float) -> str:
+    return f"{value:,.0f}"
+
+
+def comparison_page(groups: Sequence[Group], reasons: Sequence[str]) -> Page:
+    """One table, one rate-distortion plane, and samples side by side, for each group."""
+    count = sum(len(group.entries) for group in groups)
+    blocks: list[Block] = [Text(f"{reason}.", "warning", "Not ranked:") for reason in reasons]
+    for number, group in enumerate(groups, 1):
+        title = group.basis.title if len(groups) == 1 else f"Group {number}: {group.basis.title}"
+        notes = [Text(note, "soft") for note in footnotes(group)]
+        blocks += joined(Heading(title), _table(group), notes, _plane(group), _samples(group))
+    return Page(f"{count} runs compared", blocks, _lead(groups))
+
+
+def _lead(groups: Sequence[Group]) -> str:
+    if len(groups) == 1:
+        return (
+            "All are measured on the same examples, and their samples judged by the same network. The best figures are "
+            "in bold, and with them those that two standard errors cannot tell from the best."
+        )
+    return (
+        f"They fall into {len(groups)} groups, whose figures are of different things. Within a group all is measured "
+        "alike and the best figures are in bold; between groups nothing is ranked."
+    )
+
+
+def _table(group: Group) -> Table:
+    found = lines(group)
+    known = any(line.data for line in found)
+    heads = [Cell(""), *(Cell(e.name, _kind(e)) for e in group.entries)]
+    heads += [Cell("data", "in place of samples")] if known else []
+    rows = []
+    for line in found:
+        cells = [Cell(cell, tone="best" if best else "") for cell, best in zip(line.cells, line.best, strict=True)]
+        rows.append([Cell(line.name, line.meaning), *cells, *([Cell(line.data)] if known else [])])
+    return Table(heads, rows, figures=range(1, len(heads)))
+
+
+def _kind(e: ComparedRun) -> str:
+    return e.model if e.prior is None else f"{e.model}, prior {e.prior}"
+
+
+def footnotes(group: Group) -> list[str]:
+    """What has to be known to read the table of a group."""
+    counts = {e.evaluation.examples for e in group.entries}
+    of = f"{', all' if group.whole else ''} of the split {group.basis.split}"
+    notes = [f"Bounds are of {min(counts):,} examples{of}."]
+    known = [e.fidelity for e in group.entries if e.fidelity is not None]
+    if known:
+        f = known[0]
+        by = {
+            "class": "a classifier trained on the same data",
+            "rotation": "a network trained to tell how pictures of the same data were turned",
+            "flip": "a network trained to tell how pictures of the same data were mirrored",
+            "autoencoder": "an autoencoder of the same data",
+        }.get(f.features, f.features)
+        score = "" if f.classifier_score is None else f" (score {100 * f.classifier_score:.1f} %)"
+        notes.append(
+            f"{f.samples:,} samples each against as many examples, in the features of {by}{score}: no FID. "
+            "The last column is as many other examples of the data in the place of samples. ± is a standard error."
+        )
+        kinds = {g.drawn for g in known}
+        if len(kinds) > 1:
+            drawn = ", ".join(e.name for e in group.entries if e.fidelity is not None and e.fidelity.drawn)
+            notes.append(f"Samples of {drawn} are drawn from p(x | z), the others are means: not ranked together.")
+        elif kinds == {True}:
+            notes.append("Samples are drawn from p(x | z).")
+        else:
+            notes.append("Samples are the means of p(x | z).")
+    return [*notes, *(note for e in group.entries for note in e.notes)]
+
+
+def _plane(group: Group) -> Charts | None:
+    points = {e.name: (e.evaluation.rate, e.evaluation.distortion) for e in group.entries}
+    placed = {n: (r, d) for n, (r, d) in points.items() if r is not None and math.isfinite(r) and math.isfinite(d)}
+    if not placed:
+        return None
+    caption = (
+        "Each run by its rate and its distortion. On a dotted line the bound, their sum, is the same: the further down "
+        "and left, the better."
+    )
+    if without := [name for name, (rate, _) in points.items() if rate is None]:
+        caption += f" Without a rate, so not in it: {', '.join(without)}."
+    series = Series([r for r, _ in placed.values()], [d for _, d in placed.values()])
+    how = {"kind": "scatter", "x_label": "rate, nats", "sums": True, "wide": True}
+    return Charts([Chart("distortion, nats", [series], names=list(placed), **how)], caption)
+
+
+def _samples(group: Group) -> Rows | None:
+    import torch
+
+    from tessella.kinds.figures import examples_in_a_row, labelled_rows
+
+    rows = {"data": group.data, **{e.name: e.samples for e in group.entries if e.samples is not None}}
+    count = min(examples_in_a_row(group.basis.schema), *map(len, rows.values()))
+    if len(rows) < 2 or not count:
+        return None
+    shown = torch.stack([x[:count] for x in rows.values()])
+    caption = "Examples of the data, and below them samples of each run, the first ones."
+    return labelled_rows(shown, list(rows), group.basis.schema, caption)
+
+
+def group_record(group: Group) -> dict[str, Any]:
+    """A group as plain data."""
+    b = group.basis
+    return {
+        "data": b.data,
+        "split": b.split,
+        "contents": b.contents,
+        "values": b.schema.values.name,
+        "shape": b.schema.shape,
+        "binarize": b.binarize,
+        "conditional": b.conditional,
+        "whole_split": group.whole,
+        "runs": [_record(e) for e in group.entries],
+        "best": {
+            line.name: [e.name for e, marked in zip(group.entries, line.best, strict=True) if marked]
+            for line in lines(group)
+            if any(line.best)
+        },
+        "notes": footnotes(group),
+    }
+
+
+def _record(e: ComparedRun) -> dict[str, Any]:
+    return {
+        "run": e.run,
+        "name": e.name,
+        "model": e.model,
+        "prior": e.prior,
+        "evaluation": e.evaluation.to_json(),
+        "fidelity": None if e.fidelity is None else e.fidelity.to_json(),
+        "gap": None if e.gap is None else e.gap.to_json(),
+        "seconds_per_sample": e.seconds_per_sample,
+        "notes": list(e.notes),
+    }

@@ -1,7 +1,9 @@
-"""What is compared: the options of a comparison, and what is known of each run."""
+"""Records of a comparison: its options, what is known of each run, and which figures may be ranked."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -129,3 +131,63 @@ class Group:
     entries: tuple[ComparedRun, ...]
     data: Tensor = field(repr=False)
     whole: bool
+
+
+# what may be ranked
+
+
+def differences(bases: Sequence[Basis]) -> tuple[str, ...]:
+    """Why no two of these are ranked, a line a pair."""
+    return tuple(
+        f"groups {m + 1} and {n + 1} are not ranked against each other: {'; '.join(_why(bases[m], bases[n]))}"
+        for n in range(len(bases))
+        for m in range(n)
+    )
+
+
+def _why(a: Basis, b: Basis) -> list[str]:
+    why = []
+    if a.schema.values.discrete != b.schema.values.discrete:
+        why.append("real values have densities, which depend on the unit, the others probabilities")
+    elif a.schema.values != b.schema.values or a.binarize != b.binarize:
+        why.append(f"the values differ, {_values(a)} against {_values(b)}")
+    if a.schema.shape != b.schema.shape:
+        why.append(f"the shapes differ ({'x'.join(map(str, a.schema.shape))}, {'x'.join(map(str, b.schema.shape))})")
+    if a.data != b.data:
+        why.append(f"the data differ ({a.data}, {b.data})")
+    elif a.seed != b.seed and a.contents != b.contents:
+        why.append(f"the data were divided by other seeds ({a.seed}, {b.seed}), so the {a.split} splits differ")
+    if a.conditional != b.conditional:
+        why.append("-log p(x | label) leaves out what the label costs, -log p(x) does not")
+    if not why:
+        why.append(f"the {a.split} splits hold other examples, labels or values")
+    return why
+
+
+def _values(basis: Basis) -> str:
+    kind = basis.schema.values.words
+    return f"{kind} by {basis.binarize} binarisation" if basis.binarize else kind
+
+
+def best(figures: Sequence[tuple[float, float] | None], better: str, alike: Sequence[Any] | None = None) -> list[bool]:
+    """Which of the figures (value, standard error) cannot be told from the best by two standard errors of both.
+
+    Args:
+        better: `lower`, `higher`, or `one` for shares that are best at 1, by their ratio to it.
+        alike: only figures for which this is the same are compared.
+    """
+    lost = {"lower": lambda v: v, "higher": lambda v: -v, "one": lambda v: abs(math.log(v)) if v > 0 else math.inf}
+    kinds = list(alike) if alike is not None else [None] * len(figures)
+    marked = [False] * len(figures)
+    for kind in set(kinds):
+        scored = {
+            n: (lost[better](f[0]), f[1] / f[0] if better == "one" and f[0] > 0 else f[1])
+            for n, f in enumerate(figures)
+            if f is not None and math.isfinite(f[0]) and kinds[n] == kind
+        }
+        if len(scored) < 2:
+            continue
+        first, error = min(scored.values())
+        for n, (score, own) in scored.items():
+            marked[n] = score <= first + 2 * math.hypot(error, own)
+    return marked

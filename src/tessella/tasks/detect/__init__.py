@@ -81,7 +81,7 @@ class DetectConfig:
 
     def check(self) -> None:
         """Refuse what is out of range or contradicts itself."""
-        from tessella.tasks.detect.calibration import check_rate
+        from tessella.tasks.detect.detector import check_rate
 
         if self.false_positives is not None:
             check_rate(self.false_positives)
@@ -118,8 +118,7 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
     from tessella.data.inputs import Inputs
     from tessella.tasks.detect.detection import calibrate, score_inputs
     from tessella.tasks.detect.detector import Detector
-    from tessella.tasks.detect.ranking import ranking
-    from tessella.tasks.detect.result import DetectionResult
+    from tessella.tasks.detect.result import DetectionResult, ranking
 
     model = run.model(config.prior)
     data = cache(lambda spec: run.data(spec or config.data, model))
@@ -168,7 +167,7 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
 def _own_normals(data: Any) -> list[Batch] | None:
     """Some of the run's validation split; None if there is none, or it is too small to fit scores on."""
     from tessella.data.batches import batches
-    from tessella.tasks.detect.scores import FEWEST
+    from tessella.tasks.detect.detector import FEWEST
 
     try:
         opened: Data = data(None)
@@ -197,7 +196,7 @@ def _by(asked: str | None, detector: Detector) -> str:
 def _shown(model: Model, examples: Sequence[Extreme]) -> list[ShownExample]:
     """Compute the heat maps of examples to show."""
     from tessella.core.batches import Batch
-    from tessella.tasks.detect.maps import maps
+    from tessella.tasks.detect.detection import maps
     from tessella.tasks.detect.result import ShownExample
 
     shown = []

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import io
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import final
 
 import numpy as np
 import torch
+from PIL import Image, features
+from scipy.special import betaln
 from torch import Tensor
+from torch.distributions import Distribution
 
+from tessella.bottlenecks.flow import FlowDistribution
 from tessella.core.batches import Batch, FixedBatch, fixed_batches
+from tessella.core.distributions import kl_closed
+from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
+from tessella.core.schema import Binary, Schema
+from tessella.data.folders.read import MODES
+from tessella.evaluation import per_example_posterior
+from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.tasks.detect.complexity import file_nats
-from tessella.tasks.detect.regret import best_codes, best_posterior, terms_of
 
 DRAWS = 4
 """Draws of z that a distortion is the mean of."""
@@ -137,3 +147,130 @@ class StatisticsExtractor:
 
 def _numbers(nats: Tensor) -> np.ndarray:
     return nats.cpu().double().numpy()
+
+
+BYTE = 8 * math.log(2)
+"""Nats."""
+SMALLEST_FILE = 26
+"""Bytes: no PNG or WebP file is shorter."""
+CAUSAL = ((0, -1), (-1, -1), (-1, 0), (-1, 1))
+"""Rows and columns from a pixel to those that its context is made of: left, and the three above."""
+
+
+def file_nats(x: Tensor, schema: Schema) -> np.ndarray:
+    """Nats of the shortest lossless description of each picture, `[B]` float64.
+
+    Of its PNG and its lossless WebP file (8 ln 2 a byte, headers and all), and of binary pictures an adaptive context
+    code such as fax machines use: it bounds the Kolmogorov complexity from above (Serra et al. 2020, section 3). On
+    small binary pictures the file formats spend several times what such a code does.
+
+    Args:
+        x: bytes or binary values `[B, C, H, W]`.
+    """
+    tiles = pictures.to_uint8(x, schema)
+    mode = MODES[tiles.shape[-1]]
+    least = context_nats(x.cpu().numpy()) if schema.values == Binary() else np.full(len(x), np.inf)
+    for i in np.flatnonzero(least > SMALLEST_FILE * BYTE):
+        least[i] = min(least[i], _shortest(Image.fromarray(tiles[i].squeeze(), mode)) * BYTE)
+    return least
+
+
+def context_nats(x: np.ndarray) -> np.ndarray:
+    """Nats that an adaptive arithmetic coder spends on binary pictures `[B, C, H, W]`, `[B]` float64.
+
+    A pixel is coded given its four neighbours before it (channels by themselves), each context's probabilities learned
+    from the picture itself on the way by the estimator of Krichevsky & Trofimov (1981, eq. 2.2), (n_v + 1/2) / (n + 1).
+    What that adds up to hangs on the counts alone: sum over contexts of -log B(n_0 + 1/2, n_1 + 1/2) / B(1/2, 1/2).
+    """
+    batch, channels, height, width = x.shape
+    padded = np.pad(x.astype(np.int64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    cells = x.astype(np.int64)
+    for bit, (row, column) in enumerate(CAUSAL, 1):
+        cells = cells + (padded[:, :, 1 + row : 1 + row + height, 1 + column : 1 + column + width] << bit)
+    each = 2 ** (1 + len(CAUSAL))
+    cells = cells + each * np.arange(batch * channels).reshape(batch, channels, 1, 1)
+    counts = np.bincount(cells.ravel(), minlength=batch * channels * each).reshape(batch, -1, 2) + 0.5
+    return (betaln(0.5, 0.5) - betaln(counts[..., 0], counts[..., 1])).sum(1)
+
+
+def _shortest(picture: Image.Image) -> int:
+    """Bytes. Without WebP in Pillow, of the PNG alone."""
+    png = _bytes(picture, format="PNG", optimize=True)
+    if not features.check("webp"):
+        return png
+    colour = picture.convert("RGBA" if "A" in picture.mode else "RGB")
+    return min(png, _bytes(colour, format="WEBP", lossless=True, exact=True))
+
+
+def _bytes(picture: Image.Image, **options: object) -> int:
+    buffer = io.BytesIO()
+    picture.save(buffer, **options)  # pyright: ignore[reportArgumentType]
+    return buffer.tell()
+
+
+STEP = 0.1
+"""Adam's step, in deviations of the encoder's q."""
+SHARES = (0.5, 0.2, 0.1, 0.05)
+"""Shares of the codes that a trial replaces, in turn."""
+
+
+def terms_of(
+    model: Model, x: Tensor, label: Tensor | None, q: Distribution, prior: Distribution | None, eps: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Distortion -E_q log p(x | z) and rate KL(q || p), both `[B]`, over the z that `eps` stands for under q.
+
+    The rate is in closed form if there is one, else the mean over the same z.
+
+    Args:
+        q: q(z | x), a Gaussian or a flow after one, batch shape `[B]`.
+        prior: p(z); None leaves the rate out.
+        eps: `[draws, B or 1, *latent_shape]`, standard normal.
+    """
+    closed = None if prior is None else kl_closed(q, prior)
+    start = q.base if isinstance(q, FlowDistribution) else q
+    distortions: list[Tensor] = []
+    rates: list[Tensor] = []
+    for e in eps:
+        z = start.mean + start.stddev * e
+        z, log_q = q.carried(z) if isinstance(q, FlowDistribution) else (z, q.log_prob(z))
+        distortions.append(-model.decode(z, label).log_prob(x))
+        if prior is not None and closed is None:
+            rates.append(log_q - prior.log_prob(z))
+    return torch.stack(distortions).mean(0), torch.stack(rates).mean(0) if rates else closed
+
+
+def best_posterior(
+    model: Model, x: Tensor, label: Tensor | None, latent: Latent, eps: Tensor, noise: Noise, steps: int
+) -> Tensor:
+    """The bound at N(mu, sigma^2), mu and log sigma moved from the encoder's by Adam, the decoder as it is."""
+    assert isinstance(model, LatentVariableModel)
+    assert latent.posterior is not None
+    return per_example_posterior.after_steps(model, x, label, latent.posterior, eps, noise, steps=steps, rate=STEP)
+
+
+@torch.no_grad()
+def best_codes(
+    model: CodeModel, x: Tensor, label: Tensor | None, codes: Sequence[Tensor], noise: Noise, steps: int
+) -> Tensor:
+    """The lowest -log p(x, codes) that a local search finds.
+
+    A trial replaces some of the codes by draws from the softened q(codes | x), and is kept for the examples whose
+    -log p(x, codes) it lowers. So a regret is never below zero.
+    """
+    best, cost = tuple(codes), _cost(model, x, label, codes)
+    for step in range(steps):
+        drawn = model.draw_codes(x, noise.split(f"codes{step}"))
+        share = SHARES[step % len(SHARES)]
+        chance = noise.split(f"places{step}")
+        places = [chance.uniform(*c.shape, device=c.device) < share for c in best]
+        tried = tuple(torch.where(p, d, b) for p, d, b in zip(places, drawn, best, strict=True))
+        now = _cost(model, x, label, tried)
+        better = now < cost
+        cost = torch.where(better, now, cost)
+        best = tuple(torch.where(better.view(-1, *[1] * (t.dim() - 1)), t, b) for t, b in zip(tried, best, strict=True))
+    return cost
+
+
+def _cost(model: CodeModel, x: Tensor, label: Tensor | None, codes: Sequence[Tensor]) -> Tensor:
+    rate = -torch.stack([level.flatten(1).sum(1) for level in model.log_prob_codes(codes, label)]).sum(0)
+    return rate - model.decode(model.lookup(codes), label).log_prob(x)

@@ -5,3 +5,264 @@ in the region; all other codes stay. The pixels that an edited code can change a
 decoder with NaN in its place. Compared are the decoded codes before and after. A model without codes is edited in its
 latents, so that both can be compared.
 """
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, final
+
+from tyro.conf import Positional, arg
+
+from tessella.core.outputs import Sampling
+from tessella.foundation.blocks import Page
+from tessella.foundation.errors import DataError, SpecError, option
+from tessella.foundation.errors import task as task_name
+from tessella.foundation.notes import note
+from tessella.foundation.text import json_text
+from tessella.tasks.task import Result, task
+
+if TYPE_CHECKING:
+    from tessella.core.batches import Batch
+    from tessella.core.schema import Schema
+    from tessella.models.base import Model
+    from tessella.tasks.edit.operations import Operation
+    from tessella.tasks.edit.result import Edited
+    from tessella.training.run import Run
+
+
+VERSION, VARIANTS = 2, 8
+OPERATIONS = ("resample", "paste", "code", "blend")
+PLACED = re.compile(r"(.+)@(-?\d+),(-?\d+)")
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """Change one region of a picture by its codes, and measure how far the change reaches. All other codes stay.
+
+    Give a region, by `region` or `mask`, and one operation: `resample`, `paste`, `code` or `blend`. The folder gets the
+    edited pictures, sheet.png (before, after, difference), edit.json (which codes changed, and how far the change
+    reached) and edit.html. A model without codes is edited in its latents z.
+
+    Attributes:
+        picture: a picture file, or the number of an example of the split.
+        region: x,y,width,height in pixels of the picture as the model sees it.
+        mask: a picture of that size that is white in the region.
+        level: with several levels of codes, edit this one alone; 0 is the coarsest.
+        resample: sample the region given everything around it, from the prior over the codes.
+        count: how many variants to sample; 8 unless given.
+        paste: take the codes of another picture, from the same place, or with OTHER@x,y from there.
+        code: set every code of the region to this number.
+        blend: OTHER and a number from 0 to 1: interpolate to another picture by so much.
+        blend_original: outside the region keep the picture's own pixels; the edit is blended in over a narrow ring.
+        native_size: keep picture files at their own size, instead of fitting them to the size trained on.
+        prior: to resample with; by default one that conditions on everything around, or else the best fitted.
+        temperature: for `resample`; below 1 samples are more typical.
+        top_k: for `resample`, sample each code from its k likeliest values only.
+        top_p: for `resample`, sample each code from the likeliest values that hold this share of the probability only.
+        seed: seed of the sampling.
+        data: other data than the run's own, read as the run's was.
+        split: the split that numbers of examples refer to.
+        label: the class of picture files, by name or number, for a conditional model.
+    """
+
+    picture: Positional[str]
+    region: str | None = None
+    mask: str | None = None
+    level: int | None = None
+    resample: bool = False
+    count: Annotated[int | None, arg(aliases=("-n",))] = None
+    paste: str | None = None
+    code: int | None = None
+    blend: tuple[str, float] | None = None
+    blend_original: bool = False
+    native_size: bool = False
+    prior: str | None = None
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    data: str | None = None
+    split: str = "test"
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        asked = [option(name) for name in OPERATIONS if getattr(self, name) not in (None, False)]
+        every = f"{', '.join(map(option, OPERATIONS[:-1]))} and {option(OPERATIONS[-1])}"
+        if len(asked) != 1:
+            given = f"{' and '.join(asked)} are given" if asked else "no operation is given"
+            raise SpecError(f"{given}: give one of {every}", code="one-operation")
+        if (self.region is None) == (self.mask is None):
+            either = f"{option('region')} x,y,width,height and {option('mask')} PICTURE"
+            raise SpecError(f"give the region by one of {either}", code="one-region")
+        if not self.resample and (self.count is not None or self.prior is not None):
+            raise SpecError(
+                f"{option('count')} and {option('prior')} can only be used with {option('resample')}",
+                code="only-with-resample",
+            )
+        if self.region is not None and len(self.corners) != 4:
+            raise SpecError(
+                f"the region {self.region!r} is not of the form x,y,width,height: give four whole numbers",
+                code="malformed-region",
+            )
+
+    @property
+    def corners(self) -> tuple[int, ...]:
+        """The numbers of `region`; none if it is malformed."""
+        found = re.fullmatch(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*", self.region or "")
+        return tuple(map(int, found.groups())) if found else ()
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_k, self.top_p)
+
+
+@final
+@dataclass(frozen=True)
+class EditResult(Result):
+    """An edited picture and how it was made.
+
+    Attributes:
+        config: what was asked for.
+        edited: pictures, codes and masks before and after.
+        schema: schema of the pictures.
+        operation: what was done, in words.
+        model: fingerprint of the model's weights.
+    """
+
+    config: EditConfig
+    edited: Edited
+    schema: Schema
+    operation: str
+    model: str
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the edited pictures."""
+        count = len(self.edited.result)
+        return [f"edited-{n + 1}.png" for n in range(count)] if self.config.resample else ["edited.png"]
+
+    def to_json(self) -> Mapping[str, Any]:
+        c = self.config
+        about = {"version": VERSION, "model": self.model, "picture": c.picture, "operation": self.operation}
+        about |= {"seed": c.seed, "blend_original": c.blend_original, "files": self.files}
+        return {**about, **self.edited.to_json()}
+
+    def page(self) -> Page:
+        from tessella.tasks.edit.result import blocks
+
+        picture = self.config.picture
+        name = os.path.basename(picture) if os.path.isfile(picture) else f"Example {picture} of {self.config.split}"
+        return Page(f"{name}, edited", blocks(self.edited, self.schema), f"{self.operation}.")
+
+    def save(self, out: Path) -> None:
+        from tessella.foundation.output_folder import Outputs
+        from tessella.kinds import pictures
+        from tessella.tasks.edit.result import sheet
+
+        images = [pictures.grid(x[None], self.schema, columns=1, scale=1) for x in self.edited.result]
+        text = json_text(self.to_json(), indent=1)
+        with Outputs(str(out), [*self.files, "sheet.png", "edit.json"], "", overwrite=True) as outputs:
+            for name, image in zip((*self.files, "sheet.png"), (*images, sheet(self.edited, self.schema)), strict=True):
+                outputs.write(name, lambda draft, image=image: image.save(draft, format="PNG"))
+            outputs.write("edit.json", lambda draft: draft.write_text(text, "utf-8"))
+
+
+@task(
+    "edit",
+    summary="change one region of a picture by its codes; all others stay",
+    group="use",
+    out="edited",
+    page="edit.html",
+)
+def edit(run: Run, config: EditConfig) -> EditResult:
+    """Edit one picture of a run's model."""
+    from tessella.tasks.edit.editing import box, edit_picture, read_mask
+
+    model = run.model((config.prior or _inpainting_prior(run)) if config.resample else "trained")
+    picture = _read(run, model, config, config.picture)
+    if model.schema.rank != 2:
+        raise SpecError(f"the model {model.name} is of vectors: only pictures have regions to edit", code="no-picture")
+    size = tuple(picture.x.shape[2:])
+    region = read_mask(config.mask, size) if config.mask is not None else box(*config.corners, size=size)
+    operation, what = _operation(run, model, config)
+    if config.resample:
+        _note_on_the_prior(model, run)
+    edited = edit_picture(
+        model,
+        picture.x[0],
+        region,
+        operation,
+        level=config.level,
+        label=picture.label,
+        seed=config.seed,
+        blend_original=config.blend_original,
+    )
+    what += f", in level {config.level}" if config.level is not None else ""
+    what += "; the pixels outside are the picture's own" if config.blend_original else ""
+    return EditResult(config, edited, model.schema, what, run.fingerprint)
+
+
+def _read(run: Run, model: Model, config: EditConfig, word: str) -> Batch:
+    """Read one picture, `[1, C, H, W]`."""
+    native = config.native_size and os.path.isfile(word)
+    options = {"data": config.data, "split": config.split, "label": config.label, "native_size": native}
+    batch = run.inputs(model, (word,), **options).batch()
+    if len(batch) != 1:
+        raise DataError(f"{word} stands for {len(batch)} pictures: give one", code="one-picture")
+    return batch
+
+
+def _operation(run: Run, model: Model, config: EditConfig) -> tuple[Operation, str]:
+    """Make the operation, and word what it does."""
+    from tessella.tasks.edit.operations import Blend, Inpaint, Paste, SetCode
+
+    def read(word: str):
+        return _read(run, model, config, word).x[0]
+
+    if config.paste is not None:
+        placed = None if os.path.isfile(config.paste) else PLACED.fullmatch(config.paste)
+        if placed is None:
+            return Paste(read(config.paste)), f"The region has the codes of {config.paste}"
+        other, at = placed[1], (int(placed[2]), int(placed[3]))
+        return Paste(read(other), at), f"The region has the codes of {other} from {at[0]},{at[1]} on"
+    if config.code is not None:
+        return SetCode(config.code), f"Every code of the region is {config.code}"
+    if config.blend is not None:
+        other, amount = config.blend
+        return Blend(read(other), amount), f"The region is {100 * amount:g} % {other}"
+    count = VARIANTS if config.count is None else config.count
+    return Inpaint(count, config.sampling), "The region is sampled anew"
+
+
+def _inpainting_prior(run: Run) -> str | None:
+    """Find a fitted prior of the present weights that conditions on all known codes; None if there is none."""
+    return next((kind for kind in _any_order_priors() if run.has_prior(kind)), None)
+
+
+def _any_order_priors() -> list[str]:
+    """Names of the priors over codes that condition on all known codes, not only on those before."""
+    from tessella.foundation import registry
+
+    kinds = {entry.name: entry.load() for entry in registry.entries("code-prior")}
+
+    return [name for name, kind in kinds.items() if kind.any_order and kind.fitted_after]
+
+
+def _note_on_the_prior(model: Model, run: Run) -> None:
+    """Note what the prior does not condition on, and which prior would."""
+    from tessella.models.codes import CodeModel
+
+    if not isinstance(model, CodeModel):
+        return
+    remedy = f"{task_name('fit-prior', f'{run.path} --kind {_any_order_priors()[0]}')} fits one that conditions on all"
+    if not model.fitted:
+        note(f"no prior is fitted, so every code is as likely as any other: {remedy}")
+    elif not all(prior.any_order for prior in model.priors):
+        note(
+            "this prior conditions only on the codes before each in raster order, not on those right of the region and "
+            f"below it: {remedy}"
+        )

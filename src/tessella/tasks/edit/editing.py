@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tessella.coding.codes_file import pad_latent
-from tessella.foundation.errors import SpecError, option
+from tessella.data.folders.read import decoded, look
+from tessella.foundation.errors import DataError, SpecError, option
 from tessella.likelihoods.autoregressive import PixelByPixel
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.tasks.edit.operations import Operation, Scene, code_model
-from tessella.tasks.edit.reach import undecided
-from tessella.tasks.edit.regions import cell_side, enlarged, feathered, in_words, positions
+from tessella.tasks.edit.operations import Operation, Scene, code_model, in_words
 from tessella.tasks.edit.result import Edited, EditedLevel
 
 
@@ -98,7 +98,7 @@ def _edit_codes(scene: Scene, operation: Operation, level: int | None) -> _Chang
     if level is not None and not 0 <= level < count:
         raise SpecError(f"there is no level {level}: the model has {count}, 0 (the coarsest) to {count - 1}",
                         code="no-such-level")  # fmt: skip
-    now, finest = scene.codes, cell_side(model)
+    now, finest = scene.codes, model.downsampling[-1]
     _check_one_code_fits(scene, finest)
     strides = [finest << (count - 1 - number) for number in range(count)]
     chosen = positions(scene.region, strides if level is None else [strides[level]])
@@ -127,7 +127,7 @@ def _edit_latents(scene: Scene, operation: Operation, level: int | None) -> _Cha
         raise SpecError(f"the model {model.name} takes pictures of {trained}, not of {in_words(size)}",
                         code="other-size")  # fmt: skip
     if len(model.latent_shape) > 1:
-        cell = cell_side(model)
+        cell = model.downsampling[-1]
         _check_one_code_fits(scene, cell)
         (chosen,) = positions(scene.region, [cell])
         cells = enlarged(chosen, cell, size)
@@ -185,3 +185,125 @@ def _padded(maps: Tensor, like: Tensor) -> Tensor:
     """Pad maps `[..., H, W]` with zeros to the right and below to the size of a decoded picture, `[1, C, H', W']`."""
     height, width = maps.shape[-2:]
     return F.pad(maps.reshape(1, -1, height, width), (0, like.shape[3] - width, 0, like.shape[2] - height))
+
+
+GRIDS = (9, 17, 33, 65)
+"""Positions a side of the grids that the decoder is probed on."""
+
+
+@torch.no_grad()
+def receptive_field(model: Model, level: int = -1) -> tuple[int, int, int, int] | None:
+    """Find how many pixels above, below, left and right of its cell a latent can change; None: all of them.
+
+    The decoder is probed on grids of growing size.
+
+    Args:
+        level: level of codes, 0 being the coarsest.
+    """
+    if len(model.latent_shape) == 1:
+        return None
+    widths, number = [model.latent_shape[0]], 0
+    if isinstance(model, CodeModel):
+        widths = [q.latent_shape[0] for q in model.levels]
+        number = range(len(widths))[level]
+    times = 1 << (len(widths) - 1 - number)
+    channels = slice(sum(widths[:number]), sum(widths[: number + 1]))
+    label = torch.zeros(1, dtype=torch.int64, device=model.device)
+    for side in GRIDS:
+        z = torch.zeros(1, model.latent_shape[0], side * times, side * times, device=model.device)
+        cell = slice(side // 2 * times, (side // 2 + 1) * times)
+        z[:, channels, cell, cell] = torch.nan
+        far = undecided(model, z, label)
+        rows, columns = far.any(1).nonzero().flatten().tolist(), far.any(0).nonzero().flatten().tolist()
+        pixels = far.shape[0] // side
+        top, end = side // 2 * pixels, (side // 2 + 1) * pixels
+        if rows[0] and columns[0] and rows[-1] + 1 < far.shape[0] and columns[-1] + 1 < far.shape[1]:
+            return top - rows[0], rows[-1] + 1 - end, top - columns[0], columns[-1] + 1 - end
+    return None
+
+
+def undecided(model: Model, z: Tensor, label: Tensor | None) -> Tensor:
+    """Pixels `[H, W]` whose parameters are NaN when z `[1, D, h, w]` is decoded."""
+    assert isinstance(model, CodeModel | LatentVariableModel)
+    sees = model.conditional and not model.levels
+    return model.decoder(z, label if sees else None)[0].isnan().any(0)
+
+
+def box(x: int, y: int, width: int, height: int, size: tuple[int, ...]) -> Tensor:
+    """Make a mask `[H, W]` of that size from a rectangle of pixels.
+
+    Raises:
+        SpecError: if it has no area, or does not lie inside.
+    """
+    if width < 1 or height < 1:
+        raise SpecError(
+            f"a region of {width}x{height} pixels has no area: give x,y,width,height, each at least 1 wide",
+            code="empty-region",
+        )
+    if x < 0 or y < 0 or x + width > size[1] or y + height > size[0]:
+        raise SpecError(
+            f"the region from {x},{y} to {x + width},{y + height} does not lie inside the picture, which is "
+            f"{in_words(size)} as the model sees it",
+            code="region-outside",
+        )
+    mask = torch.zeros(*size, dtype=torch.bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def read_mask(path: str, size: tuple[int, ...]) -> Tensor:
+    """Read a picture file of that size as a mask `[H, W]`: True where it is lighter than half.
+
+    Raises:
+        DataError: if it cannot be read, or has another size.
+        SpecError: if nothing in it is light.
+    """
+    header = look(path)
+    if header.trouble:
+        raise DataError(f"the mask {path} cannot be read: {header.trouble}", code="unreadable-mask")
+    if header.size != tuple(size):
+        raise DataError(
+            f"the mask {path} is {in_words(header.size)}, and the picture, as the model sees it, {in_words(size)}: "
+            "give a mask of its size",
+            code="mask-size",
+        )
+    mask = torch.from_numpy(decoded(path, (size[0], size[1]), 1).copy())[0] > 127
+    if not mask.any():
+        raise SpecError(f"the mask {path} is empty: paint the region white", code="empty-region")
+    return mask
+
+
+def positions(region: Tensor, strides: Sequence[int]) -> list[Tensor]:
+    """Find the positions `[h, w]` of each grid whose cells, of stride x stride pixels, are at least half covered.
+
+    A region is therefore rounded to cells rather than grown to them. If no grid has such a position, those of the last
+    grid that the region covers most are taken.
+    """
+    shares = [_covered(region, stride) for stride in strides]
+    chosen = [share >= 0.5 for share in shares]
+    if not any(c.any() for c in chosen):
+        chosen[-1] = shares[-1] == shares[-1].max()
+    return chosen
+
+
+def _covered(region: Tensor, stride: int) -> Tensor:
+    """Share of each cell's pixels that are in the region; cells at the border may reach outside the picture."""
+    down, right = -region.shape[0] % stride, -region.shape[1] % stride
+    both = torch.stack([region.float(), torch.ones_like(region, dtype=torch.float32)])
+    inside, pixels = F.avg_pool2d(F.pad(both, (0, right, 0, down))[None], stride)[0]
+    return inside / pixels
+
+
+def enlarged(positions: Tensor, times: int, size: tuple[int, ...]) -> Tensor:
+    """Repeat a mask of positions `times` along both axes and crop it to a size."""
+    return positions.repeat_interleave(times, 0).repeat_interleave(times, 1)[: size[0], : size[1]]
+
+
+def feathered(region: Tensor, ring: int) -> Tensor:
+    """Blending weight `[H, W]`: 1 in the region, falling evenly over `ring` pixels around it, 0 beyond."""
+    dilated = region.float()[None]
+    total = dilated.clone()
+    for _ in range(ring):
+        dilated = F.max_pool2d(dilated, 3, stride=1, padding=1)
+        total += dilated
+    return total[0] / (ring + 1)

@@ -13,7 +13,6 @@ from tessella.core.outputs import Sampling
 from tessella.foundation.errors import SpecError, option
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.tasks.edit.regions import in_words
 
 
 @dataclass(frozen=True)
@@ -211,3 +210,8 @@ def code_model(model: Model) -> CodeModel:
 
 def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
+
+
+def in_words(size: tuple[int, ...]) -> str:
+    """Word a size (height, width) as WIDTHxHEIGHT."""
+    return f"{size[1]}x{size[0]}"

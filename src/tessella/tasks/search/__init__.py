@@ -245,13 +245,13 @@ def search(run: Run, config: SearchConfig) -> SearchResult:
     """
     config.check()
     from tessella.kinds.pictures import images
-    from tessella.tasks.search import index_file, neighbours
+    from tessella.tasks.search import index_file
     from tessella.tasks.search.features import features
 
     model = run.model("trained")
     held = index_file.read_index(config.index or run.path / INDEX, model, run.fingerprint)
     if config.duplicates:
-        pairs = neighbours.duplicates(held, config.space, config.threshold)
+        pairs = index_file.duplicates(held, config.space, config.threshold)
         rows = [
             (_found(held, a), _found(held, b, apart))
             for (a, b), apart in zip(pairs.rows[:PAIRS_SHOWN].tolist(), pairs.distances.tolist(), strict=False)
@@ -262,7 +262,7 @@ def search(run: Run, config: SearchConfig) -> SearchResult:
     rows = []
     for named in inputs.track("searching"):
         x = named.batch.x
-        near = neighbours.nearest(held, features(model, x), config.count, config.space)
+        near = index_file.nearest(held, features(model, x), config.count, config.space)
         for name, image, at, apart in zip(
             named.names,
             images(x, model.schema, index_file.THUMB),
