@@ -353,7 +353,7 @@ def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def code_model(
+def build_code_model(
     config: ModelConfig,
     schema: Schema,
     *,

@@ -99,7 +99,7 @@ class DiffusionModel(Model):
         self.chain.network.compile()
 
 
-def diffusion_model(
+def build_diffusion_model(
     config: ModelConfig, schema: Schema, *, width: int | None, depth: int | None, class_conditional: bool
 ) -> DiffusionModel:
     """Make a diffusion model for such data: a U-Net of pictures and signals, a residual MLP of vectors."""

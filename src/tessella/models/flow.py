@@ -171,7 +171,7 @@ class Delta(IndependentValues):
         raise SpecError("a flow leaves nothing to tell once z is known, and its z cannot be told: use a vae or vqvae")
 
 
-def flow_model(
+def build_flow_model(
     config: ModelConfig,
     schema: Schema,
     *,

@@ -136,7 +136,7 @@ class LatentVariableModel(Model):
         self.decoder.compile()
 
 
-def latent_variable_model(
+def build_latent_variable_model(
     config: ModelConfig,
     schema: Schema,
     *,

@@ -99,9 +99,9 @@ class ContinuousConfig(ModelConfig, ABC):
         self, schema: Schema, posterior: BottleneckConfig, prior: PriorConfig | None, classes: int = 0
     ) -> LatentVariableModel:
         """Make the model of these parts; encoder, decoder and prior see the label if there are classes."""
-        from tessella.models.latent_variable import latent_variable_model
+        from tessella.models.latent_variable import build_latent_variable_model
 
-        return latent_variable_model(
+        return build_latent_variable_model(
             self,
             schema,
             likelihood=self.likelihood,
@@ -135,9 +135,9 @@ class CodesConfig(ImportanceWeighted, ABC):
 
     def compose(self, schema: Schema, *, levels: int) -> CodeModel:
         """Make the model with so many grids of codes."""
-        from tessella.models.codes import code_model
+        from tessella.models.codes import build_code_model
 
-        return code_model(
+        return build_code_model(
             self,
             schema,
             levels=levels,
@@ -276,9 +276,9 @@ class FlowConfig(ImportanceWeighted):
             )
         if schema.rank == 1:
             raise SpecError("a flow takes vectors and pictures, not signals: use diffusion", code="not-for-signals")
-        from tessella.models.flow import flow_model
+        from tessella.models.flow import build_flow_model
 
-        return flow_model(
+        return build_flow_model(
             self,
             schema,
             width=self.width,
@@ -309,9 +309,9 @@ class DiffusionConfig(RateWeighted):
                 f"this data has no labels to be conditional on: leave {option('class_conditional')} out",
                 code="no-labels",
             )
-        from tessella.models.diffusion import diffusion_model
+        from tessella.models.diffusion import build_diffusion_model
 
-        return diffusion_model(
+        return build_diffusion_model(
             self, schema, width=self.width, depth=self.depth, class_conditional=self.class_conditional
         )
 
