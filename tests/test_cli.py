@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import tessella
-from tessella import cli, commands
+from tessella import cli
 from tessella.cli import main
 from tessella.core import tensors
 from tessella.core.tensors import read_tensors
@@ -55,7 +55,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_overview_and_the_commands_agree() -> None:
-    assert set(cli.summaries()) == {*commands.COMMANDS, *commands.DEPENDENT, *registry.names("task")}
+    assert set(cli.summaries()) == {*cli.COMMANDS, *registry.names("task")}
 
 
 def test_no_help_waits_for_torch() -> None:
@@ -107,11 +107,11 @@ def test_a_command_that_is_not_understood_takes_one_line(
 
 
 def test_data_is_described_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "digits", "-o", str(tmp_path / "sheet.png")]) == 0
+    assert main(["describe", "digits", "-o", str(tmp_path / "sheet.png")]) == 0
     said = capsys.readouterr().out
     assert "train 1,567, valid 89, test 141" in said
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
-    assert main(["data", "digits", "--size", "10", "12", "-o", str(tmp_path / "wide.png")]) == 0
+    assert main(["describe", "digits", "--size", "10", "12", "-o", str(tmp_path / "wide.png")]) == 0
     assert "pictures of 12x10" in capsys.readouterr().out
 
 

@@ -282,10 +282,10 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
     spec = Spec("vae", Schema.of((1, 10, 12), "binary"), config, data, training)
     command = shlex.split(command_line(train_call(spec, tmp_path / "a b")))
     assert command[:2] == ["tessella", "train"]
-    from tessella.commands.train import options_of
+    from tessella.commands.train import train_options
 
     again, first = (
-        cli._parsed(options_of(words), "train", list(words[1:])) for words in (command[2:], ["vae", *given])
+        cli._parsed(train_options(words), "train", list(words[1:])) for words in (command[2:], ["vae", *given])
     )
     assert again.chosen == first.chosen
     assert vars(again.training) == vars(first.training)

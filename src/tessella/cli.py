@@ -24,7 +24,6 @@ from tessella.foundation.text import shown
 GROUPS = ("start here", "train and measure", "look", "codes", "use", "understand")
 """Groups of commands, in the order of the overview."""
 COMMANDS: dict[str, tuple[str, str]] = {
-    "data": ("start here", "show what is understood of some data, and write a contact sheet"),
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
     "fit-prior": ("train and measure", "train a prior over the latents of a trained model"),
 }
@@ -136,12 +135,14 @@ def _dispatch(first: str, rest: list[str]) -> int:
         return 0
     if first not in COMMANDS and first not in summaries():
         raise UsageError(f"there is no command {first!r}; there are: {', '.join(summaries())}")
-    from tessella import commands
-
     if first == "train" and rest in ([], ["-h"], ["--help"]):
-        print(commands.train.overview())
+        from tessella.commands.train import models_overview
+
+        print(models_overview())
         return 0
-    options, run = commands.command(first, rest)
+    from tessella.commands import command
+
+    options, run = command(first, rest)
     if first == "train" and not rest[0].startswith("-"):  # the model: its options are the command's
         first, rest = f"{first} {rest[0]}", rest[1:]
     chosen = _parsed(options, first, rest)

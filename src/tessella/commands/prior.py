@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
 from tessella.commands.options import Flags, extended, given_flags, word_after
-from tessella.commands.shared import Where, loaded_without_prior, progress, quoted, said_of_device, say
+from tessella.commands.tasks import device_text, progress_bar, quoted, say
 from tessella.commands.train import budget, flat, refuse_changes, resumed_options
 from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.schema import bits_per_dim
@@ -66,7 +66,7 @@ class FitPrior:
         return self.flags.config(self)
 
 
-def options_of(args: Sequence[str]) -> type[FitPrior]:
+def prior_options(args: Sequence[str]) -> type[FitPrior]:
     """The options of a command line: those of the prior that it names.
 
     Raises:
@@ -101,7 +101,7 @@ def config_class(kind: str) -> type[PriorConfig] | type[CodePriorConfig]:
     raise SpecError(f"no prior is called {kind!r}; there are: {known}", code="no-such-part", kind="prior", name=kind)
 
 
-def fit_prior(o: FitPrior) -> int:
+def run_fitting(o: FitPrior) -> int:
     if o.resume and o.overwrite:
         raise SpecError(
             f"{option('resume')} goes on with a prior and {option('overwrite')} replaces it: give one of them"
@@ -122,10 +122,13 @@ def fit_prior(o: FitPrior) -> int:
 
 
 def _fitted(o: FitPrior) -> int:
-    device = said_of_device(o.training.device)
-    model, run = loaded_without_prior(o.run, Where("cpu"))
+    device = device_text(o.training.device)
     from tessella.training import fitted_priors
     from tessella.training.fit_prior import fit_prior
+    from tessella.training.run import Run
+
+    run = Run(o.run, "cpu")
+    model = run.model(fitted_priors.TRAINED)
 
     home = fitted_priors.prior_home(run.path, o.kind)
     options, config, conditional = TrainOptions(**asdict(o.training)), o.config, o.class_conditional
@@ -141,7 +144,7 @@ def _fitted(o: FitPrior) -> int:
         say(f"prior    {o.kind} over the {'codes' if model.levels else 'latents'} of {o.run}")
         say(f"device   {device}")
         say(f"budget   {budget(options)}")
-    with progress("encoding", quiet=o.quiet) as tell:
+    with progress_bar(quiet=o.quiet):
         done = fit_prior(
             o.run,
             data,
@@ -152,7 +155,6 @@ def _fitted(o: FitPrior) -> int:
             overwrite=o.overwrite,
             changed_data=o.changed_data,
             quiet=o.quiet,
-            progress=tell,
         )
     if done.training.stopped == "signal":
         kind = "" if o.kind == DEFAULT else f" --kind {o.kind}"
