@@ -31,8 +31,13 @@ from tessella.core.schema import Schema
 from tessella.data.inputs import NamedBatch
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
+<<<<<<< HEAD
 from tessella.priors import MaskedTransformer
 from tessella.tasks.edit.editing import box, edit_picture, receptive_field
+=======
+from tessella.priors import MaskedTransformer
+from tessella.tasks.edit.editing import box, edit_example, receptive_field
+>>>>>>> main
 from tessella.tasks.edit.operations import Inpaint, Paste
 from tessella.tasks.search.features import features as features_of
 from tessella.tasks.search.index_file import Index, nearest, read_index, write_index
@@ -59,8 +64,8 @@ def locality(run: str, data: Path, count: int) -> common.Record:
     covered: list[float] = []
     for n in range(count):
         top, left = (int(places[n, k] * (side - side // 2 + 1)) for k, side in enumerate((height, width)))
-        region = box(left, top, width // 2, height // 2, (height, width))
-        edited = edit_picture(model, x[n], region, Paste(x[(n + len(x) // 2) % len(x)]))
+        region = box((left, top, width // 2, height // 2), (height, width))
+        edited = edit_example(model, x[n], region, Paste(x[(n + len(x) // 2) % len(x)]))
         for where, found in shares.items():
             found.append(float(edited.share_outside(getattr(edited, where))))
         covered.append(float(edited.reach.float().mean()))
@@ -102,11 +107,11 @@ def resampling(rounds: int) -> common.Record:
     model.set_prior([MaskedTransformer().build(shape, 512).eval()])
     side = model.schema.shape[1]
     x = torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(SEED)).to(torch.uint8)
-    region = box(side // 4, side // 4, side // 2, side // 2, (side, side))
+    region = box((side // 4, side // 4, side // 2, side // 2), (side, side))
     wall, processor = [], []
     for seed in range(rounds + 1):
         started, used = time.perf_counter(), time.process_time()
-        found = edit_picture(model, x, region, Inpaint(8), seed=seed)
+        found = edit_example(model, x, region, Inpaint(8), seed=seed)
         wall.append(time.perf_counter() - started)
         processor.append(time.process_time() - used)
     assert int(found.levels[0].chosen.sum()) == 256

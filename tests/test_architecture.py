@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tasks",),
     ("pages",),
     ("commands",),
-    ("cli", "sklearn"),
+    ("cli", "sklearn", "testing"),
     ("__main__",),
 )
 """From the ground up. A room imports from rows below its own, and from itself."""

@@ -99,7 +99,7 @@ def test_the_coarse_level_alone_is_measured_with_the_finer_ones_blank(digits) ->
     order = digits.split("test").example_ids.argsort()[:30]
     x = digits.split("test").batch(order).x
     with torch.no_grad():
-        alone = -model.decode(model.coarse_only(model.encode(x).z)).log_prob(x).mean()
+        alone = -model.decode(codebook.coarse_only(model, model.encode(x).z)).log_prob(x).mean()
     assert e.codes is not None
     assert e.codes.levels[0].distortion == pytest.approx(float(alone))
     assert e.codes.levels[0].distortion != e.distortion

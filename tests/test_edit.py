@@ -25,7 +25,7 @@ from tessella.models.codes import CodeModel
 from tessella.priors import Uniform
 from tessella.priors.autoregressive import CausalTransformerModule, PixelCNNModule
 from tessella.priors.masked import MaskedTransformerModule
-from tessella.tasks.edit.editing import box, edit_picture, read_mask, receptive_field
+from tessella.tasks.edit.editing import box, edit_example, read_mask, receptive_field
 from tessella.tasks.edit.operations import Blend, Inpaint, Operation, Paste, SetCode
 from tessella.tasks.edit.result import Edited
 
@@ -65,13 +65,13 @@ def examples(model: Model, count: int, size: tuple[int, int] | None = None) -> T
 
 def region_of(model: Model) -> Tensor:
     height, width = model.schema.shape[1:]
-    return box(3, 2, width // 3, height // 3, (height, width))
+    return box((3, 2, width // 3, height // 3), (height, width))
 
 
 def edited(name: str = "codes", operation: Operation | None = None, **options) -> tuple[CodeModel, Edited]:
     model = made(name)
     a, b = examples(model, 2)
-    found = edit_picture(model, a, region_of(model), operation or Paste(b), **options)
+    found = edit_example(model, a, region_of(model), operation or Paste(b), **options)
     return model, found  # pyright: ignore[reportReturnType]
 
 
@@ -133,14 +133,14 @@ def test_one_level_alone() -> None:
     assert {change["level"] for change in found.changed(0)} == {0}
     for level in (2, -1):
         with raises("no-such-level"):
-            edit_picture(model, examples(model, 1)[0], region_of(model), SetCode(1), level=level)
+            edit_example(model, examples(model, 1)[0], region_of(model), SetCode(1), level=level)
 
 
 def test_a_region_smaller_than_half_a_cell_edits_one_code() -> None:
     model = made("two levels")
     one = torch.zeros(54, 50, dtype=torch.bool)
     one[53, 0] = True  # a corner, in a cell that the border cuts off
-    found = edit_picture(model, examples(model, 1)[0], one, SetCode(3))
+    found = edit_example(model, examples(model, 1)[0], one, SetCode(3))
     assert [int(level.chosen.sum()) for level in found.levels] == [0, 1]
     assert found.levels[1].chosen[-1, 0]
     assert found.levels[0].cell == 2 * found.levels[1].cell
@@ -153,33 +153,33 @@ def test_pasting_from_a_place_takes_what_is_there() -> None:
     model = made()
     a, b = examples(model, 2)
     region = region_of(model)
-    here = edit_picture(model, a, region, Paste(b))
-    same = edit_picture(model, a, region, Paste(b, at=(3, 2)))
+    here = edit_example(model, a, region, Paste(b))
+    same = edit_example(model, a, region, Paste(b, at=(3, 2)))
     assert torch.equal(here.after, same.after)
-    moved = edit_picture(model, a, region, Paste(torch.roll(b, (8, 4), (1, 2)), at=(3 + 4, 2 + 8)))
-    inner = box(4, 4, 4, 4, region.shape)  # away from the border, where what is repeated plays no part
+    moved = edit_example(model, a, region, Paste(torch.roll(b, (8, 4), (1, 2)), at=(3 + 4, 2 + 8)))
+    inner = box((4, 4, 4, 4), region.shape)  # away from the border, where what is repeated plays no part
     level, other = here.levels[0], moved.levels[0]
     assert (level.after == other.after).float().mean() > 0.9
     assert torch.equal(here.cells, moved.cells)
     assert inner.any()
     for at in ((-1, 0), (0, 99), (30, 0)):
         with raises("paste-outside"):
-            edit_picture(model, a, region, Paste(b, at=at))
+            edit_example(model, a, region, Paste(b, at=at))
     with raises("paste-outside"):
-        edit_picture(model, a, region, Paste(b[:, :8, :8], at=(0, 0)))
+        edit_example(model, a, region, Paste(b[:, :8, :8], at=(0, 0)))
     for operation in (Paste(b[:, :-1]), Blend(b[:, :-1], 0.5)):
         with raises("other-size"):
-            edit_picture(model, a, region, operation)
+            edit_example(model, a, region, operation)
 
 
 @pytest.mark.parametrize("name", ["codes", "scalars", "two levels", "vector", "grid"])
 def test_a_blend_goes_from_this_picture_to_the_other(name: str) -> None:
     model = made(name)
     a, b = examples(model, 2)
-    ends = [edit_picture(model, a, region_of(model), Blend(b, amount)) for amount in (0.0, 1.0)]
+    ends = [edit_example(model, a, region_of(model), Blend(b, amount)) for amount in (0.0, 1.0)]
     assert torch.equal(ends[0].after[0], ends[0].before)
     assert float(ends[0].share_outside(ends[0].region)) == 0
-    torch.testing.assert_close(ends[1].after, edit_picture(model, a, region_of(model), Paste(b)).after)
+    torch.testing.assert_close(ends[1].after, edit_example(model, a, region_of(model), Paste(b)).after)
     for amount in (-0.1, 1.1, float("nan")):
         with raises("out-of-range"):
             Blend(b, amount)
@@ -190,9 +190,9 @@ def test_a_code_is_set_everywhere_and_must_exist() -> None:
     assert (found.levels[0].after[0][:, found.levels[0].chosen] == 14).all()
     for number in (15, -1):
         with raises("no-such-code"):
-            edit_picture(model, examples(model, 1)[0], region_of(model), SetCode(number))
+            edit_example(model, examples(model, 1)[0], region_of(model), SetCode(number))
     with raises("no-codes"):
-        edit_picture(made("vector"), examples(made("vector"), 1)[0], region_of(made("vector")), SetCode(1))
+        edit_example(made("vector"), examples(made("vector"), 1)[0], region_of(made("vector")), SetCode(1))
 
 
 @pytest.mark.parametrize("kind", [MaskedTransformerModule, PixelCNNModule, CausalTransformerModule])
@@ -204,19 +204,19 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
     shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
     model.set_prior([kind(s, q.codebook_size, context_channels=c, **options).eval() for s, q, c in shapes])
     x = examples(model, 1)[0]
-    found = edit_picture(model, x, region_of(model), Inpaint(3), seed=5)
+    found = edit_example(model, x, region_of(model), Inpaint(3), seed=5)
     for level in found.levels:
         assert torch.equal(level.after[:, :, ~level.chosen], level.before[None][:, :, ~level.chosen].expand(3, -1, -1))
         assert not torch.equal(level.after[0], level.after[1])
-    again = edit_picture(model, x, region_of(model), Inpaint(3), seed=5)
+    again = edit_example(model, x, region_of(model), Inpaint(3), seed=5)
     assert torch.equal(found.after, again.after)
-    assert not torch.equal(found.after, edit_picture(model, x, region_of(model), Inpaint(3), seed=6).after)
-    likeliest = edit_picture(model, x, region_of(model), Inpaint(2, Sampling(temperature=0)))
+    assert not torch.equal(found.after, edit_example(model, x, region_of(model), Inpaint(3), seed=6).after)
+    likeliest = edit_example(model, x, region_of(model), Inpaint(2, Sampling(temperature=0)))
     if kind is not MaskedTransformerModule:  # whose order is drawn
         assert torch.equal(likeliest.after[0], likeliest.after[1])
     large = examples(model, 1, (90, 80))[0]
     with raises("grid-of-prior"):
-        edit_picture(model, large, box(0, 0, 9, 9, (90, 80)), Inpaint(1))
+        edit_example(model, large, box((0, 0, 9, 9), (90, 80)), Inpaint(1))
     with raises("out-of-range"):
         Inpaint(0)
 
@@ -263,7 +263,7 @@ def test_a_sequential_fill_is_conditional_on_what_is_known(kind: type, codes: in
 def test_pictures_of_other_sizes(size: tuple[int, int]) -> None:
     model = made()
     a, b = examples(model, 2, size)
-    found = edit_picture(model, a, box(2, 3, 5, 6, size), Paste(b))
+    found = edit_example(model, a, box((2, 3, 5, 6), size), Paste(b))
     assert found.after.shape[2:] == found.reach.shape == size
     assert float(found.share_outside(found.reach)) == 0
     assert float(found.change.sum()) > 0
@@ -326,10 +326,10 @@ def test_a_vae_changes_as_a_whole_and_says_how_far_z_went() -> None:
 def test_regions_that_cannot_be_are_refused(tmp_path: Path) -> None:
     for bad in ((0, 0, 0, 3), (0, 0, 3, -1)):
         with raises("empty-region"):
-            box(*bad, (10, 10))
+            box(bad, (10, 10))
     for bad in ((8, 0, 3, 3), (0, -1, 3, 3), (0, 9, 1, 2)):
         with raises("region-outside"):
-            box(*bad, (10, 10))
+            box(bad, (10, 10))
     mask = tmp_path / "mask.png"
     Image.fromarray(np.zeros((10, 12), np.uint8)).save(mask)
     with raises("empty-region"):
@@ -342,16 +342,16 @@ def test_regions_that_cannot_be_are_refused(tmp_path: Path) -> None:
     model = made()
     x = examples(model, 1)[0]
     with raises("mask-size"):
-        edit_picture(model, x, torch.ones(10, 10, dtype=torch.bool), SetCode(0))
+        edit_example(model, x, torch.ones(10, 10, dtype=torch.bool), SetCode(0))
     with raises("empty-region"):
-        edit_picture(model, x, torch.zeros(40, 36, dtype=torch.bool), SetCode(0))
-    with raises("picture-too-small"):
-        edit_picture(model, x[:, :2, :9], torch.ones(2, 9, dtype=torch.bool), SetCode(0))
+        edit_example(model, x, torch.zeros(40, 36, dtype=torch.bool), SetCode(0))
+    with raises("too-small"):
+        edit_example(model, x[:, :2, :9], torch.ones(2, 9, dtype=torch.bool), SetCode(0))
     rows = tessella.VQVAE(
         Schema.of((5,), Real(-3.0, 3.0)), width=8, depth=1, quantizer=EMAQuantizer(codebook_size=8)
     ).eval()
-    with raises("no-picture"):
-        edit_picture(rows, torch.zeros(5), torch.ones(5, 1, dtype=torch.bool), SetCode(0))
+    with raises("no-regions"):
+        edit_example(rows, torch.zeros(5), torch.ones(5, 1, dtype=torch.bool), SetCode(0))
 
 
 # the command
@@ -442,7 +442,7 @@ def test_edits_that_cannot_be_are_refused(runs: Path, tmp_path: Path, refused: C
         ("vq", "3", [*where, "--code", 1, "--level", 1], "there is no level 1"),
         ("vq", "3", [*where, "--code", 1, "-n", 3], "can only be used with --resample"),
         ("vq", "3", [*where, "--resample", "-n", 0], "from 1 to 1000"),
-        ("vq", "3", [*where, "--paste", "7@9,9"], "does not lie inside the other picture"),
+        ("vq", "3", [*where, "--paste", "7@9,9"], "does not lie inside the other example"),
         ("vq", "3", [*where, "--paste", "nowhere.png"], "no such input: nowhere.png"),
         ("vq", "3", [*where, "--blend", "7", "1.5"], "from 0 to 1"),
         ("vq", "3", [*where, "--resample", "--prior", "transformer"], "there are: "),

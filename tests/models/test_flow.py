@@ -27,7 +27,7 @@ from tessella.foundation.errors import SpecError
 from tessella.models.flow import FlowModel
 from tessella.models.presets import Flow, FlowConfig
 from tessella.models.spec import TrainOptions
-from tessella.tasks.edit.editing import edit_picture
+from tessella.tasks.edit.editing import edit_example
 from tessella.tasks.edit.operations import Inpaint
 from tessella.training.loop import fit
 
@@ -164,7 +164,7 @@ def test_uses_that_need_a_smaller_latent_refuse() -> None:
     region = torch.zeros(8, 8, dtype=torch.bool)
     region[:4] = True
     with pytest.raises(SpecError, match="train a vqvae or vae to edit"):
-        edit_picture(model, torch.zeros(1, 8, 8, dtype=torch.uint8), region, Inpaint(1))
+        edit_example(model, torch.zeros(1, 8, 8, dtype=torch.uint8), region, Inpaint(1))
 
 
 def test_dequantisation_is_for_flows_of_discrete_values() -> None:

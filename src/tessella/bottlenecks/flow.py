@@ -48,6 +48,8 @@ class FlowPosteriorModule(Bottleneck):
         context: channels of the context.
     """
 
+    sequential_density = True
+
     def __init__(
         self,
         feature_shape: tuple[int, ...],

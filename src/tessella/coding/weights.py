@@ -12,7 +12,6 @@ from tessella.data.raw import shown
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, option
 from tessella.models.base import Model
-from tessella.models.codes import CodeModel
 from tessella.training.checkpoint import SPEC, fingerprint
 from tessella.training.fitted_priors import TRAINED, prior_home, prior_in_use
 from tessella.training.run import load
@@ -43,7 +42,7 @@ class Weights:
             prior: the kind of prior that was asked for; None: the run's best.
         """
         now = fingerprint(run)
-        if not isinstance(model, CodeModel):
+        if not model.levels:
             return Weights(run, now, "normal")
         if not model.fitted:
             return Weights(run, now, "uniform")

@@ -9,7 +9,7 @@ import inspect
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, Field, field, fields, make_dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_type_hints
 from tyro.conf import Positional, arg
 
 from tessella.foundation.config import described as field_texts
-from tessella.foundation.errors import DataError
+from tessella.foundation.errors import DataError, on_command_line
 from tessella.foundation.progress import Progress, reporting
 from tessella.foundation.text import json_text
 from tessella.foundation.text import shown as escaped
@@ -84,13 +84,22 @@ def run_task(task: Task, options: Any) -> int:
         result = task.function(**arguments)
     written = [] if out is None else _write(task, result, out)
     if options.json:
-        print(json_text(result.to_json(), indent=2))
+        print(json_text(_worded(result.to_json()), indent=2))
     else:
         from tessella.pages.terminal import print_page
 
         print_page(result.page())
         say(*(f"wrote {path}" for path in written))
     return result.status
+
+
+def _worded(value: Any) -> Any:
+    """A record with the options that its texts name worded as flags."""
+    if isinstance(value, Mapping):
+        return {key: _worded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_worded(one) for one in value]
+    return on_command_line(value) if isinstance(value, str) else value
 
 
 def device_text(asked: str | None) -> str:
@@ -187,7 +196,7 @@ def progress_bar(*, quiet: bool = False) -> Iterator[None]:
 
 def say(*lines: str) -> None:
     """Print lines in which names from outside may stand: what a terminal would obey is escaped."""
-    print("\n".join(map(escaped, lines)), flush=True)
+    print("\n".join(escaped(on_command_line(line)) for line in lines), flush=True)
 
 
 def quoted(path: str | os.PathLike[str]) -> str:

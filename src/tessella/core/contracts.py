@@ -18,7 +18,6 @@ K - 1, and the decoder is given the vectors that the codes stand for. A `CodePri
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from tessella.core.outputs import UNCONDITIONAL, BottleneckOutput, Condition, Sa
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.core.selectors import Coded, Draw, Selector
-from tessella.foundation.errors import SpecError, option
+from tessella.foundation.errors import SpecError
 
 
 class StoredValues(Distribution, ABC):
@@ -120,6 +119,8 @@ class Bottleneck(nn.Module, ABC):
     """Shape of one example's z: `(D, *spatial)`."""
     stochastic: bool = True
     """Whether `BottleneckOutput.posterior` is a distribution, so that z has a rate."""
+    sequential_density: bool = False
+    """Whether log q(z | x) of another example's z takes a pass number by number, so that it is slow."""
 
     @abstractmethod
     def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
@@ -151,16 +152,13 @@ class Prior(nn.Module, ABC):
     def sample(
         self, count: int, noise: Noise, label: Tensor | None = None, *, sampling: Sampling | None = None
     ) -> Tensor:
-        """Sample z ~ p(z), `[count, *latent_shape]` float32.
+        """Sample z ~ p(z), `[count, *latent_shape]` float32; all randomness comes from `noise`.
 
-        All randomness comes from `noise`. The temperature is a factor on the deviation. SpecError if steps or guidance
-        are asked of a prior that is not iterative.
+        The temperature is a factor on the deviation. SpecError if steps or guidance are given and it is not iterative.
         """
         sampling = sampling or Sampling()
-        asked = [name for name in ("steps", "guidance") if asdict(sampling)[name] is not None]
-        if asked and not self.iterative:
-            named = " and ".join(map(option, asked))
-            raise SpecError(f"{type(self).__name__} samples at once and has no {named}: leave it out", code="no-steps")
+        if not self.iterative:
+            sampling.reject_steps(type(self).__name__)
         return self.draw(count, noise, self.check_label(label), sampling)
 
     def check_label(self, label: Tensor | None) -> Tensor | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,16 @@ class Sampling:
             raise SpecError(f"steps must be at least 1, not {self.steps}")
         if self.guidance is not None and not 0 <= self.guidance < math.inf:
             raise SpecError(f"guidance must be a number from 0 up, not {self.guidance}")
+
+    def reject_steps(self, sampler: str) -> None:
+        """Refuse steps and guidance for a sampler that takes no steps.
+
+        Raises:
+            SpecError: naming those that are given.
+        """
+        given = [option(name) for name in ("steps", "guidance") if asdict(self)[name] is not None]
+        if given:
+            raise SpecError(f"{sampler} takes no steps and has no {' and '.join(given)}: leave it out", code="no-steps")
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,15 @@ from importlib import resources
 import numpy as np
 
 from tessella.data.raw import RawDataset, RawSplit, index_keys
+from tessella.foundation.registry import register
 
 FILE = "clothes.npz"
 """Arrays that `numpy.load` reads, each packed by LZMA; `benchmarks/make_clothes.py` made it from the official files."""
 
 
+@register(
+    "data", "clothes", summary="13,000 grey pictures of clothes of 28 x 28 pixels, in the package (Xiao et al. 2017)"
+)
 def clothes(size: tuple[int, int] | None = None) -> RawDataset:
     """Fashion-MNIST in small: 10,000, 1,000 and 2,000 grey pictures of 28x28, 10 classes (Xiao et al. 2017).
 

@@ -15,8 +15,9 @@ from tessella.data import arrays
 from tessella.data.folders.duplicates import settle
 from tessella.data.folders.readers import Fitted
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged
-from tessella.data.sources import BUILT_IN, HUB, find
+from tessella.data.sources import HUB, find
 from tessella.data.splits import Binarization, BinarizedSplit, Split, divide, split_of
+from tessella.foundation import registry
 from tessella.foundation.errors import DataError, option
 
 SPLITS = ("train", "valid", "test")
@@ -135,10 +136,12 @@ def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize:
 
 
 def _absolute(spec: str) -> str:
-    if spec in BUILT_IN:
+    if spec in registry.names("data"):
         return spec
     if not spec.removeprefix(HUB):
-        raise DataError(f"no data is named; give {', '.join(BUILT_IN)}, hf:NAME, a folder of pictures or a file")
+        raise DataError(
+            f"no data is named; give {', '.join(registry.names('data'))}, hf:NAME, a folder of pictures or a file"
+        )
     hub = HUB if spec.startswith(HUB) else ""
     path = os.path.expanduser(spec.removeprefix(hub))
     return hub + os.path.abspath(path) if os.path.exists(path) or not hub else spec

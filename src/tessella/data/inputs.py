@@ -32,8 +32,9 @@ from tessella.data.dataset import SPLITS, Data
 from tessella.data.folders.layout import arranged
 from tessella.data.folders.read import FORMATS, PictureReader, look, picture_files
 from tessella.data.raw import abridged, shown
-from tessella.data.sources import BUILT_IN, HUB
+from tessella.data.sources import HUB
 from tessella.data.splits import Split
+from tessella.foundation import registry
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.notes import note
 from tessella.foundation.progress import tracking
@@ -41,7 +42,7 @@ from tessella.kinds.base import kind_of
 
 GRAMMAR = (
     f"give picture files, folders of pictures, numbers of examples (7, 3:20, valid:7), splits ({', '.join(SPLITS)}), "
-    f"or other data that exists (files of arrays, tables, {', '.join(BUILT_IN)}, hf:NAME)"
+    f"or other data that exists (files of arrays, tables, {', '.join(registry.names('data'))}, hf:NAME)"
 )
 """The grammar of INPUTS, for messages."""
 _NUMBERS = re.compile(rf"(?:({'|'.join(SPLITS)}):)?(\d+)?(:(\d+)?)?", re.ASCII)
@@ -209,7 +210,7 @@ class Inputs:
             return "folder"
         if os.path.isfile(word):
             return "file" if Path(word).suffix.lower() in FORMATS else "data"
-        if word in BUILT_IN or word.startswith(HUB):
+        if word in registry.names("data") or word.startswith(HUB):
             return "data"
         if word in (*SPLITS, self._split):
             return word

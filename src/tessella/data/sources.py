@@ -17,14 +17,14 @@ import numpy as np
 
 from tessella.core.schema import Schema
 from tessella.data import limits
-from tessella.data.clothes import clothes
 from tessella.data.folders.read import folder
 from tessella.data.hub import hub
 from tessella.data.members import Members, sorted_out
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, index_keys, one_line, shown
-from tessella.data.sprites import sprites
 from tessella.data.tables.read import PARQUET, table
+from tessella.foundation import registry
 from tessella.foundation.errors import DataError
+from tessella.foundation.registry import register
 
 Size = tuple[int, int] | None
 T = TypeVar("T")
@@ -33,7 +33,7 @@ T = TypeVar("T")
 def find(
     spec: str, size: Size, channels: int | None, label: str | None = None, like: Schema | None = None
 ) -> RawDataset:
-    """What a SPEC names: a built-in, `hf:NAME`, a folder or a file.
+    """What a SPEC names: a registered source, `hf:NAME`, a folder or a file.
 
     Args:
         label: the column or array that holds the class.
@@ -44,25 +44,26 @@ def find(
     """
     if spec.startswith(HUB):
         return hub(spec.removeprefix(HUB), size, channels, label, like)
-    path = Path(spec)
+    path, named = Path(spec), registry.names("data")
     try:
-        if spec not in BUILT_IN and path.is_file() and _ending(spec) == ".npz":
+        if spec not in named and path.is_file() and _ending(spec) == ".npz":
             return npz(spec, size, channels, label)
-        if spec not in BUILT_IN and path.is_file() and _ending(spec) in TABLES:
+        if spec not in named and path.is_file() and _ending(spec) in TABLES:
             return table(spec, label, like)
         if label is not None:
             raise DataError(f"{spec} has no columns or arrays by name: leave out the label {shown(label)}")
-        if spec in BUILT_IN:
-            return BUILT_IN[spec](size)
+        if spec in named:
+            return registry.find("data", spec).load()(size)
         if path.is_dir():
             return _folder(spec, size, channels, like and like.depth)
         if path.is_file():
             return _file(spec)
     except PermissionError as error:
         raise DataError(f"{error.filename or spec} may not be read: change its permissions") from None
-    raise DataError(f"no such data: {shown(spec)}; give {', '.join(BUILT_IN)}, hf:NAME, a folder of pictures or a file")
+    raise DataError(f"no such data: {shown(spec)}; give {', '.join(named)}, hf:NAME, a folder of pictures or a file")
 
 
+@register("data", "digits", summary="1,797 handwritten digits of 8 x 8 pixels (Alpaydin & Kaynak 1998)")
 def digits(size: Size) -> RawDataset:
     """1,797 handwritten digits of 8x8, from scikit-learn (Alpaydin & Kaynak 1998)."""
     from sklearn.datasets import load_digits
@@ -75,7 +76,6 @@ def digits(size: Size) -> RawDataset:
 
 
 HUB = "hf:"
-BUILT_IN: dict[str, Callable[[Size], RawDataset]] = {"clothes": clothes, "digits": digits, "sprites": sprites}
 
 
 def _folder(path: str, size: Size, channels: int | None, depth: tuple[float, float] | None) -> RawDataset:

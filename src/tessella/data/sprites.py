@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, index_keys
+from tessella.foundation.registry import register
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 DEFAULT_SIZE = (32, 32)
@@ -77,6 +78,7 @@ class SpriteReader:
         return draw(factors(rows), self._size)
 
 
+@register("data", "sprites", summary="36,864 pictures of three shapes, made of known factors")
 def sprites(size: tuple[int, int] | None) -> RawDataset:
     """The `sprites` source: 36,864 pictures of three shapes on a dark ground."""
     reader = SpriteReader(size or DEFAULT_SIZE)

@@ -6,6 +6,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
@@ -13,7 +14,7 @@ from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.likelihoods.independent import LEVELS, BernoulliLogits, ByteLogits
-from tessella.likelihoods.shared import BYTE_HALF, GaussianValues, IndependentValues, Standardizer, checked
+from tessella.likelihoods.shared import BYTE_HALF, IndependentValues, RealValues, Standardizer, checked
 
 SCALE_FLOOR = 1e-3
 
@@ -50,7 +51,7 @@ class Observation(Likelihood):
         location, log_precision = checked(parameters, self.schema, self.parameter_channels).chunk(2, dim=1)
         if not self.levels:
             sigma = (log_precision / -2).exp().clamp_min(SCALE_FLOOR)
-            return GaussianValues(self.units.to_stored(location), self.units.scale * sigma)
+            return RealValues(Normal(self.units.to_stored(location), self.units.scale * sigma, validate_args=False))
         if self.levels == 2:
             return BernoulliLogits(2 * location * log_precision.exp())
         return NoisyBytes(location, log_precision.exp())

@@ -24,7 +24,6 @@ from tessella.evaluation.results import CollapseEvaluation, Evaluation, Importan
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import track
 from tessella.models.base import Model
-from tessella.models.codes import CodeModel
 
 ACTIVE = 0.01
 """Nats: a unit is active if its mean KL is above this."""
@@ -102,7 +101,7 @@ def _evaluation(
     rate, distortion = mean.get("rate"), mean["distortion"]
     bound = None if rate is None else rate + distortion
     units = tuple((sums["units"] / done).tolist()) if "units" in sums else None
-    codes = codebook.figures(model, sums, done) if isinstance(model, CodeModel) else None
+    codes = codebook.figures(model, sums, done) if model.levels else None
     warned = () if codes is None else codebook.warnings(codes, done, _quantizer(model))
     mse = mean.get("squared")
     return Evaluation(
@@ -134,7 +133,7 @@ def _sums(model: Model, batch: FixedBatch, noise: Noise, importance_samples: int
     """What a batch's examples add to each sum over the split, in float64."""
     x, label, count = batch.x, batch.label, batch.count
     sums = {"examples": torch.tensor(count)}
-    if isinstance(model, CodeModel):
+    if model.levels:
         latent = model.encode(x, label, noise=noise)
         rate, drawing = model.rate(latent, label), model.decode(latent.z, label)
         terms = Terms.of(-drawing.log_prob(x), rate)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tessella.core.device import precise
 from tessella.core.outputs import Latent, Rate
 from tessella.evaluation.results import CodesEvaluation, LevelEvaluation
-from tessella.models.codes import CodeModel
+from tessella.models.base import Model
 
 POOR = 0.03
 """A perplexity below this share of the codes that there are (or, if fewer, were counted) is a collapse."""
@@ -28,7 +28,7 @@ REMEDIES = {
 
 
 def tally(
-    model: CodeModel, latent: Latent, rate: Rate, x: Tensor, label: Tensor | None, distortion: Tensor, count: int
+    model: Model, latent: Latent, rate: Rate | None, x: Tensor, label: Tensor | None, distortion: Tensor, count: int
 ) -> dict[str, Tensor]:
     """What a batch adds to the sums of its split, by name; `figures` makes an evaluation of them.
 
@@ -38,18 +38,24 @@ def tally(
         count: how many of the examples count, the first ones.
     """
     sums: dict[str, Tensor] = {}
-    assert rate.per_unit is not None
+    assert rate is not None and rate.per_unit is not None  # noqa: PT018
     rates = rate.per_unit.split([c[0].numel() for c in latent.codes], 1)
     for level, (codes, quantizer) in enumerate(zip(latent.codes, model.levels, strict=True)):
         last = level == len(latent.codes) - 1
         if not last:
-            coarse = model.coarse_only(latent.z, level + 1)
+            coarse = coarse_only(model, latent.z, level + 1)
             sums[f"distortion {level}"] = -precise(model.decode(coarse, label).log_prob(x)[:count]).sum()
         else:
             sums[f"distortion {level}"] = precise(distortion[:count]).sum()
         sums[f"rate {level}"] = precise(rates[level][:count]).sum()
         sums[f"counts {level}"] = counts(codes[:count], quantizer.codebook_size)
     return sums
+
+
+def coarse_only(model: Model, z: Tensor, levels: int = 1) -> Tensor:
+    """Keep of z what the coarsest `levels` of codes say, with zeros in the place of the finer ones."""
+    kept = sum(q.latent_shape[0] for q in model.levels[:levels])
+    return torch.cat([z[:, :kept], torch.zeros_like(z[:, kept:])], 1)
 
 
 def counts(codes: Tensor, size: int) -> Tensor:
@@ -65,7 +71,7 @@ def perplexity(counted: Tensor) -> float:
     return float(torch.special.entr(p).sum(1).exp().mean())
 
 
-def figures(model: CodeModel, sums: Mapping[str, Tensor], examples: int) -> CodesEvaluation:
+def figures(model: Model, sums: Mapping[str, Tensor], examples: int) -> CodesEvaluation:
     """The evaluation that sums over `examples` examples make."""
     levels = []
     for level, quantizer in enumerate(model.levels):

@@ -27,14 +27,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tessella.bottlenecks.flow import FlowPosteriorModule
 from tessella.core.batches import Batch
 from tessella.core.device import precise
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
 from tessella.evaluation.results import CollapseEvaluation
 from tessella.models.base import Model
-from tessella.models.codes import CodeModel
 
 EXAMPLES = 250
 """How many examples it is judged on: enough to see up to log 250 = 5.5 nats of mutual information."""
@@ -60,7 +58,7 @@ def measure_collapse(model: Model, examples: Batch, *, seed: int = 0) -> Collaps
         None where there is nothing to judge: no q(z | x), or no two examples (of one class, for a conditional model).
     """
     examples = examples.to(model.device)
-    if isinstance(getattr(model, "bottleneck", None), FlowPosteriorModule):
+    if model.sequential_density:
         few = int((INVERTED / math.prod(model.latent_shape)) ** 0.5)
         examples = examples[: max(FEWEST, few)]
     x, label = examples.x, examples.label
@@ -173,7 +171,7 @@ def _advice(model: Model, cost: float, information: float) -> str:
         else f"it tells only {information:.2f} nats of which example it is of"
     )
     weaker = ", a weaker decoder (smaller --pixel-depth)" if model.likelihood.sequential_mean else ""
-    if isinstance(model, CodeModel):
+    if model.levels:
         remedy = f"another --quantizer (ema, fsq){weaker}, or longer training"
     else:
         remedy = f"--free-bits 0.1, --warmup 0.3{weaker}, longer training, or codes, which keep their rate: vqvae"

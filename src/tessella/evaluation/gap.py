@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +28,6 @@ from tessella.foundation.errors import SpecError, option
 from tessella.foundation.notes import note
 from tessella.foundation.progress import tracking
 from tessella.models.base import Model
-from tessella.models.codes import CodeModel
 from tessella.models.flow import FlowModel
 from tessella.models.latent_variable import LatentVariableModel
 
@@ -54,7 +54,7 @@ def measure_gap(model: Model, split: Split, config: GapConfig | None = None, *, 
         SpecError: if the model has no bound, or its z is no continuous latent under a p(z) that is known.
     """
     config = config or GapConfig()
-    _check(model)
+    parts_of = _method(model)
     started, training = time.perf_counter(), model.training
     model.eval()
     batch = split.batch(split.random_rows(config.examples))
@@ -63,11 +63,7 @@ def measure_gap(model: Model, split: Split, config: GapConfig | None = None, *, 
     noise = Noise(config.seed, stream="gap")
     try:
         with tracking("measuring the gap", STAGES) as advance:
-            if isinstance(model, FlowModel):
-                parts = _of_flow(model, x, noise)
-            else:
-                assert isinstance(model, LatentVariableModel)
-                parts = _of_latent(model, Batch(x, label), config, noise, advance)
+            parts = parts_of(Batch(x, label), config, noise, advance)
     finally:
         model.train(training)
     for line in parts.warnings:
@@ -75,8 +71,9 @@ def measure_gap(model: Model, split: Split, config: GapConfig | None = None, *, 
     return _record(model, parts, data, config, time.perf_counter() - started)
 
 
-def _check(model: Model) -> None:
-    if isinstance(model, CodeModel):
+def _method(model: Model) -> Callable[[Batch, GapConfig, Noise, Callable[..., None]], _Parts]:
+    """Choose how the gap of such a model is measured, or say why it cannot be."""
+    if model.levels:
         raise SpecError(
             f"the model {model.name} has codes: its q is a point on one grid of them, with no density to optimise; "
             "a gap can be asked of a vae"
@@ -84,7 +81,7 @@ def _check(model: Model) -> None:
     if not model.has_bound:
         raise SpecError(f"the model {model.name} has no bound, so no gap between it and log p(x): train a vae instead")
     if isinstance(model, FlowModel):
-        return
+        return lambda batch, _, noise, __: _of_flow(model, batch.x, noise)
     if not isinstance(model, LatentVariableModel) or model.prior is None:
         raise SpecError(f"the model {model.name} has a chain of latents, whose q is not learned: ask a vae for its gap")
     if not model.prior.exact:
@@ -93,6 +90,7 @@ def _check(model: Model) -> None:
             f"({option('prior')} normal, where it was trained so)",
             "no-exact-prior",
         )
+    return partial(_of_latent, model)
 
 
 @dataclass(frozen=True)

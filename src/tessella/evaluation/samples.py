@@ -22,8 +22,6 @@ from tessella.foundation.errors import SpecError, option, task
 from tessella.foundation.progress import track
 from tessella.kinds import pictures
 from tessella.models.base import Model
-from tessella.models.codes import CodeModel
-from tessella.models.latent_variable import LatentVariableModel
 
 CHUNK = 100
 """Examples sampled at a time; each chunk has a seed of its own, so the size is part of what is sampled."""
@@ -108,7 +106,8 @@ def sample_rows(
         raise SpecError(f"{option('count')} must be from 1 to 10000, got {count}", code="out-of-range", option="count")
     if label is not None and not model.conditional:
         raise SpecError(
-            f"the model {model.name} does not see labels, so none can be asked for: {_remedy(model)}",
+            f"the model {model.name} does not see labels, so none can be asked for: train a cvae instead"
+            + (f", or {task('fit-prior', 'RUN')} with {option('class_conditional')}" if model.has_decoder else ""),
             code="unconditional",
         )
     columns, labels = math.ceil(math.sqrt(count)), None
@@ -120,15 +119,6 @@ def sample_rows(
             columns, count = (each if each > 1 else min(columns, classes)), min(count, len(labels))
     parts = sample_chunks(model, count, labels, seed=seed, sampling=sampling)
     return in_rows(torch.cat(list(track(parts, "sampling", -(-count // CHUNK)))), columns, model.schema.values.low)
-
-
-def _remedy(model: Model) -> str:
-    if isinstance(model, CodeModel):
-        return f"fit a prior that sees them, {task('fit-prior', 'RUN --class-conditional')}"
-    if isinstance(model, LatentVariableModel):
-        fit = task("fit-prior", "RUN --kind flow --class-conditional")
-        return f"train a cvae instead, or fit a prior that sees them, {fit}"
-    return "train a cvae instead"
 
 
 def reconstruct_rows(model: Model, examples: Batch, columns: int = 10) -> Tensor:

@@ -7,6 +7,7 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torch.nn import functional as F
 from torch.types import _size
 
@@ -14,8 +15,8 @@ from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_categorical, quantized_cdf
 from tessella.core.schema import UINT8, Binary, Real, Schema
 from tessella.likelihoods.shared import (
-    GaussianValues,
     IndependentValues,
+    RealValues,
     Standardizer,
     checked,
     require_values,
@@ -228,4 +229,4 @@ class FixedGaussianModule(Likelihood):
 def _normal(units: Standardizer, location: Tensor, sigma: Tensor) -> StoredValues:
     """Make N(location, sigma^2) of network units a distribution over the stored ones."""
     with torch.autocast(location.device.type, enabled=False):
-        return GaussianValues(units.to_stored(location), units.scale * sigma)
+        return RealValues(Normal(units.to_stored(location), units.scale * sigma, validate_args=False))

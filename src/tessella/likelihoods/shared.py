@@ -7,7 +7,7 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Distribution
 from torch.types import _size
 
 from tessella.core.contracts import StoredValues
@@ -70,26 +70,26 @@ class IndependentValues(StoredValues, ABC):
 
 
 @final
-class GaussianValues(IndependentValues):
-    """N(location, scale^2) of each value, `[B, *event_shape]`; a density."""
+class RealValues(IndependentValues):
+    """Real values, independent under a distribution of batch shape `[B, *event_shape]`: a density."""
 
-    def __init__(self, location: Tensor, scale: Tensor) -> None:
-        self.normal = Normal(location, scale, validate_args=False)
-        super().__init__(len(location), location.shape[1:])
+    def __init__(self, distribution: Distribution) -> None:
+        self.distribution = distribution
+        super().__init__(distribution.batch_shape[0], distribution.batch_shape[1:])
 
     def each(self, value: Tensor) -> Tensor:
-        return self.normal.log_prob(value)
+        return self.distribution.log_prob(value)
 
     @property
     def mean(self) -> Tensor:
-        return self.normal.mean
+        return self.distribution.mean
 
     @property
     def variance(self) -> Tensor:
-        return self.normal.variance
+        return self.distribution.variance
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
-        return self.normal.sample(sample_shape)
+        return self.distribution.sample(sample_shape)
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         raise SpecError(
@@ -108,7 +108,8 @@ def require_values(schema: Schema, values: Values, likelihood: str) -> None:
         binarize = f"add {option('binarize')} dynamic, or " if (values, schema.values) == (Binary(), UINT8) else ""
         raise SpecError(
             f"the {likelihood} likelihood needs {values.words} data, but this data holds "
-            f"{schema.values.words} values: {binarize}use {option('likelihood')} {schema.values.default_likelihood}"
+            f"{schema.values.words} values: {binarize}use {option('likelihood')} {schema.values.default_likelihood}",
+            code="wrong-values",
         )
 
 

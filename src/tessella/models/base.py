@@ -34,8 +34,14 @@ class Model(nn.Module, ABC):
     """Whether z has a rate, so that rate + distortion bounds -log p(x)."""
     levels: Sequence[Quantizer] = ()
     """The quantisers of a model of codes, coarsest first; none of other models."""
+    fitted: bool = False
+    """Whether a prior over codes was learned; until then they are equally probable."""
     downsampling: tuple[int, ...] = (1,)
     """Positions a side of the data that one position of each level's latent grid stands for, coarsest level first."""
+    has_decoder: bool = False
+    """Whether a decoder maps z to x, so that z may be small and given another prior; else z is as large as x."""
+    sequential_density: bool = False
+    """Whether log q(z | x) at another example's z takes a pass number by number, so that it is slow."""
     learning_rate: float = 2e-3
     """What suits it at the height of training, unless another is asked for."""
 
@@ -107,6 +113,11 @@ class Model(nn.Module, ABC):
         return self.likelihood.schema
 
     @property
+    def code_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of one example's codes at each level; none without codes."""
+        return tuple(q.code_shape for q in self.levels)
+
+    @property
     def objective(self) -> Objective:
         """What training minimises; no bound depends on it."""
         return Objective() if self.config is None else self.config.objective
@@ -154,7 +165,7 @@ class Model(nn.Module, ABC):
         if not self.conditional:
             return None
         if label is None:
-            raise SpecError(f"the model {self.name} is conditional: it needs a label for every example")
+            raise SpecError(f"the model {self.name} is conditional: each example needs a label", code="no-label")
         return label
 
     def reject_truncation(self, sampling: Sampling | None) -> Sampling:
@@ -172,9 +183,11 @@ class Model(nn.Module, ABC):
         """What to say when the rate is needed and there is none."""
         if self.has_prior:
             return SpecError(
-                f"the model {self.name} has a prior, but its z is a point and has no rate: train a vae instead"
+                f"the model {self.name} has a prior, but its z is a point and has no rate: train a vae instead",
+                code="no-rate",
             )
         return SpecError(
             f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit one to sample "
-            f"from ({task('fit-prior', 'RUN --kind flow')})"
+            f"from ({task('fit-prior', 'RUN --kind flow')})",
+            code="no-prior",
         )

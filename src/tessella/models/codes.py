@@ -15,8 +15,12 @@ from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
+<<<<<<< HEAD
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError, option
+=======
+from tessella.foundation.errors import SpecError
+>>>>>>> main
 from tessella.foundation.progress import track
 from tessella.likelihoods import likelihood_for
 from tessella.models.base import Model
@@ -46,6 +50,8 @@ class CodeModel(Model):
         merge_depth: residual blocks that each further level's features pass through.
     """
 
+    has_decoder = True
+
     def __init__(
         self,
         name: str,
@@ -74,11 +80,6 @@ class CodeModel(Model):
     # what the parts are
 
     @property
-    def code_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape of one example's codes at each level."""
-        return tuple(q.code_shape for q in self.levels)
-
-    @property
     def prior_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes `(C, *grid)` for priors: the codes of a vector are a sequence."""
         return tuple((1, *s) if len(s) == 1 else s for s in self.code_shapes)
@@ -89,14 +90,10 @@ class CodeModel(Model):
         widths = [q.latent_shape[0] for q in self.levels]
         return tuple(sum(widths[:level]) for level in range(len(widths)))
 
-    @property
-    def fitted(self) -> bool:
-        """Whether a prior was learned."""
-        return not all(isinstance(prior, UniformModule) for prior in self.priors)
-
     def set_prior(self, priors: Sequence[CodePrior]) -> None:
         """Use these priors, one a level, from now on; class-conditional ones make the model conditional."""
         self.priors = nn.ModuleList(priors)
+        self.fitted = not all(isinstance(prior, UniformModule) for prior in priors)
         self.conditional = any(prior.classes for prior in priors)
 
     # what every model does
@@ -197,11 +194,6 @@ class CodeModel(Model):
         """Codes of all levels drawn from the softened q(c | x): those that several draws are trained on."""
         return tuple(self._proposed(x, noise, 1)[0])
 
-    def coarse_only(self, z: Tensor, levels: int = 1) -> Tensor:
-        """z with nothing said by any but the coarsest `levels`: zeros in the finer ones' place."""
-        kept = sum(q.latent_shape[0] for q in self.levels[:levels])
-        return torch.cat([z[:, :kept], torch.zeros_like(z[:, kept:])], 1)
-
     def log_prob_codes(
         self, codes: Codes, label: Tensor | None = None, vectors: Codes | None = None, *, noise: Noise | None = None
     ) -> tuple[Tensor, ...]:
@@ -231,11 +223,8 @@ class CodeModel(Model):
         Raises:
             SpecError: if steps or guidance are asked for, which diffusion has.
         """
-        if sampling is not None and (sampling.steps is not None or sampling.guidance is not None):
-            asked = f"{option('steps')} and {option('guidance')}"
-            raise SpecError(
-                f"the model {self.name} samples codes, not by diffusion: leave out {asked}", code="no-steps"
-            )
+        if sampling is not None:
+            sampling.reject_steps(f"the model {self.name}")
 
         def generate(level: int, prior: CodePrior, condition: Condition) -> Tensor:
             return prior.sample(count, Noise(seed, level, "prior"), condition, sampling=sampling)

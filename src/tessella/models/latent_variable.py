@@ -28,6 +28,8 @@ class LatentVariableModel(Model):
         prior: p(z), or None for an autoencoder, which then has no rate and no bound.
     """
 
+    has_decoder = True
+
     def __init__(
         self,
         name: str,
@@ -43,7 +45,7 @@ class LatentVariableModel(Model):
         super().__init__(name, likelihood, config, conditional=conditional)
         self.encoder, self.bottleneck, self.prior, self.decoder = encoder, bottleneck, prior, decoder
         self.latent_shape, self.downsampling = bottleneck.latent_shape, (encoder.downsampling,)
-        self.networks_see_labels = conditional
+        self.networks_see_labels, self.sequential_density = conditional, bottleneck.sequential_density
         self.set_prior(prior)
 
     def set_prior(self, prior: Prior | None, *, labelled: bool = False) -> None:

@@ -28,7 +28,7 @@ class UniformModule(CodePrior):
     ) -> None:
         super().__init__()
         if classes:
-            raise SpecError("the uniform prior does not see labels: fit another kind", code="uniform-sees-no-labels")
+            raise SpecError("the uniform prior does not see labels: fit another kind", code="sees-no-labels")
         self.code_shape, self.codebook_size = code_shape, codebook_size
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 

@@ -195,7 +195,7 @@ def _label(coded: CodedExamples, level: int, slot: int | None, what: str) -> str
 
 def _slow(model: Model) -> bool:
     """Tell whether decoding one example takes a pass over all pixels, so that few should be decoded."""
-    return getattr(model.likelihood, "sequential_mean", False)
+    return model.likelihood.sequential_mean
 
 
 def _half(examples: Tensor, model: Model, columns: int) -> Image.Image:

@@ -167,7 +167,7 @@ class DemoResult(Result):
         return Cards(cards)
 
     def _edit(self) -> tuple[Block, ...]:
-        from tessella.tasks.edit.result import sheet
+        from tessella.tasks.edit.result import edit_sheet
 
         c, edited = self.edited.config, self.edited.edited
         caption = (
@@ -177,7 +177,7 @@ class DemoResult(Result):
         )
         options = {"region": REGION, "resample": True, "count": VARIANTS}
         call = Call("edit", [self.run, c.picture], options)
-        return Heading("An edit"), Figure(sheet(edited, self.edited.schema), caption), Calls([call])
+        return Heading("An edit"), Figure(edit_sheet(edited, self.edited.schema), caption), Calls([call])
 
     def _search(self) -> tuple[Block, ...]:
         caption = (

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tessella.core.outputs import Condition, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
+from tessella.evaluation.codebook import coarse_only
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Objective
 from tessella.priors.autoregressive import PixelCNNModule
@@ -148,7 +149,7 @@ def _measured(runner: ExperimentRunner, seed: int) -> Levels:
         )
         z["likeliest"] = model.lookup([*latent.codes[:-1], fine.reshape(latent.codes[-1].shape)])
         z["mean"] = torch.cat([latent.z[:, :top], average[top:].expand(len(part), -1, -1, -1)], 1)
-        z["nothing"] = model.coarse_only(latent.z, len(model.levels) - 1)
+        z["nothing"] = coarse_only(model, latent.z, len(model.levels) - 1)
         costs = {name: -model.decode(value).log_prob(part) for name, value in z.items()}
         costs["coarse"] = -one.decode(one.encode(part).z).log_prob(part)
         rows = torch.cat([c.flatten(1) for c in latent.codes], 1)

@@ -20,7 +20,7 @@ from tessella.core.rng import Noise
 from tessella.evaluation.collapse import MOVES, partners
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.tasks.edit.editing import enlarged, positions
+from tessella.tasks.edit.editing import covered_positions, mask_of_cells
 from tessella_experiments.models import VAE, VQVAE
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import ExperimentRunner
@@ -91,10 +91,10 @@ def _codes_outside(model: CodeModel, x: Tensor, other: Tensor, seed: int) -> tup
         top, left = int(at[0] * (height - tall + 1)), int(at[1] * (width - wide + 1))
         region = torch.zeros(height, width, dtype=torch.bool)
         region[top : top + tall, left : left + wide] = True
-        (chosen,) = positions(region, [cell])
+        (chosen,) = covered_positions(region, [cell])
         after = model.decode(model.lookup([torch.where(chosen, c[other], c) for c in codes])).mean
         change = (after - before).double().square().sum(1)
-        inside = change[:, enlarged(chosen, cell, (height, width))].sum()
+        inside = change[:, mask_of_cells(chosen, cell, (height, width))].sum()
         shares.append(1 - float(inside / change.sum()))
         best.append(1 - float(in_best_box(change, tall, wide).sum() / change.sum()))
     kept = [s for s in shares if s == s]  # a box that is empty in all pictures has no change, so no share

@@ -1,9 +1,7 @@
-"""Edit one region of a picture by its codes or latents.
+"""Task `edit`: change one region of a picture or signal by its codes, and measure how far the change reaches.
 
-A region is a mask of pixels `[H, W]`. A position of the code grid is edited if half or more of its cell of pixels lies
-in the region; all other codes stay. The pixels that an edited code can change are found exactly, by one pass of the
-decoder with NaN in its place. Compared are the decoded codes before and after. A model without codes is edited in its
-latents, so that both can be compared.
+A position of the code grid is edited if half or more of its cell lies in the region; all other codes stay. The decoded
+codes before and after are compared. A model without codes is edited in its latents, so that both can be compared.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, cast, final
 
 from tyro.conf import Positional, arg
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from tessella.core.batches import Batch
     from tessella.core.schema import Schema
     from tessella.models.base import Model
+    from tessella.models.codes import CodeModel
     from tessella.tasks.edit.operations import Operation
     from tessella.tasks.edit.result import Edited
     from tessella.training.run import Run
@@ -36,20 +35,20 @@ if TYPE_CHECKING:
 
 VERSION, VARIANTS = 2, 8
 OPERATIONS = ("resample", "paste", "code", "blend")
-PLACED = re.compile(r"(.+)@(-?\d+),(-?\d+)")
+PLACED = re.compile(r"(.+)@(-?\d+(?:,-?\d+)?)")
 
 
 @dataclass(frozen=True)
 class EditConfig:
-    """Change one region of a picture by its codes, and measure how far the change reaches. All other codes stay.
+    """Change one region of an example by its codes, and measure how far the change reaches. All other codes stay.
 
     Give a region, by `region` or `mask`, and one operation: `resample`, `paste`, `code` or `blend`. The folder gets the
-    edited pictures, sheet.png (before, after, difference), edit.json (which codes changed, and how far the change
+    edited examples, sheet.png (before, after, difference), edit.json (which codes changed, and how far the change
     reached) and edit.html. A model without codes is edited in its latents z.
 
     Attributes:
         picture: a picture file, or the number of an example of the split.
-        region: x,y,width,height in pixels of the picture as the model sees it.
+        region: x,y,width,height in pixels of the picture as the model sees it; of a signal start,length.
         mask: a picture of that size that is white in the region.
         level: with several levels of codes, edit this one alone; 0 is the coarsest.
         resample: sample the region given everything around it, from the prior over the codes.
@@ -103,17 +102,18 @@ class EditConfig:
                 f"{option('count')} and {option('prior')} can only be used with {option('resample')}",
                 code="only-with-resample",
             )
-        if self.region is not None and len(self.corners) != 4:
+        if self.region is not None and len(self.corners) not in (2, 4):
             raise SpecError(
-                f"the region {self.region!r} is not of the form x,y,width,height: give four whole numbers",
+                f"the region {self.region!r} is not of the form x,y,width,height: give four whole numbers, or two, "
+                "start,length, for a signal",
                 code="malformed-region",
             )
 
     @property
     def corners(self) -> tuple[int, ...]:
         """The numbers of `region`; none if it is malformed."""
-        found = re.fullmatch(r"\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*,\s*(-?\d+)\s*", self.region or "")
-        return tuple(map(int, found.groups())) if found else ()
+        well_formed = re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)+", self.region or "")
+        return tuple(map(int, (self.region or "").split(","))) if well_formed else ()
 
     @property
     def sampling(self) -> Sampling:
@@ -123,12 +123,12 @@ class EditConfig:
 @final
 @dataclass(frozen=True)
 class EditResult(Result):
-    """An edited picture and how it was made.
+    """An edited example and how it was made.
 
     Attributes:
         config: what was asked for.
-        edited: pictures, codes and masks before and after.
-        schema: schema of the pictures.
+        edited: examples, codes and masks before and after.
+        schema: schema of the examples.
         operation: what was done, in words.
         model: fingerprint of the model's weights.
     """
@@ -161,58 +161,50 @@ class EditResult(Result):
     def save(self, out: Path) -> None:
         from tessella.foundation.output_folder import Outputs
         from tessella.kinds import pictures
-        from tessella.tasks.edit.result import sheet
+        from tessella.tasks.edit.result import edit_sheet
 
         images = [pictures.grid(x[None], self.schema, columns=1, scale=1) for x in self.edited.result]
         text = json_text(self.to_json(), indent=1)
         with Outputs(str(out), [*self.files, "sheet.png", "edit.json"], "", overwrite=True) as outputs:
-            for name, image in zip((*self.files, "sheet.png"), (*images, sheet(self.edited, self.schema)), strict=True):
+            for name, image in zip(
+                (*self.files, "sheet.png"), (*images, edit_sheet(self.edited, self.schema)), strict=True
+            ):
                 outputs.write(name, lambda draft, image=image: image.save(draft, format="PNG"))
             outputs.write("edit.json", lambda draft: draft.write_text(text, "utf-8"))
 
 
 @task(
     "edit",
-    summary="change one region of a picture by its codes; all others stay",
+    summary="change one region of an example by its codes; all others stay",
     group="use",
     out="edited",
     page="edit.html",
 )
 def edit(run: Run, config: EditConfig) -> EditResult:
-    """Edit one picture of a run's model."""
-    from tessella.tasks.edit.editing import box, edit_picture, read_mask
+    """Edit one example by the model of a run."""
+    from tessella.tasks.edit.editing import box, edit_example, read_mask
 
     model = run.model((config.prior or _inpainting_prior(run)) if config.resample else "trained")
-    picture = _read(run, model, config, config.picture)
-    if model.schema.rank != 2:
-        raise SpecError(f"the model {model.name} is of vectors: only pictures have regions to edit", code="no-picture")
-    size = tuple(picture.x.shape[2:])
-    region = read_mask(config.mask, size) if config.mask is not None else box(*config.corners, size=size)
+    example = _read(run, model, config, config.picture)
+    size = tuple(example.x.shape[2:])
+    region = box(config.corners, size) if config.mask is None else read_mask(config.mask, size)
     operation, what = _operation(run, model, config)
-    if config.resample:
-        _note_on_the_prior(model, run)
-    edited = edit_picture(
-        model,
-        picture.x[0],
-        region,
-        operation,
-        level=config.level,
-        label=picture.label,
-        seed=config.seed,
-        blend_original=config.blend_original,
-    )
+    if config.resample and model.levels:
+        _note_on_the_prior(cast("CodeModel", model), run)
+    how: dict[str, Any] = {"label": example.label, "seed": config.seed, "blend_original": config.blend_original}
+    edited = edit_example(model, example.x[0], region, operation, level=config.level, **how)
     what += f", in level {config.level}" if config.level is not None else ""
-    what += "; the pixels outside are the picture's own" if config.blend_original else ""
+    what += "; all outside is the example's own" if config.blend_original else ""
     return EditResult(config, edited, model.schema, what, run.fingerprint)
 
 
 def _read(run: Run, model: Model, config: EditConfig, word: str) -> Batch:
-    """Read one picture, `[1, C, H, W]`."""
+    """Read one example, `[1, C, *spatial]`."""
     native = config.native_size and os.path.isfile(word)
     options = {"data": config.data, "split": config.split, "label": config.label, "native_size": native}
     batch = run.inputs(model, (word,), **options).batch()
     if len(batch) != 1:
-        raise DataError(f"{word} stands for {len(batch)} pictures: give one", code="one-picture")
+        raise DataError(f"{word} stands for {len(batch)} examples: give one", code="one-example")
     return batch
 
 
@@ -227,8 +219,8 @@ def _operation(run: Run, model: Model, config: EditConfig) -> tuple[Operation, s
         placed = None if os.path.isfile(config.paste) else PLACED.fullmatch(config.paste)
         if placed is None:
             return Paste(read(config.paste)), f"The region has the codes of {config.paste}"
-        other, at = placed[1], (int(placed[2]), int(placed[3]))
-        return Paste(read(other), at), f"The region has the codes of {other} from {at[0]},{at[1]} on"
+        at = tuple(map(int, placed[2].split(",")))
+        return Paste(read(placed[1]), at), f"The region has the codes of {placed[1]} from {placed[2]} on"
     if config.code is not None:
         return SetCode(config.code), f"Every code of the region is {config.code}"
     if config.blend is not None:
@@ -252,13 +244,10 @@ def _any_order_priors() -> list[str]:
     return [name for name, kind in kinds.items() if kind.any_order and kind.fitted_after]
 
 
-def _note_on_the_prior(model: Model, run: Run) -> None:
+def _note_on_the_prior(model: CodeModel, run: Run) -> None:
     """Note what the prior does not condition on, and which prior would."""
-    from tessella.models.codes import CodeModel
-
-    if not isinstance(model, CodeModel):
-        return
-    remedy = f"{task_name('fit-prior', f'{run.path} --kind {_any_order_priors()[0]}')} fits one that conditions on all"
+    fit = f"{task_name('fit-prior', str(run.path))} with {option('kind')} {_any_order_priors()[0]}"
+    remedy = f"{fit} fits one that conditions on all"
     if not model.fitted:
         note(f"no prior is fitted, so every code is as likely as any other: {remedy}")
     elif not all(prior.any_order for prior in model.priors):

@@ -1,9 +1,14 @@
-"""Edit one region of one picture in latent space, and decode it before and after."""
+"""Edit one region of one example in latent space, decode it before and after, and find how far the edit can reach.
+
+A region is a mask `[*spatial]`. Latents are set to NaN, and every position that depends on them becomes NaN, whatever
+the decoder is made of: that is the reach.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +21,17 @@ from tessella.likelihoods.autoregressive import PixelByPixel
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.tasks.edit.operations import Operation, Scene, code_model, in_words
+from tessella.networks.conv import crop
+from tessella.tasks.edit.operations import Operation, Scene, in_words
 from tessella.tasks.edit.result import Edited, EditedLevel
+
+POOLS = {1: F.max_pool1d, 2: F.max_pool2d}
+GRIDS = (9, 17, 33, 65)
+"""Positions a side of the grids that the decoder is probed on."""
 
 
 @torch.no_grad()
-def edit_picture(
+def edit_example(
     model: Model,
     x: Tensor,
     region: Tensor,
@@ -32,45 +42,40 @@ def edit_picture(
     seed: int = 0,
     blend_original: bool = False,
 ) -> Edited:
-    """Edit one picture.
+    """Edit one picture or signal.
 
     An autoregressive likelihood decodes pixel by pixel, and one changed pixel would change all after it: there only
     the pixels within reach of the edit are decoded again, given all others.
 
     Args:
         model: any model with codes or latents.
-        x: `[C, H, W]`, as stored; may have another size than trained on if the latents are a grid.
-        region: `[H, W]` bool, see `box` and `read_mask`.
+        x: `[C, *spatial]`, as stored; may have another size than trained on if the latents are a grid.
+        region: `[*spatial]` bool, see `box` and `read_mask`.
         operation: what to do there.
         level: with several levels of codes, edit this one alone, 0 being the coarsest; None: all.
         label: `[1]`, for a conditional model.
         seed: seed of the sampling.
-        blend_original: keep the pixels of `x` outside the region; the decoded picture is blended in over a ring around
+        blend_original: keep the values of `x` outside the region; the decoded example is blended in over a ring around
             it, two cells wide, in which its weight falls evenly to zero.
 
     Raises:
-        SpecError: if the model or the operation does not allow it, or picture, region and operation do not fit.
+        SpecError: if the model or the operation does not allow it, or example, region and operation do not fit.
     """
-    if model.schema.rank != 2:
-        raise SpecError(f"the model {model.name} is of vectors: only pictures have regions to edit", code="no-picture")
-    if not isinstance(model, CodeModel | LatentVariableModel):
-        raise SpecError(f"the z of the model {model.name} is as large as the picture, and none of it stands for a "
-                        "region: train a vqvae or vae to edit", code="no-latents")  # fmt: skip
-    if x.shape[1:] != region.shape:
-        raise SpecError(
-            f"a mask of {in_words(region.shape)} does not fit a picture of {in_words(x.shape[1:])}: give one of "
-            "its size",
-            code="mask-size",
-        )
-    if not region.any():
-        raise SpecError("the region is empty: give at least one pixel", code="empty-region")
+    _check(model, x, region, level)
     device = model.device
     scene = Scene(model, x[None].to(device), None if label is None else label.to(device), region.to(device), seed)
-    change = (_edit_codes if isinstance(model, CodeModel) else _edit_latents)(scene, operation, level)
-    reach = _reach(scene, change.poisoned)
-    cells = change.cells & reach  # beyond the border there are no pixels
+    encoded = model.encode(scene.x, scene.label)
+    if model.levels:
+        chosen = _chosen_codes(scene, encoded.codes, level)
+        scene = replace(scene, known=tuple(~c[None, None] for c in chosen))
+        change = _of_codes(scene, encoded.codes, operation.edit_codes(scene, encoded.codes), chosen)
+    else:
+        change = _of_latents(scene, encoded.z, operation.edit_latents(scene, encoded.z))
+    poisoned = pad_latent(model, change.poisoned, tuple(region.shape))
+    reach = crop(_undecided(model, poisoned, scene.label)[None, None], region.shape)[0, 0]
+    cells = change.cells & reach  # beyond the border there is nothing
     weight = feathered(scene.region, 2 * change.cell) if blend_original else None
-    before, after, result = (picture.cpu() for picture in _decode(scene, change, reach, weight))
+    before, after, result = (decoded.cpu() for decoded in _decode(scene, change, reach, weight))
     levels = tuple(replace(v, chosen=v.chosen.cpu(), before=v.before.cpu(), after=v.after.cpu()) for v in change.levels)
     moved = None if change.moved is None else change.moved.cpu()
     return Edited(x.cpu(), before[0], after, result, region.cpu(), cells.cpu(), reach.cpu(), levels, moved)
@@ -89,72 +94,83 @@ class _Change:
     moved: Tensor | None = None
 
 
-def _edit_codes(scene: Scene, operation: Operation, level: int | None) -> _Change:
-    model = code_model(scene.model)
-    count = len(model.levels)
+def _check(model: Model, x: Tensor, region: Tensor, level: int | None) -> None:
+    """Refuse a model without places, and an example that does not fit the model or the region."""
+    name, count, trained, size = model.name, len(model.levels), model.schema.spatial, tuple(x.shape[1:])
+    if not model.schema.rank:
+        raise SpecError(f"the model {name} is of vectors: only pictures and signals have regions", code="no-regions")
+    if not model.has_decoder:
+        raise SpecError(f"the z of the model {name} is as large as the example, and none of it stands for a region: "
+                        "train a vqvae or vae to edit", code="no-latents")  # fmt: skip
+    if size != tuple(region.shape):
+        raise SpecError(f"a mask of {in_words(region.shape)} does not fit an example of {in_words(size)}: give one of "
+                        "its size", code="mask-size")  # fmt: skip
+    if not region.any():
+        raise SpecError("the region is empty: give at least one position", code="empty-region")
     if any(len(shape) == 1 for shape in model.code_shapes):
-        raise SpecError(f"the codes of the model {model.name} have no places in the picture: train a vqvae",
-                        code="no-places")  # fmt: skip
+        raise SpecError(f"the codes of the model {name} have no places: train a vqvae", code="no-places")
+    if level is not None and not count:
+        raise SpecError(f"the model {name} has no levels of codes: leave {option('level')} out", code="no-codes")
     if level is not None and not 0 <= level < count:
         raise SpecError(f"there is no level {level}: the model has {count}, 0 (the coarsest) to {count - 1}",
                         code="no-such-level")  # fmt: skip
-    now, finest = scene.codes, model.downsampling[-1]
-    _check_one_code_fits(scene, finest)
-    strides = [finest << (count - 1 - number) for number in range(count)]
-    chosen = positions(scene.region, strides if level is None else [strides[level]])
-    if level is not None:
-        nowhere = [torch.zeros_like(c[0, 0], dtype=torch.bool) for c in now]
-        chosen = [*nowhere[:level], *chosen, *nowhere[level + 1 :]]
-    proposed = operation.edit_codes(replace(scene, known=tuple(~c[None, None] for c in chosen)))
+    if len(model.latent_shape) == 1 and size != trained:
+        raise SpecError(f"the model {name} takes examples of {in_words(trained)}, not of {in_words(size)}",
+                        code="other-size")  # fmt: skip
+    stride = model.downsampling[-1]
+    if len(model.latent_shape) > 1 and min(size) < stride:
+        raise SpecError(f"an example of {in_words(size)} is smaller than one code, which stands for "
+                        f"{in_words([stride] * len(size))}: give a larger one", code="too-small")  # fmt: skip
+
+
+def _chosen_codes(scene: Scene, codes: tuple[Tensor, ...], level: int | None) -> list[Tensor]:
+    """Find the positions to edit at each level."""
+    strides = scene.model.downsampling
+    if level is None:
+        return covered_positions(scene.region, strides)
+    (chosen,) = covered_positions(scene.region, strides[level : level + 1])
+    nowhere = [torch.zeros_like(c[0, 0], dtype=torch.bool) for c in codes]
+    return [*nowhere[:level], chosen, *nowhere[level + 1 :]]
+
+
+def _of_codes(scene: Scene, now: tuple[Tensor, ...], proposed: tuple[Tensor, ...], chosen: list[Tensor]) -> _Change:
+    model, strides = cast(CodeModel, scene.model), scene.model.downsampling
     then = [torch.where(c, new, old) for c, new, old in zip(chosen, proposed, now, strict=True)]
     poisoned, first = model.lookup(now).clone(), 0
-    for number, (c, quantizer) in enumerate(zip(chosen, model.levels, strict=True)):
-        width, below = quantizer.latent_shape[0], 1 << (count - 1 - number)
-        poisoned[:, first : first + width].masked_fill_(enlarged(c, below, poisoned.shape[2:]), torch.nan)
+    for c, quantizer, stride in zip(chosen, model.levels, strides, strict=True):
+        width = quantizer.latent_shape[0]
+        mask = mask_of_cells(c, stride // strides[-1], poisoned.shape[2:])
+        poisoned[:, first : first + width].masked_fill_(mask, torch.nan)
         first += width
-    cells = torch.stack([enlarged(c, s, scene.region.shape) for c, s in zip(chosen, strides, strict=True)]).any(0)
+    cells = torch.stack([mask_of_cells(c, s, scene.region.shape) for c, s in zip(chosen, strides, strict=True)]).any(0)
     levels = tuple(EditedLevel(c, a[0], b, s) for c, a, b, s in zip(chosen, now, then, strides, strict=True))
     widest = max(s for s, c in zip(strides, chosen, strict=True) if c.any())
     return _Change(model.lookup(now), model.lookup(then), poisoned, cells, widest, levels)
 
 
-def _edit_latents(scene: Scene, operation: Operation, level: int | None) -> _Change:
-    model, size = scene.model, tuple(scene.region.shape)
-    if level is not None:
-        raise SpecError(f"the model {model.name} has no levels of codes: leave {option('level')} out", code="no-codes")
-    if len(model.latent_shape) == 1 and size != model.schema.shape[1:]:
-        trained = in_words(model.schema.shape[1:])
-        raise SpecError(f"the model {model.name} takes pictures of {trained}, not of {in_words(size)}",
-                        code="other-size")  # fmt: skip
-    if len(model.latent_shape) > 1:
-        cell = model.downsampling[-1]
-        _check_one_code_fits(scene, cell)
-        (chosen,) = positions(scene.region, [cell])
-        cells = enlarged(chosen, cell, size)
+def _of_latents(scene: Scene, z: Tensor, proposed: Tensor) -> _Change:
+    size = scene.region.shape
+    if z.dim() > 2:
+        cell = scene.model.downsampling[-1]
+        (chosen,) = covered_positions(scene.region, [cell])
+        cells = mask_of_cells(chosen, cell, size)
     else:
         cell, cells = max(1, min(size) // 16), scene.region
-        chosen = torch.ones((), dtype=torch.bool, device=scene.x.device)
-    z = model.encode(scene.x, scene.label).z
-    then = torch.where(chosen, operation.edit_latents(scene, z), z)
+        chosen = torch.ones((), dtype=torch.bool, device=z.device)
+    then = torch.where(chosen, proposed, z)
     moved = (then - z).flatten(1).norm(dim=1) / z.norm()
     return _Change(z, then, z.masked_fill(chosen, torch.nan), cells, cell, moved=moved)
 
 
-def _check_one_code_fits(scene: Scene, stride: int) -> None:
-    if min(scene.region.shape) < stride:
-        raise SpecError(f"a picture of {in_words(scene.region.shape)} is smaller than one code, which stands for "
-                        f"{stride}x{stride} pixels: give a larger one", code="picture-too-small")  # fmt: skip
-
-
 def _decode(scene: Scene, change: _Change, reach: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Decode the pictures before `[1, C, H, W]` and after, and blend the latter into the original, `[N, C, H, W]`.
+    """Decode the examples before `[1, C, *spatial]` and after, and blend the latter into the original, `[N, ...]`.
 
-    One picture at a time: kernels round differently in batches of other sizes, and even in other rows of one.
+    One at a time: kernels round differently in batches of other sizes, and even in other rows of one.
     """
-    size = tuple(scene.region.shape)
+    size, x = scene.region.shape, scene.x.float()
 
     def distribution(z: Tensor):
-        return scene.model.decode(pad_latent(scene.model, z, size), scene.label)
+        return scene.model.decode(pad_latent(scene.model, z, tuple(size)), scene.label)
 
     before = distribution(change.before).mean
     after, blended = [], []
@@ -163,32 +179,22 @@ def _decode(scene: Scene, change: _Change, reach: Tensor, weight: Tensor | None)
         if isinstance(p_x, PixelByPixel):
             decoded = inserted = p_x.redrawn(before, _padded(reach, before)[0, 0])
             if weight is not None:
-                original = _padded(scene.x[0].float(), before)
-                inserted = p_x.redrawn(original, _padded(weight > 0, before)[0, 0])
+                inserted = p_x.redrawn(_padded(x[0], before), _padded(weight > 0, before)[0, 0])
         else:
             decoded = inserted = p_x.mean
-        after.append(decoded[..., : size[0], : size[1]])
-        blended.append(inserted[..., : size[0], : size[1]])
+        after.append(crop(decoded, size))
+        blended.append(crop(inserted, size))
     result = torch.cat(blended)
     if weight is not None:
-        result = torch.lerp(scene.x.float().expand_as(result), result, weight)
-    return before[..., : size[0], : size[1]], torch.cat(after), result
-
-
-def _reach(scene: Scene, poisoned: Tensor) -> Tensor:
-    """Pixels `[H, W]` that depend on latents that are NaN."""
-    size = tuple(scene.region.shape)
-    return undecided(scene.model, pad_latent(scene.model, poisoned, size), scene.label)[: size[0], : size[1]]
+        result = torch.lerp(x.expand_as(result), result, weight)
+    return crop(before, size), torch.cat(after), result
 
 
 def _padded(maps: Tensor, like: Tensor) -> Tensor:
-    """Pad maps `[..., H, W]` with zeros to the right and below to the size of a decoded picture, `[1, C, H', W']`."""
-    height, width = maps.shape[-2:]
-    return F.pad(maps.reshape(1, -1, height, width), (0, like.shape[3] - width, 0, like.shape[2] - height))
-
-
-GRIDS = (9, 17, 33, 65)
-"""Positions a side of the grids that the decoder is probed on."""
+    """Pad maps `[..., *spatial]` with zeros at their ends to the size of a decoded example, `[1, C, *larger]`."""
+    spatial = maps.shape[2 - like.dim() :]
+    missing = [part for side, wanted in zip(spatial, like.shape[2:], strict=True) for part in (wanted - side, 0)]
+    return F.pad(maps.reshape(1, -1, *spatial), missing[::-1])
 
 
 @torch.no_grad()
@@ -202,18 +208,16 @@ def receptive_field(model: Model, level: int = -1) -> tuple[int, int, int, int] 
     """
     if len(model.latent_shape) == 1:
         return None
-    widths, number = [model.latent_shape[0]], 0
-    if isinstance(model, CodeModel):
-        widths = [q.latent_shape[0] for q in model.levels]
-        number = range(len(widths))[level]
-    times = 1 << (len(widths) - 1 - number)
+    widths = [q.latent_shape[0] for q in model.levels] or [model.latent_shape[0]]
+    number = range(len(widths))[level]
+    times = model.downsampling[number] // model.downsampling[-1]
     channels = slice(sum(widths[:number]), sum(widths[: number + 1]))
     label = torch.zeros(1, dtype=torch.int64, device=model.device)
     for side in GRIDS:
         z = torch.zeros(1, model.latent_shape[0], side * times, side * times, device=model.device)
         cell = slice(side // 2 * times, (side // 2 + 1) * times)
         z[:, channels, cell, cell] = torch.nan
-        far = undecided(model, z, label)
+        far = _undecided(model, z, label)
         rows, columns = far.any(1).nonzero().flatten().tolist(), far.any(0).nonzero().flatten().tolist()
         pixels = far.shape[0] // side
         top, end = side // 2 * pixels, (side // 2 + 1) * pixels
@@ -222,36 +226,39 @@ def receptive_field(model: Model, level: int = -1) -> tuple[int, int, int, int] 
     return None
 
 
-def undecided(model: Model, z: Tensor, label: Tensor | None) -> Tensor:
-    """Pixels `[H, W]` whose parameters are NaN when z `[1, D, h, w]` is decoded."""
-    assert isinstance(model, CodeModel | LatentVariableModel)
+def _undecided(model: Model, z: Tensor, label: Tensor | None) -> Tensor:
+    """Find the positions `[*spatial]` whose parameters are NaN when z `[1, D, *grid]` is decoded."""
     sees = model.conditional and not model.levels
-    return model.decoder(z, label if sees else None)[0].isnan().any(0)
+    decoder = cast(CodeModel | LatentVariableModel, model).decoder
+    return decoder(z, label if sees else None)[0].isnan().any(0)
 
 
-def box(x: int, y: int, width: int, height: int, size: tuple[int, ...]) -> Tensor:
-    """Make a mask `[H, W]` of that size from a rectangle of pixels.
+def box(corners: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Make a mask of that size from a rectangle (x, y, width, height), or for a signal from (start, length).
 
     Raises:
         SpecError: if it has no area, or does not lie inside.
     """
-    if width < 1 or height < 1:
+    if len(corners) != 2 * len(size):
+        form = "x,y,width,height" if len(size) == 2 else "start,length"
+        raise SpecError(f"{option('region')} must be {form} here, got {len(corners)} numbers", code="malformed-region")
+    first, lengths = corners[: len(size)][::-1], corners[len(size) :][::-1]
+    if min(lengths) < 1:
+        raise SpecError(f"a region of {in_words(lengths)} has no area: give lengths of at least 1", code="empty-region")
+    ends = [start + length for start, length in zip(first, lengths, strict=True)]
+    if min(first) < 0 or any(end > side for end, side in zip(ends, size, strict=True)):
+        start, end = (",".join(map(str, place[::-1])) for place in (first, ends))
         raise SpecError(
-            f"a region of {width}x{height} pixels has no area: give x,y,width,height, each at least 1 wide",
-            code="empty-region",
-        )
-    if x < 0 or y < 0 or x + width > size[1] or y + height > size[0]:
-        raise SpecError(
-            f"the region from {x},{y} to {x + width},{y + height} does not lie inside the picture, which is "
-            f"{in_words(size)} as the model sees it",
+            f"the region from {start} to {end} does not lie inside the example, which is {in_words(size)} as the "
+            "model sees it",
             code="region-outside",
         )
     mask = torch.zeros(*size, dtype=torch.bool)
-    mask[y : y + height, x : x + width] = True
+    mask[tuple(slice(*ends) for ends in zip(first, ends, strict=True))] = True
     return mask
 
 
-def read_mask(path: str, size: tuple[int, ...]) -> Tensor:
+def read_mask(path: str, size: Sequence[int]) -> Tensor:
     """Read a picture file of that size as a mask `[H, W]`: True where it is lighter than half.
 
     Raises:
@@ -267,14 +274,14 @@ def read_mask(path: str, size: tuple[int, ...]) -> Tensor:
             "give a mask of its size",
             code="mask-size",
         )
-    mask = torch.from_numpy(decoded(path, (size[0], size[1]), 1).copy())[0] > 127
+    mask = torch.from_numpy(decoded(path, header.size, 1).copy())[0] > 127
     if not mask.any():
         raise SpecError(f"the mask {path} is empty: paint the region white", code="empty-region")
     return mask
 
 
-def positions(region: Tensor, strides: Sequence[int]) -> list[Tensor]:
-    """Find the positions `[h, w]` of each grid whose cells, of stride x stride pixels, are at least half covered.
+def covered_positions(region: Tensor, strides: Sequence[int]) -> list[Tensor]:
+    """Find the positions `[*grid]` of each grid whose cells, of `stride` a side, are at least half covered.
 
     A region is therefore rounded to cells rather than grown to them. If no grid has such a position, those of the last
     grid that the region covers most are taken.
@@ -287,23 +294,25 @@ def positions(region: Tensor, strides: Sequence[int]) -> list[Tensor]:
 
 
 def _covered(region: Tensor, stride: int) -> Tensor:
-    """Share of each cell's pixels that are in the region; cells at the border may reach outside the picture."""
-    down, right = -region.shape[0] % stride, -region.shape[1] % stride
-    both = torch.stack([region.float(), torch.ones_like(region, dtype=torch.float32)])
-    inside, pixels = F.avg_pool2d(F.pad(both, (0, right, 0, down))[None], stride)[0]
-    return inside / pixels
+    """Share of each cell that is in the region; cells at the border may reach outside the example."""
+    both = torch.stack([region, torch.ones_like(region)]).float()
+    for axis, side in enumerate(region.shape, 1):
+        both = F.pad(both.movedim(axis, -1), (0, -side % stride)).unflatten(-1, (-1, stride)).sum(-1).movedim(-1, axis)
+    return both[0] / both[1]
 
 
-def enlarged(positions: Tensor, times: int, size: tuple[int, ...]) -> Tensor:
-    """Repeat a mask of positions `times` along both axes and crop it to a size."""
-    return positions.repeat_interleave(times, 0).repeat_interleave(times, 1)[: size[0], : size[1]]
+def mask_of_cells(positions: Tensor, stride: int, size: Sequence[int]) -> Tensor:
+    """Repeat a mask of positions `stride` times along each axis and crop it to a size."""
+    for axis, side in enumerate(size):
+        positions = positions.repeat_interleave(stride, axis).narrow(axis, 0, side)
+    return positions
 
 
 def feathered(region: Tensor, ring: int) -> Tensor:
-    """Blending weight `[H, W]`: 1 in the region, falling evenly over `ring` pixels around it, 0 beyond."""
+    """Blending weight `[*spatial]`: 1 in the region, falling evenly over `ring` positions around it, 0 beyond."""
     dilated = region.float()[None]
     total = dilated.clone()
     for _ in range(ring):
-        dilated = F.max_pool2d(dilated, 3, stride=1, padding=1)
+        dilated = POOLS[region.dim()](dilated, 3, stride=1, padding=1)
         total += dilated
     return total[0] / (ring + 1)

@@ -1,4 +1,4 @@
-"""Result of editing a picture: pictures, codes and masks before and after, and how far the change reached."""
+"""Result of an edit: examples, codes and masks before and after, how far the change reached, and its page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from torch import Tensor
 
 from tessella.core.schema import Schema
 from tessella.foundation.blocks import Block, Cards, Code, Details, Figure, Heading, Table
-from tessella.kinds.sheets import GAP, enlarged, heat_map, on_white, titled_rows
+from tessella.kinds.base import kind_of
+from tessella.kinds.pictures import heat_map
+from tessella.kinds.sheets import GAP, enlarged, on_white, titled_rows
+from tessella.tasks.edit.operations import bounding_box, in_words
+
+SHEET_WIDTH = 1600
+ORANGE, GREY = (255, 140, 0), (150, 150, 150)
+LISTED = 200
+"""Changed codes that a page lists at most."""
 
 
 @final
@@ -22,9 +30,9 @@ class EditedLevel:
     """One level of codes before and after an edit.
 
     Attributes:
-        chosen: `[h, w]` bool, the positions that were edited.
-        before, after: `[C, h, w]` and `[N, C, h, w]` int64.
-        cell: pixels a side of a position.
+        chosen: `[*grid]` bool, the positions that were edited.
+        before, after: `[C, *grid]` and `[N, C, *grid]` int64.
+        cell: length of a position's cell along each axis of the example.
     """
 
     chosen: Tensor
@@ -36,16 +44,16 @@ class EditedLevel:
 @final
 @dataclass(frozen=True)
 class Edited:
-    """A picture before and after N variants of an edit; pictures are float32 in stored units, on the CPU.
+    """An example before and after N variants of an edit, float32 in stored units, on the CPU.
 
     Attributes:
-        x: `[C, H, W]`, the picture as stored.
-        before: `[C, H, W]`, its reconstruction.
-        after: `[N, C, H, W]`, the edited codes or latents decoded.
-        result: `[N, C, H, W]`, `after`, or `x` with `after` blended in.
-        region: `[H, W]` bool, as asked for.
-        cells: `[H, W]` bool, the pixels of the positions that were edited; of latents without a grid the region.
-        reach: `[H, W]` bool, all pixels that the edited codes can change: the cells and the receptive field.
+        x: `[C, *spatial]`, the example as stored.
+        before: `[C, *spatial]`, its reconstruction.
+        after: `[N, C, *spatial]`, the edited codes or latents decoded.
+        result: `[N, C, *spatial]`, `after`, or `x` with `after` blended in.
+        region: `[*spatial]` bool, as asked for.
+        cells: `[*spatial]` bool, the cells of the positions that were edited; of latents without a grid the region.
+        reach: `[*spatial]` bool, all that the edited codes can change: the cells and the receptive field.
         levels: each level of codes, coarsest first; empty for a model without codes.
         moved: `[N]`, for a model without codes the relative distance |z' - z| / |z|.
     """
@@ -62,23 +70,26 @@ class Edited:
 
     @property
     def change(self) -> Tensor:
-        """Squared change of each pixel from `before` to `after`, summed over channels, `[N, H, W]`."""
+        """Squared change from `before` to `after`, summed over channels, `[N, *spatial]`."""
         return (self.after.double() - self.before.double()).square().sum(1)
 
-    def share_outside(self, pixels: Tensor) -> Tensor:
-        """Share of the squared change that lies outside `pixels` `[H, W]`, `[N]`; 0 where nothing changed."""
+    def share_outside(self, mask: Tensor) -> Tensor:
+        """Share of the squared change that lies outside `mask` `[*spatial]`, `[N]`; 0 where nothing changed."""
         change = self.change
         total = change.flatten(1).sum(1)
-        return (change * ~pixels).flatten(1).sum(1) / total.clamp_min(torch.finfo(total.dtype).tiny)
+        return (change * ~mask).flatten(1).sum(1) / total.clamp_min(torch.finfo(total.dtype).tiny)
 
     def changed(self, variant: int) -> list[dict[str, int]]:
-        """List the codes that changed: level, slot, row, column, from, to."""
+        """List the codes that changed: level, slot, row (not of a signal), column, from, to."""
         found = []
         for number, level in enumerate(self.levels):
-            now = level.after[variant]
-            for slot, row, column in (now != level.before).nonzero().tolist():
-                place = {"level": number, "slot": slot, "row": row, "column": column}
-                found.append({**place, "from": int(level.before[slot, row, column]), "to": int(now[slot, row, column])})
+            now, axes = (
+                level.after[variant],
+                ("slot", "row", "column") if self.region.dim() == 2 else ("slot", "column"),
+            )
+            for place in map(tuple, (now != level.before).nonzero().tolist()):
+                where = {"level": number, **dict(zip(axes, place, strict=True))}
+                found.append({**where, "from": int(level.before[place]), "to": int(now[place])})
         return found
 
     @property
@@ -88,18 +99,19 @@ class Edited:
 
     @property
     def code_count(self) -> int:
-        """Number of codes of the picture."""
+        """Number of codes of the example."""
         return sum(level.before.numel() for level in self.levels)
 
     def to_json(self) -> dict[str, Any]:
         """Numbers of the edit: what changed, and how far the change reached."""
-        y, x = self.region.any(1).nonzero().flatten(), self.region.any(0).nonzero().flatten()
-        box = {"x": int(x[0]), "y": int(y[0]), "width": int(x[-1] - x[0]) + 1, "height": int(y[-1] - y[0]) + 1}
+        box = bounding_box(self.region)[::-1]  # x first
+        ends = dict(zip(("x", "y"), (first for first, _ in box), strict=False))
+        lengths = dict(zip(("width", "height"), (length for _, length in box), strict=False))
         shares = {name: self.share_outside(getattr(self, name)).tolist() for name in ("region", "cells", "reach")}
         peak = self.change.flatten(1).amax(1).sqrt().tolist()
         return {
-            "size": {"width": self.region.shape[1], "height": self.region.shape[0]},
-            "region": {**box, "pixels": int(self.region.sum())},
+            "size": dict(zip(("width", "height"), reversed(self.region.shape), strict=False)),
+            "region": {**ends, **lengths, "pixels": int(self.region.sum())},
             "cells": {"pixels": int(self.cells.sum())},
             "reach": {"pixels": int(self.reach.sum())},
             "levels": [
@@ -119,14 +131,8 @@ class Edited:
         }
 
 
-SHEET_WIDTH = 1600
-ORANGE, GREY = (255, 140, 0), (150, 150, 150)
-LISTED = 200
-"""Changed codes that a page lists at most."""
-
-
-def sheet(edited: Edited, schema: Schema) -> Image.Image:
-    """Compose the picture with its region, its reconstruction, the edited pictures, and the differences.
+def edit_sheet(edited: Edited, schema: Schema) -> Image.Image:
+    """Compose the example with its region, its reconstruction, the edited variants, and the differences.
 
     One variant stands in a row; several stand each above its difference. Differences are the root of the squared
     change, brighter where it is larger, all on one scale; the grey line is the reach of the edit.
@@ -138,10 +144,11 @@ def sheet(edited: Edited, schema: Schema) -> Image.Image:
     before = on_white(enlarged(edited.before, schema, side))
     after = [on_white(enlarged(x, schema, side)) for x in edited.result]
     change = edited.change.sqrt()
-    largest = float(change.max()) or 1.0
-    difference = [
-        _outlined(_outlined(heat_map(c / largest, side), edited.reach, GREY), edited.region, ORANGE) for c in change
-    ]
+    change = change.view(count, -1, change.shape[-1]).numpy() / (float(change.max()) or 1.0)
+    difference = []
+    for one in change:
+        heat = heat_map(one, 0, 1).resize(before.size, Image.Resampling.NEAREST)
+        difference.append(_outlined(_outlined(heat, edited.reach, GREY), edited.region, ORANGE))
     if count == 1:
         titles = ["input", "reconstruction", "after the edit", "difference"]
         return titled_rows([[original, before, *after, *difference]], titles)
@@ -168,28 +175,23 @@ def blocks(edited: Edited, schema: Schema) -> tuple[Block, ...]:
     elif edited.moved is not None:
         cards.insert(0, (f"{100 * edited.moved.mean():.3g} %", "of its length is how far z moved"))
     caption = (
-        "The input, with the region; its reconstruction before the edit; the edited picture; and the difference of "
+        "The input, with the region; its reconstruction before the edit; the edited example; and the difference of "
         "the two, on one scale, light where it is large"
         + ("." if bool(edited.reach.all()) else "; the grey line is how far the edit could reach.")
     )
     rows = [
-        ("picture", f"{edited.x.shape[2]} x {edited.x.shape[1]}", "pixels, width and height, as the model sees it"),
-        ("region", f"{int(edited.region.sum()):,}", "pixels that were asked for"),
-        ("cells", f"{int(edited.cells.sum()):,}", "pixels of the cells of the edited codes"),
-        ("reach", f"{int(edited.reach.sum()):,}", "pixels that the edited codes can change at all"),
-        *(
-            (
-                f"level {number}",
-                f"{int(v.chosen.sum()):,} of {v.chosen.numel():,}",
-                f"positions edited, each of {v.cell}x{v.cell} pixels",
-            )
-            for number, v in enumerate(edited.levels)
-        ),
+        (kind_of(schema).example, in_words(edited.region.shape), "positions, width first, as the model sees it"),
+        ("region", f"{int(edited.region.sum()):,}", "positions that were asked for"),
+        ("cells", f"{int(edited.cells.sum()):,}", "positions in the cells of the edited codes"),
+        ("reach", f"{int(edited.reach.sum()):,}", "positions that the edited codes can change at all"),
     ]
+    for number, v in enumerate(edited.levels):
+        meaning = f"codes edited, each of a cell of {in_words([v.cell] * edited.region.dim())} positions"
+        rows.append((f"level {number}", f"{int(v.chosen.sum()):,} of {v.chosen.numel():,}", meaning))
     listed = (_listed(edited),) if edited.levels else ()
     return (
         Cards(cards),
-        Figure(sheet(edited, schema), caption),
+        Figure(edit_sheet(edited, schema), caption),
         Heading("Numbers"),
         Table(("", "", ""), rows),
         *listed,
@@ -198,19 +200,20 @@ def blocks(edited: Edited, schema: Schema) -> tuple[Block, ...]:
 
 def _listed(edited: Edited) -> Details:
     """List the codes that changed in the first variant."""
-    lines = [
-        f"level {c['level']} slot {c['slot']} ({c['row']}, {c['column']}): {c['from']} -> {c['to']}"
-        for c in edited.changed(0)
-    ]
+    lines = []
+    for c in edited.changed(0):
+        place = ", ".join(str(c[axis]) for axis in ("row", "column") if axis in c)
+        lines.append(f"level {c['level']} slot {c['slot']} ({place}): {c['from']} -> {c['to']}")
     more = [f"... and {len(lines) - LISTED} more, in edit.json"] if len(lines) > LISTED else []
     which = "" if len(edited.after) == 1 else " in the first variant"
     return Details(f"codes that changed{which}", (Code("\n".join([*lines[:LISTED], *more])),))
 
 
 def _outlined(image: Image.Image, mask: Tensor, colour: tuple[int, int, int]) -> Image.Image:
-    """Draw a line of two points along the inside of a mask `[H, W]`, except where it meets the border."""
-    pixels, times = np.array(image), image.width // mask.shape[1]
-    large = mask.repeat_interleave(times, 0).repeat_interleave(times, 1)
+    """Draw a line of two points along the inside of a mask `[*spatial]`, except where it meets the border."""
+    cells = Image.fromarray(np.uint8(255) * mask.view(-1, mask.shape[-1]).numpy().astype(np.uint8))
+    large = torch.from_numpy(np.array(cells.resize(image.size, Image.Resampling.NEAREST))) > 0
     outside = F.max_pool2d(F.pad((~large).float()[None], (2, 2, 2, 2)), 5, stride=1)[0] > 0
+    pixels = np.array(image)
     pixels[torch.logical_and(outside, large).numpy()] = colour
     return Image.fromarray(pixels)

@@ -104,7 +104,7 @@ def compose(run: Run, model: Model, data: Data) -> tuple[Evaluation, Page]:
 
 def _slow(model: Model) -> bool:
     """True if one sample takes a pass over all values, so that few should be shown."""
-    return getattr(model.likelihood, "sequential_mean", False)
+    return model.likelihood.sequential_mean
 
 
 def _lead(model: Model, data: Data, e: Evaluation, metrics: list[dict[str, Any]]) -> str:

@@ -1,0 +1,34 @@
+"""Conformance tests: what every registered part of a kind promises, for parts of this and of other packages.
+
+    from tessella import testing
+
+    testing.check_quantizer(MyQuantizer())
+    testing.check_likelihood(MyLikelihood(), "real")
+
+Each raises AssertionError where a promise is broken, and needs nothing but PyTorch. `check_entry(entry)` runs those of
+its kind.
+"""
+
+from __future__ import annotations
+
+from tessella.testing.models import check_bound, check_model, small_model
+from tessella.testing.parts import (
+    check_bottleneck,
+    check_code_prior,
+    check_entry,
+    check_likelihood,
+    check_prior,
+    check_quantizer,
+)
+
+__all__ = [
+    "check_bottleneck",
+    "check_bound",
+    "check_code_prior",
+    "check_entry",
+    "check_likelihood",
+    "check_model",
+    "check_prior",
+    "check_quantizer",
+    "small_model",
+]
