@@ -31,13 +31,8 @@ from tessella.core.schema import Schema
 from tessella.data.inputs import NamedBatch
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-<<<<<<< HEAD
-from tessella.priors import MaskedTransformer
-from tessella.tasks.edit.editing import box, edit_picture, receptive_field
-=======
 from tessella.priors import MaskedTransformer
 from tessella.tasks.edit.editing import box, edit_example, receptive_field
->>>>>>> main
 from tessella.tasks.edit.operations import Inpaint, Paste
 from tessella.tasks.search.features import features as features_of
 from tessella.tasks.search.index_file import Index, nearest, read_index, write_index

@@ -15,12 +15,8 @@ from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
-<<<<<<< HEAD
 from tessella.core.schema import Schema
-from tessella.foundation.errors import SpecError, option
-=======
 from tessella.foundation.errors import SpecError
->>>>>>> main
 from tessella.foundation.progress import track
 from tessella.likelihoods import likelihood_for
 from tessella.models.base import Model
