@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -60,7 +62,7 @@ def test_the_overview_and_the_commands_agree() -> None:
 
 def test_no_help_waits_for_torch() -> None:
     """The overview does without the parser too; the options of a command, a model and a prior do without PyTorch."""
-    every = [[name] for name in cli.summaries()]
+    every = [[name] for name in cli.COMMANDS] + [[e.name] for e in registry.entries("task") if e.origin == "tessella"]
     every += [["train", name] for name in registry.names("model")]
     every += [["fit-prior", "--kind", name] for name in (*registry.names("prior"), *registry.names("code-prior"))]
     for words, heavy in (([[]], {"torch", "numpy", "tyro", "rich", "PIL"}), (every, {"torch"})):
@@ -70,6 +72,45 @@ def test_no_help_waits_for_torch() -> None:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_options_and_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "script.sh"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "tessella").write_text(f"#!/bin/sh\nexec '{sys.executable}' -m tessella \"$@\"\n")
+    (tmp_path / "tessella").chmod(0o755)
+
+    def completed(*words: str) -> list[str]:
+        line = " ".join(map(shlex.quote, words))
+        asked = f"source {script}; COMP_WORDS=(tessella {line}); COMP_CWORD={len(words)}; _tessella; "
+        code = f'{asked} printf "%s\\n" "${{COMPREPLY[@]}}"'
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", code], capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False
+        )
+        assert not done.stderr
+        return done.stdout.split()
+
+    assert completed("") == list(cli.summaries())
+    assert completed("tr") == ["train", "traverse"]
+    assert completed("train", "vq") == ["vqvae", "vqvae2"]
+    assert completed("train", "vqvae", "--quantizer", "r") == ["residual"]
+    assert completed("train", "vqvae", "--quantizer", "fsq", "--compile", "--lev") == ["--levels"]
+    assert completed("train", "vqvae", "--lev") == []
+    assert completed("fit-prior", "RUN", "--kind", "ma") == ["masked"]
+    assert completed("sample", "RUN", "--top") == ["--top-k", "--top-p"]
+    assert completed("sample", "") == []  # names of files
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_scripts_of_completion_name_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    said = capsys.readouterr().out
+    assert set(cli.summaries()) <= set(re.findall(r"[\w-]+", said))
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=said, text=True, check=True)
 
 
 @pytest.mark.parametrize("name", cli.summaries())

@@ -24,6 +24,10 @@ def command(name: str, args: Sequence[str] = ()) -> tuple[type, Callable[[Any], 
         from tessella.commands.prior import prior_options, run_fitting
 
         return prior_options(args), run_fitting
+    if name == "completion":
+        from tessella.commands.completion import completion_options
+
+        return completion_options(), lambda _: 0  # what it prints is printed before options are parsed
     from tessella.commands.tasks import run_task, task_options
     from tessella.tasks.task import load_task
 

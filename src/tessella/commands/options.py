@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
 from tessella.foundation import config as configs
 from tessella.foundation import registry, validation
@@ -199,18 +199,21 @@ class Flags:
         """
         slots = configs.slots(self.kind)
         parts = configs.choices(self.kind, {s: w for s in slots if (w := word_after(args, flag(s))) is not None})
-        known = {*self.names, *flags_of(command), "help"}
+        known = {*self.names, "help", *given_flags([flags[0] for flags, _ in option_types(command)])}
         for name in sorted(given_flags(args) - known):
             raise configs.unknown_option(self.kind, parts, name)
 
 
-def flags_of(options: type) -> set[str]:
-    """Names of the flags of a dataclass of options, and of those that it holds."""
-    found: set[str] = set()
+def option_types(options: type) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The flags of a dataclass of options and of those that it holds, each with its type."""
     for name, hint in validation.field_types(options).items():
-        inner = hint.__origin__ if hasattr(hint, "__metadata__") else hint
-        found |= flags_of(inner) if isinstance(inner, type) and hasattr(inner, "__dataclass_fields__") else {name}
-    return found
+        marks: tuple[Any, ...] = getattr(hint, "__metadata__", ())
+        inner = get_args(hint)[0] if marks else hint
+        if isinstance(inner, type) and hasattr(inner, "__dataclass_fields__"):
+            yield from option_types(inner)
+        elif Positional not in marks and Suppress not in marks:
+            short = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
+            yield (flag(name), *short), inner
 
 
 AliasOut = Annotated[str | None, arg(aliases=("-o",))]
