@@ -36,7 +36,7 @@ def test_auto_is_the_best_there_is(two_cards):
     assert device.resolve() == device.resolve("auto") == device.resolve("cuda") == torch.device("cuda:0")
     assert device.resolve("CUDA:1") == torch.device("cuda:1")
     assert device.resolve(torch.device("cpu")) == torch.device("cpu")
-    assert device.reason(None) == device.reason("auto") == "the best there is; --device cpu chooses another"
+    assert device.reason(None) == device.reason("auto") == f"the best there is; {option('device')} cpu chooses another"
     assert device.reason("cuda") is None
     assert device.describe_device(device.resolve("cuda:1")) == "cuda:1 (Card 1)"
 

@@ -148,7 +148,7 @@ def test_context_reaches_the_positions_around_it() -> None:
 def test_missing_and_needless_conditions_are_refused() -> None:
     plain, seeing = GridEmbedding((2, 2), 4), GridEmbedding((2, 2), 4, context_channels=3, classes=2)
     label, context = torch.tensor([0]), torch.zeros(1, 3, 2, 2)
-    with pytest.raises(SpecError, match="does not see labels: fit it with --class-conditional"):
+    with pytest.raises(SpecError, match="does not see labels: fit it with class_conditional"):
         plain(label, None)
     with pytest.raises(SpecError, match="leave out the context"):
         plain(None, context)

@@ -111,7 +111,7 @@ def device_text(asked: str | None) -> str:
     from tessella.core.device import describe_device, reason, resolve
 
     why = reason(asked)
-    return describe_device(resolve(asked)) + (f", {why}" if why else "")
+    return on_command_line(describe_device(resolve(asked)) + (f", {why}" if why else ""))
 
 
 def _say_device(asked: str | None, *, json: bool) -> None:

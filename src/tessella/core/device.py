@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tessella.core.schema import Precision, Schema
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 
 VARIABLE = "TESSELLA_DEVICE"
 """The environment variable that chooses where nothing else does."""
@@ -75,7 +75,7 @@ def reason(asked: str | None) -> str | None:
         return f"as {VARIABLE} says"
     if len(available_devices()) == 1:
         return "the only one there is"
-    return "the best there is; --device cpu chooses another"
+    return f"the best there is; {option('device')} cpu chooses another"
 
 
 def has_float64(device: torch.device) -> bool:

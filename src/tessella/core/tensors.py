@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from tessella.foundation import validation
-from tessella.foundation.errors import RunError, TessellaError
+from tessella.foundation.errors import RunError, TessellaError, option
 from tessella.foundation.files import write_atomic
 
 DTYPES = {
@@ -103,7 +103,7 @@ def read_header(path: Path) -> TensorsHeader:
         return _header(path)
     except FileNotFoundError as error:
         raise RunError(
-            f"{path} is missing: there is no checkpoint yet; let the run train on, or --resume it"
+            f"{path} is missing: there is no checkpoint yet; let the run train on, or {option('resume')} it"
         ) from error
     except (validation.Malformed, OSError) as error:
         raise _damaged(path, getattr(error, "strerror", None) or str(error)) from error
@@ -240,9 +240,9 @@ def built(make: Callable[[], T], header: TensorsHeader | None, *, of: Path, opti
     if header is not None:
         largest, room = 2 * header.largest, SPARE_BYTES + 16 * header.bytes
         count += 64 * len(header.kinds)
-    for option, value in options.items():
+    for name, value in options.items():
         if type(value) is int and value > largest:
-            raise RunError(f"{other}: {option.replace('_', ' ')} {value:,} is more than its tensors can hold")
+            raise RunError(f"{other}: {name.replace('_', ' ')} {value:,} is more than its tensors can hold")
     try:
         with _Budget(room, count):
             return make()

@@ -35,7 +35,7 @@ from tessella.evaluation.classifier import Classifier
 from tessella.evaluation.results import Against, FidelityEvaluation
 from tessella.evaluation.samples import CHUNK, sample_chunks
 from tessella.evaluation.sharpness import sharpness
-from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.progress import track
 from tessella.models.base import Model
 
@@ -371,7 +371,8 @@ def standard_fid(samples: Tensor, data: Tensor, schema: Schema, feature: Any = 2
     except (ImportError, OSError) as error:
         raise SpecError(
             "the standard FID needs torchmetrics and Inception's weights, which it downloads "
-            f"({' '.join(str(error).split())[:120]}): pip install 'tessella[fidelity]', or leave --features out"
+            f"({' '.join(str(error).split())[:120]}): pip install 'tessella[fidelity]', or leave "
+            f"{option('features')} out"
         ) from error
     for x, real in ((data, True), (samples, False)):
         for part in x.split(CHUNK):

@@ -5,7 +5,7 @@ any other exception is a defect of the package.
 
     raise SpecError(f"{option('count')} must be at least 1, got {n}", code="out-of-range", option="count")
 
-Code below the faces names options and tasks by `option` and `task`: Python reads `count`, the command line `--count`.
+Code below the faces names options and tasks by `option` and `task`: Python reads `count`, the command line a flag.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_MARK = re.compile("\ue000([^\ue001\ue002]*)\ue002([^\ue001]*)\ue001")
+_OPTION, _TASK = (re.compile(f"\ue000{kind}\ue002([^\ue000-\ue002]*)\ue001") for kind in ("option", "task"))
 
 
 def option(name: str) -> str:
@@ -22,18 +22,18 @@ def option(name: str) -> str:
 
 
 def task(name: str, arguments: str = "") -> str:
-    """Name a task in a message, with its arguments in the words of configs; each face words it its own way."""
+    """Name a task in a message, with arguments that name options by `option`; each face words it its own way."""
     return f"\ue000task\ue002{name} {arguments}".rstrip() + "\ue001"
 
 
 def in_python(text: str) -> str:
     """Word the options and tasks of a message as Python names."""
-    return _MARK.sub(lambda m: m[2] if m[1] == "option" else m[2].split(" ")[0].replace("-", "_"), text)
+    return _TASK.sub(lambda m: m[1].split(" ")[0].replace("-", "_"), _OPTION.sub(r"\1", text))
 
 
 def on_command_line(text: str) -> str:
     """Word the options and tasks of a message as flags and commands."""
-    return _MARK.sub(lambda m: f"--{m[2].replace('_', '-')}" if m[1] == "option" else f"tessella {m[2]}", text)
+    return _TASK.sub(r"tessella \1", _OPTION.sub(lambda m: f"--{m[1].replace('_', '-')}", text))
 
 
 class TessellaError(Exception):

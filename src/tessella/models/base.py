@@ -12,7 +12,7 @@ from tessella.core.contracts import Likelihood, Quantizer, StoredValues
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise, seeded
 from tessella.core.schema import Schema
-from tessella.foundation.errors import SpecError, task
+from tessella.foundation.errors import SpecError, option, task
 from tessella.models.spec import ModelConfig, Objective
 
 
@@ -188,6 +188,6 @@ class Model(nn.Module, ABC):
             )
         return SpecError(
             f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit one to sample "
-            f"from ({task('fit-prior', 'RUN --kind flow')})",
+            f"from ({task('fit-prior', 'RUN ' + option('kind') + ' flow')})",
             code="no-prior",
         )

@@ -184,7 +184,7 @@ class VAEConfig(ContinuousConfig, ImportanceWeighted):
         if not prior.trained_with:
             raise SpecError(
                 f"{mine} is fitted after the model: train without {option('prior')}, then "
-                f"{task('fit-prior', f'RUN --kind {prior.name}')}",
+                f"{task('fit-prior', 'RUN ' + option('kind') + ' ' + prior.name)}",
                 code="fitted-after",
             )
         if prior.labels == "required" and not self.conditional:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessella.core.rng import Noise
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 from tessella.networks.conv import conv
 
 HEAD = 64
@@ -89,7 +89,7 @@ class GridEmbedding(nn.Module):
                 raise SpecError("the class-conditional prior needs a label: give a class to each example")
             vectors = vectors + self.label(label)[:, None]
         elif label is not None:
-            raise SpecError("the prior does not see labels: fit it with --class-conditional")
+            raise SpecError(f"the prior does not see labels: fit it with {option('class_conditional')}")
         if self.context is not None:
             if context is None:
                 raise SpecError("the prior is conditional on a coarser level: give that level's features as context")
