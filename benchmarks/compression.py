@@ -62,10 +62,10 @@ def length(run: str, count: int, prior: str | None, precision: Any) -> common.Re
     with TemporaryDirectory() as folder:
         path = Path(folder, "file")
         named = _named([f"test-{i}" for i in range(len(x))], x)
-        result, coding = timed(lambda: files.compress(model, [named], str(path), weights, precision=precision))
+        result, coding = timed(lambda: files.write_compressed(model, [named], str(path), weights, precision=precision))
         container = Container(str(path))
         check(container, model, weights)
-        back, decoding = timed(lambda: [one for _, one in files.decompress(container, model)])
+        back, decoding = timed(lambda: [one for _, one in files.read_compressed(container, model)])
     assert torch.equal(torch.stack(back), x), "not what went in"
     bound, numbers = bound_of(model, x) / math.log(2) / 8, x.numel()
     others = {codec.name: codec.bytes for codec in codecs.sizes()}
@@ -159,10 +159,10 @@ def trip(model: Model, xs: Iterable[Tensor], run: str) -> common.Record:
     named = [_named([f"{i}-{j}" for j in range(len(x))], x) for i, x in enumerate(xs)]
     with TemporaryDirectory() as folder:
         path, weights = str(Path(folder, "file")), Weights.of(run, model, "uniform")
-        result = files.compress(model, named, path, weights)
+        result = files.write_compressed(model, named, path, weights)
         container = Container(path)
         check(container, model, weights)
-        back = [one for _, one in files.decompress(container, model)]
+        back = [one for _, one in files.read_compressed(container, model)]
     originals = [one for x in xs for one in x]
     wrong = sum(not torch.equal(a, b) for a, b in zip(back, originals, strict=True))
     common.say(f"  {len(back)} pictures of {list(xs[0].shape[1:])}, {wrong} wrong")
@@ -214,9 +214,9 @@ def damage(mutations: int) -> common.Record:
             if schema.rank == 2 and not lossy:
                 parts.append(x[:1].repeat(1, 1, 2, 3)[..., : schema.shape[1] + 3, :])
             named = [_named([f"a{i}-{j}" for j in range(len(part))], part) for i, part in enumerate(parts)]
-            files.compress(model, named, str(path), weights, lossy=lossy, workers=1)
+            files.write_compressed(model, named, str(path), weights, lossy=lossy, workers=1)
             container = Container(str(path))
-            originals = [one for _, one in files.decompress(container, model, workers=1)]
+            originals = [one for _, one in files.read_compressed(container, model, workers=1)]
             valid.append((path.read_bytes(), model, originals))
         rng, outcomes, longest = np.random.default_rng(0), {"refused": 0, "same": 0}, 0.0
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -59,7 +59,7 @@ def judged(path: Path, model, weights: files.Weights, originals: Sequence[Tensor
     try:
         container = Container(str(path))
         check(container, model, weights)
-        for number, (_, x) in enumerate(files.decompress(container, model, workers=1)):
+        for number, (_, x) in enumerate(files.read_compressed(container, model, workers=1)):
             same = number < len(originals) and x.shape == originals[number].shape
             if not (same and bool((x == originals[number]).all())):
                 raise AssertionError(f"example {number} of {path} is not the original")

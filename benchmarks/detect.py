@@ -32,7 +32,7 @@ STATED = "complexity-corrected"
 DIGITS = range(10)
 ONE_CLASS = "vae --binarize threshold --latent-dim 16 --width 16 --depth 1 --steps {steps}"
 GARMENTS = "vae --width 16 --depth 1 --components 5 --minutes {minutes:g}"
-SCORING = "--draws 2 --steps {steps} --top 10"
+SCORING = "--samples 2 --steps {steps} --top 10"
 
 
 def tessella(words: str) -> None:

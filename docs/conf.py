@@ -21,7 +21,9 @@ nitpicky = False
 suppress_warnings = ["myst.xref_missing"]  # links to files of the repository, which a test follows
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 default_role = "code"
+napoleon_use_ivar = True  # an attribute of several classes is no second object
 
 
 def _plain(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:

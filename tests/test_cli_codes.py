@@ -148,8 +148,8 @@ def test_every_class_is_a_row(runs: dict[str, Path], tmp_path: Path, capsys: pyt
 def test_samples_that_cannot_be_are_refused(runs: dict[str, Path], tmp_path: Path, refused: Callable[..., str]) -> None:
     out = tmp_path / "s.png"
     cases = [
-        (["plain", "--label", "3"], "RUN --class-conditional"),
-        (["bare", "--label", "3"], "RUN --class-conditional"),
+        (["plain", "--label", "3"], "RUN with --class-conditional"),
+        (["bare", "--label", "3"], "RUN with --class-conditional"),
         (["labelled", "--prior", "uniform", "--label", "3"], "--class-conditional"),
         (["labelled", "--label", "eleven"], "there are: 0, 1"),
         (["plain", "--prior", "masked"], "there are: pixelcnn"),
@@ -253,7 +253,7 @@ def test_codes_of_a_split_come_back_as_its_reconstructions(
     for number in (0, 7, 99):
         with Image.open(out / f"test-{number}.png") as image:
             assert np.array_equal(np.asarray(image), whole[number, 0].numpy())
-    assert main(["decode", str(runs["plain"]), str(codes), "-o", str(tmp_path / "drawn"), "--draw"]) == 0
+    assert main(["decode", str(runs["plain"]), str(codes), "-o", str(tmp_path / "drawn"), "--sample"]) == 0
     assert (tmp_path / "drawn" / "test-0.png").read_bytes() != (out / "test-0.png").read_bytes()
 
 

@@ -136,7 +136,7 @@ def test_draws_are_of_p_of_x_given_z_and_follow_the_seed() -> None:
     model = made("one level of bits")
     codes = coded(model, examples(model.schema))
     state = torch.get_rng_state()
-    first, again, other = (torch.stack(decoded(model, codes, draw=True, seed=s)) for s in (3, 3, 4))
+    first, again, other = (torch.stack(decoded(model, codes, sample=True, seed=s)) for s in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

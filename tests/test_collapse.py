@@ -16,6 +16,7 @@ from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.evaluation import collapse
+from tessella.foundation.errors import option
 from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors import ClassNormal, StandardNormal

@@ -60,7 +60,7 @@ def named(names: list[str], x: Tensor) -> NamedBatch:
 
 
 def written(model: Model, x: Tensor, path: Path, **options: Any) -> files.Compressed:
-    return files.compress(
+    return files.write_compressed(
         model, [named([f"x-{i}" for i in range(len(x))], x)], str(path), WEIGHTS, workers=1, **options
     )
 
@@ -68,7 +68,7 @@ def written(model: Model, x: Tensor, path: Path, **options: Any) -> files.Compre
 def read(model: Model, path: Path, **options: Any) -> list[Tensor]:
     container = Container(str(path))
     check(container, model, WEIGHTS)
-    return [x for _, x in files.decompress(container, model, workers=1, **options)]
+    return [x for _, x in files.read_compressed(container, model, workers=1, **options)]
 
 
 def make(kind: str, schema: Schema, **options: Any) -> Model:
@@ -127,7 +127,7 @@ def test_pictures_of_any_size_come_back_by_tiles(kind: str, tmp_path: Path) -> N
     sizes = [(9, 10), (1, 1), (20, 30), (27, 11), (8, 40)]
     pictures = [torch.randint(0, 256, (1, 1, *size), dtype=torch.uint8) for size in sizes]
     every = [named([f"p{i}"], x) for i, x in enumerate(pictures)]
-    result = files.compress(model, every, str(tmp_path / "file"), WEIGHTS, workers=1)
+    result = files.write_compressed(model, every, str(tmp_path / "file"), WEIGHTS, workers=1)
     back = read(model, tmp_path / "file")
     assert all(torch.equal(a, b[0]) for a, b in zip(back, pictures, strict=True))
     assert result.numbers == sum(h * w for h, w in sizes)
@@ -137,7 +137,7 @@ def test_codes_of_pictures_of_any_size_come_back(tmp_path: Path) -> None:
     model: Any = make("vqvae2", Schema.of((1, 16, 16), "uint8"), **SMALL, grid_size=4, codebook_size=16)
     pictures = [torch.randint(0, 256, (1, 1, *size), dtype=torch.uint8) for size in ((16, 16), (40, 23), (5, 50))]
     every = [named([f"p{i}"], x) for i, x in enumerate(pictures)]
-    files.compress(model, every, str(tmp_path / "file"), WEIGHTS, lossy=True, workers=1)
+    files.write_compressed(model, every, str(tmp_path / "file"), WEIGHTS, lossy=True, workers=1)
     for one, x in zip(read(model, tmp_path / "file"), pictures, strict=True):
         assert one.shape == x.shape[1:]
     torch.testing.assert_close(read(model, tmp_path / "file")[0], model.reconstruct(pictures[0])[0])
@@ -166,11 +166,11 @@ def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch, 
         for threads, workers in ((1, 1), (4, 3)):
             torch.set_num_threads(threads)
             every = [named([f"x-{i}" for i in range(64)], x)]
-            files.compress(model, every, str(tmp_path / f"{threads}"), WEIGHTS, workers=workers)
+            files.write_compressed(model, every, str(tmp_path / f"{threads}"), WEIGHTS, workers=workers)
             assert torch.get_num_threads() == threads
         assert (tmp_path / "1").read_bytes() == (tmp_path / "4").read_bytes()
         container = Container(str(tmp_path / "1"))
-        back = torch.stack([one for _, one in files.decompress(container, model, workers=3)])
+        back = torch.stack([one for _, one in files.read_compressed(container, model, workers=3)])
         assert torch.equal(back, x)
     finally:
         torch.set_num_threads(before)
@@ -246,7 +246,7 @@ def test_models_that_cannot_code_say_why(tmp_path: Path) -> None:
 
 def test_nothing_to_compress_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no examples"):
-        files.compress(make("vae", GREY, **SMALL), [], str(tmp_path / "file"), WEIGHTS)
+        files.write_compressed(make("vae", GREY, **SMALL), [], str(tmp_path / "file"), WEIGHTS)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,7 +285,7 @@ def test_a_header_keeps_its_chunks(tmp_path: Path) -> None:
     """An edited header with a right checksum of its own fits no chunk: no picture is cropped or renamed by it."""
     model = make("vqvae", GREY, **SMALL)
     pictures = [named([f"p{i}"], torch.randint(0, 256, (1, 1, 20, 20), dtype=torch.uint8)) for i in range(2)]
-    files.compress(model, pictures, str(tmp_path / "file"), WEIGHTS, workers=1)
+    files.write_compressed(model, pictures, str(tmp_path / "file"), WEIGHTS, workers=1)
     container = Container(str(tmp_path / "file"))
     chunks = list(container.chunks())
     smaller = replace(container.header, sizes=container.header.sizes - 1)
@@ -302,7 +302,7 @@ def test_names_that_count_take_no_room(tmp_path: Path) -> None:
     model, x = make("vae", GREY, **SMALL), examples(GREY, 300)
     written(model, x, tmp_path / "counted")
     apart = [[f"{hash(i)}-name-{i * i}" for i in range(300)]]
-    files.compress(model, [named(apart[0], x)], str(tmp_path / "apart"), WEIGHTS, workers=1)
+    files.write_compressed(model, [named(apart[0], x)], str(tmp_path / "apart"), WEIGHTS, workers=1)
     counted, other = (Container(str(tmp_path / name)) for name in ("counted", "apart"))
     assert counted.bytes + 300 < other.bytes
     assert isinstance(counted.header.names, Numbered)
@@ -315,13 +315,13 @@ def test_a_header_holds_any_name_and_not_more_than_it_can(monkeypatch: pytest.Mo
     model, x = make("vae", GREY, **SMALL), examples(GREY, 3)
     called = ["f\xfc\u2603r/\udcff", "line\nbreak", "-12"]
     hidden = replace(WEIGHTS, run=str(tmp_path / "new\nline"))
-    files.compress(model, [named(called, x)], str(tmp_path / "file"), hidden, workers=1)
+    files.write_compressed(model, [named(called, x)], str(tmp_path / "file"), hidden, workers=1)
     container = Container(str(tmp_path / "file"))
     assert list(container.header.names) == called
     assert container.header.run == ""
     monkeypatch.setattr(importlib.import_module("tessella.coding.container"), "NAMES_MOST", 20)
     with pytest.raises(DataError, match="compress in parts"):
-        files.compress(model, [named(called, x)], str(tmp_path / "more"), WEIGHTS, workers=1)
+        files.write_compressed(model, [named(called, x)], str(tmp_path / "more"), WEIGHTS, workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import tessella
 from tessella.cli import main, overview
-from tessella.data.clothes import FILE
+from tessella.data.built_in import FILE
 from tessella.models.codes import CodeModel
 from tessella.training import fitted_priors
 

@@ -14,9 +14,9 @@ import tessella
 from tessella import cli
 from tessella.commands import command
 from tessella.core import device
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 
-WITHOUT_NETWORKS = {"data", "inspect", "list"}
+WITHOUT_NETWORKS = {"completion", "describe", "inspect", "list"}
 
 
 @pytest.fixture
@@ -36,7 +36,11 @@ def test_auto_is_the_best_there_is(two_cards):
     assert device.resolve() == device.resolve("auto") == device.resolve("cuda") == torch.device("cuda:0")
     assert device.resolve("CUDA:1") == torch.device("cuda:1")
     assert device.resolve(torch.device("cpu")) == torch.device("cpu")
-    assert device.reason(None) == device.reason("auto") == f"the best there is; {option('device')} cpu chooses another"
+    assert (
+        device.reason(None)
+        == device.reason("auto")
+        == f"the best one available; {option('device')} cpu chooses another"
+    )
     assert device.reason("cuda") is None
     assert device.describe_device(device.resolve("cuda:1")) == "cuda:1 (Card 1)"
 
@@ -44,10 +48,10 @@ def test_auto_is_the_best_there_is(two_cards):
 def test_the_variable_chooses_where_nothing_else_does(two_cards, monkeypatch):
     monkeypatch.setenv(device.VARIABLE, "cpu")
     assert device.resolve() == torch.device("cpu")
-    assert device.reason(None) == f"as {device.VARIABLE} says"
+    assert device.reason(None) == f"set by {device.VARIABLE}"
     assert device.resolve("auto") == torch.device("cuda:0")
     monkeypatch.setenv(device.VARIABLE, "gpu")
-    with pytest.raises(SpecError, match=r"TESSELLA_DEVICE asks for the device 'gpu'.*cuda:0, cuda:1, cpu$"):
+    with pytest.raises(SpecError, match=r"TESSELLA_DEVICE names the device 'gpu'.*cuda:0, cuda:1, cpu$"):
         device.resolve()
 
 
@@ -56,7 +60,7 @@ def test_what_is_not_there_is_refused_with_what_there_is(two_cards, name):
     if name == "cuda:":
         assert device.resolve(name) == torch.device("cuda:0")
         return
-    with pytest.raises(SpecError, match=r"choose auto or one of those there are: cuda:0, cuda:1, cpu$"):
+    with pytest.raises(SpecError, match=r"choose auto or one of those that there are: cuda:0, cuda:1, cpu$"):
         device.resolve(name)
 
 
@@ -82,7 +86,7 @@ def test_it_is_said_once_unless_it_was_asked_for(run, tmp_path, capsys, monkeypa
     monkeypatch.setattr(device, "_count", lambda kind: 0)
     out = ["-n", "2", "-o", str(tmp_path / "x.png")]
     assert cli.main(["sample", run, *out]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "device   cpu, the only one there is"
+    assert capsys.readouterr().out.splitlines()[0] == "device   cpu, the only one available"
     assert cli.main(["sample", run, *out, "--device", "cpu"]) == 0
     assert "device" not in capsys.readouterr().out
     assert cli.main(["evaluate", run, "--json"]) == 0
@@ -99,7 +103,7 @@ def test_it_is_said_once_unless_it_was_asked_for(run, tmp_path, capsys, monkeypa
 def test_load_knows_the_names(run):
     assert tessella.load(run, device="auto").device == device.resolve("auto")
     assert tessella.load(run).device == torch.device("cpu")
-    with pytest.raises(SpecError, match="there are"):
+    with pytest.raises(SpecError, match="that there are"):
         tessella.load(run, device="tpu")
 
 
@@ -128,5 +132,5 @@ def test_estimators_take_a_device_and_pickle_none(monkeypatch):
     fitted = LatentTransformer(max_steps=2, random_state=0, device="cpu").fit(x)
     again = pickle.loads(pickle.dumps(fitted))
     assert np.array_equal(again.transform(x), fitted.transform(x))
-    with pytest.raises(SpecError, match="there are"):
+    with pytest.raises(SpecError, match="that there are"):
         LatentTransformer(max_steps=2, device="tpu").fit(x)

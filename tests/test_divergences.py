@@ -111,7 +111,7 @@ def test_draw_stands_in_for_a_missing_closed_form() -> None:
     q, p = normal(3), mixture(3)
     z = q.sample()
     torch.testing.assert_close(kl(q, p, z), q.log_prob(z) - p.log_prob(z))
-    with pytest.raises(ValueError, match=r"KL\(Independent\(Normal\) \|\| MixtureSameFamily\).*give the draw z"):
+    with pytest.raises(ValueError, match=r"KL\(Independent\(Normal\) \|\| MixtureSameFamily\).*pass a sample z"):
         kl(q, p)
 
 

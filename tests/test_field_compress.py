@@ -190,7 +190,7 @@ def test_a_kept_file_is_a_picture_or_is_not_written(tmp_path: Path, refused: Cal
         judge = originals.Originals(Schema.of((1, 8, 8), "uint8"), lossy=False, native_size=True)
         judge.files.append((name, str(tmp_path / "p" / "a.png")))
         model = made("vqvae", Schema.of((1, 8, 8), "uint8"))
-        files.compress(model, [], str(file), WEIGHTS, originals=judge)
+        files.write_compressed(model, [], str(file), WEIGHTS, originals=judge)
         assert complaint in refused("decompress", file, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -317,7 +317,7 @@ def made(kind: str, schema: Schema, **options: Any) -> Model:
 def tell(model: Model, path: Path) -> str:
     """What is said when a file is read."""
     with pytest.raises(DataError) as caught:
-        list(files.decompress(Container(str(path)), model, workers=1))
+        list(files.read_compressed(Container(str(path)), model, workers=1))
     return str(caught.value)
 
 
@@ -328,7 +328,7 @@ def test_a_whole_file_is_never_called_damaged(kind: str, factor: float, tmp_path
     monkeypatch.setattr(coders, "BATCH", 7)
     model, x = made(kind, Schema.of((1, 8, 8), "uint8")), torch.from_numpy(noise(60, 1, 8, 8))
     every = NamedBatch([f"x-{i}" for i in range(60)], Batch(x), [None] * 60)
-    files.compress(model, [every], str(tmp_path / "f"), WEIGHTS, workers=1)
+    files.write_compressed(model, [every], str(tmp_path / "f"), WEIGHTS, workers=1)
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(factor)

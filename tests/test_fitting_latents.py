@@ -462,7 +462,7 @@ def test_commands_on_a_vae_with_a_prior(
     assert main(["compress", str(run), "0", "1", "--prior", "trained", "-o", str(tmp_path / "z.tes"), "--quiet"]) == 0
     assert main(["decompress", str(tmp_path / "z.tes"), "-o", str(tmp_path / "back"), "--quiet"]) == 0
     assert "there are: flow" in refused("sample", run, "--prior", "diffusion", "-o", picture)
-    assert "no --guidance" in refused("sample", run, "--guidance", 2, "-o", picture)
+    assert "leave out --guidance" in refused("sample", run, "--guidance", 2, "-o", picture)
     assert "guidance must be" in refused("sample", run, "--guidance", -1, "-o", picture)
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()

@@ -75,7 +75,7 @@ def test_codes_there_and_back(runs: Path, tmp_path: Path) -> None:
     run, card = str(runs / "vqvae"), ["--device", "cuda"]
     codes = str(tmp_path / "codes.npz")
     assert cli.main(["encode", run, "0", "1", "2", "-o", codes, *card]) == 0
-    assert cli.main(["decode", run, codes, "-o", str(tmp_path / "drawn"), "--draw", *card]) == 0
+    assert cli.main(["decode", run, codes, "-o", str(tmp_path / "drawn"), "--sample", *card]) == 0
     region = ["--region", "0,0,4,4", "--resample", "-n", "2"]
     for kind in ("pixelcnn", "transformer", "masked"):
         assert cli.main(["edit", run, "0", *region, "--prior", kind, "-o", str(tmp_path / kind), *card]) == 0

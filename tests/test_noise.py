@@ -71,7 +71,7 @@ def test_several_draws_of_an_example_are_the_same_in_one_pass_or_several() -> No
     rest = source.from_draw(2).normal(6 * 3, 4).unflatten(0, (6, 3))
     assert torch.equal(torch.cat([first, rest], 1), together)
     assert len(together.flatten(0, 1)[:, 0].unique()) == 30
-    with pytest.raises(ValueError, match="7 rows cannot be those of 6"):
+    with pytest.raises(ValueError, match="7 rows are not a multiple of the 6"):
         source.normal(7, 4)
 
 

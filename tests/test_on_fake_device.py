@@ -143,7 +143,7 @@ def test_models_of_codes(fake, tmp_path: Path, model: str) -> None:
     for change in (["--code", 1], ["--paste", 1], ["--blend", 1, 0.5]):
         run("edit", out, 0, "--region", "0,0,4,4", "-o", tmp_path / "edited", *change)
     run("encode", out, 0, 1, "-o", tmp_path / "c.npz")
-    run("decode", out, tmp_path / "c.npz", "-o", tmp_path / "decoded", "--draw")
+    run("decode", out, tmp_path / "c.npz", "-o", tmp_path / "decoded", "--sample")
     run("index", out)
     run("search", out, 0, "--space", "codes", "-o", tmp_path / "found.html")
     run("detect", out, *range(4), "-o", tmp_path / "found", "--steps", 2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,6 @@ TYPED = [
 ]
 SMALL = {
     "train": {"--width": "8", "--depth": "1", "--batch-size": "8", "--workers": "0"},
-    "prior": {"--batch-size": "8"},
     "fit-prior": {"--batch-size": "8"},
     "claims": {"--only": "4", "--seeds": "2"},
     "inference-gap": {"--chains": "2", "--steps": "16"},
@@ -31,16 +32,26 @@ FEW = {"--size": "24", "--importance-samples": "2", "--examples": "2", "--false-
 """What is said instead."""
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the pictures that the pages speak of."""
+RUNS = (
+    "train vae --data my-pictures --size 24 --out runs/mine --steps 2 --latent-layout vector --width 8 --depth 1",
+    "train vqvae --data my-pictures --size 24 --out runs/codes --steps 2 --width 8 --depth 1",
+)
+"""The runs of the README that other pages take."""
+
+
+@pytest.fixture(scope="module")
+def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pictures that the pages speak of, and the runs of the README."""
+    place = tmp_path_factory.mktemp("readme")
     random = np.random.default_rng(0)
     names = [f"my-pictures/{c}/{n}.png" for c in "ab" for n in range(30)]
     for name in (*names, "a.png", "b.png", *(f"new-pictures/{n}.png" for n in range(4))):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(place / name)
+    with chdir(place):
+        for line in RUNS:
+            assert cli.main([*line.split(), "--batch-size", "8", "--workers", "0", "--quiet"]) == 0
+    return place
 
 
 def quick(line: str) -> list[str]:
@@ -64,8 +75,11 @@ def quick(line: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", TYPED, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_page_runs(page: Path, folder: Path) -> None:
+def test_a_page_runs(page: Path, readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks in their order, in one folder and one Python session."""
+    taken = None if "README.md)" in page.read_text("utf-8") else shutil.ignore_patterns("runs")
+    shutil.copytree(readme, tmp_path / "page", ignore=taken)
+    monkeypatch.chdir(tmp_path / "page")
     namespace: dict[str, object] = {"__name__": page.stem}
     for language, block in re.findall(r"^```(sh|python)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
         if language == "python":

@@ -246,7 +246,7 @@ def test_codes_and_their_use_are_said_in_words() -> None:
     assert lines["perplexity, coarsest level"].value == "200 of 512"
     assert "finer ones left blank" in lines["distortion, coarsest level"].meaning
     assert f"saves {100 * (1 - 380 / codes.rate_uniform):.0f} %" in lines["rate, uniform prior"].meaning
-    assert lines["exchange cost"].value == "123.40 nats"
+    assert lines["shuffle cost"].value == "123.40 nats"
     assert lines["information"].value == "5.50 of 5.52 nats"
     assert lines["codes that move"].value == "78 of 80"
     assert "PSNR" not in lines

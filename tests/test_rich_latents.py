@@ -48,11 +48,11 @@ def test_detection(options: dict[str, str]) -> None:
     model, x = model_of(**options), pictures()
     assert possible(model) >= {"rate", "regret"}
     draws = 16 if "latent" in options else 64
-    found = StatisticsExtractor(model, {"regret"}, draws=draws, steps=10)(Batch(x))
+    found = StatisticsExtractor(model, {"regret"}, samples=draws, steps=10)(Batch(x))
     assert found.rate is not None
     assert found.regret is not None
     assert found.regret.mean() > -0.05 * math.prod(model.latent_shape)
-    alone = StatisticsExtractor(model, {"rate"}, draws=draws)(Batch(x[:1]))
+    alone = StatisticsExtractor(model, {"rate"}, samples=draws)(Batch(x[:1]))
     np.testing.assert_allclose(alone.bound, found.bound[:1], rtol=1e-3)
     with torch.no_grad():
         bounds = torch.stack([b for step in range(draws) if (b := model(x, noise=Noise(0, step)).bound) is not None])

@@ -139,10 +139,12 @@ def _dispatch(first: str, rest: list[str]) -> int:
         return 0
     if first not in COMMANDS and first not in summaries():
         raise UsageError(f"there is no command {first!r}; there are: {', '.join(summaries())}")
+    from tessella.commands import command
+
     if first == "completion":
         from tessella.commands.completion import answer
 
-        if (text := answer(rest, list(summaries()))) is not None:
+        if (text := answer(rest, list(summaries()), lambda *words: command(*words)[0])) is not None:
             print(text, end="\n" if text else "")
             return 0
     if first == "train" and rest in ([], ["-h"], ["--help"]):
@@ -150,8 +152,6 @@ def _dispatch(first: str, rest: list[str]) -> int:
 
         print(models_overview())
         return 0
-    from tessella.commands import command
-
     options, run = command(first, rest)
     if first == "train" and not rest[0].startswith("-"):  # the model: its options are the command's
         first, rest = f"{first} {rest[0]}", rest[1:]

@@ -30,7 +30,6 @@ from tessella.data.arrays import moments
 from tessella.data.raw import RawSplit, index_keys
 from tessella.data.splits import split_of
 from tessella.models.base import Model
-from tessella.models.codes import CodeModel
 from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.tasks.detect.detector import Detector
 from tessella.training.loop import fit as train
@@ -252,7 +251,7 @@ class LatentTransformer(TransformerMixin, _Fitted):
         check_is_fitted(self)
         model = self.model_.model
         kind, count = "latent", math.prod(model.latent_shape)
-        if isinstance(model, CodeModel):
+        if model.levels:
             kind, count = "code", sum(math.prod(shape) for shape in model.code_shapes)
         return np.array([f"{kind}{i}" for i in range(count)], dtype=object)
 

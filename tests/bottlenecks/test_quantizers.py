@@ -653,10 +653,10 @@ def test_lfq_gradient_is_passed_straight_through() -> None:
             {"gradient_estimator": "none"},
             "gradient estimator is 'none', not 'straight-through' or 'rotation'",
         ),
-        (FSQ, {"levels": (8, 5), "codebook_size": 41}, r"levels \(8, 5\) make 40 codes, not 41"),
+        (FSQ, {"levels": (8, 5), "codebook_size": 41}, r"levels \(8, 5\) give 40 codes, not 41"),
         (FSQ, {"levels": (8, 1)}, "levels must be at least 2"),
         (FSQ, {"codes_per_position": 0}, "codes per position must be at least 1"),
-        (LFQ, {"codebook_size": 1000}, "codebook_size 1000 is no power of two, which LFQ needs: take 1024"),
+        (LFQ, {"codebook_size": 1000}, "LFQ needs a codebook_size that is a power of two: use 1024"),
     ],
 )
 def test_mistakes_are_named(make, options: dict, message: str) -> None:

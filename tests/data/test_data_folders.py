@@ -9,8 +9,8 @@ from PIL import Image
 
 from tessella.data import batches, open_data, stream
 from tessella.data.arrays import centre_box
+from tessella.data.duplicates import file_hash
 from tessella.data.folders import read as module
-from tessella.data.folders.duplicates import file_hash
 from tessella.foundation.errors import DataError
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from tessella.data import Data, batches, open_data
-from tessella.data import sprites as drawn
+from tessella.data import built_in as drawn
 from tessella.foundation.errors import DataError
 from tessella.tasks.describe import contact_sheet, data_facts
 

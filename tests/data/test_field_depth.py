@@ -12,7 +12,7 @@ from PIL import Image
 
 from tessella.core.schema import Schema
 from tessella.data import open_data
-from tessella.data.folders.read import MOST_PIXELS, decoded, look
+from tessella.data.folders.decode import MOST_PIXELS, decoded, read_image_header
 from tessella.data.inputs import read_pictures
 from tessella.foundation.errors import DataError
 
@@ -52,7 +52,7 @@ def test_every_orientation_is_put_upright(tmp_path: Path, ending: str, orientati
     tag = Image.Exif()
     tag[0x0112] = orientation
     flat.save(tmp_path / f"0.{ending}", exif=tag, **({"lossless": True} if ending == "webp" else {}))
-    assert look(str(tmp_path / f"0.{ending}")).size == (16, 32)
+    assert read_image_header(str(tmp_path / f"0.{ending}")).size == (16, 32)
     seen = read(open_data(str(tmp_path)))[0]
     assert np.abs(np.moveaxis(seen, 0, -1).astype(int) - x)[2:-2, 2:-2].mean() < 10
 

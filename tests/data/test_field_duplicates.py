@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.data.test_data_splits import part_of
+from test_data_splits import part_of
 
 from tessella.data import open_data
+from tessella.data.duplicates import PIECE, WHOLE_BYTES, distinct_keys, file_hash, row_hashes, whole_hash
 from tessella.data.folders import read as module
-from tessella.data.folders.duplicates import PIECE, WHOLE_BYTES, distinct_keys, file_hash, row_hashes, whole_hash
 from tessella.data.raw import index_keys, mixed
 from tessella.data.splits import divide
 

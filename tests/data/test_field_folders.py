@@ -13,8 +13,7 @@ from PIL import Image
 
 from tessella.data import open_data
 from tessella.data.arrays import natural
-from tessella.data.folders.layout import arranged
-from tessella.data.folders.read import Names, picture_files
+from tessella.data.folders.layout import Names, arranged, picture_files
 from tessella.foundation.errors import DataError
 from tessella.tasks.describe import data_facts
 

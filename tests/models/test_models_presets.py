@@ -73,7 +73,7 @@ def test_start_is_near_the_even_odds() -> None:
         (VAE, BINARY, {"likelihood": "logistic"}, "needs 8-bit data.*likelihood bernoulli"),
         (VAE, Schema.of((4,), "real"), {"likelihood": "categorical"}, "needs 8-bit data.*likelihood gaussian"),
         (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: bernoulli, categorical"),
-        (VAE, BINARY, {"components": 5}, "needs 8-bit data"),
+        (VAE, BINARY, {"likelihood": "autoregressive", "components": 5}, "needs 8-bit data"),
         (VAE, Schema.of((4,), "real"), {"latent_layout": "grid"}, "vectors have no grid"),
         (VAE, Schema.of((5, 8, 8), "uint8"), {}, "1 to 4 channels, not 5"),
         (VAE, GREY, {"latent_dim": 0}, "latent dim must be at least 1, not 0"),

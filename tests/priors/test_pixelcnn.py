@@ -119,11 +119,11 @@ def test_it_says_what_is_missing_or_not_seen() -> None:
     codes, label, context = torch.zeros(1, 1, 2, 2, dtype=torch.int64), torch.tensor([0]), torch.zeros(1, 3, 2, 2)
     plain = PixelCNNModule((1, 2, 2), 4, **TINY)
     conditional = PixelCNNModule((1, 2, 2), 4, classes=2, context_channels=3, **TINY)
-    with pytest.raises(SpecError, match="does not see labels: fit it with class_conditional"):
+    with pytest.raises(SpecError, match="takes no labels: fit it with class_conditional"):
         plain(codes, Condition(label))
-    with pytest.raises(SpecError, match="does not see labels: fit it with class_conditional"):
+    with pytest.raises(SpecError, match="takes no labels: fit it with class_conditional"):
         plain.sample(1, Noise(0), Condition(label))
-    with pytest.raises(SpecError, match="does not see a coarser level"):
+    with pytest.raises(SpecError, match="not conditional on a coarser level"):
         plain(codes, Condition(context=context))
     with pytest.raises(SpecError, match="needs a label"):
         conditional(codes, Condition(context=context))

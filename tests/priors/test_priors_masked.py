@@ -240,7 +240,7 @@ def test_label_and_context_matter_for_every_code() -> None:
 
 def test_needless_and_missing_labels_are_refused() -> None:
     codes, label = torch.zeros(1, 1, 2, 2, dtype=torch.int64), torch.tensor([0])
-    with pytest.raises(SpecError, match="does not see labels"):
+    with pytest.raises(SpecError, match="takes no labels"):
         made((1, 2, 2), 3)(codes, Condition(label))
     with pytest.raises(SpecError, match="needs a label"):
         made((1, 2, 2), 3, classes=2).sample(1, Noise(0))

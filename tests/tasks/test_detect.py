@@ -208,7 +208,7 @@ def test_regret_reaches_the_likelihood_itself_where_q_can() -> None:
     assert (model.rate(latent).total + terms_of(model, x, None, latent.posterior, None, eps)[0] - exact).mean() > 5
     assert (best - exact).mean().abs() < 0.3
     assert all(parameter.grad is None for parameter in model.parameters())
-    found = StatisticsExtractor(model, ["regret"], draws=20, steps=100)(Batch(x))
+    found = StatisticsExtractor(model, ["regret"], samples=20, steps=100)(Batch(x))
     assert found.regret is not None
     assert abs((found.bound - found.regret - exact.numpy()).mean()) < 0.5
 
@@ -216,7 +216,7 @@ def test_regret_reaches_the_likelihood_itself_where_q_can() -> None:
 def test_statistics_of_an_example_do_not_hang_on_its_neighbours() -> None:
     model = tessella.VAE(Schema.of((1, 8, 8), "uint8"), width=8, depth=1, latent_dim=4)
     x = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
-    examine = StatisticsExtractor(model, possible(model), draws=2, steps=3)
+    examine = StatisticsExtractor(model, possible(model), samples=2, steps=3)
     together, alone = examine(Batch(x)), examine(Batch(x[3:4]))
     for name in ("distortion", "rate", "regret", "length"):
         np.testing.assert_allclose(getattr(together, name)[3:4], getattr(alone, name), rtol=1e-3, atol=1e-2)
@@ -226,7 +226,7 @@ def test_statistics_of_an_example_do_not_hang_on_its_neighbours() -> None:
 def test_bound_is_the_models_own() -> None:
     model, marginal = linear_model()
     x = marginal.sample((30,))
-    found = StatisticsExtractor(model, ["distortion", "rate"], draws=600)(Batch(x))
+    found = StatisticsExtractor(model, ["distortion", "rate"], samples=600)(Batch(x))
     with torch.no_grad():
         latent = model.encode(x)
         assert latent.posterior is not None
@@ -373,7 +373,7 @@ def test_maps_add_up(model: Callable[[], Model]) -> None:
 # the command
 
 SMALL = ("--steps", "30", "--width", "8", "--depth", "1", "--quiet")
-FAST = ("--draws", "1", "--steps", "2", "--top", "3")
+FAST = ("--samples", "1", "--steps", "2", "--top", "3")
 
 
 @pytest.fixture(scope="module")
@@ -513,9 +513,9 @@ def test_what_cannot_be_detected_is_refused(runs: dict[str, Path], tmp_path: Pat
         ([vae, "--score", "psychic"], "there are: distortion, rate"),
         ([runs["ae"], "--scores", "bound"], "the model ae on this data does not allow"),
         ([tmp_path / "nowhere"], "not a run"),
-        ([vae, "--draws", "0"], "at least 1"),
+        ([vae, "--samples", "0"], "at least 1"),
     ):
-        assert says in refused(*args, *(() if "--draws" in args else FAST)), args
+        assert says in refused(*args, *(() if "--samples" in args else FAST)), args
 
 
 def test_one_kind_alone_cannot_be_judged(runs: dict[str, Path], refused: Callable[..., str]) -> None:

@@ -23,7 +23,7 @@ from tessella.core.device import autocast, resolve
 from tessella.core.outputs import Sampling
 from tessella.core.schema import Schema
 from tessella.data import Data, Split
-from tessella.data.batches import batches
+from tessella.data.splits import batches
 from tessella.foundation.errors import DataError
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel

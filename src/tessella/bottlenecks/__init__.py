@@ -1,7 +1,7 @@
-"""Bottlenecks, q(z | x), as options: continuous ones, and quantizers, whose z are codes.
+"""Bottlenecks: q(z | x), from the encoder's features to latents.
 
 The options are declared here, and each `build` imports its module from the files beside, so that choosing a part and
-reading the command line's help do not wait for PyTorch. A part of another package may declare both in one file.
+reading the help of a command do not wait for PyTorch. A part of another package may declare both in one file.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class FlowPosterior(BottleneckConfig):
     """Gaussian posterior followed by inverse autoregressive steps.
 
     Attributes:
-        flow_steps: steps T.
+        flow_steps: number of autoregressive steps T.
     """
 
     flow_steps: Count = 3
@@ -74,13 +74,13 @@ class CodebookConfig(QuantizerConfig, ABC):
     """Options of quantizers with codebooks.
 
     Attributes:
-        codebook_size: K, values that a code can take.
-        codes_per_position: codes at each position.
-        code_dim: numbers that a code stands for; few (8 to 32) keep a large codebook in use (Yu et al. 2021, section
-            3.2). Unless given, 64 are shared out among the codes, but no more than there are features.
-        commitment: weight of the encoder's term of the penalty.
-        distance: by which the nearest code is chosen.
-        gradient_estimator: how the decoder's gradient passes the quantizer.
+        codebook_size: number of vectors in each codebook, K.
+        codes_per_position: number of codes per position of the grid.
+        code_dim: dimension of a codebook vector; small ones (8 to 32) keep a large codebook in use (Yu et al. 2021,
+            section 3.2). Default: 64 divided by the number of codes, at least 8, at most the number of features.
+        commitment: weight of the commitment loss, which pulls the encoder's output towards the codebook.
+        distance: distance by which the nearest code is chosen.
+        gradient_estimator: estimator of the gradient through the quantizer.
     """
 
     codebook_size: Count = 512
@@ -110,7 +110,7 @@ class CodebookConfig(QuantizerConfig, ABC):
 
 @register("quantizer", "vq", summary="vector quantisation, codebook by gradient (van den Oord et al. 2017)")
 class VectorQuantizer(CodebookConfig):
-    """Vector quantisation, the codebook learned by gradients (van den Oord et al. 2017, eq. 3)."""
+    """Vector quantisation with a codebook learnt by gradients (van den Oord et al. 2017, eq. 3)."""
 
     def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
         from tessella.bottlenecks.codebooks import LearnedCodebook
@@ -120,11 +120,11 @@ class VectorQuantizer(CodebookConfig):
 
 @register("quantizer", "ema", summary="vector quantisation, codebook by exponential averages, dead codes revived")
 class EMAQuantizer(CodebookConfig):
-    """Vector quantisation, the codebook kept by exponential averages (van den Oord et al. 2017, appendix A.1).
+    """Vector quantisation with a codebook of exponential moving averages (van den Oord et al. 2017, appendix A.1).
 
     Attributes:
-        decay: of the averages.
-        revive: share of the mean use below which a code is dead, and is replaced.
+        decay: decay of the moving averages per update.
+        revive: share of the mean use below which a code counts as dead and is replaced.
     """
 
     decay: Fraction = 0.99
@@ -141,7 +141,7 @@ class EMAQuantizer(CodebookConfig):
     "quantizer", "simvq", summary="vector quantisation, codebook a frozen table times a learned map (Zhu et al. 2024)"
 )
 class SimVQ(CodebookConfig):
-    """Vector quantisation, the codebook a frozen table times a learned map (Zhu et al. 2024, section 4)."""
+    """Vector quantisation with a codebook that is a frozen table times a learnt map (Zhu et al. 2024, section 4)."""
 
     def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
         from tessella.bottlenecks.codebooks import MappedCodebook
@@ -155,9 +155,9 @@ class SimVQ(CodebookConfig):
     summary="several codes a position, each for the residual of those before (Zeghidour et al. 2021)",
 )
 class ResidualQuantizer(EMAQuantizer):
-    """Residual quantisation: several codebooks, each for what those before it left over.
+    """Residual quantisation: several codebooks, each for the residual of those before it.
 
-    With `distance="cosine"` z and the first codebook lie on the sphere; what is left over lies anywhere.
+    With `distance="cosine"` z and the first codebook lie on the sphere; the residuals lie anywhere.
     """
 
     codes_per_position: Count = 4
@@ -171,9 +171,9 @@ class FSQ(QuantizerConfig):
     """Finite scalar quantisation: each number of z is rounded to one of a few levels.
 
     Attributes:
-        codebook_size: values that a code can take, a product of numbers from 2 to 16; 512 unless given.
-        codes_per_position: codes at each position, each with numbers of its own.
-        levels: levels of each number, for instance the paper's 8 5 5 5 for 1000 codes.
+        codebook_size: number of values of a code, a product of numbers from 2 to 16. Default: 512.
+        codes_per_position: number of codes per position of the grid, each with its own numbers.
+        levels: number of levels of each number, for example 8 5 5 5 for 1000 codes as in the paper.
     """
 
     codebook_size: Count | None = None
@@ -185,10 +185,10 @@ class FSQ(QuantizerConfig):
         if self.levels is None:
             levels_for(self.codebook_size or 512)
         elif not self.levels:
-            raise SpecError("levels must be at least one number", code="bad-option", name="levels")
+            raise SpecError(f"{option('levels')} needs at least one number", code="bad-option", name="levels")
         elif self.codebook_size not in (None, math.prod(self.levels)):
             raise SpecError(
-                f"levels {self.levels} make {math.prod(self.levels)} codes, not {self.codebook_size}: give only one of "
+                f"levels {self.levels} give {math.prod(self.levels)} codes, not {self.codebook_size}: use only one of "
                 f"{option('levels')} and {option('codebook_size')}",
                 code="levels-and-size",
             )
@@ -200,20 +200,24 @@ class FSQ(QuantizerConfig):
 
 
 def levels_for(size: int) -> tuple[int, ...]:
-    """The levels, 2 to 16 each, whose product is `size`: those nearest to 6, by the sum of squared logarithms.
+    """Return the levels, 2 to 16 each, whose product is `size`.
+
+    Among several factorisations, the one with levels nearest to 6 is chosen, by the sum of squared logarithms.
 
     Raises:
-        SpecError: if there are none, naming a size near it that has some.
+        SpecError: if there is none; the message names a nearby size that has one.
     """
     found = _factors(size, 16) if size > 1 else []
     if not found:
         near = next(n for off in count(1) for n in (size - off, size + off) if n > 1 and _factors(n, 16))
-        raise SpecError(f"codebook_size {size} is no product of levels of 2 to 16, which FSQ needs: take {near}")
+        raise SpecError(
+            f"FSQ needs a {option('codebook_size')} that is a product of numbers from 2 to 16: use {near}, not {size}"
+        )
     return min(found, key=lambda levels: sum(math.log(level / 6) ** 2 for level in levels))
 
 
 def _factors(size: int, most: int) -> list[tuple[int, ...]]:
-    """All ways to write `size` as a product of factors of 2 to `most`, the largest first."""
+    """List all factorisations of `size` into factors from 2 to `most`, largest factor first."""
     if size == 1:
         return [()]
     return [(f, *rest) for f in range(min(most, size), 1, -1) if size % f == 0 for rest in _factors(size // f, f)]
@@ -224,10 +228,10 @@ class LFQ(QuantizerConfig):
     """Lookup-free quantisation: a code is a row of signs.
 
     Attributes:
-        codebook_size: values that a code can take, a power of two.
-        codes_per_position: codes at each position, each with numbers of its own.
-        commitment: weight of the encoder's term of the penalty.
-        entropy: weight of the term that makes each bit sure and uses both of its values.
+        codebook_size: number of values of a code, a power of two.
+        codes_per_position: number of codes per position of the grid, each with its own numbers.
+        commitment: weight of the commitment loss, which pulls the encoder's output towards +1 and -1.
+        entropy: weight of the entropy loss, which makes each bit certain and both of its values used.
     """
 
     codebook_size: Count = 512
@@ -240,7 +244,7 @@ class LFQ(QuantizerConfig):
         near = 2 ** max(1, round(math.log2(self.codebook_size)))
         if self.codebook_size != near:
             raise SpecError(
-                f"codebook_size {self.codebook_size} is no power of two, which LFQ needs: take {near}",
+                f"LFQ needs a {option('codebook_size')} that is a power of two: use {near}, not {self.codebook_size}",
                 code="no-power-of-two",
             )
 

@@ -1,12 +1,12 @@
-"""Codebooks: tables of vectors, and how they learn what they stand for.
+"""Codebooks: tables of vectors, and the rules that learn them.
 
-Every codebook has G tables of K vectors of D numbers, and can
+A codebook has G tables of K vectors of D numbers, and these methods:
 
-    start(z, noise)             take its first vectors from the first batch of training,
-    table() -> [G, K, D]        say its vectors, with a gradient if it is `taught` by one,
-    learn(z, codes, noise)      take note of which vectors `z` `[N, G, D]` were given which `codes` `[N, G]`.
+    start(z, noise)             initialise the vectors from the first training batch,
+    table() -> [G, K, D]        return the vectors, with a gradient if `taught` (learnt by gradients),
+    learn(z, codes, noise)      update the statistics with vectors `z` `[N, G, D]` and their `codes` `[N, G]`.
 
-Where several processes train, each notes the joined batch, and so all of them keep the same table.
+If several processes train, each uses the joined batch, so all of them keep the same table.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from tessella.core.device import precise
 from tessella.core.rng import Noise
 
 Distance = Callable[[Tensor], Tensor]
-"""Where vectors are put before they are compared."""
+"""Map applied to vectors before they are compared."""
 
 
 def euclidean(z: Tensor) -> Tensor:
-    """Vectors as they are."""
+    """Return the vectors unchanged."""
     return z
 
 
 def cosine(z: Tensor) -> Tensor:
-    """Vectors on the sphere of radius sqrt(D), where the nearest is the one at the smallest angle.
+    """Scale vectors to length sqrt(D), so that the nearest has the smallest angle.
 
-    By Yu et al. 2021, section 3.2, whose radius is 1; with this one a single number has unit scale.
+    The method is that of Yu et al. 2021, section 3.2, whose length is 1; with sqrt(D) each number has unit scale.
     """
     return F.normalize(z, dim=-1) * z.shape[-1] ** 0.5
 
@@ -45,7 +45,7 @@ DISTANCES: dict[str, Distance] = {"euclidean": euclidean, "cosine": cosine}
 
 @final
 class LearnedCodebook(nn.Module):
-    """Vectors taught by gradients (van den Oord et al. 2017, eq. 3, second term); k-means gives the first ones."""
+    """Codebook learnt by gradients (van den Oord et al. 2017, eq. 3, second term), initialised by k-means."""
 
     taught = True
 
@@ -66,21 +66,21 @@ class LearnedCodebook(nn.Module):
             self.started.fill_(True)
 
     def learn(self, z: Tensor, codes: Tensor, noise: Noise) -> None:
-        """Nothing: the penalty's gradient does it."""
+        """Do nothing: the gradient of the penalty updates the vectors."""
 
 
 @final
 class AveragedCodebook(nn.Module):
-    """Vectors that are exponential averages of what they stood for (van den Oord et al. 2017, appendix A.1).
+    """Codebook of exponential moving averages of the encoded vectors (van den Oord et al. 2017, appendix A.1).
 
-    With n_k and s_k the number and the sum of the vectors of the batch that were given code k:
+    Let n_k and s_k be the number and the sum of the batch's vectors that are assigned to code k. Then
 
         count_k <- decay count_k + (1 - decay) n_k,    total_k <- decay total_k + (1 - decay) s_k,
-        e_k = total_k / count_k, the counts smoothed by Laplace's rule.
+        e_k = total_k / count_k, with Laplace smoothing of the counts.
 
-    k-means gives the first vectors. A code is dead if its count falls under one use a batch and under `revive` times
-    the mean count (of a few codes a rare one is not dead); it is given a random vector of the batch, and the mean
-    count. A batch that is not finite is not noted.
+    The vectors are initialised by k-means. A code is dead if its count is below one use per batch and below `revive`
+    times the mean count (so a rare code of a small codebook is not dead). A dead code gets a random vector of the batch
+    and the mean count. A batch with NaN or infinite values is ignored.
     """
 
     taught = False
@@ -142,9 +142,10 @@ class AveragedCodebook(nn.Module):
 
 @final
 class MappedCodebook(nn.Module):
-    """A frozen random table times a learned linear map, so that no vector is left behind (Zhu et al. 2024, section 4).
+    """Codebook that is a frozen random table times a learnt linear map (Zhu et al. 2024, section 4).
 
-    The map starts as the square root of the first batch's second moments E[z z']: the table then has them too.
+    So every code is trained at each step. The map starts as the square root of the first batch's second moments E[z
+    z'], which the table then shares.
     """
 
     taught = True
@@ -171,7 +172,7 @@ class MappedCodebook(nn.Module):
             self.started.fill_(True)
 
     def learn(self, z: Tensor, codes: Tensor, noise: Noise) -> None:
-        """Nothing: the penalty's gradient does it."""
+        """Do nothing: the gradient of the penalty updates the map."""
 
 
 Codebook = LearnedCodebook | AveragedCodebook | MappedCodebook
@@ -179,15 +180,16 @@ Codebook = LearnedCodebook | AveragedCodebook | MappedCodebook
 
 @torch.no_grad()
 def k_means(z: Tensor, size: int, noise: Noise, *, rounds: int = 10) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm, from random vectors of the joined batch.
+    """Cluster vectors by Lloyd's algorithm, starting from random vectors of the joined batch.
 
     Args:
         z: this process's vectors `[N, G, D]`.
-        size: K. If there are fewer vectors, they are taken several times, each time a little elsewhere.
-        noise: which vectors come first.
+        size: K. If there are fewer vectors, each is used several times with a small random offset.
+        noise: source of the random choice of starting vectors.
+        rounds: number of iterations.
 
     Returns:
-        The means `[G, K, D]` and how many vectors are nearest to each, `[G, K]`.
+        The means `[G, K, D]`, and the number of vectors nearest to each, `[G, K]`.
     """
     groups, rows = z.shape[1], sum(_rows(z))
     shared = Noise(noise.seed, noise.step, noise.stream)
@@ -204,7 +206,7 @@ def k_means(z: Tensor, size: int, noise: Noise, *, rounds: int = 10) -> tuple[Te
 
 
 def _drawn(z: Tensor, group: Tensor, noise: Noise) -> Tensor:
-    """A random vector of the joined batch, of those of its group, for each entry of `group` `[R]`: `[R, D]`."""
+    """Sample a random vector of the joined batch for each group in `group` `[R]`: `[R, D]`."""
     shared = Noise(noise.seed, noise.step, noise.stream)
     rows = sum(_rows(z))
     row = (shared.uniform(len(group)).double() * rows).long()
@@ -212,7 +214,7 @@ def _drawn(z: Tensor, group: Tensor, noise: Noise) -> Tensor:
 
 
 def _picked(z: Tensor, group: Tensor, row: Tensor) -> Tensor:
-    """The vectors `[R, D]` of those groups and rows of the joined batch: each process puts in what it has."""
+    """Gather vectors `[R, D]` by group and row of the joined batch; each process adds the rows it has."""
     rows = _rows(z)
     row = row.to(z.device) - sum(rows[: dist.get_rank()] if len(rows) > 1 else [])
     ours = (row >= 0) & (row < len(z))
@@ -222,7 +224,7 @@ def _picked(z: Tensor, group: Tensor, row: Tensor) -> Tensor:
 
 
 def _rows(z: Tensor) -> list[int]:
-    """How many vectors each process has."""
+    """Return the number of vectors in each process."""
     if not _several():
         return [len(z)]
     rows = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=z.device)
@@ -236,7 +238,7 @@ def _several() -> bool:
 
 
 def _joined(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Sums over the processes."""
+    """Sum tensors over the processes."""
     if _several():
         for tensor in tensors:
             dist.all_reduce(tensor)
@@ -244,6 +246,6 @@ def _joined(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _finite(z: Tensor) -> bool:
-    """Whether all processes' vectors are."""
+    """Return whether the vectors of all processes are finite."""
     (total,) = _joined(z.sum())
     return bool(total.isfinite())

@@ -1,4 +1,4 @@
-"""A flow posterior: a diagonal Gaussian followed by inverse autoregressive steps (Kingma et al. 2016)."""
+"""Flow posterior: a diagonal Gaussian followed by inverse autoregressive steps (Kingma et al. 2016)."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ from tessella.networks.conv import conv
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 START = 0.01
-"""Factor on the last layers' initial weights: the steps start as the identity, nearly."""
+"""Factor on the initial weights of the last layers, so that each step starts near the identity."""
 SETTLED = 1e-5
-"""The inversion ends when no number moves more than this, relative to the largest: float32's noise is below it."""
+"""Relative change at which the inversion stops; float32 rounding is below it."""
 FAR = 1e4
-"""No guess of the inversion lies further out, so that a wrong one cannot overflow."""
+"""Bound on the inversion's estimates, so that a wrong one cannot overflow."""
 
 
 @final
 class FlowPosteriorModule(Bottleneck):
-    """q(z | x): z_0 = mu + sigma * eps, then z_t = m_t + g_t * z_{t-1} for t = 1 ... T (Kingma et al. 2016, section 3).
+    """q(z | x) by inverse autoregressive flow: z_0 = mu + sigma * eps, z_t = m_t + g_t * z_{t-1} for t = 1 ... T.
 
-    m_t and g_t are of the numbers before each in an order that is reversed from step to step, and of a context that
-    the encoder gives; g_t = 2 sigmoid(s_t) is their gate, bounded, and 1 at the start. So
+    The shift m_t and the gate g_t depend on the preceding numbers, in an order that is reversed at each step, and on a
+    context from the encoder (Kingma et al. 2016, section 3). The gate g_t = 2 sigmoid(s_t) is bounded, and 1 at the
+    start. So
 
         log q(z_T | x) = sum log N(z_0; mu, sigma^2) - sum_t sum log g_t
 
-    comes with a draw, which takes T passes whatever the size. z without noise is the image of mu. It starts as the
-    plain Gaussian, nearly.
+    is known for each sample without further cost; sampling takes T passes whatever the size. Without noise z is the
+    image of mu. At the start the posterior is nearly the plain Gaussian.
 
     Args:
-        feature_shape: `(F,)`, or `(F, h, w)`: the steps are then masked convolutions, in raster order.
-        channels: D, numbers in z (at each position).
-        flow_steps: T.
-        width: of the steps' networks; twice that for vectors.
-        context: channels of the context.
+        feature_shape: `(F,)` or `(F, *spatial)`; with spatial axes the steps are masked convolutions in raster order.
+        channels: D, numbers in z (per position).
+        flow_steps: number of steps T.
+        width: channels of the steps' networks; doubled for vectors.
+        context: number of channels of the context.
     """
 
     sequential_density = True
@@ -80,12 +81,12 @@ class FlowPosteriorModule(Bottleneck):
 
 @final
 class FlowDistribution(Distribution):
-    """The law of z_T, whose density is known at its own draw `z` and found at any other by inverting the steps.
+    """Distribution of z_T; the density of its own sample `z` is known, any other needs the inverse steps.
 
     Args:
-        base: of z_0, batch shape `[B]`.
-        steps: what gives m and log g of `(z, context)`.
-        context: `[B, ...]`, what they are told of x.
+        base: distribution of z_0, batch shape `[B]`.
+        steps: functions of `(z, context)` that return the shift m and log g.
+        context: `[B, ...]`, features of x on which the steps depend.
         start: `[B, *event_shape]`, the z_0 whose image is `z`.
     """
 
@@ -99,7 +100,7 @@ class FlowDistribution(Distribution):
         return {}
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """`[..., B]` of `[..., B, *event_shape]`; at `z` itself what the draw has cost no more to know."""
+        """Compute log q of `[..., B, *event_shape]`, `[..., B]`; free of cost for `z` itself."""
         if value is self.z:
             return self._log_prob
         with torch.autocast(value.device.type, enabled=False):
@@ -110,7 +111,7 @@ class FlowDistribution(Distribution):
             return self.base.log_prob(start.view(shape)) - change.view(lead)
 
     def carried(self, start: Tensor) -> tuple[Tensor, Tensor]:
-        """The image z_T of z_0 `[..., B, *event_shape]`, and log q(z_T | x) `[..., B]`."""
+        """Map z_0 `[..., B, *event_shape]` to z_T, with log q(z_T | x) `[..., B]`."""
         with torch.autocast(start.device.type, enabled=False):
             lead = start.shape[: start.dim() - len(self.event_shape)]
             wide, context = self._widened(start, lead)
@@ -118,19 +119,19 @@ class FlowDistribution(Distribution):
             return z.view(start.shape), self.base.log_prob(start) - change.view(lead)
 
     def rebased(self, base: Independent, start: Tensor) -> FlowDistribution:
-        """The same steps after another diagonal Gaussian, at its draw `start`."""
+        """Return these steps after another diagonal Gaussian, at its sample `start`."""
         return FlowDistribution(base, self.steps, self.context, start)
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         return self.carried(self.base.rsample(torch.Size(sample_shape)))[0]
 
     def _widened(self, value: Tensor, lead: _size) -> tuple[Tensor, Tensor]:
-        """Values and the context of each, all leading axes as one."""
+        """Flatten all leading axes of values and repeat the context for each."""
         context = self.context.expand(*lead, *self.context.shape[1:])
         return value.reshape(-1, *self.event_shape), context.reshape(-1, *self.context.shape[1:])
 
     def _forwards(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """z_T of z_0, and sum log g of all steps."""
+        """Map z_0 to z_T, with the sum of log g over all steps."""
         total = z.new_zeros(len(z))
         for number, step in enumerate(self.steps):
             shift, log_gate = _in_order(step, z, context, number)
@@ -138,10 +139,11 @@ class FlowDistribution(Distribution):
         return z, total
 
     def _inverted(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """z_0 of z_T, and sum log g of all steps on the way.
+        """Map z_T to z_0, with the sum of log g over all steps.
 
-        All numbers are guessed at once and again from the guesses (Song et al. 2021, "Accelerating feedforward
-        computation"): after k rounds the first k are exact, and most often all are after far fewer than there are.
+        Fixed-point iteration updates all numbers in parallel (Song et al. 2021, "Accelerating feedforward
+        computation"): after k rounds the first k numbers are exact, and usually all are after far fewer rounds than
+        numbers.
         """
         total = z.new_zeros(len(z))
         for number in reversed(range(len(self.steps))):
@@ -159,7 +161,7 @@ class FlowDistribution(Distribution):
 
 
 def _in_order(step: Step, z: Tensor, context: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """Shift and log gate of step `number`; every second one goes through the numbers from the last to the first."""
+    """Compute shift and log gate of step `number`; every second step takes the numbers in reverse order."""
     if number % 2 == 0:
         return step(z, context)
     axes = tuple(range(1, z.dim()))
@@ -168,12 +170,15 @@ def _in_order(step: Step, z: Tensor, context: Tensor, number: int) -> tuple[Tens
 
 
 def _log_gate(s: Tensor) -> Tensor:
-    """log of 2 sigmoid(s)."""
+    """Compute log(2 sigmoid(s))."""
     return F.logsigmoid(s) + 0.6931471805599453
 
 
 def variance_of(posterior: Distribution, draws: int = 16) -> Tensor:
-    """The variance of each number of z, `[B, *event_shape]`; of a flow's by draws, the same each time."""
+    """Compute the variance of each number of z, `[B, *event_shape]`.
+
+    For a flow it is estimated from `draws` samples with fixed noise.
+    """
     if not isinstance(posterior, FlowDistribution):
         return posterior.variance
     base = posterior.base
@@ -183,7 +188,7 @@ def variance_of(posterior: Distribution, draws: int = 16) -> Tensor:
 
 @final
 class _VectorStep(nn.Module):
-    """Shift and log gate `[B, D]` of each number by those before it, through a masked perceptron (MADE)."""
+    """Masked MLP (MADE) that computes each number's shift and log gate `[B, D]` from those before it."""
 
     def __init__(self, channels: int, context: int, width: int) -> None:
         super().__init__()
@@ -199,11 +204,11 @@ class _VectorStep(nn.Module):
 
 @final
 class _GridStep(nn.Module):
-    """Shift and log gate `[B, D, *grid]` of each number by those before it: by position in raster order, then channel.
+    """Masked convolutions that compute each number's shift and log gate `[B, D, *grid]` from those before it.
 
-    Two convolutions, 3 positions a side, whose kernels are masked (van den Oord et al. 2016, "Pixel recurrent neural
-    networks", section 3.4), then a masked one of a single position. Hidden channel k knows the channels of its own
-    position below its degree.
+    The order is positions in raster order, then channels. Two convolutions have size 3 (van den Oord et al. 2016,
+    "Pixel recurrent neural networks", section 3.4), the last one size 1. Hidden channel k depends on the channels of
+    its own position below its degree.
     """
 
     def __init__(self, channels: int, context: int, width: int, rank: int) -> None:
@@ -223,7 +228,7 @@ class _GridStep(nn.Module):
 
 
 class _MaskedConv(nn.Module):
-    """A convolution that sees the positions before its own, and of its own position what `own` `[out, in]` lets it."""
+    """Convolution over the preceding positions and the channels of its own that `own` `[out, in]` allows."""
 
     mask: Tensor
 

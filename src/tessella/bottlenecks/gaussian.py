@@ -1,4 +1,4 @@
-"""Bottlenecks of real numbers: deterministic and Gaussian."""
+"""Bottlenecks with continuous latents: deterministic and Gaussian."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tessella.networks.conv import conv
 
 
 def position_head(feature_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """A linear map of each position's features."""
+    """Make a linear map of each position's features."""
     rank = len(feature_shape) - 1
     return conv(rank, feature_shape[0], outputs) if rank else nn.Linear(feature_shape[0], outputs)
 
 
 def diagonal_normal(mean: Tensor, deviation: Tensor) -> Independent:
-    """N(mean, diag deviation^2) of `[B, *shape]`, batch shape `[B]`; arguments are not checked, for speed."""
+    """Make N(mean, diag deviation^2) with batch shape `[B]`; arguments are not validated, for speed."""
     return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
 
 
 class DeterministicModule(Bottleneck):
-    """z = W h: everything may pass, so nothing has a price. The autoencoder's bottleneck."""
+    """Bottleneck of an autoencoder: z = W h, without a distribution and so without a rate."""
 
     stochastic = False
 
@@ -40,8 +40,8 @@ class DeterministicModule(Bottleneck):
 class DiagonalGaussianModule(Bottleneck):
     """q(z | x) = N(mu, diag sigma^2), z = mu + sigma * eps (Kingma & Welling 2013, section 2.4 and appendix C.2).
 
-    log sigma is confined to [-8, 4], so that no first step can overflow; a unit held at a bound still has a
-    correct KL. The head starts near q = N(0, I), that is at a rate near zero.
+    log sigma is clamped to [-8, 4], so that the first steps cannot overflow; a dimension at a bound still has a correct
+    KL. The head starts near q = N(0, I), that is at a rate near zero.
     """
 
     def __init__(self, feature_shape: tuple[int, ...], channels: int) -> None:

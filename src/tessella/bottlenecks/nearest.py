@@ -1,6 +1,6 @@
-"""The nearest vectors of codebooks, and what each code was used for, without ever storing N x K numbers.
+"""Nearest codebook vectors and statistics of the codes, without storing N x K numbers.
 
-Codebooks come in G groups that know nothing of one another: vectors `[N, G, D]` against tables `[G, K, D]`.
+Codebooks have G independent groups: vectors `[N, G, D]` are compared with tables `[G, K, D]`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch import Tensor
 from tessella.core.batches import even_block
 
 BLOCK = 2**19
-"""Scores in a thread's block, 2 MB: still in its cache when the largest are looked for."""
+"""Scores per thread and block, 2 MB: they stay in the cache until the maximum is found."""
 SPAN = 2048
-"""Codes in a block, at most."""
+"""Most codes per block."""
 
 TRITON = find_spec("triton") is not None
 
 
 @torch.no_grad()
 def nearest_codes(z: Tensor, table: Tensor) -> Tensor:
-    """argmin_k |z_n - e_k|^2 = argmax_k (z_n . e_k - |e_k|^2 / 2), a block of vectors and codes at a time.
+    """Compute argmin_k |z_n - e_k|^2 = argmax_k (z_n . e_k - |e_k|^2 / 2), block by block.
 
     Args:
         z: `[N, G, D]` float32.
         table: `[G, K, D]` float32.
 
     Returns:
-        `[N, G]` int64, all of them in 0 ... K - 1, whatever in z is not finite. Of several that are nearest, any.
+        `[N, G]` int64 in 0 ... K - 1, even if z is not finite. Ties are broken arbitrarily.
     """
     if z.is_cuda and TRITON and len(z):
         from tessella.bottlenecks.nearest_triton import fused_nearest_codes
@@ -64,16 +64,16 @@ def nearest_codes(z: Tensor, table: Tensor) -> Tensor:
 
 
 def _first_of(best: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Where the largest is, of several spans' largest values and their places, `[G, n]` each."""
+    """Return the position of the maximum over spans, given maxima and positions of each, `[G, n]`."""
     values, places = (torch.stack(parts, 1) for parts in zip(*best, strict=True))
     return places.gather(1, _largest(values)[1][:, None])[:, 0]
 
 
 def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest over K, and where it is: `[G, K, n]` to `[G, n]` each.
+    """Return the largest value over K and its position: `[G, K, n]` to `[G, n]` each.
 
-    On a CPU as max pooling of a picture of K x 1 pixels and n channels: of torch's reductions there the only one that
-    finds a place as fast as a value.
+    On a CPU this is max pooling of an image of K x 1 pixels and n channels, the only reduction of torch that finds the
+    position as fast as the value.
     """
     if scores.device.type != "cpu":
         values, places = scores.max(1)
@@ -85,11 +85,11 @@ def _largest(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def per_code(z: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """How often each code was used, `[G, K]` float32, and the sum of the vectors that it was used for, `[G, K, D]`.
+    """Count the uses of each code, `[G, K]` float32, and sum its vectors, `[G, K, D]`.
 
     Args:
-        z: `[N, G, D]`.
-        codes: `[N, G]`.
+        z: vectors `[N, G, D]`.
+        codes: codes of the vectors, `[N, G]`.
         size: K.
     """
     _, groups, dims = z.shape
@@ -100,6 +100,6 @@ def per_code(z: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def in_one_table(codes: Tensor, size: int) -> Tensor:
-    """Codes `[N, G]` as rows of the table `[G * K, D]` of all groups."""
+    """Convert codes `[N, G]` to rows of one table `[G * K, D]` of all groups."""
     groups = codes.shape[1]
     return codes if groups == 1 else codes + size * torch.arange(groups, device=codes.device)

@@ -1,6 +1,6 @@
-"""The nearest codes on a CUDA device, in one kernel that keeps no scores. Imported only where there is triton.
+"""Nearest codes on a CUDA device, in one kernel that stores no scores. Imported only if triton is installed.
 
-Each program has a block of vectors, goes over all codes and keeps the best score so far: memory is O(N + K D).
+Each program loops over all codes for a block of vectors and keeps the best score: memory is O(N + K D).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _search(z, table, half, codes, N, G, K, D, ROWS: tl.constexpr, SPAN: tl.cons
 
 
 def fused_nearest_codes(z: Tensor, table: Tensor) -> Tensor:
-    """As `tessella.bottlenecks.nearest.nearest_codes`, of float32 tensors on one CUDA device."""
+    """Compute `tessella.bottlenecks.nearest.nearest_codes` for float32 tensors on one CUDA device."""
     n, groups, dims = z.shape
     size = table.shape[1]
     z, table = z.contiguous(), table.contiguous()

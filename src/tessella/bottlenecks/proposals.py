@@ -1,7 +1,7 @@
-"""Draws of codes about those that a quantiser chooses: proposals for importance sampling.
+"""Samples of codes near those of a quantizer: proposals for importance sampling.
 
-A point mass q(c | x) bounds p(x) = sum_c p(x, c) by a single term. Codes near the chosen ones often explain x nearly as
-well; drawing them from a softened q and weighting them bounds p(x) by many terms instead.
+A point mass q(c | x) bounds p(x) = sum_c p(x, c) by a single term. Nearby codes often explain x nearly as well.
+Sampling them from a softened q, with importance weights, bounds p(x) by many terms instead.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from tessella.core.batches import even_block
 from tessella.core.rng import Noise
 
 FEW = 8
-"""Codes that a draw is from: the nearest ones."""
+"""Number of nearest codes to sample from."""
 BLOCK = 2**20
-"""Distances that are kept at a time."""
+"""Most distances kept in memory at once."""
 
 
 def sample_near(z: Tensor, table: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes drawn with probability proportional to exp(-|z - e_k|^2 / 2v), of the few nearest.
+    """Sample codes with probability proportional to exp(-|z - e_k|^2 / 2v), among the few nearest.
 
-    sqrt(v) is half of the way from a code to the next (root mean square), so of a z that lies on its code the next one
-    has odds of 1 to e^2: chosen on validation splits, where of narrower and wider ones it served codes of 8 to 48
-    numbers best. It hangs on the codebook alone, so z can be learned to be sure of its code, or less so.
+    sqrt(v) is half the root mean square distance from a code to its nearest neighbour. So for a z equal to its code,
+    the odds of the next code are 1 to e^2. This width gave the best bounds on validation splits for codes of 8 to 48
+    numbers. It depends on the codebook alone, so the encoder can learn how certain to be.
 
     Args:
         z: `[N, G, D]`.
         table: `[G, K, D]`.
-        uniform: `[N, G]`.
+        uniform: `[N, G]` in [0, 1).
 
     Returns:
-        Codes `[N, G]` and the log-probabilities that they were drawn with, `[N, G]`, with a gradient for z and table.
+        Codes `[N, G]`, and their log-probabilities under the proposal `[N, G]`, with a gradient for z and table.
     """
     place = _nearest_few(z.detach(), table.detach())
     vectors = table[torch.arange(len(table), device=table.device)[:, None], place]
@@ -44,7 +44,7 @@ def sample_near(z: Tensor, table: Tensor, uniform: Tensor) -> tuple[Tensor, Tens
 
 @torch.no_grad()
 def _nearest_few(z: Tensor, table: Tensor) -> Tensor:
-    """The nearest codes `[N, G, few]`, block by block."""
+    """Find the nearest codes `[N, G, few]`, block by block."""
     groups, size, _ = table.shape
     blocks = z.split(even_block(len(z), max(1, BLOCK // (groups * size))))
     few = [torch.cdist(b.transpose(0, 1), table).topk(min(FEW, size), largest=False).indices for b in blocks]
@@ -53,7 +53,7 @@ def _nearest_few(z: Tensor, table: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _spread(table: Tensor) -> Tensor:
-    """v of `near`; of large codebooks, as the first codes have it."""
+    """Compute v of `sample_near`, from the first codes if the codebook is large."""
     some = table[:, : max(2, BLOCK // (len(table) * table.shape[1]))]
     apart = torch.cdist(some, table).square()
     apart.diagonal(dim1=1, dim2=2).fill_(math.inf)
@@ -61,7 +61,7 @@ def _spread(table: Tensor) -> Tensor:
 
 
 def sample_with_log_prob(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Places drawn from softmax(logits `[..., K]`) by `uniform` `[...]`, and their log-probabilities."""
+    """Sample indices from softmax(logits `[..., K]`) by `uniform` `[...]`, with their log-probabilities."""
     log_q = logits.log_softmax(-1)
     below = log_q.exp().cumsum(-1) < uniform[..., None]
     chosen = below.sum(-1).clamp(max=logits.shape[-1] - 1)
@@ -69,5 +69,5 @@ def sample_with_log_prob(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tenso
 
 
 def uniform_for(noise: Noise, like: Tensor) -> Tensor:
-    """Uniform draws of the shape of `like`, whose first axis counts examples."""
+    """Sample uniform numbers in the shape of `like`, whose first axis counts examples."""
     return noise.uniform(*like.shape, device=like.device)

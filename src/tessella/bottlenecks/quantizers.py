@@ -1,7 +1,7 @@
-"""Quantisers: q(z | x) is a point mass on codes. See `Quantizer` in `contracts.py`.
+"""Quantizers: q(z | x) is a point mass on codes. See `Quantizer` in `contracts.py`.
 
-All of them are a linear head, codes, and the vectors that the codes stand for, in float32. A penalty counts squared
-distances, summed over positions and channels: as much as twice the nats of a unit Gaussian around the vectors.
+Each has a linear head, codes, and the codes' vectors, in float32. Penalties are squared distances, summed over
+positions and channels: twice the nats of a unit Gaussian around the vectors.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
-"""From z and what it was quantised to, e: the value of e exactly, with a gradient for z."""
+"""Function of z and its quantised value e: returns e exactly, with a gradient for z."""
 
 
 def straight_through(z: Tensor, e: Tensor) -> Tensor:
-    """The gradient of e is given to z as it is (van den Oord et al. 2017, section 3.2)."""
+    """Return e with a straight-through gradient to z (van den Oord et al. 2017, section 3.2)."""
     return _InPlaceOf.apply(z, e)  # pyright: ignore[reportReturnType]
 
 
 @final
 class _InPlaceOf(torch.autograd.Function):
-    """The second argument's value and the first one's gradient; z + sg[e - z] would be rounded, and e be copied."""
+    """Value of the second argument with the gradient of the first; z + sg[e - z] would be rounded and would copy e."""
 
     @staticmethod
     def forward(z: Tensor, e: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class _InPlaceOf(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        """Nothing to remember."""
+        """Do nothing: the gradient needs no saved values."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -55,10 +55,10 @@ class _InPlaceOf(torch.autograd.Function):
 
 
 def rotated(z: Tensor, e: Tensor) -> Tensor:
-    """The gradient of e is rotated and scaled as z must be to become e (Fifty et al. 2024, section 4.2).
+    """Return e with a gradient to z that is rotated and scaled like z to e (Fifty et al. 2024, section 4.2).
 
-    With unit vectors u of z, v of e and w of u + v, e = |e| / |z| (z - 2 w (w . z) + 2 v (u . z)), in which all but the
-    z's are taken for constants.
+    With unit vectors u of z, v of e and w of u + v, e = |e| / |z| (z - 2 w (w . z) + 2 v (u . z)); only the z in the
+    parentheses has a gradient.
     """
     with torch.no_grad():
         u, v = F.normalize(z, dim=-1), F.normalize(e, dim=-1)
@@ -76,25 +76,26 @@ GRADIENTS: dict[str, Gradient] = {"straight-through": straight_through, "rotatio
 
 @final
 class CodebookQuantizer(Quantizer):
-    """A code is the place of the nearest vector in a codebook; each codebook quantises what those before it left over.
+    """Quantizer with codebooks: a code is the index of the nearest vector; each codebook quantises the previous
+    residual.
 
-    z = W h + b is split into G groups of D channels. With r_1 = z, e_s the vector of the s-th codebook that is nearest
-    to r_s, and r_(s + 1) = r_s - e_s, the decoder is given sum_s e_s. One codebook is vector quantisation (van den Oord
-    et al. 2017), in groups product quantisation; several are residual quantisation (Zeghidour et al. 2021, section
-    III-C; Lee et al. 2022, section 3.1). Codes are ordered by codebook, then by group.
+    z = W h + b is split into G groups of D channels. Let r_1 = z, e_s the vector of codebook s nearest to r_s, and r_(s
+    + 1) = r_s - e_s; the decoder's input is sum_s e_s. One codebook is vector quantisation (van den Oord et al. 2017),
+    with groups product quantisation; several are residual quantisation (Zeghidour et al. 2021, section III-C; Lee et
+    al. 2022, section 3.1). Codes are ordered by codebook, then by group.
 
     The penalty of an example is, summed over positions, codebooks, groups and channels,
 
         commitment (r_s - sg[e_s])^2 + (sg[r_s] - e_s)^2,
 
-    the second term only where the codebook is taught by it.
+    the second term only if the codebook is learnt by gradients.
 
     Args:
-        feature_shape: `(F,)` or `(F, h, w)`.
-        books: the codebooks, all of the same G, K and D.
-        commitment: weight of the first term, beta in eq. 3 of the first paper.
-        distance: where z is put before anything else.
-        gradient: how the decoder's gradient gets to z.
+        feature_shape: `(F, *spatial)`.
+        books: the codebooks, all with the same G, K and D.
+        commitment: weight of the first term, beta in eq. 3 of van den Oord et al.
+        distance: map applied to z before anything else.
+        gradient: estimator of the gradient from the decoder to z.
     """
 
     def __init__(
@@ -146,9 +147,9 @@ class CodebookQuantizer(Quantizer):
                 log_q = log_q + nats.view(len(rows), -1).sum(1)
             return torch.cat(codes, 1).reshape(*rows.shape[:-1], -1).movedim(-1, 1).contiguous(), log_q
 
-    @torch.compiler.disable()  # all of it hangs on numbers: a compiler would break and guard at every line
+    @torch.compiler.disable()  # control flow depends on values: a compiler would break the graph at every line
     def _through(self, number: int, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """Codes `[N, G]` of z `[N, G, D]` and their vectors, as they were before the codebook took note of z."""
+        """Return the codes `[N, G]` of z `[N, G, D]` and their vectors, then update the codebook."""
         book, seen = self.books[number], z.detach()
         draws = (noise or Noise(0)).split(f"codebook {number}")
         if self.training:
@@ -169,7 +170,7 @@ class CodebookQuantizer(Quantizer):
 
 
 def _vectors(table: Tensor, codes: Tensor) -> Tensor:
-    """The vectors `[N, G, D]` of codes `[N, G]` in tables `[G, K, D]`."""
+    """Look up the vectors `[N, G, D]` of codes `[N, G]` in tables `[G, K, D]`."""
     return F.embedding(in_one_table(codes, table.shape[1]), table.flatten(0, 1))
 
 
@@ -184,9 +185,9 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
 class FSQModule(Quantizer):
     """Finite scalar quantisation: each number of z is rounded to one of a few levels (Mentzer et al. 2023, section 3).
 
-    With L levels the digit is round((L - 1) / 2 (1 + tanh z)), it stands for 2 digit / (L - 1) - 1, and a code is the
-    number that its digits make. (The paper's, but for even L, where its levels are not symmetric about zero.) There is
-    no codebook and so no penalty.
+    With L levels the digit is round((L - 1) / 2 (1 + tanh z)), its value is 2 digit / (L - 1) - 1, and a code is the
+    number with these digits. (This is the paper's method, except for even L, where the paper's levels are not symmetric
+    about zero.) There is no codebook and so no penalty.
     """
 
     def __init__(self, feature_shape: tuple[int, ...], codes: int, levels: Sequence[int]) -> None:
@@ -210,7 +211,7 @@ class FSQModule(Quantizer):
             return BottleneckOutput(z, PointMass(codes))
 
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Each digit by itself; the values are spread about the levels as rounding spreads them."""
+        """Sample each digit independently, with the variance of rounding errors around its value."""
         with torch.autocast(features.device.type, enabled=False):
             bounded = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base))).tanh()
             codes, log_q = 0, 0.0
@@ -231,13 +232,14 @@ class FSQModule(Quantizer):
 class LFQModule(Quantizer):
     """Lookup-free quantisation: a code is the signs of b numbers, so K = 2^b (Yu et al. 2023, MAGVIT-v2, section 3.1).
 
-    With q(bit | z) = sigmoid(4 z), softmax of minus the squared distances to +1 and -1, and q(bit) its mean over the
-    batch of this process, the penalty of an example is, summed over positions and bits,
+    Let q(bit | z) = sigmoid(4 z), the softmax of minus the squared distances to +1 and -1, and q(bit) its mean over
+    this process's batch. The penalty of an example is, summed over positions and bits,
 
         commitment (z - sg[sign z])^2 + entropy (H[q(bit | z)] - H[q(bit)]):
 
-    each bit sure, and both of its values used. A code's entropy is that of its bits if they are independent, and at
-    most that; so nothing as large as K is needed (Zhao et al. 2024, BSQ, section 3.2).
+    each bit should be certain, and both of its values used. The entropy of a code is at most the sum of the entropies
+    of its bits, with equality for independent bits; so nothing as large as K is computed (Zhao et al. 2024, BSQ,
+    section 3.2).
     """
 
     def __init__(
@@ -272,7 +274,7 @@ class LFQModule(Quantizer):
             return BottleneckOutput(straight_through(z, signs), PointMass(codes), terms.flatten(1).sum(1))
 
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Each bit by itself, from q(bit | z)."""
+        """Sample each bit independently from q(bit | z)."""
         with torch.autocast(features.device.type, enabled=False):
             z = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base)))
             logits = torch.stack([torch.zeros_like(z), 4 * z], -1)

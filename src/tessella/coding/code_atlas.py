@@ -48,6 +48,7 @@ class CodedExamples:
         codes: `[N, C, h, w]` for each level; codes without a grid have h = w = 1.
         sizes: K of each level.
         grids: whether positions of the codes are places in the picture.
+        strides: pixels a side of a patch of each level; without places, of the whole picture.
     """
 
     schema: Schema
@@ -56,16 +57,7 @@ class CodedExamples:
     codes: tuple[Tensor, ...]
     sizes: tuple[int, ...]
     grids: bool
-
-    def stride(self, level: int) -> int:
-        """Pixels a side of a patch: the power of two that the networks downsample by, or the whole picture."""
-        (height, width), (rows, columns) = self.schema.shape[1:], self.codes[level].shape[2:]
-        if not self.grids:
-            return max(height, width)
-        stride = 1
-        while rows * stride < height or columns * stride < width:
-            stride *= 2
-        return stride
+    strides: tuple[int, ...]
 
     def batch(self, rows: slice) -> Batch:
         """Select some of the examples."""
@@ -81,7 +73,7 @@ class CodedExamples:
         x = self.x[rows].float()
         if self.schema.rank != 2 or not self.grids:
             return x[:, None, None]
-        stride, (down, across) = self.stride(level), self.codes[level].shape[2:]
+        stride, (down, across) = self.strides[level], self.codes[level].shape[2:]
         right, below = across * stride - x.shape[3] + margin, down * stride - x.shape[2] + margin
         padded = F.pad(x, (margin, right, margin, below), mode="replicate")
         side = stride + 2 * margin
@@ -121,6 +113,7 @@ def encode_examples(model: CodeModel, split: Split, count: int = EXAMPLES) -> Co
         codes if grids else tuple(c[..., None, None] for c in codes),
         tuple(q.codebook_size for q in model.levels),
         grids,
+        model.downsampling if grids else (max(model.schema.spatial, default=1),) * len(model.levels),
     )
 
 
@@ -257,7 +250,7 @@ def _cells(
     """Draw a picture in grey under cells of colour `shade` `[h, w, 3]` and opacity `strength` `[h, w]`."""
     grey = enlarged(coded.x[example], coded.schema, side).convert("L")
     times = grey.width // coded.schema.shape[2]
-    cell = coded.stride(level) * times
+    cell = coded.strides[level] * times
     spread = [np.kron(a, np.ones((cell, cell)))[: grey.height, : grey.width] for a in np.moveaxis(shade, -1, 0)]
     share = np.kron(strength, np.ones((cell, cell)))[: grey.height, : grey.width, None]
     mixed = (1 - share) * np.asarray(grey, float)[..., None] + share * np.stack(spread, -1)
@@ -284,7 +277,7 @@ def _cells(
 
 def _margin(coded: CodedExamples, level: int) -> int:
     """Pixels of its surroundings that a patch is shown with."""
-    return max(2, coded.stride(level) // 2) if coded.schema.rank == 2 and coded.grids else 0
+    return max(2, coded.strides[level] // 2) if coded.schema.rank == 2 and coded.grids else 0
 
 
 def _faded(patches: np.ndarray, margin: int) -> np.ndarray:

@@ -162,11 +162,14 @@ class BitsBack:
         if not isinstance(model.prior, StandardNormalModule):
             raise SpecError(
                 f"bits-back coding is for the prior N(0, I), and this one is another: give {option('prior')} trained, "
-                "or train a vae with the normal prior"
+                "or train a vae with the normal prior",
+                code="not-normal",
             )
         if not isinstance(model.bottleneck, DiagonalGaussianModule):
-            raise SpecError("bits-back coding is for a Gaussian posterior, and this one is another: train a vae "
-                            f"without {option('posterior')}")  # fmt: skip
+            raise SpecError(
+                f"bits-back coding is for a Gaussian posterior, not another: train a vae without {option('posterior')}",
+                code="not-normal",
+            )
         self._model, self._batch = model, _batch(model)
         self.at_once = max(1, LONGEST // model.schema.dims)
         _check_discrete(model)
@@ -208,7 +211,7 @@ class BitsBack:
         stack, parts = AnsStack(chunk.words), []
         for count in reversed(chunk.batches):
             if stack.bits < (count - 1) * math.prod(self._model.latent_shape) * BUCKETS:
-                raise Mismatch("the bits end before its examples do")
+                raise Mismatch("the bits end before its examples do", code="bits-end")
             receiver = SymbolDecoder(stack)
             at = Buckets.drawn(receiver, count, self._model.latent_shape)
             x = self._drawing(at).code(receiver).to(torch.uint8)
@@ -236,7 +239,7 @@ class Buckets:
 
     def __init__(self, posterior: Distribution | None) -> None:
         if not isinstance(posterior, Independent) or not isinstance(posterior.base_dist, Normal):
-            raise SpecError("bits-back coding is for a normal q(z | x): train a vae")
+            raise SpecError("bits-back coding is for a normal q(z | x): train a vae", code="not-normal")
         self._mean, self._deviation = posterior.mean.double(), posterior.stddev.double()
         self.units = math.prod(posterior.event_shape)
 
@@ -296,7 +299,7 @@ class CodesOnly:
             sizes = [math.log2(q.codebook_size) for q in self._model.levels]
             bits = count * sum(math.prod(s) * b for s, b in zip(shapes, sizes, strict=True))
             if bits > 32 * len(chunk.words) + 64:
-                raise Mismatch("the bits end before its codes do")
+                raise Mismatch("the bits end before its codes do", code="bits-end")
         codes = self._code(SymbolDecoder(AnsStack(chunk.words)), count, shapes, None)
         _verify(_flat(codes), chunk)
         return codes
@@ -308,7 +311,8 @@ class CodesOnly:
             return list(trained)
         if any(q.codebook_size < 2 for q in self._model.levels):
             raise SpecError(
-                f"codes that are always the same say nothing of a picture's size: leave out {option('native_size')}"
+                f"codes that are always the same say nothing of a picture's size: leave out {option('native_size')}",
+                code="one-code",
             )
         strides = self._model.downsampling
         return [(shape[0], *(-(-side // t) for side in size)) for shape, t in zip(trained, strides, strict=True)]
@@ -350,7 +354,7 @@ def _one_batch(chunk: Chunk, most: int) -> int:
 
 
 def _too_large() -> DataError:
-    return DataError("its batches are larger than any that are made")
+    return DataError("its batches are larger than any that are made", code="batch-too-large")
 
 
 def _verified(x: Tensor, chunk: Chunk) -> Tensor:
@@ -365,7 +369,7 @@ def _verify(values: np.ndarray, chunk: Chunk) -> None:
         Mismatch: if they are not.
     """
     if not chunk.is_of(values):
-        raise Mismatch("the decoded values do not match their checksum")
+        raise Mismatch("the decoded values do not match their checksum", code="checksum")
 
 
 def _seeded(count: int, step: int) -> np.ndarray:

@@ -3,9 +3,9 @@
 version   int           of this format
 model     str           fingerprint of the weights that made the codes
 names     str [N]       path of each example without ending
-sizes     int [N, 2]    height and width of each picture; [N, 0] for vectors
-level0    int [N, C, h, w] (or [N, C]), the coarsest level; level1, ...
-level0.i  instead, if pictures differ in size: example i's array [C, h, w]
+sizes     int [N, rank] height and width of each picture, length of each signal; [N, 0] for vectors
+level0    int [N, C, *grid], the coarsest level; level1, ...
+level0.i  instead, if pictures differ in size: example i's array [C, *grid]
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from torch import Tensor
 
 from tessella.core.batches import Batch, filled, fixed_batches, size_of
 from tessella.core.rng import chunks, seeded
+from tessella.data.array_files import NumpyArchive
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import abridged, shown
-from tessella.data.sources import NumpyArchive
 from tessella.foundation.errors import DataError, SpecError, task
 from tessella.foundation.files import write_atomic
 from tessella.foundation.progress import tracking
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
+from tessella.networks.conv import crop
 
 VERSION = 1
 Level = np.ndarray | list[np.ndarray]
@@ -45,8 +46,8 @@ class StoredCodes:
     Attributes:
         model: fingerprint of the weights that made the codes.
         names: path of each example without its ending.
-        sizes: `[N, 2]`, height and width of each picture; `[N, 0]` for vectors.
-        levels: codes of each level, coarsest first: an array `[C, h, w]` or `[C]` for each example.
+        sizes: `[N, rank]`, height and width of each picture, length of each signal.
+        levels: codes of each level, coarsest first: an array `[C, *grid]` for each example.
     """
 
     model: str
@@ -103,12 +104,12 @@ def codes_of(model: CodeModel, x: Tensor) -> tuple[Tensor, ...]:
 
 @torch.inference_mode()
 def decode_codes(
-    model: CodeModel, stored: StoredCodes, *, draw: bool = False, seed: int = 0
+    model: CodeModel, stored: StoredCodes, *, sample: bool = False, seed: int = 0
 ) -> Iterator[tuple[str, Tensor]]:
     """Decode codes that `check_codes` accepts; yields each name and `[*shape]` in stored units, float32, of its size.
 
     Args:
-        draw: sample from p(x | z) instead of taking its mean.
+        sample: sample from p(x | z) instead of taking its mean.
         seed: of the samples.
     """
     trained = model.schema.shape[1:]
@@ -119,20 +120,20 @@ def decode_codes(
             sizes = [tuple(size) for size in stored.sizes[rows].tolist()]
             p_x = model.decode(pad_latent(model, z, sizes[0]))
             with seeded(chunk_seed, model.device):
-                x = (p_x.sample() if draw else p_x.mean)[: len(sizes)].cpu()
+                x = (p_x.sample() if sample else p_x.mean)[: len(sizes)].cpu()
             for name, size, one in zip(stored.names[rows], sizes, x, strict=True):
-                yield name, one[:, : size[0], : size[1]] if size else one
+                yield name, crop(one[None], size)[0]
             advance(len(sizes))
 
 
 def pad_latent(model: Model, z: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Pad z `[B, D, h, w]` by one position if it would be decoded to less than `size`.
+    """Pad z `[B, D, *grid]` by one position a side if it would be decoded to less than `size`.
 
-    A grid like the trained one is decoded to a picture like the trained ones; a larger one needs one more position.
+    A grid like the trained one is decoded to an example like the trained ones; a larger one needs one more position.
     """
     as_trained = tuple(z.shape[2:]) == model.latent_shape[1:]
     larger = any(a > b for a, b in zip(size, model.schema.shape[1:], strict=True))
-    return F.pad(z, (0, 1, 0, 1), mode="replicate") if as_trained and larger else z
+    return F.pad(z, (0, 1) * len(size), mode="replicate") if as_trained and larger else z
 
 
 def check_codes(stored: StoredCodes, model: CodeModel, fingerprint: str) -> None:

@@ -241,7 +241,8 @@ def _packed_names(names: Sequence[str]) -> bytes:
 
 def _packed(data: bytes) -> bytes:
     if len(data) > NAMES_MOST:
-        raise DataError(f"these are more names or sizes than a file holds ({NAMES_MOST >> 20} MiB): compress in parts")
+        raise DataError(f"these are more names or sizes than a file holds ({NAMES_MOST >> 20} MiB): compress in parts",
+                        code="too-many-names")  # fmt: skip
     return _blob(zlib.compress(data, 9))
 
 

@@ -45,7 +45,7 @@ from tessella.coding.weights import Weights
 from tessella.core.device import autocast, lowers
 from tessella.core.entropy_coding import WORD
 from tessella.core.schema import Precision
-from tessella.data.folders.read import FORMATS
+from tessella.data.folders.decode import FORMATS
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import shown
 from tessella.foundation.errors import DataError, SpecError, option
@@ -107,18 +107,18 @@ def coder_for(model: Model, *, lossy: bool) -> Coder:
             f"give {option('prior')} another (or uniform) for a prior that sees labels, or train a vae",
             code="conditional",
         )
-    if isinstance(model, CodeModel):
-        return CodesOnly(model) if lossy else Lossless(model)
+    if model.levels:
+        return (CodesOnly if lossy else Lossless)(cast(CodeModel, model))
     if lossy:
         raise SpecError(f"the model {model.name} has no codes to keep: leave out {option('lossy')}, or train a vqvae",
                         code="no-codes")  # fmt: skip
-    if not isinstance(model, LatentVariableModel):
+    if not model.has_decoder:
         raise SpecError(f"the z of the model {model.name} is as large as its examples and cannot be coded: train a vae "
                         "or vqvae to compress", code="no-coder")  # fmt: skip
-    return BitsBack(model)
+    return BitsBack(cast(LatentVariableModel, model))
 
 
-def compress(
+def write_compressed(
     model: Model,
     examples: Iterable[NamedBatch],
     out: str,
@@ -289,7 +289,7 @@ def kept_names(container: Container) -> list[str]:
     return names
 
 
-def decompress(
+def read_compressed(
     container: Container, model: Model, *, workers: int | None = None, device: torch.device | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Decompress the examples of a file that `check` accepts: yields each name and `[*shape]` in stored units.
@@ -297,7 +297,7 @@ def decompress(
     Only examples whose checksum is right are given.
 
     Args:
-        workers: as in `compress`.
+        workers: as in `write_compressed`.
         device: where codes are decoded to pictures; entropy coding stays on the processor.
 
     Raises:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tessella.coding.container import MODES
 from tessella.core.schema import Binary, Schema
-from tessella.data.folders.read import opened_picture
+from tessella.data.folders.decode import opened_picture
 from tessella.data.inputs import read_pictures
 from tessella.kinds import pictures
 from tessella.kinds.base import kind_of

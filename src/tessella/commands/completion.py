@@ -7,12 +7,13 @@ completes names of files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import make_dataclass
 from typing import Any, Literal, get_args, get_origin
 
 from tessella.foundation.errors import TessellaError
 
+OptionsOf = Callable[[str, Sequence[str]], type]
 SCRIPTS = {
     "bash": """_tessella() {
     local IFS=$'\\n' offered="COMMANDS"
@@ -62,25 +63,25 @@ def completion_options() -> type:
     return made
 
 
-def answer(words: Sequence[str], commands: Sequence[str]) -> str | None:
+def answer(words: Sequence[str], commands: Sequence[str], options_of: OptionsOf) -> str | None:
     """Answer `tessella completion` with such words: a script, or what a script asks for; None for other words.
 
     Args:
         commands: the names of all commands.
+        options_of: gives the options of a command with such words.
     """
     if words and words[0] == "words":
-        return "\n".join(offered(words[1:], commands))
+        return "\n".join(offered(words[1:], commands, options_of))
     if len(words) == 1 and words[0] in SCRIPTS:
         return SCRIPTS[words[0]].replace("COMMANDS", "\n".join(commands)).rstrip()
     return None
 
 
-def offered(words: Sequence[str], commands: Sequence[str]) -> list[str]:
+def offered(words: Sequence[str], commands: Sequence[str], options_of: OptionsOf) -> list[str]:
     """List what may stand in place of the last of the words that follow `tessella`; empty where a file may."""
     *before, last = words or [""]
     if not before:
         return list(commands)
-    from tessella.commands import command
     from tessella.commands.options import option_types
     from tessella.foundation.registry import names
 
@@ -90,7 +91,7 @@ def offered(words: Sequence[str], commands: Sequence[str]) -> list[str]:
     if name == "fit-prior" and before and before[-1] == "--kind":
         return [*names("code-prior"), *names("prior")]
     try:
-        options, _ = command(name, before)
+        options = options_of(name, before)
     except TessellaError:
         return []
     known = {flag: hint for flags, hint in option_types(options) for flag in flags}

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FileData(DataOptions):
-    """Section `data` of a configuration file: where the data lies, and how it is read."""
+    """Section `data` of a configuration file: what is trained on, and how it is read."""
 
     spec: str | None = None
 

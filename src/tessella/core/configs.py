@@ -1,6 +1,6 @@
-"""Options of the parts of a model, by kind of part: what each kind builds its module from.
+"""Base classes of the options of each kind of part, which build the part's module.
 
-A part is a subclass with its options as fields, registered under its name; see `foundation/config.py`.
+A part's options are the fields of a subclass that is registered under the part's name; see `foundation/config.py`.
 """
 
 from __future__ import annotations
@@ -22,43 +22,45 @@ class LikelihoodConfig(Config, ABC):
 
     @abstractmethod
     def build(self, schema: Schema) -> Likelihood:
-        """Make the module for such data.
+        """Build the likelihood of a schema.
 
         Raises:
-            SpecError: if it is not a distribution over such values.
+            SpecError: if it is not a distribution over the schema's values.
         """
 
 
 class BottleneckConfig(Config, ABC):
-    """Options of a continuous q(z | x)."""
+    """Options of a bottleneck with continuous latents, q(z | x)."""
 
     part = "bottleneck"
     stochastic: ClassVar[bool] = True
-    """Whether z has a distribution, so that it has a rate."""
+    """Whether z has a distribution q(z | x), and so a rate."""
     gaussian: ClassVar[bool] = False
     """Whether q(z | x) is a diagonal Gaussian."""
 
     @abstractmethod
     def build(self, feature_shape: tuple[int, ...], latent_dim: int) -> Bottleneck:
-        """Make the module from features `[B, *feature_shape]` to z `[B, latent_dim, *spatial]`."""
+        """Build the bottleneck that maps features `[B, *feature_shape]` to z `[B, latent_dim, *spatial]`."""
 
 
 class QuantizerConfig(Config, ABC):
-    """Options of a discrete q(z | x)."""
+    """Options of a bottleneck with discrete codes."""
 
     part = "quantizer"
 
     @abstractmethod
     def build(self, feature_shape: tuple[int, ...]) -> Quantizer:
-        """Make the module for features `[B, *feature_shape]`."""
+        """Build the quantizer of features `[B, *feature_shape]`."""
 
 
 class InferenceNetwork(NamedTuple):
-    """The model's own q(z | x), for a prior that is made of posteriors.
+    """The model's own q(z | x), for a prior that is a mixture of posteriors.
 
     Attributes:
-        input_shape: of one example as `Likelihood.to_network` gives it.
-        labelled: whether the encoder sees labels.
+        encoder: the model's encoder.
+        bottleneck: the model's bottleneck.
+        input_shape: shape of one example after `Likelihood.to_network`.
+        labelled: whether the encoder takes labels.
     """
 
     encoder: Encoder
@@ -68,48 +70,51 @@ class InferenceNetwork(NamedTuple):
 
 
 class PriorConfig(Config, ABC):
-    """Options of p(z), z continuous."""
+    """Options of a prior p(z) over continuous latents."""
 
     part = "prior"
     labels: ClassVar[Literal["none", "optional", "required"]] = "optional"
-    """Whether it may see labels, or must."""
+    """Whether the prior takes no labels, may take them, or needs them."""
     trained_with: ClassVar[bool] = True
-    """Whether it can be trained together with a model."""
+    """Whether the prior can be trained together with a model."""
     fitted_after: ClassVar[bool] = True
-    """Whether it can be fitted on the latents of a trained model."""
+    """Whether the prior can be fitted to the latents of a trained model."""
     factorised: ClassVar[bool] = False
-    """Whether the rate of a Gaussian posterior under it is a sum over dimensions."""
+    """Whether the rate of a Gaussian posterior under this prior is a sum over dimensions."""
     of_posteriors: ClassVar[bool] = False
-    """Whether it is made of Gaussian posteriors of the model's own."""
+    """Whether the prior is a mixture of the model's own Gaussian posteriors."""
 
     @abstractmethod
     def build(
         self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
     ) -> Prior:
-        """Make the module over z `[B, *latent_shape]`.
+        """Build the prior over z `[B, *latent_shape]`.
 
         Args:
-            classes: number of labels of p(z | label); 0: it sees none.
-            inference: q(z | x), where it is made of posteriors.
+            latent_shape: shape of one example's z.
+            classes: number of labels of p(z | label); 0: the prior takes no labels.
+            inference: q(z | x), for a prior that is a mixture of posteriors.
         """
 
 
 class CodePriorConfig(Config, ABC):
-    """Options of p(codes)."""
+    """Options of a prior p(codes) over discrete codes."""
 
     part = "code-prior"
     labels: ClassVar[Literal["none", "optional", "required"]] = "optional"
     fitted_after: ClassVar[bool] = True
     any_order: ClassVar[bool] = False
-    """Whether it inpaints given all known codes, as `CodePrior.any_order` of its module."""
+    """Whether inpainting is conditional on all known codes, as in `CodePrior.any_order`."""
 
     @abstractmethod
     def build(
         self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
     ) -> CodePrior:
-        """Make the module over codes `[B, *code_shape]` from 0 to codebook_size - 1.
+        """Build the prior over codes `[B, *code_shape]` from 0 to codebook_size - 1.
 
         Args:
-            context_channels: channels of a feature map that all codes may look at; 0: none.
-            classes: number of labels of p(codes | label); 0: it sees none.
+            code_shape: shape of one example's codes, `(C, *spatial)`.
+            codebook_size: number of values of a code.
+            context_channels: channels of a feature map on which all codes depend; 0: none.
+            classes: number of labels of p(codes | label); 0: the prior takes no labels.
         """

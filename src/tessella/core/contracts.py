@@ -7,12 +7,12 @@ A model is a joint distribution p(x, z) = p(z) p(x | z) with an inference networ
                                              q(z | x)  against  Prior p(z)
 
 Networks return parameters; likelihoods, bottlenecks and priors turn parameters into
-`torch.distributions.Distribution` objects whose batch shape is `[B]`, so `log_prob` is nats per example.
-`shape` is the data's, `(C, H, W)` or `(D,)`; `spatial` is `(H, W)` or `()`; `label` is `[B]` int64 or None.
+`torch.distributions.Distribution` objects with batch shape `[B]`, so `log_prob` is in nats per example.
+`shape` is the shape of one stored example, `(C, *spatial)`; `label` is `[B]` int64 or None.
 A class is abstract (this page) or final (everything else): to vary behaviour, compose.
 
-Where z is discrete, a `Quantizer` is the bottleneck: q(z | x) is a point mass on a grid of codes, integers from 0 to
-K - 1, and the decoder is given the vectors that the codes stand for. A `CodePrior` says which grids are plausible.
+With discrete latents the bottleneck is a `Quantizer`: q(z | x) is a point mass on a grid of codes (integers from 0 to
+K - 1), and the decoder takes the codes' vectors. A `CodePrior` is the distribution over such grids.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from tessella.foundation.errors import SpecError
 
 
 class StoredValues(Distribution, ABC):
-    """Distribution over stored values, p(x | z): batch shape `[B]`, event shape `shape`.
+    """Distribution p(x | z) over stored values, with batch shape `[B]` and event shape `shape`.
 
-    `log_prob` takes stored values of any dtype; `mean` and `sample()` give stored units in floating point.
+    `log_prob` takes stored values of any dtype; `mean` and `sample()` return floating-point numbers in stored units.
     """
 
     def __init__(self, batch: int, shape: torch.Size | tuple[int, ...]) -> None:
@@ -47,21 +47,21 @@ class StoredValues(Distribution, ABC):
 
     @abstractmethod
     def by_position(self, value: Tensor) -> Tensor:
-        """Compute log p of each position, its channels together: `[B, *spatial]` nats, whose sum is `log_prob`."""
+        """Compute log p of each position, `[B, *spatial]` nats. Its sum is `log_prob`."""
 
     @abstractmethod
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
-        """Write `value` to an encoder, or read it from a decoder, at the price of -log p: `[B, *event_shape]` float32.
+        """Write `value` to an encoder or read it from a decoder, at a cost of -log p: `[B, *event_shape]` float32.
 
-        SpecError if values have a density and no probability.
+        SpecError if the values have a density instead of probabilities.
         """
 
 
 class Likelihood(nn.Module, ABC):
-    """p(x | z), normalised over the stored values of a schema; SpecError if it is no distribution over such values."""
+    """Maps parameters to p(x | z), normalised over stored values; SpecError if they do not suit the schema."""
 
     sequential_mean: bool = False
-    """Whether a mean takes a pass position by position, so that it is slow."""
+    """Whether the mean is computed position by position, which is slow."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -72,19 +72,19 @@ class Likelihood(nn.Module, ABC):
     @property
     @abstractmethod
     def parameter_channels(self) -> int:
-        """Channels that the decoder must give: `[B, parameter_channels, *spatial]`."""
+        """Number of channels of the decoder's output `[B, parameter_channels, *spatial]`."""
 
     @abstractmethod
     def to_network(self, x: Tensor) -> Tensor:
-        """Convert stored values `[B, *shape]` to float32 of about unit scale, for the encoder."""
+        """Convert stored values `[B, *shape]` to the encoder's input: float32 of about unit scale."""
 
     @abstractmethod
     def initial_bias(self) -> Tensor | None:
-        """Make a bias `[parameter_channels]` that the decoder's last layer starts at; None: any will do."""
+        """Return the initial bias `[parameter_channels]` of the decoder's last layer, or None for the default."""
 
     @abstractmethod
     def forward(self, parameters: Tensor) -> StoredValues:
-        """Turn parameters `[B, parameter_channels, *spatial]` into a distribution, in float32 whatever the autocast."""
+        """Map parameters `[B, parameter_channels, *spatial]` to p(x | z), in float32 whatever the autocast."""
 
 
 class Encoder(nn.Module, ABC):
@@ -93,11 +93,11 @@ class Encoder(nn.Module, ABC):
     feature_shape: tuple[int, ...]
     """Shape of one example's features: `(F, *spatial)`."""
     downsampling: int = 1
-    """Positions a side of the data that one position of the features stands for."""
+    """Number of data positions, along each axis, per position of the features."""
 
     @abstractmethod
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
-        """Map `[B, *shape]`, as `Likelihood.to_network` gives it, to features `[B, *feature_shape]`."""
+        """Map the output of `Likelihood.to_network` `[B, *shape]` to features `[B, *feature_shape]`."""
 
 
 class Decoder(nn.Module, ABC):
@@ -109,7 +109,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def start_at(self, bias: Tensor) -> None:
-        """Set the last layer so that the parameters start at `bias` `[parameter_channels]`, nearly independent of z."""
+        """Start the parameters at `bias` `[parameter_channels]`, nearly independent of z, by setting the last layer."""
 
 
 class Bottleneck(nn.Module, ABC):
@@ -124,29 +124,29 @@ class Bottleneck(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
-        """Map features `[B, *feature_shape]` to z, a reparameterised sample or without noise the mean, and to q."""
+        """Map features `[B, *feature_shape]` to q and z: a reparameterised sample, or the mean if `noise` is None."""
 
 
 class Prior(nn.Module, ABC):
-    """Distribution over continuous latents: p(z), or p(z | label)."""
+    """Prior over continuous latents: p(z), or p(z | label)."""
 
     classes: int = 0
-    """Number of labels, of a class-conditional prior; 0: it sees none."""
+    """Number of labels of a class-conditional prior; 0: the prior takes no labels."""
     exact: bool = True
-    """Whether `log_prob` is the log-density itself; a prior made of many steps has a lower bound on it instead."""
+    """Whether `log_prob` is the exact log-density; for an iterative prior it is a lower bound."""
     iterative: bool = False
-    """Whether it samples in many steps, so that `Sampling.steps` and `Sampling.guidance` apply."""
+    """Whether sampling takes many steps, so that `Sampling.steps` and `Sampling.guidance` apply."""
 
     @abstractmethod
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> Distribution:
-        """Make the distribution, with event shape `latent_shape` and batch shape `()` or, given labels, `[B]`.
+        """Return the distribution of z: event shape `latent_shape`, batch shape `()`, or `[B]` given labels.
 
-        `noise` is for priors that estimate `log_prob` by random steps; without it the steps are fixed.
+        `noise` is for priors that estimate `log_prob` at random steps; if it is None, the steps are fixed.
         """
 
     @abstractmethod
     def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
-        """Sample as `sample` does, which checks the arguments."""
+        """Sample z; `sample` checks the arguments and calls this method."""
 
     @torch.no_grad()
     def sample(
@@ -154,7 +154,8 @@ class Prior(nn.Module, ABC):
     ) -> Tensor:
         """Sample z ~ p(z), `[count, *latent_shape]` float32; all randomness comes from `noise`.
 
-        The temperature is a factor on the deviation. SpecError if steps or guidance are given and it is not iterative.
+        The temperature multiplies the standard deviation. SpecError if a prior that is not iterative gets steps or
+        guidance.
         """
         sampling = sampling or Sampling()
         if not self.iterative:
@@ -162,63 +163,63 @@ class Prior(nn.Module, ABC):
         return self.draw(count, noise, self.check_label(label), sampling)
 
     def check_label(self, label: Tensor | None) -> Tensor | None:
-        """Return the label if it sees labels, else None; ValueError if it needs one and there is none."""
+        """Return the label if the prior is class-conditional, else None; ValueError if it needs one and gets None."""
         if self.classes and label is None:
-            raise ValueError("a class-conditional prior needs labels")
+            raise ValueError("a class-conditional prior needs labels: pass one for each example")
         return label if self.classes else None
 
 
 class Quantizer(Bottleneck, ABC):
-    """Bottleneck of codes: q(z | x) is a point mass on integers, so the rate is -log p(codes).
+    """Bottleneck with discrete codes: q(z | x) is a point mass, so the rate is -log p(codes).
 
-    `BottleneckOutput.posterior` is a `PointMass` on the codes `[B, *code_shape]` (int64); `z` are their vectors, with
-    the gradient passed straight through to the features. Grids of any size are taken. Computed in float32 whatever the
-    autocast. In training mode `forward` updates a codebook that is kept by statistics (rather than gradients).
+    `BottleneckOutput.posterior` is a `PointMass` on the codes `[B, *code_shape]` (int64). `z` holds the codes' vectors;
+    gradients pass straight through to the features. Grids of any size are accepted. Computed in float32 whatever the
+    autocast. In training mode `forward` also updates a codebook that is learnt from running statistics.
     """
 
     codebook_size: int
-    """K: a code is 0 ... K - 1."""
+    """K: codes are 0 ... K - 1."""
     code_shape: tuple[int, ...]
-    """Shape of one example's codes: `(C,)` or `(C, h, w)`, C codes a position."""
+    """Shape of one example's codes: `(C, *spatial)`, C codes per position."""
 
     @abstractmethod
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Sample codes `[B, *code_shape]` near those that `forward` chooses, with their log-probabilities `[B]`.
+        """Sample codes `[B, *code_shape]` near those of `forward`, with their log-probabilities `[B]`.
 
-        A proposal for importance sampling: any distribution makes a bound, and a good one is near p(codes | x).
+        A proposal for importance sampling: any gives a valid bound; the closer to p(codes | x), the tighter.
         """
 
     @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
-        """Map codes `[B, C, *spatial]` to their vectors `[B, D, *spatial]`: what `forward` gave as z."""
+        """Map codes `[B, C, *spatial]` to their vectors `[B, D, *spatial]`, the z of `forward`."""
 
 
 class CodePrior(nn.Module, ABC):
-    """Distribution over grids of codes, `p(codes | condition)`.
+    """Prior over grids of codes, p(codes | condition).
 
-    Made of (code_shape, codebook_size, context_channels=0, classes=0): the condition's context has so many channels.
+    Made from (code_shape, codebook_size, context_channels=0, classes=0), with the channels of the condition's context.
     """
 
     code_shape: tuple[int, ...]
-    """Shape of one example's codes: `(C, *spatial)`, C codes a position."""
+    """Shape of one example's codes: `(C, *spatial)`, C codes per position."""
     classes: int = 0
     any_order = False
-    """Whether `inpaint` looks at all known codes, and not at those before each code alone."""
+    """Whether `inpaint` is conditional on all known codes, instead of only those before each code."""
 
     @abstractmethod
     def forward(self, codes: Tensor, condition: Condition = UNCONDITIONAL, *, noise: Noise | None = None) -> Tensor:
-        """Compute log p of each code given those before it, `[B, *code_shape]` float32 nats.
+        """Compute log p of each code given the codes before it, `[B, *code_shape]` float32 nats.
 
         The sum is log p(codes), or a lower bound on it. `codes` are `[B, *code_shape]` int64. `noise` is for priors
-        that estimate their bound by a random order; without it the order is fixed.
+        that estimate their bound with a random order; if it is None, the order is fixed.
         """
 
     @abstractmethod
     def generate(self, count: int, select: Selector, condition: Condition = UNCONDITIONAL) -> Tensor:
-        """Generate codes `[count, *code_shape]` int64, each chosen by `select` given those that it has chosen before.
+        """Generate codes `[count, *code_shape]` int64, each chosen by `select` given the codes before it.
 
-        In raster order; or, if `any_order`, in a fixed or random one, given known codes from the start. Sampling,
-        inpainting and coding are this one loop with three selectors.
+        In raster order; with `any_order`, in a fixed or random order, conditional on known codes from the start.
+        Sampling, inpainting and coding are this loop with three selectors.
         """
 
     def sample(
@@ -236,9 +237,9 @@ class CodePrior(nn.Module, ABC):
         *,
         sampling: Sampling | None = None,
     ) -> Tensor:
-        """Sample the codes that are not known given all known ones (`any_order`), or those before each.
+        """Sample the unknown codes given all known codes (`any_order`) or those before each.
 
-        `codes` `[B, *code_shape]` int64 may be any number where `known`, bool, is not; the others come back.
+        `codes` is `[B, *code_shape]` int64, `known` its bool mask; unknown entries are ignored, known ones are kept.
         """
         select = Draw(noise, codes.masked_fill(~known, -1), tuple(codes.shape), sampling)
         return self.generate(len(codes), select, condition)
@@ -246,5 +247,5 @@ class CodePrior(nn.Module, ABC):
     def code(
         self, coder: SymbolCoder, count: int, codes: Tensor | None = None, condition: Condition = UNCONDITIONAL
     ) -> Tensor:
-        """Write `codes` to an encoder, or read `count` of them from a decoder, at the price of -log p."""
+        """Write `codes` to an encoder, or read `count` grids from a decoder, at a cost of -log p."""
         return self.generate(count, Coded(coder=coder, codes=codes), condition)

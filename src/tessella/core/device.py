@@ -1,6 +1,6 @@
-"""Where and how networks run: the device that is asked for or the best there is, and when they run in bfloat16.
+"""Choice of the device and of the precision of networks.
 
-Likelihoods, rates and quantizers are float32 whatever is chosen here.
+Likelihoods, rates and quantizers are computed in float32 whatever the precision.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from tessella.core.schema import Precision, Schema
 from tessella.foundation.errors import SpecError, option
 
 VARIABLE = "TESSELLA_DEVICE"
-"""The environment variable that chooses where nothing else does."""
+"""Environment variable that chooses the device where no option does."""
 ACCELERATORS = ("cuda", "xpu", "mps")
-"""Kinds of devices besides the processor, best first."""
+"""Device types besides the processor, best first."""
 SMALL = 16
-"""Pixels a side under which float32 is faster than converting to bfloat16."""
+"""Positions per side below which float32 is faster than converting to bfloat16."""
 
 
 def resolve(asked: str | torch.device | None = None) -> torch.device:
-    """Choose the device of that name.
+    """Return the device of a name, or the best available one.
 
     Args:
-        asked: `auto` (the best there is), `cpu`, `cuda`, `mps` or `xpu`; of several cards `cuda:1` is the second. None:
-            what the environment variable `TESSELLA_DEVICE` says, or else `auto`.
+        asked: `auto` (the best available), `cpu`, `cuda`, `mps` or `xpu`; `cuda:1` is the second GPU. None: the value
+            of the environment variable `TESSELLA_DEVICE`, or `auto`.
 
     Raises:
-        SpecError: if there is no such device, naming those there are.
+        SpecError: if there is no such device; the message names those there are.
     """
     said = os.environ.get(VARIABLE, "") if asked is None else ""
     name = str(asked or said or "auto").strip().lower()
@@ -43,13 +43,13 @@ def resolve(asked: str | torch.device | None = None) -> torch.device:
         index = int(number or 0)
         if index < _count(kind):
             return torch.device(kind, index)
-    where = f"{VARIABLE} asks for the device {said!r}, which" if said else f"the device {str(asked)!r}"
+    where = f"{VARIABLE} names the device {said!r}, which" if said else f"the device {str(asked)!r}"
     built = f" (this PyTorch, {torch.__version__}, was built without CUDA)" if _without_cuda(kind) else ""
-    raise SpecError(f"{where} is not here{built}: choose auto or one of those there are: {', '.join(there)}")
+    raise SpecError(f"{where} is not available{built}: choose auto or one of those that there are: {', '.join(there)}")
 
 
 def available_devices() -> tuple[str, ...]:
-    """Name the devices there are, best first; `cpu` is always the last."""
+    """List the available devices, best first; `cpu` is always the last."""
     names: list[str] = []
     for kind in ACCELERATORS:
         count = _count(kind)
@@ -58,7 +58,7 @@ def available_devices() -> tuple[str, ...]:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words: its kind, and the name of the card."""
+    """Describe the device: its type and the name of the card."""
     if device.type == "cuda":
         return f"{_name(device)} ({torch.cuda.get_device_name(device)})"
     if device.type == "xpu":
@@ -67,29 +67,29 @@ def describe_device(device: torch.device) -> str:
 
 
 def reason(asked: str | None) -> str | None:
-    """Why it is this device, in words; None if somebody asked for it by name."""
+    """Explain why this device was chosen; None if it was requested by name."""
     if asked is not None and asked.strip().lower() != "auto":
         return None
     said = os.environ.get(VARIABLE, "").strip() if asked is None else ""
     if said and said.lower() != "auto":
-        return f"as {VARIABLE} says"
+        return f"set by {VARIABLE}"
     if len(available_devices()) == 1:
-        return "the only one there is"
-    return f"the best there is; {option('device')} cpu chooses another"
+        return "the only one available"
+    return f"the best one available; {option('device')} cpu chooses another"
 
 
 def has_float64(device: torch.device) -> bool:
-    """Whether it computes in double precision, which Apple's GPUs do not."""
+    """Return whether the device supports float64, which Apple's GPUs do not."""
     return device.type != "mps"
 
 
 def precise(t: Tensor) -> Tensor:
-    """The same numbers in float64: where they are if the device has it, else on the processor."""
+    """Convert to float64, on the processor if the device has none."""
     return t.double() if has_float64(t.device) else t.cpu().double()
 
 
 def widened(t: Tensor) -> Tensor:
-    """The same numbers in float64 if the device has it, else as they are."""
+    """Convert to float64 if the device supports it, else return the tensor unchanged."""
     return t.double() if has_float64(t.device) else t
 
 
@@ -102,7 +102,7 @@ def _count(kind: str) -> int:
 
 
 def _name(device: torch.device) -> str:
-    """`cuda`, or `cuda:1` where there are several."""
+    """Return `cuda`, or `cuda:1` if there are several."""
     return str(device) if _count(device.type) > 1 else device.type
 
 
@@ -111,15 +111,15 @@ def _without_cuda(kind: str) -> bool:
 
 
 def autocast(precision: Precision, schema: Schema, device: torch.device) -> torch.autocast:
-    """A context in which networks run in bfloat16 if that is asked for, or `auto` and worth it.
-
-    It is worth it for examples that are not tiny, where the hardware multiplies bfloat16 natively.
-    """
+    """Return a context in which networks run in bfloat16 if `lowers` is true."""
     return torch.autocast(device.type, torch.bfloat16, enabled=lowers(precision, schema, device))
 
 
 def lowers(precision: Precision, schema: Schema, device: torch.device) -> bool:
-    """Whether that is so."""
+    """Return whether networks run in bfloat16: on request, or with `auto` if it is faster.
+
+    It is faster for examples that are not tiny, on hardware that multiplies bfloat16 natively.
+    """
     worth = schema.rank > 0 and min(schema.spatial) >= SMALL and _native(device)
     return precision == "bfloat16" or (precision == "auto" and worth)
 

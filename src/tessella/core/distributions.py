@@ -1,6 +1,6 @@
-"""KL(q || p) in nats per example: the closed form where torch's registry has one, else one draw's estimate.
+"""KL(q || p) in nats per example: in closed form if torch's registry has it, else estimated from one sample.
 
-A new pair of distributions gets its closed form by `torch.distributions.register_kl`, and is then found here.
+To add the closed form of a new pair, register it with `torch.distributions.register_kl`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.types import _size
 
 @final
 class PointMass(Distribution):
-    """All probability on one value an example: q(z | x) of codes.
+    """Point mass: each example's distribution puts all probability on one value, as q(z | x) of codes does.
 
     Args:
         value: `[B, *event_shape]`.
@@ -33,7 +33,7 @@ class PointMass(Distribution):
         return {}
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """0 where `value` is the value, -inf elsewhere; `[B]`."""
+        """Compute 0 for examples where all numbers equal the value, -inf for others; `[B]`."""
         same = (value == self.value).flatten(1).all(1)
         return torch.zeros(same.shape, device=same.device).masked_fill(~same, -torch.inf)
 
@@ -43,30 +43,30 @@ class PointMass(Distribution):
 
 @register_kl(PointMass, Distribution)
 def _kl_point_mass(q: PointMass, p: Distribution) -> Tensor:
-    """KL(q || p) = -log p(value): the entropy of a point mass is zero."""
+    """Compute KL(q || p) = -log p(value): the entropy of a point mass is zero."""
     return -p.log_prob(q.value)
 
 
 def kl(q: Distribution, p: Distribution, z: Tensor | None = None) -> Tensor:
-    """KL(q || p) = E_q[log q(z) - log p(z)], `[B]` in float32 nats.
+    """Compute KL(q || p) = E_q[log q(z) - log p(z)], `[B]` in float32 nats.
 
-    Closed form if `torch.distributions.kl_divergence` knows the pair (it looks inside `Independent`); otherwise
-    log q(z) - log p(z) at the draw `z`, which is unbiased, and may be negative for one draw.
+    In closed form if `torch.distributions.kl_divergence` has one for the pair (it also looks inside `Independent`);
+    otherwise log q(z) - log p(z) at the sample `z`, which is unbiased and may be negative for one sample.
 
     Args:
         q: batch shape `[B]`.
-        p: same event shape; batch shape `[B]` or `()`.
-        z: `[B, *event_shape]`, a draw from q; reparameterised if gradients are to reach q through it.
+        p: event shape as q's; batch shape `[B]` or `()`.
+        z: `[B, *event_shape]`, a sample from q; reparameterised if gradients must reach q through it.
 
     Raises:
-        ValueError: if the pair has no closed form and no draw is given.
+        ValueError: if the pair has no closed form and `z` is None.
     """
     nats = kl_closed(q, p)
     if nats is None:
         with _full_precision():
             if z is None:
                 raise ValueError(
-                    f"KL({_name(q)} || {_name(p)}) has no closed form: give the draw z, or register one by register_kl"
+                    f"KL({_name(q)} || {_name(p)}) has no closed form: pass a sample z, or use register_kl"
                 )
             z = z if z.dtype == torch.float64 else z.float()
             nats = q.log_prob(z) - p.log_prob(z)
@@ -74,7 +74,7 @@ def kl(q: Distribution, p: Distribution, z: Tensor | None = None) -> Tensor:
 
 
 def kl_closed(q: Distribution, p: Distribution) -> Tensor | None:
-    """KL(q || p) `[B]` in float32 nats where torch's registry has its closed form; else None."""
+    """Compute KL(q || p) `[B]` in closed form, in float32 nats; None if there is none."""
     with _full_precision():
         try:
             return kl_divergence(q, p).float()
@@ -83,9 +83,10 @@ def kl_closed(q: Distribution, p: Distribution) -> Tensor | None:
 
 
 def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
-    """The terms of KL(q || p) `[B, units]` in float32 nats, where it is a sum over the event's numbers; else None.
+    """Compute the terms of KL(q || p), one per latent dimension, in float32 nats.
 
-    It is for pairs that are both `Independent` over all of the event, with a closed form for one number.
+    Returns `[B, units]`, or None if the KL is not such a sum: both distributions must be `Independent` over the whole
+    event, with a closed form for one number.
     """
     if not (isinstance(q, Independent) and isinstance(p, Independent)) or q.event_shape != p.event_shape:
         return None
@@ -101,7 +102,7 @@ def kl_per_unit(q: Distribution, p: Distribution) -> Tensor | None:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """No autocast, whatever the device that the distributions live on."""
+    """Disable autocast on every type of device."""
     with ExitStack() as stack:
         for device in ("cpu", "cuda", "mps", "xpu"):
             if torch.is_autocast_enabled(device):

@@ -1,12 +1,11 @@
-"""Entropy coding: symbols to bits and back by integer tables, an ANS stack, an encoder and a decoder.
+"""Entropy coding of symbols with integer tables: an ANS stack, an encoder and a decoder.
 
-The stack is asymmetric numeral coding (Duda 2013; `constriction`, Bamler 2022): what was pushed last is popped first,
-and popping from random bits draws from the table, which bits-back coding lives on (Townsend et al. 2019, section 2).
+The stack uses asymmetric numeral systems (Duda 2013; `constriction`, Bamler 2022): the last symbol pushed is the first
+popped. Popping from random bits samples from the table, which bits-back coding needs (Townsend et al. 2019, section 2).
 
-A table of k symbols is k + 1 integer edges, 0 <= e_0 <= ... <= e_k = 2^24 - 2 k: symbol i has the frequency
-e_(i+1) - e_i + 2 out of 2^24, so nothing is impossible and nothing is certain. Edges are rounded down from cumulated
-probabilities by IEEE operations in a fixed order, and are handed to the coder as they are: whoever has the same
-probabilities has the same table, bit for bit.
+A table of k symbols is k + 1 integer edges, 0 <= e_0 <= ... <= e_k = 2^24 - 2 k. Symbol i has the frequency e_(i+1) -
+e_i + 2 out of 2^24, so no symbol is impossible and none is certain. Edges are cumulative probabilities, rounded down by
+IEEE operations in a fixed order. The coder uses them unchanged, so equal probabilities give equal tables, bit for bit.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from torch import Tensor
 from tessella.foundation.errors import DataError
 
 TOTAL = 1 << 24
-"""What the frequencies of a table sum to; constriction's own."""
+"""Sum of the frequencies of a table, fixed by `constriction`."""
 WORD = np.dtype("<u4")
 streams: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
 _TABLES = streams.model.Categorical(perfect=False)
@@ -34,13 +33,13 @@ _TABLES = streams.model.Categorical(perfect=False)
 class SymbolCoder(ABC):
     """Interface of an entropy coder: an encoder writes symbols, a decoder reads them.
 
-    What can be coded has a method `code(coder, ..., value)` that does the same at both ends: the encoder is given the
-    value, the decoder None, and both return it.
+    Everything that can be coded has a method `code(coder, ..., value)` that runs the same steps at both ends: with an
+    encoder `value` is given, with a decoder it is None; both return the value.
     """
 
     @abstractmethod
     def code(self, cdf: Tensor, symbols: Tensor | None) -> Tensor:
-        """Code symbols `[n]` int64 from 0 to k - 1, each under its own `quantized_cdf` `[k + 1, n]`."""
+        """Code symbols `[n]` int64 from 0 to k - 1, each with its own `quantized_cdf` `[k + 1, n]`."""
 
     @abstractmethod
     def code_uniform(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
@@ -51,9 +50,10 @@ class SymbolCoder(ABC):
 
 
 def quantized_cdf(cumulated: Tensor) -> Tensor:
-    """Round cumulated probabilities `[k + 1, ...]` of any scale and origin to integers, in float32, which holds them.
+    """Round cumulative probabilities `[k + 1, ...]` to the integer edges of a table.
 
-    They must not fall. Where there is no probability at all the last symbol takes it.
+    They may have any scale and offset but must not decrease. If all probabilities are zero, the last symbol gets
+    everything. The result is float32, which holds these integers exactly.
     """
     symbols, low = len(cumulated) - 1, cumulated[:1]
     whole = TOTAL - 2 * symbols
@@ -64,7 +64,7 @@ def quantized_cdf(cumulated: Tensor) -> Tensor:
 
 
 def code_categorical(coder: SymbolCoder, logits: Tensor, symbols: Tensor | None) -> Tensor:
-    """Symbols `[n]` with probabilities softmax(logits) `[n, K]`."""
+    """Code symbols `[n]` with probabilities softmax(logits), where logits is `[n, K]`."""
     cumulated = logits.float().softmax(-1).double().cumsum(-1)
     return coder.code(quantized_cdf(torch.nn.functional.pad(cumulated, (1, 0)).T), symbols)
 
@@ -72,19 +72,20 @@ def code_categorical(coder: SymbolCoder, logits: Tensor, symbols: Tensor | None)
 def code_from_cdf(
     coder: SymbolCoder, below: Callable[[Tensor], Tensor], bits: int, value: Tensor | None, zeros: Tensor
 ) -> Tensor:
-    """Integers from 0 to 2^bits - 1, their bits two at a time, the most significant first.
+    """Code integers from 0 to 2^bits - 1 two bits at a time, the most significant first.
 
-    So a distribution function is asked for 3 values at each of bits / 2 steps, instead of 2^bits - 1.
+    The distribution function is evaluated at 3 values in each of bits / 2 steps, instead of at 2^bits - 1.
 
     Args:
-        below: P(v < t) of whole numbers t, in the shape and dtype of `zeros`: never at 0 and 2^bits. Where rounding
-            lets it fall it is taken to be level.
+        coder: the encoder or the decoder.
+        below: P(v < t) of integers t in the shape and dtype of `zeros`; never called with 0 or 2^bits. Where rounding
+            makes it decrease, it is taken as constant.
         bits: an even number.
-        value: if they are known, in that dtype.
-        zeros: in their shape.
+        value: the integers in the dtype of `zeros` to encode them, None to decode.
+        zeros: a tensor of zeros with the shape and dtype of the integers.
 
     Returns:
-        The integers, in that shape and dtype.
+        The integers, in the shape and dtype of `zeros`.
     """
     start, low, high = zeros, zeros, zeros + 1
     for shift in range(bits - 2, -1, -2):
@@ -102,7 +103,7 @@ def code_from_cdf(
 
 
 def _around(table: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows i and i + 1 of a table `[k + 1, n]` for each column's i: `gather`, several times as fast."""
+    """Return rows i and i + 1 of a table `[k + 1, n]` for each column's i, several times faster than `gather`."""
     flat, count = table.reshape(-1), table.shape[1]
     place = torch.add(torch.arange(count), at, alpha=count)
     return flat.take(place), flat[count:].take(place)
@@ -113,53 +114,54 @@ def _around(table: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
 
 @final
 class AnsStack:
-    """Bits, the last in first out.
+    """Stack of bits: the last bits pushed are the first popped.
 
     Args:
-        words: `[n]` uint32, as `words()` gave them.
+        words: `[n]` uint32, the result of `words()`; None: an empty stack.
 
     Raises:
-        DataError: if they are no stack: one never ends in a zero word.
+        DataError: if the words are not a stack (a stack never ends in a zero word).
     """
 
     def __init__(self, words: np.ndarray | None = None) -> None:
         try:
             self._coder: Any = streams.stack.AnsCoder(*(() if words is None else (_native(words),)))
         except ValueError as error:
-            raise DataError(f"these are no bits that were written ({' '.join(str(error).split())})") from error
+            raise DataError(f"the bits are not an entropy-coded stream ({' '.join(str(error).split())})") from error
 
     def words(self) -> np.ndarray:
-        """All of it, `[n]` uint32, little endian."""
+        """Return the whole stack, `[n]` uint32, little endian."""
         return self._coder.get_compressed().astype(WORD)
 
     @property
     def bits(self) -> int:
-        """How many there are."""
+        """Return the number of bits on the stack."""
         return self._coder.num_valid_bits()
 
     def add_initial_bits(self, words: np.ndarray) -> None:
-        """Words that will be popped after all others: of a stack that is empty, or began with two words or more.
+        """Put words at the bottom of the stack, where they are popped last.
 
-        A coder that began with nothing has not filled its state, and words under it would change what comes last.
+        The stack must be empty or have started with at least two words: a coder that started with none has not filled
+        its state, and words below would change the last symbols.
         """
         self._coder = streams.stack.AnsCoder(np.concatenate([_native(words), _native(self.words())]))
 
     def drop_initial_bits(self, count: int) -> None:
-        """Forget so many words that would be popped after all others; two that were never popped must be left."""
+        """Remove `count` words from the bottom of the stack; at least two words never popped must remain."""
         self._coder = streams.stack.AnsCoder(_native(self.words()[count:]))
 
     def push(self, symbols: np.ndarray, model: Any, *parameters: np.ndarray) -> None:
-        """Symbols `[n]` int32, so that they are popped in their order."""
+        """Push symbols `[n]` int32 so that they are popped in their order."""
         self._coder.encode_reverse(symbols, model, *parameters)
 
     def pop(self, *model: Any) -> Tensor:
-        """Symbols `[n]` int64; where there are no bits left they are taken to be zeros."""
+        """Pop symbols `[n]` int64; an empty stack yields zero bits."""
         return torch.from_numpy(self._coder.decode(*model)).long()
 
 
 @final
 class SymbolEncoder(SymbolCoder):
-    """Keeps what it is told, and pushes it on a stack at the end, in reverse: popped, it comes in the order told."""
+    """Encoder that collects symbols, and pushes them in reverse at `flush`, so that they are popped in order."""
 
     def __init__(self, stack: AnsStack) -> None:
         self._stack = stack
@@ -167,7 +169,7 @@ class SymbolEncoder(SymbolCoder):
 
     @property
     def bits(self) -> float:
-        """The length of what is kept, by its tables: what the stack will grow by, but for rounding to words."""
+        """Return the cost in bits of the collected symbols, before rounding to words."""
         return sum(
             len(one) * math.log2(other) if isinstance(other, int) else -float(np.log2(other / TOTAL).sum())
             for one, other in self._told
@@ -178,7 +180,7 @@ class SymbolEncoder(SymbolCoder):
         left, right = _around(cdf, at)
         frequency = right.add_(at + 1, alpha=2).sub_(left.add_(at, alpha=2))
         if not bool((frequency > 0).all()):
-            raise ValueError("a probability is no number")
+            raise ValueError("a probability is NaN")
         self._told.append((_int32(left), _int32(frequency)))
         return at
 
@@ -189,7 +191,7 @@ class SymbolEncoder(SymbolCoder):
         return known
 
     def flush(self) -> None:
-        """Push it all."""
+        """Push all collected symbols on the stack."""
         for one, other in reversed(self._told):
             if isinstance(other, int):
                 self._stack.push(one, streams.model.Uniform(other))
@@ -200,7 +202,7 @@ class SymbolEncoder(SymbolCoder):
 
 @final
 class SymbolDecoder(SymbolCoder):
-    """Pops what it is asked for."""
+    """Decoder that pops symbols from a stack."""
 
     def __init__(self, stack: AnsStack) -> None:
         self._stack = stack
@@ -215,10 +217,10 @@ class SymbolDecoder(SymbolCoder):
 
 
 def _of_three(left: np.ndarray, frequency: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray]:
-    """Symbols as members of tables of three: to the coder only a symbol's own interval matters.
+    """Express symbols as members of tables of three, because only a symbol's own interval matters to the coder.
 
-    The coder adds one to each weight, and weights sum to 2^24 - 3. The symbol is the middle one, or at either end the
-    one that lies there.
+    The coder adds one to each weight, and weights sum to 2^24 - 3. The symbol is the middle one, or the first or last
+    one if its interval lies at that end.
     """
     first, last = left == 0, left + frequency == TOTAL
     weights = np.empty((len(left), 3), np.float32)
@@ -230,7 +232,7 @@ def _of_three(left: np.ndarray, frequency: np.ndarray) -> tuple[np.ndarray, Any,
 
 def _known(symbols: Tensor | None) -> Tensor:
     if symbols is None:
-        raise ValueError("a sender must know the symbols")
+        raise ValueError("an encoder needs the symbols: pass them instead of None")
     return symbols
 
 

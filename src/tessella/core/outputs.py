@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How freely is drawn: probabilities are sharpened by the temperature, then cut off, then drawn from.
+    """Options of sampling: the temperature is applied first, then the cut-offs, then a value is sampled.
 
     Attributes:
-        temperature: of real numbers a factor on the deviation; of codes the logits are divided by it (0: the
-            likeliest).
-        top_k: of codes, only the k likeliest values of each; None: all.
-        top_p: of codes, only the likeliest values that hold this share of the probability (Holtzman et al. 2020,
-            section 3.1); None: all.
-        steps: of what draws in many steps (diffusion), how many; None: its own number.
-        guidance: of diffusion that sees labels, how far it is led towards the class: 0 is not at all, 1 is p(z | label)
-            itself, above that more typical of the class (Ho & Salimans 2022); None: 1.
+        temperature: randomness of samples: factor on the standard deviation of continuous latents, divisor of the
+            logits of codes (0: always the most likely code).
+        top_k: sample each code only from its k most likely values; None: from all.
+        top_p: sample each code only from the most likely values that together hold this share of the probability
+            (Holtzman et al. 2020, section 3.1); None: from all.
+        steps: number of sampling steps of a diffusion; None: its own default.
+        guidance: strength of classifier-free guidance towards the label, for diffusion: 0 ignores the label, 1 samples
+            p(z | label), more gives more typical examples of the class (Ho & Salimans 2022); None: 1.
 
     Raises:
         SpecError: if a number is out of its range.
@@ -39,34 +39,34 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise SpecError(f"temperature must be a number from 0 up, not {self.temperature}")
+            raise SpecError(f"{option('temperature')} must be finite and at least 0, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
-            raise SpecError(f"top-k must be at least 1, not {self.top_k}")
+            raise SpecError(f"{option('top_k')} must be at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise SpecError(f"top-p must lie above 0 and up to 1, not {self.top_p}")
+            raise SpecError(f"{option('top_p')} must be above 0 and at most 1, got {self.top_p}")
         if self.steps is not None and self.steps < 1:
-            raise SpecError(f"steps must be at least 1, not {self.steps}")
+            raise SpecError(f"{option('steps')} must be at least 1, got {self.steps}")
         if self.guidance is not None and not 0 <= self.guidance < math.inf:
-            raise SpecError(f"guidance must be a number from 0 up, not {self.guidance}")
+            raise SpecError(f"{option('guidance')} must be finite and at least 0, got {self.guidance}")
 
     def reject_steps(self, sampler: str) -> None:
-        """Refuse steps and guidance for a sampler that takes no steps.
+        """Raise SpecError if steps or guidance are given, for a sampler that takes no steps.
 
-        Raises:
-            SpecError: naming those that are given.
+        Args:
+            sampler: name of the sampler, for the message.
         """
         given = [option(name) for name in ("steps", "guidance") if asdict(self)[name] is not None]
         if given:
-            raise SpecError(f"{sampler} takes no steps and has no {' and '.join(given)}: leave it out", code="no-steps")
+            raise SpecError(f"{sampler} samples in one step: leave out {' and '.join(given)}", code="no-steps")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a prior over codes is conditional on.
+    """Condition of a prior over codes, p(codes | condition).
 
     Attributes:
-        label: `[B]` int64, of a class-conditional prior.
-        context: `[B, context_channels, *spatial]` float, a feature map that all codes may look at.
+        label: `[B]` int64, for a class-conditional prior.
+        context: `[B, context_channels, *spatial]` float, a feature map on which all codes depend.
     """
 
     label: Tensor | None = None
@@ -78,12 +78,12 @@ UNCONDITIONAL = Condition()
 
 @dataclass(frozen=True)
 class BottleneckOutput:
-    """What a bottleneck lets through.
+    """Output of a bottleneck: z, the posterior and the auxiliary loss.
 
     Attributes:
-        z: `[B, *latent_shape]`, a draw from `posterior` (or the features themselves where there is none).
+        z: `[B, *latent_shape]`, a sample from `posterior` (the features themselves if there is none).
         posterior: q(z | x) with batch shape `[B]`; None for a deterministic bottleneck, which has no rate.
-        penalty: `[B]`, what training adds to the loss and no bound ever contains (commitment, ...); or None.
+        penalty: `[B]`, auxiliary loss such as the commitment loss; added in training, never part of a bound; or None.
     """
 
     z: Tensor
@@ -93,14 +93,14 @@ class BottleneckOutput:
 
 @dataclass(frozen=True)
 class Latent:
-    """What a batch is encoded to.
+    """Latents of a batch, the result of `Model.encode`.
 
     Attributes:
         z: `[B, *latent_shape]`.
-        posterior: q(z | x) of a model with continuous latents, batch shape `[B]`.
+        posterior: q(z | x) with batch shape `[B]`, for a model with continuous latents.
         penalty: `[B]` or None, as in `BottleneckOutput`.
-        codes: of a model with discrete latents, the codes of each level `[B, *code_shape]` int64, coarsest first.
-        trace: what else `Model.rate` needs; the model's own affair.
+        codes: codes of each level `[B, *code_shape]` int64, coarsest first, for a model with discrete latents.
+        trace: further tensors that only the model's own `rate` reads.
     """
 
     z: Tensor
@@ -112,11 +112,11 @@ class Latent:
 
 @dataclass(frozen=True)
 class Rate:
-    """What latents cost under the prior, in nats per example.
+    """Cost of latents under the prior, in nats per example.
 
     Attributes:
-        total: `[B]`, KL(q(z | x) || p(z)); of codes -log p(codes).
-        per_unit: `[B, units]`, its parts where the KL is a sum over units; None otherwise.
+        total: `[B]`, KL(q(z | x) || p(z)); for codes -log p(codes).
+        per_unit: `[B, units]`, the KL of each latent dimension if the KL is a sum over dimensions; else None.
     """
 
     total: Tensor
@@ -125,7 +125,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of the bound in nats, one number an example.
+    """Terms of the bound in nats per example.
 
     bound = rate + distortion = negative ELBO, an upper bound on the negative log-likelihood -log p(x).
 
@@ -134,7 +134,7 @@ class Terms:
         rate: `[B]`, KL(q(z | x) || p(z)); None for an autoencoder.
         rate_per_unit: `[B, units]` or None.
         penalty: `[B]` or None; never part of the bound.
-        log_weights: `[samples, B]`, log p(x, z_k) - log q(z_k | x) of several draws, if they were asked for.
+        log_weights: `[samples, B]`, log p(x, z_k) - log q(z_k | x) of several samples z_k; None if not requested.
     """
 
     distortion: Tensor
@@ -145,10 +145,10 @@ class Terms:
 
     @staticmethod
     def of(distortion: Tensor, rate: Rate | None, penalty: Tensor | None = None) -> Terms:
-        """Put together the terms of examples that were encoded once."""
+        """Combine distortion, rate and penalty of examples that were encoded once."""
         return Terms(distortion, rate and rate.total, rate and rate.per_unit, penalty)
 
     @property
     def bound(self) -> Tensor | None:
-        """`[B]`, rate + distortion >= -log p(x); None where there is no rate."""
+        """Return rate + distortion >= -log p(x), `[B]`; None if there is no rate."""
         return None if self.rate is None else self.rate + self.distortion

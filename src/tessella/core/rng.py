@@ -1,11 +1,11 @@
-"""Counter-based random numbers: every draw is a function of (seed, step, stream), or of an example's key too.
+"""Counter-based random numbers: each is a function of (seed, step, stream) and, optionally, of an example's key.
 
-So a resumed run draws what the uninterrupted one would have drawn without saving any generator's state, an
-evaluation done twice gives the same digits, and several processes draw what one process with the joined batch
-would draw: each draws the whole joined batch's noise and keeps its own rows.
+So a resumed run continues with the numbers of an uninterrupted run without saving any generator's state, an evaluation
+repeated gives the same digits, and several processes use the numbers that one process would use for the joined batch:
+each generates the noise of the whole joined batch and keeps its own rows.
 
-Training draws a batch's numbers by its step. Measuring draws them by the examples' keys, so that what is found of an
-example depends neither on its neighbours nor on its place among them.
+Training derives a batch's numbers from its step. Measurements derive them from the examples' keys, so that an example's
+result depends neither on its neighbours nor on its position.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from torch import Tensor
 from tessella.core.device import has_float64, precise
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-"""The step of SplitMix64's counter, as a signed number."""
+"""Increment of SplitMix64's counter, as a signed number."""
 BITS = 24
-"""Random bits in a number: as many as a float32 between 1/2 and 1 tells apart."""
+"""Random bits per number: as many as float32 resolves between 1/2 and 1."""
 
 
 @final
 class Noise:
-    """A source of random numbers for one step, or for examples.
+    """Source of random numbers for one step, or for given examples.
 
     Args:
         seed: the run's seed.
         step: the training step, or the batch's number.
-        stream: what the numbers are for; two streams of one step are independent.
-        rank, world: this process and their number; rows `[rank * B, (rank + 1) * B)` of the joined batch are ours.
-        keys: `[B]` int64 (`example_keys`): row i's numbers are then a function of `keys[i]`, and not of i.
-        draw: with keys, the number of the first of an example's draws.
+        stream: name of the use; two streams of one step are independent.
+        rank, world: index of this process and number of processes; this process owns rows `[rank * B, (rank + 1) * B)`
+            of the joined batch.
+        keys: `[B]` int64 (`example_keys`): row i's numbers then depend on `keys[i]` instead of i.
+        draw: index of an example's first sample, used only with keys.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Noise:
         self._taken = 0
 
     def split(self, stream: str) -> Noise:
-        """An independent source for the same step and examples."""
+        """Return an independent source for the same step and examples."""
         return Noise(
             self.seed,
             self.step,
@@ -69,37 +70,39 @@ class Noise:
         )
 
     def of(self, keys: Tensor) -> Noise:
-        """The same source for examples: each row's numbers come from its own key.
+        """Return a source in which each row's numbers depend on its example's key.
 
-        Of `len(keys) * K` rows, K rows an example one after the other, each row has numbers of its own.
+        If a method is asked for `len(keys) * K` rows, they are K consecutive rows per example, each with its own
+        numbers.
 
         Args:
-            keys: `[B]` int64, of `example_keys`.
+            keys: `[B]` int64, the result of `example_keys`.
         """
         return Noise(self.seed, self.step, self.stream, keys=keys)
 
     def from_draw(self, draw: int) -> Noise:
-        """The source of an example's draws number `draw` and on, where its draws come in several passes."""
+        """Return the source of an example's samples from index `draw` on, to sample in several passes."""
         if self.keys is None:
             return self.split(str(draw))
         return Noise(self.seed, self.step, self.stream, keys=self.keys, draw=draw)
 
     def normal(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
-        """`shape` draws from N(0, 1), float32; the first axis counts this process's examples."""
+        """Sample from N(0, 1), float32 of this shape; the first axis counts this process's examples."""
         if self.keys is None:
             return self._draw(torch.randn, shape, torch.device(device))
         return _by_quantile(self._integers(self.keys, shape, device)).to(device)
 
     def uniform(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
-        """`shape` draws from U[0, 1), float32; the first axis counts this process's examples."""
+        """Sample from U[0, 1), float32 of this shape; the first axis counts this process's examples."""
         if self.keys is None:
             return self._draw(torch.rand, shape, torch.device(device))
         return (self._integers(self.keys, shape, device).float() * 2.0**-BITS).to(device)
 
     def spread(self, count: int, device: torch.device | str = "cpu") -> Tensor:
-        """Numbers `[count]` in [0, 1), each uniform and together evenly spread (Kingma et al. 2021, appendix I.1).
+        """Sample numbers `[count]` in [0, 1), each uniform, together evenly spaced.
 
-        They are spread over the joined batch of all processes; with keys each is drawn by itself.
+        They are evenly spaced over the joined batch of all processes (Kingma et al. 2021, appendix I.1); with keys they
+        are independent instead.
         """
         if self.keys is not None:
             return self.uniform(count, device=device)
@@ -116,11 +119,12 @@ class Noise:
         return joined[self.rank * rows : (self.rank + 1) * rows]
 
     def _integers(self, keys: Tensor, shape: tuple[int, ...], device: torch.device | str) -> Tensor:
-        """Integers from 0 to 2^24 - 1 of that shape: each row is a SplitMix64 sequence of its own, and goes on where
-        it was left (Steele, Lea & Flood 2014)."""
+        """Sample integers from 0 to 2^24 - 1; each row continues its own SplitMix64 sequence (Steele, Lea & Flood
+        2014).
+        """
         draws, left = divmod(shape[0], len(keys))
         if left:
-            raise ValueError(f"{shape[0]} rows cannot be those of {len(keys)} examples")
+            raise ValueError(f"{shape[0]} rows are not a multiple of the {len(keys)} examples")
         home = torch.device(device)
         keys = keys.to(home if has_float64(home) else "cpu")  # what comes after is in float64
         number = torch.arange(self.draw, self.draw + draws, device=keys.device)
@@ -132,25 +136,25 @@ class Noise:
 
     @property
     def _number(self) -> int:
-        """Seed, step and stream as one number below 2^64."""
+        """Hash seed, step and stream to one number below 2^64."""
         key = f"{self.seed}/{self.step}/{self.stream}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
 
 
 def example_keys(x: Tensor) -> Tensor:
-    """What identifies examples `[B, *shape]` wherever they stand: a hash of the stored values, `[B]` int64."""
+    """Compute keys `[B]` int64 that identify examples `[B, *shape]`: hashes of the stored values."""
     rows = x.detach().cpu().contiguous().flatten(1).numpy()
     digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
     return torch.frombuffer(bytearray(b"".join(digests)), dtype=torch.int64)
 
 
 def _by_quantile(integers: Tensor) -> Tensor:
-    """Integers below 2^24 as N(0, 1), float32: the quantile of the middle of each one's share."""
+    """Map integers below 2^24 to N(0, 1), float32, by the quantile at the middle of each one's interval."""
     return torch.special.ndtri((precise(integers) + 0.5) * 2.0**-BITS).float()
 
 
 def _scrambled(x: Tensor) -> Tensor:
-    """The next number of SplitMix64 after the state x: int64, to be read as unsigned."""
+    """Return the output of SplitMix64 after the state x: int64, to be read as unsigned."""
     x = x + GOLDEN
     x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
     x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - 2**64)
@@ -158,21 +162,22 @@ def _scrambled(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Unsigned shift to the right."""
+    """Shift right without sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def chunks(count: int, size: int, seed: int) -> Iterator[tuple[slice, int]]:
-    """Divide `count` rows into chunks of at most `size`, each with a seed of its own."""
+    """Divide `count` rows into chunks of at most `size`, each with its own seed."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count)), seed + (start << 32)
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's own generators, for draws that take none; what they were is put back for the processor and `device`.
+    """Seed torch's global generators, for functions that take no generator, and restore them afterwards.
 
-    Of an Apple GPU, whose generator cannot be forked, it is not put back.
+    Restored are the processor's generator and that of `device`, except on an Apple GPU, whose generator cannot be
+    forked.
     """
     kind = device.type if device.type in ("cuda", "xpu") else "cuda"
     with torch.random.fork_rng(devices=[device] if device.type == kind else [], device_type=kind):

@@ -1,4 +1,4 @@
-"""What one example is: channels, extent and values."""
+"""Description of one example: channels, shape and values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal, final
 from tessella.foundation import validation
 
 LARGEST = 1 << 26
-"""Numbers in one example, at most."""
+"""Most numbers in one example."""
 MOST_LEVELS = 1 << 24
-"""Different values of one number, at most: float32 keeps them apart."""
+"""Most different values of one number: float32 distinguishes them all."""
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -21,9 +21,9 @@ class Values(ABC):
 
     Attributes:
         kind: name of the class in files.
-        default_likelihood: name of the likelihood that is used unless another is asked for.
-        low, high: the smallest value and the largest.
-        levels: how many there are; 0 for real numbers, which have a density.
+        default_likelihood: name of the likelihood used by default.
+        low, high: the smallest and the largest value.
+        levels: number of values; 0 for real numbers, which have a density.
     """
 
     kind: ClassVar[str]
@@ -34,49 +34,49 @@ class Values(ABC):
 
     @property
     def name(self) -> str:
-        """Short name: `binary`, `uint8`, `integers`, `symbols` or `real`."""
+        """Return the short name: `binary`, `uint8`, `integers`, `symbols` or `real`."""
         return "uint8" if self == UINT8 else self.kind
 
     @property
     def words(self) -> str:
-        """Adjective for messages and pages: `8-bit`."""
+        """Return the adjective for messages and pages, such as `8-bit`."""
         return f"{math.log2(self.levels):.3g}-bit" if self.kind == "integers" else self.kind
 
     @property
     def discrete(self) -> bool:
-        """True if the values have probabilities, so that files of them can be lossless."""
+        """Return whether the values have probabilities, so that they can be compressed without loss."""
         return self.levels > 0
 
     @property
     def span(self) -> float:
-        """`high - low`, or 1 where that is 0."""
+        """Return `high - low`, or 1 if that is 0."""
         return (self.high - self.low) or 1.0
 
     def __str__(self) -> str:
         return self.name
 
     def to_json(self) -> dict[str, Any]:
-        """Record the kind and the fields that it is made from."""
+        """Return the kind and the constructor's fields."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # pyright: ignore[reportArgumentType]
         return {"kind": self.kind, **own}
 
     @staticmethod
     def from_json(record: Any) -> Values:
-        """Read what `to_json` gave.
+        """Read a record that `to_json` wrote.
 
         Raises:
-            Malformed: if it is something else.
+            Malformed: if it is not such a record.
         """
         kind = _KINDS.get(str(record.get("kind"))) if isinstance(record, dict) else None
         if kind is None:
-            raise validation.Malformed(f"values have no kind, of {', '.join(_KINDS)}")
+            raise validation.Malformed(f"the kind of the values must be one of {', '.join(_KINDS)}")
         return validation.fitted(kind, {key: one for key, one in record.items() if key != "kind"}, "values")
 
 
 @final
 @dataclass(frozen=True)
 class Binary(Values):
-    """0 or 1."""
+    """Values 0 and 1."""
 
     kind = "binary"
     default_likelihood = "bernoulli"
@@ -89,8 +89,9 @@ class Integers(Values):
     """Ordered integers `low ... low + levels - 1`; by default the bytes of a picture.
 
     Attributes:
-        levels: how many there are.
-        low: the smallest.
+        levels: number of values.
+        low: the smallest value.
+        high: the largest value.
     """
 
     levels: int = 256
@@ -111,6 +112,7 @@ class Symbols(Values):
 
     Attributes:
         levels: size of the alphabet.
+        high: the largest symbol.
     """
 
     levels: int
@@ -127,7 +129,7 @@ class Symbols(Values):
 @final
 @dataclass(frozen=True)
 class Real(Values):
-    """Real numbers; two of them are equal whatever range was seen.
+    """Real numbers; the range is ignored when two are compared.
 
     Attributes:
         low, high: the range in the training split.
@@ -148,22 +150,22 @@ _KINDS: dict[str, type[Values]] = {of.kind: of for of in (Binary, Integers, Symb
 
 @dataclass(frozen=True)
 class Schema:
-    """What one example looks like as it is stored: all that a model needs to know of the data.
+    """Description of one stored example: all that a model needs to know about the data.
 
     Examples are `[B, *shape]` with `shape = (channels, *spatial)`.
 
     Attributes:
-        channels: numbers at each position; of a vector, its features.
+        channels: numbers per position; for a vector, its number of features.
         spatial: `()` for a vector, `(T,)` for a signal, `(H, W)` for a picture.
-        values: what one number can be.
-        lengths: whether examples may be shorter than `spatial`; a batch then says how long each is.
-        center, scale: for `real` data the mean and standard deviation of each channel in the training split;
-            `(0.0,)` and `(1.0,)` otherwise.
-        classes: the names of the classes, in the order of their labels; empty if there are none.
-        depth: of pictures read from files of more than 8 bits, the values in the files that became 0 and 255.
-        columns: the names of a table's columns, in order; empty if they have none.
-        offset: whole numbers that were subtracted from the columns, because 32 bits could not tell their values apart;
-            empty if none were.
+        values: the values that one number can take.
+        lengths: whether examples may be shorter than `spatial`; each batch then holds their lengths.
+        center, scale: mean and standard deviation of each channel in the training split for `real` data; `(0.0,)` and
+            `(1.0,)` otherwise.
+        classes: names of the classes in the order of their labels; empty if there are none.
+        depth: for pictures from files of more than 8 bits, the file values that were mapped to 0 and 255.
+        columns: names of a table's columns, in order; empty if they have none.
+        offset: integers subtracted from the columns because 32 bits could not distinguish their values; empty if none
+            were.
     """
 
     channels: int
@@ -189,24 +191,26 @@ class Schema:
         """Make the schema of examples of a shape `(C, *spatial)`.
 
         Args:
-            values: what one number can be, or its name: `binary`, `uint8`, `real`.
+            shape: `(C, *spatial)`.
+            values: the values that one number can take, or their name: `binary`, `uint8`, `real`.
+            center, scale, classes: as the attributes.
         """
         values = NAMED[values] if isinstance(values, str) else values
         return cls(shape[0], tuple(shape[1:]), values, center=center, scale=scale, classes=classes)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(C, *spatial)`."""
+        """Return `(C, *spatial)`."""
         return (self.channels, *self.spatial)
 
     @property
     def rank(self) -> int:
-        """Number of spatial axes: 0 for vectors, 1 for signals, 2 for pictures."""
+        """Return the number of spatial axes: 0 for vectors, 1 for signals, 2 for pictures."""
         return len(self.spatial)
 
     @property
     def dims(self) -> int:
-        """Numbers in one example."""
+        """Return the number of numbers in one example."""
         return math.prod(self.shape)
 
     def to_json(self) -> dict[str, Any]:
@@ -214,30 +218,30 @@ class Schema:
 
     @classmethod
     def from_json(cls, record: Any) -> Schema:
-        """Read what `to_json` gave.
+        """Read a record that `to_json` wrote.
 
         Raises:
-            Malformed: if it is something else, or describes no data.
+            Malformed: if it is not such a record, or no model can be built for the schema.
         """
         schema: Schema = validation.fitted(cls, record, "schema")
         sides, values = schema.shape, schema.values
         if schema.rank > 2 or not all(1 <= side <= LARGEST for side in sides) or schema.dims > LARGEST:
-            raise validation.Malformed(f"shape {sides[:4]} is none that a model could be made for")
+            raise validation.Malformed(f"no model can be built for the shape {sides[:4]}")
         if schema.rank == 2 and schema.channels > 4:
-            raise validation.Malformed(f"shape {sides} has {schema.channels} channels, more than a picture has")
+            raise validation.Malformed(f"the shape {sides} has {schema.channels} channels, but a picture has at most 4")
         if values.discrete and not (2 <= values.levels <= MOST_LEVELS and abs(values.low) <= MOST_LEVELS):
-            raise validation.Malformed(f"values from {values.low} to {values.high} are none that a model is made for")
+            raise validation.Malformed(f"no model can be built for values from {values.low} to {values.high}")
         if not values.low <= values.high:
-            raise validation.Malformed(f"low {values.low} is above high {values.high}")
+            raise validation.Malformed(f"the smallest value {values.low} is above the largest {values.high}")
         if any(len(numbers) not in (1, schema.channels) for numbers in (schema.center, schema.scale)):
-            raise validation.Malformed(f"center and scale do not have 1 or {schema.channels} numbers")
+            raise validation.Malformed(f"center and scale must have 1 or {schema.channels} numbers")
         if not all(number > 0 for number in schema.scale):
-            raise validation.Malformed("scale is not above zero")
+            raise validation.Malformed("scale must be above zero")
         if len(set(schema.classes)) < len(schema.classes):
-            raise validation.Malformed("two classes have one name")
+            raise validation.Malformed("two classes have the same name")
         return schema
 
 
 def bits_per_dim(nats: float, dims: int) -> float:
-    """Nats per example as bits per dimension: `nats / (dims * ln 2)`."""
+    """Convert nats per example to bits per dimension: `nats / (dims * ln 2)`."""
     return nats / (dims * math.log(2))

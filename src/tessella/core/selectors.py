@@ -1,4 +1,4 @@
-"""Selectors: choose the next codes by sampling, by keeping those that are known, or through an entropy coder."""
+"""Selectors choose the next codes: sampled, kept if known, or written to or read from an entropy coder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 
 SHARPEST = 1e-6
-"""Temperatures below it are zero: float32 logits that differ at all differ by more."""
+"""Temperatures below this count as zero: distinct float32 logits differ by more."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,8 @@ class Selector(ABC):
     """Chooses the next codes of a grid, given their logits.
 
     Attributes:
-        noise: a prior that generates in any order takes its order from it; None: in one that is always the same.
-        known: `[B, C, *spatial]` int64, codes that are chosen whatever their logits, and -1 elsewhere; None: there are
-            none.
+        noise: source of a random generation order, for priors with any order; None: a fixed order.
+        known: `[B, C, *spatial]` int64, codes to keep whatever their logits, and -1 elsewhere; None: no known codes.
     """
 
     noise: Noise | None = None
@@ -32,7 +31,10 @@ class Selector(ABC):
 
     @abstractmethod
     def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
-        """Choose codes `[n]` int64 by their logits `[n, K]`; `index` `[n]` are their places in the flattened grids."""
+        """Choose codes `[n]` int64 given their logits `[n, K]`.
+
+        `index` `[n]` holds their positions in the flattened grids.
+        """
 
     @abstractmethod
     def uniform(self, size: int, index: Tensor) -> Tensor:
@@ -42,11 +44,11 @@ class Selector(ABC):
 @final
 @dataclass(frozen=True)
 class Draw(Selector):
-    """Samples codes by one number each from `noise`, and keeps those that are known.
+    """Samples codes with one number each from `noise`, and keeps known codes.
 
     Attributes:
         shape: `(B, C, *spatial)` of the grids.
-        sampling: temperature and cut-offs; they change nothing where all codes are equally probable.
+        sampling: temperature and cut-offs; they have no effect where all codes are equally probable.
     """
 
     shape: tuple[int, ...] = ()
@@ -78,8 +80,8 @@ class Coded(Selector):
     """Writes codes to an entropy coder, or reads them from it.
 
     Attributes:
-        coder: one of its ends.
-        codes: `[B, C, *spatial]` int64 where they are written; None where they are read.
+        coder: an encoder or a decoder.
+        codes: `[B, C, *spatial]` int64 to write; None to read.
     """
 
     coder: SymbolCoder | None = None
@@ -101,14 +103,14 @@ class Coded(Selector):
 def sample_categorical(logits: Tensor, uniform: Tensor, sampling: Sampling | None = None) -> Tensor:
     """Sample one code for each row of logits, by inverting the distribution function.
 
-    p = softmax(logits / temperature); then only the `top_k` likeliest codes stay, and of them only the smallest set
-    of likeliest ones that holds `top_p` of the probability (Holtzman et al. 2020, section 3.1), rescaled to one. In
-    float32; a function of its arguments alone.
+    p = softmax(logits / temperature); then only the `top_k` most likely codes are kept, and of these the smallest set
+    of most likely ones that holds `top_p` of the probability (Holtzman et al. 2020, section 3.1), renormalised.
+    Computed in float32; the result depends on the arguments alone.
 
     Args:
         logits: `[..., K]`.
         uniform: `[...]` in [0, 1).
-        sampling: temperature (0: the likeliest code) and cut-offs; None: p = softmax(logits).
+        sampling: temperature (0: the most likely code) and cut-offs; None: p = softmax(logits).
 
     Returns:
         `[...]` int64.
@@ -128,7 +130,7 @@ def sample_categorical(logits: Tensor, uniform: Tensor, sampling: Sampling | Non
 
 
 def _inverted(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Find the first index whose cumulated weight exceeds `uniform` of the whole, so never one of weight zero."""
+    """Find the first index whose cumulative weight exceeds `uniform` times the total, never one of weight zero."""
     cumulated = weights.cumsum(-1)
     total = cumulated[..., -1:]
     target = torch.minimum(uniform.unsqueeze(-1).float() * total, torch.nextafter(total, torch.zeros_like(total)))

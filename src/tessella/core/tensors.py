@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors that carry numbers and a checksum, and a budget for what is built to hold them."""
+"""Tensors in files: safetensors with numbers and a checksum, and a memory limit for the modules built from them."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 SPARE_BYTES, SPARE_TENSORS = 1 << 26, 4_000
-"""What a small model may take besides what its tensors say."""
+"""Bytes and tensors that a small model may use beyond those of its file."""
 MOST_SIDE, MOST_NEW = 1 << 16, 1 << 31
-"""What a model may take that nothing is kept of yet: its sides, and its bytes at 8 a number."""
+"""Limits for a model without a file: the largest side of a tensor, and the bytes (8 per number)."""
 T = TypeVar("T")
 Kind = tuple[torch.dtype, tuple[int, ...]]
 """Type and shape of a tensor."""
@@ -44,7 +44,7 @@ Kind = tuple[torch.dtype, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class State:
-    """Tensors by name, and the numbers that go with them."""
+    """Tensors by name, and the numbers stored with them."""
 
     tensors: dict[str, Tensor]
     progress: dict[str, Any]
@@ -53,12 +53,12 @@ class State:
 @final
 @dataclass(frozen=True)
 class TensorsHeader:
-    """What a file of tensors says that it holds; its size is in accord with it.
+    """Header of a file of tensors, checked against the file's size.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         kinds: type and shape of each tensor.
-        progress: the numbers that go with them.
+        progress: numbers stored with the tensors.
         digest: the checksum, 64 hexadecimal digits.
     """
 
@@ -73,7 +73,7 @@ class TensorsHeader:
 
     @property
     def largest(self) -> int:
-        """The largest count that what is built for these tensors can have: of one's sides, or of them."""
+        """Return an upper bound of any size in the model: the largest side of a tensor, or the number of tensors."""
         return max([len(self.kinds), *(side for _, shape in self.kinds.values() for side in shape)])
 
 
@@ -81,42 +81,43 @@ class TensorsHeader:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-    """Tensors and numbers as one safetensors file that carries its own checksum."""
+    """Write tensors and numbers to a safetensors file that contains its own checksum."""
     plain: dict[str, Tensor] = {}
     memory: set[int] = set()
     for name, tensor in tensors.items():
         t = tensor.detach().to("cpu", copy=False).contiguous()
         at = t.untyped_storage().data_ptr()
-        plain[name] = t.clone() if at in memory else t  # safetensors takes no two names of the same memory
+        plain[name] = t.clone() if at in memory else t  # safetensors refuses two names of the same memory
         memory.add(at)
     note = {"progress": json.dumps(progress), "sha256": digest_of(plain)}
     write_atomic(path, lambda draft: save_file(plain, draft, note))
 
 
 def read_header(path: Path) -> TensorsHeader:
-    """What a file that `write_tensors` wrote holds, without reading it.
+    """Read the header of a file written by `write_tensors`.
 
     Raises:
-        RunError: if the file is missing, or no such file.
+        RunError: if the file is missing or is not such a file.
     """
     try:
         return _header(path)
     except FileNotFoundError as error:
         raise RunError(
-            f"{path} is missing: there is no checkpoint yet; let the run train on, or {option('resume')} it"
+            f"{path} is missing: the run has no checkpoint yet; wait for it, or continue it with {option('resume')}"
         ) from error
     except (validation.Malformed, OSError) as error:
         raise _damaged(path, getattr(error, "strerror", None) or str(error)) from error
 
 
 def read_tensors(path: Path, header: TensorsHeader | None = None) -> State:
-    """What `write_tensors` wrote.
+    """Read a file written by `write_tensors`.
 
     Args:
-        header: what the file was found to hold before.
+        path: path of the file.
+        header: the file's header, if it was read before.
 
     Raises:
-        RunError: if the file is missing, truncated, or not what was written.
+        RunError: if the file is missing, truncated or changed.
     """
     header = header or read_header(path)
     try:
@@ -130,7 +131,7 @@ def read_tensors(path: Path, header: TensorsHeader | None = None) -> State:
 
 
 def _damaged(path: Path, why: str) -> RunError:
-    return RunError(f"{path} is damaged ({why}): copy it anew or train again")
+    return RunError(f"{path} is damaged ({why}): copy it again or train again")
 
 
 def _header(path: Path) -> TensorsHeader:
@@ -138,16 +139,16 @@ def _header(path: Path) -> TensorsHeader:
     with open(file, "rb") as opened:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
-            raise validation.Malformed("it is no regular file")
+            raise validation.Malformed("it is not a regular file")
         start = opened.read(8)
         length, rest = int.from_bytes(start, "little"), status.st_size - 8
         if len(start) < 8 or length > rest or length > validation.MOST_BYTES:
-            raise validation.Malformed("its header is longer than it can be")
+            raise validation.Malformed("its header is longer than the file or the limit")
         text = opened.read(length)
     try:
         record = validation.parse(text.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise validation.Malformed("its header is no text") from error
+        raise validation.Malformed("its header is not text") from error
     if not isinstance(record, dict):
         raise validation.Malformed("its header names no tensors")
     notes = record.pop("__metadata__", {})
@@ -159,12 +160,14 @@ def _header(path: Path) -> TensorsHeader:
         first, last = entry.data_offsets
         numel = math.prod(entry.shape)
         if entry.dtype not in DTYPES or any(side < 0 for side in entry.shape) or len(entry.shape) > 16:
-            raise validation.Malformed(f"{name[:80]!r} is of a type or shape that is never written")
+            raise validation.Malformed(f"{name[:80]!r} has an unknown type or an impossible shape")
         if first != at or last - first != numel * DTYPES[entry.dtype].itemsize:
-            raise validation.Malformed(f"{name[:80]!r} does not lie where its shape {_by(entry.shape)} would have it")
+            raise validation.Malformed(
+                f"the position of {name[:80]!r} does not agree with its shape {_by(entry.shape)}"
+            )
         at = last
     if at != rest - length:
-        raise validation.Malformed(f"its tensors would have {at:,} bytes, and there are {rest - length:,}")
+        raise validation.Malformed(f"its tensors need {at:,} bytes, but the file has {rest - length:,}")
     progress = validation.fitted(dict[str, Any], validation.parse(notes["progress"]), "progress")
     kinds = {name: (DTYPES[entry.dtype], entry.shape) for name, entry in entries.items()}
     digest = notes.get("sha256")
@@ -185,7 +188,7 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes."""
+    """Compute the SHA-256 of the names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         t = tensors[name]
@@ -194,21 +197,23 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-# what is built to hold them
+# modules built from files
 
 
 def fill(module: torch.nn.Module, header: TensorsHeader, *, what: str = "run", exactly: bool = True) -> None:
-    """Give a module the weights of a file, which is read only if they have its names, shapes and types.
+    """Load a file's weights into a module, after checking names, shapes and types.
 
     Args:
-        what: a run or a prior, for messages.
-        exactly: whether types have to be the module's too.
+        module: the module to load into.
+        header: header of the file.
+        what: `run` or `prior`, for messages.
+        exactly: whether the types must match too.
 
     Raises:
-        RunError: if they do not fit, are not finite, or the file is damaged.
+        RunError: if they do not match, are not finite, or the file is damaged.
     """
     own = {name: (t.dtype, tuple(t.shape)) for name, t in module.state_dict().items()}
-    foreign = RunError(f"{header.path} does not fit spec.json beside it: one of them is from another {what}")
+    foreign = RunError(f"{header.path} does not match spec.json beside it: one of them comes from another {what}")
     if own.keys() != header.kinds.keys():
         raise foreign
     for name, (dtype, shape) in own.items():
@@ -218,40 +223,40 @@ def fill(module: torch.nn.Module, header: TensorsHeader, *, what: str = "run", e
     weights = read_tensors(header.path, header).tensors
     bad = next((name for name, t in weights.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
     if bad is not None:
-        raise RunError(f"{header.path} holds weights that are NaN or infinite, first in {bad}: train again")
+        raise RunError(f"{header.path} contains weights that are NaN or infinite, first in {bad}: train again")
     module.load_state_dict(weights)
 
 
 def built(make: Callable[[], T], header: TensorsHeader | None, *, of: Path, options: Mapping[str, Any]) -> T:
-    """Build what is to hold the tensors of a file, unless it would be much larger than they are.
+    """Build the object that will hold a file's tensors, unless it would be much larger than they are.
 
     Args:
-        make: builds it.
-        header: of the file; None if there is none yet.
-        of: the file that says how.
-        options: what it says; a whole number among them cannot be more than the largest side of a tensor.
+        make: function that builds it.
+        header: header of the file; None if there is none yet.
+        of: file with the options, for messages.
+        options: options in that file; no integer among them may exceed the largest side of a tensor.
 
     Raises:
         RunError: if it would be larger, or cannot be built.
     """
-    name = "what its tensors may be" if header is None else f"{header.path.name} beside it"
-    other = f"{of} does not fit {name}, one of them is from another run or was edited"
+    name = "the limits of a model" if header is None else f"{header.path.name} beside it"
+    other = f"{of} does not match {name}; it was edited or comes from another run"
     largest, room, count = MOST_SIDE, MOST_NEW, SPARE_TENSORS
     if header is not None:
         largest, room = 2 * header.largest, SPARE_BYTES + 16 * header.bytes
         count += 64 * len(header.kinds)
     for name, value in options.items():
         if type(value) is int and value > largest:
-            raise RunError(f"{other}: {name.replace('_', ' ')} {value:,} is more than its tensors can hold")
+            raise RunError(f"{other}: {option(name)} {value:,} is too large for its tensors")
     try:
         with _Budget(room, count):
             return make()
     except TessellaError as error:
         raise RunError(f"{of}: {error}") from error
     except _OverBudget as error:
-        raise RunError(f"{other}: what it asks for is larger than its tensors") from error
+        raise RunError(f"{other}: the model would be larger than its tensors") from error
     except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        raise RunError(f"{other}: it cannot be built ({' '.join(str(error).split())[:120]})") from error
+        raise RunError(f"{other}: the model cannot be built ({' '.join(str(error).split())[:120]})") from error
 
 
 class _OverBudget(Exception):
@@ -259,7 +264,7 @@ class _OverBudget(Exception):
 
 
 class _Budget(TorchDispatchMode):
-    """Counts the tensors that are made and their bytes, before they are made, and stops where they are too many."""
+    """Counts tensors and their bytes before they are allocated, and raises at the limit."""
 
     def __init__(self, most_bytes: int, tensors: int) -> None:
         super().__init__()
@@ -267,7 +272,7 @@ class _Budget(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Not to be compiled needs no import of the compiler, which takes two seconds."""
+        """Avoid importing the compiler, which takes two seconds."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -284,11 +289,11 @@ STEADY = (
     "all", "any", "clone", "_to_copy", "_local_scalar_dense", "flip", "linalg_lu", "nonzero", "sum", "tril", "triu",
     "unique_dim", "_unsafe_view",
 )  # fmt: skip
-"""Operations that make at most a number for each index of each of their inputs' numbers."""
+"""Operations whose result has at most one number per number of their inputs and axis."""
 
 
 def _size(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
-    """Bytes of what an operation makes, or a little more, found without making it."""
+    """Compute the bytes of an operation's result, or slightly more, without running it."""
     name = func.overloadpacket.__name__
     said = {a.name: one for a, one in zip(func._schema.arguments, args, strict=False)} | kwargs
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -316,18 +321,18 @@ def _size(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
 
 
 def _broadcast(tensors: Sequence[Tensor]) -> int:
-    """Numbers in what these give together."""
+    """Return the number of elements of the broadcast tensor."""
     return math.prod(map(max, zip_longest(*(reversed(t.shape) for t in tensors), fillvalue=1)))
 
 
 KINDS = {"uint8": "U8", "int16": "I16", "int32": "I32", "int64": "I64", "float16": "F16", "float32": "F32"}
-"""Types of numbers, as numpy and as safetensors call them."""
+"""Types of numbers: numpy's name and that of safetensors."""
 BLOCK = 1 << 20
 
 
 @dataclass
 class _Column:
-    """A tensor so far: its rows' bytes, the shape of a row, and how many rows there are."""
+    """A tensor while it is written: its file, type, row shape and number of rows."""
 
     file: IO[bytes]
     kind: np.dtype[Any]
@@ -337,15 +342,15 @@ class _Column:
 
 @final
 class TensorWriter:
-    """Writes the file that `tensors.write_tensors` would write, from rows that come a batch at a time.
+    """Writes the same file as `write_tensors`, from rows that arrive in batches.
 
-    Rows wait in nameless files beside the target, which vanish with the process whatever becomes of it.
+    Rows wait in nameless temporary files beside the target, which vanish when the process ends.
 
     Args:
-        path: the file to write; what is there stays until `finish`.
+        path: the file to write; an existing one is kept until `finish`.
 
     Raises:
-        RunError: if nothing can be written there.
+        RunError: if the folder cannot be written.
 
     Example:
         >>> with TensorWriter(path) as writer:  # doctest: +SKIP
@@ -370,10 +375,10 @@ class TensorWriter:
             column.file.close()
 
     def append(self, name: str, rows: np.ndarray) -> None:
-        """Add rows `[B, ...]` to a tensor; the first ones say its type and the shape of a row.
+        """Append rows `[B, ...]` to a tensor; the first ones fix its type and row shape.
 
         Raises:
-            ValueError: if they have another type or shape than those before.
+            ValueError: if the rows differ in type or shape from those before.
             RunError: if the disk is full.
         """
         with self._saving():
@@ -383,16 +388,16 @@ class TensorWriter:
             column = self._columns[name]
             if (rows.dtype, rows.shape[1:]) != (column.kind, column.shape):
                 raise ValueError(
-                    f"{name} has rows {column.shape} of {column.kind}, and {rows.shape[1:]} of {rows.dtype}"
+                    f"{name} has rows {column.shape} of {column.kind}, got {rows.shape[1:]} of {rows.dtype}"
                 )
             column.file.write(np.ascontiguousarray(rows).data)
             column.rows += len(rows)
 
     def finish(self, progress: Mapping[str, Any]) -> None:
-        """Put the file in place, with its checksum and these numbers.
+        """Move the file into place, with its checksum and these numbers.
 
         Raises:
-            RunError: if the disk is full; what was there before stays.
+            RunError: if the disk is full; an existing file is kept.
         """
         header: dict[str, Any] = {}
         digest, end = hashlib.sha256(), 0
@@ -423,4 +428,4 @@ class TensorWriter:
         try:
             yield
         except OSError as error:
-            raise RunError(f"{self._path} cannot be saved: {error.strerror or error}") from error
+            raise RunError(f"{self._path} cannot be written: {error.strerror or error}") from error

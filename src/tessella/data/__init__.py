@@ -1,10 +1,6 @@
-"""Data: what a SPEC names, as examples with a schema, divided into train, valid and test.
+"""Data: what a SPEC names, as examples with a schema, divided into train, valid and test. Knows no model."""
 
-Knows no model.
-"""
-
-from tessella.data.batches import Schedule, batches, stream
 from tessella.data.dataset import Data, open_data
-from tessella.data.splits import Split
+from tessella.data.splits import Schedule, Split, batches, stream
 
 __all__ = ["Data", "Schedule", "Split", "batches", "open_data", "stream"]

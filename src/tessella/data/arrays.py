@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 
 from tessella.core.schema import UINT8, Binary, Real, Schema, Values
-from tessella.data.raw import RawSplit, abridged
+from tessella.data.raw import RawSplit, Reader, abridged
 from tessella.foundation.errors import DataError, option
 
 CHANNELS = (1, 2, 3, 4)
@@ -45,7 +45,7 @@ _NO_NUMBERS = {
 }
 
 
-def examples(x: np.ndarray, name: str, notes: list[str], kind: str | None = None) -> np.ndarray:
+def as_examples(x: np.ndarray, name: str, notes: list[str], kind: str | None = None) -> np.ndarray:
     """Bring an array of examples to `[N, D]`, `[N, C, T]` or `[N, C, H, W]`.
 
     Args:
@@ -371,6 +371,22 @@ def resized(x: np.ndarray, size: tuple[int, int], values: Values) -> np.ndarray:
         new = interpolate(piece, size, mode="bilinear", antialias=True, align_corners=False).numpy()
         done[start : start + step] = new if not values.discrete else np.round(new)
     return done
+
+
+class Fitted:
+    """The pictures of another reader with `shape` `(C, H, W)`: recoloured, cropped at the centre and resized."""
+
+    def __init__(self, reader: Reader, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+        self._reader = reader
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        channels, height, width = self.shape
+        x = recoloured(self._reader.read(rows), channels, UINT8, "pictures")
+        return resized(x, (height, width), UINT8)
 
 
 def centre_box(have: tuple[int, int], want: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, final, get_args
 
 import numpy as np
 
 from tessella.core.schema import UINT8, Binary, Real, Schema, Values
 from tessella.data import arrays
-from tessella.data.folders.duplicates import settle
-from tessella.data.folders.readers import Fitted
+from tessella.data.duplicates import mark_duplicates
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged
-from tessella.data.sources import HUB, find
+from tessella.data.sources import HUB, Size, find_raw, known_sources
 from tessella.data.splits import Binarization, BinarizedSplit, Split, divide, split_of
 from tessella.foundation import registry
-from tessella.foundation.errors import DataError, option
+from tessella.foundation.errors import DataError, RunError, option
+from tessella.foundation.notes import note
+from tessella.kinds.base import kind_of
 
-SPLITS = ("train", "valid", "test")
-Size = tuple[int, int]
+SPLITS = {"train": "training", "valid": "validation", "test": "test"}
+RECORDED = ("fingerprint", "examples")
+"""What a run's specification says of its data besides where it lies and how it is read."""
 TOLD_BY = 4
 """Examples that tell a source that draws them when asked for."""
 
@@ -61,8 +65,56 @@ class Data:
             DataError: naming those there are.
         """
         if name not in self.splits:
-            raise DataError(f"{self.spec} has no split {name!r}; there are: {', '.join(self.splits)}")
+            raise DataError(
+                f"{self.spec} has no split {name!r}; there are: {', '.join(self.splits)}",
+                code="no-such-split",
+                name=name,
+            )
         return self.splits[name]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a run's specification says of its data: where it lies, how it is read, what tells it from other data."""
+        counts = {name: len(split) for name, split in self.splits.items()}
+        return {"spec": self.spec, **self.options, "fingerprint": self.fingerprint, "examples": counts}
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What tells it from other data, for processes that must all have the same."""
+        counts = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
+        return {"data": f"{self.fingerprint} ({counts})"}
+
+    def difference(self, before: Mapping[str, Any]) -> str | None:
+        """Say in what it differs from the data of a record; None if it is the same, or there is no fingerprint."""
+        if not self.fingerprint or before.get("fingerprint") in (None, "", self.fingerprint):
+            return None
+        called = kind_of(self.schema).examples
+        now = {name: len(split) for name, split in self.splits.items()}
+        then: dict[str, int] = before.get("examples") or {}
+        told = [
+            f"{then.get(name, 0):,} {SPLITS.get(name, name)} {called} then, {now.get(name, 0):,} now"
+            for name in dict.fromkeys((*then, *now))
+            if then.get(name, 0) != now.get(name, 0)
+        ]
+        return "; ".join(told) or f"as many {called} as then, but not the same"
+
+    def check_resumes(self, run: Path, before: Mapping[str, Any], *, changed_data: bool) -> None:
+        """Let what is resumed go on with the data of its record, wherever it lies; a note says what is new.
+
+        Raises:
+            RunError: if this is other data, unless `changed_data` says that it may be.
+        """
+        what = self.difference(before)
+        if what is not None and not changed_data:
+            raise RunError(
+                f"{run} was trained on other data than {self.spec} holds now ({what}): give {option('data')} with the "
+                f"place of what it was trained on, or go on with this data by {option('changed_data')}",
+                code="changed-data",
+            )
+        if what is not None:
+            note(f"{run} goes on with other data than before ({what})")
+        elif before.get("spec") not in (None, self.spec):
+            note(f"{run} finds its data in {self.spec} from now on")
 
 
 def open_data(
@@ -96,18 +148,21 @@ def open_data(
     """
     box = _checked(size, channels, binarize)
     spec = _absolute(spec)
-    found = find(spec, box, channels, label, like)
+    found = find_raw(spec, box, channels, label, like)
     notes = found.notes
     values, shape, offset = _unified(found, box, channels, kind, like)
     classes = _labelled(found)
-    settle(found, classes)
+    mark_duplicates(found, classes)
     rows = _divided(found, seed, notes)
     splits: dict[str, Split] = {name: split_of(part, chosen) for name, (part, chosen) in rows.items()}
-    all_examples = _undivided(found)
+    whole = found.parts.get(WHOLE) if len(found.parts) == 1 else None
+    all_examples = None if whole is None else split_of(whole, np.arange(len(whole.example_ids)))
     schema = _schema(values, shape, classes, *rows["train"])
     schema = replace(schema, columns=found.columns, offset=offset, depth=found.depth)
     if binarize is not None and not values.discrete:
-        raise DataError(f"{spec} has real values, which cannot be binarised: leave out --binarize")
+        raise DataError(
+            f"{spec} has real values, which cannot be binarised: leave out {option('binarize')}", code="real-values"
+        )
     fingerprint = _fingerprint(schema, rows, binarize)
     if binarize is not None and values == Binary():
         notes.append("the values are binary already: nothing to binarise")
@@ -124,14 +179,21 @@ def open_data(
 
 def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize: str | None) -> Size | None:
     if channels is not None and channels not in arrays.CHANNELS:
-        raise DataError(f"channels are {channels}: give 1 (grey), 2 (grey, alpha), 3 (colour) or 4 (colour, alpha)")
+        raise DataError(
+            f"channels are {channels}: give 1 (grey), 2 (grey, alpha), 3 (colour) or 4 (colour, alpha)",
+            code="bad-option",
+        )
     if binarize is not None and binarize not in get_args(Binarization):
-        raise DataError(f"cannot binarise by {binarize!r}; there are: {', '.join(get_args(Binarization))}")
+        raise DataError(
+            f"cannot binarise by {binarize!r}; there are: {', '.join(get_args(Binarization))}", code="bad-option"
+        )
     if size is None:
         return None
     box = (size, size) if isinstance(size, int) else tuple(size)
     if len(box) != 2 or not all(isinstance(side, int) and 1 <= side <= 1 << 14 for side in box):
-        raise DataError(f"size is {size}: give one number, or a height and a width, from 1 to {1 << 14}")
+        raise DataError(
+            f"size is {size}: give one number, or a height and a width, from 1 to {1 << 14}", code="bad-option"
+        )
     return box
 
 
@@ -139,9 +201,7 @@ def _absolute(spec: str) -> str:
     if spec in registry.names("data"):
         return spec
     if not spec.removeprefix(HUB):
-        raise DataError(
-            f"no data is named; give {', '.join(registry.names('data'))}, hf:NAME, a folder of pictures or a file"
-        )
+        raise DataError(f"no data is named; give {known_sources()}", code="no-such-data")
     hub = HUB if spec.startswith(HUB) else ""
     path = os.path.expanduser(spec.removeprefix(hub))
     return hub + os.path.abspath(path) if os.path.exists(path) or not hub else spec
@@ -150,14 +210,14 @@ def _absolute(spec: str) -> str:
 def _unified(
     found: RawDataset, size: Size | None, channels: int | None, kind: str | None, like: Schema | None
 ) -> tuple[Values, tuple[int, ...], tuple[int, ...]]:
-    """All parts' arrays brought to one shape, type, size and number of channels, in place; and their offset."""
+    """Bring all parts' arrays to one shape, type, size and number of channels, in place; and their offset."""
     readers = {name: part.x for name, part in found.parts.items() if not isinstance(part.x, np.ndarray)}
     if readers:
         have = next(iter(readers.values())).shape
         shape = (channels or have[0], *(size or have[1:]))
         if shape != have:
             for name, reader in readers.items():
-                found.parts[name].x = Fitted(reader, shape)
+                found.parts[name].x = arrays.Fitted(reader, shape)
         return UINT8, shape, ()
     notes, offset = found.notes, ()
     called = {name: part.name or name for name, part in found.parts.items()}
@@ -165,7 +225,7 @@ def _unified(
     if found.decoded:
         xs, values = given, UINT8
     else:
-        xs = {name: arrays.examples(x, called[name], notes, kind) for name, x in given.items()}
+        xs = {name: arrays.as_examples(x, called[name], notes, kind) for name, x in given.items()}
         arrays.same_shape(xs, called)
         stored = arrays.stored(xs, called, notes, found.columns, like)
         xs, values, offset = stored.parts, stored.values, stored.offset
@@ -186,7 +246,7 @@ def _unified(
 
 
 def _labelled(found: RawDataset) -> tuple[str, ...]:
-    """All parts' labels as numbers, in place; the names of the classes."""
+    """Number all parts' labels, in place; and name the classes."""
     labels, classes = arrays.label_numbers(found.parts, found.classes, found.notes)
     for name, part in found.parts.items():
         part.labels = labels[name]
@@ -198,7 +258,10 @@ def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[
     parts = found.parts
     main = parts.get("train", parts.get(WHOLE))
     if main is None:
-        raise DataError(f"there are no training examples, only {abridged(list(parts))}: give a train part")
+        raise DataError(
+            f"there are no training examples, only {abridged(list(parts))}: give a train part",
+            code="no-training-examples",
+        )
     taken = divide(main, test="test" not in parts, valid="valid" not in parts, seed=seed)
     rows = {name: (main, chosen) for name, chosen in taken.items()}
     for name in ("valid", "test"):
@@ -248,11 +311,6 @@ def _fingerprint(schema: Schema, rows: dict[str, tuple[RawSplit, np.ndarray]], b
     return digest.hexdigest()
 
 
-def _undivided(found: RawDataset) -> Split | None:
-    part = found.parts.get(WHOLE)
-    return split_of(part, np.arange(len(part.example_ids))) if part is not None and len(found.parts) == 1 else None
-
-
 def _schema(
     values: Values, shape: tuple[int, ...], classes: tuple[str, ...], part: RawSplit, rows: np.ndarray
 ) -> Schema:
@@ -260,3 +318,6 @@ def _schema(
         return Schema.of(shape, values, classes=classes)
     center, scale, low, high = arrays.moments(part.x, rows)
     return Schema.of(shape, Real(low, high), center, scale, classes)
+
+
+# for people

@@ -29,8 +29,9 @@ from torch import Tensor
 from tessella.core.batches import Batch, to_read
 from tessella.core.schema import Binary, Schema
 from tessella.data.dataset import SPLITS, Data
-from tessella.data.folders.layout import arranged
-from tessella.data.folders.read import FORMATS, PictureReader, look, picture_files
+from tessella.data.folders.decode import FORMATS, read_image_header
+from tessella.data.folders.layout import arranged, picture_files
+from tessella.data.folders.read import PictureReader
 from tessella.data.raw import abridged, shown
 from tessella.data.sources import HUB
 from tessella.data.splits import Split
@@ -289,7 +290,7 @@ class Inputs:
         at_once = to_read(self._model.schema.shape, self._model.device)
 
         def size(i: int) -> tuple[int, ...]:
-            header = look(group.paths[i]) if self._native_size else None
+            header = read_image_header(group.paths[i]) if self._native_size else None
             return fitted if header is None or header.trouble else header.size
 
         for of_size, numbers in groupby(range(len(group)), key=size):

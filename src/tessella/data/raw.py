@@ -1,10 +1,10 @@
-"""What a source hands over, before anything is divided, fitted or binarised. Imports no torch."""
+"""Data as its source hands it over, before anything is divided, fitted or binarised. Imports no torch."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +32,20 @@ class Reader(Protocol):
         ...
 
 
+class SelectedRows:
+    """Some rows of another reader."""
+
+    def __init__(self, reader: Reader, rows: np.ndarray) -> None:
+        self.shape = reader.shape
+        self._reader, self._rows = reader, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self._reader.read(self._rows[rows])
+
+
 @dataclass
 class RawSplit:
     """One part of a data set: all of it, or an official split.
@@ -54,6 +68,18 @@ class RawSplit:
     content: np.ndarray | None = None
     name: str = ""
     labels_name: str = ""
+
+    def select(self, rows: np.ndarray) -> RawSplit:
+        """Select examples by their row numbers."""
+        return replace(
+            self,
+            x=self.x[rows] if isinstance(self.x, np.ndarray) else SelectedRows(self.x, rows),
+            labels=None if self.labels is None else self.labels[rows],
+            example_ids=self.example_ids[rows],
+            groups=None if self.groups is None else self.groups[rows],
+            factors={name: values[rows] for name, values in self.factors.items()},
+            content=None if self.content is None else self.content[rows],
+        )
 
 
 @dataclass
@@ -85,12 +111,12 @@ class RawDataset:
 
 
 def number_of(text: str) -> int:
-    """A text as a 64-bit number, the same on every machine."""
+    """Hash a text to 64 bits, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
 def mixed(x: np.ndarray) -> np.ndarray:
-    """uint64 scrambled one to one (the finaliser of SplitMix64; Steele, Lea & Flood 2014)."""
+    """Scramble uint64 one to one (the finaliser of SplitMix64; Steele, Lea & Flood 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -98,22 +124,22 @@ def mixed(x: np.ndarray) -> np.ndarray:
 
 
 def index_keys(count: int, stream: str) -> np.ndarray:
-    """Keys for examples that have no name but their place in a file: `[count]` uint64."""
+    """Make keys for examples that have no name but their place in a file: `[count]` uint64."""
     return mixed(np.arange(count, dtype=np.uint64) ^ np.uint64(number_of(stream)))
 
 
 def name_keys(names: Sequence[str]) -> np.ndarray:
-    """Keys for examples that have names: `[len(names)]` uint64."""
+    """Make keys for examples that have names: `[len(names)]` uint64."""
     return np.array([number_of(name) for name in names], dtype=np.uint64)
 
 
 def abridged(items: Sequence[str], most: int = 5) -> str:
-    """`a, b, c ... and 12 more`."""
+    """List the first of many names: `a, b, c ... and 12 more`."""
     more = len(items) - most
     return ", ".join(map(shown, items[:most])) + (f" ... and {more} more" if more > 0 else "")
 
 
 def one_line(error: BaseException, most: int = 160) -> str:
-    """What an exception of another library says, cut to a line."""
+    """Cut what an exception of another library says to a line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -1,13 +1,15 @@
-"""Splits: who is in training, validation and test, and how a batch of them is fetched."""
+"""Splits: who is in training, validation and test; and their batches, without end for training, or once in order."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Literal, final
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from tessella.core.batches import Batch
 from tessella.core.rng import Noise
@@ -19,7 +21,7 @@ Binarization = Literal["dynamic", "static", "threshold"]
 Indices = Sequence[int] | np.ndarray | torch.Tensor
 
 TEST_FRACTION, VALID_FRACTION, FEW = 0.10, 0.05, 8
-SUBSTITUTES = 100
+SUBSTITUTES, PREFETCH = 100, 4
 
 
 class Split(ABC):
@@ -53,7 +55,7 @@ class Split(ABC):
 
     @abstractmethod
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
-        """Examples `indices` `[B]` as stored values.
+        """Fetch examples `indices` `[B]` as stored values.
 
         Args:
             noise: draws what is random in the data (dynamic binarisation); without it the batch is fixed.
@@ -101,8 +103,7 @@ class ArraySplit(Split):
     """Rows of an array `x` `[M, *shape]` (uint8 or float32) that several splits may share."""
 
     def __init__(self, part: RawSplit, rows: np.ndarray) -> None:
-        if not isinstance(part.x, np.ndarray):
-            raise TypeError("an array is needed")
+        assert isinstance(part.x, np.ndarray)
         self._x, self._rows = part.x, rows
         self.example_ids, self.labels, self.factors = _gathered(part, rows)
 
@@ -124,8 +125,7 @@ class ReaderSplit(Split):
     """
 
     def __init__(self, part: RawSplit, rows: np.ndarray) -> None:
-        if isinstance(part.x, np.ndarray):
-            raise TypeError("a reader is needed")
+        assert not isinstance(part.x, np.ndarray)
         self._reader: Reader = part.x
         self._rows = rows
         self.example_ids, self.labels, self.factors = _gathered(part, rows)
@@ -151,7 +151,10 @@ class ReaderSplit(Split):
                 return i, self._reader.read(self._rows[i : i + 1])
             except DataError as error:
                 note(f"{error}; the next picture stands in")
-        raise DataError(f"{SUBSTITUTES} pictures in a row cannot be read, from number {index} of the split on")
+        raise DataError(
+            f"{SUBSTITUTES} pictures in a row cannot be read, from number {index} of the split on",
+            code="nothing-readable",
+        )
 
 
 @final
@@ -228,3 +231,93 @@ def _gathered(part: RawSplit, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray 
 
 def _labels(labels: np.ndarray | None, at: np.ndarray) -> torch.Tensor | None:
     return None if labels is None else torch.from_numpy(labels[at])
+
+
+# batches
+
+
+class Schedule:
+    """Which rows batch number t holds: a pure function of (seed, t).
+
+    Each epoch is a permutation drawn from (seed, epoch) and chopped into joined batches of `batch_size * world`
+    rows; what is left over is dropped. A split smaller than one joined batch is repeated to fill it. Process `rank`
+    gets rows `[rank * batch_size, (rank + 1) * batch_size)` of the joined batch.
+    """
+
+    def __init__(self, examples: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1) -> None:
+        if examples < 1:
+            raise DataError("the split has no examples: give more data", code="no-examples")
+        if batch_size < 1 or not 0 <= rank < world:
+            raise ValueError(f"no batches of {batch_size} for process {rank} of {world}")
+        self.examples, self.batch_size, self.seed, self.rank, self.world = examples, batch_size, seed, rank, world
+        self.joined = batch_size * world
+        self.steps_per_epoch = max(1, examples // self.joined)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def rows(self, step: int) -> np.ndarray:
+        """`[batch_size]` row numbers of batch `step`."""
+        epoch, k = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            generator = np.random.Generator(np.random.PCG64(number_of(f"{self.seed}/{epoch}/order")))
+            order = generator.permutation(self.examples)
+            self._order = np.resize(order, max(self.examples, self.joined))
+            self._epoch = epoch
+        start = k * self.joined + self.rank * self.batch_size
+        return self._order[start : start + self.batch_size]
+
+
+def stream(
+    split: Split,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Yield batches `start_step`, `start_step + 1`, ... without end; each is a pure function of (seed, its number).
+
+    Args:
+        split: what to go through.
+        batch_size: examples per batch and process.
+        workers: processes that decode pictures ahead; a split in memory does without.
+
+    Raises:
+        DataError: if the split is empty, or its pictures cannot be read.
+    """
+    schedule = Schedule(len(split), batch_size, seed=seed, rank=rank, world=world)
+    return _in_turn(_Fetched(split, schedule), count(start_step), 0 if split.in_memory else workers)
+
+
+def batches(split: Split, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
+    """Go through the split once, in its order and without noise; the last batch may be smaller."""
+    starts = range(0, len(split), batch_size)
+    return _in_turn(_Fetched(split, batch_size), starts, 0 if split.in_memory else workers)
+
+
+class _Fetched(Dataset):
+    """Item number t is a batch, or the DataError in its place: a worker would wrap that in its traceback."""
+
+    def __init__(self, split: Split, rows: Schedule | int) -> None:
+        self._split, self._rows = split, rows
+
+    def __getitem__(self, index: int) -> Batch | DataError:
+        try:
+            if isinstance(s := self._rows, int):
+                return self._split.batch(np.arange(index, min(index + s, len(self._split))))
+            return self._split.batch(s.rows(index), Noise(s.seed, index, "data", rank=s.rank, world=s.world))
+        except DataError as error:
+            return error
+
+
+def _in_turn(dataset: _Fetched, numbers: count | range, workers: int) -> Iterator[Batch]:
+    items = map(dataset.__getitem__, numbers)
+    if workers > 0:  # a generator of its own: the loader would draw from the global one, and change the run's numbers
+        own = torch.Generator()
+        items = iter(DataLoader(dataset, None, sampler=numbers, num_workers=workers, prefetch_factor=PREFETCH,
+                                generator=own))  # fmt: skip
+    for item in items:
+        if isinstance(item, DataError):
+            raise item
+        yield item

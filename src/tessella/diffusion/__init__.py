@@ -1,5 +1,5 @@
-"""Diffusion: a chain from noise to z_0, its variational bound, and how it is drawn from.
+"""Diffusion: a Markov chain from noise to z_0, its variational bound, and samplers.
 
-Inside, `schedule.py` says how much noise there is when, `lattice.py` what whole numbers say of a noisy one,
-`chain.py` is p(z_0) with its bound, `samplers.py` the ways through the chain, `observation.py` is p(x | z_0).
+`schedule.py` defines the noise level at each time, `chain.py` p(z_0) and its bound, `samplers.py` the sampling methods,
+`discretized_likelihood.py` p(x | z_0), and `discrete_denoiser.py` the posterior of discrete values given noisy ones.
 """

@@ -1,4 +1,4 @@
-"""p(z_0) as a chain: from z_1 ~ N(0, I) to z_0 by a learned denoiser, with its variational bound."""
+"""Markov chain p(z_0), from z_1 ~ N(0, I) to z_0 by a learnt denoiser, with its variational bound."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ from tessella.diffusion.schedule import NoiseSchedule, alpha, over, sigma, sprea
 from tessella.foundation.errors import SpecError, option
 
 DROPPED = 0.1
-"""How often training hides the label, so that samples can be led by it (Ho & Salimans 2022, algorithm 1)."""
+"""Share of examples whose label is hidden in training, for classifier-free guidance (Ho & Salimans 2022, algorithm 1).
+"""
 STEPS = 50
 LINKS = 50
-"""Steps of the chain whose densities are known, which importance weights need."""
+"""Steps of the discrete chain whose densities give importance weights."""
 SHAPING = 0.1
-"""Nats a dimension that the schedule's pieces are taught with: little beside the gradient of the network."""
+"""Weight of the schedule's variance loss in nats per dimension; small beside the loss of the network."""
 Sampler = Literal["dpm", "ddim", "ancestral"]
 
 
 @final
 class Chain(nn.Module):
-    """p(z_0) over noisy y, q(z_t | y) = N(alpha_t y, sigma_t^2 I), in continuous time (Kingma et al. 2021, section 4).
+    """Diffusion p(z_0) of data y, with q(z_t | y) = N(alpha_t y, sigma_t^2 I).
 
-    Of y ~ N(0, variance) the posterior given z_t is a Gaussian; the network says by how many of its deviations the mean
-    is off, and by which factor its precision (Karras et al. 2022, section 5, where y is real). The denoised y is the
-    mean of that Gaussian: over all reals, or over the `levels` values that y can have, so that little noise is removed
-    exactly. Any function of z_t would make a bound; this one leaves little to learn where noise is small.
+    Time is continuous (Kingma et al. 2021, section 4). For y ~ N(0, variance) the posterior given z_t is a Gaussian.
+    The network predicts by how many of its deviations the mean is off, and the factor of its precision (Karras et al.
+    2022, section 5, for real y). The denoised y is the mean of this Gaussian: over the reals, or over the `levels`
+    values that y can have, so that low noise is removed exactly. Any function of z_t would give a bound; this one
+    leaves little to learn at low noise.
 
     Args:
-        shape: of one y, `(C, H, W)` or `(D,)`.
-        network: `(z [B, *shape], gamma [B], label [B] or None)` to `[B, 2 C, ...]`: shift
-            and log precision.
+        shape: shape of one y, `(C, *spatial)`.
+        network: maps z `[B, *shape]`, gamma `[B]` and a label `[B]` or None to `[B, 2 C, ...]`: shift and log
+            precision.
         schedule: gamma(t).
-        levels: evenly spaced values from -1 to 1 that y has; 0: any real number.
-        variance: of one number of y, roughly.
-        classes: labels are 0 ... classes - 1, and the network's label `classes` is none of them; 0: no labels.
+        levels: number of values of y, evenly spaced from -1 to 1; 0: any real number.
+        variance: approximate variance of one number of y.
+        classes: labels are 0 ... classes - 1, and the network's label `classes` means no label; 0: no labels.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Chain(nn.Module):
         self.network, self.schedule = network, schedule
 
     def denoise(self, z: Tensor, gamma: Tensor, label: Tensor | None = None) -> Tensor:
-        """E[y | z_t] as the model has it, `[B, *shape]`.
+        """Compute the model's E[y | z_t], `[B, *shape]`.
 
         Args:
             z: `[B, *shape]`.
@@ -71,7 +73,7 @@ class Chain(nn.Module):
         if self.classes and label is None:
             label = torch.full((len(z),), self.classes, device=z.device)
         shift, log_precision = self.network(z, gamma, label if self.classes else None).float().chunk(2, dim=1)
-        # of y ~ N(0, variance) the posterior given z_t is N(location, spread), and the network says how y differs
+        # for y ~ N(0, variance) the posterior given z_t is N(location, spread); the network predicts y's difference
         a, s = alpha(over(gamma, z)), sigma(over(gamma, z))
         total = a.square() * self.variance + s.square()
         location, spread = a * self.variance / total * z, self.variance * s.square() / total
@@ -81,22 +83,23 @@ class Chain(nn.Module):
         return posterior(location, log_precision.clamp(-6, 6).exp() / spread, self.levels, thin=True)[0]
 
     def start(self, y: Tensor, noise: Noise | None) -> Tensor:
-        """z_0 ~ q(z_0 | y) `[B, *shape]`; without noise its mean."""
+        """Sample z_0 ~ q(z_0 | y), `[B, *shape]`; the mean if `noise` is None."""
         first, _ = self.schedule.ends()
         mean = alpha(first) * y
         return mean if noise is None else mean + sigma(first) * noise.normal(*y.shape, device=y.device)
 
     def rate(self, y: Tensor, label: Tensor | None, noise: Noise | None, *, times: int = 1) -> Tensor:
-        """KL(q(z_0, ..., z_1 | y) || p(z_0, ..., z_1)) >= KL(q(z_0 | y) || p(z_0)), estimated: `[B]` nats.
+        """Estimate the rate of the chain, an upper bound on KL(q(z_0 | y) || p(z_0)): `[B]` nats.
 
-        KL(q(z_1 | y) || N(0, I)) + 1/2 int_0^1 gamma'(t) exp(-gamma) E|y - y(z_t)|^2 dt, the integral by times that
-        are spread evenly over the batch. In training mode labels are hidden now and then, and the gradient by the
-        schedule's pieces is that of the estimate's second moment.
+        The rate is KL(q(z_0, ..., z_1 | y) || p(z_0, ..., z_1)) = KL(q(z_1 | y) || N(0, I)) + 1/2 int_0^1 gamma'(t)
+        exp(-gamma) E|y - y(z_t)|^2 dt, with the integral estimated at times spread evenly over the batch. In training
+        mode some labels are hidden, and the gradient for the schedule's pieces is that of the estimate's second moment.
 
         Args:
             y: `[B, *shape]`.
-            noise: of times and noise; without it both are fixed, and the result is a function of y alone.
-            times: an example.
+            label: `[B]`, or None for no label.
+            noise: source of times and noise; None: both are fixed, and the result is a function of y alone.
+            times: number of times per example.
         """
         if noise is not None and self.training and self.classes and label is not None:
             hidden = noise.split("hidden").uniform(len(y), device=y.device) < DROPPED
@@ -115,7 +118,7 @@ class Chain(nn.Module):
         return total
 
     def last_rate(self, y: Tensor) -> Tensor:
-        """KL(q(z_1 | y) || N(0, I)), `[B]` nats."""
+        """Compute KL(q(z_1 | y) || N(0, I)), `[B]` nats."""
         _, last = self.schedule.ends()
         variance, log_variance = torch.sigmoid(last), nn.functional.logsigmoid(last)
         each = torch.sigmoid(-last) * y.square() + variance - 1 - log_variance
@@ -124,17 +127,17 @@ class Chain(nn.Module):
     def log_weight(
         self, y: Tensor, z: Tensor, label: Tensor | None, noise: Noise, *, links: int | None = None
     ) -> Tensor:
-        """log p(z_0, ..., z_1) - log q(z_0, ..., z_1 | y) of one draw given its z_0, `[B]`.
+        """Compute the log importance weight `[B]` of one sampled chain given its z_0.
 
-        The chain is then one of so many links, p(z_s | z_t) = q(z_s | z_t, y = y(z_t)), and its weights are exact;
-        the continuous one has no densities to take them from.
+        It is log p(z_0, ..., z_1) - log q(z_0, ..., z_1 | y) of a chain with `links` steps, p(z_s | z_t) = q(z_s | z_t,
+        y = y(z_t)). The weight is exact; the continuous chain has no densities.
         """
         first, last = self.schedule.ends()
         links = links or LINKS
         gammas = torch.linspace(0, 1, links + 1, device=y.device) * (last - first) + first
         total = torch.zeros(len(y), device=y.device)
         for s, t in pairwise(gammas):
-            # z_t given z_s and y: forward, so that all of the chain hangs on the given z_0
+            # z_t given z_s and y: forward, so that the whole chain depends on the given z_0
             ratio = alpha(t) / alpha(s)
             deviation = sigma(t) * (-torch.expm1(s - t)).sqrt()
             later = ratio * z + deviation * noise.normal(*z.shape, device=z.device)
@@ -161,21 +164,22 @@ class Chain(nn.Module):
         """Sample z_0 ~ p(z_0), `[count, *shape]` float32.
 
         Args:
-            noise: all randomness comes from it.
+            count: number of samples.
+            noise: source of all randomness.
             label: `[count]`; None for no label.
-            sampling: `temperature` is a factor on every deviation; `steps` are evenly spaced in gamma, 50 unless given;
-                with `guidance` the denoised y is y_none + guidance (y_label - y_none) (Ho & Salimans 2022, eq. 6 in
-                terms of y): 0 does without the label, 1 is the model itself.
+            sampling: `temperature` multiplies every standard deviation; `steps` (default 50) are evenly spaced in
+                gamma; with `guidance` the denoised y is y_none + guidance (y_label - y_none) (Ho & Salimans 2022, eq. 6
+                in terms of y), where 0 ignores the label and 1 is the model itself.
             sampler: `dpm` and `ddim` are deterministic given z_1, of second and first order; `ancestral` is random.
 
         Raises:
-            SpecError: if guidance is asked of a chain that sees no labels.
+            SpecError: if guidance is given without labels.
         """
         sampling = sampling or Sampling()
         temperature, guidance = sampling.temperature, sampling.guidance
         if guidance is not None and (not self.classes or label is None):
             raise SpecError(
-                f"guidance leads towards a class, and this diffusion sees none: leave {option('guidance')} out",
+                f"{option('guidance')} needs a label, but this diffusion takes none here: leave it out",
                 code="no-guidance",
             )
         strength = 1.0 if guidance is None else guidance
@@ -198,6 +202,9 @@ class Chain(nn.Module):
 
 
 def fixed_noise(y: Tensor, part: int) -> Tensor:
-    """One eps for every example, of the length that E|eps|^2 says, and then minus the same: `[1, *shape]`."""
+    """Return one eps `[1, *shape]` for all examples, with norm sqrt(E|eps|^2).
+
+    Every odd `part` gets the negative of the eps of the part before.
+    """
     eps = Noise(0, stream=f"fixed {part // 2}").normal(1, *y.shape[1:]).to(y.device)
     return eps * (1 - 2 * (part % 2)) * (eps.numel() ** 0.5 / eps.norm())

@@ -1,4 +1,4 @@
-"""What is known of whole numbers seen through Gaussian noise."""
+"""Posterior of evenly spaced values that are observed with Gaussian noise."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 2**17
-"""Numbers at once on a CPU: half a megabyte, which the cache holds."""
+"""Numbers processed at once on a CPU: half a megabyte, which fits the cache."""
 DENSE = 3.0
-"""Values in a deviation that a sum needs at least, to be as good as the integral."""
+"""Fewest values per standard deviation at which a sum is as good as the integral."""
 SMALL = 64
-"""Values, and numbers an example, for which thinning is not worth it."""
+"""Fewest values, and numbers per example, for which thinning saves time."""
 FAR = 200.0
-"""Twice the nats beyond which a value has no weight in float32."""
+"""Twice the difference in nats beyond which a value has no weight in float32."""
 
 
 def posterior(location: Tensor, precision: Tensor, levels: int, *, thin: bool = False) -> tuple[Tensor, Tensor]:
-    """Mean and log-normaliser of p(v) proportional to exp(-precision / 2 (y_v - location)^2).
+    """Compute the mean and log-normaliser of p(v) proportional to exp(-precision / 2 (y_v - location)^2).
 
-    The values y_v are `levels` evenly spaced numbers from -1 to 1. Values that have no weight in float32 are left out,
-    so little noise is cheap. Differentiable once, in the one walk over the values.
+    The values y_v are `levels` evenly spaced numbers from -1 to 1. Values without weight in float32 are skipped, so low
+    noise is cheap. Differentiable once, computed in the same pass over the values.
 
     Args:
-        location, precision: any one shape, float32 or float64.
+        location, precision: any common shape, float32 or float64.
         levels: at least 2.
-        thin: where all of an example (the first axis) is unsure by many values, sum over every third, fifth, ...
-            alone; the mean is then very near to that of all, and the log-normaliser is none.
+        thin: whether to sum over only every n-th value for an example (first axis) whose numbers are all uncertain by
+            many values; the mean is then nearly exact, the log-normaliser is not valid.
 
     Returns:
-        E[y] and log sum_v exp(...), of that shape.
+        E[y] and log sum_v exp(...), in the shape of the arguments.
     """
     return _Posterior.apply(location, precision, levels, thin)
 
 
 class _Posterior(torch.autograd.Function):
-    """By moments M_k = E[d^k] of d = y - m: E[y] = m + M_1, dE[y]/dm = Lambda Var, dE[y]/dLambda = -Cov(y, d^2) / 2,
-    dlogZ/dm = Lambda M_1 and dlogZ/dLambda = -M_2 / 2.
+    """Posterior with gradients by the moments M_k = E[d^k] of d = y - m.
+
+    E[y] = m + M_1, dE[y]/dm = Lambda Var, dE[y]/dLambda = -Cov(y, d^2) / 2, dlogZ/dm = Lambda M_1 and dlogZ/dLambda =
+    -M_2 / 2.
     """
 
     @staticmethod
@@ -73,7 +75,7 @@ class _Posterior(torch.autograd.Function):
 
 
 def _pieces(precision: Tensor, levels: int, thin: bool) -> Iterator[tuple[slice, int]]:
-    """Which numbers to do at once, and how far apart the values to sum over are: `[rows, numbers]` of them."""
+    """Yield slices of numbers to process at once, each with the stride of its values."""
     spacing, each = 2 / (levels - 1), precision.shape[1]
     strides = [n for n in range(1, levels) if (levels - 1) % n == 0]
     for row, sharpest in enumerate(precision.max(1).values.tolist() if thin else [math.inf]):

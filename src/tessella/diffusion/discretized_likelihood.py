@@ -1,4 +1,4 @@
-"""p(x | z_0): what x was, given the least noisy latent. All else that is to be said of x is in p(z_0)."""
+"""Likelihood p(x | z_0) of a diffusion model, given the least noisy latent."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ SCALE_FLOOR = 1e-3
 
 @final
 class Observation(Likelihood):
-    """Binary values and bytes: p(x | z_0) proportional to prod_d N(z_0d; alpha_0 y(x_d), sigma_0^2), normalised over
-    the values that x_d can have (Kingma et al. 2021, section 3.3). Real values: N(x; z_0 / alpha_0, exp(gamma_0)), a
-    density whose scale is learned with gamma_0: a thousandth of the data's at least, so that it cannot grow unbounded.
+    """Likelihood p(x | z_0) of a diffusion model (Kingma et al. 2021, section 3.3).
 
-    Parameters: `[B, 2 C, *spatial]` (vectors `[B, 2 D]`): z_0 / alpha_0 and its log precision, -gamma_0.
+    For binary values and bytes it is proportional to prod_d N(z_0d; alpha_0 y(x_d), sigma_0^2), normalised over the
+    values of x_d. For real values it is the density N(x; z_0 / alpha_0, exp(gamma_0)), whose scale is learnt with
+    gamma_0; it is at least a thousandth of the data's scale, so that the density stays bounded.
+
+    Parameters: `[B, 2 C, *spatial]`: z_0 / alpha_0 and its log precision, -gamma_0.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -34,7 +36,7 @@ class Observation(Likelihood):
 
     @property
     def levels(self) -> int:
-        """How many values a number has; 0: any real one."""
+        """Return the number of values of one number; 0: real numbers."""
         return self.schema.values.levels
 
     @property
@@ -45,7 +47,7 @@ class Observation(Likelihood):
         return self.units.to_network(x)
 
     def initial_bias(self) -> None:
-        """None: the parameters come from z itself."""
+        """Return None: the parameters come from z itself."""
 
     def forward(self, parameters: Tensor) -> StoredValues:
         location, log_precision = checked(parameters, self.schema, self.parameter_channels).chunk(2, dim=1)
@@ -89,7 +91,7 @@ class NoisyBytes(IndependentValues):
         return torch.cat(rows, len(sample_shape))
 
     def _logits(self, i: int) -> ByteLogits:
-        """One example's, all 256 values of them."""
+        """Return the distribution of example i with logits for all 256 values."""
         y = torch.arange(LEVELS, dtype=self.location.dtype, device=self.location.device) / BYTE_HALF - 1
         off = y.view(-1, *[1] * len(self.event_shape)) - self.location[i]
         return ByteLogits((off.square() * self.precision[i] / -2).unsqueeze(0))

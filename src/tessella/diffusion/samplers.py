@@ -1,4 +1,4 @@
-"""Ways through a chain, from z_1 ~ N(0, I) to z_0: the deterministic ones take few steps."""
+"""Samplers of a diffusion, from z_1 ~ N(0, I) to z_0; the deterministic ones need few steps."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from tessella.diffusion.schedule import alpha, sigma
 from tessella.foundation.progress import track
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""E[y | z_t] `[B, ...]`, given z_t `[B, ...]` and gamma_t, a scalar."""
+"""Function of z_t `[B, ...]` and a scalar gamma_t that returns E[y | z_t] `[B, ...]`."""
 
 
 @torch.no_grad()
 def solve(denoise: Denoise, z: Tensor, gammas: Tensor, *, order: int = 2) -> Tensor:
-    """The probability-flow equation from gammas[0] down to gammas[-1], one evaluation of `denoise` a step.
+    """Solve the probability-flow ODE from gammas[0] down to gammas[-1], with one denoising per step.
 
-    With lambda = -gamma / 2 and h its step from s to t: z_t = (sigma_t / sigma_s) z_s - alpha_t (exp(-h) - 1) D.
-    Order 1 has D = y(z_s) and is DDIM (Song et al. 2020, eq. 12); order 2 extrapolates D from the last two,
-    DPM-Solver++(2M) (Lu et al. 2022, algorithm 2).
+    With lambda = -gamma / 2 and h its step from s to t: z_t = (sigma_t / sigma_s) z_s - alpha_t (exp(-h) - 1) D. Order
+    1 has D = y(z_s) and is DDIM (Song et al. 2020, eq. 12); order 2 extrapolates D from the last two, DPM-Solver++(2M)
+    (Lu et al. 2022, algorithm 2).
 
     Args:
+        denoise: function that returns E[y | z_t].
         z: `[B, ...]`, at the first noise level.
-        gammas: `[steps + 1]`, falling.
+        gammas: `[steps + 1]`, decreasing.
+        order: 1 or 2.
     """
     before, h_before = None, None
     for step in track(range(len(gammas) - 1), "denoising"):
@@ -41,11 +43,14 @@ def solve(denoise: Denoise, z: Tensor, gammas: Tensor, *, order: int = 2) -> Ten
 
 @torch.no_grad()
 def ancestral(denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, *, temperature: float = 1.0) -> Tensor:
-    """The chain as its bound has it: z_s ~ q(z_s | z_t, y = y(z_t)) (Kingma et al. 2021, appendix A.4).
+    """Sample the reverse chain of the bound: z_s ~ q(z_s | z_t, y = y(z_t)) (Kingma et al. 2021, appendix A.4).
 
     Args:
-        noise: of the draws.
-        temperature: a factor on their deviation.
+        denoise: function that returns E[y | z_t].
+        z: `[B, ...]`, at the first noise level.
+        gammas: `[steps + 1]`, decreasing.
+        noise: source of all randomness.
+        temperature: factor on the standard deviations.
     """
     for step in track(range(len(gammas) - 1), "denoising"):
         t, s = gammas[step], gammas[step + 1]
@@ -55,7 +60,10 @@ def ancestral(denoise: Denoise, z: Tensor, gammas: Tensor, noise: Noise, *, temp
 
 
 def backward(z: Tensor, y: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of q(z_s | z_t, y) for gamma_s < gamma_t, given as numbers that spread over z."""
+    """Compute mean and standard deviation of q(z_s | z_t, y) for gamma_s < gamma_t.
+
+    `t` and `s` are gamma_t and gamma_s, in shapes that broadcast with z.
+    """
     kept = -torch.expm1(s - t)
     mean = alpha(s) * ((1 - kept) / alpha(t) * z + kept * y)
     return mean, sigma(s) * kept.sqrt()

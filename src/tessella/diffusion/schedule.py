@@ -1,4 +1,4 @@
-"""How much noise there is when: a monotone, learned log noise-to-signal ratio gamma(t)."""
+"""Noise schedule: a monotone, learnt log noise-to-signal ratio gamma(t)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from tessella.core.rng import Noise
 
 BINS = 32
-"""Pieces of the schedule between its ends."""
+"""Number of linear pieces of the schedule."""
 FLOOR = 0.1
-"""Share of the times that stays evenly spread over gamma, so that no weight is above 1 / FLOOR."""
+"""Share of the times that stays uniform in gamma, so that no weight exceeds 1 / FLOOR."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Noise levels that were drawn, one an example.
+    """Sampled noise levels, one per example.
 
     Attributes:
         gamma: `[B]`; its gradient reaches the ends of the schedule.
-        slope: `[B]`, d gamma / dt there, the weight that makes an average over t an integral over gamma.
+        slope: `[B]`, d gamma / dt, the weight that turns an average over t into an integral over gamma.
         density: `[B]`, dt / du of u = (gamma - gamma_0) / (gamma_1 - gamma_0); its gradient reaches the pieces.
     """
 
@@ -35,18 +35,17 @@ class Times:
 
 @final
 class NoiseSchedule(nn.Module):
-    """gamma(t) = gamma_0 + (gamma_1 - gamma_0) u(t), t from 0 to 1, all learned (Kingma et al. 2021, section 3.2).
+    """Learnt noise schedule gamma(t) = gamma_0 + (gamma_1 - gamma_0) u(t) for t in [0, 1].
 
     z_t = alpha_t y + sigma_t eps with alpha_t^2 = sigmoid(-gamma), sigma_t^2 = sigmoid(gamma), so exp(-gamma) is the
-    signal-to-noise ratio. u(t) rises from 0 to 1 in pieces that are straight, each at least a tenth as steep as the
-    straight line's inverse allows.
+    signal-to-noise ratio (Kingma et al. 2021, section 3.2). u(t) rises from 0 to 1 and is piecewise linear; each piece
+    gets at least a tenth of the times that it would get if u were linear.
 
-    The bound depends on the ends alone and is minimised over them. u(t) moves the variance of its estimate alone: it is
-    taught to lower E[L^2] (section 5.3), by the estimate of `variance_term`, and the bound's own gradient does not
-    reach it.
+    The bound depends only on the ends and is minimised over them. u(t) changes only the variance of its estimate: it is
+    trained to reduce E[L^2] (section 5.3) by `variance_term`, and gets no gradient from the bound itself.
 
     Args:
-        first, last: gamma_0 and gamma_1 to start with.
+        first, last: initial gamma_0 and gamma_1.
     """
 
     def __init__(self, first: float = -13.3, last: float = 5.0) -> None:
@@ -56,20 +55,20 @@ class NoiseSchedule(nn.Module):
         self.pieces = nn.Parameter(torch.zeros(BINS))
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """gamma_0 and gamma_1 > gamma_0, scalars; far apart they are `first` and `last`."""
+        """Return gamma_0 and gamma_1 > gamma_0, scalars; far apart they equal `first` and `last`."""
         return self.first, self.first + F.softplus(self.last - self.first)
 
     def masses(self) -> Tensor:
-        """Share of the times in each piece, `[BINS]`."""
+        """Return the share of the times in each piece, `[BINS]`."""
         return (1 - FLOOR) * self.pieces.softmax(0) + FLOOR / BINS
 
     def forward(self, t: Tensor) -> Tensor:
-        """gamma(t) of any t in [0, 1], same shape: strictly rising."""
+        """Compute gamma(t) of t in [0, 1], in the shape of t; strictly increasing."""
         first, last = self.ends()
         return first + (last - first) * self._inverted(t, self.masses())[0]
 
     def at(self, t: Tensor) -> Times:
-        """What an estimate of the bound needs of times `[B]` in [0, 1)."""
+        """Return the noise levels, weights and densities at times `[B]` in [0, 1)."""
         masses = self.masses()
         with torch.no_grad():
             u, piece = self._inverted(t, masses)
@@ -80,7 +79,7 @@ class NoiseSchedule(nn.Module):
 
     @staticmethod
     def _inverted(t: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
-        """u(t) and the piece that it lies in."""
+        """Return u(t) and the index of its piece."""
         edges = masses.cumsum(0)
         piece = torch.searchsorted(edges.detach(), t.contiguous(), right=True).clamp_max(BINS - 1)
         inside = ((t - (edges - masses)[piece]) / masses[piece]).clamp(0, 1)
@@ -88,12 +87,13 @@ class NoiseSchedule(nn.Module):
 
 
 def variance_term(times: Times, loss: Tensor) -> Tensor:
-    """Zeros `[B]` whose gradient by the pieces is, up to a positive factor, that of E[loss^2].
+    """Return zeros `[B]` whose gradient for the pieces is proportional to that of E[loss^2].
 
-    With u drawn from the density rho the second moment under another rho' is E[loss^2 rho / rho'], exactly.
+    With u sampled from the density rho, the second moment under another rho' is exactly E[loss^2 rho / rho'].
 
     Args:
-        loss: `[B]`, the estimates at these times; no gradient passes to it.
+        times: the sampled noise levels.
+        loss: `[B]`, the estimates at these times; it gets no gradient.
     """
     weight = loss.detach().square()
     term = weight / weight.mean().clamp_min(1e-30) * (times.density.detach() / times.density)
@@ -101,11 +101,13 @@ def variance_term(times: Times, loss: Tensor) -> Tensor:
 
 
 def spread_times(count: int, device: torch.device, noise: Noise | None, part: int = 0, parts: int = 1) -> Tensor:
-    """Times `[count]` in [0, 1), each uniform and together evenly spread (Kingma et al. 2021, appendix I.1).
+    """Sample times `[count]` in [0, 1), each uniform, together evenly spaced (Kingma et al. 2021, appendix I.1).
 
     Args:
-        noise: as of `Noise.spread`; without it every example has the same times, evenly spread, each for two parts.
-        part, parts: of several times an example, which one of how many: it lies in that part of [0, 1).
+        count: number of examples.
+        device: device of the result.
+        noise: source for `Noise.spread`; None: all examples share evenly spaced fixed times, each used for two parts.
+        part, parts: index and number of times per example; the time lies in this part of [0, 1).
     """
     if noise is None:
         return torch.full((count,), (part // 2 + 0.5) / ((parts + 1) // 2), device=device)
@@ -114,15 +116,15 @@ def spread_times(count: int, device: torch.device, noise: Noise | None, part: in
 
 
 def alpha(gamma: Tensor) -> Tensor:
-    """How much signal is left: sqrt(sigmoid(-gamma))."""
+    """Compute the signal level sqrt(sigmoid(-gamma))."""
     return torch.sigmoid(-gamma).sqrt()
 
 
 def sigma(gamma: Tensor) -> Tensor:
-    """How much noise there is: sqrt(sigmoid(gamma))."""
+    """Compute the noise level sqrt(sigmoid(gamma))."""
     return torch.sigmoid(gamma).sqrt()
 
 
 def over(numbers: Tensor, like: Tensor) -> Tensor:
-    """`[B]` or a scalar, to be spread over `[B, ...]`."""
+    """Reshape `[B]` or a scalar so that it broadcasts with `[B, ...]`."""
     return numbers.reshape(-1, *[1] * (like.dim() - 1))

@@ -173,7 +173,7 @@ def _collapse(c: CollapseEvaluation, one: str, *, codes: bool) -> list[Number]:
     """Whether the latent is used."""
     lines = [
         Number(
-            "exchange cost",
+            "shuffle cost",
             f"{c.shuffle_cost:.2f} nats",
             f"what is lost of log p(x | z) when {one}s are drawn from each other's latents; near zero: z goes unused",
         ),

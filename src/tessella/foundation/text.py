@@ -7,6 +7,8 @@ import math
 import unicodedata
 from typing import Any
 
+from tessella.foundation.errors import in_python
+
 
 def shown(text: str) -> str:
     r"""A name from outside as it may stand in a line: `\x1b`, `\n`, `\u202e`, and `\xff` of a byte that is no UTF-8.
@@ -30,7 +32,10 @@ def cell(text: str) -> str:
 
 
 def json_text(record: Any, indent: int | None = None) -> str:
-    """A record as JSON that any reader takes: numbers that are not finite are null, bytes that are no UTF-8 escaped."""
+    """Write a record as JSON that any reader takes.
+
+    Numbers that are not finite become null, bytes that are no UTF-8 are escaped, options and tasks are Python names.
+    """
     return json.dumps(_jsonable(record), indent=indent, allow_nan=False)
 
 
@@ -41,6 +46,7 @@ def _jsonable(value: Any) -> Any:
         return [_jsonable(one) for one in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-        return shown(value)
+    if isinstance(value, str):
+        value = in_python(value)
+        return shown(value) if any("\ud800" <= c <= "\udfff" for c in value) else value
     return value

@@ -1,18 +1,15 @@
-"""Compose pictures: enlarge them, colour a map, put them in rows with titles."""
+"""Compose pictures: enlarge them, put them in rows with titles."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tessella.core.schema import Schema
 from tessella.kinds import pictures
 
-HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)])
-"""Black to yellow by way of red, each step lighter than the one before."""
 GAP, HEADER = 8, 26
 """Pixels between pictures, and of the titles above them."""
 
@@ -31,15 +28,6 @@ def on_white(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def heat_map(shares: Tensor, side: int) -> Image.Image:
-    """Colour a map `[H, W]` of shares from 0 to 1, repeated until the longer side has about `side` pixels."""
-    times = max(1, round(side / max(shares.shape)))
-    at = shares.clamp(0, 1).numpy() * (len(HEAT) - 1)
-    channels = [np.interp(at, range(len(HEAT)), HEAT[:, c]) for c in range(3)]
-    colours = np.round(np.stack(channels, -1)).astype(np.uint8)
-    return Image.fromarray(colours.repeat(times, 0).repeat(times, 1))
 
 
 def titled_rows(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:

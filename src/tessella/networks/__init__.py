@@ -1,1 +1,1 @@
-"""Networks: how the data is looked at and drawn. They return parameters, never distributions."""
+"""Networks: encoders, decoders and backbones. They return parameters, never distributions."""

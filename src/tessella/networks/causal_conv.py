@@ -1,10 +1,10 @@
-"""Causal convolutions: what is known of each position of a grid by those before it in raster order.
+"""Causal convolutions: features of each position of a grid from those before it in raster order.
 
-The gated PixelCNN's two stacks (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders",
-section 2.2 and figure 2), which together see all that comes before, without a blind spot: a vertical one of the rows
-above, and a horizontal one of the positions to the left in the same row, which is told at every layer what the
-vertical one knows. Masks are shifts: convolutions are padded at the top and at the left only, as in PixelCNN++
-(Salimans et al. 2017, section 2.3), so that nothing is multiplied by zero.
+These are the two stacks of the gated PixelCNN (van den Oord et al. 2016, "Conditional image generation with PixelCNN
+decoders", section 2.2 and figure 2), which together have no blind spot: a vertical stack over the rows above, and a
+horizontal stack over the positions to the left, which gets the vertical features at every layer. Causality comes from
+shifts instead of masks: convolutions are padded at the top and at the left only, as in PixelCNN++ (Salimans et al.
+2017, section 2.3), so that nothing is multiplied by zero.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROWS, SIDE, LEFT = 3, 3, 4
-"""What the first layer sees: rows above, positions to either side of the one above, positions to the left."""
+"""Receptive field of the first layer: rows above, positions to either side of the one above, positions to the left."""
 
 
 @final
 class GatedLayer(nn.Module):
-    """One layer of both stacks, `v + gate(K_v * v)`, then `h + gate(K_h * h + W v)`, with `gate(a, b) = a sigmoid(b)`.
+    """Layer of both stacks: `v + gate(K_v * v)`, then `h + gate(K_h * h + W v)`, with `gate(a, b) = a sigmoid(b)`.
 
-    K_v is 2 x 3, of the position's row and the one before (the stack begins a row above its position), K_h is 1 x 2.
-    The gate is PixelCNN++'s, without the tanh.
+    K_v is 2 x 3 and covers the position's row and the one before (the stack starts a row above its position); K_h is 1
+    x 2. The gate is that of PixelCNN++, without the tanh.
 
     Args:
         above: channels of the vertical stack.
-        width: channels of the horizontal one.
+        width: channels of the horizontal stack.
         scale: factor on the initial weights; 1 / sqrt(layers) keeps the variance of the sum.
     """
 
@@ -51,20 +51,20 @@ class GatedLayer(nn.Module):
 
 
 def gate(u: Tensor, axis: int) -> Tensor:
-    """`a * sigmoid(b)` of the two halves of `u`."""
+    """Compute `a * sigmoid(b)` for the two halves of `u`."""
     a, b = u.chunk(2, axis)
     return a * torch.sigmoid(b)
 
 
 @final
 class CausalConv(nn.Module):
-    """Values `[B, inputs, H, W]` to features `[B, width, H, W]`; those at i depend on the values before i only.
+    """Maps values `[B, inputs, H, W]` to features `[B, width, H, W]` of the values before each position.
 
     Args:
         inputs: channels of the values.
-        width: channels of the horizontal stack, and of the features.
-        depth: layers.
-        context: channels of a feature map that every position may see, at its place; 0: there is none.
+        width: channels of the horizontal stack and of the features.
+        depth: number of layers.
+        context: channels of a feature map added at each position; 0: none.
     """
 
     def __init__(self, inputs: int, width: int, depth: int, *, context: int = 0) -> None:
@@ -77,12 +77,12 @@ class CausalConv(nn.Module):
         self.last = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, context: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """All positions at once.
+        """Compute the features of all positions at once.
 
         Args:
-            x: `[B, inputs, H, W]`.
-            context: `[B, context, H, W]`, or with 1 for B, H or W where it is the same for all.
-            keep: dropout, `[B, depth, 2 width]`: factors on what each layer adds to each channel of the two stacks.
+            x: `[B, inputs, H, W]`, or `[B, inputs, T]`.
+            context: `[B, context, H, W]`; B, H or W may be 1 to share it.
+            keep: dropout, `[B, depth, 2 width]`: factors on each layer's residual, for each channel of the two stacks.
         """
         if x.dim() == 3:  # a signal is a single row
             above = None if context is None else context.unsqueeze(2)
@@ -104,15 +104,15 @@ class CausalConv(nn.Module):
 
 @final
 class IncrementalCausalConv:
-    """A `CausalConv` at one position after another, without computing those before it again. No gradients.
+    """`CausalConv` one position at a time, reusing the results of earlier positions. No gradients.
 
-    At the start of a row the vertical stack is computed for all of it, then the horizontal one position by position.
-    In the weights' precision whatever the autocast.
+    At the start of a row the vertical stack is computed for the whole row, then the horizontal stack position by
+    position, in the weights' precision whatever the autocast.
 
     Args:
-        network: its weights are read now.
+        network: the network; its weights are copied now.
         batch, height, width: B, H, W.
-        context: as of `CausalConv.forward`.
+        context: as in `CausalConv.forward`.
     """
 
     @torch.no_grad()
@@ -133,7 +133,7 @@ class IncrementalCausalConv:
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """Compute the features `[B, width]` at the next position, as `CausalConv.forward` does."""
+        """Compute the features `[B, width]` of the next position, equal to those of `CausalConv.forward`."""
         with torch.autocast(self._rows.device.type, enabled=False):
             if self._column == 0:
                 self._begin_row()
@@ -146,7 +146,7 @@ class IncrementalCausalConv:
 
     @torch.no_grad()
     def append(self, vectors: Tensor) -> None:
-        """Take in the values `[B, inputs]` of that position; the next one follows."""
+        """Append the values `[B, inputs]` of this position and move to the next."""
         self._values[:, LEFT + self._column] = vectors
         self._column += 1
         if self._column == self._width:
@@ -156,7 +156,7 @@ class IncrementalCausalConv:
             self._row, self._column = self._row + 1, 0
 
     def _begin_row(self) -> None:
-        """The vertical stack of this row, and what it tells the horizontal one."""
+        """Compute this row's vertical stack and its input to the horizontal stack."""
         v = self._network.top(self._rows.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, 0]
         lefts = self._entry[1].expand(*v.shape[:2], -1)
         if self._contexts is not None:
@@ -169,7 +169,7 @@ class IncrementalCausalConv:
 
 @final
 class _Cell:
-    """One layer's weights as matrices, and what it has seen: `[B, columns, channels]` of a row."""
+    """Weights of one layer as matrices, with its inputs of the current row, `[B, columns, channels]`."""
 
     def __init__(self, layer: GatedLayer, batch: int, width: int) -> None:
         self.layer = layer
@@ -179,7 +179,7 @@ class _Cell:
         self.h = self.weight.new_zeros(batch, width + 1, layer.right.in_channels)
 
     def begin_row(self, v: Tensor) -> Tensor:
-        """The vertical stack's next row, `[B, W, above]` to the same."""
+        """Compute the next row of the vertical stack: `[B, W, above]` to the next layer's input."""
         self.v[:, 0] = self.v[:, 1]
         self.v[:, 1, 1:-1] = v
         v = v + gate(self.layer.down(self.v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)[:, 0], 2)
@@ -187,30 +187,30 @@ class _Cell:
         return v
 
     def __call__(self, h: Tensor, column: int) -> Tensor:
-        """The horizontal stack at a position, `[B, width]` to the same."""
+        """Compute the horizontal stack at one position: `[B, width]` to the next layer's input."""
         self.h[:, column + 1] = h
         seen = self.h[:, column : column + 2].flatten(1)
         return h + gate(torch.addmm(self.told[:, column], seen, self.weight), 1)
 
 
 def _flat(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """A convolution along a row as a matrix `[columns * inputs, outputs]` with its bias `[outputs]`."""
+    """Convert a one-row convolution to a matrix `[columns * inputs, outputs]` and a bias `[outputs]`."""
     weight = conv.weight.detach()[:, :, 0].permute(2, 1, 0).flatten(0, 1).contiguous()
     return weight, weight.new_zeros(weight.shape[1]) if conv.bias is None else conv.bias.detach()
 
 
 @final
 class BlockHead(nn.Module):
-    """Parameters of the pixels of a block, each given the block's features and the pixels before it in the block.
+    """Maps features f of a block and its previous pixels to the parameters of each pixel.
 
-    Pixel j's are `W_j silu(g_j(u_j + sum_(i<j) V_ji y_i))`, with `u = U f`, y the pixels' values and g_j a residual
-    layer: all j at once where the values are known, one after the other where they are drawn.
+    Those of pixel j are `W_j silu(g_j(u_j + sum_(i<j) V_ji y_i))`, with `u = U f`, the pixels' values y and a residual
+    layer g_j. They are computed for all j at once if the values are known, and one after another when sampling.
 
     Args:
         features: channels of f, `[B, features, h, w]`.
         values: channels of a pixel's value.
-        pixels: in a block.
-        outputs: parameters of a pixel.
+        pixels: number of pixels per block.
+        outputs: number of parameters per pixel.
     """
 
     def __init__(self, features: int, values: int, pixels: int, outputs: int) -> None:
@@ -229,24 +229,29 @@ class BlockHead(nn.Module):
             self.exit.weight.mul_(0.1)
 
     def start_at(self, bias: Tensor) -> None:
-        """Let every pixel's first parameters be `bias` `[outputs]`, plus a small part that depends on f."""
+        """Set the initial parameters of each pixel to `bias` `[outputs]`, plus a small part that depends on f."""
         with torch.no_grad():
             cast(Tensor, self.exit.bias).copy_(bias.repeat(self.pixels))
 
     def forward(self, features: Tensor, values: Tensor) -> Tensor:
-        """`[B, features, h, w]` and `[B, pixels * values, h, w]`, pixel by pixel, to `[B, pixels * outputs, h, w]`."""
+        """Compute the parameters `[B, pixels * outputs, h, w]` of all pixels.
+
+        Args:
+            features: `[B, features, h, w]`.
+            values: `[B, pixels * values, h, w]`, pixel by pixel.
+        """
         h = self.entry(features) + F.conv2d(values, self.earlier.weight * self.mask)
         h = h + self.mix(F.silu(h))
         return self.exit(F.silu(h))
 
     @torch.no_grad()
     def begin(self, features: Tensor) -> Tensor:
-        """What the block's features `[B, features]` say of its pixels, `[B, pixels, hidden]`."""
+        """Compute the part of all pixels that depends on the features `[B, features]`: `[B, pixels, hidden]`."""
         return F.linear(features, self.entry.weight.flatten(1), self.entry.bias).unflatten(1, (self.pixels, -1))
 
     @torch.no_grad()
     def pixel(self, begun: Tensor, before: Tensor, j: int) -> Tensor:
-        """Parameters `[B, outputs]` of pixel j, given the values `[B, j * values]` of those before it."""
+        """Compute the parameters `[B, outputs]` of pixel j given the previous values `[B, j * values]`."""
         mine, results = slice(j * self.hidden, (j + 1) * self.hidden), slice(j * self.outputs, (j + 1) * self.outputs)
         earlier = self.earlier.weight.flatten(1)[mine, : j * self.values]
         h = begun[:, j] + before @ earlier.T

@@ -1,7 +1,7 @@
 """Residual convolutional encoder and decoder for signals and pictures of any size.
 
-Norm-free pre-activation residual blocks (He et al. 2016, section 3) whose last convolution starts small, as in
-very deep VAEs (Child 2020, section 3.1): no statistics are kept, so a batch's composition changes nothing.
+Pre-activation residual blocks (He et al. 2016, section 3) without normalisation, whose last convolution starts small as
+in very deep VAEs (Child 2020, section 3.1). Without batch statistics, an example's result does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ SIGNAL_SIDE = 16
 
 @dataclass(frozen=True)
 class ConvPlan:
-    """The shape of a convolutional network, read off the data's.
+    """Layout of a convolutional network, derived from the shape of the data.
 
     Attributes:
         spatial: `(T,)` or `(H, W)` of the data.
-        patch: positions a side that the first layer folds into channels (1 or 2).
+        patch: positions per axis that the first layer folds into channels (1 or 2).
         widths: channels at each resolution, finest first; each step halves the grid.
         depth: residual blocks at each resolution.
     """
@@ -39,7 +39,10 @@ class ConvPlan:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], *, side: int, width: int, depth: int) -> ConvPlan:
-        """Halve the grid until it has no more than 2 side^rank positions; channels double once and then stay."""
+        """Make the layout for data of a shape.
+
+        The grid is halved until it has at most 2 side^rank positions; the channels double once and then stay.
+        """
         spatial = shape[1:]
         halvings = 0
         while math.prod(-(-n // 2**halvings) for n in spatial) > 2 * side ** len(spatial):
@@ -50,22 +53,22 @@ class ConvPlan:
 
     @property
     def stride(self) -> int:
-        """Positions a side of the data that one of the coarsest grid stands for."""
+        """Return the number of data positions, along each axis, per position of the coarsest grid."""
         return self.patch * 2 ** (len(self.widths) - 1)
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """The coarsest grid; sizes that the stride does not divide are padded."""
+        """Return the shape of the coarsest grid; sizes that the stride does not divide are padded."""
         return tuple(-(-n // self.stride) for n in self.spatial)
 
 
 def conv(rank: int, inputs: int, outputs: int, size: Any = 1, **options: Any) -> nn.Conv1d | nn.Conv2d:
-    """Make a convolution along one axis or two."""
+    """Make a convolution with one or two spatial axes."""
     return (nn.Conv2d if rank == 2 else nn.Conv1d)(inputs, outputs, size, **options)
 
 
 def fold(x: Tensor, side: int) -> Tensor:
-    """Fold blocks of `side` positions along each axis into channels: `[B, C, *spatial]` to `[B, C side^rank, ...]`."""
+    """Fold blocks of `side` positions per axis into channels: `[B, C, *spatial]` to `[B, C side^rank, ...]`."""
     return F.pixel_unshuffle(x, side) if x.dim() == 4 else x.unflatten(2, (-1, side)).movedim(3, 2).flatten(1, 2)
 
 
@@ -75,7 +78,7 @@ def unfold(x: Tensor, side: int) -> Tensor:
 
 
 def over_positions(vectors: Tensor, rank: int) -> Tensor:
-    """`[B, C]` as `[B, C, 1, ...]`, to be added at every position."""
+    """Reshape `[B, C]` to `[B, C, 1, ...]` so that it is added at every position."""
     return vectors.reshape(*vectors.shape, *(1,) * rank)
 
 
@@ -91,10 +94,12 @@ class Unfold(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """`x + conv(silu(conv(silu(x))))`, of 3 positions a side.
+    """Residual block `x + conv(silu(conv(silu(x))))` with kernels of size 3.
 
     Args:
+        channels: number of channels.
         scale: factor on the last convolution's initial weights; 1 / sqrt(blocks) keeps the variance of the sum.
+        rank: number of spatial axes.
     """
 
     def __init__(self, channels: int, scale: float, rank: int = 2) -> None:
@@ -115,7 +120,7 @@ def _blocks(channels: int, plan: ConvPlan) -> list[nn.Module]:
 
 
 class ConvEncoder(Encoder):
-    """`[B, C, *spatial]` to a grid of features `[B, F, *grid]`, or to one vector `[B, F]` if `features` is given."""
+    """Maps `[B, C, *spatial]` to a grid of features `[B, F, *grid]`, or to a vector `[B, F]` if `features` is set."""
 
     def __init__(
         self, shape: tuple[int, ...], plan: ConvPlan, *, features: int | None = None, classes: int = 0
@@ -142,10 +147,10 @@ class ConvEncoder(Encoder):
 
 
 class ConvDecoder(Decoder):
-    """Latents, a vector `[B, D]` or a grid `[B, D, *grid]`, to parameters `[B, channels, *spatial]`.
+    """Maps latents, a vector `[B, D]` or a grid `[B, D, *grid]`, to parameters `[B, channels, *spatial]`.
 
-    A grid of another size than in training is decoded at its size, for the network is convolutional: `spatial` is then
-    the grid times the stride.
+    A grid of another size than in training is decoded to its own size, the grid times the stride, because the network
+    is convolutional.
     """
 
     def __init__(self, latent_shape: tuple[int, ...], plan: ConvPlan, channels: int, *, classes: int = 0) -> None:
@@ -174,7 +179,7 @@ class ConvDecoder(Decoder):
 
     @torch.no_grad()
     def start_at(self, bias: Tensor) -> None:
-        """Let the first output be `bias` `[channels]` everywhere, plus a small part that depends on z."""
+        """Set the initial output to `bias` `[channels]` everywhere, plus a small part that depends on z."""
         self.head.weight.mul_(0.1)
         self.head.bias.copy_(bias.repeat_interleave(self.plan.patch ** len(self.plan.spatial)))  # pyright: ignore[reportOptionalMemberAccess]
 
@@ -186,7 +191,7 @@ def padded(x: Tensor, stride: int) -> Tensor:
 
 
 def crop(x: Tensor, spatial: Sequence[int]) -> Tensor:
-    """Keep the first positions along each axis."""
+    """Crop each axis to the given size, keeping the first positions."""
     for axis, size in enumerate(spatial, 2):
         x = x.narrow(axis, 0, size) if x.shape[axis] > size else x
     return x

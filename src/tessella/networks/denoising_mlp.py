@@ -1,4 +1,4 @@
-"""A residual perceptron for vectors with noise in them."""
+"""Residual MLP that denoises vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tessella.networks.unet import NoiseLevel
 
 
 class _Layer(nn.Module):
-    """`x + linear(silu(scale * linear(silu(x)) + shift))`, scale and shift given the noise level."""
+    """Residual layer `x + linear(silu(scale * linear(silu(x)) + shift))`; scale and shift depend on the noise level."""
 
     def __init__(self, width: int, features: int, scale: float) -> None:
         super().__init__()
@@ -31,10 +31,14 @@ class _Layer(nn.Module):
 
 @final
 class DenoisingPerceptron(nn.Module):
-    """z_t `[B, D]` and its noise level gamma `[B]` to `[B, outputs]`.
+    """Maps z_t `[B, D]` and its noise level gamma `[B]` to `[B, outputs]`.
 
     Args:
-        classes: numbers that a label can be; 0: no labels.
+        dims: D.
+        outputs: number of outputs.
+        width: units per layer.
+        depth: number of layers.
+        classes: number of labels; 0: no labels.
     """
 
     def __init__(self, dims: int, outputs: int, *, width: int, depth: int, classes: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Residual perceptrons for vectors."""
+"""Residual MLPs for vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tessella.core.contracts import Decoder, Encoder
 
 
 class ResidualLayer(nn.Module):
-    """`x + linear(silu(linear(silu(x))))`; the last layer starts small."""
+    """Residual layer `x + linear(silu(linear(silu(x))))`; the last linear map starts small."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ResidualLayer(nn.Module):
 
 
 class Perceptron(nn.Module):
-    """`[B, inputs]` to `[B, outputs]` through `depth` residual layers, given a label or not."""
+    """Maps `[B, inputs]`, and a label if any, to `[B, outputs]` through `depth` residual layers."""
 
     def __init__(self, inputs: int, outputs: int, *, width: int, depth: int, classes: int = 0) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Perceptron(nn.Module):
 
 
 class VectorEncoder(Encoder):
-    """`[B, D]` to features `[B, width]`."""
+    """Maps vectors `[B, D]` to features `[B, width]`."""
 
     def __init__(self, dims: int, *, width: int, depth: int, classes: int = 0) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class VectorEncoder(Encoder):
 
 
 class VectorDecoder(Decoder):
-    """Latents `[B, D]` to parameters `[B, channels]`."""
+    """Maps latents `[B, D]` to parameters `[B, channels]`."""
 
     def __init__(self, latent: int, channels: int, *, width: int, depth: int, classes: int = 0) -> None:
         super().__init__()
@@ -67,6 +67,6 @@ class VectorDecoder(Decoder):
 
     @torch.no_grad()
     def start_at(self, bias: Tensor) -> None:
-        """Let the first output be `bias` `[channels]`, plus a small part that depends on z."""
+        """Set the initial output to `bias` `[channels]`, plus a small part that depends on z."""
         self.network.exit.weight.mul_(0.1)
         self.network.exit.bias.copy_(bias)

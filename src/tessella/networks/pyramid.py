@@ -1,6 +1,6 @@
-"""Features at several resolutions: what a hierarchy of latents looks at.
+"""Features at several resolutions, for a hierarchy of latents.
 
-The finest grid is an encoder's; each coarser one has half its side.
+The finest grid is an encoder's output; each coarser one has half its size along each axis.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tessella.networks.conv import ResidualBlock, conv, padded
 
 
 class Pyramid(nn.Module):
-    """The finest features `[B, F, *grid]` to `levels` of them, coarsest first; odd sides are rounded up."""
+    """Maps features `[B, F, *grid]` to features at `levels` resolutions, coarsest first; odd sizes are rounded up."""
 
     def __init__(self, channels: int, levels: int, depth: int, rank: int = 2) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Pyramid(nn.Module):
 
 
 class Merge(nn.Module):
-    """Features of one level, given what coarser levels have said: `[B, F, *grid]`, `[B, C, *grid]` to the former."""
+    """Combines the features of one level `[B, F, *grid]` with the context `[B, C, *grid]` from coarser levels."""
 
     def __init__(self, channels: int, context_channels: int, depth: int, rank: int = 2) -> None:
         super().__init__()

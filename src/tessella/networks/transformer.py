@@ -1,10 +1,9 @@
-"""Transformers over the positions of a grid, whole sequences at once or one position after another.
+"""Transformers over the positions of a grid, for whole sequences or one position after another.
 
-Pre-norm blocks (Xiong et al. 2020, section 3) of `F.scaled_dot_product_attention` and a GELU perceptron, without
-biases, with heads of 64 channels. Positions are in raster order. Where they are is told in two ways, so that a grid may
-have any shape: by a learned vector for each axis (row and column), and by turning queries and keys (Su et al. 2021,
-section 3.2), an equal part of a head's channels by each axis, so that attention knows distances before it
-has learned anything.
+Pre-norm blocks (Xiong et al. 2020, section 3) with `F.scaled_dot_product_attention` and a GELU MLP, without biases,
+with heads of 64 channels. Positions are in raster order and encoded in two ways, so that a grid may have any shape: by
+a learnt vector for each axis (row and column), and by rotary embeddings (Su et al. 2021, section 3.2), in which each
+axis rotates an equal part of a head's channels, so that attention depends on distances from the start.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from tessella.foundation.errors import SpecError, option
 from tessella.networks.conv import conv
 
 HEAD = 64
-"""Channels of an attention head, at most."""
+"""Most channels of an attention head."""
 SLOWEST = 1 / 30
-"""Radians that a position turns the slowest pair of a head's channels by; the fastest turns by 1."""
+"""Angle in radians per position of the slowest pair of a head's channels; the fastest has 1."""
 SHORT = 256
-"""Positions up to which a processor attends in bfloat16 by plain products."""
+"""Most positions for which a processor computes bfloat16 attention by plain matrix products."""
 BLOCK = 128
 """Positions by which the cache of keys and values grows."""
 
 
 @final
 class CodeEmbedding(nn.Module):
-    """The codes of a position as one vector: the sum of one learned vector a code, `[B, C, P]` to `[B, P, width]`."""
+    """Maps the codes of each position `[B, C, P]` to the sum of their embeddings, `[B, P, width]`."""
 
     offsets: Tensor
 
@@ -51,14 +50,15 @@ class CodeEmbedding(nn.Module):
 
 @final
 class GridEmbedding(nn.Module):
-    """What each position knows before any code is: where it is, the label, and the context around it.
+    """Embedding of what is known at each position before any code: the position, the label and the context.
 
-    A position sees 5 x 5 positions of the context, those after it too, which causal attention would keep from it.
+    The context enters through 5 x 5 positions around each position, including later ones, which causal attention would
+    hide.
 
     Args:
         grid: `(t,)` or `(h, w)`.
         width: channels of the result.
-        context_channels: of the feature map that all positions may look at; 0: there is none.
+        context_channels: channels of the context, a feature map; 0: there is none.
         classes: number of labels; 0: there are none.
     """
 
@@ -78,7 +78,9 @@ class GridEmbedding(nn.Module):
         )
 
     def forward(self, label: Tensor | None, context: Tensor | None) -> Tensor:
-        """Labels `[B]` and context `[B, context_channels, h, w]` to `[B, P, width]`, or `[1, P, width]` without either.
+        """Embed labels `[B]` and context `[B, context_channels, *grid]` as `[B, P, width]`.
+
+        Without either the result is `[1, P, width]`.
 
         Raises:
             SpecError: if a label or a context is missing, or given to a network that has none.
@@ -86,26 +88,27 @@ class GridEmbedding(nn.Module):
         vectors = reduce(torch.add, self.places).flatten(0, -2)[None]
         if self.label is not None:
             if label is None:
-                raise SpecError("the class-conditional prior needs a label: give a class to each example")
+                raise SpecError("the class-conditional prior needs a label for each example")
             vectors = vectors + self.label(label)[:, None]
         elif label is not None:
-            raise SpecError(f"the prior does not see labels: fit it with {option('class_conditional')}")
+            raise SpecError(f"the prior takes no labels: fit it with {option('class_conditional')}")
         if self.context is not None:
             if context is None:
-                raise SpecError("the prior is conditional on a coarser level: give that level's features as context")
+                raise SpecError("the prior is conditional on a coarser level: pass that level's features as context")
             vectors = vectors + self.context(context).flatten(2).transpose(1, 2)
         elif context is not None:
-            raise SpecError("the prior does not see a coarser level: leave out the context")
+            raise SpecError("the prior is not conditional on a coarser level: leave out the context")
         return vectors
 
 
 @final
 class TransformerBlock(nn.Module):
-    """`x + attention(norm(x))`, then `x + down(gelu(up(norm(x))))`.
+    """Transformer block: `x + attention(norm(x))`, then `x + down(gelu(up(norm(x))))`.
 
     Args:
-        heads: of the attention.
-        scale: factor on the initial weights of what is added; 1 / sqrt(2 depth) keeps the variance of the sum.
+        width: number of channels.
+        heads: number of attention heads.
+        scale: factor on the initial weights of both residuals; 1 / sqrt(2 depth) keeps the variance of the sum.
     """
 
     def __init__(self, width: int, heads: int, scale: float) -> None:
@@ -121,18 +124,18 @@ class TransformerBlock(nn.Module):
             nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
 
     def attend(self, x: Tensor, turns: Tensor, causal: bool) -> Tensor:
-        """What attention adds to `[B, P, width]`."""
+        """Compute the residual of attention for `[B, P, width]`."""
         qkv = self.qkv(self.before_attention(x)).unflatten(-1, (3, self.heads, -1))
         q, k = _turned(qkv[:, :, :2], turns).transpose(1, 3).unbind(2)
         return self.out(_attention(q, k, qkv[:, :, 2].transpose(1, 2), causal).transpose(1, 2).flatten(2))
 
     def perceive(self, x: Tensor) -> Tensor:
-        """What the perceptron adds."""
+        """Compute the residual of the MLP."""
         return self.down(F.gelu(self.up(self.before_mlp(x))))
 
 
 def _turns(grid: tuple[int, ...], channels: int) -> Tensor:
-    """The cosine and sine of each position's angle for each pair of a head's channels, `[P, channels / 2, 2]`."""
+    """Compute cosine and sine of the rotary angles, by position and pair of channels: `[P, channels / 2, 2]`."""
     pairs = channels // 2 // len(grid)
     rates = SLOWEST ** (torch.arange(pairs) / pairs)
     places = torch.cartesian_prod(*(torch.arange(side) for side in grid)).view(-1, len(grid))
@@ -141,15 +144,16 @@ def _turns(grid: tuple[int, ...], channels: int) -> Tensor:
 
 
 def _turned(x: Tensor, turns: Tensor) -> Tensor:
-    """Each pair of channels `[..., d]` turned by its angle, in float32."""
+    """Rotate each pair of channels `[..., d]` by its angle, in float32."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * torch.view_as_complex(turns)
     return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """`F.scaled_dot_product_attention` of `[B, heads, P, d]`.
+    """Compute `F.scaled_dot_product_attention` of `[B, heads, P, d]`.
 
-    On processors its backward pass takes several times as long as plain products of short sequences in bfloat16.
+    For short bfloat16 sequences on a processor plain matrix products are used, because its backward pass takes several
+    times as long.
     """
     positions = q.shape[2]
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or positions > SHORT:
@@ -162,15 +166,16 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
 
 @final
 class Transformer(nn.Module):
-    """Blocks and a last norm, `[B, P, width]` to the same.
+    """Transformer blocks and a final norm: maps `[B, P, width]` to `[B, P, width]`.
 
     Args:
-        grid: `(t,)` or `(h, w)`, whose P positions come row after row.
-        width: channels; the heads are the fewest of equal size with 64 channels or less.
-        depth: blocks.
-        causal: whether a position sees only itself and those before it.
-        dropout: share of the channels that training leaves out of what comes in and of what each block adds, the same
-            at all positions of an example, as in recurrent networks (Gal & Ghahramani 2016): it takes little noise.
+        grid: `(t,)` or `(h, w)`, with P positions in raster order.
+        width: number of channels; there are as few equal heads as possible with at most 64 channels each.
+        depth: number of blocks.
+        causal: whether a position attends only to itself and those before it.
+        dropout: share of channels dropped in training from the input and from each residual. The same channels are
+            dropped at all positions of an example, as in recurrent networks (Gal & Ghahramani 2016), which takes little
+            noise.
 
     Raises:
         SpecError: if the width is not a multiple of 4.
@@ -181,7 +186,7 @@ class Transformer(nn.Module):
     def __init__(self, grid: tuple[int, ...], width: int, depth: int, *, causal: bool, dropout: float = 0.0) -> None:
         super().__init__()
         if width % 4:
-            raise SpecError(f"the width of a transformer must be a multiple of 4, not {width}")
+            raise SpecError(f"{option('width')} of a transformer must be a multiple of 4, got {width}")
         self.width, self.causal, self.dropout = width, causal, dropout
         heads = next(n for n in range(1, width) if width % (4 * n) == 0 and width // n <= HEAD)
         self.register_buffer("turns", _turns(grid, width // heads), persistent=False)
@@ -189,7 +194,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width, bias=False)
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """In training mode the noise says what is dropped; without noise nothing is."""
+        """Transform `x` `[B, P, width]`; in training mode `noise` decides what is dropped, without it nothing is."""
         keep = self._keep(noise, x) if noise is not None and self.training and self.dropout else None
 
         def dropped(branch: Tensor, place: int) -> Tensor:
@@ -202,23 +207,23 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def _keep(self, noise: Noise, x: Tensor) -> Tensor:
-        """Factors `[B, 2 depth + 1, 1, width]` of mean 1."""
+        """Sample dropout factors `[B, 2 depth + 1, 1, width]` with mean 1."""
         uniform = noise.uniform(len(x), 2 * len(self.blocks) + 1, 1, self.width, device=x.device)
         return (uniform >= self.dropout) / (1 - self.dropout)
 
 
 @final
 class IncrementalTransformer:
-    """A causal transformer at one position after another, without computing those before it again. No gradients.
+    """Causal transformer one position at a time, with a cache of keys and values. No gradients.
 
-    Weights are cast once, to the precision of the autocast that this is made under, and keys and values are kept in
-    it. Their cache grows by blocks, so that each layer's is one dense array: matrix products read that several times
-    faster than a part of a larger one.
+    Weights are cast once to the precision of the surrounding autocast; keys and values are stored in it. The cache
+    grows by blocks, so that each layer's is one dense array: matrix products read that several times faster than a part
+    of a larger one.
 
     Args:
-        trunk: the transformer; its weights are read now.
-        given: `[B, P, width]`, what is added to the input at each position.
-        start: the input of the first position, to be added to it: `[width]`.
+        trunk: the transformer; its weights are copied now.
+        given: `[B, P, width]`, added to the input at each position.
+        start: `[width]`, the input of the first position.
     """
 
     def __init__(self, trunk: Transformer, given: Tensor, start: Tensor) -> None:
@@ -230,7 +235,7 @@ class IncrementalTransformer:
         self._layers = [_Layer(cast(TransformerBlock, block), len(given), dtype) for block in trunk.blocks]
 
     def step(self) -> Tensor:
-        """Compute what the transformer gives at the next position, `[B, width]`."""
+        """Compute the transformer's output at the next position, `[B, width]`."""
         if self._done % BLOCK == 0:
             for layer in self._layers:
                 layer.grow(min(BLOCK, self._given.shape[1] - self._done))
@@ -241,13 +246,13 @@ class IncrementalTransformer:
         return self._norm(x)
 
     def append(self, vectors: Tensor) -> None:
-        """Take the next position's input, `[B, width]`."""
+        """Set the input of the next position, `[B, width]`."""
         self._before = vectors
 
 
 @final
 class _Layer:
-    """One block's weights, and its keys and values `[2, B, heads, positions so far and to come, d]`."""
+    """Weights of one block, with its cache of keys and values `[2, B, heads, positions, d]`."""
 
     def __init__(self, block: TransformerBlock, batch: int, dtype: torch.dtype) -> None:
         self.batch, self.heads, self.dtype = batch, block.heads, dtype
@@ -265,7 +270,7 @@ class _Layer:
         self.keys = keys.transpose(1, 2)
 
     def __call__(self, x: Tensor, turns: Tensor, position: int) -> Tensor:
-        """What the block gives for `[B, width]`."""
+        """Compute the block's output for `[B, width]`."""
         first, second = self.norms
         qkv = F.linear(first(x).to(self.dtype), self.qkv).view(self.batch, 3, self.heads, -1)
         q, k = _turned(qkv[:, :2], turns).unbind(1)

@@ -1,4 +1,4 @@
-"""A small U-Net for signals and pictures with noise in them (Ho et al. 2020, appendix B; Ronneberger et al. 2015)."""
+"""Small U-Net that denoises signals and pictures (Ho et al. 2020, appendix B; Ronneberger et al. 2015)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from tessella.networks.conv import ConvPlan, conv, crop, fold, over_positions, p
 
 WAVES = 16
 GROUPED = 16
-"""Channels of a group that is normalised together, at least."""
+"""Fewest channels per normalisation group."""
 
 
 class NoiseLevel(nn.Module):
-    """The log noise-to-signal ratio gamma `[B]`, and a label if there are any, as features `[B, features]`.
+    """Embeds the log noise-to-signal ratio gamma `[B]` and the label, if any, as `[B, features]`.
 
     Args:
-        classes: numbers that a label can be; 0: there are none.
+        features: number of features.
+        classes: number of labels; 0: there are none.
     """
 
     frequencies: Tensor
@@ -41,13 +42,13 @@ class NoiseLevel(nn.Module):
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    """In as many groups as any width can be cut into."""
+    """Make a group norm with as many groups as divide the channels."""
     groups = max(n for n in range(1, max(1, channels // GROUPED) + 1) if channels % n == 0)
     return nn.GroupNorm(groups, channels)
 
 
 class UNetBlock(nn.Module):
-    """`x + conv(silu(scale * conv(silu(norm(x))) + shift))`, 3 x 3, scale and shift given the noise level."""
+    """Residual block `x + conv(silu(scale * conv(silu(norm(x))) + shift))`, scale and shift from the noise level."""
 
     def __init__(self, channels: int, features: int, scale: float, rank: int) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class UNetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every position looks at every other, one head: `x + out(attention(norm(x)))`."""
+    """Self-attention over all positions with one head: `x + out(attention(norm(x)))`."""
 
     def __init__(self, channels: int, scale: float, rank: int) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class Attention(nn.Module):
 
 
 def details(z: Tensor, gamma: Tensor) -> Tensor:
-    """How far each number is from the mean of those about it, in deviations of the noise: asinh of that."""
+    """Compute asinh of each number's difference from the mean around it, in deviations of the noise."""
     rank = z.dim() - 2
     around = F.pad(z, (1, 1) * rank, mode="replicate")
     mean = F.avg_pool2d(around, 3, stride=1) if rank == 2 else F.avg_pool1d(around, 3, stride=1)
@@ -92,19 +93,21 @@ def details(z: Tensor, gamma: Tensor) -> Tensor:
 
 @final
 class UNet(nn.Module):
-    """z_t `[B, C, *spatial]` and its noise level gamma `[B]` to `[B, outputs, *spatial]`, of any size.
+    """Maps z_t `[B, C, *spatial]` of any size and its noise level gamma `[B]` to `[B, outputs, *spatial]`.
 
-    It is shown z_t and its details at the scale of the noise, without which little noise would be lost among features
-    of the picture's own scale. Down through the grids of a plan and up again, each grid's features on the way down are
-    joined to those on the way up; the coarsest grid has attention. Sizes that the plan's stride does not divide are
-    padded and cut.
+    The input is z_t and its `details` at the scale of the noise; without these, low noise would be lost among features
+    of the picture's own scale. The grids of a plan are passed from fine to coarse and back, with skip connections
+    between equal grids; the coarsest grid has attention. Sizes that the plan's stride does not divide are padded and
+    cropped.
 
     Args:
         shape: `(C, *spatial)`.
-        outputs: channels given.
-        patch: pixels a side that the first layer folds into channels, if the picture is not small.
-        side: the grid is halved until it has no more than 2 side^rank positions.
-        classes: numbers that a label can be; 0: no labels.
+        outputs: number of output channels.
+        width: channels at the finest resolution.
+        depth: blocks per resolution, in each direction.
+        patch: positions per axis that the first layer folds into channels, if the picture is not small.
+        side: the grid is halved until it has at most 2 side^rank positions.
+        classes: number of labels; 0: no labels.
     """
 
     def __init__(

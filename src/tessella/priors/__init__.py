@@ -1,4 +1,4 @@
-"""Priors, as options: p(z) over real numbers, and p(codes).
+"""Priors p(z) over continuous latents and p(codes) over discrete ones.
 
 The options are declared here, and each `build` imports its module from the files beside.
 """
@@ -35,7 +35,7 @@ class StandardNormal(PriorConfig):
 
 @register("prior", "class-normal", summary="p(z | label) = N(mu_label, sigma_label^2), learned")
 class ClassNormal(PriorConfig):
-    """Normal prior with a learned mean and scale for each label."""
+    """Normal prior with a learnt mean and scale for each label."""
 
     labels = "required"
     fitted_after = False
@@ -54,7 +54,7 @@ class MixturePrior(PriorConfig):
     """Mixture of Gaussians.
 
     Attributes:
-        components: Gaussians in the mixture.
+        components: number of Gaussians in the mixture.
     """
 
     components: Count = 50
@@ -69,10 +69,10 @@ class MixturePrior(PriorConfig):
 
 @register("prior", "vamp", summary="mixture of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)")
 class VampPrior(PriorConfig):
-    """VampPrior: mixture of the posteriors of learned pseudo-inputs.
+    """VampPrior: mixture of the posteriors of learnt pseudo-inputs.
 
     Attributes:
-        components: pseudo-inputs.
+        components: number of pseudo-inputs.
     """
 
     components: Count = 50
@@ -94,11 +94,11 @@ class VampPrior(PriorConfig):
     summary="normalising flow of couplings (on larger grids convolutional): exact density, fast sampling",
 )
 class FlowPrior(PriorConfig):
-    """Normalising flow of couplings.
+    """Normalising flow of coupling layers.
 
     Attributes:
-        flow_steps: couplings; 4 unless given, 8 on larger grids.
-        width: units of their networks' hidden layers.
+        flow_steps: number of coupling layers. Default: 4, or 8 for large grids.
+        width: units of the hidden layers of the couplings' networks.
     """
 
     flow_steps: Count | None = None
@@ -114,11 +114,11 @@ class FlowPrior(PriorConfig):
 
 @register("prior", "diffusion", summary="diffusion over z: log p(z) bounded from below, sampled in 50 steps or fewer")
 class DiffusionPrior(PriorConfig):
-    """Diffusion in the latent space, fitted on a trained model.
+    """Diffusion in the latent space, fitted to a trained model.
 
     Attributes:
-        width: channels (grids, 64 unless given) or units of a layer (vectors, 256).
-        depth: blocks at each resolution (2 unless given), or layers (4).
+        width: channels of the network (default for grids: 64) or units per layer (default for vectors: 256).
+        depth: blocks per resolution (default for grids: 2) or layers (default for vectors: 4).
     """
 
     width: Count | None = None
@@ -156,8 +156,8 @@ class PixelCNN(CodePriorConfig):
     """Gated PixelCNN over codes.
 
     Attributes:
-        width: channels of each stack.
-        depth: layers.
+        width: channels of each of the two stacks.
+        depth: number of layers.
     """
 
     width: Count = 128
@@ -179,7 +179,7 @@ class CausalTransformer(CodePriorConfig):
 
     Attributes:
         width: channels of the transformer.
-        depth: blocks.
+        depth: number of blocks.
     """
 
     width: Count = 192
@@ -201,15 +201,16 @@ class CausalTransformer(CodePriorConfig):
     summary="any-order masked transformer: inpaints any codes given any others, samples in a few steps",
 )
 class MaskedTransformer(CodePriorConfig):
-    """Any-order masked transformer over codes.
+    """Masked transformer over codes in any order.
 
     Attributes:
         width: channels of the transformer.
-        depth: blocks.
+        depth: number of blocks.
     """
 
     width: Count = 192
     depth: Count = 6
+
     any_order = True
 
     def build(

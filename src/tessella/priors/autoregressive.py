@@ -1,4 +1,4 @@
-"""Autoregressive priors over codes: one code after another in raster order, by causal convolutions or attention."""
+"""Autoregressive priors over codes in raster order, by causal convolutions or causal attention."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from tessella.priors.head import CodeHead
 
 DROPOUT = 0.1
 EMBEDDED = 64
-"""Channels of an embedded code that a PixelCNN sees."""
+"""Channels of the code embeddings that a PixelCNN takes."""
 
 
 class IncrementalDecoder(Protocol):
-    """A causal network at one position after another, without computing those before it again."""
+    """Causal network that advances one position at a time, reusing the results of earlier positions."""
 
     def step(self) -> Tensor:
         """Compute the features `[B, width]` of the next position."""
         ...
 
     def append(self, vectors: Tensor) -> None:
-        """Take in the position's embedded codes `[B, channels]`; the next position follows."""
+        """Append the embedded codes `[B, channels]` of this position and move to the next."""
         ...
 
 
 class AutoregressivePrior(CodePrior, ABC):
-    """p(codes) = prod_p p(codes at p | codes before p), in raster order.
+    """Autoregressive prior p(codes) = prod_p p(codes at p | codes before p), in raster order.
 
-    A causal network sees the embedded codes of the positions before p, the place, the label and the context around p;
-    a `CodeHead` turns its features into the distribution of the position's C codes, one given another.
+    A causal network takes the embedded codes of the positions before p, the position, the label and the context at p. A
+    `CodeHead` maps its features to the distribution of the position's C codes, each conditional on the previous ones.
     """
 
     embed: CodeEmbedding
@@ -55,11 +55,11 @@ class AutoregressivePrior(CodePrior, ABC):
 
     @abstractmethod
     def features(self, codes: Tensor, condition: Condition = UNCONDITIONAL, *, noise: Noise | None = None) -> Tensor:
-        """Compute each position's features by the codes before it: `[B, C, *grid]` to `[B, P, width]`, for `head`."""
+        """Compute the features of each position from the codes before it: `[B, C, *grid]` to `[B, P, width]`."""
 
     @abstractmethod
     def incremental(self, count: int, condition: Condition) -> IncrementalDecoder:
-        """Make a decoder of `count` grids, at their first position."""
+        """Make an incremental decoder of `count` grids, at their first position."""
 
     @torch.no_grad()
     def generate(self, count: int, select: Selector, condition: Condition = UNCONDITIONAL) -> Tensor:
@@ -83,16 +83,16 @@ class AutoregressivePrior(CodePrior, ABC):
 class PixelCNNModule(AutoregressivePrior):
     """Gated PixelCNN over codes (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders").
 
-    What VQ-VAE and VQ-VAE-2 took as their prior: causal convolutions without a blind spot, residual (section 2).
+    The prior of VQ-VAE and VQ-VAE-2: residual causal convolutions without a blind spot (section 2).
 
     Args:
         code_shape, codebook_size, context_channels, classes: as in `CodePrior`.
-        width: channels of each stack.
-        depth: layers.
+        width: channels of each of the two stacks.
+        depth: number of layers.
 
     Attributes:
-        dropout: share of the channels that training leaves out of what a layer adds, for an example as a whole
-            (Tompson et al. 2015, section 3.2); which ones, the noise decides, and without noise none.
+        dropout: share of channels dropped in training from each layer's residual, for a whole example (Tompson et al.
+            2015, section 3.2); the noise decides which, and without noise none are.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class PixelCNNModule(AutoregressivePrior):
         return IncrementalCausalConv(self.trunk, count, height, width, given)
 
     def _given(self, condition: Condition) -> Tensor:
-        """Place, label and context as a feature map `[B or 1, width, *grid]`."""
+        """Embed position, label and context as a feature map `[B or 1, width, *grid]`."""
         return self.given(condition.label, condition.context).transpose(1, 2).unflatten(2, self.code_shape[1:])
 
     def _keep(self, batch: int, noise: Noise | None, device: torch.device) -> Tensor | None:
@@ -139,13 +139,13 @@ class PixelCNNModule(AutoregressivePrior):
 class CausalTransformerModule(AutoregressivePrior):
     """Causal transformer over codes (Esser et al. 2021, section 3.2).
 
-    A position's input is the sum of its predecessor's embedded codes, its place, the label and the context around it.
-    In training the noise decides what is dropped (`trunk.dropout`).
+    The input at a position is the sum of the previous position's embedded codes and embeddings of the position, the
+    label and the context. In training the noise decides what is dropped (`trunk.dropout`).
 
     Args:
         code_shape, codebook_size, context_channels, classes: as in `CodePrior`.
-        width: channels.
-        depth: blocks.
+        width: channels of the transformer.
+        depth: number of blocks.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A diffusion prior over real-valued latents."""
+"""Diffusion prior over continuous latents."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.unet import UNet
 
 TIMES, FIXED = 8, 32
-"""Evaluations an example that a measured `log_prob` is estimated from, with noise and without."""
+"""Noise levels per example for an estimate of `log_prob` outside training: with noise, and without."""
 
 
 @final
 class DiffusionPriorModule(Prior):
-    """p(z) = int p(z_0) N(z; z_0 / alpha_0, exp(gamma_0) I) dz_0 with a chain p(z_0), in a model's latent space (Vahdat
-    et al. 2021; Rombach et al. 2022, section 3.2).
+    """Diffusion prior in a model's latent space (Vahdat et al. 2021; Rombach et al. 2022, section 3.2).
 
-    `log_prob` is an estimate of a lower bound on the log-density: E[log p(z | z_0)] less the chain's rate, with gamma_0
-    learned. For z of about unit scale.
+    p(z) = int p(z_0) N(z; z_0 / alpha_0, exp(gamma_0) I) dz_0, where p(z_0) is a `Chain`. `log_prob` estimates a lower
+    bound on the log-density: E[log p(z | z_0)] minus the rate of the chain; gamma_0 is learnt. z should have about unit
+    scale.
 
     Args:
-        latent_shape: `(D,)` or `(D, h, w)`.
-        classes: number of labels; 0: p(z) does not depend on them.
-        width: channels (grids, 64) or units of a layer (vectors, 256).
-        depth: blocks at each resolution (2), or layers (4).
+        latent_shape: shape of one example's z, `(D, *spatial)`.
+        classes: number of labels; 0: the prior takes no labels.
+        width: channels (default for grids: 64) or units per layer (default for vectors: 256).
+        depth: blocks per resolution (default for grids: 2) or layers (default for vectors: 4).
     """
 
     exact = False
@@ -57,9 +57,9 @@ class DiffusionPriorModule(Prior):
         return _Bounded(self, self.check_label(label), noise)
 
     def log_prob(self, z: Tensor, label: Tensor | None, noise: Noise | None) -> Tensor:
-        """What `forward` gives as `log_prob`: z `[B, *latent_shape]` to `[B]` nats, below log p(z) on average.
+        """Estimate a lower bound on log p(z) of z `[B, *latent_shape]`: `[B]` nats.
 
-        In training mode one noise level an example, else several; without noise they are fixed.
+        In training mode one noise level per example is used, otherwise several; if `noise` is None they are fixed.
         """
         times = FIXED if noise is None else 1 if self.training else TIMES
         rate = self.chain.rate(z, label, None if noise is None else noise.split("rate"), times=times)
@@ -68,12 +68,12 @@ class DiffusionPriorModule(Prior):
         return -(1 + math.log(2 * math.pi) + first) / 2 * math.prod(self.latent_shape) - rate
 
     def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
-        """Sample as `Prior.sample` does; the mean of p(z | z_0).
+        """Sample z as `Prior.sample` does; returns the mean of p(z | z_0).
 
-        `Sampling.steps` is 50 unless given. `Sampling.guidance` 0 does without the label, 1 is p(z | label).
+        `Sampling.steps` is 50 by default. `Sampling.guidance` 0 ignores the label, 1 samples p(z | label).
 
         Raises:
-            SpecError: if guidance is asked of a prior that sees no labels.
+            SpecError: if guidance is given to a prior that takes no labels.
         """
         first, _ = self.chain.schedule.ends()
         return self.chain.sample(count, noise, label, sampling) / alpha(first.detach())
@@ -81,7 +81,7 @@ class DiffusionPriorModule(Prior):
 
 @final
 class _Bounded(Distribution):
-    """What a prior's `log_prob` bounds, batch shape `()` or, given labels, `[B]`."""
+    """Distribution whose `log_prob` is the lower bound; batch shape `()`, or `[B]` given labels."""
 
     def __init__(self, prior: DiffusionPriorModule, label: Tensor | None, noise: Noise | None) -> None:
         self.prior, self.label, self.noise = prior, label, noise

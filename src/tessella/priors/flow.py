@@ -1,4 +1,4 @@
-"""A flow prior: N(0, I) carried through invertible spline couplings, with an exact density and fast draws."""
+"""Flow prior: N(0, I) transformed by invertible couplings, with an exact density and fast sampling."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from tessella.core.rng import Noise
 
 BINS = 8
 START = 0.01
-"""Factor on the last layers' initial weights: the flow starts as the identity, nearly."""
+"""Factor on the initial weights of the last layers, so that the flow starts near the identity."""
 VECTOR = 256
-"""Numbers up to which a grid is taken as one vector."""
+"""Largest number of latents of a grid that is treated as one vector."""
 
 
 @final
 class FlowPriorModule(Prior):
-    """p(z) = N(f(z); 0, I) |det df/dz|, f a chain of invertible couplings (Durkan et al. 2019, "Neural spline flows").
+    """p(z) = N(f(z); 0, I) |det df/dz|, f a sequence of invertible couplings (Durkan et al. 2019, "Neural spline
+    flows").
 
-    Vectors, and grids of up to 256 numbers taken as vectors: in each step one half of the numbers, another half in each
-    step, goes through splines of 8 bins on [-5, 5] by itself, then the other half through splines that the first half
-    chooses. Larger grids: in each step half of the numbers (half of the channels, or every second position) is scaled
-    and shifted by a convolutional network that sees the other half (Dinh et al. 2017, section 3.4). Starts at about
-    N(0, I).
+    Vectors, and grids of up to 256 numbers treated as vectors, use splines of 8 bins on [-5, 5]: each step transforms
+    one half of the numbers elementwise, then the other half with splines that depend on the first; the halves differ
+    from step to step. Larger grids use affine couplings: each step scales and shifts one half of the numbers (half of
+    the channels, or every second position) by a convolutional network of the other half (Dinh et al. 2017, section
+    3.4). The flow starts near N(0, I).
 
     Args:
-        latent_shape: `(D,)` or `(D, h, w)`.
-        classes: number of labels, for p(z | label); 0: none.
-        flow_steps: couplings.
-        width: of their networks' two hidden layers.
+        latent_shape: shape of one example's z, `(D, *spatial)`.
+        classes: number of labels of p(z | label); 0: the prior takes no labels.
+        flow_steps: number of couplings.
+        width: units of the two hidden layers of each coupling.
     """
 
     zero: Tensor
@@ -65,7 +66,7 @@ class FlowPriorModule(Prior):
         return self.inverse(eps, self._context(label))
 
     def inverse(self, eps: Tensor, context: Tensor | None) -> Tensor:
-        """The z whose image is `eps` `[n, *latent_shape]`, given the labels as `[n, classes]`."""
+        """Compute the z whose image is `eps` `[n, *latent_shape]`, given one-hot labels `[n, classes]`."""
         with torch.autocast(eps.device.type, enabled=False):
             z = eps.flatten(1) if self.as_vector else eps
             for step in reversed(self.steps):
@@ -73,7 +74,7 @@ class FlowPriorModule(Prior):
             return z.view_as(eps)
 
     def log_density(self, z: Tensor, context: Tensor | None) -> Tensor:
-        """log p(z) `[n]` of z `[n, *latent_shape]`, given the labels as `[n, classes]`."""
+        """Compute log p(z) `[n]` of z `[n, *latent_shape]`, given one-hot labels `[n, classes]`."""
         with torch.autocast(z.device.type, enabled=False):
             z = z.float().flatten(1) if self.as_vector else z.float()
             total = z.new_zeros(len(z))
@@ -89,7 +90,7 @@ class FlowPriorModule(Prior):
 
 @final
 class FlowDensity(Distribution):
-    """What a flow prior says of z: batch shape `[B]` given labels `[B, classes]`, else `()`."""
+    """Distribution of a flow prior: batch shape `[B]` given one-hot labels `[B, classes]`, else `()`."""
 
     def __init__(self, prior: FlowPriorModule, context: Tensor | None) -> None:
         self._prior, self._context = prior, context
@@ -101,7 +102,7 @@ class FlowDensity(Distribution):
         return {}
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Nats `[...]` of values `[..., *event_shape]`."""
+        """Compute log p `[...]` of values `[..., *event_shape]`, in nats."""
         lead = torch.broadcast_shapes(value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
         wide = value.expand(*lead, *self.event_shape).reshape(-1, *self.event_shape)
         return self._prior.log_density(wide, self._rows(lead)).view(lead)
@@ -113,7 +114,7 @@ class FlowDensity(Distribution):
 
 @final
 class _SplineCoupling(nn.Module):
-    """A step of splines on vectors; which half goes first is drawn once for each step."""
+    """Spline coupling of vectors; a random order, fixed for each step, decides which half is transformed first."""
 
     def __init__(self, dims: int, classes: int, width: int, number: int) -> None:
         super().__init__()
@@ -141,7 +142,9 @@ class _SplineCoupling(nn.Module):
 
 @final
 class _GridCoupling(nn.Module):
-    """z' = z on half of the numbers, exp(s) z + t on the others, s and t of the first half; s is within (-2, 2)."""
+    """Affine coupling: z' = z on half of the numbers, exp(s) z + t on the rest, with |s| < 2 and s, t from the first
+    half.
+    """
 
     def __init__(self, channels: int, classes: int, width: int, number: int) -> None:
         super().__init__()
@@ -171,7 +174,7 @@ class _GridCoupling(nn.Module):
         return (1 - kept) * 2 * torch.tanh(log_scale / 2), (1 - kept) * shift
 
     def _kept(self, z: Tensor) -> Tensor:
-        """1 where z stays as it is, `[1, D, h, w]`: every second position, or half of the channels where there are."""
+        """Return a mask `[1, D, h, w]` of the unchanged numbers: every second position, or half of several channels."""
         channels, h, w = z.shape[1:]
         if self.number // 2 % 2 or channels == 1:
             rows, columns = torch.arange(h, device=z.device), torch.arange(w, device=z.device)
@@ -183,8 +186,8 @@ class _GridCoupling(nn.Module):
 
 
 def _start_small(transform: nn.Module) -> None:
-    """Let what chooses the splines say nearly nothing, so that they are nearly the identity."""
-    hyper = getattr(transform, "hyper", None)  # one number given nothing has no network
+    """Scale the parameters of the splines' network so that the splines start near the identity."""
+    hyper = getattr(transform, "hyper", None)  # a single number without context has no network
     if isinstance(hyper, nn.Sequential):
         last: list[nn.Parameter] = list(hyper[-1].parameters())
     else:

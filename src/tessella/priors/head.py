@@ -1,4 +1,4 @@
-"""Distribution of the codes of one position, given a network's features there."""
+"""Distribution of the codes of one position, given a network's features at this position."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tessella.core.batches import even_block
 from tessella.networks.mlp import ResidualLayer
 
 CHUNK = 1 << 24
-"""Logits that are kept at once: 64 MiB of them in float32."""
+"""Most logits kept in memory at once: 64 MiB in float32."""
 HIDDEN = 256
 
 
 @final
 class CodeHead(nn.Module):
-    """p(codes of a position | features h) = prod_c p(code_c | code_<c, h), exact.
+    """Exact p(codes of a position | features h) = prod_c p(code_c | code_<c, h).
 
-    With one code a position the logits are linear in h. With several, each is given those before it (as by the
-    RQ-transformer's depth, Lee et al. 2022, section 3.2, but without attention):
+    With one code per position the logits are linear in h. With several, each code is conditional on the previous ones
+    (like the depth transformer of Lee et al. 2022, section 3.2, but without attention):
 
         h_1 = W h,    h_c = h_(c-1) + E_(c-1)[code_(c-1)],    logits_c = W_c silu(g(h_c)),
 
-    with one residual layer g for all c. Where there are so many logits that keeping them would cost more than
-    computing them again (K large), they are computed a part of the positions at a time, in the backward pass again.
+    with one residual layer g for all c. If the logits of all positions are too many to keep in memory (large K), they
+    are computed in parts, and again in the backward pass.
 
     Args:
-        features: F; given as the last layer's output, normalised or through a non-linearity.
-        codes: C, codes a position.
+        features: F; the features must be normalised, or the output of a non-linearity.
+        codes: C, codes per position.
         codebook_size: K.
     """
 
@@ -49,10 +49,10 @@ class CodeHead(nn.Module):
                 embedding.mul_(0.5)
 
     def log_prob(self, features: Tensor, codes: Tensor) -> Tensor:
-        """log p of each code given those before it in its position, in float32 nats.
+        """Compute log p of each code given the previous ones of its position, in float32 nats.
 
         Args:
-            features: `[B, P, F]`, of P positions.
+            features: `[B, P, F]` for P positions.
             codes: `[B, C, P]` int64.
 
         Returns:
@@ -72,9 +72,9 @@ class CodeHead(nn.Module):
         return nats.view(batch, positions, count).movedim(2, 1)
 
     def select(self, features: Tensor, select_symbol: Callable[[Tensor, int], Tensor]) -> Tensor:
-        """Choose the codes of one position, one after another: features `[B, F]` to codes `[B, C]` int64.
+        """Choose the codes of one position one after another: features `[B, F]` to codes `[B, C]` int64.
 
-        `select_symbol` gets logits `[B, K]` and the number c of the code, and gives codes `[B]`.
+        `select_symbol` maps logits `[B, K]` and the index c of the code to codes `[B]`.
         """
         hidden = self.entry(features)
         chosen: list[Tensor] = []
@@ -85,7 +85,7 @@ class CodeHead(nn.Module):
         return torch.stack(chosen, 1)
 
     def _log_prob(self, rows: Tensor, codes: Tensor) -> Tensor:
-        """Rows `[N, F]`, codes `[N, C]` to `[N, C]`."""
+        """Compute log p of rows `[N, F]` and codes `[N, C]`: `[N, C]`."""
         hidden = self.entry(rows)
         nats: list[Tensor] = []
         for c, exit_ in enumerate(self.exits):

@@ -1,4 +1,4 @@
-"""The standard logistic prior: what a flow whose maps are distribution functions ends in."""
+"""Standard logistic prior, for flows whose last maps are distribution functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TINY = 1e-7
 
 
 class StandardLogistic(Prior):
-    """p(z) = prod_d sigmoid'(z_d), independent standard logistic numbers (Dinh et al. 2014, section 3.4)."""
+    """Standard logistic prior p(z) = prod_d sigmoid'(z_d) (Dinh et al. 2014, section 3.4)."""
 
     zero: Tensor
 
@@ -37,7 +37,7 @@ class StandardLogistic(Prior):
 
 @final
 class IndependentLogistic(Distribution):
-    """Independent logistic numbers of scale one about `location` `[*event_shape]`."""
+    """Independent logistic numbers with scale one and mean `location` `[*event_shape]`."""
 
     def __init__(self, location: Tensor) -> None:
         self.location = location

@@ -1,4 +1,4 @@
-"""An any-order masked transformer over codes: one network for likelihoods, inpainting and fast samples."""
+"""Masked transformer over codes in any order: one network for likelihood, inpainting and fast sampling."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ from tessella.priors.head import CodeHead
 DROPOUT = 0.1
 STEPS, FEWEST, PASSES = 12, 4, 8
 CODING_STEPS = 256
-"""Steps in which codes are entropy coded, at most: each costs a pass over all positions."""
+"""Most steps of entropy coding; each step is a pass over all positions."""
 POSITIONS = 1 << 14
-"""Positions that `log_prob_in_order` looks at in one pass, about."""
+"""Approximate number of positions per pass of `log_prob_in_order`."""
 
 
 @final
 class MaskedTransformerModule(CodePrior):
-    """p(code_i | any other codes) for each of the D = C h w codes: p(codes) in any order of them.
+    """Masked transformer that gives p(code_i | any other codes), and so p(codes) in any order.
 
-    An order is a permutation s of the D codes; codes not known yet are seen as masks, without any causality. For each
-    order p_s(codes) = prod_t p(code_s(t) | code_s(1), ..., code_s(t-1)) sums to one over all grids. The average over
-    all orders bounds the likelihood of drawing by a random order from below, and is what is trained and reported
-    (autoregressive diffusion, Hoogeboom et al. 2022, section 3; the absorbing diffusion of Austin et al.
-    2021 in continuous time):
+    An order is a permutation s of the grid's D codes. Unknown codes are masked, and attention is not causal. For each
+    order p_s(codes) = prod_t p(code_s(t) | code_s(1), ..., code_s(t-1)) sums to one over all grids. The average of log
+    p_s over all orders is trained and reported. It is a lower bound on the log-likelihood of sampling in a random order
+    (autoregressive diffusion, Hoogeboom et al. 2022, section 3; the absorbing diffusion of Austin et al. 2021 in
+    continuous time):
 
         log p(codes) >= E_s[log p_s(codes)] = E_(t, known)[D / (D - t) sum_(i not known) log p(code_i | known)],
 
-    with t uniform on 0 ... D - 1 and a random set of t known codes. `forward` gives the terms of that sum, zero for
-    what was known. With noise it draws one (t, known) for each example, as in training. Without noise it averages
-    `passes` of them, t being stratified (with D passes or more, each t comes once), drawn by a generator that the codes
-    themselves seed: an unbiased estimate of the bound that depends on the example alone.
+    with t uniform on 0 ... D - 1 and a random set of t known codes. `forward` returns the terms of this sum, zero for
+    known codes. With noise it samples one (t, known) for each example, as in training. Without noise it averages
+    `passes` samples with stratified t (D passes or more cover each t), from a generator that is seeded by the codes
+    themselves: an unbiased estimate of the bound that depends on the example alone.
 
     Args:
         code_shape, codebook_size, context_channels, classes: as in `CodePrior`.
         width: channels of the transformer.
-        depth: its blocks.
+        depth: number of blocks.
 
     Attributes:
-        steps: in how many steps a whole grid is sampled; a part takes fewer, by the root of the share that is missing.
-        passes: how many draws `forward` averages without noise.
+        steps: number of steps to sample a whole grid; a part takes fewer, in proportion to the square root of its
+            share.
+        passes: number of samples that `forward` averages without noise.
     """
 
     any_order = True
@@ -76,7 +77,7 @@ class MaskedTransformerModule(CodePrior):
 
     def forward(self, codes: Tensor, condition: Condition = UNCONDITIONAL, *, noise: Noise | None = None) -> Tensor:
         if noise is not None:
-            share = noise.split("share").spread(len(codes), codes.device)  # so every batch learns of few and of many
+            share = noise.split("share").spread(len(codes), codes.device)  # so every batch has few and many known
             return self._weighted(codes, share, noise.uniform(*codes.shape, device=codes.device), condition, noise)
         passes = min(self.passes, math.prod(self.code_shape))
         own = _seeded_by(codes, passes)
@@ -88,12 +89,15 @@ class MaskedTransformerModule(CodePrior):
 
     @torch.no_grad()
     def log_prob_in_order(self, codes: Tensor, order: Tensor, condition: Condition = UNCONDITIONAL) -> Tensor:
-        """Compute log p of each code given those before it in an order, exactly, by D passes: `[B, C, h, w]` nats.
+        """Compute log p of each code given those before it in an order, `[B, C, *grid]` nats.
+
+        The result is exact and takes one evaluation of the network per code, D in total.
 
         Args:
-            codes: `[B, C, h, w]` int64.
-            order: `[D]`, or `[B, D]` of an own order for each example: a permutation of 0 ... D - 1, the places in the
-                flattened codes, in which they are generated.
+            codes: `[B, C, *grid]` int64.
+            order: `[D]`, or `[B, D]` for an order per example: the permutation of 0 ... D - 1 in which the flattened
+                codes are generated.
+            condition: what p(codes) is conditional on.
         """
         rank = order.argsort(-1).expand(len(codes), -1).view(codes.shape)
         places = math.prod(self.code_shape)
@@ -115,12 +119,12 @@ class MaskedTransformerModule(CodePrior):
 
     @torch.no_grad()
     def generate(self, count: int, select: Selector, condition: Condition = UNCONDITIONAL) -> Tensor:
-        """Generate the codes that are not known in a random order, or in one that is always the same.
+        """Generate the unknown codes in a random order, or a fixed one without noise.
 
-        A step chooses some of the missing codes, each given all that are there, as if they were independent of each
-        other. In a random order there are about `steps` of them and their sizes follow a cosine, small at first (Chang
-        et al. 2022, section 3.3); with as many steps as codes are missing each chooses one, and the draw is exactly
-        from the model. In the fixed order, that of an entropy coder, there are up to `CODING_STEPS` of equal size.
+        Each step chooses some of the missing codes given all known ones, as if they were independent of each other. A
+        random order takes about `steps` steps, whose sizes grow along a cosine (Chang et al. 2022, section 3.3); with
+        one code per step the sample is exactly from the model. The fixed order, used for entropy coding, takes up to
+        `CODING_STEPS` steps of equal size.
         """
         shape, device = (count, *self.code_shape), self.embed.offsets.device
         places = math.prod(self.code_shape)
@@ -154,12 +158,12 @@ class MaskedTransformerModule(CodePrior):
         return codes
 
     def _enough(self, missing: int) -> int:
-        """Steps for so many missing codes."""
+        """Return the number of steps for `missing` codes."""
         share = missing / math.prod(self.code_shape)
         return max(min(FEWEST, self.steps), math.ceil(self.steps * math.sqrt(share)))
 
     def _shared_features(self, codes: Tensor, known: Tensor, condition: Condition) -> Tensor:
-        """Compute `_features`, of one example where all are alike, as when one is inpainted in several ways."""
+        """Compute `_features` once if all examples are equal, as when one is inpainted several times."""
         label, context = condition.label, condition.context
         seen = (codes.masked_fill(~known, self.codebook_size), label, context)
         if not all(of is None or bool((of == of[:1]).all()) for of in seen):
@@ -179,7 +183,9 @@ class MaskedTransformerModule(CodePrior):
         condition: Condition,
         noise: Noise | None = None,
     ) -> Tensor:
-        """One draw of the bound's terms: t = floor(D share), and the t codes with the least `uniform` are known."""
+        """Sample the terms of the bound once: t = floor(D share), and the t codes with the smallest `uniform` are
+        known.
+        """
         places = math.prod(self.code_shape)
         count = (share * places).long().clamp(max=places - 1).view(-1, *(1,) * len(self.code_shape))
         known = _rank(uniform) < count
@@ -193,7 +199,7 @@ class MaskedTransformerModule(CodePrior):
         condition: Condition,
         noise: Noise | None = None,
     ) -> Tensor:
-        """log p(code | known codes) of the wanted codes, zero for others; all `[B, C, h, w]`."""
+        """Compute log p(code | known codes) of the wanted codes, zero for others; all `[B, C, *grid]`."""
         features = self._features(codes, known, condition, noise)
         nats: list[Tensor] = []
         for c, head in enumerate(self._heads):
@@ -201,30 +207,33 @@ class MaskedTransformerModule(CodePrior):
             if self.training:
                 found = head.log_prob(features[asked][None], answers[asked][None, None]).flatten()
                 nats.append(torch.zeros(asked.shape, device=codes.device).masked_scatter(asked, found))
-            else:  # of all, as many each time, so that no example's figures hang on how many others have
+            else:  # for all codes: a fixed number of rows, so that an example's result ignores its neighbours
                 nats.append(head.log_prob(features, answers[:, None])[:, 0].masked_fill(~asked, 0.0))
         return torch.stack(nats, 1).view(codes.shape)
 
     def _features(self, codes: Tensor, known: Tensor, condition: Condition, noise: Noise | None = None) -> Tensor:
-        """Compute features of each position, `[B, P, width]`; a code that is not known is seen as code K, the mask."""
+        """Compute features of each position, `[B, P, width]`; unknown codes are replaced by the mask code K."""
         seen = codes.masked_fill(~known, self.codebook_size)
         return self.trunk(self.embed(seen.flatten(2)) + self.given(condition.label, condition.context), noise)
 
 
 def _rank(numbers: Tensor) -> Tensor:
-    """The place of each number among its example's, 0 for the least; same shape."""
+    """Compute the rank of each number within its example, 0 for the smallest; shape as given."""
     return numbers.flatten(1).argsort(1).argsort(1).view(numbers.shape)
 
 
 def _seeded_by(codes: Tensor, passes: int) -> Tensor:
-    """Numbers in [0, 1) that depend on the example alone: `[B, passes, 1 + D]`."""
+    """Sample numbers in [0, 1) that depend on the example alone: `[B, passes, 1 + D]`."""
     rows = codes.flatten(1).cpu().numpy()
     draws = [Noise(0, stream=row.tobytes().hex()).uniform(passes, 1 + len(row)) for row in rows]
     return torch.stack(draws).to(codes.device)
 
 
 def _schedule(missing: Tensor, steps: int) -> list[Tensor]:
-    """How many of the missing codes `[B]` are drawn after each step: n (1 - cos(pi i / 2 s)), at least i, at last n."""
+    """Compute the number of codes generated after each step i: n (1 - cos(pi i / 2 s)) of n `missing`.
+
+    It is at least i, and n at the last step s.
+    """
     steps_each = missing.clamp(1, steps)
     ends: list[Tensor] = []
     for i in range(1, min(steps, int(missing.max())) + 1):

@@ -1,4 +1,4 @@
-"""Mixture priors: of free Gaussians, and of the posteriors of learned pseudo-inputs (VampPrior)."""
+"""Mixture priors: of Gaussians, and of the posteriors of learnt pseudo-inputs (VampPrior)."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError, option
 
 SPREAD = 0.5
-"""Deviation of the means at the start; the scales are such that the whole is of unit variance."""
+"""Standard deviation of the initial means; the scales make the total variance one."""
 
 
 @final
 class MixtureDensity(Distribution):
-    """sum_k pi_k N(z; mu_k, diag sigma_k^2), by log-sum-exp over the components.
+    """Mixture of Gaussians sum_k pi_k N(z; mu_k, diag sigma_k^2), evaluated by log-sum-exp.
 
     Args:
         logits: `[*batch, K]`, log pi up to a constant; batch `()` or `[B]`.
-        loc, scale: `[K, *event_shape]`.
+        loc, scale: mu and sigma, `[K, *event_shape]`.
     """
 
     def __init__(self, logits: Tensor, loc: Tensor, scale: Tensor) -> None:
@@ -47,7 +47,7 @@ class MixtureDensity(Distribution):
         return square - self.mean.square()
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Nats `[...]` of values `[..., *event_shape]`."""
+        """Compute log p `[...]` of values `[..., *event_shape]`, in nats."""
         with torch.autocast(value.device.type, enabled=False):
             dims = len(self.event_shape)
             each = (value.float().unsqueeze(-dims - 1) - self.loc) / self.scale
@@ -56,7 +56,7 @@ class MixtureDensity(Distribution):
             return torch.logsumexp(self.log_weights + nats, -1) - constant
 
     def draw(self, count: int, noise: Noise, temperature: float) -> Tensor:
-        """Sample `[count, *event_shape]`: a component, then its Gaussian with the deviation times the temperature."""
+        """Sample `[count, *event_shape]`; the temperature multiplies the components' standard deviation."""
         uniform = noise.split("component").uniform(count, 1, device=self.loc.device)
         below = self.log_weights.exp().cumsum(-1)
         chosen = (uniform >= below).sum(-1).clamp_max(below.shape[-1] - 1)
@@ -66,14 +66,14 @@ class MixtureDensity(Distribution):
 
 @final
 class MixturePriorModule(Prior):
-    """p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2), weights, means and scales learned.
+    """Mixture of Gaussians with learnt weights, means and scales: p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2).
 
-    With classes each has weights of its own over the same Gaussians: p(z | y) = sum_k pi_yk N(z; mu_k, sigma_k^2). It
-    starts near N(0, I), the means spread over it.
+    With labels the Gaussians are shared and each label has its own weights: p(z | y) = sum_k pi_yk N(z; mu_k,
+    sigma_k^2). The prior starts near N(0, I), with its means spread over it.
 
     Args:
-        latent_shape: `(D,)` or `(D, h, w)`.
-        classes: number of labels; 0: none.
+        latent_shape: shape of one example's z, `(D, *spatial)`.
+        classes: number of labels; 0: the prior takes no labels.
         components: K.
     """
 
@@ -96,23 +96,23 @@ class MixturePriorModule(Prior):
 
 @final
 class VampPriorModule(Prior):
-    """p(z) = sum_k pi_k q(z | u_k), u_k learned pseudo-inputs (Tomczak & Welling 2018, eq. 9), and pi_k learned too.
+    """VampPrior: p(z) = sum_k pi_k q(z | u_k) with learnt pseudo-inputs u_k and weights pi_k.
 
-    Encoder and bottleneck are the model's own: they are used, not owned, and learn from both of their tasks unless they
-    are frozen. With classes, pseudo-input k is shown as one of class k mod classes to an encoder that sees labels, and
-    each class has weights of its own. The pseudo-inputs start as noise of unit scale, whose posteriors are as near to
-    N(0, I) as a fresh encoder's are, or at examples by `start_at`.
+    The source is Tomczak & Welling 2018, eq. 9. The encoder and the bottleneck belong to the model; unless frozen, they
+    are trained in both roles. With labels, an encoder that takes labels gets pseudo-input k with label k mod classes,
+    and each label has its own weights. The pseudo-inputs start as noise of unit scale, whose posteriors are near N(0,
+    I) for an untrained encoder, or as examples by `start_at`.
 
     Args:
-        latent_shape: `(D,)` or `(D, h, w)`.
-        classes: number of labels; 0: none.
-        encoder, bottleneck: of q(z | x), which must be a diagonal Gaussian.
-        input_shape: of one example as `Likelihood.to_network` gives it.
+        latent_shape: shape of one example's z, `(D, *spatial)`.
+        classes: number of labels; 0: the prior takes no labels.
+        encoder, bottleneck: networks of q(z | x), which must be a diagonal Gaussian.
+        input_shape: shape of one example after `Likelihood.to_network`.
         components: K.
-        labelled: whether the encoder sees labels.
+        labelled: whether the encoder takes labels.
 
     Raises:
-        SpecError: if q(z | x) is no diagonal Gaussian.
+        SpecError: if q(z | x) is not a diagonal Gaussian.
     """
 
     def __init__(
@@ -129,16 +129,16 @@ class VampPriorModule(Prior):
         super().__init__()
         if not bottleneck.stochastic:
             raise SpecError(
-                f"a vamp prior is made of posteriors, and this model has none: use {option('prior')} mixture or flow"
+                f"a vamp prior needs a posterior, but this model has none: use {option('prior')} mixture or flow"
             )
         self.latent_shape, self.classes, self.labelled = latent_shape, classes, labelled
-        self._q = (encoder, bottleneck)  # in a tuple, so that its weights are not this module's as well
+        self._q = (encoder, bottleneck)  # in a tuple, so that their weights are not registered as this module's
         self.logits = nn.Parameter(0.1 * torch.randn(max(1, classes), components))
         self.inputs = nn.Parameter(torch.randn(components, *input_shape))
 
     @torch.no_grad()
     def start_at(self, x: Tensor) -> None:
-        """Let the pseudo-inputs be examples `[n, *input_shape]` as `Likelihood.to_network` gives them, in turn."""
+        """Set the pseudo-inputs to examples `[n, *input_shape]` after `Likelihood.to_network`, in turn."""
         self.inputs.copy_(x[torch.arange(len(self.inputs)) % len(x)])
 
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> MixtureDensity:
@@ -150,7 +150,7 @@ class VampPriorModule(Prior):
         if not isinstance(q, Independent) or not isinstance(q.base_dist, Normal):
             raise SpecError(
                 "a vamp prior needs a Gaussian posterior: "
-                f"leave {option('posterior')} out, or use {option('prior')} flow"
+                f"leave out {option('posterior')}, or use {option('prior')} flow"
             )
         return MixtureDensity(_of_class(self.logits, self.check_label(label)), q.base_dist.loc, q.base_dist.scale)
 

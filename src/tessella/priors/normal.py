@@ -1,4 +1,4 @@
-"""Gaussian priors: the standard one, and one a class."""
+"""Gaussian priors: the standard normal, and one Gaussian per label."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tessella.core.rng import Noise
 
 
 class StandardNormalModule(Prior):
-    """p(z) = N(0, I)."""
+    """Standard normal prior p(z) = N(0, I)."""
 
     zero: Tensor
 
@@ -30,7 +30,9 @@ class StandardNormalModule(Prior):
 
 
 class ClassNormalModule(Prior):
-    """p(z | y) = N(mu_y, diag sigma_y^2), learned; starts at N(0, I) for every class (Sohn et al. 2015, section 4)."""
+    """Normal prior per label, p(z | y) = N(mu_y, diag sigma_y^2), learnt; starts at N(0, I) (Sohn et al. 2015, section
+    4).
+    """
 
     def __init__(self, latent_shape: tuple[int, ...], classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A prior over latents of any scale, out of one over latents of about unit scale."""
+"""Wrapper that lets a prior over latents of unit scale model latents of any scale."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from tessella.core.rng import Noise
 
 @final
 class Standardised(Prior):
-    """p(z) = p_u((z - mean) / deviation) / prod deviation: z = mean + deviation u, u ~ p_u.
+    """Prior over standardised latents: z = mean + deviation u with u ~ p_u.
 
-    An autoencoder's z may lie anywhere; priors are made for numbers near N(0, 1).
+    p(z) = p_u((z - mean) / deviation) / prod deviation. The z of an autoencoder may have any scale; priors are made for
+    numbers near N(0, 1).
 
     Args:
-        prior: p_u, over latents of the same shape.
+        prior: p_u, over latents of shape `latent_shape`.
         latent_shape: shape of one example's z.
-        classes: number of labels, if `prior` sees them; 0: it is never shown any.
+        classes: number of labels of `prior`; 0: it gets no labels.
 
     Attributes:
-        mean, deviation: of z, `[*latent_shape]`; 0 and 1 until `fit_scale`.
+        mean, deviation: mean and standard deviation of z, `[*latent_shape]`; 0 and 1 until `fit_scale`.
     """
 
     mean: Tensor
@@ -41,7 +42,7 @@ class Standardised(Prior):
 
     @torch.no_grad()
     def fit_scale(self, mean: Tensor, deviation: Tensor) -> None:
-        """Set the scale: one number a channel, `[C]` each, or any that spread over `latent_shape`."""
+        """Set mean and deviation: one number per channel, `[C]` each, or any shape that expands to `latent_shape`."""
         spread = (-1, *[1] * (len(self.latent_shape) - 1))
         for kept, given in ((self.mean, mean), (self.deviation, deviation)):
             kept.copy_((given.reshape(spread) if given.dim() == 1 else given).expand(self.latent_shape))

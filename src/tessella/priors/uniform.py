@@ -1,4 +1,4 @@
-"""The uniform prior over codes: what a model of codes has until a prior is fitted."""
+"""Uniform prior over codes, used until another prior is fitted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tessella.foundation.errors import SpecError
 
 @final
 class UniformModule(CodePrior):
-    """p(code) = 1 / K for each of them: what a VQ-VAE is trained with (van den Oord et al. 2017, section 3.2)."""
+    """Uniform prior p(code) = 1 / K, with which a VQ-VAE is trained (van den Oord et al. 2017, section 3.2)."""
 
     any_order = True
     learned = False
@@ -28,7 +28,7 @@ class UniformModule(CodePrior):
     ) -> None:
         super().__init__()
         if classes:
-            raise SpecError("the uniform prior does not see labels: fit another kind", code="sees-no-labels")
+            raise SpecError("the uniform prior takes no labels: fit another kind of prior", code="sees-no-labels")
         self.code_shape, self.codebook_size = code_shape, codebook_size
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, cast, final
 
 from tyro.conf import Positional, arg
 
@@ -99,14 +99,14 @@ class DecodeConfig:
     Attributes:
         codes: a file that `encode` wrote.
         out: the folder to write pictures into; they keep their names.
-        draw: sample from p(x | z), noise and all, instead of taking its mean.
+        sample: sample from p(x | z), noise and all, instead of taking its mean.
         seed: seed of the samples.
         overwrite: replace pictures that are there.
     """
 
     codes: Positional[str]
     out: Annotated[str, arg(aliases=("-o",))] = "decoded"
-    draw: bool = False
+    sample: bool = False
     seed: int = 0
     overwrite: bool = False
 
@@ -143,7 +143,7 @@ def decode(run: Run, config: DecodeConfig) -> DecodeResult:
     if len(set(stored.names)) < len(stored):
         raise DataError(f"{config.codes} has several examples of one name: encode again", code="equal-names")
     with files as outputs:
-        for name, x in decode_codes(model, stored, draw=config.draw, seed=config.seed):
+        for name, x in decode_codes(model, stored, sample=config.sample, seed=config.seed):
             image = pictures.grid(x[None], model.schema, columns=1, scale=1)
             outputs.write(f"{name}.png", lambda draft, image=image: image.save(draft, format="PNG"))
     return DecodeResult(len(stored), config.out)
@@ -155,9 +155,7 @@ def _code_model(run: Run) -> CodeModel:
     Raises:
         SpecError: `no-codes` if it has none.
     """
-    from tessella.models.codes import CodeModel
-
     model = run.model("trained")
-    if not isinstance(model, CodeModel):
+    if not model.levels:
         raise SpecError(f"the model {model.name} of {run.path} has no codes: train a vqvae", code="no-codes")
-    return model
+    return cast("CodeModel", model)

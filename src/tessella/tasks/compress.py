@@ -166,7 +166,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
     of_split = f"examples of the split {config.split} as the run reads its data" if inputs.from_data else ""
     codecs = BaselineCodecs(model.schema, lossy=config.lossy)
     examples = _noted(inputs.track("compressing"), originals, codecs if config.compare == "yes" else None)
-    file = files.compress(
+    file = files.write_compressed(
         model,
         examples,
         config.out,
@@ -271,7 +271,7 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
     decoded = ()
     if model is not None:
         place = resolve(device) if header.method == "codes" else None
-        decoded = files.decompress(container, model, device=place)
+        decoded = files.read_compressed(container, model, device=place)
     with targets as outputs:
         for number, (name, x) in enumerate(decoded):
             if model is not None and header.rank == 2:

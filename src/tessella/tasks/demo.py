@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 from tessella.foundation.blocks import Block, Call, Calls, Cards, Details, Figure, Heading, Page, Table, Text, joined
 from tessella.foundation.errors import SpecError, option
@@ -189,7 +189,7 @@ class DemoResult(Result):
         return Heading("A search"), Figure(self.found.sheet(), caption), calls
 
     def _detect(self) -> tuple[Block, ...]:
-        from tessella.tasks.detect.result import extremes
+        from tessella.tasks.detect.result import shown_extremes
 
         caught, strange, false, normal = _caught(self.anomalies)
         text = (
@@ -202,7 +202,7 @@ class DemoResult(Result):
         return (
             Heading("Anomalies"),
             Text(text),
-            *extremes(self.anomalies),
+            *shown_extremes(self.anomalies),
             Calls([Call("detect", [self.run, f":{NORMAL}"], options)]),
         )
 
@@ -279,8 +279,7 @@ def _demo(config: DemoConfig, device: str | None) -> DemoResult | StoppedDemo:
     fitted = run.fit_prior(data, PixelCNN(width=48, depth=4), options)
     if fitted.training.stopped == "signal":
         return StoppedDemo(config.run, Call("fit-prior", [config.run], {"resume": True}))
-    model = run.model()
-    assert isinstance(model, CodeModel)
+    model = cast(CodeModel, run.model())
     evaluation = evaluate(model, test, data=data.spec, split_name="test")
     assert evaluation.codes is not None
     assert evaluation.bound is not None
@@ -395,14 +394,14 @@ def _caught(result: DetectionResult) -> tuple[int, int, int, int]:
 def _compressed(run: Run, data: Data) -> CompressResult:
     """Compress test pictures into a lossless file, and check that it restores them."""
     from tessella.coding.container import Container
-    from tessella.coding.files import decompress
+    from tessella.coding.files import read_compressed
     from tessella.coding.weights import model_for
 
     out = str(run.path / "clothes.tes")
     result = compress(run, CompressConfig((f":{COMPRESSED}",), out, overwrite=True))
     container = Container(out)
     x = data.split("test").batch(range(COMPRESSED)).x
-    back = decompress(container, model_for(container))
+    back = read_compressed(container, model_for(container))
     if not all(bool((one == restored).all()) for one, (_, restored) in zip(x, back, strict=True)):
         raise SpecError(f"{out} does not restore what went in: please report this", code="not-restored")
     beside = ", ".join(f"{codec.bytes:,} as {codec.name}" for codec in result.codecs)

@@ -15,7 +15,6 @@ from tessella.bottlenecks.gaussian import DiagonalGaussianModule
 from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.tensors import fill, read_header
 from tessella.data import Data, Split
-from tessella.data.provenance import check_data, difference, facts_of, source_of
 from tessella.foundation import registry
 from tessella.foundation.errors import RunError, SpecError, option
 from tessella.foundation.files import kept
@@ -67,7 +66,7 @@ def fit_prior(
     options = options or TrainOptions()
     checkpoint.read_spec(run)
     kind = config.name
-    chosen = {"config": config.to_record(), "class_conditional": class_conditional, **asdict(options), **facts_of(data)}
+    chosen = {"config": config.to_record(), "class_conditional": class_conditional, **asdict(options), **data.facts}
     with writing(Path(run), options, chosen) as accelerator:
         of_run = checkpoint.read_spec(run)
         model = checkpoint.build(run, of_run)
@@ -83,13 +82,13 @@ def fit_prior(
             if spec.codes != fingerprint:
                 raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {fingerprint}): "
                                "fit it again with --overwrite")  # fmt: skip
-            check_data(home, spec.data, data, changed_data=changed_data)
+            data.check_resumes(home, spec.data, changed_data=changed_data)
         else:
             checkpoint.check_place(home, overwrite=overwrite)
-            if (what := difference(of_run.data, data)) is not None:
+            if (what := data.difference(of_run.data)) is not None:
                 note(f"{data.spec} is not the data that {run} was trained on ({what})")
         # a resumed budget, and the place of the data, are those that count
-        spec = replace(spec, training=asdict(options), data=source_of(data))
+        spec = replace(spec, training=asdict(options), data=data.record)
         if isinstance(model, CodeModel):
             splits = code_priors.cached_codes(
                 Path(run), model, data, options.precision, fingerprint, accelerator, progress

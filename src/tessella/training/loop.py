@@ -29,7 +29,6 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data, Split, stream
-from tessella.data.provenance import check_data, facts_of, source_of
 from tessella.foundation import validation
 from tessella.foundation.errors import RunError, SpecError, TrainingError
 from tessella.foundation.files import kept, place
@@ -111,15 +110,15 @@ def train(
         "model": model.name,
         "config": config,
         **asdict(options),
-        **facts_of(data),
+        **data.facts,
     }
     with writing(run, options, chosen) as accelerator:
         if resume:
             before = checkpoint.read_spec(run)
-            check_data(run, before.data, data, changed_data=changed_data)
-            spec = replace(before, data=source_of(data), training=asdict(options))
+            data.check_resumes(run, before.data, changed_data=changed_data)
+            spec = replace(before, data=data.record, training=asdict(options))
         else:
-            spec = Spec(model.name, model.schema, model.config, source_of(data), asdict(options), tessella.__version__)
+            spec = Spec(model.name, model.schema, model.config, data.record, asdict(options), tessella.__version__)
         if accelerator.is_main_process:
             run = run if resume else checkpoint.prepare_run(run, overwrite=overwrite)
             checkpoint.write_spec(run, spec)

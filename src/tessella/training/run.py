@@ -16,8 +16,8 @@ from tessella.core.device import resolve
 from tessella.core.schema import Schema
 from tessella.core.tensors import fill, read_header
 from tessella.data import Data, open_data
+from tessella.data.dataset import RECORDED
 from tessella.data.inputs import Inputs
-from tessella.data.provenance import RECORDED, difference
 from tessella.data.splits import Renumbered
 from tessella.foundation import registry, validation
 from tessella.foundation.errors import DataError, RunError, option
@@ -190,7 +190,7 @@ def data_for(spec: Spec, other: str | None = None, *, labelled: bool) -> Data:
     """
     if other is None:
         data = own_data(spec, labelled=labelled)
-        if (what := difference(spec.data, data)) is not None:
+        if (what := data.difference(spec.data)) is not None:
             note(f"{data.spec} is not what the run was trained on any more ({what})")
         return data
     schema, options = spec.schema, _reading(spec)

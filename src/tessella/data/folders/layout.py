@@ -1,13 +1,23 @@
-"""What the sub-folders of a folder of pictures mean: official splits, classes, or a wrapper around them."""
+"""Picture files below a folder, and what its sub-folders mean: official splits, classes, or a wrapper around them."""
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
+import numpy as np
+
+from tessella.data.folders.decode import FORMATS
 from tessella.data.raw import WHOLE, abridged
+from tessella.foundation.errors import DataError
+
+SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
+"""What systems put beside pictures, among it copies of them; passed over without a word."""
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -24,7 +34,98 @@ _SPLIT = re.compile(
     rf"(?<![a-z])({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(?=set|data|images|imgs|[^a-z]|$)"
 )
 
+_PASSED_OVER = {
+    "closed": "{} folders or files could not be opened: {}",
+    "broken": "{} links lead nowhere: {}",
+    "circles": "{} links lead back to a folder on the way to them and were not followed: {}",
+    "special": "{} named pipes, sockets or devices were passed over: {}",
+    "others": "{} files that are not pictures were left: {}",
+}
+
 Rows = list[int]
+"""Numbers of pictures."""
+
+
+# finding them
+
+
+class Names(Sequence[str]):
+    """Many paths in one compact array."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = np.array([os.fsencode(name) for name in names], dtype=bytes)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Names: ...
+    def __getitem__(self, index: int | slice) -> str | Names:
+        if isinstance(index, slice):
+            return Names([os.fsdecode(name) for name in self._names[index].tolist()])
+        return os.fsdecode(bytes(self._names[index]))
+
+
+def picture_files(path: str) -> tuple[list[str], list[str]]:
+    """Find the picture files below a folder, as paths from there, in order; and note what else there is.
+
+    Links are followed, but not round in circles.
+
+    Raises:
+        DataError: if there are none.
+    """
+    names: list[str] = []
+    passed: dict[str, list[str]] = {what: [] for what in _PASSED_OVER}
+    visited: set[tuple[int, int]] = set()
+    waiting: list[tuple[str, str, frozenset[tuple[int, int]], bool]] = [(path, "", frozenset(), False)]
+    while waiting:  # the files of a folder come before its sub-folders
+        folder, inside, above, linked = waiting.pop()
+        try:
+            at = os.stat(folder)
+            entries = sorted((e for e in os.scandir(folder) if not e.name.startswith(".")), key=lambda e: e.name)
+        except OSError:
+            passed["closed"].append(inside.rstrip("/") or path)
+            continue
+        here = (at.st_dev, at.st_ino)
+        link = linked or (os.path.islink(folder) and bool(inside))
+        if here in above or (linked and os.path.islink(folder) and here in visited):
+            passed["circles"].append(inside.rstrip("/"))
+            continue
+        visited.add(here)
+        inner = []
+        for entry in entries:
+            what = _what(entry)
+            if what == "folder":
+                inner.append((entry.path, f"{inside}{entry.name}/", above | {here}, link))
+            elif what:
+                (names if what == "picture" else passed[what]).append(inside + entry.name)
+        waiting += reversed(inner)
+    notes = {w: text.format(len(passed[w]), abridged(passed[w])) for w, text in _PASSED_OVER.items() if passed[w]}
+    if not names:
+        others = notes.pop("others", None) and f"it holds {abridged(passed['others'], 3)}"
+        held = "".join(f"; {note}" for note in (others, *notes.values()) if note)
+        raise DataError(f"no pictures in {path} ({', '.join(FORMATS)}){held}", code="no-pictures")
+    return names, list(notes.values())
+
+
+def _what(entry: os.DirEntry[str]) -> str:
+    """Whether an entry is a folder, a picture or something that is passed over; empty: without a word."""
+    if entry.name.lower() in SYSTEM:
+        return ""
+    try:
+        mode = entry.stat().st_mode
+    except OSError:
+        return "broken" if entry.is_symlink() else "closed"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if not stat.S_ISREG(mode):
+        return "special"
+    return "picture" if os.path.splitext(entry.name)[1].lower() in FORMATS else "others"
+
+
+# what their folders mean
 
 
 @dataclass
@@ -48,53 +149,156 @@ class Layout:
 
 def arranged(names: Sequence[str]) -> Layout:
     """Decide on splits and classes of pictures by their paths `folder/.../file` below the common folder."""
-    paths = [name.split("/") for name in names]
-    layout = Layout([WHOLE] * len(paths), [None] * len(paths))
-    rows, depth = list(range(len(paths))), 0
-    while True:
-        loose, folders = _opened(paths, rows, depth)
-        pairs = _pairs(folders)
-        if pairs:
-            _take_splits(layout, paths, rows, folders, pairs, depth)
-            return layout
-        holders = {name: of for name, of in folders.items() if _holds_pairs(paths, of, depth + 1)}
-        if len(holders) > 1 and all(_pairs(_opened(paths, of, depth + 1)[1]) for of in holders.values()):
-            _take_splits_of_classes(layout, paths, rows, holders, depth)
-            return layout
-        inner = _wrapper(paths, rows, loose, folders, holders, depth)
-        if inner is None:
-            break
-        at = "/".join(paths[folders[inner][0]][: depth + 1])
-        _leave_out(layout, paths, rows, set(folders[inner]), f"outside {at}/")
-        if SPLIT_WORDS.get(inner.lower(), "train") != "train":
-            layout.notes.append(f"there is {inner}/ and no training folder: all its pictures are divided anew")
-        rows, depth = folders[inner], depth + 1
-    if holders:
-        layout.notes.append(f"{abridged([f'{n}/' for n in holders])} has train and test folders of its own, which are "
-                            "not taken for splits, for there are other folders beside it: open it alone")  # fmt: skip
-    if folders and not loose and {SPLIT_WORDS.get(name.lower()) for name in folders} <= {"test", "valid", "eval"}:
-        rows_of = {f"{name}/": of for name, of in folders.items()}
-        found = " and ".join(rows_of)
-        layout.origins[WHOLE] = found
-        layout.notes.append(f"there is {found} and no training folder: all pictures are divided anew")
-        _take_classes(layout, paths, rows_of, depth + 1)
-        return layout
-    _take_classes(layout, paths, {"": rows}, depth)
-    if depth and not layout.origins:
-        layout.origins[WHOLE] = f"folder {'/'.join(paths[rows[0]][:depth])}/"
-    return layout
+    arranging = _Arranging([name.split("/") for name in names])
+    arranging.decide()
+    return arranging.layout
 
 
-def _opened(paths: list[list[str]], rows: Rows, depth: int) -> tuple[Rows, dict[str, Rows]]:
-    """The pictures that lie right here, and those of each sub-folder."""
-    loose: Rows = []
-    folders: dict[str, Rows] = {}
-    for row in rows:
-        if len(paths[row]) == depth + 1:
-            loose.append(row)
-        else:
-            folders.setdefault(paths[row][depth], []).append(row)
-    return loose, folders
+class _Arranging:
+    """Decides from the outermost folder inwards; `depth` is how many folders are above."""
+
+    def __init__(self, paths: list[list[str]]) -> None:
+        self.paths = paths
+        self.layout = Layout([WHOLE] * len(paths), [None] * len(paths))
+
+    def decide(self) -> None:
+        paths, layout = self.paths, self.layout
+        rows, depth = list(range(len(paths))), 0
+        while True:
+            loose, folders = self._opened(rows, depth)
+            if pairs := _pairs(folders):
+                self._take_splits(rows, folders, pairs, depth)
+                return
+            holders = {name: of for name, of in folders.items() if self._holds_pairs(of, depth + 1)}
+            if len(holders) > 1 and all(_pairs(self._opened(of, depth + 1)[1]) for of in holders.values()):
+                self._take_splits_of_classes(rows, holders, depth)
+                return
+            inner = self._wrapper(rows, loose, folders, holders, depth)
+            if inner is None:
+                break
+            at = "/".join(paths[folders[inner][0]][: depth + 1])
+            self._leave_out(rows, set(folders[inner]), f"outside {at}/")
+            if SPLIT_WORDS.get(inner.lower(), "train") != "train":
+                layout.notes.append(f"there is {inner}/ and no training folder: all its pictures are divided anew")
+            rows, depth = folders[inner], depth + 1
+        if holders:
+            layout.notes.append(
+                f"{abridged([f'{n}/' for n in holders])} has train and test folders of its own, which are not taken "
+                "for splits, for there are other folders beside it: open it alone"
+            )
+        if folders and not loose and {SPLIT_WORDS.get(name.lower()) for name in folders} <= {"test", "valid", "eval"}:
+            rows_of = {f"{name}/": of for name, of in folders.items()}
+            layout.origins[WHOLE] = found = " and ".join(rows_of)
+            layout.notes.append(f"there is {found} and no training folder: all pictures are divided anew")
+            self._take_classes(rows_of, depth + 1)
+            return
+        self._take_classes({"": rows}, depth)
+        if depth and not layout.origins:
+            layout.origins[WHOLE] = f"folder {'/'.join(paths[rows[0]][:depth])}/"
+
+    def _opened(self, rows: Rows, depth: int) -> tuple[Rows, dict[str, Rows]]:
+        """The pictures that lie right here, and those of each sub-folder."""
+        loose: Rows = []
+        folders: dict[str, Rows] = {}
+        for row in rows:
+            here = len(self.paths[row]) == depth + 1
+            (loose if here else folders.setdefault(self.paths[row][depth], [])).append(row)
+        return loose, folders
+
+    def _holds_pairs(self, rows: Rows, depth: int) -> bool:
+        folders = self._opened(rows, depth)[1]
+        return bool(_pairs(folders)) or any(self._holds_pairs(of, depth + 1) for of in folders.values())
+
+    def _wrapper(
+        self, rows: Rows, loose: Rows, folders: dict[str, Rows], holders: dict[str, Rows], depth: int
+    ) -> str | None:
+        """The sub-folder that this folder stands for: it alone has splits, or nearly all pictures and folders in it."""
+        if len(holders) == 1:
+            only, of = next(iter(holders.items()))
+            return only if 2 * len(of) > len(rows) - len(loose) else None
+        training = [n for n in folders if SPLIT_WORDS.get(n.lower()) == "train"]
+        for name in folders if len(folders) == 1 else training if len(training) == 1 else ():
+            beside = [row for other, of in folders.items() if other != name for row in of]
+            nested = len(self._opened(folders[name], depth + 1)[1]) > (len(folders) > 1)
+            flat = all(len(self.paths[row]) == depth + 2 for row in beside)
+            if nested and flat and len(loose) <= STRAY * len(rows):
+                return name
+        return None
+
+    def _leave_out(self, rows: Rows, kept: set[int], where: str) -> None:
+        left = [row for row in rows if row not in kept]
+        for row in left:
+            self.layout.splits[row] = ""
+        if left:
+            named = abridged(["/".join(self.paths[row]) for row in left], 3)
+            what = "1 picture" if len(left) == 1 else f"{len(left):,} pictures"
+            self.layout.notes.append(f"{what} {where} {'was' if len(left) == 1 else 'were'} left out: {named}")
+
+    def _take_splits(self, rows: Rows, folders: dict[str, Rows], pairs: dict[str, str], depth: int) -> None:
+        by_split: dict[str, Rows] = {}
+        origins = self.layout.origins
+        for name, split in pairs.items():
+            by_split.setdefault(split, []).extend(folders[name])
+            at = "/".join([*self.paths[folders[name][0]][:depth], name])
+            origins[split] = f"{origins[split]} and {at}/" if split in origins else f"folder {at}/"
+            for row in folders[name]:
+                self.layout.splits[row] = split
+        kept = {row for of in by_split.values() for row in of}
+        self._leave_out(rows, kept, f"beside {abridged([f'{name}/' for name in pairs])}")
+        depth += 1
+        while all(self._lone_folder(of, depth) for of in by_split.values()):
+            depth += 1
+        self._take_classes(by_split, depth)
+
+    def _lone_folder(self, rows: Rows, depth: int) -> bool:
+        """Whether all lies in one sub-folder, and in folders of that."""
+        loose, folders = self._opened(rows, depth)
+        return not loose and len(folders) == 1 and all(len(self.paths[row]) > depth + 2 for row in rows)
+
+    def _take_splits_of_classes(self, rows: Rows, holders: dict[str, Rows], depth: int) -> None:
+        """`cat/train`, `cat/test`, `dog/train`, ...: the classes are above the splits."""
+        layout, kept = self.layout, set[int]()
+        for label, of in holders.items():
+            folders = self._opened(of, depth + 1)[1]
+            for name, split in _pairs(folders).items():
+                layout.origins.setdefault(split, f"folders {name}/ in each class")
+                for row in folders[name]:
+                    layout.splits[row], layout.labels[row] = split, label
+                kept.update(folders[name])
+        self._leave_out(rows, kept, "outside these folders")
+        layout.labelling = "by the folders around train and test"
+
+    def _take_classes(self, by_split: dict[str, Rows], depth: int) -> None:
+        """Label pictures by their sub-folder at this depth; a split without sub-folders has no labels."""
+        layout = self.layout
+        labels: dict[int, str] = {}
+        strays: Rows = []
+        for split, rows in by_split.items():
+            loose, folders = self._opened(rows, depth)
+            if loose and folders and len(loose) > STRAY * len(rows):
+                where = f"in {split} " if len(by_split) > 1 else ""
+                named = abridged([f"{name}/" for name in folders], 3)
+                beside = f"{len(loose):,} pictures lie beside the sub-folders {where}({named})"
+                layout.notes.append(f"{beside}, so these are not taken for classes")
+                return
+            if folders:
+                strays += loose
+            for name, of in folders.items():
+                labels.update(dict.fromkeys(of, name))
+        counts = Counter(labels.values())
+        if len(counts) < 2:
+            if counts:
+                layout.labelling = f"all pictures lie in one folder, {next(iter(counts))}/"
+            return
+        if not any(row in labels for row in by_split.get("train", next(iter(by_split.values())))):
+            layout.notes.append("training has no sub-folders, so those of the other splits are not taken for classes")
+            return
+        every = [row for rows in by_split.values() for row in rows]
+        self._leave_out(every, set(every) - set(strays), "beside the class folders")
+        for row, name in labels.items():
+            layout.labels[row] = name
+        deeper = any(len(self.paths[row]) > depth + 2 for row in labels)
+        layout.labelling = "by the first sub-folder" if deeper else "by sub-folder"
 
 
 def _pairs(folders: dict[str, Rows]) -> dict[str, str]:
@@ -110,113 +314,7 @@ def _pairs(folders: dict[str, Rows]) -> dict[str, str]:
     complete = {form: of for form, of in sets.items() if "train" in of.values() and len(set(of.values())) > 1}
     if not complete:
         return {}
-    chosen = complete[
-        min(complete, key=lambda form: (form != "*", -sum(len(folders[n]) for n in complete[form]), form))
-    ]
+    plainest = min(complete, key=lambda form: (form != "*", -sum(len(folders[n]) for n in complete[form]), form))
+    chosen = complete[plainest]
     other = "valid" if "test" in chosen.values() else "test"
     return {name: other if split == "eval" else split for name, split in chosen.items()}
-
-
-def _holds_pairs(paths: list[list[str]], rows: Rows, depth: int) -> bool:
-    _, folders = _opened(paths, rows, depth)
-    return bool(_pairs(folders)) or any(_holds_pairs(paths, of, depth + 1) for of in folders.values())
-
-
-def _wrapper(
-    paths: list[list[str]], rows: Rows, loose: Rows, folders: dict[str, Rows], holders: dict[str, Rows], depth: int
-) -> str | None:
-    """The sub-folder that is meant by this folder: it alone has splits, or nearly all pictures and folders in it."""
-    if len(holders) == 1:
-        only, of = next(iter(holders.items()))
-        return only if 2 * len(of) > len(rows) - len(loose) else None
-    training = [n for n in folders if SPLIT_WORDS.get(n.lower()) == "train"]
-    for name in folders if len(folders) == 1 else training if len(training) == 1 else ():
-        beside = [row for other, of in folders.items() if other != name for row in of]
-        nested = len(_opened(paths, folders[name], depth + 1)[1]) > (len(folders) > 1)
-        flat = all(len(paths[row]) == depth + 2 for row in beside)
-        if nested and flat and len(loose) <= STRAY * len(rows):
-            return name
-    return None
-
-
-def _leave_out(layout: Layout, paths: list[list[str]], rows: Rows, kept: set[int], where: str) -> None:
-    left = [row for row in rows if row not in kept]
-    for row in left:
-        layout.splits[row] = ""
-    if left:
-        named = abridged(["/".join(paths[row]) for row in left], 3)
-        what = "1 picture" if len(left) == 1 else f"{len(left):,} pictures"
-        layout.notes.append(f"{what} {where} {'was' if len(left) == 1 else 'were'} left out: {named}")
-
-
-def _take_splits(
-    layout: Layout, paths: list[list[str]], rows: Rows, folders: dict[str, Rows], pairs: dict[str, str], depth: int
-) -> None:
-    by_split: dict[str, Rows] = {}
-    for name, split in pairs.items():
-        by_split.setdefault(split, []).extend(folders[name])
-        at = "/".join([*paths[folders[name][0]][:depth], name])
-        before = f"{layout.origins[split]} and " if split in layout.origins else "folder "
-        layout.origins[split] = f"{before}{at}/"
-        for row in folders[name]:
-            layout.splits[row] = split
-    kept = {row for of in by_split.values() for row in of}
-    _leave_out(layout, paths, rows, kept, f"beside {abridged([f'{name}/' for name in pairs])}")
-    depth += 1
-    while all(_lone_folder(paths, of, depth) for of in by_split.values()):
-        depth += 1
-    _take_classes(layout, paths, by_split, depth)
-
-
-def _lone_folder(paths: list[list[str]], rows: Rows, depth: int) -> bool:
-    """Whether all lies in one sub-folder, and in folders of that."""
-    loose, folders = _opened(paths, rows, depth)
-    return not loose and len(folders) == 1 and all(len(paths[row]) > depth + 2 for row in rows)
-
-
-def _take_splits_of_classes(
-    layout: Layout, paths: list[list[str]], rows: Rows, holders: dict[str, Rows], depth: int
-) -> None:
-    """`cat/train`, `cat/test`, `dog/train`, ...: the classes are above the splits."""
-    kept: set[int] = set()
-    for label, of in holders.items():
-        folders = _opened(paths, of, depth + 1)[1]
-        for name, split in _pairs(folders).items():
-            layout.origins.setdefault(split, f"folders {name}/ in each class")
-            for row in folders[name]:
-                layout.splits[row], layout.labels[row] = split, label
-            kept.update(folders[name])
-    _leave_out(layout, paths, rows, kept, "outside these folders")
-    layout.labelling = "by the folders around train and test"
-
-
-def _take_classes(layout: Layout, paths: list[list[str]], by_split: dict[str, Rows], depth: int) -> None:
-    """Label pictures by their sub-folder at this depth; a split without sub-folders has no labels."""
-    labels: dict[int, str] = {}
-    strays: Rows = []
-    for split, rows in by_split.items():
-        loose, folders = _opened(paths, rows, depth)
-        if loose and folders and len(loose) > STRAY * len(rows):
-            where = f"in {split} " if len(by_split) > 1 else ""
-            named = abridged([f"{name}/" for name in folders], 3)
-            beside = f"{len(loose):,} pictures lie beside the sub-folders {where}({named})"
-            layout.notes.append(f"{beside}, so these are not taken for classes")
-            return
-        if folders:
-            strays += loose
-        for name, of in folders.items():
-            labels.update(dict.fromkeys(of, name))
-    counts = Counter(labels.values())
-    if len(counts) < 2:
-        if counts:
-            layout.labelling = f"all pictures lie in one folder, {next(iter(counts))}/"
-        return
-    if not any(row in labels for row in by_split.get("train", next(iter(by_split.values())))):
-        layout.notes.append("training has no sub-folders, so those of the other splits are not taken for classes")
-        return
-    kept = {row for rows in by_split.values() for row in rows} - set(strays)
-    _leave_out(layout, paths, [row for rows in by_split.values() for row in rows], kept, "beside the class folders")
-    for row, name in labels.items():
-        layout.labels[row] = name
-    deeper = any(len(paths[row]) > depth + 2 for row in labels)
-    layout.labelling = "by the first sub-folder" if deeper else "by sub-folder"

@@ -159,7 +159,7 @@ def _collapse(entries: Sequence[ComparedRun], one: str) -> Line:
             NONE if c is None else f"collapsed ({c.shuffle_cost:.2f})" if c.collapsed else f"{c.shuffle_cost:,.1f}"
         )
     meaning = f"nats lost if a {one} gets another's latent; near 0: collapse"
-    return Line("exchange cost", meaning, tuple(cells), (False,) * len(cells))
+    return Line("shuffle cost", meaning, tuple(cells), (False,) * len(cells))
 
 
 def _gap(e: ComparedRun) -> tuple[float, float] | None:

@@ -54,7 +54,7 @@ def _open(config: CompareConfig, device: str | torch.device | None) -> list[_Ope
     for path in paths:
         checkpoint.read_spec(path)  # before anything is loaded
     if twice := [str(p) for n, p in enumerate(paths) if p.resolve() in [q.resolve() for q in paths[:n]]]:
-        raise SpecError(f"{twice[0]} is given twice: compare different runs")
+        raise SpecError(f"{twice[0]} is given twice: compare different runs", code="run-twice")
     known: dict[str, tuple[Data, str]] = {}
     opened = []
     for path, name in zip(paths, run_names(paths), strict=True):

@@ -58,7 +58,7 @@ class DetectConfig:
         prior: the kind of a fitted prior, or trained (of codes uniform): the model's own; by default the best.
         label: the class of picture files, by name or number, for a conditional model; by default their sub-folder's.
         data: other data than the run's own, read as the run's was, for numbers and splits.
-        draws: samples of z an example.
+        samples: samples of z an example.
         steps: of the optimisation for one example that the regret takes.
         seed: of the samples.
     """
@@ -75,7 +75,7 @@ class DetectConfig:
     prior: str | None = None
     label: str | None = None
     data: str | None = None
-    draws: int = 4
+    samples: int = 4
     steps: int = 20
     seed: int = 0
 
@@ -91,7 +91,7 @@ class DetectConfig:
                     f"{option('calibration_data')}, for example valid, the run's own validation split",
                     code="no-calibration-data",
                 )
-        for name, least in (("draws", 1), ("steps", 1), ("top", 0)):
+        for name, least in (("samples", 1), ("steps", 1), ("top", 0)):
             if (given := getattr(self, name)) < least:
                 raise SpecError(
                     f"{option(name)} must be at least {least}, got {given}", code="out-of-range", option=name
@@ -131,7 +131,7 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
 
     def detector_for(normals: Statistics | list[Batch] | None) -> Detector:
         return Detector(
-            model, sorted(wanted), normals=normals, draws=config.draws, steps=config.steps, seed=config.seed
+            model, sorted(wanted), normals=normals, samples=config.samples, steps=config.steps, seed=config.seed
         )
 
     calibration = None
@@ -166,7 +166,7 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
 
 def _own_normals(data: Any) -> list[Batch] | None:
     """Some of the run's validation split; None if there is none, or it is too small to fit scores on."""
-    from tessella.data.batches import batches
+    from tessella.data.splits import batches
     from tessella.tasks.detect.detector import FEWEST
 
     try:

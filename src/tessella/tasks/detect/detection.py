@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -10,14 +11,12 @@ from typing import final
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tessella.core.batches import Batch
 from tessella.data.inputs import Inputs, NamedBatch
 from tessella.foundation.errors import DataError, option
 from tessella.models.base import Model
-from tessella.models.codes import CodeModel
 from tessella.tasks.detect.detector import FEWEST, Calibration, Detector, check_rate, needed, too_few
 from tessella.tasks.detect.statistics import Statistics
 
@@ -176,13 +175,13 @@ class Maps:
     """Where examples cost how much, in nats.
 
     Attributes:
-        error: -log p(x | z) of each position, `[B, H, W]` or of vectors `[B, D]`; the sum is the distortion at the
+        error: -log p(x | z) of each position, `[B, *spatial]` or of vectors `[B, D]`; the sum is the distortion at the
             latent's mean.
         surprise: rate of the latent there: of codes -log p(code), of a grid of latents the KL, spread evenly
-            over the pixels that a position stands for, `[B, H, W]`; the sum is the rate. None where the latent has no
-            place: of vectors, of a latent that is one for the whole picture, and of an autoencoder.
+            over the positions that one of the grid stands for, `[B, *spatial]`; the sum is the rate. None where the
+            latent has no place: of vectors, of a latent that is one for the whole example, and of an autoencoder.
         reconstruction: the mean of p(x | z), `[B, *shape]` in stored units; None where that takes a pass over all
-            pixels.
+            positions.
     """
 
     error: Tensor
@@ -192,34 +191,29 @@ class Maps:
 
 @torch.no_grad()
 def maps(model: Model, batch: Batch) -> Maps:
-    """The heat maps of a batch, at the posterior's mean."""
-    x = batch.x.to(model.device)
-    label = None if batch.label is None else batch.label.to(model.device)
-    latent = model.encode(x, label)
-    rate, drawing = model.rate(latent, label), model.decode(latent.z, label)
-    sequential = model.likelihood.sequential_mean
-    return Maps(
-        -drawing.by_position(x).cpu(),
-        _surprise(model, rate and rate.per_unit, x),
-        None if sequential else drawing.mean.cpu(),
-    )
+    """Compute the heat maps of a batch at the posterior's mean."""
+    batch = batch.to(model.device)
+    latent = model.encode(batch.x, batch.label)
+    rate, p_x = model.rate(latent, batch.label), model.decode(latent.z, batch.label)
+    reconstruction = None if model.likelihood.sequential_mean else p_x.mean.cpu()
+    return Maps(-p_x.by_position(batch.x).cpu(), _surprise(model, rate and rate.per_unit), reconstruction)
 
 
-def _surprise(model: Model, per_unit: Tensor | None, x: Tensor) -> Tensor | None:
-    if per_unit is None or x.dim() != 4 or len(model.latent_shape) != 3:
+def _surprise(model: Model, per_unit: Tensor | None) -> Tensor | None:
+    """Spread the rate of each unit of a grid, `[B, units]`, over the example: `[B, *spatial]`."""
+    if per_unit is None or len(model.latent_shape) == 1:
         return None
-    shapes = model.code_shapes if isinstance(model, CodeModel) else (model.latent_shape,)
-    parts = per_unit.split([torch.Size(shape).numel() for shape in shapes], 1)
-    found = x.new_zeros(len(x), *x.shape[2:], dtype=torch.float32)
-    for part, shape in zip(parts, shapes, strict=True):
-        found += _spread(part.reshape(len(x), *shape).sum(1), x.shape[2], x.shape[3])
-    return found.cpu()
+    shapes = model.code_shapes or (model.latent_shape,)
+    parts = per_unit.split([math.prod(shape) for shape in shapes], 1)
+    grids = [part.unflatten(1, shape).sum(1) for part, shape in zip(parts, shapes, strict=True)]
+    return torch.stack([_spread(grid, model.schema.spatial) for grid in grids]).sum(0).cpu()
 
 
-def _spread(grid: Tensor, height: int, width: int) -> Tensor:
-    """Nats of positions `[B, h, w]` shared out evenly among the pixels that are nearest to each."""
-    near = F.interpolate(grid[:, None], (height, width), mode="nearest")[:, 0]
-    rows = torch.bincount((torch.arange(height) * grid.shape[1]) // height, minlength=grid.shape[1])
-    columns = torch.bincount((torch.arange(width) * grid.shape[2]) // width, minlength=grid.shape[2])
-    share = 1.0 / (rows[:, None] * columns[None]).clamp(min=1).to(grid)
-    return near * F.interpolate(share[None, None], (height, width), mode="nearest")[:, 0]
+def _spread(grid: Tensor, size: Sequence[int]) -> Tensor:
+    """Share the nats of positions `[B, *grid]` out evenly among the positions of the example nearest to each."""
+    among = torch.ones((), device=grid.device)
+    for axis, side in enumerate(size, 1):
+        nearest = torch.arange(side, device=grid.device) * grid.shape[axis] // side
+        grid = grid.index_select(axis, nearest)
+        among = among[..., None] * torch.bincount(nearest)[nearest]
+    return grid * (1.0 / among)

@@ -16,7 +16,7 @@ import numpy as np
 from tessella.core.batches import Batch
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.models.base import Model
-from tessella.tasks.detect.statistics import DRAWS, STEPS, Statistics, StatisticsExtractor, possible
+from tessella.tasks.detect.statistics import SAMPLES, STEPS, Statistics, StatisticsExtractor, possible
 
 Rule = Callable[[Statistics], np.ndarray]
 """Statistics of N examples to scores `[N]`."""
@@ -269,7 +269,7 @@ class Detector:
         scores: names of scores; none for all that the model allows.
         normals: batches of normal examples that had no part in training, for the scores that need a fit to them;
             without, those are left out.
-        draws, steps, seed: as of `StatisticsExtractor`.
+        samples, steps, seed: as of `StatisticsExtractor`.
 
     Attributes:
         scores: those that are computed.
@@ -291,7 +291,7 @@ class Detector:
         scores: Sequence[str] = (),
         *,
         normals: Iterable[Batch] | Statistics | None = None,
-        draws: int = DRAWS,
+        samples: int = SAMPLES,
         steps: int = STEPS,
         seed: int = 0,
     ) -> None:
@@ -301,7 +301,7 @@ class Detector:
         needs: frozenset[str] = frozenset().union(*(score.needs for score in wanted))
         if any(score.name == "density-of-states" for score in wanted):
             needs |= {"length"} & frozenset().union(*(s.needs for s in available(model)))
-        self.extract = StatisticsExtractor(model, needs, draws=draws, steps=steps, seed=seed)
+        self.extract = StatisticsExtractor(model, needs, samples=samples, steps=steps, seed=seed)
         fitted_on = normals if isinstance(normals, Statistics) or normals is None else self.statistics(normals)
         self._rules = {score.name: score.rule(fitted_on if score.needs_fit else None) for score in self.scores}
 

@@ -128,7 +128,7 @@ class DetectionResult(Result):
             f"{len(self):,} {one}s, sorted by the score {by}: {self.summaries[by]}. The higher, the less a {one} fits "
             "what the model learned."
         )
-        return Page(f"Anomalies in {self.run}", [*_cards(self, one), *_scores(self), *extremes(self)], lead)
+        return Page(f"Anomalies in {self.run}", [*_cards(self, one), *_scores(self), *shown_extremes(self)], lead)
 
     def save(self, out: Path) -> None:
         """Write scores.csv and scores.json into a folder, an example at a time: there may be very many."""
@@ -192,7 +192,7 @@ def _scores(result: DetectionResult) -> list[Block]:
     return [Heading("Scores"), Table([*heads, "meaning"], rows, range(1, len(heads))), Text(words, "soft")]
 
 
-def extremes(result: DetectionResult) -> list[Block]:
+def shown_extremes(result: DetectionResult) -> list[Block]:
     """Show the examples that fit least and best, each with its heat maps."""
     shown = [*result.highest, *result.lowest]
     if not shown:
@@ -211,15 +211,15 @@ def extremes(result: DetectionResult) -> list[Block]:
 
 def _legend(schema: Schema, one: ShownExample) -> str:
     beside = [] if one.reconstruction is None else ["its reconstruction"]
-    if schema.rank != 2:
+    if not schema.rank:
         beside.append("the columns whose numbers cost most, -log p(x | z)")
         return f"Each row of numbers as a small plot; beside it {' and '.join(beside)}."
-    beside.append("the cost of each pixel given the latent, -log p(x | z)")
+    beside.append("the cost of each position given the latent, -log p(x | z)")
     if one.surprise is not None:
         beside.append("the rate of the latent there, its cost under the prior")
     return (
-        f"Beside each picture: {'; '.join(beside)}. The colours of a kind of map mean the same in all rows: black "
-        "costs least, yellow most."
+        f"Beside each {kind_of(schema).example}: {'; '.join(beside)}. The colours of a kind of map mean the same in "
+        "all rows: black costs least, yellow most."
     )
 
 
@@ -232,12 +232,12 @@ def _tile(result: DetectionResult, one: ShownExample, spans: Sequence[tuple[floa
         details.append(f"class {kind}")
     if (p := result.p_values) is not None:
         details.append(f"p = {p[row]:.4g}")
-    if schema.rank == 2:
-        maps = [(one.error, spans[0]), (one.surprise, spans[1])]
-        images += [
-            pictures.heat_map(m.numpy(), low, high, _scale(m.shape[0])) for m, (low, high) in maps if m is not None
-        ]
-    elif not schema.rank:
+    if schema.rank:
+        for values, span in ((one.error, spans[0]), (one.surprise, spans[1])):
+            if values is not None:
+                heat = pictures.heat_map(values.view(-1, values.shape[-1]).numpy(), *span)
+                images.append(heat.resize(images[0].size, Image.Resampling.NEAREST))
+    else:
         worst = one.error.argsort(descending=True)[:COLUMNS_NAMED].tolist()
         details.append("columns " + ", ".join(f"{i} ({float(one.error[i]):.3g} nats)" for i in worst))
     score = bits_per_dim(float(result.scores[result.by][row]), schema.dims)
@@ -255,11 +255,7 @@ def _span(of: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def _image(x: Tensor, schema: Schema) -> Image.Image:
-    return pictures.grid(x[None], schema, 1, scale=_scale(schema.spatial[0]) if schema.rank == 2 else 1)
-
-
-def _scale(side: int) -> int:
-    return max(1, math.ceil(64 / side))
+    return pictures.grid(x[None], schema, 1, scale=max(1, math.ceil(64 / kind_of(schema).tile_size[0])))
 
 
 RESAMPLES = 200

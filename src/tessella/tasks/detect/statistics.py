@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import final
+from typing import cast, final
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from tessella.core.distributions import kl_closed
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
 from tessella.core.schema import Binary, Schema
-from tessella.data.folders.read import MODES
+from tessella.data.folders.decode import MODES
 from tessella.evaluation import per_example_posterior
 from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
@@ -29,8 +29,8 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 
-DRAWS = 4
-"""Draws of z that a distortion is the mean of."""
+SAMPLES = 4
+"""Samples of z that a distortion is the mean of."""
 STEPS = 20
 """Steps of per-example optimisation that a regret is measured by."""
 
@@ -81,9 +81,7 @@ def possible(model: Model) -> frozenset[str]:
     """Name the statistics that the model, and the kind of its data, allow."""
     found = {"distortion"}
     if model.has_bound:
-        found |= {"rate"}
-    if model.has_bound and isinstance(model, CodeModel | LatentVariableModel):
-        found |= {"regret"}
+        found |= {"rate", "regret"} if model.has_decoder else {"rate"}
     if kind_of(model.schema).image_files and model.schema.values.discrete:
         found |= {"length"}
     return frozenset(found)
@@ -98,17 +96,17 @@ class StatisticsExtractor:
 
     Args:
         needs: names of statistics, all of them `possible`.
-        draws: of z an example, where z is continuous.
+        samples: of z an example, where z is continuous.
         steps: of the optimisation that the regret is measured by.
-        seed: of all draws.
+        seed: of all samples.
     """
 
     def __init__(
-        self, model: Model, needs: Collection[str], *, draws: int = DRAWS, steps: int = STEPS, seed: int = 0
+        self, model: Model, needs: Collection[str], *, samples: int = SAMPLES, steps: int = STEPS, seed: int = 0
     ) -> None:
         self.model, self.needs, self.steps = model.eval(), frozenset(needs), steps
         self._noise = Noise(seed, stream="detect")
-        self._eps = Noise(seed, stream="detect").normal(draws, 1, *model.latent_shape, device=model.device)
+        self._eps = Noise(seed, stream="detect").normal(samples, 1, *model.latent_shape, device=model.device)
 
     def __call__(self, batch: Batch) -> Statistics:
         """Compute the statistics of a batch of stored values, of any length.
@@ -131,16 +129,15 @@ class StatisticsExtractor:
         if latent.posterior is None:
             distortion = -model.decode(latent.z, label).log_prob(x)
         else:
-            prior = model.prior_given(label) if isinstance(model, LatentVariableModel) else None
+            prior = cast(LatentVariableModel, model).prior_given(label) if model.has_decoder else None
             distortion, own = terms_of(model, x, label, latent.posterior, prior, self._eps)
             rate = rate if own is None else own
         regret = None
         if "regret" in self.needs and rate is not None:
-            best = (
-                best_codes(model, x, label, latent.codes, self._noise.of(batch.example_ids), self.steps)
-                if isinstance(model, CodeModel)
-                else best_posterior(model, x, label, latent, self._eps, self._noise, self.steps)
-            )
+            if model.levels:
+                best = best_codes(model, x, label, latent.codes, self._noise.of(batch.example_ids), self.steps)
+            else:
+                best = best_posterior(model, x, label, latent, self._eps, self._noise, self.steps)
             regret = _numbers(rate + distortion - best)
         return Statistics(_numbers(distortion), None if rate is None else _numbers(rate), regret)
 
@@ -224,7 +221,7 @@ def terms_of(
     Args:
         q: q(z | x), a Gaussian or a flow after one, batch shape `[B]`.
         prior: p(z); None leaves the rate out.
-        eps: `[draws, B or 1, *latent_shape]`, standard normal.
+        eps: `[samples, B or 1, *latent_shape]`, standard normal.
     """
     closed = None if prior is None else kl_closed(q, prior)
     start = q.base if isinstance(q, FlowDistribution) else q
@@ -243,20 +240,22 @@ def best_posterior(
     model: Model, x: Tensor, label: Tensor | None, latent: Latent, eps: Tensor, noise: Noise, steps: int
 ) -> Tensor:
     """The bound at N(mu, sigma^2), mu and log sigma moved from the encoder's by Adam, the decoder as it is."""
-    assert isinstance(model, LatentVariableModel)
     assert latent.posterior is not None
-    return per_example_posterior.after_steps(model, x, label, latent.posterior, eps, noise, steps=steps, rate=STEP)
+    return per_example_posterior.after_steps(
+        cast(LatentVariableModel, model), x, label, latent.posterior, eps, noise, steps=steps, rate=STEP
+    )
 
 
 @torch.no_grad()
 def best_codes(
-    model: CodeModel, x: Tensor, label: Tensor | None, codes: Sequence[Tensor], noise: Noise, steps: int
+    model: Model, x: Tensor, label: Tensor | None, codes: Sequence[Tensor], noise: Noise, steps: int
 ) -> Tensor:
     """The lowest -log p(x, codes) that a local search finds.
 
-    A trial replaces some of the codes by draws from the softened q(codes | x), and is kept for the examples whose
+    A trial replaces some of the codes by samples of the softened q(codes | x), and is kept for the examples whose
     -log p(x, codes) it lowers. So a regret is never below zero.
     """
+    model = cast(CodeModel, model)
     best, cost = tuple(codes), _cost(model, x, label, codes)
     for step in range(steps):
         drawn = model.draw_codes(x, noise.split(f"codes{step}"))

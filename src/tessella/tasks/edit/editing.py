@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tessella.coding.codes_file import pad_latent
-from tessella.data.folders.read import decoded, look
+from tessella.data.folders.decode import decoded as decoded_picture
+from tessella.data.folders.decode import read_image_header
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.likelihoods.autoregressive import PixelByPixel
 from tessella.models.base import Model
@@ -265,7 +266,7 @@ def read_mask(path: str, size: Sequence[int]) -> Tensor:
         DataError: if it cannot be read, or has another size.
         SpecError: if nothing in it is light.
     """
-    header = look(path)
+    header = read_image_header(path)
     if header.trouble:
         raise DataError(f"the mask {path} cannot be read: {header.trouble}", code="unreadable-mask")
     if header.size != tuple(size):
@@ -274,7 +275,7 @@ def read_mask(path: str, size: Sequence[int]) -> Tensor:
             "give a mask of its size",
             code="mask-size",
         )
-    mask = torch.from_numpy(decoded(path, header.size, 1).copy())[0] > 127
+    mask = torch.from_numpy(decoded_picture(path, header.size, 1).copy())[0] > 127
     if not mask.any():
         raise SpecError(f"the mask {path} is empty: paint the region white", code="empty-region")
     return mask

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -169,11 +169,11 @@ def _samples(model: Model, passed_over: str) -> tuple[Block, ...]:
     """Samples from the prior in use; nothing without a prior."""
     if not model.has_prior:
         return ()
-    if isinstance(model, CodeModel) and model.fitted:
-        return prior_samples(model)
+    if model.fitted:
+        return prior_samples(cast(CodeModel, model))
     columns, classes = examples_in_a_row(model.schema), model.schema.classes
     text = "None of these exists: a latent is sampled from the prior and decoded to the mean of p(x | z)."
-    if isinstance(model, CodeModel):
+    if model.levels:
         why = f"{passed_over[0].upper()}{passed_over[1:]}." if passed_over else "No prior over codes is fitted yet."
         text = f"Codes sampled from the uniform prior, each as likely as any other, and decoded. {why}"
     if model.conditional and len(classes) <= MOST_ROWS:
@@ -185,10 +185,10 @@ def _samples(model: Model, passed_over: str) -> tuple[Block, ...]:
 
 
 def _codes(model: Model, split: Split, name: str, e: Evaluation, metrics: list[dict[str, Any]]) -> tuple[Block, ...]:
-    if e.codes is None or not isinstance(model, CodeModel):
+    if e.codes is None:
         return ()
     usage = curves(metrics, [("code_usage", "share of the codes that occur"), ("perplexity", "perplexity")])
-    return code_blocks(model, split, name, e.codes, usage)
+    return code_blocks(cast(CodeModel, model), split, name, e.codes, usage)
 
 
 def _interpolations(model: Model, split: Split, name: str) -> tuple[Block, ...]:
@@ -260,7 +260,7 @@ def _curves(run: Run, metrics: list[dict[str, Any]], model: Model) -> tuple[Bloc
     wanted = [("distortion", "distortion, nats"), ("mse", "squared error, stored units")]
     if model.has_bound:
         wanted = [("bits_per_dim", "bits per dimension"), ("distortion", "distortion, nats"), ("rate", "rate, nats")]
-    of_codes = isinstance(model, CodeModel)
+    of_codes = bool(model.levels)
     charts = curves(metrics, wanted[:2] if of_codes else wanted)
     if not charts:
         return Heading("Training"), Text("It was too short for curves.")

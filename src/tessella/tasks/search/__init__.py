@@ -103,12 +103,12 @@ def index(run: Run, config: IndexConfig) -> IndexResult:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Search an index: the nearest to some examples, or with --duplicates the near-duplicates that it holds.
+    """Search an index: the nearest to some examples, or the near-duplicates that it holds.
 
     Attributes:
         queries: picture files, folders of them, numbers (7, 3:20), splits or SPECs.
         count: how many to find for each.
-        index: the index; by default index.safetensors in the run, which `tessella index` writes.
+        index: the index file; by default index.safetensors in the run, which the task `index` writes.
         space: latent, or codes: the share of codes that differ.
         duplicates: find pairs that are nearly the same, instead.
         threshold: for duplicates, the largest distance; by default that of 95 % of slightly altered copies.
@@ -192,7 +192,7 @@ class SearchResult(Result):
         blocks: list[Block] = []
         for first, *rest in self.rows:
             near = ", ".join(f"{one.name} ({one.distance:.3g})" for one in rest)
-            blocks += [Text(f"{first.name}: {near}", "soft"), grid([first, *rest])]
+            blocks += [Text(f"{first.name}: {near}", "soft"), _tiles([first, *rest])]
         return Page(f"Nearest in {self.run}", blocks, lead)
 
     def _duplicates(self) -> Page:
@@ -279,7 +279,7 @@ def _found(index: Index, row: int, distance: float | None = None) -> Found:
     return Found(index.names[row], index.thumb(row), distance)
 
 
-def grid(row: Sequence[Found]) -> Grid:
+def _tiles(row: Sequence[Found]) -> Grid:
     """Show examples beside each other, with their names and distances."""
     return Grid([_tile(one, (one,)) for one in row])
 

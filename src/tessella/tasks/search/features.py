@@ -10,9 +10,9 @@ codes   of a model of codes, position by position; the distance is the share of 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from tessella.priors.normal import StandardNormalModule
 
 GRID = 7
 """Positions a side that a grid of vectors is averaged to, at most."""
+POOLS: dict[int, Callable[..., Tensor]] = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d}
 COPIED = 256
 """Examples that altered copies are made of, at most."""
 Features = dict[str, Tensor]
@@ -97,12 +98,9 @@ class FeatureSurvey:
         moved = self._squares / self._count - (self._sum / self._count).square()
         variance = self._variance / self._count
         model, total = self._model, torch.ones_like(variance)
-        if (
-            isinstance(model, LatentVariableModel)
-            and model.has_bound
-            and not isinstance(model.prior, StandardNormalModule)
-        ):
-            total = (variance + moved).clamp_min(1e-12)
+        if model.has_decoder and model.has_bound and not model.levels:
+            prior = cast(LatentVariableModel, model).prior
+            total = total if isinstance(prior, StandardNormalModule) else (variance + moved).clamp_min(1e-12)
         return ((1 - variance / total).clamp_min(1e-12) / total).sqrt().float()
 
     @torch.no_grad()
@@ -145,9 +143,9 @@ def _of_batch(model: Model, batch: FixedBatch) -> _Look:
 
 
 def _averaged(z: Tensor) -> Tensor:
-    """z `[B, *latent_shape]` as rows; of a grid the mean of each of at most `GRID` x `GRID` parts."""
-    if z.dim() == 4:
-        z = F.adaptive_avg_pool2d(z, (min(GRID, z.shape[2]), min(GRID, z.shape[3])))
+    """z `[B, *latent_shape]` as rows; of a grid the mean of each of at most `GRID` parts along an axis."""
+    if z.dim() > 2:
+        z = POOLS[z.dim()](z, tuple(min(GRID, side) for side in z.shape[2:]))
     return z.flatten(1)
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from dataclasses import replace
 
 import numpy as np
 
-from tessella.data.folders.readers import Rows
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, mixed
 
 WHOLE_BYTES, PIECE, PIECES = 1 << 20, 1 << 16, 10
@@ -104,7 +102,7 @@ def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
     return least[inverse]
 
 
-def settle(found: RawDataset, classes: tuple[str, ...]) -> None:
+def mark_duplicates(found: RawDataset, classes: tuple[str, ...]) -> None:
     """Tell examples by their content, in place: `content` and `groups` of all parts, and notes.
 
     Picture files of a given test (valid) split that training has too are left out of it; so are those of valid that
@@ -151,7 +149,7 @@ def _keep_apart(found: RawDataset, name: str, other: str, what: str) -> None:
         found.origins.pop(name, None)
         found.notes.append(f"{said}: the {name} split is cut out of training instead")
         return
-    found.parts[name] = part_of(part, np.flatnonzero(~same))
+    found.parts[name] = part.select(np.flatnonzero(~same))
     found.notes.append(f"{said}; they were left out of the {name} split")
 
 
@@ -186,16 +184,3 @@ def _groups(part: RawSplit, by_content: bool) -> np.ndarray | None:
     if len(first) == len(part.content):
         return None
     return part.content if by_content else part.example_ids[first][inverse]
-
-
-def part_of(part: RawSplit, rows: np.ndarray) -> RawSplit:
-    """Some rows of a part."""
-    return replace(
-        part,
-        x=part.x[rows] if isinstance(part.x, np.ndarray) else Rows(part.x, rows),
-        labels=None if part.labels is None else part.labels[rows],
-        example_ids=part.example_ids[rows],
-        groups=None if part.groups is None else part.groups[rows],
-        factors={name: values[rows] for name, values in part.factors.items()},
-        content=None if part.content is None else part.content[rows],
-    )

@@ -1,14 +1,51 @@
-"""Generated shapes whose factors are known: drawn when asked for, at any size, the same on every machine."""
+"""Data sets that are in the package: small ones for trying things out, and shapes whose factors are known."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from importlib import resources
+from typing import Any
 
 import numpy as np
 
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, index_keys
 from tessella.foundation.registry import register
+
+FILE = "clothes.npz"
+"""Arrays that `numpy.load` reads, each packed by LZMA; `benchmarks/make_clothes.py` made it from the official files."""
+
+
+@register(
+    "data", "clothes", summary="13,000 grey pictures of clothes of 28 x 28 pixels, in the package (Xiao et al. 2017)"
+)
+def clothes(size: tuple[int, int] | None = None) -> RawDataset:
+    """Load Fashion-MNIST in small: 10,000, 1,000 and 2,000 grey pictures of 28x28, 10 classes (Xiao et al. 2017).
+
+    Training and validation pictures are out of the official training set, test pictures out of the official test set;
+    each class has the same share of each, and no two pictures are the same. MIT licence, in `clothes.LICENSE`.
+    """
+    with resources.files(str(__package__)).joinpath(FILE).open("rb") as file, np.load(file) as arrays:
+        parts = {
+            name: RawSplit(x := arrays[f"x_{name}"], arrays[f"y_{name}"], index_keys(len(x), f"clothes {name}"))
+            for name in ("train", "valid", "test")
+        }
+        return RawDataset(parts, tuple(map(str, arrays["class_names"])))
+
+
+@register("data", "digits", summary="1,797 handwritten digits of 8 x 8 pixels (Alpaydin & Kaynak 1998)")
+def digits(size: tuple[int, int] | None) -> RawDataset:
+    """Load 1,797 handwritten digits of 8x8 from scikit-learn (Alpaydin & Kaynak 1998)."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    x, y = bunch.data, bunch.target
+    grey = np.round(x.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    part = RawSplit(grey, y, index_keys(len(grey), "digits"))
+    return RawDataset({WHOLE: part}, notes=["values 0 ... 16 scaled to bytes 0 ... 255"])
+
+
+# sprites
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 DEFAULT_SIZE = (32, 32)
@@ -80,7 +117,7 @@ class SpriteReader:
 
 @register("data", "sprites", summary="36,864 pictures of three shapes, made of known factors")
 def sprites(size: tuple[int, int] | None) -> RawDataset:
-    """The `sprites` source: 36,864 pictures of three shapes on a dark ground."""
+    """Draw 36,864 pictures of three shapes on a dark ground when they are asked for, at any size."""
     reader = SpriteReader(size or DEFAULT_SIZE)
     numbers = factors(np.arange(len(reader)))
     known = {name: numbers[:, column] for column, name in enumerate(FACTORS)}

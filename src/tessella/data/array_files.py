@@ -1,0 +1,365 @@
+"""Files of arrays: numpy's .npz and .npy, idx (MNIST) and the binary CIFAR. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from tessella.data import limits
+from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, index_keys, one_line, shown
+from tessella.foundation.errors import DataError
+
+T = TypeVar("T")
+
+_OBJECTS = "holds pickled Python objects (ragged lists, or texts of pandas): save a plain array, texts by .astype(str)"
+_DAMAGES = (OSError, EOFError, ValueError, KeyError, NotImplementedError, zlib.error, zipfile.BadZipFile)
+_DAMAGES = (*_DAMAGES, SyntaxError, TypeError, RuntimeError, OverflowError, struct.error, tokenize.TokenError)
+"""What reading a hostile file may raise: a header of a thousand brackets, a member that takes a password."""
+
+
+def _guarded(where: str, read: Callable[[], T]) -> T:
+    """Read something, and word what goes wrong."""
+    try:
+        return read()
+    except PermissionError:
+        raise
+    except _DAMAGES as error:
+        said = str(error)
+        if "pickled data" in said:
+            why, code = "is no numpy file (and nothing is unpickled): save it with numpy.savez", "no-numpy-file"
+        elif ("allow_pickle" in said and "max_header_size" not in said) or "Python objects" in said:
+            why, code = _OBJECTS, "pickled"
+        else:
+            why, code = f"is damaged or cut short: {one_line(error)}; fetch or save it again", "damaged"
+    except MemoryError:
+        why, code = "does not fit in memory, or its header is damaged", "too-large"
+    raise DataError(f"{where} {why}", code=code)
+
+
+# numpy
+
+
+class NumpyArchive(Mapping[str, np.ndarray]):
+    """The arrays of an `.npz`, each read when asked for; nothing in it is unpickled.
+
+    Raises:
+        DataError: if the file, or a member when it is asked for, is missing, damaged, of a size that does not fit, or
+            holds pickled objects.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        loaded = _guarded(path, lambda: np.load(path, allow_pickle=False))
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} is no .npz archive: save it with numpy.savez", code="no-archive")
+        self._archive = loaded
+
+    def header(self, key: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Read the shape and type of an array, and check that its promised size fits.
+
+        Raises:
+            KeyError: if there is no such array.
+            DataError: as reading it.
+        """
+        if key not in self._archive.files:
+            raise KeyError(key)
+        where = f"{self._path}: {key}"
+        return _guarded(where, lambda: self._header(key, where))
+
+    def _header(self, key: str, where: str) -> tuple[tuple[int, ...], np.dtype]:
+        archive: Any = self._archive.zip
+        info = archive.getinfo(key if key in archive.NameToInfo else f"{key}.npy")
+        packed = info.compress_size if info.compress_type != zipfile.ZIP_STORED else None
+        limits.check_size(where, info.file_size, packed, "save it with numpy.savez, not compressed")
+        with archive.open(info) as file:
+            return _npy_header(file, where, info.file_size)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        self.header(key)
+        where = f"{self._path}: {key}"
+        member = _guarded(where, lambda: self._archive[key])
+        if not isinstance(member, np.ndarray):
+            raise DataError(f"{where} is no array: save it with numpy.savez", code="no-array")
+        return member
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._archive.files)
+
+    def __len__(self) -> int:
+        return len(self._archive.files)
+
+
+def _npy_header(file: IO[bytes], where: str, size: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the shape and type of an `.npy` of `size` bytes, which they must fit; ValueError if it is no such header."""
+    start = file.tell()
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise DataError(f"{where} holds records with named fields: save a plain array", code="records")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read(file)
+    if kind.hasobject:
+        raise DataError(f"{where} {_OBJECTS}", code="pickled")
+    promised = file.tell() - start + int(np.prod(shape, dtype=object)) * kind.itemsize
+    if min(shape, default=0) < 0 or promised > size:
+        raise DataError(
+            f"{where} is damaged or cut short: its header promises {limits.human(promised)}, it has "
+            f"{limits.human(size)}; fetch or save it again",
+            code="damaged",
+        )
+    return shape, kind
+
+
+def npy(path: str) -> RawDataset:
+    """Read one array, an example a row."""
+
+    def read() -> Any:
+        with open(path, "rb") as file:
+            if file.read(6) == np.lib.format.MAGIC_PREFIX:
+                file.seek(0)
+                _npy_header(file, path, os.path.getsize(path))
+        return np.load(path, allow_pickle=False, mmap_mode="r")
+
+    x = _guarded(path, read)
+    if not isinstance(x, np.ndarray):
+        raise DataError(f"{path} is an archive: let its name end in .npz", code="is-archive")
+    return RawDataset({WHOLE: RawSplit(x, None, _keys(x, WHOLE), name=path)})
+
+
+def npz(path: str, label: str | None = None) -> RawDataset:
+    """Read arrays of examples and labels by the usual names (`x_train`, `y_train`, `val_images`, ...)."""
+    archive = NumpyArchive(path)
+    heads = {name: _head(archive, name) for name in archive}
+    if label is not None and label not in heads:
+        raise DataError(
+            f"{path} has no array {shown(label)!r} to take the class from; it has {abridged(list(heads))}",
+            code="no-such-label",
+            label=label,
+        )
+    notes: list[str] = []
+    names = _sorted_out(list(heads), [name for name, (_, kind) in heads.items() if kind in "SUT"], label)
+    data, labels = _by_split(names, heads, path, notes)
+    parts = {}
+    for split, name in data.items():
+        x = archive[name]
+        if split in ("valid", "test") and x.shape[:1] == (0,):
+            notes.append(f"{name} is empty: left out")
+            continue
+        y = archive[labels[split]] if split in labels else None
+        called = f"{path}: {labels.get(split)}"
+        parts[split] = RawSplit(x, y, _keys(x, split), name=f"{path}: {name}", labels_name=called)
+    classes = _class_names(archive, names.classes, path) if names.classes and labels else ()
+    left = [name for name in heads if name not in {*data.values(), *labels.values(), names.classes}]
+    if left:
+        notes.append(f"arrays left out: {abridged(left)}")
+    return RawDataset(parts, classes, notes)
+
+
+def _head(archive: NumpyArchive, name: str) -> tuple[tuple[int, ...], str]:
+    """The shape and kind of an array; kind `O` of what cannot be read, which matters only if it is asked for."""
+    try:
+        shape, kind = archive.header(name)
+    except DataError:
+        return (), "O"
+    return shape, kind.kind
+
+
+def _class_names(archive: NumpyArchive, name: str, path: str) -> tuple[str, ...]:
+    listed = archive[name].reshape(-1)
+    classes = [str(c.decode("utf-8", "replace") if isinstance(c, bytes) else c) for c in listed.tolist()]
+    if len(set(classes)) < len(classes):
+        twice = abridged([c for c in dict.fromkeys(classes) if classes.count(c) > 1])
+        raise DataError(
+            f"{path}: {name} names {twice} more than once: give every class a name of its own", code="same-class-twice"
+        )
+    return tuple(classes)
+
+
+def _keys(x: np.ndarray, name: str) -> np.ndarray:
+    return index_keys(len(x) if x.ndim else 0, name)
+
+
+# which arrays of an archive are examples and labels, and of which split, by their names
+
+_SPLIT_WORDS = (
+    dict.fromkeys(("train", "training", "tr", "trn"), "train")
+    | dict.fromkeys(("valid", "validation", "val", "vali", "dev", "va"), "valid")
+    | dict.fromkeys(("test", "testing", "te", "tst"), "test")
+)
+_DATA_WORDS = ("x", "images", "image", "data", "samples", "inputs", "features", "imgs", "img", "pictures", "vectors")
+_DATA_WORDS = (*_DATA_WORDS, "series", "signals", "dataset", "input", "sample", "array", "xs", "arr0", "")
+_LABEL_WORDS = ("y", "labels", "label", "targets", "target", "class", "classes", "ys", "arr1")
+_CLASS_WORDS = (*(f"{a}names" for a in ("class", "classes", "label", "labels", "target", "category")),)
+_CLASS_WORDS = (*_CLASS_WORDS, "classlabels", "classes", "categories")
+_GLUED = re.compile(rf"([xy])({'|'.join(_SPLIT_WORDS)})|({'|'.join(_SPLIT_WORDS)})([xy])")
+
+
+class _Members(NamedTuple):
+    """Names of arrays by what they hold: examples and labels by split (`whole` where the name says none), classes."""
+
+    data: dict[str, str]
+    labels: dict[str, str]
+    classes: str | None
+
+
+def _sorted_out(names: Sequence[str], texts: Sequence[str], label: str | None) -> _Members:
+    """Sort the arrays of an archive by what their names say.
+
+    Args:
+        texts: those that hold texts: only these can name the classes.
+        label: the name of the labels; those of other splits may have the same name but for the split's.
+    """
+    data: dict[str, list[tuple[int, str]]] = {}
+    labels: dict[str, list[tuple[int, str]]] = {}
+    classes = [name for name in names if _words(name)[1] in _CLASS_WORDS and name in texts]
+    for name in names:
+        split, stem = _words(name)
+        if stem == _words(label)[1] if label else stem in _LABEL_WORDS and name not in classes:
+            labels.setdefault(split, []).append((0 if label else _LABEL_WORDS.index(stem), name))
+        elif stem in _DATA_WORDS and (stem or split != WHOLE):
+            data.setdefault(split, []).append((_DATA_WORDS.index(stem), name))
+    first = [{split: min(ranked)[1] for split, ranked in found.items()} for found in (data, labels)]
+    return _Members(first[0], first[1], classes[0] if classes else None)
+
+
+def _words(name: str) -> tuple[str, str]:
+    """The split that a name tells, and what is left of the name: `trainImages` gives `train` and `images`."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
+    if len(words) == 1 and (glued := _GLUED.fullmatch(words[0])):
+        words = [word for word in glued.groups() if word]
+    splits = [_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS]
+    if len(splits) > 1:
+        return WHOLE, "".join(words)
+    return (splits or [WHOLE])[0], "".join(word for word in words if word not in _SPLIT_WORDS)
+
+
+def _by_split(
+    names: _Members, heads: dict[str, tuple[tuple[int, ...], str]], path: str, notes: list[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Names of the arrays of examples, and of labels, by split: all of them `whole`, or with a `train`."""
+    data, labels = names.data, names.labels
+    if not data:
+        used = {*labels.values(), names.classes}
+        wide = [name for name, (shape, kind) in heads.items() if name not in used and len(shape) > 1 and kind in "buif"]
+        if len(wide) != 1:
+            held = abridged([f"{name} ({'x'.join(map(str, shape))})" for name, (shape, _) in heads.items()])
+            raise DataError(
+                f"{path} has neither x nor x_train, or another usual name of examples; it has {held or 'nothing'}",
+                code="no-examples-array",
+            )
+        data = {WHOLE: wide[0]}
+        notes.append(f"{wide[0]} is taken for the examples: no other array can be")
+    for known in (data, labels):
+        if WHOLE in known and "train" not in known and len(data) > 1:
+            known["train"] = known.pop(WHOLE)
+    if "train" in data:
+        data.pop(WHOLE, None)
+    elif len(data) == 1 and WHOLE not in data:
+        (split, name), *_ = data.items()
+        notes.append(f"{name} alone holds examples: taken for all of them")
+        data, labels = {WHOLE: name}, {WHOLE: labels[split]} if split in labels else {}
+    data = {split: data[split] for split in (WHOLE, "train", "valid", "test") if split in data}
+    return data, {split: name for split, name in labels.items() if split in data}
+
+
+# idx, the format of MNIST
+
+IDX = re.compile(r"(idx\d-ubyte|\.idx\d?)(\.gz)?$", re.IGNORECASE)
+_IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_IDX_SPLITS = (("train", "train"), ("t10k", "test"), ("test", "test"))
+
+
+def _idx_array(path: str) -> np.ndarray:
+    """Read an idx file, gzipped or not, of any type and shape (LeCun, "The IDX file format")."""
+    packed = os.path.getsize(path)
+    zipped = limits.is_gzipped(path)
+    with gzip.open(path) if zipped else open(path, "rb") as file:
+        start = file.read(4)
+        if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _IDX_TYPES:
+            raise DataError(f"{path} is no idx file: it does not start with an idx header", code="no-idx-file")
+        sides = file.read(4 * start[3])
+        shape = tuple(np.frombuffer(sides[: len(sides) // 4 * 4], ">u4").tolist())
+        kind = np.dtype(_IDX_TYPES[start[2]])
+        promised = int(np.prod(shape, dtype=object)) * kind.itemsize
+        fits = len(shape) == start[3]
+        if fits and (zipped or 4 + len(sides) + promised == packed):
+            limits.check_size(path, promised, packed if zipped else None)
+            data = file.read(promised + 1)
+            if len(data) == promised:
+                return np.frombuffer(data, kind).reshape(shape).astype(kind.newbyteorder("="))
+    raise DataError(
+        f"{path} is damaged or cut short: it does not hold what its header promises; fetch it again", code="damaged"
+    )
+
+
+def idx_folder(path: str, names: list[str]) -> RawDataset:
+    """Read idx files: pictures or vectors, their labels beside them, official splits by their names."""
+    beside = set(os.listdir(path or "."))
+    parts: dict[str, RawSplit] = {}
+    notes: list[str] = []
+
+    def array(name: str) -> tuple[str, np.ndarray]:
+        file = os.path.join(path, name)
+        return file, _guarded(file, lambda: _idx_array(file))
+
+    for name in (name for name in names if IDX.search(name)):
+        file, x = array(name)
+        if x.ndim < 2:
+            if len(names) == 1:
+                raise DataError(f"{file} holds labels: give the file of pictures or the folder", code="labels-alone")
+            continue
+        split = next((split for mark, split in _IDX_SPLITS if mark in name.lower()), WHOLE)
+        if split in parts:
+            notes.append(f"{name} left: another file is the {split} part already")
+            continue
+        twin = name.replace("images", "labels").replace("idx3", "idx1")
+        twins = [t for t in (twin, twin.removesuffix(".gz"), f"{twin}.gz") if t in beside and t != name]
+        called, labels = array(twins[0]) if twins else ("", None)
+        parts[split] = RawSplit(x, labels, _keys(x, split), name=file, labels_name=called)
+    if not parts:
+        raise DataError(f"no idx file of pictures or vectors in {path}", code="no-idx-file")
+    if "train" not in parts or WHOLE in parts:
+        parts = {WHOLE: next(iter(parts.values()))}
+    return RawDataset(parts, notes=notes)
+
+
+# CIFAR, the binary version
+
+CIFAR = re.compile(r"(data_batch_\d+|test_batch|train|test)\.bin")
+CIFAR_PICKLE = re.compile(r"data_batch_\d+|test_batch|batches\.meta")
+_PIXELS = 3 * 32 * 32
+_LABEL_BYTES = (1, 2)
+"""CIFAR-10: the class; CIFAR-100: the coarse class, then the class."""
+
+
+def cifar_binary(path: str, names: list[str]) -> RawDataset:
+    """Read rows of label bytes and 3072 bytes of a 32x32 picture, channel by channel (Krizhevsky 2009)."""
+    pieces: dict[str, list[np.ndarray]] = {}
+    for name in (name for name in names if name.endswith(".bin")):
+        data = np.fromfile(os.path.join(path, name), np.uint8)
+        widths = [_PIXELS + n for n in _LABEL_BYTES if len(data) and len(data) % (_PIXELS + n) == 0]
+        if not widths:
+            where = os.path.join(path, name)
+            raise DataError(f"{where} is no CIFAR batch, or cut short: {len(data)} bytes", code="damaged")
+        pieces.setdefault("test" if name.startswith("test") else "train", []).append(data.reshape(-1, widths[0]))
+    parts = {}
+    for split, rows in pieces.items():
+        if len({r.shape[1] for r in rows}) > 1:
+            raise DataError(f"{path} mixes CIFAR-10 and CIFAR-100 batches: keep one of them", code="mixed-cifar")
+        joined = np.concatenate(rows)
+        x, labels = joined[:, -_PIXELS:].reshape(-1, 3, 32, 32), joined[:, -_PIXELS - 1]
+        parts[split] = RawSplit(x, labels, index_keys(len(x), split))
+    if "train" not in parts:
+        parts = {WHOLE: parts["test"]}
+    names_file = next((f for f in ("batches.meta.txt", "fine_label_names.txt") if (Path(path) / f).is_file()), None)
+    classes = (Path(path) / names_file).read_text("utf-8", "replace").split() if names_file else []
+    return RawDataset(parts, tuple(classes))

@@ -1,0 +1,289 @@
+"""Picture files decoded: their headers, their pixels upright, at one size and in one mode, 8 bits of more."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from threading import Lock
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from tessella.data.arrays import centre_box
+from tessella.data.raw import one_line
+from tessella.foundation.notes import note
+
+FORMATS = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo"), ("JPEG", "MPO")),
+    **dict.fromkeys((".tif", ".tiff"), ("TIFF",)),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm", ".pfm"), ("PPM",)),
+    **dict.fromkeys((".png", ".apng"), ("PNG",)),
+    ".bmp": ("BMP",),
+    ".gif": ("GIF",),
+    ".webp": ("WEBP",),
+    ".tga": ("TGA",),
+    ".avif": ("AVIF",),
+}
+"""File endings that are taken for pictures, and what they may hold; no other decoder is ever run."""
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+"""Pillow's modes of grey pictures of 16-bit and 32-bit whole numbers and of floats."""
+BITS = {255.0: 8, 4095.0: 12, 65535.0: 16}
+"""The largest value of unsigned whole numbers, and of how many bits they are then taken to be."""
+MOST_PIXELS = 1 << 26
+"""A picture of more pixels than this is not opened: decoded it takes 4 bytes a pixel and as much for a copy."""
+LARGE = 1 << 22
+"""Pictures of more pixels are decoded one at a time, so that threads do not multiply what they take."""
+STRIP = 1 << 20
+_SAMPLE_FORMAT, _UNSIGNED = 339, 1
+
+Item = str | bytes
+"""A picture file's path, or its content."""
+Depth = tuple[float, float]
+"""The values of 16-bit, 32-bit and float pictures that become 0 and 255."""
+
+_one_large = Lock()
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is lower than its limit
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a file's header says: (height, width) upright and number of channels; or why it cannot be read.
+
+    Attributes:
+        deep: whether it is grey and of more than 8 bits or of floats, all of which can be read.
+        cut: whether it is in colour and of more than 8 bits a channel, of which the decoder keeps the upper 8.
+    """
+
+    size: tuple[int, int] = (0, 0)
+    channels: int = 0
+    deep: bool = False
+    cut: bool = False
+    trouble: str = ""
+
+
+@dataclass(frozen=True)
+class DepthRange:
+    """The values of a deep picture.
+
+    Attributes:
+        low, high: the smallest and largest finite value.
+        floats: whether they are floats.
+        wide: whether they are of 32 bits.
+        odd: whether some are not finite.
+    """
+
+    low: float
+    high: float
+    floats: bool
+    wide: bool
+    odd: bool
+
+
+def read_image_header(item: Item) -> ImageHeader:
+    """Read a picture's size and mode, not its values."""
+    try:
+        with opened_picture(item) as image:
+            deep, cut = image.mode in DEEP, _is_cut(image)
+            with _alone(image):  # of a PNG all is read for its Exif
+                return ImageHeader(_upright_size(image), _native(image), deep, cut)
+    except Exception as error:  # decoders of broken files raise nearly anything
+        return ImageHeader(trouble=reason(error))
+
+
+def depth_range(item: Item) -> DepthRange | None:
+    """Measure the values of a deep picture; None if it cannot be read, which is said when it is decoded."""
+    try:
+        with opened_picture(item) as image:
+            return _range_of(_stored_values(image))
+    except Exception:
+        return None
+
+
+def decoded(item: Item, size: tuple[int, int], channels: int, depth: Depth | None = None) -> np.ndarray:
+    """Decode one picture as uint8 `[C, H, W]`, upright, cropped at its centre, resized; lost alpha is laid on white.
+
+    Args:
+        depth: the values of a 16-bit, 32-bit or float picture that become 0 and 255; None: by its own range, which a
+            note says.
+    """
+    with opened_picture(item) as image:
+        box = centre_box((image.size[1], image.size[0]), size)
+        if min(box[2] / size[0], box[3] / size[1]) > 4:
+            image.draft(None, (image.size[0] * 2 * size[0] // box[2], image.size[1] * 2 * size[0] // box[2]))
+        with _alone(image):
+            return _fitted(image, size, channels, depth)
+
+
+def decoded_or_trouble(item: Item, size: tuple[int, int], channels: int, depth: Depth | None) -> np.ndarray | str:
+    """Decode one picture, or say why it cannot be."""
+    try:
+        return decoded(item, size, channels, depth)
+    except Exception as error:  # decoders of broken files raise nearly anything
+        return reason(error)
+
+
+@contextmanager
+def opened_picture(item: Item) -> Iterator[Image.Image]:
+    """Open a picture with its header read.
+
+    It is opened as a stream: Pillow maps a file of that name into memory, and by the size as put upright, which garbles
+    uncompressed TIFFs that lie on their side.
+
+    Raises:
+        ValueError: if its header promises too many pixels.
+        OSError: if it is none, or no regular file.
+    """
+    if isinstance(item, str) and not stat.S_ISREG(os.stat(item).st_mode):
+        raise OSError("no regular file")
+    with open(item, "rb") if isinstance(item, str) else io.BytesIO(item) as stream:
+        try:
+            image = Image.open(stream, formats=picture_formats())
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            pixels = re.search("[0-9]+", str(error))
+            raise _too_large(int(pixels[0]) if pixels else MOST_PIXELS) from None
+        with image:
+            if math.prod(image.size) > MOST_PIXELS:
+                raise _too_large(math.prod(image.size), " ({} x {})".format(*image.size))
+            yield image
+
+
+@cache
+def picture_formats() -> list[str]:
+    """Name Pillow's decoders of the formats that are read."""
+    Image.init()
+    return sorted({name for names in FORMATS.values() for name in names if name in Image.OPEN})
+
+
+def reason(error: Exception) -> str:
+    """Say in a few words why a file cannot be read."""
+    known = {Image.UnidentifiedImageError: "not a picture", PermissionError: "no permission"}
+    known |= {FileNotFoundError: "no such file"}
+    return next((words for kind, words in known.items() if isinstance(error, kind)), None) or one_line(error, 90)
+
+
+def _too_large(pixels: int, of: str = "") -> ValueError:
+    most = MOST_PIXELS // 10**6
+    return ValueError(f"{pixels / 1e6:,.0f} million pixels{of}, and at most {most} are read: make it smaller")
+
+
+def _alone(image: Image.Image) -> Lock | nullcontext[None]:
+    """What to hold while a picture is decoded: of large ones there is one at a time."""
+    return _one_large if math.prod(image.size) > LARGE else nullcontext()
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of the picture put upright."""
+    width, height = image.size
+    if image.format == "TIFF":  # some versions of Pillow say the size upright, others as stored
+        width, height = image.tag_v2[256], image.tag_v2[257]  # pyright: ignore[reportAttributeAccessIssue]
+    if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # lying on its side
+        width, height = height, width
+    return height, width
+
+
+def _native(image: Image.Image) -> int:
+    """The channels that hold all that a picture shows."""
+    clear = image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info
+    return (1 if image.mode in ("1", "L", "LA", "La", *DEEP) else 3) + clear
+
+
+def _is_cut(image: Image.Image) -> bool:
+    """Whether it has more than 8 bits a channel and the decoder keeps 8."""
+    tiles = getattr(image, "tile", ())
+    return image.mode not in DEEP and any(";16" in str(tile[3]) or ";12" in str(tile[3]) for tile in tiles)
+
+
+def _fitted(image: Image.Image, size: tuple[int, int], channels: int, depth: Depth | None) -> np.ndarray:
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode in DEEP:
+        values = _stored_values(image)
+        if depth is None:
+            depth = depth_rule([_range_of(values)])
+            note(f"values of more than 8 bits {depth_words(depth)}: one picture by itself")
+        image = Image.fromarray(_to_bytes(values, depth))
+    picture = _as_mode(image, MODES[_native(image)])
+    if picture.mode in ("LA", "RGBA") and channels in (1, 3):
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    picture = _as_mode(picture, MODES[channels])
+    top, left, height, width = centre_box((picture.size[1], picture.size[0]), size)
+    if picture.size != (size[1], size[0]):
+        box = (left, top, left + width, top + height)
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    return np.moveaxis(np.asarray(picture).reshape(*size, channels), -1, 0)
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    image.load()
+    return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
+
+
+# more than 8 bits: one rule makes bytes of all
+
+
+def depth_rule(ranges: list[DepthRange]) -> Depth:
+    """What becomes 0 and 255: the range, or of unsigned whole numbers the range of their 8, 12 or 16 bits."""
+    low, high = min(r.low for r in ranges), max(r.high for r in ranges)
+    if low >= 0 and not any(r.floats for r in ranges):
+        for top in BITS:
+            if high <= top:
+                return 0.0, top
+    return low, high
+
+
+def depth_words(depth: Depth) -> str:
+    """The rule in words."""
+    bits = BITS.get(depth[1]) if depth[0] == 0 else None
+    if bits == 8:
+        return "hold whole numbers up to 255, which are kept as they are"
+    if bits is not None:
+        return f"hold whole numbers of {bits} bits, up to {int(depth[1])}, and were cut to their upper 8 bits"
+    return f"were scaled by the range of their values: {depth[0]:.6g} became 0 and {depth[1]:.6g} became 255"
+
+
+def _stored_values(image: Image.Image) -> np.ndarray:
+    """The values that a deep picture holds, `[H, W]`."""
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", None)
+    if image.mode == "I" and tags is not None and values.dtype.itemsize == 4 and int(values.min()) < 0:
+        kind = tags.get(_SAMPLE_FORMAT, _UNSIGNED)
+        if (kind[0] if isinstance(kind, tuple) else kind) == _UNSIGNED:
+            return values.view(np.uint32)  # Pillow has no unsigned mode and calls them signed
+    return values
+
+
+def _range_of(values: np.ndarray) -> DepthRange:
+    """The range of a picture's values; ValueError if none is finite."""
+    floats = values.dtype.kind == "f"
+    finite = values[np.isfinite(values)] if floats else values
+    if finite.size == 0:
+        raise ValueError("it holds no finite number")
+    odd = finite.size < values.size
+    return DepthRange(float(finite.min()), float(finite.max()), floats, values.dtype.itemsize == 4, odd)
+
+
+def _to_bytes(values: np.ndarray, depth: Depth) -> np.ndarray:
+    """Values `[H, W]` as uint8: whole numbers of 8, 12 or 16 bits lose the lower ones, all else is scaled; NaN is 0."""
+    low, high = depth
+    if values.dtype.kind == "f" and not np.isfinite(values).any():
+        raise ValueError("it holds no finite number")
+    bits = BITS.get(high) if low == 0 and values.dtype.kind != "f" else None
+    done = np.empty(values.shape, np.uint8)
+    rows = max(1, STRIP // max(1, values.shape[1]))
+    for start in range(0, len(values), rows):
+        strip = values[start : start + rows]
+        if bits is not None:
+            done[start : start + rows] = np.clip(strip.astype(np.int64), 0, int(high)) >> (bits - 8)
+        else:
+            scaled = (strip.astype(np.float64) - low) * (255 / (high - low) if high > low else 0.0)
+            done[start : start + rows] = np.round(np.clip(np.nan_to_num(scaled, nan=0.0, posinf=255, neginf=0), 0, 255))
+    return done
