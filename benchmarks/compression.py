@@ -33,13 +33,13 @@ import containers
 import tessella
 from tessella.coding import files
 from tessella.coding.container import Container
-from tessella.coding.originals import BaselineCodecs
 from tessella.coding.weights import Weights, check
 from tessella.core.batches import Batch
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data.inputs import NamedBatch
 from tessella.models.base import Model
+from tessella.tasks.compress import BaselineCodecs
 from tessella.training import checkpoint
 from tessella.training.run import Run, load
 

@@ -58,7 +58,7 @@ from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.priors import CausalTransformer
 from tessella.tasks.detect.detector import Detector
 from tessella.training import loop, step
-from tessella.training.code_priors import Priors
+from tessella.training.prior_trainer import CodePriorTrainer
 from tessella_experiments.runner import codes_of
 
 SECONDS, TINY_SECONDS = 360.0, 60.0
@@ -251,10 +251,8 @@ def _step(place: Place, name: str, side: int, batch: int, budget: float, peak: c
         split = codes_of(model, split)
         torch.manual_seed(0)
         size: dict[str, Any] = {"width": 16, "depth": 1} if place.tiny else {}
-        shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
-        module = Priors(
-            model, [CausalTransformer(**size).build(s, q.codebook_size, context_channels=c) for s, q, c in shapes]
-        )
+        module = CodePriorTrainer(model)
+        module.set_prior(model.build_priors(CausalTransformer(**size)))
         module = module.to(place.device)
     else:
         module = place.model(name, side)

@@ -11,8 +11,7 @@ from tessella.data import Data
 from tessella.foundation.config import hints, slots
 from tessella.foundation.registry import names
 from tessella.models.spec import ModelConfig
-from tessella.training.fit_prior import fit_prior
-from tessella.training.prior_trainer import FitResult
+from tessella.training.fit_prior import FitResult, fit_prior
 
 
 def make(model: str | Callable[..., Any], schema: Schema, **options: Any) -> Any:

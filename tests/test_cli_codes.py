@@ -17,7 +17,7 @@ import tessella
 from tessella.cli import main
 from tessella.core.tensors import read_tensors, write_tensors
 from tessella.models.codes import CodeModel
-from tessella.training import checkpoint, code_priors, fit_prior, fitted_priors, loop, prior_trainer
+from tessella.training import checkpoint, fit_prior, fitted_priors, loop, prior_trainer
 
 TINY = (
     "--steps",
@@ -80,7 +80,7 @@ def test_a_prior_says_what_it_saves_and_what_comes_next(
         for line in (run / "priors" / "transformer" / "metrics.jsonl").open()
         if json.loads(line)["kind"] == "train"
     ]
-    assert max(rates) <= code_priors.Priors.learning_rate
+    assert max(rates) <= prior_trainer.PriorTrainer.learning_rate
 
 
 def test_resuming_a_prior_needs_its_kind_alone(run: Path, refused: Callable[..., str]) -> None:
@@ -99,7 +99,7 @@ def test_resuming_a_prior_needs_its_kind_alone(run: Path, refused: Callable[...,
 def test_a_stopped_prior_says_how_to_go_on(
     kind: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stopped = prior_trainer.FitResult(loop.TrainResult(run, 7, 1.0, "signal"), None, 33.0)
+    stopped = fit_prior.FitResult(loop.TrainResult(run, 7, 1.0, "signal"), None, 33.0)
     monkeypatch.setattr(fit_prior, "fit_prior", lambda *a, **k: stopped)
     assert main(["fit-prior", str(run), "--kind", kind, "--quiet"]) == 130
     named = "" if kind == "pixelcnn" else " --kind masked"

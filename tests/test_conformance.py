@@ -22,7 +22,7 @@ from tessella.foundation.config import hints, slots
 from tessella.foundation.registry import Entry, entries, find, names
 from tessella.models import diffusion
 from tessella.models.spec import Objective
-from tessella.testing.examples import random_examples, schema_of
+from tessella.testing.examples import VALUES, random_examples, schema_of
 from tessella.testing.models import check_terms, small_model
 from tessella.testing.parts import SIZE, small
 
@@ -65,7 +65,7 @@ def test_entry(entry: Entry) -> None:
 
 @pytest.mark.parametrize("entry", entries_of("likelihood"))
 def test_likelihood_refuses_other_values(entry: Entry) -> None:
-    for values in {"binary", "uint8", "real"} - set(entry.values):
+    for values in VALUES.keys() - set(entry.values):
         with raises("wrong-values"):
             entry.load()().build(schema_of(values, (1, 8, 8)))
 
@@ -125,6 +125,8 @@ def test_model_of_vectors(entry: Entry, features: int) -> None:
 def test_model_of_signals(entry: Entry) -> None:
     check_model(entry, schema_of("real", (2, 9)))
     check_model(entry, schema_of("uint8", (1, 12)))
+    check_model(entry, schema_of("integers", (2, 6)))
+    check_model(entry, schema_of("symbols", (1, 7)))
 
 
 @pytest.mark.parametrize("entry", entries_of("model"))

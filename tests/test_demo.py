@@ -16,6 +16,7 @@ import pytest
 import tessella
 from tessella.cli import main, overview
 from tessella.data.built_in import FILE
+from tessella.foundation.errors import on_command_line
 from tessella.models.codes import CodeModel
 from tessella.training import fitted_priors
 
@@ -158,7 +159,7 @@ def test_a_prior_that_nothing_measured_is_not_used_in_silence(worse: Path, tmp_p
     record = json.loads((home / "spec.json").read_text())
     (home / "spec.json").write_text(json.dumps({**record, "rate": None}))
     assert "stopped before it was measured" in fitted_priors.choose_prior(run).note
-    assert "--resume" in fitted_priors.choose_prior(run).note
+    assert "--resume" in on_command_line(fitted_priors.choose_prior(run).note)
     (home / "spec.json").write_text(json.dumps({**record, "rate": None, "rate_before": None}))  # no validation split
     assert fitted_priors.choose_prior(run) == fitted_priors.PriorChoice(home)
 

@@ -13,11 +13,11 @@ from expect import raises
 from making import make
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.core.schema import Real, Schema
+from tessella.core.schema import UINT8, Integers, Real, Schema
 from tessella.diffusion import samplers
 from tessella.diffusion.chain import Chain, Sampler
 from tessella.diffusion.discrete_denoiser import posterior
-from tessella.diffusion.discretized_likelihood import NoisyBytes
+from tessella.diffusion.discretized_likelihood import NoisyLevels
 from tessella.diffusion.schedule import NoiseSchedule, alpha, sigma, spread_times, variance_term
 from tessella.foundation.errors import SpecError
 from tessella.models.diffusion import DiffusionModel
@@ -87,11 +87,13 @@ def test_thinned_sum_is_near_and_does_not_look_at_other_examples() -> None:
     assert torch.equal(thinned[2:3], posterior(location[2:3], precision[2:3], 256, thin=True)[0])
 
 
-def test_decoder_of_bytes_sums_to_one() -> None:
+@pytest.mark.parametrize("of", [UINT8, Integers(7, -3.0), Integers(300)], ids=str)
+def test_decoder_of_levels_sums_to_one(of: Integers) -> None:
     torch.manual_seed(0)
-    location = torch.rand(256, 3, dtype=torch.float64) * 2.2 - 1.1
-    drawing = NoisyBytes(location[:1].expand(256, 3), torch.tensor([[3.0, 1e3, 6e5]], dtype=torch.float64))
-    values = torch.arange(256)[:, None].expand(256, 3)
+    location = torch.rand(of.levels, 3, dtype=torch.float64) * 2.2 - 1.1
+    precision = torch.tensor([[3.0, 1e3, 6e5]], dtype=torch.float64)
+    drawing = NoisyLevels(location[:1].expand(of.levels, 3), precision, of)
+    values = (torch.arange(of.levels) + of.low)[:, None].expand(of.levels, 3)
     each = drawing.by_position(values)
     torch.testing.assert_close(each.exp().sum(0), torch.ones(3, dtype=torch.float64), rtol=0, atol=1e-9)
     torch.testing.assert_close(drawing.mean[0], (each.exp() * values).sum(0), rtol=0, atol=1e-6)

@@ -23,7 +23,7 @@ from tessella.core.tensors import read_tensors
 from tessella.foundation.errors import TrainingError
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.sklearn import LatentTransformer
-from tessella.training import checkpoint, fitted_priors, latent_priors, loop
+from tessella.training import checkpoint, fitted_priors, loop, prior_trainer
 
 Refused = Callable[..., str]
 TINY = ("--width", "8", "--quiet")
@@ -239,7 +239,7 @@ def test_weights_that_are_not_finite_at_the_end_are_not_saved(tmp_path: Path, mo
 
 def test_a_prior_that_learned_nothing_says_so_and_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(tmp_path / "run", 2)
-    spoil(monkeypatch, latent_priors.LatentPrior, lambda step: True)
+    spoil(monkeypatch, prior_trainer.LatentPriorTrainer, lambda step: True)
     with pytest.raises(TrainingError, match="nothing was learned: all 2 batches"):
         making.fit(tmp_path / "run", tessella.open_data("digits"), "flow", options=TrainOptions(steps=2), quiet=True)
     assert not (tmp_path / "run" / "priors" / "flow" / checkpoint.MODEL).exists()

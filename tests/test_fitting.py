@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import making
 import tessella
+from expect import raises
 from making import make
 from tessella import TrainOptions
 from tessella.bottlenecks import EMAQuantizer
@@ -24,11 +25,11 @@ from tessella.core.schema import Schema
 from tessella.core.tensors import read_tensors, write_tensors
 from tessella.data import Data
 from tessella.evaluation.bounds import evaluate
-from tessella.foundation.errors import RunError, SpecError
+from tessella.foundation.errors import SpecError
 from tessella.models.codes import CodeModel
 from tessella.priors.uniform import UniformModule
-from tessella.training import checkpoint, code_priors, fitted_priors, loop, prior_trainer
-from tessella.training import code_priors as fitting_codes
+from tessella.training import checkpoint, fitted_priors, loop, prior_trainer
+from tessella.training.fit_prior import FitResult
 
 SMALL = {"width": 8, "depth": 1, "codebook_size": 8, "grid_size": 4}
 OPTIONS = TrainOptions(steps=8, batch_size=16, save_every=0.0)
@@ -55,7 +56,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def fitted(run: Path, data: Data, kind: str = "pixelcnn", **more: Any) -> prior_trainer.FitResult:
+def fitted(run: Path, data: Data, kind: str = "pixelcnn", **more: Any) -> FitResult:
     more = {"options": OPTIONS, "width": 8, "depth": 1, **more}
     return making.fit(run, data, kind, quiet=True, **more)
 
@@ -146,7 +147,7 @@ def test_rows_of_codes_are_packed_and_unpacked() -> None:
         quantizer=EMAQuantizer(codebook_size=9, codes_per_position=2),
     )
     codes = model.eval().encode(torch.randint(0, 256, (3, 3, 20, 12), dtype=torch.uint8)).codes
-    again = code_priors.unpacked(model, code_priors.packed(codes))
+    again = prior_trainer.unpacked(model, prior_trainer.packed(codes))
     assert all(torch.equal(a, b) for a, b in zip(again, codes, strict=True))
 
 
@@ -212,9 +213,11 @@ def test_resuming_follows_the_prior_not_the_arguments(run: Path, digits: Data) -
 def test_codes_are_made_once_and_again_only_for_other_weights(
     run: Path, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, plain = [], fitting_codes._encoded
+    made, plain = [], prior_trainer.CodePriorTrainer.encode
     monkeypatch.setattr(
-        fitting_codes, "_encoded", lambda model, x, *how: (made.append(len(x)), plain(model, x, *how))[1]
+        prior_trainer.CodePriorTrainer,
+        "encode",
+        lambda self, batch, *how: (made.append(len(batch)), plain(self, batch, *how))[1],
     )
     fitted(run, digits)
     everything = len(digits.split("train")) + len(digits.split("valid"))
@@ -254,7 +257,7 @@ def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, dig
     loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
     fitted(tmp_path / "run", digits)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
-    assert (len(kept["train.codes"]), len(kept["valid.codes"])) == (code_priors.DRAWS, 1)
+    assert (len(kept["train.codes"]), len(kept["valid.codes"])) == (prior_trainer.DRAWS, 1)
     assert (kept["train.codes"][0] != kept["train.codes"][1]).any()
 
 
@@ -266,12 +269,12 @@ def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> Non
     fitted(tmp_path / "run", data)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
     draws = kept["train.codes"]
-    assert (len(draws), len(kept["valid.codes"])) == (code_priors.DRAWS, 1)
+    assert (len(draws), len(kept["valid.codes"])) == (prior_trainer.DRAWS, 1)
     assert all((draws[i] != draws[j]).any() for i in range(4) for j in range(i))
-    split = code_priors.CodesSplit(draws, kept["train.labels"], data.split("train").example_ids)
+    split = prior_trainer.EncodedSplit(draws, kept["train.labels"], data.split("train").example_ids)
     at = np.arange(200)
     fixed, drawn = split.batch(at), split.batch(at, Noise(0, 3))
-    assert torch.equal(fixed.x, draws[0, :200].long())
+    assert torch.equal(fixed.x, draws[0, :200])
     assert torch.equal(drawn.x, split.batch(at, Noise(0, 3)).x)
     which = (drawn.x[None] == draws[:, :200]).all(2)
     assert which.any(0).all(), "every row is one of its example's"
@@ -306,11 +309,11 @@ def test_a_prior_of_other_weights_is_refused_by_its_hash(run: Path, digits: Data
     before = checkpoint.fingerprint(run)
     spoil(run)
     after = checkpoint.fingerprint(run)
-    with pytest.raises(RunError, match=f"{before}, now {after}"):
+    with raises("other-weights", fitted_on=before, now=after):
         loaded(run, "pixelcnn")
-    with pytest.raises(RunError, match=f"{before}, now {after}.*--overwrite"):
+    with raises("other-weights", fitted_on=before, now=after):
         fitted(run, digits, resume=True)
-    with pytest.warns(UserWarning, match="tessella fit-prior"):
+    with pytest.warns(UserWarning, match="fit_prior"):
         model = loaded(run)
     assert not model.fitted
     fitted(run, digits, overwrite=True)
@@ -321,7 +324,7 @@ def test_a_prior_without_a_checkpoint_is_not_used(run: Path, digits: Data) -> No
     fitted(run, digits)
     (fitted_priors.prior_home(run, "pixelcnn") / checkpoint.MODEL).unlink()
     assert not loaded(run).fitted
-    with pytest.raises(RunError, match="missing"):
+    with raises("no-weights"):
         loaded(run, "pixelcnn")
 
 
@@ -334,23 +337,23 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
     def never(*args: Any) -> Any:
         raise AssertionError("nothing is encoded")
 
-    monkeypatch.setattr(fitting_codes, "_encoded", never)
-    with pytest.raises(SpecError, match="nothing to fit"):
+    monkeypatch.setattr(prior_trainer, "encode_split", never)
+    with raises("nothing-to-fit"):
         fitted(run, digits, "uniform")
     with pytest.raises(SpecError, match="no prior is called"):
         fitted(run, digits, "psychic")
     with pytest.raises(SpecError, match="width must be at least 1"):
         fitted(run, digits, width=0)
-    with pytest.raises(RunError, match="no prior"):
+    with raises("no-prior"):
         fitted(run, digits, resume=True)
-    with pytest.raises(RunError, match="not a run"):
+    with raises("not-a-run"):
         fitted(tmp_path / "nowhere", digits)
     unlabelled = np.zeros((60, 8, 8), np.uint8)
     np.savez(tmp_path / "plain.npz", x=unlabelled)
     np.savez(tmp_path / "named.npz", x=unlabelled, y=np.arange(60) % 2)
-    with pytest.raises(SpecError, match="has no labels"):
+    with raises("no-labels"):
         fitted(run, tessella.open_data(str(tmp_path / "plain.npz")), class_conditional=True)
-    with pytest.raises(SpecError, match="other classes"):
+    with raises("other-classes"):
         fitted(run, tessella.open_data(str(tmp_path / "named.npz")), class_conditional=True)
     assert not (run / checkpoint.PRIORS).exists()
 
@@ -359,9 +362,9 @@ def test_a_run_without_codes_has_no_prior_over_them(digits: Data, tmp_path: Path
     torch.manual_seed(0)
     vae = tessella.VAE(digits.schema, width=8, depth=1, latent_dim=2)
     loop.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
-    with pytest.raises(SpecError, match="over codes"):
+    with raises("other-latents"):
         fitted(tmp_path / "run", digits)
-    with pytest.raises(RunError, match="no codes"):
+    with raises("no-codes"):
         tessella.load(tmp_path / "run", prior="pixelcnn")
 
 
@@ -369,9 +372,9 @@ def test_a_prior_that_is_there_is_not_touched_unless_it_is_to_be_replaced(run: P
     fitted(run, digits)
     home = fitted_priors.prior_home(run, "pixelcnn")
     before = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
-    with pytest.raises(RunError, match="--overwrite"):
+    with raises("already-there"):
         fitted(run, digits)
-    with pytest.raises(RunError, match="--overwrite"):
+    with raises("already-there"):
         fitted(run, digits, width=16)
     assert before == {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     fitted(run, digits, width=16, overwrite=True)
@@ -383,21 +386,21 @@ def test_damaged_priors_are_refused(run: Path, digits: Data) -> None:
     home = fitted_priors.prior_home(run, "pixelcnn")
     spec, content = home / checkpoint.SPEC, (home / checkpoint.MODEL).read_bytes()
     plain = json.loads(spec.read_text())
-    for record, says in (
-        ({**plain, "config": {**plain["config"], "width": 12}}, "from another prior"),
-        ({**plain, "version": 99}, "upgrade"),
-        ({**plain, "config": {"type": "psychic"}}, "psychic"),
-        ({"version": 1}, "reads version 2"),
-        ([], "not a specification"),
+    for record, code in (
+        ({**plain, "config": {**plain["config"], "width": 12}}, "does-not-fit"),
+        ({**plain, "version": 99}, "other-version"),
+        ({**plain, "config": {"type": "psychic"}}, "damaged"),
+        ({"version": 1}, "other-version"),
+        ([], "damaged"),
     ):
         spec.write_text(json.dumps(record))
-        with pytest.raises((RunError, SpecError), match=says):
+        with raises(code):
             loaded(run, "pixelcnn")
     spec.write_text(json.dumps(plain))
     tampered = bytearray(content)
     tampered[-9] ^= 1
     (home / checkpoint.MODEL).write_bytes(bytes(tampered))
-    with pytest.raises(RunError, match="checksum"):
+    with raises("damaged"):
         loaded(run, "pixelcnn")
 
 

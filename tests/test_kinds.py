@@ -12,35 +12,40 @@ from PIL import Image
 
 from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, RunError
-from tessella.kinds.pictures import GAP_SHADE, grid, png_data_uri, save, to_uint8
+from tessella.kinds.base import kind_of
+from tessella.kinds.pictures import GAP_SHADE, grid, png_data_uri, save
+
+
+def rendered(x: torch.Tensor, schema: Schema) -> np.ndarray:
+    return kind_of(schema).render(x)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_bytes_are_shown_as_they_are(channels: int) -> None:
     x = torch.randint(0, 256, (3, channels, 5, 4), dtype=torch.uint8)
-    shown = to_uint8(x, Schema.of((channels, 5, 4), "uint8"))
+    shown = rendered(x, Schema.of((channels, 5, 4), "uint8"))
     assert shown.dtype == np.uint8
     assert np.array_equal(shown, x.permute(0, 2, 3, 1).numpy())
 
 
 def test_binary_values_are_black_and_white() -> None:
     x = torch.tensor([0, 1], dtype=torch.uint8).reshape(1, 1, 1, 2)
-    assert to_uint8(x, Schema.of((1, 1, 2), "binary")).ravel().tolist() == [0, 255]
+    assert rendered(x, Schema.of((1, 1, 2), "binary")).ravel().tolist() == [0, 255]
 
 
 def test_real_values_are_mapped_from_their_range_and_clipped() -> None:
     x = torch.tensor([-9.0, -1.0, 1.0, 3.0, 99.0, float("nan")]).reshape(1, 1, 1, 6)
-    assert to_uint8(x, Schema.of((1, 1, 6), Real(-1, 3))).ravel().tolist() == [0, 0, 128, 255, 255, 0]
+    assert rendered(x, Schema.of((1, 1, 6), Real(-1, 3))).ravel().tolist() == [0, 0, 128, 255, 255, 0]
 
 
 def test_a_constant_range_is_no_division_by_zero() -> None:
-    assert (to_uint8(torch.full((1, 1, 2, 2), 5.0), Schema.of((1, 2, 2), Real(5, 5))) == 0).all()
+    assert (rendered(torch.full((1, 1, 2, 2), 5.0), Schema.of((1, 2, 2), Real(5, 5))) == 0).all()
 
 
 @pytest.mark.parametrize("features", [1, 2, 31, 32, 33, 95, 96, 97, 500])
 def test_vectors_are_plotted_higher_for_more(features: int) -> None:
     x = torch.tensor([0.0, 0.5, 1.0])[:, None].expand(3, features)
-    ink = to_uint8(x, Schema.of((features,), Real(0, 1)))[..., 0] < 128
+    ink = rendered(x, Schema.of((features,), Real(0, 1)))[..., 0] < 128
     assert ink.any(1).all()
     top = ink.argmax(1)
     assert (np.diff(top, axis=0) < 0).all()

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from expect import raises
 from tessella.core.configs import LikelihoodConfig
-from tessella.core.schema import NAMED, Real, Schema
+from tessella.core.entropy_coding import AnsStack, SymbolDecoder, SymbolEncoder
+from tessella.core.schema import Integers, Real, Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import entries, find
 from tessella.likelihoods import (
@@ -30,6 +31,7 @@ from tessella.likelihoods import (
 )
 from tessella.likelihoods.independent import BernoulliModule, GaussianModule
 from tessella.likelihoods.logistic import LogisticMixtureModule
+from tessella.testing.examples import VALUES
 
 PICTURE, VECTOR = (3, 4, 5), (6,)
 FALSE_ALARM = 1e-4
@@ -55,7 +57,7 @@ def schema_of(values: str, shape: tuple[int, ...]) -> Schema:
     if values == "real":
         numbers = range(shape[0])
         return Schema.of(shape, values, tuple(0.5 * i for i in numbers), tuple(1.0 + i for i in numbers))
-    return Schema.of(shape, values)
+    return Schema.of(shape, VALUES[values])
 
 
 def random_parameters(likelihood, batch: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -132,11 +134,11 @@ def test_keeps_the_contract(name: str, values: str, shape: tuple[int, ...]) -> N
     assert distribution.mean.shape == (4, *shape)
     assert distribution.mean.dtype == torch.float32
     if values != "real":
-        top = 1 if values == "binary" else 255
-        assert torch.equal(x, x.round().clamp(0, top))
-        assert distribution.mean.min() >= 0
-        assert distribution.mean.max() <= top
-        assert torch.equal(distribution.log_prob(x), distribution.log_prob(x.to(torch.uint8)))
+        low, high = schema.values.low, schema.values.high
+        assert torch.equal(x, x.round().clamp(low, high))
+        assert distribution.mean.min() >= low
+        assert distribution.mean.max() <= high
+        assert torch.equal(distribution.log_prob(x), distribution.log_prob(x.to(torch.int16)))
     nats = distribution.log_prob(x)
     assert nats.shape == (4,)
     assert nats.dtype == torch.float32
@@ -144,7 +146,7 @@ def test_keeps_the_contract(name: str, values: str, shape: tuple[int, ...]) -> N
     assert gradient.shape == parameters.shape
     assert gradient.isfinite().all()
     assert torch.equal(likelihood(parameters.detach()).log_prob(x), nats)
-    network = likelihood.to_network(x if values == "real" else x.to(torch.uint8))
+    network = likelihood.to_network(x if values == "real" else x.to(torch.int16))
     assert network.shape == x.shape
     assert network.dtype == torch.float32
     repr(distribution)
@@ -152,7 +154,8 @@ def test_keeps_the_contract(name: str, values: str, shape: tuple[int, ...]) -> N
 
 @pytest.mark.parametrize(("name", "values", "shape"), CASES)
 def test_positions_add_up_and_each_says_its_own(name: str, values: str, shape: tuple[int, ...]) -> None:
-    likelihood = LikelihoodConfig.chosen(name)().build(schema_of(values, shape)).eval()
+    schema = schema_of(values, shape)
+    likelihood = LikelihoodConfig.chosen(name)().build(schema).eval()
     distribution = likelihood(random_parameters(likelihood))
     x = distribution.sample()
     each = distribution.by_position(x)
@@ -160,7 +163,8 @@ def test_positions_add_up_and_each_says_its_own(name: str, values: str, shape: t
     torch.testing.assert_close(each.flatten(1).sum(1), distribution.log_prob(x), rtol=1e-5, atol=1e-4)
     other = x.clone()
     at = (slice(None), slice(None), 2, 3) if len(shape) == 3 else (slice(None), 3)
-    other[at] = 1 - x[at] if values == "binary" else (x[at] + 100) % 256
+    levels, low = schema.values.levels or 256, schema.values.low if schema.values.discrete else 0
+    other[at] = (x[at] - low + 1 + levels // 3) % levels + low
     changed = (distribution.by_position(other) - each).abs().amax(0) > 1e-6
     place = at[-len(changed.shape) :]
     assert changed[place]
@@ -236,10 +240,9 @@ def test_pictures_of_another_size_are_what_a_likelihood_of_that_size_says(
 
 @pytest.mark.parametrize(("name", "values", "shape"), CASES)
 def test_values_it_is_no_distribution_of_are_refused(name: str, values: str, shape: tuple[int, ...]) -> None:
-    kinds: tuple[str, ...] = ("binary", "uint8", "real")
-    for other in kinds:
+    for other in VALUES:
         if other not in find("likelihood", name).values:
-            with pytest.raises(SpecError, match=f"likelihood {NAMED[other].default_likelihood}") as caught:
+            with pytest.raises(SpecError, match=f"likelihood {VALUES[other].default_likelihood}") as caught:
                 LikelihoodConfig.chosen(name)().build(schema_of(other, shape))
             assert "\n" not in str(caught.value)
 
@@ -257,8 +260,8 @@ def test_initial_bias_is_a_fair_start(name: str, values: str, shape: tuple[int, 
         torch.testing.assert_close(distribution.mean, center.expand(64, *shape))
         torch.testing.assert_close(distribution.stddev, scale.expand(64, *shape), rtol=2e-3, atol=0)
     else:
-        levels, margin = {"bernoulli": (2, 1e-5), "categorical": (256, 1e-5)}.get(name, (256, 0.45))
-        uniform = torch.randint(0, levels, (64, *shape))
+        levels, margin = schema.values.levels, 0.45 if name == "logistic" else 1e-5
+        uniform = torch.randint(0, levels, (64, *shape)) + schema.values.low
         nats = -distribution.log_prob(uniform).mean() / schema.dims
         assert nats < math.log(levels) + margin
 
@@ -287,6 +290,50 @@ def test_refusals_are_one_line() -> None:
         FixedGaussian(scale=0.0).build(Schema.of(VECTOR, "real"))
     with pytest.raises(SpecError, match="center has 2 numbers"):
         Gaussian().build(Schema.of(VECTOR, "real", center=(0.0, 1.0)))
+
+
+# Any number of levels
+
+
+@pytest.mark.parametrize(
+    "values", [Integers(2, 5.0), Integers(7, -3.0), Integers(300), Integers(5000, -2500.0)], ids=str
+)
+@pytest.mark.parametrize("name", ["logistic", "categorical", "autoregressive"])
+def test_every_number_of_levels_sums_to_one(name: str, values: Integers) -> None:
+    """Of one value; for narrow, wide, near and far distributions."""
+    likelihood = LikelihoodConfig.chosen(name)().build(Schema.of((1, 1), values)).eval()
+    every = (torch.arange(values.levels) + values.low).reshape(-1, 1, 1)
+    for size in (0.3, 3.0, 30.0, 1e4):
+        parameters = (torch.randn(1, likelihood.parameter_channels, 1) * size).expand(len(every), -1, 1)
+        nats = likelihood(parameters).log_prob(every)
+        assert nats.isfinite().all()
+        assert abs(nats.double().exp().sum().item() - 1) < 3e-5
+
+
+@pytest.mark.parametrize(
+    "values", [*VALUES.values(), Integers(2, 5.0), Integers(300), Integers(1 << 16, -(2.0**15))], ids=str
+)
+@pytest.mark.parametrize("shape", [(2, 9), (3, 2, 2)], ids=str)
+def test_coded_values_are_read_back_at_the_price_of_their_probability(values, shape: tuple[int, ...]) -> None:
+    if not values.discrete:
+        return
+    schema = Schema.of(shape, values)
+    for entry in entries("likelihood"):
+        if (values.name if values.name in ("uint8",) else values.kind) not in entry.values or (
+            entry.name,
+            values.levels > 300,
+        ) == ("categorical", True):
+            continue
+        likelihood = entry.load()().build(schema).eval()
+        distribution = likelihood(random_parameters(likelihood))
+        x, stack = distribution.sample(), AnsStack()
+        encoder = SymbolEncoder(stack)
+        distribution.code(encoder, x)
+        bits = encoder.bits
+        encoder.flush()
+        assert torch.equal(distribution.code(SymbolDecoder(stack)), x)
+        nats = -float(distribution.log_prob(x).detach().sum())
+        assert abs(bits * math.log(2) - nats) < 0.02 * x.numel() ** 0.5 + 1e-3 * nats
 
 
 # Bernoulli and categorical

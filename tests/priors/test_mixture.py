@@ -97,9 +97,10 @@ def test_vamp_is_the_mixture_of_its_posteriors(shape: tuple[int, ...]) -> None:
             each.append(q.log_prob(z))
         expected = torch.logsumexp(torch.stack(each, 1) + weights, 1)
         torch.testing.assert_close(prior(None).log_prob(z), expected, rtol=1e-4, atol=1e-3)
-        inputs = torch.randn(2, *prior.inputs.shape[1:])
-        prior.start_at(inputs)
-        assert torch.equal(prior.inputs[3], inputs[1])
+
+    inputs = torch.randn(2, *shape)
+    inference = InferenceNetwork(model.encoder, model.bottleneck, shape, False, lambda count: inputs)
+    assert torch.equal(VampPrior(components=5).build(model.latent_shape, 0, inference).inputs[3], inputs[1])
 
 
 def test_vamp_with_a_frozen_encoder_teaches_the_pseudo_inputs_alone() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tessella.core.batches import Batch
 from tessella.core.configs import CodePriorConfig
-from tessella.core.device import autocast, resolve
+from tessella.core.device import resolve
 from tessella.core.outputs import Sampling
 from tessella.core.schema import Schema
 from tessella.data import Data, Split
@@ -29,9 +29,8 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.training import loop
-from tessella.training.code_priors import CodesSplit, Priors, packed
 from tessella.training.loop import Trainable
-from tessella.training.prior_trainer import Frozen
+from tessella.training.prior_trainer import CodePriorTrainer, EncodedSplit, PriorTrainer, encode_split
 
 SEEDS = (0, 1, 2)
 LEAST_TRAIN, LEAST_UNSEEN = 200, 40
@@ -218,7 +217,7 @@ def _fitted(module: Trainable, split: Split, options: TrainOptions) -> None:
 
     Whoever stops a training stops all of the claims.
     """
-    parts: list[Any] = [module, module.model] if isinstance(module, Frozen) else [module]
+    parts: list[Any] = [module, module.model] if isinstance(module, PriorTrainer) else [module]
     for part in parts:
         part.to(resolve(options.device))
     try:
@@ -282,28 +281,17 @@ def with_code_prior(
         split = runner.keep(f"codes of {base.name}", lambda: codes_of(model, runner.data.split("train")), seed)
         torch.manual_seed(seed)
         prior = CodePriorConfig.chosen(kind).from_options({"width": width, "depth": depth})
-        classes = runner.classes if class_conditional else 0
-        shapes = zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
-        made = [
-            prior.build(shape, q.codebook_size, context_channels=context, classes=classes)
-            for shape, q, context in shapes
-        ]
-        priors = Priors(model, made)
-        runner.fit(priors, split, seed=seed, seconds=seconds, steps=steps, **{"weight_decay": 0.1, **training_options})
+        trainer = CodePriorTrainer(model)
+        trainer.set_prior(model.build_priors(prior, runner.classes if class_conditional else 0))
+        runner.fit(trainer, split, seed=seed, seconds=seconds, steps=steps, **{"weight_decay": 0.1, **training_options})
         return model.eval()
 
     return TrainingJob(name, make, weight)
 
 
-@torch.no_grad()
-def codes_of(model: CodeModel, split: Split) -> CodesSplit:
+def codes_of(model: CodeModel, split: Split) -> EncodedSplit:
     """Encode a split to the codes that priors are fitted on."""
-    rows: list[Tensor] = []
-    for batch in batches(split, AT_ONCE):
-        with autocast("auto", model.schema, model.device):
-            rows.append(packed(model.encode(batch.x.to(model.device)).codes).cpu().int())
-    labels = None if split.labels is None else torch.from_numpy(split.labels)
-    return CodesSplit(torch.cat(rows)[None], labels, split.example_ids)
+    return encode_split(CodePriorTrainer(model), split, "auto")
 
 
 def fetched(split: Split, count: int | None = None) -> Batch:

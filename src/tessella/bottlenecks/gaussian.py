@@ -44,6 +44,8 @@ class DiagonalGaussianModule(Bottleneck):
     KL. The head starts near q = N(0, I), that is at a rate near zero.
     """
 
+    gaussian = True
+
     def __init__(self, feature_shape: tuple[int, ...], channels: int) -> None:
         super().__init__()
         self.head = position_head(feature_shape, 2 * channels)

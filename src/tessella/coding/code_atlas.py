@@ -22,7 +22,7 @@ from tessella.core.batches import Batch
 from tessella.core.schema import Schema
 from tessella.data import Split
 from tessella.evaluation.codebook import counts
-from tessella.kinds import pictures
+from tessella.kinds.base import kind_of
 from tessella.kinds.sheets import enlarged
 from tessella.models.codes import CodeModel
 
@@ -224,7 +224,7 @@ def rate_map(coded: CodedExamples, example: int, nats: Tensor, *, level: int = 0
 
 def patch_card(patch: CodePatch, coded: CodedExamples, level: int = 0, *, side: int = 28) -> Image.Image:
     """Draw the mean patch of a code, and beside it, half as large, four of its patches. Surroundings are faded."""
-    shown = pictures.to_uint8(torch.cat([patch.mean[None], patch.examples]), coded.schema)
+    shown = kind_of(coded.schema).render(torch.cat([patch.mean[None], patch.examples]))
     shown = _faded(shown, _margin(coded, level))
     height, width, channels = shown.shape[1:]
     times = max(1, round(side / max(height, width)))

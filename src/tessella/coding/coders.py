@@ -114,7 +114,7 @@ class Lossless:
 
     def __init__(self, model: CodeModel) -> None:
         self._model, self.at_once = model, _batch(model)
-        _check_discrete(model)
+        self.dtype = _stored_type(model)
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> CodedChunk:
@@ -133,7 +133,7 @@ class Lossless:
     def decode(self, chunk: Chunk) -> Tensor:
         count = _one_batch(chunk, self.at_once)
         receiver = SymbolDecoder(AnsStack(chunk.words))
-        x = self._drawing(self._model.code(receiver, count)).code(receiver).to(torch.uint8)
+        x = self._drawing(self._model.code(receiver, count)).code(receiver).to(self.dtype)
         return _verified(x, chunk)
 
     def _drawing(self, codes: tuple[Tensor, ...]) -> StoredValues:
@@ -172,7 +172,7 @@ class BitsBack:
             )
         self._model, self._batch = model, _batch(model)
         self.at_once = max(1, LONGEST // model.schema.dims)
-        _check_discrete(model)
+        self.dtype = _stored_type(model)
 
     @torch.inference_mode()
     def encode(self, x: Tensor) -> CodedChunk:
@@ -214,7 +214,7 @@ class BitsBack:
                 raise Mismatch("the bits end before its examples do", code="bits-end")
             receiver = SymbolDecoder(stack)
             at = Buckets.drawn(receiver, count, self._model.latent_shape)
-            x = self._drawing(at).code(receiver).to(torch.uint8)
+            x = self._drawing(at).code(receiver).to(self.dtype)
             sender = SymbolEncoder(stack)
             self._posterior(x)[1].code(sender, at)
             sender.flush()
@@ -389,9 +389,11 @@ def _batch(model: CodeModel | LatentVariableModel) -> int:
     return max(1, min(BATCH, PARAMETERS // (model.likelihood.parameter_channels * positions)))
 
 
-def _check_discrete(model: CodeModel | LatentVariableModel) -> None:
+def _stored_type(model: CodeModel | LatentVariableModel) -> torch.dtype:
+    """Type of decoded values; SpecError if they have a density."""
     if not model.schema.values.discrete:
         raise SpecError(
-            f"real values have a density, which no code reaches: give {option('lossy')}, or train on bytes",
+            f"real values have a density, which no code reaches: give {option('lossy')}, or train on integers",
             code="density",
         )
+    return torch.uint8 if model.schema.values.in_bytes else torch.float32

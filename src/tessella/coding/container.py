@@ -37,10 +37,10 @@ import numpy as np
 from tessella.core.entropy_coding import WORD
 from tessella.foundation.errors import DataError, task
 
-MAGIC, VERSION = b"\xf1TES", 2
+MAGIC, VERSION = b"\xf1TES", 3
 Method = Literal["codes", "lossless", "bits-back"]
 ComputePrecision = Literal["float32", "bfloat16"]
-METHODS, VALUES, PRECISIONS = get_args(Method), ("binary", "uint8", "real"), get_args(ComputePrecision)
+METHODS, PRECISIONS = get_args(Method), get_args(ComputePrecision)
 HEADER_MOST, TEXT_MOST, SIDE_MOST = 1 << 26, 1 << 12, 1 << 20
 NAMES_MOST = 1 << 25
 """Bytes of all names, or of all sizes, unpacked."""
@@ -59,7 +59,7 @@ class Header:
         method: the codes alone; codes and then pixels; or latents by bits-back coding and then pixels.
         model, fingerprint: name of the model, and 12 hexadecimal digits that name its weights.
         prior, prior_fingerprint: kind of prior and fingerprint of its weights, which a prior without weights lacks.
-        values, shape: of one example, as in the model's schema.
+        values, shape: name of the values and shape of one example, as in the model's schema.
         count: examples.
         names: path of each example without its ending.
         sizes: `[N, 2]`, height and width of each picture; empty if all are of the model's own size.
@@ -196,9 +196,9 @@ def pack_header(header: Header) -> bytes:
     Raises:
         DataError: if there are more names or sizes than a header holds.
     """
-    out = bytearray([METHODS.index(header.method), VALUES.index(header.values), PRECISIONS.index(header.precision)])
+    out = bytearray([METHODS.index(header.method), PRECISIONS.index(header.precision)])
     out += _varint(len(header.shape)) + b"".join(_varint(side) for side in header.shape)
-    for text in (header.model, header.prior, header.run, header.made, header.notes):
+    for text in (header.values, header.model, header.prior, header.run, header.made, header.notes):
         data = text.encode("utf-8", "replace")
         out += _blob(data if text.isprintable() and len(data) <= TEXT_MOST else b"")
     out += bytes.fromhex(header.fingerprint) + _blob(bytes.fromhex(header.prior_fingerprint))
@@ -401,10 +401,10 @@ class _Reader:
 
 
 def _header(reader: _Reader) -> Header:
-    method, values, precision = (reader.varint(len(known) - 1) for known in (METHODS, VALUES, PRECISIONS))
+    method, precision = (reader.varint(len(known) - 1) for known in (METHODS, PRECISIONS))
     dims = reader.varint(3)
     shape = tuple(reader.varint(SIDE_MOST) for _ in range(dims))
-    model, prior, run, made, notes = (reader.text() for _ in range(5))
+    values, model, prior, run, made, notes = (reader.text() for _ in range(6))
     fingerprint, prior_fingerprint = reader.take(6).hex(), reader.blob(6).hex()
     count = reader.varint()
     if reader.varint(1):
@@ -425,7 +425,7 @@ def _header(reader: _Reader) -> Header:
     if not sound or not fitting:
         raise _Damaged("its header contradicts itself")
     return Header(
-        cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, VALUES[values],
+        cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, values,
         shape, count, names, sizes, cast(ComputePrecision, PRECISIONS[precision]), run, made,
         modes, kept, notes,
     )  # fmt: skip

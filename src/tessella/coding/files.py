@@ -319,7 +319,7 @@ def read_compressed(
 def _exact(container: Container, model: Model, coder: Lossless | BitsBack, workers: int | None) -> Iterator[Tensor]:
     """Decode lossless files, assembling tiles as they come."""
     header, shape = container.header, model.schema.shape
-    kept = torch.empty(0, *shape, dtype=torch.uint8)
+    kept = torch.empty(0, *shape, dtype=coder.dtype)
     number = 0
     with single_threaded():
         decode = _in_precision(coder.decode, model, header.precision)

@@ -108,8 +108,8 @@ def check(container: Container, model: Model, weights: Weights) -> None:
     wanted = "lossless" if model.levels else "bits-back"
     if (header.values, header.shape) != (schema.values.name, schema.shape) or header.method not in ("codes", wanted):
         raise DataError(
-            f"{container.path} holds {header.method} of {header.values} values of shape {header.shape}, and the model "
-            f"of {weights.run} has {schema.values} of shape {schema.shape}: give the run that made it with "
+            f"{container.path} holds {header.method} of {shown(header.values)} values of shape {header.shape}, and the "
+            f"model of {weights.run} has {schema.values} of shape {schema.shape}: give the run that made it with "
             f"{option('run')}",
             code="other-schema",
         )

@@ -20,7 +20,7 @@ from tessella.models.spec import TrainOptions
 
 if TYPE_CHECKING:
     from tessella.models.base import Model
-    from tessella.training.prior_trainer import FitResult
+    from tessella.training.fit_prior import FitResult
 
 
 DEFAULT = "pixelcnn"

@@ -6,11 +6,14 @@ A part's options are the fields of a subclass that is registered under the part'
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from tessella.foundation.config import Config
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tessella.core.contracts import Bottleneck, CodePrior, Encoder, Likelihood, Prior, Quantizer
     from tessella.core.schema import Schema
 
@@ -56,17 +59,24 @@ class QuantizerConfig(Config, ABC):
 class InferenceNetwork(NamedTuple):
     """The model's own q(z | x), for a prior that is a mixture of posteriors.
 
-    Attributes:
-        encoder: the model's encoder.
-        bottleneck: the model's bottleneck.
-        input_shape: shape of one example after `Likelihood.to_network`.
-        labelled: whether the encoder takes labels.
+        Attributes:
+    <<<<<<< HEAD
+            input_shape: of one example as `Likelihood.to_network` gives it.
+            labelled: whether the encoder sees labels.
+            examples: gives so many different examples in that form, which pseudo-inputs start at; None: at noise.
+    =======
+            encoder: the model's encoder.
+            bottleneck: the model's bottleneck.
+            input_shape: shape of one example after `Likelihood.to_network`.
+            labelled: whether the encoder takes labels.
+    >>>>>>> main
     """
 
     encoder: Encoder
     bottleneck: Bottleneck
     input_shape: tuple[int, ...]
     labelled: bool
+    examples: Callable[[int], Tensor] | None = None
 
 
 class PriorConfig(Config, ABC):

@@ -119,6 +119,8 @@ class Bottleneck(nn.Module, ABC):
     """Shape of one example's z: `(D, *spatial)`."""
     stochastic: bool = True
     """Whether `BottleneckOutput.posterior` is a distribution, so that z has a rate."""
+    gaussian: bool = False
+    """Whether it is a diagonal Gaussian, so that its mean and deviation say all of it."""
     sequential_density: bool = False
     """Whether log q(z | x) of another example's z takes a pass number by number, so that it is slow."""
 

@@ -34,18 +34,29 @@ class Values(ABC):
 
     @property
     def name(self) -> str:
-        """Return the short name: `binary`, `uint8`, `integers`, `symbols` or `real`."""
-        return "uint8" if self == UINT8 else self.kind
+        """Return the name that tells them apart: `binary`, `uint8`, `integer(-3..3)`, `symbol(27)` or `real`."""
+        if self == UINT8:
+            return "uint8"
+        named = {"integers": f"integer({self.low:.0f}..{self.high:.0f})", "symbols": f"symbol({self.levels})"}
+        return named.get(self.kind, self.kind)
 
     @property
     def words(self) -> str:
-        """Return the adjective for messages and pages, such as `8-bit`."""
-        return f"{math.log2(self.levels):.3g}-bit" if self.kind == "integers" else self.kind
+        """Return the adjective for messages and pages, such as `8-bit` or `7-level`."""
+        if self.kind != "integers":
+            return self.kind
+        bits = self.levels.bit_length() - 1
+        return f"{bits}-bit" if self.levels == 1 << bits else f"{self.levels}-level"
 
     @property
     def discrete(self) -> bool:
         """Return whether the values have probabilities, so that they can be compressed without loss."""
         return self.levels > 0
+
+    @property
+    def in_bytes(self) -> bool:
+        """Return whether they are stored as uint8 instead of float32."""
+        return self.discrete and self.low >= 0 and self.high <= 255
 
     @property
     def span(self) -> float:

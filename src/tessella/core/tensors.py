@@ -103,7 +103,8 @@ def read_header(path: Path) -> TensorsHeader:
         return _header(path)
     except FileNotFoundError as error:
         raise RunError(
-            f"{path} is missing: the run has no checkpoint yet; wait for it, or continue it with {option('resume')}"
+            f"{path} is missing: the run has no checkpoint yet; wait for it, or continue it with {option('resume')}",
+            code="no-weights",
         ) from error
     except (validation.Malformed, OSError) as error:
         raise _damaged(path, getattr(error, "strerror", None) or str(error)) from error
@@ -131,7 +132,7 @@ def read_tensors(path: Path, header: TensorsHeader | None = None) -> State:
 
 
 def _damaged(path: Path, why: str) -> RunError:
-    return RunError(f"{path} is damaged ({why}): copy it again or train again")
+    return RunError(f"{path} is damaged ({why}): copy it again or train again", code="damaged")
 
 
 def _header(path: Path) -> TensorsHeader:
@@ -213,7 +214,9 @@ def fill(module: torch.nn.Module, header: TensorsHeader, *, what: str = "run", e
         RunError: if they do not match, are not finite, or the file is damaged.
     """
     own = {name: (t.dtype, tuple(t.shape)) for name, t in module.state_dict().items()}
-    foreign = RunError(f"{header.path} does not match spec.json beside it: one of them comes from another {what}")
+    foreign = RunError(
+        f"{header.path} does not match spec.json beside it: one of them comes from another {what}", code="does-not-fit"
+    )
     if own.keys() != header.kinds.keys():
         raise foreign
     for name, (dtype, shape) in own.items():
@@ -223,7 +226,8 @@ def fill(module: torch.nn.Module, header: TensorsHeader, *, what: str = "run", e
     weights = read_tensors(header.path, header).tensors
     bad = next((name for name, t in weights.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
     if bad is not None:
-        raise RunError(f"{header.path} contains weights that are NaN or infinite, first in {bad}: train again")
+        where = f"{header.path} contains weights that are NaN or infinite, first in {bad}"
+        raise RunError(f"{where}: train again", code="not-finite")
     module.load_state_dict(weights)
 
 
@@ -247,16 +251,18 @@ def built(make: Callable[[], T], header: TensorsHeader | None, *, of: Path, opti
         count += 64 * len(header.kinds)
     for name, value in options.items():
         if type(value) is int and value > largest:
-            raise RunError(f"{other}: {option(name)} {value:,} is too large for its tensors")
+            what = f"{option(name)} {value:,} is too large for its tensors"
+            raise RunError(f"{other}: {what}", code="does-not-fit")
     try:
         with _Budget(room, count):
             return make()
     except TessellaError as error:
-        raise RunError(f"{of}: {error}") from error
+        raise RunError(f"{of}: {error}", code="does-not-fit") from error
     except _OverBudget as error:
-        raise RunError(f"{other}: the model would be larger than its tensors") from error
+        raise RunError(f"{other}: the model would be larger than its tensors", code="does-not-fit") from error
     except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        raise RunError(f"{other}: the model cannot be built ({' '.join(str(error).split())[:120]})") from error
+        why = " ".join(str(error).split())[:120]
+        raise RunError(f"{other}: the model cannot be built ({why})", code="does-not-fit") from error
 
 
 class _OverBudget(Exception):

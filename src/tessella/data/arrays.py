@@ -9,13 +9,15 @@ from typing import final
 
 import numpy as np
 
-from tessella.core.schema import UINT8, Binary, Real, Schema, Values
+from tessella.core.schema import UINT8, Binary, Integers, Real, Schema, Values
 from tessella.data.raw import RawSplit, Reader, abridged
 from tessella.foundation.errors import DataError, option
 
 CHANNELS = (1, 2, 3, 4)
 CHUNK_BYTES = 64 << 20
 EXACT_IN_SINGLE, EXACT_IN_DOUBLE = 1 << 24, 1 << 53
+WIDE = Integers(1 << 16, -(2.0**15)), Integers(1 << 16)
+"""What whole numbers of signals are, if they do not fit in a byte."""
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 RESOLVED, FAR = 2.0**-14, 1024
 """What of a column's range 32 bits must resolve, and from how many times its range on a column lies far from zero."""
@@ -102,12 +104,18 @@ def stored(
     if "f" not in kinds:
         low = min(int(x.min()) for x in parts.values())
         high = max(int(x.max()) for x in parts.values())
-        if low >= 0 and high <= 255 and (like is None or not like.offset):
+        fitting = [v for v in WIDE if v.low <= low and high <= v.high and all(x.ndim == 3 for x in parts.values())]
+        if like is not None:
+            fitting = [v for v in fitting if v == like.values]
+        if low >= 0 and high <= 255 and (like is None or not like.offset) and not (like is not None and fitting):
             if "i" in kinds or any(x.dtype.itemsize > 1 for x in parts.values()):
                 notes.append(f"whole numbers from {low} to {high} kept as bytes")
             done = {name: x.view(np.uint8) if x.dtype == bool else _cast(x, np.uint8) for name, x in parts.items()}
             binary = (high == 1 or kinds == {"b"}) and (like is None or like.values != UINT8)
             return Stored(done, Binary() if binary else UINT8)
+        if fitting:
+            notes.append(f"whole numbers from {low} to {high} kept as 16-bit values")
+            return Stored({name: _cast(x, np.float32) for name, x in parts.items()}, fitting[0])
         notes.append(f"whole numbers from {low} to {high} do not fit in a byte: kept as real values")
     if like is not None:
         offset = like.offset

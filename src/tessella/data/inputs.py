@@ -369,7 +369,7 @@ def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -
     Raises:
         DataError: `unreadable` if one cannot be read; `no-pictures` if the model is not made for pictures in files.
     """
-    if not kind_of(schema).image_files or not schema.values.discrete:
+    if not kind_of(schema).image_files:
         shape = "x".join(map(str, schema.shape))
         raise DataError(
             f"the model is made for {schema.values} values of shape {shape}, which no picture file holds: give numbers "

@@ -11,10 +11,10 @@ from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
-from tessella.core.schema import Schema
+from tessella.core.schema import Binary, Schema, Values
 from tessella.diffusion.discrete_denoiser import posterior
-from tessella.likelihoods.independent import LEVELS, BernoulliLogits, ByteLogits
-from tessella.likelihoods.shared import BYTE_HALF, IndependentValues, RealValues, Standardizer, checked
+from tessella.likelihoods.independent import BernoulliLogits, CategoricalLogits
+from tessella.likelihoods.shared import IndependentValues, RealValues, Standardizer, checked
 
 SCALE_FLOOR = 1e-3
 
@@ -23,7 +23,7 @@ SCALE_FLOOR = 1e-3
 class Observation(Likelihood):
     """Likelihood p(x | z_0) of a diffusion model (Kingma et al. 2021, section 3.3).
 
-    For binary values and bytes it is proportional to prod_d N(z_0d; alpha_0 y(x_d), sigma_0^2), normalised over the
+    For discrete values it is proportional to prod_d N(z_0d; alpha_0 y(x_d), sigma_0^2), normalised over the
     values of x_d. For real values it is the density N(x; z_0 / alpha_0, exp(gamma_0)), whose scale is learnt with
     gamma_0; it is at least a thousandth of the data's scale, so that the density stays bounded.
 
@@ -54,31 +54,33 @@ class Observation(Likelihood):
         if not self.levels:
             sigma = (log_precision / -2).exp().clamp_min(SCALE_FLOOR)
             return RealValues(Normal(self.units.to_stored(location), self.units.scale * sigma, validate_args=False))
-        if self.levels == 2:
+        if self.schema.values == Binary():
             return BernoulliLogits(2 * location * log_precision.exp())
-        return NoisyBytes(location, log_precision.exp())
+        return NoisyLevels(location, log_precision.exp(), self.schema.values)
 
 
 @final
-class NoisyBytes(IndependentValues):
-    """Independent bytes: p(v) proportional to exp(-precision / 2 (v / 127.5 - 1 - location)^2).
+class NoisyLevels(IndependentValues):
+    """Independent values of K levels: p(v) proportional to exp(-precision / 2 (y_v - location)^2), y_v in [-1, 1].
 
     Args:
         location, precision: `[B, *event_shape]`.
     """
 
-    def __init__(self, location: Tensor, precision: Tensor) -> None:
+    def __init__(self, location: Tensor, precision: Tensor, values: Values) -> None:
         self.location, self.precision = location, precision.expand_as(location)
+        self.values, self.half = values, (values.levels - 1) / 2
         super().__init__(location.shape[0], location.shape[1:])
 
     def each(self, value: Tensor) -> Tensor:
-        _, log_total = posterior(self.location, self.precision, LEVELS)
-        off = value.to(self.location.dtype) / BYTE_HALF - 1 - self.location
+        _, log_total = posterior(self.location, self.precision, self.values.levels)
+        off = (value.to(self.location.dtype) - self.values.low) / self.half - 1 - self.location
         return -off.square() * self.precision / 2 - log_total
 
     @property
     def mean(self) -> Tensor:
-        return ((posterior(self.location, self.precision, LEVELS)[0] + 1) * BYTE_HALF).clamp(0, LEVELS - 1)
+        mean, _ = posterior(self.location, self.precision, self.values.levels)
+        return ((mean + 1) * self.half).clamp(0, self.values.levels - 1) + self.values.low
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         told = [
@@ -90,8 +92,8 @@ class NoisyBytes(IndependentValues):
         rows = [self._logits(i).sample(sample_shape) for i in range(self.batch_shape[0])]
         return torch.cat(rows, len(sample_shape))
 
-    def _logits(self, i: int) -> ByteLogits:
-        """Return the distribution of example i with logits for all 256 values."""
-        y = torch.arange(LEVELS, dtype=self.location.dtype, device=self.location.device) / BYTE_HALF - 1
-        off = y.view(-1, *[1] * len(self.event_shape)) - self.location[i]
-        return ByteLogits((off.square() * self.precision[i] / -2).unsqueeze(0))
+    def _logits(self, i: int) -> CategoricalLogits:
+        """Return the distribution of example i with logits for all K values."""
+        index = torch.arange(self.values.levels, dtype=self.location.dtype, device=self.location.device)
+        off = (index / self.half - 1).view(-1, *[1] * len(self.event_shape)) - self.location[i]
+        return CategoricalLogits((off.square() * self.precision[i] / -2).unsqueeze(0), self.values)

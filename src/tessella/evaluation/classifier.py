@@ -1,9 +1,8 @@
 """A small network that looks at the data, trained on the same training split: what fidelity is measured through.
 
-It learns to name the class where there are labels. Without them it learns a task that needs none: of pictures by which
-quarter turn they were turned (Gidaris et al. 2018; of pictures that are not square, how they were mirrored), of vectors
-to give them back through a narrow layer. Its last hidden layer is the features, divided by one number so that those of
-the training split have a total variance of 1.
+It learns to name the class where there are labels. Without them it learns the task of the kind of data: which pose an
+example is in (of a picture, which quarter turn), or to give it back through a narrow layer. Its last hidden layer is
+the features, divided by one number so that those of the training split have a total variance of 1.
 
 So figures need no download and fit the data, whatever it is; they can be compared through the same classifier only.
 It is trained once and kept with the run, with the fingerprint of the data.
@@ -15,7 +14,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -43,8 +42,6 @@ AT_ONCE = 500
 HASHED = 256
 VERSION = 1
 
-Task = Literal["class", "rotation", "flip", "autoencoder"]
-
 
 @final
 class Classifier(nn.Module):
@@ -52,17 +49,18 @@ class Classifier(nn.Module):
 
     Args:
         schema: what an example looks like.
-        task: what it is trained for.
+        task: what it is trained for: `class`, or the probe task of the kind of data.
     """
 
     scale: Tensor
 
-    def __init__(self, schema: Schema, task: Task) -> None:
+    def __init__(self, schema: Schema, task: str) -> None:
         super().__init__()
         self.schema, self.task = schema, task
         self.score: float | None = None
         self.fingerprint = ""
-        answers = {"class": len(schema.classes), "rotation": 4, "flip": 4, "autoencoder": schema.dims}[task]
+        poses = len(kind_of(schema).poses(torch.zeros(1, *schema.shape)))
+        answers = len(schema.classes) if task == "class" else poses or schema.dims
         self.body = _convolutional(schema.shape) if schema.rank else _for_vector(schema.dims)
         self.head = nn.Linear(FEATURES, answers)
         self.register_buffer("scale", torch.ones(()))
@@ -121,7 +119,7 @@ def _for_vector(dims: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dims, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, FEATURES))
 
 
-def task_for(data: Data) -> Task:
+def task_for(data: Data) -> str:
     """What can be learned from such data."""
     schema, train = data.schema, data.split("train")
     if train.labels is not None and len(schema.classes) > 1:
@@ -188,14 +186,11 @@ def _posed(model: Classifier, x: Tensor, label: Tensor | None, noise: Noise) -> 
     """A batch as the task poses it, and the right answer."""
     if model.task == "class" and label is not None:
         return x, label.to(x.device)
-    if model.task == "autoencoder":
+    poses = kind_of(model.schema).poses(x)
+    if not poses:
         return x, model.standard(x)
-    turn = (noise.uniform(len(x)) * 4).long().clamp_max(3).to(x.device)
-    if model.task == "rotation":
-        kinds = [torch.rot90(x, k, (2, 3)) for k in range(4)]
-    else:
-        kinds = [x, x.flip(2), x.flip(3), x.flip(2, 3)]
-    return torch.stack(kinds)[turn, torch.arange(len(x), device=x.device)], turn
+    turn = (noise.uniform(len(x)) * len(poses)).long().clamp_max(len(poses) - 1).to(x.device)
+    return torch.stack(poses)[turn, torch.arange(len(x), device=x.device)], turn
 
 
 def _loss(model: Classifier, x: Tensor, answer: Tensor) -> Tensor:

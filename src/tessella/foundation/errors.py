@@ -5,15 +5,16 @@ any other exception is a defect of the package.
 
     raise SpecError(f"{option('count')} must be at least 1, got {n}", code="out-of-range", option="count")
 
-Code below the faces names options and tasks by `option` and `task`: Python reads `count`, the command line a flag.
+Code below the faces names options and tasks by `option` and `task`: Python reads `count`, the command line `--count`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
-_OPTION, _TASK = (re.compile(f"\ue000{kind}\ue002([^\ue000-\ue002]*)\ue001") for kind in ("option", "task"))
+_MARK = re.compile("\ue000([^\ue001\ue002]*)\ue002([^\ue000\ue001]*)\ue001")
 
 
 def option(name: str) -> str:
@@ -22,18 +23,25 @@ def option(name: str) -> str:
 
 
 def task(name: str, arguments: str = "") -> str:
-    """Name a task in a message, with arguments that name options by `option`; each face words it its own way."""
+    """Name a task in a message, with its arguments, options among them by `option`; each face words it its own way."""
     return f"\ue000task\ue002{name} {arguments}".rstrip() + "\ue001"
 
 
 def in_python(text: str) -> str:
     """Word the options and tasks of a message as Python names."""
-    return _TASK.sub(lambda m: m[1].split(" ")[0].replace("-", "_"), _OPTION.sub(r"\1", text))
+    return _worded(text, lambda name: name, lambda words: words.split(" ")[0].replace("-", "_"))
 
 
 def on_command_line(text: str) -> str:
     """Word the options and tasks of a message as flags and commands."""
-    return _TASK.sub(r"tessella \1", _OPTION.sub(lambda m: f"--{m[1].replace('_', '-')}", text))
+    return _worded(text, lambda name: f"--{name.replace('_', '-')}", lambda words: f"tessella {words}")
+
+
+def _worded(text: str, option: Callable[[str], str], task: Callable[[str], str]) -> str:
+    """Replace the marks of a message, those within others first."""
+    while text != (text := _MARK.sub(lambda m: (option if m[1] == "option" else task)(m[2]), text)):
+        pass
+    return text
 
 
 class TessellaError(Exception):

@@ -1,10 +1,16 @@
-"""Kind of data: what differs between pictures, signals and vectors and is no network."""
+"""Kind of data: what differs between pictures, signals and vectors and is no network.
+
+A kind of another package is a final subclass of `Kind`, registered with the rank of its examples.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal, final
+from pathlib import Path
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -15,7 +21,19 @@ from tessella.core.schema import Binary, Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import entries
 
-Probe = Literal["rotation", "flip", "autoencoder"]
+
+@final
+@dataclass(frozen=True)
+class Codec:
+    """Codec that compressed files are compared with.
+
+    Attributes:
+        name: name at the faces.
+        size: counts the bytes that it takes for examples `[*shape]`.
+    """
+
+    name: str
+    size: Callable[[Sequence[Tensor]], int]
 
 
 class Kind(ABC):
@@ -26,14 +44,14 @@ class Kind(ABC):
 
     Attributes:
         example, examples: words for one and for several.
-        place: word for one position.
-        image_files: whether examples are read from picture files and written to them.
+        dimension: word for one number of an example.
+        file_ending: ending of the files that `write` makes.
     """
 
     example: ClassVar[str] = "example"
     examples: ClassVar[str] = "examples"
-    place: ClassVar[str] = "number"
-    image_files: ClassVar[bool] = False
+    dimension: ClassVar[str] = "number"
+    file_ending: ClassVar[str] = ".npy"
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
@@ -50,12 +68,33 @@ class Kind(ABC):
 
     @property
     @abstractmethod
-    def probe(self) -> Probe:
-        """Task of the small classifier where there are no classes."""
+    def image_files(self) -> bool:
+        """Whether examples are read from picture files, and written to them without loss."""
+
+    @property
+    @abstractmethod
+    def probe(self) -> str:
+        """Name of the task that a small classifier learns where there are no classes."""
 
     @abstractmethod
-    def tiles(self, x: Tensor) -> np.ndarray:
+    def poses(self, x: Tensor) -> list[Tensor]:
+        """Turn `[B, *shape]` in the ways that the classifier learns to tell apart; empty: it is an autoencoder."""
+
+    @abstractmethod
+    def render(self, x: Tensor) -> np.ndarray:
         """Render stored values `[B, *shape]` as pictures `[B, H, W, channels]` uint8."""
+
+    @abstractmethod
+    def write(self, path: Path, x: Tensor, form: str = "") -> None:
+        """Write stored values `[*shape]` of one example to a file.
+
+        Args:
+            form: the form that the file is restored to, where the kind knows several: the mode of a picture.
+        """
+
+    @abstractmethod
+    def baseline_codecs(self, *, lossy: bool) -> tuple[Codec, ...]:
+        """List the codecs that are installed and that files of such examples are compared with."""
 
     @abstractmethod
     def altered_copies(self, x: Tensor, noise: Noise) -> list[Tensor]:

@@ -19,11 +19,6 @@ VIEWABLE, WIDEST = 64, 1600
 GAP_SHADE = 200
 
 
-def to_uint8(x: Tensor, schema: Schema) -> np.ndarray:
-    """Render stored values `[B, *shape]` as their kind does, `[B, H, W, channels]` uint8."""
-    return kind_of(schema).tiles(x)
-
-
 def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
     """Examples `[B, *shape]` as one picture, row by row.
 
@@ -32,7 +27,7 @@ def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | Non
         gap: pixels between them.
         scale: enlargement by repeated pixels; by default as much as makes small pictures viewable.
     """
-    tiles = to_uint8(x, schema)
+    tiles = kind_of(schema).render(x)
     count, height, width, channels = tiles.shape
     columns = max(1, min(columns, count))
     rows = -(-count // columns)
@@ -45,6 +40,12 @@ def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | Non
         top, left = (number // columns) * (height + gap), (number % columns) * (width + gap)
         sheet[top : top + height, left : left + width] = tile
     return Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
+
+
+def picture(x: Tensor, schema: Schema, mode: str = "") -> Image.Image:
+    """Render one example `[*shape]`, in a mode of Pillow."""
+    image = grid(x[None], schema, columns=1, scale=1)
+    return image.convert(mode, dither=Image.Dither.NONE) if mode and image.mode != mode else image
 
 
 def save(image: Image.Image, path: str | Path) -> None:
@@ -69,9 +70,9 @@ def png_data_uri(image: Image.Image) -> str:
 def images(x: Tensor, schema: Schema, most: int | None = None) -> list[Image.Image]:
     """Examples `[B, *shape]` as pictures, transparency laid on white; none has more than `most` pixels a side."""
     found = []
-    for picture in to_uint8(x, schema):
-        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[picture.shape[2]]
-        image = Image.fromarray(picture[..., 0] if mode == "L" else picture)
+    for tile in kind_of(schema).render(x):
+        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[tile.shape[2]]
+        image = Image.fromarray(tile[..., 0] if mode == "L" else tile)
         if mode in ("LA", "RGBA"):
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tessella.core.schema import Schema
-from tessella.kinds import pictures
+from tessella.kinds.base import kind_of
 
 GAP, HEADER = 8, 26
 """Pixels between pictures, and of the titles above them."""
@@ -16,7 +16,7 @@ GAP, HEADER = 8, 26
 
 def enlarged(x: Tensor, schema: Schema, side: int = 424) -> Image.Image:
     """Show one example `[*shape]` with its pixels repeated until the longer side has about `side`."""
-    values = pictures.to_uint8(x[None].float(), schema)[0]
+    values = kind_of(schema).render(x[None].float())[0]
     times = max(1, round(side / max(values.shape[:2])))
     values = values.repeat(times, 0).repeat(times, 1)
     return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)

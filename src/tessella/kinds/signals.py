@@ -11,8 +11,7 @@ from torch import Tensor
 from tessella.core.rng import Noise
 from tessella.core.schema import Binary
 from tessella.foundation.registry import register
-from tessella.kinds.base import Kind, Probe
-from tessella.kinds.vectors import PLOT_HEIGHT, PLOT_WIDTH, plots
+from tessella.kinds.vectors import PLOT_HEIGHT, PLOT_WIDTH, Arrays, plots
 
 LINES, LOWEST = 8, 16
 """Channels that are shown, at most, and pixels that one is high, at least."""
@@ -21,12 +20,12 @@ LOUDER = 1.02
 
 @register("kind", "signal", summary="signals (C, T) of numbers", rank=1)
 @final
-class Signals(Kind):
+class Signals(Arrays):
     """Signals `(C, T)`, shown as one line a channel."""
 
     example = "signal"
     examples = "signals"
-    place = "sample"
+    dimension = "sample"
 
     @property
     def description(self) -> str:
@@ -37,11 +36,7 @@ class Signals(Kind):
     def tile_size(self) -> tuple[int, int]:
         return self._lines * self._height, PLOT_WIDTH
 
-    @property
-    def probe(self) -> Probe:
-        return "autoencoder"
-
-    def tiles(self, x: Tensor) -> np.ndarray:
+    def render(self, x: Tensor) -> np.ndarray:
         unit = self.unit(x)
         return np.concatenate([plots(unit[:, c], self._height) for c in range(self._lines)], 1)
 

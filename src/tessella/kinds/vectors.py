@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import lzma
+import zlib
+from abc import ABC
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -9,14 +15,55 @@ from torch import Tensor
 
 from tessella.core.rng import Noise
 from tessella.foundation.registry import register
-from tessella.kinds.base import Kind, Probe
+from tessella.kinds.base import Codec, Kind
 
 PLOT_HEIGHT, PLOT_WIDTH, FEW_BARS = 48, 96, 32
 
 
+class Arrays(Kind, ABC):
+    """Kinds whose examples are written as arrays."""
+
+    @final
+    @property
+    def image_files(self) -> bool:
+        return False
+
+    @final
+    @property
+    def probe(self) -> str:
+        return "autoencoder"
+
+    @final
+    def poses(self, x: Tensor) -> list[Tensor]:
+        return []
+
+    @final
+    def write(self, path: Path, x: Tensor, form: str = "") -> None:
+        with path.open("wb") as file:  # numpy would add an ending to a path
+            np.save(file, self._packed(x), allow_pickle=False)
+
+    @final
+    def baseline_codecs(self, *, lossy: bool) -> tuple[Codec, ...]:
+        """List general compressors, each of one file of all examples; of lossy ones there are none."""
+        packers = () if lossy else (("zlib", partial(zlib.compress, level=9)), ("xz", partial(lzma.compress, preset=9)))
+
+        def size(examples: Sequence[Tensor], pack: Callable[[bytes], bytes]) -> int:
+            return len(pack(b"".join(self._packed(x).tobytes() for x in examples)))
+
+        return tuple(Codec(name, partial(size, pack=pack)) for name, pack in packers)
+
+    def _packed(self, x: Tensor) -> np.ndarray:
+        """Stored values as the smallest type that holds them."""
+        values = self.schema.values
+        whole = (np.uint8, np.int8, np.uint16, np.int16, np.int32) if values.discrete else ()
+        fitting = (t for t in whole if np.iinfo(t).min <= values.low and values.high <= np.iinfo(t).max)
+        stored = x.cpu().numpy()
+        return (np.rint(stored) if values.discrete else stored).astype(next(fitting, np.float32))
+
+
 @register("kind", "vector", summary="rows of numbers (D,)", rank=0)
 @final
-class Vectors(Kind):
+class Vectors(Arrays):
     """Rows of numbers `(D,)`, shown as small plots."""
 
     @property
@@ -27,11 +74,7 @@ class Vectors(Kind):
     def tile_size(self) -> tuple[int, int]:
         return PLOT_HEIGHT, PLOT_WIDTH
 
-    @property
-    def probe(self) -> Probe:
-        return "autoencoder"
-
-    def tiles(self, x: Tensor) -> np.ndarray:
+    def render(self, x: Tensor) -> np.ndarray:
         return plots(self.unit(x))
 
     def altered_copies(self, x: Tensor, noise: Noise) -> list[Tensor]:

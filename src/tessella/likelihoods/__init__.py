@@ -1,8 +1,10 @@
 """Likelihoods, p(x | z), as options: each is a normalised distribution over the stored values.
 
-    binary   Bernoulli, Autoregressive
-    uint8    LogisticMixture, Categorical, Autoregressive
-    real     Gaussian, FixedGaussian, Autoregressive
+    binary     Bernoulli
+    integers   LogisticMixture, Categorical
+    symbols    Categorical
+    real       Gaussian, FixedGaussian
+    all        Autoregressive
 
 The options are declared here, and each `build` imports its module from the files beside; `shared.py` has what the
 modules share: units, remedies, checks.
@@ -32,9 +34,14 @@ class Bernoulli(LikelihoodConfig):
         return BernoulliModule(schema)
 
 
-@register("likelihood", "categorical", summary="a free probability for each of 256 values", values=("uint8",))
+@register(
+    "likelihood",
+    "categorical",
+    summary="a free probability for each value",
+    values=("uint8", "integers", "symbols"),
+)
 class Categorical(LikelihoodConfig):
-    """Categorical likelihood of 256 values, independent given z."""
+    """Categorical likelihood of integers or symbols, independent given z."""
 
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.independent import CategoricalModule
@@ -76,8 +83,8 @@ class FixedGaussian(LikelihoodConfig):
 @register(
     "likelihood",
     "logistic",
-    summary="mixture of discretised logistics with channel dependence, for 8-bit pictures",
-    values=("uint8",),
+    summary="mixture of discretised logistics with channel dependence, for integers in order",
+    values=("uint8", "integers"),
 )
 class LogisticMixture(LikelihoodConfig):
     """Mixture of discretised logistics.
@@ -98,13 +105,13 @@ class LogisticMixture(LikelihoodConfig):
     "likelihood",
     "autoregressive",
     summary="each value given those before it and the decoder's features: strong bounds, slow sampling",
-    values=("binary", "uint8", "real"),
+    values=("binary", "uint8", "integers", "symbols", "real"),
 )
 class Autoregressive(LikelihoodConfig):
     """Autoregressive likelihood: p(x | z) = prod_i p(x_i | x_<i, h(z)).
 
     Attributes:
-        components: logistics in the mixture of each 8-bit value; 10 unless given.
+        components: logistics in the mixture of each integer; 10 unless given.
         pixel_width: channels of the causal network; 64 unless given, 96 for colour.
         pixel_depth: its layers.
     """

@@ -13,7 +13,7 @@ from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_categorical, quantized_cdf
-from tessella.core.schema import UINT8, Binary, Real, Schema
+from tessella.core.schema import Schema, Values
 from tessella.likelihoods.shared import (
     IndependentValues,
     RealValues,
@@ -22,7 +22,6 @@ from tessella.likelihoods.shared import (
     require_values,
 )
 
-LEVELS = 256
 SCALE_FLOOR = 1e-3
 
 
@@ -38,7 +37,7 @@ class BernoulliModule(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, Binary(), "bernoulli")
+        require_values(schema, "bernoulli", "binary")
         self.units = Standardizer(schema)
 
     @property
@@ -86,22 +85,22 @@ class BernoulliLogits(IndependentValues):
 
 @final
 class CategoricalModule(Likelihood):
-    """A free probability for each of the 256 values of a byte, each pixel and channel independent given z.
+    """A free probability for each of K values, each position and channel independent given z.
 
-    Parameters: `[B, 256 * C, *spatial]` (vectors `[B, 256 * D]`), the logits, laid out as `[B, 256, C, *spatial]`.
+    Parameters: `[B, K * C, *spatial]` (vectors `[B, K * D]`), the logits, laid out as `[B, K, C, *spatial]`.
 
     Raises:
-        SpecError: if the values are not bytes.
+        SpecError: if the values are neither integers nor symbols.
     """
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, UINT8, "categorical")
+        require_values(schema, "categorical", "integers", "symbols")
         self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:
-        return LEVELS * self.schema.shape[0]
+        return self.schema.values.levels * self.schema.shape[0]
 
     def to_network(self, x: Tensor) -> Tensor:
         return self.units.to_network(x)
@@ -112,39 +111,47 @@ class CategoricalModule(Likelihood):
 
     def forward(self, parameters: Tensor) -> StoredValues:
         parameters = checked(parameters, self.schema, self.parameter_channels)
-        return ByteLogits(parameters.reshape(len(parameters), LEVELS, -1, *parameters.shape[2:]))
+        values = self.schema.values
+        return CategoricalLogits(parameters.reshape(len(parameters), values.levels, -1, *parameters.shape[2:]), values)
 
 
 @final
-class ByteLogits(IndependentValues):
-    """Independent bytes, from logits `[B, 256, *event_shape]`."""
+class CategoricalLogits(IndependentValues):
+    """Independent values `low ... low + K - 1`, from logits `[B, K, *event_shape]`."""
 
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+    def __init__(self, logits: Tensor, values: Values) -> None:
+        self.logits, self.values = logits, values
         super().__init__(logits.shape[0], logits.shape[2:])
 
     def each(self, value: Tensor) -> Tensor:
         with torch.autocast(self.logits.device.type, enabled=False):
-            return -F.cross_entropy(self.logits, value.to(torch.int64), reduction="none")
+            return -F.cross_entropy(self.logits, self._index(value), reduction="none")
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         told = []
-        for i, logits in enumerate(self.logits.movedim(1, -1)):  # one at a time: 256 numbers a value
-            known = None if value is None else value[i].flatten().long()
+        for i, logits in enumerate(self.logits.movedim(1, -1)):  # one at a time: K numbers a value
+            known = None if value is None else self._index(value[i]).flatten()
             told.append(code_categorical(coder, logits.flatten(0, -2), known))
-        return torch.stack(told).view(self.batch_shape + self.event_shape).float()
+        return torch.stack(told).view(self.batch_shape + self.event_shape).float() + self.values.low
 
     @property
     def mean(self) -> Tensor:
-        values = torch.arange(LEVELS, dtype=self.logits.dtype, device=self.logits.device)
-        return torch.einsum("bv...,v->b...", self.logits.softmax(1), values)
+        """E[x]; the most probable of symbols, which have no mean."""
+        if self.values.kind == "symbols":
+            return self.logits.argmax(1).to(self.logits.dtype)
+        index = torch.arange(self.values.levels, dtype=self.logits.dtype, device=self.logits.device)
+        return torch.einsum("bv...,v->b...", self.logits.softmax(1), index) + self.values.low
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             weights = self.logits.movedim(1, -1).softmax(-1)
-            draws = torch.multinomial(weights.reshape(-1, LEVELS), math.prod(sample_shape), replacement=True)
+            rows = weights.reshape(-1, self.values.levels)
+            draws = torch.multinomial(rows, math.prod(sample_shape), replacement=True)
             shape = (*sample_shape, *self.batch_shape, *self.event_shape)
-            return draws.T.reshape(shape).to(self.logits.dtype)
+            return draws.T.reshape(shape).to(self.logits.dtype) + self.values.low
+
+    def _index(self, value: Tensor) -> Tensor:
+        return value.to(torch.int64) - int(self.values.low)
 
 
 @final
@@ -161,7 +168,7 @@ class GaussianModule(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
-        require_values(schema, Real(), "gaussian")
+        require_values(schema, "gaussian", "real")
         self.units = Standardizer(schema)
 
     @property
@@ -201,7 +208,7 @@ class FixedGaussianModule(Likelihood):
 
     def __init__(self, schema: Schema, scale: float | None) -> None:
         super().__init__(schema)
-        require_values(schema, Real(), "fixed-scale Gaussian")
+        require_values(schema, "fixed-scale Gaussian", "real")
         self.units = Standardizer(schema)
         self.fixed_scale = scale
         self.log_scale = nn.Parameter(torch.zeros(())) if scale is None else None

@@ -1,4 +1,4 @@
-"""Bytes as a mixture of discretised logistics with linear channel dependence."""
+"""Integers as a mixture of discretised logistics with linear channel dependence."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
-from tessella.core.schema import UINT8, Schema
+from tessella.core.schema import Schema, Values
 from tessella.foundation.errors import SpecError, option
-from tessella.likelihoods.shared import BYTE_HALF, Standardizer, checked, require_values
+from tessella.likelihoods.shared import Standardizer, checked, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
-HALF_BIN = 0.5 / BYTE_HALF
-"""Half of the distance between two values, in network units."""
+"""Least of 256 levels (a quarter of half a bin; less of more levels), and most of any."""
+COARSE = 256
+"""Levels up to which float32 tells them apart in network units."""
 EDGE_CAP = 20.0
 HUGE = 1e38
 CHUNK = 1 << 18
@@ -28,15 +29,15 @@ CHUNK = 1 << 18
 
 @final
 class LogisticMixtureModule(Likelihood):
-    """Bytes: a mixture of K logistics on the line, each bin of which is one value (Salimans et al. 2017, 2.1-2.2).
+    """Integers: a mixture of K logistics on the line, each bin of which is one value (Salimans et al. 2017, 2.1-2.2).
 
-    With values y = x / 127.5 - 1 and the channels of one pixel in order,
+    With n levels, half a bin h = 1 / (n - 1), values y = 2 h (x - low) - 1 and the channels of one position in order,
 
-        p(pixel) = sum_k pi_k prod_c [F((y_c + 1/255 - mu_kc) / s_kc) - F((y_c - 1/255 - mu_kc) / s_kc)],
+        p(position) = sum_k pi_k prod_c [F((y_c + h - mu_kc) / s_kc) - F((y_c - h - mu_kc) / s_kc)],
         mu_kc = m_kc + sum_(j < c) tanh(a_kcj) y_j,   F the logistic function,
 
-    where x = 0 takes the whole lower tail and x = 255 the upper one, so that it sums to one. log s is held in [-7, 7];
-    with that, log p and its gradient are finite for all parameters up to 1e30.
+    where the lowest value takes the whole lower tail and the highest the upper one, so that it sums to one. log s is
+    held in [-7 - log((n - 1) / 255), 7]; with that, log p and its gradient are finite for all parameters up to 1e30.
 
     Parameters: `[B, K * (1 + 2 C + C (C - 1) / 2), *spatial]`, blocks of K channels: the mixture's logits; the
     locations m of channel 0, 1, ...; the log scales of channel 0, 1, ...; the coefficients a of the pairs
@@ -44,12 +45,12 @@ class LogisticMixtureModule(Likelihood):
     read as `[B, 3 * K, D]` with the same blocks.
 
     Raises:
-        SpecError: if the values are not bytes, or a picture has more than 4 channels.
+        SpecError: if the values are not integers, or a position has more than 4 channels.
     """
 
     def __init__(self, schema: Schema, components: int) -> None:
         super().__init__(schema)
-        require_values(schema, UINT8, "logistic")
+        require_values(schema, "logistic", "integers")
         self.is_vector = not schema.rank
         self.channels = 1 if self.is_vector else schema.shape[0]
         if self.channels > 4:
@@ -85,12 +86,12 @@ class LogisticMixtureModule(Likelihood):
         checked(parameters, self.schema, self.parameter_channels)
         shape = (self.schema.shape[0], *parameters.shape[2:])
         parameters = parameters.reshape(parameters.shape[0], self._parameters_per_position, -1)
-        return LogisticMixtureBytes(parameters, self.mixtures, self.channels, shape)
+        return LogisticMixtureValues(parameters, self.mixtures, self.channels, shape, self.schema.values)
 
 
 @final
-class LogisticMixtureBytes(StoredValues):
-    """The distribution of `LogisticMixture`, over bytes of shape `[B, *shape]`.
+class LogisticMixtureValues(StoredValues):
+    """The distribution of `LogisticMixture`, over integers of shape `[B, *shape]`.
 
     Args:
         parameters: `[B, K * (1 + 2 C + C (C - 1) / 2), positions]`, laid out as `LogisticMixture` says, in any
@@ -98,10 +99,14 @@ class LogisticMixtureBytes(StoredValues):
         mixtures: K.
         channels: C, the values at one position that depend on one another.
         shape: the event shape, C * positions numbers, channels first.
+        values: their lowest value and their levels.
     """
 
-    def __init__(self, parameters: Tensor, mixtures: int, channels: int, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, parameters: Tensor, mixtures: int, channels: int, shape: tuple[int, ...], values: Values
+    ) -> None:
         self.parameters, self.mixtures, self.channels = parameters, mixtures, channels
+        self.low, self.levels, self.half = values.low, values.levels, (values.levels - 1) / 2
         super().__init__(parameters.shape[0], shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -113,53 +118,61 @@ class LogisticMixtureBytes(StoredValues):
     def _each(self, value: Tensor) -> Tensor:
         """Of each position, `[B, N]`."""
         parameters = self.parameters
-        value = value.reshape(parameters.shape[0], self.channels, parameters.shape[2])
+        index = self._index(value)
         with_gradient = torch.is_grad_enabled() and parameters.requires_grad
         with torch.autocast(parameters.device.type, enabled=False):
-            return _LogProb.apply(parameters, value, self.mixtures, with_gradient)
+            return _LogProb.apply(parameters, index, self.mixtures, self.levels, with_gradient)
+
+    def _index(self, value: Tensor) -> Tensor:
+        """Stored values as numbers from 0, `[B, C, N]`."""
+        value = value.reshape(self.parameters.shape[0], self.channels, self.parameters.shape[2])
+        return value - self.low if self.low else value
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         """Channel by channel: p(x_c | x_<c) is a mixture too, its weights being pi_k prod_(j < c) p_k(x_j | x_<j)."""
         batch, _, positions = self.parameters.shape
-        known = None if value is None else value.reshape(batch, self.channels, positions)
+        known = None if value is None else self._index(value)
         step = max(1, CHUNK // (self.mixtures * positions))
         told = [
             self._told(coder, self.parameters[rows], None if known is None else known[rows])
             for rows in (slice(first, first + step) for first in range(0, batch, step))
         ]
-        return torch.cat(told).view(self.batch_shape + self.event_shape)
+        return torch.cat(told).float().view(self.batch_shape + self.event_shape) + self.low
 
     def _told(self, coder: SymbolCoder, parameters: Tensor, known: Tensor | None) -> Tensor:
         """A few examples `[b, C, N]`."""
-        logits, locations, log_scales, coefficients = _split(parameters, self.mixtures, self.channels)
+        precise = parameters.double() if self.levels > COARSE else parameters
+        logits, locations, log_scales, coefficients = self._split(precise)
+        bits = 2 * -(-(self.levels - 1).bit_length() // 2)
         values: list[Tensor] = []
         for c in range(self.channels):
             location, inverse, weights = locations[:, c], log_scales[:, c].neg().exp(), logits.softmax(1)
             for j, earlier in enumerate(values):
                 slope = coefficients[:, c * (c - 1) // 2 + j]
-                location = location + slope * (earlier / BYTE_HALF - 1).unsqueeze(1)
-            offset = (-1 - 0.5 / BYTE_HALF - location) * inverse
-            rise = inverse / BYTE_HALF
+                location = location + slope * (earlier / self.half - 1).unsqueeze(1)
+            offset = (-1 - 0.5 / self.half - location) * inverse
+            rise = inverse / self.half
 
             def below(t: Tensor, offset: Tensor = offset, rise: Tensor = rise, weights: Tensor = weights) -> Tensor:
-                return torch.addcmul(offset, rise, t.unsqueeze(1)).sigmoid_().mul_(weights).sum(1)
+                total = torch.addcmul(offset, rise, t.unsqueeze(1)).sigmoid_().mul_(weights).sum(1)
+                return total if self.levels == 1 << bits else total.masked_fill_(t >= self.levels, 1.0)
 
             here = None if known is None else known[:, c].to(offset.dtype)
-            values.append(code_from_cdf(coder, below, 8, here, torch.zeros_like(offset[:, 0])))
+            values.append(code_from_cdf(coder, below, bits, here, torch.zeros_like(offset[:, 0])))
             if c + 1 < self.channels:
-                logits = logits + _log_bins(values[-1].unsqueeze(1), offset, rise)
+                logits = logits + _log_bins(values[-1].unsqueeze(1), offset, rise, self.levels)
         return torch.stack(values, 1)
 
     @property
     def mean(self) -> Tensor:
         """E[x], channel by channel given the component, each with the mean of the earlier ones for their values.
 
-        One component's logistic is cut at 0 and 255 but not rounded: s (softplus((m + 1) / s) - softplus((m - 1) / s))
+        One component's logistic is cut at both ends but not rounded: s (softplus((m + 1) / s) - softplus((m - 1) / s))
         - 1 in network units. Rounding moves that by at most 0.2 of a value, at the smallest scales. What an earlier
-        channel loses at 0 and 255 enters the next one through its mean alone.
+        channel loses at the ends enters the next one through its mean alone.
         """
         with torch.autocast(self.parameters.device.type, enabled=False):
-            logits, locations, log_scales, coefficients = _split(self.parameters, self.mixtures, self.channels)
+            logits, locations, log_scales, coefficients = self._split(self.parameters)
             means: list[Tensor] = []
             for c in range(self.channels):
                 location = locations[:, c]
@@ -169,12 +182,12 @@ class LogisticMixtureBytes(StoredValues):
                 rise = F.softplus((location + 1) / s) - F.softplus((location - 1) / s)
                 means.append((s * rise - 1).clamp(-1, 1))
             y = (logits.softmax(1).unsqueeze(1) * torch.stack(means, 1)).sum(2)
-            return ((y + 1) * BYTE_HALF).reshape(-1, *self.event_shape)
+            return ((y + 1) * self.half).reshape(-1, *self.event_shape) + self.low
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             parameters = self.parameters.expand(*sample_shape, *self.parameters.shape).flatten(0, -3)
-            logits, locations, log_scales, coefficients = _split(parameters, self.mixtures, self.channels)
+            logits, locations, log_scales, coefficients = self._split(parameters)
             gumbel = -torch.empty_like(logits).exponential_().log()
             chosen = (logits + gumbel).argmax(1)[:, None, None]
 
@@ -188,27 +201,30 @@ class LogisticMixtureBytes(StoredValues):
             for c in range(self.channels):
                 location = locations[:, c]
                 for j, earlier in enumerate(values):
-                    location = location + coefficients[:, c * (c - 1) // 2 + j] * (earlier / BYTE_HALF - 1)
-                values.append(((location + noise[:, c] + 1) * BYTE_HALF).round().clamp(0, 255))
-            return torch.stack(values, 1).reshape(*sample_shape, *self.batch_shape, *self.event_shape)
+                    location = location + coefficients[:, c * (c - 1) // 2 + j] * (earlier / self.half - 1)
+                index = ((location + noise[:, c] + 1) * self.half).round().clamp(0, self.levels - 1)
+                values.append(index)
+            return torch.stack(values, 1).reshape(*sample_shape, *self.batch_shape, *self.event_shape) + self.low
+
+    def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits `[B, K, N]`, locations, log scales `[B, C, K, N]` and coefficients `[B, C (C - 1) / 2, K, N]`."""
+        (batch, _, positions), channels = parameters.shape, self.channels
+        blocks = parameters.to(_precision(parameters)).reshape(batch, -1, self.mixtures, positions)
+        log_scales = blocks[:, 1 + channels : 1 + 2 * channels].clamp(_least_log_scale(self.levels), LOG_SCALE_MAX)
+        return blocks[:, 0], blocks[:, 1 : 1 + channels], log_scales, blocks[:, 1 + 2 * channels :].tanh()
 
 
-def _split(parameters: Tensor, mixtures: int, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits `[B, K, N]`, locations, log scales `[B, C, K, N]` and coefficients `[B, C (C - 1) / 2, K, N]`."""
-    batch, _, positions = parameters.shape
-    blocks = parameters.to(_precision(parameters)).reshape(batch, -1, mixtures, positions)
-    locations = blocks[:, 1 : 1 + channels]
-    log_scales = blocks[:, 1 + channels : 1 + 2 * channels].clamp(LOG_SCALE_MIN, LOG_SCALE_MAX)
-    return blocks[:, 0], locations, log_scales, blocks[:, 1 + 2 * channels :].tanh()
+def _least_log_scale(levels: int) -> float:
+    return LOG_SCALE_MIN - math.log((levels - 1) / 255)
 
 
-def _log_bins(x: Tensor, offset: Tensor, rise: Tensor) -> Tensor:
+def _log_bins(x: Tensor, offset: Tensor, rise: Tensor, levels: int) -> Tensor:
     """log p_k(x) of each component: log[F(b) - F(a)], with a and b = offset + rise t at t = x and x + 1.
 
     Taken on the side where both are small, F(-a) - F(-b) if that is the other, so that little cancels.
     """
     a = torch.addcmul(offset, rise, x)
-    b = (a + rise).masked_fill_(x == 255, torch.inf)
+    b = (a + rise).masked_fill_(x == levels - 1, torch.inf)
     a.masked_fill_(x == 0, -torch.inf)
     side = torch.where(a + b > 0, -1.0, 1.0)
     return ((b * side).sigmoid_() - (a * side).sigmoid_()).mul_(side).clamp_min_(1e-37).log_()
@@ -217,7 +233,7 @@ def _log_bins(x: Tensor, offset: Tensor, rise: Tensor) -> Tensor:
 class _LogProb(torch.autograd.Function):
     """log p of every position `[B, N]`, and its gradient in the same walk through the parameters.
 
-    For one value with location mu, inverse scale w, m = w (y - mu) and half bin h = w / 255, the difference of
+    For one value with location mu, inverse scale w, m = w (y - mu) and half bin h = w / (n - 1), the difference of
     distribution functions is F(m + h) - F(m - h) = exp(q) F(-q) F(2 h - q) (1 - exp(-2 h)) with q = h - |m|, in
     which nothing cancels and only exp(q) can vanish. At the lower edge it is F(m + h) = exp(q) F(-q) with q = h + m, at
     the upper one the same with q = h - m, so the edges need no case of their own: a huge number added at the right
@@ -228,7 +244,7 @@ class _LogProb(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, parameters: Tensor, value: Tensor, mixtures: int, with_gradient: bool) -> Tensor:
+    def forward(ctx: Any, parameters: Tensor, value: Tensor, mixtures: int, levels: int, with_gradient: bool) -> Tensor:
         batch, numbers, positions = parameters.shape
         channels, work = value.shape[1], _precision(parameters)
         on_cpu = parameters.device.type == "cpu"
@@ -244,7 +260,7 @@ class _LogProb(torch.autograd.Function):
             part = parameters[rows].to(work, memory_format=torch.contiguous_format)
             blocks = part.view(-1, numbers // mixtures, mixtures, positions)
             into = None if gradient is None else torch.empty_like(blocks)
-            result[rows] = _log_prob_and_gradient(blocks, value[rows].to(work), into)
+            result[rows] = _log_prob_and_gradient(blocks, value[rows].to(work), levels, into)
             if gradient is not None and into is not None:
                 _store(gradient[rows], into.view_as(part), on_cpu)
         if gradient is not None:
@@ -255,7 +271,7 @@ class _LogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None, None
+        return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None, None, None
 
 
 def _precision(parameters: Tensor) -> torch.dtype:
@@ -271,25 +287,29 @@ def _store(into: Tensor, values: Tensor, on_cpu: bool) -> None:
         into.copy_(values)
 
 
-def _log_prob_and_gradient(blocks: Tensor, x: Tensor, gradient: Tensor | None) -> Tensor:
-    """log p `[b, N]` of stored values x `[b, C, N]`; its derivative by `blocks` `[b, -1, K, N]` goes to `gradient`."""
-    channels = x.shape[1]
+def _log_prob_and_gradient(blocks: Tensor, x: Tensor, levels: int, gradient: Tensor | None) -> Tensor:
+    """log p `[b, N]` of values x `[b, C, N]` from 0; its derivative by `blocks` `[b, -1, K, N]` goes to `gradient`.
+
+    Of many levels, distances are measured in bins: there x is exact, and neighbouring bins meet at one edge.
+    """
+    channels, half_range, least = x.shape[1], (levels - 1) / 2, _least_log_scale(levels)
+    unit = 1.0 if levels <= COARSE else half_range
     logits, locations = blocks[:, 0], blocks[:, 1 : 1 + channels]
     log_scales, coefficients = blocks[:, 1 + channels : 1 + 2 * channels], blocks[:, 1 + 2 * channels :]
     pairs = [(c, j) for c in range(channels) for j in range(c)]
 
-    y = (x / BYTE_HALF - 1).unsqueeze(2)  # [b, C, 1, N], as all that has no component
-    side = ((x == 0).to(x.dtype) - (x == 255).to(x.dtype)).unsqueeze(2)
+    y = (x / half_range - 1).unsqueeze(2)  # [b, C, 1, N], as all that has no component
+    side = ((x == 0).to(x.dtype) - (x == levels - 1).to(x.dtype)).unsqueeze(2)
     edge = side.abs() * HUGE
     cap = torch.where(side == 0, HUGE, EDGE_CAP if x.dtype == torch.float32 else 2 * EDGE_CAP)
 
-    inverse = log_scales.clamp(LOG_SCALE_MIN, LOG_SCALE_MAX).neg_().exp_()
-    half = inverse * HALF_BIN
-    middle = y - locations  # [b, C, K, N]
+    inverse = log_scales.clamp(least, LOG_SCALE_MAX).neg_().exp_()
+    half = inverse * (0.5 / half_range)
+    middle = torch.sub(y if unit == 1 else (x - half_range).unsqueeze(2), locations, alpha=unit)  # [b, C, K, N]
     slopes = torch.sigmoid(2 * coefficients).mul_(2).sub_(1)  # tanh
     for i, (c, j) in enumerate(pairs):
-        middle[:, c].addcmul_(slopes[:, i], y[:, j], value=-1)
-    middle.mul_(inverse)
+        middle[:, c].addcmul_(slopes[:, i], y[:, j], value=-unit)
+    middle.mul_(inverse if unit == 1 else inverse / unit)
     sign = (middle - side * HUGE).sign_()
     q = torch.addcmul(half, sign, middle, value=-1)
     q = torch.minimum(q, cap, out=q)
@@ -307,7 +327,7 @@ def _log_prob_and_gradient(blocks: Tensor, x: Tensor, gradient: Tensor | None) -
     by_q = (near.add_(far).sub_(1)).mul_(share)
     by_location = torch.mul(by_q, sign.mul_(inverse), out=gradient[:, 1 : 1 + channels])
     by_scale = width.reciprocal_().sub_(far).mul_(half).mul_(share).mul_(-2).addcmul_(by_q, q, value=-1)
-    inside = torch.ops.aten.hardtanh_backward(by_scale, log_scales, LOG_SCALE_MIN, LOG_SCALE_MAX)
+    inside = torch.ops.aten.hardtanh_backward(by_scale, log_scales, least, LOG_SCALE_MAX)
     gradient[:, 1 + channels : 1 + 2 * channels] = inside
     for i, (c, j) in enumerate(pairs):
         by_slope = (by_location[:, c] * y[:, j]).mul_(slopes[:, i].square().neg_().add_(1))

@@ -12,17 +12,14 @@ from torch.types import _size
 
 from tessella.core.contracts import StoredValues
 from tessella.core.entropy_coding import SymbolCoder
-from tessella.core.schema import UINT8, Binary, Schema, Values
+from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError, option
-
-BYTE_HALF = 127.5
-"""Half of the range of a byte: x / BYTE_HALF - 1 is in [-1, 1]."""
 
 
 class Standardizer(nn.Module):
     """The affine map between stored and network units, `stored = center + scale * network`.
 
-    Binary values and bytes go to [-1, 1]; real values are standardised with the schema's center and scale, one a
+    Discrete values go to [-1, 1]; real values are standardised with the schema's center and scale, one a
     channel (pictures) or a feature (vectors), or one for all. A scale of zero (a constant feature) counts as one.
     """
 
@@ -102,12 +99,14 @@ def over_channels(each: Tensor) -> Tensor:
     return each.sum(1) if each.dim() > 2 else each
 
 
-def require_values(schema: Schema, values: Values, likelihood: str) -> None:
-    """SpecError, with the remedy, unless the data holds such values."""
-    if schema.values != values:
-        binarize = f"add {option('binarize')} dynamic, or " if (values, schema.values) == (Binary(), UINT8) else ""
+def require_values(schema: Schema, likelihood: str, *kinds: str) -> None:
+    """SpecError, with the remedy, unless the data holds values of one of these kinds."""
+    if schema.values.kind not in kinds:
+        binarize = (
+            f"add {option('binarize')} dynamic, or " if "binary" in kinds and schema.values.name == "uint8" else ""
+        )
         raise SpecError(
-            f"the {likelihood} likelihood needs {values.words} data, but this data holds "
+            f"the {likelihood} likelihood needs {' or '.join(kinds)} values, but this data holds "
             f"{schema.values.words} values: {binarize}use {option('likelihood')} {schema.values.default_likelihood}",
             code="wrong-values",
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ class Model(nn.Module, ABC):
     """Whether a prior over codes was learned; until then they are equally probable."""
     downsampling: tuple[int, ...] = (1,)
     """Positions a side of the data that one position of each level's latent grid stands for, coarsest level first."""
+    prior_part: Literal["prior", "code-prior"] | None = None
+    """The kind of part that can be fitted as its prior afterwards, over real numbers or codes; None: it is its own."""
     has_decoder: bool = False
     """Whether a decoder maps z to x, so that z may be small and given another prior; else z is as large as x."""
     sequential_density: bool = False
@@ -191,3 +194,23 @@ class Model(nn.Module, ABC):
             f"from ({task('fit-prior', 'RUN ' + option('kind') + ' flow')})",
             code="no-prior",
         )
+
+
+class LatentModel(Model, ABC):
+    """A model whose prior can be exchanged for one that is fitted on its latents afterwards."""
+
+    @abstractmethod
+    def build_priors(
+        self, config: Any, classes: int = 0, examples: Callable[[int], Tensor] | None = None
+    ) -> Sequence[nn.Module]:
+        """Make priors of its latents with fresh weights, one a level.
+
+        Args:
+            config: a `CodePriorConfig` or `PriorConfig`, as `prior_part` says.
+            classes: number of labels that they see; 0: none.
+            examples: as of `InferenceNetwork`.
+        """
+
+    @abstractmethod
+    def set_prior(self, priors: Sequence[Any]) -> None:
+        """Use these priors, one a level, from now on; class-conditional ones make the model conditional."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessella.core.configs import LikelihoodConfig, QuantizerConfig
+from tessella.core.configs import CodePriorConfig, LikelihoodConfig, QuantizerConfig
 from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, StoredValues
 from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
@@ -19,7 +19,7 @@ from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import track
 from tessella.likelihoods import likelihood_for
-from tessella.models.base import Model
+from tessella.models.base import LatentModel
 from tessella.models.spec import ModelConfig
 from tessella.networks.conv import SIGNAL_SIDE, ConvDecoder, ConvEncoder, ConvPlan, crop
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
@@ -31,7 +31,7 @@ Codes = Sequence[Tensor]
 
 
 @final
-class CodeModel(Model):
+class CodeModel(LatentModel):
     """p(x, c) = prod_l p(c_l | c_<l) p(x | c), q(c | x) a point mass (van den Oord et al. 2017; Razavi et al. 2019).
 
     The encoder looks at x once; each level's features, and what the coarser levels' codes stand for, are quantised to
@@ -46,7 +46,7 @@ class CodeModel(Model):
         merge_depth: residual blocks that each further level's features pass through.
     """
 
-    has_decoder = True
+    prior_part, has_decoder = "code-prior", True
 
     def __init__(
         self,
@@ -86,8 +86,15 @@ class CodeModel(Model):
         widths = [q.latent_shape[0] for q in self.levels]
         return tuple(sum(widths[:level]) for level in range(len(widths)))
 
+    def build_priors(
+        self, config: CodePriorConfig, classes: int = 0, examples: Callable[[int], Tensor] | None = None
+    ) -> list[CodePrior]:
+        return [
+            config.build(shape, quantizer.codebook_size, context_channels=context, classes=classes)
+            for shape, quantizer, context in zip(self.prior_shapes, self.levels, self.context_channels, strict=True)
+        ]
+
     def set_prior(self, priors: Sequence[CodePrior]) -> None:
-        """Use these priors, one a level, from now on; class-conditional ones make the model conditional."""
         self.priors = nn.ModuleList(priors)
         self.fitted = not all(isinstance(prior, UniformModule) for prior in priors)
         self.conditional = any(prior.classes for prior in priors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
@@ -11,7 +12,7 @@ from torch.distributions import Independent, Normal
 from tessella.core.contracts import StoredValues
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
-from tessella.core.schema import UINT8, Schema
+from tessella.core.schema import Schema
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.discretized_likelihood import Observation
 from tessella.diffusion.schedule import NoiseSchedule, alpha, over, sigma
@@ -111,7 +112,8 @@ def build_diffusion_model(
         if schema.rank
         else DenoisingPerceptron(channels, 2 * channels, width=width or 256, depth=depth or 4, classes=seen)
     )
-    schedule = NoiseSchedule({"binary": -4.0, "uint8": -13.3, "real": -8.0}[schema.values.name])
-    variance = 0.25 if schema.values == UINT8 else 1.0
+    levels = schema.values.levels
+    least = {0: -8.0, 2: -4.0}.get(levels) or -13.3 - 2 * math.log((levels - 1) / 255)
+    schedule, variance = NoiseSchedule(least), 0.25 if schema.values.kind == "integers" else 1.0
     chain = Chain(schema.shape, network, schedule, levels=likelihood.levels, variance=variance, classes=classes)
     return DiffusionModel(config.name, likelihood=likelihood, chain=chain, config=config)

@@ -114,14 +114,14 @@ class FlowModel(Model):
 class DeltaLikelihood(Likelihood):
     """p(x | z) of a flow: all of it on the one x that z stands for.
 
-    Parameters: `[B, C, *spatial]` (vectors `[B, D]`), f^-1(z) in network units. Discrete values 0 ... n - 1 have their
-    cells' middles at (x + 1/2) / (n / 2) - 1 there; real values are standardised.
+    Parameters: `[B, C, *spatial]` (vectors `[B, D]`), f^-1(z) in network units. There n discrete values have their
+    cells' middles at (x - low + 1/2) / (n / 2) - 1; real values are standardised.
     """
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         self.discrete = schema.values.discrete
-        self.half_range = schema.values.levels / 2
+        self.half_range, self.low = schema.values.levels / 2, schema.values.low
         self.units = Standardizer(schema)
         scale = self.units.scale.double().log()
         self.log_unit = (
@@ -136,7 +136,9 @@ class DeltaLikelihood(Likelihood):
         return self.schema.shape[0]
 
     def to_network(self, x: Tensor) -> Tensor:
-        return (x.to(torch.float32) + 0.5) / self.half_range - 1 if self.discrete else self.units.to_network(x)
+        if not self.discrete:
+            return self.units.to_network(x)
+        return (x.to(torch.float32) - self.low + 0.5) / self.half_range - 1
 
     def initial_bias(self) -> None:
         """None: there is no decoder to start."""
@@ -145,7 +147,7 @@ class DeltaLikelihood(Likelihood):
         if not self.discrete:
             return Delta(self.units.to_stored(parameters), NEAR * self.units.scale)
         cell = torch.floor((parameters + 1) * self.half_range)
-        return Delta(cell.clamp(0, 2 * self.half_range - 1), 0.5)
+        return Delta(cell.clamp(0, 2 * self.half_range - 1) + self.low, 0.5)
 
 
 @final

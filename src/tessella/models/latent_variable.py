@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -14,13 +16,14 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError, option
 from tessella.likelihoods import likelihood_for
-from tessella.models.base import Model
+from tessella.models.base import LatentModel
 from tessella.models.spec import ModelConfig
 from tessella.networks.conv import SIGNAL_SIDE, ConvDecoder, ConvEncoder, ConvPlan
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
+from tessella.priors.standardised import Standardised
 
 
-class LatentVariableModel(Model):
+class LatentVariableModel(LatentModel):
     """p(x, z) = p(z) p(x | z) with q(z | x) (Kingma & Welling 2013, section 2).
 
     Args:
@@ -28,7 +31,7 @@ class LatentVariableModel(Model):
         prior: p(z), or None for an autoencoder, which then has no rate and no bound.
     """
 
-    has_decoder = True
+    prior_part, has_decoder = "prior", True
 
     def __init__(
         self,
@@ -46,17 +49,21 @@ class LatentVariableModel(Model):
         self.encoder, self.bottleneck, self.prior, self.decoder = encoder, bottleneck, prior, decoder
         self.latent_shape, self.downsampling = bottleneck.latent_shape, (encoder.downsampling,)
         self.networks_see_labels, self.sequential_density = conditional, bottleneck.sequential_density
-        self.set_prior(prior)
+        self.set_prior([] if prior is None else [prior])
 
-    def set_prior(self, prior: Prior | None, *, labelled: bool = False) -> None:
-        """Use this p(z) from now on; q(z | x) and p(x | z) stay as they are.
+    def build_priors(
+        self, config: PriorConfig, classes: int = 0, examples: Callable[[int], Tensor] | None = None
+    ) -> list[Standardised]:
+        inference = InferenceNetwork(
+            self.encoder, self.bottleneck, self.schema.shape, self.networks_see_labels, examples
+        )
+        return [Standardised(config.build(self.latent_shape, classes, inference), self.latent_shape, classes)]
 
-        Args:
-            labelled: whether it is p(z | label): the model is then conditional, though its networks see no label.
-        """
-        self.prior = prior
-        self.conditional = self.networks_see_labels or labelled
-        self.has_prior = prior is not None
+    def set_prior(self, priors: Sequence[Prior]) -> None:
+        self.prior = priors[0] if priors else None
+        # with p(z | label) the model is conditional, though its networks may see no label
+        self.conditional = self.networks_see_labels or any(prior.classes for prior in priors)
+        self.has_prior = bool(priors)
         self.has_bound = self.has_prior and self.bottleneck.stochastic
 
     def forward(

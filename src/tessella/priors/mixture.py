@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -101,7 +102,7 @@ class VampPriorModule(Prior):
     The source is Tomczak & Welling 2018, eq. 9. The encoder and the bottleneck belong to the model; unless frozen, they
     are trained in both roles. With labels, an encoder that takes labels gets pseudo-input k with label k mod classes,
     and each label has its own weights. The pseudo-inputs start as noise of unit scale, whose posteriors are near N(0,
-    I) for an untrained encoder, or as examples by `start_at`.
+    I) for an untrained encoder, or as examples from `examples`.
 
     Args:
         latent_shape: shape of one example's z, `(D, *spatial)`.
@@ -110,6 +111,7 @@ class VampPriorModule(Prior):
         input_shape: shape of one example after `Likelihood.to_network`.
         components: K.
         labelled: whether the encoder takes labels.
+        examples: as of `InferenceNetwork`.
 
     Raises:
         SpecError: if q(z | x) is not a diagonal Gaussian.
@@ -125,6 +127,7 @@ class VampPriorModule(Prior):
         input_shape: tuple[int, ...],
         components: int,
         labelled: bool = False,
+        examples: Callable[[int], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if not bottleneck.stochastic:
@@ -135,11 +138,9 @@ class VampPriorModule(Prior):
         self._q = (encoder, bottleneck)  # in a tuple, so that their weights are not registered as this module's
         self.logits = nn.Parameter(0.1 * torch.randn(max(1, classes), components))
         self.inputs = nn.Parameter(torch.randn(components, *input_shape))
-
-    @torch.no_grad()
-    def start_at(self, x: Tensor) -> None:
-        """Set the pseudo-inputs to examples `[n, *input_shape]` after `Likelihood.to_network`, in turn."""
-        self.inputs.copy_(x[torch.arange(len(self.inputs)) % len(x)])
+        if examples is not None:
+            x = examples(components)
+            self.inputs.data = x[torch.arange(components) % len(x)].float()  # fewer examples come in turn
 
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> MixtureDensity:
         encoder, bottleneck = self._q

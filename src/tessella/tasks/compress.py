@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, final
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
     from tessella.coding.container import Contents, Header
     from tessella.coding.files import Compressed
-    from tessella.coding.originals import BaselineCodecs, CodecSize, Originals
+    from tessella.coding.originals import Originals
+    from tessella.core.schema import Schema
     from tessella.data.inputs import NamedBatch
     from tessella.training.run import Run
 
@@ -50,7 +52,7 @@ class CompressConfig:
         split: the split that is compressed, or that numbers refer to.
         prior: the kind of a fitted prior, or `trained` (for codes `uniform`, which is fast): the model's own.
         precision: precision of encoder and decoder; `auto`: bfloat16 for lossless codes where the processor has it.
-        compare: code the first pictures as PNG, WebP and JPEG XL too.
+        compare: code the first examples by other codecs too: pictures as PNG, WebP and JPEG XL, numbers by xz.
         overwrite: replace a file that is there.
     """
 
@@ -138,7 +140,7 @@ def _say_where(device: object) -> None:
 def compress(run: Run, config: CompressConfig) -> CompressResult:
     """Compress examples by the model of a run; coding runs on the processor, where both ends round alike."""
     from tessella.coding import files
-    from tessella.coding.originals import BaselineCodecs, Originals
+    from tessella.coding.originals import Originals
     from tessella.coding.weights import Weights
     from tessella.kinds.base import kind_of
 
@@ -154,14 +156,13 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
     weights = Weights.of(str(run.path), model, config.prior)
     files.coder_for(model, lossy=config.lossy)
     originals = Originals(model.schema, lossy=config.lossy, native_size=config.native_size)
-    holds_files = kind_of(model.schema).image_files and model.schema.values.discrete
     inputs = run.inputs(
         model,
         config.inputs,
         data=config.data,
         split=config.split,
         native_size=config.native_size,
-        skip=originals.keeps if holds_files else None,
+        skip=originals.keeps if kind_of(model.schema).image_files else None,
     )
     of_split = f"examples of the split {config.split} as the run reads its data" if inputs.from_data else ""
     codecs = BaselineCodecs(model.schema, lossy=config.lossy)
@@ -178,6 +179,51 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
     )
     exactness = _exactness(file, originals, of_split)
     return CompressResult(config.out, file, exactness, codecs.sizes(), codecs.count, codecs.numbers)
+
+
+MOST, NUMBERS = 1000, 1 << 26
+"""Examples that are compared at most, and values in all of them."""
+
+
+@final
+@dataclass(frozen=True)
+class CodecSize:
+    """Bytes that one codec takes for all compared examples."""
+
+    name: str
+    bytes: int
+
+
+@final
+class BaselineCodecs:
+    """Collects the first examples that pass, and codes them by the codecs of their kind.
+
+    Attributes:
+        numbers: number of values in the examples collected.
+        count: number of examples collected.
+    """
+
+    def __init__(self, schema: Schema, *, lossy: bool) -> None:
+        from tessella.kinds.base import kind_of
+
+        self._codecs = kind_of(schema).baseline_codecs(lossy=lossy)
+        self._kept: list[Tensor] = []
+        self.numbers = 0
+
+    @property
+    def count(self) -> int:
+        return len(self._kept)
+
+    def collect(self, x: Tensor) -> None:
+        """Collect examples `[B, *shape]`, as long as there are not too many."""
+        for one in x[: max(0, MOST - self.count)] if self._codecs else ():
+            if self.numbers + one.numel() <= NUMBERS:
+                self._kept.append(one.clone())
+                self.numbers += one.numel()
+
+    def sizes(self) -> list[CodecSize]:
+        """Code the collected examples by each codec that is available."""
+        return [CodecSize(codec.name, codec.size(self._kept)) for codec in self._codecs if self._kept]
 
 
 def _noted(examples: Iterable[NamedBatch], originals: Originals, codecs: BaselineCodecs | None) -> Iterator[NamedBatch]:
@@ -252,10 +298,10 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
     """Decompress a file; networks run on the processor, but that codes alone are decoded to pictures on `device`."""
     from tessella.coding import files
     from tessella.coding.container import Container
-    from tessella.coding.originals import picture
     from tessella.coding.weights import model_for
     from tessella.core.device import resolve
     from tessella.foundation.output_folder import Outputs, check_folder
+    from tessella.kinds.base import kind_of
 
     check_folder(config.out)
     container = Container(config.file)
@@ -263,7 +309,8 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
     if header.method != "codes":
         _say_where(device)
     model = model_for(container, config.run) if header.count else None
-    ending = ".png" if header.rank == 2 else ".npy"
+    kind = None if model is None else kind_of(model.schema)
+    ending = ".png" if kind is None else kind.file_ending
     kept = files.kept_names(container)
     targets = Outputs(config.out, header.names, ending, kept, overwrite=config.overwrite)
     if isinstance(header.names, list) and len(set(header.names)) < header.count:
@@ -274,23 +321,13 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
         decoded = files.read_compressed(container, model, device=place)
     with targets as outputs:
         for number, (name, x) in enumerate(decoded):
-            if model is not None and header.rank == 2:
-                image = picture(x, model.schema, header.mode(number))
-                outputs.write(name + ending, lambda draft, image=image: image.save(draft, format="PNG"))
-            else:
-                outputs.write(name + ending, lambda draft, x=x: _save_array(draft, x))
+            assert kind is not None
+            outputs.write(name + ending, partial(kind.write, x=x, form=header.mode(number)))
         for file in container.files():
             outputs.write(file.name, lambda draft, data=file.data: draft.write_bytes(data))
     if header.notes:
         note(header.notes)
-    return DecompressResult(header.count, header.rank == 2, len(kept), config.out)
-
-
-def _save_array(draft: Path, x: Tensor) -> None:
-    import numpy as np
-
-    with draft.open("wb") as file:  # numpy would add an ending to a path
-        np.save(file, x.numpy(), allow_pickle=False)
+    return DecompressResult(header.count, ending == ".png", len(kept), config.out)
 
 
 @dataclass(frozen=True)

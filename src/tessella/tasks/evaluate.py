@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tessella.core.schema import Precision, Schema
 from tessella.evaluation.results import Evaluation, FidelityEvaluation
 from tessella.foundation.blocks import Page, Table, Text, joined
-from tessella.foundation.errors import SpecError, option
+from tessella.foundation.errors import SpecError, in_python, option
 from tessella.tasks.task import Result, task
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class EvaluateResult(Result):
     conditional: bool = False
 
     def to_json(self) -> Mapping[str, Any]:
-        notes = [*self.evaluation.notes, *([self.passed_over] if self.passed_over else [])]
+        notes = [in_python(line) for line in (*self.evaluation.notes, self.passed_over) if line]
         record = {**self.evaluation.to_json(), "notes": notes}
         return record if self.fidelity is None else {**record, "fidelity": self.fidelity.to_json()}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tessella.core.schema import Schema
+from tessella.core.schema import NAMED, Integers, Schema, Symbols, Values
 from tessella.foundation.errors import TessellaError
 
 CLASSES = ("cat", "dog", "owl")
@@ -20,18 +20,22 @@ SHAPES = [
 ]
 """Pictures, signals and vectors."""
 
+VALUES: dict[str, Values] = {**NAMED, "integers": Integers(300, -7.0), "symbols": Symbols(9)}
+"""Values of every kind, by the names that likelihoods give them."""
+
 
 def schema_of(values: str, shape: tuple[int, ...], classes: tuple[str, ...] = CLASSES) -> Schema:
     if values == "real":
         moments = tuple(10.0 + c for c in range(shape[0])), tuple(1.0 + c for c in range(shape[0]))
         return Schema.of(shape, values, *moments, classes)
-    return Schema.of(shape, values, classes=classes)
+    return Schema.of(shape, VALUES[values], classes=classes)
 
 
 def random_examples(schema: Schema, count: int = BATCH) -> Tensor:
     if schema.values.name == "real":
         return 10 + 2 * torch.randn(count, *schema.shape)
-    return torch.randint(0, int(schema.values.high) + 1, (count, *schema.shape), dtype=torch.uint8)
+    drawn = torch.randint(schema.values.levels, (count, *schema.shape)) + schema.values.low
+    return drawn.to(torch.uint8 if schema.values.in_bytes else torch.float32)
 
 
 def in_range(x: Tensor, schema: Schema, count: int = BATCH) -> bool:

@@ -71,7 +71,7 @@ def small(config: CodePriorConfig) -> CodePriorConfig:
 
 
 def check_likelihood(config: LikelihoodConfig, values: str) -> None:
-    """Check shapes, range and units of p(x | z) on data of such values: binary, uint8 or real."""
+    """Check shapes, range and units of p(x | z) on data of such values, a name of `VALUES`."""
     for schema in [schema_of(values, shape) for shape in SHAPES]:
         likelihood = config.build(schema)
         x = random_examples(schema)

@@ -24,7 +24,7 @@ from typing import Any
 from tessella.core.tensors import built, read_header
 from tessella.foundation import validation
 from tessella.foundation.config import Config
-from tessella.foundation.errors import RunError
+from tessella.foundation.errors import RunError, option
 from tessella.foundation.files import kept, write_atomic
 from tessella.models.base import Model
 from tessella.models.spec import Spec
@@ -49,7 +49,8 @@ def prepare_run(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path
         run.mkdir(parents=True, exist_ok=True)
         _clear(run)
     except OSError as error:
-        raise RunError(f"{run} cannot be made ({error.strerror}): choose another folder") from error
+        why = f"{run} cannot be made ({error.strerror})"
+        raise RunError(f"{why}: choose another folder", code="not-writable") from error
     return run
 
 
@@ -63,14 +64,20 @@ def check_place(run: Path, *, overwrite: bool = False) -> None:
     if not run.exists():
         return
     if not run.is_dir():
-        raise RunError(f"{run} is not a folder: choose another place")
+        raise RunError(f"{run} is not a folder: choose another place", code="not-a-folder")
     if (run / REPLACED).is_file() or all(_is_leftover(path) for path in run.iterdir()):
         return
-    is_run = (run / SPEC).is_file()
-    if not is_run:
-        raise RunError(f"{run} is not a run of tessella (it has no {SPEC}), so it is not overwritten: choose another")
+    if not (run / SPEC).is_file():
+        raise RunError(
+            f"{run} is not a run of tessella (it has no {SPEC}), so it is not overwritten: choose another",
+            code="not-a-run",
+        )
     if not overwrite:
-        raise RunError(f"{run} already exists: go on with --resume, replace it with --overwrite, or choose another")
+        raise RunError(
+            f"{run} already exists: go on with {option('resume')}, replace it with {option('overwrite')}, or choose "
+            "another",
+            code="already-there",
+        )
 
 
 def _is_leftover(path: Path) -> bool:
@@ -99,7 +106,8 @@ def write_spec(run: Path, spec: Spec) -> None:
     text = spec.to_json()
     if len(text) > validation.MOST_BYTES:
         raise RunError(
-            f"{run / SPEC} would have {len(text):,} bytes and may have {validation.MOST_BYTES:,}: give fewer columns"
+            f"{run / SPEC} would have {len(text):,} bytes and may have {validation.MOST_BYTES:,}: give fewer columns",
+            code="too-large",
         )
     write_atomic(run / SPEC, lambda path: path.write_text(text))
 
@@ -112,12 +120,12 @@ def read_spec(run: str | os.PathLike[str]) -> Spec:
     """
     path = kept(run, SPEC)
     if not path.is_file():
-        raise RunError(f"{run} is not a run of tessella: it has no {SPEC}")
+        raise RunError(f"{run} is not a run of tessella: it has no {SPEC}", code="not-a-run")
     try:
         return Spec.from_json(validation.read_bytes(path).decode("utf-8"), str(path))
     except (UnicodeDecodeError, validation.Malformed) as error:
         why = error.reason if isinstance(error, UnicodeDecodeError) else error
-        raise RunError(f"{path} is not a specification that tessella wrote ({why})") from error
+        raise RunError(f"{path} is not a specification that tessella wrote ({why})", code="damaged") from error
 
 
 def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -132,7 +140,8 @@ def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
     try:
         text = validation.read_bytes(path, MOST_METRICS).decode("utf-8", "replace")
     except (OSError, validation.Malformed) as error:
-        raise RunError(f"{path} cannot be read ({error}): remove it, it holds nothing but the curves") from error
+        what = f"{path} cannot be read ({error})"
+        raise RunError(f"{what}: remove it, it holds nothing but the curves", code="damaged") from error
     return [record for line in text.splitlines() if (record := _noted(line)) is not None]
 
 
@@ -181,7 +190,8 @@ def fingerprint(run: str | os.PathLike[str]) -> str:
     try:
         return read_header(kept(run, MODEL)).digest[:12]
     except RunError as error:
-        raise RunError(f"{Path(run) / MODEL} is missing or damaged: train the run first") from error
+        what = f"{Path(run) / MODEL} is missing or damaged"
+        raise RunError(f"{what}: train the run first", code="no-weights") from error
 
 
 def sizes(config: Config | None) -> dict[str, int]:

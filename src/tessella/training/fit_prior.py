@@ -1,33 +1,61 @@
-"""FitResult a prior of a run, and keeping it there."""
+"""Fit a prior on the latents of a run's model, and keep it in the run with the codes that it was fitted on."""
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
+from accelerate import Accelerator
+from torch import Tensor
 
 import tessella
-from tessella.bottlenecks.gaussian import DiagonalGaussianModule
 from tessella.core.configs import CodePriorConfig, PriorConfig
-from tessella.core.tensors import fill, read_header
+from tessella.core.schema import Precision
+from tessella.core.tensors import Kind, TensorsHeader, fill, read_header, read_tensors, write_tensors
 from tessella.data import Data, Split
 from tessella.foundation import registry
 from tessella.foundation.errors import RunError, SpecError, option
 from tessella.foundation.files import kept
 from tessella.foundation.notes import note
-from tessella.models.base import Model
-from tessella.models.codes import CodeModel
+from tessella.models.base import LatentModel, Model
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.spec import TrainOptions
-from tessella.training import checkpoint, code_priors, fitted_priors, latent_priors
+from tessella.training import checkpoint, fitted_priors
 from tessella.training.fitted_priors import PriorSpec
-from tessella.training.loop import run_loop
-from tessella.training.prior_trainer import FitResult, Frozen, PriorView, Progress, mean_rate
+from tessella.training.loop import TrainResult, run_loop
+from tessella.training.prior_trainer import (
+    DRAWS,
+    ENCODED,
+    EncodedSplit,
+    PriorProbe,
+    PriorTrainer,
+    encode_splits,
+    prior_trainer,
+)
 from tessella.training.processes import writing
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How fitting a prior ended.
+
+    Attributes:
+        training: how the loop ended.
+        rate: its mean rate on the whole validation split in nats (of an autoencoder, which has no q(z | x), the cross
+            entropy -log p(z)); None without one, or if it was stopped.
+        rate_before: the rate under the prior that the model was trained with, of codes the uniform one; None if there
+            is no such prior or no validation split.
+        of_codes: whether it is over codes.
+    """
+
+    training: TrainResult
+    rate: float | None
+    rate_before: float | None
+    of_codes: bool = True
 
 
 def fit_prior(
@@ -41,7 +69,6 @@ def fit_prior(
     overwrite: bool = False,
     changed_data: bool = False,
     quiet: bool = False,
-    progress: Progress | None = None,
 ) -> FitResult:
     """Fit a prior over the latents of a run's model, codes or real numbers, and keep it in the run.
 
@@ -57,7 +84,6 @@ def fit_prior(
         resume: go on from its last checkpoint.
         overwrite: replace a prior of that kind that is there.
         changed_data: resume although the data is not what it was.
-        progress: told (examples encoded, examples in all) while latents are made.
 
     Raises:
         SpecError: if the prior cannot be fitted or is not for such a model, or labels are missing.
@@ -65,23 +91,22 @@ def fit_prior(
     """
     options = options or TrainOptions()
     checkpoint.read_spec(run)
-    kind = config.name
     chosen = {"config": config.to_record(), "class_conditional": class_conditional, **asdict(options), **data.facts}
     with writing(Path(run), options, chosen) as accelerator:
         of_run = checkpoint.read_spec(run)
         model = checkpoint.build(run, of_run)
         _check_kind(model, config, str(run))
         fill(model, read_header(kept(run, checkpoint.MODEL)), exactly=True)
-        _check(model, data, config, class_conditional=class_conditional)
+        spec = PriorSpec(
+            config, checkpoint.fingerprint(run), class_conditional=class_conditional, tessella=tessella.__version__
+        )
+        _check(model, data, spec)
         model = model.to(accelerator.device).eval()
-        home = fitted_priors.prior_home(Path(run), kind)
-        fingerprint = checkpoint.fingerprint(run)
-        spec = PriorSpec(config, fingerprint, class_conditional=class_conditional, tessella=tessella.__version__)
+        home, fingerprint = fitted_priors.prior_home(Path(run), config.name), spec.codes
         if resume:
             spec = fitted_priors.read_prior_spec(home)
             if spec.codes != fingerprint:
-                raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {fingerprint}): "
-                               "fit it again with --overwrite")  # fmt: skip
+                raise fitted_priors.other_weights(home, spec, fingerprint)
             data.check_resumes(home, spec.data, changed_data=changed_data)
         else:
             checkpoint.check_place(home, overwrite=overwrite)
@@ -89,105 +114,159 @@ def fit_prior(
                 note(f"{data.spec} is not the data that {run} was trained on ({what})")
         # a resumed budget, and the place of the data, are those that count
         spec = replace(spec, training=asdict(options), data=data.record)
-        if isinstance(model, CodeModel):
-            splits = code_priors.cached_codes(
-                Path(run), model, data, options.precision, fingerprint, accelerator, progress
-            )
-            torch.manual_seed(options.seed)
-            stage: Frozen = code_priors.Priors(model, fitted_priors.code_priors_of(model, spec))
-            before = sum(int(np.prod(q.code_shape)) * float(np.log(q.codebook_size)) for q in model.levels)
-            spec = replace(spec, rate_before=before if "valid" in splits else None)
+        trainer, precision = prior_trainer(cast(LatentModel, model)), options.precision
+        if trainer.on_disk:
+            splits = _kept(Path(run), trainer, data, precision, fingerprint, accelerator)
         else:
-            stage = latent_priors.LatentPrior(cast(LatentVariableModel, model))
-            splits = latent_priors.splits_for(stage, data, options.precision, progress)
-            before = _rate(stage, splits, options) if model.has_bound else None
-            spec = replace(spec, rate_before=before)
-            torch.manual_seed(options.seed)
-            prior = fitted_priors.latent_prior_of(stage.model, spec)
-            stage.set_prior(prior, splits["train"], data.split("train"), options.precision)
+            splits = encode_splits(trainer, data, precision)
+        valid, train = splits.get("valid"), data.split("train")
+        before = trainer.rate_before(valid, precision)
+        spec = replace(spec, rate_before=None if valid is None else before)
+        torch.manual_seed(options.seed)
+
+        def examples(count: int) -> Tensor:
+            return model.likelihood.to_network(train.batch(train.random_rows(count)).x.to(model.device))
+
+        trainer.set_prior(spec.build(trainer.model, examples))
+        if not spec.of_posteriors:  # those have the scale of z already
+            trainer.fit_scale(splits["train"], precision)
         if accelerator.is_main_process:
             if not resume:
                 checkpoint.prepare_run(home, overwrite=overwrite)
             fitted_priors.write_prior_spec(home, spec)
         accelerator.wait_for_everyone()
-        stage, view = stage.to(accelerator.device), PriorView(splits.get("valid"), options)
-        done = run_loop(stage, splits["train"], view, home, options, accelerator, resume=resume, quiet=quiet)
-        if done.stopped == "signal" or "valid" not in splits:
-            return FitResult(done, None, before, bool(model.levels))
-        fitted_priors.load_prior(home, stage.model)
+        probe, trainer = PriorProbe(valid, precision), trainer.to(accelerator.device)
+        done = run_loop(trainer, splits["train"], probe, home, options, accelerator, resume=resume, quiet=quiet)
+        if done.stopped == "signal" or valid is None:
+            return FitResult(done, None, before, trainer.on_disk)
+        fitted_priors.load_prior(home, trainer.model)
         model.eval()  # once it has the prior: while it trains, one is measured with more noise and hidden labels
-        rate = _rate(stage, splits, options)
-        if accelerator.is_main_process and rate is not None:
+        rate = trainer.mean_rate(valid, precision)
+        if accelerator.is_main_process:
             fitted_priors.write_prior_spec(home, spec.with_rate(rate))
-        return FitResult(done, rate, before, bool(model.levels))
+        return FitResult(done, rate, before, trainer.on_disk)
 
 
-def _rate(stage: Frozen, splits: dict[str, Split], options: TrainOptions) -> float | None:
-    """What the model's prior pays on the validation split."""
-    if "valid" not in splits:
-        return None
-    times = 1 if stage.model.levels else latent_priors.times_for(splits["valid"])
-    return mean_rate(stage, splits["valid"], precision=options.precision, times=times)
+# codes that are kept with the run
 
 
-def kind_of_prior(model: Model, run: str) -> type[PriorConfig] | type[CodePriorConfig]:
-    """The kind of prior that can be fitted on what the model's latents are.
+def _kept(
+    run: Path, trainer: PriorTrainer, data: Data, precision: Precision, fingerprint: str, accelerator: Accelerator
+) -> dict[str, Split]:
+    """Encode the training and validation splits, or read what was encoded by these weights before."""
+    path = kept(run, checkpoint.CODES)
+    about = {"codes": fingerprint, "data": data.fingerprint}
+    if accelerator.is_main_process and not _is_about(path, about, trainer, data):
+        tensors: dict[str, Tensor] = {}
+        for name, split in encode_splits(trainer, data, precision).items():
+            assert isinstance(split, EncodedSplit)
+            tensors[f"{name}.codes"] = split.rows
+            if split.labels is not None:
+                tensors[f"{name}.labels"] = torch.from_numpy(split.labels)
+        write_tensors(path, tensors, about)
+    accelerator.wait_for_everyone()
+    stored = read_tensors(path).tensors
+    return {
+        name: EncodedSplit(stored[f"{name}.codes"], stored.get(f"{name}.labels"), data.split(name).example_ids)
+        for name in ("train", "valid")
+        if f"{name}.codes" in stored
+    }
+
+
+def _is_about(path: Path, about: dict[str, str], trainer: PriorTrainer, data: Data) -> bool:
+    """Find out whether a file holds codes of this data by these weights, each of a value that it can have."""
+    if not path.is_file():
+        return False
+    sizes = [(math.prod(q.code_shape), q.codebook_size) for q in trainer.model.levels]
+    try:
+        header = read_header(path)
+        if any(header.progress.get(key) != value for key, value in about.items()):
+            return False
+        _check_codes(header, data, width=sum(count for count, _ in sizes))
+        tensors = read_tensors(path, header).tensors
+    except RunError as error:
+        note(f"{str(error).partition(': ')[0]}; the codes are made anew")
+        return False
+    largest = torch.cat([torch.full((count,), codebook_size - 1) for count, codebook_size in sizes])
+    for name, rows in tensors.items():
+        most = largest if name.endswith(".codes") else torch.tensor(max(len(data.schema.classes) - 1, 0))
+        flat = rows.flatten(0, -2) if rows.dim() > 1 else rows
+        if not all(bool(((some >= 0) & (some <= most)).all()) for some in flat.split(ENCODED)):
+            note(f"{path}: {name} has values that cannot be; the codes are made anew")
+            return False
+    return True
+
+
+def _check_codes(header: TensorsHeader, data: Data, width: int) -> None:
+    """Check that a file holds rows of codes for each example of the data, and nothing else.
 
     Raises:
-        SpecError: if none can.
+        RunError: "other-codes".
     """
-    if isinstance(model, CodeModel):
-        return CodePriorConfig
-    if isinstance(model, LatentVariableModel):
-        return PriorConfig
-    raise SpecError(
-        f"the model {model.name} of {run} is its own prior: fit one to an ae, vae, cvae or vqvae", code="own-prior"
-    )
+    allowed: dict[str, list[Kind]] = {}
+    for name in ("train", "valid"):
+        if name in data.splits:
+            count, types = len(data.split(name)), (torch.int16, torch.int32)
+            allowed[f"{name}.codes"] = [(dtype, (draws, count, width)) for dtype in types for draws in (1, DRAWS)]
+            allowed[f"{name}.labels"] = [(torch.int64, (count,))]
+    for name, kind in header.kinds.items():
+        if kind not in allowed.get(name, ()):
+            what = "which are no codes of this data by this model"
+            raise RunError(f"{header.path} holds {name[:40]!r}, {what}", code="other-codes")
+    if missing := {name for name in allowed if name.endswith(".codes")} - header.kinds.keys():
+        raise RunError(f"{header.path} holds no {min(missing)}", code="other-codes")
+
+
+# what cannot be fitted
 
 
 def _check_kind(model: Model, config: PriorConfig | CodePriorConfig, run: str) -> None:
-    """Refuse a prior that cannot be fitted on what the model's latents are.
+    """Refuse a prior that cannot be fitted on a model's latents.
 
     Raises:
-        SpecError: saying what can.
+        SpecError: saying which can.
     """
-    kind, name = kind_of_prior(model, run), config.name
-    known = f"choose {_listed(kind)}"
-    if not isinstance(config, kind):
-        over = "codes, and has real numbers" if kind is PriorConfig else "real numbers, and has codes"
+    if model.prior_part is None:
         raise SpecError(
-            f"the prior {name} is over {over.partition(',')[0]}, but the latents of {run} are "
-            f"{'codes' if kind is CodePriorConfig else 'real numbers'}: {known}",
+            f"the model {model.name} of {run} is its own prior: fit one to an ae, vae, cvae or vqvae", code="own-prior"
+        )
+    *most, last = (entry.name for entry in registry.entries(model.prior_part) if entry.load().fitted_after)
+    known = f"choose {', '.join(most)} or {last}" if most else f"choose {last}"
+    if config.part != model.prior_part:
+        latents = {"prior": "real numbers", "code-prior": "codes"}
+        raise SpecError(
+            f"the prior {config.name} is over {latents[config.part]}, but the latents of {run} are "
+            f"{latents[model.prior_part]}: {known}",
             code="other-latents",
         )
     if not config.fitted_after:
-        raise SpecError(f"the {name} prior has nothing to fit: {known}", code="nothing-to-fit")
+        raise SpecError(f"the {config.name} prior has nothing to fit: {known}", code="nothing-to-fit")
 
 
-def _listed(kind: type[PriorConfig] | type[CodePriorConfig]) -> str:
-    *most, last = (e.name for e in registry.entries(kind.part) if e.load().fitted_after)
-    return f"{', '.join(most)} or {last}" if most else last
+def _check(model: Model, data: Data, spec: PriorSpec) -> None:
+    """Refuse what else can be known to be wrong before anything is encoded.
 
-
-def _check(model: Model, data: Data, config: PriorConfig | CodePriorConfig, *, class_conditional: bool) -> None:
-    """Refuse what else can be known to be wrong before anything is encoded."""
-    conditional, kind = option("class_conditional"), config.name
-    if isinstance(config, PriorConfig) and config.of_posteriors:
-        if not isinstance(cast(LatentVariableModel, model).bottleneck, DiagonalGaussianModule):
+    Raises:
+        SpecError: if labels are missing or not seen, or posteriors are not what the prior is made of.
+    """
+    flag, name = option("class_conditional"), spec.kind
+    if spec.of_posteriors:
+        if not cast(LatentVariableModel, model).bottleneck.gaussian:
             raise SpecError(
-                f"a {kind} prior is made of Gaussian posteriors, which this {model.name} has not: choose another",
+                f"a {name} prior is made of Gaussian posteriors, which this {model.name} has not: choose another",
                 code="needs-gaussian-posterior",
             )
-        if model.conditional and not class_conditional:
+        if model.conditional and not spec.class_conditional:
             raise SpecError(
-                f"a {kind} prior of a {model.name}, whose posteriors see labels, sees them too: give {conditional}",
+                f"a {name} prior of a {model.name}, whose posteriors see labels, sees them too: give {flag}",
                 code="needs-labels",
             )
-    if class_conditional and config.labels == "none":
-        raise SpecError(f"the prior {kind} sees no labels: leave {conditional} out", code="sees-no-labels")
-    if (class_conditional or model.conditional) and not data.schema.classes:
-        what = f"leave {conditional} out" if class_conditional else "the model needs them"
-        raise SpecError(f"{data.spec} has no labels: {what}", code="no-labels")
-    if (class_conditional or model.conditional) and data.schema.classes != model.schema.classes:
-        what = f"leave {conditional} out" if class_conditional else "give the data that it was trained on"
-        raise SpecError(f"{data.spec} has other classes than the model was trained on: {what}", code="other-classes")
+    if spec.class_conditional and spec.config.labels == "none":
+        raise SpecError(f"the prior {name} sees no labels: leave {flag} out", code="sees-no-labels")
+    if spec.class_conditional or model.conditional:
+        what = f"leave {flag} out" if spec.class_conditional else ""
+        if not data.schema.classes:
+            raise SpecError(f"{data.spec} has no labels: {what or 'the model needs them'}", code="no-labels")
+        if data.schema.classes != model.schema.classes:
+            what = what or "give the data that it was trained on"
+            raise SpecError(f"{data.spec} has other classes than the model was trained on: {what}", "other-classes")

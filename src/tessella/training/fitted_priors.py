@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
+from torch import Tensor, nn
 
-from tessella.core.configs import CodePriorConfig, InferenceNetwork, PriorConfig
-from tessella.core.contracts import CodePrior
+from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.tensors import built, fill, read_header
 from tessella.foundation import registry, validation
-from tessella.foundation.errors import RunError
+from tessella.foundation.errors import RunError, option, task
 from tessella.foundation.files import kept, place, write_atomic
-from tessella.models.codes import CodeModel
-from tessella.models.latent_variable import LatentVariableModel
+from tessella.models.base import LatentModel
 from tessella.models.spec import VERSION, Source, TrainOptions, check_version
-from tessella.priors.standardised import Standardised
 from tessella.training.checkpoint import MODEL, PRIORS, SPEC, fingerprint, sizes
 
 TRAINED, UNIFORM = "trained", "uniform"
@@ -59,12 +56,21 @@ class PriorSpec:
         return self.config.name
 
     @property
+    def of_posteriors(self) -> bool:
+        """Whether it is made of Gaussian posteriors of the model's own."""
+        return isinstance(self.config, PriorConfig) and self.config.of_posteriors
+
+    @property
     def better(self) -> bool:
         """Whether to prefer it to the model's own prior: by the validation split, and where there is none on trust."""
         return self.rate_before is None or (self.rate is not None and self.rate < self.rate_before)
 
     def with_rate(self, rate: float) -> PriorSpec:
         return replace(self, rate=rate)
+
+    def build(self, model: LatentModel, examples: Callable[[int], Tensor] | None = None) -> Sequence[nn.Module]:
+        """Make the priors with fresh weights, as `LatentModel.build_priors`."""
+        return model.build_priors(self.config, len(model.schema.classes) if self.class_conditional else 0, examples)
 
 
 def prior_home(run: Path, kind: str) -> Path:
@@ -74,7 +80,7 @@ def prior_home(run: Path, kind: str) -> Path:
         RunError: if the kind is no name, or its folder is a link.
     """
     if not re.fullmatch(r"[a-z0-9-]+", kind):
-        raise RunError(f"no prior is called {kind[:40]!r}: tessella list lists the kinds")
+        raise RunError(f"no prior is called {kind[:40]!r}; {task('list')} lists the kinds", code="no-such-prior")
     return place(run, Path(PRIORS, kind, SPEC)).parent
 
 
@@ -93,9 +99,8 @@ def read_prior_spec(home: Path) -> PriorSpec:
     path = kept(home, SPEC)
     if not path.is_file():
         have = sorted(p.parent.name for p in home.parent.glob(f"*/{SPEC}"))
-        raise RunError(
-            f"{home} holds no prior; there are: {', '.join(have) or 'none yet, tessella fit-prior RUN fits one'}"
-        )
+        known = ", ".join(have) or f"none yet, {task('fit-prior', 'RUN')} fits one"
+        raise RunError(f"{home} holds no prior; there are: {known}", code="no-prior", kinds=have)
     try:
         record = validation.read_json(path)
         check_version(record, path)
@@ -105,54 +110,31 @@ def read_prior_spec(home: Path) -> PriorSpec:
         validation.known_fields(Source, spec.data, "data")
         return replace(spec, training=validation.known_fields(TrainOptions, spec.training, "training"))
     except (OSError, validation.Malformed) as error:
-        raise RunError(f"{path} is not a specification that tessella wrote ({error})") from error
+        raise RunError(f"{path} is not a specification that tessella wrote ({error})", code="damaged") from error
 
 
-def code_priors_of(model: CodeModel, spec: PriorSpec) -> list[CodePrior]:
-    """Priors over codes as specified, one a level, with fresh weights."""
-    config = cast(CodePriorConfig, spec.config)
-    classes = len(model.schema.classes) if spec.class_conditional else 0
-    return [
-        config.build(shape, quantizer.codebook_size, context_channels=context, classes=classes)
-        for shape, quantizer, context in zip(model.prior_shapes, model.levels, model.context_channels, strict=True)
-    ]
-
-
-def latent_prior_of(model: LatentVariableModel, spec: PriorSpec) -> Standardised:
-    """A prior over real-valued z as specified, with fresh weights and z's scale not yet set."""
-    config = cast(PriorConfig, spec.config)
-    classes = len(model.schema.classes) if spec.class_conditional else 0
-    inference = InferenceNetwork(model.encoder, model.bottleneck, model.schema.shape, model.networks_see_labels)
-    return Standardised(config.build(model.latent_shape, classes, inference), model.latent_shape, classes)
-
-
-def load_prior(home: Path, model: CodeModel | LatentVariableModel) -> None:
-    """Let `model` use the fitted prior.
+def load_prior(home: Path, model: LatentModel) -> None:
+    """Let a model use the fitted prior of a folder.
 
     Raises:
         RunError: if it is missing or damaged.
     """
     spec, header = read_prior_spec(home), read_header(kept(home, MODEL))
-    wanted = CodePriorConfig if isinstance(model, CodeModel) else PriorConfig
-    if spec.kind != home.name or not isinstance(spec.config, wanted):
-        raise RunError(f"{home / SPEC} is of a prior {spec.kind[:40]!r}, not {home.name}: fit it again")
-    options = sizes(spec.config)
-    if isinstance(model, CodeModel):
-        priors = built(lambda: code_priors_of(model, spec), header, of=home / SPEC, options=options)
-        fill(_Priors(priors), header, what="prior")
-        model.set_prior([prior.to(model.device) for prior in priors])
-    else:
-        prior = built(lambda: latent_prior_of(model, spec), header, of=home / SPEC, options=options)
-        fill(_Priors([prior]), header, what="prior")
-        model.set_prior(prior.to(model.device), labelled=spec.class_conditional)
+    if spec.kind != home.name or spec.config.part != model.prior_part:
+        raise RunError(
+            f"{home / SPEC} is of a prior {spec.kind[:40]!r}, not {home.name}: fit it again", code="other-prior"
+        )
+    priors = built(lambda: spec.build(model), header, of=home / SPEC, options=sizes(spec.config))
+    fill(_Priors(priors), header, what="prior")
+    model.set_prior([prior.to(model.device) for prior in priors])
 
 
-class _Priors(torch.nn.Module):
+class _Priors(nn.Module):
     """Priors by the names that their weights have in a file."""
 
-    def __init__(self, priors: Sequence[torch.nn.Module]) -> None:
+    def __init__(self, priors: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.priors = torch.nn.ModuleList(priors)
+        self.priors = nn.ModuleList(priors)
 
 
 @dataclass(frozen=True)
@@ -189,7 +171,7 @@ def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
         home = prior_home(run, kind)
         spec = read_prior_spec(home)
         if spec.codes != now:
-            raise RunError(f"{home} was fitted on other weights ({spec.codes}, now {now}): fit it again")
+            raise other_weights(home, spec, now)
         return PriorChoice(home)
     homes = [prior_home(run, name) for name in _prior_names(run)]
     known = [(home, read_prior_spec(home)) for home in homes if (home / MODEL).is_file()]
@@ -203,7 +185,7 @@ def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
         return PriorChoice(
             None,
             f"the priors in {run / PRIORS} were fitted on other weights, so the model's own is used: "
-            "fit them again with tessella fit-prior",
+            f"fit them again ({task('fit-prior')})",
         )
     better = [home for _, home, spec in current if spec.better]
     return PriorChoice(better[0]) if better else PriorChoice(None, _passed_over(run, current[0][2]))
@@ -211,17 +193,27 @@ def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
 
 def _passed_over(run: Path, spec: PriorSpec) -> str:
     """Why the best of the fitted priors is not used, and what to do."""
-    own = "the uniform one" if spec.kind in registry.names("code-prior") else "the model's own"
-    again, taken = f"tessella fit-prior {run} --kind {spec.kind}", f"or take it as it is with --prior {spec.kind}"
+    own = "the uniform one" if spec.config.part == "code-prior" else "the model's own"
+    which = f"{run} {option('kind')} {spec.kind}"
+    resume, again = (task("fit-prior", f"{which} {option(how)}") for how in ("resume", "overwrite"))
+    taken = f"or take it as it is with {option('prior')} {spec.kind}"
     if spec.rate is None:
         return (
-            f"the prior {spec.kind} was stopped before it was measured, so {own} is used: go on with {again} "
-            f"--resume, {taken}"
+            f"the prior {spec.kind} was stopped before it was measured, so {own} is used: go on with {resume}, {taken}"
         )
     return (
         f"the fitted prior {spec.kind} costs more than {own} on the validation split ({spec.rate:.2f} against "
-        f"{spec.rate_before:.2f} nats), so {own} is used: fit it again with another budget or size ({again} "
-        f"--overwrite), {taken}"
+        f"{spec.rate_before:.2f} nats), so {own} is used: fit it again with another budget or size ({again}), {taken}"
+    )
+
+
+def other_weights(home: Path, spec: PriorSpec, now: str) -> RunError:
+    """Word the error that a prior was fitted on other weights than the run has now."""
+    return RunError(
+        f"{home} was fitted on other weights ({spec.codes}, now {now}): fit it again with {option('overwrite')}",
+        code="other-weights",
+        fitted_on=spec.codes,
+        now=now,
     )
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import numpy as np
 import torch
@@ -24,15 +24,13 @@ from tessella.foundation.errors import DataError, RunError, option
 from tessella.foundation.files import kept
 from tessella.foundation.notes import note
 from tessella.foundation.text import shown
-from tessella.models.base import Model
-from tessella.models.codes import CodeModel
-from tessella.models.latent_variable import LatentVariableModel
+from tessella.models.base import LatentModel, Model
 from tessella.models.spec import Spec, TrainOptions
 from tessella.training import checkpoint, fitted_priors
 from tessella.training.results_store import ResultsStore
 
 if TYPE_CHECKING:
-    from tessella.training.prior_trainer import FitResult
+    from tessella.training.fit_prior import FitResult
 
 
 @final
@@ -162,16 +160,22 @@ def load(
     spec, header = checkpoint.read_spec(run), read_header(kept(run, checkpoint.MODEL))
     model = checkpoint.build(run, spec) if into is None else into
     fill(model, header, exactly=into is None)
-    if isinstance(model, LatentVariableModel) and prior in registry.names("code-prior"):
-        raise RunError(f"{run} has no codes, so no prior {prior!r} over them: leave it out, or train a vqvae")
-    if isinstance(model, CodeModel | LatentVariableModel):
+    if model.prior_part is None:
+        if prior not in (None, fitted_priors.TRAINED):
+            raise RunError(
+                f"{run} is of a {model.name}, which is its own prior, and has no other {prior!r}: leave it out",
+                code="own-prior",
+            )
+    elif model.prior_part == "prior" and prior in registry.names("code-prior"):
+        raise RunError(
+            f"{run} has no codes, so no prior {prior!r} over them: leave it out, or train a vqvae", code="no-codes"
+        )
+    else:
         choice = fitted_priors.choose_prior(Path(run), prior)
         if choice.note:
             note(choice.note)
         if choice.home is not None:
-            fitted_priors.load_prior(choice.home, model)
-    elif prior not in (None, fitted_priors.TRAINED):
-        raise RunError(f"{run} is of a {model.name}, which is its own prior, and has no other {prior!r}: leave it out")
+            fitted_priors.load_prior(choice.home, cast(LatentModel, model))
     return model.to(place).eval()
 
 

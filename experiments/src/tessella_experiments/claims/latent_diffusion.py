@@ -21,8 +21,7 @@ from tessella.foundation.blocks import Rows
 from tessella.kinds import pictures
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors import DiffusionPrior
-from tessella.priors.standardised import Standardised
-from tessella.training.latent_priors import LatentPrior, splits_for
+from tessella.training.prior_trainer import LatentPriorTrainer, encode_splits
 from tessella_experiments.measuring import CLASSIFIER, distance, features_named
 from tessella_experiments.models import VAE
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, Plot, bars, difference
@@ -38,13 +37,13 @@ PRIORS = {"normal": "N(0, I)", "diffusion": "diffusion"}
 def _fitted(runner: ExperimentRunner, seed: int, seconds: float) -> LatentVariableModel:
     """The VAE with a diffusion prior fitted on its z; the VAE itself keeps N(0, I)."""
     model = cast(LatentVariableModel, copy.deepcopy(runner.model(VAE, seed)))
-    stage, train = LatentPrior(model), runner.data.split("train")
+    trainer, train = LatentPriorTrainer(model), runner.data.split("train")
     train = train.subset(train.random_rows(TAUGHT))
-    rows = splits_for(stage, replace(runner.data, splits={"train": train}), "auto")
+    rows = encode_splits(trainer, replace(runner.data, splits={"train": train}), "auto")
     torch.manual_seed(seed)
-    prior = DiffusionPrior(width=WIDTH, depth=DEPTH).build(model.latent_shape)
-    stage.set_prior(Standardised(prior, model.latent_shape), rows["train"], train, "auto")
-    runner.fit(stage, rows["train"], seed=seed, seconds=seconds, steps=3000, batch_size=128)
+    trainer.set_prior(model.build_priors(DiffusionPrior(width=WIDTH, depth=DEPTH)))
+    trainer.fit_scale(rows["train"], "auto")
+    runner.fit(trainer, rows["train"], seed=seed, seconds=seconds, steps=3000, batch_size=128)
     return model.eval()
 
 

@@ -21,7 +21,7 @@ from tessella.evaluation.codebook import coarse_only
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Objective
 from tessella.priors.autoregressive import PixelCNNModule
-from tessella.training.code_priors import CodesSplit, unpacked
+from tessella.training.prior_trainer import EncodedSplit, unpacked
 from tessella_experiments.models import CODEBOOK, RATE, UPDATES, codes, size
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner, TrainingJob, codes_of, of_model
@@ -104,7 +104,7 @@ def _fine_priors(runner: ExperimentRunner, seed: int, seconds: float) -> FinePri
     return priors
 
 
-def _rows(runner: ExperimentRunner, model: CodeModel, seed: int) -> CodesSplit:
+def _rows(runner: ExperimentRunner, model: CodeModel, seed: int) -> EncodedSplit:
     return runner.keep(f"codes of {TWO.name}", lambda: codes_of(model, runner.data.split("train")), seed)
 
 

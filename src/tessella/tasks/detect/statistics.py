@@ -23,7 +23,6 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Binary, Schema
 from tessella.data.folders.decode import MODES
 from tessella.evaluation import per_example_posterior
-from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -82,7 +81,7 @@ def possible(model: Model) -> frozenset[str]:
     found = {"distortion"}
     if model.has_bound:
         found |= {"rate", "regret"} if model.has_decoder else {"rate"}
-    if kind_of(model.schema).image_files and model.schema.values.discrete:
+    if kind_of(model.schema).image_files:
         found |= {"length"}
     return frozenset(found)
 
@@ -164,7 +163,7 @@ def file_nats(x: Tensor, schema: Schema) -> np.ndarray:
     Args:
         x: bytes or binary values `[B, C, H, W]`.
     """
-    tiles = pictures.to_uint8(x, schema)
+    tiles = kind_of(schema).render(x)
     mode = MODES[tiles.shape[-1]]
     least = context_nats(x.cpu().numpy()) if schema.values == Binary() else np.full(len(x), np.inf)
     for i in np.flatnonzero(least > SMALLEST_FILE * BYTE):

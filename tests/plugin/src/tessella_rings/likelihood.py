@@ -10,7 +10,7 @@ from torch.distributions import Laplace as ElementwiseLaplace
 
 from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood, StoredValues
-from tessella.core.schema import Real, Schema
+from tessella.core.schema import Schema
 from tessella.foundation.registry import register
 from tessella.foundation.validation import Range
 from tessella.likelihoods.shared import RealValues, Standardizer, checked, require_values
@@ -36,7 +36,7 @@ class LaplaceModule(Likelihood):
 
     def __init__(self, schema: Schema, sharpness: float) -> None:
         super().__init__(schema)
-        require_values(schema, Real(), "laplace")
+        require_values(schema, "laplace", "real")
         self.units, self.sharpness = Standardizer(schema), sharpness
 
     @property
