@@ -290,7 +290,7 @@ def test_bad_data_is_refused_and_no_run_is_begun(tmp_path: Path, refused: Callab
         (["vae", "--binarize", "static"], "real.npz", "binarise"),
         (["vae", "--size", "1", "2", "3"], "grey.npz", "size"),
         (["vae", "--latent-dim", "0"], "grey.npz", "latent dim"),
-        (["vae", "--learning-rate", "-1"], "grey.npz", "learning rate"),
+        (["vae", "--learning-rate", "-1"], "grey.npz", "--learning-rate"),
     ]
     for options, data, says in cases:
         line = refused("train", *options, "--data", tmp_path / data, "--out", tmp_path / "run", "--quiet", *TINY[:2])
@@ -334,10 +334,10 @@ def test_a_full_disk_while_training_is_said_in_one_line(
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--minutes", "0"], "more than zero"),
-        (["--steps", "0"], "more than zero"),
-        (["--epochs", "-1"], "more than zero"),
-        (["--minutes", "nan"], "more than zero"),
+        (["--minutes", "0"], "more than 0"),
+        (["--steps", "0"], "more than 0"),
+        (["--epochs", "-1"], "more than 0"),
+        (["--minutes", "nan"], "more than 0"),
         (["--steps", "3", "--minutes", "1"], "one budget"),
         (["--steps", "3", "--beta", "-1"], "beta"),
     ],

@@ -201,7 +201,7 @@ def test_codes_that_do_not_fit_are_refused(arrays: dict[str, np.ndarray], tmp_pa
     ):
         assert "damaged or was edited" in refusal(path, changed(arrays, **hurt), model)
     assert "lengths" in refusal(path, {name: a[:0] if a.ndim else a for name, a in arrays.items()}, model)
-    assert "reads 1" in refusal(path, changed(arrays, version=np.array(2)), model)
+    assert "reads version 1" in refusal(path, changed(arrays, version=np.array(2)), model)
 
 
 def test_ragged_codes_are_checked_one_by_one(tmp_path: Path) -> None:

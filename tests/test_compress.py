@@ -254,9 +254,9 @@ def test_other_weights_and_other_rounding_are_told_apart(tmp_path: Path) -> None
     model, x = make("vqvae", GREY, **SMALL), examples(GREY, 8)
     written(model, x, tmp_path / "file")
     container = Container(str(tmp_path / "file"))
-    with pytest.raises(DataError, match="weights are 000000000000, and those of elsewhere are 1"):
+    with pytest.raises(DataError, match="with the weights 000000000000, but elsewhere has 1"):
         check(container, model, Weights("elsewhere", "1" * 12, "uniform"))
-    with pytest.raises(DataError, match="made with the prior uniform, and run has pixelcnn 2"):
+    with pytest.raises(DataError, match="made with the prior uniform, but run has pixelcnn 2"):
         check(container, model, Weights("run", "0" * 12, "pixelcnn", "2" * 12))
     with torch.no_grad():
         for p in model.parameters():
@@ -468,7 +468,7 @@ def test_mistakes_take_one_line(runs: dict[str, Path], tmp_path: Path, refused: 
     for name, complaint in {
         "missing": "no such file",
         "empty": "is empty",
-        "foreign": "is no compressed file",
+        "foreign": "is not a compressed file",
         "newer": "version 9",
         "cut": "is damaged (chunk 0: it ends early)",
     }.items():
@@ -483,7 +483,7 @@ def test_mistakes_take_one_line(runs: dict[str, Path], tmp_path: Path, refused: 
     (tmp_path / "moved").mkdir()
     (tmp_path / "moved" / "deeper").mkdir()
     (tmp_path / "moved" / "deeper" / "f.tes").write_bytes(file.read_bytes())
-    assert "say where it is with --run" in refused("decompress", tmp_path / "moved" / "deeper" / "f.tes")
+    assert "give its path with --run" in refused("decompress", tmp_path / "moved" / "deeper" / "f.tes")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "x").exists()
 
@@ -512,5 +512,5 @@ def test_pictures_that_are_fitted_are_counted(
 
 def test_codes_that_say_nothing_have_no_size(tmp_path: Path) -> None:
     model = make("vqvae", GREY, **SMALL, codebook_size=1)
-    with pytest.raises(SpecError, match="say nothing"):
+    with pytest.raises(SpecError, match="one code cannot represent"):
         written(model, torch.zeros(1, 1, 30, 30, dtype=torch.uint8), tmp_path / "file", lossy=True)

@@ -99,7 +99,7 @@ def test_samples_of_the_data_are_at_the_floor() -> None:
 
 
 def test_features_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(SpecError, match="5 numbers and those of the data 6"):
+    with pytest.raises(SpecError, match="5 features and the data 6"):
         fidelity.of_features(normals(50, 5), normals(50, 6), normals(50, 6))
     with pytest.raises(SpecError, match="at least 20"):
         fidelity.of_features(normals(5, 5), normals(50, 5), normals(50, 5))

@@ -127,7 +127,7 @@ def test_every_kind_of_picture_comes_back_bit_for_bit(
     notes = capsys.readouterr().err
     assert main(["decompress", str(file), "-o", str(back), "--quiet"]) == 0
     assert "1 palettes" in notes if run == "colour" else "with alpha" in notes
-    assert "2 turned upright as EXIF says" in notes
+    assert "2 turned upright by EXIF" in notes
     assert notes.splitlines()[0].removeprefix("tessella: note: ") in capsys.readouterr().err
     for path in (tmp_path / "all").iterdir():
         if path.name in there:

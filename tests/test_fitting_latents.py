@@ -212,7 +212,7 @@ def test_an_autoencoder_with_a_prior_samples_and_has_no_bound(runs: Callable[[st
     assert float(cost.mean()) == pytest.approx(done.rate, rel=1e-4)
     evaluation = evaluate(model, digits.split("valid"))
     assert (evaluation.rate, evaluation.bound, evaluation.bits_per_dim) == (None, None, None)
-    with pytest.raises(SpecError, match="its z is a point"):
+    with pytest.raises(SpecError, match="its z is deterministic"):
         model(digits.split("valid").batch(range(4)).x, draws=3)
 
 

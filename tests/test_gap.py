@@ -266,7 +266,7 @@ def test_a_flow_for_each_example_has_the_density_of_its_draws():
 
 def test_a_large_z_gets_no_flow_of_its_own(known, monkeypatch, quick):
     monkeypatch.setattr(per_example_posterior, "LARGEST", 2)
-    with pytest.raises(ValueError, match="up to 2 numbers"):
+    with pytest.raises(ValueError, match="more than 2 values"):
         per_example_posterior.with_flow(
             known.model, known.x, per_example_posterior.from_encoder(known.model, known.x, None), Noise(0)
         )

@@ -16,12 +16,13 @@ from tessella import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TYPED = [
-    page for page in PAGES if re.search(r"^```(sh\n(.*\n)*?tessella |python)", page.read_text("utf-8"), re.MULTILINE)
-]
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+KOREAN = sorted((ROOT / "docs" / "ko").glob("*.md"))
+TYPED = [page for page in PAGES if page not in KOREAN and BLOCK.search(page.read_text("utf-8"))]
 SMALL = {
     "train": {"--width": "8", "--depth": "1", "--batch-size": "8", "--workers": "0"},
     "fit-prior": {"--batch-size": "8"},
+    "fit-prior diffusion": {"--batch-size": "8", "--width": "8", "--depth": "1"},
     "claims": {"--only": "4", "--seeds": "2"},
     "inference-gap": {"--chains": "2", "--steps": "16"},
     "detect": {"--scores": "bound"},
@@ -64,7 +65,8 @@ def quick(line: str) -> list[str]:
     for flag, value in FEW.items():
         if flag in rest:
             rest[rest.index(flag) + 1] = value
-    for flag, value in SMALL.get(name, {}).items():
+    kind = f"{name} diffusion" if "diffusion" in rest else name
+    for flag, value in SMALL.get(kind, SMALL.get(name, {})).items():
         if flag in rest and flag in ("--width", "--depth"):
             rest[rest.index(flag) + 1] = value
         elif flag not in rest and "--resume" not in rest:
@@ -81,13 +83,22 @@ def test_a_page_runs(page: Path, readme: Path, tmp_path: Path, monkeypatch: pyte
     shutil.copytree(readme, tmp_path / "page", ignore=taken)
     monkeypatch.chdir(tmp_path / "page")
     namespace: dict[str, object] = {"__name__": page.stem}
-    for language, block in re.findall(r"^```(sh|python)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+    for language, block in BLOCK.findall(page.read_text("utf-8")):
         if language == "python":
             exec(compile(block, str(page), "exec"), namespace)
             continue
         for line in block.splitlines():
             if line.startswith("tessella "):
                 assert cli.main(quick(line)) == 0, line
+
+
+@pytest.mark.parametrize("page", KOREAN, ids=lambda p: p.name)
+def test_a_korean_page_has_the_blocks_of_the_english_one(page: Path) -> None:
+    english, korean = (
+        [(language, re.sub(r" *#.*", "", block)) for language, block in BLOCK.findall(p.read_text("utf-8"))]
+        for p in (ROOT / "docs" / page.name, page)
+    )
+    assert korean == english
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

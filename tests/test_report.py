@@ -222,14 +222,14 @@ def test_a_run_without_curves_or_test_split_has_a_page(tmp_path: Path) -> None:
 def test_numbers_are_said_in_words() -> None:
     lines = {n.name: n for n in metric_text.numbers(MEASURED, BYTES)}
     assert lines["bits per dimension"].value == f"{180 / 64 / math.log(2):.3f}"
-    assert lines["bits per dimension"].meaning.startswith("32 bytes a picture, 2.0 times less than stored raw")
+    assert lines["bits per dimension"].meaning.startswith("32 bytes per picture, 2.0 times less than stored raw")
     assert lines["active units"].value == "2 of 3"
     assert lines["PSNR"].value == "20.0 dB"
     assert "25.5 (root mean square) in a range of 255" in lines["PSNR"].meaning
     worse = replace(MEASURED, bound=720.0)
     assert "2.0 times more" in metric_text.numbers(worse, BYTES)[0].meaning
     binary = Schema.of((1, 8, 8), "binary")
-    assert "one bit a number (8.0 bytes)" in metric_text.numbers(MEASURED, binary)[0].meaning
+    assert "one bit per value (8.0 bytes)" in metric_text.numbers(MEASURED, binary)[0].meaning
     assert "density" in metric_text.numbers(MEASURED, Schema.of((64,), Real(-1, 1)))[0].meaning
 
 
@@ -244,11 +244,11 @@ def test_codes_and_their_use_are_said_in_words() -> None:
     assert lines["codes, finest level"].meaning.startswith("a picture becomes 64 integers below 512, 9 bits each; 6.76")
     assert lines["code usage, coarsest level"].value == "50.0 %"
     assert lines["perplexity, coarsest level"].value == "200 of 512"
-    assert "finer ones left blank" in lines["distortion, coarsest level"].meaning
+    assert "finer levels set to zero" in lines["distortion, coarsest level"].meaning
     assert f"saves {100 * (1 - 380 / codes.rate_uniform):.0f} %" in lines["rate, uniform prior"].meaning
     assert lines["shuffle cost"].value == "123.40 nats"
-    assert lines["information"].value == "5.50 of 5.52 nats"
-    assert lines["codes that move"].value == "78 of 80"
+    assert lines["mutual information"].value == "5.50 of 5.52 nats"
+    assert lines["codes that vary"].value == "78 of 80"
     assert "PSNR" not in lines
     only = replace(codes, levels=(coarse,), learned=False)
     names = [n.name for n in metric_text.numbers(replace(e, codes=only), BYTES)]

@@ -1,7 +1,7 @@
-"""Latents as scikit-learn has it: `LatentOutlierDetector` and `LatentTransformer`.
+"""Estimators for scikit-learn: `LatentOutlierDetector` and `LatentTransformer`.
 
-Both train a model of this package when they are fitted. They take rows of numbers `[n, features]`; with `image_shape`
-the rows are pictures laid flat, and pictures `[n, H, W]` or `[n, H, W, C]` are taken as they are.
+`fit` trains a model of this package on rows of numbers `[n, features]`. With `image_shape` the rows are flattened
+pictures, and pictures `[n, H, W]` or `[n, H, W, C]` are accepted too.
 
     >>> from tessella.sklearn import LatentOutlierDetector
     >>> detector = LatentOutlierDetector(contamination=0.05, random_state=0).fit(X)  # doctest: +SKIP
@@ -35,15 +35,14 @@ from tessella.tasks.detect.detector import Detector
 from tessella.training.loop import fit as train
 
 BATCH = 64
-"""Examples in a step of training."""
+"""Examples per training step."""
 
 
 class _Fitted(BaseEstimator, ABC):
-    """What both have in common: the model, and data made into its examples.
+    """Base of both estimators: the model, and the conversion of data to its examples.
 
-    It is for vectors and pictures of real values: each column is standardised (of pictures each channel), and the
-    likelihood is a Gaussian whose scale is learned. Pictures of bytes (uint8) keep their values and get the likelihood
-    of bytes.
+    Vectors and pictures of real values are standardised per column (per channel for pictures), and the likelihood is a
+    Gaussian with a learned scale. uint8 pictures keep their values and get the likelihood of uint8 values.
     """
 
     model: str
@@ -54,7 +53,7 @@ class _Fitted(BaseEstimator, ABC):
     device: str | None
 
     def _fit(self, X: Any) -> np.ndarray:
-        """Train on X; gives the examples."""
+        """Train on X and return its examples."""
         X = self._checked(X, reset=True)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         x = self._examples(X)
@@ -74,14 +73,14 @@ class _Fitted(BaseEstimator, ABC):
         return x
 
     def _checked(self, X: Any, *, reset: bool) -> np.ndarray:
-        """X as `[n, features]`, with scikit-learn's own complaints."""
+        """Validate X as `[n, features]` by scikit-learn's own checks."""
         if self.image_shape is not None:
             X = self._flat(X)
         kinds: Any = [np.float64, np.float32, np.uint8]
         return cast(np.ndarray, validate_data(self, X, reset=reset, dtype=kinds, ensure_min_samples=2 if reset else 1))
 
     def _flat(self, X: Any) -> Any:
-        """Pictures as rows; what is rows already stays."""
+        """Flatten pictures to rows; leave rows as they are."""
         kind: Any = None
         X = check_array(X, allow_nd=True, dtype=kind, ensure_all_finite=False, ensure_2d=False)
         if X.ndim in (3, 4):
@@ -91,19 +90,19 @@ class _Fitted(BaseEstimator, ABC):
             return X.reshape(len(X), -1)
         if X.ndim == 2 and X.shape[1] != math.prod(self._shape):
             raise ValueError(
-                f"X has {X.shape[1]} features, but pictures of {self._shape} have {math.prod(self._shape)}"
+                f"X has {X.shape[1]} features, but pictures of shape {self._shape} have {math.prod(self._shape)}"
             )
         return X
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """Return (H, W, C)."""
         assert self.image_shape is not None
         height, width, *channels = self.image_shape
         return height, width, channels[0] if channels else 1
 
     def _examples(self, X: np.ndarray) -> np.ndarray:
-        """Rows as examples: `[n, D]` or `[n, C, H, W]`, bytes or float32."""
+        """Convert rows to examples `[n, D]` or `[n, C, H, W]`, uint8 or float32."""
         x = X if X.dtype == np.uint8 and self.image_shape is not None else _single(X)
         if self.image_shape is None:
             return x
@@ -114,31 +113,31 @@ class _Fitted(BaseEstimator, ABC):
         x = self._examples(self._checked(X, reset=False))
         bytes_wanted = self.model_.model.schema.values == UINT8
         if bytes_wanted and x.dtype != np.uint8:
-            raise ValueError("this was fitted on pictures of bytes: give uint8")
+            raise ValueError("the estimator was fitted on uint8 pictures: give uint8 data")
         x = x if bytes_wanted else x.astype(np.float32)
         return _batches(x, self.model_.model.device)
 
 
 @final
 class LatentOutlierDetector(OutlierMixin, _Fitted):
-    """Outliers are rows that a latent-variable model, trained on the data, says badly.
+    """Outlier detector that scores rows by a latent-variable model trained on the data.
 
     Args:
-        model: a name of the catalogue that has a bound (or any, with `criterion="distortion"`).
-        criterion: the score that is judged by: distortion, rate, bound, regret or, of byte pictures,
-            complexity-corrected; see `tessella.tasks.detect.detector`.
-        contamination: share of outliers in the data that it is fitted on, in (0, 0.5]: it sets `offset_`.
-        max_steps: of training.
+        model: name of a registered model with a bound (any model with `criterion="distortion"`).
+        criterion: the outlier score: distortion, rate, bound, regret or, for uint8 pictures, complexity-corrected; see
+            `tessella.tasks.detect.detector`.
+        contamination: share of outliers in the training data, in (0, 0.5]; it determines `offset_`.
+        max_steps: number of training steps.
         image_shape: (height, width) or (height, width, channels) of pictures; None for vectors.
-        model_options: of the model and its parts, for instance `{"latent_dim": 4}`.
-        random_state: of the weights, the order of the examples and every draw.
-        device: where the model runs: auto (the best there is), cpu, cuda, mps or xpu; None: what the environment
-            variable `TESSELLA_DEVICE` says, or else auto. What is pickled is on no device, and runs where it is loaded.
+        model_options: options of the model and its parts, for instance `{"latent_dim": 4}`.
+        random_state: seed of the weights, the order of the examples and all samples.
+        device: device of the model: auto (the best available), cpu, cuda, mps or xpu; None: the environment variable
+            `TESSELLA_DEVICE`, or else auto. A pickle holds no device; the model runs where it is loaded.
 
     Attributes:
-        offset_: the threshold on `score_samples`: `decision_function` is what lies above it.
-        n_features_in_: numbers in a row.
-        n_iter_: steps of training.
+        offset_: threshold on `score_samples`; rows below it are outliers.
+        n_features_in_: number of features in a row.
+        n_iter_: number of training steps.
     """
 
     def __init__(
@@ -166,11 +165,11 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         """Train on rows X `[n, features]`, or pictures; y is ignored.
 
         Raises:
-            ValueError: if X is not finite numbers, or a parameter is out of its range.
+            ValueError: if X has values that are not finite numbers, or a parameter is out of its range.
         """
         _check_steps(self.max_steps)
         if not 0 < self.contamination <= 0.5:
-            raise ValueError(f"contamination must lie above 0 and up to 0.5, not {self.contamination}")
+            raise ValueError(f"contamination must be above 0 and at most 0.5, got {self.contamination}")
         x = self._fit(X)
         self.offset_ = float(
             np.percentile(-self._strangeness(_batches(x, self.model_.model.device)), 100 * self.contamination)
@@ -178,16 +177,16 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """How well each row fits, `[n]` nats: minus the score, so the higher the more normal."""
+        """Compute how normal each row is, `[n]` nats: the negative outlier score."""
         check_is_fitted(self)
         return -self._strangeness(self._batches(X))
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """`score_samples` above `offset_`, `[n]`: negative for outliers."""
+        """Compute `score_samples - offset_`, `[n]`: negative for outliers."""
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
-        """1 for inliers, -1 for outliers, `[n]`."""
+        """Return 1 for inliers and -1 for outliers, `[n]`."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def _strangeness(self, batches: Iterator[Batch]) -> np.ndarray:
@@ -197,15 +196,15 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
 
 @final
 class LatentTransformer(TransformerMixin, _Fitted):
-    """Latents or codes as features: rows X to z, the mean of q(z | x), or to codes as integers.
+    """Maps rows X to latents as features: the mean of q(z | x), or codes as integers.
 
     Args:
-        model: a name of the catalogue; `vae` gives real numbers, `vqvae` codes.
-        max_steps, image_shape, model_options, random_state, device: as of `LatentOutlierDetector`.
+        model: name of a registered model; `vae` gives real numbers, `vqvae` codes.
+        max_steps, image_shape, model_options, random_state, device: as in `LatentOutlierDetector`.
 
     Attributes:
-        n_features_in_: numbers in a row.
-        n_iter_: steps of training.
+        n_features_in_: number of features in a row.
+        n_iter_: number of training steps.
     """
 
     def __init__(
@@ -229,7 +228,7 @@ class LatentTransformer(TransformerMixin, _Fitted):
         """Train on rows X `[n, features]`, or pictures; y is ignored.
 
         Raises:
-            ValueError: if X is not finite numbers, or a parameter is out of its range.
+            ValueError: if X has values that are not finite numbers, or a parameter is out of its range.
         """
         _check_steps(self.max_steps)
         self._fit(X)
@@ -237,7 +236,7 @@ class LatentTransformer(TransformerMixin, _Fitted):
 
     @torch.no_grad()
     def transform(self, X: Any) -> np.ndarray:
-        """The latents of rows, `[n, units]` float64, or the codes of all levels, `[n, codes]` int64."""
+        """Encode rows to latents `[n, units]` float64, or to the codes of all levels `[n, codes]` int64."""
         found, model = [], self.model_.on(self.device)
         for batch in self._batches(X):
             for part in fixed_batches(batch, model.device):
@@ -247,7 +246,7 @@ class LatentTransformer(TransformerMixin, _Fitted):
         return np.concatenate(found)
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """`latent0`, `latent1`, ... or `code0`, `code1`, ...; the input's names say nothing of them."""
+        """Return `latent0`, `latent1`, ... or `code0`, `code1`, ...; `input_features` is ignored."""
         check_is_fitted(self)
         model = self.model_.model
         kind, count = "latent", math.prod(model.latent_shape)
@@ -258,13 +257,13 @@ class LatentTransformer(TransformerMixin, _Fitted):
 
 @final
 class _Kept:
-    """A model that is pickled as what it was made of and plain arrays."""
+    """A model that pickles as its schema, config and plain arrays."""
 
     def __init__(self, model: Model) -> None:
         self.model = model.eval()
 
     def on(self, device: str | None) -> Model:
-        """The model, moved to that device."""
+        """Move the model to a device and return it."""
         return self.model.to(resolve(device))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -296,7 +295,7 @@ def _batches(x: np.ndarray, device: torch.device) -> Iterator[Batch]:
 
 
 def _single(X: np.ndarray) -> np.ndarray:
-    """float32; what does not fit in it is refused."""
+    """Convert to float32, or raise if a value is too large."""
     with np.errstate(over="ignore"):
         x = X.astype(np.float32)
     if not np.isfinite(x).all():
@@ -306,4 +305,4 @@ def _single(X: np.ndarray) -> np.ndarray:
 
 def _check_steps(steps: Any) -> None:
     if not isinstance(steps, Integral) or cast(int, steps) < 1:
-        raise ValueError(f"max_steps must be a whole number from 1 up, not {steps!r}")
+        raise ValueError(f"max_steps must be an integer of at least 1, got {steps!r}")

@@ -207,11 +207,11 @@ def test_codes_that_are_not_the_models_are_refused() -> None:
     fine, coarse = torch.zeros(2, 1, 4, 4, dtype=torch.int64), torch.zeros(2, 1, 2, 2, dtype=torch.int64)
     assert len(model.checked_codes((coarse, fine))) == 2
     for codes, complaint in (
-        ((fine,), "has 2 levels of codes, and 1 are given"),
-        ((coarse, fine + 16), "must lie between 0 and 15"),
-        ((coarse - 1, fine), "must lie between 0 and 15"),
-        ((coarse[:, 0], fine), "have shape 2x2 an example"),
-        ((fine, fine), "does not fit the coarser"),
+        ((fine,), "has 2 levels of codes, got 1"),
+        ((coarse, fine + 16), "must be between 0 and 15"),
+        ((coarse - 1, fine), "must be between 0 and 15"),
+        ((coarse[:, 0], fine), "have shape 2x2 per example"),
+        ((fine, fine), "does not match the coarser"),
     ):
         with pytest.raises(SpecError, match=complaint):
             model.checked_codes(codes)

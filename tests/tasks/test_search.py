@@ -266,7 +266,7 @@ def test_searches_that_cannot_be_are_refused(run: Path, tmp_path: Path) -> None:
     for code, config in (
         ("no-such-input", IndexConfig(("nowhere.png",))),
         ("wrong-ending", IndexConfig(out=str(tmp_path / "index.npz"))),
-        ("data", IndexConfig((str(tmp_path / "empty"),), out=str(tmp_path / "i.safetensors"))),
+        ("no-pictures", IndexConfig((str(tmp_path / "empty"),), out=str(tmp_path / "i.safetensors"))),
     ):
         with raises(code):
             index(handle, config)

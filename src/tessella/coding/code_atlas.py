@@ -1,8 +1,8 @@
-"""Visualise discrete codes: code maps over images, an atlas of the codebook, and images rebuilt from mean patches.
+"""Code maps over images, an atlas of the codebook, and images rebuilt from each code's mean patch.
 
-All of it is computed from `CodedExamples`. A *patch* is the part of an example at one position of the code grid; for
-codes without a grid (vectors, one code for all) it is the whole example. A code depends on more than its patch: the
-networks see what surrounds it.
+All are computed from `CodedExamples`. A *patch* is the part of an example at one position of the code grid; for codes
+without a grid (vectors, or one code for the whole example) it is the whole example. A code depends on more than its
+patch, since the networks see the surroundings.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from tessella.kinds.sheets import enlarged
 from tessella.models.codes import CodeModel
 
 EXAMPLES = 2000
-"""Examples that an atlas is made from."""
+"""Number of examples for an atlas."""
 CHUNK = 100
 """Examples encoded at a time."""
 READABLE, RULED = 60, 24
-"""Pixels a side from which a cell shows its number, and from which lines set cells apart."""
+"""Smallest cell, in pixels per side, that shows its number, and smallest that has grid lines."""
 TINT = 0.5
-"""Opacity of a cell's colour over its picture in grey."""
+"""Opacity of a cell's colour over the grey picture."""
 FADED = 0.7
-"""Contrast that is left around a patch."""
+"""Contrast of a patch's surroundings, as a fraction of the original."""
 
 
 @final
@@ -46,9 +46,9 @@ class CodedExamples:
     Attributes:
         x: `[N, *shape]`, as stored.
         codes: `[N, C, h, w]` for each level; codes without a grid have h = w = 1.
-        sizes: K of each level.
-        grids: whether positions of the codes are places in the picture.
-        strides: pixels a side of a patch of each level; without places, of the whole picture.
+        sizes: codebook size of each level.
+        grids: whether each code has a place in the picture.
+        strides: side of a patch in pixels, for each level; without places, the side of the picture.
     """
 
     schema: Schema
@@ -65,7 +65,7 @@ class CodedExamples:
 
     @cached_property
     def used(self) -> tuple[Tensor, ...]:
-        """Counts of each code in each slot, `[C, K]` for each level."""
+        """Count each code in each slot: `[C, K]` for each level."""
         return tuple(counts(c, size) for c, size in zip(self.codes, self.sizes, strict=True))
 
     def patches(self, level: int, rows: slice, margin: int = 0) -> Tensor:
@@ -83,10 +83,12 @@ class CodedExamples:
 @final
 @dataclass(frozen=True)
 class CodePatch:
-    """One code: its number, its share of all codes of its slot, and patches `[C, side, side]` in stored units.
+    """One code with its patches, in stored units.
 
     Attributes:
-        mean: mean of all patches with this code.
+        code: number of the code.
+        share: share among all codes of its slot.
+        mean: `[C, side, side]`, mean of all patches with this code.
         examples: `[T, C, side, side]`, some of them, spread over the examples.
     """
 
@@ -98,7 +100,7 @@ class CodePatch:
 
 @torch.inference_mode()
 def encode_examples(model: CodeModel, split: Split, count: int = EXAMPLES) -> CodedExamples:
-    """Encode `count` examples of a split, always the same ones."""
+    """Encode `count` examples of a split, the same ones at each call."""
     batch = split.batch(split.random_rows(count))
     parts = []
     for some in batch.split(CHUNK):
@@ -118,11 +120,11 @@ def encode_examples(model: CodeModel, split: Split, count: int = EXAMPLES) -> Co
 
 
 def atlas(coded: CodedExamples, level: int = 0, slot: int = 0, *, most: int = 60, examples: int = 4) -> list[CodePatch]:
-    """Collect the patches of the codes of one slot that occur most often, most used first.
+    """Collect the most frequent codes of one slot with their patches, most frequent first.
 
     Args:
-        most: number of codes.
-        examples: patches collected for each.
+        most: maximum number of codes.
+        examples: patches to collect for each code.
     """
     used, margin = coded.used[level][slot], _margin(coded, level)
     order = used.argsort(descending=True, stable=True)[:most]
@@ -158,7 +160,7 @@ def mean_patches(coded: CodedExamples, level: int, slot: int, codes: Tensor, mar
 def patch_reconstruction(coded: CodedExamples, rows: slice, level: int = -1) -> Tensor:
     """Rebuild some examples from the mean patches of their codes, `[n, *shape]`.
 
-    With several codes a position, their mean patches are averaged.
+    With several codes per position, their mean patches are averaged.
     """
     level %= len(coded.codes)
     parts = []
@@ -181,7 +183,7 @@ def patch_reconstruction(coded: CodedExamples, rows: slice, level: int = -1) -> 
 def code_colours(model: CodeModel, level: int = 0, slot: int = 0) -> np.ndarray:
     """Assign a colour to each code, `[K, 3]` uint8: similar vectors get similar colours.
 
-    Hue and saturation are the ranks along the first two principal components of the vectors; lightness is left to the
+    Hue and saturation are the ranks along the first two principal components of the vectors; lightness comes from the
     picture below.
     """
     quantizer = model.levels[level]
@@ -199,11 +201,11 @@ def code_colours(model: CodeModel, level: int = 0, slot: int = 0) -> np.ndarray:
 def code_map(
     coded: CodedExamples, example: int, palette: np.ndarray, *, level: int = 0, slot: int = 0, side: int = 848
 ) -> Image.Image:
-    """Draw the codes over one picture: a colour for each code, and its number where it can be read.
+    """Draw the codes over one picture, as a colour for each code, with its number where it is readable.
 
     Args:
         palette: `[K, 3]`, from `code_colours`.
-        side: pixels of the longer side, about.
+        side: approximate length of the longer side in pixels.
     """
     codes = coded.codes[level][example, slot]
     labels = [[str(int(code)) for code in row] for row in codes]
@@ -211,7 +213,7 @@ def code_map(
 
 
 def rate_map(coded: CodedExamples, example: int, nats: Tensor, *, level: int = 0, side: int = 848) -> Image.Image:
-    """Draw the rate of the codes over one picture: the higher it is, the stronger the colour; bits as numbers.
+    """Draw the rate of the codes over one picture: stronger colour is more bits, also shown as numbers.
 
     Args:
         nats: `[h, w]`, -log p of the codes at each position.
@@ -223,7 +225,10 @@ def rate_map(coded: CodedExamples, example: int, nats: Tensor, *, level: int = 0
 
 
 def patch_card(patch: CodePatch, coded: CodedExamples, level: int = 0, *, side: int = 28) -> Image.Image:
-    """Draw the mean patch of a code, and beside it, half as large, four of its patches. Surroundings are faded."""
+    """Draw the mean patch of a code and, beside it at half size, four of its patches.
+
+    The surroundings of each patch are faded.
+    """
     shown = kind_of(coded.schema).render(torch.cat([patch.mean[None], patch.examples]))
     shown = _faded(shown, _margin(coded, level))
     height, width, channels = shown.shape[1:]
@@ -267,7 +272,7 @@ def _cells(
         for i, row in enumerate(labels):
             for j, label in enumerate(row):
                 below, right = min((i + 1) * cell, image.height), min((j + 1) * cell, image.width)
-                middle = ((j * cell + right) / 2, (i * cell + below) / 2)  # of what the edge leaves of the cell
+                middle = ((j * cell + right) / 2, (i * cell + below) / 2)  # of the part of the cell within the picture
                 draw.text(
                     middle, label, (255, 255, 255), font, anchor="mm", stroke_width=max(1, round(size / 12)),
                     stroke_fill=(0, 0, 0, 150),
@@ -276,12 +281,12 @@ def _cells(
 
 
 def _margin(coded: CodedExamples, level: int) -> int:
-    """Pixels of its surroundings that a patch is shown with."""
+    """Return the width of the surroundings that a patch is shown with, in pixels."""
     return max(2, coded.strides[level] // 2) if coded.schema.rank == 2 and coded.grids else 0
 
 
 def _faded(patches: np.ndarray, margin: int) -> np.ndarray:
-    """Fade what surrounds the patches `[n, H, W, C]` uint8 towards grey."""
+    """Fade the surroundings of patches `[n, H, W, C]` uint8 towards grey."""
     if not margin:
         return patches
     around = np.round(FADED * patches + (1 - FADED) * 128).astype(np.uint8)

@@ -1,8 +1,9 @@
-"""How the examples of one chunk become bits and come back. What is done is one walk, the same at both ends.
+"""Coders of one chunk of examples: codes and values, bits-back, or codes alone.
 
-Each coder has `at_once`, the examples of a chunk; `encode`, examples `[B, *shape]` as stored to a `Coded`; and
-`decode`, a chunk to the same examples. Networks run on one thread of one processor, on batches whose sizes the file
-says, so that both ends compute the same floats on any number of threads; several chunks run side by side instead.
+Each coder has `at_once`, the examples of a chunk; `encode` turns examples `[B, *shape]` as stored into a `CodedChunk`,
+and `decode` restores the same examples. Encoding and decoding run the same networks in the same order. Networks run on
+one CPU thread, on batches whose sizes the file states, so that both ends compute the same floats whatever the number of
+threads. Several chunks run in parallel instead.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormalModule
 
 PARAMETERS = 1 << 24
-"""Numbers that a decoder gives at once: 64 MiB."""
+"""Values that a decoder outputs at once: 64 MiB."""
 BATCH, LONGEST = 1024, 1 << 24
-"""Examples in a batch at most; numbers of data in a chunk of bits-back coding."""
+"""Maximum number of examples in a batch, and of values in a chunk of bits-back coding."""
 SETTINGS = (
     "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE",
     "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE",
 )  # fmt: skip
-"""Variables of the environment that choose how floats are computed."""
+"""Environment variables that affect how floats are computed."""
 BUCKETS = 16
-"""Bits of a latent unit: the prior is cut into 2^16 buckets of equal mass."""
+"""Bits per latent unit: the prior is divided into 2^16 buckets of equal mass."""
 
 
 class Mismatch(DataError):
-    """The bits are as they were written, and decode to something else or to nothing."""
+    """The bits are as they were written, but do not decode to the values that were coded."""
 
 
 @final
@@ -65,7 +66,7 @@ class CodedChunk:
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """One thread an operation, so that sums are taken in one order whatever the machine's number of cores."""
+    """Run each operation on one thread, so that sums have one order on any number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -76,7 +77,7 @@ def single_threaded() -> Iterator[None]:
 
 @cache
 def _processor() -> str:
-    """The processor's name, and where the system tells it the numbers that names leave out."""
+    """Return the processor's name, with family and model number where the system reports them."""
     said: dict[str, str] = {}
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         for line in file:
@@ -87,7 +88,7 @@ def _processor() -> str:
 
 
 def software_versions() -> str:
-    """What the floats of a file depend on, in words: versions, processor, instruction sets, libraries, settings."""
+    """List what the floats of a file depend on: versions, processor, instruction sets, libraries, settings."""
     built = torch.__config__.show()
     versions = [f"tessella {__version__}", f"torch {torch.__version__}", f"constriction {version('constriction')}"]
     for name, pattern in (("oneDNN", r"MKL-DNN (v[\d.]+)"), ("MKL", r"Math Kernel Library Version ([\w.]+)")):
@@ -103,10 +104,12 @@ def software_versions() -> str:
 
 @final
 class Lossless:
-    """Codes under the prior, then values under p(x | codes): as long as the bound says, for q is a point mass.
+    """Codes under the prior, then values under p(x | codes).
+
+    The length is the bound, since q is a point mass.
 
     Args:
-        model: a model of codes.
+        model: a model with codes.
 
     Raises:
         SpecError: if its likelihood is a density.
@@ -142,18 +145,18 @@ class Lossless:
 
 @final
 class BitsBack:
-    """z by bits-back coding, then values under p(x | z) (Townsend et al. 2019, section 2; Hinton & van Camp 1993).
+    """Latents by bits-back coding, then values under p(x | z).
 
-    Each unit of z is one of 2^16 buckets of equal mass under the prior. To code x: pop z from the stack as a draw from
-    q(z | x), which takes bits off; push x under p(x | z); push z under p(z). The net price is the bound. Decoding does
-    the same backwards and puts the bits that z took back. The first draws need bits to start from: the first examples
-    go alone, and as the stack grows batches do.
+    Townsend et al. 2019, section 2; Hinton & van Camp 1993. Each unit of z is one of 2^16 buckets of equal mass under
+    the prior. To code x: pop z from the stack as a sample of q(z | x), which removes bits; push x under p(x | z); push
+    z under p(z). The net length is the bound. Decoding runs the same steps in reverse and puts the bits of z back. The
+    first samples need initial bits, so the first examples are coded one by one, and batches grow with the stack.
 
     Args:
         model: a model with a normal q(z | x) and a normal prior.
 
     Raises:
-        SpecError: if it is another, or its likelihood is a density.
+        SpecError: if the model is another, or its likelihood is a density.
     """
 
     def __init__(self, model: LatentVariableModel) -> None:
@@ -161,13 +164,13 @@ class BitsBack:
             raise model.no_prior_error()
         if not isinstance(model.prior, StandardNormalModule):
             raise SpecError(
-                f"bits-back coding is for the prior N(0, I), and this one is another: give {option('prior')} trained, "
-                "or train a vae with the normal prior",
+                f"bits-back coding needs the prior N(0, I), and this model uses another: choose {option('prior')} "
+                "trained, or train a vae with the normal prior",
                 code="not-normal",
             )
         if not isinstance(model.bottleneck, DiagonalGaussianModule):
             raise SpecError(
-                f"bits-back coding is for a Gaussian posterior, not another: train a vae without {option('posterior')}",
+                f"bits-back coding needs a Gaussian posterior: train a vae without {option('posterior')}",
                 code="not-normal",
             )
         self._model, self._batch = model, _batch(model)
@@ -211,7 +214,7 @@ class BitsBack:
         stack, parts = AnsStack(chunk.words), []
         for count in reversed(chunk.batches):
             if stack.bits < (count - 1) * math.prod(self._model.latent_shape) * BUCKETS:
-                raise Mismatch("the bits end before its examples do", code="bits-end")
+                raise Mismatch("the bits end before the last example", code="bits-end")
             receiver = SymbolDecoder(stack)
             at = Buckets.drawn(receiver, count, self._model.latent_shape)
             x = self._drawing(at).code(receiver).to(self.dtype)
@@ -231,7 +234,9 @@ class BitsBack:
 
 @final
 class Buckets:
-    """q(z | x) over the buckets of N(0, 1): bucket i goes from the quantile i / 2^16 to the next. In float64.
+    """q(z | x) over buckets of N(0, 1), in float64.
+
+    Bucket i lies between the quantiles i / 2^16 and (i + 1) / 2^16.
 
     Args:
         posterior: independent normals, batch shape `[B]`.
@@ -239,22 +244,22 @@ class Buckets:
 
     def __init__(self, posterior: Distribution | None) -> None:
         if not isinstance(posterior, Independent) or not isinstance(posterior.base_dist, Normal):
-            raise SpecError("bits-back coding is for a normal q(z | x): train a vae", code="not-normal")
+            raise SpecError("bits-back coding needs a normal q(z | x): train a vae", code="not-normal")
         self._mean, self._deviation = posterior.mean.double(), posterior.stddev.double()
         self.units = math.prod(posterior.event_shape)
 
     @staticmethod
     def middle(at: Tensor) -> Tensor:
-        """z `[B, *latent_shape]` float64 of the buckets' numbers."""
+        """Compute the middle of each bucket: z `[B, *latent_shape]` float64 from bucket numbers."""
         return torch.special.ndtri((at.double() + 0.5) / 2**BUCKETS)
 
     @staticmethod
     def drawn(receiver: SymbolCoder, count: int, shape: tuple[int, ...]) -> Tensor:
-        """Numbers of buckets `[count, *shape]` from the prior."""
+        """Decode bucket numbers `[count, *shape]` under the prior."""
         return receiver.code_uniform(2**BUCKETS, count * math.prod(shape), None).view(count, *shape)
 
     def code(self, coder: SymbolCoder, at: Tensor | None = None) -> Tensor:
-        """Numbers of buckets under q, `[B, *latent_shape]` int64."""
+        """Code bucket numbers under q, `[B, *latent_shape]` int64."""
 
         def below(t: Tensor) -> Tensor:
             return torch.special.ndtr((torch.special.ndtri(t / 2**BUCKETS) - self._mean) / self._deviation)
@@ -263,19 +268,19 @@ class Buckets:
         return code_from_cdf(coder, below, BUCKETS, known, torch.zeros_like(self._mean)).long()
 
     def code_prior(self, sender: SymbolCoder, at: Tensor) -> None:
-        """The numbers under the prior."""
+        """Code bucket numbers under the prior."""
         sender.code_uniform(2**BUCKETS, at.numel(), at.flatten())
 
 
 @final
 class CodesOnly:
-    """Codes under the prior, and nothing else: what they stand for is drawn when they are decoded.
+    """Codes under the prior, and nothing else; decoding them gives reconstructions.
 
-    A picture of another size than the model's has another grid, which no learned prior knows: its codes are told as
-    equally probable.
+    A picture of another size than the model's has another grid, which no learned prior covers: its codes are coded as
+    equally likely.
 
     Args:
-        model: a model of codes.
+        model: a model with codes.
     """
 
     def __init__(self, model: CodeModel) -> None:
@@ -293,25 +298,25 @@ class CodesOnly:
 
     @torch.inference_mode()
     def decode_codes(self, chunk: Chunk, size: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """The codes of all levels, of examples of that size."""
+        """Decode the codes of all levels, for examples of this size."""
         count, shapes = _one_batch(chunk, self.at_once), self._shapes(size)
         if shapes != list(self._model.code_shapes):
             sizes = [math.log2(q.codebook_size) for q in self._model.levels]
             bits = count * sum(math.prod(s) * b for s, b in zip(shapes, sizes, strict=True))
             if bits > 32 * len(chunk.words) + 64:
-                raise Mismatch("the bits end before its codes do", code="bits-end")
+                raise Mismatch("the bits end before the last code", code="bits-end")
         codes = self._code(SymbolDecoder(AnsStack(chunk.words)), count, shapes, None)
         _verify(_flat(codes), chunk)
         return codes
 
     def _shapes(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Of the codes of an example of that size, a level each."""
+        """Return the code shape of each level for an example of this size."""
         trained = self._model.code_shapes
         if size == self._model.schema.shape[1:]:
             return list(trained)
         if any(q.codebook_size < 2 for q in self._model.levels):
             raise SpecError(
-                f"codes that are always the same say nothing of a picture's size: leave out {option('native_size')}",
+                f"a codebook with one code cannot represent a picture's size: leave out {option('native_size')}",
                 code="one-code",
             )
         strides = self._model.downsampling
@@ -334,18 +339,18 @@ Coder = Lossless | BitsBack | CodesOnly
 
 
 def contiguous_copy(x: Tensor) -> Tensor:
-    """A copy that lies in memory as a new tensor does: kernels choose by strides how they round.
+    """Copy a tensor into the memory layout of a new one, since rounding in kernels depends on strides.
 
-    `contiguous` is not enough, for the strides of an axis of one may be anything.
+    `contiguous` is not enough: it leaves the strides of axes of length one as they are.
     """
     return x.clone(memory_format=torch.contiguous_format)
 
 
 def _one_batch(chunk: Chunk, most: int) -> int:
-    """The examples of a chunk of one batch.
+    """Return the number of examples of a chunk that has one batch.
 
     Raises:
-        DataError: if they are more than go through the networks at once.
+        DataError: if they are more than the networks take at once.
     """
     count = sum(chunk.batches)
     if len(chunk.batches) > 1 or count > most:
@@ -354,7 +359,7 @@ def _one_batch(chunk: Chunk, most: int) -> int:
 
 
 def _too_large() -> DataError:
-    return DataError("its batches are larger than any that are made", code="batch-too-large")
+    return DataError("its batches are larger than compression makes them", code="batch-too-large")
 
 
 def _verified(x: Tensor, chunk: Chunk) -> Tensor:
@@ -363,7 +368,7 @@ def _verified(x: Tensor, chunk: Chunk) -> Tensor:
 
 
 def _verify(values: np.ndarray, chunk: Chunk) -> None:
-    """Whether these are the values that were coded.
+    """Check that these are the values that were coded.
 
     Raises:
         Mismatch: if they are not.
@@ -373,7 +378,7 @@ def _verify(values: np.ndarray, chunk: Chunk) -> None:
 
 
 def _seeded(count: int, step: int) -> np.ndarray:
-    """Random words to start from, always the same ones; the last is not zero."""
+    """Return pseudo-random initial words, the same at each call; the last is not zero."""
     numbers = Noise(0, step, "bits-back").uniform(count).double() * 2**32
     return numbers.numpy().astype(np.uint32) | 1
 
@@ -383,17 +388,17 @@ def _flat(codes: tuple[Tensor, ...]) -> np.ndarray:
 
 
 def _batch(model: CodeModel | LatentVariableModel) -> int:
-    """Examples that go through the networks at once."""
+    """Return the number of examples that the networks take at once."""
     schema = model.schema
     positions = math.prod(schema.spatial)
     return max(1, min(BATCH, PARAMETERS // (model.likelihood.parameter_channels * positions)))
 
 
 def _stored_type(model: CodeModel | LatentVariableModel) -> torch.dtype:
-    """Type of decoded values; SpecError if they have a density."""
+    """Return the type of decoded values; raise SpecError if they have a density."""
     if not model.schema.values.discrete:
         raise SpecError(
-            f"real values have a density, which no code reaches: give {option('lossy')}, or train on integers",
+            f"real values have a density and no lossless code: use {option('lossy')}, or train on integers",
             code="density",
         )
     return torch.uint8 if model.schema.values.in_bytes else torch.float32

@@ -1,11 +1,11 @@
-"""Codes of examples in a file of plain arrays that numpy reads.
+"""Codes of examples in an .npz file of plain arrays.
 
-version   int           of this format
+version   int           version of this format
 model     str           fingerprint of the weights that made the codes
 names     str [N]       path of each example without ending
 sizes     int [N, rank] height and width of each picture, length of each signal; [N, 0] for vectors
 level0    int [N, C, *grid], the coarsest level; level1, ...
-level0.i  instead, if pictures differ in size: example i's array [C, *grid]
+level0.i  instead, if pictures differ in size: array [C, *grid] of example i
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tessella.networks.conv import crop
 
 VERSION = 1
 Level = np.ndarray | list[np.ndarray]
-"""Codes of one level, one array an example; stacked if all have one shape."""
+"""Codes of one level, one array per example; stacked if all have one shape."""
 
 
 @final
@@ -66,11 +66,11 @@ class StoredCodes:
 
 @torch.inference_mode()
 def encode_codes(model: CodeModel, examples: Iterable[NamedBatch], fingerprint: str) -> StoredCodes:
-    """Encode all examples.
+    """Encode all examples to codes.
 
     Args:
-        examples: batches of one size each; pictures may have other sizes than those trained on.
-        fingerprint: names the model's weights.
+        examples: batches of one size each; pictures may differ in size from the training pictures.
+        fingerprint: fingerprint of the model's weights.
     """
     names: list[str] = []
     sizes: list[tuple[int, ...]] = []
@@ -90,9 +90,9 @@ def encode_codes(model: CodeModel, examples: Iterable[NamedBatch], fingerprint: 
 
 @torch.inference_mode()
 def codes_of(model: CodeModel, x: Tensor) -> tuple[Tensor, ...]:
-    """Encode examples `[B, *shape]` to the codes of all levels, `[B, *code_shape]` int64, in batches of fixed size.
+    """Encode examples `[B, *shape]` to the codes of all levels, `[B, *code_shape]` int64, in fixed batches.
 
-    Pictures of another size than those trained on are encoded one by one.
+    Pictures that differ in size from the training pictures are encoded one by one.
     """
     size = None if x.shape[1:] == model.schema.shape else 1
     parts = [
@@ -106,11 +106,13 @@ def codes_of(model: CodeModel, x: Tensor) -> tuple[Tensor, ...]:
 def decode_codes(
     model: CodeModel, stored: StoredCodes, *, sample: bool = False, seed: int = 0
 ) -> Iterator[tuple[str, Tensor]]:
-    """Decode codes that `check_codes` accepts; yields each name and `[*shape]` in stored units, float32, of its size.
+    """Decode codes that `check_codes` accepts, yielding each name and example `[*shape]`.
+
+    Examples are float32 in stored units and have their original sizes.
 
     Args:
-        sample: sample from p(x | z) instead of taking its mean.
-        seed: of the samples.
+        sample: whether to sample from p(x | z) rather than take its mean.
+        seed: seed of the samples.
     """
     trained = model.schema.shape[1:]
     at_once = size_of(model.schema.shape, model.device) if (stored.sizes == trained).all() else 1
@@ -127,9 +129,9 @@ def decode_codes(
 
 
 def pad_latent(model: Model, z: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Pad z `[B, D, *grid]` by one position a side if it would be decoded to less than `size`.
+    """Pad z `[B, D, *grid]` by one position per axis if it would decode to less than `size`.
 
-    A grid like the trained one is decoded to an example like the trained ones; a larger one needs one more position.
+    A grid of the trained size decodes to the trained size, so a larger example needs one more position.
     """
     as_trained = tuple(z.shape[2:]) == model.latent_shape[1:]
     larger = any(a > b for a, b in zip(size, model.schema.shape[1:], strict=True))
@@ -140,11 +142,11 @@ def check_codes(stored: StoredCodes, model: CodeModel, fingerprint: str) -> None
     """Check that these are codes of this model with its present weights.
 
     Raises:
-        DataError: if they are of other weights, out of range, or of another shape than their pictures' sizes demand.
+        DataError: if they are of other weights, out of range, or do not fit the sizes of their pictures.
     """
     if stored.model != fingerprint:
         raise DataError(
-            f"these are codes of a model whose weights are {shown(stored.model)}, and this run's are {fingerprint}: "
+            f"these codes were made by the weights {shown(stored.model)}, but this run has {fingerprint}: "
             "decode with the run that made them, or encode again",
             code="other-weights",
         )
@@ -167,7 +169,7 @@ def _tensor(codes: Level) -> Tensor:
 
 
 def write_codes(path: str | Path, stored: StoredCodes) -> None:
-    """Write a file of codes, whole or not at all."""
+    """Write a file of codes atomically."""
     arrays = {"version": np.array(VERSION), "model": np.array(stored.model)}
     arrays |= {"names": np.array(stored.names, dtype=str), "sizes": stored.sizes}
     for number, level in enumerate(stored.levels):
@@ -187,23 +189,27 @@ def read_codes(path: str) -> StoredCodes:
     """Read a file of codes; nothing in it is unpickled.
 
     Raises:
-        DataError: if the file is missing, damaged, something else, or has another version.
+        DataError: if the file is missing, damaged, of another kind or version.
     """
     if not os.path.isfile(path):
-        raise DataError(f"no such file: {path}; {task('encode', 'RUN INPUTS -o FILE')} makes one", code="no-such-file")
+        raise DataError(
+            f"no such file: {path}; make one with {task('encode', 'RUN INPUTS -o FILE')}", code="no-such-file"
+        )
     archive = NumpyArchive(path)
     if not {"version", "model", "names", "sizes"} <= set(archive):
-        raise DataError(f"{path} holds no codes (but {abridged(list(archive))}): {task('encode')} makes such files",
+        raise DataError(f"{path} holds no codes (but {abridged(list(archive))}): make a file with {task('encode')}",
                         code="no-codes")  # fmt: skip
 
     def array(key: str, kinds: str, dims: int) -> np.ndarray:
         found = archive.get(key)
         if found is None or found.dtype.kind not in kinds or found.ndim != dims:
-            raise _damaged(path, f"{key} is missing or no such array")
+            raise _damaged(path, f"the array {key} is missing or has the wrong type")
         return found
 
     if (version := array("version", "iu", 0)) != VERSION:
-        raise DataError(f"{path} has version {version}; this tessella reads {VERSION}: encode again", code="version")
+        raise DataError(
+            f"{path} has version {version}, but this tessella reads version {VERSION}: encode again", code="version"
+        )
     names, sizes = tuple(map(str, array("names", "U", 1).tolist())), array("sizes", "iu", 2)
     dims, levels = sizes.shape[1] + 1, []
     while f"level{len(levels)}" in archive or f"level{len(levels)}.0" in archive:
@@ -213,7 +219,7 @@ def read_codes(path: str) -> StoredCodes:
             array(key, "iu", dims + 1) if stacked else [array(f"{key}.{i}", "iu", dims) for i in range(len(names))]
         )
     if not names or not levels or any(len(part) != len(names) for part in (sizes, *levels)):
-        raise _damaged(path, "its arrays have no or different lengths")
+        raise _damaged(path, "its arrays are empty or have different lengths")
     return StoredCodes(str(array("model", "U", 0)), names, sizes, tuple(levels))
 
 

@@ -1,23 +1,24 @@
-"""The file: a header, and chunks of examples that are coded together. Little endian; numbers of any size are varints.
+r"""File format of compressed examples: a header, then chunks of examples that are coded together.
 
-    magic, version           b"\\xf1TES", 1 byte
-    length, header           4 bytes, then what `Header` lists
-    checksum                 BLAKE2b-64 of all so far
-    chunk, chunk, ...        as `Chunk` lists, until the end of the file:
+Little endian; integers without a given size are varints.
+
+    magic, version           b"\xf1TES", 1 byte
+    length, header           4 bytes, then the fields of `Header`
+    checksum                 BLAKE2b-64 of everything before
+    chunk, chunk, ...        the fields of `Chunk`, until the end of the file:
         batches, words, spare
-        checksum             BLAKE2b-64 of what the chunk decodes to, with the header's checksum as its key
+        checksum             BLAKE2b-64 of the decoded values, keyed by the header's checksum
         the words            4 bytes each
         checksum             CRC-32 of the chunk so far
-    file, file, ...          pictures that the model cannot hold, as `KeptFile` lists:
-        0                    which is no number of batches
-        name, length, bytes  packed by zlib where that is shorter; the length of what they are unpacked
-        checksum             BLAKE2b-64 of name and bytes, with the header's checksum as its key
-        checksum             CRC-32 of all that
+    file, file, ...          pictures that the model cannot represent, the fields of `KeptFile`:
+        0                    in the place of the number of batches
+        name, length, bytes  compressed by zlib if that is shorter; `length` is the uncompressed length
+        checksum             BLAKE2b-64 of name and bytes, keyed by the header's checksum
+        checksum             CRC-32 of the kept file so far
 
-A chunk stands or falls as a whole: its examples come from one stack of bits. The inner checksum is of the examples (or
-codes) themselves and of the header, so whatever goes wrong on the way to them is found; the CRC tells a damaged file
-from a machine that rounds in another way. Every length is held against the bytes that are there before memory is taken
-for it.
+A chunk is decoded as a whole, since its examples share one stack of bits. The inner checksum covers the examples (or
+codes) and the header, so it detects every error in decoding. The CRC distinguishes a damaged file from a machine that
+rounds differently. Every length is compared with the bytes that remain before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ ComputePrecision = Literal["float32", "bfloat16"]
 METHODS, PRECISIONS = get_args(Method), get_args(ComputePrecision)
 HEADER_MOST, TEXT_MOST, SIDE_MOST = 1 << 26, 1 << 12, 1 << 20
 NAMES_MOST = 1 << 25
-"""Bytes of all names, or of all sizes, unpacked."""
+"""Maximum bytes of all names, or of all sizes, uncompressed."""
 FILE_MOST = 1 << 28
-"""Bytes of a kept file that is packed; a larger one is not."""
+"""Largest kept file, in bytes, that is compressed."""
 MODES = ("1", "L", "LA", "RGB", "RGBA")
-"""Modes of pictures that are restored, as Pillow calls them."""
+"""Picture modes that can be restored, as Pillow names them."""
 
 
 @final
@@ -57,18 +58,18 @@ class Header:
 
     Attributes:
         method: the codes alone; codes and then pixels; or latents by bits-back coding and then pixels.
-        model, fingerprint: name of the model, and 12 hexadecimal digits that name its weights.
-        prior, prior_fingerprint: kind of prior and fingerprint of its weights, which a prior without weights lacks.
-        values, shape: name of the values and shape of one example, as in the model's schema.
-        count: examples.
+        model, fingerprint: name of the model, and fingerprint of its weights, 12 hexadecimal digits.
+        prior, prior_fingerprint: kind of prior, and fingerprint of its weights; empty for a prior without weights.
+        values, shape: values and shape of an example, as in the model's schema.
+        count: number of examples.
         names: path of each example without its ending.
-        sizes: `[N, 2]`, height and width of each picture; empty if all are of the model's own size.
-        modes: mode of `MODES` that each picture is restored to; "" is the model's own; empty if all are that.
-        kept: number of files stored as they are, beside the examples.
-        notes: what is not restored, in words.
-        precision: precision that encoder and decoder ran in.
+        sizes: `[N, 2]`, height and width of each picture; empty if all have the model's size.
+        modes: mode of `MODES` in which each picture is restored, "" for the model's own; empty if all are "".
+        kept: number of files stored unchanged, in addition to the examples.
+        notes: what is not restored.
+        precision: precision of encoder and decoder.
         run: path of the run relative to the file, a hint.
-        made: versions and machine that coded it.
+        made: versions and machine that wrote the file.
     """
 
     method: Method
@@ -90,28 +91,28 @@ class Header:
 
     @property
     def rank(self) -> int:
-        """Number of spatial axes of an example: 2 for a picture."""
+        """Return the number of spatial axes of an example: 2 for a picture."""
         return len(self.shape) - 1
 
     def tiles(self, number: int) -> int:
-        """Number of tiles of the model's size that an example was cut into."""
+        """Return the number of tiles of the model's size that an example is cut into."""
         if self.method == "codes" or not len(self.sizes):
             return 1
         return math.prod(-(-side // tile) for side, tile in zip(self.size(number), self.shape[1:], strict=True))
 
     @property
     def all_tiles(self) -> int:
-        """Number of tiles of all examples."""
+        """Return the number of tiles of all examples."""
         if self.method == "codes" or not len(self.sizes):
             return self.count
         return sum(map(self.tiles, range(self.count)))
 
     def size(self, number: int) -> tuple[int, ...]:
-        """Height and width of a picture; () for a vector."""
+        """Return height and width of a picture; () for a vector."""
         return tuple(self.sizes[number].tolist()) if len(self.sizes) else self.shape[1:]
 
     def mode(self, number: int) -> str:
-        """Mode that a picture is restored to; "" for the model's own."""
+        """Return the mode in which a picture is restored; "" for the model's own."""
         return self.modes[number] if self.modes else ""
 
 
@@ -135,14 +136,14 @@ class Chunk:
     key: bytes = b""
 
     def is_of(self, values: np.ndarray) -> bool:
-        """Whether these values, under this header, were coded."""
+        """Check whether these values were coded under this header."""
         return sealed(checksum(values), self.key) == self.checksum
 
 
 @final
 @dataclass(frozen=True)
 class KeptFile:
-    """File stored as it is: its name with its ending, and its bytes."""
+    """File stored unchanged: its name with its ending, and its bytes."""
 
     name: str
     data: bytes
@@ -151,7 +152,7 @@ class KeptFile:
 @final
 @dataclass(frozen=True)
 class Contents:
-    """Counts of what a file holds: chunks, batches in them, bytes of coded examples, and names of kept files."""
+    """Contents of a file: numbers of chunks, of their batches and of coded bytes, and names of kept files."""
 
     chunks: int
     batches: int
@@ -161,7 +162,7 @@ class Contents:
 
 @final
 class Numbered(Sequence[str]):
-    """Names that count: `stem-first`, and so on. They take no memory."""
+    """Consecutively numbered names `stem-first`, ... that take no memory."""
 
     def __init__(self, stem: str, first: int, count: int) -> None:
         self.stem, self.first, self._count = stem, first, count
@@ -178,12 +179,12 @@ class Numbered(Sequence[str]):
 
 
 def checksum(values: np.ndarray) -> bytes:
-    """8 bytes of BLAKE2b over the values in their order."""
+    """Compute 8 bytes of BLAKE2b over the values in their order."""
     return blake2b(np.ascontiguousarray(values).data, digest_size=8).digest()
 
 
 def sealed(plain: bytes, key: bytes) -> bytes:
-    """The checksum of values bound to a header, so that it holds for them as this header says they are."""
+    """Bind the checksum of values to a header, so that it holds under this header only."""
     return blake2b(plain, key=key, digest_size=8).digest() if key else plain
 
 
@@ -191,10 +192,10 @@ def sealed(plain: bytes, key: bytes) -> bytes:
 
 
 def pack_header(header: Header) -> bytes:
-    """All that comes before the first chunk; its last 8 bytes are the checksum.
+    """Pack everything before the first chunk; the last 8 bytes are its checksum.
 
     Raises:
-        DataError: if there are more names or sizes than a header holds.
+        DataError: if there are more names or sizes than a header can hold.
     """
     out = bytearray([METHODS.index(header.method), PRECISIONS.index(header.precision)])
     out += _varint(len(header.shape)) + b"".join(_varint(side) for side in header.shape)
@@ -217,7 +218,7 @@ def pack_chunk(chunk: Chunk) -> bytes:
 
 
 def pack_file(kept: KeptFile, key: bytes) -> bytes:
-    """A file that is kept, under the header whose checksum is `key`."""
+    """Pack a kept file under the header whose checksum is `key`."""
     name, packed = kept.name.encode("utf-8", "surrogateescape"), b""
     if len(kept.data) <= FILE_MOST:
         packed = zlib.compress(kept.data, 9)
@@ -241,13 +242,13 @@ def _packed_names(names: Sequence[str]) -> bytes:
 
 def _packed(data: bytes) -> bytes:
     if len(data) > NAMES_MOST:
-        raise DataError(f"these are more names or sizes than a file holds ({NAMES_MOST >> 20} MiB): compress in parts",
+        raise DataError(f"the names or sizes exceed the limit of a file ({NAMES_MOST >> 20} MiB): compress in parts",
                         code="too-many-names")  # fmt: skip
     return _blob(zlib.compress(data, 9))
 
 
 def _varint(number: int) -> bytes:
-    """Seven bits a byte, the least significant first."""
+    """Encode a number in groups of seven bits, least significant first."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)
@@ -268,32 +269,32 @@ class _Damaged(Exception):
 
 @final
 class Container:
-    """A file that is read: its header at once, its chunks as they are asked for.
+    """Reader of a compressed file: reads the header at once, and chunks on demand.
 
     Args:
-        path: the file.
+        path: path of the file.
 
     Raises:
-        DataError: if it is missing, something else, damaged, or a newer version's.
+        DataError: if the file is missing, damaged, of another kind, or of a newer version.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         if not os.path.isfile(path):
-            raise DataError(f"no such file: {path}; {task('compress', 'RUN PICTURES -o FILE')} makes one",
+            raise DataError(f"no such file: {path}; make one with {task('compress', 'RUN PICTURES -o FILE')}",
                             code="no-such-file")  # fmt: skip
         self.bytes = os.path.getsize(path)
         with open(path, "rb") as file:
             start = file.read(len(MAGIC) + 5)
             if not self.bytes or start[: len(MAGIC)] != MAGIC[: len(start)]:
-                what = "is empty" if not self.bytes else "is no compressed file"
-                raise DataError(f"{path} {what}: {task('compress')} makes such files", code="no-container")
+                what = "is empty" if not self.bytes else "is not a compressed file"
+                raise DataError(f"{path} {what}: make one with {task('compress')}", code="no-container")
             try:
                 if len(start) < len(MAGIC) + 5:
                     raise _Damaged("it ends in its header")
                 if (version := start[len(MAGIC)]) != VERSION:
-                    remedy = "upgrade it" if version > VERSION else "decompress it by the tessella that made it"
-                    raise DataError(f"{path} has version {version}; this tessella reads {VERSION}: {remedy}",
+                    remedy = "upgrade tessella" if version > VERSION else "decompress it by the version that made it"
+                    raise DataError(f"{path} has version {version}; this tessella reads version {VERSION}: {remedy}",
                                     code="version")  # fmt: skip
                 (length,) = struct.unpack("<I", start[-4:])
                 if length > min(HEADER_MOST, self.bytes):
@@ -322,7 +323,7 @@ class Container:
         return Contents(chunks, batches, WORD.itemsize * words, kept)
 
     def chunks(self) -> Iterator[Chunk]:
-        """The chunks one by one.
+        """Read the chunks one by one.
 
         Raises:
             DataError: if one is damaged, or the file ends early.
@@ -330,10 +331,10 @@ class Container:
         return (part for part in self._parts() if isinstance(part, Chunk))
 
     def files(self) -> Iterator[KeptFile]:
-        """The files that are kept as they are, one by one; all chunks before them are checked on the way.
+        """Read the kept files one by one, checking all chunks before them.
 
         Raises:
-            DataError: if one is damaged, or there are more or fewer than the header says.
+            DataError: if one is damaged, or their number differs from the header's.
         """
         number = 0
         for part in self._parts():
@@ -341,7 +342,7 @@ class Container:
                 number += 1
                 yield part
         if number != self.header.kept:
-            raise self.damaged(f"it holds {number} of {self.header.kept} kept files")
+            raise self.damaged(f"it holds {number} kept files, but its header says {self.header.kept}")
 
     def _parts(self) -> Iterator[Chunk | KeptFile]:
         with open(self.path, "rb") as file:
@@ -353,18 +354,18 @@ class Container:
                 except _Damaged as error:
                     raise self.damaged(f"chunk {number}: {error}") from error
                 if isinstance(part, Chunk) > coded or (isinstance(part, KeptFile) and not self.header.kept):
-                    raise self.damaged(f"chunk {number}: it is out of its place")
+                    raise self.damaged(f"chunk {number}: it is in the wrong place")
                 coded, number = isinstance(part, Chunk), number + 1
                 yield part
 
     def damaged(self, how: str) -> DataError:
-        """Make the error that says how the file is damaged."""
-        return DataError(f"{self.path} is damaged ({how}): copy it anew or compress again", code="damaged")
+        """Make the error for a damaged file."""
+        return DataError(f"{self.path} is damaged ({how}): copy it again or compress again", code="damaged")
 
 
 @final
 class _Reader:
-    """Bytes that come one after the other, and never more than are left."""
+    """Reads consecutive bytes, never more than remain."""
 
     def __init__(self, file: BinaryIO | io.BytesIO, left: int) -> None:
         self._file, self.left, self.crc = file, left, 0
@@ -423,7 +424,7 @@ def _header(reader: _Reader) -> Header:
         len(shape) - 1 == 2 and len(packed) == 8 * count and 0 < sizes.min() <= sizes.max() < SIDE_MOST
     )
     if not sound or not fitting:
-        raise _Damaged("its header contradicts itself")
+        raise _Damaged("its header is inconsistent")
     return Header(
         cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, values,
         shape, count, names, sizes, cast(ComputePrecision, PRECISIONS[precision]), run, made,
@@ -447,7 +448,7 @@ def _kept(reader: _Reader, key: bytes) -> KeptFile:
             raise _Damaged("a number is out of range")
         data = _unpacked(data, length)
     if sealed(_sum(name, data), key) != sum_:
-        raise _Damaged("it is another file's")
+        raise _Damaged("it belongs to another file")
     return KeptFile(_text(name), data)
 
 
@@ -460,12 +461,12 @@ def _chunk(reader: _Reader, key: bytes, several: int) -> Chunk:
     if reader.take(4) != struct.pack("<I", expected):
         raise _Damaged("its checksum does not match")
     if 0 in batches or spare > length:
-        raise _Damaged("it contradicts itself")
+        raise _Damaged("it is inconsistent")
     return Chunk(batches, np.frombuffer(words, WORD), spare, sum_, key)
 
 
 def _unpacked(data: bytes, most: int = NAMES_MOST) -> bytes:
-    """What zlib packed, if it is not absurdly long."""
+    """Decompress by zlib, up to a limit."""
     unpacker = zlib.decompressobj()
     try:
         plain = unpacker.decompress(data, most)

@@ -1,4 +1,4 @@
-"""Compress examples into a file and decompress them, one chunk at a time."""
+"""Compresses examples into a file and decompresses them, one chunk at a time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 
 MOST_WORKERS = 4
-"""Chunks that are coded in parallel at most, unless told otherwise: each takes some hundred megabytes."""
+"""Default limit of chunks coded in parallel; each takes some hundred megabytes."""
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -64,15 +64,15 @@ B = TypeVar("B")
 @final
 @dataclass(frozen=True)
 class Compressed:
-    """Result of compressing.
+    """Result of compression.
 
     Attributes:
         examples: number of examples.
-        numbers: number of values in all of them.
+        numbers: number of values in all examples.
         bytes: size of the file.
-        kept, kept_bytes: number of files stored as they are, and the bytes that they take in the file.
-        bound: the model's bound in nats; for codes alone their rate.
-        seconds: from the first example that was read to the finished file.
+        kept, kept_bytes: number of files stored unchanged, and the bytes that they take in the file.
+        bound: the model's bound in nats; for codes alone, their rate.
+        seconds: time from reading the first example to the finished file.
     """
 
     method: Method
@@ -86,12 +86,12 @@ class Compressed:
 
     @property
     def coded_bytes(self) -> int:
-        """Size of the file without the files stored as they are."""
+        """Return the size of the file without the files stored unchanged."""
         return self.bytes - self.kept_bytes
 
     @property
     def bound_bytes(self) -> float:
-        """The bound in bytes."""
+        """Return the bound in bytes."""
         return self.bound / math.log(2) / 8
 
 
@@ -99,12 +99,12 @@ def coder_for(model: Model, *, lossy: bool) -> Coder:
     """Choose the coder for a model's examples.
 
     Raises:
-        SpecError: if they cannot be coded.
+        SpecError: if the model cannot compress them.
     """
     if model.conditional:
         raise SpecError(
-            f"the model {model.name} needs a label for every example, which no file says: "
-            f"give {option('prior')} another (or uniform) for a prior that sees labels, or train a vae",
+            f"the model {model.name} needs a label for every example, and compressed files hold no labels: "
+            f"choose an unconditional {option('prior')} (such as uniform), or train a vae",
             code="conditional",
         )
     if model.levels:
@@ -133,19 +133,19 @@ def write_compressed(
     """Compress examples into a file.
 
     Args:
-        examples: names and stored values; pictures larger or smaller than the model's are cut into tiles of its size
+        examples: names and stored values; pictures of another size than the model's are cut into tiles of its size
             (or, if lossy, encoded whole).
-        out: the file.
-        weights: names the weights of `model`.
-        lossy: keep the codes alone.
-        precision: of encoder and decoder; the bound is that of the model as it runs in it. `auto` is bfloat16 where the
-            processor has it, for lossless files of codes alone.
+        out: path of the file.
+        weights: weights of `model`.
+        lossy: whether to keep only the codes.
+        precision: precision of encoder and decoder, which affects the bound. `auto` is bfloat16 where the processor
+            supports it, for lossless files of models with codes.
         originals: has judged the files that the examples are read from.
-        notes: what else is not restored, in words.
-        workers: chunks that are coded in parallel; None: one a processor.
+        notes: further notes on what is not restored.
+        workers: number of chunks coded in parallel; None: one per processor, up to a limit.
 
     Raises:
-        SpecError: if the model cannot code.
+        SpecError: if the model cannot compress.
         RunError: if the file cannot be written.
     """
     started, coder = time.perf_counter(), coder_for(model, lossy=lossy)
@@ -221,7 +221,7 @@ def _of_one_size(xs: Iterable[Tensor], at_once: int) -> Iterator[Tensor]:
 
 
 def _tiled(xs: Iterable[Tensor], shape: tuple[int, ...], at_once: int) -> Iterator[Tensor]:
-    """Cut all examples into tiles, and regroup them into full batches but the last."""
+    """Cut all examples into tiles, and regroup the tiles into full batches; the last may be smaller."""
     kept, count = [], 0
     for x in xs:
         for tiles in cut(x, shape).split(at_once):
@@ -237,7 +237,7 @@ def _tiled(xs: Iterable[Tensor], shape: tuple[int, ...], at_once: int) -> Iterat
 def cut(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Cut pictures `[B, C, H, W]` into tiles `[B n m, C, h, w]` of a shape, each picture row by row.
 
-    The last row and column are repeated to fill what is left over.
+    The last row and column of a picture are repeated to fill the tiles at its edge.
     """
     if x.shape[1:] == shape:
         return x
@@ -276,15 +276,15 @@ def _in_parallel(work: Callable[[A], B], items: Iterable[A], workers: int | None
 
 
 def kept_names(container: Container) -> list[str]:
-    """List the names of the files stored as they are.
+    """List the names of the files stored unchanged.
 
     Raises:
-        DataError: if one is not called as a picture is: no other kind of file is ever written.
+        DataError: if a name does not have the ending of a picture, as all kept files have.
     """
     names = [file.name for file in container.files()]
     for name in names:
         if os.path.splitext(name)[1].lower() not in FORMATS:
-            raise DataError(f"{container.path} holds a file {name}, which is no picture: no tessella wrote it",
+            raise DataError(f"{container.path} holds a file {name} that is no picture: tessella did not write it",
                             code="kept-no-picture")  # fmt: skip
     return names
 
@@ -292,16 +292,16 @@ def kept_names(container: Container) -> list[str]:
 def read_compressed(
     container: Container, model: Model, *, workers: int | None = None, device: torch.device | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Decompress the examples of a file that `check` accepts: yields each name and `[*shape]` in stored units.
+    """Decompress the examples of a file that `check` accepts, yielding each name and example.
 
-    Only examples whose checksum is right are given.
+    Examples are `[*shape]` in stored units; only those with a correct checksum are returned.
 
     Args:
         workers: as in `write_compressed`.
-        device: where codes are decoded to pictures; entropy coding stays on the processor.
+        device: device that decodes codes to pictures; entropy coding stays on the CPU.
 
     Raises:
-        DataError: if the file is damaged, or this machine decodes it to something else than was written.
+        DataError: if the file is damaged, or decodes to other values on this machine.
     """
     header, coder = container.header, coder_for(model, lossy=container.header.method == "codes")
     parts = (
@@ -317,7 +317,7 @@ def read_compressed(
 
 
 def _exact(container: Container, model: Model, coder: Lossless | BitsBack, workers: int | None) -> Iterator[Tensor]:
-    """Decode lossless files, assembling tiles as they come."""
+    """Decode lossless files, assembling pictures from their tiles."""
     header, shape = container.header, model.schema.shape
     kept = torch.empty(0, *shape, dtype=coder.dtype)
     number = 0
@@ -366,7 +366,7 @@ def _decoded_codes(
 
 
 def _in_precision(work: Callable[[A], B], model: Model, precision: Precision) -> Callable[[A], B]:
-    """Let a function run networks in that precision, on whatever thread it is called."""
+    """Wrap a function so that networks run in this precision on any thread."""
 
     def done(item: A) -> B:
         with autocast(precision, model.schema, model.device):
@@ -376,7 +376,7 @@ def _in_precision(work: Callable[[A], B], model: Model, precision: Precision) ->
 
 
 def _guarded(container: Container, work: Callable[[A], B]) -> Callable[[A], B]:
-    """Let errors of decoding name the file."""
+    """Wrap a function so that decoding errors name the file."""
 
     def guarded(item: A) -> B:
         try:
@@ -388,14 +388,14 @@ def _guarded(container: Container, work: Callable[[A], B]) -> Callable[[A], B]:
 
 
 def _otherwise(container: Container, error: Exception) -> DataError:
-    """Explain bits that are as they were written, for their checksum is right, and cannot be decoded."""
+    """Explain why bits with a correct checksum cannot be decoded."""
     here, made = software_versions(), shown(container.header.made)
     reason = " ".join(str(error).split()) if isinstance(error, DataError) else "the decoded values are impossible"
-    start = f"{container.path} cannot be decoded here, though its bytes are as they were written: {reason}"
+    start = f"{container.path} is intact, but cannot be decoded here: {reason}"
     if made == here:
         return DataError(
             f"{start}; it was made by this very software on such a machine ({made}), so the weights or the software "
-            "have changed since, or it was edited: restore the run that made it, or compress again",
+            "have changed since, or the file was edited: restore the run that made it, or compress again",
             code="undecodable",
         )
     return DataError(

@@ -1,4 +1,4 @@
-"""Judge which picture files a model represents exactly; the others are stored as the files that they are."""
+"""Judges which picture files a model represents exactly; the others are stored unchanged."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tessella.data.inputs import read_pictures
 from tessella.kinds.pictures import picture
 
 COMPARED = 1 << 24
-"""Pixels of a picture up to which it is compared value by value; a larger one is judged by its kind."""
+"""Largest picture, in pixels, that is compared value by value; larger ones are judged by mode and depth."""
 ORIENTATION = 0x0112
 
 
 @final
 @dataclass(frozen=True)
 class _Judged:
-    """Mode, height and width of a picture file, why the model cannot represent it (or ""), and what is lost of it."""
+    """Mode, height and width of a picture file, why the model cannot represent it (or ""), and what is not restored."""
 
     mode: str
     size: tuple[int, int]
@@ -36,17 +36,17 @@ class _Judged:
 
 @final
 class Originals:
-    """Judges picture files before they are coded, and records the mode that each is to be restored to.
+    """Judges picture files before they are coded, and records the mode in which each is restored.
 
     Args:
         schema: schema of the model.
-        lossy: only the codes will be kept: nothing is exact, and no file is stored for it.
-        native_size: pictures keep their sizes.
+        lossy: whether only codes are stored; then nothing is exact, and no file is stored unchanged.
+        native_size: whether pictures keep their sizes.
 
     Attributes:
-        files: files stored as they are: name with ending, and path.
-        modes: mode of each picture that is coded, by name.
-        seen, fitted: number of files judged, and of those that are resized to the model's size.
+        files: files stored unchanged: name with ending, and path.
+        modes: mode of each coded picture, by name.
+        seen, fitted: number of files judged, and number of those resized to the model's size.
         size: the model's size.
     """
 
@@ -60,10 +60,10 @@ class Originals:
         self.size = schema.shape[1:]
 
     def keeps(self, name: str, file: str) -> bool:
-        """Judge a file; true if it is stored as it is instead of being coded."""
+        """Judge a file and return whether it is stored unchanged instead of being coded."""
         try:
             judged = self._judged(file)
-        except Exception:  # decoders of broken files raise nearly anything; reading it says what is wrong
+        except Exception:  # decoders of broken files raise nearly anything; reading the file explains it
             return False
         self.seen += 1
         self._troubles[judged.trouble] += bool(judged.trouble)
@@ -79,30 +79,30 @@ class Originals:
 
     @property
     def notes(self) -> list[str]:
-        """What is not restored, or not by the model, a line each."""
+        """List what is not restored, or not by the model, one line each."""
         found, troubles = [], _counted(self._troubles)
         size = "x".join(map(str, self.size))
         if self.fitted:
             found.append(f"pictures of other sizes ({self.fitted:,}) are fitted to {size} pixels")
         if self.files:
             found.append(
-                f"{len(self.files):,} of {self.seen:,} pictures, which the model cannot hold exactly, are kept as the "
-                f"files that they are: {troubles}"
+                f"{len(self.files):,} of {self.seen:,} pictures, which the model cannot represent exactly, are stored "
+                f"as unchanged files: {troubles}"
             )
         elif troubles:
             found.append(f"pictures are changed before they are coded: {troubles}")
         if self._lost:
-            found.append(f"not restored of what the files say: {_counted(self._lost)}")
+            found.append(f"not restored from the files: {_counted(self._lost)}")
         return found
 
     def _judged(self, file: str) -> _Judged:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with opened_picture(file) as image:
-                deep, lost = _deep(image, file), []  # before the file is decoded, for then its depth is forgotten
+                deep, lost = _deep(image, file), []  # before the file is decoded, which discards its depth
                 orientation = image.getexif().get(ORIENTATION, 1)
                 if orientation not in (0, 1):
-                    lost.append("turned upright as EXIF says")
+                    lost.append("turned upright by EXIF")
                 if image.info.get("icc_profile"):
                     lost.append("colour profiles")
                 mode, trouble = _mode(image), ""
@@ -126,7 +126,7 @@ class Originals:
         return _Judged(mode, size, "" if same else self._why(upright), tuple(lost))
 
     def _by_kind(self, mode: str) -> str:
-        """Trouble that a picture of that mode may be, judged without its values."""
+        """Judge by mode alone why the model may not represent a picture."""
         channels = self._schema.shape[0]
         if self._schema.values == Binary():
             return "" if mode == "1" else "of more than two values"
@@ -135,16 +135,16 @@ class Originals:
         return "in colour" if mode.startswith("RGB") and channels < 3 else ""
 
     def _why(self, upright: Image.Image) -> str:
-        """Say why the model would change a picture."""
+        """Return why the model would change a picture."""
         if upright.mode in ("LA", "RGBA") and self._schema.shape[0] in (1, 3):
             low, _ = upright.getchannel("A").getextrema()
             if low != 255:
                 return "with alpha"
-        return self._by_kind(upright.mode) or "that the model sees otherwise"
+        return self._by_kind(upright.mode) or "with values that the model changes"
 
 
 def _mode(image: Image.Image) -> str:
-    """Mode that holds all of a picture, with its palette looked up."""
+    """Return the mode that holds all of a picture, with its palette resolved."""
     clear = "transparency" in image.info or image.mode == "PA"
     if image.mode in ("P", "PA"):
         return "RGBA" if clear else "RGB"
@@ -152,7 +152,7 @@ def _mode(image: Image.Image) -> str:
 
 
 def _deep(image: Image.Image, file: str) -> bool:
-    """Find out whether a file holds other than the 8 bits a value that Pillow gives."""
+    """Check whether a file holds another depth than the 8 bits per value that Pillow returns."""
     if image.mode.startswith(("I", "F")):
         return True
     if image.format == "AVIF":

@@ -1,4 +1,4 @@
-"""Name the weights that a compressed file was made with, and load the model that has them."""
+"""Identifies the weights that a compressed file was made with, and loads the model that has them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tessella.training.run import load
 @final
 @dataclass(frozen=True)
 class Weights:
-    """Names the weights that a file was made with.
+    """Identifies the weights that a file was made with.
 
     Attributes:
         run: the run folder.
         model: fingerprint of the model's weights.
-        prior, prior_fingerprint: kind of prior and fingerprint of its weights; a prior without weights has none.
+        prior, prior_fingerprint: kind of prior, and fingerprint of its weights; empty for a prior without weights.
     """
 
     run: str
@@ -35,11 +35,11 @@ class Weights:
 
     @staticmethod
     def of(run: str, model: Model, prior: str | None = None) -> Weights:
-        """Name the weights of a run's model.
+        """Identify the weights of a run's model.
 
         Args:
-            model: loaded from that run with that prior.
-            prior: the kind of prior that was asked for; None: the run's best.
+            model: model loaded from that run with that prior.
+            prior: kind of prior that was chosen; None: the run's best.
         """
         now = fingerprint(run)
         if not model.levels:
@@ -56,23 +56,23 @@ def model_for(container: Container, run: str | None = None) -> Model:
     """Load the model that a file was made with, with its prior.
 
     Args:
-        run: the run folder; None: where the file says.
+        run: the run folder; None: the one that the file names.
 
     Raises:
-        DataError: if there is none, or it is another.
+        DataError: if the run is missing, or has other weights.
     """
     header = container.header
     hinted = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(container.path)), header.run))
     if run is None and not os.path.isfile(os.path.join(hinted, SPEC)):
-        raise DataError(f"{container.path} is of a run that is not at {hinted}: say where it is with {option('run')}",
+        raise DataError(f"{container.path} needs a run that is not at {hinted}: give its path with {option('run')}",
                         code="no-run-of-file")  # fmt: skip
     home = run or hinted
     _check_weights(container, home, fingerprint(home))
     prior = TRAINED if header.method == "bits-back" else header.prior
     if prior not in (TRAINED, *registry.names("code-prior")):
         raise DataError(
-            f"{container.path} was made with the prior {shown(header.prior)}, which this tessella does not know: "
-            "upgrade it",
+            f"{container.path} was made with the prior {shown(header.prior)}, which this version does not know: "
+            "upgrade tessella",
             code="unknown-prior",
         )
     model = load(home, prior=prior)
@@ -84,7 +84,7 @@ def _check_weights(container: Container, run: str, now: str) -> None:
     header = container.header
     if header.fingerprint != now:
         raise DataError(
-            f"{container.path} is of a {header.model} whose weights are {header.fingerprint}, and those of {run} are "
+            f"{container.path} was made by a {header.model} with the weights {header.fingerprint}, but {run} has "
             f"{now}: give the run that made it with {option('run')}",
             code="other-weights",
         )
@@ -102,7 +102,7 @@ def check(container: Container, model: Model, weights: Weights) -> None:
     if priors[0] != priors[1]:
         made, now = (f"{shown(kind)} {known}".strip() for kind, known in priors)
         raise DataError(
-            f"{container.path} was made with the prior {made}, and {weights.run} has {now}: give the run that made it",
+            f"{container.path} was made with the prior {made}, but {weights.run} has {now}: give the run that made it",
             code="other-prior",
         )
     wanted = "lossless" if model.levels else "bits-back"

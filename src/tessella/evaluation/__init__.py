@@ -1,1 +1,1 @@
-"""Evaluation: the one ruler, and what it shows of a model's health."""
+"""Evaluation: rate, distortion and bound of a model, use of its latents, and quality of its samples."""

@@ -1,10 +1,11 @@
-"""log p(x) by annealed importance sampling, and by how much it may be short.
+"""Estimates log p(x) by annealed importance sampling, and brackets it on simulated examples.
 
-A chain starts at a draw from a base distribution b(z) that is known, and walks through f_t(z) = b(z)^(1 - beta_t)
-p(x, z)^beta_t, beta from 0 to 1, by Hamiltonian Monte Carlo. The product of its weights f_t / f_(t-1) is an unbiased
-estimate of p(x), so its log is below log p(x) on average (Neal 2001; for decoders Wu et al. 2017). Walked in reverse
-from an exact draw of p(z | x) it estimates 1 / p(x), so that its log is above. Exact draws are there for simulated
-data, z ~ p(z), x ~ p(x | z): forward and reverse bracket log p(x) (bidirectional Monte Carlo, Grosse et al. 2015).
+A chain starts at a sample of a known base distribution b(z). It moves through f_t(z) = b(z)^(1 - beta_t)
+p(x, z)^beta_t, with beta from 0 to 1, by Hamiltonian Monte Carlo. The product of its weights f_t / f_(t-1) is an
+unbiased estimate of p(x), so its log is below log p(x) on average (Neal 2001; for decoders Wu et al. 2017). A chain in
+reverse, from an exact sample of p(z | x), estimates 1 / p(x), which gives a value above log p(x) on average. Exact
+samples exist for simulated data, z ~ p(z), x ~ p(x | z): there, forward and reverse chains bracket log p(x)
+(bidirectional Monte Carlo, Grosse et al. 2015).
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from tessella.core.rng import Noise, seeded
 from tessella.models.latent_variable import LatentVariableModel
 
 TARGET = 0.65
-"""Share of proposals to accept, about the best for HMC in many dimensions (Beskos et al. 2013; Wu et al. 2017)."""
+"""Target acceptance rate, near the best for HMC in many dimensions (Beskos et al. 2013; Wu et al. 2017)."""
 LEAPS = 5
-"""Leapfrog steps a transition."""
+"""Leapfrog steps per transition."""
 FIRST_STEP, ADAPTED = 0.3, 0.3
-"""The first step size, in deviations of the base, and how fast its logarithm follows the share that was accepted."""
+"""Initial step size, in standard deviations of the base, and how fast its logarithm adapts to the acceptance rate."""
 STEEP = 4.0
-"""Of the sigmoid by which beta rises."""
+"""Steepness of the sigmoid by which beta rises."""
 MOMENTS = 64
-"""Draws of q(z | x) that its mean and deviation are taken from where they are not known."""
+"""Samples per example to estimate the moments of a base distribution that has no closed form."""
 PASS = 2**20
-"""Numbers of data decoded at a time."""
+"""Values of data decoded in one pass."""
 
 Base = Literal["posterior", "prior"]
 
 
 @final
 class Joint:
-    """log p(x, z) of a batch, each example taken `repeats` times in a row.
+    """Joint density p(x, z) of a batch, with each example repeated `repeats` times in a row.
 
     Args:
         x: `[B, *shape]` stored values.
@@ -56,17 +57,20 @@ class Joint:
             self.prior = model.prior(model.check_label(self.label))
 
     def distortion(self, z: Tensor) -> Tensor:
-        """-log p(x | z), `[B * repeats]`."""
+        """Compute -log p(x | z), `[B * repeats]`."""
         return -self.model.decode(z, self.label).log_prob(self.x)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log p(x, z), `[B * repeats]`."""
+        """Compute log p(x, z), `[B * repeats]`."""
         return self.prior.log_prob(z) - self.distortion(z)
 
 
 @dataclass(frozen=True)
 class Bracket:
-    """log p(x) of simulated examples from both sides, `[B]` nats: on average `lower` is below it and `upper` above."""
+    """Two estimates of log p(x) of simulated examples, `[B]` nats.
+
+    On average `lower` is below log p(x) and `upper` is above it.
+    """
 
     lower: Tensor
     upper: Tensor
@@ -76,7 +80,10 @@ class Bracket:
 def base_moments(
     model: LatentVariableModel, x: Tensor, label: Tensor | None, noise: Noise, base: Base = "posterior"
 ) -> tuple[Tensor, Tensor]:
-    """Mean and deviation `[B, *latent_shape]` of q(z | x) or of p(z): of draws, where they have no closed form."""
+    """Compute mean and standard deviation of q(z | x) or p(z), each `[B, *latent_shape]`.
+
+    They are estimated from samples where they have no closed form.
+    """
     count = len(x)
     if base == "prior":
         assert model.prior is not None
@@ -102,16 +109,18 @@ def forward(
     chains: int = 16,
     base: Base = "posterior",
 ) -> Tensor:
-    """log p(x) from below on average, `[B]` nats: the log of the mean weight of `chains` chains of `steps` steps.
+    """Estimate log p(x) from below, `[B]` nats, by chains that start at the base distribution.
+
+    The estimate is the log of the mean weight of `chains` chains of `steps` steps; on average it is below log p(x).
 
     Args:
         x: `[B, *shape]` stored values.
-        base: what the chains start from: a Gaussian with the moments of q(z | x), or of p(z). Any base is right; one
-            near p(z | x) takes fewer steps.
+        base: moments of the Gaussian that the chains start from: those of q(z | x), or of p(z). Any base is valid; one
+            near p(z | x) needs fewer steps.
     """
     walk = _Walk(model, x, label, noise, chains, base)
     u = walk.noise.normal(len(x) * chains, *model.latent_shape, device=x.device)
-    weights = walk.down_the(betas(steps), u)
+    weights = walk.log_weights(betas(steps), u)
     return torch.logsumexp(weights.view(len(x), chains), 1) - math.log(chains)
 
 
@@ -126,14 +135,14 @@ def reverse(
     chains: int = 16,
     base: Base = "posterior",
 ) -> Tensor:
-    """log p(x) from above on average, `[B]` nats, by the same walk in reverse.
+    """Estimate log p(x) from above, `[B]` nats, by chains in reverse.
 
     Args:
-        z: `[B, *latent_shape]`, an exact draw from p(z | x) for each example.
+        z: `[B, *latent_shape]`, an exact sample of p(z | x) for each example.
     """
     walk = _Walk(model, x, label, noise, chains, base)
     u = (z.repeat_interleave(chains, 0) - walk.loc) / walk.scale
-    weights = walk.down_the(betas(steps).flip(0), u)
+    weights = walk.log_weights(betas(steps).flip(0), u)
     return -(torch.logsumexp(weights.view(len(x), chains), 1) - math.log(chains))
 
 
@@ -164,29 +173,36 @@ def bracket(
 
 @torch.no_grad()
 def simulated(model: LatentVariableModel, count: int, label: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor]:
-    """x ~ p(x | z) `[count, *shape]` and the z ~ p(z) that it came from, a draw from p(z | x) therefore."""
+    """Sample z ~ p(z) and x ~ p(x | z).
+
+    Returns:
+        x `[count, *shape]` and z. As x was sampled from it, z is an exact sample of p(z | x).
+    """
     assert model.prior is not None
     z = model.prior.sample(count, noise, model.check_label(label))
-    with seeded(int(noise.uniform(1).item() * 2**24), z.device):  # likelihoods draw from the global generator
+    with seeded(int(noise.uniform(1).item() * 2**24), z.device):  # likelihoods sample from the global generator
         drawn = [model.decode(z[a:b], None if label is None else label[a:b]).sample() for a, b in passes(model, count)]
     return torch.cat(drawn), z
 
 
 def betas(steps: int) -> Tensor:
-    """How far the walk has come, `[steps + 1]` from 0 to 1 along a sigmoid (Wu et al. 2017, section 4)."""
+    """Compute the schedule of beta, `[steps + 1]` from 0 to 1 along a sigmoid.
+
+    Wu et al. 2017, section 4.
+    """
     rise = torch.sigmoid(torch.linspace(-STEEP, STEEP, steps + 1, dtype=torch.float64))
     return (rise - rise[0]) / (rise[-1] - rise[0])
 
 
 def passes(model: LatentVariableModel, count: int, chains: int = 1) -> list[tuple[int, int]]:
-    """First and last of the examples that are taken at a time, so that memory does not grow with their number."""
+    """Divide examples into passes of bounded memory: the first index and the end of each."""
     each = max(1, PASS // (chains * model.schema.dims))
     return [(first, min(first + each, count)) for first in range(0, count, each)]
 
 
 @final
 class _Walk:
-    """Chains of a batch, in coordinates u = (z - loc) / scale in which the base is N(0, I)."""
+    """Annealing chains of a batch, in coordinates u = (z - loc) / scale in which the base is N(0, I)."""
 
     def __init__(
         self, model: LatentVariableModel, x: Tensor, label: Tensor | None, noise: Noise, chains: int, base: Base
@@ -198,8 +214,8 @@ class _Walk:
         self.constant = self.scale.log().flatten(1).sum(1) + 0.5 * math.log(2 * math.pi) * self.loc[0].numel()
         self.log_step = torch.full((self.count,), math.log(FIRST_STEP), device=x.device)
 
-    def down_the(self, path: Tensor, u: Tensor) -> Tensor:
-        """The log of each chain's weight, `[B * chains]` float64, along beta = path[0], path[1], ..."""
+    def log_weights(self, path: Tensor, u: Tensor) -> Tensor:
+        """Anneal along beta = path[0], path[1], ... and return each chain's log weight, `[B * chains]` float64."""
         weights = torch.zeros_like(precise(u[:, :0].flatten(1).sum(1)))
         joint, slope = self._joint(u)
         for t in range(1, len(path)):
@@ -213,16 +229,19 @@ class _Walk:
 
     @torch.enable_grad()
     def _joint(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(x, z) `[N]` and its gradient by u."""
+        """Compute log p(x, z) `[N]` and its gradient with respect to u."""
         u = u.detach().requires_grad_()
         value = self.joint.log_prob(self.loc + self.scale * u)
         (slope,) = torch.autograd.grad(value.sum(), u)
         return value.detach(), slope
 
     def _transition(self, u: Tensor, joint: Tensor, slope: Tensor, beta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """A step of HMC that leaves f_beta as it is (Neal 2011, section 3.2); its size is every example's own."""
+        """Make one HMC transition that leaves f_beta invariant (Neal 2011, section 3.2).
+
+        Each example has its own step size.
+        """
         trailing = (-1, *[1] * (u.dim() - 1))
-        jitter = 0.8 + 0.4 * self.noise.uniform(len(u), device=u.device)  # or trajectories may close on themselves
+        jitter = 0.8 + 0.4 * self.noise.uniform(len(u), device=u.device)  # trajectories of one length may be periodic
         step = (self.log_step.exp().repeat_interleave(self.chains) * jitter).view(trailing)
         momentum = self.noise.normal(*u.shape, device=u.device)
         at, value, slope_at, pull = u, joint, slope, beta * slope - (1 - beta) * u

@@ -1,7 +1,7 @@
-"""The one ruler: rate, distortion and bound of a model on a split, and the importance-weighted bound.
+"""Measures rate, distortion and bound of a model on a split, and the importance-weighted bound.
 
-Every draw is a function of the seed and the example, and batches have one size. So an example's numbers are its own,
-whatever it is measured with; a split's are their means.
+Randomness depends only on the seed and the example, and all batches have one size. So the numbers of an example do not
+depend on the other examples; the numbers of a split are means over its examples.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tessella.core.schema import Precision, bits_per_dim
 from tessella.data import Split, batches
 from tessella.evaluation import codebook, collapse
 from tessella.evaluation.results import CollapseEvaluation, Evaluation, ImportanceBound
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import track
 from tessella.models.base import Model
 
 ACTIVE = 0.01
-"""Nats: a unit is active if its mean KL is above this."""
+"""Mean KL, in nats, above which a latent unit is active."""
 PASS = 2**21
-"""Numbers of data decoded in one pass of the importance bound: some hundred megabytes with usual networks' features."""
+"""Values of data decoded in one pass of the importance-weighted bound; features take some hundred megabytes."""
 
 
 @torch.inference_mode()
@@ -45,24 +45,26 @@ def evaluate(
     split_name: str = "test",
     together: bool = False,
 ) -> Evaluation:
-    """Measure `model` on `split`; nats per example, averaged.
+    """Evaluate `model` on `split`, in nats per example, averaged over the examples.
 
     Args:
-        importance_samples: draws an example for the importance-weighted bound; 0 leaves it out.
-        collapse_examples: on how many it is judged whether the latent is used; 0 leaves it out.
-        limit: measure only so many examples, the same ones each time, spread over the split.
-        precision: of the networks; the bound holds for the model as it runs here.
-        data, split_name: what to call them in the result.
-        together: all processes of the group call this, and each measures its share of the batches; all get the figures
-            of the whole split. Without it a process measures all of it by itself.
+        importance_samples: posterior samples per example for the importance-weighted bound; 0 omits it.
+        collapse_examples: number of examples that posterior collapse is tested on; 0 omits the test.
+        limit: number of examples to measure, the same each time, spread over the split; all by default.
+        precision: arithmetic of the networks; the bound holds for the model at this precision.
+        data, split_name: names of the data and the split in the result.
+        together: whether all processes of the group call this function. Each then measures its share of the batches,
+            and all return the numbers of the whole split. Otherwise a process measures the whole split itself.
 
     Raises:
-        SpecError: if an importance-weighted bound is asked of a model without a rate.
+        SpecError: if an importance-weighted bound is requested of a model without a rate.
     """
     if importance_samples < 0:
-        raise SpecError(f"importance samples must not be negative, and {importance_samples} is")
+        raise SpecError(f"{option('importance_samples')} must be at least 0, got {importance_samples}")
     if importance_samples and not model.has_bound:
-        raise SpecError(f"the model {model.name} has no prior, so no bound: leave the importance samples out")
+        raise SpecError(
+            f"the model {model.name} has no prior and so no bound: leave {option('importance_samples')} at 0"
+        )
     started = time.perf_counter()
     training = model.training
     model.eval()
@@ -95,7 +97,7 @@ def _evaluation(
     *,
     seconds: float,
 ) -> Evaluation:
-    """The record of these sums."""
+    """Build the evaluation from sums over the split."""
     done, dims, schema = int(sums["examples"]), model.schema.dims, model.schema
     mean = {name: float(total) / done for name, total in sums.items() if total.dim() == 0}
     rate, distortion = mean.get("rate"), mean["distortion"]
@@ -130,7 +132,7 @@ def _evaluation(
 
 
 def _sums(model: Model, batch: FixedBatch, noise: Noise, importance_samples: int) -> dict[str, Tensor]:
-    """What a batch's examples add to each sum over the split, in float64."""
+    """Sum each metric over the examples of a batch, in float64."""
     x, label, count = batch.x, batch.label, batch.count
     sums = {"examples": torch.tensor(count)}
     if model.levels:
@@ -160,7 +162,7 @@ def _add(sums: dict[str, Tensor], more: dict[str, Tensor]) -> None:
 
 
 def _gathered(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:
-    """The sums of all processes; one that had no batch has none to add."""
+    """Add the sums of all processes; a process without a batch has none."""
     parts: list[dict[str, Tensor]] = [{} for _ in range(world)]
     dist.all_gather_object(parts, sums)
     joined: dict[str, Tensor] = {}
@@ -170,9 +172,10 @@ def _gathered(sums: dict[str, Tensor], world: int) -> dict[str, Tensor]:
 
 
 def importance_log_likelihood(model: Model, x: Tensor, label: Tensor | None, samples: int, noise: Noise) -> Tensor:
-    """log p(x) bounded from below, `[B]`: log 1/K sum_k p(x, z_k) / q(z_k | x), z_k ~ q (Burda et al. 2015, eq. 8).
+    """Compute the importance-weighted lower bound on log p(x), `[B]`.
 
-    The draws come in passes of a fixed size, so memory does not grow with `samples`.
+    log 1/K sum_k p(x, z_k) / q(z_k | x), z_k ~ q (Burda et al. 2015, eq. 8). Samples are decoded in passes of a fixed
+    size, so memory does not grow with `samples`.
     """
     each = max(1, PASS // (len(x) * model.schema.dims))
     total: Tensor | None = None
@@ -187,10 +190,13 @@ def importance_log_likelihood(model: Model, x: Tensor, label: Tensor | None, sam
 
 
 def psnr(mse: float, span: float) -> float:
-    """Peak signal-to-noise ratio in decibels, 10 log10(span^2 / mse); infinite for an exact copy."""
+    """Compute the peak signal-to-noise ratio in decibels; infinite for an exact copy.
+
+    10 log10(span^2 / mse).
+    """
     return math.inf if mse == 0 else 10 * math.log10((span or 1.0) ** 2 / mse)
 
 
 def _quantizer(model: Model) -> str:
-    """Return the name of a model's quantizer; empty if it is a composition of one's own."""
+    """Return the name of the model's quantizer; empty if the model was built without a config."""
     return "" if model.config is None else model.config.to_record().get("quantizer", {}).get("type", "")

@@ -1,11 +1,11 @@
-"""A small network that looks at the data, trained on the same training split: what fidelity is measured through.
+"""Classifier whose features fidelity is measured in, trained on the training split of the same data.
 
-It learns to name the class where there are labels. Without them it learns the task of the kind of data: which pose an
-example is in (of a picture, which quarter turn), or to give it back through a narrow layer. Its last hidden layer is
-the features, divided by one number so that those of the training split have a total variance of 1.
+With labels, it learns to predict the class. Without labels, it learns the task of the kind of data: to recognise the
+pose of an example (for pictures, the quarter turn), or to reconstruct it through a narrow layer. The features are the
+activations of the last hidden layer, divided by one number so that their total variance on the training split is 1.
 
-So figures need no download and fit the data, whatever it is; they can be compared through the same classifier only.
-It is trained once and kept with the run, with the fingerprint of the data.
+So fidelity needs no download and fits any data, but numbers can only be compared if they come from the same classifier.
+It is trained once and stored with the run, with the fingerprint of the data.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from tessella.networks.conv import conv
 FILE = "classifier.safetensors"
 FEATURES = 64
 SEEN, PASSES = 60_000, 20
-"""Training examples that it is shown, unless they are fewer than would be in so many passes."""
+"""Training examples that it sees, and the most passes over the training split."""
 BATCH, LEARNING_RATE = 64, 2e-3
 JUDGED = 5000
-"""Examples of the validation split that its score is of."""
+"""Most examples from which its score, or the variance of the features, is computed."""
 AT_ONCE = 500
 HASHED = 256
 VERSION = 1
@@ -45,11 +45,11 @@ VERSION = 1
 
 @final
 class Classifier(nn.Module):
-    """Stored values to features, and to the answer of the task.
+    """Maps stored values to features, and to the predictions of its task.
 
     Args:
-        schema: what an example looks like.
-        task: what it is trained for: `class`, or the probe task of the kind of data.
+        schema: shape and values of an example.
+        task: what the classifier is trained for: `class`, or the probe task of the kind of data.
     """
 
     scale: Tensor
@@ -67,15 +67,15 @@ class Classifier(nn.Module):
 
     @property
     def names_classes(self) -> bool:
-        """Whether its answer is the class."""
+        """Return whether it predicts the class."""
         return self.task == "class"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Stored values `[B, *shape]` to the answer `[B, answers]`: logits, or the standardised values themselves."""
+        """Predict logits `[B, answers]`, or standardized values for an autoencoder, from stored `[B, *shape]`."""
         return self.head(self.body(self.standard(x)))
 
     def standard(self, x: Tensor) -> Tensor:
-        """Stored values as float32 of about unit scale."""
+        """Standardize stored values to float32 of about unit scale."""
         s = self.schema
         if s.values.discrete:
             return (x.float() - s.values.low) * (2 / s.values.span) - 1
@@ -85,12 +85,15 @@ class Classifier(nn.Module):
 
     @torch.inference_mode()
     def features(self, x: Tensor) -> Tensor:
-        """Stored values `[B, *shape]`, any number of them, to `[B, 64]` float32, on the CPU."""
+        """Compute the features `[B, 64]` of stored values `[B, *shape]`.
+
+        They are float32 on the CPU; `B` may be large, as it is divided into batches.
+        """
         return self._in_parts(x, lambda part: self.body(self.standard(part)) / self.scale)
 
     @torch.inference_mode()
     def classes(self, x: Tensor) -> Tensor:
-        """The class that each is seen as, `[B]` int64."""
+        """Predict the class of each example, `[B]` int64."""
         return self._in_parts(x, lambda part: self(part).argmax(1))
 
     def _in_parts(self, x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
@@ -120,7 +123,7 @@ def _for_vector(dims: int) -> nn.Sequential:
 
 
 def task_for(data: Data) -> str:
-    """What can be learned from such data."""
+    """Choose the task that can be learned from this data."""
     schema, train = data.schema, data.split("train")
     if train.labels is not None and len(schema.classes) > 1:
         return "class"
@@ -128,9 +131,12 @@ def task_for(data: Data) -> str:
 
 
 def data_fingerprint(data: Data, *splits: str) -> str:
-    """12 hexadecimal digits that name what is in some splits, all of them unless said: contents, labels, classes.
+    """Compute a fingerprint of the values, labels and classes of some splits, 12 hexadecimal digits.
 
-    Contents are those of some hundred examples spread over each split, so that large data need not be read whole.
+    Values are taken from some hundred examples spread over each split, so that large data need not be read whole.
+
+    Args:
+        splits: names of the splits; all by default.
     """
     digest = hashlib.sha256(repr((data.schema.shape, data.schema.values.name, data.schema.classes)).encode())
     digest.update(str(data.options.get("binarize")).encode())
@@ -150,10 +156,10 @@ def trained(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Classifier:
-    """A classifier, trained on the training split.
+    """Train a classifier on the training split.
 
     Args:
-        seen: on so many examples, drawn with replacement; by default 60,000 or 20 passes, what is less.
+        seen: number of training examples, sampled with replacement; by default 60,000 or 20 passes, whichever is less.
     """
     train, task = data.split("train"), task_for(data)
     with torch.random.fork_rng(devices=[]):
@@ -183,7 +189,7 @@ def trained(
 
 
 def _posed(model: Classifier, x: Tensor, label: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor]:
-    """A batch as the task poses it, and the right answer."""
+    """Return the inputs and targets of the task for a batch."""
     if model.task == "class" and label is not None:
         return x, label.to(x.device)
     poses = kind_of(model.schema).poses(x)
@@ -201,7 +207,7 @@ def _loss(model: Classifier, x: Tensor, answer: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def _score(model: Classifier, split: Split, seed: int) -> float:
-    """Accuracy, or of an autoencoder the share of the variance that it gives back."""
+    """Compute the accuracy, or for an autoencoder the share of the variance that it reconstructs."""
     judged, right, missed, total = split.subset(split.random_rows(JUDGED)), 0.0, 0.0, 0.0
     for number, batch in enumerate(batches(judged, AT_ONCE)):
         noise = Noise(seed, number * AT_ONCE, "classifier score")
@@ -223,13 +229,13 @@ def _named(model: Classifier) -> str:
 
 
 def store(path: Path, model: Classifier, of: str) -> None:
-    """Keep a classifier, with the fingerprint `of` the data that it was trained on."""
+    """Write a classifier to a file, with the fingerprint `of` its training data."""
     about = {"version": VERSION, "data": of, "task": model.task, "score": model.score}
     write_tensors(path, model.state_dict(), about)
 
 
 def stored_classifier(path: Path, data: Data, of: str) -> Classifier | None:
-    """The classifier that was kept, if there is one of this data; damaged or another's it is as if there were none."""
+    """Read the stored classifier of this data; None if it is missing, damaged or of other data."""
     try:
         kept = read_tensors(path)
         about: dict[str, Any] = kept.progress
@@ -245,7 +251,7 @@ def stored_classifier(path: Path, data: Data, of: str) -> Classifier | None:
 
 
 def of_run(run: Path, data: Data) -> Classifier:
-    """The classifier of this data that is kept in `run`, trained now if there is none."""
+    """Read the classifier of this data from `run`, or train and store it there."""
     of = data_fingerprint(data, "train")
     model = stored_classifier(run / FILE, data, of)
     if model is None:

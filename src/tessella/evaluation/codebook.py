@@ -1,7 +1,7 @@
-"""How a model uses its codes: over a whole split, level by level.
+"""Measures how a model uses its codes over a whole split, level by level.
 
-Figures of single batches say little: a batch of N codes cannot use more than N, nor have a higher perplexity. So counts
-are added up, batch by batch (and process by process), and turned into figures once.
+Numbers from single batches mislead: a batch of N codes cannot use more than N distinct codes, nor have a higher
+perplexity. So counts are added over all batches and processes, and the metrics are computed once at the end.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tessella.evaluation.results import CodesEvaluation, LevelEvaluation
 from tessella.models.base import Model
 
 POOR = 0.03
-"""A perplexity below this share of the codes that there are (or, if fewer, were counted) is a collapse."""
+"""A codebook has collapsed if its perplexity is below this share of its size (or of the codes counted, if fewer)."""
 ALONE = 1.05
-"""And so is one below this: a single code."""
+"""A codebook has also collapsed if its perplexity is below this value: a single code is used."""
 REMEDIES = {
     "ema": "the quantizer ema, which revives dead codes",
     "fsq": "the quantizer fsq, which has no codebook to lose",
@@ -30,12 +30,12 @@ REMEDIES = {
 def tally(
     model: Model, latent: Latent, rate: Rate | None, x: Tensor, label: Tensor | None, distortion: Tensor, count: int
 ) -> dict[str, Tensor]:
-    """What a batch adds to the sums of its split, by name; `figures` makes an evaluation of them.
+    """Compute the sums of a batch from which `figures` computes the metrics.
 
     Args:
-        latent, rate: of `model.encode` and `model.rate`.
+        latent, rate: outputs of `model.encode` and `model.rate`.
         distortion: `[B]`, -log p(x | z) with all levels.
-        count: how many of the examples count, the first ones.
+        count: number of examples that count, from the first on; the rest are padding.
     """
     sums: dict[str, Tensor] = {}
     assert rate is not None and rate.per_unit is not None  # noqa: PT018
@@ -53,26 +53,29 @@ def tally(
 
 
 def coarse_only(model: Model, z: Tensor, levels: int = 1) -> Tensor:
-    """Keep of z what the coarsest `levels` of codes say, with zeros in the place of the finer ones."""
+    """Set the channels of z beyond the coarsest `levels` levels to zero."""
     kept = sum(q.latent_shape[0] for q in model.levels[:levels])
     return torch.cat([z[:, :kept], torch.zeros_like(z[:, kept:])], 1)
 
 
 def counts(codes: Tensor, size: int) -> Tensor:
-    """How often each of `size` codes occurs in each slot: codes `[B, C, *spatial]` to `[C, K]` int64."""
+    """Count how often each code occurs in each slot: codes `[B, C, *spatial]` to `[C, size]` int64."""
     slots = codes.shape[1]
     offset = size * torch.arange(slots, device=codes.device).view(-1, *[1] * (codes.dim() - 2))
     return torch.bincount((codes + offset).flatten(), minlength=slots * size).view(slots, size)
 
 
 def perplexity(counted: Tensor) -> float:
-    """exp(-sum_k p_k log p_k) of counts `[C, K]`, the mean over the C slots: from 1 (one code) to K (all alike)."""
+    """Compute the perplexity of counts `[C, K]`, averaged over the C slots.
+
+    exp(-sum_k p_k log p_k) ranges from 1 (a single code) to K (all codes equally often).
+    """
     p = counted.double() / counted.sum(1, keepdim=True)
     return float(torch.special.entr(p).sum(1).exp().mean())
 
 
 def figures(model: Model, sums: Mapping[str, Tensor], examples: int) -> CodesEvaluation:
-    """The evaluation that sums over `examples` examples make."""
+    """Compute the code metrics from the sums over `examples` examples."""
     levels = []
     for level, quantizer in enumerate(model.levels):
         counted = sums[f"counts {level}"]
@@ -100,10 +103,10 @@ def figures(model: Model, sums: Mapping[str, Tensor], examples: int) -> CodesEva
 
 
 def warnings(codes: CodesEvaluation, examples: int, given: str) -> tuple[str, ...]:
-    """For each level whose codebook has collapsed what is wrong and what to do, in words.
+    """Describe each level whose codebook has collapsed, and suggest remedies.
 
     Args:
-        given: name of the quantizer in use, which is not advised again.
+        given: name of the quantizer in use, which is not suggested again.
     """
     remedies = [words for name, words in REMEDIES.items() if name != given]
     advice = f"Try {', '.join(remedies)}, or a smaller codebook size."
@@ -114,14 +117,13 @@ def warnings(codes: CodesEvaluation, examples: int, given: str) -> tuple[str, ..
             where = f" of {named}" if named else ""
             found.append(
                 f"the codebook{where} has collapsed: {of.codebook_size * of.code_usage:.0f} of its "
-                f"{of.codebook_size} codes occur, and they are used as unevenly as if there were {of.perplexity:.1f} "
-                f"(perplexity). {advice}"
+                f"{of.codebook_size} codes occur, with a perplexity of {of.perplexity:.1f}. {advice}"
             )
     return tuple(found)
 
 
 def level_name(level: int, levels: int) -> str:
-    """What a level is called at the faces; empty if it is the only one."""
+    """Return the name of a level for users; empty if it is the only one."""
     if levels == 1:
         return ""
     return "the coarsest level" if level == 0 else "the finest level" if level == levels - 1 else f"level {level}"

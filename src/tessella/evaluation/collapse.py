@@ -1,22 +1,23 @@
-"""Posterior collapse: whether z is used, or the decoder does without it.
+"""Tests for posterior collapse: whether the decoder uses z.
 
-Four views of the same question, none of which sees the objective that was trained. All are of some examples; where a
-model is conditional they are taken within each class, so that what the label says is not credited to z.
+Four measures, none of which is the training objective. They are computed on some examples; for a conditional model
+within each class, so that information from the label is not credited to z.
 
-* *Active units* (Burda et al. 2015, section 5 and appendix C): numbers of z whose posterior mean moves from example to
-  example, Var_x(E_q[z_u | x]) > 0.01. Of codes: those that are not the same for all examples.
+* *Active units* (Burda et al. 2015, section 5 and appendix C): latent units whose posterior mean varies between
+  examples, Var_x(E_q[z_u | x]) > 0.01. With codes: positions at which the code is not the same for all examples.
 * *Mutual information* of z and the index n of one of M examples (Hoffman & Johnson 2016; He et al. 2019, section 4):
   I = E_n KL(q(z | x_n) || p(z)) - KL(q(z) || p(z)) = E_n E_q(z | x_n) [log q(z | x_n) - log 1/M sum_m q(z | x_m)],
-  by one draw an example. It lies between 0 and log M, so it is exact for these M and a lower bound for the data's.
-  Of codes it is the entropy of the M grids: log M if no two examples have the same.
-* *Shuffle cost*: log p(x | z_x) - log p(x | z_other), z_other of another example (a seeded cyclic shift). It is in the
-  bound's own nats; for a model that fits its data it is at least the mutual information of x and z, as it is then the
-  sum of both KL divergences between their joint distribution and the product of its margins.
-* *KL per unit* is the rate's own split, `Evaluation.kl_per_unit`.
+  estimated with one posterior sample per example. It lies between 0 and log M: it is the information about these M
+  examples, and a lower bound for the whole data. With codes it is the entropy of the M grids: log M if all differ.
+* *Shuffle cost*: log p(x | z_x) - log p(x | z_other), where z_other belongs to another example (a seeded cyclic shift),
+  in nats per example like the bound. For a model that fits its data it is at least the mutual information of x and z,
+  since it is then the sum of both KL divergences between their joint distribution and the product of its margins.
+* *KL per unit*: the rate of each latent unit, `Evaluation.kl_per_unit`.
 
-**Collapsed** is said when the shuffle cost is below 0.5 nats, or the mutual information below 0.1 nats: less than a bit
-of what is drawn depends on z. Working models lie far above (tens of nats and log M on pictures); the noise of the
-estimates, which shrinks with the cost itself, far below. Active units do not decide: they look at the encoder alone.
+A model has **collapsed** if the shuffle cost is below 0.5 nats or the mutual information is below 0.1 nats: less than a
+bit of the decoded example depends on z. Working models lie far above (tens of nats, and log M on pictures); the noise
+of the estimates, which shrinks with the cost itself, lies far below. Active units do not decide: they depend on the
+encoder alone.
 """
 
 from __future__ import annotations
@@ -36,27 +37,29 @@ from tessella.foundation.errors import option
 from tessella.models.base import Model
 
 EXAMPLES = 250
-"""How many examples it is judged on: enough to see up to log 250 = 5.5 nats of mutual information."""
+"""Number of examples to test on: enough to see up to log 250 = 5.5 nats of mutual information."""
 MOVES = 0.01
-"""Variance over the examples that the mean of an active unit has at least."""
+"""Variance of the posterior mean over examples above which a unit is active."""
 LEAST_COST, LEAST_INFORMATION = 0.5, 0.1
-"""Nats: z is used if it is worth as much as both."""
+"""Lower limits in nats: a model has collapsed if it is below either."""
 INVERTED, FEWEST = 100_000, 8
-"""Of a flow posterior, whose density at another example's z is found by inversion: numbers inverted in all, about, and
-how many examples there are at least."""
+"""Limits for flow posteriors, whose density at another example's z needs an inversion.
+
+The approximate number of values to invert in total, and the minimum number of examples.
+"""
 AT_ONCE = 2**24
-"""Numbers in the largest tensor of log densities: 64 MB."""
+"""Values in the largest tensor of log densities: 64 MB."""
 
 
 @torch.inference_mode()
 def measure_collapse(model: Model, examples: Batch, *, seed: int = 0) -> CollapseEvaluation | None:
-    """Judge `model` on `examples` `[M]`, which are encoded once and decoded twice.
+    """Test `model` for posterior collapse on `examples` `[M]`.
 
     Args:
-        seed: of the draws of z and of the exchange.
+        seed: seed of the posterior samples and of the shuffle.
 
     Returns:
-        None where there is nothing to judge: no q(z | x), or no two examples (of one class, for a conditional model).
+        None if there is nothing to test: no q(z | x), or no two examples (of one class, for a conditional model).
     """
     examples = examples.to(model.device)
     if model.sequential_density:
@@ -89,7 +92,10 @@ def measure_collapse(model: Model, examples: Batch, *, seed: int = 0) -> Collaps
 
 
 def partners(group: Tensor, seed: int = 0) -> Tensor:
-    """For each example another one of its group `[M]`: a cyclic shift of a seeded order; the only one is left alone."""
+    """Choose another example of the same group for each example, `[M]`.
+
+    Each group is shifted cyclically in a seeded order. An example that is alone in its group gets itself.
+    """
     order = torch.argsort(Noise(seed, stream="exchange").uniform(len(group)))
     other = torch.arange(len(group))
     for of in group.unique():
@@ -99,10 +105,12 @@ def partners(group: Tensor, seed: int = 0) -> Tensor:
 
 
 def log_densities(latent: Latent) -> Tensor:
-    """log q(z_n | x_m) `[M, M]`, row n, in nats; of codes 0 where the grids are the same, else -inf.
+    """Compute log q(z_n | x_m) `[M, M]` in nats, with the samples z_n in rows.
+
+    With codes it is 0 where the two grids are equal, else -inf.
 
     Args:
-        latent: of M examples, `z` drawn from the posterior.
+        latent: latents of M examples, with `z` sampled from the posterior.
     """
     if latent.posterior is None:
         _, grid = torch.unique(_flat(latent.codes), dim=0, return_inverse=True)
@@ -113,14 +121,14 @@ def log_densities(latent: Latent) -> Tensor:
 
 
 def mutual_information(log_q: Tensor, group: Tensor, counted: Tensor) -> tuple[float, float]:
-    """The mutual information of z and the example's index within its group, and what it can be at most; nats.
+    """Estimate the mutual information of z and the example's index, and its maximum, in nats.
 
-    An estimate below zero, which chance may give, is returned as zero.
+    The index is that within the example's group. A negative estimate, which occurs by chance, is returned as zero.
 
     Args:
-        log_q: `[M, M]`, as `log_densities` gives it.
-        group: `[M]`.
-        counted: `[M]` bool, the rows that the average is over.
+        log_q: `[M, M]`, from `log_densities`.
+        group: `[M]`, group of each example.
+        counted: `[M]` bool, rows to average over.
     """
     log_q = precise(log_q)
     group, counted = group.to(log_q.device), counted.to(log_q.device)
@@ -131,10 +139,12 @@ def mutual_information(log_q: Tensor, group: Tensor, counted: Tensor) -> tuple[f
 
 
 def active_units(latent: Latent, group: Tensor, other: Tensor) -> tuple[int | None, int]:
-    """How many units (codes) change from example to example of a group, and of how many.
+    """Count the units (or codes) that vary between the examples of a group, and all units.
+
+    The first number is None if the posterior has no known mean.
 
     Args:
-        other: `[M]`, as `partners` gives it.
+        other: `[M]`, from `partners`.
     """
     if latent.posterior is None:
         codes = _flat(latent.codes)
@@ -152,12 +162,12 @@ def active_units(latent: Latent, group: Tensor, other: Tensor) -> tuple[int | No
 
 
 def _flat(codes: tuple[Tensor, ...]) -> Tensor:
-    """The codes of all levels `[M, N]`."""
+    """Concatenate the codes of all levels, `[M, N]`."""
     return torch.cat([c.flatten(1) for c in codes], 1)
 
 
 def _mean(posterior: Distribution) -> Tensor | None:
-    """E_q[z], where the distribution knows it."""
+    """Return E_q[z], or None if the distribution does not know it."""
     try:
         return posterior.mean
     except NotImplementedError:
@@ -165,16 +175,16 @@ def _mean(posterior: Distribution) -> Tensor | None:
 
 
 def _advice(model: Model, cost: float, information: float) -> str:
-    """What is wrong and what to do, in words."""
+    """Describe what is wrong and how to mend it."""
     found = (
         f"exchanging it between examples costs only {cost:.2f} nats"
         if cost < LEAST_COST
-        else f"it tells only {information:.2f} nats of which example it is of"
+        else f"its mutual information with the example is only {information:.2f} nats"
     )
     weaker = f", a weaker decoder (smaller {option('pixel_depth')})" if model.likelihood.sequential_mean else ""
     if model.levels:
         remedy = f"another {option('quantizer')} (ema, fsq){weaker}, or longer training"
     else:
         options = f"{option('free_bits')} 0.1, {option('warmup')} 0.3"
-        remedy = f"{options}{weaker}, longer training, or codes, which keep their rate: vqvae"
+        remedy = f"{options}{weaker}, longer training, or codes, whose rate is fixed: vqvae"
     return f"the latent is not used: {found}. Try {remedy}."

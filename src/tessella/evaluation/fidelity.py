@@ -1,18 +1,20 @@
-"""Fidelity: how much samples look like data, through a classifier of the same data (or features of one's own).
+"""Measures the fidelity of samples: how close they are to data in the features of a classifier (or given features).
 
-The split is cut in two halves by the order of its keys. Samples are compared with the first half, and so, as what
-perfect samples would have, is the second half; all three sets have the same size n, as every figure here depends on it.
+A split is divided into two random halves. The samples are compared with the first half. The second half is compared
+with it too, which gives the values that perfect samples would have. All three sets have the same size n, since every
+metric depends on it.
 
 * **Frechet distance** between Gaussians of the features (Dowson & Landau 1982; Heusel et al. 2017, eq. 6):
-  |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2). The data's variance in these features is 1. It is a "FID" only through
-  Inception's features, which `standard_fid` asks of torchmetrics.
-* **Precision and recall** (Kynkaanniemi et al. 2019, eq. 1 and 2): an example lies among a set if it is no farther from
-  one of the set than that one's k-th nearest neighbour of the set, k = 3.
-* **Class consistency**: the share of samples that are seen as the class that was asked for; beside it that of data seen
-  as its own class. **Class distance**: half the sum of |share of the samples - share of the data| over the classes.
+  |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2). The data's variance in these features is 1. It is a "FID" only in
+  Inception's features, for which `standard_fid` uses torchmetrics.
+* **Precision and recall** (Kynkaanniemi et al. 2019, eq. 1 and 2): an example is covered by a set if its distance to
+  some member is at most the member's distance to its own k-th nearest neighbour in the set, k = 3.
+* **Class consistency**: the share of samples that are classified as the class they are conditioned on; for data, the
+  share classified as their own class. **Class distance**: the total variation, half the sum over the classes of
+  |share of the samples - share of the data|.
 
-Standard errors are of the grouped jackknife: everything again without each tenth of samples and data (Efron &
-Tibshirani 1993, chapter 11); of shares of samples those of a binomial.
+Standard errors are those of the grouped jackknife, which leaves out each tenth of samples and data in turn (Efron &
+Tibshirani 1993, chapter 11); for class consistency, those of a binomial.
 """
 
 from __future__ import annotations
@@ -42,14 +44,18 @@ from tessella.models.base import Model
 NEIGHBOURS = 3
 GROUPS = 10
 FEWEST = 20
-"""Examples in each set under which nothing is said."""
+"""Minimum number of examples in each set."""
 
 Features = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class TimedSamples:
-    """Samples `[N, *shape]`, the labels they were asked for, and seconds taken for each."""
+    """Samples `[N, *shape]`, the labels they are conditioned on, and the seconds that each took.
+
+    Attributes:
+        drawn: whether x is sampled from p(x | z); if not, it is the mean.
+    """
 
     x: Tensor
     label: Tensor | None
@@ -58,7 +64,7 @@ class TimedSamples:
 
 
 def sets(split: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the split: the first set and the second, of equal size, `count` or as many as there are.
+    """Choose the rows of two disjoint sets of equal size, `count` or as many as there are.
 
     Raises:
         DataError: if the split is too small for two.
@@ -66,14 +72,14 @@ def sets(split: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
     size = min(count, len(split) // 2)
     if size < FEWEST:
         raise DataError(
-            f"fidelity takes at least {FEWEST} samples and twice as many examples: here are {count} and {len(split)}"
+            f"fidelity needs at least {FEWEST} samples and {2 * FEWEST} examples, got {count} and {len(split)}"
         )
     order = split.random_rows()
     return order[:size], order[size : 2 * size]
 
 
 def labels(split: Split, rows: np.ndarray) -> Tensor | None:
-    """The labels of these rows, so that samples are asked for in the classes that data has; None without labels."""
+    """Return the labels of these rows, on which samples are conditioned; None without labels."""
     return None if split.labels is None else torch.from_numpy(np.asarray(split.labels)[rows])
 
 
@@ -87,13 +93,13 @@ def timed_samples(
     sampling: Sampling | None = None,
     seconds: float = math.inf,
 ) -> TimedSamples:
-    """Samples of a model, with the time that they take.
+    """Sample from a model and measure the time per sample.
 
     Args:
-        label: `[count]`, the classes to ask for, of a model that sees them.
-        drawn: whether x is drawn from p(x | z). By default only where the mean is no example: binary values, and pixels
-            drawn one after another; else samples are the means.
-        seconds: after so many no more are drawn.
+        label: `[count]`, classes to condition on; ignored if the model is unconditional.
+        drawn: whether to sample x ~ p(x | z) rather than take the mean. By default only where the mean is no valid
+            example: binary values, and pixels that are sampled one after another.
+        seconds: time limit for sampling.
 
     Raises:
         SpecError: if the model cannot be sampled.
@@ -126,12 +132,12 @@ def measure_fidelity(
     seed: int = 0,
     drawn: bool | None = None,
 ) -> FidelityEvaluation:
-    """Draw from `model` and compare with `split`.
+    """Sample from `model` and compare the samples with `split`.
 
     Args:
         features: a classifier of the data, or any function of stored values `[B, *shape]` to features `[B, F]`.
-        count: samples; no more than half the split are used.
-        drawn: as of `timed_samples`.
+        count: number of samples; at most half the size of the split is used.
+        drawn: as in `timed_samples`.
 
     Raises:
         SpecError: if the model cannot be sampled, or the features are not rows of finite numbers.
@@ -148,7 +154,7 @@ def compare_samples(
     """Compare samples with as many examples of a split.
 
     Raises:
-        as of `measure_fidelity`.
+        SpecError, DataError: as `measure_fidelity`.
     """
     first, second = sets(split, len(samples.x))
     data, others = split.batch(first), split.batch(second)
@@ -187,18 +193,18 @@ def compare_samples(
 
 
 def of_features(samples: np.ndarray, data: np.ndarray, others: np.ndarray) -> FidelityEvaluation:
-    """The figures that take nothing but features `[n, F]` of samples, data, and other data; sets of one size.
+    """Compute the metrics that need only features `[n, F]` of samples, data and other data.
 
     Raises:
-        SpecError: if they do not fit together.
+        SpecError: if the features differ in length, or are too few.
     """
     if not samples.shape[1:] == data.shape[1:] == others.shape[1:]:
         raise SpecError(
-            f"features of samples have {samples.shape[1]} numbers and those of the data {data.shape[1]}: "
-            "take both from the same network"
+            f"the samples have {samples.shape[1]} features and the data {data.shape[1]}: "
+            "compute both with the same network"
         )
     if min(len(samples), len(data), len(others)) < FEWEST:
-        raise SpecError(f"fidelity takes features of at least {FEWEST} samples and twice as many examples")
+        raise SpecError(f"fidelity needs features of at least {FEWEST} samples and {2 * FEWEST} examples")
     variance = float(data.var(0).sum()) or 1.0
 
     def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -228,17 +234,17 @@ def of_features(samples: np.ndarray, data: np.ndarray, others: np.ndarray) -> Fi
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance between Gaussians with the mean and covariance of features `[n, F]` and `[m, F]`, squared.
+    """Compute the squared Frechet distance between Gaussians fitted to features `[n, F]` and `[m, F]`.
 
-    tr (S1 S2)^1/2 is the sum of the singular values of S1^1/2 S2^1/2, whose roots are taken by symmetric
-    eigendecompositions: so it is stable where covariances are singular, as they are with fewer examples than features.
+    tr (S1 S2)^1/2 is the sum of the singular values of S1^1/2 S2^1/2, with roots from symmetric eigendecompositions. So
+    it is stable for singular covariances, which occur if there are fewer examples than features.
     """
     (m1, s1), (m2, s2) = _moments(a), _moments(b)
     return frechet_of_moments(m1, s1, m2, s2)
 
 
 def frechet_of_moments(m1: np.ndarray, s1: np.ndarray, m2: np.ndarray, s2: np.ndarray) -> float:
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2), from means `[F]` and covariances `[F, F]`; never below 0."""
+    """Compute |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^1/2), at least 0, from means `[F]` and covariances `[F, F]`."""
     shared = np.linalg.svd(_root(s1) @ _root(s2), compute_uv=False).sum()
     return max(0.0, float(np.square(m1 - m2).sum() + np.trace(s1) + np.trace(s2) - 2 * shared))
 
@@ -254,7 +260,10 @@ def _root(s: np.ndarray) -> np.ndarray:
 
 
 def precision_recall(samples: np.ndarray, data: np.ndarray, k: int = NEIGHBOURS) -> tuple[float, float]:
-    """The share of samples that lie among the data, and of data that lie among the samples (`[n, F]` and `[m, F]`)."""
+    """Compute precision and recall of samples `[n, F]` against data `[m, F]`.
+
+    Precision is the share of samples that the data covers; recall is the share of data that the samples cover.
+    """
     apart, of_samples, of_data = _distances(samples, data)
     return _among(apart, of_samples, of_data, k)
 
@@ -270,7 +279,7 @@ def _distances(samples: np.ndarray, data: np.ndarray) -> tuple[Tensor, Tensor, T
 
 
 def _among(apart: Tensor, of_samples: Tensor, of_data: Tensor, k: int) -> tuple[float, float]:
-    """From distances `[n, m]`, `[n, n]`, `[m, m]`."""
+    """Compute precision and recall from distances `[n, m]`, `[n, n]`, `[m, m]`."""
     about_samples, about_data = (own.kthvalue(min(k + 1, len(own)), 1).values for own in (of_samples, of_data))
     precision = (apart <= about_data).any(1).double().mean()
     recall = (apart <= about_samples[:, None]).any(0).double().mean()
@@ -278,7 +287,7 @@ def _among(apart: Tensor, of_samples: Tensor, of_data: Tensor, k: int) -> tuple[
 
 
 def jackknife(of: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray) -> float:
-    """The standard error of a figure of two sets, by leaving out a tenth of both at a time."""
+    """Estimate the standard error of a statistic of two sets by the grouped jackknife."""
     return _spread([of(a[_without(len(a), g)], b[_without(len(b), g)]) for g in range(GROUPS)])
 
 
@@ -306,7 +315,7 @@ def _of_binary(hits: Tensor) -> tuple[float, float]:
 
 
 def _class_distance(named: Sequence[Tensor], count: int) -> Against:
-    """Total variation between the class shares of samples and data, and of other data and data."""
+    """Compute the total variation between class shares: of samples and data, and of other data and data."""
 
     def distance(a: np.ndarray, b: np.ndarray) -> float:
         of = [np.bincount(x, minlength=count) / len(x) for x in (a, b)]
@@ -319,35 +328,35 @@ def _class_distance(named: Sequence[Tensor], count: int) -> Against:
 
 
 def _rows(features: Tensor | np.ndarray) -> np.ndarray:
-    """Features as rows of float64.
+    """Convert features to rows of float64.
 
     Raises:
         SpecError: if they are not rows of finite numbers.
     """
     found = np.asarray(features.detach().cpu() if isinstance(features, Tensor) else features, dtype=np.float64)
     if found.ndim < 2:
-        raise SpecError(f"features must be rows of numbers, not of shape {found.shape}")
+        raise SpecError(f"features must have shape [N, F], got {list(found.shape)}")
     found = found.reshape(len(found), -1)
     if not np.isfinite(found).all():
-        raise SpecError("the features of samples or data are not finite: the model or the features are broken")
+        raise SpecError("the features of samples or data are not finite: check the model and the feature network")
     return found
 
 
 def of_file(path: str, count: int) -> FidelityEvaluation:
-    """The figures from features of one's own: a file of two arrays, `samples` and `data`, `[N, F]` and `[M, F]`.
+    """Compute the metrics from a file of features: arrays `samples` `[N, F]` and `data` `[M, F]`.
 
     Args:
-        count: samples to use at most; no more than half of `data`.
+        count: number of samples to use; at most half the size of `data`.
 
     Raises:
-        DataError: if the file holds nothing of the kind.
+        DataError: if the file does not hold these arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as kept:
             arrays = {name: kept[name] for name in ("samples", "data")}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{path} holds no features: give an .npz file with the arrays samples and data, one row an example"
+            f"{path} holds no features: pass an .npz file with the arrays samples and data, one row per example"
         ) from error
     ours, data = (_rows(arrays[name]) for name in ("samples", "data"))
     size = min(count, len(ours), len(data) // 2)
@@ -355,24 +364,23 @@ def of_file(path: str, count: int) -> FidelityEvaluation:
 
 
 def standard_fid(samples: Tensor, data: Tensor, schema: Schema, feature: Any = 2048) -> float:
-    """The standard FID, by torchmetrics and Inception's published weights, of two sets of pictures.
+    """Compute the standard FID of two sets of pictures, by torchmetrics in Inception's features.
 
     Args:
-        feature: as of `torchmetrics.image.fid.FrechetInceptionDistance`: a layer of Inception, or a network.
+        feature: a layer of Inception, or a network, as in `torchmetrics.image.fid.FrechetInceptionDistance`.
 
     Raises:
-        SpecError: if the examples are not pictures, or torchmetrics or the weights are not to be had.
+        SpecError: if the examples are not pictures, or torchmetrics or Inception's weights are not available.
     """
     if schema.rank != 2:
-        raise SpecError("the FID is of pictures, and these are vectors: use the classifier's features")
+        raise SpecError("the standard FID needs pictures: use the classifier's features for other data")
     try:
         found = importlib.import_module("torchmetrics.image.fid")
         metric = found.FrechetInceptionDistance(feature=feature)
     except (ImportError, OSError) as error:
         raise SpecError(
             "the standard FID needs torchmetrics and Inception's weights, which it downloads "
-            f"({' '.join(str(error).split())[:120]}): pip install 'tessella[fidelity]', or leave "
-            f"{option('features')} out"
+            f"({' '.join(str(error).split())[:120]}): pip install 'tessella[fidelity]', or omit {option('features')}"
         ) from error
     for x, real in ((data, True), (samples, False)):
         for part in x.split(CHUNK):
@@ -381,6 +389,6 @@ def standard_fid(samples: Tensor, data: Tensor, schema: Schema, feature: Any = 2
 
 
 def _coloured(x: Tensor, schema: Schema) -> Tensor:
-    """Stored values as three channels of 8 bits."""
+    """Convert stored values to three channels of uint8."""
     unit = ((x.float() - schema.values.low) / schema.values.span).clamp(0, 1).mul(255).round().to(torch.uint8)
     return unit[:, :3] if len(unit[0]) >= 3 else unit[:, :1].expand(-1, 3, -1, -1)

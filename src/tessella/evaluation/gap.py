@@ -1,10 +1,10 @@
-"""Measures the inference gap: bound less -log p(x), and whether the encoder or q's family causes it.
+"""Measures the inference gap, the bound minus -log p(x), and splits it into the parts of encoder and family.
 
-    bound - (-log p(x)) = (bound - bound with the best q of the family) + (the latter - (-log p(x)))
+    bound - (-log p(x)) = (bound - bound with the best q of the family) + (bound with the best q - (-log p(x)))
                         =  amortisation gap                             +  approximation gap
 
-(Cremer et al. 2018, section 2.) The first bound is the model's as it is, the second is optimised for each example by
-itself (`local`), and log p(x) is found by annealed importance sampling (`annealing`).
+(Cremer et al. 2018, section 2.) The first bound is the trained model's. The second is optimised for each example by
+itself (`per_example_posterior`), and log p(x) is estimated by annealed importance sampling (`annealing`).
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from tessella.models.flow import FlowModel
 from tessella.models.latent_variable import LatentVariableModel
 
 FIRST_STEPS, MOST_STEPS = 16, 1024
-"""Steps of annealing: at first, doubled until the bracket is narrow enough, and at most."""
+"""Annealing steps: the initial number, doubled until the bracket is narrow enough, and the maximum."""
 STAGES = 4
-"""Stages of progress: the bracket, log p(x), each example's own q, and its own flow."""
+"""Stages of progress: the bracket, log p(x), the q per example, and the flow per example."""
 DRAWS = 500
-"""Of z an example where a bound is measured."""
+"""Posterior samples per example for a bound."""
 OPTIMISED = 2**21
-"""Numbers of data decoded in an update of q: how many go together."""
+"""Values of data decoded in one update of q, which limits the examples that are optimised together."""
 WEIGHTS = 2**26
-"""Weights of the examples' own flows: how many are kept together."""
+"""Weights of per-example flows in memory, which also limits the examples that are optimised together."""
 
 
 def measure_gap(model: Model, split: Split, config: GapConfig | None = None, *, data: str = "") -> GapEvaluation:
-    """Measure the gap between the bound and -log p(x) of some examples, and its parts; a wide bracket is noted.
+    """Measure the inference gap of some examples, and its parts; note a bracket that is too wide.
 
     Args:
         split: the split that `config` names.
-        data: the name of the data in the result.
+        data: name of the data in the result.
 
     Raises:
-        SpecError: if the model has no bound, or its z is no continuous latent under a p(z) that is known.
+        SpecError: if the model has no bound, or no continuous latent z with a known density p(z).
     """
     config = config or GapConfig()
     parts_of = _method(model)
@@ -72,22 +72,24 @@ def measure_gap(model: Model, split: Split, config: GapConfig | None = None, *, 
 
 
 def _method(model: Model) -> Callable[[Batch, GapConfig, Noise, Callable[..., None]], _Parts]:
-    """Choose how the gap of such a model is measured, or say why it cannot be."""
+    """Choose how to measure the gap of this model, or raise if it cannot be measured."""
     if model.levels:
         raise SpecError(
-            f"the model {model.name} has codes: its q is a point on one grid of them, with no density to optimise; "
-            "a gap can be asked of a vae"
+            f"the model {model.name} has discrete codes, and its q has no density to optimise: measure the gap of a "
+            "vae instead"
         )
     if not model.has_bound:
-        raise SpecError(f"the model {model.name} has no bound, so no gap between it and log p(x): train a vae instead")
+        raise SpecError(f"the model {model.name} has no bound, so it has no inference gap: measure a vae instead")
     if isinstance(model, FlowModel):
         return lambda batch, _, noise, __: _of_flow(model, batch.x, noise)
     if not isinstance(model, LatentVariableModel) or model.prior is None:
-        raise SpecError(f"the model {model.name} has a chain of latents, whose q is not learned: ask a vae for its gap")
+        raise SpecError(
+            f"the model {model.name} has a chain of latents with a fixed q: measure the gap of a vae instead"
+        )
     if not model.prior.exact:
         raise SpecError(
-            f"the prior of {model.name} gives a bound on log p(z) alone, so p(x, z) is not known: measure with another "
-            f"({option('prior')} normal, where it was trained so)",
+            f"the prior of {model.name} gives only a bound on log p(z), so p(x, z) is unknown: choose an exact "
+            f"prior, such as {option('prior')} normal if the run has one",
             "no-exact-prior",
         )
     return partial(_of_latent, model)
@@ -95,7 +97,7 @@ def _method(model: Model) -> Callable[[Batch, GapConfig, Noise, Callable[..., No
 
 @dataclass(frozen=True)
 class _Parts:
-    """What was found of each example, `[B]` nats."""
+    """Measurements of each example, `[B]` nats."""
 
     family: str
     method: str
@@ -113,7 +115,7 @@ class _Parts:
 
 
 def _search(model: LatentVariableModel, label: Tensor | None, config: GapConfig, examples: int) -> tuple[int, Estimate]:
-    """Find how many steps annealing takes, judged on simulated examples; and the bracket with so many."""
+    """Find the number of annealing steps on simulated examples, and the bracket at that number."""
     count = config.simulated or max(2, math.ceil(examples / 2))
     label = None if label is None else label.repeat(-(-count // len(label)))[:count]
     noise = Noise(config.seed, stream="bracket")
@@ -151,7 +153,7 @@ def _of_latent(
     warned = () if converged else (
         f"annealing has not converged: after {steps:,} steps log p(x) of simulated examples is only known to within "
         f"{bracket.nats:.2f} ± {bracket.error:.2f} nats, and the approximation gap may be too small by as much; "
-        "take more annealing steps or chains",
+        "use more annealing steps or chains",
     )  # fmt: skip
     method = "annealed importance sampling"
     values = torch.cat(exact).float().to(x.device), bound, own, flow
@@ -159,9 +161,10 @@ def _of_latent(
 
 
 def _optimised(model: LatentVariableModel, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor, Tensor | None, str]:
-    """The bound of each example as trained, with its own q, and with its own flow; and what family q is of.
+    """Compute the bounds of each example: as trained, with its own q, with its own flow.
 
-    A flow posterior of each example's own is a flow of its own already.
+    Returns: The three bounds and the name of q's family. The last bound is None if the model's q is a flow already, or
+        z is too large for a flow per example.
     """
     latent, owned = math.prod(model.latent_shape), per_example_posterior.weights(model)
     flows = not owned and latent <= per_example_posterior.LARGEST
@@ -190,7 +193,10 @@ def _optimised(model: LatentVariableModel, batch: Batch, noise: Noise) -> tuple[
 
 @torch.no_grad()
 def _of_flow(model: FlowModel, x: Tensor, noise: Noise) -> _Parts:
-    """By several draws of u: z is a function of x + u, so q(z | x + u) is p(z | x + u) and has no gap."""
+    """Measure the gap of a flow model with several samples of u.
+
+    z is a function of x + u, so q(z | x + u) equals p(z | x + u) and has no gap.
+    """
     started, total, each = time.perf_counter(), None, []
     draws = 64 if model.schema.values.discrete else 1
     for number in range(draws):
@@ -202,13 +208,13 @@ def _of_flow(model: FlowModel, x: Tensor, noise: Noise) -> _Parts:
     if draws == 1:
         method, note = (
             "exact",
-            "zero by construction: z is a function of x, so q(z | x) is p(z | x) and the bound log p(x)",
+            "zero by construction: z is a function of x, so q(z | x) is p(z | x) and the bound is exact",
         )
     else:
         method = "importance sampling"
         note = (
-            "zero by construction is the gap of z given the dequantised x + u; what is shown is the gap of q(u | x), "
-            f"from below, by {draws} draws of u"
+            "the gap of z given the dequantised x + u is zero by construction; shown is a lower estimate of the gap of "
+            f"q(u | x), from {draws} samples of u"
         )
     seconds = time.perf_counter() - started
     return _Parts("dequantisation", method, exact, bound, bound, None, draws, 0, None, True, seconds, (), (note,))
@@ -243,11 +249,14 @@ def _record(model: Model, parts: _Parts, data: str, config: GapConfig, seconds: 
 
 
 def _width(bracket: Estimate) -> float:
-    """How wide it may be, nats. On average it is never below zero: where it came out so, that is noise, not width."""
+    """Compute the upper limit of the bracket's width, in nats.
+
+    The expected width is at least zero, so a negative estimate is noise and counts as zero.
+    """
     return max(bracket.nats, 0.0) + bracket.error
 
 
 def _estimate(each: Tensor) -> Estimate:
-    """Mean and standard error of examples' figures."""
+    """Compute mean and standard error over the examples."""
     values = precise(each)
     return Estimate(float(values.mean()), float(values.std() / math.sqrt(len(values))))

@@ -1,4 +1,4 @@
-"""Words figures: a name, a value with its unit, and what it means."""
+"""Metrics as text: the name, the value with its unit, and the meaning of each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tessella.kinds.base import kind_of
 
 
 class Number(NamedTuple):
-    """One line of a table: what, how much, and what that means in words."""
+    """One row of a table of metrics: name, value with unit, meaning."""
 
     name: str
     value: str
@@ -29,34 +29,34 @@ class Number(NamedTuple):
 
 
 def numbers(e: Evaluation, schema: Schema) -> list[Number]:
-    """What an evaluation says, line by line."""
+    """Describe an evaluation, one row per metric."""
     one = kind_of(schema).example
     lines = []
     if e.bound is not None and e.bits_per_dim is not None and e.rate is not None:
         lines += [
             Number("bits per dimension", f"{e.bits_per_dim:.3f}", _against_raw(e.bound, schema, one)),
             Number(
-                "bound", f"{e.bound:.2f} nats", f"rate + distortion: at least the model's surprise -log p(x) at a {one}"
+                "bound", f"{e.bound:.2f} nats", f"rate + distortion = negative ELBO: upper bound on -log p(x) per {one}"
             ),
-            Number("rate", f"{e.rate:.2f} nats", f"of it spent on saying the latent: {e.rate / math.log(2):.1f} bits"),
-            Number("distortion", f"{e.distortion:.2f} nats", f"of it spent on saying the {one}, given the latent"),
+            Number("rate", f"{e.rate:.2f} nats", f"the part that codes the latent: {e.rate / math.log(2):.1f} bits"),
+            Number("distortion", f"{e.distortion:.2f} nats", f"the part that codes the {one}, given the latent"),
         ]
     else:
         lines += [
-            Number("bound", "none", "without a rate of the latent no probability of the data can be said"),
+            Number("bound", "none", "the latent has no rate, so the model assigns no probability to the data"),
             Number(
                 "distortion",
                 f"{e.distortion:.2f} nats",
-                f"-log p(x | z): the {one}, given its latent; the latent is not paid for",
+                f"-log p(x | z): cost of the {one}, given the latent; the cost of the latent is not included",
             ),
         ]
     if e.importance_bound is not None:
         b = e.importance_bound
-        kind = "the same bound, tighter" if e.bound is None or b.nats <= e.bound else "a bound too, of a coarser chain"
-        meaning = f"{kind}: {b.bits_per_dim:.3f} bits per dimension from {b.samples} draws an example"
+        kind = "the same bound, tighter" if e.bound is None or b.nats <= e.bound else "a bound with a coarser chain"
+        meaning = f"{kind}: {b.bits_per_dim:.3f} bits per dimension from {b.samples} posterior samples per {one}"
         lines.append(Number("importance bound", f"{b.nats:.2f} nats", meaning))
     if e.active_units is not None and e.kl_per_unit is not None:
-        meaning = f"latent units that say more than {ACTIVE:g} nats on average; the others are ignored"
+        meaning = f"latent units with a mean KL above {ACTIVE:g} nats; the decoder ignores the others"
         lines.append(Number("active units", f"{e.active_units:,} of {len(e.kl_per_unit):,}", meaning))
     if e.codes is not None:
         lines += _codes(e.codes, one)
@@ -64,54 +64,55 @@ def numbers(e: Evaluation, schema: Schema) -> list[Number]:
         lines += _collapse(e.collapse, one, codes=e.codes is not None)
     if e.psnr is not None and e.mse is not None:
         error, span = math.sqrt(e.mse), schema.values.high - schema.values.low
-        meaning = f"reconstructions are off by {error:.3g} (root mean square) in a range of {span:g}"
+        meaning = f"the reconstruction error is {error:.3g} (root mean square) in a range of {span:g}"
         lines.append(Number("PSNR", psnr_text(e.psnr), meaning))
-    lines.append(Number("parameters", f"{e.parameters:,}", "numbers that training adjusted"))
+    lines.append(Number("parameters", f"{e.parameters:,}", "trained weights of the model"))
     return lines
 
 
 def fidelity_numbers(f: FidelityEvaluation) -> list[Number]:
-    """What was found of samples, line by line; each beside what data would have in their place."""
+    """Describe the quality of samples, one row per metric, each beside its value for data."""
     by = {
         "class": "a classifier of the same data",
-        "rotation": "a network that tells how the same data was turned",
-        "flip": "a network that tells how the same data was mirrored",
+        "rotation": "a network that predicts rotations of the same data",
+        "flip": "a network that predicts reflections of the same data",
         "autoencoder": "an autoencoder of the same data",
     }.get(f.features, "your own features")
     if f.classifier_score is not None:
-        by += f" ({'giving back' if f.features == 'autoencoder' else 'right in'} {100 * f.classifier_score:.1f} %)"
-    kind = "drawn from p(x | z)" if f.drawn else "the means of p(x | z)"
+        unit = "of the variance" if f.features == "autoencoder" else "accuracy"
+        by += f" ({100 * f.classifier_score:.1f} % {unit})"
+    kind = "sampled from p(x | z)" if f.drawn else "means of p(x | z)"
     sets = f"{f.samples:,} samples{f', {kind},' if f.split else ''} against as many examples"
     lines = [
-        Number("Frechet distance", against(f.frechet), f"{sets}, in features of {by}; their variance is 1"),
-        Number("precision", against(f.precision, share=True), "of the samples lie where data lies"),
-        Number("recall", against(f.recall, share=True), "of the data lies where samples lie"),
+        Number("Frechet distance", against(f.frechet), f"{sets}, in features of {by}, scaled to variance 1"),
+        Number("precision", against(f.precision, share=True), "of the samples lie among the data"),
+        Number("recall", against(f.recall, share=True), "of the data lie among the samples"),
     ]
     if f.consistency is not None:
-        meaning = "of the samples are seen as the class that was asked for"
+        meaning = "of the samples are classified as the class they are conditioned on"
         lines.append(Number("class consistency", against(f.consistency, share=True), meaning))
     if f.class_distance is not None:
-        meaning = "of the samples would have to be of another class to have the classes of data"
+        meaning = "total variation between the class frequencies of samples and data"
         lines.append(Number("class distance", against(f.class_distance, share=True), meaning))
     if f.sharpness is not None:
-        meaning = "high-frequency energy, of the data's: below 1 blurred, above noisy"
+        meaning = "high-frequency energy relative to data: below 1 blurred, above 1 noisy"
         lines.append(Number("sharpness", against(f.sharpness), meaning))
     if f.fid is not None:
-        lines.append(Number("FID", f"{f.fid:.2f}", "in Inception's features, by torchmetrics"))
+        lines.append(Number("FID", f"{f.fid:.2f}", "Frechet distance in Inception's features, by torchmetrics"))
     if f.seconds_per_sample is not None:
-        lines.append(Number("time a sample", time_text(f.seconds_per_sample), "what drawing one took, of many at once"))
+        lines.append(Number("time per sample", time_text(f.seconds_per_sample), "when many are sampled at once"))
     return lines
 
 
 def against(a: Against, *, share: bool = False) -> str:
-    """A figure with its standard error, and in brackets what data has."""
+    """Format a metric with its standard error and, in brackets, its value for data."""
     if share:
         return f"{100 * a.value:.1f} ± {100 * a.error:.1f} % (data {100 * a.data:.1f})"
     return f"{a.value:.3f} ± {a.error:.3f} (data {a.data:.3f})"
 
 
 def time_text(seconds: float) -> str:
-    """Seconds in words: `3.1 ms`."""
+    """Format seconds: `3.1 ms`."""
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     return f"{seconds:.3g} s"
@@ -122,7 +123,7 @@ def psnr_text(psnr: float) -> str:
 
 
 def _codes(codes: CodesEvaluation, one: str) -> list[Number]:
-    """How the codes are used; of several levels each by itself."""
+    """Describe the use of codes, level by level."""
     lines, levels = [], len(codes.levels)
     for level, of in enumerate(codes.levels):
         name = level_name(level, levels)
@@ -132,34 +133,34 @@ def _codes(codes: CodesEvaluation, one: str) -> list[Number]:
             Number(
                 f"codes{which}", f"{of.codes_per_example:,} of {of.codebook_size:,}", _of_bits(of, one, codes.learned)
             ),
-            Number(f"code usage{which}", used, f"of the {of.codebook_size:,} values of a code occur in this split"),
+            Number(f"code usage{which}", used, f"of the {of.codebook_size:,} codes occur in this split"),
             Number(
                 f"perplexity{which}",
                 f"{of.perplexity:,.0f} of {of.codebook_size:,}",
-                "codes are used as evenly as if there were so many, each as often as any other",
+                "effective number of codes: exp of the entropy of their frequencies",
             ),
         ]
         if levels > 1:
-            alone = "this level alone, the finer ones left blank" if level < levels - 1 else "all levels"
+            alone = "finer levels set to zero" if level < levels - 1 else "all levels"
             lines.append(Number(f"distortion{which}", f"{of.distortion:.2f} nats", f"-log p(x | z) with {alone}"))
     if codes.learned:
-        words = f"what the codes cost if all are held equally plausible; the learned prior {saving_text(codes)}"
+        words = f"cost of the codes if all are equally likely; the learned prior {saving_text(codes)}"
         lines.append(Number("rate, uniform prior", f"{codes.rate_uniform:.2f} nats", words))
     return lines
 
 
 def saving_text(codes: CodesEvaluation) -> str:
-    """What the learned prior saves of the bits that the codes cost under the uniform one: `saves 12 %`."""
+    """Describe the learned prior's saving against the uniform prior: `saves 12 %`."""
     saved = 100 * (1 - sum(of.rate for of in codes.levels) / codes.rate_uniform)
     return f"saves {saved:.0f} %" if saved >= 0 else f"costs {-saved:.1f} % more"
 
 
 def saving_card(codes: CodesEvaluation, one: str) -> tuple[str, str]:
-    """The same in large print, and what it means."""
+    """Return the learned prior's saving in large print, and its meaning."""
     rate, uniform = sum(of.rate for of in codes.levels) / math.log(2), codes.rate_uniform / math.log(2)
     verb, _, much = saving_text(codes).partition(" ")
     verb = "saved" if verb == "saves" else "added"
-    meaning = f"of the bits of a {one}'s codes {verb} by the learned prior: {rate:.0f} against {uniform:.0f} bits"
+    meaning = f"of the bits of each {one}'s codes {verb} by the learned prior: {rate:.0f} against {uniform:.0f} bits"
     return much.removesuffix(" more"), meaning
 
 
@@ -170,28 +171,28 @@ def _of_bits(of: LevelEvaluation, one: str, learned: bool) -> str:
 
 
 def _collapse(c: CollapseEvaluation, one: str, *, codes: bool) -> list[Number]:
-    """Whether the latent is used."""
+    """Describe whether the latent is used."""
     lines = [
         Number(
             "shuffle cost",
             f"{c.shuffle_cost:.2f} nats",
-            f"what is lost of log p(x | z) when {one}s are drawn from each other's latents; near zero: z goes unused",
+            f"loss of log p(x | z) if {one}s are decoded from each other's latents; near zero: the latent is not used",
         ),
         Number(
-            "information",
+            "mutual information",
             f"{c.mutual_information:.2f} of {c.mutual_information_ceiling:.2f} nats",
-            f"what the latent tells of which of {c.examples:,} {one}s it is of, and what there is to tell",
+            f"information in the latent about which of {c.examples:,} {one}s it belongs to, and the maximum",
         ),
     ]
     if c.active_units is not None:
-        unit, moved = ("codes", "differ") if codes else ("units", f"move (variance of their mean above {MOVES:g})")
-        meaning = f"latent {unit} that {moved} from {one} to {one}"
-        lines.append(Number(f"{unit} that move", f"{c.active_units:,} of {c.units:,}", meaning))
+        unit, how = ("codes", "") if codes else ("units", f" (variance of their posterior mean above {MOVES:g})")
+        meaning = f"latent {unit} that differ from {one} to {one}{how}"
+        lines.append(Number(f"{unit} that vary", f"{c.active_units:,} of {c.units:,}", meaning))
     return lines
 
 
 def size_text(nats: float) -> str:
-    """Nats as the size of a file: `3.1 kB`."""
+    """Format nats as a file size: `3.1 kB`."""
     size = nats / math.log(2) / 8
     for unit in ("bytes", "kB", "MB"):
         if abs(size) < 1000 or unit == "MB":
@@ -206,9 +207,9 @@ def _against_raw(bound: float, schema: Schema, one: str) -> str:
             "of a density, which depends on the data's unit and may be negative: compare models of the same data only"
         )
     raw = schema.dims * math.log(schema.values.levels)
-    each = f"{math.log2(schema.values.levels):.3g} bits a number" if schema.values.levels > 2 else "one bit a number"
+    each = f"{math.log2(schema.values.levels):.3g} bits per value" if schema.values.levels > 2 else "one bit per value"
     if bound <= 0:
-        return f"about nothing a {one}"
+        return f"almost nothing per {one}"
     ratio = raw / bound
     compared = f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"
-    return f"{size_text(bound)} a {one}, {compared} than stored raw at {each} ({size_text(raw)})"
+    return f"{size_text(bound)} per {one}, {compared} than stored raw at {each} ({size_text(raw)})"

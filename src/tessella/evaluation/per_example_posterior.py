@@ -1,8 +1,8 @@
-"""The bound when q is optimised for each example by itself, as if there were no encoder (Cremer et al. 2018).
+"""Optimises q(z) for each example by itself, without an encoder (Cremer et al. 2018).
 
-An encoder has to find q(z | x) in one pass, for all examples alike. What the bound gains when each example's q is moved
-by Adam from where the encoder put it is the price of that: the amortisation gap. What is still missing to log p(x) is
-the price of q's family: the approximation gap.
+An encoder finds q(z | x) in one pass, with one set of weights for all examples. Here Adam optimises the parameters of
+each example's q, starting at the encoder's output. The gain of the bound is the amortisation gap. What then remains to
+log p(x) is due to the family of q: the approximation gap.
 """
 
 from __future__ import annotations
@@ -28,56 +28,59 @@ from tessella.evaluation.annealing import Joint
 from tessella.models.latent_variable import LatentVariableModel
 
 RATES = (0.03, 0.01, 0.003, 0.001)
-"""Adam's steps, one after the other: each until it gains no more."""
+"""Learning rates of Adam, in this order, each until the bound stops improving."""
 ROUND, ROUNDS = 50, 40
-"""Updates between two looks at whether it still gains, and the most looks in all."""
+"""Updates between two tests of convergence, and the maximum number of tests."""
 GAIN = 0.01
-"""Nats an example that a round must gain over the best before."""
+"""Improvement over the best round, in nats per example, below which the learning rate falls."""
 DRAWS = 8
-"""Of z an example in an update."""
+"""Posterior samples per example and update."""
 HIDDEN = 48
-"""Units of each step's network, of which every example has its own."""
+"""Hidden units of each example's network in each flow step."""
 LARGEST = 1024
-"""Numbers in z above which a flow for each example is too much."""
+"""Largest number of latent values for which each example may have its own flow."""
 DECODED = 2**19
-"""Numbers of data decoded at a time when a bound is measured."""
+"""Values of data decoded in one pass when a bound is measured."""
 
 
 class VariationalFamily(ABC):
-    """A q(z) for each of `B` examples, with parameters of its own for each.
+    """A variational posterior q(z) for each of `B` examples, each with its own parameters.
 
     Attributes:
-        parameters: each `[B, ...]`, with the factor by which its steps are larger than `RATES`.
+        parameters: tensors `[B, ...]`, each with the factor that multiplies its learning rate.
     """
 
     parameters: Sequence[tuple[Tensor, float]]
 
     @abstractmethod
     def at(self, eps: Tensor, draws: int = 1) -> tuple[Tensor, Tensor]:
-        """Map standard normal numbers to z ~ q `[B * draws, *latent_shape]` and log q(z) `[B * draws]`.
+        """Map standard normal noise to z ~ q `[B * draws, *latent_shape]` and log q(z) `[B * draws]`.
 
         Args:
-            eps: `[B * draws, *latent_shape]`, an example's in a row; or `[1, *latent_shape]` for all alike.
+            eps: `[B * draws, *latent_shape]`, all draws of an example in a row; or `[1, *latent_shape]`, shared by all.
         """
 
     @property
     @abstractmethod
     def like(self) -> Tensor:
-        """Some `[B, *latent_shape]`."""
+        """Return a tensor `[B, *latent_shape]` with the shape and device of z."""
 
     def draw(self, noise: Noise, draws: int) -> tuple[Tensor, Tensor]:
-        """Draw z ~ q `[B * draws, *latent_shape]`, an example's in a row, and log q(z) `[B * draws]`."""
+        """Sample z ~ q `[B * draws, *latent_shape]` and compute log q(z) `[B * draws]`.
+
+        All draws of an example are in a row.
+        """
         count, *shape = self.like.shape
         return self.at(noise.normal(count * draws, *shape, device=self.like.device), draws)
 
     def divergence(self, model: LatentVariableModel, label: Tensor | None) -> Tensor | None:
-        """KL(q || p(z)) `[B]` where it has a closed form."""
+        """Compute KL(q || p(z)) `[B]`, or return None if it has no closed form."""
         return None
 
 
 @final
 class GaussianFamily(VariationalFamily):
-    """All N(mu, diag sigma^2), from the encoder's on."""
+    """Diagonal Gaussians N(mu, diag sigma^2), starting at the encoder's."""
 
     def __init__(self, mean: Tensor, deviation: Tensor) -> None:
         self._mean, self._deviation = mean.detach(), deviation.detach()
@@ -86,7 +89,7 @@ class GaussianFamily(VariationalFamily):
 
     @property
     def posterior(self) -> Independent:
-        """q as it is now; batch shape `[B]`."""
+        """Return the present q, with batch shape `[B]`."""
         return diagonal_normal(*self._moments())
 
     def _moments(self) -> tuple[Tensor, Tensor]:
@@ -97,10 +100,10 @@ class GaussianFamily(VariationalFamily):
         return self._mean
 
     def start(self, eps: Tensor, draws: int) -> tuple[Tensor, Independent]:
-        """z as `at` gives it, and q of each `[B * draws]`, through which no gradient passes.
+        """Compute z as `at` does, and the q of each draw `[B * draws]` with detached parameters.
 
-        Of log q(z) that of z alone is followed: what its own parameters add has mean zero, and near p(z | x) nearly all
-        of the noise (Roeder et al. 2017, "Sticking the landing", eq. 5).
+        So the gradient of log q(z) flows through z alone. The other part, through q's parameters, has mean zero, and
+        near p(z | x) it is nearly all of the noise (Roeder et al. 2017, "Sticking the landing", eq. 5).
         """
         mean, deviation = (t.repeat_interleave(draws, 0) for t in self._moments())
         return mean + deviation * eps, diagonal_normal(mean.detach(), deviation.detach())
@@ -119,10 +122,10 @@ class GaussianFamily(VariationalFamily):
 
 @final
 class FlowPosteriorFamily(VariationalFamily):
-    """The model's flow posterior with every number of it each example's own, from where encoder and training left it.
+    """The model's flow posterior with all parameters separate for each example, starting at the trained ones.
 
-    So are means and deviations of the Gaussian that is carried on, the context that the steps are told, and the steps'
-    weights (Cremer et al. 2018, section 3.2).
+    These are the mean and deviation of the base Gaussian, the context of the steps, and the weights of the steps
+    (Cremer et al. 2018, section 3.2).
     """
 
     def __init__(self, posterior: FlowDistribution) -> None:
@@ -150,7 +153,7 @@ class FlowPosteriorFamily(VariationalFamily):
 
 @final
 class CarriedFamily(VariationalFamily):
-    """The model's flow posterior with the Gaussian that is carried on each example's own, the steps as they are."""
+    """The model's flow posterior with a base Gaussian for each example and the trained steps."""
 
     def __init__(self, posterior: FlowDistribution) -> None:
         self._posterior, self._base = posterior, GaussianFamily(posterior.base.mean, posterior.base.stddev)
@@ -167,7 +170,7 @@ class CarriedFamily(VariationalFamily):
 
 @dataclass(frozen=True)
 class _Own:
-    """A flow's step with weights of each example's own, `[B, ...]` by name; it is given its draws in a row."""
+    """A flow step with weights `[B, ...]` for each example, by name; all draws of an example are in a row."""
 
     step: nn.Module
     weights: dict[str, Tensor]
@@ -180,21 +183,21 @@ class _Own:
 
 
 def _size(parameter: Tensor) -> float:
-    """By how much its steps are larger than others', as its numbers are."""
+    """Compute the factor of a parameter's learning rate: the mean magnitude of its values."""
     return float(parameter.detach().abs().mean().clamp_min(1e-3))
 
 
 @final
 class FlowFamily(VariationalFamily):
-    """Another family, and after it inverse autoregressive steps whose networks are each example's own.
+    """Another family followed by inverse autoregressive steps, with networks for each example.
 
-    A step takes u to m(u_<) + g(u_<) u, number by number, in an order reversed from step to step (Kingma et al. 2016,
-    section 3); a network has one masked hidden layer (MADE, Germain et al. 2015). It starts as the family itself, whose
-    parameters go on being moved.
+    A step maps u to m(u_<) + g(u_<) u, value by value, in an order that reverses from step to step (Kingma et al. 2016,
+    section 3); its network has one masked hidden layer (MADE, Germain et al. 2015). It starts as the inner family,
+    whose parameters are optimised too.
 
     Args:
-        inner: the family.
-        mean, deviation: `[B, *latent_shape]`, of its draws, so that networks see numbers of about unit scale.
+        inner: the family before the steps.
+        mean, deviation: `[B, *latent_shape]`, moments of its samples, which standardize the inputs of the networks.
     """
 
     def __init__(
@@ -232,7 +235,7 @@ class FlowFamily(VariationalFamily):
 
 
 def from_encoder(model: LatentVariableModel, x: Tensor, label: Tensor | None) -> VariationalFamily:
-    """The family of the model's own q, from where its encoder puts it."""
+    """Return the family of the model's q, starting at the encoder's output."""
     with torch.no_grad():
         features = model.encoder(model.likelihood.to_network(x), model.check_label(label))
         q = model.bottleneck(features, None).posterior
@@ -243,19 +246,19 @@ def from_encoder(model: LatentVariableModel, x: Tensor, label: Tensor | None) ->
 
 
 def weights(model: LatentVariableModel) -> int:
-    """How many weights of networks the family of the model's own q has for each example; a Gaussian has none."""
+    """Count the weights per example in the family of the model's q; 0 for a Gaussian."""
     flow = model.bottleneck
     return sum(p.numel() for p in flow.steps.parameters()) if isinstance(flow, FlowPosteriorModule) else 0
 
 
 def with_flow(model: LatentVariableModel, x: Tensor, inner: VariationalFamily, noise: Noise) -> FlowFamily:
-    """That family with a flow after it.
+    """Append a flow to a family.
 
     Raises:
-        ValueError: if z has more numbers than `LARGEST`.
+        ValueError: if z has more than `LARGEST` values.
     """
     if math.prod(model.latent_shape) > LARGEST:
-        raise ValueError(f"a flow for each example is for up to {LARGEST} numbers in z")
+        raise ValueError(f"z has more than {LARGEST} values, too many for a flow per example")
     with torch.no_grad():
         z = inner.draw(noise.split("moments"), 64)[0].unflatten(0, (len(x), 64))
     deviation, mean = torch.std_mean(z, 1)
@@ -264,7 +267,7 @@ def with_flow(model: LatentVariableModel, x: Tensor, inner: VariationalFamily, n
 
 @final
 class _Descent:
-    """Adam on a family's parameters."""
+    """Adam on the parameters of a family."""
 
     def __init__(self, family: VariationalFamily, rate: float) -> None:
         self.parameters, self._factors = zip(*family.parameters, strict=True)
@@ -276,7 +279,10 @@ class _Descent:
 
     @torch.enable_grad()
     def step(self, bound: Callable[[], Tensor]) -> Tensor:
-        """Go down once, and give the bound as it was before, `[B]`; the model's own weights get no gradients."""
+        """Update the parameters once and return the bound before the update, `[B]`.
+
+        The weights of the model get no gradients.
+        """
         value = bound()
         for parameter, gradient in zip(self.parameters, torch.autograd.grad(value.sum(), self.parameters), strict=True):
             parameter.grad = gradient
@@ -287,7 +293,7 @@ class _Descent:
 def optimise(
     model: LatentVariableModel, x: Tensor, label: Tensor | None, family: VariationalFamily, noise: Noise
 ) -> int:
-    """Move the family's parameters until the bound gains no more; the number of updates that it took."""
+    """Optimise the family until the bound stops improving; return the number of updates."""
     joint, descent = Joint(model, x, label, DRAWS), _Descent(family, RATES[0])
     best, stage = math.inf, 0
     for number in range(ROUNDS):
@@ -315,14 +321,14 @@ def after_steps(
     steps: int,
     rate: float,
 ) -> Tensor:
-    """The bound `[B]` nats after a few steps of Adam from the encoder's q on, a draw for all examples in each.
+    """Compute the bound `[B]` in nats after a few steps of Adam from the encoder's q.
 
-    Of a flow posterior its first Gaussian is moved, and its steps stay as the encoder sets them.
+    Each step uses one sample of noise for all examples. For a flow posterior only its base Gaussian is optimised.
 
-    Args:
-        eps: `[draws, 1, *latent_shape]`, standard normal: the bound is measured on these, which have no part in the
-            steps, so where nothing can be gained it may come out a little above the encoder's.
-        rate: of Adam, in deviations of the encoder's q.
+    Args: eps: `[draws, 1, *latent_shape]`, standard normal noise to measure the bound with. It is independent of the
+        steps, so
+            the bound may be slightly above the encoder's where nothing can be gained.
+        rate: learning rate of Adam, in standard deviations of the encoder's q.
     """
     if isinstance(posterior, FlowDistribution):
         family: VariationalFamily = CarriedFamily(posterior)
@@ -340,7 +346,10 @@ def after_steps(
 def family_bound(
     model: LatentVariableModel, x: Tensor, label: Tensor | None, family: VariationalFamily, noise: Noise, *, draws: int
 ) -> Tensor:
-    """-log p(x) from above, `[B]` nats: KL(q || p) - E_q log p(x | z), over `draws` draws that none was fitted to."""
+    """Compute the bound KL(q || p) - E_q log p(x | z) on -log p(x), `[B]` nats.
+
+    It uses at least `draws` samples, none of which q was optimised on.
+    """
     each = max(1, min(draws, DECODED // (len(x) * model.schema.dims)))
     joint, total, done = Joint(model, x, label, each), torch.zeros(len(x), device=x.device), 0
     while done < draws:

@@ -1,4 +1,4 @@
-"""Results of evaluations. Units: nats per example unless a name says otherwise."""
+"""Results of evaluations, in nats per example unless a name says otherwise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tessella.foundation.errors import SpecError, option
 
 @dataclass(frozen=True)
 class ImportanceBound:
-    """-log p(x) bounded by importance weighting (Burda et al. 2015, eq. 8), averaged over the examples."""
+    """Importance-weighted bound on -log p(x) (Burda et al. 2015, eq. 8), averaged over the examples."""
 
     samples: int
     nats: float
@@ -21,16 +21,16 @@ class ImportanceBound:
 
 @dataclass(frozen=True)
 class LevelEvaluation:
-    """One level of codes over a whole split.
+    """Use of one level of codes over a whole split.
 
     Attributes:
-        codes_per_example: N, positions times codes a position.
+        codes_per_example: N, positions times codes per position.
         codebook_size: K.
-        code_usage: share of the codes that occur at all; the mean over the slots if each has its own codebook.
-        perplexity: exp of the entropy of the codes' frequencies, 1 ... K; the mean over slots likewise.
-        rate_uniform: nats, N log K: what the codes cost if all are held equally plausible.
-        rate: nats, -log p(codes | coarser levels) under the model's prior.
-        distortion: nats, -log p(x | z) with this level and the coarser ones, the finer ones left blank.
+        code_usage: share of the codebook that occurs; the mean over the slots if each has its own codebook.
+        perplexity: exp of the entropy of the code frequencies, from 1 to K; also the mean over the slots.
+        rate_uniform: N log K in nats, the cost of the codes if all are equally likely.
+        rate: -log p(codes | coarser levels) in nats under the model's prior.
+        distortion: -log p(x | z) in nats with this level and the coarser ones, and finer levels set to zero.
     """
 
     codes_per_example: int
@@ -44,13 +44,13 @@ class LevelEvaluation:
 
 @dataclass(frozen=True)
 class CodesEvaluation:
-    """How a model uses its codes over a whole split; the totals of its levels, and each.
+    """Use of a model's codes over a whole split: totals, and each level.
 
     Attributes:
-        levels: coarsest first.
-        codes_per_example, rate_uniform: of all levels together.
-        codebook_size: of the level that has most codes.
-        code_usage, perplexity: of the level that uses least of its codes.
+        levels: the levels, coarsest first.
+        codes_per_example, rate_uniform: sums over the levels.
+        codebook_size: size of the largest codebook.
+        code_usage, perplexity: lowest value of any level.
         learned: whether a prior over the codes has been fitted; if not, `rate` is `rate_uniform`.
     """
 
@@ -65,17 +65,17 @@ class CodesEvaluation:
 
 @dataclass(frozen=True)
 class CollapseEvaluation:
-    """Whether z is used, judged on some examples: `evaluation.collapse` says how. Nats per example.
+    """Result of the test for posterior collapse (`evaluation.collapse`), in nats per example.
 
     Attributes:
-        examples: on how many.
-        active_units: numbers of z (or codes) that change from example to example; None if that cannot be said.
-        units: numbers in z (or codes).
-        mutual_information: between z and the index of the example.
-        mutual_information_ceiling: what it can be at most with so many examples: log of their number.
-        shuffle_cost: how much log p(x | z) falls when x is given another example's z.
-        collapsed: whether z goes unused.
-        advice: if so, what to do, in words; else empty.
+        examples: number of examples tested.
+        active_units: latent units (or codes) that vary between examples; None if unknown.
+        units: number of latent units (or codes).
+        mutual_information: mutual information of z and the index of the example.
+        mutual_information_ceiling: its maximum, the log of the number of examples.
+        shuffle_cost: decrease of log p(x | z) if x gets another example's z.
+        collapsed: whether the decoder ignores z.
+        advice: if collapsed, what to do; else empty.
     """
 
     examples: int
@@ -90,10 +90,10 @@ class CollapseEvaluation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on one split. Nats per example, averaged; None where the model has no such number.
+    """Evaluation of a model on one split, in nats per example; None where a number does not apply.
 
-    `mse` and `psnr` are of reconstructions, in stored units; None where drawing one takes a pass over all pixels
-    (autoregressive likelihoods). `codes` is of models with discrete latents. `notes` are warnings in words.
+    `mse` and `psnr` are those of reconstructions, in stored units; None where a reconstruction takes a pass over all
+    pixels (autoregressive likelihoods). `codes` belongs to models with discrete latents. `notes` are warnings.
     """
 
     model: str
@@ -121,10 +121,10 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, record: Any) -> Evaluation:
-        """What `to_json` gave, be it an older version's; a PSNR that is not finite may have become null.
+        """Read the record that `to_json` wrote; a PSNR of null becomes infinite if the error is 0.
 
         Raises:
-            Malformed: if it is something else.
+            Malformed: if it is another record.
         """
         found: Evaluation = validation.fitted(cls, record, others=True)
         return replace(found, psnr=math.inf) if found.psnr is None and found.mse == 0 else found
@@ -132,11 +132,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Against:
-    """A figure of samples against data, and for a measure the same figure of data against other data.
+    """A metric of samples against data, beside the same metric of data against other data.
 
     Attributes:
-        value, error: of the samples, and its standard error.
-        data, data_error: of as many examples that are data themselves: what perfect samples would have.
+        value, error: metric of the samples, and its standard error.
+        data, data_error: metric of equally many data, which perfect samples would have, and its standard error.
     """
 
     value: float
@@ -147,25 +147,25 @@ class Against:
 
 @dataclass(frozen=True)
 class FidelityEvaluation:
-    """How much samples look like data: `evaluation.fidelity` says how. Never a "FID" unless it is called so.
+    """Similarity of samples to data (`evaluation.fidelity`).
 
     Attributes:
-        samples: how many were drawn, and with how many examples of the data they were compared.
-        split: where those are from.
-        drawn: whether x was drawn from p(x | z); if not, the samples are its means.
-        features: what both were looked at by: `class`, `rotation`, `flip` or `autoencoder`, the task of the
-            classifier; `given` or a file's name for features of one's own.
-        feature_count: numbers in the features of one example.
-        classifier: fingerprint of the classifier; figures of another one are on another scale. Empty if none.
-        classifier_score: of its task on the validation split: accuracy, or of an autoencoder the share of variance.
-        frechet: Frechet distance between the features, as a share of the data's variance; 0 is the same.
+        samples: number of samples, and of examples that they are compared with.
+        split: split that those examples are from.
+        drawn: whether x was sampled from p(x | z); if not, samples are its means.
+        features: source of the features: the classifier's task (`class`, `rotation`, `flip` or `autoencoder`), or
+            `given` or a file's name for the user's own features.
+        feature_count: length of an example's features.
+        classifier: fingerprint of the classifier; numbers from different classifiers are not comparable. Empty if none.
+        classifier_score: score on the validation split: accuracy, or the share of the variance that is reconstructed.
+        frechet: Frechet distance between the features, as a share of the data's variance; 0 if they match.
         precision, recall: share of the samples that lie among the data, and of the data among the samples.
-        consistency: of a model that sees the label: share of the samples that are seen as the class asked for.
-        class_distance: total variation between the classes of samples and of data; None without classes.
+        consistency: share of the samples that are classified as their class; None if the model is unconditional.
+        class_distance: total variation between the classes of samples and data; None without classes.
         class_shares: share of the samples in each class.
-        sharpness: high-frequency energy over the data's; None for vectors.
-        fid: the standard Frechet Inception distance, if it was asked for.
-        seconds_per_sample: what drawing one took.
+        sharpness: high-frequency energy relative to the data; None for vectors.
+        fid: the standard Frechet Inception distance, if requested.
+        seconds_per_sample: time to sample one example.
     """
 
     samples: int
@@ -190,17 +190,17 @@ class FidelityEvaluation:
 
     @classmethod
     def from_json(cls, record: Any) -> FidelityEvaluation:
-        """What `to_json` gave.
+        """Read the record that `to_json` wrote.
 
         Raises:
-            Malformed: if it is something else.
+            Malformed: if it is another record.
         """
         return validation.fitted(cls, record, others=True)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over examples, and its standard error; nats per example."""
+    """Mean over examples and its standard error, in nats per example."""
 
     nats: float
     error: float
@@ -208,22 +208,22 @@ class Estimate:
 
 @dataclass(frozen=True)
 class GapConfig:
-    """Measure the inference gap: bound less -log p(x), and whether the encoder or q's family causes it.
+    """Measure the inference gap: bound minus -log p(x), split into the parts of the encoder and of q's family.
 
     log p(x) is estimated by annealed importance sampling (AIS), and bracketed on examples sampled from the model.
 
     Attributes:
-        data: other data than the run's own, read as the run's was.
-        split: train, valid or test.
-        prior: the kind of a fitted prior, or trained: the model's own; by default the best.
-        examples: how many are measured, the same ones each time, spread over the split.
-        chains: of annealing, per example.
-        steps: of annealing; by default doubled from 16 on until the bracket is narrow enough.
-        simulated: on how many examples of the model's own the bracket is found; by default on half as many.
-        tolerance: nats that the bracket may be wide, with its standard error.
-        base: what annealing starts from: a Gaussian like q(z | x), or like p(z).
-        minutes: do not double the steps again if finding log p(x) would then take longer than about that.
-        seed: of all random numbers.
+        data: data set to measure on, read like the run's own; by default the run's own.
+        split: split to measure on: train, valid or test.
+        prior: kind of the fitted prior to use, or trained for the model's own; by default the best.
+        examples: number of examples to measure, the same each time, spread over the split.
+        chains: annealing chains per example.
+        steps: annealing steps; by default 16, doubled until the bracket is narrow enough.
+        simulated: number of simulated examples that give the bracket; by default half of the examples.
+        tolerance: largest width of the bracket in nats, its standard error included.
+        base: start of annealing: a Gaussian with the moments of q(z | x), or of p(z).
+        minutes: time limit for the estimate of log p(x): the steps are not doubled if that would take longer.
+        seed: seed of all random numbers.
     """
 
     data: str | None = None
@@ -250,26 +250,26 @@ class GapConfig:
 
 @dataclass(frozen=True)
 class GapEvaluation:
-    """What a bound is short of -log p(x), and why (Cremer et al. 2018). Nats per example, means over the same examples.
+    """Inference gap of a model and its parts (Cremer et al. 2018), in nats per example, means over the same examples.
 
     Attributes:
         exact: -log p(x), estimated by `method`; on average not below the truth.
         bound: rate + distortion as trained.
-        own: the bound with q optimised for each example within the family of the model's q.
-        flow: likewise with a flow of each example's own after a Gaussian q; None if z has too many numbers for one, or
-            q is of a flow already.
-        approximation: own - exact, what the family costs.
+        own: bound with q optimised for each example within the model's family of q.
+        flow: bound with q optimised for each example as a flow over a Gaussian; None if z is too large for that, or the
+            model's q is a flow already.
+        approximation: own - exact, the loss from the family of q.
         approximation_flow: flow - exact.
-        amortisation: bound - own, what it costs that an encoder finds q in one pass.
-        total: bound - exact, their sum.
-        family: of the model's q: `gaussian`, `flow`, or `dequantisation` (of a flow model).
+        amortisation: bound - own, the loss from an encoder that finds q in one pass.
+        total: bound - exact, the sum of both losses.
+        family: family of the model's q: `gaussian`, `flow`, or `dequantisation` (flow models).
         method: `annealed importance sampling`, `importance sampling`, or `exact`.
-        steps, chains: of annealing, or draws an example (`chains`) of importance sampling.
-        bracket: upper less lower estimate of log p(x) on simulated examples: how far `exact` may be above the truth.
-        tolerance: what the bracket was to come below.
-        converged: whether it did.
-        seconds_annealing: to find log p(x) of the examples, the bracket included.
-        seconds: to find everything.
+        steps, chains: annealing steps and chains; for importance sampling, `chains` is the samples per example.
+        bracket: upper minus lower estimate of log p(x) on simulated examples: how far `exact` may be above the truth.
+        tolerance: largest width of the bracket that counts as converged.
+        converged: whether the bracket is that narrow.
+        seconds_annealing: time to estimate log p(x), bracket included.
+        seconds: total time.
     """
 
     model: str
@@ -301,9 +301,9 @@ class GapEvaluation:
 
     @classmethod
     def from_json(cls, record: Any) -> GapEvaluation:
-        """What `to_json` gave.
+        """Read the record that `to_json` wrote.
 
         Raises:
-            Malformed: if it is something else.
+            Malformed: if it is another record.
         """
         return validation.fitted(cls, record, others=True)

@@ -24,9 +24,9 @@ from tessella.kinds import pictures
 from tessella.models.base import Model
 
 CHUNK = 100
-"""Examples sampled at a time; each chunk has a seed of its own, so the size is part of what is sampled."""
+"""Examples sampled at a time. Each chunk has its own seed, so the samples depend on this number."""
 STATISTICS_OF = 500
-"""Examples that the statistics of the latents are taken from."""
+"""Number of examples for the latent statistics."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def sample_chunks(
     Args:
         label: `[count]`, for a conditional model.
         sampling: temperature, truncation, steps and guidance.
-        draw: draw x ~ p(x | z) too, instead of taking its mean.
+        draw: whether to sample x ~ p(x | z) rather than take its mean.
 
     Raises:
         SpecError: if there is no prior to sample from.
@@ -106,7 +106,7 @@ def sample_rows(
         raise SpecError(f"{option('count')} must be from 1 to 10000, got {count}", code="out-of-range", option="count")
     if label is not None and not model.conditional:
         raise SpecError(
-            f"the model {model.name} does not see labels, so none can be asked for: train a cvae instead"
+            f"the model {model.name} is unconditional and cannot sample a class: train a cvae instead"
             + (f", or {task('fit-prior', 'RUN')} with {option('class_conditional')}" if model.has_decoder else ""),
             code="unconditional",
         )
@@ -122,7 +122,7 @@ def sample_rows(
 
 
 def reconstruct_rows(model: Model, examples: Batch, columns: int = 10) -> Tensor:
-    """Reconstruct examples `[B]`: each row of inputs stands above the row of their reconstructions."""
+    """Reconstruct examples `[B]`, with each row of inputs above the row of its reconstructions."""
     columns = min(columns, len(examples))
     parts = [model.reconstruct(b.x, b.label).cpu() for b in _on_device(model, examples)]
     pairs = [in_rows(x.float(), columns, model.schema.values.low) for x in (examples.x, torch.cat(parts))]
@@ -134,8 +134,8 @@ def interpolate_rows(model: Model, first: Batch, last: Batch, steps: int = 9) ->
     """Interpolate from each of `first` `[B]` to each of `last` `[B]`: `[B, steps + 2, *shape]`, inputs at the ends.
 
     A model with a rate interpolates spherically, so that the norm, which decides what is plausible under a normal
-    prior, changes evenly (White 2016); an autoencoder and a model of codes linearly. A conditional model changes the
-    label half way.
+    prior, changes evenly (White 2016). An autoencoder and a model with codes interpolate linearly. A conditional model
+    changes the label half way.
 
     Raises:
         SpecError: if there are fewer than 2 steps.
@@ -162,10 +162,10 @@ def traverse_rows(
     span: float = 2.5,
     steps: int = 11,
 ) -> Tensor:
-    """Decode one example `[1]` with one latent dimension moved at a time: `[len(dimensions), steps, *shape]`.
+    """Decode one example `[1]` with one latent dimension changed at a time: `[len(dimensions), steps, *shape]`.
 
-    A row moves its dimension from `-span` to `span` standard deviations about its mean. In a grid the whole channel is
-    shifted, so that its mean over the positions goes there.
+    Each row moves one dimension from `-span` to `span` standard deviations about its mean. In a grid the whole channel
+    is shifted, so that its mean over the positions takes these values.
     """
     example = example.to(model.device)
     z = model.encode(example.x, example.label).z
@@ -181,7 +181,10 @@ def traverse_rows(
 
 @torch.no_grad()
 def latent_statistics(model: Model, split: Split, seed: int = 0) -> LatentStatistics:
-    """Estimate the statistics of the latent dimensions from some of a split's examples, one posterior sample each."""
+    """Estimate the statistics of the latent dimensions on some examples of a split.
+
+    Each example contributes one posterior sample.
+    """
     samples, rates = [], []
     for number, batch in enumerate(_on_device(model, split.batch(split.random_rows(STATISTICS_OF)))):
         latent = model.encode(batch.x, batch.label, noise=Noise(seed, number, "survey"))

@@ -1,12 +1,12 @@
-"""Sharpness: how much of the fine detail of data its samples have.
+"""Measures sharpness: the high-frequency energy of samples relative to that of data.
 
-A picture's cosine transform (DCT-II, orthonormal, so the squares of its coefficients sum to those of the pixels, and no
-edge is wrapped round) has the coefficient (k, l) at the frequency (k / H, l / W), counted in units of Nyquist's, the
-finest stripes that the pixels can show. **High-frequency energy** is what lies above a quarter of it,
+The cosine transform of a picture (DCT-II, orthonormal: the squares of the coefficients sum to those of the pixels, and
+edges are not wrapped round) has the coefficient c_kl at the frequency (k / H, l / W), in units of the Nyquist
+frequency, the finest stripes that pixels can show. **High-frequency energy** is the energy above a quarter of it,
 
     sum over sqrt((k / H)^2 + (l / W)^2) > 1/4 of c_kl^2, per pixel and channel, in squared units of the range,
 
-and **sharpness** is its mean over the samples as a share of its mean over data: 1 as sharp, below blurred, above noisy.
+and **sharpness** is its mean over samples divided by its mean over data: 1 as sharp, below 1 blurred, above 1 noisy.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from tessella.evaluation.results import Against
 from tessella.foundation.errors import SpecError
 
 CUT = 0.25
-"""Of Nyquist's frequency."""
+"""Cut-off, as a fraction of the Nyquist frequency."""
 FEWEST = 2
 
 
 def high_frequency_energy(x: Tensor, schema: Schema) -> Tensor:
-    """Stored values `[B, C, *spatial]` to their energy above the cut `[B]`, float64, of a range of length 1.
+    """Compute the energy above the cut-off, `[B]` float64, of stored values `[B, C, *spatial]`.
+
+    Values are scaled to a range of length 1.
 
     Raises:
         SpecError: if the examples are vectors, or too small to have such frequencies.
     """
     sides = schema.spatial
     if max(sides, default=0) < FEWEST:
-        raise SpecError("vectors, and pictures of one pixel, have no frequencies", code="no-frequencies")
+        raise SpecError("vectors and pictures of one pixel have no frequencies", code="no-frequencies")
     unit = (x.detach().cpu().double() - schema.values.low) / schema.values.span
     across = (torch.arange(sides[-1]) / sides[-1]).double()
     if schema.rank == 2:
@@ -44,15 +46,15 @@ def high_frequency_energy(x: Tensor, schema: Schema) -> Tensor:
 
 
 def sharpness(samples: Tensor, data: Tensor, others: Tensor, schema: Schema) -> Against:
-    """High-frequency energy of samples over that of data; beside it that of other data over the same.
+    """Compute the sharpness of samples against data, and of other data against the same data.
 
     Args:
         samples: `[N, C, H, W]` in stored units.
-        data: `[M, C, H, W]`, what both are compared with.
+        data: `[M, C, H, W]`, the reference of both.
         others: `[K, C, H, W]`, more of the data.
 
     Returns:
-        Shares with their standard errors, to first order.
+        Ratios with their standard errors, to first order.
     """
     ours, theirs, held = (high_frequency_energy(x, schema) for x in (samples, data, others))
     value, error = _share(ours, theirs)
@@ -61,7 +63,7 @@ def sharpness(samples: Tensor, data: Tensor, others: Tensor, schema: Schema) -> 
 
 
 def _share(above: Tensor, below: Tensor) -> tuple[float, float]:
-    """The ratio of two means and its standard error (the delta method)."""
+    """Compute the ratio of two means and its standard error (delta method)."""
     a, b = float(above.mean()), float(below.mean())
     if b == 0:
         return (1.0 if a == 0 else math.inf), 0.0
@@ -70,7 +72,7 @@ def _share(above: Tensor, below: Tensor) -> tuple[float, float]:
 
 
 def _cosines(size: int) -> Tensor:
-    """The DCT-II as an orthogonal matrix `[size, size]`, a row a frequency."""
+    """Compute the DCT-II as an orthogonal matrix `[size, size]`, one frequency per row."""
     k, n = torch.arange(size).double()[:, None], torch.arange(size).double()
     rows = torch.cos(math.pi / size * (n + 0.5) * k) * math.sqrt(2 / size)
     rows[0] /= math.sqrt(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import unicodedata
 from typing import Any
@@ -36,6 +35,8 @@ def json_text(record: Any, indent: int | None = None) -> str:
 
     Numbers that are not finite become null, bytes that are no UTF-8 are escaped, options and tasks are Python names.
     """
+    import json
+
     return json.dumps(_jsonable(record), indent=indent, allow_nan=False)
 
 

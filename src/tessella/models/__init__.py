@@ -1,1 +1,1 @@
-"""Models: compositions of the parts."""
+"""Models: named compositions of the parts."""

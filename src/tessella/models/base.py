@@ -18,35 +18,35 @@ from tessella.models.spec import ModelConfig, Objective
 
 
 class Model(nn.Module, ABC):
-    """A joint distribution p(x, z) with its inference network q(z | x).
+    """Joint distribution p(x, z) with an inference network q(z | x).
 
     Args:
-        name: of the composition: its name in the catalogue, or any other for one of your own.
-        likelihood: p(x | z); it knows what an example looks like.
-        config: the options that it was made with, to build a run again; None for a composition of one's own.
-        conditional: whether the parts see the label.
+        name: name of the composition, in the registry or your own.
+        likelihood: p(x | z); it holds the schema of an example.
+        config: options that the model was built from, to build it again; None for your own composition.
+        conditional: whether the model needs labels.
     """
 
     latent_shape: tuple[int, ...]
     """Shape of one example's z."""
     has_prior: bool = True
-    """Whether there is a p(z), so that new examples can be sampled."""
+    """Whether there is a prior p(z), so that new examples can be sampled."""
     has_bound: bool = True
     """Whether z has a rate, so that rate + distortion bounds -log p(x)."""
     levels: Sequence[Quantizer] = ()
-    """The quantisers of a model of codes, coarsest first; none of other models."""
+    """Quantizers of a model with discrete codes, coarsest first; empty for other models."""
     fitted: bool = False
-    """Whether a prior over codes was learned; until then they are equally probable."""
+    """Whether a prior over codes was fitted; until then all codes are equally probable."""
     downsampling: tuple[int, ...] = (1,)
-    """Positions a side of the data that one position of each level's latent grid stands for, coarsest level first."""
+    """Number of data positions, along each axis, per position of each level's latent grid, coarsest level first."""
     prior_part: Literal["prior", "code-prior"] | None = None
-    """The kind of part that can be fitted as its prior afterwards, over real numbers or codes; None: it is its own."""
+    """Kind of part that can be fitted as its prior after training; None: the model has its own prior."""
     has_decoder: bool = False
-    """Whether a decoder maps z to x, so that z may be small and given another prior; else z is as large as x."""
+    """Whether a decoder maps z to x, so that z may be small and get another prior; otherwise z is as large as x."""
     sequential_density: bool = False
-    """Whether log q(z | x) at another example's z takes a pass number by number, so that it is slow."""
+    """Whether log q(z | x) at another example's z is computed number by number, which is slow."""
     learning_rate: float = 2e-3
-    """What suits it at the height of training, unless another is asked for."""
+    """Default peak learning rate."""
 
     def __init__(self, name: str, likelihood: Likelihood, config: ModelConfig | None, *, conditional: bool) -> None:
         super().__init__()
@@ -55,23 +55,24 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        """Encode stored values `[B, *shape]` to z `[B, *latent_shape]`; the prior has no part in it.
+        """Encode stored values `[B, *shape]` to z `[B, *latent_shape]`, without the prior.
 
-        With `noise` z is a draw from q(z | x), else its mean.
+        With `noise` z is a sample from q(z | x), otherwise its mean.
         """
 
     @abstractmethod
     def rate(self, latent: Latent, label: Tensor | None = None, *, noise: Noise | None = None) -> Rate | None:
-        """Compute what encoded examples cost under the prior; None where z has no rate (an autoencoder).
+        """Compute the cost of encoded examples under the prior; None if z has no rate (an autoencoder).
 
         Args:
-            latent: as `encode` gave it.
-            noise: that of `encode`; for priors that estimate their `log_prob` by random steps.
+            latent: result of `encode`.
+            label: `[B]`, for a conditional model.
+            noise: the noise given to `encode`, for priors that estimate `log_prob` at random steps.
         """
 
     @abstractmethod
     def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
-        """p(x | z) over stored values, batch shape `[B]`, for z `[B, *latent_shape]`."""
+        """Return p(x | z) over stored values for z `[B, *latent_shape]`, with batch shape `[B]`."""
 
     @abstractmethod
     def sample_prior(
@@ -82,47 +83,50 @@ class Model(nn.Module, ABC):
         seed: int = 0,
         sampling: Sampling | None = None,
     ) -> Tensor:
-        """z ~ p(z), `[count, *latent_shape]`.
+        """Sample z ~ p(z), `[count, *latent_shape]`.
 
         Args:
+            count: number of samples.
             label: `[count]`, for a conditional model.
-            sampling: how freely is drawn.
+            seed: seed of all randomness.
+            sampling: temperature, cut-offs, steps and guidance.
 
         Raises:
-            SpecError: if there is no prior, or cut-offs are asked of real numbers.
+            SpecError: if there is no prior, or cut-offs are given for continuous latents.
         """
 
     @abstractmethod
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
-        """The bound's terms of stored values `[B, *shape]`, nats per example.
+        """Compute the terms of the bound for stored values `[B, *shape]`, in nats per example.
 
-        With `noise` the distortion is a one-sample estimate of -E_q log p(x | z) (Kingma & Welling 2013, eq. 10);
-        without, it is taken at the posterior's mean, which is no bound. With `draws` it is the mean of that many
-        z_k ~ q(z | x), whose log p(x, z_k) - log q(z_k | x) are given too; the encoder runs once.
+        With `noise` the distortion is a one-sample estimate of -E_q log p(x | z) (Kingma & Welling 2013, eq. 10).
+        Without noise it is computed at the posterior's mean, and the sum is not a bound. With `draws` it is the mean
+        over that many samples z_k ~ q(z | x), and the result contains log p(x, z_k) - log q(z_k | x); the encoder runs
+        once.
 
         Raises:
-            SpecError: if draws are asked of a model without a prior.
+            SpecError: if draws are requested from a model without a prior.
         """
 
     @abstractmethod
     def compile_networks(self) -> None:
-        """Let `torch.compile` compile the networks when they are first used; likelihood and rate stay as they are."""
+        """Compile the networks by `torch.compile` at first use; likelihood and rate are not compiled."""
 
     @property
     def schema(self) -> Schema:
-        """What one example looks like."""
+        """Return the description of one example."""
         return self.likelihood.schema
 
     @property
     def code_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape of one example's codes at each level; none without codes."""
+        """Return the shape of one example's codes at each level; empty without codes."""
         return tuple(q.code_shape for q in self.levels)
 
     @property
     def objective(self) -> Objective:
-        """What training minimises; no bound depends on it."""
+        """Return the training objective; no bound depends on it."""
         return Objective() if self.config is None else self.config.objective
 
     @property
@@ -131,7 +135,7 @@ class Model(nn.Module, ABC):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """The mean of p(x | z) at the posterior's mean: stored units, float32, `[B, *shape]`."""
+        """Return the mean of p(x | z) at the posterior's mean, float32 `[B, *shape]` in stored units."""
         return self.decode(self.encode(x, label).z, label).mean
 
     @torch.no_grad()
@@ -144,15 +148,19 @@ class Model(nn.Module, ABC):
         sampling: Sampling | None = None,
         draw: bool = False,
     ) -> Tensor:
-        """New examples `[count, *shape]`, float32 in stored units: z ~ p(z), then the mean of p(x | z).
+        """Sample new examples `[count, *shape]`, float32 in stored units.
+
+        z is sampled from the prior; x is the mean of p(x | z), or a sample from it.
 
         Args:
+            count: number of examples.
             label: `[count]`, for a conditional model.
-            sampling: how freely is drawn from the prior.
-            draw: draw x ~ p(x | z) too, instead of taking its mean.
+            seed: seed of all randomness.
+            sampling: temperature, cut-offs, steps and guidance of the prior.
+            draw: whether to sample x ~ p(x | z) instead of returning its mean.
 
         Raises:
-            SpecError: if there is no prior to sample from.
+            SpecError: if there is no prior.
         """
         z = self.sample_prior(count, label, seed=seed, sampling=sampling)
         with seeded(seed, self.device):
@@ -160,10 +168,10 @@ class Model(nn.Module, ABC):
             return drawing.sample() if draw else drawing.mean
 
     def check_label(self, label: Tensor | None) -> Tensor | None:
-        """The label if the parts may see it.
+        """Return the label if the model is conditional, else None.
 
         Raises:
-            SpecError: if they must and there is none.
+            SpecError: if the model is conditional and there is no label.
         """
         if not self.conditional:
             return None
@@ -172,45 +180,48 @@ class Model(nn.Module, ABC):
         return label
 
     def reject_truncation(self, sampling: Sampling | None) -> Sampling:
-        """How freely real numbers are drawn.
+        """Return the sampling options of continuous latents, which have no cut-offs.
 
         Raises:
-            SpecError: if cut-offs are asked for, which are of codes.
+            SpecError: if top-k or top-p is given.
         """
         sampling = sampling or Sampling()
         if sampling.top_k is not None or sampling.top_p is not None:
-            raise SpecError(f"the model {self.name} has no codes to cut off: give a temperature, no top-k or top-p")
+            raise SpecError(
+                f"{option('top_k')} and {option('top_p')} need discrete codes, which the model {self.name} does not "
+                f"have: use {option('temperature')} instead"
+            )
         return sampling
 
     def no_prior_error(self) -> SpecError:
-        """What to say when the rate is needed and there is none."""
+        """Make the error for a missing prior or rate."""
         if self.has_prior:
             return SpecError(
-                f"the model {self.name} has a prior, but its z is a point and has no rate: train a vae instead",
+                f"the model {self.name} has a prior, but its z is deterministic and has no rate: train a vae instead",
                 code="no-rate",
             )
         return SpecError(
-            f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit one to sample "
-            f"from ({task('fit-prior', 'RUN ' + option('kind') + ' flow')})",
+            f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit a prior for "
+            f"sampling ({task('fit-prior', 'RUN ' + option('kind') + ' flow')})",
             code="no-prior",
         )
 
 
 class LatentModel(Model, ABC):
-    """A model whose prior can be exchanged for one that is fitted on its latents afterwards."""
+    """Model whose prior can be replaced by one that is fitted to its latents."""
 
     @abstractmethod
     def build_priors(
         self, config: Any, classes: int = 0, examples: Callable[[int], Tensor] | None = None
     ) -> Sequence[nn.Module]:
-        """Make priors of its latents with fresh weights, one a level.
+        """Build priors of the model's latents with new weights, one per level.
 
         Args:
             config: a `CodePriorConfig` or `PriorConfig`, as `prior_part` says.
-            classes: number of labels that they see; 0: none.
-            examples: as of `InferenceNetwork`.
+            classes: number of labels; 0: the priors take no labels.
+            examples: as in `InferenceNetwork`.
         """
 
     @abstractmethod
     def set_prior(self, priors: Sequence[Any]) -> None:
-        """Use these priors, one a level, from now on; class-conditional ones make the model conditional."""
+        """Replace the priors, one per level; class-conditional ones make the model conditional."""

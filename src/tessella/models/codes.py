@@ -1,4 +1,4 @@
-"""Models whose latents are codes: one level (VQ-VAE) or several, coarse to fine (VQ-VAE-2)."""
+"""Models with discrete codes: one level (VQ-VAE) or several, coarse to fine (VQ-VAE-2)."""
 
 from __future__ import annotations
 
@@ -27,23 +27,24 @@ from tessella.networks.pyramid import Merge, Pyramid
 from tessella.priors.uniform import UniformModule
 
 Codes = Sequence[Tensor]
-"""The codes of each level `[B, *code_shape]` int64, coarsest first."""
+"""Codes of each level `[B, *code_shape]` int64, coarsest first."""
 
 
 @final
 class CodeModel(LatentModel):
-    """p(x, c) = prod_l p(c_l | c_<l) p(x | c), q(c | x) a point mass (van den Oord et al. 2017; Razavi et al. 2019).
+    """Model with discrete codes c (van den Oord et al. 2017; Razavi et al. 2019).
 
-    The encoder looks at x once; each level's features, and what the coarser levels' codes stand for, are quantised to
-    the level's codes; one decoder draws x from the vectors of all levels, the coarser ones repeated to the finest grid.
-    So z is one tensor `[B, D, h, w]`, and the rate is -log p(c): N log K until a prior is fitted.
+    p(x, c) = p(x | c) prod_l p(c_l | c_<l), and q(c | x) is a point mass. The encoder runs once. At each level its
+    features and the coarser levels' code vectors are quantised to the level's codes. One decoder maps the vectors of
+    all levels to x, the coarser ones repeated to the finest grid. So z is one tensor `[B, D, *grid]`, and the rate is
+    -log p(c): N log K until a prior is fitted.
 
     Args:
-        name, likelihood, config: as of `Model`.
-        encoder: x to the finest level's features.
-        quantizers: one a level, coarsest first.
-        decoder: z to the likelihood's parameters.
-        merge_depth: residual blocks that each further level's features pass through.
+        name, likelihood, config: as in `Model`.
+        encoder: maps x to the finest level's features.
+        quantizers: one per level, coarsest first.
+        decoder: maps z to the likelihood's parameters.
+        merge_depth: residual blocks for the features of each further level.
     """
 
     prior_part, has_decoder = "code-prior", True
@@ -77,12 +78,12 @@ class CodeModel(LatentModel):
 
     @property
     def prior_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes `(C, *grid)` for priors: the codes of a vector are a sequence."""
+        """Return the shapes `(C, *grid)` that priors use: the codes of a vector form a sequence."""
         return tuple((1, *s) if len(s) == 1 else s for s in self.code_shapes)
 
     @property
     def context_channels(self) -> tuple[int, ...]:
-        """Channels of what each level knows of the coarser ones."""
+        """Return the number of channels of each level's context, the vectors of the coarser levels."""
         widths = [q.latent_shape[0] for q in self.levels]
         return tuple(sum(widths[:level]) for level in range(len(widths)))
 
@@ -111,12 +112,12 @@ class CodeModel(LatentModel):
         return Terms.of(-self.decode(latent.z).log_prob(x), rate, latent.penalty)
 
     def _of_draws(self, x: Tensor, label: Tensor | None, noise: Noise, draws: int) -> Terms:
-        """The terms of `draws` code grids an example, drawn about the chosen ones by the softened quantisers.
+        """Compute the terms for `draws` code grids per example, sampled by the softened quantizers.
 
-        Their weights w = p(x, c) / q(c | x) average to p(x), as those of continuous latents do (Burda et al. 2015,
-        eq. 8). A discrete draw has no gradient: decoder and prior follow that of the weights, and q is moved, by the
-        penalty, to where the weights are large: -sum_k w_k / (sum_j w_j) log q(c_k | x) (reweighted wake-sleep,
-        Bornschein & Bengio 2015, eq. 8).
+        Their weights w = p(x, c) / q(c | x) average to p(x), as with continuous latents (Burda et al. 2015, eq. 8). A
+        discrete sample has no gradient: decoder and prior follow the gradient of the weights, and a penalty moves q to
+        where the weights are large: -sum_k w_k / (sum_j w_j) log q(c_k | x) (reweighted wake-sleep, Bornschein & Bengio
+        2015, eq. 8).
         """
         labels = None if label is None else label.repeat_interleave(draws)
         codes, vectors, log_q = self._proposed(x, noise, draws)
@@ -132,7 +133,7 @@ class CodeModel(LatentModel):
         return Terms(distortion, rate, penalty=toward, log_weights=log_w)
 
     def _proposed(self, x: Tensor, noise: Noise, draws: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Codes and vectors of each level, `draws` an example, and log q of all levels' codes together."""
+        """Sample codes and vectors of each level, `draws` per example, with log q of all levels together."""
         grids = self.features(x)
         codes: list[Tensor] = []
         vectors: list[Tensor] = []
@@ -151,7 +152,7 @@ class CodeModel(LatentModel):
         return self.quantise(self.features(x), noise=noise)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """What each level looks at, `[B, F, h, w]`, coarsest first, of stored values `[B, *shape]`."""
+        """Compute the features of each level, `[B, F, *grid]`, coarsest first, from stored values `[B, *shape]`."""
         features = self.encoder(self.likelihood.to_network(x), None)
         return [features] if self.pyramid is None else self.pyramid(features)
 
@@ -173,7 +174,7 @@ class CodeModel(LatentModel):
         return Rate(per_code.sum(1), per_code)
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
-        # How z lies in memory decides how kernels round; what was looked up lies otherwise than what was encoded.
+        # The memory layout of z decides how kernels round, and differs between codes looked up and encoded.
         return self.likelihood(self.decoder(z.clone(memory_format=torch.contiguous_format), None))
 
     @torch.no_grad()
@@ -189,22 +190,26 @@ class CodeModel(LatentModel):
     # what models of codes do besides
 
     def lookup(self, codes: Codes) -> Tensor:
-        """z `[B, D, h, w]` of the codes of all levels; grids larger than those trained on are taken too."""
+        """Look up z `[B, D, *grid]` of the codes of all levels; grids larger than in training are accepted."""
         vectors = [q.lookup(c) for q, c in zip(self.levels, codes, strict=True)]
         return _joined(vectors, vectors[-1].shape[2:])
 
     def draw_codes(self, x: Tensor, noise: Noise) -> tuple[Tensor, ...]:
-        """Codes of all levels drawn from the softened q(c | x): those that several draws are trained on."""
+        """Sample codes of all levels from the softened q(c | x) that importance-weighted training uses."""
         return tuple(self._proposed(x, noise, 1)[0])
 
     def log_prob_codes(
         self, codes: Codes, label: Tensor | None = None, vectors: Codes | None = None, *, noise: Noise | None = None
     ) -> tuple[Tensor, ...]:
-        """Compute log p of each code given the ones before it and the coarser levels, `[B, *code_shape]` nats a level.
+        """Compute log p of each code given the codes before it and the coarser levels.
+
+        The result is `[B, *code_shape]` nats for each level.
 
         Args:
-            vectors: what the codes stand for, if it is known already.
-            noise: as of `CodePrior.forward`.
+            codes: codes of each level.
+            label: `[B]`, for a class-conditional prior.
+            vectors: vectors of the codes, if they are already known.
+            noise: as in `CodePrior.forward`.
         """
         vectors = vectors or [q.lookup(c) for q, c in zip(self.levels, codes, strict=True)]
         found = []
@@ -221,10 +226,13 @@ class CodeModel(LatentModel):
         """Sample codes of all levels from the prior, coarsest first.
 
         Args:
+            count: number of examples.
             label: `[count]`, for a class-conditional prior.
+            seed: seed of all randomness.
+            sampling: temperature and cut-offs.
 
         Raises:
-            SpecError: if steps or guidance are asked for, which diffusion has.
+            SpecError: if steps or guidance are given, which only diffusion has.
         """
         if sampling is not None:
             sampling.reject_steps(f"the model {self.name}")
@@ -236,7 +244,7 @@ class CodeModel(LatentModel):
 
     @torch.no_grad()
     def sample_uniform(self, count: int, *, seed: int = 0) -> Tensor:
-        """Sample `[count, *shape]` as `sample` does, with all codes equally probable, whatever prior was fitted."""
+        """Sample `[count, *shape]` as `sample` does, but with all codes equally probable."""
         priors = [UniformModule(q.code_shape, q.codebook_size) for q in self.levels]
         codes = [prior.sample(count, Noise(seed, level, "prior")) for level, prior in enumerate(priors)]
         return self.decode(self.lookup([c.to(self.device) for c in codes])).mean
@@ -250,16 +258,18 @@ class CodeModel(LatentModel):
         seed: int = 0,
         sampling: Sampling | None = None,
     ) -> tuple[Tensor, ...]:
-        """Sample the codes that are not known, coarsest level first, by `CodePrior.inpaint`.
+        """Sample the unknown codes, coarsest level first, by `CodePrior.inpaint`.
 
-        A level is conditional on the coarser ones as they have become, and not on the finer ones.
+        Each level is conditional on the resulting coarser levels, but not on the finer ones.
 
         Args:
-            codes, known: of each level `[B, *code_shape]`, int64 and bool.
+            codes, known: `[B, *code_shape]` of each level, int64 and bool.
             label: `[B]`, for a class-conditional prior.
+            seed: seed of all randomness.
+            sampling: temperature and cut-offs.
 
         Returns:
-            The codes of each level; the known ones are as they were.
+            The codes of each level, with the known ones unchanged.
         """
 
         def generate(level: int, prior: CodePrior, condition: Condition) -> Tensor:
@@ -273,7 +283,7 @@ class CodeModel(LatentModel):
     def code(
         self, coder: SymbolCoder, count: int, codes: Codes | None = None, label: Tensor | None = None
     ) -> tuple[Tensor, ...]:
-        """Write the codes of all levels, or read those of `count` examples, coarsest first, at the price of -log p."""
+        """Write the codes of all levels, or read those of `count` examples, coarsest first, at a cost of -log p."""
 
         def generate(level: int, prior: CodePrior, condition: Condition) -> Tensor:
             known = None if codes is None else codes[level].reshape(count, *prior.code_shape)
@@ -285,7 +295,7 @@ class CodeModel(LatentModel):
     def _by_level(
         self, count: int, label: Tensor | None, generate: Callable[[int, CodePrior, Condition], Tensor]
     ) -> tuple[Tensor, ...]:
-        """Generate the codes of all levels, `[count, *code_shape]` each, every level given the coarser ones."""
+        """Generate the codes of all levels, `[count, *code_shape]` each, conditional on the coarser levels."""
         codes: list[Tensor] = []
         vectors: list[Tensor] = []
         for level, quantizer in track(list(enumerate(self.levels)), "generating codes"):
@@ -296,40 +306,40 @@ class CodeModel(LatentModel):
         return tuple(codes)
 
     def _condition(self, coarser: Codes, grid: torch.Size, label: Tensor | None) -> Condition:
-        """Make what the prior of a level is conditional on: its label, and the vectors of the coarser levels."""
+        """Make the condition of a level's prior: the label, and the vectors of the coarser levels."""
         context = _joined(coarser, grid).detach() if coarser else None
         return Condition(self.check_label(label), context)
 
     def checked_codes(self, codes: Codes) -> tuple[Tensor, ...]:
-        """The codes as int64 on the model's device.
+        """Return the codes as int64 on the model's device, after checking shapes and values.
 
         Raises:
-            SpecError: if there are not as many levels, or a level has the wrong shape or numbers outside 0 ... K - 1.
+            SpecError: if the number of levels or a shape is wrong, or a code is outside 0 ... K - 1.
         """
         if len(codes) != len(self.levels):
-            raise SpecError(f"the model {self.name} has {len(self.levels)} levels of codes, and {len(codes)} are given")
+            raise SpecError(f"the model {self.name} has {len(self.levels)} levels of codes, got {len(codes)}")
         for level, (c, q) in enumerate(zip(codes, self.levels, strict=True)):
             expected = q.code_shape
             if c.dim() != len(expected) + 1 or c.shape[1] != expected[0] or 0 in c.shape[1:]:
                 raise SpecError(
-                    f"codes of level {level} have shape {_by(c.shape[1:])} an example, the model's have "
-                    f"{_by(expected)}: encode with this run"
+                    f"codes of level {level} have shape {_by(c.shape[1:])} per example, the model's have "
+                    f"{_by(expected)}: encode the examples with this run"
                 )
             if len(c) and (int(c.min()) < 0 or int(c.max()) >= q.codebook_size):
                 raise SpecError(
-                    f"codes of level {level} must lie between 0 and {q.codebook_size - 1}; they go from {int(c.min())} "
-                    f"to {int(c.max())}: encode with this run"
+                    f"codes of level {level} must be between 0 and {q.codebook_size - 1}, got {int(c.min())} to "
+                    f"{int(c.max())}: encode the examples with this run"
                 )
         for level in range(1, len(codes)):
             coarse, fine = codes[level - 1].shape[2:], codes[level].shape[2:]
             if tuple(coarse) != tuple(-(-side // 2) for side in fine):
-                raise SpecError(f"codes of level {level} form a grid of {_by(fine)}, which does not fit the coarser "
-                                f"level's {_by(coarse)}: encode with this run")  # fmt: skip
+                raise SpecError(f"codes of level {level} form a grid of {_by(fine)}, which does not match the coarser "
+                                f"level's {_by(coarse)}: encode the examples with this run")  # fmt: skip
         return tuple(c.to(self.device, torch.int64) for c in codes)
 
 
 def _joined(vectors: Codes, size: torch.Size) -> Tensor:
-    """Vectors of several levels as one map of that size: each position of a coarse grid stands for 2 x 2 finer ones."""
+    """Join the vectors of several levels to one map, repeating each coarse position over 2 x 2 finer ones."""
     if len(vectors) == 1 and vectors[0].shape[2:] == size:
         return vectors[0]
     fitted = []

@@ -1,4 +1,4 @@
-"""Diffusion as a model: z is z_0, the least noisy latent; p(z_0) is a chain, p(x | z_0) almost certain."""
+"""Diffusion model: z is z_0, the least noisy latent, p(z_0) is a chain, and p(x | z_0) is almost certain."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.unet import UNet
 
 TIMES = 16
-"""Evaluations an example where noise is fixed: eight noise levels, each twice."""
+"""Evaluations per example with fixed noise: eight noise levels, each twice."""
 MEASURED = 2
-"""The same where it is measured with noise: no neighbour's level makes up for an example's own, as in training."""
+"""Evaluations per example with random noise outside training, where each example's estimate must stand alone."""
 
 
 @final
 class DiffusionModel(Model):
-    """p(x, z) = p(z) p(x | z) with z = z_0 and q(z | x) = N(alpha_0 x, sigma_0^2 I) (Kingma et al. 2021).
+    """Diffusion model: z = z_0, and q(z | x) = N(alpha_0 x, sigma_0^2 I) is fixed (Kingma et al. 2021).
 
-    `rate` is the chain's own KL(q(z_0, ..., z_1 | x) || p), at least KL(q(z | x) || p(z)); with the distortion
-    -log p(x | z) it bounds -log p(x). Its estimate is unbiased, and may be far off for one example.
+    `rate` is the rate of the whole chain, KL(q(z_0, ..., z_1 | x) || p), which is at least KL(q(z | x) || p(z)); with
+    the distortion -log p(x | z) it bounds -log p(x). Its estimate is unbiased, but may be far off for a single example.
 
     Args:
-        name, config: as of `Model`.
+        name, config: as in `Model`.
         likelihood: p(x | z_0).
-        chain: p(z_0); it sees labels if it has classes.
+        chain: p(z_0); with classes the model is conditional.
     """
 
     learning_rate = 1e-3
@@ -51,9 +51,9 @@ class DiffusionModel(Model):
     ) -> Terms:
         if draws is not None:
             return self._of_draws(x, label, noise or Noise(0), draws)
-        latent = self.encode(x, label, noise=noise)
-        rate = self.rate(latent, label, noise=noise)
-        return Terms.of(-self.decode(latent.z, label).log_prob(x), rate)
+        y = self.likelihood.to_network(x)
+        rate = self._rate(y, label, noise)
+        return Terms(-self.decode(self._start(y, noise), label).log_prob(x), rate)
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
         y = self.likelihood.to_network(x)
@@ -65,10 +65,12 @@ class DiffusionModel(Model):
         return Latent(self._start(y, noise), q, trace=(y,))
 
     def rate(self, latent: Latent, label: Tensor | None = None, *, noise: Noise | None = None) -> Rate:
-        (y,) = latent.trace
+        return Rate(self._rate(latent.trace[0], label, noise))
+
+    def _rate(self, y: Tensor, label: Tensor | None, noise: Noise | None) -> Tensor:
         times = TIMES if noise is None else 1 if self.training else MEASURED
         source = None if noise is None else noise.split("rate")
-        return Rate(self.chain.rate(y, self.check_label(label), source, times=times))
+        return self.chain.rate(y, self.check_label(label), source, times=times)
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
         self.check_label(label)
@@ -80,7 +82,7 @@ class DiffusionModel(Model):
         return self.chain.start(y, None if noise is None else noise.split("start"))
 
     def _of_draws(self, x: Tensor, label: Tensor | None, noise: Noise, draws: int) -> Terms:
-        """Draws of the whole chain, then one of a few links: its bound is looser, and its weights are exact."""
+        """Compute the terms for `draws` samples of a chain with few steps: a looser bound, but exact weights."""
         many, labels = x.repeat_interleave(draws, 0), None if label is None else label.repeat_interleave(draws)
         y = self.likelihood.to_network(many)
         z = self._start(y, noise)

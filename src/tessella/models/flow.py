@@ -1,4 +1,4 @@
-"""The flow as a model: z = f(x + u) with f invertible, so that nothing is lost and all cost is rate."""
+"""Flow model: z = f(x + u) with f invertible, so the distortion is 0 and the rate is the whole bound."""
 
 from __future__ import annotations
 
@@ -26,23 +26,25 @@ from tessella.priors.logistic import StandardLogistic
 from tessella.priors.normal import StandardNormalModule
 
 NEAR = 1e-3
-"""Units of the data's scale: real values that far apart count as the same."""
+"""Distance, in units of the data's scale, up to which two real values count as equal."""
 
 
 @final
 class FlowModel(Model):
-    """p(z) with z = f(y): log p(y) = log p(z) + log |det df/dy| (Dinh et al. 2017, section 3.1).
+    """Flow p(z) with z = f(y): log p(y) = log p(z) + log |det df/dy| (Dinh et al. 2017, section 3.1).
 
-    Discrete values are dequantised, y = x + u with u ~ q(u | x): q(z | x) is q(u | x) carried through f, and p(x | z)
-    is 1 for the x whose cell f^-1(z) lies in. So the distortion is 0 and the rate is log q(u | x) - log p(x + u), whose
-    mean over u bounds -log p(x). Real values are y themselves: z is a function of x, and the rate is exactly -log p(x).
+    Discrete values are dequantised, y = x + u with u ~ q(u | x): q(z | x) is the image of q(u | x) under f, and p(x |
+    z) is 1 for the x whose cell contains f^-1(z). So the distortion is 0 and the rate is log q(u | x) - log p(x + u),
+    whose mean over u bounds -log p(x). Real values are y themselves: z is a function of x, and the rate is exactly -log
+    p(x).
 
-    In training mode the networks inside f follow the autocast; else they are float32, as in the inverse: it must meet
-    the very numbers that the map had. For that z of pictures is float64 then.
+    In training mode the networks inside f follow the autocast. Otherwise they are float32, in f and in its inverse,
+    because the inverse must use the same numbers; z of pictures is then float64.
 
     Args:
-        name, config: as of `Model`.
-        flow: f, of network units `[B, *shape]`.
+        name, config: as in `Model`.
+        schema: description of one example.
+        flow: f, on network units `[B, *shape]`.
         prior: p(z), of the same shape.
         dequantizer: q(u | x); None for real values.
     """
@@ -73,7 +75,10 @@ class FlowModel(Model):
         return Terms(torch.zeros_like(rate), rate)
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        """Map x to z; without `noise` u is 1/2, the middle of each value's cell. The trace: log q(u | x), log det."""
+        """Map x to z; without `noise` u is 1/2, the middle of each value's cell.
+
+        The trace holds log q(u | x) and the log-determinant.
+        """
         y = self.likelihood.to_network(x)
         lowered = self.training and torch.is_autocast_enabled(y.device.type)
         with torch.autocast(y.device.type, torch.bfloat16, enabled=lowered):
@@ -104,7 +109,7 @@ class FlowModel(Model):
         self.flow.compile()
 
     def _of_draws(self, x: Tensor, noise: Noise | None, draws: int) -> Terms:
-        """The terms of `draws` u an example; examples stay the first axis that noise is drawn along."""
+        """Compute the terms for `draws` values of u per example; the noise's first axis stays the examples."""
         rate = self.rate(self.encode(x.repeat_interleave(draws, 0), noise=noise)).total
         each = rate.view(len(x), draws)
         return Terms(torch.zeros_like(each[:, 0]), each.mean(1), log_weights=-each.T)
@@ -112,10 +117,10 @@ class FlowModel(Model):
 
 @final
 class DeltaLikelihood(Likelihood):
-    """p(x | z) of a flow: all of it on the one x that z stands for.
+    """Likelihood p(x | z) of a flow: probability one on the x that z stands for.
 
-    Parameters: `[B, C, *spatial]` (vectors `[B, D]`), f^-1(z) in network units. There n discrete values have their
-    cells' middles at (x - low + 1/2) / (n / 2) - 1; real values are standardised.
+    Parameters: `[B, C, *spatial]`, f^-1(z) in network units. The cells of n discrete values from `low` on are centred
+    at (x - low + 1/2) / (n / 2) - 1; real values are standardised.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -141,7 +146,7 @@ class DeltaLikelihood(Likelihood):
         return (x.to(torch.float32) - self.low + 0.5) / self.half_range - 1
 
     def initial_bias(self) -> None:
-        """None: there is no decoder to start."""
+        """Return None: there is no decoder."""
 
     def forward(self, parameters: Tensor) -> StoredValues:
         if not self.discrete:
@@ -152,7 +157,7 @@ class DeltaLikelihood(Likelihood):
 
 @final
 class Delta(IndependentValues):
-    """One value an example, with probability one (of real values: no density, but whether it is the same)."""
+    """One value per example with probability one; for real values `log_prob` only tests equality."""
 
     def __init__(self, value: Tensor, near: Tensor | float) -> None:
         self.value, self.near = value, near
@@ -170,7 +175,7 @@ class Delta(IndependentValues):
         return self.value.expand(*sample_shape, *self.value.shape)
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
-        raise SpecError("a flow leaves nothing to tell once z is known, and its z cannot be told: use a vae or vqvae")
+        raise SpecError("a flow cannot code x given z, because its z has no lossless code: use a vae or vqvae")
 
 
 def build_flow_model(

@@ -1,4 +1,4 @@
-"""The composed model: one latent z between an encoder and a decoder."""
+"""Model with one continuous latent z between an encoder and a decoder."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ from tessella.priors.standardised import Standardised
 
 
 class LatentVariableModel(LatentModel):
-    """p(x, z) = p(z) p(x | z) with q(z | x) (Kingma & Welling 2013, section 2).
+    """Latent variable model p(x, z) = p(z) p(x | z) with q(z | x) (Kingma & Welling 2013, section 2).
 
     Args:
-        name, likelihood, config, conditional: as of `Model`.
-        prior: p(z), or None for an autoencoder, which then has no rate and no bound.
+        name, likelihood, config, conditional: as in `Model`.
+        encoder: maps x to features.
+        bottleneck: maps features to q(z | x).
+        prior: p(z), or None for an autoencoder, which has no rate and no bound.
+        decoder: maps z to the likelihood's parameters.
     """
 
     prior_part, has_decoder = "prior", True
@@ -92,14 +95,14 @@ class LatentVariableModel(LatentModel):
         return Rate(kl(latent.posterior, prior, latent.z) if per_unit is None else per_unit.sum(1), per_unit)
 
     def _shown(self, label: Tensor | None) -> Tensor | None:
-        """The label if encoder and decoder see it, be the prior class-conditional or not."""
+        """Return the label if encoder and decoder take labels, else None."""
         return self.check_label(label) if self.networks_see_labels else None
 
     def prior_given(self, label: Tensor | None, noise: Noise | None = None) -> Distribution:
-        """p(z), or p(z | label) if it sees labels.
+        """Return p(z), or p(z | label) if the prior is class-conditional.
 
         Raises:
-            SpecError: if there is none, or no label and one is needed.
+            SpecError: if there is no prior, or a needed label is missing.
         """
         if self.prior is None:
             raise self.no_prior_error()
@@ -118,13 +121,13 @@ class LatentVariableModel(LatentModel):
         return self.prior.sample(count, Noise(seed, stream="prior"), label, sampling=sampling)
 
     def _of_draws(self, features: Tensor, x: Tensor, label: Tensor | None, noise: Noise | None, draws: int) -> Terms:
-        """The terms of `draws` z an example; examples stay the first axis that noise is drawn along."""
+        """Compute the terms for `draws` samples of z per example; the noise's first axis stays the examples."""
         out = self.bottleneck(features.repeat_interleave(draws, 0), noise)
         if self.prior is None or out.posterior is None:
             raise self.no_prior_error()
-        if not self.prior.exact:  # exp of an unbiased estimate of a bound on log p(z) may lie above p(z) on average
-            raise SpecError(f"importance weights need p(z) itself, and this {self.name} has a prior that gives a bound "
-                            f"on it: leave the importance samples out, or give {option('prior')} another")  # fmt: skip
+        if not self.prior.exact:  # exp of an unbiased estimate of a bound on log p(z) may exceed p(z) on average
+            raise SpecError(f"importance weights need p(z) itself, but the prior of this {self.name} only has a bound "
+                            f"on it: leave out the importance samples, or use another {option('prior')}")  # fmt: skip
         labels = None if label is None else label.repeat_interleave(draws)
         q, prior = out.posterior, self.prior_given(labels, noise)
         distortion = -self.decode(out.z, labels).log_prob(x.repeat_interleave(draws, 0))
@@ -166,7 +169,7 @@ def build_latent_variable_model(
     p_x, size = likelihood_for(schema, likelihood), {"width": width or 256, "depth": depth or 3, "classes": classes}
     plan: ConvPlan | None = None
     if not schema.rank and layout == "grid":
-        raise SpecError(f"vectors have no grid: leave {option('latent_layout')} out", code="no-grid")
+        raise SpecError(f"vectors have no grid: leave out {option('latent_layout')}", code="no-grid")
     if schema.rank:
         colour = schema.rank == 2 and schema.channels >= 3
         grid = (layout or ("grid" if colour else "vector")) == "grid"

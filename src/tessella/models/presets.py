@@ -1,7 +1,7 @@
 """Named compositions: models made of exchangeable parts.
 
-Each is a config, which says what can be chosen, and the function of that config which takes the data's schema:
-`VQVAE(schema, quantizer=FSQ(levels=(8, 5, 5, 5)), grid_size=16)` is `VQVAEConfig(...).build(schema)`.
+Each has a config, and a function that takes the data's schema and the config's options: `VQVAE(schema,
+quantizer=FSQ(levels=(8, 5, 5, 5)), grid_size=16)` is `VQVAEConfig(...).build(schema)`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ P = ParamSpec("P")
 
 
 class Builds(Protocol[T]):
-    """Options that a model can be built from."""
+    """Config from which a model can be built."""
 
     def build(self, schema: Schema) -> T: ...
 
 
 def preset(config: Callable[P, Builds[T]]) -> Callable[Concatenate[Schema, P], T]:
-    """Make the function of a config that takes the data's schema and the config's options, and builds the model."""
+    """Make a function of the schema and a config's options that builds the model."""
 
     def make(schema: Schema, /, *args: P.args, **options: P.kwargs) -> T:
         return config(*args, **options).build(schema)
@@ -57,7 +57,7 @@ class RateWeighted(ModelConfig, ABC):
     """Options of the objective of a model that has a rate.
 
     Attributes:
-        beta: weight of the rate in training; 1 is the bound itself.
+        beta: weight of the rate in the training loss; 1 trains the bound itself.
         warmup: fraction of the training budget over which beta rises from 0.
     """
 
@@ -69,8 +69,8 @@ class ImportanceWeighted(RateWeighted, ABC):
     """Options of the importance-weighted bound (Burda et al. 2015, eq. 8).
 
     Attributes:
-        iwae_samples: samples of z an example; more than one train the importance-weighted bound.
-        iwae_from: fraction of the budget from which on there are that many samples; one before.
+        iwae_samples: samples of z per example in training; more than one trains the importance-weighted bound.
+        iwae_from: fraction of the training budget after which these samples are used; before, there is one.
     """
 
     iwae_samples: Count = 1
@@ -78,15 +78,15 @@ class ImportanceWeighted(RateWeighted, ABC):
 
 
 class ContinuousConfig(ModelConfig, ABC):
-    """Options of models whose z are real numbers.
+    """Options of models with continuous latents.
 
     Attributes:
-        likelihood: p(x | z); by default the one that suits the stored values.
-        latent_layout: `vector`, one z for the whole example, or `grid`, a z at each position of a coarse grid. By
-            default a grid for colour pictures, whose bound needs many dimensions, and a vector for all else.
-        latent_dim: numbers in z (in each position's z for a grid).
-        width: channels of the widest grid (pictures), units of a layer (vectors).
-        depth: residual blocks at each resolution.
+        likelihood: likelihood p(x | z). Default: the one that suits the values of the data.
+        latent_layout: `vector` (one z for the whole example) or `grid` (one z at each position of a coarse grid).
+            Default: grid for colour pictures, whose bound needs many dimensions, else vector.
+        latent_dim: dimension of z; for a grid, of the z at each position.
+        width: channels at the finest resolution (pictures) or units per layer (vectors).
+        depth: residual blocks per resolution.
     """
 
     likelihood: LikelihoodConfig | None = None
@@ -116,15 +116,15 @@ class ContinuousConfig(ModelConfig, ABC):
 
 
 class CodesConfig(ImportanceWeighted, ABC):
-    """Options of models whose z are codes.
+    """Options of models with discrete codes.
 
     Attributes:
-        likelihood: p(x | z); by default the one that suits the stored values.
-        quantizer: how features become codes.
-        grid_size: aim for a grid of codes of this side; it is halved from the data's until it has no more than
-            2 grid_size^2 positions.
-        width: channels of the widest grid (pictures), units of a layer (vectors).
-        depth: residual blocks at each resolution.
+        likelihood: likelihood p(x | z). Default: the one that suits the values of the data.
+        quantizer: method that turns features into codes.
+        grid_size: target side of the grid of codes; the data's grid is halved until it has at most 2 grid_size^2
+            positions.
+        width: channels at the finest resolution (pictures) or units per layer (vectors).
+        depth: residual blocks per resolution.
     """
 
     likelihood: LikelihoodConfig | None = None
@@ -165,9 +165,9 @@ class VAEConfig(ContinuousConfig, ImportanceWeighted):
     """Variational autoencoder: q(z | x) = N(mu, sigma^2), p(z) = N(0, I) (Kingma & Welling 2013).
 
     Attributes:
-        prior: p(z).
-        posterior: q(z | x).
-        free_bits: nats a dimension of z that cost nothing in training.
+        prior: prior p(z).
+        posterior: approximate posterior q(z | x).
+        free_bits: nats per dimension of z that are free of cost in training.
     """
 
     prior: PriorConfig = StandardNormal()
@@ -180,7 +180,7 @@ class VAEConfig(ContinuousConfig, ImportanceWeighted):
         prior, posterior, mine = self.prior, self.posterior, f"the prior {self.prior.name}"
         choose = f"use {option('prior')} mixture or flow"
         if not posterior.stochastic:
-            raise SpecError(f"the posterior {posterior.name} has no rate: train an ae", code="no-rate")
+            raise SpecError(f"the posterior {posterior.name} has no rate: use the model ae", code="no-rate")
         if not prior.trained_with:
             raise SpecError(
                 f"{mine} is fitted after the model: train without {option('prior')}, then "
@@ -188,23 +188,25 @@ class VAEConfig(ContinuousConfig, ImportanceWeighted):
                 code="fitted-after",
             )
         if prior.labels == "required" and not self.conditional:
-            raise SpecError(f"{mine} sees labels and {self.name} does not: use cvae, or {choose}", code="needs-labels")
+            raise SpecError(
+                f"{mine} needs labels, which {self.name} ignores: use cvae, or {choose}", code="needs-labels"
+            )
         if prior.of_posteriors and not posterior.gaussian:
             raise SpecError(
-                f"{mine} needs a Gaussian posterior: leave {option('posterior')} out, or {choose}",
+                f"{mine} needs a Gaussian posterior: leave out {option('posterior')}, or {choose}",
                 code="needs-gaussian-posterior",
             )
         if self.free_bits and not (prior.factorised and posterior.gaussian):
             raise SpecError(
-                f"{option('free_bits')} needs a rate that is a sum over dimensions, of a Gaussian posterior and a "
-                f"normal prior: leave it out; {option('warmup')} works with any",
+                f"{option('free_bits')} needs a Gaussian posterior and a normal prior, whose rate is a sum over "
+                f"dimensions: leave it out; {option('warmup')} works with all priors",
                 code="needs-factorised-rate",
             )
 
     def build(self, schema: Schema) -> LatentVariableModel:
         if self.conditional and not schema.classes:
             raise SpecError(
-                "a conditional model needs labels, and this data has none: use vae, or give labelled data",
+                "a conditional model needs labels, but this data has none: use vae, or labelled data",
                 code="no-labels",
             )
         return self.compose(schema, self.posterior, self.prior, len(schema.classes) if self.conditional else 0)
@@ -212,14 +214,14 @@ class VAEConfig(ContinuousConfig, ImportanceWeighted):
 
 @register("model", "beta-vae", summary="VAE trained with the rate weighted by beta (Higgins et al. 2017)")
 class BetaVAEConfig(VAEConfig):
-    """VAE whose rate is weighted by beta while training (Higgins et al. 2017)."""
+    """VAE trained with the rate weighted by beta (Higgins et al. 2017)."""
 
     beta: NotNegative = 4.0
 
 
 @register("model", "cvae", summary="conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015)")
 class CVAEConfig(VAEConfig):
-    """Conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015, section 4)."""
+    """Conditional VAE: encoder, decoder and prior take the label (Sohn et al. 2015, section 4)."""
 
     prior: PriorConfig = ClassNormal()
     conditional = True
@@ -227,7 +229,7 @@ class CVAEConfig(VAEConfig):
 
 @register("model", "vqvae", summary="a grid of codes (van den Oord et al. 2017)")
 class VQVAEConfig(CodesConfig):
-    """Vector-quantised VAE: a grid of codes, uniform prior until one is fitted (van den Oord et al. 2017)."""
+    """Vector-quantised VAE: a grid of codes with a uniform prior until one is fitted (van den Oord et al. 2017)."""
 
     def build(self, schema: Schema) -> CodeModel:
         return self.compose(schema, levels=1)
@@ -235,32 +237,32 @@ class VQVAEConfig(CodesConfig):
 
 @register("model", "vqvae2", summary="grids of codes, coarse and fine (Razavi et al. 2019)")
 class VQVAE2Config(CodesConfig):
-    """VQ-VAE of two levels or more, the finer ones given the coarser (Razavi et al. 2019, section 3.1).
+    """VQ-VAE with several grids of codes, each conditional on the coarser ones (Razavi et al. 2019, section 3.1).
 
     Attributes:
-        levels: grids of codes, coarse to fine.
+        levels: number of grids of codes, from coarse to fine.
     """
 
     levels: Count = 2
 
     def build(self, schema: Schema) -> CodeModel:
         if not schema.rank:
-            raise SpecError("vectors have no grid, so no coarse and fine levels: use vqvae", code="pictures-only")
+            raise SpecError("vectors have no grid and so no coarse and fine levels: use vqvae", code="pictures-only")
         return self.compose(schema, levels=self.levels)
 
 
 @register("model", "flow", summary="invertible map with exact likelihood (Dinh et al. 2017)")
 class FlowConfig(ImportanceWeighted):
-    """Flow: x to z by an invertible map, with its exact likelihood (Dinh et al. 2017).
+    """Flow: invertible map from x to z with exact likelihood (Dinh et al. 2017).
 
     Pictures of any size get a multi-scale coupling flow, vectors autoregressive splines.
 
     Attributes:
-        width: channels (pictures) or units (vectors) of the networks in the couplings.
-        depth: their blocks.
-        flow_steps: couplings at each scale (pictures); steps (vectors, 3 unless given).
-        components: logistics in a coupling's mixture (pictures, 5 unless given); bins of a spline (vectors, 16).
-        dequantization: how discrete values become real ones; uniform unless given.
+        width: channels (pictures) or units (vectors) of the couplings' networks.
+        depth: residual blocks of these networks.
+        flow_steps: couplings per scale (pictures) or autoregressive steps (vectors, default 3).
+        components: logistics in a coupling's mixture (pictures, default 5) or bins of a spline (vectors, default 16).
+        dequantization: how discrete values become real ones. Default: uniform.
     """
 
     width: Count | None = None
@@ -272,7 +274,7 @@ class FlowConfig(ImportanceWeighted):
     def build(self, schema: Schema) -> FlowModel:
         if not schema.values.discrete and self.dequantization:
             raise SpecError(
-                f"real values need no dequantisation: leave {option('dequantization')} out", code="real-values"
+                f"real values need no dequantisation: leave out {option('dequantization')}", code="real-values"
             )
         if schema.rank == 1:
             raise SpecError("a flow takes vectors and pictures, not signals: use diffusion", code="not-for-signals")
@@ -291,12 +293,12 @@ class FlowConfig(ImportanceWeighted):
 
 @register("model", "diffusion", summary="variational diffusion in the data's own space (Kingma et al. 2021)")
 class DiffusionConfig(RateWeighted):
-    """Variational diffusion: z is the data with a little noise, p(z) a chain that removes it (Kingma et al. 2021).
+    """Variational diffusion: z is the data with little noise, and p(z) a chain that removes noise (Kingma et al. 2021).
 
     Attributes:
-        width: channels (pictures, 64 unless given) or units of a layer (vectors, 256).
-        depth: blocks at each resolution (pictures, 2 unless given), or layers (vectors, 4).
-        class_conditional: whether it sees the label.
+        width: channels (pictures, default 64) or units per layer (vectors, default 256).
+        depth: blocks per resolution (pictures, default 2) or layers (vectors, default 4).
+        class_conditional: condition the model on the label.
     """
 
     width: Count | None = None
@@ -306,7 +308,7 @@ class DiffusionConfig(RateWeighted):
     def build(self, schema: Schema) -> DiffusionModel:
         if self.class_conditional and not schema.classes:
             raise SpecError(
-                f"this data has no labels to be conditional on: leave {option('class_conditional')} out",
+                f"{option('class_conditional')} needs labels, but this data has none: leave it out",
                 code="no-labels",
             )
         from tessella.models.diffusion import build_diffusion_model

@@ -1,4 +1,4 @@
-"""What a model is built of, as data: enough to build it again, on any machine, without running anything stored."""
+"""Description of a model as data: enough to rebuild it on any machine, without running stored code."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ VERSION = 2
 
 @dataclass(frozen=True)
 class Objective:
-    """What training minimises: mean(distortion + beta * rate) + penalty.
+    """Training objective: mean(distortion + beta * rate) + penalty is minimised.
 
     Attributes:
-        beta: weight of the rate (Higgins et al. 2017); 1 is the bound itself.
+        beta: weight of the rate (Higgins et al. 2017); 1 trains the bound itself.
         warmup: fraction of the training budget over which beta rises from 0 (Sonderby et al. 2016, section 2.3).
-        free_bits: nats a dimension of z that cost nothing: sum_j max(free_bits, mean_batch KL_j) (Kingma et al. 2016,
-            appendix C.8). Needs a rate that is a sum over dimensions.
-        iwae_samples: samples of z an example. With more than one the importance-weighted bound is trained instead
-            (Burda et al. 2015, eq. 8), and beta and free bits have no part in it.
-        iwae_from: fraction of the budget from which on there are that many samples; one before.
+        free_bits: nats per dimension of z that are free of cost: sum_j max(free_bits, mean_batch KL_j) (Kingma et al.
+            2016, appendix C.8). Needs a rate that is a sum over dimensions.
+        iwae_samples: samples of z per example. More than one trains the importance-weighted bound (Burda et al. 2015,
+            eq. 8), without beta and free bits.
+        iwae_from: fraction of the training budget after which these samples are used; before, there is one.
 
     Raises:
-        SpecError: if a number is out of its range, or several samples go with beta or free bits.
+        SpecError: if a number is out of its range, or several samples are combined with beta or free bits.
     """
 
     beta: float = 1.0
@@ -44,8 +44,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.iwae_samples > 1 and (self.beta != 1 or self.free_bits):
             raise SpecError(
-                f"several {option('iwae_samples')} train the importance-weighted bound, which has no {option('beta')} "
-                f"and no {option('free_bits')}: leave one out",
+                f"{option('iwae_samples')} above 1 trains the importance-weighted bound, which has no "
+                f"{option('beta')} and no {option('free_bits')}: leave out one of them",
                 code="iwae-and-beta",
             )
 
@@ -61,16 +61,16 @@ class ModelConfig(Config, ABC):
 
     @property
     def objective(self) -> Objective:
-        """What training minimises; options of it that the model does not have keep their defaults."""
+        """Return the training objective; parameters that the model lacks keep their defaults."""
         own = {f.name for f in fields(Objective)} & set(hints(type(self)))
         return Objective(**{name: getattr(self, name) for name in own})
 
     @abstractmethod
     def build(self, schema: Schema) -> Any:
-        """Make the model with fresh weights.
+        """Build the model with new weights.
 
         Raises:
-            SpecError: if it cannot be a model of such data, or its parts do not fit together.
+            SpecError: if the model does not suit the data, or its parts do not suit each other.
         """
 
 
@@ -114,29 +114,29 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a model is trained.
+    """Options of training.
 
     Attributes:
-        minutes: the budget as time spent training; 10 if no budget is given. At most one budget can be.
-        epochs: the budget as passes through the training split.
-        steps: the budget as updates of the weights.
-        batch_size: examples a process sees in one step.
-        learning_rate: at its highest, unless it is what suits what is trained (2e-3 for most models, 1e-3 for flows,
-            diffusion and priors); it rises over the first 3 % of the budget and falls to zero as a cosine.
-        weight_decay: of AdamW (Loshchilov & Hutter 2017).
-        grad_clip: largest norm of the gradient of the loss in nats per dimension.
+        minutes: training budget in minutes; 10 if no budget is given. Give at most one of minutes, epochs and steps.
+        epochs: training budget in passes through the training split.
+        steps: training budget in updates of the weights.
+        batch_size: examples per step and process.
+        learning_rate: peak learning rate; it rises over the first 3 % of the budget, then falls to zero along a cosine.
+            Default: 2e-3 for most models, 1e-3 for flows, diffusion and priors.
+        weight_decay: weight decay of AdamW (Loshchilov & Hutter 2017).
+        grad_clip: largest norm of the gradient, of the loss in nats per dimension.
         ema_decay: decay of the averaged weights that evaluation uses.
-        precision: `auto` is bfloat16 autocast for pictures where the hardware has it natively, else float32.
+        precision: `auto` is bfloat16 autocast for pictures where the hardware supports it natively, else float32.
         compile: compile the networks before training.
-        seed: of the weights, the order of the examples and every draw.
-        save_every: seconds between checkpoints: what a killed run loses at most.
-        workers: processes that read files, for data that is streamed.
-        device: where networks run: auto (the best there is), cpu, cuda, mps or xpu; of several cards cuda:1 is the
-            second. By default what the environment variable TESSELLA_DEVICE says, or else auto.
-        rank_timeout: of several processes that train together, seconds after which one that does not answer, or does
-            not come, is given up: the others then end.
-        track: trackers to tell of metrics and pictures besides metrics.jsonl, such as tensorboard,wandb; each takes its
-            package.
+        seed: seed of the weights, the order of the examples and all sampling.
+        save_every: seconds between checkpoints; a killed run loses at most this time.
+        workers: processes that read files, for streamed data.
+        device: device of the networks: auto (the best available), cpu, cuda, mps or xpu; cuda:1 is the second GPU.
+            Default: the environment variable TESSELLA_DEVICE, or else auto.
+        rank_timeout: seconds after which a process that does not answer is given up when several processes train
+            together; the others then stop.
+        track: experiment trackers that get metrics and pictures besides metrics.jsonl, such as tensorboard,wandb; each
+            needs its package.
     """
 
     minutes: float | None = None
@@ -159,7 +159,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         budgets = {n: getattr(self, n) for n in ("minutes", "epochs", "steps") if getattr(self, n) is not None}
         if len(budgets) > 1:
-            raise SpecError(f"give one budget, not {' and '.join(budgets)}")
+            raise SpecError(f"give only one budget, not {' and '.join(map(option, budgets))}")
         for name, value in {
             **budgets,
             "batch_size": self.batch_size,
@@ -167,19 +167,19 @@ class TrainOptions:
             "rank_timeout": self.rank_timeout,
         }.items():
             if value is not None and not value > 0:
-                raise SpecError(f"{name.replace('_', ' ')} must be more than zero, not {value}")
+                raise SpecError(f"{option(name)} must be more than 0, got {value}")
         if not budgets:
             object.__setattr__(self, "minutes", 10.0)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a specification says of data besides how it is read.
+    """Origin and size of a run's data.
 
     Attributes:
-        spec: where it lies.
-        fingerprint: of its content.
-        examples: how many each split has.
+        spec: location of the data.
+        fingerprint: hash of its content.
+        examples: number of examples in each split.
     """
 
     spec: str | None = None
@@ -189,13 +189,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Spec:
-    """A model and where it comes from: the content of `spec.json`.
+    """Description of a model and its origin: the content of `spec.json`.
 
     Attributes:
-        model: its name.
-        config: its options and its parts'; None for a composition of one's own.
+        model: name of the model.
+        schema: description of one example.
+        config: options of the model and its parts; None for your own composition.
         data: `{"spec": ..., **options}` of `open_data`.
-        training: the options that training was started with.
+        training: options that training was started with.
+        tessella: version of the package that wrote it.
+        version: version of the format.
     """
 
     model: str
@@ -207,15 +210,15 @@ class Spec:
     version: int = VERSION
 
     def build(self) -> Any:
-        """The model, with fresh weights.
+        """Build the model with new weights.
 
         Raises:
-            SpecError: if it is a composition of one's own.
+            SpecError: if it is your own composition.
         """
         if self.config is None:
             known = ", ".join(registry.names("model"))
             raise SpecError(
-                f"no model is called {self.model[:40]!r}; there are: {known}; load a composition of your own into one",
+                f"there is no model {self.model[:40]!r}, only {known}: load your own composition with `into`",
                 code="no-such-part",
             )
         return self.config.build(self.schema)
@@ -227,10 +230,10 @@ class Spec:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Spec:
-        """Read what `to_json` wrote.
+        """Read a text that `to_json` wrote.
 
         Raises:
-            RunError: if it is no such text, or another version's.
+            RunError: if it is not such a text, or has another version.
         """
         try:
             record = validation.parse(text)
@@ -243,24 +246,24 @@ class Spec:
             training = validation.known_fields(TrainOptions, spec.training, "training")
             return replace(spec, schema=schema, training=training)
         except validation.Malformed as error:
-            raise RunError(f"{where} is not a specification that tessella wrote ({error}): get the run anew") from error
+            raise RunError(f"{where} was not written by tessella ({error}): copy the run again") from error
 
 
 def check_version(record: Any, where: object) -> None:
-    """Refuse a record of another version than this package writes.
+    """Check that a record has the version that this package writes.
 
     Raises:
-        Malformed: if it names no version.
-        RunError: saying which versions these are.
+        Malformed: if it has no version.
+        RunError: if it has another version.
     """
     version = record.get("version") if isinstance(record, dict) else None
     if type(version) is not int:
-        raise validation.Malformed("it names no version")
+        raise validation.Malformed("it has no version")
     if version != VERSION:
         newer = version > VERSION
         remedy = "upgrade tessella" if newer else "train the run again, or use the tessella that wrote it"
         raise RunError(
-            f"{where} has version {version} and this tessella reads version {VERSION}: {remedy}",
+            f"{where} has version {version}, but this tessella reads version {VERSION}: {remedy}",
             code="other-version",
             version=version,
         )

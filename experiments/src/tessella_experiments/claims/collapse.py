@@ -85,7 +85,7 @@ def run(runner: ExperimentRunner) -> Finding:
             Measure.over(f"shuffle cost, {name}", [j.shuffle_cost for j in judged], "nats"),
             Measure.over(f"mutual information, {name}", [j.mutual_information for j in judged], "nats"),
             Measure.over(
-                f"units that move, {name}", [100 * (j.active_units or 0) / j.units for j in judged], "% of the units"
+                f"units that vary, {name}", [100 * (j.active_units or 0) / j.units for j in judged], "% of the units"
             ),
         ]
     costs = [m for m in measures if m.name.startswith("shuffle cost")]
