@@ -131,7 +131,7 @@ LEFT = {
     "prints": 2,
     "progress": 5,
     "pictures": 0,
-    "two meanings": 16,
+    "two meanings": 6,
     "off the list": 90,
 }
 """How much is still to be done, at most. Lower a number when you have made it true; the goal is 0."""

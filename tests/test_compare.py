@@ -100,7 +100,7 @@ def test_what_cannot_be_ranked_is_told_apart(runs: Path, tmp_path: Path, capsys:
     said = " ".join(capsys.readouterr().out.split())
     assert "Group 4" in said
     for reason in (
-        "groups 1 and 2 are not ranked against each other: -log p(x | label) leaves out what the label costs",
+        "groups 1 and 2 are not ranked against each other: -log p(x | label) does not include the cost of the label",
         "groups 1 and 3 are not ranked against each other: the values differ, 8-bit against binary by static",
         "groups 1 and 4 are not ranked against each other: the data were divided by other seeds (0, 1)",
     ):
@@ -145,7 +145,7 @@ def test_the_gap_is_shown_if_it_was_found(runs: Path, tmp_path: Path, capsys: py
     found = compared(runs, tmp_path, capsys, "vqvae", str(tmp_path / "known"))
     assert found["groups"][0]["runs"][1]["gap"]["total"] == {"nats": 2.77, "error": 0.02}
     assert "2.770 ± 0.020" in (tmp_path / "page.html").read_text("utf-8")
-    for wrong, why in (({"split": "valid"}, "of the split valid"), ({"converged": False}, "had not converged")):
+    for wrong, why in (({"split": "valid"}, "on the split valid"), ({"converged": False}, "did not converge")):
         tessella.Run(tmp_path / "known").results.save(GAP, replace(gap, **wrong), seed=0)
         run = compared(runs, tmp_path, capsys, "vqvae", str(tmp_path / "known"))["groups"][0]["runs"][1]
         assert run["gap"] is None
@@ -197,12 +197,12 @@ def basis(**changes: object) -> Basis:
         (basis(schema=Schema.of((1, 9, 9), "uint8")), "the shapes differ (1x8x8, 1x9x9)"),
         (basis(data="b.npz", contents="y"), "the data differ (a.npz, b.npz)"),
         (basis(contents="y", seed=3), "other seeds (0, 3)"),
-        (basis(contents="y"), "hold other examples"),
+        (basis(contents="y"), "hold different examples"),
         (
             basis(binarize="dynamic", schema=Schema.of((1, 8, 8), "binary")),
             "8-bit against binary by dynamic binarisation",
         ),
-        (basis(conditional=True), "what the label costs"),
+        (basis(conditional=True), "the cost of the label"),
     ],
 )
 def test_the_reason_is_given(other: Basis, reason: str) -> None:

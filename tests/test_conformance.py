@@ -121,7 +121,7 @@ def test_model_of_vectors(entry: Entry, features: int) -> None:
     check_model(entry, schema_of("real", (features,)))
 
 
-@pytest.mark.parametrize("entry", [e for e in entries_of("model") if e.id != "flow"])
+@pytest.mark.parametrize("entry", entries_of("model"))
 def test_model_of_signals(entry: Entry) -> None:
     check_model(entry, schema_of("real", (2, 9)))
     check_model(entry, schema_of("uint8", (1, 12)))

@@ -37,18 +37,18 @@ def test_auto_is_the_best_there_is(two_cards):
     assert device.resolve("CUDA:1") == torch.device("cuda:1")
     assert device.resolve(torch.device("cpu")) == torch.device("cpu")
     assert (
-        device.reason(None)
-        == device.reason("auto")
+        device.device_reason(None)
+        == device.device_reason("auto")
         == f"the best one available; {option('device')} cpu chooses another"
     )
-    assert device.reason("cuda") is None
+    assert device.device_reason("cuda") is None
     assert device.describe_device(device.resolve("cuda:1")) == "cuda:1 (Card 1)"
 
 
 def test_the_variable_chooses_where_nothing_else_does(two_cards, monkeypatch):
     monkeypatch.setenv(device.VARIABLE, "cpu")
     assert device.resolve() == torch.device("cpu")
-    assert device.reason(None) == f"set by {device.VARIABLE}"
+    assert device.device_reason(None) == f"set by {device.VARIABLE}"
     assert device.resolve("auto") == torch.device("cuda:0")
     monkeypatch.setenv(device.VARIABLE, "gpu")
     with pytest.raises(SpecError, match=r"TESSELLA_DEVICE names the device 'gpu'.*cuda:0, cuda:1, cpu$"):

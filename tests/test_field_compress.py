@@ -142,7 +142,7 @@ def test_every_kind_of_picture_comes_back_bit_for_bit(
     assert len(list(back.iterdir())) == len(list((tmp_path / "all").iterdir()))
     assert main(["inspect", str(file)]) == 0
     said = capsys.readouterr().out
-    assert f"{len(there)} files as they are" in said
+    assert f"{len(there)} files, unchanged" in said
     assert "turned upright" in said
 
 
@@ -155,7 +155,7 @@ def test_what_is_fitted_is_said_in_the_title_and_in_the_file(
     file = str(tmp_path / "f.tes")
     assert main(["compress", str(runs["grey"]), str(tmp_path / "p"), "-o", file]) == 0
     said = capsys.readouterr()
-    assert "2 examples, lossless of the pictures as fitted to 8x8 (1 of them)" in " ".join(said.out.split())
+    assert "2 examples, lossless of the pictures resized to 8x8 (1 of them)" in " ".join(said.out.split())
     assert "pictures of other sizes (1) are fitted to 8x8 pixels: --native-size keeps them" in said.err
     assert main(["inspect", file]) == 0
     assert "pictures of other sizes (1) are fitted to 8x8 pixels" in capsys.readouterr().out

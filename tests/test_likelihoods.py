@@ -282,7 +282,7 @@ def test_refusals_are_one_line() -> None:
         Bernoulli().build(grey)
     with raises("no-such-part", kind="likelihood", name="poisson"):
         LikelihoodConfig.chosen("poisson")
-    with pytest.raises(SpecError, match="1 to 4 channels, not 5"):
+    with pytest.raises(SpecError, match="1 to 4 channels, got 5"):
         LogisticMixture().build(Schema.of((5, 8, 8), "uint8"))
     with pytest.raises(SpecError, match="at least 1"):
         LogisticMixture(components=0).build(grey)

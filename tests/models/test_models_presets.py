@@ -69,13 +69,13 @@ def test_start_is_near_the_even_odds() -> None:
 @pytest.mark.parametrize(
     ("preset", "schema", "options", "message"),
     [
-        (VAE, GREY, {"likelihood": "bernoulli"}, "needs binary data.*binarize dynamic"),
-        (VAE, BINARY, {"likelihood": "logistic"}, "needs 8-bit data.*likelihood bernoulli"),
-        (VAE, Schema.of((4,), "real"), {"likelihood": "categorical"}, "needs 8-bit data.*likelihood gaussian"),
+        (VAE, GREY, {"likelihood": "bernoulli"}, "needs binary.*binarize dynamic"),
+        (VAE, BINARY, {"likelihood": "logistic"}, "needs integer.*likelihood bernoulli"),
+        (VAE, Schema.of((4,), "real"), {"likelihood": "categorical"}, "needs integer.*likelihood gaussian"),
         (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: bernoulli, categorical"),
-        (VAE, BINARY, {"likelihood": "autoregressive", "components": 5}, "needs 8-bit data"),
+        (VAE, BINARY, {"likelihood": "autoregressive", "components": 5}, "needs integer"),
         (VAE, Schema.of((4,), "real"), {"latent_layout": "grid"}, "vectors have no grid"),
-        (VAE, Schema.of((5, 8, 8), "uint8"), {}, "1 to 4 channels, not 5"),
+        (VAE, Schema.of((5, 8, 8), "uint8"), {}, "1 to 4 channels, got 5"),
         (VAE, GREY, {"latent_dim": 0}, "latent dim must be at least 1, not 0"),
         (VAE, GREY, {"latent_layout": "tree"}, "latent layout is 'tree', not 'vector' or 'grid'"),
         (VAE, GREY, {"beta": -1.0}, "beta must be at least 0"),

@@ -17,7 +17,7 @@ from tessella.bottlenecks.gaussian import DiagonalGaussianModule, position_head
 from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
-from tessella.networks.conv import conv
+from tessella.networks.conv import conv, convolve
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 START = 0.01
@@ -241,7 +241,6 @@ class _MaskedConv(nn.Module):
         self.register_buffer("mask", mask.view(*own.shape, *(size,) * rank), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        convolve = F.conv2d if x.dim() == 4 else F.conv1d
         return convolve(x, self.mask * self.conv.weight, self.conv.bias, padding=self.conv.padding)  # pyright: ignore[reportArgumentType]
 
 

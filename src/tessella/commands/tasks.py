@@ -108,18 +108,18 @@ def device_text(asked: str | None) -> str:
     Raises:
         SpecError: if there is none of that name.
     """
-    from tessella.core.device import describe_device, reason, resolve
+    from tessella.core.device import describe_device, device_reason, resolve
 
-    why = reason(asked)
+    why = device_reason(asked)
     return on_command_line(describe_device(resolve(asked)) + (f", {why}" if why else ""))
 
 
 def _say_device(asked: str | None, *, json: bool) -> None:
     """Say in one line which device was chosen and why; nothing if it was asked for by name."""
-    from tessella.core.device import reason, resolve
+    from tessella.core.device import device_reason, resolve
 
     resolve(asked)
-    if reason(asked) is not None:
+    if device_reason(asked) is not None:
         print(f"device   {device_text(asked)}", file=sys.stderr if json else sys.stdout, flush=True)
 
 

@@ -59,17 +59,12 @@ class QuantizerConfig(Config, ABC):
 class InferenceNetwork(NamedTuple):
     """The model's own q(z | x), for a prior that is a mixture of posteriors.
 
-        Attributes:
-    <<<<<<< HEAD
-            input_shape: of one example as `Likelihood.to_network` gives it.
-            labelled: whether the encoder sees labels.
-            examples: gives so many different examples in that form, which pseudo-inputs start at; None: at noise.
-    =======
-            encoder: the model's encoder.
-            bottleneck: the model's bottleneck.
-            input_shape: shape of one example after `Likelihood.to_network`.
-            labelled: whether the encoder takes labels.
-    >>>>>>> main
+    Attributes:
+        encoder: the model's encoder.
+        bottleneck: the model's bottleneck.
+        input_shape: shape of one example after `Likelihood.to_network`.
+        labelled: whether the encoder takes labels.
+        examples: gives so many different examples in that form, at which pseudo-inputs start. None: they start at noise.
     """
 
     encoder: Encoder

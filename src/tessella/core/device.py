@@ -66,7 +66,7 @@ def describe_device(device: torch.device) -> str:
     return _name(device)
 
 
-def reason(asked: str | None) -> str | None:
+def device_reason(asked: str | None) -> str | None:
     """Explain why this device was chosen; None if it was requested by name."""
     if asked is not None and asked.strip().lower() != "auto":
         return None

@@ -1,1 +1,1 @@
-"""Invertible maps with known log-determinants, and how discrete values become real ones for them."""
+"""Flows: invertible maps with known log-determinants, and dequantisation of discrete values."""

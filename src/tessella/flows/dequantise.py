@@ -1,4 +1,4 @@
-"""Discrete stored values as real ones: y = x + u with u ~ q(u | x) on [0, 1), so that a density of y bounds p(x).
+"""Dequantisation: y = x + u with u ~ q(u | x) on [0, 1), so that a density of y bounds p(x).
 
 log p(x) >= E_q [log p(x + u) - log q(u | x)] (Theis et al. 2016, section 3.1; Ho et al. 2019, section 3.1).
 """
@@ -14,24 +14,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessella.core.rng import Noise
-from tessella.networks.conv import ResidualBlock
+from tessella.networks.conv import ResidualBlock, conv
 from tessella.networks.mlp import Perceptron
 
 EDGE = 2.0**-12
-"""How near to 0 or 1 u comes: float32 then still tells x + u from the next value when it has been through a flow."""
+"""Smallest distance of u to 0 and 1: float32 still distinguishes x + u from the next value after a flow."""
 
 
 class Dequantizer(nn.Module, ABC):
-    """q(u | x) on the unit cube."""
+    """Distribution q(u | x) on the unit cube."""
 
     @abstractmethod
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Network units `[B, *shape]` to u ~ q(u | x), `[B, *shape]` in (0, 1), and log q(u | x) `[B]` in nats."""
+        """Sample u ~ q(u | x) in (0, 1), `[B, *shape]`, with log q(u | x) `[B]` in nats.
+
+        `x` is `[B, *shape]` in network units.
+        """
 
 
 @final
 class UniformDequantizer(Dequantizer):
-    """u ~ U(0, 1)^D, whatever x is."""
+    """Uniform dequantisation: u ~ U(0, 1)^D for any x."""
 
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         return _inside(noise.uniform(*x.shape, device=x.device)), x.new_full((len(x),), _log_density(x))
@@ -39,29 +42,25 @@ class UniformDequantizer(Dequantizer):
 
 @final
 class VariationalDequantizer(Dequantizer):
-    """A flow that sees x: u = sigmoid(a + exp(b) e), e standard logistic; a and b of half of the numbers by x alone, of
-    the other half by x and the first half's u (a checkerboard, or every other number of a vector).
+    """Variational dequantisation by a flow given x: u = sigmoid(a + exp(b) e), with e standard logistic.
 
-    It starts near uniform dequantisation, which a = b = 0 gives.
+    For half of the numbers (a checkerboard, or every other position or number) a and b depend on x alone, for the
+    others on x and the first half's u. It starts near uniform dequantisation, which is a = b = 0.
 
     Args:
-        shape: `(C, H, W)` or `(D,)`.
-        width, depth: of the two networks.
+        shape: `(C, *spatial)`.
+        width, depth: size of the two networks.
     """
 
     board: Tensor
 
     def __init__(self, shape: tuple[int, ...], *, width: int, depth: int) -> None:
         super().__init__()
-        channels, *sides = shape
-        if sides:
-            board = (torch.arange(sides[0])[:, None] + torch.arange(sides[1])) % 2
-        else:
-            board = torch.arange(channels) % 2
+        channels, rank = shape[0], len(shape) - 1
+        board = sum(torch.meshgrid(*map(torch.arange, shape[1:] or shape), indexing="ij"), torch.tensor(0)) % 2
         self.register_buffer("board", board.float(), persistent=False)
-        self.first = _network(channels, 2 * channels, width, depth, bool(sides))
-        mixed = bool(board.any())
-        self.second = _network(2 * channels, 2 * channels, width, depth, bool(sides)) if mixed else None
+        self.first = _network(channels, 2 * channels, width, depth, rank)
+        self.second = _network(2 * channels, 2 * channels, width, depth, rank) if board.any() else None
 
     def forward(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         e = noise.uniform(*x.shape, device=x.device).clamp(1e-7, 1 - 1e-7).logit()
@@ -76,29 +75,29 @@ class VariationalDequantizer(Dequantizer):
 
 
 def _inside(u: Tensor) -> Tensor:
-    """`[0, 1]` onto `[EDGE, 1 - EDGE]`."""
+    """Map `[0, 1]` to `[EDGE, 1 - EDGE]`."""
     return EDGE + (1 - 2 * EDGE) * u
 
 
 def _log_density(x: Tensor) -> float:
-    """What that adds to the log-density of an example, nats."""
+    """Return the nats that `_inside` adds to the log-density of an example."""
     return -math.log1p(-2 * EDGE) * x[0].numel()
 
 
 def _bounded(raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and log scale, float32: within what leaves u away from the edges."""
+    """Split into shift and log scale, float32, bounded so that u stays away from the edges."""
     shift, log_scale = raw.to(x.dtype).chunk(2, 1)
     return 3 * (shift / 3).tanh(), log_scale.tanh()
 
 
-def _network(inputs: int, outputs: int, width: int, depth: int, picture: bool) -> nn.Module:
-    if not picture:
+def _network(inputs: int, outputs: int, width: int, depth: int, rank: int) -> nn.Module:
+    if not rank:
         network = _OfVectors(inputs, outputs, width, depth)
         last: nn.Module = network.network.exit
     else:
-        blocks = [ResidualBlock(width, 1 / math.sqrt(depth)) for _ in range(depth)]
-        last = nn.Conv2d(width, outputs, 3, padding=1)
-        network = nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), *blocks, nn.SiLU(), last)
+        blocks = [ResidualBlock(width, 1 / math.sqrt(depth), rank) for _ in range(depth)]
+        last = conv(rank, width, outputs, 3, padding=1)
+        network = nn.Sequential(conv(rank, inputs, width, 3, padding=1), *blocks, nn.SiLU(), last)
     with torch.no_grad():
         last.weight.mul_(0.1)  # pyright: ignore[reportCallIssue]
         nn.init.zeros_(last.bias)  # pyright: ignore[reportArgumentType]

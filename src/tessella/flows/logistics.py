@@ -1,6 +1,6 @@
-"""One number's monotone map by the distribution function of a mixture of logistics (Ho et al. 2019, section 3.2).
+"""Monotone map of one number by the distribution function of a mixture of logistics (Ho et al. 2019, section 3.2).
 
-z = logit F(x), F(x) = sum_k w_k sigmoid((x - mu_k) / s_k): if z is standard logistic, x is of that mixture.
+z = logit F(x), F(x) = sum_k w_k sigmoid((x - mu_k) / s_k): if z is standard logistic, x has the mixture's distribution.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 WIDE, SHARE = 1.5, 1e-3
-"""Scale and weight of a component that is always there: it keeps F strictly rising between far components, so that it
-can be inverted for any x. It costs at most a thousandth of a nat."""
+"""Scale and weight of an additional wide component.
+
+It keeps F strictly increasing between distant components, so that F is invertible for any x. It costs at most a
+thousandth of a nat.
+"""
 FAR, CEILING = 16.0, 2.0
 HALVINGS = 36
 POLISHED, NEAR = 3, 1e-3
-"""Newton's steps in float64, each the square of the error before it, and how long they may be."""
+"""Number of Newton steps in float64, each squaring the error, and their largest length."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Log weights, locations and log scales, each `[components, *numbers]`; arithmetic is in their precision."""
+    """Mixture of logistics: log weights, locations and log scales, each `[components, *numbers]`, in their own
+    precision.
+    """
 
     log_weight: Tensor
     location: Tensor
@@ -31,10 +36,10 @@ class Mixture:
 
     @classmethod
     def of(cls, raw: Tensor, floor: float) -> Mixture:
-        """From a network's output `[3 K, *numbers]`: logits, locations, log scales, and the wide component.
+        """Make a mixture from a network's output `[3 K, *numbers]`, and add the wide component.
 
-        Locations stay within `FAR`, log scales above `floor` and below `CEILING`: what is drawn from random or wild
-        weights stays finite, through all scales of a flow.
+        The output holds logits, locations and log scales. Locations are bounded by `FAR`, log scales by `floor` and
+        `CEILING`, so that samples stay finite for any weights, through all scales of a flow.
         """
         logits, location, log_scale = raw.unflatten(0, (3, -1))
         wide = torch.full_like(logits[:1], math.log(SHARE))
@@ -48,13 +53,13 @@ class Mixture:
         )
 
     def of_row(self, row: int) -> Mixture:
-        """That of one row of the numbers."""
+        """Return the mixture of one row of the numbers."""
         return Mixture(self.log_weight[:, row], self.location[:, row], self.log_scale[:, row])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x `[*numbers]` to z and log dz/dx, both `[*numbers]`."""
+        """Map x `[*numbers]` to z and log dz/dx, both `[*numbers]`."""
         t = (x - self.location) * (-self.log_scale).exp()
-        below, above = F.logsigmoid(t), F.logsigmoid(-t)  # below - t would round what the inverse must meet
+        below, above = F.logsigmoid(t), F.logsigmoid(-t)  # below - t would round differently from the inverse
         log_f = torch.logsumexp(self.log_weight + below + above - self.log_scale, 0)
         left = torch.logsumexp(self.log_weight + below, 0)
         right = torch.logsumexp(self.log_weight + above, 0)
@@ -62,9 +67,9 @@ class Mixture:
 
     @torch.no_grad()
     def inverse(self, z: Tensor) -> Tensor:
-        """z `[*numbers]` to x, by bisection between the components' own quantiles, which hold the mixture's.
+        """Map z `[*numbers]` to x, by bisection between the quantiles of the components.
 
-        That is done in float32; of a z in float64 Newton's steps then find x as exactly.
+        This is done in float32; for float64 z, Newton steps then refine x.
         """
         rough, at = Mixture(self.log_weight.float(), self.location.float(), self.log_scale.float()), z.float()
         own = rough.location + rough.log_scale.exp() * at
@@ -80,7 +85,7 @@ class Mixture:
         return x
 
     def logit(self, x: Tensor) -> Tensor:
-        """z alone."""
+        """Map x to z without the derivative."""
         t = (x - self.location) * (-self.log_scale).exp()
         left = torch.logsumexp(self.log_weight + F.logsigmoid(t), 0)
         return left - torch.logsumexp(self.log_weight + F.logsigmoid(-t), 0)

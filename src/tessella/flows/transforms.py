@@ -1,14 +1,14 @@
-"""Invertible maps f with log |det df/dx|, and the small ones that flows of pictures are made of.
+"""Invertible maps f with log |det df/dx|, and the basic ones that flows of pictures are made of.
 
-All arithmetic on x and z is in their own precision whatever the autocast: float32, or float64, whose inverse gives back
-the very numbers that the networks saw. Networks that give a map's parameters run in float32, or lower.
+All arithmetic on x and z is in their own precision whatever the autocast: float32, or float64, whose inverse reproduces
+the exact numbers that the networks saw. Networks that predict a map's parameters run in float32 or lower.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import final
 
 import torch
@@ -16,24 +16,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessella.core.device import precise
-from tessella.networks.conv import ResidualBlock
+from tessella.networks.conv import ResidualBlock, conv, convolve, crop, fold, over_positions, unfold
 
 
 class Transform(nn.Module, ABC):
-    """An invertible map of examples: log p(x) = log p(f(x)) + log |det df/dx|."""
+    """Invertible map of examples: log p(x) = log p(f(x)) + log |det df/dx|."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`[B, *shape]` to z `[B, *shape]` and log |det df/dx| `[B]` in nats."""
+        """Map x `[B, *shape]` to z `[B, *shape]` and log |det df/dx| `[B]` in nats."""
 
     @abstractmethod
     def inverse(self, z: Tensor) -> Tensor:
-        """z `[B, *shape]` back to x `[B, *shape]`."""
+        """Map z `[B, *shape]` to x `[B, *shape]`."""
 
 
 @final
 class ComposedTransform(Transform):
-    """Transforms one after the other."""
+    """Sequence of transforms."""
 
     def __init__(self, transforms: Iterable[Transform]) -> None:
         super().__init__()
@@ -55,10 +55,10 @@ class ComposedTransform(Transform):
 
 @final
 class ActNorm(Transform):
-    """z = exp(s_c) (x + b_c) for each channel c of `[B, C, H, W]` (Kingma & Dhariwal 2018, section 3.1).
+    """Activation norm: z = exp(s_c) (x + b_c) for each channel c (Kingma & Dhariwal 2018, section 3.1).
 
-    It starts at the identity: data come standardised, so no first batch has to set it, which resumed and parallel runs
-    would have to agree on.
+    It starts at the identity. Data is standardised, so no first batch has to initialise it, on which resumed and
+    parallel runs would have to agree.
     """
 
     def __init__(self, channels: int) -> None:
@@ -67,21 +67,24 @@ class ActNorm(Transform):
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = self.log_scale.to(x.dtype)[:, None, None]
+        rank = x.dim() - 2
+        log_scale, shift = (over_positions(p, rank) for p in (self.log_scale.to(x.dtype), self.shift))
         log_det = log_scale.sum() * math.prod(x.shape[2:])
-        return log_scale.exp() * (x + self.shift[:, None, None]), log_det.expand(len(x))
+        return log_scale.exp() * (x + shift), log_det.expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        return z * (-self.log_scale.to(z.dtype)).exp()[:, None, None] - self.shift[:, None, None]
+        rank = z.dim() - 2
+        log_scale, shift = (over_positions(p, rank) for p in (self.log_scale.to(z.dtype), self.shift))
+        return z * (-log_scale).exp() - shift
 
 
 @final
 class InvertibleConv(Transform):
-    """Every pixel's channels times one invertible matrix W = P L (U + diag(s)): an invertible 1 x 1 convolution, in the
-    LU form that makes log |det W| = sum log |s| (Kingma & Dhariwal 2018, section 3.2, eq. 10). P and the signs of s
-    stay as they start.
+    """Invertible 1 x 1 convolution: multiplies each pixel's channels by one matrix W = P L (U + diag(s)).
 
-    W starts as the orthonormal cosine transform: of colours the first channel is their mean, the others differences.
+    In this LU form log |det W| = sum log |s| (Kingma & Dhariwal 2018, section 3.2, eq. 10). P and the signs of s are
+    fixed. W starts as the orthonormal cosine transform: for colours the first channel is their mean, the others
+    differences.
 
     Args:
         channels: at least 2.
@@ -104,7 +107,7 @@ class InvertibleConv(Transform):
         self.register_buffer("permutation", permutation.float())
 
     def weight(self) -> Tensor:
-        """W `[C, C]`, float64."""
+        """Compute W `[C, C]` in float64."""
         diagonal = precise(self.sign * self.log_scale.exp())
         lower = precise(self.lower).tril(-1) + torch.eye(len(diagonal), dtype=torch.float64, device=diagonal.device)
         return precise(self.permutation) @ lower @ (precise(self.upper).triu(1) + torch.diag(diagonal))
@@ -118,31 +121,33 @@ class InvertibleConv(Transform):
 
 
 def _mixed(weight: Tensor, x: Tensor) -> Tensor:
-    """`[C, C]` times each pixel of `[B, C, H, W]`."""
+    """Multiply each position of `[B, C, *spatial]` by a matrix `[C, C]`."""
     with torch.autocast(x.device.type, enabled=False):
-        return F.conv2d(x, weight[:, :, None, None])
+        return convolve(x, over_positions(weight, x.dim() - 2))
 
 
 @final
 class AffineCoupling(Transform):
-    """z_1 = x_1, z_2 = exp(s(x_1)) x_2 + t(x_1) on halves of the channels (Dinh et al. 2017, section 3.2).
+    """Affine coupling on halves of the channels: z_1 = x_1, z_2 = exp(s(x_1)) x_2 + t(x_1).
 
-    |s| < 1: a coupling can stretch by e at most, so that a stack of them stays well conditioned.
+    With |s| < 1 a coupling stretches by at most e, so that a stack of them stays well conditioned (Dinh et al. 2017,
+    section 3.2).
 
     Args:
         channels: at least 2.
         width, depth: channels and residual blocks of the network.
-        flip: let the second half speak and the first be changed.
+        flip: whether the second half is the input of the network and the first half is transformed.
+        rank: spatial axes.
     """
 
-    def __init__(self, channels: int, *, width: int, depth: int, flip: bool = False) -> None:
+    def __init__(self, channels: int, *, width: int, depth: int, flip: bool = False, rank: int = 2) -> None:
         super().__init__()
         self.sizes = (channels // 2, channels - channels // 2)
         self.flip = flip
         told, changed = reversed(self.sizes) if flip else self.sizes
-        blocks = [ResidualBlock(width, 1 / math.sqrt(depth)) for _ in range(depth)]
-        self.network = nn.Sequential(nn.Conv2d(told, width, 3, padding=1), *blocks, nn.SiLU())
-        self.exit = nn.Conv2d(width, 2 * changed, 3, padding=1)
+        blocks = [ResidualBlock(width, 1 / math.sqrt(depth), rank) for _ in range(depth)]
+        self.network = nn.Sequential(conv(rank, told, width, 3, padding=1), *blocks, nn.SiLU())
+        self.exit = conv(rank, width, 2 * changed, 3, padding=1)
         with torch.no_grad():
             self.exit.weight.mul_(0.1)
 
@@ -170,9 +175,9 @@ class AffineCoupling(Transform):
 
 @final
 class Squeezed(Transform):
-    """A transform of the `4 C` channels that 2 x 2 pixels have together (Dinh et al. 2017, section 3.6).
+    """Transform of the channels of blocks of 2 positions along each axis (Dinh et al. 2017, section 3.6).
 
-    Height and width must be even.
+    All sides must be even.
     """
 
     def __init__(self, inner: Transform) -> None:
@@ -180,23 +185,35 @@ class Squeezed(Transform):
         self.inner = inner
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z, log_det = self.inner(F.pixel_unshuffle(x, 2))
-        return F.pixel_shuffle(z, 2), log_det
+        z, log_det = self.inner(fold(x, 2))
+        return unfold(z, 2), log_det
 
     def inverse(self, z: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.inner.inverse(F.pixel_unshuffle(z, 2)), 2)
+        return unfold(self.inner.inverse(fold(z, 2)), 2)
 
 
-def quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four grids of every other row and column of `[B, C, H, W]`: even rows and columns; odd and odd; odd rows;
-    odd columns. Of odd sides the first is the largest, and any other may be empty."""
-    return x[..., ::2, ::2], x[..., 1::2, 1::2], x[..., 1::2, ::2], x[..., ::2, 1::2]
+PARITIES: dict[int, tuple[tuple[int, ...], ...]] = {1: ((0,), (1,)), 2: ((0, 0), (1, 1), (1, 0), (0, 1))}
+"""Even (0) or odd (1) positions along each axis, of the subgrids of a signal or a picture."""
 
 
-def join_quarters(parts: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    """The inverse of `quarters`."""
-    even, both, rows, columns = parts
-    h, w = even.shape[2:]
-    whole = [F.pad(p, (0, w - p.shape[3], 0, h - p.shape[2])) for p in (even, columns, rows, both)]
-    out = F.pixel_shuffle(torch.stack(whole, 2).flatten(1, 2), 2)
-    return out[..., : h + rows.shape[2], : w + columns.shape[3]]
+def subgrids(x: Tensor) -> list[Tensor]:
+    """Divide `[B, C, *spatial]` into grids of every other position along each axis, in the order of `PARITIES`.
+
+    For odd sides the first is the largest, and the others may be empty.
+    """
+    return [x[(..., *(slice(at, None, 2) for at in parity))] for parity in PARITIES[x.dim() - 2]]
+
+
+def join_subgrids(grids: Sequence[Tensor]) -> Tensor:
+    """Invert `subgrids`."""
+    spatial, rank = grids[0].shape[2:], grids[0].dim() - 2
+    by_parity = dict(zip(PARITIES[rank], grids, strict=True))
+    whole = [extended(by_parity[parity], spatial) for parity in sorted(by_parity)]
+    odd = [by_parity[tuple(int(i == axis) for i in range(rank))].shape[2 + axis] for axis in range(rank)]
+    out = unfold(torch.stack(whole, 2).flatten(1, 2), 2)
+    return crop(out, [even + more for even, more in zip(spatial, odd, strict=True)])
+
+
+def extended(x: Tensor, spatial: Sequence[int]) -> Tensor:
+    """Append zeros along each axis of `[B, C, *spatial]` up to a size."""
+    return F.pad(x, [n for have, want in reversed([*zip(x.shape[2:], spatial, strict=True)]) for n in (0, want - have)])

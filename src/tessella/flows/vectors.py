@@ -1,4 +1,4 @@
-"""A flow of vectors: autoregressive affine maps and rational-quadratic splines (Durkan et al. 2019), by zuko."""
+"""Flow of vectors: autoregressive affine maps and rational-quadratic splines (Durkan et al. 2019), by zuko."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ LAYERS = 2
 
 @final
 class VectorFlow(Transform):
-    """`[B, D]` of about unit scale to z of the same shape, of independent standard normal numbers.
+    """Flow from vectors `[B, D]` of about unit scale to independent standard normal numbers.
 
-    Layers of an affine and a spline map, each number's given those before it, the order reversed from layer to layer.
-    Their networks are of ReLUs, which learn sharp edges of a conditional density in half the updates that SiLUs take.
-    A spline acts within [-5, 5] and is the identity outside. The inverse takes D passes a map.
+    Each layer has an affine and a spline map, each number's given those before it; the order is reversed from layer to
+    layer. The networks use ReLUs, which learn sharp edges of a conditional density in half the updates that SiLUs take.
+    A spline acts within [-5, 5] and is the identity outside. The inverse takes D passes per map.
 
     Args:
         dims: D.
-        width, depth: units and hidden layers of each masked perceptron.
-        bins: of the splines.
-        steps: layers.
+        width, depth: units and hidden layers of each masked MLP.
+        bins: bins of each spline.
+        steps: number of layers.
     """
 
     def __init__(self, dims: int, *, width: int, depth: int, bins: int, steps: int = LAYERS) -> None:

@@ -1,4 +1,4 @@
-"""Kind of data: what differs between pictures, signals and vectors and is no network.
+"""Kind of data: what differs between pictures, signals and vectors and is not a network.
 
 A kind of another package is a final subclass of `Kind`, registered with the rank of its examples.
 """
@@ -25,11 +25,11 @@ from tessella.foundation.registry import entries
 @final
 @dataclass(frozen=True)
 class Codec:
-    """Codec that compressed files are compared with.
+    """Codec with which compressed files are compared.
 
     Attributes:
-        name: name at the faces.
-        size: counts the bytes that it takes for examples `[*shape]`.
+        name: name shown to users.
+        size: function that returns the number of bytes for examples `[*shape]`.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Kind(ABC):
     """Rendering, files and words of one kind of data.
 
     Args:
-        schema: what one example is.
+        schema: description of one example.
 
     Attributes:
-        example, examples: words for one and for several.
+        example, examples: words for one example and for several.
         dimension: word for one number of an example.
         file_ending: ending of the files that `write` makes.
     """
@@ -59,26 +59,29 @@ class Kind(ABC):
     @property
     @abstractmethod
     def description(self) -> str:
-        """What the examples are, in a few words."""
+        """Describe the examples in a few words."""
 
     @property
     @abstractmethod
     def tile_size(self) -> tuple[int, int]:
-        """Height and width of a rendered example, in pixels."""
+        """Return height and width of a rendered example, in pixels."""
 
     @property
     @abstractmethod
     def image_files(self) -> bool:
-        """Whether examples are read from picture files, and written to them without loss."""
+        """Return whether examples are read from picture files and written to them without loss."""
 
     @property
     @abstractmethod
     def probe(self) -> str:
-        """Name of the task that a small classifier learns where there are no classes."""
+        """Return the name of the small classifier's task for data without classes."""
 
     @abstractmethod
     def poses(self, x: Tensor) -> list[Tensor]:
-        """Turn `[B, *shape]` in the ways that the classifier learns to tell apart; empty: it is an autoencoder."""
+        """Return transformed copies of `[B, *shape]` that the classifier learns to distinguish.
+
+        The list is empty if an autoencoder is used instead.
+        """
 
     @abstractmethod
     def render(self, x: Tensor) -> np.ndarray:
@@ -89,19 +92,22 @@ class Kind(ABC):
         """Write stored values `[*shape]` of one example to a file.
 
         Args:
-            form: the form that the file is restored to, where the kind knows several: the mode of a picture.
+            path: the file.
+            x: the example.
+            form: format of the restored file, if the kind has several: the mode of a picture.
         """
 
     @abstractmethod
     def baseline_codecs(self, *, lossy: bool) -> tuple[Codec, ...]:
-        """List the codecs that are installed and that files of such examples are compared with."""
+        """List the installed codecs with which files of such examples are compared."""
 
     @abstractmethod
     def altered_copies(self, x: Tensor, noise: Noise) -> list[Tensor]:
-        """Make copies of `[B, *shape]` with the small changes by which near-duplicates come about.
+        """Make copies of `[B, *shape]` with small changes, as near-duplicates have.
 
         Args:
-            noise: of each example.
+            x: the examples.
+            noise: source of random numbers for these examples.
         """
 
     @final
@@ -115,14 +121,14 @@ class Kind(ABC):
 
     @final
     def unit(self, x: Tensor) -> np.ndarray:
-        """Scale stored values to `[0, 1]`; those outside the range are clipped."""
+        """Scale stored values to `[0, 1]`, clipping those outside the range."""
         values = self.schema.values
         return np.clip(np.nan_to_num((x.detach().to("cpu").float().numpy() - values.low) / values.span), 0, 1)
 
 
 @lru_cache(256)
 def kind_of(schema: Schema) -> Kind:
-    """Find the kind of such examples among the registered ones, by their rank.
+    """Find the registered kind of data with the rank of this schema.
 
     Raises:
         SpecError: if there is none.
@@ -130,4 +136,4 @@ def kind_of(schema: Schema) -> Kind:
     for entry in entries("kind"):
         if entry.facts["rank"] == schema.rank:
             return entry.load()(schema)
-    raise SpecError(f"no kind of data has {schema.rank} spatial axes", code="no-such-kind")
+    raise SpecError(f"there is no kind of data with {schema.rank} spatial axes", code="no-such-kind")

@@ -1,4 +1,4 @@
-"""Blocks that show examples: sheets, and rows with labels, enlarged so that a page's width is used."""
+"""Blocks of a page that show examples: sheets, and rows with labels."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
 
 PAGE, TILE, LABELS = 860, 64, 150
-"""Pixels: of a page's width, of an example at least, and of the labels before rows."""
+"""Widths in pixels: of a page, of an example at least, and of the labels before rows."""
 
 
 def examples_in_a_row(schema: Schema) -> int:
-    """How many examples fill the width of a page."""
+    """Return the number of examples that fill the width of a page."""
     return max(3, min(11, PAGE // max(kind_of(schema).tile_size[1], TILE)))
 
 
 def sheet_figure(examples: Tensor, schema: Schema, caption: str) -> Figure:
-    """Show examples `[R, C, *shape]` as R rows."""
+    """Show examples `[R, C, *shape]` as a sheet of R rows."""
     scale = _scale(schema, examples.shape[1], PAGE)
     image = pictures.grid(examples.flatten(0, 1), schema, examples.shape[1], scale=scale)
     return Figure(image, caption, pixelated=scale > 1)
@@ -36,6 +36,6 @@ def labelled_rows(examples: Tensor, labels: Sequence[str], schema: Schema, capti
 
 
 def _scale(schema: Schema, columns: int, room: int) -> int:
-    """By how much a row of so many examples is enlarged."""
+    """Return the factor by which a row of examples is enlarged to fill the width."""
     height, width = kind_of(schema).tile_size
     return max(1, min(-(-TILE // min(height, width)), room // (columns * width)))

@@ -1,4 +1,4 @@
-"""Pictures."""
+"""Kind of data: pictures."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Images(Kind):
         return "rotation" if height == width else "flip"
 
     def poses(self, x: Tensor) -> list[Tensor]:
-        """Turn by quarters (Gidaris et al. 2018); mirror pictures that are not square."""
+        """Rotate by quarter turns (Gidaris et al. 2018); mirror pictures that are not square."""
         if self.probe == "rotation":
             return [torch.rot90(x, k, (2, 3)) for k in range(4)]
         return [x, x.flip(2), x.flip(3), x.flip(2, 3)]
@@ -70,7 +70,7 @@ class Images(Kind):
         picture(x, self.schema, form).save(path, format="PNG")
 
     def baseline_codecs(self, *, lossy: bool) -> tuple[Codec, ...]:
-        """List the codecs of single pictures that Pillow has here."""
+        """List the codecs of single pictures that are installed with Pillow."""
         known = LOSSY if lossy else LOSSLESS
 
         def size(examples: Sequence[Tensor], form: str, options: dict[str, Any]) -> int:

@@ -20,12 +20,14 @@ GAP_SHADE = 200
 
 
 def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
-    """Examples `[B, *shape]` as one picture, row by row.
+    """Arrange examples `[B, *shape]` in one picture, row by row.
 
     Args:
-        columns: examples in a row; a last row may be shorter.
-        gap: pixels between them.
-        scale: enlargement by repeated pixels; by default as much as makes small pictures viewable.
+        x: the examples.
+        schema: description of one example.
+        columns: examples per row; the last row may be shorter.
+        gap: pixels between examples.
+        scale: enlargement by repeated pixels. Default: large enough to view small pictures.
     """
     tiles = kind_of(schema).render(x)
     count, height, width, channels = tiles.shape
@@ -43,32 +45,38 @@ def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | Non
 
 
 def picture(x: Tensor, schema: Schema, mode: str = "") -> Image.Image:
-    """Render one example `[*shape]`, in a mode of Pillow."""
+    """Render one example `[*shape]` as a picture, in the given Pillow mode if any."""
     image = grid(x[None], schema, columns=1, scale=1)
     return image.convert(mode, dither=Image.Dither.NONE) if mode and image.mode != mode else image
 
 
 def save(image: Image.Image, path: str | Path) -> None:
-    """Write a picture, whole or not at all; the format follows from the file name's ending.
+    """Write a picture atomically, in the format of the file name's ending.
 
     Raises:
-        DataError: if no picture format has that ending.
+        DataError: if the ending is not that of a picture format.
     """
     path = Path(path)
     if path.suffix.lower() not in Image.registered_extensions():
-        raise DataError(f"{path} has no picture's ending: let it end in .png")
+        raise DataError(f"{path} does not have the ending of a picture format: use .png")
     write_atomic(path, image.save)
 
 
 def png_data_uri(image: Image.Image) -> str:
-    """A picture as a `data:` address for an HTML page that stands alone."""
+    """Encode a picture as a `data:` URI for a self-contained HTML page."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def images(x: Tensor, schema: Schema, most: int | None = None) -> list[Image.Image]:
-    """Examples `[B, *shape]` as pictures, transparency laid on white; none has more than `most` pixels a side."""
+    """Convert examples `[B, *shape]` to pictures, with white behind transparent parts.
+
+    Args:
+        x: the examples.
+        schema: description of one example.
+        most: most pixels per side; larger pictures are reduced. None: no limit.
+    """
     found = []
     for tile in kind_of(schema).render(x):
         mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[tile.shape[2]]
@@ -93,10 +101,11 @@ def from_jpeg(data: bytes, most: int | None = None) -> Image.Image:
     """Decode a JPEG.
 
     Args:
-        most: pixels a side that it may have.
+        data: the file's bytes.
+        most: most pixels per side.
 
     Raises:
-        DataError: if it is none, or larger.
+        DataError: if it is not a JPEG, or is larger.
     """
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
@@ -109,11 +118,14 @@ def from_jpeg(data: bytes, most: int | None = None) -> Image.Image:
 
 
 HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)])
-"""Black to yellow by way of red, each step lighter than the one before."""
+"""Colours from black through red to yellow, in order of lightness."""
 
 
 def heat_map(values: np.ndarray, low: float, high: float, scale: int = 1) -> Image.Image:
-    """Colour values `[H, W]`: black up to `low`, yellow from `high` on; each as `scale` pixels a side."""
+    """Colour values `[H, W]`: black up to `low`, yellow from `high` on.
+
+    Each value becomes a square of `scale` pixels per side.
+    """
     level = np.clip((values - low) / (high - low), 0, 1) * (len(HEAT) - 1)
     step = np.minimum(np.floor(level).astype(int), len(HEAT) - 2)
     part = (level - step)[..., None]

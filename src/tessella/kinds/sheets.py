@@ -1,4 +1,4 @@
-"""Compose pictures: enlarge them, put them in rows with titles."""
+"""Composition of pictures: enlarging, and rows with titles."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tessella.core.schema import Schema
 from tessella.kinds.base import kind_of
 
 GAP, HEADER = 8, 26
-"""Pixels between pictures, and of the titles above them."""
+"""Pixels between pictures, and height of the titles above them."""
 
 
 def enlarged(x: Tensor, schema: Schema, side: int = 424) -> Image.Image:
-    """Show one example `[*shape]` with its pixels repeated until the longer side has about `side`."""
+    """Render one example `[*shape]` enlarged, with a longer side of about `side` pixels."""
     values = kind_of(schema).render(x[None].float())[0]
     times = max(1, round(side / max(values.shape[:2])))
     values = values.repeat(times, 0).repeat(times, 1)
@@ -23,7 +23,7 @@ def enlarged(x: Tensor, schema: Schema, side: int = 424) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Convert to RGB, with white behind what is transparent."""
+    """Convert to RGB, with white behind transparent parts."""
     if image.mode not in ("LA", "RGBA"):
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -31,7 +31,7 @@ def on_white(image: Image.Image) -> Image.Image:
 
 
 def titled_rows(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
-    """Put pictures of one size in rows, with a title over each column."""
+    """Arrange pictures of one size in rows, with a title over each column."""
     width, height = rows[0][0].size
     wide = len(rows[0]) * (width + GAP) - GAP
     whole = Image.new("RGB", (wide, HEADER + len(rows) * (height + GAP) - GAP), "white")
@@ -45,7 +45,7 @@ def titled_rows(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) ->
 
 
 def strip(images: Sequence[Image.Image], gap: int = 12) -> Image.Image:
-    """Put pictures beside each other on a transparent ground."""
+    """Arrange pictures side by side on a transparent background."""
     wide, tall = max(i.width for i in images), max(i.height for i in images)
     whole = Image.new("RGBA", (len(images) * (wide + gap) - gap, tall))
     for k, image in enumerate(images):

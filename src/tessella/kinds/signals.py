@@ -1,4 +1,4 @@
-"""Signals: numbers at evenly spaced times."""
+"""Kind of data: signals, numbers at evenly spaced times."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tessella.foundation.registry import register
 from tessella.kinds.vectors import PLOT_HEIGHT, PLOT_WIDTH, Arrays, plots
 
 LINES, LOWEST = 8, 16
-"""Channels that are shown, at most, and pixels that one is high, at least."""
+"""Most channels to show, and smallest height of a channel in pixels."""
 LOUDER = 1.02
 
 
 @register("kind", "signal", summary="signals (C, T) of numbers", rank=1)
 @final
 class Signals(Arrays):
-    """Signals `(C, T)`, shown as one line a channel."""
+    """Signals `(C, T)`, shown as one line per channel."""
 
     example = "signal"
     examples = "signals"
@@ -41,7 +41,7 @@ class Signals(Arrays):
         return np.concatenate([plots(unit[:, c], self._height) for c in range(self._lines)], 1)
 
     def altered_copies(self, x: Tensor, noise: Noise) -> list[Tensor]:
-        """Make copies with noise, one sample later, and 2 % louder."""
+        """Make copies with noise, delayed by one sample, and 2 % louder."""
         copies = [self.noisy_copy(x, noise), torch.cat([x[..., :1], x[..., :-1]], -1)]
         values = self.schema.values
         if values == Binary():

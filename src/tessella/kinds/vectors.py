@@ -1,4 +1,4 @@
-"""Vectors: rows of a table."""
+"""Kind of data: vectors, the rows of a table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLOT_HEIGHT, PLOT_WIDTH, FEW_BARS = 48, 96, 32
 
 
 class Arrays(Kind, ABC):
-    """Kinds whose examples are written as arrays."""
+    """Kinds of data whose examples are written as arrays."""
 
     @final
     @property
@@ -44,7 +44,7 @@ class Arrays(Kind, ABC):
 
     @final
     def baseline_codecs(self, *, lossy: bool) -> tuple[Codec, ...]:
-        """List general compressors, each of one file of all examples; of lossy ones there are none."""
+        """List general compressors, each applied to one file of all examples; none of them is lossy."""
         packers = () if lossy else (("zlib", partial(zlib.compress, level=9)), ("xz", partial(lzma.compress, preset=9)))
 
         def size(examples: Sequence[Tensor], pack: Callable[[bytes], bytes]) -> int:
@@ -53,7 +53,7 @@ class Arrays(Kind, ABC):
         return tuple(Codec(name, partial(size, pack=pack)) for name, pack in packers)
 
     def _packed(self, x: Tensor) -> np.ndarray:
-        """Stored values as the smallest type that holds them."""
+        """Convert stored values to the smallest type that holds them."""
         values = self.schema.values
         whole = (np.uint8, np.int8, np.uint16, np.int16, np.int32) if values.discrete else ()
         fitting = (t for t in whole if np.iinfo(t).min <= values.low and values.high <= np.iinfo(t).max)
@@ -82,7 +82,7 @@ class Vectors(Arrays):
 
 
 def plots(unit: np.ndarray, rows: int = PLOT_HEIGHT) -> np.ndarray:
-    """Plot `[B, D]` in `[0, 1]` as a line, or as bars for few numbers: `[B, rows, W, 1]`, dark on white."""
+    """Plot `[B, D]` in `[0, 1]` as lines, or as bars for few numbers: `[B, rows, W, 1]`, dark on white."""
     features = unit.shape[1]
     width = features * max(1, PLOT_WIDTH // features) if features <= FEW_BARS else PLOT_WIDTH
     at = np.linspace(0, features - 1, width)

@@ -1,4 +1,4 @@
-"""Likelihoods, p(x | z), as options: each is a normalised distribution over the stored values.
+"""Likelihoods p(x | z), each a normalised distribution over the stored values.
 
     binary     Bernoulli
     integers   LogisticMixture, Categorical
@@ -6,8 +6,8 @@
     real       Gaussian, FixedGaussian
     all        Autoregressive
 
-The options are declared here, and each `build` imports its module from the files beside; `shared.py` has what the
-modules share: units, remedies, checks.
+The options are declared here, and each `build` imports its module from the files beside. Units and checks that the
+modules share are in `shared.py`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Categorical(LikelihoodConfig):
 
 @register("likelihood", "gaussian", summary="real values, the scale predicted for each", values=("real",))
 class Gaussian(LikelihoodConfig):
-    """Gaussian likelihood of real values, mean and scale predicted for each."""
+    """Gaussian likelihood of real values, with mean and scale predicted for each value."""
 
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.independent import GaussianModule
@@ -69,7 +69,7 @@ class FixedGaussian(LikelihoodConfig):
     """Gaussian likelihood of real values with one scale for all.
 
     Attributes:
-        scale: standard deviation in stored units; learned unless given.
+        scale: standard deviation, in units of the data's scale. Default: learnt.
     """
 
     scale: Annotated[float, Range(1e-12)] | None = None
@@ -90,7 +90,7 @@ class LogisticMixture(LikelihoodConfig):
     """Mixture of discretised logistics.
 
     Attributes:
-        components: logistics in the mixture.
+        components: number of logistics in the mixture.
     """
 
     components: Count = 10
@@ -111,9 +111,9 @@ class Autoregressive(LikelihoodConfig):
     """Autoregressive likelihood: p(x | z) = prod_i p(x_i | x_<i, h(z)).
 
     Attributes:
-        components: logistics in the mixture of each integer; 10 unless given.
-        pixel_width: channels of the causal network; 64 unless given, 96 for colour.
-        pixel_depth: its layers.
+        components: number of logistics in the mixture of each integer. Default: 10.
+        pixel_width: channels of the causal network. Default: 64, or 96 for colour.
+        pixel_depth: layers of the causal network. Default: 6.
     """
 
     components: Count | None = None
@@ -130,7 +130,11 @@ class Autoregressive(LikelihoodConfig):
 
 
 def likelihood_for(schema: Schema, config: LikelihoodConfig | None = None) -> Likelihood:
-    """Build a likelihood for such data; by default the one that suits the stored values.
+    """Build a likelihood for data of a schema.
+
+    Args:
+        schema: description of one example.
+        config: options of the likelihood; None: the default likelihood of the values.
 
     Raises:
         SpecError: if it is not a distribution over the values.

@@ -1,4 +1,4 @@
-"""The autoregressive decoder: each pixel given those before it and what the decoder says of its place."""
+"""Autoregressive likelihood: each pixel is conditional on the pixels before it and on the decoder's output."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ FEATURES, FEATURES_OF_A_NUMBER = 32, 16
 WIDTH, WIDTH_OF_COLOUR = 64, 96
 DEPTH = 6
 BLOCK, SMALL = 2, 16
-"""Pixels a side of a block, for pictures of at least so many pixels a side."""
+"""Side of a block in pixels, and the smallest side of pictures that are divided into blocks."""
 
 
 @final
 class AutoregressiveModule(Likelihood):
-    """p(x | z) = prod_i p(x_i | x_<i, h(z)) over pixels, with h(z) the decoder's output.
+    """Autoregressive likelihood: p(x | z) = prod_i p(x_i | x_<i, h(z)), with h(z) the decoder's output.
 
-    The order is raster order over blocks of 2 x 2 pixels (of one pixel where pictures are small), then within a block:
-    so the network runs on a quarter of the positions, and a small head says a block's pixels one after the other. Any
-    order gives a normalised distribution; this one takes a third of the time.
+    The order is raster order over blocks of 2 x 2 pixels (1 x 1 for small pictures), then within a block: so the
+    network runs on a quarter of the positions, and a small head handles a block's pixels one after another. Any order
+    gives a normalised distribution; this one takes a third of the time.
 
-    Causal convolutions (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders") see the
-    stored values, and h(z) at every position, and say each pixel's distribution: the one that such values get by
-    default (Bernoulli, mixture of logistics, Gaussian), so it is normalised over the stored values. It gives strong
-    bounds, and as it can explain much of x without z it may leave z unused (Chen et al. 2017, "Variational lossy
-    autoencoder", section 2; Gulrajani et al. 2017, "PixelVAE").
+    Causal convolutions (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders") take the
+    stored values and h(z) at each position. They give the parameters of each pixel's distribution, the default one of
+    its values (Bernoulli, mixture of logistics, categorical, Gaussian), so p(x | z) is normalised over the stored
+    values. The bounds are strong, but because the network can explain much of x without z, it may leave z unused (Chen
+    et al. 2017, "Variational lossy autoencoder", section 2; Gulrajani et al. 2017, "PixelVAE").
 
     Parameters: `[B, features, *spatial]` (vectors `[B, features * D]`, read as `[B, features, D]`): context for the
-    convolutions. The numbers of a vector are a row of pixels, each given those before it.
+    convolutions. The numbers of a vector are treated as a row of pixels.
 
-    Sampling goes pixel by pixel, and the mean too: it has no closed form, and is replaced by the greedy drawing in
-    which each pixel takes its conditional mean, rounded to a stored value, given those before it.
+    Sampling goes pixel by pixel. The mean has no closed form; it is replaced by the greedy reconstruction, in which
+    each pixel takes its conditional mean, rounded to a stored value, given the pixels before it.
 
     Args:
+        schema: of one example.
         pixel: makes the likelihood of the values of a grid, or of one of its pixels.
-        width: channels of the causal network; 64 unless given, 96 for colour.
-        depth: its layers.
+        width: channels of the causal network. Default: 64, or 96 for colour.
+        depth: layers of the causal network. Default: 6.
     """
 
     sequential_mean = True
@@ -85,63 +86,66 @@ class AutoregressiveModule(Likelihood):
         return self.units.to_network(x)
 
     def initial_bias(self) -> None:
-        """None: the decoder gives features."""
+        """Return None: the decoder's output is features."""
 
     def forward(self, parameters: Tensor) -> StoredValues:
         parameters = checked(parameters, self.schema, self.parameter_channels)
         return PixelByPixel(self, parameters.reshape(len(parameters), self.features, *self._sides(parameters)))
 
     def standard(self, x: Tensor) -> Tensor:
-        """Stored values `[B, *shape]` as `whole` takes them, `[B, *grid]`: real ones standardised, others as is."""
+        """Convert stored values `[B, *shape]` to `[B, *grid]` for `whole`; only real values are standardised."""
         x = x if self.schema.values.discrete else self.units.to_network(x)
         return x.reshape(len(x), self.grid[0], *self._sides(x))
 
     def stored(self, x: Tensor) -> Tensor:
-        """The inverse, as float32."""
+        """Invert `standard`; the result is float32."""
         rank = self.schema.rank
         x = x if rank == 2 else x.flatten(1 + rank)
         return x if self.schema.values.discrete else self.units.to_stored(x)
 
     def seen(self, x: Tensor) -> Tensor:
-        """What `standard` gives, as the network sees it: in units of one, with a channel that is zero outside only."""
+        """Convert the output of `standard` to network units, and add a channel of ones.
+
+        The channel is zero where the network pads, so that it can detect the border.
+        """
         return F.pad(self.whole.to_network(x), (0, 0, 0, 0, 0, 1), value=1.0)
 
     def blocks(self, maps: Tensor) -> Tensor:
-        """Maps `[B, C, H, W]` as blocks `[B, pixels * C, h, w]`, pixel by pixel; zeros where one reaches outside."""
+        """Convert maps `[B, C, H, W]` to blocks `[B, pixels * C, h, w]`, padded with zeros."""
         height, width = maps.shape[2:]
         whole = F.pad(maps, (0, -width % self.side, 0, -height % self.side))
         return F.pixel_unshuffle(whole, self.side).unflatten(1, (-1, self.side**2)).transpose(1, 2).flatten(1, 2)
 
     def unblocked(self, blocks: Tensor, height: int, width: int) -> Tensor:
-        """The inverse of `blocks`, of maps of that size."""
+        """Invert `blocks` for maps of this size."""
         by_channel = blocks.unflatten(1, (self.side**2, -1)).transpose(1, 2).flatten(1, 2)
         return F.pixel_shuffle(by_channel, self.side)[..., :height, :width]
 
     def conditionals(self, x: Tensor, context: Tensor) -> Tensor:
-        """Parameters of each pixel of `whole` given those before it, `[B, parameters, H, W]`.
+        """Compute each pixel's parameters for `whole` given the pixels before it, `[B, parameters, H, W]`.
 
         Args:
-            x: as `standard` gives it.
+            x: result of `standard`.
             context: `[B, features, H, W]`.
         """
         values = self.blocks(self.seen(x))
         return self.unblocked(self.head(self.trunk(values, self.blocks(context)), values), *x.shape[2:])
 
     def log_volume(self, shape: tuple[int, ...]) -> Tensor | float:
-        """Of real values, the nats by which a density of standardised values exceeds that of stored ones."""
+        """Return log p of standardised real values minus log p of stored ones, in nats."""
         return 0.0 if self.schema.values.discrete else self.units.scale.expand(shape).log().sum()
 
     def _sides(self, maps: Tensor) -> tuple[int, ...]:
-        """Height and width of pictures, of any size; a signal, and the numbers of a vector, are one row."""
+        """Return height and width of pictures of any size; a signal or a vector is one row."""
         return {0: self.grid[1:], 1: (1, maps.shape[-1])}.get(self.schema.rank, tuple(maps.shape[2:]))
 
 
 @final
 class PixelByPixel(StoredValues):
-    """The distribution of `Autoregressive`. The network runs in the surrounding autocast, the rest in float32.
+    """Distribution of `Autoregressive`; the network runs in the surrounding autocast, the rest in float32.
 
     Args:
-        likelihood: whose networks it uses.
+        likelihood: the likelihood whose networks are used.
         context: `[B, features, H, W]`.
     """
 
@@ -167,11 +171,14 @@ class PixelByPixel(StoredValues):
 
     @property
     def mean(self) -> Tensor:
-        """The greedy drawing: each pixel its conditional mean, rounded unless real, given those before it."""
+        """Return the greedy reconstruction: the conditional mean of each pixel given those before it.
+
+        Discrete values are rounded.
+        """
         return self._drawn(self.context, lambda pixel, row, column: self._greedy(pixel))
 
     def redrawn(self, x: Tensor, where: Tensor) -> Tensor:
-        """The greedy drawing of some pixels alone, `where` `[H, W]` bool; all others are those of `x` `[1, *shape]`."""
+        """Reconstruct only the pixels `where` `[H, W]` (bool) greedily; all others are those of `x` `[1, *shape]`."""
         known, free = self.likelihood.standard(x).expand(len(self.context), -1, -1, -1), where.tolist()
 
         def choose(pixel: StoredValues, row: int, column: int) -> Tensor:
@@ -197,7 +204,7 @@ class PixelByPixel(StoredValues):
 
     @torch.no_grad()
     def _drawn(self, context: Tensor, choose: Callable[[StoredValues, int, int], Tensor]) -> Tensor:
-        """One pixel after another, `[B, *shape]`; `choose` gets its distribution, its row and its column."""
+        """Generate pixels one after another, `[B, *shape]`; `choose` gets the pixel's distribution, row and column."""
         of, (height, width) = self.likelihood, context.shape[2:]
         x = context.new_empty(len(context), of.grid[0], height, width)
         with torch.autocast(context.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Likelihoods under which the values of one example are independent given the drawing."""
+"""Likelihoods under which the values of an example are independent given z."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ SCALE_FLOOR = 1e-3
 
 @final
 class BernoulliModule(Likelihood):
-    """Binary values: p(x | z) = prod_d p_d^x_d (1 - p_d)^(1 - x_d), with p = sigmoid(parameters).
+    """Bernoulli likelihood of binary values: p(x | z) = prod_d p_d^x_d (1 - p_d)^(1 - x_d), p = sigmoid(parameters).
 
-    Parameters: `[B, C, *spatial]` (vectors `[B, D]`), the logits.
+    Parameters: `[B, C, *spatial]`, the logits.
 
     Raises:
-        SpecError: if the values are not binary; cross-entropy against grey values is no likelihood.
+        SpecError: if the values are not binary; the cross-entropy of grey values is not a likelihood.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -48,7 +48,7 @@ class BernoulliModule(Likelihood):
         return self.units.to_network(x)
 
     def initial_bias(self) -> Tensor:
-        """Zeros: both values equally probable."""
+        """Return zeros: both values are equally probable."""
         return torch.zeros(self.parameter_channels)
 
     def forward(self, parameters: Tensor) -> StoredValues:
@@ -57,7 +57,7 @@ class BernoulliModule(Likelihood):
 
 @final
 class BernoulliLogits(IndependentValues):
-    """Independent bits, from logits `[B, *event_shape]`; `log_prob` takes any dtype."""
+    """Independent bits with logits `[B, *event_shape]`; `log_prob` takes any dtype."""
 
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
@@ -85,9 +85,9 @@ class BernoulliLogits(IndependentValues):
 
 @final
 class CategoricalModule(Likelihood):
-    """A free probability for each of K values, each position and channel independent given z.
+    """Categorical likelihood with a free probability for each of K values, independent given z.
 
-    Parameters: `[B, K * C, *spatial]` (vectors `[B, K * D]`), the logits, laid out as `[B, K, C, *spatial]`.
+    Parameters: `[B, K * C, *spatial]`, the logits, laid out as `[B, K, C, *spatial]`.
 
     Raises:
         SpecError: if the values are neither integers nor symbols.
@@ -106,7 +106,7 @@ class CategoricalModule(Likelihood):
         return self.units.to_network(x)
 
     def initial_bias(self) -> Tensor:
-        """Zeros: all values equally probable."""
+        """Return zeros: all values are equally probable."""
         return torch.zeros(self.parameter_channels)
 
     def forward(self, parameters: Tensor) -> StoredValues:
@@ -117,7 +117,7 @@ class CategoricalModule(Likelihood):
 
 @final
 class CategoricalLogits(IndependentValues):
-    """Independent values `low ... low + K - 1`, from logits `[B, K, *event_shape]`."""
+    """Independent values `low ... low + K - 1` with logits `[B, K, *event_shape]`."""
 
     def __init__(self, logits: Tensor, values: Values) -> None:
         self.logits, self.values = logits, values
@@ -136,7 +136,7 @@ class CategoricalLogits(IndependentValues):
 
     @property
     def mean(self) -> Tensor:
-        """E[x]; the most probable of symbols, which have no mean."""
+        """Return E[x], or for symbols, which have no mean, the most probable one."""
         if self.values.kind == "symbols":
             return self.logits.argmax(1).to(self.logits.dtype)
         index = torch.arange(self.values.levels, dtype=self.logits.dtype, device=self.logits.device)
@@ -156,11 +156,11 @@ class CategoricalLogits(IndependentValues):
 
 @final
 class GaussianModule(Likelihood):
-    """Real values: p(x | z) = prod_d N(x_d; mu_d, sigma_d^2), a density of the stored values.
+    """Gaussian likelihood of real values: p(x | z) = prod_d N(x_d; mu_d, sigma_d^2), a density of the stored values.
 
-    Parameters: `[B, 2 * C, *spatial]` (vectors `[B, 2 * D]`): first the locations m, then the log scales s, in network
-    units; mu = center + scale * m and sigma = scale * (0.001 + exp(s)). The floor, a thousandth of the data's scale,
-    keeps the density of a value that the decoder can copy from growing without bound.
+    Parameters: `[B, 2 * C, *spatial]`: first the locations m, then the log scales s, in network units; mu = center +
+    scale * m and sigma = scale * (0.001 + exp(s)). The lower limit, a thousandth of the data's scale, bounds the
+    density of values that the decoder can copy.
 
     Raises:
         SpecError: if the values are discrete.
@@ -179,7 +179,7 @@ class GaussianModule(Likelihood):
         return self.units.to_network(x)
 
     def initial_bias(self) -> Tensor:
-        """Zeros: the training split's mean and standard deviation."""
+        """Return zeros: mean and standard deviation of the training split."""
         return torch.zeros(self.parameter_channels)
 
     def forward(self, parameters: Tensor) -> StoredValues:
@@ -190,20 +190,21 @@ class GaussianModule(Likelihood):
 
 @final
 class FixedGaussianModule(Likelihood):
-    """Real values, one scale for all: squared error as a likelihood.
+    """Gaussian likelihood of real values with one scale for all: squared error as a likelihood.
 
     -log p(x | z) = sum_d (x_d - mu_d)^2 / (2 sigma_d^2) + log sigma_d + log(2 pi) / 2, a density of the stored values,
-    with sigma_d = scale_d * (0.001 + exp(log_scale)), where scale_d is the data's and `log_scale` is one learned
-    number. Learned, it finds the weight of the squared error that a fixed unit variance only guesses
-    (Rybkin et al. 2021, "sigma-VAE", section 3).
+    with sigma_d = scale_d * (0.001 + exp(log_scale)), where scale_d is that of the data and `log_scale` is one learnt
+    number. Learning it finds the weight of the squared error that a fixed unit variance only guesses (Rybkin et al.
+    2021, "sigma-VAE", section 3).
 
-    Parameters: `[B, C, *spatial]` (vectors `[B, D]`), the locations in network units.
+    Parameters: `[B, C, *spatial]`, the locations in network units.
 
     Args:
-        scale: sigma in units of the data's scale, held fixed; None to learn it, from 1.
+        schema: description of one example.
+        scale: fixed sigma in units of the data's scale; None: learnt, starting at 1.
 
     Raises:
-        SpecError: if the values are discrete, or the scale is not positive.
+        SpecError: if the values are discrete.
     """
 
     def __init__(self, schema: Schema, scale: float | None) -> None:
@@ -221,7 +222,7 @@ class FixedGaussianModule(Likelihood):
         return self.units.to_network(x)
 
     def initial_bias(self) -> Tensor:
-        """Zeros: the training split's mean."""
+        """Return zeros: the mean of the training split."""
         return torch.zeros(self.parameter_channels)
 
     def forward(self, parameters: Tensor) -> StoredValues:
@@ -234,6 +235,6 @@ class FixedGaussianModule(Likelihood):
 
 
 def _normal(units: Standardizer, location: Tensor, sigma: Tensor) -> StoredValues:
-    """Make N(location, sigma^2) of network units a distribution over the stored ones."""
+    """Convert N(location, sigma^2) in network units to a distribution over stored values."""
     with torch.autocast(location.device.type, enabled=False):
         return RealValues(Normal(units.to_stored(location), units.scale * sigma, validate_args=False))

@@ -1,4 +1,4 @@
-"""Integers as a mixture of discretised logistics with linear channel dependence."""
+"""Mixture of discretised logistics for integers, with linear dependence between channels."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from tessella.foundation.errors import SpecError, option
 from tessella.likelihoods.shared import Standardizer, checked, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
-"""Least of 256 levels (a quarter of half a bin; less of more levels), and most of any."""
+"""Smallest log scale for 256 levels (lower for more levels), and the largest."""
 COARSE = 256
-"""Levels up to which float32 tells them apart in network units."""
+"""Most levels that float32 distinguishes in network units."""
 EDGE_CAP = 20.0
 HUGE = 1e38
 CHUNK = 1 << 18
-"""Numbers of one intermediate result that a CPU works on at once: a megabyte a thread, by measurement."""
+"""Numbers of an intermediate result processed at once on a CPU: a megabyte per thread, by measurement."""
 
 
 @final
 class LogisticMixtureModule(Likelihood):
-    """Integers: a mixture of K logistics on the line, each bin of which is one value (Salimans et al. 2017, 2.1-2.2).
+    """Mixture of K logistics, discretised so that each bin is one integer (Salimans et al. 2017, 2.1-2.2).
 
     With n levels, half a bin h = 1 / (n - 1), values y = 2 h (x - low) - 1 and the channels of one position in order,
 
@@ -37,12 +37,12 @@ class LogisticMixtureModule(Likelihood):
         mu_kc = m_kc + sum_(j < c) tanh(a_kcj) y_j,   F the logistic function,
 
     where the lowest value takes the whole lower tail and the highest the upper one, so that it sums to one. log s is
-    held in [-7 - log((n - 1) / 255), 7]; with that, log p and its gradient are finite for all parameters up to 1e30.
+    clamped to [-7 - log((n - 1) / 255), 7]; so log p and its gradient are finite for all parameters up to 1e30.
 
     Parameters: `[B, K * (1 + 2 C + C (C - 1) / 2), *spatial]`, blocks of K channels: the mixture's logits; the
-    locations m of channel 0, 1, ...; the log scales of channel 0, 1, ...; the coefficients a of the pairs
-    (1, 0), (2, 0), (2, 1), ... The values of a vector `(D,)` are independent given z: parameters `[B, 3 * K * D]`,
-    read as `[B, 3 * K, D]` with the same blocks.
+    locations m of channel 0, 1, ...; the log scales of channel 0, 1, ...; the coefficients a of the pairs (1, 0), (2,
+    0), (2, 1), ... The values of a vector `(D,)` are independent given z: parameters `[B, 3 * K * D]`, read as `[B, 3 *
+    K, D]` with the same blocks.
 
     Raises:
         SpecError: if the values are not integers, or a position has more than 4 channels.
@@ -55,7 +55,7 @@ class LogisticMixtureModule(Likelihood):
         self.channels = 1 if self.is_vector else schema.shape[0]
         if self.channels > 4:
             raise SpecError(
-                f"the logistic likelihood takes 1 to 4 channels, not {self.channels}: "
+                f"the logistic likelihood takes 1 to 4 channels, got {self.channels}: "
                 f"use {option('likelihood')} categorical"
             )
         self.mixtures = components
@@ -73,9 +73,10 @@ class LogisticMixtureModule(Likelihood):
         return self.units.to_network(x)
 
     def initial_bias(self) -> Tensor:
-        """Equal weights, locations spread over [-1, 1], channels independent; 7.5 bits a value on photographs.
+        """Return equal weights, locations spread over [-1, 1] and independent channels: 7.5 bits per value on
+        photographs.
 
-        Scales are not below exp(-1.5): a pixel's channels share their component, so narrow ones would hold it to grey.
+        Scales start at exp(-1.5) or more: a pixel's channels share their component, so narrow ones would force grey.
         """
         bias = torch.zeros(self._parameters_per_position // self.mixtures, self.mixtures)
         bias[1 : 1 + self.channels] = (2 * torch.arange(self.mixtures) + 1) / self.mixtures - 1
@@ -91,15 +92,15 @@ class LogisticMixtureModule(Likelihood):
 
 @final
 class LogisticMixtureValues(StoredValues):
-    """The distribution of `LogisticMixture`, over integers of shape `[B, *shape]`.
+    """Distribution of `LogisticMixture` over integers of shape `[B, *shape]`.
 
     Args:
-        parameters: `[B, K * (1 + 2 C + C (C - 1) / 2), positions]`, laid out as `LogisticMixture` says, in any
+        parameters: `[B, K * (1 + 2 C + C (C - 1) / 2), positions]`, laid out as in `LogisticMixtureModule`, in any
             precision and memory format; they are converted piece by piece where they are used.
         mixtures: K.
         channels: C, the values at one position that depend on one another.
         shape: the event shape, C * positions numbers, channels first.
-        values: their lowest value and their levels.
+        values: the values, with their lowest one and their number.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class LogisticMixtureValues(StoredValues):
         return self._each(value).reshape(-1, *(self.event_shape[1:] or self.event_shape))
 
     def _each(self, value: Tensor) -> Tensor:
-        """Of each position, `[B, N]`."""
+        """Compute log p of each position, `[B, N]`."""
         parameters = self.parameters
         index = self._index(value)
         with_gradient = torch.is_grad_enabled() and parameters.requires_grad
@@ -124,12 +125,15 @@ class LogisticMixtureValues(StoredValues):
             return _LogProb.apply(parameters, index, self.mixtures, self.levels, with_gradient)
 
     def _index(self, value: Tensor) -> Tensor:
-        """Stored values as numbers from 0, `[B, C, N]`."""
+        """Convert stored values to integers from 0, `[B, C, N]`."""
         value = value.reshape(self.parameters.shape[0], self.channels, self.parameters.shape[2])
         return value - self.low if self.low else value
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
-        """Channel by channel: p(x_c | x_<c) is a mixture too, its weights being pi_k prod_(j < c) p_k(x_j | x_<j)."""
+        """Write or read channel by channel: p(x_c | x_<c) is a mixture.
+
+        Its weights are pi_k prod_(j < c) p_k(x_j | x_<j).
+        """
         batch, _, positions = self.parameters.shape
         known = None if value is None else self._index(value)
         step = max(1, CHUNK // (self.mixtures * positions))
@@ -140,7 +144,7 @@ class LogisticMixtureValues(StoredValues):
         return torch.cat(told).float().view(self.batch_shape + self.event_shape) + self.low
 
     def _told(self, coder: SymbolCoder, parameters: Tensor, known: Tensor | None) -> Tensor:
-        """A few examples `[b, C, N]`."""
+        """Write or read a few examples, `[b, C, N]`."""
         precise = parameters.double() if self.levels > COARSE else parameters
         logits, locations, log_scales, coefficients = self._split(precise)
         bits = 2 * -(-(self.levels - 1).bit_length() // 2)
@@ -165,11 +169,11 @@ class LogisticMixtureValues(StoredValues):
 
     @property
     def mean(self) -> Tensor:
-        """E[x], channel by channel given the component, each with the mean of the earlier ones for their values.
+        """Return E[x], computed channel by channel with the earlier channels at their means.
 
-        One component's logistic is cut at both ends but not rounded: s (softplus((m + 1) / s) - softplus((m - 1) / s))
-        - 1 in network units. Rounding moves that by at most 0.2 of a value, at the smallest scales. What an earlier
-        channel loses at the ends enters the next one through its mean alone.
+        Each component's logistic is cut at both ends but not rounded: its mean is s (softplus((m + 1) / s) -
+        softplus((m - 1) / s)) - 1 in network units. Rounding would change that by at most 0.2 of a value, at the
+        smallest scales. What an earlier channel loses at the ends affects the next one only through its mean.
         """
         with torch.autocast(self.parameters.device.type, enabled=False):
             logits, locations, log_scales, coefficients = self._split(self.parameters)
@@ -207,7 +211,9 @@ class LogisticMixtureValues(StoredValues):
             return torch.stack(values, 1).reshape(*sample_shape, *self.batch_shape, *self.event_shape) + self.low
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits `[B, K, N]`, locations, log scales `[B, C, K, N]` and coefficients `[B, C (C - 1) / 2, K, N]`."""
+        """Split into logits `[B, K, N]`, locations and log scales `[B, C, K, N]`, and coefficients `[B, C (C - 1) / 2,
+        K, N]`.
+        """
         (batch, _, positions), channels = parameters.shape, self.channels
         blocks = parameters.to(_precision(parameters)).reshape(batch, -1, self.mixtures, positions)
         log_scales = blocks[:, 1 + channels : 1 + 2 * channels].clamp(_least_log_scale(self.levels), LOG_SCALE_MAX)
@@ -219,9 +225,9 @@ def _least_log_scale(levels: int) -> float:
 
 
 def _log_bins(x: Tensor, offset: Tensor, rise: Tensor, levels: int) -> Tensor:
-    """log p_k(x) of each component: log[F(b) - F(a)], with a and b = offset + rise t at t = x and x + 1.
+    """Compute log p_k(x) of each component: log[F(b) - F(a)], a and b = offset + rise t at t = x and x + 1.
 
-    Taken on the side where both are small, F(-a) - F(-b) if that is the other, so that little cancels.
+    Computed on the side where both are small, if need be as F(-a) - F(-b), so that little cancels.
     """
     a = torch.addcmul(offset, rise, x)
     b = (a + rise).masked_fill_(x == levels - 1, torch.inf)
@@ -231,16 +237,17 @@ def _log_bins(x: Tensor, offset: Tensor, rise: Tensor, levels: int) -> Tensor:
 
 
 class _LogProb(torch.autograd.Function):
-    """log p of every position `[B, N]`, and its gradient in the same walk through the parameters.
+    """log p of each position `[B, N]`, with its gradient computed in the same pass over the parameters.
 
     For one value with location mu, inverse scale w, m = w (y - mu) and half bin h = w / (n - 1), the difference of
-    distribution functions is F(m + h) - F(m - h) = exp(q) F(-q) F(2 h - q) (1 - exp(-2 h)) with q = h - |m|, in
-    which nothing cancels and only exp(q) can vanish. At the lower edge it is F(m + h) = exp(q) F(-q) with q = h + m, at
-    the upper one the same with q = h - m, so the edges need no case of their own: a huge number added at the right
-    places takes the other two factors to one. q is capped there (error below 1e-8 nats) for F(-q) not to vanish.
+    distribution functions is F(m + h) - F(m - h) = exp(q) F(-q) F(2 h - q) (1 - exp(-2 h)) with q = h - |m|, in which
+    nothing cancels and only exp(q) can vanish. At the lower edge it is F(m + h) = exp(q) F(-q) with q = h + m, at the
+    upper edge likewise with q = h - m. So the edges need no branch: a huge number added in the right places turns the
+    other two factors into one. q is capped there (error below 1e-8 nats) so that F(-q) does not vanish.
 
-    Then d log p / dq = F(-q) + F(2 h - q) - 1 and the rest is the chain rule. The factors of the channels are
-    multiplied before the one logarithm. On a CPU a few examples at a time, so that all of it stays in the cache.
+    Then d log p / dq = F(-q) + F(2 h - q) - 1, and the rest is the chain rule. The factors of the channels are
+    multiplied before the single logarithm. On a CPU a few examples are processed at a time, so that everything stays in
+    the cache.
     """
 
     @staticmethod
@@ -249,7 +256,7 @@ class _LogProb(torch.autograd.Function):
         channels, work = value.shape[1], _precision(parameters)
         on_cpu = parameters.device.type == "cpu"
         result = parameters.new_empty(batch, positions, dtype=work)
-        # kept in the decoder's precision and layout, but for float16, whose range is too short for it
+        # kept in the decoder's precision and layout, except float16, whose range is too small
         kept = torch.float32 if parameters.dtype == torch.float16 else parameters.dtype
         gradient = torch.empty_like(parameters, dtype=kept) if with_gradient else None
         step = max(batch, 1)
@@ -279,7 +286,7 @@ def _precision(parameters: Tensor) -> torch.dtype:
 
 
 def _store(into: Tensor, values: Tensor, on_cpu: bool) -> None:
-    """Copy `values` `[b, P, N]` into another precision and layout: on a CPU the 2-d transpose is four times as fast."""
+    """Copy `values` `[b, P, N]` to another precision and layout; on a CPU the 2-d transpose is four times as fast."""
     if on_cpu and into.stride() != values.stride():
         for row, done in zip(into, values.to(into.dtype), strict=True):
             row.t().copy_(done.t())
@@ -288,9 +295,10 @@ def _store(into: Tensor, values: Tensor, on_cpu: bool) -> None:
 
 
 def _log_prob_and_gradient(blocks: Tensor, x: Tensor, levels: int, gradient: Tensor | None) -> Tensor:
-    """log p `[b, N]` of values x `[b, C, N]` from 0; its derivative by `blocks` `[b, -1, K, N]` goes to `gradient`.
+    """Compute log p `[b, N]` of values x `[b, C, N]` from 0, and write its derivative to `gradient`.
 
-    Of many levels, distances are measured in bins: there x is exact, and neighbouring bins meet at one edge.
+    The derivative is by `blocks` `[b, -1, K, N]`. With many levels, distances are measured in bins: there x is exact,
+    and neighbouring bins meet at one edge.
     """
     channels, half_range, least = x.shape[1], (levels - 1) / 2, _least_log_scale(levels)
     unit = 1.0 if levels <= COARSE else half_range

@@ -1,4 +1,4 @@
-"""What the likelihoods share: stored and network units, the base of their distributions, the checks."""
+"""Shared parts of the likelihoods: units, base classes of their distributions, and checks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tessella.foundation.errors import SpecError, option
 
 
 class Standardizer(nn.Module):
-    """The affine map between stored and network units, `stored = center + scale * network`.
+    """Affine map between stored and network units: `stored = center + scale * network`.
 
-    Discrete values go to [-1, 1]; real values are standardised with the schema's center and scale, one a
-    channel (pictures) or a feature (vectors), or one for all. A scale of zero (a constant feature) counts as one.
+    Discrete values go to [-1, 1]. Real values are standardised with the schema's center and scale, per channel
+    (pictures), per feature (vectors) or one for all. A scale of zero (a constant feature) counts as one.
     """
 
     center: Tensor
@@ -43,11 +43,11 @@ class Standardizer(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
 
     def to_network(self, x: Tensor) -> Tensor:
-        """Stored values `[B, *shape]` as float32 of about unit scale."""
+        """Convert stored values `[B, *shape]` to float32 of about unit scale."""
         return (x.to(torch.float32) - self.center) / self.scale
 
     def to_stored(self, y: Tensor) -> Tensor:
-        """The inverse, in y's precision."""
+        """Invert `to_network`, in y's precision."""
         return self.center + self.scale * y
 
 
@@ -68,7 +68,7 @@ class IndependentValues(StoredValues, ABC):
 
 @final
 class RealValues(IndependentValues):
-    """Real values, independent under a distribution of batch shape `[B, *event_shape]`: a density."""
+    """Independent real values with a density, given by a distribution of batch shape `[B, *event_shape]`."""
 
     def __init__(self, distribution: Distribution) -> None:
         self.distribution = distribution
@@ -90,17 +90,22 @@ class RealValues(IndependentValues):
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         raise SpecError(
-            "real values have a density, which no code reaches: there is no lossless file of them", code="density"
+            "real values have a density instead of probabilities, so they cannot be compressed without loss",
+            code="density",
         )
 
 
 def over_channels(each: Tensor) -> Tensor:
-    """Log-probabilities of single values `[B, *shape]` as those of positions: a pixel's channels summed."""
+    """Sum log-probabilities of single values `[B, *shape]` over channels, to one per position."""
     return each.sum(1) if each.dim() > 2 else each
 
 
 def require_values(schema: Schema, likelihood: str, *kinds: str) -> None:
-    """SpecError, with the remedy, unless the data holds values of one of these kinds."""
+    """Check that the data has values of one of these kinds.
+
+    Raises:
+        SpecError: if it has not; the message names a likelihood that suits the data.
+    """
     if schema.values.kind not in kinds:
         binarize = (
             f"add {option('binarize')} dynamic, or " if "binary" in kinds and schema.values.name == "uint8" else ""
@@ -113,17 +118,18 @@ def require_values(schema: Schema, likelihood: str, *kinds: str) -> None:
 
 
 def checked(parameters: Tensor, schema: Schema, channels: int) -> Tensor:
-    """The decoder's output in float32 (float64 stays), if its shape is `[B, channels, *spatial]`.
+    """Return the decoder's output in float32 (float64 is kept), after a check of its shape.
 
-    Pictures may have another size than the schema's: convolutional networks draw any.
+    The shape is `[B, channels, *spatial]`. Pictures may have another size than the schema's, because convolutional
+    networks decode any size.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if the shape is wrong.
     """
     if parameters.dim() != len(schema.shape) + 1 or parameters.shape[1] != channels:
         spatial = ", *spatial" if schema.rank else ""
         raise ValueError(
-            f"the likelihood needs parameters of shape [B, {channels}{spatial}], but the decoder gave "
+            f"the likelihood needs parameters of shape [B, {channels}{spatial}], but the decoder returned "
             f"{list(parameters.shape)}: its last layer must have {channels} outputs"
         )
     return parameters if parameters.dtype == torch.float64 else parameters.to(torch.float32)

@@ -15,7 +15,7 @@ from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.flows.dequantise import Dequantizer, UniformDequantizer, VariationalDequantizer
-from tessella.flows.multiscale import PictureFlow
+from tessella.flows.multiscale import MultiscaleFlow
 from tessella.flows.transforms import Transform
 from tessella.flows.vectors import VectorFlow
 from tessella.foundation.errors import SpecError
@@ -188,14 +188,14 @@ def build_flow_model(
     components: int | None,
     variational: bool,
 ) -> FlowModel:
-    """Make a multi-scale coupling flow of pictures, or a flow of autoregressive splines for vectors.
+    """Make a multi-scale coupling flow of signals and pictures, or a flow of autoregressive splines for vectors.
 
     Args:
         variational: how discrete values become real ones: by a learned distribution, else by uniform noise.
     """
     width = width or (64 if not schema.rank or schema.shape[0] >= 3 else 32)
     flow = (
-        PictureFlow(schema.shape, mixtures=components or 5, steps=steps or 0, width=width, depth=depth)
+        MultiscaleFlow(schema.shape, mixtures=components or 5, steps=steps or 0, width=width, depth=depth)
         if schema.rank
         else VectorFlow(schema.dims, bins=components or 16, steps=steps or 3, width=width, depth=depth)
     )

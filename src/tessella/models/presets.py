@@ -255,13 +255,13 @@ class VQVAE2Config(CodesConfig):
 class FlowConfig(ImportanceWeighted):
     """Flow: invertible map from x to z with exact likelihood (Dinh et al. 2017).
 
-    Pictures of any size get a multi-scale coupling flow, vectors autoregressive splines.
+    Signals and pictures of any size get a multi-scale coupling flow, vectors autoregressive splines.
 
     Attributes:
-        width: channels (pictures) or units (vectors) of the couplings' networks.
+        width: channels (signals, pictures) or units (vectors) of the couplings' networks.
         depth: residual blocks of these networks.
-        flow_steps: couplings per scale (pictures) or autoregressive steps (vectors, default 3).
-        components: logistics in a coupling's mixture (pictures, default 5) or bins of a spline (vectors, default 16).
+        flow_steps: couplings per scale (signals, pictures) or autoregressive steps (vectors, default 3).
+        components: logistics in a coupling's mixture (default 5) or bins of a spline (vectors, default 16).
         dequantization: how discrete values become real ones. Default: uniform.
     """
 
@@ -276,8 +276,6 @@ class FlowConfig(ImportanceWeighted):
             raise SpecError(
                 f"real values need no dequantisation: leave out {option('dequantization')}", code="real-values"
             )
-        if schema.rank == 1:
-            raise SpecError("a flow takes vectors and pictures, not signals: use diffusion", code="not-for-signals")
         from tessella.models.flow import build_flow_model
 
         return build_flow_model(

@@ -67,6 +67,11 @@ def conv(rank: int, inputs: int, outputs: int, size: Any = 1, **options: Any) ->
     return (nn.Conv2d if rank == 2 else nn.Conv1d)(inputs, outputs, size, **options)
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+    """Convolve `[B, C, *spatial]` along its one axis or two."""
+    return (F.conv2d if x.dim() == 4 else F.conv1d)(x, weight, bias, **options)
+
+
 def fold(x: Tensor, side: int) -> Tensor:
     """Fold blocks of `side` positions per axis into channels: `[B, C, *spatial]` to `[B, C side^rank, ...]`."""
     return F.pixel_unshuffle(x, side) if x.dim() == 4 else x.unflatten(2, (-1, side)).movedim(3, 2).flatten(1, 2)

@@ -1,1 +1,1 @@
-"""What a trained model is good for."""
+"""Tasks: everything that can be done with a trained model."""

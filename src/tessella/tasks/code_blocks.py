@@ -1,4 +1,4 @@
-"""Page blocks on discrete codes: code maps, reconstructions from mean patches, the atlas, usage, and samples."""
+"""Page blocks for discrete codes: code maps, images from mean patches, the atlas, usage, and samples."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tessella.models.codes import CodeModel
 HALF = 424
 """Pixels of half a page."""
 STRIP, SIDE = 6, 112
-"""Examples in a strip, and pixels a side of each."""
+"""Number of examples in a strip, and side of each in pixels."""
 PATCHES, PATCHES_EACH, BOOKS = 60, 24, 3
-"""Codes in the atlas of the only codebook; in each of several; and codebooks shown at most."""
+"""Codes in the atlas if there is one codebook, codes of each if there are several, and maximum number of codebooks."""
 SAMPLES, SLOW_SAMPLES = 36, 9
 
 
@@ -187,14 +187,14 @@ def rate_maps(model: CodeModel, batch: Batch) -> list[Tensor]:
 
 
 def _label(coded: CodedExamples, level: int, slot: int | None, what: str) -> str:
-    """Append the level and slot to `what`, if there are several."""
+    """Append level and slot to `what`, if there are several."""
     name, slots = level_name(level, len(coded.codes)), coded.codes[level].shape[1]
     place = f"code {slot + 1} of the {slots} at each position" if slot is not None and slots > 1 else ""
     return ", ".join(part for part in (what, name, place) if part)
 
 
 def _slow(model: Model) -> bool:
-    """Tell whether decoding one example takes a pass over all pixels, so that few should be decoded."""
+    """Return whether decoding takes a pass over all pixels, so that few examples should be decoded."""
     return model.likelihood.sequential_mean
 
 
@@ -204,5 +204,5 @@ def _half(examples: Tensor, model: Model, columns: int) -> Image.Image:
 
 
 def _panels(panels: Sequence[tuple[Image.Image, str]], caption: str) -> Grid:
-    """Put pictures two in a row, each with its words."""
+    """Arrange captioned pictures two in a row."""
     return Grid([Tile([image], text) for image, text in panels], caption, HALF, pixelated=False)

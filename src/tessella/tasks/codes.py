@@ -1,4 +1,4 @@
-"""Tasks `encode` and `decode`: examples as codes in a file of plain arrays, and back."""
+"""Tasks `encode` and `decode`: examples to codes in a file of plain arrays, and back."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class EncodeConfig:
     """Encode examples to codes: a few integers each, in a file of plain arrays that numpy reads.
 
     Attributes:
-        inputs: picture files, folders of them, numbers of examples, splits or other data; none: all of the split.
-        native_size: keep pictures at their own size, instead of fitting them to the size trained on.
-        data: other data than the run's own, read as the run's was.
-        split: the split that is encoded, or that numbers refer to.
+        inputs: picture files, folders, numbers of examples, names of splits, or other data; by default the whole split.
+        native_size: keep pictures at their own size, instead of resizing them to the size trained on.
+        data: data set to use instead of the run's own; it is read with the run's options.
+        split: split to encode, or that numbers of examples refer to.
     """
 
     inputs: Positional[tuple[str, ...]] = ()
@@ -44,7 +44,7 @@ class EncodeResult(Result):
 
     Attributes:
         stored: the codes.
-        codebook_sizes: K of each level.
+        codebook_sizes: codebook size of each level.
     """
 
     stored: StoredCodes
@@ -52,7 +52,7 @@ class EncodeResult(Result):
 
     @property
     def bytes_per_example(self) -> float:
-        """Mean size of an example's codes before entropy coding."""
+        """Return the mean size of an example's codes before entropy coding."""
         levels = zip(self.stored.levels, self.codebook_sizes, strict=True)
         bits = sum(sum(codes.size for codes in level) * math.log2(size) for level, size in levels)
         return bits / len(self.stored) / 8
@@ -82,7 +82,7 @@ class EncodeResult(Result):
 
 @task("encode", summary="encode examples as integers, in a file of plain arrays", group="codes", out="codes.npz")
 def encode(run: Run, config: EncodeConfig) -> EncodeResult:
-    """Encode examples by the model of a run."""
+    """Encode examples with the model of a run."""
     from tessella.coding.codes_file import encode_codes
 
     model = _code_model(run)
@@ -94,14 +94,14 @@ def encode(run: Run, config: EncodeConfig) -> EncodeResult:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Decode codes to pictures, one each.
+    """Decode codes to pictures, one per example.
 
     Attributes:
-        codes: a file that `encode` wrote.
-        out: the folder to write pictures into; they keep their names.
-        sample: sample from p(x | z), noise and all, instead of taking its mean.
+        codes: file of codes that the task `encode` wrote.
+        out: folder to write the pictures into; they keep their names.
+        sample: sample from p(x | z), noise included, instead of taking its mean.
         seed: seed of the samples.
-        overwrite: replace pictures that are there.
+        overwrite: replace existing pictures.
     """
 
     codes: Positional[str]
@@ -128,7 +128,7 @@ class DecodeResult(Result):
 
 @task("decode", summary="decode such a file to pictures, one each", group="codes")
 def decode(run: Run, config: DecodeConfig) -> DecodeResult:
-    """Decode a file of codes by the model of a run."""
+    """Decode a file of codes with the model of a run."""
     from tessella.coding.codes_file import check_codes, decode_codes, read_codes
     from tessella.foundation.output_folder import Outputs, check_folder
     from tessella.kinds import pictures
@@ -141,7 +141,7 @@ def decode(run: Run, config: DecodeConfig) -> DecodeResult:
         raise DataError(f"{config.codes}: {error.message}", code=error.code) from error
     files = Outputs(config.out, stored.names, ".png", overwrite=config.overwrite)
     if len(set(stored.names)) < len(stored):
-        raise DataError(f"{config.codes} has several examples of one name: encode again", code="equal-names")
+        raise DataError(f"{config.codes} has several examples with the same name: encode again", code="equal-names")
     with files as outputs:
         for name, x in decode_codes(model, stored, sample=config.sample, seed=config.seed):
             image = pictures.grid(x[None], model.schema, columns=1, scale=1)
@@ -153,7 +153,7 @@ def _code_model(run: Run) -> CodeModel:
     """Load the model of a run without a fitted prior.
 
     Raises:
-        SpecError: `no-codes` if it has none.
+        SpecError: `no-codes` if the model has no codes.
     """
     model = run.model("trained")
     if not model.levels:

@@ -1,4 +1,4 @@
-"""Tasks `compress`, `decompress` and `inspect`: examples in one file as short as the model's bound, and back."""
+"""Tasks `compress`, `decompress` and `inspect`: examples in one file, about as short as the model's bound, and back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tessella.training.run import Run
 
 METHODS = {
-    "codes": "codes alone, under the prior: what is decoded from them is like the original, not equal",
+    "codes": "codes alone, under the prior: decoding gives reconstructions, not the originals",
     "lossless": "lossless: codes under the prior, then the values given the codes",
     "bits-back": "lossless: latents by bits-back coding, then the values given them",
 }
@@ -37,23 +37,23 @@ METHODS = {
 
 @dataclass(frozen=True)
 class CompressConfig:
-    """Write examples into one file, as short as the model's bound, and restore them exactly.
+    """Compress examples into one file, about as short as the model's bound, that restores them exactly.
 
-    Picture files that the model cannot represent exactly (with alpha, of 16 bits, in colour where it is grey, ...) are
-    stored in the file as they are; a note tells what is not restored of the others, such as their size without
+    Picture files that the model cannot represent exactly (with alpha, with 16 bits, colour for a grey model, ...) are
+    stored in the file unchanged. A note says what is not restored of the others, such as their size without
     `native_size`.
 
     Attributes:
-        inputs: picture files, folders of them, numbers of examples, splits or other data; none: all of the split.
-        out: the file to write.
-        lossy: keep the codes alone, of a model of codes.
-        native_size: keep pictures at their own size, instead of fitting them to the size trained on.
-        data: other data than the run's own, read as the run's was.
-        split: the split that is compressed, or that numbers refer to.
-        prior: the kind of a fitted prior, or `trained` (for codes `uniform`, which is fast): the model's own.
-        precision: precision of encoder and decoder; `auto`: bfloat16 for lossless codes where the processor has it.
-        compare: code the first examples by other codecs too: pictures as PNG, WebP and JPEG XL, numbers by xz.
-        overwrite: replace a file that is there.
+        inputs: picture files, folders, numbers of examples, names of splits, or other data; by default the whole split.
+        out: file to write.
+        lossy: store only the codes (for a model with codes), so that decompression gives reconstructions.
+        native_size: keep pictures at their own size, instead of resizing them to the size trained on.
+        data: data set to use instead of the run's own; it is read with the run's options.
+        split: split to compress, or that numbers of examples refer to.
+        prior: kind of the fitted prior to use, or `trained` (for codes `uniform`, which is fast): the model's own.
+        precision: precision of encoder and decoder; `auto` is bfloat16 for lossless codes if the CPU supports it.
+        compare: also code the first examples with other codecs: pictures with PNG, WebP and JPEG XL, numbers with xz.
+        overwrite: replace an existing file.
     """
 
     inputs: Positional[tuple[str, ...]] = ()
@@ -71,14 +71,14 @@ class CompressConfig:
 @final
 @dataclass(frozen=True)
 class CompressResult(Result):
-    """A compressed file beside the model's bound and other codecs.
+    """A compressed file, beside the model's bound and other codecs.
 
     Attributes:
-        out: the file.
+        out: path of the file.
         file: sizes and time.
-        exactness: what is restored, in words.
-        codecs: bytes of the first pictures under other codecs.
-        compared, compared_numbers: number of those pictures, and of values in them.
+        exactness: what decompression restores.
+        codecs: sizes of the first pictures under other codecs.
+        compared, compared_numbers: number of those pictures, and number of values in them.
     """
 
     out: str
@@ -121,31 +121,34 @@ class CompressResult(Result):
             for codec in self.codecs:
                 add(codec.name, codec.bytes, self.compared_numbers)
         if f.kept:
-            rows.append((f"{f.kept:,} files kept beside them", f"{f.kept_bytes:,}", "", ""))
+            rows.append((f"{f.kept:,} files stored unchanged", f"{f.kept_bytes:,}", "", ""))
         said = [f"{f.seconds:.1f} seconds, {f.numbers / 1e6 / f.seconds:.3g} MB/s of values"]
         if self.codecs and self.compared < f.examples:
-            said.insert(0, f"others are of the first {self.compared:,} pictures, a file each")
+            said.insert(0, f"other codecs code the first {self.compared:,} pictures, one file each")
         title = f"{self.out}: {f.examples:,} examples, {self.exactness}"
         table = Table(("what", "bytes", "bits/dim", "the file is"), rows, (1, 2, 3), title)
         return Page("Compressed file", (table, *map(Text, said)))
 
 
 def _say_where(device: object) -> None:
-    """Note that coding stays on the processor, if another device was asked for by name."""
+    """Note that coding stays on the CPU, if another device was requested by name."""
     if device is not None and not str(device).startswith(("auto", "cpu")):
-        note("coding runs on the processor, where both ends round alike")
+        note("coding runs on the CPU, so that encoder and decoder round in the same way")
 
 
 @task("compress", summary="compress examples into one file, as short as the bound, lossless", group="use")
 def compress(run: Run, config: CompressConfig) -> CompressResult:
-    """Compress examples by the model of a run; coding runs on the processor, where both ends round alike."""
+    """Compress examples with the model of a run, on the CPU.
+
+    There, encoder and decoder round in the same way.
+    """
     from tessella.coding import files
     from tessella.coding.originals import Originals
     from tessella.coding.weights import Weights
     from tessella.kinds.base import kind_of
 
     if os.path.isdir(config.out):
-        raise DataError(f"{config.out} is a folder: give a file to write with {option('out')}", code="is-folder")
+        raise DataError(f"{config.out} is a folder: give the path of a file with {option('out')}", code="is-folder")
     if os.path.lexists(config.out) and not config.overwrite:
         raise DataError(
             f"{config.out} exists already: choose another file with {option('out')}, or give {option('overwrite')}",
@@ -182,7 +185,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
 
 
 MOST, NUMBERS = 1000, 1 << 26
-"""Examples that are compared at most, and values in all of them."""
+"""Maximum number of examples to compare, and of values in all of them."""
 
 
 @final
@@ -196,7 +199,7 @@ class CodecSize:
 
 @final
 class BaselineCodecs:
-    """Collects the first examples that pass, and codes them by the codecs of their kind.
+    """Collects the first examples, and codes them with other codecs for their kind of data.
 
     Attributes:
         numbers: number of values in the examples collected.
@@ -215,19 +218,22 @@ class BaselineCodecs:
         return len(self._kept)
 
     def collect(self, x: Tensor) -> None:
-        """Collect examples `[B, *shape]`, as long as there are not too many."""
+        """Collect examples `[B, *shape]`, up to the limit."""
         for one in x[: max(0, MOST - self.count)] if self._codecs else ():
             if self.numbers + one.numel() <= NUMBERS:
                 self._kept.append(one.clone())
                 self.numbers += one.numel()
 
     def sizes(self) -> list[CodecSize]:
-        """Code the collected examples by each codec that is available."""
+        """Code the collected examples with each available codec."""
         return [CodecSize(codec.name, codec.size(self._kept)) for codec in self._codecs if self._kept]
 
 
 def _noted(examples: Iterable[NamedBatch], originals: Originals, codecs: BaselineCodecs | None) -> Iterator[NamedBatch]:
-    """Pass examples on; before the first, when all files have been judged, note what is not restored."""
+    """Pass examples on, and collect them for other codecs.
+
+    Before the first, when all files have been judged, note what is not restored.
+    """
     rest = iter(examples)
     first = list(islice(rest, 1))
     for line in originals.notes:
@@ -239,26 +245,26 @@ def _noted(examples: Iterable[NamedBatch], originals: Originals, codecs: Baselin
 
 
 def _exactness(file: Compressed, originals: Originals, of_split: str) -> str:
-    """Word what is restored."""
+    """Describe what decompression restores."""
     said = METHODS[file.method].partition(", ")[0].partition(":")[0]
     if file.method == "codes":
         return said
     if originals.fitted:
         size = "x".join(map(str, originals.size))
         others = "" if originals.fitted == file.examples else f" ({originals.fitted:,} of them)"
-        return f"{said} of the pictures as fitted to {size}{others}"
+        return f"{said} of the pictures resized to {size}{others}"
     return f"{said} of the {of_split}" if of_split else said
 
 
 @dataclass(frozen=True)
 class DecompressConfig:
-    """Restore what a file holds: a picture each (for vectors an array each), only if its checksum is right.
+    """Restore the examples of a file: one picture each (or one array each for vectors), if the checksums match.
 
     Attributes:
-        file: a file that `compress` wrote.
-        out: the folder to write into; examples keep their names.
-        run: the run that made it, if it has moved.
-        overwrite: replace files that are there.
+        file: file that the task `compress` wrote.
+        out: folder to write into; examples keep their names.
+        run: run that made the file, if it has been moved.
+        overwrite: replace existing files.
     """
 
     file: Positional[str]
@@ -270,12 +276,12 @@ class DecompressConfig:
 @final
 @dataclass(frozen=True)
 class DecompressResult(Result):
-    """What was restored into a folder.
+    """Examples restored into a folder.
 
     Attributes:
         examples: number of pictures, or of arrays.
-        pictures: whether they are pictures.
-        kept: number of files that were stored as they are.
+        pictures: whether the examples are pictures.
+        kept: number of files that were stored unchanged.
         out: the folder.
     """
 
@@ -295,7 +301,10 @@ class DecompressResult(Result):
 
 @task("decompress", summary="restore the examples of a file, bit for bit", group="use")
 def decompress(config: DecompressConfig, device: str | None = None) -> DecompressResult:
-    """Decompress a file; networks run on the processor, but that codes alone are decoded to pictures on `device`."""
+    """Decompress a file.
+
+    Networks run on the CPU, except that codes alone are decoded to pictures on `device`.
+    """
     from tessella.coding import files
     from tessella.coding.container import Container
     from tessella.coding.weights import model_for
@@ -332,10 +341,10 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
 
 @dataclass(frozen=True)
 class InspectConfig:
-    """Describe what a compressed file holds, and check that it is whole; the run is not needed.
+    """Describe the contents of a compressed file, and check that it is intact; the run is not needed.
 
     Attributes:
-        file: a file that `compress` wrote.
+        file: file that the task `compress` wrote.
     """
 
     file: Positional[str]
@@ -344,11 +353,11 @@ class InspectConfig:
 @final
 @dataclass(frozen=True)
 class InspectResult(Result):
-    """Header and counts of a compressed file.
+    """Header and contents of a compressed file.
 
     Attributes:
         header: its header.
-        contents: counts of what it holds.
+        contents: counts of its parts.
         bytes: its size.
     """
 
@@ -390,7 +399,7 @@ class InspectResult(Result):
             "run": h.run,
             "examples": f"{h.count:,} of {shape} {h.values} values: {names}",
             "sizes": sizes,
-            "kept": f"{len(c.kept):,} files as they are: {abridged(c.kept)}" if c.kept else "",
+            "kept": f"{len(c.kept):,} files, unchanged: {abridged(c.kept)}" if c.kept else "",
             "notes": h.notes,
             "bytes": f"{self.bytes:,}, {c.coded_bytes:,} of them examples in {c.chunks:,} chunks of {c.batches:,} "
             "batches",

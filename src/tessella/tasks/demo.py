@@ -1,4 +1,4 @@
-"""Task `demo`: train a small VQ-VAE with a prior on embedded pictures, and show what other tasks make of it."""
+"""Task `demo`: trains a small VQ-VAE with a prior on embedded pictures, and applies other tasks to it."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 DATA, RUN = "clothes", "demo-run"
 RATE, PRIOR_RATE = 3e-3, 2e-3
-"""Learning rates: with so little time, small networks need higher ones than the package's own."""
+"""Learning rates: in so short a time small networks need higher ones than the package's defaults."""
 SHARE = 0.6
-"""Share of the time for the model; the rest is for the prior."""
+"""Share of the training time for the model; the rest is for the prior."""
 EDITED, REGION, VARIANTS = "Dress", "0,12,28,16", 5
 QUERIES, NEAREST = ("Ankle boot", "Bag", "Dress"), 7
 NORMAL, SCORE, FALSE_POSITIVES, SHOWN = 300, "complexity-corrected", 0.01, 6
 COMPRESSED = 500
 PROBES = 20
-"""Convolutions that are timed, a few milliseconds each, to see whether the machine is busy."""
+"""Number of timed convolutions, a few milliseconds each, that show whether the machine is busy."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class DemoConfig:
     The page has samples, an edit, a search, anomalies and a compressed file, each beside the command that makes it.
 
     Attributes:
-        run: the run folder to make; `demo-run` is replaced if it is there.
-        minutes: how long to train: three fifths for the model, two for the prior.
+        run: run folder to create; an existing `demo-run` is replaced.
+        minutes: training time: three fifths for the model, two fifths for the prior.
     """
 
     run: str = RUN
@@ -61,7 +61,7 @@ class DemoConfig:
 @final
 @dataclass(frozen=True)
 class StoppedDemo(Result):
-    """Training that was stopped and saved, and how to resume it."""
+    """Training that was stopped and saved, with the call that resumes it."""
 
     run: str
     resume: Call
@@ -84,11 +84,11 @@ class DemoResult(Result):
 
     Attributes:
         run: the run folder.
-        minutes: time that model and prior were trained for together.
-        evaluation: of the test split.
+        minutes: training time of model and prior together.
+        evaluation: evaluation on the test split.
         passed_over: why the learned prior is not used; empty if it is.
         edited, found, anomalies, compressed, report: results of the tasks.
-        samples, codes: blocks on samples and codes.
+        samples, codes: page blocks on samples and codes.
     """
 
     run: str
@@ -161,7 +161,7 @@ class DemoResult(Result):
             text = f"{words} than {best.name}: a lossless file of {c.file.examples:,} test pictures"
             cards.append((f"{abs(smaller):.0f} %", text))
         auroc = rankings[self.anomalies.by].auroc
-        cards.append((f"{auroc:.3f}", "AUROC: how often a handwritten digit scores as stranger than clothes"))
+        cards.append((f"{auroc:.3f}", "AUROC: how often a handwritten digit scores as more anomalous than clothes"))
         if e.psnr is not None:
             cards.append((psnr_text(e.psnr), "PSNR of the reconstructions"))
         return Cards(cards)
@@ -194,9 +194,9 @@ class DemoResult(Result):
         caught, strange, false, normal = _caught(self.anomalies)
         text = (
             f"{strange} handwritten digits, which the model never saw, among {normal:,} test pictures of clothes, "
-            f"sorted by how ill they fit. {100 * FALSE_POSITIVES:g} % of the validation pictures exceed the threshold: "
-            f"{caught} of the digits lie above it, and {false} of the clothes. Digits are easily told from clothes; "
-            "damage to a small part of a picture is much harder to find."
+            f"sorted by anomaly score. {100 * FALSE_POSITIVES:g} % of the validation pictures exceed the threshold: "
+            f"{caught} of the digits lie above it, and {false} of the clothes. Digits are easy to distinguish from "
+            "clothes; damage to a small part of a picture is much harder to find."
         )
         options = {"anomalies": "digits", "calibration_data": "valid"}
         return (
@@ -209,20 +209,18 @@ class DemoResult(Result):
     def _compress(self) -> tuple[Block, ...]:
         c, file = self.compressed, self.compressed.file
         rows = [
-            ("stored raw", file.numbers, "8 bits a pixel"),
-            *((codec.name, codec.bytes, "a file each") for codec in c.codecs),
-            ("the model's bound", file.bound_bytes, "what the model says it must take"),
+            ("stored raw", file.numbers, "8 bits per pixel"),
+            *((codec.name, codec.bytes, "one file each") for codec in c.codecs),
+            ("the model's bound", file.bound_bytes, "the length that the model promises"),
             (Path(c.out).name, file.bytes, "all of them in one file, names and checksums included"),
         ]
         cells = [(what, f"{size:,.0f}", f"{size / file.examples:,.1f} bytes; {words}") for what, size, words in rows]
-        text = (
-            f"The first {file.examples:,} test pictures, lossless: decompressed and compared, every pixel is the same."
-        )
+        text = f"The first {file.examples:,} test pictures, lossless: after decompression every pixel is the same."
         compress = Call("compress", [self.run, f":{COMPRESSED}"], {"out": "clothes.tes"})
         return (
             Heading("A compressed file"),
             Text(text),
-            Table(("what", "bytes", "a picture"), cells),
+            Table(("what", "bytes", "per picture"), cells),
             Calls([compress, Call("decompress", ["clothes.tes"], {"out": "pictures"})]),
         )
 
@@ -286,7 +284,7 @@ def _demo(config: DemoConfig, device: str | None) -> DemoResult | StoppedDemo:
     run.results.save(EVALUATION.format("test"), evaluation, seed=0)
     sizes = f"a picture takes {size_text(evaluation.bound)}, {size_text(data.schema.dims * 8 * math.log(2))} raw"
     prior = f"the learned prior {saving_text(evaluation.codes)} of the bits of the codes"
-    no_better = f"the learned prior is no better than the uniform one, which is used: give more {option('minutes')}"
+    no_better = f"the learned prior is no better than the uniform one, which is used: increase {option('minutes')}"
     note(f"4 of 8: test: {sizes}; {prior if evaluation.codes.learned else no_better}")
     return DemoResult(
         config.run,
@@ -305,7 +303,7 @@ def _demo(config: DemoConfig, device: str | None) -> DemoResult | StoppedDemo:
 
 @contextmanager
 def _threads() -> Iterator[None]:
-    """Compute with one thread where that is faster: where others hold the cores, threads mostly wait for each other."""
+    """Compute with one thread if that is faster, as on a machine whose cores are busy."""
     import torch
 
     threads = torch.get_num_threads()
@@ -331,14 +329,14 @@ def _threads() -> Iterator[None]:
 
 
 def _first(data: Data, split: str, name: str) -> int:
-    """Number of the first example of a class."""
+    """Return the number of the first example of a class."""
     labels = data.split(split).labels
     assert labels is not None
     return labels.tolist().index(data.schema.classes.index(name))
 
 
 def _edited(run: Run, data: Data) -> EditResult:
-    """Sample the lower half of one picture given the upper half."""
+    """Resample the lower half of one picture given the upper half."""
     number = _first(data, "test", EDITED)
     result = edit(run, EditConfig(str(number), region=REGION, resample=True, count=VARIANTS))
     changed = f"{len(result.edited.changed(0))} of {result.edited.code_count} codes changed in the first"
@@ -348,7 +346,7 @@ def _edited(run: Run, data: Data) -> EditResult:
 
 
 def _found(run: Run, data: Data) -> SearchResult:
-    """Find the nearest test pictures to some of the validation split."""
+    """Find the nearest test pictures to some pictures of the validation split."""
     index(run, IndexConfig(split="test"))
     numbers = [_first(data, "valid", name) for name in QUERIES]
     found = search(run, SearchConfig(tuple(f"valid:{number}" for number in numbers), count=NEAREST))
@@ -383,7 +381,7 @@ def _anomalies(run: Run) -> DetectionResult:
 
 
 def _caught(result: DetectionResult) -> tuple[int, int, int, int]:
-    """Count the anomalies above the threshold, all anomalies, the normal examples above it, all normal examples."""
+    """Count anomalies above the threshold, all anomalies, normal examples above it, and all normal examples."""
     flagged = result.flagged
     assert flagged is not None
     strange = [bool(above) for above, known in zip(flagged, result.anomalous, strict=True) if known]
@@ -403,7 +401,7 @@ def _compressed(run: Run, data: Data) -> CompressResult:
     x = data.split("test").batch(range(COMPRESSED)).x
     back = read_compressed(container, model_for(container))
     if not all(bool((one == restored).all()) for one, (_, restored) in zip(x, back, strict=True)):
-        raise SpecError(f"{out} does not restore what went in: please report this", code="not-restored")
+        raise SpecError(f"{out} does not restore the original pictures: please report this", code="not-restored")
     beside = ", ".join(f"{codec.bytes:,} as {codec.name}" for codec in result.codecs)
     sizes = f"{COMPRESSED} test pictures in {result.file.bytes:,} bytes, {beside}"
     note(f"8 of 8: compressed: {sizes}; restored, every pixel is equal")

@@ -118,7 +118,7 @@ def _aside(text: str) -> str:
 
 def sheet_caption(data: Data) -> str:
     """The caption of `contact_sheet`."""
-    rows = " A row is a class." if data.schema.classes and data.split("train").labels is not None else ""
+    rows = " Each row is a class." if data.schema.classes and data.split("train").labels is not None else ""
     return f"Some of the training data, as stored.{rows}"
 
 

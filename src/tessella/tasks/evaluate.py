@@ -1,4 +1,4 @@
-"""Measures a model: rate, distortion and bound, and on request how its samples look beside data."""
+"""Task `evaluate`: measures rate, distortion and bound of a model, and on request the fidelity of its samples."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure a model: rate, distortion, and the bound they make, in nats and in bits per dimension.
+    """Measure a model: rate, distortion, and their sum, the bound, in nats and in bits per dimension.
 
     The bound is the negative ELBO, an upper bound on the negative log-likelihood (NLL), -log p(x).
 
     Attributes:
-        data: other data than the run's own, read as the run's was.
-        split: train, valid or test.
-        prior: the kind of a fitted prior, or trained (of codes uniform): the model's own; by default the best.
-        importance_samples: samples of z per example for the importance-weighted bound, which is tighter; 0 leaves it
-            out.
-        fidelity: number of samples to compare with data, through a small classifier of the same data; 0 leaves it out.
-        features: what samples and data are compared by: `classifier`; `inception`, which adds the standard FID (takes
-            torchmetrics); or an .npz file of features of your own, arrays `samples` and `data`.
-        seed: of all random numbers.
-        precision: of the networks; the bound holds for the model as it runs here.
+        data: data set to use instead of the run's own; it is read with the run's options.
+        split: split to measure on: train, valid or test.
+        prior: kind of the fitted prior to use, or trained (uniform for codes): the model's own; by default the best.
+        importance_samples: samples of z per example for the importance-weighted bound, which is tighter; 0 omits it.
+        fidelity: number of samples to compare with data in the features of a small classifier; 0 omits the comparison.
+        features: features for the comparison: `classifier`; `inception`, which adds the standard FID (needs
+            torchmetrics); or an .npz file of your own features, with the arrays `samples` and `data`.
+        seed: seed of all random numbers.
+        precision: arithmetic of the networks; the bound holds for the model at this precision.
     """
 
     data: str | None = None
@@ -48,30 +47,32 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.fidelity < 0:
-            raise SpecError(f"{option('fidelity')} is a number of samples, not {self.fidelity}", "out-of-range")
+            raise SpecError(f"{option('fidelity')} is a number of samples, at least 0, got {self.fidelity}",
+                            "out-of-range")  # fmt: skip
         if self.features != "classifier" and not self.fidelity:
             raise SpecError(
-                f"{option('features')} says what samples are compared by: give {option('fidelity')}, how many, too",
+                f"{option('features')} can only be used with a number of samples: give {option('fidelity')} too",
                 "no-samples",
             )
         if self.features not in ("classifier", "inception") and not self.of_file:
             raise SpecError(
-                f"features are classifier, inception or an .npz file of your own, not {self.features!r}", "no-features"
+                f"{option('features')} must be classifier, inception or an .npz file, got {self.features!r}",
+                "no-features",
             )
 
     @property
     def of_file(self) -> bool:
-        """Whether features are computed already, and read from a file."""
+        """Return whether the features are read from a file."""
         return self.features.lower().endswith(".npz")
 
 
 @dataclass(frozen=True)
 class EvaluateResult(Result):
-    """What was measured of a model, and of its samples if that was asked for.
+    """Evaluation of a model, and of its samples if requested.
 
     Attributes:
-        passed_over: why a fitted prior is not the one in use; empty if none was passed over.
-        conditional: whether all is of p(x | label).
+        passed_over: why a fitted prior is not used; empty if none was passed over.
+        conditional: whether all numbers are for p(x | label).
     """
 
     evaluation: Evaluation
@@ -100,7 +101,10 @@ class EvaluateResult(Result):
     "evaluate", summary="measure rate, distortion and bits per dimension on a held-out split", group="train and measure"
 )
 def evaluate_run(run: Run, config: EvaluateConfig) -> EvaluateResult:
-    """Measure the model of a run; on the run's own data and prior the result is kept with the run."""
+    """Measure the model of a run.
+
+    With the run's own data and prior, the result is stored in the run.
+    """
     from tessella.evaluation.bounds import evaluate
     from tessella.training.results_store import EVALUATION, FIDELITY
 

@@ -1,4 +1,4 @@
-"""Tasks `sample`, `reconstruct`, `interpolate` and `traverse`: sheets of examples from a trained model."""
+"""Tasks `sample`, `reconstruct`, `interpolate` and `traverse`: sheets of decoded examples."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True)
 class SheetResult(Result):
-    """Examples in rows.
+    """Examples in rows and columns.
 
     Attributes:
-        title: what they are.
+        title: what the examples are.
         examples: `[rows, columns, *shape]`, stored units.
         schema: schema of the examples.
-        rows: names of the rows, top to bottom, where they have any.
-        columns: what goes across, in words; empty where nothing does.
+        rows: names of the rows, top to bottom, if they have any.
+        columns: what varies from column to column; empty if nothing does.
     """
 
     title: str
@@ -67,16 +67,15 @@ class SampleConfig:
     """Sample new examples: z from the prior, then the mean of p(x | z).
 
     Attributes:
-        count: how many.
-        prior: the kind of a fitted prior, or trained (for codes uniform): the model's own; by default the best.
-        label: a class by name or number, for a model or prior that sees them; without it, every class in turn.
-        temperature: below 1 samples are more typical and more alike: a factor on the prior's standard deviation; for
-            codes their log-probabilities are divided by it.
-        top_k: for codes, sample each from its k likeliest values only.
-        top_p: for codes, sample each from the likeliest values that hold this share of the probability only.
-        steps: for a diffusion model or prior, the number of sampling steps.
-        guidance: for a diffusion model or prior that sees labels, the scale of classifier-free guidance: above 1
-            samples are more typical of their class and more alike.
+        count: number of examples.
+        prior: kind of the fitted prior to use, or trained (uniform for codes): the model's own; by default the best.
+        label: class to sample, by name or number, if the model or prior is conditional; by default every class in turn.
+        temperature: factor on the prior's standard deviation, or divisor of the log-probabilities of codes; below 1
+            samples are more typical and less diverse. top_k: sample each code from its k most likely values only.
+        top_p: sample each code only from the most likely values that together have this probability. steps: number of
+        sampling steps of a diffusion model or prior. guidance: scale of classifier-free guidance, for a conditional
+        diffusion model or prior; above 1 samples are more
+            typical of their class and less diverse.
         seed: seed of the sampling.
     """
 
@@ -112,14 +111,12 @@ def sample(run: Run, config: SampleConfig) -> SheetResult:
 
 @dataclass(frozen=True)
 class ReconstructConfig:
-    """Reconstruct examples: rows of inputs, each above the row of their reconstructions.
+    """Reconstruct examples, with each row of inputs above the row of its reconstructions.
 
-    Attributes:
-        inputs: picture files, folders, numbers of examples, splits or other data; by default some of the split.
-        count: how many, if no inputs are given.
-        data: other data than the run's own, read as the run's was.
-        split: the split that numbers of examples refer to.
-        label: the class of picture files, by name or number, for a conditional model.
+    Attributes: inputs: picture files, folders, numbers of examples, names of splits, or other data; by default some of
+        the split. count: number of examples, if no inputs are given. data: data set to use instead of the run's own; it
+        is read with the run's options. split: split that numbers of examples refer to. label: class of picture files,
+        by name or number, for a conditional model.
     """
 
     inputs: Positional[tuple[str, ...]] = ()
@@ -131,7 +128,7 @@ class ReconstructConfig:
 
 @task("reconstruct", summary="reconstruct examples", group="look", out="reconstructions.png")
 def reconstruct(run: Run, config: ReconstructConfig) -> SheetResult:
-    """Reconstruct examples by the model of a run."""
+    """Reconstruct examples with the model of a run."""
     from tessella.evaluation.samples import reconstruct_rows
 
     if config.count < 1:
@@ -147,14 +144,14 @@ def reconstruct(run: Run, config: ReconstructConfig) -> SheetResult:
 
 @dataclass(frozen=True)
 class InterpolateConfig:
-    """Interpolate from one example to another through the latent space; the two stand at the ends.
+    """Interpolate between two examples through the latent space; the examples are at the ends.
 
     Attributes:
         first, last: picture files, or numbers of examples of the split.
-        steps: pictures between the two.
-        data: other data than the run's own, read as the run's was.
-        split: the split that numbers of examples refer to.
-        label: the class of picture files, by name or number, for a conditional model.
+        steps: number of pictures between the two.
+        data: data set to use instead of the run's own; it is read with the run's options.
+        split: split that numbers of examples refer to.
+        label: class of picture files, by name or number, for a conditional model.
     """
 
     first: Positional[str]
@@ -167,14 +164,14 @@ class InterpolateConfig:
 
 @task("interpolate", summary="interpolate from one example to another", group="look", out="interpolation.png")
 def interpolate(run: Run, config: InterpolateConfig) -> SheetResult:
-    """Interpolate between two examples by the model of a run."""
+    """Interpolate between two examples with the model of a run."""
     from tessella.evaluation.samples import interpolate_rows
 
     model = run.model("trained")
     both = _read(run, model, config, config.first, config.last)
     if len(both) != 2:
         raise DataError(
-            f"{config.first} and {config.last} stand for {len(both)} examples: give two", code="two-examples"
+            f"{config.first} and {config.last} are {len(both)} examples: give one each", code="two-examples"
         )
     rows = interpolate_rows(model, both[:1], both[1:], config.steps)
     return SheetResult(f"From {config.first} to {config.last}", rows, model.schema)
@@ -182,16 +179,16 @@ def interpolate(run: Run, config: InterpolateConfig) -> SheetResult:
 
 @dataclass(frozen=True)
 class TraverseConfig:
-    """Traverse the latent dimensions: decode one example with one dimension moved at a time, one row each.
+    """Traverse latent dimensions: decode one example with one dimension changed at a time, in a row each.
 
     Attributes:
-        example: a picture file, or the number of an example of the split.
-        dimensions: how many dimensions, those with the highest rate first.
-        steps: pictures in a row.
-        span: how far a dimension goes to each side, in standard deviations.
-        data: other data than the run's own, read as the run's was.
-        split: the split that numbers of examples refer to.
-        label: the class of picture files, by name or number, for a conditional model.
+        example: picture file, or number of an example of the split.
+        dimensions: number of dimensions, those with the highest rate first.
+        steps: number of pictures in a row.
+        span: largest change to each side, in standard deviations of the dimension.
+        data: data set to use instead of the run's own; it is read with the run's options.
+        split: split that numbers of examples refer to.
+        label: class of picture files, by name or number, for a conditional model.
     """
 
     example: Positional[str] = "0"
@@ -210,7 +207,7 @@ class TraverseConfig:
     out="traversals.png",
 )
 def traverse(run: Run, config: TraverseConfig) -> SheetResult:
-    """Traverse the latent dimensions of one example by the model of a run."""
+    """Traverse the latent dimensions of one example with the model of a run."""
     from tessella.evaluation.samples import latent_statistics, traverse_rows
 
     if config.dimensions < 1 or config.steps < 2 or not 0 < config.span < math.inf:
@@ -227,5 +224,5 @@ def traverse(run: Run, config: TraverseConfig) -> SheetResult:
 
 
 def _read(run: Run, model: Model, config: ReconstructConfig | InterpolateConfig | TraverseConfig, *words: str) -> Batch:
-    """Read the examples that words name."""
+    """Read the examples that the words name."""
     return run.inputs(model, words, data=config.data, split=config.split, label=config.label).batch()

@@ -1,4 +1,4 @@
-"""Estimates log p(x), and splits what the bound misses of it into approximation and amortisation gap."""
+"""Task `inference-gap`: estimates log p(x), and splits the gap to the bound into approximation and amortisation gap."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tessella.training.run import Run
 
 FAMILIES = {
-    "gaussian": "Gaussians of independent numbers",
+    "gaussian": "diagonal Gaussians",
     "flow": "the model's flow with parameters for each example",
     "dequantisation": "the dequantisation u",
 }
@@ -39,7 +39,10 @@ class GapResult(Result):
 
 @task("inference-gap", summary="estimate log p(x) by AIS and split the inference gap", group="train and measure")
 def inference_gap(run: Run, config: GapConfig) -> GapResult:
-    """Measure the gap of a run's model; on the run's own data and prior the result is kept with the run."""
+    """Measure the inference gap of a run's model.
+
+    With the run's own data and prior, the result is stored in the run.
+    """
     from tessella.evaluation.gap import measure_gap
     from tessella.training.results_store import GAP
 
@@ -52,21 +55,21 @@ def inference_gap(run: Run, config: GapConfig) -> GapResult:
 
 
 def gap_section(g: GapEvaluation) -> tuple[Block, ...]:
-    """The part of a run's page on its gap."""
+    """Build the section of a run's page on its inference gap."""
     lead = (
         f"On {g.examples:,} examples of the {g.split} split. The bound is never below -log p(x). The difference is "
-        "lost by inference; it does not tell how good p(x) itself is."
+        "the loss from approximate inference; it says nothing about the quality of p(x) itself."
     )
     return joined(Heading("Inference gap"), Text(lead), gap_notes(g), gap_chart(g), gap_table(g))
 
 
 def gap_notes(g: GapEvaluation) -> list[Block]:
-    """What to know before reading the figures; a warning if annealing has not converged."""
+    """Return the notes on the measurement, with a warning if annealing has not converged."""
     return [Text(note) if g.converged else Text(note, "warning", "Warning:") for note in g.notes]
 
 
 def gap_table(g: GapEvaluation, title: str = "") -> Table:
-    """The figures with their standard errors, in the order in which they add up."""
+    """Tabulate the parts with their standard errors, in the order in which they add up."""
     method = {
         "exact": f"-log p(x): {bits_per_dim(g.exact.nats, g.dims):.4f} bits/dim, exactly",
         "importance sampling": f"-log p(x), from above: importance sampling with {g.chains:,} samples",
@@ -78,17 +81,17 @@ def gap_table(g: GapEvaluation, title: str = "") -> Table:
     ]
     if g.family != "dequantisation":
         rows.append(("bound, own q", g.own, f"q optimised for each example, of {FAMILIES[g.family]}"))
-    width = "" if g.converged else "too wide: do not trust the parts"
+    width = "" if g.converged else "too wide, so the parts are unreliable"
     rows += [
-        ("bound, own flow", g.flow, "q optimised for each example, with a flow of its own"),
-        ("approximation gap", g.approximation, "lost by q's family, whatever the encoder"),
-        ("amortisation gap", g.amortisation, "lost by the encoder, which finds q in one pass"),
-        ("total gap", g.total, "bound less -log p(x)"),
-        ("approximation, flow", g.approximation_flow, "what would be left with a flow for each example"),
+        ("bound, own flow", g.flow, "q optimised for each example, with its own flow"),
+        ("approximation gap", g.approximation, "loss from the family of q, with the best q for each example"),
+        ("amortisation gap", g.amortisation, "loss from the encoder, which finds q in one pass"),
+        ("total gap", g.total, "bound minus -log p(x)"),
+        ("approximation, flow", g.approximation_flow, "approximation gap with a flow for each example"),
         (
             "bracket",
             g.bracket,
-            f"upper less lower estimate on simulated examples; {width or 'annealing adds at most so much'}",
+            f"upper minus lower estimate on simulated examples; {width or 'limits the error of annealing'}",
         ),
     ]
     shown = [(name, estimate_text(e), meaning) for name, e, meaning in rows if e is not None]
@@ -96,7 +99,7 @@ def gap_table(g: GapEvaluation, title: str = "") -> Table:
 
 
 def gap_chart(g: GapEvaluation) -> Charts | None:
-    """The total gap as one bar of its parts; None if there is none."""
+    """Chart the total gap as one bar of its parts; None if it is zero."""
     parts = {"approximation": g.approximation, "amortisation": g.amortisation}
     sizes = [max(e.nats, 0.0) for e in parts.values()]
     if not 1e-3 < sum(sizes) < math.inf:
@@ -108,5 +111,5 @@ def gap_chart(g: GapEvaluation) -> Charts | None:
 
 
 def estimate_text(e: Estimate) -> str:
-    """A figure with its standard error."""
+    """Format an estimate with its standard error."""
     return f"{e.nats:.2f} ± {e.error:.2f}"

@@ -3,15 +3,15 @@
     @task("list", summary="list the models and what they are made of", group="start here")
     def list_parts(config: ListConfig) -> PartList: ...
 
-is the shortest of them, at the end of this page; others take `run` and `device`.
+is the shortest of them, at the end of this file; others take `run` and `device`.
 
-The config is the one declaration of the options: the command line, Python and the studio's forms are made from it.
-Its docstring is the command's help. Fields marked by tyro's `Positional` are words of the command line, in their order;
-other names of a flag are given by `Annotated[int, tyro.conf.arg(aliases=("-n",))]`.
+The config is the only declaration of the options: the command line, Python and the forms of a studio are made from it.
+Its docstring is the command's help. Fields marked by tyro's `Positional` are positional arguments of the command, in
+their order; other names of a flag are given by `Annotated[int, tyro.conf.arg(aliases=("-n",))]`.
 
-A task prints nothing, writes no page and names no flag. It tells how far it is by `progress.track`, and decisions by
+A task prints nothing, writes no page and names no flag. It reports progress by `progress.track`, and decisions by
 `notes.note`. Its arguments besides the config are named `run` and `device`, where it takes them; a `Run` knows its
-device. PyTorch is imported by the function and not by its module, so that a command's help does not wait for it.
+device. The function imports PyTorch, and its module does not, so that a command's help does not wait for it.
 """
 
 from __future__ import annotations
@@ -31,43 +31,42 @@ F = TypeVar("F", bound=Callable[..., "Result"])
 
 
 class Result(ABC):
-    """What a task found: a frozen record."""
+    """Result of a task: a frozen record."""
 
     @abstractmethod
     def to_json(self) -> Mapping[str, Any]:
-        """All figures, as plain data; numbers that are not finite become null."""
+        """Return all numbers as plain data; numbers that are not finite become null."""
 
     @abstractmethod
     def page(self) -> Page:
-        """What there is to see: for a terminal, and as a page."""
+        """Build the page that a terminal or a browser shows."""
 
     @property
     def status(self) -> int:
-        """The exit status of the command: 0, unless what was found is worth another."""
+        """Return the exit status of the command, 0 by default."""
         return 0
 
     def save(self, out: Path) -> None:
-        """Write what the task made to that file, or into that folder, whole or not at all.
+        """Write the result to a file or into a folder, atomically.
 
         Raises:
             RunError, DataError: if it cannot be written.
         """
-        raise NotImplementedError(f"{type(self).__name__} makes no file, but a page")
+        raise NotImplementedError(f"{type(self).__name__} has no file to write, only a page")
 
 
 @final
 @dataclass(frozen=True)
 class Task:
-    """A task as a face sees it.
+    """A registered task, as the faces use it.
 
     Attributes:
         function: `(run, config) -> Result`, `(config, device) -> Result`, or `(config) -> Result`.
-        out: where the result goes unless another place is given, `RUN/` standing for the run folder: a file that ends
-            in .html is the page; any other place is given to `Result.save`, and a folder gets the page too, as
-            `page`. Empty: the page is only written if a place is given. A task whose config has a field `out` writes
-            by itself.
-        page: the name of the page in a folder.
-        endings: of the files that `out` may be; by default its own.
+        out: default place of the result; `RUN/` stands for the run folder. A file that ends in .html is the page; any
+            other place is passed to `Result.save`, and a folder also gets the page, named `page`. Empty: the page is
+            written only if a place is given. A task whose config has a field `out` writes its files itself.
+        page: file name of the page in a folder.
+        endings: endings that `out` may have; by default its own.
     """
 
     name: str
@@ -80,17 +79,17 @@ class Task:
 
     @property
     def takes_run(self) -> bool:
-        """Whether it is about one run, its first argument."""
+        """Return whether its first argument is a run."""
         return "run" in self.function.__annotations__
 
     @property
     def takes_device(self) -> bool:
-        """Whether it runs networks of no run of its own, on a device that is its argument."""
+        """Return whether it has a device as argument, to run networks that belong to no run."""
         return "device" in self.function.__annotations__
 
     @property
     def config(self) -> type:
-        """The dataclass of its options."""
+        """Return the dataclass of its options."""
         named = self.function.__annotations__["config"]
         return self.function.__globals__[named] if isinstance(named, str) else named
 
@@ -107,11 +106,13 @@ def task(
     page: str = "",
     endings: tuple[str, ...] = (),
 ) -> Callable[[F], F]:
-    """Register a function as a task. All arguments must be literals, for they are read from the source.
+    """Register a function as a task.
+
+    All arguments must be literals, since they are read from the source.
 
     Args:
-        summary: one line, verb first.
-        out, page, endings: as of `Task`.
+        summary: one line that begins with a verb.
+        out, page, endings: as in `Task`.
     """
 
     def registered(function: F) -> F:
@@ -127,7 +128,7 @@ def load_task(name: str) -> Task:
     """Import a task.
 
     Raises:
-        SpecError: if there is none of that name.
+        SpecError: if no task has this name.
     """
     return _TASKS[find("task", name).load()]
 
@@ -139,7 +140,7 @@ class ListConfig:
 
 @dataclass(frozen=True)
 class PartList(Result):
-    """Names and summaries of all parts, by their kinds."""
+    """Names and summaries of all parts, grouped by kind."""
 
     parts: Mapping[str, Mapping[str, str]]
 
@@ -153,7 +154,7 @@ class PartList(Result):
 
 @task("list", summary="list the models and what they are made of", group="start here")
 def list_parts(config: ListConfig) -> PartList:
-    """List every part that is registered, models first."""
+    """List every registered part, models first."""
     kinds: list[registry.PartKind] = ["model", *(k for k in registry.PART_KINDS if k != "model")]
     found = {str(kind): {entry.name: entry.summary for entry in registry.entries(kind)} for kind in kinds}
     return PartList({kind: parts for kind, parts in found.items() if parts})

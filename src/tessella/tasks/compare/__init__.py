@@ -1,8 +1,8 @@
-"""Compares runs: what each costs, how its samples look, and which of these figures may be ranked.
+"""Task `compare`: compares the bounds, samples and costs of runs, and ranks those that are comparable.
 
-A bound is of one data set as it is stored, of one split of it, and of p(x) or p(x | label). Runs that agree on all of
-that make a group and are ranked; groups are shown beside each other with the reason why they are not. Within a group
-all figures are of the same examples and as many samples, judged by one classifier.
+A bound belongs to one data set as it is stored, to one split of it, and to p(x) or p(x | label). Runs that agree on all
+of that form a group and are ranked; groups are shown beside each other with the reason why they are not ranked. Within
+a group all numbers come from the same examples and as many samples, measured by one classifier.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Comparison(Result):
 
 @task("compare", summary="compare runs in one table and one page", group="train and measure", out="compared.html")
 def compare(config: CompareConfig, device: str | torch.device | None = None) -> Comparison:
-    """Measure all runs alike; what is known of them already is taken from the runs.
+    """Measure all runs alike, reusing the results that they hold.
 
     Raises:
         RunError, DataError: if a run or its data cannot be used.
@@ -59,12 +59,12 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Line:
-    """A figure of all runs of a group.
+    """One metric of all runs of a group.
 
     Attributes:
-        cells: a text a run.
-        best: which of them are best, or cannot be told from it.
-        data: what data itself has; empty if that makes no sense.
+        cells: one text per run.
+        best: for each run whether it is best, or not distinguishable from the best.
+        data: value of the data itself; empty if it does not apply.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Line:
 
 
 def lines(group: Group) -> list[Line]:
-    """The table of a group, a line a figure; those that no run has are left out."""
+    """Tabulate a group, one metric per line, without those that no run has."""
     from tessella.evaluation.metric_text import time_text
     from tessella.kinds.base import kind_of
 
@@ -86,42 +86,40 @@ def lines(group: Group) -> list[Line]:
     found = [
         _line(
             "bits per dimension",
-            f"what a number of a {given} costs, at most",
+            f"upper bound on -log p(x) per value of a {given}",
             [None if b is None else (bits_per_dim(b, schema.dims), 0.0) for b in bound],
             lambda v, _: f"{v:.3f}",
             "lower",
         ),
         _line("bound", "rate + distortion, nats", [_plain(b) for b in bound], _nats, "lower"),
-        _line("rate", "of it for the latent", [_plain(e.evaluation.rate) for e in entries], _nats),
+        _line("rate", "part for the latent", [_plain(e.evaluation.rate) for e in entries], _nats),
         _line(
             "distortion",
-            f"of it for the {one} given the latent",
+            f"part for the {one} given the latent",
             [_plain(e.evaluation.distortion) for e in entries],
             _nats,
         ),
-        _line("gap", "of the bound to -log p(x), nats", [_gap(e) for e in entries], _with_error, "lower"),
+        _line("gap", "bound minus -log p(x), nats", [_gap(e) for e in entries], _with_error, "lower"),
         _collapse(entries, one),
     ]
     for name, meaning, better in (
-        ("frechet", "Frechet distance: of samples to data", "lower"),
-        ("precision", "precision: samples among the data", "higher"),
-        ("recall", "recall: data among the samples", "higher"),
-        ("consistency", "class consistency: seen as the class asked for", "higher"),
-        ("class_distance", "class distance: share of samples in other classes", "lower"),
-        ("sharpness", "sharpness: high-frequency energy, of the data's", "one"),
+        ("frechet", "Frechet distance: between samples and data", "lower"),
+        ("precision", "precision: share of samples among the data", "higher"),
+        ("recall", "recall: share of data among the samples", "higher"),
+        ("consistency", "class consistency: share of samples classified as their class", "higher"),
+        ("class_distance", "class distance: total variation between the class frequencies", "lower"),
+        ("sharpness", "sharpness: high-frequency energy relative to data", "one"),
     ):
         found.append(_of_samples(name, meaning, better, entries))
     found += [
         _line(
-            "time a sample",
+            "time per sample",
             "many at once, on this machine",
             [_plain(e.seconds_per_sample) for e in entries],
             lambda v, _: time_text(v),
             "lower",
         ),
-        _line(
-            "parameters", "numbers that training adjusted", [_plain(e.evaluation.parameters) for e in entries], _count
-        ),
+        _line("parameters", "trained weights of the model", [_plain(e.evaluation.parameters) for e in entries], _count),
     ]
     return [line for line in found if any(cell not in (NONE, "") for cell in line.cells)]
 
@@ -158,7 +156,7 @@ def _collapse(entries: Sequence[ComparedRun], one: str) -> Line:
         cells.append(
             NONE if c is None else f"collapsed ({c.shuffle_cost:.2f})" if c.collapsed else f"{c.shuffle_cost:,.1f}"
         )
-    meaning = f"nats lost if a {one} gets another's latent; near 0: collapse"
+    meaning = f"loss in nats if a {one} gets another's latent; near 0: collapse"
     return Line("shuffle cost", meaning, tuple(cells), (False,) * len(cells))
 
 
@@ -183,7 +181,7 @@ def _count(value: float, _: float) -> str:
 
 
 def comparison_page(groups: Sequence[Group], reasons: Sequence[str]) -> Page:
-    """One table, one rate-distortion plane, and samples side by side, for each group."""
+    """Build the page: one table, one rate-distortion plot, and samples side by side, for each group."""
     count = sum(len(group.entries) for group in groups)
     blocks: list[Block] = [Text(f"{reason}.", "warning", "Not ranked:") for reason in reasons]
     for number, group in enumerate(groups, 1):
@@ -196,12 +194,12 @@ def comparison_page(groups: Sequence[Group], reasons: Sequence[str]) -> Page:
 def _lead(groups: Sequence[Group]) -> str:
     if len(groups) == 1:
         return (
-            "All are measured on the same examples, and their samples judged by the same network. The best figures are "
-            "in bold, and with them those that two standard errors cannot tell from the best."
+            "All are measured on the same examples, and their samples by the same network. Bold numbers are the best, "
+            "or within two standard errors of the best."
         )
     return (
-        f"They fall into {len(groups)} groups, whose figures are of different things. Within a group all is measured "
-        "alike and the best figures are in bold; between groups nothing is ranked."
+        f"The runs form {len(groups)} groups whose numbers are not comparable. Within a group all runs are measured "
+        "alike, and the best numbers are bold; between groups nothing is ranked."
     )
 
 
@@ -209,7 +207,7 @@ def _table(group: Group) -> Table:
     found = lines(group)
     known = any(line.data for line in found)
     heads = [Cell(""), *(Cell(e.name, _kind(e)) for e in group.entries)]
-    heads += [Cell("data", "in place of samples")] if known else []
+    heads += [Cell("data", "instead of samples")] if known else []
     rows = []
     for line in found:
         cells = [Cell(cell, tone="best" if best else "") for cell, best in zip(line.cells, line.best, strict=True)]
@@ -222,30 +220,30 @@ def _kind(e: ComparedRun) -> str:
 
 
 def footnotes(group: Group) -> list[str]:
-    """What has to be known to read the table of a group."""
+    """List what must be known to read the table of a group."""
     counts = {e.evaluation.examples for e in group.entries}
     of = f"{', all' if group.whole else ''} of the split {group.basis.split}"
-    notes = [f"Bounds are of {min(counts):,} examples{of}."]
+    notes = [f"Bounds are means over {min(counts):,} examples{of}."]
     known = [e.fidelity for e in group.entries if e.fidelity is not None]
     if known:
         f = known[0]
         by = {
             "class": "a classifier trained on the same data",
-            "rotation": "a network trained to tell how pictures of the same data were turned",
-            "flip": "a network trained to tell how pictures of the same data were mirrored",
+            "rotation": "a network trained to predict rotations of the same data",
+            "flip": "a network trained to predict reflections of the same data",
             "autoencoder": "an autoencoder of the same data",
         }.get(f.features, f.features)
         score = "" if f.classifier_score is None else f" (score {100 * f.classifier_score:.1f} %)"
         notes.append(
-            f"{f.samples:,} samples each against as many examples, in the features of {by}{score}: no FID. "
-            "The last column is as many other examples of the data in the place of samples. ± is a standard error."
+            f"{f.samples:,} samples of each run against as many examples, in the features of {by}{score}: this is not "
+            "FID. The last column has other examples of the data instead of samples. ± is a standard error."
         )
         kinds = {g.drawn for g in known}
         if len(kinds) > 1:
             drawn = ", ".join(e.name for e in group.entries if e.fidelity is not None and e.fidelity.drawn)
-            notes.append(f"Samples of {drawn} are drawn from p(x | z), the others are means: not ranked together.")
+            notes.append(f"{drawn}: sampled from p(x | z); the other samples are means, and not ranked with these.")
         elif kinds == {True}:
-            notes.append("Samples are drawn from p(x | z).")
+            notes.append("Samples are sampled from p(x | z).")
         else:
             notes.append("Samples are the means of p(x | z).")
     return [*notes, *(note for e in group.entries for note in e.notes)]
@@ -257,11 +255,10 @@ def _plane(group: Group) -> Charts | None:
     if not placed:
         return None
     caption = (
-        "Each run by its rate and its distortion. On a dotted line the bound, their sum, is the same: the further down "
-        "and left, the better."
+        "Rate and distortion of each run. On a dotted line the bound, their sum, is constant; lower left is better."
     )
     if without := [name for name, (rate, _) in points.items() if rate is None]:
-        caption += f" Without a rate, so not in it: {', '.join(without)}."
+        caption += f" Not shown, since without a rate: {', '.join(without)}."
     series = Series([r for r, _ in placed.values()], [d for _, d in placed.values()])
     how = {"kind": "scatter", "x_label": "rate, nats", "sums": True, "wide": True}
     return Charts([Chart("distortion, nats", [series], names=list(placed), **how)], caption)
@@ -277,12 +274,12 @@ def _samples(group: Group) -> Rows | None:
     if len(rows) < 2 or not count:
         return None
     shown = torch.stack([x[:count] for x in rows.values()])
-    caption = "Examples of the data, and below them samples of each run, the first ones."
+    caption = "Examples of the data, and below them the first samples of each run."
     return labelled_rows(shown, list(rows), group.basis.schema, caption)
 
 
 def group_record(group: Group) -> dict[str, Any]:
-    """A group as plain data."""
+    """Convert a group to plain data."""
     b = group.basis
     return {
         "data": b.data,

@@ -1,4 +1,4 @@
-"""Measures runs alike, in groups of those that can be ranked."""
+"""Measures runs alike, in groups of comparable runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tessella.training.results_store import GAP
 from tessella.training.run import Run
 
 SHOWN = 10
-"""Samples of each run that are kept to look at."""
+"""Number of samples of each run to show."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Opened:
 
 
 def measured_groups(config: CompareConfig, device: str | torch.device | None) -> tuple[Group, ...]:
-    """Measure all runs, in groups of those that can be ranked."""
+    """Measure all runs, grouped by what can be ranked."""
     together: dict[tuple[Any, ...], list[_Opened]] = {}
     for one in _open(config, device):
         together.setdefault(one.basis.key, []).append(one)
@@ -49,7 +49,7 @@ def measured_groups(config: CompareConfig, device: str | torch.device | None) ->
 
 
 def _open(config: CompareConfig, device: str | torch.device | None) -> list[_Opened]:
-    """Load all runs before anything long is begun; data that several have is opened once."""
+    """Load all runs before any long computation, opening shared data once."""
     paths = [Path(run) for run in config.runs]
     for path in paths:
         checkpoint.read_spec(path)  # before anything is loaded
@@ -79,7 +79,7 @@ def _open(config: CompareConfig, device: str | torch.device | None) -> list[_Ope
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
-    """What tells each path from the others: as many of its last parts as that takes."""
+    """Choose the shortest distinct name for each path: its last parts."""
     parts = [path.resolve().parts for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         found = ["/".join(p[-count:]) for p in parts]
@@ -108,10 +108,10 @@ def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> Co
     if of.model.has_prior and not of.model.has_bound:
         notes = (f"{of.name}: z has no distribution q(z | x), so there are samples but no bound",)
     if gap is not None and gap.split != of.basis.split:
-        gap, notes = None, (*notes, f"{of.name}: its gap is of the split {gap.split}, and left out")
+        gap, notes = None, (*notes, f"{of.name}: its gap was measured on the split {gap.split}, so it is left out")
     elif gap is not None and not gap.converged:
-        gap, notes = None, (*notes, f"{of.name}: its gap is not known, as annealing had not converged: repeat "
-                            "it with more annealing steps")  # fmt: skip
+        gap, notes = None, (*notes, f"{of.name}: its gap is unknown, since annealing did not converge: measure it "
+                            "again with more annealing steps")  # fmt: skip
     prior = of.run.prior_in_use
     return ComparedRun(
         run=str(of.run.path),
@@ -127,7 +127,7 @@ def _entry(of: _Opened, evaluation: Evaluation, gap: GapEvaluation | None) -> Co
 def _with_samples(
     members: Sequence[_Opened], entries: Sequence[ComparedRun], config: CompareConfig
 ) -> list[ComparedRun]:
-    """Add samples to the entries, and how they look to one classifier."""
+    """Add samples to the entries, and their fidelity by one classifier."""
     split, basis = members[0].split, members[0].basis
     if not any(m.model.has_prior for m in members):
         return list(entries)
@@ -150,7 +150,7 @@ def _with_samples(
         drawn = _drawn(member, len(first), label, config)
         entry = _shown(entry, drawn)
         if len(drawn.x) < len(first):
-            slow = f"{entry.name}: only {len(drawn.x)} samples in {config.minutes:g} minutes, too few to judge"
+            slow = f"{entry.name}: only {len(drawn.x)} samples in {config.minutes:g} minutes, too few to measure"
             entry = replace(entry, notes=(*entry.notes, slow))
         else:
             entry = replace(entry, fidelity=fidelity.compare_samples(drawn, split, looker, basis.schema, basis.split))
@@ -169,7 +169,7 @@ def _shown(entry: ComparedRun, drawn: fidelity.TimedSamples) -> ComparedRun:
 
 
 def _classifier(members: Sequence[_Opened]) -> classifier.Classifier:
-    """Take one classifier for all: the first that a run has, else a new one, kept in the first run."""
+    """Return one classifier for all runs: the first that a run holds, else a new one, stored in the first run."""
     data = members[0].data
     of = classifier.data_fingerprint(data, "train")
     for member in members:

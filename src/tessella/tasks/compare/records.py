@@ -1,4 +1,4 @@
-"""Records of a comparison: its options, what is known of each run, and which figures may be ranked."""
+"""Records of a comparison: its options, the measurements of each run, and which numbers may be ranked."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FEWEST = 40
-"""Examples to compare by, at least: two sets of samples."""
+"""Minimum number of examples, divided into two sets to compare samples with."""
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Compare runs: bounds, how their samples look, and what they cost, in one table and one page.
+    """Compare runs in one table and one page: bounds, fidelity of samples, and costs.
 
-    Only figures of the same thing are ranked: runs of other data, another split, another binarisation, or with labels
-    given make groups of their own, with the reason.
+    Only comparable numbers are ranked: runs with other data, another split, another binarisation or conditioned on
+    labels form their own groups, with the reason.
 
     Attributes:
-        runs: the run folders, two or more.
-        data: other data than the runs' own, read as theirs was.
-        split: train, valid or test.
-        examples: samples of each run, and examples that bounds are of unless the whole split is known of all.
-        minutes: for the samples of one run; if they take longer, how they look is left out.
-        seed: of all random numbers.
+        runs: run folders, two or more.
+        data: data set to use instead of the runs' own; it is read with their options.
+        split: split to compare on: train, valid or test.
+        examples: samples per run, and examples for the bounds unless all runs have been evaluated on the whole split.
+        minutes: time limit for the samples of one run; if they take longer, their fidelity is not measured.
+        seed: seed of all random numbers.
     """
 
     runs: Positional[tuple[str, ...]] = ()
@@ -46,7 +46,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if len(self.runs) < 2:
             raise SpecError(
-                f"a comparison takes two runs or more; {task('evaluate')} measures a single one", "few-runs"
+                f"a comparison needs two runs or more; measure a single run with {task('evaluate')}", "few-runs"
             )
         if self.examples < FEWEST:
             raise SpecError(f"{option('examples')} must be at least {FEWEST}, got {self.examples}", "out-of-range")
@@ -56,16 +56,16 @@ class CompareConfig:
 
 @dataclass(frozen=True)
 class Basis:
-    """Quantity that a bound is of; only bounds of the same one are ranked.
+    """Quantity that a bound bounds; only bounds of the same quantity are ranked.
 
     Attributes:
-        data: its name, for whoever reads.
-        split: the split's name.
-        seed: that divided the data.
-        contents: fingerprint of what is in the split.
-        schema: what an example looks like.
-        binarize: how grey values were made binary; None if they were not.
-        conditional: whether the bound is of p(x | label).
+        data: name of the data, for readers.
+        split: name of the split.
+        seed: seed that divided the data.
+        contents: fingerprint of the split's contents.
+        schema: shape and values of an example.
+        binarize: method that made grey values binary; None if they were not.
+        conditional: whether the bound is on p(x | label).
     """
 
     data: str
@@ -82,7 +82,7 @@ class Basis:
 
     @property
     def title(self) -> str:
-        """In words."""
+        """Describe the quantity."""
         of = "p(x | label)" if self.conditional else "p(x)"
         kind = f"{self.schema.values.words} values"
         how = f", binarised ({self.binarize})" if self.binarize else ""
@@ -92,18 +92,18 @@ class Basis:
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """One run.
+    """Measurements of one run.
 
     Attributes:
         run: its folder.
-        name: what tells it from the others.
-        model: of the catalogue.
-        evaluation: on the split.
-        fidelity: of its samples; None where it has none, or they take too long.
+        name: short name that is distinct from the others.
+        model: name of its model.
+        evaluation: evaluation on the split.
+        fidelity: fidelity of its samples; None if it has none, or they take too long.
         gap: the inference gap, if it was measured.
-        prior: the kind of the fitted prior that it uses; None: its own.
-        samples: some to look at, `[n, *shape]`.
-        notes: why something is missing, in words.
+        prior: kind of the fitted prior in use; None for the model's own.
+        samples: some samples to show, `[n, *shape]`.
+        notes: why something is missing.
     """
 
     run: str
@@ -120,11 +120,11 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that can be ranked.
+    """Runs that can be ranked against each other.
 
     Attributes:
-        data: examples of the split, to look at beside the samples.
-        whole: whether the bounds are of the whole split.
+        data: examples of the split, to show beside the samples.
+        whole: whether the bounds are means over the whole split.
     """
 
     basis: Basis
@@ -137,7 +137,7 @@ class Group:
 
 
 def differences(bases: Sequence[Basis]) -> tuple[str, ...]:
-    """Why no two of these are ranked, a line a pair."""
+    """Explain why groups are not ranked against each other, one line per pair."""
     return tuple(
         f"groups {m + 1} and {n + 1} are not ranked against each other: {'; '.join(_why(bases[m], bases[n]))}"
         for n in range(len(bases))
@@ -148,7 +148,7 @@ def differences(bases: Sequence[Basis]) -> tuple[str, ...]:
 def _why(a: Basis, b: Basis) -> list[str]:
     why = []
     if a.schema.values.discrete != b.schema.values.discrete:
-        why.append("real values have densities, which depend on the unit, the others probabilities")
+        why.append("one has real values, with densities that depend on their unit, the other has probabilities")
     elif a.schema.values != b.schema.values or a.binarize != b.binarize:
         why.append(f"the values differ, {_values(a)} against {_values(b)}")
     if a.schema.shape != b.schema.shape:
@@ -158,9 +158,9 @@ def _why(a: Basis, b: Basis) -> list[str]:
     elif a.seed != b.seed and a.contents != b.contents:
         why.append(f"the data were divided by other seeds ({a.seed}, {b.seed}), so the {a.split} splits differ")
     if a.conditional != b.conditional:
-        why.append("-log p(x | label) leaves out what the label costs, -log p(x) does not")
+        why.append("-log p(x | label) does not include the cost of the label, -log p(x) does")
     if not why:
-        why.append(f"the {a.split} splits hold other examples, labels or values")
+        why.append(f"the {a.split} splits hold different examples, labels or values")
     return why
 
 
@@ -170,11 +170,12 @@ def _values(basis: Basis) -> str:
 
 
 def best(figures: Sequence[tuple[float, float] | None], better: str, alike: Sequence[Any] | None = None) -> list[bool]:
-    """Which of the figures (value, standard error) cannot be told from the best by two standard errors of both.
+    """Mark the values within two standard errors (of both) of the best one.
 
     Args:
-        better: `lower`, `higher`, or `one` for shares that are best at 1, by their ratio to it.
-        alike: only figures for which this is the same are compared.
+        figures: value and standard error of each.
+        better: `lower`, `higher`, or `one` for ratios that are best at 1.
+        alike: only values with equal entries here are compared.
     """
     lost = {"lower": lambda v: v, "higher": lambda v: -v, "one": lambda v: abs(math.log(v)) if v > 0 else math.inf}
     kinds = list(alike) if alike is not None else [None] * len(figures)

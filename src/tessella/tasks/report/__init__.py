@@ -1,4 +1,4 @@
-"""One page about a run that a stranger understands: curves, pictures, figures and what they mean."""
+"""Task `report`: one page about a run, readable without other knowledge of it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Write report.html into the run: curves, pictures, figures and what they mean, how to reproduce.
+    """Write report.html into the run: training curves, pictures, metrics with their meaning, and how to reproduce.
 
     Attributes:
-        data: other data than the run's own, for instance where it lies on this machine.
+        data: data set to use instead of the run's own, for instance its path on this machine.
     """
 
     data: str | None = None
@@ -27,7 +27,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Report(Result):
-    """A run's page, and the evaluation that it shows."""
+    """Page of a run, and the evaluation that it shows."""
 
     evaluation: Evaluation
     whole: Page
@@ -41,12 +41,12 @@ class Report(Result):
 
 @task(
     "report",
-    summary="write report.html: curves, pictures, figures and what they mean",
+    summary="write report.html: training curves, pictures, and metrics with their meaning",
     group="train and measure",
     out="RUN/report.html",
 )
 def report(run: Run, config: ReportConfig) -> Report:
-    """Compose the page of a run; the test split is measured on some examples if no evaluation of it is kept."""
+    """Compose the page of a run, measuring the test split if the run holds no evaluation of it."""
     from tessella.tasks.report.sections import compose
 
     model = run.model()

@@ -58,14 +58,14 @@ from tessella.training.run import Run
 
 SPLITS = ("test", "valid", "train")
 QUICK = 2000
-"""Examples that are measured where no evaluation is kept."""
+"""Number of examples to measure if the run holds no evaluation."""
 MOST_ROWS = 16
-"""Classes beyond which samples are not shown a row each."""
+"""Maximum number of classes for which samples get one row each."""
 WALKS, DIMENSIONS = 4, 10
-"""Interpolations, and latent dimensions that are traversed."""
+"""Number of interpolations, and of latent dimensions to traverse."""
 NO_PRIOR = (
-    "An autoencoder has no prior over its latents: it does not say which of them are plausible. So nothing can be "
-    "sampled from it, and there is no probability, no bound and no bits per dimension of the data. It can reconstruct."
+    "An autoencoder has no prior over its latents, so it does not model which of them are plausible. It can "
+    "reconstruct but not sample, and it has no probability, no bound and no bits per dimension of the data."
 )
 NO_BOUND = (
     "A prior was fitted over this autoencoder's latents, so that new examples can be sampled. But its latent is a "
@@ -75,7 +75,7 @@ NO_BOUND = (
 
 @torch.inference_mode()
 def compose(run: Run, model: Model, data: Data) -> tuple[Evaluation, Page]:
-    """The evaluation of a run, and its page."""
+    """Compose the page of a run; return it with the evaluation that it shows."""
     spec, metrics = run.spec, checkpoint.read_metrics(run.path)
     name = next(s for s in SPLITS if s in data.splits)
     split = data.split(name)
@@ -103,7 +103,7 @@ def compose(run: Run, model: Model, data: Data) -> tuple[Evaluation, Page]:
 
 
 def _slow(model: Model) -> bool:
-    """True if one sample takes a pass over all values, so that few should be shown."""
+    """Return whether decoding takes a pass over all values, so that few examples should be shown."""
     return model.likelihood.sequential_mean
 
 
@@ -116,8 +116,8 @@ def _lead(model: Model, data: Data, e: Evaluation, metrics: list[dict[str, Any]]
     if e.codes is not None:
         by = f"{e.codes.codes_per_example:,} integers below {e.codes.codebook_size:,}"
     return (
-        f"From {len(data.split('train')):,} {kind} this model learned{spent} to describe each by {by}, and to "
-        f"reconstruct it from those. Below is how well it does on {e.examples:,} {others}."
+        f"From {len(data.split('train')):,} {kind} this model learned{spent} to encode each as {by}, and to "
+        f"reconstruct it from those. Below are its results on {e.examples:,} {others}."
     )
 
 
@@ -125,20 +125,20 @@ def _opening(spec: Spec, model: Model, e: Evaluation, passed_over: str) -> tuple
     schema = model.schema
     one = kind_of(schema).example
     known = spec.model in registry.names("model")
-    what = registry.find("model", spec.model).summary if known else "a composition of one's own"
+    what = registry.find("model", spec.model).summary if known else "a model of your own"
     cards = []
     if e.bound is not None and e.bits_per_dim is not None:
         meaning = "bits per dimension: upper bound on -log p(x), the negative ELBO, per number of the data"
         cards.append((f"{e.bits_per_dim:.3f}", meaning))
         if schema.values.discrete:
             raw = schema.dims * math.log(schema.values.levels)
-            cards.append((size_text(e.bound), f"a {one}, against {size_text(raw)} stored raw"))
+            cards.append((size_text(e.bound), f"per {one}, against {size_text(raw)} stored raw"))
     if e.psnr is not None:
-        cards.append((psnr_text(e.psnr), "PSNR: how close reconstructions come; more is better"))
+        cards.append((psnr_text(e.psnr), "PSNR of the reconstructions; higher is better"))
     if e.active_units is not None and e.kl_per_unit is not None:
         cards.append((f"{e.active_units:,} of {len(e.kl_per_unit):,}", "latent dimensions are active"))
     if e.codes is not None:
-        worst = " (of the level that uses least of them)" if len(e.codes.levels) > 1 else ""
+        worst = " (in the level with the lowest usage)" if len(e.codes.levels) > 1 else ""
         cards.append((f"{100 * e.codes.code_usage:.3g} %", f"of the {e.codes.codebook_size:,} codes occur{worst}"))
         if e.codes.learned:
             cards.append(saving_card(e.codes, one))
@@ -158,15 +158,15 @@ def _reconstructions(model: Model, split: Split, name: str) -> tuple[Block, ...]
     rows = split.random_rows(columns if _slow(model) else 3 * columns)
     pairs = reconstruct_rows(model, split.batch(rows), columns)
     caption = (
-        f"Examples of the {name} split; below each row of inputs their reconstructions, decoded from nothing but "
-        "their latents."
+        f"Examples of the {name} split; below each row of inputs are their reconstructions, decoded from the latents "
+        "alone."
     )
     labels = ["input", "reconstruction"] * (len(pairs) // 2)
     return Heading("Reconstructions"), labelled_rows(pairs, labels, model.schema, caption)
 
 
 def _samples(model: Model, passed_over: str) -> tuple[Block, ...]:
-    """Samples from the prior in use; nothing without a prior."""
+    """Show samples from the prior in use; nothing without a prior."""
     if not model.has_prior:
         return ()
     if model.fitted:
@@ -178,7 +178,7 @@ def _samples(model: Model, passed_over: str) -> tuple[Block, ...]:
         text = f"Codes sampled from the uniform prior, each as likely as any other, and decoded. {why}"
     if model.conditional and len(classes) <= MOST_ROWS:
         rows = sample_rows(model, columns * len(classes))
-        return Heading("Samples"), labelled_rows(rows, classes, model.schema, f"{text} A row is a class.")
+        return Heading("Samples"), labelled_rows(rows, classes, model.schema, f"{text} Each row is a class.")
     count = columns * (1 if _slow(model) else 4)
     samples = in_rows(sample_rows(model, count).flatten(0, 1)[:count], columns, model.schema.values.low)
     return Heading("Samples"), sheet_figure(samples, model.schema, text)
@@ -199,7 +199,7 @@ def _interpolations(model: Model, split: Split, name: str) -> tuple[Block, ...]:
     steps = max(4, examples_in_a_row(model.schema)) - 2
     walks = interpolate_rows(model, split.batch(chosen[:half]), split.batch(chosen[half : 2 * half]), steps)
     caption = (
-        f"At the ends two examples of the {name} split; between them decoded latents on the way from one to the other."
+        f"At the ends are two examples of the {name} split; between them are decoded latents from one to the other."
     )
     return Heading("Interpolations"), sheet_figure(walks, model.schema, caption)
 
@@ -210,10 +210,10 @@ def _traversals(model: Model, split: Split) -> tuple[Block, ...]:
     columns = (examples_in_a_row(model.schema) - 1) // 2 * 2 + 1
     rows = traverse_rows(model, split.batch(split.random_rows(1)), statistics, chosen, steps=columns)
     moved = "channel of the latent grid" if len(model.latent_shape) > 1 else "latent dimension"
-    first = "of the highest rate" if statistics.rate is not None else "that vary most"
+    first = "with the highest rate" if statistics.rate is not None else "that vary most"
     caption = (
-        f"One example decoded with one {moved} moved from -2.5 to 2.5 standard deviations about its mean, all others "
-        f"kept; those {first} come first."
+        f"One example, decoded with one {moved} changed from -2.5 to 2.5 standard deviations about its mean and all "
+        f"others fixed; those {first} come first."
     )
     return Heading("Latent traversals"), labelled_rows(rows, statistics.names(chosen), model.schema, caption)
 
@@ -232,7 +232,7 @@ def _dimensions(e: Evaluation) -> tuple[Block, ...]:
 
 
 def _collapse(e: Evaluation, schema: Schema) -> tuple[Block, ...]:
-    """Whether the latent is used."""
+    """Show whether the latent is used."""
     if e.collapse is None:
         return ()
     c, one = e.collapse, kind_of(schema).example
@@ -240,19 +240,19 @@ def _collapse(e: Evaluation, schema: Schema) -> tuple[Block, ...]:
     cards = [
         (
             f"{c.shuffle_cost:,.{1 if c.shuffle_cost < 100 else 0}f} nats",
-            f"of log p(x | z) are lost if a {one} gets another one's {what}",
+            f"shuffle cost: loss of log p(x | z) if a {one} gets the {what} of another one",
         ),
         (
             f"{c.mutual_information:.2f} nats",
-            f"of information in the {what} on which of {c.examples:,} {one}s it is, "
-            f"of {c.mutual_information_ceiling:.2f} at most",
+            f"mutual information of the {what} and the index of the {one} among {c.examples:,}; at most "
+            f"{c.mutual_information_ceiling:.2f}",
         ),
     ]
     if c.active_units is not None:
-        moved = "codes differ" if e.codes is not None else "latent dimensions move"
+        moved = "codes vary" if e.codes is not None else "latent dimensions vary"
         cards.append((f"{c.active_units:,} of {c.units:,}", f"{moved} from {one} to {one}"))
     verdict = f"No: {c.advice}" if c.collapsed else f"Yes: reconstructions depend on the {what}."
-    intro = f"{verdict} A decoder that is strong enough can ignore its latent: posterior collapse."
+    intro = f"{verdict} A strong decoder can ignore its latent, which is called posterior collapse."
     return Heading("Is the latent used?"), Text(intro), Cards(cards)
 
 
@@ -263,8 +263,8 @@ def _curves(run: Run, metrics: list[dict[str, Any]], model: Model) -> tuple[Bloc
     of_codes = bool(model.levels)
     charts = curves(metrics, wanted[:2] if of_codes else wanted)
     if not charts:
-        return Heading("Training"), Text("It was too short for curves.")
-    caption = f"Lower {wanted[0][1].partition(',')[0]} is better. The first moments may run off the top." + (
+        return Heading("Training"), Text("Training was too short for curves.")
+    caption = f"Lower {wanted[0][1].partition(',')[0]} is better. The first values may lie above the chart." + (
         " During training all codes are equally likely: the rate is N log K throughout." if of_codes else ""
     )
     found: list[Block] = [Heading("Training"), Charts(charts, caption)]
@@ -280,13 +280,13 @@ def _curves(run: Run, metrics: list[dict[str, Any]], model: Model) -> tuple[Bloc
 
 def _numbers(e: Evaluation, schema: Schema) -> tuple[Block, ...]:
     intro = f"Averages over {e.examples:,} examples of the {e.split} split. A nat is {1 / math.log(2):.3f} bits. " + (
-        "The bound is what a file coder built on this model needs." if e.bound is not None else ""
+        "The bound is the file size that a coder with this model needs." if e.bound is not None else ""
     )
     return Heading("The numbers"), Text(intro), Table(("what", "value", "what it means"), numbers(e, schema))
 
 
 def reproduction(run: Run, spec: Spec, e: Evaluation, metrics: list[dict[str, Any]]) -> tuple[Block, ...]:
-    """The section of a run's page on how to reproduce it."""
+    """Build the section on how to reproduce a run."""
     took = f"{metrics[-1]['step']:,} steps in {duration_text(metrics[-1]['seconds'])}" if metrics else ""
     samples = {"importance_samples": e.importance_bound.samples} if e.importance_bound else {}
     calls = [train_call(spec, run.path, took)]
@@ -308,7 +308,7 @@ def reproduction(run: Run, spec: Spec, e: Evaluation, metrics: list[dict[str, An
 
 
 def train_call(spec: Spec, run: Path, note: str = "") -> Call:
-    """The call that starts such a run, with every option that is not the default."""
+    """Build the call that starts such a run, with every option that is not the default."""
     shown = {k: v for k, v in spec.data.items() if k not in ("spec", "seed")}
     own = {} if spec.config is None else spec.config.changed()
     place = {"data": str(spec.data.get("spec", "?")), "out": str(run)}
@@ -316,26 +316,26 @@ def train_call(spec: Spec, run: Path, note: str = "") -> Call:
 
 
 def prior_call(prior: fitted_priors.PriorSpec, run: Path) -> Call:
-    """The call that fits such a prior over the latents of a run."""
+    """Build the call that fits such a prior over the latents of a run."""
     given = {**prior.training, "class_conditional": prior.class_conditional}
     return Call("fit-prior", [str(run)], {"kind": prior.kind, **prior.config.changed(), **_unusual(given)})
 
 
 def _unusual(given: dict[str, Any]) -> dict[str, Any]:
-    """Options of training and of data that are not the default."""
+    """Return the options of training and data that are not the default."""
     usual = {**asdict(TrainOptions(steps=1)), "steps": None, "minutes": None, "class_conditional": False}
     return {name: value for name, value in given.items() if value is not None and value != usual.get(name)}
 
 
 def duration_text(seconds: float) -> str:
-    """Seconds in words: `12 minutes`."""
+    """Format seconds: `12 minutes`."""
     if seconds < 120:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name, if the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -343,11 +343,11 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-NAMES = {"train": "training batches, weights as they move", "valid": "validation split, averaged weights"}
+NAMES = {"train": "training batches, current weights", "valid": "validation split, averaged weights"}
 
 
 def curves(metrics: Sequence[Mapping[str, Any]], wanted: Sequence[tuple[str, str]]) -> list[Chart]:
-    """Charts of these figures `(key, title)` over time; those that were not noted often enough are left out."""
+    """Chart metrics `(key, title)` over time, without those that have too few values."""
     seconds = max((m.get("seconds") or 0 for m in metrics), default=0)
     per, unit = (60, "minutes") if seconds >= 120 else (1, "seconds")
     charts = []
