@@ -15,6 +15,7 @@ import pytest
 from tessella.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
+collect_ignore = ["plugin"]
 
 
 @pytest.fixture(scope="session")

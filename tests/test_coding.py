@@ -183,7 +183,7 @@ def test_codes_that_do_not_fit_are_refused(arrays: dict[str, np.ndarray], tmp_pa
     coarse, fine, sizes = arrays["level0"].astype(np.int64), arrays["level1"].astype(np.int64), arrays["sizes"]
     assert "0" * 12 in refusal(path, arrays, model, "f" * 12)
     assert "f" * 12 in refusal(path, arrays, model, "f" * 12)
-    assert "go from -1" in refusal(path, changed(arrays, level1=np.where(fine == fine.max(), -1, fine)), model)
+    assert "got -1 to" in refusal(path, changed(arrays, level1=np.where(fine == fine.max(), -1, fine)), model)
     assert "to 12" in refusal(path, changed(arrays, level0=np.full_like(coarse, 12)), model)
     assert "grid" in refusal(path, changed(arrays, level0=coarse[:, :, :-1]), model)
     assert "shape" in refusal(path, changed(arrays, level0=np.repeat(coarse, 2, 1)), model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -51,11 +52,11 @@ def test_its_parts_are_found_without_importing_it(plugin: None, capsys: pytest.C
     assert not any(name.startswith("tessella_rings") for name in sys.modules)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("quantizer", "bsq"), ("likelihood", "laplace"), ("data", "rings"), ("task", "brightness")]
-)
-def test_its_parts_keep_the_promises(plugin: None, kind: registry.PartKind, name: str) -> None:
-    testing.check_entry(registry.find(kind, name))
+def test_its_own_tests_pass(plugin: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    test_rings = importlib.import_module("test_rings")
+    for kind, name in test_rings.test_part.pytestmark[0].args[1]:
+        test_rings.test_part(kind, name)
 
 
 def test_a_model_of_its_parts_keeps_the_promises(plugin: None) -> None:

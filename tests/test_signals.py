@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import tessella
 from tessella.bottlenecks import EMAQuantizer
 from tessella.cli import main
 from tessella.core.contracts import Condition
@@ -223,3 +224,40 @@ def test_signals_go_the_whole_way(model: str, values: str, tmp_path: Path, monke
         x = open_data(spec, kind="signal").split("test").batch(range(5)).x
         assert np.array_equal(back, x)
         assert back[0].dtype == values
+
+
+@pytest.mark.slow
+def test_every_task_takes_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = str(_waves(tmp_path, "real"))
+    data = ["--data", spec, "--kind", "signal", "--steps", "3", "--width", "8", "--depth", "1"]
+    assert main(["train", "vae", *data, "--latent-dim", "3", "--latent-layout", "grid", "--out", "vae"]) == 0
+    assert main(["train", "vqvae", *data, "--grid-size", "4", "--codebook-size", "8", "--out", "codes"]) == 0
+    for run in ("vae", "codes"):
+        detect = ["--calibration-data", "valid", "--false-positives", "0.2", "--samples", "1", "--steps", "1"]
+        commands = [
+            ["interpolate", run, "0", "1", "-o", "i.png"],
+            ["traverse", run, "-o", "t.png"],
+            ["detect", run, "test", *detect, "-o", "anomalies"],
+            ["index", run, "--split", "test"],
+            ["search", run, "0", "1", "-o", "found.html"],
+            ["search", run, "--duplicates", "-o", "found.html"],
+            ["edit", run, "0", "--region", "4,12", "--paste", "1@2", "--blend-original", "-o", "edited"],
+            ["edit", run, "0", "--region", "4,12", "--resample", "-n", "2", "-o", "edited"],
+        ]
+        for command in commands:
+            assert main(command) == 0, command
+        record = json.loads(Path("edited/edit.json").read_text())
+        assert record["region"] == {"x": 4, "width": 12, "pixels": 12}
+        assert record["files"] == ["edited-1.npy", "edited-2.npy"]
+        assert np.load("edited/edited-1.npy").shape == open_data(spec, kind="signal").schema.shape
+        for variant in record["variants"]:
+            assert variant["share_outside_reach"] == 0
+    assert main(["inference-gap", "vae", "--examples", "4", "--steps", "2", "--chains", "2"]) == 0
+    assert main(["compare", "vae", "codes", "--examples", "40"]) == 0
+    assert main(["encode", "codes", "-o", "c.npz"]) == 0
+    assert main(["decode", "codes", "c.npz", "-o", "decoded"]) == 0
+    split = open_data(spec, kind="signal").split("test")
+    decoded = np.stack([np.load(f"decoded/test-{row}.npy") for row in range(4)])
+    expected = tessella.load("codes").reconstruct(split.batch(range(4)).x).numpy()
+    np.testing.assert_allclose(decoded, expected, rtol=1e-4, atol=1e-5)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from expect import raises
 from tessella.data import open_data
 from tessella.data.arrays import natural
 from tessella.data.folders.layout import Names, arranged, picture_files
-from tessella.foundation.errors import DataError
 from tessella.tasks.describe import data_facts
 
 
@@ -138,7 +138,7 @@ def test_a_named_pipe_is_passed_over(draw, tmp_path: Path) -> None:
     data = open_data(str(tmp_path))
     assert "2 named pipes, sockets or devices were passed over: a.png, b.png" in data.notes
     (tmp_path / "good.png").unlink()
-    with pytest.raises(DataError, match="named pipes"):
+    with raises("no-pictures"):
         open_data(str(tmp_path))
 
 

@@ -69,11 +69,16 @@ def test_start_is_near_the_even_odds() -> None:
 @pytest.mark.parametrize(
     ("preset", "schema", "options", "message"),
     [
-        (VAE, GREY, {"likelihood": "bernoulli"}, "needs binary.*binarize dynamic"),
-        (VAE, BINARY, {"likelihood": "logistic"}, "needs integer.*likelihood bernoulli"),
-        (VAE, Schema.of((4,), "real"), {"likelihood": "categorical"}, "needs integer.*likelihood gaussian"),
+        (VAE, GREY, {"likelihood": "bernoulli"}, "needs binary values.*binarize dynamic"),
+        (VAE, BINARY, {"likelihood": "logistic"}, "needs integer values.*likelihood bernoulli"),
+        (
+            VAE,
+            Schema.of((4,), "real"),
+            {"likelihood": "categorical"},
+            "needs integer or symbol values.*likelihood gaussian",
+        ),
         (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: bernoulli, categorical"),
-        (VAE, BINARY, {"likelihood": "autoregressive", "components": 5}, "needs integer"),
+        (VAE, BINARY, {"components": 5}, "has no components"),
         (VAE, Schema.of((4,), "real"), {"latent_layout": "grid"}, "vectors have no grid"),
         (VAE, Schema.of((5, 8, 8), "uint8"), {}, "1 to 4 channels, got 5"),
         (VAE, GREY, {"latent_dim": 0}, "latent dim must be at least 1, not 0"),

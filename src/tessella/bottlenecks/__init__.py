@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # continuous
 
 
-@register("bottleneck", "deterministic", summary="the features themselves: an autoencoder, without rate or bound")
+@register("bottleneck", "deterministic", summary="a linear map of the features: an autoencoder, without rate or bound")
 class Deterministic(BottleneckConfig):
     """Bottleneck of an autoencoder: z is a linear map of the features, and has no rate."""
 
@@ -110,7 +110,7 @@ class CodebookConfig(QuantizerConfig, ABC):
 
 @register("quantizer", "vq", summary="vector quantisation, codebook by gradient (van den Oord et al. 2017)")
 class VectorQuantizer(CodebookConfig):
-    """Vector quantisation with a codebook learnt by gradients (van den Oord et al. 2017, eq. 3)."""
+    """Vector quantisation with a codebook learned by gradients (van den Oord et al. 2017, eq. 3)."""
 
     def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
         from tessella.bottlenecks.codebooks import LearnedCodebook
@@ -141,7 +141,7 @@ class EMAQuantizer(CodebookConfig):
     "quantizer", "simvq", summary="vector quantisation, codebook a frozen table times a learned map (Zhu et al. 2024)"
 )
 class SimVQ(CodebookConfig):
-    """Vector quantisation with a codebook that is a frozen table times a learnt map (Zhu et al. 2024, section 4)."""
+    """Vector quantisation with a codebook that is a frozen table times a learned map (Zhu et al. 2024, section 4)."""
 
     def codebook(self, groups: int, dims: int, distance: Distance) -> Codebook:
         from tessella.bottlenecks.codebooks import MappedCodebook
@@ -152,7 +152,7 @@ class SimVQ(CodebookConfig):
 @register(
     "quantizer",
     "residual",
-    summary="several codes a position, each for the residual of those before (Zeghidour et al. 2021)",
+    summary="several codes per position, each for the residual of those before (Zeghidour et al. 2021)",
 )
 class ResidualQuantizer(EMAQuantizer):
     """Residual quantisation: several codebooks, each for the residual of those before it.

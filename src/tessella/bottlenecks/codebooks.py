@@ -3,7 +3,7 @@
 A codebook has G tables of K vectors of D numbers, and these methods:
 
     start(z, noise)             initialise the vectors from the first training batch,
-    table() -> [G, K, D]        return the vectors, with a gradient if `taught` (learnt by gradients),
+    table() -> [G, K, D]        return the vectors, with a gradient if `taught` (learned by gradients),
     learn(z, codes, noise)      update the statistics with vectors `z` `[N, G, D]` and their `codes` `[N, G]`.
 
 If several processes train, each uses the joined batch, so all of them keep the same table.
@@ -45,7 +45,7 @@ DISTANCES: dict[str, Distance] = {"euclidean": euclidean, "cosine": cosine}
 
 @final
 class LearnedCodebook(nn.Module):
-    """Codebook learnt by gradients (van den Oord et al. 2017, eq. 3, second term), initialised by k-means."""
+    """Codebook learned by gradients (van den Oord et al. 2017, eq. 3, second term), initialised by k-means."""
 
     taught = True
 
@@ -142,7 +142,7 @@ class AveragedCodebook(nn.Module):
 
 @final
 class MappedCodebook(nn.Module):
-    """Codebook that is a frozen random table times a learnt linear map (Zhu et al. 2024, section 4).
+    """Codebook that is a frozen random table times a learned linear map (Zhu et al. 2024, section 4).
 
     So every code is trained at each step. The map starts as the square root of the first batch's second moments E[z
     z'], which the table then shares.

@@ -17,11 +17,9 @@ from tessella.bottlenecks.gaussian import DiagonalGaussianModule, position_head
 from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
-from tessella.networks.conv import conv, convolve
+from tessella.networks.conv import conv, convolve, start_small
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-START = 0.01
-"""Factor on the initial weights of the last layers, so that each step starts near the identity."""
 SETTLED = 1e-5
 """Relative change at which the inversion stops; float32 rounding is below it."""
 FAR = 1e4
@@ -195,7 +193,7 @@ class _VectorStep(nn.Module):
         before = torch.ones(channels, channels).tril(-1)
         adjacency = torch.cat([before, torch.ones(channels, context)], 1).bool()
         self.network = MaskedMLP(cast(BoolTensor, adjacency.repeat(2, 1)), (width, width), activation=nn.SiLU)
-        _start_small(self.network[-1])
+        start_small(self.network[-1].parameters())
 
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         shift, s = self.network(torch.cat([z, context], 1)).chunk(2, 1)
@@ -219,7 +217,7 @@ class _GridStep(nn.Module):
         self.told = conv(rank, context, width)
         self.middle = _MaskedConv(hidden[None] <= hidden[:, None], 3, rank)
         self.exit = _MaskedConv((hidden[None] <= inputs[:, None]).repeat(2, 1), 1, rank)
-        _start_small(self.exit)
+        start_small(self.exit.parameters())
 
     def forward(self, z: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         h = F.silu(self.entry(z) + self.told(context))
@@ -242,9 +240,3 @@ class _MaskedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self.mask * self.conv.weight, self.conv.bias, padding=self.conv.padding)  # pyright: ignore[reportArgumentType]
-
-
-def _start_small(layer: nn.Module) -> None:
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.mul_(START)

@@ -17,7 +17,7 @@ from tessella.core.batches import even_block
 BLOCK = 2**19
 """Scores per thread and block, 2 MB: they stay in the cache until the maximum is found."""
 SPAN = 2048
-"""Most codes per block."""
+"""Largest number of codes per block."""
 
 TRITON = find_spec("triton") is not None
 

@@ -17,7 +17,7 @@ from tessella.core.rng import Noise
 FEW = 8
 """Number of nearest codes to sample from."""
 BLOCK = 2**20
-"""Most distances kept in memory at once."""
+"""Largest number of distances kept in memory at once."""
 
 
 def sample_near(z: Tensor, table: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

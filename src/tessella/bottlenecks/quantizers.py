@@ -88,7 +88,7 @@ class CodebookQuantizer(Quantizer):
 
         commitment (r_s - sg[e_s])^2 + (sg[r_s] - e_s)^2,
 
-    the second term only if the codebook is learnt by gradients.
+    the second term only if the codebook is learned by gradients.
 
     Args:
         feature_shape: `(F, *spatial)`.

@@ -109,7 +109,7 @@ def given_flags(args: Sequence[str]) -> frozenset[str]:
     return frozenset(name.replace("-", "_") for name in flags)
 
 
-def extended(options: type[T], more: Mapping[str, tuple[Any, Any]]) -> type[T]:
+def with_fields(options: type[T], more: Mapping[str, tuple[Any, Any]]) -> type[T]:
     """A dataclass of options with more fields, or others: types and defaults by name."""
     rows = [
         (name, hint, value if isinstance(value, Field) else field(default=value))
@@ -123,7 +123,7 @@ def extended(options: type[T], more: Mapping[str, tuple[Any, Any]]) -> type[T]:
 def with_defaults(options: type[T], values: Mapping[str, Any]) -> type[T]:
     """The same options with other defaults."""
     hints = validation.field_types(options)
-    return extended(options, {name: (hints[name], value) for name, value in values.items()})
+    return with_fields(options, {name: (hints[name], value) for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Flags:
 
     @property
     def fields(self) -> dict[str, tuple[Any, Any]]:
-        """What `extended` adds to the options of a command."""
+        """What `with_fields` adds to the options of a command."""
         return {name: (OmitArgPrefixes[group], field(default_factory=group)) for name, group in self.groups.items()}
 
     def config(self, parsed: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
-from tessella.commands.options import Flags, extended, given_flags, word_after
+from tessella.commands.options import Flags, given_flags, with_fields, word_after
 from tessella.commands.tasks import device_text, progress_bar, quoted, say
 from tessella.commands.train import budget, flat, refuse_changes, resumed_options
 from tessella.core.configs import CodePriorConfig, PriorConfig
@@ -82,7 +82,7 @@ def prior_options(args: Sequence[str]) -> type[FitPrior]:
         base = fitted_priors.read_prior_spec(home).config if (home / checkpoint.SPEC).is_file() else None
     flags = Flags.of(made, args, base)
     flags.check(args, FitPrior)
-    return extended(
+    return with_fields(
         FitPrior,
         {**flags.fields, "given": (Suppress[frozenset[str]], given), "flags": (Suppress[Any], flags)},
     )

@@ -15,10 +15,10 @@ from tessella.commands.options import (
     AliasOut,
     Flags,
     RunConfig,
-    extended,
     given_flags,
     toml,
     with_defaults,
+    with_fields,
     word_after,
 )
 from tessella.commands.tasks import device_text, quoted, say
@@ -104,7 +104,7 @@ def train_options(args: Sequence[str]) -> type[Train]:
         flags = Flags.of(kind, args, base)
         flags.check(args, Train)
         more |= {**flags.fields, "flags": (Suppress[Any], flags)}
-    return extended(Train, more)
+    return with_fields(Train, more)
 
 
 def models_overview() -> str:

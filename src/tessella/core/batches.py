@@ -21,13 +21,13 @@ from torch import Tensor
 from tessella.core.rng import example_keys
 
 NUMBERS = {"cpu": 1 << 15}
-"""Most numbers in a batch on the processor: few, because one example alone also takes a full batch of copies."""
+"""Largest size of a batch in numbers on the processor; small, because one example alone also takes a full batch."""
 NUMBERS_ELSEWHERE = 1 << 21
-"""Most numbers in a batch on an accelerator, which needs large batches."""
+"""Largest size of a batch in numbers on an accelerator, which needs large batches."""
 MOST = 256
-"""Most examples in a batch."""
+"""Largest number of examples in a batch."""
 READ = 100
-"""Fewest examples to read at a time."""
+"""Smallest number of examples to read at a time."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,10 @@ def fixed_batches(batch: Batch, device: torch.device, size: int | None = None) -
 
 
 def filled(rows: Tensor, size: int, device: torch.device) -> Tensor:
-    """Pad rows to `size` with copies of the last one, in a new tensor (memory layout also decides how kernels add)."""
+    """Pad rows to `size` with copies of the last one, in a new tensor.
+
+    The new tensor fixes the memory layout, which also decides how kernels add.
+    """
     full = torch.empty((size, *rows.shape[1:]), dtype=rows.dtype, device=device)
     full[: len(rows)] = rows
     full[len(rows) :] = full[len(rows) - 1]

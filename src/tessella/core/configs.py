@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LikelihoodConfig(Config, ABC):
-    """Options of p(x | z)."""
+    """Options of a likelihood p(x | z)."""
 
     part = "likelihood"
 
@@ -64,7 +64,8 @@ class InferenceNetwork(NamedTuple):
         bottleneck: the model's bottleneck.
         input_shape: shape of one example after `Likelihood.to_network`.
         labelled: whether the encoder takes labels.
-        examples: gives so many different examples in that form, at which pseudo-inputs start. None: they start at noise.
+        examples: function that returns a number of different examples in that form, at which pseudo-inputs start; None:
+            they start as noise.
     """
 
     encoder: Encoder

@@ -120,9 +120,9 @@ class Bottleneck(nn.Module, ABC):
     stochastic: bool = True
     """Whether `BottleneckOutput.posterior` is a distribution, so that z has a rate."""
     gaussian: bool = False
-    """Whether it is a diagonal Gaussian, so that its mean and deviation say all of it."""
+    """Whether it is a diagonal Gaussian, so that mean and standard deviation describe it fully."""
     sequential_density: bool = False
-    """Whether log q(z | x) of another example's z takes a pass number by number, so that it is slow."""
+    """Whether log q(z | x) at another example's z is computed number by number, which is slow."""
 
     @abstractmethod
     def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
@@ -176,7 +176,7 @@ class Quantizer(Bottleneck, ABC):
 
     `BottleneckOutput.posterior` is a `PointMass` on the codes `[B, *code_shape]` (int64). `z` holds the codes' vectors;
     gradients pass straight through to the features. Grids of any size are accepted. Computed in float32 whatever the
-    autocast. In training mode `forward` also updates a codebook that is learnt from running statistics.
+    autocast. In training mode `forward` also updates a codebook that is learned from running statistics.
     """
 
     codebook_size: int

@@ -176,7 +176,7 @@ def chunks(count: int, size: int, seed: int) -> Iterator[tuple[slice, int]]:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators, for functions that take no generator, and restore them afterwards.
 
-    Restored are the processor's generator and that of `device`, except on an Apple GPU, whose generator cannot be
+    The generators of the processor and of `device` are restored, except on an Apple GPU, whose generator cannot be
     forked.
     """
     kind = device.type if device.type in ("cuda", "xpu") else "cuda"

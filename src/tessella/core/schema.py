@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal, final
 from tessella.foundation import validation
 
 LARGEST = 1 << 26
-"""Most numbers in one example."""
+"""Largest allowed number of values in one example."""
 MOST_LEVELS = 1 << 24
-"""Most different values of one number: float32 distinguishes them all."""
+"""Largest allowed number of levels: float32 distinguishes them all."""
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -34,7 +34,7 @@ class Values(ABC):
 
     @property
     def name(self) -> str:
-        """Return the name that tells them apart: `binary`, `uint8`, `integer(-3..3)`, `symbol(27)` or `real`."""
+        """Return the distinguishing name: `binary`, `uint8`, `integer(-3..3)`, `symbol(27)` or `real`."""
         if self == UINT8:
             return "uint8"
         named = {"integers": f"integer({self.low:.0f}..{self.high:.0f})", "symbols": f"symbol({self.levels})"}
@@ -44,7 +44,7 @@ class Values(ABC):
     def words(self) -> str:
         """Return the adjective for messages and pages, such as `8-bit` or `7-level`."""
         if self.kind != "integers":
-            return self.kind
+            return self.kind.removesuffix("s")
         bits = self.levels.bit_length() - 1
         return f"{bits}-bit" if self.levels == 1 << bits else f"{self.levels}-level"
 
@@ -55,7 +55,7 @@ class Values(ABC):
 
     @property
     def in_bytes(self) -> bool:
-        """Return whether they are stored as uint8 instead of float32."""
+        """Return whether values are stored as uint8 instead of float32."""
         return self.discrete and self.low >= 0 and self.high <= 255
 
     @property

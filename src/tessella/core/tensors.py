@@ -332,7 +332,7 @@ def _broadcast(tensors: Sequence[Tensor]) -> int:
 
 
 KINDS = {"uint8": "U8", "int16": "I16", "int32": "I32", "int64": "I64", "float16": "F16", "float32": "F32"}
-"""Types of numbers: numpy's name and that of safetensors."""
+"""Names of number types in numpy, with their names in safetensors."""
 BLOCK = 1 << 20
 
 

@@ -57,9 +57,12 @@ def as_examples(x: np.ndarray, name: str, notes: list[str], kind: str | None = N
         DataError: if it is empty, holds no numbers, or has a shape that is neither vectors nor pictures.
     """
     if x.dtype.kind not in "buif":
-        raise DataError(f"{name} holds {_NO_NUMBERS.get(x.dtype.kind, f'{x.dtype} and not numbers: convert it first')}")
+        raise DataError(
+            f"{name} holds {_NO_NUMBERS.get(x.dtype.kind, f'{x.dtype} and not numbers: convert it first')}",
+            code="no-numbers",
+        )
     if x.size == 0:
-        raise DataError(f"{name} is empty, of shape {_by(x.shape)}: give at least one example")
+        raise DataError(f"{name} is empty, of shape {_by(x.shape)}: give at least one example", code="empty")
     if kind == "signal":
         if x.ndim in (2, 3):
             return x[:, None] if x.ndim == 2 else x
@@ -78,7 +81,8 @@ def as_examples(x: np.ndarray, name: str, notes: list[str], kind: str | None = N
         return np.ascontiguousarray(np.moveaxis(x, axis, 1))
     raise DataError(
         f"{name} has shape {_by(x.shape)}: give vectors (N, D) or pictures (N, H, W), (N, H, W, C) or (N, C, H, W) "
-        "with 1 to 4 channels"
+        "with 1 to 4 channels",
+        code="bad-shape",
     )
 
 
@@ -167,7 +171,8 @@ def _offset(parts: list[np.ndarray], columns: Sequence[str], where: str, notes: 
     if refused:
         raise DataError(
             f"{where} has whole numbers too large to keep: {abridged(refused)}; remove them if they are identifiers, "
-            "or give them in larger units"
+            "or give them in larger units",
+            code="numbers-too-large",
         )
     if any(offset):
         taken = [f"{o} from {columns[j] if columns else f'number {j + 1}'}" for j, o in enumerate(offset) if o]
@@ -230,7 +235,8 @@ def _check_finite(x: np.ndarray, name: str) -> None:
     if bad:
         raise DataError(
             f"{name} has {bad} values that are NaN or infinite in 32 bits, the first in example {first}: "
-            "remove or replace them"
+            "remove or replace them",
+            code="not-finite",
         )
 
 
@@ -274,10 +280,11 @@ def label_numbers(
         if y.shape[:1] != (len(part.example_ids),):
             raise DataError(
                 f"{called} has shape {_by(y.shape)} for {len(part.example_ids)} examples in {part.name or name}: give "
-                "one label an example"
+                "one label an example",
+                code="bad-labels",
             )
         if y.dtype.kind not in "buifSUT":
-            raise DataError(f"{called} is of type {y.dtype}: give numbers or texts")
+            raise DataError(f"{called} is of type {y.dtype}: give numbers or texts", code="bad-labels")
         if y.ndim > 1:
             if not _is_one_hot(y):
                 notes.append(f"{called} has shape {_by(y.shape)} and is not one-hot, so it names no classes: left out")
@@ -314,12 +321,16 @@ def _by_name(y: np.ndarray, classes: tuple[str, ...], called: str) -> np.ndarray
             return _numbered(y, classes)
         if not all(word.isdecimal() and word.isascii() for word in words):
             raise DataError(
-                f"{called} holds {abridged(unknown)}, but the named classes are {abridged(classes)}: name all classes"
+                f"{called} holds {abridged(unknown)}, but the named classes are {abridged(classes)}: name all classes",
+                code="bad-labels",
             )
     numbers = y.astype(np.int64)
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or high >= len(classes):
-        raise DataError(f"{called}: labels run from {low} to {high}, but {len(classes)} classes are named, from 0 on")
+        raise DataError(
+            f"{called}: labels run from {low} to {high}, but {len(classes)} classes are named, from 0 on",
+            code="bad-labels",
+        )
     return numbers
 
 
@@ -345,7 +356,9 @@ def recoloured(x: np.ndarray, channels: int, values: Values, name: str) -> np.nd
         return x
     alpha_in, alpha_out = have in (2, 4), channels in (2, 4)
     if not values.discrete and (alpha_in or alpha_out):
-        raise DataError(f"{name}: real values have no known opacity: convert them to {channels} channels first")
+        raise DataError(
+            f"{name}: real values have no known opacity: convert them to {channels} channels first", code="real-opacity"
+        )
     top = values.high if values.discrete else 1.0
     done = np.empty((len(x), channels, *x.shape[2:]), x.dtype)
     step = max(1, CHUNK_BYTES // max(1, 4 * x[0].nbytes))
@@ -413,7 +426,7 @@ def same_shape(parts: dict[str, np.ndarray], called: Mapping[str, str]) -> tuple
     shapes = {name: x.shape[1:] for name, x in parts.items()}
     if len(set(shapes.values())) > 1:
         found = abridged([f"{called[name]} {_by(shape)}" for name, shape in shapes.items()])
-        raise DataError(f"the splits hold examples of different shapes: {found}")
+        raise DataError(f"the splits hold examples of different shapes: {found}", code="different-shapes")
     return next(iter(shapes.values()))
 
 

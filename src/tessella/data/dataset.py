@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Any, Literal, cast, final, get_args
 
 import numpy as np
 
@@ -151,7 +151,9 @@ def open_data(
     found = find_raw(spec, box, channels, label, like)
     notes = found.notes
     values, shape, offset = _unified(found, box, channels, kind, like)
-    classes = _labelled(found)
+    labels, classes = arrays.label_numbers(found.parts, found.classes, notes)
+    for name, part in found.parts.items():
+        part.labels = labels[name]
     mark_duplicates(found, classes)
     rows = _divided(found, seed, notes)
     splits: dict[str, Split] = {name: split_of(part, chosen) for name, (part, chosen) in rows.items()}
@@ -173,28 +175,21 @@ def open_data(
             splits[name] = BinarizedSplit(split, binarize if name == "train" else fixed, seed)
         all_examples = all_examples and BinarizedSplit(all_examples, fixed, seed)
     options = {"size": box, "channels": channels, "binarize": binarize, "seed": seed, "label": label, "kind": kind}
-    division = _division(found, rows)
-    return Data(spec, options, schema, splits, tuple(notes), all_examples, division, found.labelling, fingerprint)
+    of = _division(found, rows)
+    return Data(spec, options, schema, splits, tuple(notes), all_examples, of, found.labelling, fingerprint)
 
 
 def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize: str | None) -> Size | None:
+    box, wrong = (size, size) if isinstance(size, int) else size and tuple(size), ""
     if channels is not None and channels not in arrays.CHANNELS:
-        raise DataError(
-            f"channels are {channels}: give 1 (grey), 2 (grey, alpha), 3 (colour) or 4 (colour, alpha)",
-            code="bad-option",
-        )
+        wrong = f"channels are {channels}: give 1 (grey), 2 (grey, alpha), 3 (colour) or 4 (colour, alpha)"
     if binarize is not None and binarize not in get_args(Binarization):
-        raise DataError(
-            f"cannot binarise by {binarize!r}; there are: {', '.join(get_args(Binarization))}", code="bad-option"
-        )
-    if size is None:
-        return None
-    box = (size, size) if isinstance(size, int) else tuple(size)
-    if len(box) != 2 or not all(isinstance(side, int) and 1 <= side <= 1 << 14 for side in box):
-        raise DataError(
-            f"size is {size}: give one number, or a height and a width, from 1 to {1 << 14}", code="bad-option"
-        )
-    return box
+        wrong = f"cannot binarise by {binarize!r}; there are: {', '.join(get_args(Binarization))}"
+    if box is not None and (len(box) != 2 or not all(isinstance(n, int) and 1 <= n <= 1 << 14 for n in box)):
+        wrong = f"size is {size}: give one number, or a height and a width, from 1 to {1 << 14}"
+    if wrong:
+        raise DataError(wrong, code="bad-option")
+    return cast("Size | None", box)
 
 
 def _absolute(spec: str) -> str:
@@ -245,14 +240,6 @@ def _unified(
     return values, arrays.same_shape(xs, called), offset
 
 
-def _labelled(found: RawDataset) -> tuple[str, ...]:
-    """Number all parts' labels, in place; and name the classes."""
-    labels, classes = arrays.label_numbers(found.parts, found.classes, found.notes)
-    for name, part in found.parts.items():
-        part.labels = labels[name]
-    return classes
-
-
 def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[RawSplit, np.ndarray]]:
     """Each split's part and rows. Official splits stay; what is missing is taken out of the rest."""
     parts = found.parts
@@ -268,16 +255,16 @@ def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[
         if name in parts and parts[name] is not main:
             rows[name] = (parts[name], np.arange(len(parts[name].example_ids)))
         elif name not in rows:
-            notes.append(_why_none(main, name))
+            alone = len(main.example_ids) > 1 and main.groups is not None and len(np.unique(main.groups)) == 1
+            why = (
+                f"all {len(main.example_ids):,} examples are the same, so there is none"
+                if alone
+                else "too few examples"
+            )
+            notes.append(f"{why} for a {name} split")
     if found.by_content:
         rows = {name: (part, chosen[np.argsort(part.example_ids[chosen])]) for name, (part, chosen) in rows.items()}
     return {name: rows[name] for name in SPLITS if name in rows}
-
-
-def _why_none(part: RawSplit, name: str) -> str:
-    if len(part.example_ids) > 1 and part.groups is not None and len(np.unique(part.groups)) == 1:
-        return f"all {len(part.example_ids):,} examples are the same, so there is none for a {name} split"
-    return f"too few examples for a {name} split"
 
 
 def _division(found: RawDataset, rows: dict[str, tuple[RawSplit, np.ndarray]]) -> str:

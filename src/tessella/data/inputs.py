@@ -238,10 +238,12 @@ class Inputs:
         below, notes = picture_files(folder)
         for line in notes:
             note(f"{folder}: {line}")
-        paths = [os.path.join(folder, name) for name in below]
-        names = paths if self._keep_endings else [os.path.splitext(name)[0] for name in below]
-        known = _classes_by_folder(below)
-        return _Files(list(names), paths, [known[os.path.dirname(name)] for name in below], found=True)
+        paths, of = [os.path.join(folder, name) for name in below], list(map(os.path.dirname, below))
+        names = list(paths) if self._keep_endings else [os.path.splitext(name)[0] for name in below]
+        classes: dict[str, str | None] = dict(zip(of, arranged(below).labels, strict=True))
+        if not any(classes.values()):  # no classes as data sets have them: the first folder
+            classes = {place: place.partition("/")[0] or None for place in of}
+        return _Files(names, paths, [classes[place] for place in of], found=True)
 
     def _other_data(self, spec: str) -> _Rows:
         data, name = self._data(spec), PurePosixPath(spec).stem or spec
@@ -339,14 +341,6 @@ def _row_numbers(word: str, split: str, examples: int) -> np.ndarray:
             split=split,
         )
     return np.arange(first, after)
-
-
-def _classes_by_folder(names: Sequence[str]) -> dict[str, str | None]:
-    """Classes of the pictures in each sub-folder: as a data set's layout has them, or else its first part."""
-    labels = dict(zip(map(os.path.dirname, names), arranged(names).labels, strict=True))
-    if any(label is not None for label in labels.values()):
-        return labels
-    return {folder: folder.partition("/")[0] or None for folder in labels}
 
 
 def label_number(schema: Schema, given: str) -> int:

@@ -46,10 +46,14 @@ def check_size(where: str, size: int, packed: int | None = None, remedy: str = "
         DataError: naming both sizes.
     """
     if packed is not None and size > max(SUSPICIOUS_BYTES, SUSPICIOUS_RATIO * packed):
-        raise DataError(f"{where} would unpack from {human(packed)} to {human(size)}: if that is meant, {remedy}")
+        raise DataError(
+            f"{where} would unpack from {human(packed)} to {human(size)}: if that is meant, {remedy}",
+            code="unpacks-to-too-much",
+        )
     if size > memory() // SHARE_OF_MEMORY:
         raise DataError(
-            f"{where} takes {human(size)}, which does not fit: there are {human(memory())} of memory; divide it"
+            f"{where} takes {human(size)}, which does not fit: there are {human(memory())} of memory; divide it",
+            code="too-large",
         )
 
 

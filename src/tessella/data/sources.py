@@ -14,7 +14,7 @@ from tessella.data.array_files import CIFAR, CIFAR_PICKLE, IDX, cifar_binary, id
 from tessella.data.folders.decode import Item
 from tessella.data.folders.read import folder, pictures
 from tessella.data.raw import WHOLE, RawDataset, abridged, one_line, shown
-from tessella.data.tables.read import PARQUET, table, vectors
+from tessella.data.tables import PARQUET
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError
 
@@ -49,6 +49,8 @@ def find_raw(
         if ending == ".npz":
             return npz(spec, label)
         if ending in TABLES:
+            from tessella.data.tables.read import table
+
             return table(spec, label, like)
         if label is not None:
             raise DataError(
@@ -148,6 +150,8 @@ def _hub(name: str, size: Size | None, channels: int | None, label: str | None, 
         )
     picture = next((c for c in _PICTURE_COLUMNS if isinstance(features.get(c), datasets.Image)), None)
     if picture is None:
+        from tessella.data.tables.read import vectors
+
         return vectors({part: rows.with_format("arrow")[:] for part, rows in known.items()}, where, notes, label, like)
     columns = _CLASS_COLUMNS if label is None else (label,)
     label = next((c for c in columns if all(c in part.features for part in known.values())), None)

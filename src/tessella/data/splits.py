@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tessella.core.batches import Batch
 from tessella.core.rng import Noise
-from tessella.data.raw import RawSplit, Reader, mixed, number_of
+from tessella.data.raw import RawSplit, mixed, number_of
 from tessella.foundation.errors import DataError
 from tessella.foundation.notes import note
 
@@ -31,11 +31,13 @@ class Split(ABC):
         example_ids: `[N]` uint64, each example's identity.
         labels: `[N]` int64, or None.
         factors: ground-truth factors of variation by name, each `[N]`; empty where none are known.
+        in_memory: whether a batch is so cheap that worker processes would only slow it down.
     """
 
     example_ids: np.ndarray
     labels: np.ndarray | None
     factors: Mapping[str, np.ndarray]
+    in_memory: bool = True
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -47,11 +49,6 @@ class Split(ABC):
     def subset(self, rows: Indices) -> Split:
         """Select examples by their row numbers."""
         return Subset(self, np.asarray(rows, dtype=np.int64))
-
-    @property
-    @abstractmethod
-    def in_memory(self) -> bool:
-        """Whether a batch is so cheap that worker processes would only slow it down."""
 
     @abstractmethod
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
@@ -67,14 +64,10 @@ class Subset(Split):
     """Some examples of another split."""
 
     def __init__(self, base: Split, rows: np.ndarray) -> None:
-        self._base, self._rows = base, rows
+        self._base, self._rows, self.in_memory = base, rows, base.in_memory
         self.example_ids = base.example_ids[rows]
         self.labels = None if base.labels is None else base.labels[rows]
         self.factors = {name: values[rows] for name, values in base.factors.items()}
-
-    @property
-    def in_memory(self) -> bool:
-        return self._base.in_memory
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         return self._base.batch(self._rows[np.asarray(indices, dtype=np.int64)], noise)
@@ -85,13 +78,9 @@ class Renumbered(Split):
     """A split whose label k is called `numbers[k]`."""
 
     def __init__(self, base: Split, numbers: np.ndarray) -> None:
-        self._base, self._numbers = base, torch.from_numpy(numbers)
+        self._base, self._numbers, self.in_memory = base, torch.from_numpy(numbers), base.in_memory
         self.example_ids, self.factors = base.example_ids, base.factors
         self.labels = None if base.labels is None else numbers[base.labels]
-
-    @property
-    def in_memory(self) -> bool:
-        return self._base.in_memory
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         batch = self._base.batch(indices, noise)
@@ -106,10 +95,6 @@ class ArraySplit(Split):
         assert isinstance(part.x, np.ndarray)
         self._x, self._rows = part.x, rows
         self.example_ids, self.labels, self.factors = _gathered(part, rows)
-
-    @property
-    def in_memory(self) -> bool:
-        return True
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         at = np.asarray(indices, dtype=np.int64)
@@ -126,13 +111,8 @@ class ReaderSplit(Split):
 
     def __init__(self, part: RawSplit, rows: np.ndarray) -> None:
         assert not isinstance(part.x, np.ndarray)
-        self._reader: Reader = part.x
-        self._rows = rows
+        self._reader, self._rows, self.in_memory = part.x, rows, False
         self.example_ids, self.labels, self.factors = _gathered(part, rows)
-
-    @property
-    def in_memory(self) -> bool:
-        return False
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         at = np.asarray(indices, dtype=np.int64)
@@ -166,13 +146,9 @@ class BinarizedSplit(Split):
     """
 
     def __init__(self, base: Split, mode: Binarization, seed: int) -> None:
-        self._base, self._mode = base, mode
+        self._base, self._mode, self.in_memory = base, mode, base.in_memory
         self.example_ids, self.labels, self.factors = base.example_ids, base.labels, base.factors
         self._salted = mixed(base.example_ids ^ np.uint64(number_of(f"{seed}/binarize")))
-
-    @property
-    def in_memory(self) -> bool:
-        return self._base.in_memory
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         grey = self._base.batch(indices)

@@ -1,4 +1,4 @@
-"""Markov chain p(z_0), from z_1 ~ N(0, I) to z_0 by a learnt denoiser, with its variational bound."""
+"""Markov chain p(z_0), from z_1 ~ N(0, I) to z_0 by a learned denoiser, with its variational bound."""
 
 from __future__ import annotations
 

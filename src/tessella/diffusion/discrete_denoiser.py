@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 CHUNK = 2**17
 """Numbers processed at once on a CPU: half a megabyte, which fits the cache."""
 DENSE = 3.0
-"""Fewest values per standard deviation at which a sum is as good as the integral."""
+"""Smallest number of values per standard deviation at which a sum is as good as the integral."""
 SMALL = 64
-"""Fewest values, and numbers per example, for which thinning saves time."""
+"""Smallest number of values, and of numbers per example, for which thinning saves time."""
 FAR = 200.0
 """Twice the difference in nats beyond which a value has no weight in float32."""
 

@@ -24,7 +24,7 @@ class Observation(Likelihood):
     """Likelihood p(x | z_0) of a diffusion model (Kingma et al. 2021, section 3.3).
 
     For discrete values it is proportional to prod_d N(z_0d; alpha_0 y(x_d), sigma_0^2), normalised over the
-    values of x_d. For real values it is the density N(x; z_0 / alpha_0, exp(gamma_0)), whose scale is learnt with
+    values of x_d. For real values it is the density N(x; z_0 / alpha_0, exp(gamma_0)), whose scale is learned with
     gamma_0; it is at least a thousandth of the data's scale, so that the density stays bounded.
 
     Parameters: `[B, 2 C, *spatial]`: z_0 / alpha_0 and its log precision, -gamma_0.

@@ -1,4 +1,4 @@
-"""Noise schedule: a monotone, learnt log noise-to-signal ratio gamma(t)."""
+"""Noise schedule: a monotone, learned log noise-to-signal ratio gamma(t)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Times:
 
 @final
 class NoiseSchedule(nn.Module):
-    """Learnt noise schedule gamma(t) = gamma_0 + (gamma_1 - gamma_0) u(t) for t in [0, 1].
+    """Learned noise schedule gamma(t) = gamma_0 + (gamma_1 - gamma_0) u(t) for t in [0, 1].
 
     z_t = alpha_t y + sigma_t eps with alpha_t^2 = sigmoid(-gamma), sigma_t^2 = sigmoid(gamma), so exp(-gamma) is the
     signal-to-noise ratio (Kingma et al. 2021, section 3.2). u(t) rises from 0 to 1 and is piecewise linear; each piece

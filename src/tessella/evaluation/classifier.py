@@ -194,7 +194,7 @@ def _posed(model: Classifier, x: Tensor, label: Tensor | None, noise: Noise) -> 
         return x, label.to(x.device)
     poses = kind_of(model.schema).poses(x)
     if not poses:
-        return x, model.standard(x)
+        return x, model.standard(x).flatten(1)
     turn = (noise.uniform(len(x)) * len(poses)).long().clamp_max(len(poses) - 1).to(x.device)
     return torch.stack(poses)[turn, torch.arange(len(x), device=x.device)], turn
 

@@ -137,7 +137,7 @@ class AffineCoupling(Transform):
         channels: at least 2.
         width, depth: channels and residual blocks of the network.
         flip: whether the second half is the input of the network and the first half is transformed.
-        rank: spatial axes.
+        rank: number of spatial axes.
     """
 
     def __init__(self, channels: int, *, width: int, depth: int, flip: bool = False, rank: int = 2) -> None:
@@ -175,7 +175,7 @@ class AffineCoupling(Transform):
 
 @final
 class Squeezed(Transform):
-    """Transform of the channels of blocks of 2 positions along each axis (Dinh et al. 2017, section 3.6).
+    """Transform of the channels of blocks with 2 positions along each axis (Dinh et al. 2017, section 3.6).
 
     All sides must be even.
     """
@@ -215,5 +215,5 @@ def join_subgrids(grids: Sequence[Tensor]) -> Tensor:
 
 
 def extended(x: Tensor, spatial: Sequence[int]) -> Tensor:
-    """Append zeros along each axis of `[B, C, *spatial]` up to a size."""
+    """Pad each axis of `[B, C, *spatial]` with zeros to a size."""
     return F.pad(x, [n for have, want in reversed([*zip(x.shape[2:], spatial, strict=True)]) for n in (0, want - have)])

@@ -5,7 +5,7 @@ any other exception is a defect of the package.
 
     raise SpecError(f"{option('count')} must be at least 1, got {n}", code="out-of-range", option="count")
 
-Code below the faces names options and tasks by `option` and `task`: Python reads `count`, the command line `--count`.
+Code below the faces names options and tasks by `option` and `task`: Python reads `count`, the command line a flag.
 """
 
 from __future__ import annotations

@@ -36,12 +36,14 @@ def place(folder: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:
     """
     root, parts = Path(folder), Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts or "\0" in str(name):
-        raise RunError(f"{name!s} leads out of the folder {root}")
+        raise RunError(f"{name!s} leads out of the folder {root}", code="leads-out")
     at = root
     for part in parts[:-1]:
         at = at / part
         if at.is_symlink():
-            raise RunError(f"{at} is a link, and nothing is written or read through one: put a folder in its place")
+            raise RunError(
+                f"{at} is a link, and nothing is written or read through one: put a folder in its place", code="link"
+            )
     return at / parts[-1]
 
 
@@ -54,7 +56,7 @@ def kept(folder: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:
     path = place(folder, name)
     if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise RunError(f"{path} is a link that leads out of {Path(folder)}, so it is not read: put the file in its "
-                       "place (cp -L copies what links lead to)")  # fmt: skip
+                       "place (cp -L copies what links lead to)", code="link")  # fmt: skip
     return path
 
 
@@ -69,7 +71,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
-            raise RunError(f"{path} cannot be saved: something that is no file stands there; choose another name")
+            raise RunError(
+                f"{path} cannot be saved: something that is no file stands there; choose another name", code="not-saved"
+            )
         _sweep(path.parent)
         home = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=path.parent))
         draft = home / path.name
@@ -84,7 +88,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
-        raise RunError(f"{path} cannot be saved: {reason}; what was saved before is untouched") from error
+        raise RunError(
+            f"{path} cannot be saved: {reason}; what was saved before is untouched", code="not-saved"
+        ) from error
     finally:
         if home is not None:
             shutil.rmtree(home, ignore_errors=True)

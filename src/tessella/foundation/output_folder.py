@@ -33,11 +33,13 @@ def target(folder: str, name: str, ending: str = ".png") -> Path:
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
-        raise DataError(f"{shown(name)!r} is no name of an example: it leads out of the folder {folder}")
+        raise DataError(
+            f"{shown(name)!r} is no name of an example: it leads out of the folder {folder}", code="leads-out"
+        )
     try:
         return place(folder, _allowed(name + ending) if os.name == "nt" else name + ending)
     except RunError as error:
-        raise DataError(error.message) from error
+        raise DataError(error.message, code=error.code) from error
 
 
 def check_folder(folder: str) -> None:
@@ -86,7 +88,9 @@ class Outputs:
             self._drafts = Path(tempfile.mkdtemp(prefix=".tessella-", dir=self.folder))
         except OSError as error:
             self._unmake()
-            raise RunError(f"{self.folder} cannot be written: {error.strerror}; choose another folder") from error
+            raise RunError(
+                f"{self.folder} cannot be written: {error.strerror}; choose another folder", code="not-saved"
+            ) from error
         try:
             self._check_alike()
         except DataError as error:
@@ -154,7 +158,8 @@ class Outputs:
         for path in paths:
             if max(len(os.fsencode(part)) for part in path.parts) > most:
                 raise DataError(
-                    f"the name {shown(path.name[:40])}... is longer than the {most} bytes that a name may have"
+                    f"the name {shown(path.name[:40])}... is longer than the {most} bytes that a name may have",
+                    code="long-name",
                 )
 
     def _check_alike(self) -> None:
@@ -165,7 +170,8 @@ class Outputs:
             key = unicodedata.normalize("NFC", str(path)).casefold() if alike else str(path)
             if key in seen:
                 raise DataError(
-                    f"{seen[key]} and {path} are one name in {self.folder}: choose a folder that holds them apart"
+                    f"{seen[key]} and {path} are one name in {self.folder}: choose a folder that holds them apart",
+                    code="same-name",
                 )
             seen[key] = path
 
@@ -193,4 +199,4 @@ def _allowed(name: str) -> str:
 
 def _unsaved(path: Path, error: OSError) -> RunError:
     reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-    return RunError(f"{path} cannot be saved: {reason}; nothing was written")
+    return RunError(f"{path} cannot be saved: {reason}; nothing was written", code="not-saved")

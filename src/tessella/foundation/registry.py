@@ -194,7 +194,9 @@ def _decorated(path: str, module: str, origin: str) -> Iterator[Entry]:
                     yield Entry(kind, title, f"{module}:{header[2]}", facts.pop("summary"), facts, origin)
         except (SyntaxError, ValueError, TypeError, KeyError) as error:
             line = text.count("\n", 0, start) + 1
-            raise SpecError(f"{path}:{line}: a part is registered by literals alone ({error})") from error
+            raise SpecError(
+                f"{path}:{line}: a part is registered by literals alone ({error})", code="not-literal"
+            ) from error
 
 
 class _Point(NamedTuple):

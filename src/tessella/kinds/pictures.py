@@ -58,7 +58,7 @@ def save(image: Image.Image, path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix.lower() not in Image.registered_extensions():
-        raise DataError(f"{path} does not have the ending of a picture format: use .png")
+        raise DataError(f"{path} does not have the ending of a picture format: use .png", code="bad-ending")
     write_atomic(path, image.save)
 
 
@@ -114,7 +114,7 @@ def from_jpeg(data: bytes, most: int | None = None) -> Image.Image:
                 return image.convert("RGB") if most else image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError("a picture is damaged", code="damaged-picture") from error
-    raise DataError(f"a picture is larger than {most} pixels a side", code="damaged-picture")
+    raise DataError(f"a picture has more than {most} pixels per side", code="damaged-picture")
 
 
 HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)])

@@ -14,7 +14,7 @@ from tessella.foundation.registry import register
 from tessella.kinds.vectors import PLOT_HEIGHT, PLOT_WIDTH, Arrays, plots
 
 LINES, LOWEST = 8, 16
-"""Most channels to show, and smallest height of a channel in pixels."""
+"""Largest number of channels shown, and smallest height of a channel in pixels."""
 LOUDER = 1.02
 
 

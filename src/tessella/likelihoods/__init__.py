@@ -69,7 +69,7 @@ class FixedGaussian(LikelihoodConfig):
     """Gaussian likelihood of real values with one scale for all.
 
     Attributes:
-        scale: standard deviation, in units of the data's scale. Default: learnt.
+        scale: standard deviation, in units of the data's scale. Default: learned.
     """
 
     scale: Annotated[float, Range(1e-12)] | None = None
@@ -83,7 +83,7 @@ class FixedGaussian(LikelihoodConfig):
 @register(
     "likelihood",
     "logistic",
-    summary="mixture of discretised logistics with channel dependence, for integers in order",
+    summary="mixture of discretised logistics with channel dependence, for ordered integers",
     values=("uint8", "integers"),
 )
 class LogisticMixture(LikelihoodConfig):

@@ -193,7 +193,7 @@ class FixedGaussianModule(Likelihood):
     """Gaussian likelihood of real values with one scale for all: squared error as a likelihood.
 
     -log p(x | z) = sum_d (x_d - mu_d)^2 / (2 sigma_d^2) + log sigma_d + log(2 pi) / 2, a density of the stored values,
-    with sigma_d = scale_d * (0.001 + exp(log_scale)), where scale_d is that of the data and `log_scale` is one learnt
+    with sigma_d = scale_d * (0.001 + exp(log_scale)), where scale_d is that of the data and `log_scale` is one learned
     number. Learning it finds the weight of the squared error that a fixed unit variance only guesses (Rybkin et al.
     2021, "sigma-VAE", section 3).
 
@@ -201,7 +201,7 @@ class FixedGaussianModule(Likelihood):
 
     Args:
         schema: description of one example.
-        scale: fixed sigma in units of the data's scale; None: learnt, starting at 1.
+        scale: fixed sigma in units of the data's scale; None: learned, starting at 1.
 
     Raises:
         SpecError: if the values are discrete.

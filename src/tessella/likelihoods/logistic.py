@@ -20,7 +20,7 @@ from tessella.likelihoods.shared import Standardizer, checked, require_values
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
 """Smallest log scale for 256 levels (lower for more levels), and the largest."""
 COARSE = 256
-"""Most levels that float32 distinguishes in network units."""
+"""Largest number of levels that float32 distinguishes in network units."""
 EDGE_CAP = 20.0
 HUGE = 1e38
 CHUNK = 1 << 18
@@ -100,7 +100,7 @@ class LogisticMixtureValues(StoredValues):
         mixtures: K.
         channels: C, the values at one position that depend on one another.
         shape: the event shape, C * positions numbers, channels first.
-        values: the values, with their lowest one and their number.
+        values: description of the values: the lowest one and the number of levels.
     """
 
     def __init__(

@@ -110,8 +110,9 @@ def require_values(schema: Schema, likelihood: str, *kinds: str) -> None:
         binarize = (
             f"add {option('binarize')} dynamic, or " if "binary" in kinds and schema.values.name == "uint8" else ""
         )
+        wanted = " or ".join(kind.removesuffix("s") for kind in kinds)
         raise SpecError(
-            f"the {likelihood} likelihood needs {' or '.join(kinds)} values, but this data holds "
+            f"the {likelihood} likelihood needs {wanted} values, but this data holds "
             f"{schema.values.words} values: {binarize}use {option('likelihood')} {schema.values.default_likelihood}",
             code="wrong-values",
         )

@@ -157,7 +157,10 @@ class CodeModel(LatentModel):
         return [features] if self.pyramid is None else self.pyramid(features)
 
     def quantise(self, grids: Sequence[Tensor], *, noise: Noise | None = None) -> Latent:
-        """Quantise features, each level given what the coarser ones became; the trace holds each level's vectors."""
+        """Quantise the features of each level, given the codes of the coarser ones.
+
+        The trace of the result holds each level's vectors.
+        """
         codes, vectors, penalty = [], [], grids[0].new_zeros(len(grids[0]), dtype=torch.float32)
         for level, (quantizer, grid) in enumerate(zip(self.levels, grids, strict=True)):
             if level:

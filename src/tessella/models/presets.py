@@ -219,7 +219,7 @@ class BetaVAEConfig(VAEConfig):
     beta: NotNegative = 4.0
 
 
-@register("model", "cvae", summary="conditional VAE: encoder, decoder and prior see the label (Sohn et al. 2015)")
+@register("model", "cvae", summary="conditional VAE: encoder, decoder and prior take the label (Sohn et al. 2015)")
 class CVAEConfig(VAEConfig):
     """Conditional VAE: encoder, decoder and prior take the label (Sohn et al. 2015, section 4)."""
 

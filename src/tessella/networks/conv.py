@@ -7,7 +7,7 @@ in very deep VAEs (Child 2020, section 3.1). Without batch statistics, an exampl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from tessella.core.contracts import Decoder, Encoder
 
 SIGNAL_SIDE = 16
 """Half of the positions to which the coarsest grid of a signal is brought down."""
+START = 0.01
+"""Factor on the initial weights of last layers that start small."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def conv(rank: int, inputs: int, outputs: int, size: Any = 1, **options: Any) ->
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
-    """Convolve `[B, C, *spatial]` along its one axis or two."""
+    """Convolve `[B, C, *spatial]` along its spatial axes."""
     return (F.conv2d if x.dim() == 4 else F.conv1d)(x, weight, bias, **options)
 
 
@@ -88,7 +90,7 @@ def over_positions(vectors: Tensor, rank: int) -> Tensor:
 
 
 class Unfold(nn.Module):
-    """`unfold` as a layer."""
+    """Layer that applies `unfold`."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -200,3 +202,10 @@ def crop(x: Tensor, spatial: Sequence[int]) -> Tensor:
     for axis, size in enumerate(spatial, 2):
         x = x.narrow(axis, 0, size) if x.shape[axis] > size else x
     return x
+
+
+def start_small(parameters: Iterable[nn.Parameter]) -> None:
+    """Scale the initial weights of a last layer by `START`, so that a transform starts near the identity."""
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.mul_(START)

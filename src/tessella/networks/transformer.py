@@ -2,7 +2,7 @@
 
 Pre-norm blocks (Xiong et al. 2020, section 3) with `F.scaled_dot_product_attention` and a GELU MLP, without biases,
 with heads of 64 channels. Positions are in raster order and encoded in two ways, so that a grid may have any shape: by
-a learnt vector for each axis (row and column), and by rotary embeddings (Su et al. 2021, section 3.2), in which each
+a learned vector for each axis (row and column), and by rotary embeddings (Su et al. 2021, section 3.2), in which each
 axis rotates an equal part of a head's channels, so that attention depends on distances from the start.
 """
 
@@ -22,11 +22,11 @@ from tessella.foundation.errors import SpecError, option
 from tessella.networks.conv import conv
 
 HEAD = 64
-"""Most channels of an attention head."""
+"""Largest number of channels of an attention head."""
 SLOWEST = 1 / 30
 """Angle in radians per position of the slowest pair of a head's channels; the fastest has 1."""
 SHORT = 256
-"""Most positions for which a processor computes bfloat16 attention by plain matrix products."""
+"""Largest number of positions for which a processor computes bfloat16 attention by plain matrix products."""
 BLOCK = 128
 """Positions by which the cache of keys and values grows."""
 

@@ -13,7 +13,7 @@ from tessella.networks.conv import ConvPlan, conv, crop, fold, over_positions, p
 
 WAVES = 16
 GROUPED = 16
-"""Fewest channels per normalisation group."""
+"""Smallest number of channels per normalisation group."""
 
 
 class NoiseLevel(nn.Module):

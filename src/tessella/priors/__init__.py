@@ -35,7 +35,7 @@ class StandardNormal(PriorConfig):
 
 @register("prior", "class-normal", summary="p(z | label) = N(mu_label, sigma_label^2), learned")
 class ClassNormal(PriorConfig):
-    """Normal prior with a learnt mean and scale for each label."""
+    """Normal prior with a learned mean and scale for each label."""
 
     labels = "required"
     fitted_after = False
@@ -69,7 +69,7 @@ class MixturePrior(PriorConfig):
 
 @register("prior", "vamp", summary="mixture of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)")
 class VampPrior(PriorConfig):
-    """VampPrior: mixture of the posteriors of learnt pseudo-inputs.
+    """VampPrior: mixture of the posteriors of learned pseudo-inputs.
 
     Attributes:
         components: number of pseudo-inputs.
@@ -112,7 +112,7 @@ class FlowPrior(PriorConfig):
         return FlowPriorModule(latent_shape, classes, flow_steps=self.flow_steps, width=self.width)
 
 
-@register("prior", "diffusion", summary="diffusion over z: log p(z) bounded from below, sampled in 50 steps or fewer")
+@register("prior", "diffusion", summary="diffusion over z: a lower bound on log p(z), sampling in 50 steps or fewer")
 class DiffusionPrior(PriorConfig):
     """Diffusion in the latent space, fitted to a trained model.
 
@@ -136,7 +136,7 @@ class DiffusionPrior(PriorConfig):
 # over codes
 
 
-@register("code-prior", "uniform", summary="every code as likely as any other")
+@register("code-prior", "uniform", summary="all codes equally probable")
 class Uniform(CodePriorConfig):
     """Uniform prior over codes."""
 

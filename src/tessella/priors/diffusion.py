@@ -27,8 +27,8 @@ class DiffusionPriorModule(Prior):
     """Diffusion prior in a model's latent space (Vahdat et al. 2021; Rombach et al. 2022, section 3.2).
 
     p(z) = int p(z_0) N(z; z_0 / alpha_0, exp(gamma_0) I) dz_0, where p(z_0) is a `Chain`. `log_prob` estimates a lower
-    bound on the log-density: E[log p(z | z_0)] minus the rate of the chain; gamma_0 is learnt. z should have about unit
-    scale.
+    bound on the log-density: E[log p(z | z_0)] minus the rate of the chain; gamma_0 is learned. z should have about
+    unit scale.
 
     Args:
         latent_shape: shape of one example's z, `(D, *spatial)`.

@@ -16,10 +16,9 @@ from zuko.transforms import MonotonicRQSTransform
 from tessella.core.contracts import Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
+from tessella.networks.conv import start_small
 
 BINS = 8
-START = 0.01
-"""Factor on the initial weights of the last layers, so that the flow starts near the identity."""
 VECTOR = 256
 """Largest number of latents of a grid that is treated as one vector."""
 
@@ -128,7 +127,7 @@ class _SplineCoupling(nn.Module):
             shapes=((BINS,), (BINS,), (BINS - 1,)),  # pyright: ignore[reportArgumentType]
             **({"hidden_features": (width, width), "activation": nn.SiLU} if dims > 1 or classes else {}),
         )
-        _start_small(self.transform)
+        start_small(_last_layer(self.transform))
 
     def forward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._of(context).call_and_ladj(z)
@@ -153,9 +152,7 @@ class _GridCoupling(nn.Module):
         self.label = nn.Linear(classes, width, bias=False) if classes else None
         self.middle = nn.Conv2d(width, width, 1)
         self.exit = nn.Conv2d(width, 2 * channels, 3, padding=1)
-        with torch.no_grad():
-            for parameter in self.exit.parameters():
-                parameter.mul_(START)
+        start_small(self.exit.parameters())
 
     def forward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         log_scale, shift = self._change(z, context)
@@ -185,13 +182,7 @@ class _GridCoupling(nn.Module):
         return (first if self.number % 2 == 0 else ~first).to(z.dtype)
 
 
-def _start_small(transform: nn.Module) -> None:
-    """Scale the parameters of the splines' network so that the splines start near the identity."""
+def _last_layer(transform: nn.Module) -> list[nn.Parameter]:
+    """Parameters of the last layer of the splines' network."""
     hyper = getattr(transform, "hyper", None)  # a single number without context has no network
-    if isinstance(hyper, nn.Sequential):
-        last: list[nn.Parameter] = list(hyper[-1].parameters())
-    else:
-        last = list(transform.parameters())
-    with torch.no_grad():
-        for parameter in last:
-            parameter.mul_(START)
+    return list((hyper[-1] if isinstance(hyper, nn.Sequential) else transform).parameters())

@@ -14,7 +14,7 @@ from tessella.core.batches import even_block
 from tessella.networks.mlp import ResidualLayer
 
 CHUNK = 1 << 24
-"""Most logits kept in memory at once: 64 MiB in float32."""
+"""Largest number of logits kept in memory at once: 64 MiB in float32."""
 HIDDEN = 256
 
 

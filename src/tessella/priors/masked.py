@@ -21,7 +21,7 @@ from tessella.priors.head import CodeHead
 DROPOUT = 0.1
 STEPS, FEWEST, PASSES = 12, 4, 8
 CODING_STEPS = 256
-"""Most steps of entropy coding; each step is a pass over all positions."""
+"""Largest number of steps of entropy coding; each step is a pass over all positions."""
 POSITIONS = 1 << 14
 """Approximate number of positions per pass of `log_prob_in_order`."""
 
@@ -230,9 +230,9 @@ def _seeded_by(codes: Tensor, passes: int) -> Tensor:
 
 
 def _schedule(missing: Tensor, steps: int) -> list[Tensor]:
-    """Compute the number of codes generated after each step i: n (1 - cos(pi i / 2 s)) of n `missing`.
+    """Compute how many codes have been generated after each step i of s.
 
-    It is at least i, and n at the last step s.
+    Of n missing codes it is n (1 - cos(pi i / 2 s)), at least i, and n after the last step.
     """
     steps_each = missing.clamp(1, steps)
     ends: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Mixture priors: of Gaussians, and of the posteriors of learnt pseudo-inputs (VampPrior)."""
+"""Mixture priors: of Gaussians, and of the posteriors of learned pseudo-inputs (VampPrior)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class MixtureDensity(Distribution):
 
 @final
 class MixturePriorModule(Prior):
-    """Mixture of Gaussians with learnt weights, means and scales: p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2).
+    """Mixture of Gaussians with learned weights, means and scales: p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2).
 
     With labels the Gaussians are shared and each label has its own weights: p(z | y) = sum_k pi_yk N(z; mu_k,
     sigma_k^2). The prior starts near N(0, I), with its means spread over it.
@@ -97,7 +97,7 @@ class MixturePriorModule(Prior):
 
 @final
 class VampPriorModule(Prior):
-    """VampPrior: p(z) = sum_k pi_k q(z | u_k) with learnt pseudo-inputs u_k and weights pi_k.
+    """VampPrior: p(z) = sum_k pi_k q(z | u_k) with learned pseudo-inputs u_k and weights pi_k.
 
     The source is Tomczak & Welling 2018, eq. 9. The encoder and the bottleneck belong to the model; unless frozen, they
     are trained in both roles. With labels, an encoder that takes labels gets pseudo-input k with label k mod classes,

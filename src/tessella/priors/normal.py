@@ -30,7 +30,7 @@ class StandardNormalModule(Prior):
 
 
 class ClassNormalModule(Prior):
-    """Normal prior per label, p(z | y) = N(mu_y, diag sigma_y^2), learnt; starts at N(0, I) (Sohn et al. 2015, section
+    """Normal prior per label, p(z | y) = N(mu_y, diag sigma_y^2), learned; starts at N(0, I) (Sohn et al. 2015, section
     4).
     """
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, final
 
@@ -94,14 +95,14 @@ def encode(run: Run, config: EncodeConfig) -> EncodeResult:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Decode codes to pictures, one per example.
+    """Decode codes: to a picture per example, for signals and vectors to an array.
 
     Attributes:
         codes: file of codes that the task `encode` wrote.
-        out: folder to write the pictures into; they keep their names.
+        out: folder to write into; examples keep their names.
         sample: sample from p(x | z), noise included, instead of taking its mean.
         seed: seed of the samples.
-        overwrite: replace existing pictures.
+        overwrite: replace existing files.
     """
 
     codes: Positional[str]
@@ -114,16 +115,17 @@ class DecodeConfig:
 @final
 @dataclass(frozen=True)
 class DecodeResult(Result):
-    """Pictures decoded into a folder."""
+    """Examples decoded into a folder; `kind` names them."""
 
-    pictures: int
+    examples: int
+    kind: str
     out: str
 
     def to_json(self) -> Mapping[str, Any]:
-        return {"version": 1, "pictures": self.pictures, "out": self.out}
+        return {"version": 1, **asdict(self)}
 
     def page(self) -> Page:
-        return Page("Decoded codes", (Text(f"wrote {self.pictures:,} pictures into {Path(self.out)}"),))
+        return Page("Decoded codes", (Text(f"wrote {self.examples:,} {self.kind} into {Path(self.out)}"),))
 
 
 @task("decode", summary="decode such a file to pictures, one each", group="codes")
@@ -131,7 +133,7 @@ def decode(run: Run, config: DecodeConfig) -> DecodeResult:
     """Decode a file of codes with the model of a run."""
     from tessella.coding.codes_file import check_codes, decode_codes, read_codes
     from tessella.foundation.output_folder import Outputs, check_folder
-    from tessella.kinds import pictures
+    from tessella.kinds.base import kind_of
 
     check_folder(config.out)
     model, stored = _code_model(run), read_codes(config.codes)
@@ -139,14 +141,14 @@ def decode(run: Run, config: DecodeConfig) -> DecodeResult:
         check_codes(stored, model, run.fingerprint)
     except DataError as error:
         raise DataError(f"{config.codes}: {error.message}", code=error.code) from error
-    files = Outputs(config.out, stored.names, ".png", overwrite=config.overwrite)
+    kind = kind_of(model.schema)
+    files = Outputs(config.out, stored.names, kind.file_ending, overwrite=config.overwrite)
     if len(set(stored.names)) < len(stored):
         raise DataError(f"{config.codes} has several examples with the same name: encode again", code="equal-names")
     with files as outputs:
         for name, x in decode_codes(model, stored, sample=config.sample, seed=config.seed):
-            image = pictures.grid(x[None], model.schema, columns=1, scale=1)
-            outputs.write(f"{name}.png", lambda draft, image=image: image.save(draft, format="PNG"))
-    return DecodeResult(len(stored), config.out)
+            outputs.write(name + kind.file_ending, partial(kind.write, x=x))
+    return DecodeResult(len(stored), kind.examples, config.out)
 
 
 def _code_model(run: Run) -> CodeModel:

@@ -19,6 +19,8 @@ from tessella.testing.parts import (
     check_likelihood,
     check_prior,
     check_quantizer,
+    check_source,
+    check_task,
 )
 
 __all__ = [
@@ -30,5 +32,7 @@ __all__ = [
     "check_model",
     "check_prior",
     "check_quantizer",
+    "check_source",
+    "check_task",
     "small_model",
 ]

@@ -6,8 +6,11 @@ import inspect
 import itertools
 import math
 import re
+from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from tessella.bottlenecks import DiagonalGaussian
@@ -23,9 +26,11 @@ from tessella.core.configs import (
 from tessella.core.contracts import CodePrior, Prior, Quantizer, StoredValues
 from tessella.core.outputs import Condition
 from tessella.core.rng import Noise
+from tessella.data.raw import WHOLE, RawDataset
 from tessella.foundation import validation
 from tessella.foundation.config import Config, described, hints
 from tessella.foundation.registry import Entry, find
+from tessella.tasks.task import Task, load_task
 from tessella.testing.examples import BATCH, CLASSES, SHAPES, in_range, random_examples, refuses, schema_of
 
 FEATURE_SHAPES = [(6,), (6, 7), (6, 1, 1), (6, 3, 5)]
@@ -45,6 +50,10 @@ def check_entry(entry: Entry) -> None:
     assert re.fullmatch(r"[a-z][a-z0-9-]*", entry.name)
     assert find(entry.kind, entry.name) == entry
     assert bool(entry.values) == (entry.kind == "likelihood")
+    if entry.kind == "data":
+        check_source(entry.load())
+    elif entry.kind == "task":
+        check_task(load_task(entry.name))
     if not (isinstance(loaded, type) and issubclass(loaded, Config)):
         return
     assert described(loaded).keys() >= hints(loaded).keys(), "each option has a line in `Attributes:`"
@@ -62,6 +71,29 @@ def check_entry(entry: Entry) -> None:
         check_prior(config)
     elif isinstance(config, CodePriorConfig):
         check_code_prior(small(config))
+
+
+def check_source(source: Callable[[tuple[int, int] | None], RawDataset]) -> None:
+    """Check that a data source gives the same examples again, each with an id of its own, and names of their labels."""
+    found, again = source(None), source(None)
+    assert found.parts.keys() in ({WHOLE}, {"train"}, {"train", "valid"}, {"train", "test"}, {"train", "valid", "test"})
+    for name, part in found.parts.items():
+        rows = np.arange(min(3, len(part.example_ids)))
+        assert part.example_ids.dtype == np.uint64
+        assert len(np.unique(part.example_ids)) == len(part.example_ids) == len(part.x) > 0
+        assert np.array_equal(part.example_ids, again.parts[name].example_ids)
+        some, same = (p.x[rows] if isinstance(p.x, np.ndarray) else p.x.read(rows) for p in (part, again.parts[name]))
+        assert np.array_equal(some, same)
+        assert isinstance(part.x, np.ndarray) or (some.shape[1:] == part.x.shape and some.dtype == np.uint8)
+        assert part.labels is None or len(part.labels) == len(part.example_ids)
+        assert part.labels is None or not found.classes or part.labels.max() < len(found.classes)
+
+
+def check_task(task: Task) -> None:
+    """Check that a task's options are a frozen dataclass, each described in its docstring."""
+    assert task.config.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
+    plain = {name for name, hint in hints(task.config).items() if not is_dataclass(getattr(hint, "__origin__", hint))}
+    assert described(task.config).keys() >= plain, "each option has a line in `Attributes:`"
 
 
 def small(config: CodePriorConfig) -> CodePriorConfig:

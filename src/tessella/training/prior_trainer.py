@@ -63,10 +63,6 @@ class EncodedSplit(Split):
         self.rows, self.example_ids, self.factors = rows, example_ids, {}
         self.labels = None if labels is None else labels.numpy()
 
-    @property
-    def in_memory(self) -> bool:
-        return True
-
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         at = torch.as_tensor(np.asarray(indices, dtype=np.int64))
         which = torch.zeros_like(at) if noise is None else (noise.uniform(len(at)) * len(self.rows)).long()

@@ -19,7 +19,7 @@ EVALUATION, FIDELITY, GAP = "evaluation-{}", "fidelity", "gap"
 """Names of results: of the evaluation of a split, of samples, of the inference gap."""
 
 
-class Result(Protocol):
+class StoredResult(Protocol):
     """A record that a task returns."""
 
     def to_json(self) -> dict[str, Any]: ...
@@ -33,7 +33,7 @@ class Result(Protocol):
         """
 
 
-R = TypeVar("R", bound=Result)
+R = TypeVar("R", bound=StoredResult)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ResultsStore:
 
     run: Path
 
-    def save(self, name: str, result: Result, **how: Any) -> None:
+    def save(self, name: str, result: StoredResult, **how: Any) -> None:
         """Keep a result, with how it was made (its seed, precision)."""
         text = json_text({**result.to_json(), **how, **self._weights()}, indent=2)
         write_atomic(place(self.run, f"results/{name}.json"), lambda path: path.write_text(text))

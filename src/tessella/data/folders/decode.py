@@ -97,7 +97,7 @@ def read_image_header(item: Item) -> ImageHeader:
             with _alone(image):  # of a PNG all is read for its Exif
                 return ImageHeader(_upright_size(image), _native(image), deep, cut)
     except Exception as error:  # decoders of broken files raise nearly anything
-        return ImageHeader(trouble=reason(error))
+        return ImageHeader(trouble=trouble_of(error))
 
 
 def depth_range(item: Item) -> DepthRange | None:
@@ -129,7 +129,7 @@ def decoded_or_trouble(item: Item, size: tuple[int, int], channels: int, depth: 
     try:
         return decoded(item, size, channels, depth)
     except Exception as error:  # decoders of broken files raise nearly anything
-        return reason(error)
+        return trouble_of(error)
 
 
 @contextmanager
@@ -164,7 +164,7 @@ def picture_formats() -> list[str]:
     return sorted({name for names in FORMATS.values() for name in names if name in Image.OPEN})
 
 
-def reason(error: Exception) -> str:
+def trouble_of(error: Exception) -> str:
     """Say in a few words why a file cannot be read."""
     known = {Image.UnidentifiedImageError: "not a picture", PermissionError: "no permission"}
     known |= {FileNotFoundError: "no such file"}

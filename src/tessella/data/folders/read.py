@@ -25,7 +25,7 @@ from tessella.data.folders.decode import (
     depth_rule,
     depth_words,
     read_image_header,
-    reason,
+    trouble_of,
 )
 from tessella.data.folders.layout import Names, arranged, picture_files
 from tessella.data.raw import RawDataset, RawSplit, SelectedRows, abridged, mixed, name_keys, shown
@@ -181,7 +181,7 @@ def _hash_or_trouble(item: Item) -> int | str:
     try:
         return file_hash(item)
     except OSError as error:
-        return reason(error)
+        return trouble_of(error)
 
 
 def _identified(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import Any, Literal, final
 
 import numpy as np
+import pyarrow
+import pyarrow.compute
+from pyarrow import types
 
 from tessella.data.raw import abridged, one_line, shown
 from tessella.data.tables.delimited import MISSING, NUMBER, Cells
 from tessella.foundation.errors import DataError
 
-if TYPE_CHECKING:
-    import pyarrow
+pc: Any = pyarrow.compute
+"""Functions on columns, which pyarrow makes when it is imported, so that no type checker knows them."""
 
 EXACT_IN_DOUBLE = 1 << 53
 CHANCE = 0.05
@@ -99,9 +102,6 @@ def _counts_columns(counted: np.ndarray, below: list[Column]) -> bool:
 
 def text_column(name: str, cells: pyarrow.ChunkedArray, style: Style) -> Column:
     """Cells of text as numbers if they all are, else as dates or texts."""
-    import pyarrow
-
-    pc = _compute()
     values = _numbers(cells) if style == "plain" else None
     if values is None:
         cells = pc.utf8_trim_whitespace(cells)
@@ -118,9 +118,6 @@ def text_column(name: str, cells: pyarrow.ChunkedArray, style: Style) -> Column:
 
 def _numbers(cells: pyarrow.ChunkedArray) -> np.ndarray | None:
     """Texts as int64, uint64, float64 (NaN where missing), bool or object (beyond 64 bits); None if not all can be."""
-    import pyarrow
-
-    pc = _compute()
 
     def cast(kind: pyarrow.DataType) -> np.ndarray | None:
         try:
@@ -142,9 +139,6 @@ def _numbers(cells: pyarrow.ChunkedArray) -> np.ndarray | None:
 
 def _exactly(cells: pyarrow.ChunkedArray, real: np.ndarray) -> np.ndarray:
     """Whole numbers that float64 would change as they are written."""
-    import pyarrow
-
-    pc = _compute()
     large = np.abs(real) >= EXACT_IN_DOUBLE
     if not large.any() or not pc.all(pc.match_substring_regex(cells.drop_null(), r"^-?\d+$")).as_py():
         return real
@@ -182,7 +176,6 @@ _BY_STYLE = {
 
 def _spelled(cells: pyarrow.ChunkedArray, style: Style) -> pyarrow.ChunkedArray:
     """Numbers as programs write them."""
-    pc = _compute()
     cells = pc.replace_substring_regex(pc.replace_substring(cells, "\u2212", "-"), r"^\+", "")
     if style == "plain":
         return cells
@@ -205,7 +198,9 @@ def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) 
     grouped, unclear = forms.get("groups by commas"), forms.get("comma or group")
     if unclear and not decimal and not grouped:
         if cells.separator not in ",;":
-            raise DataError(f"{where}: {unclear} may have a decimal comma or a thousand: write decimal points")
+            raise DataError(
+                f"{where}: {unclear} may have a decimal comma or a thousand: write decimal points", code="unclear-comma"
+            )
         decimal, grouped = (unclear, None) if cells.separator == ";" else (None, unclear)
     if decimal:
         for column, raw in zip(columns, cells.columns, strict=True):
@@ -213,7 +208,10 @@ def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) 
                 forms = _forms(raw.slice(1), column.name) | forms
         other = grouped or forms.get("point") or forms.get("point after groups")
         if other:
-            raise DataError(f"{where} has decimal commas ({decimal}) and decimal points ({other}): write one of them")
+            raise DataError(
+                f"{where} has decimal commas ({decimal}) and decimal points ({other}): write one of them",
+                code="mixed-commas",
+            )
         notes.append(f"commas are read as decimal points: {decimal}")
         if "point or group" in forms:
             notes.append(f"points are read as marks of thousands: {forms['point or group']}")
@@ -226,9 +224,6 @@ def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) 
 
 def _forms(cells: pyarrow.ChunkedArray, name: str) -> dict[str, str]:
     """The forms of number in a column, an example of each; none if a cell is no number in any form."""
-    import pyarrow
-
-    pc = _compute()
     cells = _spelled(pc.utf8_trim_whitespace(cells), "plain")
     cells = cells.filter(pc.invert(pc.is_in(cells, pyarrow.array(MISSING))))
     found, left = {}, cells
@@ -244,19 +239,14 @@ def _forms(cells: pyarrow.ChunkedArray, name: str) -> dict[str, str]:
 
 
 def arrow_columns(read: pyarrow.Table, where: str) -> list[Column]:
-    import pyarrow
-
     try:
         return [_arrow_column(name, column) for name, column in zip(read.column_names, read.columns, strict=True)]
     except pyarrow.ArrowException as error:
-        raise DataError(f"{where} cannot be read: {one_line(error)}") from None
+        raise DataError(f"{where} cannot be read: {one_line(error)}", code="unreadable") from None
 
 
 def _arrow_column(name: str, cells: pyarrow.ChunkedArray) -> Column:
     """A typed column; texts are taken for what they spell."""
-    import pyarrow
-    from pyarrow import types
-
     if types.is_dictionary(cells.type):
         cells = cells.cast(cells.type.value_type)
     kind = cells.type
@@ -277,10 +267,3 @@ def _arrow_column(name: str, cells: pyarrow.ChunkedArray) -> Column:
     texts = np.full(len(cells), None, dtype=object)
     texts[: len(shown_cells)] = shown_cells
     return Column(name, "dates" if dates else "other", texts, missing)
-
-
-def _compute() -> Any:
-    """pyarrow's functions on columns, which it makes only when it is imported, so that no type checker knows them."""
-    import pyarrow.compute
-
-    return pyarrow.compute

@@ -7,14 +7,14 @@ import csv as python_csv
 import re
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, final
+from typing import final
+
+import pyarrow
+from pyarrow import csv
 
 from tessella.data import limits
 from tessella.data.raw import one_line, shown
 from tessella.foundation.errors import DataError
-
-if TYPE_CHECKING:
-    import pyarrow
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
 ALONE = "\x1f"
@@ -72,7 +72,7 @@ def read_cells(path: str, notes: list[str]) -> Cells:
     except (OSError, EOFError) as error:
         if isinstance(error, PermissionError):
             raise
-        raise DataError(f"{path} cannot be read: {one_line(error)}") from None
+        raise DataError(f"{path} cannot be read: {one_line(error)}", code="unreadable") from None
     data = _utf8(data, path, notes)
     if b"\n" not in data:
         data = data.replace(b"\r", b"\n")
@@ -80,7 +80,7 @@ def read_cells(path: str, notes: list[str]) -> Cells:
     data, comment = _without_comments(data[hint.end() :] if hint else data, notes)
     data += b"" if data.endswith(b"\n") else b"\n"
     if not data.strip():
-        raise DataError(f"{path} is empty: give a table with at least one row")
+        raise DataError(f"{path} is empty: give a table with at least one row", code="empty")
     lines = _sample(data)
     separator = hint[1].decode("latin-1") if hint else _separator(lines)
     if separator not in (",", ALONE):
@@ -101,7 +101,10 @@ def _utf8(data: bytes, path: str, notes: list[str]) -> bytes:
     if b"\0" in start:
         odd, even = start[1::2].count(0), start[::2].count(0)
         if max(odd, even) < 0.3 * len(start):
-            raise DataError(f"{path} holds zero bytes, so it is no text: give a text table, or a .parquet or .npy file")
+            raise DataError(
+                f"{path} holds zero bytes, so it is no text: give a text table, or a .parquet or .npy file",
+                code="no-text",
+            )
         return _recoded(data, "utf-16-le" if odd > even else "utf-16-be", path, notes)
     if data.isascii() or _is_utf8(data):
         return data
@@ -125,7 +128,7 @@ def _recoded(data: bytes, encoding: str, path: str, notes: list[str]) -> bytes:
     try:
         done = data.decode(encoding).encode("utf-8")
     except UnicodeError as error:
-        raise DataError(f"{path} is no {encoding} text ({one_line(error)}): save it as UTF-8") from None
+        raise DataError(f"{path} is no {encoding} text ({one_line(error)}): save it as UTF-8", code="no-text") from None
     notes.append(f"read as {encoding}, as it is not UTF-8")
     return done
 
@@ -218,9 +221,6 @@ def _regular(data: bytes, separator: str, lines: list[str]) -> bytes:
 
 
 def _parsed(data: bytes, separator: str, path: str) -> list[pyarrow.ChunkedArray]:
-    import pyarrow
-    from pyarrow import csv
-
     bad: list[csv.InvalidRow] = []
 
     def ragged(row: csv.InvalidRow) -> str:
@@ -240,12 +240,13 @@ def _parsed(data: bytes, separator: str, path: str) -> list[pyarrow.ChunkedArray
         return csv.read_csv(pyarrow.BufferReader(data), read, layout, texts).columns
     except (pyarrow.ArrowException, OSError) as error:
         if not bad:
-            raise DataError(f"{path} cannot be read: {one_line(error)}") from None
+            raise DataError(f"{path} cannot be read: {one_line(error)}", code="unreadable") from None
         row = bad[0]
         line = f"line {row.number}" if row.number else f"the line {shown(row.text[:40])!r}"
         raise DataError(
             f"{path}: {line} has {row.actual_columns} cells, the first line has {row.expected_columns}: "
-            "give every row as many cells, all separated alike"
+            "give every row as many cells, all separated alike",
+            code="ragged",
         ) from None
 
 

@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import numpy as np
+import pyarrow
+from pyarrow import parquet
 
 from tessella.core.schema import Schema
 from tessella.data import limits
 from tessella.data.arrays import LARGEST_FLOAT, rounding
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, index_keys, one_line, shown
+from tessella.data.tables import PARQUET
 from tessella.data.tables.columns import (
     EXACT_IN_DOUBLE,
     Column,
@@ -30,12 +33,8 @@ from tessella.data.tables.columns import (
     text_column,
 )
 from tessella.data.tables.delimited import read_cells
-from tessella.foundation.errors import DataError
+from tessella.foundation.errors import DataError, option
 
-if TYPE_CHECKING:
-    import pyarrow
-
-PARQUET = (".parquet", ".pq")
 LABEL_COLUMNS = ("label", "class", "target")
 MOST_CLASSES = 100
 
@@ -79,12 +78,12 @@ def vectors(reads: Mapping[str, pyarrow.Table], where: str, notes: list[str], la
     Raises:
         DataError: as `table`.
     """
-    import pyarrow
-
     try:
         together = pyarrow.concat_tables(list(reads.values()), promote_options="permissive")
     except pyarrow.ArrowException as error:
-        raise DataError(f"{where}: the splits have different columns: {one_line(error)}") from None
+        raise DataError(
+            f"{where}: the splits have different columns: {one_line(error)}", code="other-columns"
+        ) from None
     ends = np.cumsum([read.num_rows for read in reads.values()]).tolist()
     rows = {name: slice(a, b) for name, a, b in zip(reads, [0, *ends], ends, strict=False)}
     return _vectors(Read(arrow_columns(together, where)), rows, where, notes, label, like)
@@ -117,9 +116,6 @@ def _text(path: str, notes: list[str], like: Schema | None) -> Read:
 
 
 def _parquet(path: str) -> Read:
-    import pyarrow
-    from pyarrow import parquet
-
     try:
         file = parquet.ParquetFile(path)
         meta = file.metadata
@@ -128,7 +124,7 @@ def _parquet(path: str) -> Read:
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, PermissionError):
             raise
-        raise DataError(f"{path} cannot be read: {one_line(error)}") from None
+        raise DataError(f"{path} cannot be read: {one_line(error)}", code="unreadable") from None
     index = [name for name in (read.schema.pandas_metadata or {}).get("index_columns", []) if isinstance(name, str)]
     return Read(arrow_columns(read, path), index=tuple(index))
 
@@ -140,13 +136,13 @@ def _vectors(
     read: Read, rows: Mapping[str, slice], where: str, notes: list[str], label: str | None, like: Schema | None
 ) -> RawDataset:
     if not read.columns or not len(read.columns[0].values):
-        raise DataError(f"{where} has no rows: give at least one example")
+        raise DataError(f"{where} has no rows: give at least one example", code="empty")
     known = like.columns if like is not None else ()
     columns = _without_row_numbers(read, known, notes) if read.named else read.columns
     chosen = _class_column(columns, where, label, like, notes)
     data = [column for column in columns if column is not chosen]
     if not data:
-        raise DataError(f"{where} has no columns of numbers beside the label")
+        raise DataError(f"{where} has no columns of numbers beside the label", code="no-numbers")
     if known:
         data = _matched(data, known, where, notes) if read.named else _in_place(data, known, where, notes)
     _check_numbers(data, where)
@@ -204,7 +200,9 @@ def _class_column(
         chosen = [c for c in columns if c.name == label] or [c for c in columns if c.name.lower() == label.lower()]
         if not chosen and like is None:
             names = abridged([column.name for column in columns], 12)
-            raise DataError(f"{where} has no column {shown(label)!r} to take the class from; it has {names}")
+            raise DataError(
+                f"{where} has no column {shown(label)!r} to take the class from; it has {names}", code="no-such-label"
+            )
         return chosen[0] if chosen else None
     known = like.columns if like is not None else ()
     named = [c for name in LABEL_COLUMNS for c in columns if c.name.lower() == name and c.name not in known]
@@ -215,7 +213,8 @@ def _class_column(
         if not against:
             notes.append(f"column {column.name} holds the class")
             return column
-        notes.append(f"column {column.name} {against}: taken for data; --label {column.name} makes it the class")
+        remedy = f"{option('label')} {column.name} makes it the class"
+        notes.append(f"column {column.name} {against}: taken for data; {remedy}")
     return None
 
 
@@ -234,11 +233,15 @@ def _labels(column: Column, where: str) -> np.ndarray:
     if len(column.missing):
         raise DataError(
             f"{where} has {len(column.missing)} empty cells in the label column {column.name}, the first in row "
-            f"{column.missing[0] + 1}: fill or remove these rows"
+            f"{column.missing[0] + 1}: fill or remove these rows",
+            code="empty-cells",
         )
     if column.kind == "numbers" and column.values.dtype != object:
         if column.values.dtype.kind == "f" and not np.array_equal(column.values, np.round(column.values)):
-            raise DataError(f"{where}: column {column.name} holds fractions, which are no classes: name another label")
+            raise DataError(
+                f"{where}: column {column.name} holds fractions, which are no classes: name another label",
+                code="bad-labels",
+            )
         return column.values
     return np.array([str(value) for value in column.values])
 
@@ -257,7 +260,8 @@ def _matched(data: list[Column], known: tuple[str, ...], where: str, notes: list
         has = [f"has {abridged(unknown)}, which it was not trained on"] if unknown else []
         raise DataError(
             f"{where} has not the columns that the model was trained on: it {' and '.join(lacks + has)}; rename, add "
-            "or remove columns"
+            "or remove columns",
+            code="other-columns",
         )
     if tuple(by_name) != known:
         notes.append("the columns are in another order than the model's: matched by their names")
@@ -268,7 +272,8 @@ def _in_place(data: list[Column], known: tuple[str, ...], where: str, notes: lis
     if len(data) != len(known):
         raise DataError(
             f"{where} has {len(data)} columns without names, the model was trained on {len(known)}: {abridged(known)}; "
-            "name them in the first line"
+            "name them in the first line",
+            code="other-columns",
         )
     notes.append(f"no column has a name: taken in the order of the model's, {abridged(known)}")
     return [replace(column, name=name) for column, name in zip(data, known, strict=True)]
@@ -286,13 +291,13 @@ def _check_numbers(data: list[Column], where: str) -> None:
             troubles.setdefault(trouble, []).append(said.removeprefix("column "))
     if troubles:
         said = "; ".join(f"{t} {abridged(troubles[t])}: {remedy}" for t, remedy in REMEDIES.items() if t in troubles)
-        raise DataError(f"{where} has {said}")
+        raise DataError(f"{where} has {said}", code="bad-columns")
 
 
 TOO_LARGE = "whole numbers too large to keep in columns"
 REMEDIES = {
     "dates or times in columns": "write them as numbers, such as days since the first, or remove them",
-    "no numbers in columns": "remove them, write them as numbers, or name one as the class with --label",
+    "no numbers in columns": f"remove them, write them as numbers, or name one as the class with {option('label')}",
     "empty cells in columns": "fill or remove these rows",
     "infinite values in columns": "replace them or remove these rows",
     "values too large for 32 bits in columns": "give them in larger units",
@@ -340,7 +345,7 @@ def _joined(data: list[Column], where: str, notes: list[str]) -> np.ndarray:
     merged = [c for c in changed if c.values.min() < c.values.max()]
     if merged:
         named = abridged([f"{c.name} (up to {c.values.max()})" for c in merged])
-        raise DataError(f"{where} has {TOO_LARGE} {named}: {REMEDIES[TOO_LARGE]}")
+        raise DataError(f"{where} has {TOO_LARGE} {named}: {REMEDIES[TOO_LARGE]}", code="numbers-too-large")
     if changed:
         notes.append(rounding([c.name for c in changed]))
     return np.stack([a.astype(np.float64, copy=False) for a in arrays], axis=1)

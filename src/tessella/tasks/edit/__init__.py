@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, final
 
@@ -141,9 +142,11 @@ class EditResult(Result):
 
     @property
     def files(self) -> list[str]:
-        """Names of the edited pictures."""
-        count = len(self.edited.result)
-        return [f"edited-{n + 1}.png" for n in range(count)] if self.config.resample else ["edited.png"]
+        """Names of the files of the edited examples."""
+        from tessella.kinds.base import kind_of
+
+        numbers = [f"-{n + 1}" for n in range(len(self.edited.result))] if self.config.resample else [""]
+        return [f"edited{number}{kind_of(self.schema).file_ending}" for number in numbers]
 
     def to_json(self) -> Mapping[str, Any]:
         c = self.config
@@ -160,16 +163,14 @@ class EditResult(Result):
 
     def save(self, out: Path) -> None:
         from tessella.foundation.output_folder import Outputs
-        from tessella.kinds import pictures
+        from tessella.kinds.base import kind_of
         from tessella.tasks.edit.result import edit_sheet
 
-        images = [pictures.grid(x[None], self.schema, columns=1, scale=1) for x in self.edited.result]
-        text = json_text(self.to_json(), indent=1)
+        sheet, text = edit_sheet(self.edited, self.schema), json_text(self.to_json(), indent=1)
         with Outputs(str(out), [*self.files, "sheet.png", "edit.json"], "", overwrite=True) as outputs:
-            for name, image in zip(
-                (*self.files, "sheet.png"), (*images, edit_sheet(self.edited, self.schema)), strict=True
-            ):
-                outputs.write(name, lambda draft, image=image: image.save(draft, format="PNG"))
+            for name, x in zip(self.files, self.edited.result, strict=True):
+                outputs.write(name, partial(kind_of(self.schema).write, x=x))
+            outputs.write("sheet.png", lambda draft: sheet.save(draft, format="PNG"))
             outputs.write("edit.json", lambda draft: draft.write_text(text, "utf-8"))
 
 

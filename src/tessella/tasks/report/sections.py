@@ -15,6 +15,7 @@ import torch
 import tessella
 from tessella.core.schema import Schema
 from tessella.data import Data, Split
+from tessella.data.dataset import RECORDED
 from tessella.evaluation.bounds import ACTIVE, evaluate
 from tessella.evaluation.metric_text import numbers, psnr_text, saving_card, size_text
 from tessella.evaluation.results import Evaluation, GapEvaluation
@@ -309,10 +310,10 @@ def reproduction(run: Run, spec: Spec, e: Evaluation, metrics: list[dict[str, An
 
 def train_call(spec: Spec, run: Path, note: str = "") -> Call:
     """Build the call that starts such a run, with every option that is not the default."""
-    shown = {k: v for k, v in spec.data.items() if k not in ("spec", "seed")}
+    read = {name: value for name, value in spec.data.items() if name not in ("spec", "seed", *RECORDED)}
     own = {} if spec.config is None else spec.config.changed()
     place = {"data": str(spec.data.get("spec", "?")), "out": str(run)}
-    return Call("train", [spec.model], {**place, **own, **_unusual({**spec.training, **shown})}, note)
+    return Call("train", [spec.model], {**place, **own, **_unusual({**spec.training, **read})}, note)
 
 
 def prior_call(prior: fitted_priors.PriorSpec, run: Path) -> Call:

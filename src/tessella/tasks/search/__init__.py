@@ -74,7 +74,7 @@ class IndexResult(Result):
         spaces = " and ".join(f"{width:,} {'numbers' if s == 'latent' else s}" for s, width in self.widths.items())
         size = f"{self.bytes / 2**20:,.1f} MiB"
         named = f" {option('index')} {shlex.quote(self.path)}" if self.elsewhere else ""
-        find, twice = (named_task("search", f"{shlex.quote(self.run)} {what}") for what in ("PICTURE", ""))
+        find, twice = (named_task("search", f"{shlex.quote(self.run)} {what}") for what in ("QUERY", ""))
         said = f"wrote {self.path}: {self.examples:,} examples, {spaces} each, {size}"
         return Page("Index", [Text(said), Text(f"next: {find}{named}, {twice} {option('duplicates')}{named}", "soft")])
 

@@ -1,0 +1,3 @@
+"""Tables as vectors. The modules here import pyarrow, so they are imported when a table is read."""
+
+PARQUET = (".parquet", ".pq")

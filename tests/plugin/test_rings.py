@@ -1,0 +1,13 @@
+"""The parts of this package keep the promises of their kinds."""
+
+import pytest
+
+from tessella import testing
+from tessella.foundation.registry import PartKind, find
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("quantizer", "bsq"), ("likelihood", "laplace"), ("data", "rings"), ("task", "brightness")]
+)
+def test_part(kind: PartKind, name: str) -> None:
+    testing.check_entry(find(kind, name))
