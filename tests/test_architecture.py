@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """From the ground up. A room imports from rows below its own, and from itself."""
 
 KNOWN: set[str] = set()
-"""Arrows up that are still to be turned; `data`, `pages` and `commands` are still too large."""
+"""Arrows up that are still to be turned."""
 
 
 def trees() -> dict[str, ast.Module]:
@@ -102,12 +102,9 @@ def test_imports_go_down(sources) -> None:
 def test_rooms_are_small() -> None:
     """A folder has at most 12 files besides its `__init__`, a file at most 500 lines."""
     crowded = Counter(path.parent for path in SOURCE.rglob("*.py") if path.name != "__init__.py")
-    crowded = Counter(
-        {folder: n for folder, n in crowded.items() if folder.name not in ("data", "pages", "commands", "training")}
-    )
     assert not {str(folder): n for folder, n in crowded.items() if n > 12}
     long = {str(path): n for path in SOURCE.rglob("*.py") if (n := len(path.read_text("utf-8").splitlines())) > 500}
-    assert len(long) <= 3, long
+    assert not long
 
 
 FACES = {"commands", "cli", "pages", "sklearn", "__main__"}
@@ -130,7 +127,7 @@ LEFT = {
     "commands": 6,
     "prints": 2,
     "progress": 5,
-    "pictures": 0,
+    "pictures": 1,
     "two meanings": 6,
     "off the list": 90,
 }
@@ -168,9 +165,22 @@ def test_progress_is_ambient(sources) -> None:
     few("progress", [m for m, name in given if name == "progress" and not m.endswith("commands.tasks")])
 
 
+PICTURES = re.compile(r"(\brank|(spatial|sides)\)) [12]$|(dim\(\)|shape\)) [34]$")
+
+
+def asks_for_pictures(node: ast.AST) -> bool:
+    """Whether it assumes or asks if something is a picture or a signal: `Conv2d`, `rank == 2`, `len(shape) == 3`."""
+    if isinstance(node, ast.Attribute):
+        return node.attr in ("is_picture", "Conv2d", "pixel_shuffle", "pixel_unshuffle")
+    if not isinstance(node, ast.Compare) or not isinstance(node.ops[0], ast.Eq | ast.NotEq):
+        return False
+    return bool(PICTURES.search(f"{ast.unparse(node.left)} {ast.unparse(node.comparators[0])}"))
+
+
 def test_what_differs_by_kind_is_asked_of_kinds(sources) -> None:
-    nodes = ((m, n) for m, t in sources.items() if room(m) not in PICTURES_ALLOWED for n in ast.walk(t))
-    few("pictures", [m for m, n in nodes if isinstance(n, ast.Attribute) and n.attr == "is_picture"])
+    rooms = {m: t for m, t in sources.items() if room(m) not in PICTURES_ALLOWED and m != "tessella.models.presets"}
+    found = [(m, n) for m, t in rooms.items() for n in ast.walk(t) if asks_for_pictures(n)]
+    few("pictures", [f"{m}: {ast.unparse(n)}" for m, n in found])
 
 
 def test_a_public_name_means_one_thing(sources) -> None:

@@ -400,7 +400,7 @@ def test_resampling_at_the_command_line(runs: Path, tmp_path: Path, capsys: pyte
     assert main(["edit", str(runs / "vq"), "3", "-o", str(out), "--region", "4,2,3,3", "--resample", "-n", "3"]) == 0
     said = capsys.readouterr()
     assert {"edited-1.png", "edited-3.png"} <= {path.name for path in out.iterdir()}
-    assert "conditions only on the codes before each" in said.err
+    assert "only on those before it" in said.err
     assert "--kind masked" in said.err
     assert len(json.loads((out / "edit.json").read_text())["variants"]) == 3
     masked = [
@@ -421,7 +421,7 @@ def test_resampling_at_the_command_line(runs: Path, tmp_path: Path, capsys: pyte
     assert main(["edit", str(runs / "vq"), "3", "-o", str(out), "--region", "4,2,3,3", "--resample"]) == 0
     said = capsys.readouterr()
     assert (out / "edited-8.png").is_file()
-    assert "conditions only" not in said.err
+    assert "raster order" not in said.err
 
 
 def test_edits_that_cannot_be_are_refused(runs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
@@ -431,13 +431,13 @@ def test_edits_that_cannot_be_are_refused(runs: Path, tmp_path: Path, refused: C
     where = ("--region", "4,2,3,3")
     cases = [
         ("vq", "3", [*where], "no operation is given"),
-        ("vq", "3", [*where, "--code", 1, "--paste", 7], "--paste and --code are given"),
+        ("vq", "3", [*where, "--code", 1, "--paste", 7], "--paste and --code cannot be combined"),
         ("vq", "3", ["--code", 1], "--region x,y,width,height and --mask"),
         ("vq", "3", [*where, "--mask", picture, "--code", 1], "--region x,y,width,height and --mask"),
-        ("vq", "3", ["--region", "4,2,3", "--code", 1], "four whole numbers"),
-        ("vq", "3", ["--region", "4,2,30,3", "--code", 1], "which is 8x8 as the model sees it"),
+        ("vq", "3", ["--region", "4,2,3", "--code", 1], "four integers"),
+        ("vq", "3", ["--region", "4,2,30,3", "--code", 1], "which is 8x8 at the model's size"),
         ("vq", "3", ["--region", "4,2,0,3", "--code", 1], "no area"),
-        ("vq", "3", ["--mask", picture, "--code", 1], "give a mask of its size"),
+        ("vq", "3", ["--mask", picture, "--code", 1], "give a mask of that size"),
         ("vq", "3", [*where, "--code", 8], "from 0 to 7"),
         ("vq", "3", [*where, "--code", 1, "--level", 1], "there is no level 1"),
         ("vq", "3", [*where, "--code", 1, "-n", 3], "can only be used with --resample"),
@@ -447,11 +447,16 @@ def test_edits_that_cannot_be_are_refused(runs: Path, tmp_path: Path, refused: C
         ("vq", "3", [*where, "--blend", "7", "1.5"], "from 0 to 1"),
         ("vq", "3", [*where, "--resample", "--prior", "transformer"], "there are: "),
         ("vq", picture, [*where, "--resample", "--prior", "pixelcnn"], "--label"),
-        ("vq", tmp_path / "speck.png", ["--region", "0,0,1,1", "--code", 1, "--native-size"], "smaller than one code"),
-        ("vq", picture, [*where, "--blend", tmp_path / "speck.png", 0.5, "--native-size"], "give one of its size"),
+        (
+            "vq",
+            tmp_path / "speck.png",
+            ["--region", "0,0,1,1", "--code", 1, "--native-size"],
+            "smaller than the cell of one code",
+        ),
+        ("vq", picture, [*where, "--blend", tmp_path / "speck.png", 0.5, "--native-size"], "one of the same size"),
         ("vq", "999999", [*where, "--code", 1], "there is no example 999999"),
         ("vae", "3", [*where, "--code", 1], "no codes to set"),
-        ("vae", "3", [*where, "--paste", 7, "--level", 0], "leave --level out"),
+        ("vae", "3", [*where, "--paste", 7, "--level", 0], "leave out --level"),
         ("nowhere", "3", [*where, "--code", 1], "not a run"),
     ]
     for run, given, options, says in cases:

@@ -12,7 +12,7 @@ from tessella.core.rng import Noise
 from tessella.priors import FlowPrior
 from tessella.priors.flow import FlowPriorModule
 
-SHAPES = [(1,), (2,), (5,), (2, 3, 2), (1, 17, 16), (5, 9, 8)]
+SHAPES = [(1,), (2,), (5,), (2, 3, 2), (3, 90), (1, 17, 16), (5, 9, 8)]
 
 
 @pytest.fixture(autouse=True)

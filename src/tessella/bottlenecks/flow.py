@@ -117,7 +117,7 @@ class FlowDistribution(Distribution):
             return z.view(start.shape), self.base.log_prob(start) - change.view(lead)
 
     def rebased(self, base: Independent, start: Tensor) -> FlowDistribution:
-        """Return these steps after another diagonal Gaussian, at its sample `start`."""
+        """Return the distribution with these steps and another diagonal Gaussian, at its sample `start`."""
         return FlowDistribution(base, self.steps, self.context, start)
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:

@@ -71,7 +71,7 @@ class CodedExamples:
     def patches(self, level: int, rows: slice, margin: int = 0) -> Tensor:
         """Cut some examples into patches with a margin, `[n, h, w, C, side, side]`; the edge is repeated."""
         x = self.x[rows].float()
-        if self.schema.rank != 2 or not self.grids:
+        if not self.grids or not kind_of(self.schema).pixels:
             return x[:, None, None]
         stride, (down, across) = self.strides[level], self.codes[level].shape[2:]
         right, below = across * stride - x.shape[3] + margin, down * stride - x.shape[2] + margin
@@ -168,7 +168,7 @@ def patch_reconstruction(coded: CodedExamples, rows: slice, level: int = -1) -> 
         wanted, at = coded.codes[level][rows, slot].unique(return_inverse=True)
         parts.append(mean_patches(coded, level, slot, wanted)[at])
     patches = torch.stack(parts).mean(0)
-    if not coded.grids or coded.schema.rank != 2:
+    if not coded.grids or not kind_of(coded.schema).pixels:
         return patches[:, 0, 0]
     n, down, across, channels, side, _ = patches.shape
     whole = patches.permute(0, 3, 1, 4, 2, 5).reshape(n, channels, down * side, across * side)
@@ -282,7 +282,7 @@ def _cells(
 
 def _margin(coded: CodedExamples, level: int) -> int:
     """Return the width of the surroundings that a patch is shown with, in pixels."""
-    return max(2, coded.strides[level] // 2) if coded.schema.rank == 2 and coded.grids else 0
+    return max(2, coded.strides[level] // 2) if coded.grids and kind_of(coded.schema).pixels else 0
 
 
 def _faded(patches: np.ndarray, margin: int) -> np.ndarray:

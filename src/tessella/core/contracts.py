@@ -88,7 +88,7 @@ class Likelihood(nn.Module, ABC):
 
 
 class Encoder(nn.Module, ABC):
-    """Maps data to features."""
+    """Maps data, and a label if any, to features."""
 
     feature_shape: tuple[int, ...]
     """Shape of one example's features: `(F, *spatial)`."""

@@ -28,7 +28,7 @@ _DAMAGES = (*_DAMAGES, SyntaxError, TypeError, RuntimeError, OverflowError, stru
 
 
 def _guarded(where: str, read: Callable[[], T]) -> T:
-    """Read something, and word what goes wrong."""
+    """Call `read`, and turn what damaged files raise into a DataError."""
     try:
         return read()
     except PermissionError:
@@ -165,7 +165,7 @@ def npz(path: str, label: str | None = None) -> RawDataset:
 
 
 def _head(archive: NumpyArchive, name: str) -> tuple[tuple[int, ...], str]:
-    """The shape and kind of an array; kind `O` of what cannot be read, which matters only if it is asked for."""
+    """Read the shape and kind of an array; kind `O` if it cannot be read, which matters only if it is used."""
     try:
         shape, kind = archive.header(name)
     except DataError:
@@ -232,7 +232,7 @@ def _sorted_out(names: Sequence[str], texts: Sequence[str], label: str | None) -
 
 
 def _words(name: str) -> tuple[str, str]:
-    """The split that a name tells, and what is left of the name: `trainImages` gives `train` and `images`."""
+    """Divide a name into its split and the rest: `trainImages` gives `train` and `images`."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
     if len(words) == 1 and (glued := _GLUED.fullmatch(words[0])):
         words = [word for word in glued.groups() if word]
@@ -245,7 +245,7 @@ def _words(name: str) -> tuple[str, str]:
 def _by_split(
     names: _Members, heads: dict[str, tuple[tuple[int, ...], str]], path: str, notes: list[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Names of the arrays of examples, and of labels, by split: all of them `whole`, or with a `train`."""
+    """Choose the arrays of examples and of labels by split: all of them `whole`, or with a `train`."""
     data, labels = names.data, names.labels
     if not data:
         used = {*labels.values(), names.classes}

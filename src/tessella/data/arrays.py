@@ -34,7 +34,7 @@ class Stored:
 
 
 def natural(text: str) -> tuple:
-    """A key that sorts `9` before `10`."""
+    """Make a sort key that puts `9` before `10`."""
     pieces = re.split(r"([0-9]{1,4000})", text)  # ASCII digits: "①".isdigit() holds, and it is no number to int()
     return tuple((0, int(piece), "") if i % 2 else (1, 0, piece) for i, piece in enumerate(pieces))
 
@@ -93,7 +93,7 @@ def stored(
     columns: Sequence[str] = (),
     like: Schema | None = None,
 ) -> Stored:
-    """Arrays of one data set in the type that they are stored in, uint8 or float32.
+    """Convert the arrays of a data set to the type that they are stored in, uint8 or float32.
 
     Args:
         parts: `[N, D]` or `[N, C, H, W]` by the name of the part.
@@ -137,7 +137,7 @@ def _cast(x: np.ndarray, dtype: type) -> np.ndarray:
 
 
 def _offset(parts: list[np.ndarray], columns: Sequence[str], where: str, notes: list[str]) -> tuple[int, ...]:
-    """What to subtract from each column of vectors, so that float32 keeps its values apart; empty if nothing.
+    """Choose what to subtract from each column of vectors, so that float32 keeps its values apart; empty if nothing.
 
     A column of whole numbers is kept exactly where its range allows it (at most 2^24), a column far from zero to
     2^-14 of its range; beyond that its numbers are rounded, which is noted, or they are identifiers and refused.
@@ -183,12 +183,12 @@ def _offset(parts: list[np.ndarray], columns: Sequence[str], where: str, notes: 
 
 
 def rounding(columns: Sequence[str]) -> str:
-    """Note that whole numbers were rounded."""
+    """Word the note that whole numbers were rounded."""
     return f"whole numbers above {EXACT_IN_SINGLE:,} are rounded to 24 bits: {abridged(columns)}"
 
 
 def _exact(values: np.ndarray) -> bool:
-    """Whether float32 holds these whole numbers as they are."""
+    """Tell whether float32 holds these whole numbers exactly."""
     if values.dtype.kind == "f":
         return np.array_equal(_cast(values, np.float32).astype(values.dtype), values)
     size = np.where(values < 0, np.uint64(0) - values.astype(np.uint64), values.astype(np.uint64))
@@ -197,14 +197,14 @@ def _exact(values: np.ndarray) -> bool:
 
 
 def _round_below(first: int, last: int) -> int:
-    """A round number at or below `first`, near enough for all up to `last` to be exact above it."""
+    """Find a round number at or below `first`, so near that the differences up to `last` are exact in float32."""
     step = 10 ** len(str(last - first))
     base = first // step * step
     return base if last - base <= EXACT_IN_SINGLE else first
 
 
 def _shifted(x: np.ndarray, offset: tuple[int, ...]) -> np.ndarray:
-    """`x` in float32, less the offset of its columns, which is subtracted before anything is rounded."""
+    """Convert `x` to float32 after subtracting the offset of each column."""
     done = _cast(x, np.float32)
     if x.ndim != 2 or len(offset) != x.shape[1] or not any(offset):
         return done
@@ -241,7 +241,7 @@ def _check_finite(x: np.ndarray, name: str) -> None:
 
 
 def moments(x: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...], float, float]:
-    """Mean and standard deviation of rows of `[N, D]` (a feature) or `[N, C, H, W]` (a channel), lowest and highest.
+    """Compute mean and deviation a feature `[N, D]` or a channel `[N, C, H, W]`, and the lowest and highest value.
 
     A constant feature gets the scale 1.
     """
@@ -262,7 +262,7 @@ def moments(x: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[f
 def label_numbers(
     parts: Mapping[str, RawSplit], classes: tuple[str, ...], notes: list[str]
 ) -> tuple[dict[str, np.ndarray | None], tuple[str, ...]]:
-    """Labels of any type as int64 `[N]` in `0 ... K - 1`, and the K names.
+    """Convert labels of any type to int64 `[N]` in `0 ... K - 1`, and name the K classes.
 
     Args:
         parts: whose labels are numbers, words or one-hot rows.
@@ -313,7 +313,7 @@ def _is_one_hot(y: np.ndarray) -> bool:
 
 
 def _by_name(y: np.ndarray, classes: tuple[str, ...], called: str) -> np.ndarray:
-    """Labels as numbers of named classes: numbers stay, words are looked up."""
+    """Convert labels to numbers of named classes: numbers stay, words are looked up."""
     if y.dtype.kind in "UT":
         words = np.unique(y).tolist()
         unknown = [word for word in words if word not in classes]
@@ -346,7 +346,7 @@ def _numbered(y: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
 
 
 def recoloured(x: np.ndarray, channels: int, values: Values, name: str) -> np.ndarray:
-    """`[N, C, H, W]` with another number of channels: grey is luma (ITU-R 601), alpha is laid on white or opaque.
+    """Change the channels of `[N, C, H, W]`: grey is luma (ITU-R 601), alpha is laid on white or made opaque.
 
     Raises:
         DataError: for the alpha of real values, whose opaque value nobody knows.
@@ -378,7 +378,7 @@ def recoloured(x: np.ndarray, channels: int, values: Values, name: str) -> np.nd
 
 
 def resized(x: np.ndarray, size: tuple[int, int], values: Values) -> np.ndarray:
-    """`[N, C, H, W]` cropped at its centre to the aspect of `size` (height, width) and resampled to it."""
+    """Crop `[N, C, H, W]` at its centre to the aspect of `size` (height, width), and resample it to that size."""
     if x.shape[2:] == size:
         return x
     import torch
@@ -411,14 +411,14 @@ class Fitted:
 
 
 def centre_box(have: tuple[int, int], want: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The largest centred box of aspect `want` in a picture of (height, width) `have`: top, left, height, width."""
+    """Find the largest centred box of aspect `want` in a picture of size `have`: top, left, height, width."""
     height = min(have[0], max(1, round(have[1] * want[0] / want[1])))
     width = min(have[1], max(1, round(have[0] * want[1] / want[0])))
     return (have[0] - height) // 2, (have[1] - width) // 2, height, width
 
 
 def same_shape(parts: dict[str, np.ndarray], called: Mapping[str, str]) -> tuple[int, ...]:
-    """The shape of an example, the same in all parts.
+    """Return the shape of an example, the same in all parts.
 
     Raises:
         DataError: if it is not.

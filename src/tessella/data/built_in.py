@@ -79,12 +79,12 @@ FACTORS = {"shape": 3, "size": 4, "colour": 6, "orientation": 8, "x": 8, "y": 8}
 
 
 def factors(rows: np.ndarray) -> np.ndarray:
-    """Rows `[B]` to factor numbers `[B, 6]` int64, in the order of `FACTORS`."""
+    """Convert row numbers `[B]` to factor numbers `[B, 6]` int64, in the order of `FACTORS`."""
     return np.stack(np.unravel_index(rows, tuple(FACTORS.values())), axis=-1)
 
 
 def draw(numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Factor numbers `[B, 6]` to antialiased pictures `[B, 3, H, W]` uint8."""
+    """Draw factor numbers `[B, 6]` as antialiased pictures `[B, 3, H, W]` uint8."""
     height, width = size
     shape, radius, colour, angle, x, y = np.moveaxis(numbers, -1, 0)
     side = np.float32(min(height, width))

@@ -33,7 +33,7 @@ TOLD_BY = 4
 @final
 @dataclass(frozen=True)
 class Data:
-    """A data set, understood.
+    """A data set with its schema, splits and notes.
 
     Attributes:
         spec: what was asked for; a path is absolute.
@@ -59,7 +59,7 @@ class Data:
     fingerprint: str = ""
 
     def split(self, name: str) -> Split:
-        """The split of that name.
+        """Return the split of that name.
 
         Raises:
             DataError: naming those there are.
@@ -74,13 +74,13 @@ class Data:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a run's specification says of its data: where it lies, how it is read, what tells it from other data."""
+        """Data as a run's specification records it: its place, how it is read, its fingerprint and counts."""
         counts = {name: len(split) for name, split in self.splits.items()}
         return {"spec": self.spec, **self.options, "fingerprint": self.fingerprint, "examples": counts}
 
     @property
     def facts(self) -> dict[str, str]:
-        """What tells it from other data, for processes that must all have the same."""
+        """Fingerprint and counts, for processes that must all have the same data."""
         counts = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
         return {"data": f"{self.fingerprint} ({counts})"}
 
@@ -99,7 +99,7 @@ class Data:
         return "; ".join(told) or f"as many {called} as then, but not the same"
 
     def check_resumes(self, run: Path, before: Mapping[str, Any], *, changed_data: bool) -> None:
-        """Let what is resumed go on with the data of its record, wherever it lies; a note says what is new.
+        """Check that a resumed run goes on with the data of its record, wherever it lies; note what is new.
 
         Raises:
             RunError: if this is other data, unless `changed_data` says that it may be.
@@ -241,7 +241,7 @@ def _unified(
 
 
 def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[RawSplit, np.ndarray]]:
-    """Each split's part and rows. Official splits stay; what is missing is taken out of the rest."""
+    """Choose each split's part and rows. Official splits stay; missing ones are taken out of the rest."""
     parts = found.parts
     main = parts.get("train", parts.get(WHOLE))
     if main is None:
@@ -268,7 +268,7 @@ def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[
 
 
 def _division(found: RawDataset, rows: dict[str, tuple[RawSplit, np.ndarray]]) -> str:
-    """Where each split comes from, in words: `test: folder test/; valid: cut out of train`."""
+    """Say where each split comes from: `test: folder test/; valid: cut out of train`."""
     whole = WHOLE in found.parts
     given = {name: found.origins.get(name) or _short(found.parts[name].name) for name in rows if name in found.parts}
     cut = [name for name in rows if name not in found.parts and name != "train"]

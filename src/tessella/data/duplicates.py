@@ -79,7 +79,7 @@ def row_hashes(x: np.ndarray) -> np.ndarray:
 
 
 def distinct_keys(content: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """A key for each example of its content `[N]`, and for the second, third ... of the same content another one.
+    """Make a key of each example's content `[N]`; the second, third ... example of a content gets another one.
 
     Args:
         order: `[N]` row numbers; who comes first in it is the first of its content.
@@ -95,7 +95,7 @@ def distinct_keys(content: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """One number for all examples that are the same once decoded, as files `content` `[N]` or as `x` `[N, ...]`."""
+    """Give one number to all examples that are the same as files (`content` `[N]`) or decoded (`x` `[N, ...]`)."""
     _, inverse = np.unique(row_hashes(x), return_inverse=True)
     least = np.full(int(inverse.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(least, inverse, content)
@@ -103,7 +103,7 @@ def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def mark_duplicates(found: RawDataset, classes: tuple[str, ...]) -> None:
-    """Tell examples by their content, in place: `content` and `groups` of all parts, and notes.
+    """Find equal examples by their content: set `content` and `groups` of all parts, and note them.
 
     Picture files of a given test (valid) split that training has too are left out of it; so are those of valid that
     test has. In arrays, whose rows are known by their numbers, they are only counted; so are rows of tables, which may

@@ -93,7 +93,7 @@ class _Rows:
 
     @cached_property
     def whole(self) -> bool:
-        """Whether no number occurs twice, so that names are distinct."""
+        """Tell whether no number occurs twice, so that names are distinct."""
         return len(np.unique(self.rows)) == len(self.rows)
 
 
@@ -252,7 +252,7 @@ class Inputs:
         return _Rows(name, split, np.arange(len(split)), data.schema.classes)
 
     def _name_apart(self) -> None:
-        """Give the second example of a name another one."""
+        """Give another name to the second example of a name."""
         if len(self._groups) == 1 and isinstance(self._groups[0], _Rows) and self._groups[0].whole:
             return  # their names are distinct, and need not all be in memory
         taken: set[str] = set()
@@ -267,7 +267,7 @@ class Inputs:
                 apart.append(new)
 
     def _leave_out(self, skip: Callable[[str, str], bool]) -> int:
-        """Leave out the files for which it is true; return how many they are."""
+        """Leave out the files for which `skip` is true, and count them."""
         before = len(self)
         for group in self._groups:
             if isinstance(group, _Files):
@@ -305,7 +305,7 @@ class Inputs:
     def _read(
         self, group: _Files, numbers: Sequence[int], size: tuple[int, ...], broken: list[str]
     ) -> tuple[Tensor, list[int]]:
-        """The pictures `[B, C, H, W]` that can be read, and which they are."""
+        """Read the pictures `[B, C, H, W]` that can be read, and say which they are."""
         schema, parts, rows = self._model.schema, [], []
         for i in numbers:
             try:
@@ -327,7 +327,7 @@ class Inputs:
 
 
 def _row_numbers(word: str, split: str, examples: int) -> np.ndarray:
-    """Rows of a split that a word names: `7`, `3:20`, `valid`, `valid:7`, `valid:3:20`."""
+    """Find the rows of a split that a word names: `7`, `3:20`, `valid`, `valid:7`, `valid:3:20`."""
     numbers = None if word == split else _NUMBERS.fullmatch(word)
     if numbers is None:
         return np.arange(examples)

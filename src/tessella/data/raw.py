@@ -24,7 +24,7 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Rows `[B]` to uint8 `[B, C, H, W]`.
+        """Read rows `[B]` as uint8 `[B, C, H, W]`.
 
         Raises:
             DataError: naming what could not be read.
@@ -84,7 +84,7 @@ class RawSplit:
 
 @dataclass
 class RawDataset:
-    """All that a source found.
+    """Examples of a source by part, with what it knows of them.
 
     Attributes:
         parts: by name: `whole`, or `train` and perhaps `valid` and `test`.

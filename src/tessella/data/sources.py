@@ -81,7 +81,7 @@ def _folder(path: str, size: Size | None, channels: int | None, depth: tuple[flo
 
 
 def _ending(path: str) -> str:
-    """The ending that says of what kind a file is; that of a packed table is what it was packed from."""
+    """Return the ending that tells the kind of a file; of a gzipped table, the one before `.gz`."""
     stem, ending = os.path.splitext(os.path.basename(path).lower())
     inner = os.path.splitext(stem)[1]
     return inner if ending == ".gz" and inner in TABLES else ending

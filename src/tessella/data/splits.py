@@ -164,7 +164,7 @@ class BinarizedSplit(Split):
 
 
 def split_of(part: RawSplit, rows: np.ndarray) -> Split:
-    """The rows of a part as a split of the fitting kind."""
+    """Make a split of rows of a part."""
     return ArraySplit(part, rows) if isinstance(part.x, np.ndarray) else ReaderSplit(part, rows)
 
 
@@ -213,7 +213,7 @@ def _labels(labels: np.ndarray | None, at: np.ndarray) -> torch.Tensor | None:
 
 
 class Schedule:
-    """Which rows batch number t holds: a pure function of (seed, t).
+    """Rows of each batch of training, a pure function of (seed, number of the batch).
 
     Each epoch is a permutation drawn from (seed, epoch) and chopped into joined batches of `batch_size * world`
     rows; what is left over is dropped. A split smaller than one joined batch is repeated to fill it. Process `rank`
@@ -231,7 +231,7 @@ class Schedule:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def rows(self, step: int) -> np.ndarray:
-        """`[batch_size]` row numbers of batch `step`."""
+        """Return the row numbers `[batch_size]` of batch `step`."""
         epoch, k = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.PCG64(number_of(f"{self.seed}/{epoch}/order")))
@@ -273,7 +273,7 @@ def batches(split: Split, batch_size: int, *, workers: int = 0) -> Iterator[Batc
 
 
 class _Fetched(Dataset):
-    """Item number t is a batch, or the DataError in its place: a worker would wrap that in its traceback."""
+    """Batches by number, with a DataError in the place of a failed one: a worker would wrap it in a traceback."""
 
     def __init__(self, split: Split, rows: Schedule | int) -> None:
         self._split, self._rows = split, rows

@@ -24,13 +24,13 @@ def posterior(location: Tensor, precision: Tensor, levels: int, *, thin: bool = 
     """Compute the mean and log-normaliser of p(v) proportional to exp(-precision / 2 (y_v - location)^2).
 
     The values y_v are `levels` evenly spaced numbers from -1 to 1. Values without weight in float32 are skipped, so low
-    noise is cheap. Differentiable once, computed in the same pass over the values.
+    noise is cheap. The first derivative is computed in the same pass over the values.
 
     Args:
         location, precision: any common shape, float32 or float64.
         levels: at least 2.
-        thin: whether to sum over only every n-th value for an example (first axis) whose numbers are all uncertain by
-            many values; the mean is then nearly exact, the log-normaliser is not valid.
+        thin: whether to sum over every n-th value only, for examples (first axis) whose numbers all spread over many
+            values; the mean is then nearly exact, but the log-normaliser is not valid.
 
     Returns:
         E[y] and log sum_v exp(...), in the shape of the arguments.

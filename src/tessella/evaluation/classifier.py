@@ -11,7 +11,6 @@ It is trained once and stored with the run, with the fingerprint of the data.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
@@ -29,7 +28,7 @@ from tessella.data import Data, Split, batches
 from tessella.foundation.errors import RunError
 from tessella.foundation.progress import track
 from tessella.kinds.base import kind_of
-from tessella.networks.conv import conv
+from tessella.networks.conv import pooled_features
 
 FILE = "classifier.safetensors"
 FEATURES = 64
@@ -61,7 +60,7 @@ class Classifier(nn.Module):
         self.fingerprint = ""
         poses = len(kind_of(schema).poses(torch.zeros(1, *schema.shape)))
         answers = len(schema.classes) if task == "class" else poses or schema.dims
-        self.body = _convolutional(schema.shape) if schema.rank else _for_vector(schema.dims)
+        self.body = pooled_features(schema.shape, FEATURES) if schema.rank else _for_vector(schema.dims)
         self.head = nn.Linear(FEATURES, answers)
         self.register_buffer("scale", torch.ones(()))
 
@@ -99,23 +98,6 @@ class Classifier(nn.Module):
     def _in_parts(self, x: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
         device = self.scale.device
         return torch.cat([of(part.to(device)).cpu() for part in x.split(AT_ONCE)])
-
-
-def _convolutional(shape: tuple[int, ...]) -> nn.Sequential:
-    before, *sides = shape
-    flat = len(sides) == 1
-    norm, halve = (nn.BatchNorm1d, nn.MaxPool1d) if flat else (nn.BatchNorm2d, nn.MaxPool2d)
-    layers: list[nn.Module] = []
-    for wide in (24, 48, 64):
-        layers += [conv(len(sides), before, wide, 3, padding=1), norm(wide), nn.ReLU()]
-        if min(sides) >= 4:
-            layers.append(halve(2))
-            sides = [side // 2 for side in sides]
-        before = wide
-    pooled = tuple(min(side, 3) for side in sides)
-    pool = nn.AdaptiveAvgPool1d(pooled[0]) if flat else nn.AdaptiveAvgPool2d(pooled)
-    layers += [pool, nn.Flatten(), nn.Linear(before * math.prod(pooled), FEATURES)]
-    return nn.Sequential(*layers, nn.ReLU())
 
 
 def _for_vector(dims: int) -> nn.Sequential:

@@ -39,6 +39,7 @@ from tessella.evaluation.samples import CHUNK, sample_chunks
 from tessella.evaluation.sharpness import sharpness
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.progress import track
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 
 NEIGHBOURS = 3
@@ -372,7 +373,7 @@ def standard_fid(samples: Tensor, data: Tensor, schema: Schema, feature: Any = 2
     Raises:
         SpecError: if the examples are not pictures, or torchmetrics or Inception's weights are not available.
     """
-    if schema.rank != 2:
+    if not kind_of(schema).pixels:
         raise SpecError("the standard FID needs pictures: use the classifier's features for other data")
     try:
         found = importlib.import_module("torchmetrics.image.fid")

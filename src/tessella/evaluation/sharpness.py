@@ -38,9 +38,9 @@ def high_frequency_energy(x: Tensor, schema: Schema) -> Tensor:
         raise SpecError("vectors and pictures of one pixel have no frequencies", code="no-frequencies")
     unit = (x.detach().cpu().double() - schema.values.low) / schema.values.span
     across = (torch.arange(sides[-1]) / sides[-1]).double()
-    if schema.rank == 2:
-        unit = _cosines(sides[0]) @ unit
-        across = torch.hypot((torch.arange(sides[0]) / sides[0])[:, None].double(), across)
+    for side in sides[:-1]:
+        unit = _cosines(side) @ unit
+        across = torch.hypot((torch.arange(side) / side)[:, None].double(), across)
     coefficients = unit @ _cosines(sides[-1]).T
     return coefficients.square()[:, :, across > CUT].sum((1, 2)) / schema.dims
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessella.core.rng import Noise
-from tessella.networks.conv import ResidualBlock, conv
+from tessella.networks.conv import ResidualBlock, checkerboard, conv
 from tessella.networks.mlp import Perceptron
 
 EDGE = 2.0**-12
@@ -57,7 +57,7 @@ class VariationalDequantizer(Dequantizer):
     def __init__(self, shape: tuple[int, ...], *, width: int, depth: int) -> None:
         super().__init__()
         channels, rank = shape[0], len(shape) - 1
-        board = sum(torch.meshgrid(*map(torch.arange, shape[1:] or shape), indexing="ij"), torch.tensor(0)) % 2
+        board = checkerboard(shape[1:] or shape)
         self.register_buffer("board", board.float(), persistent=False)
         self.first = _network(channels, 2 * channels, width, depth, rank)
         self.second = _network(2 * channels, 2 * channels, width, depth, rank) if board.any() else None

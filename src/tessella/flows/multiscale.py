@@ -26,8 +26,8 @@ from tessella.flows.transforms import (
     InvertibleConv,
     Squeezed,
     Transform,
-    extended,
     join_subgrids,
+    pad_to,
     subgrids,
 )
 from tessella.networks.conv import ResidualBlock, conv, crop, unfold
@@ -169,7 +169,7 @@ class _Scale(nn.Module):
         """Add the subgrid that was just mapped to the features."""
         if i >= len(self.looks):
             return h
-        return h + _full(self.looks[i], extended(part, h.shape[2:]))
+        return h + _full(self.looks[i], pad_to(part, h.shape[2:]))
 
     def _passed(self, h: Tensor) -> Tensor:
         """Return the features on this scale's own grid, for the next finer scale."""

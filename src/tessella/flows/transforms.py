@@ -208,12 +208,12 @@ def join_subgrids(grids: Sequence[Tensor]) -> Tensor:
     """Invert `subgrids`."""
     spatial, rank = grids[0].shape[2:], grids[0].dim() - 2
     by_parity = dict(zip(PARITIES[rank], grids, strict=True))
-    whole = [extended(by_parity[parity], spatial) for parity in sorted(by_parity)]
+    whole = [pad_to(by_parity[parity], spatial) for parity in sorted(by_parity)]
     odd = [by_parity[tuple(int(i == axis) for i in range(rank))].shape[2 + axis] for axis in range(rank)]
     out = unfold(torch.stack(whole, 2).flatten(1, 2), 2)
     return crop(out, [even + more for even, more in zip(spatial, odd, strict=True)])
 
 
-def extended(x: Tensor, spatial: Sequence[int]) -> Tensor:
+def pad_to(x: Tensor, spatial: Sequence[int]) -> Tensor:
     """Pad each axis of `[B, C, *spatial]` with zeros to a size."""
     return F.pad(x, [n for have, want in reversed([*zip(x.shape[2:], spatial, strict=True)]) for n in (0, want - have)])

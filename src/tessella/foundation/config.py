@@ -76,12 +76,12 @@ class Config(validation.Tagged):
         return {name: getattr(self, name) for name in hints(type(self))}
 
     def to_record(self) -> dict[str, Any]:
-        """Plain values that `validation.fitted` makes the same object of."""
+        """Convert to plain values, from which `validation.fitted` makes the same object."""
         plain = {name: v.to_record() if isinstance(v, Config) else v for name, v in self.values().items()}
         return {validation.TYPE: self.name, **plain}
 
     def changed(self) -> dict[str, Any]:
-        """The options that are not the defaults, by the names that `from_options` takes."""
+        """List the options that are not the defaults, by the names that `from_options` takes."""
         parts = {slot: getattr(self, slot) for slot in slots(type(self))}
         found: dict[str, Any] = {}
         usual = {slot: default(type(self), slot) for slot in parts}
@@ -124,31 +124,31 @@ class Config(validation.Tagged):
 
 
 def hints(kind: type) -> dict[str, Any]:
-    """Types of the fields of a dataclass by name."""
+    """List the types of the fields of a dataclass by name."""
     every = validation.field_types(kind)
     return {f.name: every[f.name] for f in fields(kind)}
 
 
 def part_of(hint: Any) -> type[Config] | None:
-    """The kind of config that a field's type asks for; None for a plain value."""
+    """Find the kind of config that a field's type asks for; None for a plain value."""
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, Config)), None)
 
 
 @cache
 def slots(kind: type[Config]) -> dict[str, type[Config]]:
-    """Fields that hold the options of another part, and which kind of part."""
+    """List the fields that hold the options of another part, and its kind."""
     return {name: part for name, hint in hints(kind).items() if (part := part_of(hint)) is not None}
 
 
 def default(kind: type, name: str) -> Any:
-    """The default of a field; `MISSING` if it has none."""
+    """Return the default of a field; `MISSING` if it has none."""
     found = next(f for f in fields(kind) if f.name == name)
     return found.default if found.default_factory is MISSING else found.default_factory()
 
 
 def choices(kind: type[Config], given: Mapping[str, Any], base: Config | None = None) -> dict[str, Config | None]:
-    """The parts that options choose by name; else those of `base`; else the defaults."""
+    """Choose the parts that options name; else those of `base`; else the defaults."""
     found: dict[str, Config | None] = {}
     for slot, part in slots(kind).items():
         before = default(kind, slot) if base is None else getattr(base, slot)
@@ -158,7 +158,7 @@ def choices(kind: type[Config], given: Mapping[str, Any], base: Config | None = 
 
 
 def _within(part: Config, usual: Config | None) -> bool:
-    """Whether options that are given can make the part of the default one: None cannot be given."""
+    """Tell whether options can change the default part into this one: None cannot be given."""
     if type(part) is not type(usual):
         return False
     return all(getattr(part, name) is not None or getattr(usual, name) is None for name in hints(type(part)))
@@ -180,7 +180,7 @@ def options(kind: type[Config], parts: Mapping[str, Config | None]) -> dict[str,
 
 
 def unknown_option(kind: type[Config], parts: Mapping[str, Config | None], name: str) -> SpecError:
-    """An error that names the parts which have an option."""
+    """Make an error that names the parts which have an option."""
     title = _title(kind)
     wrong = option(name)
     twice = [slot for slot, part in parts.items() if part is not None and name in hints(type(part))]
@@ -210,7 +210,7 @@ def _title(kind: type[Config]) -> str:
 
 
 def described(kind: type) -> dict[str, str]:
-    """What the `Attributes:` of a dataclass and of those that it extends say of its fields."""
+    """Read the lines on its fields in the `Attributes:` of a dataclass and of those that it extends."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         section = inspect.cleandoc(vars(each).get("__doc__") or "").partition("\nAttributes:\n")[2]
@@ -221,5 +221,5 @@ def described(kind: type) -> dict[str, str]:
 
 
 def parsed_doc(kind: type) -> str:
-    """The first paragraph of a docstring, on one line."""
+    """Return the first paragraph of a docstring on one line."""
     return " ".join(inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0].split())

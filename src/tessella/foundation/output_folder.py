@@ -26,7 +26,7 @@ CHECKED = 100_000
 
 
 def target(folder: str, name: str, ending: str = ".png") -> Path:
-    """The file of an example of that name, inside the folder.
+    """Name the file of an example inside the folder.
 
     Raises:
         DataError: if the name leads out of it, or a folder on the way is a link.
@@ -163,7 +163,7 @@ class Outputs:
                 )
 
     def _check_alike(self) -> None:
-        """Whether the folder holds all names apart; on some systems it does not if they differ by case or accents."""
+        """Check that the folder holds all names apart: some systems ignore case or accents."""
         alike = (self.folder / self._drafts.name.swapcase()).exists()
         seen: dict[str, Path] = {}
         for path in self._paths:
@@ -176,7 +176,7 @@ class Outputs:
             seen[key] = path
 
     def _refuse(self, there: Sequence[Path]) -> None:
-        """Raises DataError if there are any."""
+        """Refuse to replace files that are there."""
         if there:
             more = f" and {len(there) - 1:,} others" if len(there) > 1 else ""
             raise DataError(
@@ -187,7 +187,7 @@ class Outputs:
 
 
 def _allowed(name: str) -> str:
-    """A path that Windows takes: without its devices' names, signs and ends."""
+    """Change a path to one that Windows takes: without its devices' names, signs and ends."""
     parts = []
     for part in name.split("/"):
         part = re.sub(r'[<>:"\\|?*\x00-\x1f]', "_", part)

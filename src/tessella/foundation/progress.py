@@ -28,7 +28,7 @@ class Cancelled(TessellaError):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a piece of work is.
+    """State of a piece of work.
 
     Attributes:
         phase: what is done now, as a participle: "scoring".

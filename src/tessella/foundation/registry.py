@@ -95,7 +95,7 @@ def register(kind: PartKind, name: str, *, summary: str, **facts: Any) -> Callab
 
 
 def entry_of(part: Any) -> Entry:
-    """The entry of a registered class or function.
+    """Return the entry of a registered class or function.
 
     Raises:
         SpecError: if it is not registered.
@@ -107,7 +107,7 @@ def entry_of(part: Any) -> Entry:
 
 
 def entries(kind: PartKind | None = None) -> tuple[Entry, ...]:
-    """All entries, or those of one kind: this package's, then other packages', then those of notebooks."""
+    """List all entries, or those of one kind: this package's, other packages', then those of notebooks."""
     if kind is None:
         return tuple(entry for each in PART_KINDS for entry in entries(each))
     found = _installed(kind)
@@ -115,12 +115,12 @@ def entries(kind: PartKind | None = None) -> tuple[Entry, ...]:
 
 
 def names(kind: PartKind) -> tuple[str, ...]:
-    """The names of one kind."""
+    """List the names of one kind."""
     return tuple(e.name for e in entries(kind))
 
 
 def find(kind: PartKind, name: str) -> Entry:
-    """The entry of that name.
+    """Return the entry of that name.
 
     Raises:
         SpecError: naming what there is.
@@ -160,7 +160,7 @@ def _clash(one: Entry, other: Entry) -> SpecError:
 
 @cache
 def _own(folder: str = "") -> tuple[Entry, ...]:
-    """Entries of this package, or of one of its folders."""
+    """Read the entries of this package, or of one of its folders."""
     walk, found = os.walk(os.path.join(_PACKAGE, folder)), []
     for path in sorted(os.path.join(place, file) for place, _, files in walk for file in files if file.endswith(".py")):
         parts = os.path.relpath(path, os.path.dirname(_PACKAGE)).removesuffix(".py").split(os.sep)
@@ -169,7 +169,7 @@ def _own(folder: str = "") -> tuple[Entry, ...]:
 
 
 def _decorated(path: str, module: str, origin: str) -> Iterator[Entry]:
-    """Entries of the decorators in a source file. Only the decorators are parsed, for speed."""
+    """Read the entries in a source file. Only the decorators are parsed, for speed."""
     with open(path, "rb") as file:
         source = file.read()
     if not any(b"\n@%b(" % name in source for name in _DECORATORS):
@@ -210,7 +210,7 @@ class _Point(NamedTuple):
 
 @cache
 def _entry_points() -> tuple[_Point, ...]:
-    """Entry points of all groups of ours; of a distribution that is installed twice those of the first on the path.
+    """Read the entry points of our groups; of a distribution that is installed twice, the first on the path counts.
 
     They are read from the files themselves, for importing `importlib.metadata` would take longer than all of this.
     """
@@ -259,7 +259,7 @@ def _of_other_packages(kind: PartKind) -> Iterator[Entry]:
 
 
 def _source(module: str) -> str | None:
-    """The file of a module of another package, which is not imported."""
+    """Find the file of a module of another package, without importing it."""
     top, *rest = module.split(".")
     for folder in sys.path:
         if (found := _file(os.path.join(folder, top, *rest))) is not None:

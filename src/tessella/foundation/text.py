@@ -10,7 +10,7 @@ from tessella.foundation.errors import in_python
 
 
 def shown(text: str) -> str:
-    r"""A name from outside as it may stand in a line: `\x1b`, `\n`, `\u202e`, and `\xff` of a byte that is no UTF-8.
+    r"""Escape a name from outside for a line: `\x1b`, `\n`, `\u202e`, and `\xff` of a byte that is no UTF-8.
 
     What is escaped are control characters, marks that turn the direction of text or cannot be seen, and surrogates.
     """
@@ -26,7 +26,7 @@ def _shown(c: str) -> str:
 
 
 def cell(text: str) -> str:
-    """A name as it may stand in a CSV file: escaped, and quoted where a spreadsheet would take it for a formula."""
+    """Escape a name for a CSV file, and quote it where a spreadsheet would take it for a formula."""
     return shown(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
 
 

@@ -42,7 +42,7 @@ class Tagged:
 
     @classmethod
     def chosen(cls, name: str) -> type:
-        """The class of that name."""
+        """Return the class of that name."""
         raise NotImplementedError
 
 
@@ -265,7 +265,7 @@ def _tuple(parts: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """A value of any type: its numbers are finite and its texts are not too long."""
+    """Check a value of any type: its numbers are finite and its texts are not too long."""
     if isinstance(value, list | tuple):
         return [_plain(one, name) for one in value]
     if isinstance(value, dict):
@@ -298,7 +298,7 @@ def _text(value: Any, name: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """The beginning of a value, such that it can be printed."""
+    """Return the beginning of a value, such that it can be printed."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     text = repr(value)

@@ -46,12 +46,14 @@ class Kind(ABC):
         example, examples: words for one example and for several.
         dimension: word for one number of an example.
         file_ending: ending of the files that `write` makes.
+        pixels: whether positions are pixels, so that patches and maps of an example are pictures too.
     """
 
     example: ClassVar[str] = "example"
     examples: ClassVar[str] = "examples"
     dimension: ClassVar[str] = "number"
     file_ending: ClassVar[str] = ".npy"
+    pixels: ClassVar[bool] = False
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema

@@ -12,7 +12,7 @@ from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
 
 PAGE, TILE, LABELS = 860, 64, 150
-"""Widths in pixels: of a page, of an example at least, and of the labels before rows."""
+"""Widths in pixels: of a page, smallest width of an example, and width of the labels before rows."""
 
 
 def examples_in_a_row(schema: Schema) -> int:

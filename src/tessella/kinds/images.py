@@ -40,6 +40,7 @@ class Images(Kind):
     example = "picture"
     examples = "pictures"
     file_ending = ".png"
+    pixels = True
 
     @property
     def description(self) -> str:

@@ -17,6 +17,7 @@ from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
 from tessella.likelihoods.shared import Standardizer, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, IncrementalCausalConv
+from tessella.networks.conv import fold, unfold
 
 FEATURES, FEATURES_OF_A_NUMBER = 32, 16
 WIDTH, WIDTH_OF_COLOUR = 64, 96
@@ -99,8 +100,7 @@ class AutoregressiveModule(Likelihood):
 
     def stored(self, x: Tensor) -> Tensor:
         """Invert `standard`; the result is float32."""
-        rank = self.schema.rank
-        x = x if rank == 2 else x.flatten(1 + rank)
+        x = x.flatten(1 + self.schema.rank)
         return x if self.schema.values.discrete else self.units.to_stored(x)
 
     def seen(self, x: Tensor) -> Tensor:
@@ -114,12 +114,12 @@ class AutoregressiveModule(Likelihood):
         """Convert maps `[B, C, H, W]` to blocks `[B, pixels * C, h, w]`, padded with zeros."""
         height, width = maps.shape[2:]
         whole = F.pad(maps, (0, -width % self.side, 0, -height % self.side))
-        return F.pixel_unshuffle(whole, self.side).unflatten(1, (-1, self.side**2)).transpose(1, 2).flatten(1, 2)
+        return fold(whole, self.side).unflatten(1, (-1, self.side**2)).transpose(1, 2).flatten(1, 2)
 
     def unblocked(self, blocks: Tensor, height: int, width: int) -> Tensor:
         """Invert `blocks` for maps of this size."""
         by_channel = blocks.unflatten(1, (self.side**2, -1)).transpose(1, 2).flatten(1, 2)
-        return F.pixel_shuffle(by_channel, self.side)[..., :height, :width]
+        return unfold(by_channel, self.side)[..., :height, :width]
 
     def conditionals(self, x: Tensor, context: Tensor) -> Tensor:
         """Compute each pixel's parameters for `whole` given the pixels before it, `[B, parameters, H, W]`.

@@ -134,7 +134,7 @@ class DeltaLikelihood(Likelihood):
             if self.discrete
             else float(scale.sum()) * schema.dims / scale.numel()
         )
-        """log of the volume that a unit cell of the network's space has in stored units, nats."""
+        """Log-volume in stored units of a unit cell in network units, in nats."""
 
     @property
     def parameter_channels(self) -> int:

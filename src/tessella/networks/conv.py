@@ -84,6 +84,12 @@ def unfold(x: Tensor, side: int) -> Tensor:
     return F.pixel_shuffle(x, side) if x.dim() == 4 else x.unflatten(1, (-1, side)).movedim(2, 3).flatten(2)
 
 
+def checkerboard(spatial: Sequence[int]) -> Tensor:
+    """Return the parity `[*spatial]` of each position, 0 or 1; neighbours along an axis differ."""
+    axes = torch.meshgrid(*map(torch.arange, spatial), indexing="ij")
+    return torch.stack(axes).sum(0) % 2
+
+
 def over_positions(vectors: Tensor, rank: int) -> Tensor:
     """Reshape `[B, C]` to `[B, C, 1, ...]` so that it is added at every position."""
     return vectors.reshape(*vectors.shape, *(1,) * rank)
@@ -202,6 +208,24 @@ def crop(x: Tensor, spatial: Sequence[int]) -> Tensor:
     for axis, size in enumerate(spatial, 2):
         x = x.narrow(axis, 0, size) if x.shape[axis] > size else x
     return x
+
+
+def pooled_features(shape: tuple[int, ...], features: int) -> nn.Sequential:
+    """Make the body of a small classifier, from `[B, C, *spatial]` to `[B, features]`."""
+    before, *sides = shape
+    flat = len(sides) == 1
+    norm, halve = (nn.BatchNorm1d, nn.MaxPool1d) if flat else (nn.BatchNorm2d, nn.MaxPool2d)
+    layers: list[nn.Module] = []
+    for wide in (24, 48, 64):
+        layers += [conv(len(sides), before, wide, 3, padding=1), norm(wide), nn.ReLU()]
+        if min(sides) >= 4:
+            layers.append(halve(2))
+            sides = [side // 2 for side in sides]
+        before = wide
+    pooled = tuple(min(side, 3) for side in sides)
+    pool = nn.AdaptiveAvgPool1d(pooled[0]) if flat else nn.AdaptiveAvgPool2d(pooled)
+    layers += [pool, nn.Flatten(), nn.Linear(before * math.prod(pooled), features)]
+    return nn.Sequential(*layers, nn.ReLU())
 
 
 def start_small(parameters: Iterable[nn.Parameter]) -> None:

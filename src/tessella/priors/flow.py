@@ -16,7 +16,7 @@ from zuko.transforms import MonotonicRQSTransform
 from tessella.core.contracts import Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.networks.conv import start_small
+from tessella.networks.conv import checkerboard, conv, over_positions, start_small
 
 BINS = 8
 VECTOR = 256
@@ -47,13 +47,13 @@ class FlowPriorModule(Prior):
         super().__init__()
         self.latent_shape, self.classes = latent_shape, classes
         dims, rank = math.prod(latent_shape), len(latent_shape) - 1
-        self.as_vector = rank < 2 or dims <= VECTOR
+        self.as_vector = not rank or dims <= VECTOR
         if self.as_vector:
             count = flow_steps or 4
             steps: list[nn.Module] = [_SplineCoupling(dims, classes, width, number) for number in range(count)]
         else:
             count = flow_steps or 8
-            steps = [_GridCoupling(latent_shape[0], classes, width, number) for number in range(count)]
+            steps = [_GridCoupling(latent_shape, classes, width, number) for number in range(count)]
         self.steps = nn.ModuleList(steps)
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 
@@ -145,13 +145,13 @@ class _GridCoupling(nn.Module):
     half.
     """
 
-    def __init__(self, channels: int, classes: int, width: int, number: int) -> None:
+    def __init__(self, latent_shape: tuple[int, ...], classes: int, width: int, number: int) -> None:
         super().__init__()
-        self.number = number
-        self.entry = nn.Conv2d(channels + 1, width, 3, padding=1)
+        self.number, channels, rank = number, latent_shape[0], len(latent_shape) - 1
+        self.entry = conv(rank, channels + 1, width, 3, padding=1)
         self.label = nn.Linear(classes, width, bias=False) if classes else None
-        self.middle = nn.Conv2d(width, width, 1)
-        self.exit = nn.Conv2d(width, 2 * channels, 3, padding=1)
+        self.middle = conv(rank, width, width)
+        self.exit = conv(rank, width, 2 * channels, 3, padding=1)
         start_small(self.exit.parameters())
 
     def forward(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -166,23 +166,22 @@ class _GridCoupling(nn.Module):
         kept = self._kept(z)
         h = self.entry(torch.cat([kept * z, kept[:, :1].expand(len(z), 1, *z.shape[2:])], 1))
         if self.label is not None:
-            h = h + self.label(context)[:, :, None, None]
+            h = h + over_positions(self.label(context), z.dim() - 2)
         log_scale, shift = self.exit(F.silu(self.middle(F.silu(h)))).chunk(2, 1)
         return (1 - kept) * 2 * torch.tanh(log_scale / 2), (1 - kept) * shift
 
     def _kept(self, z: Tensor) -> Tensor:
-        """Return a mask `[1, D, h, w]` of the unchanged numbers: every second position, or half of several channels."""
-        channels, h, w = z.shape[1:]
+        """Return a mask `[1, D, *grid]` of the unchanged numbers: every second position, or half of the channels."""
+        channels, *grid = z.shape[1:]
         if self.number // 2 % 2 or channels == 1:
-            rows, columns = torch.arange(h, device=z.device), torch.arange(w, device=z.device)
-            first = (rows[:, None] + columns) % 2 == 0
-            first = first.expand(1, channels, h, w)
+            first = checkerboard(grid) == 0
         else:
-            first = (torch.arange(channels, device=z.device) < channels // 2)[None, :, None, None].expand(1, -1, h, w)
-        return (first if self.number % 2 == 0 else ~first).to(z.dtype)
+            first = over_positions(torch.arange(channels) < channels // 2, len(grid))
+        kept = first if self.number % 2 == 0 else ~first
+        return kept.to(z.device, z.dtype).expand(1, channels, *grid)
 
 
 def _last_layer(transform: nn.Module) -> list[nn.Parameter]:
-    """Parameters of the last layer of the splines' network."""
+    """Return the parameters of the last layer of the splines' network."""
     hyper = getattr(transform, "hyper", None)  # a single number without context has no network
     return list((hyper[-1] if isinstance(hyper, nn.Sequential) else transform).parameters())

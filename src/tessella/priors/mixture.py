@@ -111,7 +111,7 @@ class VampPriorModule(Prior):
         input_shape: shape of one example after `Likelihood.to_network`.
         components: K.
         labelled: whether the encoder takes labels.
-        examples: as of `InferenceNetwork`.
+        examples: as in `InferenceNetwork`.
 
     Raises:
         SpecError: if q(z | x) is not a diagonal Gaussian.

@@ -39,12 +39,13 @@ def code_blocks(
     Args:
         over_training: charts of usage and perplexity during training.
     """
-    if model.schema.rank == 1:  # patches of signals are no pictures
+    kind = kind_of(model.schema)
+    if model.schema.rank and not kind.pixels:  # patches are no pictures
         return ()
     coded = code_atlas.encode_examples(model, split)
-    one = kind_of(coded.schema).example
+    one = kind.example
     found: list[Block] = [Heading("Codes"), Text(_introduction(codes, coded, one))]
-    if coded.grids and coded.schema.rank == 2:
+    if coded.grids and kind.pixels:
         found += [_one_picture(model, coded), *code_strips(model, coded, name)]
     found += [*_atlas(coded, one), *_usage(coded)]
     if over_training:
@@ -138,7 +139,7 @@ def _one_picture(model: CodeModel, coded: CodedExamples) -> Block:
 def _atlas(coded: CodedExamples, one: str) -> list[Block]:
     """Show the codes that occur most often with their patches."""
     books = [(level, slot) for level, c in enumerate(coded.codes) for slot in range(c.shape[1])]
-    around = ", with faded surroundings" if coded.grids and coded.schema.rank == 2 else ""
+    around = ", with faded surroundings" if coded.grids and kind_of(coded.schema).pixels else ""
     left = f" Of {len(books)} codebooks the first {BOOKS} are shown." if len(books) > BOOKS else ""
     caption = (
         f"The codes that occur most often, with their share of all positions in {len(coded.x):,} {one}s. Large, the "

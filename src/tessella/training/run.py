@@ -24,6 +24,7 @@ from tessella.foundation.errors import DataError, RunError, option
 from tessella.foundation.files import kept
 from tessella.foundation.notes import note
 from tessella.foundation.text import shown
+from tessella.kinds.base import kind_of
 from tessella.models.base import LatentModel, Model
 from tessella.models.spec import Spec, TrainOptions
 from tessella.training import checkpoint, fitted_priors
@@ -198,7 +199,7 @@ def data_for(spec: Spec, other: str | None = None, *, labelled: bool) -> Data:
             note(f"{data.spec} is not what the run was trained on any more ({what})")
         return data
     schema, options = spec.schema, _reading(spec)
-    if schema.rank == 2:
+    if kind_of(schema).pixels:
         options |= {"size": schema.shape[1:], "channels": schema.shape[0]}
     data = _fitting(spec, other, options, labelled=labelled)
     for line in data.notes:
@@ -242,7 +243,7 @@ def _fitting(spec: Spec, place: str, options: Mapping[str, Any], *, labelled: bo
         options = validation.arguments(open_data, options, "data")
     except validation.Malformed as error:
         raise DataError(f"the run's specification was edited: {error}", "edited") from error
-    if size is not None and schema.rank == 2 and tuple(np.broadcast_to(size, 2)) != schema.shape[1:]:
+    if size is not None and kind_of(schema).pixels and tuple(np.broadcast_to(size, 2)) != schema.shape[1:]:
         raise DataError(
             f"the run's data has size {size}, and its model is made for {_by(schema)}: one was edited", "edited"
         )

@@ -57,7 +57,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MO
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a file's header says: (height, width) upright and number of channels; or why it cannot be read.
+    """Header of a picture file: (height, width) upright and channels, or why it cannot be read.
 
     Attributes:
         deep: whether it is grey and of more than 8 bits or of floats, all of which can be read.
@@ -177,12 +177,12 @@ def _too_large(pixels: int, of: str = "") -> ValueError:
 
 
 def _alone(image: Image.Image) -> Lock | nullcontext[None]:
-    """What to hold while a picture is decoded: of large ones there is one at a time."""
+    """Return the lock to hold while a picture is decoded: large ones are decoded one at a time."""
     return _one_large if math.prod(image.size) > LARGE else nullcontext()
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of the picture put upright."""
+    """Return (height, width) of the picture put upright."""
     width, height = image.size
     if image.format == "TIFF":  # some versions of Pillow say the size upright, others as stored
         width, height = image.tag_v2[256], image.tag_v2[257]  # pyright: ignore[reportAttributeAccessIssue]
@@ -192,13 +192,13 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _native(image: Image.Image) -> int:
-    """The channels that hold all that a picture shows."""
+    """Count the channels that hold all that a picture shows."""
     clear = image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info
     return (1 if image.mode in ("1", "L", "LA", "La", *DEEP) else 3) + clear
 
 
 def _is_cut(image: Image.Image) -> bool:
-    """Whether it has more than 8 bits a channel and the decoder keeps 8."""
+    """Tell whether it has more than 8 bits a channel and the decoder keeps 8."""
     tiles = getattr(image, "tile", ())
     return image.mode not in DEEP and any(";16" in str(tile[3]) or ";12" in str(tile[3]) for tile in tiles)
 
@@ -231,7 +231,7 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def depth_rule(ranges: list[DepthRange]) -> Depth:
-    """What becomes 0 and 255: the range, or of unsigned whole numbers the range of their 8, 12 or 16 bits."""
+    """Choose the values that become 0 and 255: the range of the values, or of unsigned 8, 12 or 16 bits."""
     low, high = min(r.low for r in ranges), max(r.high for r in ranges)
     if low >= 0 and not any(r.floats for r in ranges):
         for top in BITS:
@@ -241,7 +241,7 @@ def depth_rule(ranges: list[DepthRange]) -> Depth:
 
 
 def depth_words(depth: Depth) -> str:
-    """The rule in words."""
+    """Word the rule, for notes."""
     bits = BITS.get(depth[1]) if depth[0] == 0 else None
     if bits == 8:
         return "hold whole numbers up to 255, which are kept as they are"
@@ -251,7 +251,7 @@ def depth_words(depth: Depth) -> str:
 
 
 def _stored_values(image: Image.Image) -> np.ndarray:
-    """The values that a deep picture holds, `[H, W]`."""
+    """Return the values that a deep picture holds, `[H, W]`."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", None)
     if image.mode == "I" and tags is not None and values.dtype.itemsize == 4 and int(values.min()) < 0:
@@ -262,7 +262,7 @@ def _stored_values(image: Image.Image) -> np.ndarray:
 
 
 def _range_of(values: np.ndarray) -> DepthRange:
-    """The range of a picture's values; ValueError if none is finite."""
+    """Measure a picture's values; ValueError if none is finite."""
     floats = values.dtype.kind == "f"
     finite = values[np.isfinite(values)] if floats else values
     if finite.size == 0:
@@ -272,7 +272,7 @@ def _range_of(values: np.ndarray) -> DepthRange:
 
 
 def _to_bytes(values: np.ndarray, depth: Depth) -> np.ndarray:
-    """Values `[H, W]` as uint8: whole numbers of 8, 12 or 16 bits lose the lower ones, all else is scaled; NaN is 0."""
+    """Convert values `[H, W]` to uint8: 8, 12 or 16 bits lose the lower ones, all else is scaled; NaN is 0."""
     low, high = depth
     if values.dtype.kind == "f" and not np.isfinite(values).any():
         raise ValueError("it holds no finite number")

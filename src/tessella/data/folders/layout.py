@@ -111,7 +111,7 @@ def picture_files(path: str) -> tuple[list[str], list[str]]:
 
 
 def _what(entry: os.DirEntry[str]) -> str:
-    """Whether an entry is a folder, a picture or something that is passed over; empty: without a word."""
+    """Tell what an entry is: folder, picture, or a key of `_PASSED_OVER`; empty: passed over without a note."""
     if entry.name.lower() in SYSTEM:
         return ""
     try:
@@ -130,7 +130,7 @@ def _what(entry: os.DirEntry[str]) -> str:
 
 @dataclass
 class Layout:
-    """What was decided about each picture.
+    """Split and class of each picture, and where they come from.
 
     Attributes:
         splits: of each picture, `whole` for all that are not divided yet; empty if it is left out.
@@ -197,7 +197,7 @@ class _Arranging:
             layout.origins[WHOLE] = f"folder {'/'.join(paths[rows[0]][:depth])}/"
 
     def _opened(self, rows: Rows, depth: int) -> tuple[Rows, dict[str, Rows]]:
-        """The pictures that lie right here, and those of each sub-folder."""
+        """Separate the pictures that lie right here from those of each sub-folder."""
         loose: Rows = []
         folders: dict[str, Rows] = {}
         for row in rows:
@@ -212,7 +212,7 @@ class _Arranging:
     def _wrapper(
         self, rows: Rows, loose: Rows, folders: dict[str, Rows], holders: dict[str, Rows], depth: int
     ) -> str | None:
-        """The sub-folder that this folder stands for: it alone has splits, or nearly all pictures and folders in it."""
+        """Find the sub-folder that this folder stands for: it alone has splits, or nearly all pictures and folders."""
         if len(holders) == 1:
             only, of = next(iter(holders.items()))
             return only if 2 * len(of) > len(rows) - len(loose) else None
@@ -251,12 +251,12 @@ class _Arranging:
         self._take_classes(by_split, depth)
 
     def _lone_folder(self, rows: Rows, depth: int) -> bool:
-        """Whether all lies in one sub-folder, and in folders of that."""
+        """Tell whether all lies in one sub-folder, and in folders of that."""
         loose, folders = self._opened(rows, depth)
         return not loose and len(folders) == 1 and all(len(self.paths[row]) > depth + 2 for row in rows)
 
     def _take_splits_of_classes(self, rows: Rows, holders: dict[str, Rows], depth: int) -> None:
-        """`cat/train`, `cat/test`, `dog/train`, ...: the classes are above the splits."""
+        """Take splits and classes of `cat/train`, `cat/test`, `dog/train`, ...: the classes are above the splits."""
         layout, kept = self.layout, set[int]()
         for label, of in holders.items():
             folders = self._opened(of, depth + 1)[1]
@@ -302,7 +302,7 @@ class _Arranging:
 
 
 def _pairs(folders: dict[str, Rows]) -> dict[str, str]:
-    """The folders that are train and at least one of test and valid, and which each is.
+    """Find the folders that are train and at least one of test and valid, and which each is.
 
     Their names must be alike but for the word (`train2017` and `val2017`); of several such sets the plainest is taken.
     """

@@ -166,7 +166,7 @@ def pictures(
 
 
 def _each(threads: ThreadPoolExecutor, work: Callable[[int], A], rows: np.ndarray) -> Iterator[tuple[int, A]]:
-    """What the work gives for each row, some at a time: a hundred thousand waiting calls would take much memory."""
+    """Do the work for each row, some at a time: a hundred thousand waiting calls would take much memory."""
 
     def some(at: np.ndarray) -> list[tuple[int, A]]:
         return [(i, work(i)) for i in at.tolist()]
@@ -192,7 +192,7 @@ def _identified(
     labels: np.ndarray | None,
     by_content: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What each file holds, as a number, and its key, both `[N]`; files that only seemed the same are told apart."""
+    """Hash each file's content and make its key, both `[N]`; large files that seem the same are compared whole."""
     values, first, inverse, counts = np.unique(content, return_index=True, return_inverse=True, return_counts=True)
     content = content.copy()
     for at in np.flatnonzero(counts[inverse] > 1).tolist():
@@ -208,7 +208,7 @@ def _identified(
 
 
 def _agreed_depth(ranges: list[DepthRange], count: int, depth: Depth | None, notes: list[str]) -> Depth | None:
-    """The one rule by which all deep pictures of a data set become bytes, and a note of it."""
+    """Choose the one rule by which all deep pictures of a data set become bytes, and note it."""
     if not ranges:
         return depth
     depth = depth or depth_rule(ranges)

@@ -31,7 +31,7 @@ _DATE = (
 @final
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One column, understood.
+    """One column of a table: its name, its kind and its values.
 
     Attributes:
         name: empty if it has none.
@@ -52,7 +52,7 @@ class Column:
 
 
 def is_header(first: list[str], below: list[Column], notes: list[str]) -> bool:
-    """Whether the first line names the columns, judged by the types of what is below it."""
+    """Tell whether the first line names the columns, by the types of the cells below it."""
     texts = [cell not in MISSING and not NUMBER.fullmatch(cell) for cell in first]
     if all(texts) or any(text and column.kind == "numbers" for text, column in zip(texts, below, strict=True)):
         return True
@@ -73,17 +73,17 @@ def is_header(first: list[str], below: list[Column], notes: list[str]) -> bool:
 
 
 def is_unnamed(name: str) -> bool:
-    """Whether a name is none, or what pandas calls a column without one."""
+    """Tell whether a name is empty, or what pandas calls a column without one."""
     return _UNNAMED.fullmatch(name) is not None
 
 
 def is_pandas_index(name: str) -> bool:
-    """Whether a name is what pandas stores an index under that has none."""
+    """Tell whether a name is what pandas gives an index without one in a file."""
     return re.fullmatch(r"__index_level_\d+__", name) is not None
 
 
 def _counts_columns(counted: np.ndarray, below: list[Column]) -> bool:
-    """Whether a first line 0, 1, 2 ... (or 1, 2 ...) is unlikely to be one more row of what is below it."""
+    """Tell whether a first line 0, 1, 2 ... (or 1, 2 ...) is unlikely to be one more row of data."""
     rows = len(below[0].values)
     if any(column.kind != "numbers" for column in below):
         return True
@@ -101,7 +101,7 @@ def _counts_columns(counted: np.ndarray, below: list[Column]) -> bool:
 
 
 def text_column(name: str, cells: pyarrow.ChunkedArray, style: Style) -> Column:
-    """Cells of text as numbers if they all are, else as dates or texts."""
+    """Convert cells of text to numbers if they all are, else to dates or texts."""
     values = _numbers(cells) if style == "plain" else None
     if values is None:
         cells = pc.utf8_trim_whitespace(cells)
@@ -117,7 +117,7 @@ def text_column(name: str, cells: pyarrow.ChunkedArray, style: Style) -> Column:
 
 
 def _numbers(cells: pyarrow.ChunkedArray) -> np.ndarray | None:
-    """Texts as int64, uint64, float64 (NaN where missing), bool or object (beyond 64 bits); None if not all can be."""
+    """Convert texts to int64, uint64, float64 (NaN: missing), bool or object (over 64 bits); or give None."""
 
     def cast(kind: pyarrow.DataType) -> np.ndarray | None:
         try:
@@ -138,7 +138,7 @@ def _numbers(cells: pyarrow.ChunkedArray) -> np.ndarray | None:
 
 
 def _exactly(cells: pyarrow.ChunkedArray, real: np.ndarray) -> np.ndarray:
-    """Whole numbers that float64 would change as they are written."""
+    """Keep whole numbers that float64 would change."""
     large = np.abs(real) >= EXACT_IN_DOUBLE
     if not large.any() or not pc.all(pc.match_substring_regex(cells.drop_null(), r"^-?\d+$")).as_py():
         return real
@@ -175,7 +175,7 @@ _BY_STYLE = {
 
 
 def _spelled(cells: pyarrow.ChunkedArray, style: Style) -> pyarrow.ChunkedArray:
-    """Numbers as programs write them."""
+    """Rewrite numbers as programs write them."""
     cells = pc.replace_substring_regex(pc.replace_substring(cells, "\u2212", "-"), r"^\+", "")
     if style == "plain":
         return cells
@@ -185,7 +185,7 @@ def _spelled(cells: pyarrow.ChunkedArray, style: Style) -> pyarrow.ChunkedArray:
 
 
 def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) -> Style:
-    """How a table writes its numbers, if its columns are not all plain ones.
+    """Find how a table writes its numbers, if its columns are not all plain ones.
 
     Raises:
         DataError: if it cannot be told whether a comma is a decimal point.
@@ -223,7 +223,7 @@ def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) 
 
 
 def _forms(cells: pyarrow.ChunkedArray, name: str) -> dict[str, str]:
-    """The forms of number in a column, an example of each; none if a cell is no number in any form."""
+    """Find the forms of number in a column, with an example of each; none if a cell is no number in any form."""
     cells = _spelled(pc.utf8_trim_whitespace(cells), "plain")
     cells = cells.filter(pc.invert(pc.is_in(cells, pyarrow.array(MISSING))))
     found, left = {}, cells
@@ -246,7 +246,7 @@ def arrow_columns(read: pyarrow.Table, where: str) -> list[Column]:
 
 
 def _arrow_column(name: str, cells: pyarrow.ChunkedArray) -> Column:
-    """A typed column; texts are taken for what they spell."""
+    """Convert a typed column; texts become what they spell."""
     if types.is_dictionary(cells.type):
         cells = cells.cast(cells.type.value_type)
     kind = cells.type

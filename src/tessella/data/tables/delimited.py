@@ -134,7 +134,7 @@ def _recoded(data: bytes, encoding: str, path: str, notes: list[str]) -> bytes:
 
 
 def _without_comments(data: bytes, notes: list[str]) -> tuple[bytes, str]:
-    """The lines that hold cells, and the last comment line above them."""
+    """Separate the lines that hold cells from the last comment line above them."""
     comment, end = "", 0
     found = list(_COMMENT.finditer(data)) if b"#" in data else []
     left = _COMMENT.sub(b"", data) if found else data
@@ -153,7 +153,7 @@ def _without_comments(data: bytes, notes: list[str]) -> tuple[bytes, str]:
 
 
 def _sample(data: bytes) -> list[str]:
-    """The first lines, whole ones, at least three if there are so many."""
+    """Take the first lines, at least three if there are so many."""
     end = len(data)
     if end > SAMPLE_BYTES:
         at = 0
@@ -168,7 +168,7 @@ def _sample(data: bytes) -> list[str]:
 
 
 def _separator(lines: list[str]) -> str:
-    """The separator under which the lines have as many cells each, and most of these are numbers."""
+    """Find the separator that gives each line as many cells, most of them numbers."""
     best, chosen = (-1.0, False, 0), ALONE
     for separator in (*SEPARATORS, ALONE):
         score = _score(_split(lines, separator), separator)
@@ -187,7 +187,7 @@ def _split(lines: list[str], separator: str) -> list[list[str]]:
 
 
 def _score(rows: list[list[str]], separator: str) -> tuple[float, bool, int] | None:
-    """Share of numbers, whether the first line has as many cells as the others, their number; None if they differ."""
+    """Rate a separator: share of numbers, whether the first line fits, cells a line; None if lines differ."""
     body = rows[1:] or rows
     width, often = Counter(map(len, body)).most_common(1)[0]
     first = len(rows[0]) - (len(rows[0]) == width + 1 and not rows[0][-1].strip())
@@ -199,7 +199,7 @@ def _score(rows: list[list[str]], separator: str) -> tuple[float, bool, int] | N
 
 
 def _regular(data: bytes, separator: str, lines: list[str]) -> bytes:
-    """The text with one separator between two cells, and as many cells in the first line as in the others."""
+    """Leave one separator between two cells, and as many cells in the first line as in the others."""
     mark = separator.encode()
     quoted = b'"' in data
     if separator == " ":
@@ -251,7 +251,7 @@ def _parsed(data: bytes, separator: str, path: str) -> list[pyarrow.ChunkedArray
 
 
 def _named_by(comment: str, separator: str, width: int) -> tuple[str, ...]:
-    """The names in a comment line above the table, as numpy.savetxt writes them."""
+    """Read the names in a comment line above the table, as numpy.savetxt writes them."""
     names = [name.strip() for name in _split([comment], separator)[0]] if comment else []
     if len(names) != width or any(not name or NUMBER.fullmatch(name) for name in names):
         return ()

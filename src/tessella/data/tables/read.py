@@ -42,7 +42,7 @@ MOST_CLASSES = 100
 @final
 @dataclass(frozen=True)
 class Read:
-    """A table, read.
+    """Columns of a table, before any is chosen.
 
     Attributes:
         columns: all of one length.
@@ -160,7 +160,7 @@ def _vectors(
 
 
 def _without_row_numbers(read: Read, known: tuple[str, ...], notes: list[str]) -> list[Column]:
-    """The columns that hold something, each with a name of its own."""
+    """Keep the columns that hold something, each with a name of its own."""
     left = [c.name for c in read.columns if c.name not in known and (c.name in read.index or is_pandas_index(c.name))]
     columns = [column for column in read.columns if column.name not in set(left)]
     held = [c for c in columns if not is_unnamed(c.name) or len(c.missing) < len(c.values)]
@@ -184,7 +184,7 @@ def _without_row_numbers(read: Read, known: tuple[str, ...], notes: list[str]) -
 
 
 def _is_row_numbers(column: Column) -> bool:
-    """Whether a first column is what pandas or R puts there: the index, named or not."""
+    """Tell whether a first column is the index that pandas or R puts there, named or not."""
     if is_unnamed(column.name):
         return column.whole or column.kind in ("text", "dates")
     if column.name.lower() not in ("index", "level_0") or not column.whole:
@@ -195,7 +195,7 @@ def _is_row_numbers(column: Column) -> bool:
 def _class_column(
     columns: list[Column], where: str, label: str | None, like: Schema | None, notes: list[str]
 ) -> Column | None:
-    """The column that holds the class: the one that is asked for, or one whose name and values both say so."""
+    """Find the column that holds the class: the one asked for, or one whose name and values both say so."""
     if label is not None:
         chosen = [c for c in columns if c.name == label] or [c for c in columns if c.name.lower() == label.lower()]
         if not chosen and like is None:
@@ -219,7 +219,7 @@ def _class_column(
 
 
 def _no_class(column: Column) -> str:
-    """What speaks against a column's being the class; empty if nothing does."""
+    """Say why a column cannot be the class; empty if it can."""
     values = np.delete(column.values, column.missing)
     if column.kind != "numbers":
         return "" if len(set(values.tolist())) <= max(20, len(values) // 2) else "holds too many different texts"
@@ -247,7 +247,7 @@ def _labels(column: Column, where: str) -> np.ndarray:
 
 
 def _matched(data: list[Column], known: tuple[str, ...], where: str, notes: list[str]) -> list[Column]:
-    """The columns in the order of `known`.
+    """Put the columns in the order of `known`.
 
     Raises:
         DataError: naming those that are missing and those that are unknown.
@@ -306,7 +306,7 @@ REMEDIES = {
 
 
 def _troubles(column: Column) -> list[tuple[str, str]]:
-    """What keeps a column from being numbers: the trouble, and the column with where it lies. Rows count from 1."""
+    """List what keeps a column from being numbers: the trouble, and where it lies. Rows count from 1."""
     dates, texts, empty, infinite, large, whole = REMEDIES
     values, found = column.values, []
     if column.kind != "numbers":
@@ -330,7 +330,7 @@ def _troubles(column: Column) -> list[tuple[str, str]]:
 
 
 def _joined(data: list[Column], where: str, notes: list[str]) -> np.ndarray:
-    """`[N, D]`, exactly: int64 or uint64 where all numbers are whole, else float64.
+    """Join columns to `[N, D]`, exactly: int64 or uint64 where all numbers are whole, else float64.
 
     Raises:
         DataError: naming a column whose whole numbers are beyond what the type of the others keeps apart.
@@ -352,5 +352,5 @@ def _joined(data: list[Column], where: str, notes: list[str]) -> np.ndarray:
 
 
 def _beyond_double(values: np.ndarray) -> bool:
-    """Whether whole numbers are so large that float64 need not hold them."""
+    """Tell whether whole numbers are so large that float64 may change them."""
     return max(abs(int(values.min())), int(values.max())) > EXACT_IN_DOUBLE

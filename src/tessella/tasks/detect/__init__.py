@@ -1,13 +1,9 @@
-"""Detect anomalies: scores, thresholds with a stated false-positive rate, and heat maps.
+"""Task `detect`: anomaly scores, thresholds with a stated false-positive rate, and heat maps.
 
-statistics   distortion, rate, regret and file length of examples
-scores       what is made of them
-calibration  thresholds and p-values from held-out normal examples
-ranking      AUROC and average precision, where it is known what is anomalous
-maps         where in an example
-detector     scores and thresholds of batches
-detection    scores of all inputs, which may be more than fit in memory
-result       all of it, as JSON, CSV and page
+statistics   distortion, rate, regret and file length of examples, from which scores are computed
+detector     scores, thresholds and p-values of batches
+detection    scores of all inputs, which may exceed memory, and heat maps
+result       JSON, CSV and page; AUROC and average precision if the anomalies are known
 """
 
 from __future__ import annotations
@@ -35,32 +31,31 @@ if TYPE_CHECKING:
 
 FALSE_POSITIVES = 0.01
 FITTED_ON, AT_ONCE = 500, 100
-"""Examples of the run's validation split that scores are fitted on, where no normal examples are given; and the
-examples whose heat maps are computed at a time."""
+"""Number of validation examples to fit scores on if no normal examples are given, and of heat maps per batch."""
 
 
 @dataclass(frozen=True)
 class DetectConfig:
-    """Detect anomalies: scores, a threshold with a stated false-positive rate, and where an example does not fit.
+    """Detect anomalies by scores, with a threshold of stated false-positive rate and heat maps of each example.
 
-    Attributes:
-        inputs: picture files, folders of them (sub-folders are classes), numbers (7, 3:20), splits (valid) or SPECs;
-            none: all of the split.
-        calibration_data: normal examples that had no part in training, an input each; they set the thresholds.
-            `valid` is the run's own validation split.
-        false_positives: share of normal examples that may be flagged; 0.01 where there is calibration data.
-        anomalies: inputs known to be anomalous; all others are then known to be normal.
-        normal: classes that are normal; examples of others are anomalous.
-        score: the score to sort and flag by; by default complexity-corrected, or where that is not allowed the bound.
-        scores: which scores to compute; by default all that the model allows.
-        top: how many examples the page shows at either end.
-        split: the split that numbers refer to, and that is taken of a SPEC that comes divided.
-        prior: the kind of a fitted prior, or trained (of codes uniform): the model's own; by default the best.
-        label: the class of picture files, by name or number, for a conditional model; by default their sub-folder's.
-        data: other data than the run's own, read as the run's was, for numbers and splits.
-        samples: samples of z an example.
-        steps: of the optimisation for one example that the regret takes.
-        seed: of the samples.
+    Attributes: inputs: picture files, folders (sub-folders are classes), numbers of examples (7, 3:20), names of splits
+        (valid),
+            or other data; by default the whole split. calibration_data: normal examples that were not used in training,
+        which set the thresholds; `valid` is the run's own
+            validation split. May be repeated.
+        false_positives: share of normal examples that may be flagged; by default 0.01 if there is calibration data.
+        anomalies: inputs known to be anomalous; all other inputs then count as normal. May be repeated.
+        normal: names of normal classes; examples of all other classes count as anomalous. May be repeated.
+        score: score to sort and flag by; by default complexity-corrected, or the bound if the model does not allow it.
+        scores: scores to compute; by default all that the model allows.
+        top: number of examples on the page with the highest scores, and with the lowest.
+        split: split that numbers refer to, and that is used of other data with several splits.
+        prior: kind of the fitted prior to use, or trained (uniform for codes): the model's own; by default the best.
+        label: class of picture files, by name or number, for a conditional model; by default their sub-folder's.
+        data: data set to use for numbers and splits instead of the run's own; it is read with the run's options.
+        samples: posterior samples of z per example.
+        steps: steps of per-example optimisation for the regret.
+        seed: seed of the samples.
     """
 
     inputs: Positional[tuple[str, ...]] = ()
@@ -80,7 +75,7 @@ class DetectConfig:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuse what is out of range or contradicts itself."""
+        """Raise if an option is out of range or contradicts another."""
         from tessella.tasks.detect.detector import check_rate
 
         if self.false_positives is not None:
@@ -106,11 +101,11 @@ class DetectConfig:
     page="index.html",
 )
 def detect(run: Run, config: DetectConfig) -> DetectionResult:
-    """Score examples by how ill they fit a run that was trained on normal ones.
+    """Score examples by how anomalous they are for a run that was trained on normal ones.
 
     Raises:
         SpecError: if options are out of range or contradict each other, or the model does not allow a score.
-        DataError: if there are no such examples, or too few normal ones.
+        DataError: if the examples are missing, or there are too few normal ones.
     """
     config.check()
     import numpy as np
@@ -165,7 +160,7 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
 
 
 def _own_normals(data: Any) -> list[Batch] | None:
-    """Some of the run's validation split; None if there is none, or it is too small to fit scores on."""
+    """Return some of the run's validation split; None if it is missing or too small to fit scores on."""
     from tessella.data.splits import batches
     from tessella.tasks.detect.detector import FEWEST
 
@@ -179,10 +174,10 @@ def _own_normals(data: Any) -> list[Batch] | None:
 
 
 def _by(asked: str | None, detector: Detector) -> str:
-    """The score to sort and flag by."""
+    """Choose the score to sort and flag by."""
     if detector.left_out:
         left = ", ".join(score.name for score in detector.left_out)
-        note(f"{left}: left out, for want of normal examples to fit them on; {option('calibration_data')} gives some")
+        note(f"{left}: left out, since they are fitted on normal examples: give some with {option('calibration_data')}")
     given = [score.name for score in detector.scores]
     if asked is None:
         return detector.preferred
@@ -194,7 +189,7 @@ def _by(asked: str | None, detector: Detector) -> str:
 
 
 def _shown(model: Model, examples: Sequence[Extreme]) -> list[ShownExample]:
-    """Compute the heat maps of examples to show."""
+    """Compute the heat maps of the examples to show."""
     from tessella.core.batches import Batch
     from tessella.tasks.detect.detection import maps
     from tessella.tasks.detect.result import ShownExample

@@ -1,4 +1,4 @@
-"""Scores many examples, a batch at a time: only scores are kept, and the examples to show."""
+"""Scores many examples in batches, keeping only the scores and the examples to show; computes heat maps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tessella.tasks.detect.detector import FEWEST, Calibration, Detector, check_
 from tessella.tasks.detect.statistics import Statistics
 
 SHARE = 2
-"""Where scores need a fit, one normal example in so many sets the thresholds; the scores are fitted on the others."""
+"""If scores need a fit, one of so many normal examples sets the thresholds; the scores are fitted on the others."""
 
 
 @final
 @dataclass(frozen=True)
 class Extreme:
-    """An example that scores high or low: its row among all, and itself, `[1, *shape]`."""
+    """An example with a high or low score: its row among all, and the example itself, `[1, *shape]`."""
 
     row: int
     batch: Batch
@@ -39,10 +39,10 @@ class Scored:
     """N examples with their scores, in the order of the inputs.
 
     Attributes:
-        names, classes: what they are called, and their classes' names (None where unknown).
-        anomalous: whether they are known to be anomalous; None where that is not known.
-        scores: each score of each, `[N]` nats.
-        highest, lowest: those that fit least and best, in that order.
+        names, classes: names of the examples and of their classes (None if unknown).
+        anomalous: whether each is known to be anomalous; None if unknown.
+        scores: `[N]` nats for each score.
+        highest, lowest: examples with the highest and the lowest scores, most extreme first.
     """
 
     names: list[str]
@@ -58,15 +58,12 @@ def score_inputs(
 ) -> Scored:
     """Score all examples.
 
-    Args:
-        anomalies: examples that are known to be anomalous; those of `inputs` are then known to be normal, unless their
-            class says otherwise.
-        by: the score that decides which are the highest and the lowest.
-        normal: names of the classes that are normal; examples of others are anomalous.
-        top: how many of the highest and of the lowest examples to keep.
+    Args: anomalies: examples known to be anomalous; those of `inputs` are then known to be normal, unless their class
+        is not. by: score that determines the highest and the lowest. normal: names of normal classes; examples of other
+        classes are anomalous. top: number of highest and of lowest examples to keep.
 
     Raises:
-        DataError: if an input cannot be read, or no example is of a class that is said to be normal.
+        DataError: if an input cannot be read, or no example belongs to a class named in `normal`.
     """
     names: list[str] = []
     classes: list[str | None] = []
@@ -98,23 +95,23 @@ def _known(named: NamedBatch, normal: Sequence[str], *, told: bool) -> list[bool
 
 
 def by_class(classes: Sequence[str | None], normal: Sequence[str]) -> list[bool | None]:
-    """Tell which examples are anomalous: of a class that is not among the normal ones; None where it has no class."""
+    """Mark examples of classes that are not normal as anomalous; None without a class."""
     return [None if name is None or not normal else name not in normal for name in classes]
 
 
 def calibrate(
     detector_for: Callable[[Statistics | None], Detector], normals: Inputs, false_positives: float
 ) -> tuple[Detector, Calibration]:
-    """Make a detector, and thresholds for it, from the same normal examples.
+    """Make a detector and its thresholds from the same normal examples.
 
-    Scores that need a fit are fitted on half of them, every other one, and the other half set the thresholds; where no
-    score needs a fit, or halves are too few, all set thresholds, and scores that need a fit are left out.
+    Scores that need a fit are fitted on every other normal example, and the rest set the thresholds. If no score needs
+    a fit, or half of the examples is too few, all set the thresholds, and scores that need a fit are left out.
 
     Args:
-        detector_for: makes the detector, given normal examples to fit scores on.
+        detector_for: makes the detector from normal examples to fit scores on.
 
     Raises:
-        SpecError, DataError: as of `Calibration`.
+        SpecError, DataError: as `Calibration`.
     """
     check_rate(false_positives)
     plain = detector_for(None)
@@ -139,7 +136,7 @@ def calibrate(
 
 @final
 class _Extremes:
-    """Keeps the examples that score highest and lowest."""
+    """The examples with the highest and the lowest scores so far."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -148,7 +145,7 @@ class _Extremes:
         self._low: list[tuple[float, int, Extreme]] = []
 
     def add(self, first: int, batch: Batch, scores: np.ndarray) -> None:
-        """Consider a batch whose examples are rows `first` and on."""
+        """Add a batch whose first example is row `first`."""
         for i, score in enumerate(scores.tolist()) if self.most else ():
             for heap, rank in ((self._high, score), (self._low, -score)):
                 if len(heap) < self.most or rank > heap[0][0]:
@@ -172,16 +169,15 @@ def _descending(heap: list[tuple[float, int, Extreme]]) -> Iterator[Extreme]:
 @final
 @dataclass(frozen=True)
 class Maps:
-    """Where examples cost how much, in nats.
+    """Heat maps of a batch, in nats.
 
     Attributes:
-        error: -log p(x | z) of each position, `[B, *spatial]` or of vectors `[B, D]`; the sum is the distortion at the
-            latent's mean.
-        surprise: rate of the latent there: of codes -log p(code), of a grid of latents the KL, spread evenly
-            over the positions that one of the grid stands for, `[B, *spatial]`; the sum is the rate. None where the
-            latent has no place: of vectors, of a latent that is one for the whole example, and of an autoencoder.
-        reconstruction: the mean of p(x | z), `[B, *shape]` in stored units; None where that takes a pass over all
-            positions.
+        error: -log p(x | z) of each position, `[B, *spatial]`, or of each value of vectors, `[B, D]`; it sums to the
+            distortion at the latent's mean.
+        surprise: rate of the latent at each position, `[B, *spatial]`, which sums to the rate: -log p(code) for codes,
+            KL for a grid of latents, spread evenly over the positions of each cell. None if the latent has no positions
+            (vectors, one latent for the whole example) or no rate (an autoencoder).
+        reconstruction: mean of p(x | z), `[B, *shape]` in stored units; None if that takes a pass over all positions.
     """
 
     error: Tensor
@@ -191,7 +187,7 @@ class Maps:
 
 @torch.no_grad()
 def maps(model: Model, batch: Batch) -> Maps:
-    """Compute the heat maps of a batch at the posterior's mean."""
+    """Compute the heat maps of a batch at the posterior mean."""
     batch = batch.to(model.device)
     latent = model.encode(batch.x, batch.label)
     rate, p_x = model.rate(latent, batch.label), model.decode(latent.z, batch.label)
@@ -210,7 +206,7 @@ def _surprise(model: Model, per_unit: Tensor | None) -> Tensor | None:
 
 
 def _spread(grid: Tensor, size: Sequence[int]) -> Tensor:
-    """Share the nats of positions `[B, *grid]` out evenly among the positions of the example nearest to each."""
+    """Divide the nats of positions `[B, *grid]` evenly among the nearest positions of the example."""
     among = torch.ones((), device=grid.device)
     for axis, side in enumerate(size, 1):
         nearest = torch.arange(side, device=grid.device) * grid.shape[axis] // side

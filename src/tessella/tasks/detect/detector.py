@@ -1,7 +1,7 @@
-"""Scores of anomaly: the higher, the less an example fits what the model learned. All in nats per example.
+"""Anomaly scores in nats per example, higher for examples that fit the model less, with thresholds and p-values.
 
-A score is an entry of `SCORES` and one function that, given the statistics of normal examples, makes the rule that
-turns statistics into scores. Most rules ask nothing of the normal examples; the others need a fit to them.
+A score is an entry of `SCORES` and a function that takes the statistics of normal examples and returns the rule from
+statistics to scores. Most rules do not depend on the normal examples; the others are fitted on them.
 """
 
 from __future__ import annotations
@@ -19,55 +19,58 @@ from tessella.models.base import Model
 from tessella.tasks.detect.statistics import SAMPLES, STEPS, Statistics, StatisticsExtractor, possible
 
 Rule = Callable[[Statistics], np.ndarray]
-"""Statistics of N examples to scores `[N]`."""
+"""Maps the statistics of N examples to scores `[N]`."""
 FEWEST = 20
-"""Normal examples that a score can be fitted on, at least."""
+"""Minimum number of normal examples to fit a score on."""
 
 
 def distortion(normals: Statistics | None) -> Rule:
-    """-E_q log p(x | z): how badly the example is reconstructed, as a log-probability (An & Cho 2015, section 3.2)."""
+    """Score by -E_q log p(x | z), the reconstruction error as a log-probability (An & Cho 2015, section 3.2)."""
     return lambda s: s.distortion
 
 
 def rate(normals: Statistics | None) -> Rule:
-    """KL(q(z | x) || p(z)), of codes -log p(codes): how unusual its latent is."""
+    """Score by KL(q(z | x) || p(z)), or -log p(codes): how unusual the latent is."""
     return lambda s: _given(s.rate)
 
 
 def bound(normals: Statistics | None) -> Rule:
-    """rate + distortion, which bounds -log p(x): how improbable it is (Bishop 1994).
+    """Score by rate + distortion, the bound on -log p(x): how improbable the example is (Bishop 1994).
 
-    It is low for anything simple, whatever that shows (Nalisnick et al. 2018, "Do deep generative models know what
-    they don't know?"), so it should not be trusted alone.
+    It is low for simple examples, whatever they show (Nalisnick et al. 2018, "Do deep generative models know what they
+    don't know?"), so it is not reliable alone.
     """
     return lambda s: s.bound
 
 
 def regret(normals: Statistics | None) -> Rule:
-    """The bound less what it falls to when q is fitted to the example (Xiao et al. 2020, eq. 6)."""
+    """Score by the decrease of the bound when q is fitted to the example (Xiao et al. 2020, eq. 6)."""
     return lambda s: _given(s.regret)
 
 
 def complexity_corrected(normals: Statistics | None) -> Rule:
-    """The bound less the length of the example's shortest general lossless file (Serra et al. 2020, eq. 1).
+    """Score by the bound minus the length of the shortest general lossless file (Serra et al. 2020, eq. 1).
 
-    A general compressor is a probability of all pictures whatever; so this is a log-likelihood ratio of "any picture"
-    against "one such as the model learned", and what makes a picture simple for both cancels.
+    A general compressor defines a probability of all pictures. So this is a log-likelihood ratio of "any picture" to
+    "a picture like the training data", in which simplicity cancels.
     """
     return lambda s: s.bound - _given(s.length)
 
 
 def typicality(normals: Statistics | None) -> Rule:
-    """|bound - its mean of normal examples|: too improbable or too probable (Nalisnick et al. 2019, eq. 5, of one)."""
+    """Score by |bound - mean bound of normal examples|: too improbable or too probable.
+
+    Nalisnick et al. 2019, eq. 5, for a single example.
+    """
     expected = _fitted_on(normals).bound.mean()
     return lambda s: np.abs(s.bound - expected)
 
 
 def density_of_states(normals: Statistics | None) -> Rule:
-    """-log density of the example's statistics among those of normals (Morningstar et al. 2021, "Density of States").
+    """Score by -log density of the statistics, fitted on normal examples.
 
-    The statistics are rate, distortion and, of pictures, file length; the density is one Gaussian with all
-    covariances, in place of the paper's kernel estimates of each statistic by itself.
+    Morningstar et al. 2021, "Density of States Estimation". The statistics are rate, distortion and, for pictures, file
+    length; the density is one Gaussian with full covariance, instead of the paper's kernel estimate for each statistic.
     """
     fitted_on = _table(_fitted_on(normals))
     center, covariance = fitted_on.mean(0), np.cov(fitted_on.T)
@@ -76,7 +79,7 @@ def density_of_states(normals: Statistics | None) -> Rule:
     whitening, constant = np.linalg.inv(lower), np.log(lower.diagonal()).sum()
 
     def rule(s: Statistics) -> np.ndarray:
-        # no matrix product: how that adds hangs on the number of examples
+        # no matrix product: its order of summation depends on the number of examples
         apart = (whitening * (_table(s) - center)[:, None]).sum(2)
         return np.pi * np.square(apart).sum(1) + constant
 
@@ -86,7 +89,7 @@ def density_of_states(normals: Statistics | None) -> Rule:
 @final
 @dataclass(frozen=True)
 class Score:
-    """One score: its name at the faces, what it needs, and in a line what it says.
+    """An anomaly score: its name, the statistics it needs, and a summary.
 
     Attributes:
         needs_fit: whether its rule is fitted on normal examples.
@@ -102,45 +105,45 @@ class Score:
 _BOUND = frozenset({"rate", "distortion"})
 
 SCORES: tuple[Score, ...] = (
-    Score("distortion", frozenset({"distortion"}), distortion, "how badly it is reconstructed: -log p(x | z)"),
-    Score("rate", frozenset({"rate"}), rate, "how unusual its latent is: KL(q || p)"),
-    Score("bound", _BOUND, bound, "how improbable it is: rate + distortion"),
-    Score("regret", _BOUND | {"regret"}, regret, "how much a latent of its own would save"),
+    Score("distortion", frozenset({"distortion"}), distortion, "reconstruction error: -log p(x | z)"),
+    Score("rate", frozenset({"rate"}), rate, "how unusual the latent is: KL(q || p)"),
+    Score("bound", _BOUND, bound, "how improbable the example is: rate + distortion"),
+    Score("regret", _BOUND | {"regret"}, regret, "decrease of the bound if the latent is optimised for the example"),
     Score(
         "complexity-corrected",
         _BOUND | {"length"},
         complexity_corrected,
-        "the bound less what a general lossless compressor needs",
+        "the bound minus the size under a general lossless compressor",
     ),
     Score(
         "typicality",
         _BOUND,
         typicality,
-        "how far its bound is from that of normal examples, to either side",
+        "distance of the bound from its mean over normal examples, in either direction",
         needs_fit=True,
     ),
     Score(
         "density-of-states",
         _BOUND,
         density_of_states,
-        "how unusual its rate, distortion and file length are together",
+        "how unusual rate, distortion and file length are together",
         needs_fit=True,
     ),
 )
 PREFERRED = ("complexity-corrected", "bound", "distortion")
-"""What is sorted by and flagged by unless another score is asked for: the first that can be had."""
+"""Default score to sort and flag by: the first of these that is available."""
 
 
 def available(model: Model) -> tuple[Score, ...]:
-    """The scores that the model, and the kind of its data, allow."""
+    """Return the scores that the model and its kind of data allow."""
     return tuple(score for score in SCORES if score.needs <= possible(model))
 
 
 def chosen(model: Model, names: Sequence[str]) -> tuple[Score, ...]:
-    """The scores of these names; of none, all that there are.
+    """Return the scores with these names; without names, all that are available.
 
     Raises:
-        SpecError: if one is unknown, or cannot be had of this model.
+        SpecError: if a score is unknown, or not available for this model.
     """
     there = {score.name: score for score in available(model)}
     for name in names:
@@ -174,7 +177,7 @@ def _fitted_on(normals: Statistics | None) -> Statistics:
 
 
 def _table(s: Statistics) -> np.ndarray:
-    """`[N, statistics]`."""
+    """Stack the statistics, `[N, statistics]`."""
     return np.stack([v for v in (s.rate, s.distortion, s.length) if v is not None], 1)
 
 
@@ -182,19 +185,19 @@ ROUNDING = 1e-9
 
 
 def threshold(normals: np.ndarray, false_positives: float) -> float:
-    """The ceil((n + 1) (1 - a))-th smallest of n normals' scores.
+    """Return the ceil((n + 1) (1 - a))-th smallest of n normal scores.
 
-    A fresh normal exceeds it with probability at most a, whatever the distribution of the scores, if it is
-    exchangeable with those n (Vovk et al. 2005, "Algorithmic Learning in a Random World", section 2.2); averaged over
-    the choice of the n, and with a probability of at least a - 1 / (n + 1) where no scores are equal.
+    A new normal score exceeds it with probability at most a, whatever the distribution of the scores, if it is
+    exchangeable with the n (Vovk et al. 2005, "Algorithmic Learning in a Random World", section 2.2). The probability
+    is an average over the choice of the n; it is at least a - 1 / (n + 1) if no scores are equal.
 
     Args:
-        normals: `[n]` scores of normals that had no part in training or in learning the score.
+        normals: `[n]` scores of normal examples that were not used in training or to fit the score.
         false_positives: a.
 
     Raises:
         SpecError: if a is not between 0 and 1.
-        DataError: if n is too few for a.
+        DataError: if n is too small for a.
     """
     check_rate(false_positives)
     place = math.ceil((len(normals) + 1) * (1 - false_positives) - ROUNDING)
@@ -204,28 +207,28 @@ def threshold(normals: np.ndarray, false_positives: float) -> float:
 
 
 def check_rate(false_positives: float) -> None:
-    """Refuse a rate that is none.
+    """Check that a false-positive rate is between 0 and 1.
 
     Raises:
-        SpecError: if it is not between 0 and 1.
+        SpecError: if it is not.
     """
     if not 0 < false_positives < 1:
         raise SpecError(
-            f"{option('false_positives')} must lie between 0 and 1, got {false_positives:g}: try 0.01",
+            f"{option('false_positives')} must be between 0 and 1, got {false_positives:g}: try 0.01",
             code="out-of-range",
             option="false_positives",
         )
 
 
 def needed(false_positives: float) -> int:
-    """The fewest normals that can vouch for the rate a: ceil(1 / a) - 1."""
+    """Return the minimum number of normal examples for a false-positive rate a: ceil(1 / a) - 1."""
     return max(1, math.ceil(1 / false_positives - ROUNDING) - 1)
 
 
 def too_few(normals: int, false_positives: float, share: int = 1) -> DataError:
-    """What to say where there are too few normals; `share` of them, one in so many, set thresholds."""
+    """Make the error for too few normal examples, of which one in `share` sets thresholds."""
     return DataError(
-        f"{normals} normal examples cannot vouch for a false-positive rate of {false_positives:g}: give at least "
+        f"{normals} normal examples are too few for a false-positive rate of {false_positives:g}: give at least "
         f"{share * needed(false_positives)}, or allow a higher rate",
         code="too-few-normal-examples",
         needed=share * needed(false_positives),
@@ -233,18 +236,21 @@ def too_few(normals: int, false_positives: float, share: int = 1) -> DataError:
 
 
 def p_values(scores: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """(1 + number of normals that score at least as high) / (n + 1), `[N]` (Vovk et al. 2005, eq. 2.20)."""
+    """Compute p-values (1 + number of normal scores at least as high) / (n + 1), `[N]`.
+
+    Vovk et al. 2005, eq. 2.20.
+    """
     below = np.searchsorted(np.sort(normals), scores, side="left")
     return (1 + len(normals) - below) / (len(normals) + 1)
 
 
 @final
 class Calibration:
-    """Thresholds and p-values of each score from held-out normal examples.
+    """Thresholds and p-values of each score, from held-out normal examples.
 
     Args:
-        normals: scores of normal examples by name, each `[n]`; no part of training, and no score was fitted on them.
-        false_positives: the rate that thresholds keep.
+        normals: `[n]` scores of normal examples for each score; they were not used in training or to fit the scores.
+        false_positives: rate that the thresholds guarantee.
 
     Raises:
         SpecError: if the rate is not between 0 and 1.
@@ -256,33 +262,32 @@ class Calibration:
         self.thresholds = {name: threshold(values, false_positives) for name, values in normals.items()}
 
     def p_values(self, name: str, scores: np.ndarray) -> np.ndarray:
-        """Compute the p-values of scores `[N]`: how many normal examples score as high, each at least 1 / (n + 1)."""
+        """Compute the p-values of scores `[N]`, as the function `p_values` does."""
         return p_values(scores, self.normals[name])
 
 
 @final
 class Detector:
-    """Scores examples by how ill they fit a model.
+    """Computes the anomaly scores of examples under a model.
 
     Args:
-        model: trained on normal examples.
+        model: model trained on normal examples.
         scores: names of scores; none for all that the model allows.
-        normals: batches of normal examples that had no part in training, for the scores that need a fit to them;
-            without, those are left out.
-        samples, steps, seed: as of `StatisticsExtractor`.
+        normals: batches of normal examples that were not used in training, to fit scores on; without them, scores that
+            need a fit are left out.
+        samples, steps, seed: as in `StatisticsExtractor`.
 
     Attributes:
-        scores: those that are computed.
-        left_out: those that would need normal examples.
+        scores: scores that are computed.
+        left_out: scores that would need normal examples.
 
-    Raises:
-        SpecError: if a score is unknown or the model does not allow it.
-        DataError: if scores need a fit and there are too few normal examples, or by `preferred` and `score` if there
-            are none and no other score is asked for.
+    Raises: SpecError: if a score is unknown or the model does not allow it. DataError: if scores need a fit and there
+        are too few normal examples; raised by `preferred` and `score` if there
+            are none and no other score is requested.
 
     Example:
         >>> detector = Detector(model, normals=batches_of_normals)
-        >>> detector.score(batch)["bound"]  # [B] nats, the higher the stranger
+        >>> detector.score(batch)["bound"]  # [B] nats, higher is more anomalous
     """
 
     def __init__(
@@ -307,7 +312,7 @@ class Detector:
 
     @property
     def preferred(self) -> str:
-        """The score to go by, unless another is asked for."""
+        """Return the name of the default score."""
         names = [score.name for score in self.scores] or _none_to_fit_on()
         return next((name for name in PREFERRED if name in names), names[0])
 
@@ -323,13 +328,13 @@ class Detector:
         return {name: rule(found) for name, rule in self._rules.items()}
 
     def calibrate(self, normals: Iterable[Batch] | Statistics, false_positives: float = 0.01) -> Calibration:
-        """Set thresholds by held-out normal examples: not those of training, nor those that scores were fitted on."""
+        """Set thresholds from held-out normal examples, not used in training or to fit scores."""
         found = normals if isinstance(normals, Statistics) else self.statistics(normals)
         return Calibration(self.score(found), false_positives)
 
 
 def _none_to_fit_on() -> NoReturn:
     raise DataError(
-        f"all scores asked for need a fit to normal examples, and there are none: give {option('calibration_data')}",
+        f"all requested scores are fitted on normal examples, and there are none: give {option('calibration_data')}",
         code="no-normal-examples",
     )

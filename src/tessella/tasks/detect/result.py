@@ -1,4 +1,4 @@
-"""Result of a detection: scores as JSON and CSV, and a page of the examples that fit least and best."""
+"""Result of a detection: scores as JSON and CSV, and a page of the most and least anomalous examples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tessella.tasks.detect.detector import Calibration
 from tessella.tasks.task import Result
 
 BRIGHTEST = 0.998
-"""Share of the positions shown that the colours reach up to; the few above are as bright."""
+"""Share of the positions shown that lie within the colour scale; the few above have its brightest colour."""
 COLUMNS_NAMED = 4
 
 
@@ -38,7 +38,7 @@ class ShownExample:
     Attributes:
         row: its number among all.
         x: `[*shape]`.
-        error, surprise, reconstruction: as of `maps.Maps`, of this one.
+        error, surprise, reconstruction: as in `detection.Maps`, for this example.
     """
 
     row: int
@@ -54,16 +54,16 @@ class DetectionResult(Result):
     """Scores of N examples, in the order of the inputs.
 
     Attributes:
-        run, model: name of the run, and of its model.
-        schema: what an example is.
-        by: the score that examples are sorted and flagged by.
-        summaries: each score in a line.
-        names, classes: what the examples are called, and their classes' names (None where unknown).
-        anomalous: whether they are known to be anomalous; None where that is not known.
-        scores: each score of each, `[N]` nats; higher is more anomalous.
-        calibration: thresholds, where there was calibration data.
-        rankings: how well each score separates known anomalies from known normal examples, where some are known.
-        highest, lowest: those that fit least and best, in that order.
+        run, model: names of the run and of its model.
+        schema: schema of the examples.
+        by: score that examples are sorted and flagged by.
+        summaries: one line on each score.
+        names, classes: names of the examples and of their classes (None if unknown).
+        anomalous: whether each is known to be anomalous; None if unknown.
+        scores: `[N]` nats for each score; higher is more anomalous.
+        calibration: thresholds, if there was calibration data.
+        rankings: how well each score separates known anomalies from known normal examples, if some are known.
+        highest, lowest: examples with the highest and the lowest scores, most extreme first.
     """
 
     run: str
@@ -85,16 +85,16 @@ class DetectionResult(Result):
 
     @property
     def flagged(self) -> np.ndarray | None:
-        """Which examples exceed the threshold, `[N]`."""
+        """Return whether each example exceeds the threshold, `[N]`; None without calibration."""
         return None if self.calibration is None else self.scores[self.by] > self.calibration.thresholds[self.by]
 
     @property
     def p_values(self) -> np.ndarray | None:
-        """p-value of each example, `[N]`."""
+        """Return the p-value of each example, `[N]`; None without calibration."""
         return None if self.calibration is None else self.calibration.p_values(self.by, self.scores[self.by])
 
     def summary(self) -> dict[str, Any]:
-        """What is known of all examples together."""
+        """Return what applies to all examples together."""
         c = self.calibration
         return {
             "version": 1,
@@ -111,7 +111,7 @@ class DetectionResult(Result):
         }
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Each example as a flat record: name, class, whether it is anomalous, p-value and flag, and its scores."""
+        """Yield a flat record for each example: name, class, whether anomalous, p-value, flag and scores."""
         p, flagged = self.p_values, self.flagged
         for i, name in enumerate(self.names):
             record: dict[str, Any] = {"name": name, "class": self.classes[i], "anomalous": self.anomalous[i]}
@@ -124,14 +124,11 @@ class DetectionResult(Result):
 
     def page(self) -> Page:
         one, by = kind_of(self.schema).example, self.by
-        lead = (
-            f"{len(self):,} {one}s, sorted by the score {by}: {self.summaries[by]}. The higher, the less a {one} fits "
-            "what the model learned."
-        )
+        lead = f"{len(self):,} {one}s, sorted by the score {by}: {self.summaries[by]}. Higher is more anomalous."
         return Page(f"Anomalies in {self.run}", [*_cards(self, one), *_scores(self), *shown_extremes(self)], lead)
 
     def save(self, out: Path) -> None:
-        """Write scores.csv and scores.json into a folder, an example at a time: there may be very many."""
+        """Write scores.csv and scores.json into a folder, one example at a time, since there may be very many."""
         write_atomic(out / "scores.csv", self._write_csv)
         write_atomic(out / "scores.json", self._write_json)
 
@@ -161,7 +158,7 @@ def _cards(result: DetectionResult, one: str) -> list[Block]:
             (f"{flagged:,}", f"{one}s of {len(result):,} lie above the threshold"),
             (
                 f"{100 * calibration.false_positives:g} %",
-                f"of normal {one}s would, at most on average: calibrated on {held_out:,} held-out ones",
+                f"of normal {one}s lie above it on average, at most; calibrated on {held_out:,} held-out ones",
             ),
         ]
     if result.rankings is not None:
@@ -188,12 +185,12 @@ def _scores(result: DetectionResult) -> list[Block]:
     words = "* examples are sorted and flagged by this score"
     if rankings is not None:
         r = rankings[result.by]
-        words += f"; judged on {r.normals:,} normal and {r.anomalies:,} anomalous examples, ± is a standard error"
+        words += f"; measured on {r.normals:,} normal and {r.anomalies:,} anomalous examples, ± is a standard error"
     return [Heading("Scores"), Table([*heads, "meaning"], rows, range(1, len(heads))), Text(words, "soft")]
 
 
 def shown_extremes(result: DetectionResult) -> list[Block]:
-    """Show the examples that fit least and best, each with its heat maps."""
+    """Show the most and the least anomalous examples with their heat maps."""
     shown = [*result.highest, *result.lowest]
     if not shown:
         return []
@@ -201,10 +198,10 @@ def shown_extremes(result: DetectionResult) -> list[Block]:
     tiles = [_tile(result, one, spans) for one in shown]
     most = len(result.highest)
     return [
-        Heading("What fits least"),
+        Heading("Most anomalous"),
         Text(_legend(result.schema, shown[0])),
         Grid(tiles[:most], width=400),
-        Heading("What fits best"),
+        Heading("Least anomalous"),
         Grid(tiles[most:], width=400),
     ]
 
@@ -212,14 +209,14 @@ def shown_extremes(result: DetectionResult) -> list[Block]:
 def _legend(schema: Schema, one: ShownExample) -> str:
     beside = [] if one.reconstruction is None else ["its reconstruction"]
     if not schema.rank:
-        beside.append("the columns whose numbers cost most, -log p(x | z)")
-        return f"Each row of numbers as a small plot; beside it {' and '.join(beside)}."
+        beside.append("the columns with the highest cost, -log p(x | z)")
+        return f"Each row of numbers is a small plot; beside it {' and '.join(beside)}."
     beside.append("the cost of each position given the latent, -log p(x | z)")
     if one.surprise is not None:
         beside.append("the rate of the latent there, its cost under the prior")
     return (
-        f"Beside each {kind_of(schema).example}: {'; '.join(beside)}. The colours of a kind of map mean the same in "
-        "all rows: black costs least, yellow most."
+        f"Beside each {kind_of(schema).example}: {'; '.join(beside)}. Each kind of map has one colour scale on the "
+        "whole page, from black (lowest cost) to yellow (highest)."
     )
 
 
@@ -246,7 +243,7 @@ def _tile(result: DetectionResult, one: ShownExample, spans: Sequence[tuple[floa
 
 
 def _span(of: Sequence[Tensor]) -> tuple[float, float]:
-    """The values that are black and brightest."""
+    """Return the values of the darkest and the brightest colour."""
     if not of:
         return 0.0, 1.0
     every = np.concatenate([m.numpy().ravel() for m in of])
@@ -264,12 +261,12 @@ RESAMPLES = 200
 @final
 @dataclass(frozen=True)
 class Ranking:
-    """How well a score separates anomalies from normals; each figure with its standard error.
+    """How well a score separates anomalies from normal examples; each metric with its standard error.
 
     Attributes:
-        auroc: the probability that an anomaly scores above a normal, ties counting half.
-        average_precision: the mean, over the anomalies, of the share of anomalies among all that score as high.
-        normals, anomalies: their numbers.
+        auroc: probability that an anomaly scores above a normal example; ties count half.
+        average_precision: mean over the anomalies of the share of anomalies among all that score as high.
+        normals, anomalies: numbers of examples.
     """
 
     auroc: float
@@ -281,7 +278,7 @@ class Ranking:
 
     @property
     def figures(self) -> tuple[str, str]:
-        """AUROC and average precision in print."""
+        """Format AUROC and average precision."""
         return (
             f"{self.auroc:.4f} ± {self.auroc_error:.4f}",
             f"{self.average_precision:.4f} ± {self.average_precision_error:.4f}",
@@ -289,7 +286,7 @@ class Ranking:
 
 
 def ranking(scores: np.ndarray, anomalous: np.ndarray, seed: int = 0) -> Ranking:
-    """Judge scores `[N]` by which examples are anomalous `[N]`.
+    """Measure how well scores `[N]` separate anomalous examples `[N]`.
 
     Raises:
         DataError: if all are normal, or all anomalous.
@@ -298,7 +295,7 @@ def ranking(scores: np.ndarray, anomalous: np.ndarray, seed: int = 0) -> Ranking
     counts = int((~anomalous).sum()), int(anomalous.sum())
     if 0 in counts:
         raise DataError(
-            f"all {len(anomalous)} examples are {'normal' if counts[0] else 'anomalous'}, so no score can be judged: "
+            f"all {len(anomalous)} examples are {'normal' if counts[0] else 'anomalous'}, so no score can be ranked: "
             "give examples of both",
             code="one-kind-alone",
         )
@@ -314,7 +311,10 @@ def ranking(scores: np.ndarray, anomalous: np.ndarray, seed: int = 0) -> Ranking
 
 
 def auroc(normals: np.ndarray, anomalies: np.ndarray) -> tuple[float, float]:
-    """The area under the ROC curve, and its standard error (DeLong et al. 1988, eq. 5; NaN of a single example)."""
+    """Compute the area under the ROC curve and its standard error.
+
+    DeLong et al. 1988, eq. 5; the error is NaN for a single example.
+    """
     n, m = len(normals), len(anomalies)
     both = rankdata(np.concatenate([normals, anomalies]))
     above = (both[n:] - rankdata(anomalies)) / n  # of each anomaly, the share of normals below it
@@ -326,7 +326,11 @@ def auroc(normals: np.ndarray, anomalies: np.ndarray) -> tuple[float, float]:
 
 
 def average_precision(scores: np.ndarray, anomalous: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """sum_k (R_k - R_(k-1)) P_k over the thresholds in falling order; `weights` count each example so often."""
+    """Compute sum_k (R_k - R_(k-1)) P_k over the thresholds in falling order.
+
+    Args:
+        weights: how many times each example counts; once by default.
+    """
     weight = np.ones(len(scores)) if weights is None else weights.astype(float)
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])  # equal scores are one threshold

@@ -1,4 +1,4 @@
-"""Statistics of examples under a model: the numbers that anomaly scores are made of."""
+"""Statistics of examples under a model, from which anomaly scores are computed."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 
 SAMPLES = 4
-"""Samples of z that a distortion is the mean of."""
+"""Posterior samples per example for the distortion."""
 STEPS = 20
-"""Steps of per-example optimisation that a regret is measured by."""
+"""Steps of per-example optimisation for the regret."""
 
 
 @final
 @dataclass(frozen=True)
 class Statistics:
-    """Of N examples, each `[N]` float64 in nats; None where the model or the data has no such number.
+    """Statistics of N examples, each `[N]` float64 in nats; None where they do not apply.
 
     Attributes:
         distortion: -E_q log p(x | z).
         rate: KL(q(z | x) || p(z)).
-        regret: the bound minus the bound after q has been fitted to the example itself.
-        length: of the shortest file that a general lossless compressor makes of the picture.
+        regret: the bound minus the bound after q has been fitted to the example.
+        length: length of the shortest file of the picture by general lossless compressors.
     """
 
     distortion: np.ndarray
@@ -56,7 +56,7 @@ class Statistics:
 
     @property
     def bound(self) -> np.ndarray:
-        """rate + distortion, of a model that has a rate."""
+        """Return rate + distortion, for a model that has a rate."""
         assert self.rate is not None
         return self.rate + self.distortion
 
@@ -67,7 +67,7 @@ class Statistics:
 
     @staticmethod
     def cat(parts: Iterable[Statistics]) -> Statistics:
-        """Concatenate the examples of several batches; of none, no examples."""
+        """Concatenate the statistics of several batches; no batches give no examples."""
         found: dict[str, list[np.ndarray]] = {"distortion": []}
         for part in parts:
             for f in fields(part):
@@ -77,7 +77,7 @@ class Statistics:
 
 
 def possible(model: Model) -> frozenset[str]:
-    """Name the statistics that the model, and the kind of its data, allow."""
+    """Name the statistics that the model and its kind of data allow."""
     found = {"distortion"}
     if model.has_bound:
         found |= {"rate", "regret"} if model.has_decoder else {"rate"}
@@ -88,16 +88,16 @@ def possible(model: Model) -> frozenset[str]:
 
 @final
 class StatisticsExtractor:
-    """Computes the statistics of batches, and nothing that is not asked for.
+    """Computes the requested statistics of batches.
 
-    The statistics of an example depend on it alone, and not on its neighbours: batches have one size, z is sampled with
-    the same noise for every example, and the local search that measures the regret of codes samples by its key.
+    The statistics of an example do not depend on its neighbours: batches have one size, z is sampled with the same
+    noise for every example, and the local search for the regret of codes is seeded by the example's key.
 
     Args:
         needs: names of statistics, all of them `possible`.
-        samples: of z an example, where z is continuous.
-        steps: of the optimisation that the regret is measured by.
-        seed: of all samples.
+        samples: samples of z per example, if z is continuous.
+        steps: steps of optimisation for the regret.
+        seed: seed of all samples.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class StatisticsExtractor:
 
     @torch.no_grad()
     def _of(self, batch: FixedBatch) -> Statistics:
-        """The statistics of all its rows, but for the length."""
+        """Compute the statistics of all rows, except the length."""
         model, x, label = self.model, batch.x, batch.label
         latent = model.encode(x, label)
         paid = model.rate(latent, label)
@@ -146,22 +146,22 @@ def _numbers(nats: Tensor) -> np.ndarray:
 
 
 BYTE = 8 * math.log(2)
-"""Nats."""
+"""Nats per byte."""
 SMALLEST_FILE = 26
-"""Bytes: no PNG or WebP file is shorter."""
+"""Bytes of the shortest possible PNG or WebP file."""
 CAUSAL = ((0, -1), (-1, -1), (-1, 0), (-1, 1))
-"""Rows and columns from a pixel to those that its context is made of: left, and the three above."""
+"""Offsets (row, column) from a pixel to those of its context: left, and the three above."""
 
 
 def file_nats(x: Tensor, schema: Schema) -> np.ndarray:
-    """Nats of the shortest lossless description of each picture, `[B]` float64.
+    """Compute the length in nats of each picture's shortest lossless description, `[B]` float64.
 
-    Of its PNG and its lossless WebP file (8 ln 2 a byte, headers and all), and of binary pictures an adaptive context
-    code such as fax machines use: it bounds the Kolmogorov complexity from above (Serra et al. 2020, section 3). On
-    small binary pictures the file formats spend several times what such a code does.
+    These are its PNG and lossless WebP file (8 ln 2 per byte, headers included) and, for binary pictures, an adaptive
+    context code as in fax machines. The length bounds the Kolmogorov complexity from above (Serra et al. 2020, section
+    3). For small binary pictures the file formats need several times the length of the context code.
 
     Args:
-        x: bytes or binary values `[B, C, H, W]`.
+        x: uint8 or binary values `[B, C, H, W]`.
     """
     tiles = kind_of(schema).render(x)
     mode = MODES[tiles.shape[-1]]
@@ -172,11 +172,11 @@ def file_nats(x: Tensor, schema: Schema) -> np.ndarray:
 
 
 def context_nats(x: np.ndarray) -> np.ndarray:
-    """Nats that an adaptive arithmetic coder spends on binary pictures `[B, C, H, W]`, `[B]` float64.
+    """Compute the nats of an adaptive arithmetic code of binary pictures `[B, C, H, W]`, `[B]` float64.
 
-    A pixel is coded given its four neighbours before it (channels by themselves), each context's probabilities learned
-    from the picture itself on the way by the estimator of Krichevsky & Trofimov (1981, eq. 2.2), (n_v + 1/2) / (n + 1).
-    What that adds up to hangs on the counts alone: sum over contexts of -log B(n_0 + 1/2, n_1 + 1/2) / B(1/2, 1/2).
+    A pixel is coded given four neighbours before it (channels separately). The probabilities in each context are
+    learned along the way by the estimator of Krichevsky & Trofimov (1981, eq. 2.2), (n_v + 1/2) / (n + 1). The total
+    depends on the counts alone: sum over contexts of -log B(n_0 + 1/2, n_1 + 1/2) / B(1/2, 1/2).
     """
     batch, channels, height, width = x.shape
     padded = np.pad(x.astype(np.int64), ((0, 0), (0, 0), (1, 1), (1, 1)))
@@ -190,7 +190,7 @@ def context_nats(x: np.ndarray) -> np.ndarray:
 
 
 def _shortest(picture: Image.Image) -> int:
-    """Bytes. Without WebP in Pillow, of the PNG alone."""
+    """Return the bytes of the shorter of PNG and WebP; of PNG alone if Pillow has no WebP."""
     png = _bytes(picture, format="PNG", optimize=True)
     if not features.check("webp"):
         return png
@@ -205,7 +205,7 @@ def _bytes(picture: Image.Image, **options: object) -> int:
 
 
 STEP = 0.1
-"""Adam's step, in deviations of the encoder's q."""
+"""Learning rate of Adam, in standard deviations of the encoder's q."""
 SHARES = (0.5, 0.2, 0.1, 0.05)
 """Shares of the codes that a trial replaces, in turn."""
 
@@ -213,14 +213,14 @@ SHARES = (0.5, 0.2, 0.1, 0.05)
 def terms_of(
     model: Model, x: Tensor, label: Tensor | None, q: Distribution, prior: Distribution | None, eps: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Distortion -E_q log p(x | z) and rate KL(q || p), both `[B]`, over the z that `eps` stands for under q.
+    """Compute distortion -E_q log p(x | z) and rate KL(q || p), both `[B]`, over given noise.
 
-    The rate is in closed form if there is one, else the mean over the same z.
+    The rate is in closed form if there is one, else the mean over the same samples.
 
     Args:
-        q: q(z | x), a Gaussian or a flow after one, batch shape `[B]`.
-        prior: p(z); None leaves the rate out.
-        eps: `[samples, B or 1, *latent_shape]`, standard normal.
+        q: q(z | x), a Gaussian or a flow over one, batch shape `[B]`.
+        prior: p(z); None omits the rate.
+        eps: `[samples, B or 1, *latent_shape]`, standard normal noise that is mapped to z by q.
     """
     closed = None if prior is None else kl_closed(q, prior)
     start = q.base if isinstance(q, FlowDistribution) else q
@@ -238,7 +238,7 @@ def terms_of(
 def best_posterior(
     model: Model, x: Tensor, label: Tensor | None, latent: Latent, eps: Tensor, noise: Noise, steps: int
 ) -> Tensor:
-    """The bound at N(mu, sigma^2), mu and log sigma moved from the encoder's by Adam, the decoder as it is."""
+    """Compute the bound after mean and scale of q have been optimised by Adam, with the decoder fixed."""
     assert latent.posterior is not None
     return per_example_posterior.after_steps(
         cast(LatentVariableModel, model), x, label, latent.posterior, eps, noise, steps=steps, rate=STEP
@@ -249,9 +249,9 @@ def best_posterior(
 def best_codes(
     model: Model, x: Tensor, label: Tensor | None, codes: Sequence[Tensor], noise: Noise, steps: int
 ) -> Tensor:
-    """The lowest -log p(x, codes) that a local search finds.
+    """Search locally for the lowest -log p(x, codes).
 
-    A trial replaces some of the codes by samples of the softened q(codes | x), and is kept for the examples whose
+    A trial replaces some of the codes by samples of the softened q(codes | x), and is accepted for the examples whose
     -log p(x, codes) it lowers. So a regret is never below zero.
     """
     model = cast(CodeModel, model)

@@ -1,7 +1,7 @@
-"""Task `edit`: change one region of a picture or signal by its codes, and measure how far the change reaches.
+"""Task `edit`: changes one region of a picture or signal by its codes, and measures how far the change reaches.
 
-A position of the code grid is edited if half or more of its cell lies in the region; all other codes stay. The decoded
-codes before and after are compared. A model without codes is edited in its latents, so that both can be compared.
+A position of the code grid is edited if at least half of its cell lies in the region; all other codes stay. The decoded
+examples before and after are compared. A model without codes is edited in its latents, so that both can be compared.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ PLACED = re.compile(r"(.+)@(-?\d+(?:,-?\d+)?)")
 class EditConfig:
     """Change one region of an example by its codes, and measure how far the change reaches. All other codes stay.
 
-    Give a region, by `region` or `mask`, and one operation: `resample`, `paste`, `code` or `blend`. The folder gets the
-    edited examples, sheet.png (before, after, difference), edit.json (which codes changed, and how far the change
-    reached) and edit.html. A model without codes is edited in its latents z.
+    Give a region, by `region` or `mask`, and one operation: `resample`, `paste`, `code` or `blend`. The output folder
+    gets the edited examples, sheet.png (before, after, difference), edit.json (which codes changed, and how far the
+    change reached) and edit.html. A model without codes is edited in its latents z.
 
     Attributes:
-        picture: a picture file, or the number of an example of the split.
-        region: x,y,width,height in pixels of the picture as the model sees it; of a signal start,length.
-        mask: a picture of that size that is white in the region.
-        level: with several levels of codes, edit this one alone; 0 is the coarsest.
-        resample: sample the region given everything around it, from the prior over the codes.
-        count: how many variants to sample; 8 unless given.
-        paste: take the codes of another picture, from the same place, or with OTHER@x,y from there.
+        picture: picture file, or number of an example of the split.
+        region: x,y,width,height in pixels of the picture at the model's size; start,length for a signal.
+        mask: picture of the same size that is white in the region.
+        level: with several levels of codes, edit only this one; 0 is the coarsest.
+        resample: sample the region from the prior over codes, given everything around it.
+        count: number of variants to sample; by default 8.
+        paste: take the codes of another picture (OTHER) from the same place, or from x,y with OTHER@x,y.
         code: set every code of the region to this number.
-        blend: OTHER and a number from 0 to 1: interpolate to another picture by so much.
-        blend_original: outside the region keep the picture's own pixels; the edit is blended in over a narrow ring.
-        native_size: keep picture files at their own size, instead of fitting them to the size trained on.
-        prior: to resample with; by default one that conditions on everything around, or else the best fitted.
-        temperature: for `resample`; below 1 samples are more typical.
-        top_k: for `resample`, sample each code from its k likeliest values only.
-        top_p: for `resample`, sample each code from the likeliest values that hold this share of the probability only.
+        blend: other picture and a number from 0 to 1: interpolate to the other picture by this amount.
+        blend_original: keep the picture's own pixels outside the region; the edit is blended in over a narrow ring.
+        native_size: keep picture files at their own size, instead of resizing them to the size trained on.
+        prior: kind of the prior to resample with; by default one that conditions on all codes around, else the best.
+        temperature: for `resample`, divides the log-probabilities; below 1 samples are more typical.
+        top_k: for `resample`, sample each code from its k most likely values only.
+        top_p: for `resample`, sample each code only from the most likely values that together have this probability.
         seed: seed of the sampling.
-        data: other data than the run's own, read as the run's was.
-        split: the split that numbers of examples refer to.
-        label: the class of picture files, by name or number, for a conditional model.
+        data: data set to use instead of the run's own; it is read with the run's options.
+        split: split that numbers of examples refer to.
+        label: class of picture files, by name or number, for a conditional model.
     """
 
     picture: Positional[str]
@@ -93,7 +93,7 @@ class EditConfig:
         asked = [option(name) for name in OPERATIONS if getattr(self, name) not in (None, False)]
         every = f"{', '.join(map(option, OPERATIONS[:-1]))} and {option(OPERATIONS[-1])}"
         if len(asked) != 1:
-            given = f"{' and '.join(asked)} are given" if asked else "no operation is given"
+            given = f"{' and '.join(asked)} cannot be combined" if asked else "no operation is given"
             raise SpecError(f"{given}: give one of {every}", code="one-operation")
         if (self.region is None) == (self.mask is None):
             either = f"{option('region')} x,y,width,height and {option('mask')} PICTURE"
@@ -105,14 +105,14 @@ class EditConfig:
             )
         if self.region is not None and len(self.corners) not in (2, 4):
             raise SpecError(
-                f"the region {self.region!r} is not of the form x,y,width,height: give four whole numbers, or two, "
-                "start,length, for a signal",
+                f"the region {self.region!r} is malformed: give four integers x,y,width,height, or for a signal two, "
+                "start,length",
                 code="malformed-region",
             )
 
     @property
     def corners(self) -> tuple[int, ...]:
-        """The numbers of `region`; none if it is malformed."""
+        """Return the numbers of `region`; none if it is malformed."""
         well_formed = re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)+", self.region or "")
         return tuple(map(int, (self.region or "").split(","))) if well_formed else ()
 
@@ -124,13 +124,13 @@ class EditConfig:
 @final
 @dataclass(frozen=True)
 class EditResult(Result):
-    """An edited example and how it was made.
+    """An edited example, and how it was made.
 
     Attributes:
-        config: what was asked for.
+        config: the options.
         edited: examples, codes and masks before and after.
         schema: schema of the examples.
-        operation: what was done, in words.
+        operation: description of the operation.
         model: fingerprint of the model's weights.
     """
 
@@ -142,7 +142,7 @@ class EditResult(Result):
 
     @property
     def files(self) -> list[str]:
-        """Names of the files of the edited examples."""
+        """List the file names of the edited examples."""
         from tessella.kinds.base import kind_of
 
         numbers = [f"-{n + 1}" for n in range(len(self.edited.result))] if self.config.resample else [""]
@@ -182,7 +182,7 @@ class EditResult(Result):
     page="edit.html",
 )
 def edit(run: Run, config: EditConfig) -> EditResult:
-    """Edit one example by the model of a run."""
+    """Edit one example with the model of a run."""
     from tessella.tasks.edit.editing import box, edit_example, read_mask
 
     model = run.model((config.prior or _inpainting_prior(run)) if config.resample else "trained")
@@ -195,7 +195,7 @@ def edit(run: Run, config: EditConfig) -> EditResult:
     how: dict[str, Any] = {"label": example.label, "seed": config.seed, "blend_original": config.blend_original}
     edited = edit_example(model, example.x[0], region, operation, level=config.level, **how)
     what += f", in level {config.level}" if config.level is not None else ""
-    what += "; all outside is the example's own" if config.blend_original else ""
+    what += "; outside it the original values are kept" if config.blend_original else ""
     return EditResult(config, edited, model.schema, what, run.fingerprint)
 
 
@@ -205,12 +205,12 @@ def _read(run: Run, model: Model, config: EditConfig, word: str) -> Batch:
     options = {"data": config.data, "split": config.split, "label": config.label, "native_size": native}
     batch = run.inputs(model, (word,), **options).batch()
     if len(batch) != 1:
-        raise DataError(f"{word} stands for {len(batch)} examples: give one", code="one-example")
+        raise DataError(f"{word} is {len(batch)} examples: give one", code="one-example")
     return batch
 
 
 def _operation(run: Run, model: Model, config: EditConfig) -> tuple[Operation, str]:
-    """Make the operation, and word what it does."""
+    """Make the operation and its description."""
     from tessella.tasks.edit.operations import Blend, Inpaint, Paste, SetCode
 
     def read(word: str):
@@ -221,23 +221,23 @@ def _operation(run: Run, model: Model, config: EditConfig) -> tuple[Operation, s
         if placed is None:
             return Paste(read(config.paste)), f"The region has the codes of {config.paste}"
         at = tuple(map(int, placed[2].split(",")))
-        return Paste(read(placed[1]), at), f"The region has the codes of {placed[1]} from {placed[2]} on"
+        return Paste(read(placed[1]), at), f"The region has the codes of {placed[1]} at {placed[2]}"
     if config.code is not None:
         return SetCode(config.code), f"Every code of the region is {config.code}"
     if config.blend is not None:
         other, amount = config.blend
-        return Blend(read(other), amount), f"The region is {100 * amount:g} % {other}"
+        return Blend(read(other), amount), f"The region is interpolated to {other} by {100 * amount:g} %"
     count = VARIANTS if config.count is None else config.count
-    return Inpaint(count, config.sampling), "The region is sampled anew"
+    return Inpaint(count, config.sampling), "The region is resampled"
 
 
 def _inpainting_prior(run: Run) -> str | None:
-    """Find a fitted prior of the present weights that conditions on all known codes; None if there is none."""
+    """Return a fitted prior that conditions on all known codes; None if there is none."""
     return next((kind for kind in _any_order_priors() if run.has_prior(kind)), None)
 
 
 def _any_order_priors() -> list[str]:
-    """Names of the priors over codes that condition on all known codes, not only on those before."""
+    """List the priors over codes that condition on all known codes, not only on earlier ones."""
     from tessella.foundation import registry
 
     kinds = {entry.name: entry.load() for entry in registry.entries("code-prior")}
@@ -248,11 +248,11 @@ def _any_order_priors() -> list[str]:
 def _note_on_the_prior(model: CodeModel, run: Run) -> None:
     """Note what the prior does not condition on, and which prior would."""
     fit = f"{task_name('fit-prior', str(run.path))} with {option('kind')} {_any_order_priors()[0]}"
-    remedy = f"{fit} fits one that conditions on all"
+    remedy = f"fit one that conditions on all codes by {fit}"
     if not model.fitted:
-        note(f"no prior is fitted, so every code is as likely as any other: {remedy}")
+        note(f"no prior is fitted, so all codes are equally likely: {remedy}")
     elif not all(prior.any_order for prior in model.priors):
         note(
-            "this prior conditions only on the codes before each in raster order, not on those right of the region and "
-            f"below it: {remedy}"
+            "this prior conditions each code only on those before it in raster order, not on those to the right of and "
+            f"below the region: {remedy}"
         )

@@ -1,7 +1,7 @@
-"""Edit one region of one example in latent space, decode it before and after, and find how far the edit can reach.
+"""Edits one region of an example in latent space, decodes it before and after, and finds how far the edit can reach.
 
-A region is a mask `[*spatial]`. Latents are set to NaN, and every position that depends on them becomes NaN, whatever
-the decoder is made of: that is the reach.
+A region is a mask `[*spatial]`. To find the reach, the edited latents are set to NaN; whatever the decoder is made of,
+every position that depends on them then becomes NaN.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tessella.tasks.edit.result import Edited, EditedLevel
 
 POOLS = {1: F.max_pool1d, 2: F.max_pool2d}
 GRIDS = (9, 17, 33, 65)
-"""Positions a side of the grids that the decoder is probed on."""
+"""Grid sizes that the decoder is probed with."""
 
 
 @torch.no_grad()
@@ -45,22 +45,22 @@ def edit_example(
 ) -> Edited:
     """Edit one picture or signal.
 
-    An autoregressive likelihood decodes pixel by pixel, and one changed pixel would change all after it: there only
-    the pixels within reach of the edit are decoded again, given all others.
+    An autoregressive likelihood decodes one pixel after another, so one changed pixel would change all later ones.
+    There, only the pixels within reach of the edit are decoded again, given all others.
 
     Args:
         model: any model with codes or latents.
-        x: `[C, *spatial]`, as stored; may have another size than trained on if the latents are a grid.
-        region: `[*spatial]` bool, see `box` and `read_mask`.
-        operation: what to do there.
-        level: with several levels of codes, edit this one alone, 0 being the coarsest; None: all.
+        x: `[C, *spatial]`, as stored; if the latents are a grid, its size may differ from the training examples'.
+        region: `[*spatial]` bool, from `box` or `read_mask`.
+        operation: change to make there.
+        level: with several levels of codes, edit only this one, 0 being the coarsest; None: all.
         label: `[1]`, for a conditional model.
         seed: seed of the sampling.
-        blend_original: keep the values of `x` outside the region; the decoded example is blended in over a ring around
-            it, two cells wide, in which its weight falls evenly to zero.
+        blend_original: whether to keep the values of `x` outside the region; the decoded example is blended in over a
+            ring around it, two cells wide, in which its weight falls linearly to zero.
 
     Raises:
-        SpecError: if the model or the operation does not allow it, or example, region and operation do not fit.
+        SpecError: if model or operation do not allow it, or example, region and operation do not fit together.
     """
     _check(model, x, region, level)
     device = model.device
@@ -96,22 +96,22 @@ class _Change:
 
 
 def _check(model: Model, x: Tensor, region: Tensor, level: int | None) -> None:
-    """Refuse a model without places, and an example that does not fit the model or the region."""
+    """Check that the model has positions to edit, and that the example fits the model and the region."""
     name, count, trained, size = model.name, len(model.levels), model.schema.spatial, tuple(x.shape[1:])
     if not model.schema.rank:
-        raise SpecError(f"the model {name} is of vectors: only pictures and signals have regions", code="no-regions")
+        raise SpecError(f"the model {name} is for vectors: only pictures and signals have regions", code="no-regions")
     if not model.has_decoder:
-        raise SpecError(f"the z of the model {name} is as large as the example, and none of it stands for a region: "
+        raise SpecError(f"the z of the model {name} is as large as the example, and no part of it represents a region: "
                         "train a vqvae or vae to edit", code="no-latents")  # fmt: skip
     if size != tuple(region.shape):
-        raise SpecError(f"a mask of {in_words(region.shape)} does not fit an example of {in_words(size)}: give one of "
-                        "its size", code="mask-size")  # fmt: skip
+        raise SpecError(f"a mask of {in_words(region.shape)} does not fit an example of {in_words(size)}: give a mask "
+                        "of the example's size", code="mask-size")  # fmt: skip
     if not region.any():
         raise SpecError("the region is empty: give at least one position", code="empty-region")
     if any(len(shape) == 1 for shape in model.code_shapes):
-        raise SpecError(f"the codes of the model {name} have no places: train a vqvae", code="no-places")
+        raise SpecError(f"the codes of the model {name} have no positions: train a vqvae", code="no-places")
     if level is not None and not count:
-        raise SpecError(f"the model {name} has no levels of codes: leave {option('level')} out", code="no-codes")
+        raise SpecError(f"the model {name} has no levels of codes: leave out {option('level')}", code="no-codes")
     if level is not None and not 0 <= level < count:
         raise SpecError(f"there is no level {level}: the model has {count}, 0 (the coarsest) to {count - 1}",
                         code="no-such-level")  # fmt: skip
@@ -120,7 +120,7 @@ def _check(model: Model, x: Tensor, region: Tensor, level: int | None) -> None:
                         code="other-size")  # fmt: skip
     stride = model.downsampling[-1]
     if len(model.latent_shape) > 1 and min(size) < stride:
-        raise SpecError(f"an example of {in_words(size)} is smaller than one code, which stands for "
+        raise SpecError(f"an example of {in_words(size)} is smaller than the cell of one code, "
                         f"{in_words([stride] * len(size))}: give a larger one", code="too-small")  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def _of_latents(scene: Scene, z: Tensor, proposed: Tensor) -> _Change:
 def _decode(scene: Scene, change: _Change, reach: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Decode the examples before `[1, C, *spatial]` and after, and blend the latter into the original, `[N, ...]`.
 
-    One at a time: kernels round differently in batches of other sizes, and even in other rows of one.
+    Examples are decoded one at a time, since kernels round differently in batches of other sizes.
     """
     size, x = scene.region.shape, scene.x.float()
 
@@ -200,7 +200,7 @@ def _padded(maps: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def receptive_field(model: Model, level: int = -1) -> tuple[int, int, int, int] | None:
-    """Find how many pixels above, below, left and right of its cell a latent can change; None: all of them.
+    """Measure how many pixels above, below, left and right of its cell a latent affects; None: all.
 
     The decoder is probed on grids of growing size.
 
@@ -228,20 +228,20 @@ def receptive_field(model: Model, level: int = -1) -> tuple[int, int, int, int] 
 
 
 def _undecided(model: Model, z: Tensor, label: Tensor | None) -> Tensor:
-    """Find the positions `[*spatial]` whose parameters are NaN when z `[1, D, *grid]` is decoded."""
+    """Find the positions `[*spatial]` whose decoded parameters are NaN for z `[1, D, *grid]`."""
     sees = model.conditional and not model.levels
     decoder = cast(CodeModel | LatentVariableModel, model).decoder
     return decoder(z, label if sees else None)[0].isnan().any(0)
 
 
 def box(corners: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Make a mask of that size from a rectangle (x, y, width, height), or for a signal from (start, length).
+    """Make a mask from a rectangle (x, y, width, height), or (start, length) for a signal.
 
     Raises:
-        SpecError: if it has no area, or does not lie inside.
+        SpecError: if it has no area, or does not lie inside the example.
     """
     if len(corners) != 2 * len(size):
-        form = "x,y,width,height" if len(size) == 2 else "start,length"
+        form = {1: "start,length"}.get(len(size), "x,y,width,height")
         raise SpecError(f"{option('region')} must be {form} here, got {len(corners)} numbers", code="malformed-region")
     first, lengths = corners[: len(size)][::-1], corners[len(size) :][::-1]
     if min(lengths) < 1:
@@ -250,8 +250,8 @@ def box(corners: Sequence[int], size: Sequence[int]) -> Tensor:
     if min(first) < 0 or any(end > side for end, side in zip(ends, size, strict=True)):
         start, end = (",".join(map(str, place[::-1])) for place in (first, ends))
         raise SpecError(
-            f"the region from {start} to {end} does not lie inside the example, which is {in_words(size)} as the "
-            "model sees it",
+            f"the region from {start} to {end} is not inside the example, which is {in_words(size)} at the model's "
+            "size: give a smaller region",
             code="region-outside",
         )
     mask = torch.zeros(*size, dtype=torch.bool)
@@ -260,19 +260,19 @@ def box(corners: Sequence[int], size: Sequence[int]) -> Tensor:
 
 
 def read_mask(path: str, size: Sequence[int]) -> Tensor:
-    """Read a picture file of that size as a mask `[H, W]`: True where it is lighter than half.
+    """Read a picture file as a mask `[H, W]`, True where it is lighter than half.
 
     Raises:
         DataError: if it cannot be read, or has another size.
-        SpecError: if nothing in it is light.
+        SpecError: if no part of it is light.
     """
     header = read_image_header(path)
     if header.trouble:
         raise DataError(f"the mask {path} cannot be read: {header.trouble}", code="unreadable-mask")
     if header.size != tuple(size):
         raise DataError(
-            f"the mask {path} is {in_words(header.size)}, and the picture, as the model sees it, {in_words(size)}: "
-            "give a mask of its size",
+            f"the mask {path} is {in_words(header.size)}, but the picture at the model's size is {in_words(size)}: "
+            "give a mask of that size",
             code="mask-size",
         )
     mask = torch.from_numpy(decoded_picture(path, header.size, 1).copy())[0] > 127
@@ -282,10 +282,10 @@ def read_mask(path: str, size: Sequence[int]) -> Tensor:
 
 
 def covered_positions(region: Tensor, strides: Sequence[int]) -> list[Tensor]:
-    """Find the positions `[*grid]` of each grid whose cells, of `stride` a side, are at least half covered.
+    """Find the positions `[*grid]` of each grid whose cells are at least half covered by the region.
 
-    A region is therefore rounded to cells rather than grown to them. If no grid has such a position, those of the last
-    grid that the region covers most are taken.
+    So a region is rounded to cells, not extended to them. If no grid has such a position, the positions with the
+    largest cover in the last grid are chosen.
     """
     shares = [_covered(region, stride) for stride in strides]
     chosen = [share >= 0.5 for share in shares]
@@ -295,7 +295,7 @@ def covered_positions(region: Tensor, strides: Sequence[int]) -> list[Tensor]:
 
 
 def _covered(region: Tensor, stride: int) -> Tensor:
-    """Share of each cell that is in the region; cells at the border may reach outside the example."""
+    """Compute the share of each cell in the region; cells at the border may extend beyond the example."""
     both = torch.stack([region, torch.ones_like(region)]).float()
     for axis, side in enumerate(region.shape, 1):
         both = F.pad(both.movedim(axis, -1), (0, -side % stride)).unflatten(-1, (-1, stride)).sum(-1).movedim(-1, axis)
@@ -310,7 +310,7 @@ def mask_of_cells(positions: Tensor, stride: int, size: Sequence[int]) -> Tensor
 
 
 def feathered(region: Tensor, ring: int) -> Tensor:
-    """Blending weight `[*spatial]`: 1 in the region, falling evenly over `ring` positions around it, 0 beyond."""
+    """Compute blending weights `[*spatial]`: 1 in the region, falling linearly to 0 over `ring` positions around it."""
     dilated = region.float()[None]
     total = dilated.clone()
     for _ in range(ring):

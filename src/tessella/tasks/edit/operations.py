@@ -18,10 +18,10 @@ from tessella.models.codes import CodeModel
 
 @dataclass(frozen=True)
 class Scene:
-    """What an operation works on.
+    """Input of an operation.
 
     Attributes:
-        model: the model whose latents are edited.
+        model: model whose latents are edited.
         x: `[1, C, *spatial]`, the example as stored.
         label: `[1]` or None.
         region: `[*spatial]` bool.
@@ -37,19 +37,19 @@ class Scene:
     known: tuple[Tensor, ...] = ()
 
     def labels(self, count: int) -> Tensor | None:
-        """The label, once for each of `count` variants."""
+        """Repeat the label for `count` variants."""
         return None if self.label is None else self.label.expand(count)
 
     def same_size(self, other: Tensor) -> Tensor:
-        """Another example as `[1, C, *spatial]`.
+        """Return another example as `[1, C, *spatial]`.
 
         Raises:
-            SpecError: if it has another size than the edited one.
+            SpecError: if its size differs from the edited example's.
         """
         if other.shape != self.x.shape[1:]:
             raise SpecError(
                 f"the other example is {in_words(other.shape[1:])}, this one {in_words(self.x.shape[2:])}: give one of "
-                "its size, or a place to paste from, OTHER@x,y",
+                "the same size, or a place to paste from, OTHER@x,y",
                 code="other-size",
             )
         return other[None].to(self.x.device)
@@ -58,7 +58,7 @@ class Scene:
 @final
 @dataclass(frozen=True)
 class Inpaint:
-    """Sample the region given everything around it: codes by the prior's `inpaint`, latents from the prior.
+    """Samples the region given everything around it: codes by the prior's `inpaint`, latents from the prior.
 
     Attributes:
         count: number of variants.
@@ -78,7 +78,7 @@ class Inpaint:
             if tuple(c.shape[1:]) != shape:
                 raise SpecError(
                     f"the prior models grids of {in_words(shape[1:])} codes, and this example has "
-                    f"{in_words(c.shape[2:])}: leave {option('native_size')} out, or edit by {option('paste')}, "
+                    f"{in_words(c.shape[2:])}: leave out {option('native_size')}, or edit by {option('paste')}, "
                     f"{option('code')} or {option('blend')}",
                     code="grid-of-prior",
                 )
@@ -91,7 +91,7 @@ class Inpaint:
         if z.shape[1:] != scene.model.latent_shape:
             raise SpecError(
                 f"the prior models latents of {in_words(scene.model.latent_shape[1:])}, and this example has "
-                f"{in_words(z.shape[2:])}: leave {option('native_size')} out",
+                f"{in_words(z.shape[2:])}: leave out {option('native_size')}",
                 code="grid-of-prior",
             )
         labels = scene.labels(self.count)
@@ -101,12 +101,11 @@ class Inpaint:
 @final
 @dataclass(frozen=True)
 class Paste:
-    """Take the codes of another example.
+    """Takes the codes of another example.
 
-    Attributes:
-        other: `[C, *spatial]`, as stored.
-        at: x and y (of a signal x alone) in it of what comes to the region's first corner; None: the same place. The
-            other example is shifted before it is encoded, so any place will do; its edge is repeated beyond its border.
+    Attributes: other: `[C, *spatial]`, as stored. at: x and y (x alone for a signal) of the place in `other` that moves
+        to the region's first corner; None: the same
+            place. The other example is shifted before it is encoded, so any place is possible; its edge is repeated.
     """
 
     other: Tensor
@@ -139,7 +138,7 @@ class Paste:
 @final
 @dataclass(frozen=True)
 class SetCode:
-    """Set every code of the region to one number, 0 ... K - 1; with several codes a position, each of them."""
+    """Sets every code of the region to one number, 0 ... K - 1, in every slot."""
 
     number: int
 
@@ -163,10 +162,10 @@ class SetCode:
 @final
 @dataclass(frozen=True)
 class Blend:
-    """Interpolate to another example: (1 - a) of this one and a of the other.
+    """Interpolates to another example: (1 - a) of this one plus a of the other.
 
-    Continuous latents are interpolated directly. Codes must stay codes: the encoder's features of the two examples are
-    interpolated, position by position, and quantised; `amount` 0 gives this example's codes and 1 the other's.
+    Continuous latents are interpolated directly. For codes, the encoder's features of both examples are interpolated at
+    each position and then quantised: `amount` 0 gives the codes of this example, and 1 those of the other.
 
     Attributes:
         other: `[C, *spatial]`, as stored, of the same size.
@@ -193,11 +192,11 @@ Operation = Inpaint | Paste | SetCode | Blend
 
 
 def bounding_box(region: Tensor) -> list[tuple[int, int]]:
-    """First position and length of a region `[*spatial]` along each axis."""
+    """Compute first position and length of a region `[*spatial]` along each axis."""
     ends = [(int(at.min()), int(at.max()) + 1) for at in region.nonzero().T]
     return [(first, end - first) for first, end in ends]
 
 
 def in_words(size: Sequence[int]) -> str:
-    """Word a size `(height, width)` as WIDTHxHEIGHT."""
+    """Format a size `(height, width)` as WIDTHxHEIGHT."""
     return "x".join(map(str, reversed(size)))

@@ -21,7 +21,7 @@ from tessella.tasks.edit.operations import bounding_box, in_words
 SHEET_WIDTH = 1600
 ORANGE, GREY = (255, 140, 0), (150, 150, 150)
 LISTED = 200
-"""Changed codes that a page lists at most."""
+"""Maximum number of changed codes that a page lists."""
 
 
 @final
@@ -30,7 +30,7 @@ class EditedLevel:
     """One level of codes before and after an edit.
 
     Attributes:
-        chosen: `[*grid]` bool, the positions that were edited.
+        chosen: `[*grid]` bool, positions that were edited.
         before, after: `[C, *grid]` and `[N, C, *grid]` int64.
         cell: length of a position's cell along each axis of the example.
     """
@@ -49,11 +49,11 @@ class Edited:
     Attributes:
         x: `[C, *spatial]`, the example as stored.
         before: `[C, *spatial]`, its reconstruction.
-        after: `[N, C, *spatial]`, the edited codes or latents decoded.
+        after: `[N, C, *spatial]`, the decoded edited latents.
         result: `[N, C, *spatial]`, `after`, or `x` with `after` blended in.
-        region: `[*spatial]` bool, as asked for.
-        cells: `[*spatial]` bool, the cells of the positions that were edited; of latents without a grid the region.
-        reach: `[*spatial]` bool, all that the edited codes can change: the cells and the receptive field.
+        region: `[*spatial]` bool, the requested region.
+        cells: `[*spatial]` bool, cells of the edited positions; the region, if latents have no grid.
+        reach: `[*spatial]` bool, all positions that the edited latents can change: cells and receptive field.
         levels: each level of codes, coarsest first; empty for a model without codes.
         moved: `[N]`, for a model without codes the relative distance |z' - z| / |z|.
     """
@@ -70,23 +70,23 @@ class Edited:
 
     @property
     def change(self) -> Tensor:
-        """Squared change from `before` to `after`, summed over channels, `[N, *spatial]`."""
+        """Compute the squared change from `before` to `after`, summed over channels, `[N, *spatial]`."""
         return (self.after.double() - self.before.double()).square().sum(1)
 
     def share_outside(self, mask: Tensor) -> Tensor:
-        """Share of the squared change that lies outside `mask` `[*spatial]`, `[N]`; 0 where nothing changed."""
+        """Compute the share of the squared change outside `mask` `[*spatial]`, `[N]`.
+
+        It is 0 if nothing changed.
+        """
         change = self.change
         total = change.flatten(1).sum(1)
         return (change * ~mask).flatten(1).sum(1) / total.clamp_min(torch.finfo(total.dtype).tiny)
 
     def changed(self, variant: int) -> list[dict[str, int]]:
-        """List the codes that changed: level, slot, row (not of a signal), column, from, to."""
+        """List the codes that changed: level, slot, row (pictures only), column, from, to."""
         found = []
         for number, level in enumerate(self.levels):
-            now, axes = (
-                level.after[variant],
-                ("slot", "row", "column") if self.region.dim() == 2 else ("slot", "column"),
-            )
+            now, axes = level.after[variant], ("slot", *("row", "column")[-self.region.dim() :])
             for place in map(tuple, (now != level.before).nonzero().tolist()):
                 where = {"level": number, **dict(zip(axes, place, strict=True))}
                 found.append({**where, "from": int(level.before[place]), "to": int(now[place])})
@@ -94,16 +94,16 @@ class Edited:
 
     @property
     def codes_changed(self) -> float:
-        """Mean number of codes that changed in a variant."""
+        """Return the mean number of codes that changed in a variant."""
         return sum(len(self.changed(n)) for n in range(len(self.after))) / len(self.after)
 
     @property
     def code_count(self) -> int:
-        """Number of codes of the example."""
+        """Return the number of codes of the example."""
         return sum(level.before.numel() for level in self.levels)
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers of the edit: what changed, and how far the change reached."""
+        """Return what changed, and how far the change reached, as plain data."""
         box = bounding_box(self.region)[::-1]  # x first
         ends = dict(zip(("x", "y"), (first for first, _ in box), strict=False))
         lengths = dict(zip(("width", "height"), (length for _, length in box), strict=False))
@@ -134,8 +134,8 @@ class Edited:
 def edit_sheet(edited: Edited, schema: Schema) -> Image.Image:
     """Compose the example with its region, its reconstruction, the edited variants, and the differences.
 
-    One variant stands in a row; several stand each above its difference. Differences are the root of the squared
-    change, brighter where it is larger, all on one scale; the grey line is the reach of the edit.
+    One variant is shown in a row; several variants are shown each above its difference. A difference is the root of the
+    squared change, brighter where it is larger, all on one scale; the grey line is the reach of the edit.
     """
     count = len(edited.after)
     columns = 4 if count == 1 else 1 + count
@@ -164,29 +164,29 @@ def blocks(edited: Edited, schema: Schema) -> tuple[Block, ...]:
     }
     beyond = "exactly 0" if shares["reach"] == 0 else f"{float(shares['reach']):.3g} %"
     cards = [
-        (f"{shares['region']:.3g} %", "of the squared change lies outside the region that was asked for"),
+        (f"{shares['region']:.3g} %", "of the squared change lies outside the requested region"),
         (beyond, "lies beyond the reach of the edit, which is the decoder's receptive field"),
     ]
     if edited.levels:
         changed = f"{edited.codes_changed:,.4g} of {edited.code_count:,}"
         cards.insert(0, (changed, "codes changed" + (", mean over the variants" * (count > 1))))
         if shares["cells"] != shares["region"]:
-            cards.insert(2, (f"{shares['cells']:.3g} %", "lies outside the cells of the edited codes, which are whole"))
+            cards.insert(2, (f"{shares['cells']:.3g} %", "lies outside the cells of the edited codes"))
     elif edited.moved is not None:
-        cards.insert(0, (f"{100 * edited.moved.mean():.3g} %", "of its length is how far z moved"))
+        cards.insert(0, (f"{100 * edited.moved.mean():.3g} %", "relative change of z, |z' - z| / |z|"))
     caption = (
         "The input, with the region; its reconstruction before the edit; the edited example; and the difference of "
-        "the two, on one scale, light where it is large"
+        "the last two, on one scale, light where it is large"
         + ("." if bool(edited.reach.all()) else "; the grey line is how far the edit could reach.")
     )
     rows = [
-        (kind_of(schema).example, in_words(edited.region.shape), "positions, width first, as the model sees it"),
-        ("region", f"{int(edited.region.sum()):,}", "positions that were asked for"),
+        (kind_of(schema).example, in_words(edited.region.shape), "size at the model, width first"),
+        ("region", f"{int(edited.region.sum()):,}", "positions in the requested region"),
         ("cells", f"{int(edited.cells.sum()):,}", "positions in the cells of the edited codes"),
         ("reach", f"{int(edited.reach.sum()):,}", "positions that the edited codes can change at all"),
     ]
     for number, v in enumerate(edited.levels):
-        meaning = f"codes edited, each of a cell of {in_words([v.cell] * edited.region.dim())} positions"
+        meaning = f"codes edited, each with a cell of {in_words([v.cell] * edited.region.dim())} positions"
         rows.append((f"level {number}", f"{int(v.chosen.sum()):,} of {v.chosen.numel():,}", meaning))
     listed = (_listed(edited),) if edited.levels else ()
     return (
@@ -210,7 +210,7 @@ def _listed(edited: Edited) -> Details:
 
 
 def _outlined(image: Image.Image, mask: Tensor, colour: tuple[int, int, int]) -> Image.Image:
-    """Draw a line of two points along the inside of a mask `[*spatial]`, except where it meets the border."""
+    """Draw a line two pixels wide along the inside of a mask `[*spatial]`, except at the border."""
     cells = Image.fromarray(np.uint8(255) * mask.view(-1, mask.shape[-1]).numpy().astype(np.uint8))
     large = torch.from_numpy(np.array(cells.resize(image.size, Image.Resampling.NEAREST))) > 0
     outside = F.max_pool2d(F.pad((~large).float()[None], (2, 2, 2, 2)), 5, stride=1)[0] > 0

@@ -1,4 +1,4 @@
-"""Find examples that are alike: index many once, then search the nearest to others, or near-duplicates."""
+"""Tasks `index` and `search`: indexes many examples once, then finds nearest examples or near-duplicates."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ if TYPE_CHECKING:
 INDEX = "index.safetensors"
 """Name of the index in a run folder."""
 LISTED, PAIRS_SHOWN = 20, 100
-"""Pairs that are listed with their names, and pairs whose pictures are shown."""
+"""Number of pairs to list by name, and number of pairs to show as pictures."""
 ENLARGED = 112
-"""Pixels a side that small pictures are enlarged to."""
+"""Side in pixels to which small pictures are enlarged."""
 
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """Index many examples once, so that they can be searched: one file, kept in the run.
+    """Index many examples once, so that they can be searched: one file, stored in the run.
 
-    Attributes:
-        inputs: folders of pictures, picture files, numbers (7, 3:20), splits (valid) or SPECs; none: all of the split.
-        out: the file to write; by default index.safetensors in the run.
-        data: other data than the run's own, read as the run's was, for numbers and splits.
-        split: the split that numbers refer to, and that is taken of a SPEC that comes divided.
+    Attributes: inputs: folders of pictures, picture files, numbers of examples (7, 3:20), names of splits (valid), or
+        other data;
+            by default the whole split.
+        out: file to write; by default index.safetensors in the run.
+        data: data set to use for numbers and splits instead of the run's own; it is read with the run's options.
+        split: split that numbers refer to, and that is used of other data with several splits.
     """
 
     inputs: Positional[tuple[str, ...]] = ()
@@ -50,13 +51,14 @@ class IndexConfig:
 @final
 @dataclass(frozen=True)
 class IndexResult(Result):
-    """The index that was written.
+    """Description of the index that was written.
 
     Attributes:
         run: the run folder.
-        path: of the file; `elsewhere` if that is not the run's own place for it.
-        examples: how many it holds.
-        widths: numbers of each example in each space.
+        path: path of the file.
+        elsewhere: whether it is outside the run.
+        examples: number of examples in it.
+        widths: length of an example's features in each space.
         bytes: size of the file.
     """
 
@@ -84,8 +86,8 @@ def index(run: Run, config: IndexConfig) -> IndexResult:
     """Index examples.
 
     Raises:
-        DataError: if there are no such examples, or the file cannot be written.
-        SpecError: if the model sees labels.
+        DataError: if the examples are missing, or the file cannot be written.
+        SpecError: if the model is conditional.
     """
     from tessella.tasks.search.features import widths
     from tessella.tasks.search.index_file import write_index
@@ -94,7 +96,7 @@ def index(run: Run, config: IndexConfig) -> IndexResult:
     if Path(out).suffix.lower() != ".safetensors":
         raise DataError(f"the index must be a .safetensors file, got {out}", code="wrong-ending", path=out)
     if os.path.isdir(out):
-        raise DataError(f"{out} is a folder: give a file to write", code="is-a-folder", path=out)
+        raise DataError(f"{out} is a folder: give the path of a file", code="is-a-folder", path=out)
     model = run.model("trained")
     inputs = run.inputs(model, config.inputs, data=config.data, split=config.split, keep_endings=True)
     count = write_index(out, model, inputs.track("indexing"), run.fingerprint)
@@ -103,17 +105,17 @@ def index(run: Run, config: IndexConfig) -> IndexResult:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Search an index: the nearest to some examples, or the near-duplicates that it holds.
+    """Search an index for the nearest examples to some queries, or for the near-duplicates in it.
 
     Attributes:
-        queries: picture files, folders of them, numbers (7, 3:20), splits or SPECs.
-        count: how many to find for each.
-        index: the index file; by default index.safetensors in the run, which the task `index` writes.
-        space: latent, or codes: the share of codes that differ.
-        duplicates: find pairs that are nearly the same, instead.
-        threshold: for duplicates, the largest distance; by default that of 95 % of slightly altered copies.
-        data: other data than the run's own, read as the run's was, for numbers and splits.
-        split: the split that numbers refer to, and that is taken of a SPEC that comes divided.
+        queries: picture files, folders, numbers of examples (7, 3:20), names of splits, or other data.
+        count: number of examples to find for each query.
+        index: index file, written by the task `index`; by default index.safetensors in the run.
+        space: latent, for distances in latent space; or codes, for the share of codes that differ.
+        duplicates: find pairs of nearly equal examples in the index, instead of searching for queries.
+        threshold: for duplicates, largest distance; by default one that finds 95 % of slightly altered copies.
+        data: data set to use for numbers and splits instead of the run's own; it is read with the run's options.
+        split: split that numbers refer to, and that is used of other data with several splits.
     """
 
     queries: Positional[tuple[str, ...]] = ()
@@ -126,12 +128,12 @@ class SearchConfig:
     split: str = "test"
 
     def check(self) -> None:
-        """Refuse what contradicts itself."""
+        """Raise if options contradict each other."""
         if not self.duplicates and not self.queries:
             raise SpecError(f"nothing to search for: give examples, or {option('duplicates')}", code="no-queries")
         if self.duplicates and self.queries:
             raise SpecError(
-                f"{option('duplicates')} searches the whole index: leave the queries out", code="queries-and-duplicates"
+                f"{option('duplicates')} searches the whole index: leave out the queries", code="queries-and-duplicates"
             )
         if not self.duplicates and self.threshold is not None:
             raise SpecError(
@@ -142,10 +144,10 @@ class SearchConfig:
 @final
 @dataclass(frozen=True)
 class Found:
-    """An example of a search.
+    """An example in a search result.
 
-    Attributes:
-        distance: to the query, or to the other of the pair; None: it is the query, or the first of the pair.
+    Attributes: distance: distance to the query, or to the first of the pair; None for the query or the first of the
+        pair itself.
     """
 
     name: str
@@ -156,15 +158,15 @@ class Found:
 @final
 @dataclass(frozen=True)
 class SearchResult(Result):
-    """Rows of examples that are alike: a query and the nearest to it, or a pair of near-duplicates.
+    """Rows of similar examples: a query and its nearest, or a pair of near-duplicates.
 
     Attributes:
         run: name of the run.
-        examples: how many were searched.
-        space: in which space.
-        rows: the first of each row is what the others are compared with; nearest first.
-        total: of duplicates, how many pairs there are, of which `rows` are the nearest; else None.
-        threshold, own_threshold: of duplicates, the largest distance, and whether the caller chose it.
+        examples: number of examples that were searched.
+        space: space of the distances.
+        rows: the query or the first of a pair, followed by the others, nearest first.
+        total: for duplicates, number of pairs, of which `rows` are the nearest; else None.
+        threshold, own_threshold: for duplicates, the largest distance, and whether the user chose it.
     """
 
     run: str
@@ -197,14 +199,14 @@ class SearchResult(Result):
 
     def _duplicates(self) -> Page:
         assert self.total is not None
-        why = "as asked for" if self.own_threshold else "95 % of slightly altered copies lie nearer"
+        why = "the chosen threshold" if self.own_threshold else "95 % of slightly altered copies are nearer"
         number = f"{self.total:,} pair{'s' * (self.total != 1)}"
         shown, listed = self.rows[:PAIRS_SHOWN], self.rows[:LISTED]
         lead = f"Near-duplicates among {self.examples:,} examples, nearest first."
-        text = f"{number} of {self.examples:,} examples lie within {self.threshold:.4g} ({why})"
+        text = f"{number} of {self.examples:,} examples have a distance of at most {self.threshold:.4g} ({why})"
         table = Table(("distance", "first", "second"), [(f"{b.distance:.3g}", a.name, b.name) for a, b in listed], (0,))
         if self.total > LISTED:
-            text += f"; the nearest {len(listed)} are listed, of {len(shown)} the pictures are shown"
+            text += f"; the nearest {len(listed)} are listed, and the pictures of {len(shown)} are shown"
         pairs = [_tile(b, (a, b)) for a, b in shown]
         return Page(f"Near-duplicates in {self.run}", [Text(text), table, Grid(pairs, width=2 * ENLARGED)], lead)
 
@@ -225,13 +227,13 @@ class SearchResult(Result):
             pairs = [list(pair) for pair in rows[:PAIRS_SHOWN]]
             rows = [[one for pair in pairs[n : n + 3] for one in pair] for n in range(0, len(pairs), 3)]
         if not rows:
-            raise DataError("no pairs lie so near, so there is no picture to write", code="no-pairs")
+            raise DataError("no pairs are this near, so there is no picture to write", code="no-pairs")
         return _sheet(rows)
 
 
 @task(
     "search",
-    summary="the nearest of an index, or its near-duplicates",
+    summary="find the nearest examples in an index, or its near-duplicates",
     group="use",
     out="found.html",
     endings=(".html", ".png"),
@@ -240,8 +242,8 @@ def search(run: Run, config: SearchConfig) -> SearchResult:
     """Search the index of a run.
 
     Raises:
-        SpecError: if the options contradict each other.
-        DataError: if there is no such index, or it is of other weights, or there are no such examples.
+        SpecError: if options contradict each other.
+        DataError: if the index or the queries are missing, or the index was made with other weights.
     """
     config.check()
     from tessella.kinds.pictures import images
@@ -291,7 +293,7 @@ def _tile(one: Found, shown: Sequence[Found]) -> Tile:
 
 
 def _enlarged(image: Image) -> Image:
-    """Repeat the pixels of a picture as long as it stays small."""
+    """Enlarge a small picture by a whole factor."""
     from PIL.Image import Resampling
 
     times = max(1, ENLARGED // max(image.size))
@@ -299,7 +301,7 @@ def _enlarged(image: Image) -> Image:
 
 
 def _sheet(rows: Sequence[Sequence[Found]]) -> Image:
-    """Rows of pictures with their distances below."""
+    """Draw rows of pictures with their distances below."""
     from PIL import Image, ImageDraw, ImageFont
 
     gap, foot = 6, 18

@@ -1,10 +1,10 @@
-"""Features of examples that are compared in a search, in one or two spaces.
+"""Features of examples that a search compares, in one or two spaces.
 
-latent  z of each (of a model of codes the codes' vectors, of others the posterior's mean), a grid averaged to at
-        most `GRID` x `GRID` positions; the distance is the root mean square of the differences, each number
-        weighted by its use: sqrt(1 - the posterior's mean variance), which is 0 for an inactive unit;
-        under another prior than N(0, I) in units of the number's own deviation
-codes   of a model of codes, position by position; the distance is the share of codes that differ
+latent  z of each example (vectors of the codes, or else the posterior mean), with a grid averaged to at most
+        `GRID` x `GRID` positions. The distance is the root mean square of the differences. Each value is weighted by
+        its use, sqrt(1 - mean posterior variance), which is 0 for an inactive unit. Under a prior other than N(0, I)
+        values are in units of their own standard deviation.
+codes   codes at each position, for a model with codes; the distance is the share of codes that differ
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormalModule
 
 GRID = 7
-"""Positions a side that a grid of vectors is averaged to, at most."""
+"""Largest number of positions per axis after averaging a grid of vectors."""
 POOLS: dict[int, Callable[..., Tensor]] = {3: F.adaptive_avg_pool1d, 4: F.adaptive_avg_pool2d}
 COPIED = 256
-"""Examples that altered copies are made of, at most."""
+"""Maximum number of examples to make altered copies of."""
 Features = dict[str, Tensor]
-"""Examples as rows of numbers in each space: `latent` `[N, D]` float16, `codes` `[N, P]` of the smallest integers."""
+"""Features in each space: `latent` `[N, D]` float16, and `codes` `[N, P]` in the smallest integer type."""
 
 
 @torch.no_grad()
@@ -42,13 +42,13 @@ def features(model: Model, x: Tensor) -> Features:
     """Compute the features of examples `[B, *shape]`.
 
     Raises:
-        SpecError: if the model sees labels.
+        SpecError: if the model is conditional.
     """
     return _look(model, x).features
 
 
 def widths(model: Model) -> dict[str, int]:
-    """Count the numbers of each example in each space."""
+    """Count the values of an example in each space."""
     units, *grid = model.latent_shape
     found = {"latent": units * math.prod(min(GRID, side) for side in grid)}
     if model.levels:
@@ -58,10 +58,10 @@ def widths(model: Model) -> dict[str, int]:
 
 @final
 class FeatureSurvey:
-    """Computes the features of many examples batch by batch, and measures the use of each number on the way.
+    """Computes the features of many examples batch by batch, and measures the use of each value.
 
-    Altered copies are made of the `COPIED` examples with the least keys, which are the same in whatever order they
-    come.
+    Altered copies are made of the `COPIED` examples with the smallest keys, which do not depend on the order of
+    examples.
     """
 
     def __init__(self, model: Model) -> None:
@@ -71,7 +71,7 @@ class FeatureSurvey:
 
     @torch.no_grad()
     def add(self, x: Tensor) -> Features:
-        """Compute the features of examples `[B, *shape]`, and take them into account."""
+        """Compute the features of examples `[B, *shape]`, and add them to the statistics."""
         looked = _look(self._model, x)
         z = looked.features["latent"].double()
         if not self._count:
@@ -88,7 +88,8 @@ class FeatureSurvey:
 
     @property
     def scale(self) -> Tensor:
-        """Factor on each latent number, `[D]`: its use, over its deviation where that need not be 1.
+        """Compute the factor of each latent value, `[D]`: its use, divided by its deviation if the prior is not N(0,
+        I).
 
         Raises:
             DataError: if there were no examples.
@@ -105,7 +106,7 @@ class FeatureSurvey:
 
     @torch.no_grad()
     def altered(self) -> list[tuple[Features, Features]]:
-        """Features of some examples, each beside those of an altered copy of them."""
+        """Compute the features of some examples and of their altered copies, in pairs."""
         x, first = self._copied, features(self._model, self._copied)
         noise = Noise(0, stream="copies").of(self._keys)
         return [(first, features(self._model, copy)) for copy in kind_of(self._model.schema).altered_copies(x, noise)]
@@ -113,7 +114,7 @@ class FeatureSurvey:
 
 @dataclass(frozen=True)
 class _Look:
-    """Features, and the posterior's variance of each latent number, `[B, D]`; zeros where there is none."""
+    """Features, and the posterior variance of each latent value, `[B, D]`; zeros without a posterior."""
 
     features: Features
     variance: Tensor
@@ -122,7 +123,7 @@ class _Look:
 def _look(model: Model, x: Tensor) -> _Look:
     if model.conditional and not model.levels:
         raise SpecError(
-            f"the z of the model {model.name} holds only what its label does not: search with a vae or vqvae",
+            f"the z of the model {model.name} lacks the information in the label: search with a vae or vqvae",
             code="conditional-model",
         )
     parts = [_of_batch(model, batch) for batch in fixed_batches(Batch(x), model.device)]
@@ -143,45 +144,48 @@ def _of_batch(model: Model, batch: FixedBatch) -> _Look:
 
 
 def _averaged(z: Tensor) -> Tensor:
-    """z `[B, *latent_shape]` as rows; of a grid the mean of each of at most `GRID` parts along an axis."""
+    """Average z `[B, *latent_shape]` to at most `GRID` positions per axis, flattened to rows."""
     if z.dim() > 2:
         z = POOLS[z.dim()](z, tuple(min(GRID, side) for side in z.shape[2:]))
     return z.flatten(1)
 
 
 BLOCK = 1 << 13
-"""Rows of an index that are looked at at once."""
+"""Rows of an index that are compared at once."""
 FOUND_AGAIN = 0.95
-"""Share of the altered copies that lie nearer to their originals than the threshold of near-duplicates."""
+"""Share of altered copies that are nearer to their originals than the threshold of near-duplicates."""
 
 
 @final
 class Measure:
-    """Measures distances in one space; `scale` `[D]` multiplies latent numbers."""
+    """Computes distances in one space, with latent values multiplied by `scale` `[D]`."""
 
     def __init__(self, space: str, scale: Tensor) -> None:
         self.codes, self.scale = space == "codes", scale
 
     def ready(self, rows: Tensor) -> Tensor:
-        """Features as they are compared."""
+        """Scale features for comparison."""
         return rows if self.codes else rows.float() * self.scale
 
     def between(self, a: Tensor, b: Tensor) -> Tensor:
-        """`[A, D]`, `[B, D]` to `[A, B]`; of real numbers by a product, which is less exact where they are near."""
+        """Compute distances `[A, B]` between rows `[A, D]` and `[B, D]`.
+
+        In latent space they come from a matrix product, which is less exact for near rows.
+        """
         if self.codes:
             return torch.stack([(row != b).sum(1) for row in a]) / a.shape[1]
         squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * (a @ b.T)
         return (squares.clamp_min(0) / a.shape[1]).sqrt()
 
     def exact(self, a: Tensor, b: Tensor) -> Tensor:
-        """`[A, D]`, `[A, n, D]` to `[A, n]`."""
+        """Compute distances `[A, n]` between rows `[A, D]` and their own candidates `[A, n, D]`."""
         if self.codes:
             return (a[:, None] != b).sum(2) / a.shape[1]
         return (a[:, None] - b).square().mean(2).sqrt()
 
 
 def distance_of_copies(space: str, copies: Iterable[tuple[Features, Features]], scale: Tensor) -> float:
-    """The distance under which `FOUND_AGAIN` of altered copies lie from their originals."""
+    """Compute the distance below which the share `FOUND_AGAIN` of altered copies is from its originals."""
     measure = Measure(space, scale)
     each = [measure.exact(measure.ready(a[space]), measure.ready(b[space])[:, None])[:, 0] for a, b in copies]
     return float(torch.quantile(torch.cat(each).double(), FOUND_AGAIN))

@@ -1,6 +1,6 @@
-"""Index file: one file of plain arrays with its own checksum, written a batch at a time.
+"""Index file of plain arrays with a checksum, written batch by batch.
 
-It holds a small picture of each example too, so that what is found can be shown.
+It also holds a thumbnail of each example, to show search results.
 """
 
 from __future__ import annotations
@@ -28,23 +28,21 @@ from tessella.tasks.search.features import BLOCK, Features, FeatureSurvey, Measu
 
 VERSION = 1
 THUMB = 96
-"""Pixels a side of the small pictures, at most."""
+"""Largest side of a thumbnail in pixels."""
 AGAIN = f"make it again with {task('index', 'RUN INPUTS')}"
 
 
 @final
 @dataclass(frozen=True)
 class Index:
-    """Examples to be searched.
+    """Examples that can be searched.
 
-    Attributes:
-        model: fingerprint of the weights that their features are of (`Run.fingerprint`).
-        names: what each is called; of picture files the path.
-        features: of each space.
-        scale: `[D]`, what the latent numbers are multiplied by.
-        copies: of each space the distance under which 95 % of altered copies lie from their originals: with a little
-            noise, or saved again as JPEG.
-        thumbs: a small picture of each, JPEG.
+    Attributes: model: fingerprint of the weights that computed the features (`Run.fingerprint`). names: name of each
+        example; the path of a picture file. features: features in each space. scale: `[D]`, factors of the latent
+        values. copies: for each space, the distance below which 95 % of altered copies are from their originals; the
+        copies have
+            a little noise, or are compressed again as JPEG.
+        thumbs: thumbnail of each example, JPEG.
     """
 
     model: str
@@ -58,7 +56,7 @@ class Index:
         return len(self.names)
 
     def thumb(self, row: int) -> Image.Image:
-        """The small picture of an example."""
+        """Decode the thumbnail of an example."""
         try:
             return from_jpeg(self.thumbs[row], THUMB)
         except DataError as error:
@@ -66,16 +64,16 @@ class Index:
 
 
 def write_index(path: str | os.PathLike[str], model: Model, examples: Iterable[NamedBatch], fingerprint: str) -> int:
-    """Compute the features of all examples, and write them to a file; no more than a batch is in memory.
+    """Compute the features of all examples and write them to a file, with one batch in memory.
 
     Args:
-        fingerprint: of the model's weights.
+        fingerprint: fingerprint of the model's weights.
 
     Returns:
         The number of examples.
 
     Raises:
-        SpecError: if the model sees labels.
+        SpecError: if the model is conditional.
         DataError: if there are no examples.
         RunError: if the file cannot be written.
     """
@@ -98,7 +96,7 @@ def write_index(path: str | os.PathLike[str], model: Model, examples: Iterable[N
 
 @final
 class _Items:
-    """Items of any length as one tensor of bytes, one after the other, and one of where each ends."""
+    """Byte strings written as one concatenated tensor and one of their end positions."""
 
     def __init__(self, writer: TensorWriter, name: str) -> None:
         self._writer, self._name, self._end = writer, name, 0
@@ -111,19 +109,18 @@ class _Items:
 
 
 def read_index(path: str | os.PathLike[str], model: Model, fingerprint: str) -> Index:
-    """Read an index of that model; nothing in it is unpickled.
+    """Read an index of this model; nothing in it is unpickled.
 
-    Raises:
-        DataError: if it is missing, damaged, something else, a newer version's, of other weights than these, or holds
-            what this model cannot give.
+    Raises: DataError: if it is missing, damaged, of another kind or version, made with other weights, or does not fit
+        the model.
     """
     if not os.path.isfile(path):
-        raise DataError(f"there is no index {path}: {task('index', 'RUN INPUTS')} makes one", code="no-index")
+        raise DataError(f"there is no index {path}: make one with {task('index', 'RUN INPUTS')}", code="no-index")
     try:
         state = read_tensors(Path(path))
         note: dict[str, Any] = state.progress
         if note["version"] != VERSION:
-            raise ValueError(f"it has version {note['version']}, and this tessella reads {VERSION}")
+            raise ValueError(f"it has version {note['version']}, but this tessella reads version {VERSION}")
         kept = {n.removeprefix("features."): t for n, t in state.tensors.items() if n.startswith("features.")}
         names = tuple(item.decode("utf-8", "surrogateescape") for item in _cut(state.tensors, "names"))
         thumbs = tuple(_cut(state.tensors, "thumbs"))
@@ -134,11 +131,11 @@ def read_index(path: str | os.PathLike[str], model: Model, fingerprint: str) -> 
         index = Index(str(note["model"]), names, kept, state.tensors["scale"], copies, thumbs)
     except (RunError, KeyError, TypeError, ValueError, IndexError) as error:
         reason = error.message.partition(" (")[2].partition("):")[0] if isinstance(error, RunError) else error
-        raise DataError(f"{path} is damaged, or no index ({reason}): {AGAIN}", code="damaged-index") from error
+        raise DataError(f"{path} is damaged or not an index ({reason}): {AGAIN}", code="damaged-index") from error
     if index.model != fingerprint:
         raise DataError(
-            f"{path} is of a model whose weights are {shown(index.model)}, and this run's, a {model.name}'s, are "
-            f"{fingerprint}: search with the run that made it, or {AGAIN}",
+            f"{path} was made by the weights {shown(index.model)}, but this run, a {model.name}, has {fingerprint}: "
+            f"search with the run that made it, or {AGAIN}",
             code="index-of-another-model",
         )
     _check_model(path, index, model)
@@ -146,9 +143,9 @@ def read_index(path: str | os.PathLike[str], model: Model, fingerprint: str) -> 
 
 
 def _check_model(path: str | os.PathLike[str], index: Index, model: Model) -> None:
-    """Refuse an index that holds what the model cannot give."""
+    """Check that the index fits the model."""
     if {space: rows.shape[1] for space, rows in index.features.items()} != widths(model):
-        raise DataError(f"{path} has other spaces than this model's: {AGAIN}", code="damaged-index")
+        raise DataError(f"{path} has features of other sizes than this model's: {AGAIN}", code="damaged-index")
     if (codes := index.features.get("codes")) is not None:
         largest = max(q.codebook_size for q in model.levels)
         if not all(bool(((some >= 0) & (some < largest)).all()) for some in codes.split(BLOCK)):
@@ -156,40 +153,40 @@ def _check_model(path: str | os.PathLike[str], index: Index, model: Model) -> No
 
 
 def _check_features(features: Features, scale: Tensor, copies: dict[str, float]) -> None:
-    """Check that the rows of each space are what `features` gives.
+    """Check that the features have the types, shapes and values that `features` returns.
 
     Raises:
-        ValueError: if they are of other types, shapes or values.
+        ValueError: if they do not.
     """
     kinds = {"latent": (torch.float16,), "codes": (torch.uint8, torch.int16, torch.int32)}
     if any(rows.dim() != 2 or rows.dtype not in kinds.get(space, ()) for space, rows in features.items()):
-        raise ValueError("its parts are of other types or shapes")
+        raise ValueError("its parts have the wrong type or shape")
     if scale.shape != features["latent"].shape[1:] or scale.dtype != torch.float32:
         raise ValueError("its parts have different widths")
     if not all(0 <= number < math.inf for number in copies.values()):
-        raise ValueError("its thresholds cannot be")
+        raise ValueError("its thresholds are out of range")
     if not bool((scale.isfinite() & (scale >= 0)).all() & features["latent"].isfinite().all()):
         raise ValueError("it has numbers that are not finite")
 
 
 def _cut(tensors: dict[str, Tensor], name: str) -> list[bytes]:
-    """Items that were written one after the other."""
+    """Split a concatenated tensor into the byte strings that `_Items` wrote."""
     kinds = [(t.dtype, t.dim()) for t in (tensors[name], tensors[f"{name}.ends"])]
     whole, ends = tensors[name].numpy().tobytes(), tensors[f"{name}.ends"].tolist()
     ordered = [0, *ends] == sorted([0, *ends]) and ends[-1:] in ([], [len(whole)])
     if kinds != [(torch.uint8, 1), (torch.int64, 1)] or not ordered:
-        raise ValueError(f"its {name} do not lie where they should")
+        raise ValueError(f"the positions of its {name} are inconsistent")
     return [whole[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 SPARE = 16
-"""Candidates beyond those asked for whose distances are computed once more, without cancellation."""
+"""Additional candidates whose distances are computed again, without cancellation."""
 
 
 @final
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest to each of Q examples, nearest first: `rows` `[Q, k]` of the index, and `distances` `[Q, k]`."""
+    """Nearest examples to each of Q queries, nearest first: `rows` `[Q, k]` of the index, and `distances` `[Q, k]`."""
 
     rows: Tensor
     distances: Tensor
@@ -198,13 +195,13 @@ class Neighbours:
 @final
 @dataclass(frozen=True)
 class Pairs:
-    """Rows of the index that lie near each other, nearest first.
+    """Pairs of near rows of the index, nearest first.
 
     Attributes:
-        rows: `[P, 2]`, the smaller first.
+        rows: `[P, 2]`, the smaller row number first.
         distances: `[P]`.
-        total: how many there are; more than P if the farther ones were left out.
-        threshold: below which they lie.
+        total: number of pairs within the threshold; more than P if the farther ones were left out.
+        threshold: largest distance.
     """
 
     rows: Tensor
@@ -215,12 +212,14 @@ class Pairs:
 
 @torch.no_grad()
 def nearest(index: Index, queries: Features, k: int, space: str = "latent", *, block: int = BLOCK) -> Neighbours:
-    """Find the k examples of the index nearest to each query; of equally near ones those that come first.
+    """Find the k examples of the index that are nearest to each query.
+
+    Of equal distances the earlier row comes first.
 
     Args:
-        queries: what `features` gives.
-        k: more than the index holds means all.
-        block: rows that are compared at once; it bounds the memory and changes nothing else.
+        queries: features from `features`.
+        k: number of examples; a number larger than the index returns all.
+        block: rows compared at once; it limits the memory and does not change the result.
 
     Raises:
         SpecError: if k is less than 1, or there is no such space.
@@ -235,10 +234,10 @@ def nearest(index: Index, queries: Features, k: int, space: str = "latent", *, b
         some = measure.ready(rows[first : first + block])
         here = torch.arange(first, first + len(some)).expand(len(asked), -1)
         best, at = torch.cat([best, measure.between(asked, some)], 1), torch.cat([at, here], 1)
-        # what is added makes the first of equals the nearest
+        # the term added makes the first of equals the nearest
         order = (best + 1e-12 * at).topk(min(kept, best.shape[1]), largest=False).indices
         best, at = best.gather(1, order), at.gather(1, order)
-    # each query by itself: how numbers are added hangs on how many queries there are
+    # each query by itself: the order of summation depends on the number of queries
     near = [measure.exact(asked[i : i + 1], measure.ready(rows[some])[None]) for i, some in enumerate(at)]
     exact = torch.cat(near).double()
     order = (exact + 1e-12 * at).argsort(1)[:, :k]
@@ -254,19 +253,19 @@ def duplicates(
     most: int = 10_000,
     block: int = BLOCK // 4,
 ) -> Pairs:
-    """Find all pairs of the index that are not farther from each other than a threshold.
+    """Find all pairs of the index with a distance of at most a threshold.
 
     Args:
-        threshold: None: `index.copies`, so that 95 % of slightly altered copies would be found.
-        most: pairs that are kept, the nearest.
-        block: rows that are compared at once.
+        threshold: None: `index.copies`, which finds 95 % of slightly altered copies.
+        most: maximum number of pairs to return, the nearest.
+        block: rows compared at once.
 
     Raises:
         SpecError: if there is no such space, or the threshold is negative.
     """
     if threshold is not None and not 0 <= threshold < float("inf"):
         raise SpecError(
-            f"{option('threshold')} must be a number from 0 up, got {threshold}",
+            f"{option('threshold')} must be a number of at least 0, got {threshold}",
             code="out-of-range",
             option="threshold",
         )
