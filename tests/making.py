@@ -32,7 +32,7 @@ def make(model: str | Callable[..., Any], schema: Schema, **options: Any) -> Any
 
 SIZES = ("width", "depth", "flow_steps")
 """Options that are left out where a prior has none of them."""
-HOW = ("options", "class_conditional", "resume", "overwrite", "changed_data", "quiet")
+HOW = ("options", "class_conditional", "resume", "overwrite", "changed_data")
 
 
 def fit(run: Any, data: Data, name: str, **more: Any) -> FitResult:

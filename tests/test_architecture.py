@@ -123,13 +123,13 @@ OFF_THE_LIST = frozenset(
 )
 """Names that NAMES.md replaces by the field's."""
 LEFT = {
-    "flags": 41,
-    "commands": 6,
-    "prints": 2,
-    "progress": 5,
+    "flags": 8,
+    "commands": 0,
+    "prints": 0,
+    "progress": 0,
     "pictures": 1,
-    "two meanings": 6,
-    "off the list": 90,
+    "two meanings": 5,
+    "off the list": 22,
 }
 """How much is still to be done, at most. Lower a number when you have made it true; the goal is 0."""
 

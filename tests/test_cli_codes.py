@@ -320,7 +320,7 @@ def test_what_cannot_be_encoded_or_decoded_is_refused_and_nothing_is_left(
     for content, says in (
         ({"level0": np.full_like(arrays["level0"], 8)}, "between 0 and 7"),
         ({"level0": arrays["level0"][:, :, 1:]}, "fit its size"),
-        ({"names": np.full(141, "same")}, "one name"),
+        ({"names": np.full(141, "same")}, "the same name"),
         ({"names": np.full(141, "../../up")}, "leads out"),
         ({"names": np.array([{}] * 141, dtype=object)}, "pickled"),
     ):

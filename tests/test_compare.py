@@ -23,7 +23,7 @@ from tessella.pages.charts import draw_chart
 from tessella.tasks.compare.measuring import run_names
 from tessella.tasks.compare.records import Basis, best, differences
 from tessella.training import checkpoint
-from tessella.training.results_store import GAP
+from tessella.training.run import GAP
 
 TINY = {"width": 8, "depth": 1}
 
@@ -43,9 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lookers: dict[str, classifier.Classifier] = {}
     for name, (preset, options, how) in makers.items():
         data = open_data("digits", **how)
-        tessella.train(
-            make(preset, data.schema, **TINY, **options), data, folder / name, TrainOptions(steps=3), quiet=True
-        )
+        tessella.train(make(preset, data.schema, **TINY, **options), data, folder / name, TrainOptions(steps=3))
         of = classifier.data_fingerprint(data, "train")
         lookers.setdefault(of, classifier.trained(data, seen=640))
         classifier.store(folder / name / classifier.FILE, lookers[of], of)

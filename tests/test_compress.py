@@ -505,7 +505,7 @@ def test_pictures_that_are_fitted_are_counted(
         Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / f"{name}.png")
     assert main(["compress", str(runs["vae"]), str(tmp_path), "-o", str(tmp_path / "f.tes")]) == 0
     assert (
-        "note: pictures of other sizes (1) are fitted to 8x8 pixels: --native-size keeps them"
+        "note: pictures of other sizes (1) are fitted to 8x8 pixels: --native-size keeps their sizes"
         in capsys.readouterr().err
     )
 

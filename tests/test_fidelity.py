@@ -273,7 +273,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, digits, looker: classifier.Cl
     options = TrainOptions(steps=30)
     for name, preset in (("ae", tessella.AE), ("cvae", tessella.CVAE)):
         model = make(preset, digits.schema, width=8, depth=1, latent_dim=4)
-        tessella.train(model, digits, folder / name, options, quiet=True)
+        tessella.train(model, digits, folder / name, options)
         classifier.store(folder / name / classifier.FILE, looker, classifier.data_fingerprint(digits, "train"))
     return folder
 

@@ -156,7 +156,7 @@ def test_what_is_fitted_is_said_in_the_title_and_in_the_file(
     assert main(["compress", str(runs["grey"]), str(tmp_path / "p"), "-o", file]) == 0
     said = capsys.readouterr()
     assert "2 examples, lossless of the pictures resized to 8x8 (1 of them)" in " ".join(said.out.split())
-    assert "pictures of other sizes (1) are fitted to 8x8 pixels: --native-size keeps them" in said.err
+    assert "pictures of other sizes (1) are fitted to 8x8 pixels: --native-size keeps their sizes" in said.err
     assert main(["inspect", file]) == 0
     assert "pictures of other sizes (1) are fitted to 8x8 pixels" in capsys.readouterr().out
     assert main(["compress", str(runs["grey"]), "0", "-o", file, "--overwrite"]) == 0

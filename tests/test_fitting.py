@@ -46,7 +46,7 @@ def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     run = tmp_path_factory.mktemp("runs") / "vqvae"
     model = make(tessella.VQVAE, digits.schema, **SMALL)
-    loop.train(model, digits, run, TrainOptions(steps=30, batch_size=32), quiet=True)
+    loop.train(model, digits, run, TrainOptions(steps=30, batch_size=32))
     return run
 
 
@@ -58,7 +58,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def fitted(run: Path, data: Data, kind: str = "pixelcnn", **more: Any) -> FitResult:
     more = {"options": OPTIONS, "width": 8, "depth": 1, **more}
-    return making.fit(run, data, kind, quiet=True, **more)
+    return making.fit(run, data, kind, **more)
 
 
 def loaded(run: Path, prior: str | None = None) -> CodeModel:
@@ -125,7 +125,7 @@ def test_each_kind_is_kept_and_is_itself_when_loaded(kind: str, run: Path, digit
 def test_levels_are_fitted_together_each_given_the_coarser_ones(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = make(tessella.VQVAE2, digits.schema, **{**SMALL, "grid_size": 8})
-    loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
+    loop.train(model, digits, tmp_path / "run", OPTIONS)
     done = fitted(tmp_path / "run", digits)
     assert done.rate_before == pytest.approx((16 + 64) * np.log(8))
     two = loaded(tmp_path / "run", "pixelcnn")
@@ -156,7 +156,7 @@ def test_vectors_have_priors_too(tmp_path: Path) -> None:
     data = tessella.open_data(str(tmp_path / "rows.csv"))
     torch.manual_seed(0)
     model = tessella.VQVAE(data.schema, width=8, depth=1, quantizer=EMAQuantizer(codebook_size=8, codes_per_position=3))
-    loop.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
+    loop.train(model, data, tmp_path / "run", OPTIONS)
     for kind in ("pixelcnn", "transformer", "masked"):
         assert fitted(tmp_path / "run", data, kind).rate_before == pytest.approx(3 * np.log(8))
         assert loaded(tmp_path / "run", kind).sample(4).shape == (4, 5)
@@ -179,10 +179,10 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_prior(
     shutil.rmtree(home)
     update = loop._Loop._update
 
-    def ask(self: Any, batch: Any, used: float) -> Any:
-        if self.step == 4:
+    def ask(self: Any, batch: Any) -> Any:
+        if self.state.step == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return update(self, batch, used)
+        return update(self, batch)
 
     monkeypatch.setattr(loop._Loop, "_update", ask)
     cut = fitted(run, digits, kind, class_conditional=True)
@@ -254,7 +254,7 @@ def test_cached_codes_are_the_models(run: Path, digits: Data) -> None:
 def test_codes_of_a_model_trained_on_several_draws_are_drawn(tmp_path: Path, digits: Data) -> None:
     torch.manual_seed(0)
     model = make(tessella.VQVAE, digits.schema, **SMALL, iwae_samples=3)
-    loop.train(model, digits, tmp_path / "run", OPTIONS, quiet=True)
+    loop.train(model, digits, tmp_path / "run", OPTIONS)
     fitted(tmp_path / "run", digits)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
     assert (len(kept["train.codes"]), len(kept["valid.codes"])) == (prior_trainer.DRAWS, 1)
@@ -265,7 +265,7 @@ def test_data_that_is_drawn_anew_is_encoded_several_times(tmp_path: Path) -> Non
     data = tessella.open_data("digits", binarize="dynamic")
     torch.manual_seed(0)
     model = make(tessella.VQVAE, data.schema, **SMALL)
-    loop.train(model, data, tmp_path / "run", OPTIONS, quiet=True)
+    loop.train(model, data, tmp_path / "run", OPTIONS)
     fitted(tmp_path / "run", data)
     kept = read_tensors(tmp_path / "run" / checkpoint.CODES).tensors
     draws = kept["train.codes"]
@@ -361,7 +361,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
 def test_a_run_without_codes_has_no_prior_over_them(digits: Data, tmp_path: Path) -> None:
     torch.manual_seed(0)
     vae = tessella.VAE(digits.schema, width=8, depth=1, latent_dim=2)
-    loop.train(vae, digits, tmp_path / "run", OPTIONS, quiet=True)
+    loop.train(vae, digits, tmp_path / "run", OPTIONS)
     with raises("other-latents"):
         fitted(tmp_path / "run", digits)
     with raises("no-codes"):

@@ -113,7 +113,7 @@ def test_bfloat16_and_channels_last(tmp_path: Path) -> None:
     data = tessella.open_data(str(tmp_path / "x.npz"))
     model = tessella.VAE(data.schema, width=16, depth=1, latent_dim=4)
     options = TrainOptions(steps=3, batch_size=16, precision="bfloat16", device="cuda")
-    tessella.train(model, data, tmp_path / "run", options, quiet=True)
+    tessella.train(model, data, tmp_path / "run", options)
     assert model.device.type == "cuda"
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.weight.shape[2] > 1]
     assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in convolutions)

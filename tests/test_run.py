@@ -19,7 +19,7 @@ from tessella.core.tensors import write_tensors
 from tessella.evaluation.results import Evaluation, ImportanceBound
 from tessella.models.spec import Spec
 from tessella.training import checkpoint
-from tessella.training.results_store import EVALUATION
+from tessella.training.run import EVALUATION
 
 GREY = Schema.of((1, 8, 8), "uint8", classes=tuple("abc"))
 MEASURED = Evaluation(

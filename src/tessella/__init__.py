@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tessella.bottlenecks import ResidualQuantizer as ResidualQuantizer
     from tessella.bottlenecks import SimVQ as SimVQ
     from tessella.bottlenecks import VectorQuantizer as VectorQuantizer
+    from tessella.commands.tasks import progress_bar as progress_bar
     from tessella.core.outputs import Sampling as Sampling
     from tessella.core.schema import Schema as Schema
     from tessella.data import open_data as open_data
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from tessella.training.run import load as load
 
 _HOMES = {
+    "tessella.commands.tasks": ("progress_bar",),
     "tessella.core.outputs": ("Sampling",),
     "tessella.core.schema": ("Schema",),
     "tessella.data": ("open_data",),
@@ -110,6 +112,7 @@ __all__ = [
     "fit_prior",
     "load",
     "open_data",
+    "progress_bar",
     "train",
 ]
 

@@ -1,1 +1,1 @@
-"""Files of examples, as short as the model's bound: lossless, or the codes alone."""
+"""Compressed files of examples, about as short as the bound: lossless, or the codes alone."""

@@ -122,24 +122,24 @@ class Lossless:
     @torch.inference_mode()
     def encode(self, x: Tensor) -> CodedChunk:
         stack = AnsStack()
-        sender = SymbolEncoder(stack)
+        encoder = SymbolEncoder(stack)
         codes = codes_of(self._model, x)
-        self._model.code(sender, len(x), codes)
-        bound = sender.bits * math.log(2)
-        drawing = self._drawing(codes)
-        drawing.code(sender, x)
-        sender.flush()
-        bound -= float(drawing.log_prob(x).double().sum())
+        self._model.code(encoder, len(x), codes)
+        bound = encoder.bits * math.log(2)
+        p_x = self._decode(codes)
+        p_x.code(encoder, x)
+        encoder.flush()
+        bound -= float(p_x.log_prob(x).double().sum())
         return CodedChunk(Chunk((len(x),), stack.words(), 0, checksum(x.numpy())), bound)
 
     @torch.inference_mode()
     def decode(self, chunk: Chunk) -> Tensor:
         count = _one_batch(chunk, self.at_once)
-        receiver = SymbolDecoder(AnsStack(chunk.words))
-        x = self._drawing(self._model.code(receiver, count)).code(receiver).to(self.dtype)
+        decoder = SymbolDecoder(AnsStack(chunk.words))
+        x = self._decode(self._model.code(decoder, count)).code(decoder).to(self.dtype)
         return _verified(x, chunk)
 
-    def _drawing(self, codes: tuple[Tensor, ...]) -> StoredValues:
+    def _decode(self, codes: tuple[Tensor, ...]) -> StoredValues:
         return self._model.decode(self._model.lookup(codes))
 
 
@@ -194,13 +194,13 @@ class BitsBack:
             at = q.code(SymbolDecoder(stack))
             each = max(1.0, (before - stack.bits) / count * 1.2)
             untouched = min(untouched, max(0, stack.bits // 32 - 2))
-            drawing = self._drawing(at)
-            sender = SymbolEncoder(stack)
-            q.code_prior(sender, at)
-            drawing.code(sender, part)
-            sender.flush()
+            p_x = self._decode(at)
+            encoder = SymbolEncoder(stack)
+            q.code_prior(encoder, at)
+            p_x.code(encoder, part)
+            encoder.flush()
             bound += float(
-                cast(Rate, self._model.rate(latent)).total.double().sum() - drawing.log_prob(part).double().sum()
+                cast(Rate, self._model.rate(latent)).total.double().sum() - p_x.log_prob(part).double().sum()
             )
             sizes.append(count)
             done += count
@@ -215,12 +215,12 @@ class BitsBack:
         for count in reversed(chunk.batches):
             if stack.bits < (count - 1) * math.prod(self._model.latent_shape) * BUCKETS:
                 raise Mismatch("the bits end before the last example", code="bits-end")
-            receiver = SymbolDecoder(stack)
-            at = Buckets.drawn(receiver, count, self._model.latent_shape)
-            x = self._drawing(at).code(receiver).to(self.dtype)
-            sender = SymbolEncoder(stack)
-            self._posterior(x)[1].code(sender, at)
-            sender.flush()
+            decoder = SymbolDecoder(stack)
+            at = Buckets.sample(decoder, count, self._model.latent_shape)
+            x = self._decode(at).code(decoder).to(self.dtype)
+            encoder = SymbolEncoder(stack)
+            self._posterior(x)[1].code(encoder, at)
+            encoder.flush()
             parts.append(x)
         return _verified(torch.cat(parts[::-1]), chunk)
 
@@ -228,7 +228,7 @@ class BitsBack:
         latent = self._model.encode(contiguous_copy(x))
         return latent, Buckets(latent.posterior)
 
-    def _drawing(self, at: Tensor) -> StoredValues:
+    def _decode(self, at: Tensor) -> StoredValues:
         return self._model.decode(Buckets.middle(contiguous_copy(at)).float())
 
 
@@ -254,9 +254,9 @@ class Buckets:
         return torch.special.ndtri((at.double() + 0.5) / 2**BUCKETS)
 
     @staticmethod
-    def drawn(receiver: SymbolCoder, count: int, shape: tuple[int, ...]) -> Tensor:
+    def sample(decoder: SymbolCoder, count: int, shape: tuple[int, ...]) -> Tensor:
         """Decode bucket numbers `[count, *shape]` under the prior."""
-        return receiver.code_uniform(2**BUCKETS, count * math.prod(shape), None).view(count, *shape)
+        return decoder.code_uniform(2**BUCKETS, count * math.prod(shape), None).view(count, *shape)
 
     def code(self, coder: SymbolCoder, at: Tensor | None = None) -> Tensor:
         """Code bucket numbers under q, `[B, *latent_shape]` int64."""
@@ -267,9 +267,9 @@ class Buckets:
         known = None if at is None else at.double()
         return code_from_cdf(coder, below, BUCKETS, known, torch.zeros_like(self._mean)).long()
 
-    def code_prior(self, sender: SymbolCoder, at: Tensor) -> None:
+    def code_prior(self, encoder: SymbolCoder, at: Tensor) -> None:
         """Code bucket numbers under the prior."""
-        sender.code_uniform(2**BUCKETS, at.numel(), at.flatten())
+        encoder.code_uniform(2**BUCKETS, at.numel(), at.flatten())
 
 
 @final
@@ -289,11 +289,11 @@ class CodesOnly:
     @torch.inference_mode()
     def encode(self, x: Tensor) -> CodedChunk:
         stack = AnsStack()
-        sender = SymbolEncoder(stack)
+        encoder = SymbolEncoder(stack)
         codes = codes_of(self._model, x)
-        self._code(sender, len(x), self._shapes(tuple(x.shape[2:])), codes)
-        rate = sender.bits * math.log(2)
-        sender.flush()
+        self._code(encoder, len(x), self._shapes(tuple(x.shape[2:])), codes)
+        rate = encoder.bits * math.log(2)
+        encoder.flush()
         return CodedChunk(Chunk((len(x),), stack.words(), 0, checksum(_flat(codes))), rate)
 
     @torch.inference_mode()
@@ -327,12 +327,12 @@ class CodesOnly:
     ) -> tuple[Tensor, ...]:
         if shapes == list(self._model.code_shapes):
             return self._model.code(coder, count, codes)
-        told = []
+        coded = []
         for level, (shape, quantizer) in enumerate(zip(shapes, self._model.levels, strict=True)):
             known = None if codes is None else codes[level].flatten()
             even = coder.code_uniform(quantizer.codebook_size, count * math.prod(shape), known)
-            told.append(even.view(count, *shape))
-        return tuple(told)
+            coded.append(even.view(count, *shape))
+        return tuple(coded)
 
 
 Coder = Lossless | BitsBack | CodesOnly

@@ -60,7 +60,7 @@ class StoredCodes:
 
     @property
     def codes_per_example(self) -> float:
-        """Mean number of codes."""
+        """Return the mean number of codes of an example."""
         return sum(codes.size for level in self.levels for codes in level) / len(self)
 
 

@@ -291,14 +291,14 @@ class Container:
                 raise DataError(f"{path} {what}: make one with {task('compress')}", code="no-container")
             try:
                 if len(start) < len(MAGIC) + 5:
-                    raise _Damaged("it ends in its header")
+                    raise _Damaged("it ends within its header")
                 if (version := start[len(MAGIC)]) != VERSION:
                     remedy = "upgrade tessella" if version > VERSION else "decompress it by the version that made it"
                     raise DataError(f"{path} has version {version}; this tessella reads version {VERSION}: {remedy}",
                                     code="version")  # fmt: skip
                 (length,) = struct.unpack("<I", start[-4:])
                 if length > min(HEADER_MOST, self.bytes):
-                    raise _Damaged("it ends in its header")
+                    raise _Damaged("it ends within its header")
                 body, sum_ = file.read(length), file.read(8)
                 if blake2b(start + body, digest_size=8).digest() != sum_:
                     raise _Damaged("its header's checksum does not match")

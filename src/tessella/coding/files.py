@@ -394,8 +394,8 @@ def _otherwise(container: Container, error: Exception) -> DataError:
     start = f"{container.path} is intact, but cannot be decoded here: {reason}"
     if made == here:
         return DataError(
-            f"{start}; it was made by this very software on such a machine ({made}), so the weights or the software "
-            "have changed since, or the file was edited: restore the run that made it, or compress again",
+            f"{start}; it was made by this very software on a machine of this kind ({made}), so the weights or the "
+            "software have changed since, or the file was edited: restore the run that made it, or compress again",
             code="undecodable",
         )
     return DataError(

@@ -46,7 +46,7 @@ class Originals:
     Attributes:
         files: files stored unchanged: name with ending, and path.
         modes: mode of each coded picture, by name.
-        seen, fitted: number of files judged, and number of those resized to the model's size.
+        seen, fitted: number of files judged, and number of those cropped and resized to the model's size.
         size: the model's size.
     """
 

@@ -154,7 +154,6 @@ def _fitted(o: FitPrior) -> int:
             resume=o.resume,
             overwrite=o.overwrite,
             changed_data=o.changed_data,
-            quiet=o.quiet,
         )
     if done.training.stopped == "signal":
         kind = "" if o.kind == DEFAULT else f" --kind {o.kind}"

@@ -9,6 +9,7 @@ import inspect
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, Field, field, fields, make_dataclass
@@ -19,7 +20,7 @@ from tyro.conf import Positional, arg
 
 from tessella.foundation.config import described as field_texts
 from tessella.foundation.errors import DataError, on_command_line
-from tessella.foundation.progress import Progress, reporting
+from tessella.foundation.progress import Progress, Report, reporting
 from tessella.foundation.text import json_text
 from tessella.foundation.text import shown as escaped
 from tessella.tasks.task import Result, Task
@@ -171,27 +172,54 @@ def _write(task: Task, result: Result, out: Path) -> list[Path]:
 
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[None]:
-    """Show the progress of what is done as a bar on the terminal, which is gone when all is done."""
-    if quiet or sys.stderr is None or not sys.stderr.isatty():
+    """Show the progress of what is done: as a bar on a terminal, else the details of a training, at every tenth."""
+    if quiet or sys.stderr is None:
         yield
         return
+    with ExitStack() as stack:
+        stack.enter_context(reporting(_bar(stack) if sys.stderr.isatty() else _lines()))
+        yield
+
+
+def _bar(stack: ExitStack) -> Report:
+    """Make a bar that is gone when the stack is closed."""
     from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    bar = Bar(console=Console(stderr=True), transient=True)
-    line = bar.add_task("", start=False)
+    parts = (BarColumn(12), TaskProgressColumn(), TimeRemainingColumn())
+    bar = Bar("{task.description}", *parts, "{task.fields[detail]}", console=Console(stderr=True), transient=True)
+    line = bar.add_task("", start=False, detail="")
+    stack.callback(bar.stop)
 
     def show(progress: Progress) -> None:
         bar.start()
         bar.start_task(line)
-        bar.update(line, description=progress.phase, completed=progress.done, total=progress.total)
-        if progress.total is not None and progress.done >= progress.total:
-            bar.stop()  # what follows may show a bar of its own
+        bar.update(
+            line,
+            description=progress.phase,
+            completed=progress.done,
+            total=progress.total,
+            detail=progress.detail,
+        )
 
-    with ExitStack() as stack:
-        stack.callback(bar.stop)
-        stack.enter_context(reporting(show))
-        yield
+    return show
+
+
+def _lines() -> Report:
+    """Print a line for each tenth of what has details."""
+    shown, started = -1, time.monotonic()
+
+    def show(progress: Progress) -> None:
+        nonlocal shown
+        done = progress.done / progress.total if progress.total else 0.0
+        if progress.detail and int(10 * done) > shown:
+            shown = int(10 * done)
+            left = (time.monotonic() - started) * (1 - done) / done if done else 0.0
+            time_left = f"{int(left // 60)}:{int(left % 60):02d} left"
+            print(f"{progress.phase} {100 * done:.0f} %  {progress.detail}  {time_left}", file=sys.stderr, flush=True)
+
+    return show
 
 
 def say(*lines: str) -> None:

@@ -21,7 +21,7 @@ from tessella.commands.options import (
     with_fields,
     word_after,
 )
-from tessella.commands.tasks import device_text, quoted, say
+from tessella.commands.tasks import device_text, progress_bar, quoted, say
 from tessella.foundation import registry
 from tessella.foundation.config import Config, options, slots
 from tessella.foundation.errors import RunError, SpecError, option, task
@@ -250,8 +250,9 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
         say(f"device   {device_text(options.device)}")
         say(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
         say(f"budget   {budget(options)}")
-    how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data, "quiet": o.quiet}
-    done = train(model, data, str(o.out), options, **how)
+    how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data}
+    with progress_bar(quiet=o.quiet):
+        done = train(model, data, str(o.out), options, **how)
     if done.stopped == "signal":
         say(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {quoted(str(o.out))}")
         return 130

@@ -80,7 +80,7 @@ class TensorsHeader:
 # files
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
     """Write tensors and numbers to a safetensors file that contains its own checksum."""
     plain: dict[str, Tensor] = {}
     memory: set[int] = set()
@@ -89,7 +89,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], progress: Mapping[s
         at = t.untyped_storage().data_ptr()
         plain[name] = t.clone() if at in memory else t  # safetensors refuses two names of the same memory
         memory.add(at)
-    note = {"progress": json.dumps(progress), "sha256": digest_of(plain)}
+    note = {"progress": json.dumps(numbers), "sha256": digest_of(plain)}
     write_atomic(path, lambda draft: save_file(plain, draft, note))
 
 
@@ -399,7 +399,7 @@ class TensorWriter:
             column.file.write(np.ascontiguousarray(rows).data)
             column.rows += len(rows)
 
-    def finish(self, progress: Mapping[str, Any]) -> None:
+    def finish(self, numbers: Mapping[str, Any]) -> None:
         """Move the file into place, with its checksum and these numbers.
 
         Raises:
@@ -416,7 +416,7 @@ class TensorWriter:
             column.file.seek(0)
             while block := column.file.read(BLOCK):
                 digest.update(block)
-        header["__metadata__"] = {"progress": json.dumps(progress), "sha256": digest.hexdigest()}
+        header["__metadata__"] = {"progress": json.dumps(numbers), "sha256": digest.hexdigest()}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
 

@@ -1,1 +1,1 @@
-"""Evaluation: rate, distortion and bound of a model, use of its latents, and quality of its samples."""
+"""Evaluation: bounds of a model, use of its latents, and fidelity of its samples."""

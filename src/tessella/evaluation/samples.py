@@ -31,11 +31,13 @@ STATISTICS_OF = 500
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Statistics of each latent dimension over examples; a dimension is one number of a vector, or one channel.
+    """Statistics of each latent dimension over examples.
+
+    A dimension is one value of a vector, or one channel of a grid.
 
     Attributes:
         mean, deviation: `[D]`, over the examples (and averaged over a grid's positions).
-        rate: `[D]`, mean KL in nats; None for an autoencoder, and for codes, whose rate is no sum over channels.
+        rate: `[D]`, mean KL in nats; None for an autoencoder, and for codes, whose rate is not a sum over channels.
     """
 
     mean: Tensor
@@ -44,7 +46,7 @@ class LatentStatistics:
 
     @property
     def order(self) -> list[int]:
-        """Dimensions sorted by rate, or by deviation where there is none, largest first."""
+        """Sort dimensions by rate, or by deviation without a rate, largest first."""
         return torch.argsort(self.deviation if self.rate is None else self.rate, descending=True).tolist()
 
     def names(self, dimensions: Sequence[int]) -> list[str]:

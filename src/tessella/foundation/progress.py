@@ -33,11 +33,13 @@ class Progress:
     Attributes:
         phase: what is done now, as a participle: "scoring".
         done, total: in units of the outermost loop; parts of one count. `total` is None where nobody knows it.
+        detail: what the innermost loop that has details says besides, such as figures.
     """
 
     phase: str
     done: float
     total: float | None
+    detail: str = ""
 
 
 Report = Callable[[Progress], None]
@@ -57,13 +59,14 @@ class _Listener:
         outer, part = self.loops[0], 0.0
         for loop in reversed(self.loops[1:]):
             part = min((loop.done + part) / loop.total, 1.0) if loop.total else 0.0
-        self._report(Progress(outer.phase, outer.done + part, outer.total))
+        detail = next((loop.detail for loop in reversed(self.loops) if loop.detail), "")
+        self._report(Progress(outer.phase, outer.done + part, outer.total, detail))
 
 
 @final
 class _Loop:
     def __init__(self, phase: str, total: float | None) -> None:
-        self.phase, self.total, self.done = phase, total, 0.0
+        self.phase, self.total, self.done, self.detail = phase, total, 0.0, ""
 
 
 _listener: ContextVar[_Listener | None] = ContextVar("progress", default=None)
@@ -108,20 +111,20 @@ def track(items: Iterable[T], phase: str, total: int | None = None) -> Iterator[
 
 @contextmanager
 def tracking(phase: str, total: float | None = None) -> Iterator[Callable[..., None]]:
-    """Report work that is no loop over items: yields `advance(by=1)`.
+    """Report work that is no loop over items: yields `advance(by=1, detail="")`.
 
     Raises:
         Cancelled: if the work was cancelled.
     """
     listener = _listener.get()
     if listener is None:
-        yield lambda by=1: None
+        yield lambda by=1, detail="": None
         return
     loop = _Loop(phase, total)
     listener.loops.append(loop)
 
-    def advance(by: float = 1) -> None:
-        loop.done += by
+    def advance(by: float = 1, detail: str = "") -> None:
+        loop.done, loop.detail = loop.done + by, detail
         listener.tell()
 
     try:

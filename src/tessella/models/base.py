@@ -200,9 +200,10 @@ class Model(nn.Module, ABC):
                 f"the model {self.name} has a prior, but its z is deterministic and has no rate: train a vae instead",
                 code="no-rate",
             )
+        fitting = task("fit-prior", f"RUN {option('kind')} flow")
         return SpecError(
             f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit a prior for "
-            f"sampling ({task('fit-prior', 'RUN ' + option('kind') + ' flow')})",
+            f"sampling ({fitting})",
             code="no-prior",
         )
 

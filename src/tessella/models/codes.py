@@ -21,7 +21,7 @@ from tessella.foundation.progress import track
 from tessella.likelihoods import likelihood_for
 from tessella.models.base import LatentModel
 from tessella.models.spec import ModelConfig
-from tessella.networks.conv import SIGNAL_SIDE, ConvDecoder, ConvEncoder, ConvPlan, crop
+from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, crop, is_colour
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.networks.pyramid import Merge, Pyramid
 from tessella.priors.uniform import UniformModule
@@ -373,9 +373,7 @@ def build_code_model(
     p_x, size = likelihood_for(schema, likelihood), {"width": width or 256, "depth": depth or 3}
     plan: ConvPlan | None = None
     if schema.rank:
-        colour = schema.rank == 2 and schema.channels >= 3
-        side, wide, deep = (16, 64, 4) if colour else (SIGNAL_SIDE if schema.rank == 1 else 7, 32, 2)
-        plan = ConvPlan.of(schema.shape, side=grid_size or side, width=width or wide, depth=depth or deep)
+        plan = ConvPlan.usual(schema.shape, fine=is_colour(schema.shape), side=grid_size, width=width, depth=depth)
         encoder: Encoder = ConvEncoder(schema.shape, plan)
     else:
         encoder = VectorEncoder(schema.dims, **size)

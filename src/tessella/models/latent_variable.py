@@ -18,7 +18,7 @@ from tessella.foundation.errors import SpecError, option
 from tessella.likelihoods import likelihood_for
 from tessella.models.base import LatentModel
 from tessella.models.spec import ModelConfig
-from tessella.networks.conv import SIGNAL_SIDE, ConvDecoder, ConvEncoder, ConvPlan
+from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, is_colour
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.priors.standardised import Standardised
 
@@ -171,10 +171,8 @@ def build_latent_variable_model(
     if not schema.rank and layout == "grid":
         raise SpecError(f"vectors have no grid: leave out {option('latent_layout')}", code="no-grid")
     if schema.rank:
-        colour = schema.rank == 2 and schema.channels >= 3
-        grid = (layout or ("grid" if colour else "vector")) == "grid"
-        side, wide, deep = (16, 64, 4) if grid else (SIGNAL_SIDE if schema.rank == 1 else 7, 32, 2)
-        plan = ConvPlan.of(schema.shape, side=side, width=width or wide, depth=depth or deep)
+        grid = layout == "grid" or (layout is None and is_colour(schema.shape))
+        plan = ConvPlan.usual(schema.shape, fine=grid, width=width, depth=depth)
         encoder: Encoder = ConvEncoder(schema.shape, plan, features=None if grid else 256, classes=classes)
         usual = 16 if grid else 40
     else:

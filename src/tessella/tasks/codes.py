@@ -27,7 +27,7 @@ class EncodeConfig:
 
     Attributes:
         inputs: picture files, folders, numbers of examples, names of splits, or other data; by default the whole split.
-        native_size: keep pictures at their own size, instead of resizing them to the size trained on.
+        native_size: keep pictures at their own size, instead of cropping and resizing them.
         data: data set to use instead of the run's own; it is read with the run's options.
         split: split to encode, or that numbers of examples refer to.
     """
@@ -128,7 +128,7 @@ class DecodeResult(Result):
         return Page("Decoded codes", (Text(f"wrote {self.examples:,} {self.kind} into {Path(self.out)}"),))
 
 
-@task("decode", summary="decode such a file to pictures, one each", group="codes")
+@task("decode", summary="decode a file of codes to pictures", group="codes")
 def decode(run: Run, config: DecodeConfig) -> DecodeResult:
     """Decode a file of codes with the model of a run."""
     from tessella.coding.codes_file import check_codes, decode_codes, read_codes

@@ -47,7 +47,7 @@ class CompressConfig:
         inputs: picture files, folders, numbers of examples, names of splits, or other data; by default the whole split.
         out: file to write.
         lossy: store only the codes (for a model with codes), so that decompression gives reconstructions.
-        native_size: keep pictures at their own size, instead of resizing them to the size trained on.
+        native_size: keep pictures at their own size, instead of cropping and resizing them.
         data: data set to use instead of the run's own; it is read with the run's options.
         split: split to compress, or that numbers of examples refer to.
         prior: kind of the fitted prior to use, or `trained` (for codes `uniform`, which is fast): the model's own.
@@ -237,7 +237,7 @@ def _noted(examples: Iterable[NamedBatch], originals: Originals, codecs: Baselin
     rest = iter(examples)
     first = list(islice(rest, 1))
     for line in originals.notes:
-        note(f"{line}: {option('native_size')} keeps them" if "are fitted" in line else line)
+        note(f"{line}: {option('native_size')} keeps their sizes" if "are fitted" in line else line)
     for named in chain(first, rest):
         if codecs is not None:
             codecs.collect(named.batch.x)
@@ -299,7 +299,7 @@ class DecompressResult(Result):
         return Page("Decompressed", (Text(f"wrote {self.examples:,} {kind}{also} into {Path(self.out)}"),))
 
 
-@task("decompress", summary="restore the examples of a file, bit for bit", group="use")
+@task("decompress", summary="restore the examples of a compressed file exactly", group="use")
 def decompress(config: DecompressConfig, device: str | None = None) -> DecompressResult:
     """Decompress a file.
 
@@ -323,7 +323,7 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
     kept = files.kept_names(container)
     targets = Outputs(config.out, header.names, ending, kept, overwrite=config.overwrite)
     if isinstance(header.names, list) and len(set(header.names)) < header.count:
-        raise container.damaged("several examples have one name")
+        raise container.damaged("several examples have the same name")
     decoded = ()
     if model is not None:
         place = resolve(device) if header.method == "codes" else None
@@ -409,7 +409,7 @@ class InspectResult(Result):
         return Page("Contents of a compressed file", (table,))
 
 
-@task("inspect", summary="describe what a compressed file holds, and check that it is whole", group="use")
+@task("inspect", summary="describe a compressed file, and check that it is intact", group="use")
 def inspect(config: InspectConfig) -> InspectResult:
     """Inspect a compressed file."""
     from tessella.coding.container import Container

@@ -119,8 +119,8 @@ class DemoResult(Result):
         assert e.codes is not None
         lead = (
             f"In {self.minutes:g} minutes on this machine a VQ-VAE learned to describe small pictures of clothes by "
-            f"{e.codes.codes_per_example:,} integers each, and a prior learned which integers go together. Everything "
-            f"below was computed with the two, on {e.examples:,} test pictures that had no part in training."
+            f"{e.codes.codes_per_example:,} integers each, and a prior learned which integers occur together. "
+            f"Everything below was computed with the two, on {e.examples:,} test pictures that had no part in training."
         )
         blocks = joined(
             self._cards(),
@@ -251,15 +251,14 @@ def _demo(config: DemoConfig, device: str | None) -> DemoResult | StoppedDemo:
     from tessella.priors import PixelCNN
     from tessella.tasks.code_blocks import code_strips, prior_samples
     from tessella.training.loop import train
-    from tessella.training.results_store import EVALUATION
-    from tessella.training.run import Run
+    from tessella.training.run import EVALUATION, Run
 
     data, run = open_data(DATA), Run(config.run, device)
     test = data.split("test")
     counts = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     note(f"1 of 8: data: {counts} pictures of clothes, 28x28 (Fashion-MNIST, inside the package)")
     seconds = 60 * config.minutes
-    note(f"2 of 8: training a VQ-VAE for {SHARE * seconds:.0f} seconds: a picture becomes a small grid of integers")
+    note(f"2 of 8: training a VQ-VAE for {SHARE * seconds:.0f} seconds: it encodes pictures as small grids of integers")
     options = TrainOptions(minutes=SHARE * config.minutes, learning_rate=RATE, device=device or "auto")
     torch.manual_seed(options.seed)
     small = VQVAE(
@@ -272,7 +271,7 @@ def _demo(config: DemoConfig, device: str | None) -> DemoResult | StoppedDemo:
     trained = train(small, data, run.path, options, overwrite=config.run == RUN)
     if trained.stopped == "signal":
         return StoppedDemo(config.run, Call("train", (), {"resume": True, "out": config.run}))
-    note(f"3 of 8: fitting a prior for {(1 - SHARE) * seconds:.0f} seconds: which integers go together")
+    note(f"3 of 8: fitting a prior for {(1 - SHARE) * seconds:.0f} seconds: which integers occur together")
     options = TrainOptions(minutes=(1 - SHARE) * config.minutes, learning_rate=PRIOR_RATE, device=device or "auto")
     fitted = run.fit_prior(data, PixelCNN(width=48, depth=4), options)
     if fitted.training.stopped == "signal":

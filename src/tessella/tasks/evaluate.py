@@ -106,7 +106,7 @@ def evaluate_run(run: Run, config: EvaluateConfig) -> EvaluateResult:
     With the run's own data and prior, the result is stored in the run.
     """
     from tessella.evaluation.bounds import evaluate
-    from tessella.training.results_store import EVALUATION, FIDELITY
+    from tessella.training.run import EVALUATION, FIDELITY
 
     model = run.model(config.prior)
     if config.fidelity and not model.has_prior:
@@ -138,9 +138,9 @@ def _fidelity(run: Run, model: Model, data: Data, config: EvaluateConfig) -> Fid
         return fidelity.of_file(config.features, config.fidelity)
     split = data.split(config.split)
     first, second = fidelity.sets(split, config.fidelity)
-    looker = classifier.of_run(run.path, data)
+    judge = classifier.of_run(run.path, data)
     samples = fidelity.timed_samples(model, len(first), fidelity.labels(split, second), seed=config.seed)
-    found = fidelity.compare_samples(samples, split, looker, model.schema, config.split)
+    found = fidelity.compare_samples(samples, split, judge, model.schema, config.split)
     if config.features != "inception":
         return found
     return replace(found, fid=fidelity.standard_fid(samples.x, split.batch(first).x, model.schema))

@@ -171,7 +171,7 @@ def interpolate(run: Run, config: InterpolateConfig) -> SheetResult:
     both = _read(run, model, config, config.first, config.last)
     if len(both) != 2:
         raise DataError(
-            f"{config.first} and {config.last} are {len(both)} examples: give one each", code="two-examples"
+            f"{config.first} and {config.last} name {len(both)} examples: give one each", code="two-examples"
         )
     rows = interpolate_rows(model, both[:1], both[1:], config.steps)
     return SheetResult(f"From {config.first} to {config.last}", rows, model.schema)

@@ -44,7 +44,7 @@ def inference_gap(run: Run, config: GapConfig) -> GapResult:
     With the run's own data and prior, the result is stored in the run.
     """
     from tessella.evaluation.gap import measure_gap
-    from tessella.training.results_store import GAP
+    from tessella.training.run import GAP
 
     model = run.model(config.prior)
     data = run.data(config.data, model)

@@ -1,13 +1,13 @@
-"""What a person sees of a training while it runs: progress, metrics, pictures."""
+"""Callbacks of the training loop: metrics and progress, validation, checkpoints."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,21 +17,20 @@ import numpy as np
 import torch
 from accelerate.tracking import GeneralTracker
 from PIL.Image import Image
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from torch import nn
 
 from tessella.core.schema import Precision, bits_per_dim
 from tessella.data import Data
 from tessella.evaluation.bounds import evaluate
 from tessella.foundation import files
-from tessella.foundation.errors import RunError
+from tessella.foundation.errors import RunError, option
 from tessella.foundation.files import kept, place, write_atomic
 from tessella.foundation.notes import note
+from tessella.foundation.progress import tracking
 from tessella.foundation.text import json_text
 from tessella.kinds import pictures
 from tessella.models.base import Model
 from tessella.training.checkpoint import METRICS, read_metrics
+from tessella.training.state import TrainState
 
 EVERY = 50
 VALIDATE_AT = (0.01, 0.05, *(i / 10 for i in range(1, 10)))
@@ -39,6 +38,10 @@ VALIDATION_SHARE = 0.02
 """Of the time that validation may take; the last one is always made."""
 EXAMPLES = 500
 SHOWN = 16
+PARTS = 1000
+"""Parts of the budget that progress is reported in."""
+REPORTED = 0.5
+"""Seconds between two reports."""
 
 
 @dataclass(frozen=True)
@@ -109,91 +112,94 @@ class ModelProbe(ValidationProbe):
         return {name: pictures.grid(examples, model.schema, columns=len(x)) for name, examples in made.items()}
 
 
-class Monitor:
-    """Keeps `metrics.jsonl` and pictures of a run, tells trackers of both, and shows a progress bar.
+class Callback(ABC):
+    """What a training does besides updating weights."""
+
+    @abstractmethod
+    def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
+        """Act after one step."""
+
+    @abstractmethod
+    def at_end(self, state: TrainState, *, whole: bool) -> None:
+        """Act after the last step.
+
+        Args:
+            whole: whether the budget was used up, and training was not stopped.
+        """
+
+
+class Metrics(Callback):
+    """Keeps `metrics.jsonl` of a run, passes it on to trackers, and reports progress within its context.
 
     Args:
-        view: what to look at now and then; None where nothing is recorded.
         dims: numbers in one example, for bits per dimension.
-        resumed_at: the step that the run goes on from; what was noted after it is forgotten. None for a new run.
-        quiet: no progress on the terminal.
-        active: whether this process is the one that keeps records.
-        trackers: others that are told of metrics and pictures.
+        resumed_at: the step that the run goes on from; later records are dropped. None for a new run.
+        trackers: receive metrics and pictures too.
     """
 
     def __init__(
-        self,
-        run: Path,
-        view: ValidationProbe | None,
-        *,
-        dims: int,
-        resumed_at: int | None,
-        quiet: bool,
-        active: bool,
-        trackers: Sequence[GeneralTracker] = (),
+        self, run: Path, *, dims: int, resumed_at: int | None, trackers: Sequence[GeneralTracker] = ()
     ) -> None:
-        self.run, self.view, self.dims, self.active, self.trackers = run, view, dims, active, trackers
+        self.run, self.dims, self.trackers = run, dims, trackers
         self.recent: deque[tuple[float, StepMetrics]] = deque(maxlen=EVERY)
-        self.ahead = list(VALIDATE_AT)
-        self.drawn = self.validating = 0.0
-        self.progress: Progress | None = None
-        if not active:
-            return
+        self.reported_at = self.reported = 0.0
         if resumed_at is not None:
             _forget_after(run, resumed_at)
-        console = Console(stderr=True)
-        self.plain = not quiet and not console.is_terminal
-        if not quiet and console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[numbers]}"))
-            self.progress = Progress(*columns, console=console, auto_refresh=False)
-            self.task = self.progress.add_task("training", total=1.0, numbers="")
 
-    def __enter__(self) -> Monitor:
-        if self.progress:
-            self.progress.start()
+    def __enter__(self) -> Metrics:
+        with ExitStack() as stack:
+            for tracker in self.trackers:
+                stack.callback(tracker.finish)
+            self.advance = stack.enter_context(tracking("training", PARTS))
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.progress:
-            self.progress.stop()
-        for tracker in self.trackers:
-            tracker.finish()
+        self.stack.close()
 
-    def step(self, step: int, seconds: float, used: float, reading: StepMetrics) -> None:
-        """Note one step; every 50th goes to the files, and the bar moves twice a second."""
-        if not self.active:
-            return
-        self.recent.append((seconds, reading))
-        if step % EVERY == 0:
-            self._note({"kind": "train", "step": step, "seconds": seconds, "used": used, **self._summary()})
+    def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
+        """Record the mean of every 50 steps, and report progress twice a second."""
+        self.recent.append((state.seconds, metrics))
+        if state.step % EVERY == 0:
+            self.record("train", state, self._summary())
         now = time.monotonic()
-        if self.progress and now - self.drawn > 0.5:
-            self.drawn = now
-            self.progress.update(self.task, completed=min(used, 1.0), numbers=self._line(seconds, used))
-            self.progress.refresh()
+        if now - self.reported_at > REPORTED:
+            self.reported_at = now
+            self._report(state)
 
-    def due(self, seconds: float, used: float) -> bool:
-        """Say whether to validate now: it is time to, and validation has not taken too much of it yet."""
-        passed = [at for at in self.ahead if at <= used]
-        self.ahead = self.ahead[len(passed) :]
-        return self.active and bool(passed) and self.validating <= VALIDATION_SHARE * seconds
+    def at_end(self, state: TrainState, *, whole: bool) -> None:
+        if self.recent:
+            self._report(state)
 
-    def validate(self, model: nn.Module, step: int, seconds: float, used: float) -> None:
-        """Measure `model` on the validation split and draw what it makes."""
-        assert self.view is not None
-        started = time.monotonic()
-        if figures := self.view.measure(model):
-            self._note({"kind": "valid", "step": step, "seconds": seconds, "used": used, **figures})
-        for name, image in self.view.draw(model).items():
-            path = place(self.run, f"pictures/{name}-{step:08d}.png")
-            write_atomic(path, lambda draft, image=image: image.save(draft, format="PNG"))
-            for tracker in self.trackers:
-                _log_image(tracker, name, image.convert("RGB"), step)
-        if self.plain and self.recent:
-            print(f"step {step}, {self._line(seconds, used)}", file=sys.stderr, flush=True)
-        for line in self.view.notes if used >= 1 else ():
-            note(line)
-        self.validating += time.monotonic() - started
+    def record(self, kind: str, state: TrainState, figures: Mapping[str, float | int | None]) -> None:
+        """Add a line to `metrics.jsonl`.
+
+        Raises:
+            RunError: "disk-full", if it cannot be written.
+        """
+        record = {"kind": kind, "step": state.step, "seconds": state.seconds, "used": min(state.used, 1.0), **figures}
+        try:
+            files.append(self.run / METRICS, json_text(record) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"{self.run / METRICS} cannot be written ({error.strerror}): free some space, then {option('resume')}",
+                code="disk-full",
+            ) from error
+        numbers = {key: value for key, value in figures.items() if isinstance(value, float)}
+        for tracker in self.trackers:
+            tracker.log({f"{kind}/{key}": value for key, value in numbers.items()}, step=state.step)
+
+    def picture(self, name: str, image: Image, step: int) -> None:
+        """Keep a picture in the run, and pass it on."""
+        path = place(self.run, f"pictures/{name}-{step:08d}.png")
+        write_atomic(path, lambda draft: image.save(draft, format="PNG"))
+        for tracker in self.trackers:
+            _log_image(tracker, name, image.convert("RGB"), step)
+
+    def _report(self, state: TrainState) -> None:
+        done = PARTS * min(state.used, 1.0)
+        self.advance(done - self.reported, self._line())
+        self.reported = done
 
     def _summary(self) -> dict[str, float | int | None]:
         """The mean of the recent steps."""
@@ -216,28 +222,68 @@ class Monitor:
             "bad": last.bad,
         }
 
-    def _line(self, seconds: float, used: float) -> str:
+    def _line(self) -> str:
         now = self._summary()
         rate, bits, speed = now["rate"], now["bits_per_dim"], now["examples_per_second"]
-        parts = [f"{100 * min(used, 1):.0f} %"]
-        parts += [f"rate {rate:.1f}"] if rate is not None else []
+        parts = [f"rate {rate:.1f}"] if rate is not None else []
         parts += [f"distortion {now['distortion']:.1f}"] if now["distortion"] else []  # priors have none
         parts += [f"{bits:.3f} bits/dim"] if bits is not None else []
         parts += [f"{speed:.0f} examples/s"] if speed else []
-        left = seconds * (1 - used) / used if used > 0 else 0
-        return "  ".join([*parts, f"{int(left // 60)}:{int(left % 60):02d} left"])
+        return "  ".join(parts)
 
-    def _note(self, record: dict[str, float | int | str | None]) -> None:
-        try:
-            files.append(self.run / METRICS, json_text(record) + "\n")
-        except OSError as error:
-            raise RunError(
-                f"{self.run / METRICS} cannot be written ({error.strerror}): free some space, then --resume"
-            ) from error
-        numbers = {key: value for key, value in record.items() if isinstance(value, float)}
-        told = {f"{record['kind']}/{key}": value for key, value in numbers.items() if key not in ("seconds", "used")}
-        for tracker in self.trackers:
-            tracker.log(told, step=int(record["step"] or 0))
+
+class Validation(Callback):
+    """Measures the averaged weights and renders what they make, now and then and at the end.
+
+    Args:
+        probe: what to measure and to render.
+        metrics: where figures and pictures go.
+    """
+
+    def __init__(self, probe: ValidationProbe, metrics: Metrics) -> None:
+        self.probe, self.metrics = probe, metrics
+        self.ahead = list(VALIDATE_AT)
+        self.spent = 0.0
+
+    def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
+        passed = [at for at in self.ahead if at <= state.used]
+        self.ahead = self.ahead[len(passed) :]
+        if passed and self.spent <= VALIDATION_SHARE * state.seconds:
+            self._validate(state)
+
+    def at_end(self, state: TrainState, *, whole: bool) -> None:
+        if whole:
+            self._validate(state)
+            for line in self.probe.notes:
+                note(line)
+
+    def _validate(self, state: TrainState) -> None:
+        started = time.monotonic()
+        with state.averaged() as model:
+            if figures := self.probe.measure(model):
+                self.metrics.record("valid", state, figures)
+            for name, image in self.probe.draw(model).items():
+                self.metrics.picture(name, image, state.step)
+        self.spent += time.monotonic() - started
+
+
+class Checkpoint(Callback):
+    """Saves the state now and then, and at the end.
+
+    Args:
+        seconds: between two checkpoints.
+    """
+
+    def __init__(self, run: Path, seconds: float) -> None:
+        self.run, self.seconds, self.saved_at = run, seconds, time.monotonic()
+
+    def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
+        if time.monotonic() - self.saved_at > self.seconds and not state.bad_in_a_row:
+            state.save(self.run)
+            self.saved_at = time.monotonic()
+
+    def at_end(self, state: TrainState, *, whole: bool) -> None:
+        state.save(self.run)
 
 
 def _log_image(tracker: Any, name: str, image: Image, step: int) -> None:

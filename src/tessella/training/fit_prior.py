@@ -68,7 +68,6 @@ def fit_prior(
     resume: bool = False,
     overwrite: bool = False,
     changed_data: bool = False,
-    quiet: bool = False,
 ) -> FitResult:
     """Fit a prior over the latents of a run's model, codes or real numbers, and keep it in the run.
 
@@ -136,7 +135,7 @@ def fit_prior(
             fitted_priors.write_prior_spec(home, spec)
         accelerator.wait_for_everyone()
         probe, trainer = PriorProbe(valid, precision), trainer.to(accelerator.device)
-        done = run_loop(trainer, splits["train"], probe, home, options, accelerator, resume=resume, quiet=quiet)
+        done = run_loop(trainer, splits["train"], probe, home, options, accelerator, resume=resume)
         if done.stopped == "signal" or valid is None:
             return FitResult(done, None, before, trainer.on_disk)
         fitted_priors.load_prior(home, trainer.model)

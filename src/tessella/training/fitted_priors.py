@@ -125,11 +125,11 @@ def load_prior(home: Path, model: LatentModel) -> None:
             f"{home / SPEC} is of a prior {spec.kind[:40]!r}, not {home.name}: fit it again", code="other-prior"
         )
     priors = built(lambda: spec.build(model), header, of=home / SPEC, options=sizes(spec.config))
-    fill(_Priors(priors), header, what="prior")
+    fill(_PriorModules(priors), header, what="prior")
     model.set_prior([prior.to(model.device) for prior in priors])
 
 
-class _Priors(nn.Module):
+class _PriorModules(nn.Module):
     """Priors by the names that their weights have in a file."""
 
     def __init__(self, priors: Sequence[nn.Module]) -> None:

@@ -149,10 +149,12 @@ def held(run: Path) -> Iterator[None]:
         place.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise RunError(f"{run} is in use by {_holder(place)}; wait for it, or choose another folder") from None
+        holder = _holder(place)
+        raise RunError(f"{run} is in use by {holder}; wait for it, or choose another folder", code="in-use") from None
     except OSError as error:
         where = error.filename or place
-        raise RunError(f"{shown(str(where))} cannot be written ({error.strerror}): choose another folder") from error
+        what = f"{shown(str(where))} cannot be written ({error.strerror})"
+        raise RunError(f"{what}: choose another folder", code="not-writable") from error
     _held.add(place)
     try:
         write_atomic(place / HOLDER, lambda draft: draft.write_text(json.dumps(_self())))

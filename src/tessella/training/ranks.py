@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, distributed
 
-from tessella.foundation.errors import TessellaError, TrainingError
+from tessella.foundation.errors import TessellaError, TrainingError, on_command_line, option
 
 GRACE = 3.0
 """Seconds that a process has to say by itself what has gone wrong, before it is ended for what another one said."""
@@ -50,7 +50,7 @@ def joining(seconds: float) -> Iterator[None]:
         return
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     missing = f"process {rank()} of {world()} could not join the others at {where}"
-    remedy = f"start all {world()} of them, or let them wait longer by --rank-timeout"
+    remedy = f"start all {world()} of them, or let them wait longer by {option('rank_timeout')}"
     late = threading.Timer(seconds, lambda: _end(f"{missing} within {seconds:g} seconds: {remedy}"))
     late.daemon = True
     late.start()
@@ -74,7 +74,10 @@ def agree(facts: Mapping[str, Any], device: torch.device) -> None:
             if told[0].get(name) != theirs.get(name):
                 raise TrainingError(
                     f"process {number} was started with {name.replace('_', ' ')} {theirs.get(name)}, process 0 with "
-                    f"{told[0].get(name)}: start all of them alike"
+                    f"{told[0].get(name)}: start all of them alike",
+                    code="started-differently",
+                    process=number,
+                    option=name,
                 )
 
 
@@ -211,9 +214,8 @@ class Watch:
             if rank() in self.lost:  # the others have given this one up, and have said so
                 _end(None)
             number, what = next(iter(self.lost.items()))
-            line = (
-                f"process {number} of {world()} {what}; what was saved is kept: start all of them again with --resume"
-            )
+            again = f"start all of them again with {option('resume')}"
+            line = f"process {number} of {world()} {what}; what was saved is kept: {again}"
             _end(line if rank() == min(left) else None)
 
     def _end_for_failure(self, number: int, what: str) -> None:
@@ -307,13 +309,15 @@ def _closed(peer: socket.socket) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = error.message if isinstance(error, TessellaError) else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _end(line: str | None) -> NoReturn:
     """End at once, whatever the other threads are blocked in."""
+    if line is not None:
+        with suppress(OSError):
+            os.write(2, f"tessella: {on_command_line(line)}\n".encode())
     with suppress(OSError, ValueError):
-        if line is not None:
-            print(f"tessella: {line}", file=sys.stderr, flush=True)
         sys.stdout.flush()
     os._exit(STATUS)

@@ -1,10 +1,8 @@
-"""One update of the weights: the objective, the schedules, the averaged weights, and what went wrong first."""
+"""One update of the weights: the objective, the schedules, and what went wrong first."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,42 +11,10 @@ from torch import Tensor, nn
 from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
 from tessella.models.spec import Objective, TrainOptions
+from tessella.training.state import first_not_finite
 
 RISE = 0.03
 """Fraction of the budget over which the learning rate rises."""
-
-
-class Average:
-    """Exponential average of the trained weights; young averages forget faster (Polyak & Juditsky 1992)."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.sources = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.tensors = {n: p.detach().clone() for n, p in self.sources.items()}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        averages: list[Tensor] = list(self.tensors.values())
-        sources: list[Tensor] = list(self.sources.values())
-        torch._foreach_lerp_(averages, sources, weight)  # pyright: ignore[reportPrivateImportUsage]
-
-    @contextmanager
-    @torch.no_grad()
-    def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """The averaged weights in the model's place, in evaluation mode."""
-        self.swap()
-        model.eval()
-        try:
-            yield
-        finally:
-            self.swap()
-            model.train()
-
-    def swap(self) -> None:
-        """The averaged weights and the model's change places."""
-        for name, source in self.sources.items():
-            source.data, self.tensors[name] = self.tensors[name], source.data
 
 
 def objective(terms: Terms, chosen: Objective, beta: float) -> Tensor:
@@ -66,13 +32,6 @@ def objective(terms: Terms, chosen: Objective, beta: float) -> Tensor:
     if terms.penalty is not None:
         loss = loss + terms.penalty.mean()
     return loss
-
-
-def parameter_groups(model: nn.Module, options: TrainOptions) -> list[dict[str, Any]]:
-    """Weights decay, biases and embeddings of one axis do not."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    return [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def budget_in_steps(options: TrainOptions, examples: int, world: int) -> int | None:
@@ -102,7 +61,7 @@ def draws_at(chosen: Objective, used: float) -> int | None:
 @torch.no_grad()
 def first_bad_tensor(model: nn.Module, x: Tensor, label: Tensor | None, noise: Noise) -> str:
     """The name of the first tensor that is not finite: a weight, a module's output, or else a gradient."""
-    if (bad := first_infinite(model)) is not None:
+    if (bad := first_not_finite(model)) is not None:
         return bad
     found: list[str] = []
 
@@ -128,11 +87,3 @@ def first_bad_tensor(model: nn.Module, x: Tensor, label: Tensor | None, noise: N
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name}"
     return "the gradient"
-
-
-def first_infinite(model: nn.Module) -> str | None:
-    """The first weights (or statistics that are kept with them) that are not finite, in words."""
-    named = [(name, t) for name, t in model.state_dict().items() if t.is_floating_point() and t.numel()]
-    if not named or torch.stack([t.detach().isfinite().all() for _, t in named]).all():
-        return None
-    return next(f"the weights {name}" for name, t in named if not t.isfinite().all())

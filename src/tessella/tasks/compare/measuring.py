@@ -20,8 +20,7 @@ from tessella.foundation.errors import DataError, SpecError
 from tessella.models.base import Model
 from tessella.tasks.compare.records import Basis, CompareConfig, ComparedRun, Group
 from tessella.training import checkpoint
-from tessella.training.results_store import GAP
-from tessella.training.run import Run
+from tessella.training.run import GAP, Run
 
 SHOWN = 10
 """Number of samples of each run to show."""
@@ -135,37 +134,37 @@ def _with_samples(
         first, second = fidelity.sets(split, config.examples)
     except DataError as error:
         few = len(split) // 2
-        drawn = [_drawn(m, SHOWN, None, config) if m.model.has_prior else None for m in members]
+        samples = [_sample(m, SHOWN, None, config) if m.model.has_prior else None for m in members]
         return [
             e if d is None else replace(_shown(e, d), notes=(*e.notes, f"{e.name}: {error} ({few} a set)"))
-            for e, d in zip(entries, drawn, strict=True)
+            for e, d in zip(entries, samples, strict=True)
         ]
     label = fidelity.labels(split, second)
-    looker = _classifier(members)
+    judge = _classifier(members)
     done = []
     for member, entry in zip(members, entries, strict=True):
         if not member.model.has_prior:
             done.append(entry)
             continue
-        drawn = _drawn(member, len(first), label, config)
-        entry = _shown(entry, drawn)
-        if len(drawn.x) < len(first):
-            slow = f"{entry.name}: only {len(drawn.x)} samples in {config.minutes:g} minutes, too few to measure"
+        samples = _sample(member, len(first), label, config)
+        entry = _shown(entry, samples)
+        if len(samples.x) < len(first):
+            slow = f"{entry.name}: only {len(samples.x)} samples in {config.minutes:g} minutes, too few to measure"
             entry = replace(entry, notes=(*entry.notes, slow))
         else:
-            entry = replace(entry, fidelity=fidelity.compare_samples(drawn, split, looker, basis.schema, basis.split))
+            entry = replace(entry, fidelity=fidelity.compare_samples(samples, split, judge, basis.schema, basis.split))
         done.append(entry)
     return done
 
 
-def _drawn(of: _Opened, count: int, label: Tensor | None, config: CompareConfig) -> fidelity.TimedSamples:
+def _sample(of: _Opened, count: int, label: Tensor | None, config: CompareConfig) -> fidelity.TimedSamples:
     if of.model.conditional and label is None:
         label = torch.arange(count) % max(1, len(of.basis.schema.classes))
     return fidelity.timed_samples(of.model, count, label, seed=config.seed, seconds=60 * config.minutes)
 
 
-def _shown(entry: ComparedRun, drawn: fidelity.TimedSamples) -> ComparedRun:
-    return replace(entry, samples=drawn.x[:SHOWN].float(), seconds_per_sample=drawn.seconds)
+def _shown(entry: ComparedRun, samples: fidelity.TimedSamples) -> ComparedRun:
+    return replace(entry, samples=samples.x[:SHOWN].float(), seconds_per_sample=samples.seconds)
 
 
 def _classifier(members: Sequence[_Opened]) -> classifier.Classifier:

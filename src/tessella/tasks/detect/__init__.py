@@ -200,8 +200,8 @@ def _shown(model: Model, examples: Sequence[Extreme]) -> list[ShownExample]:
         found = maps(model, Batch.cat([one.batch for one in some]))
         for i, one in enumerate(some):
             surprise = None if found.surprise is None else found.surprise[i]
-            given_back = None if found.reconstruction is None else found.reconstruction[i]
-            shown.append(ShownExample(one.row, one.batch.x[0], found.error[i], surprise, given_back))
+            reconstruction = None if found.reconstruction is None else found.reconstruction[i]
+            shown.append(ShownExample(one.row, one.batch.x[0], found.error[i], surprise, reconstruction))
     return shown
 
 

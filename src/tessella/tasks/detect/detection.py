@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tessella.core.batches import Batch
-from tessella.data.inputs import Inputs, NamedBatch
+from tessella.data.inputs import Inputs
 from tessella.foundation.errors import DataError, option
 from tessella.models.base import Model
 from tessella.tasks.detect.detector import FEWEST, Calibration, Detector, check_rate, needed, too_few
@@ -69,7 +69,7 @@ def score_inputs(
     classes: list[str | None] = []
     anomalous: list[bool | None] = []
     parts: list[dict[str, np.ndarray]] = []
-    extremes = _Extremes(top)
+    extremes, otherwise = _Extremes(top), None if anomalies is None else False
     for known, source in ((False, inputs), (True, anomalies)):
         for named in source.track("scoring") if source is not None else ():
             scores = detector.score(named.batch)
@@ -77,7 +77,7 @@ def score_inputs(
             parts.append(scores)
             names += named.names
             classes += named.classes
-            anomalous += [True] * len(named.names) if known else _known(named, normal, told=anomalies is not None)
+            anomalous += [True] * len(named.names) if known else by_class(named.classes, normal, otherwise)
     missing = [name for name in normal if name not in classes]
     if missing:
         there = sorted({c for c in classes if c is not None})
@@ -89,14 +89,9 @@ def score_inputs(
     return Scored(names, classes, anomalous, joined, extremes.highest(), extremes.lowest())
 
 
-def _known(named: NamedBatch, normal: Sequence[str], *, told: bool) -> list[bool | None]:
-    of_classes = by_class(named.classes, normal)
-    return [False if told and known is None else known for known in of_classes]
-
-
-def by_class(classes: Sequence[str | None], normal: Sequence[str]) -> list[bool | None]:
-    """Mark examples of classes that are not normal as anomalous; None without a class."""
-    return [None if name is None or not normal else name not in normal for name in classes]
+def by_class(classes: Sequence[str | None], normal: Sequence[str], otherwise: bool | None = None) -> list[bool | None]:
+    """Mark examples of classes that are not normal as anomalous; `otherwise` without a class."""
+    return [otherwise if name is None or not normal else name not in normal for name in classes]
 
 
 def calibrate(

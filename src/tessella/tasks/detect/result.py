@@ -335,7 +335,7 @@ def average_precision(scores: np.ndarray, anomalous: np.ndarray, weights: np.nda
     order = np.argsort(-scores, kind="stable")
     ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])  # equal scores are one threshold
     found = np.cumsum((weight * anomalous)[order])[ends]
-    seen = np.cumsum(weight[order])[ends]
+    counted = np.cumsum(weight[order])[ends]
     if not found[-1]:
         return float("nan")
-    return float((np.diff(found, prepend=0.0) * found / np.maximum(seen, 1e-300)).sum() / found[-1])
+    return float((np.diff(found, prepend=0.0) * found / np.maximum(counted, 1e-300)).sum() / found[-1])

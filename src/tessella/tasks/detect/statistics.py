@@ -257,11 +257,11 @@ def best_codes(
     model = cast(CodeModel, model)
     best, cost = tuple(codes), _cost(model, x, label, codes)
     for step in range(steps):
-        drawn = model.draw_codes(x, noise.split(f"codes{step}"))
+        sampled = model.draw_codes(x, noise.split(f"codes{step}"))
         share = SHARES[step % len(SHARES)]
         chance = noise.split(f"places{step}")
         places = [chance.uniform(*c.shape, device=c.device) < share for c in best]
-        tried = tuple(torch.where(p, d, b) for p, d, b in zip(places, drawn, best, strict=True))
+        tried = tuple(torch.where(p, d, b) for p, d, b in zip(places, sampled, best, strict=True))
         now = _cost(model, x, label, tried)
         better = now < cost
         cost = torch.where(better, now, cost)

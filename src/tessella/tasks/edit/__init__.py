@@ -58,7 +58,7 @@ class EditConfig:
         code: set every code of the region to this number.
         blend: other picture and a number from 0 to 1: interpolate to the other picture by this amount.
         blend_original: keep the picture's own pixels outside the region; the edit is blended in over a narrow ring.
-        native_size: keep picture files at their own size, instead of resizing them to the size trained on.
+        native_size: keep picture files at their own size, instead of cropping and resizing them.
         prior: kind of the prior to resample with; by default one that conditions on all codes around, else the best.
         temperature: for `resample`, divides the log-probabilities; below 1 samples are more typical.
         top_k: for `resample`, sample each code from its k most likely values only.
@@ -105,7 +105,7 @@ class EditConfig:
             )
         if self.region is not None and len(self.corners) not in (2, 4):
             raise SpecError(
-                f"the region {self.region!r} is malformed: give four integers x,y,width,height, or for a signal two, "
+                f"the region {self.region!r} is malformed: give four integers x,y,width,height, or for a signal "
                 "start,length",
                 code="malformed-region",
             )
@@ -176,7 +176,7 @@ class EditResult(Result):
 
 @task(
     "edit",
-    summary="change one region of an example by its codes; all others stay",
+    summary="change one region of an example by its codes; all other codes stay",
     group="use",
     out="edited",
     page="edit.html",
@@ -205,7 +205,7 @@ def _read(run: Run, model: Model, config: EditConfig, word: str) -> Batch:
     options = {"data": config.data, "split": config.split, "label": config.label, "native_size": native}
     batch = run.inputs(model, (word,), **options).batch()
     if len(batch) != 1:
-        raise DataError(f"{word} is {len(batch)} examples: give one", code="one-example")
+        raise DataError(f"{word} names {len(batch)} examples: give one", code="one-example")
     return batch
 
 

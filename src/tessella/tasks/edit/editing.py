@@ -113,7 +113,7 @@ def _check(model: Model, x: Tensor, region: Tensor, level: int | None) -> None:
     if level is not None and not count:
         raise SpecError(f"the model {name} has no levels of codes: leave out {option('level')}", code="no-codes")
     if level is not None and not 0 <= level < count:
-        raise SpecError(f"there is no level {level}: the model has {count}, 0 (the coarsest) to {count - 1}",
+        raise SpecError(f"there is no level {level}: the model has 0 (the coarsest) to {count - 1}",
                         code="no-such-level")  # fmt: skip
     if len(model.latent_shape) == 1 and size != trained:
         raise SpecError(f"the model {name} takes examples of {in_words(trained)}, not of {in_words(size)}",

@@ -54,8 +54,7 @@ from tessella.tasks.code_blocks import code_blocks, prior_samples
 from tessella.tasks.describe import contact_sheet, data_facts, sheet_caption
 from tessella.tasks.inference_gap import gap_section
 from tessella.training import checkpoint, fitted_priors
-from tessella.training.results_store import GAP
-from tessella.training.run import Run
+from tessella.training.run import GAP, Run
 
 SPLITS = ("test", "valid", "train")
 QUICK = 2000
