@@ -226,10 +226,10 @@ def measure(case: Case, blocks: int, block: int, folder: Path) -> common.Record:
 
 
 PARTS = {
-    "averaged weights": ("training.py", "update"),
-    "progress, metrics and TensorBoard": ("monitor.py", "step"),
+    "averaged weights": ("state.py", "update"),
+    "progress, metrics and TensorBoard": ("callbacks.py", "after_step"),
     "batches": ("splits.py", "batch"),
-    "noise": ("noise.py", "_draw"),
+    "noise": ("rng.py", "_draw"),
     "gradient clipping (the bare loop has it too)": ("clip_grad.py", "clip_grad_norm_"),
     "optimizer (the bare loop has it too)": ("adam.py", "step"),
     "finite check: numbers to Python": ("~", "<method 'tolist' of 'torch._C.TensorBase' objects>"),

@@ -194,7 +194,7 @@ def test_it_learns_what_pixels_have_to_do_with_each_other() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(SpecError, match="needs values of kind integers"):
+    with pytest.raises(SpecError, match="needs integer values"):
         likelihood_for(Schema.of((1, 4, 4), "binary"), Autoregressive(components=3))
     with pytest.raises(SpecError, match="1 to 4 channels"):
         likelihood_for(Schema.of((5, 4, 4), "uint8"), Autoregressive())

@@ -22,11 +22,12 @@ from tessella.core.entropy_coding import (
     quantized_cdf,
 )
 from tessella.core.outputs import Condition
-from tessella.core.schema import Real, Schema
+from tessella.core.schema import UINT8, Binary, Integers, Real, Schema, Symbols
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.registry import entries, names
 from tessella.likelihoods import Autoregressive, LogisticMixture
 
+VALUES = {"binary": Binary(), "uint8": UINT8, "integers": Integers(37, -3.0), "symbols": Symbols(27)}
 LIKELIHOODS = [
     pytest.param(entry.name, values, shape, id=f"{entry.name}-{values}-{'x'.join(map(str, shape))}")
     for entry in entries("likelihood")
@@ -187,13 +188,14 @@ def test_a_function_that_falls_is_taken_to_be_level() -> None:
 @pytest.mark.parametrize(("name", "values", "shape"), LIKELIHOODS)
 @pytest.mark.parametrize("size", [1.0, 30.0])
 def test_values_come_back_at_the_price_of_their_likelihood(name: str, values, shape, size: float) -> None:
-    likelihood = LikelihoodConfig.chosen(name)().build(Schema.of(shape, values)).eval()
+    likelihood = LikelihoodConfig.chosen(name)().build(Schema.of(shape, VALUES[values])).eval()
+    levels, low = VALUES[values].levels, int(VALUES[values].low)
     with torch.inference_mode():
         drawing = likelihood(size * torch.randn(5, likelihood.parameter_channels, *shape[1:]))
         assert isinstance(drawing, StoredValues)
-        x = torch.randint(0, 2 if values == "binary" else 256, (5, *shape), dtype=torch.uint8)
+        x = torch.randint(low, low + levels, (5, *shape), dtype=torch.float32)
         if name != "autoregressive" and size == 1:
-            x = drawing.sample().to(torch.uint8)
+            x = drawing.sample()
         words, bits = sent(lambda wire: drawing.code(wire, x))
         stack = AnsStack(words)
         back = drawing.code(SymbolDecoder(stack))

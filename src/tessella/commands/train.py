@@ -24,7 +24,7 @@ from tessella.commands.options import (
 from tessella.commands.tasks import device_text, progress_bar, quoted, say
 from tessella.foundation import registry
 from tessella.foundation.config import Config, options, slots
-from tessella.foundation.errors import RunError, SpecError, option, task
+from tessella.foundation.errors import RunError, SpecError, option, task_name
 from tessella.models.spec import DataOptions, ModelConfig, TrainOptions
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def run_training(o: Train) -> int:
         )
     if o.chosen is None or o.data is None:
         raise SpecError(
-            f"name a model and its data: {task('train', 'MODEL --data SPEC --out RUN')}; models are "
+            f"name a model and its data: {task_name('train', 'MODEL --data SPEC --out RUN')}; models are "
             f"{', '.join(registry.names('model'))}",
             code="no-model",
         )

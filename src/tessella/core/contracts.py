@@ -51,10 +51,7 @@ class StoredValues(Distribution, ABC):
 
     @abstractmethod
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
-        """Write `value` to an encoder or read it from a decoder, at a cost of -log p: `[B, *event_shape]` float32.
-
-        SpecError if the values have a density instead of probabilities.
-        """
+        """Write `value` to an encoder or read it from a decoder, at a cost of -log p; SpecError for densities."""
 
 
 class Likelihood(nn.Module, ABC):
@@ -72,7 +69,7 @@ class Likelihood(nn.Module, ABC):
     @property
     @abstractmethod
     def parameter_channels(self) -> int:
-        """Number of channels of the decoder's output `[B, parameter_channels, *spatial]`."""
+        """Return the number of channels of the decoder's output `[B, parameter_channels, *spatial]`."""
 
     @abstractmethod
     def to_network(self, x: Tensor) -> Tensor:
@@ -186,9 +183,9 @@ class Quantizer(Bottleneck, ABC):
 
     @abstractmethod
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Sample codes `[B, *code_shape]` near those of `forward`, with their log-probabilities `[B]`.
+        """Sample codes near those of `forward` for importance sampling, with their log-probabilities `[B]`.
 
-        A proposal for importance sampling: any gives a valid bound; the closer to p(codes | x), the tighter.
+        The closer to p(codes | x), the tighter the bound.
         """
 
     @abstractmethod
@@ -220,8 +217,8 @@ class CodePrior(nn.Module, ABC):
     def generate(self, count: int, select: Selector, condition: Condition = UNCONDITIONAL) -> Tensor:
         """Generate codes `[count, *code_shape]` int64, each chosen by `select` given the codes before it.
 
-        In raster order; with `any_order`, in a fixed or random order, conditional on known codes from the start.
-        Sampling, inpainting and coding are this loop with three selectors.
+        In raster order, or with `any_order` in any, conditional on known codes from the start. Sampling, inpainting and
+        coding are this loop with three selectors.
         """
 
     def sample(

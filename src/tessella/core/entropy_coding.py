@@ -39,11 +39,11 @@ class SymbolCoder(ABC):
 
     @abstractmethod
     def code(self, cdf: Tensor, symbols: Tensor | None) -> Tensor:
-        """Code symbols `[n]` int64 from 0 to k - 1, each with its own `quantized_cdf` `[k + 1, n]`."""
+        """Write or read symbols `[n]` int64 from 0 to k - 1, each with its own `quantized_cdf` `[k + 1, n]`."""
 
     @abstractmethod
     def code_uniform(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
-        """Code `count` symbols from 0 to size - 1, all equally probable."""
+        """Write or read `count` symbols from 0 to size - 1, all equally probable."""
 
 
 # tables
@@ -64,7 +64,7 @@ def quantized_cdf(cumulated: Tensor) -> Tensor:
 
 
 def code_categorical(coder: SymbolCoder, logits: Tensor, symbols: Tensor | None) -> Tensor:
-    """Code symbols `[n]` with probabilities softmax(logits), where logits is `[n, K]`."""
+    """Write or read symbols `[n]` with probabilities softmax(logits), where logits is `[n, K]`."""
     cumulated = logits.float().softmax(-1).double().cumsum(-1)
     return coder.code(quantized_cdf(torch.nn.functional.pad(cumulated, (1, 0)).T), symbols)
 
@@ -72,7 +72,7 @@ def code_categorical(coder: SymbolCoder, logits: Tensor, symbols: Tensor | None)
 def code_from_cdf(
     coder: SymbolCoder, below: Callable[[Tensor], Tensor], bits: int, value: Tensor | None, zeros: Tensor
 ) -> Tensor:
-    """Code integers from 0 to 2^bits - 1 two bits at a time, the most significant first.
+    """Write or read integers from 0 to 2^bits - 1, two bits at a time, highest first.
 
     The distribution function is evaluated at 3 values in each of bits / 2 steps, instead of at 2^bits - 1.
 
@@ -103,7 +103,7 @@ def code_from_cdf(
 
 
 def _around(table: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows i and i + 1 of a table `[k + 1, n]` for each column's i, several times faster than `gather`."""
+    """Return rows i and i + 1 of a table `[k + 1, n]` for each column's i, faster than `gather`."""
     flat, count = table.reshape(-1), table.shape[1]
     place = torch.add(torch.arange(count), at, alpha=count)
     return flat.take(place), flat[count:].take(place)
@@ -161,7 +161,7 @@ class AnsStack:
 
 @final
 class SymbolEncoder(SymbolCoder):
-    """Encoder that collects symbols, and pushes them in reverse at `flush`, so that they are popped in order."""
+    """Encoder that collects symbols and pushes them in reverse at `flush`, to be popped in order."""
 
     def __init__(self, stack: AnsStack) -> None:
         self._stack = stack
@@ -217,7 +217,7 @@ class SymbolDecoder(SymbolCoder):
 
 
 def _of_three(left: np.ndarray, frequency: np.ndarray) -> tuple[np.ndarray, Any, np.ndarray]:
-    """Express symbols as members of tables of three, because only a symbol's own interval matters to the coder.
+    """Express symbols as members of tables of three, since the coder needs only a symbol's own interval.
 
     The coder adds one to each weight, and weights sum to 2^24 - 3. The symbol is the middle one, or the first or last
     one if its interval lies at that end.

@@ -130,7 +130,10 @@ def sample_categorical(logits: Tensor, uniform: Tensor, sampling: Sampling | Non
 
 
 def _inverted(weights: Tensor, uniform: Tensor) -> Tensor:
-    """Find the first index whose cumulative weight exceeds `uniform` times the total, never one of weight zero."""
+    """Find the first index whose cumulative weight exceeds `uniform` times the total.
+
+    It is never an index of weight zero.
+    """
     cumulated = weights.cumsum(-1)
     total = cumulated[..., -1:]
     target = torch.minimum(uniform.unsqueeze(-1).float() * total, torch.nextafter(total, torch.zeros_like(total)))

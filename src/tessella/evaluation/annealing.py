@@ -195,7 +195,7 @@ def betas(steps: int) -> Tensor:
 
 
 def passes(model: LatentVariableModel, count: int, chains: int = 1) -> list[tuple[int, int]]:
-    """Divide examples into passes of bounded memory: the first index and the end of each."""
+    """Divide examples into passes of bounded memory, as (first, end) pairs of indices."""
     each = max(1, PASS // (chains * model.schema.dims))
     return [(first, min(first + each, count)) for first in range(0, count, each)]
 

@@ -163,8 +163,9 @@ def _of_latent(
 def _optimised(model: LatentVariableModel, batch: Batch, noise: Noise) -> tuple[Tensor, Tensor, Tensor | None, str]:
     """Compute the bounds of each example: as trained, with its own q, with its own flow.
 
-    Returns: The three bounds and the name of q's family. The last bound is None if the model's q is a flow already, or
-        z is too large for a flow per example.
+    Returns:
+        The three bounds and the name of q's family. The last bound is None if the model's q is a flow already, or z is
+        too large for a flow per example.
     """
     latent, owned = math.prod(model.latent_shape), per_example_posterior.weights(model)
     flows = not owned and latent <= per_example_posterior.LARGEST

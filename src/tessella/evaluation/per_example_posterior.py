@@ -325,9 +325,9 @@ def after_steps(
 
     Each step uses one sample of noise for all examples. For a flow posterior only its base Gaussian is optimised.
 
-    Args: eps: `[draws, 1, *latent_shape]`, standard normal noise to measure the bound with. It is independent of the
-        steps, so
-            the bound may be slightly above the encoder's where nothing can be gained.
+    Args:
+        eps: `[draws, 1, *latent_shape]`, standard normal noise to measure the bound with. It is independent of the
+            steps, so the bound may be slightly above the encoder's where nothing can be gained.
         rate: learning rate of Adam, in standard deviations of the encoder's q.
     """
     if isinstance(posterior, FlowDistribution):

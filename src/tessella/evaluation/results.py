@@ -124,7 +124,7 @@ class Evaluation:
         """Read the record that `to_json` wrote; a PSNR of null becomes infinite if the error is 0.
 
         Raises:
-            Malformed: if it is another record.
+            Malformed: if the record does not fit.
         """
         found: Evaluation = validation.fitted(cls, record, others=True)
         return replace(found, psnr=math.inf) if found.psnr is None and found.mse == 0 else found
@@ -193,7 +193,7 @@ class FidelityEvaluation:
         """Read the record that `to_json` wrote.
 
         Raises:
-            Malformed: if it is another record.
+            Malformed: if the record does not fit.
         """
         return validation.fitted(cls, record, others=True)
 
@@ -304,6 +304,6 @@ class GapEvaluation:
         """Read the record that `to_json` wrote.
 
         Raises:
-            Malformed: if it is another record.
+            Malformed: if the record does not fit.
         """
         return validation.fitted(cls, record, others=True)

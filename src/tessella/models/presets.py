@@ -15,7 +15,7 @@ from tessella.bottlenecks import Deterministic, DiagonalGaussian, EMAQuantizer
 from tessella.core.configs import BottleneckConfig, LikelihoodConfig, PriorConfig, QuantizerConfig
 from tessella.core.schema import Schema
 from tessella.foundation.config import Count, Fraction, NotNegative
-from tessella.foundation.errors import SpecError, option, task
+from tessella.foundation.errors import SpecError, option, task_name
 from tessella.foundation.registry import register
 from tessella.models.spec import ModelConfig
 from tessella.priors import ClassNormal, StandardNormal
@@ -184,7 +184,7 @@ class VAEConfig(ContinuousConfig, ImportanceWeighted):
         if not prior.trained_with:
             raise SpecError(
                 f"{mine} is fitted after the model: train without {option('prior')}, then "
-                f"{task('fit-prior', 'RUN ' + option('kind') + ' ' + prior.name)}",
+                f"{task_name('fit-prior', 'RUN ' + option('kind') + ' ' + prior.name)}",
                 code="fitted-after",
             )
         if prior.labels == "required" and not self.conditional:

@@ -229,7 +229,7 @@ class BlockHead(nn.Module):
             self.exit.weight.mul_(0.1)
 
     def start_at(self, bias: Tensor) -> None:
-        """Set the initial parameters of each pixel to `bias` `[outputs]`, plus a small part that depends on f."""
+        """Set the initial parameters of each pixel to `bias` `[outputs]`, nearly independent of f."""
         with torch.no_grad():
             cast(Tensor, self.exit.bias).copy_(bias.repeat(self.pixels))
 

@@ -215,7 +215,7 @@ class ConvDecoder(Decoder):
 
     @torch.no_grad()
     def start_at(self, bias: Tensor) -> None:
-        """Set the initial output to `bias` `[channels]` everywhere, plus a small part that depends on z."""
+        """Set the initial output to `bias` `[channels]` everywhere, nearly independent of z."""
         self.head.weight.mul_(0.1)
         self.head.bias.copy_(bias.repeat_interleave(self.plan.patch ** len(self.plan.spatial)))  # pyright: ignore[reportOptionalMemberAccess]
 

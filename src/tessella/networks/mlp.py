@@ -67,6 +67,6 @@ class VectorDecoder(Decoder):
 
     @torch.no_grad()
     def start_at(self, bias: Tensor) -> None:
-        """Set the initial output to `bias` `[channels]`, plus a small part that depends on z."""
+        """Set the initial output to `bias` `[channels]`, nearly independent of z."""
         self.network.exit.weight.mul_(0.1)
         self.network.exit.bias.copy_(bias)

@@ -17,7 +17,7 @@ from tessella.foundation.errors import SpecError
 
 @final
 class UniformModule(CodePrior):
-    """Uniform prior p(code) = 1 / K, with which a VQ-VAE is trained (van den Oord et al. 2017, section 3.2)."""
+    """Uniform prior p(code) = 1 / K, used to train a VQ-VAE (van den Oord et al. 2017, section 3.2)."""
 
     any_order = True
     learned = False

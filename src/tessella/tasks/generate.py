@@ -71,11 +71,12 @@ class SampleConfig:
         prior: kind of the fitted prior to use, or trained (uniform for codes): the model's own; by default the best.
         label: class to sample, by name or number, if the model or prior is conditional; by default every class in turn.
         temperature: factor on the prior's standard deviation, or divisor of the log-probabilities of codes; below 1
-            samples are more typical and less diverse. top_k: sample each code from its k most likely values only.
-        top_p: sample each code only from the most likely values that together have this probability. steps: number of
-        sampling steps of a diffusion model or prior. guidance: scale of classifier-free guidance, for a conditional
-        diffusion model or prior; above 1 samples are more
-            typical of their class and less diverse.
+            samples are more typical and less diverse.
+        top_k: sample each code from its k most likely values only.
+        top_p: sample each code only from the most likely values that together have this probability.
+        steps: number of sampling steps of a diffusion model or prior.
+        guidance: scale of classifier-free guidance, for a conditional diffusion model or prior; above 1 samples are
+            more typical of their class and less diverse.
         seed: seed of the sampling.
     """
 
@@ -113,10 +114,13 @@ def sample(run: Run, config: SampleConfig) -> SheetResult:
 class ReconstructConfig:
     """Reconstruct examples, with each row of inputs above the row of its reconstructions.
 
-    Attributes: inputs: picture files, folders, numbers of examples, names of splits, or other data; by default some of
-        the split. count: number of examples, if no inputs are given. data: data set to use instead of the run's own; it
-        is read with the run's options. split: split that numbers of examples refer to. label: class of picture files,
-        by name or number, for a conditional model.
+    Attributes:
+        inputs: picture files, folders, numbers of examples, names of splits, or other data; by default some of the
+            split.
+        count: number of examples, if no inputs are given.
+        data: data set to use instead of the run's own; it is read with the run's options.
+        split: split that numbers of examples refer to.
+        label: class of picture files, by name or number, for a conditional model.
     """
 
     inputs: Positional[tuple[str, ...]] = ()

@@ -36,13 +36,13 @@ FITTED_ON, AT_ONCE = 500, 100
 
 @dataclass(frozen=True)
 class DetectConfig:
-    """Detect anomalies by scores, with a threshold of stated false-positive rate and heat maps of each example.
+    """Detect anomalies: scores, a threshold with a stated false-positive rate, and heat maps of the examples.
 
-    Attributes: inputs: picture files, folders (sub-folders are classes), numbers of examples (7, 3:20), names of splits
-        (valid),
-            or other data; by default the whole split. calibration_data: normal examples that were not used in training,
-        which set the thresholds; `valid` is the run's own
-            validation split. May be repeated.
+    Attributes:
+        inputs: picture files, folders (sub-folders are classes), numbers of examples (7, 3:20), names of splits
+            (valid), or other data; by default the whole split.
+        calibration_data: normal examples that were not used in training, which set the thresholds; `valid` is the run's
+            own validation split. May be repeated.
         false_positives: share of normal examples that may be flagged; by default 0.01 if there is calibration data.
         anomalies: inputs known to be anomalous; all other inputs then count as normal. May be repeated.
         normal: names of normal classes; examples of all other classes count as anomalous. May be repeated.

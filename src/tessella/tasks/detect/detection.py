@@ -58,9 +58,12 @@ def score_inputs(
 ) -> Scored:
     """Score all examples.
 
-    Args: anomalies: examples known to be anomalous; those of `inputs` are then known to be normal, unless their class
-        is not. by: score that determines the highest and the lowest. normal: names of normal classes; examples of other
-        classes are anomalous. top: number of highest and of lowest examples to keep.
+    Args:
+        anomalies: examples known to be anomalous; those of `inputs` are then known to be normal, unless their class is
+            not.
+        by: score that determines the highest and the lowest.
+        normal: names of normal classes; examples of other classes are anomalous.
+        top: number of highest and of lowest examples to keep.
 
     Raises:
         DataError: if an input cannot be read, or no example belongs to a class named in `normal`.

@@ -281,9 +281,10 @@ class Detector:
         scores: scores that are computed.
         left_out: scores that would need normal examples.
 
-    Raises: SpecError: if a score is unknown or the model does not allow it. DataError: if scores need a fit and there
-        are too few normal examples; raised by `preferred` and `score` if there
-            are none and no other score is requested.
+    Raises:
+        SpecError: if a score is unknown or the model does not allow it.
+        DataError: if scores need a fit and there are too few normal examples; raised by `preferred` and `score` if
+            there are none and no other score is requested.
 
     Example:
         >>> detector = Detector(model, normals=batches_of_normals)

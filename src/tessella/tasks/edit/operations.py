@@ -103,9 +103,11 @@ class Inpaint:
 class Paste:
     """Takes the codes of another example.
 
-    Attributes: other: `[C, *spatial]`, as stored. at: x and y (x alone for a signal) of the place in `other` that moves
-        to the region's first corner; None: the same
-            place. The other example is shifted before it is encoded, so any place is possible; its edge is repeated.
+    Attributes:
+        other: `[C, *spatial]`, as stored.
+        at: x and y (x alone for a signal) of the place in `other` that moves to the region's first corner; None: the
+            same place. The other example is shifted before it is encoded, so any place is possible; its edge is
+            repeated.
     """
 
     other: Tensor

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 from tyro.conf import Positional, arg
 
 from tessella.foundation.blocks import Block, Grid, Page, Table, Text, Tile
-from tessella.foundation.errors import DataError, SpecError, option
-from tessella.foundation.errors import task as named_task
+from tessella.foundation.errors import DataError, SpecError, option, task_name
 from tessella.tasks.task import Result, task
 
 if TYPE_CHECKING:
@@ -34,9 +33,9 @@ ENLARGED = 112
 class IndexConfig:
     """Index many examples once, so that they can be searched: one file, stored in the run.
 
-    Attributes: inputs: folders of pictures, picture files, numbers of examples (7, 3:20), names of splits (valid), or
-        other data;
-            by default the whole split.
+    Attributes:
+        inputs: folders of pictures, picture files, numbers of examples (7, 3:20), names of splits (valid), or other
+            data; by default the whole split.
         out: file to write; by default index.safetensors in the run.
         data: data set to use for numbers and splits instead of the run's own; it is read with the run's options.
         split: split that numbers refer to, and that is used of other data with several splits.
@@ -76,7 +75,7 @@ class IndexResult(Result):
         spaces = " and ".join(f"{width:,} {'numbers' if s == 'latent' else s}" for s, width in self.widths.items())
         size = f"{self.bytes / 2**20:,.1f} MiB"
         named = f" {option('index')} {shlex.quote(self.path)}" if self.elsewhere else ""
-        find, twice = (named_task("search", f"{shlex.quote(self.run)} {what}") for what in ("QUERY", ""))
+        find, twice = (task_name("search", f"{shlex.quote(self.run)} {what}") for what in ("QUERY", ""))
         said = f"wrote {self.path}: {self.examples:,} examples, {spaces} each, {size}"
         return Page("Index", [Text(said), Text(f"next: {find}{named}, {twice} {option('duplicates')}{named}", "soft")])
 
@@ -146,8 +145,9 @@ class SearchConfig:
 class Found:
     """An example in a search result.
 
-    Attributes: distance: distance to the query, or to the first of the pair; None for the query or the first of the
-        pair itself.
+    Attributes:
+        distance: distance to the query, or to the first of the pair; None for the query or the first of the pair
+            itself.
     """
 
     name: str
