@@ -15,16 +15,16 @@ from torch import Tensor
 import tessella
 from expect import raises
 from making import make
-from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.bottlenecks import EMAQuantizer
 from tessella.cli import main
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
+from tessella.priors import Uniform
 from tessella.priors.autoregressive import CausalTransformerModule, PixelCNNModule
 from tessella.priors.masked import MaskedTransformerModule
-from tessella.priors.uniform import Uniform
 from tessella.tasks.edit.editing import box, edit_example, read_mask, receptive_field
 from tessella.tasks.edit.operations import Blend, Inpaint, Operation, Paste, SetCode
 from tessella.tasks.edit.result import Edited

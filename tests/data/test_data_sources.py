@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from tessella.data import batches, contact_sheet, describe, open_data
+from tessella.data import Data, batches, open_data
 from tessella.data import built_in as drawn
 from tessella.foundation.errors import DataError
+from tessella.tasks.describe import contact_sheet, data_facts
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.integers(0, 256, (30, 5, 4), dtype=np.uint8)
@@ -434,18 +435,22 @@ def test_real_data_is_understood(real_data, name, shape, values, counts) -> None
     assert len(data.split("train")) + len(data.split("valid")) == counts[0]
     assert len(data.split("test")) == counts[1]
     assert data.schema.classes
-    assert str(real_data) in describe(data)
+    assert str(real_data) in dict(data_facts(data))["data"]
 
 
 # what was understood
 
 
+def facts(data: Data) -> str:
+    return "\n".join(f"{what:8} {text}" for what, text in data_facts(data))
+
+
 def test_the_description_names_all_that_matters(tmp_path) -> None:
-    text = describe(open_data("digits", binarize="dynamic"))
+    text = facts(open_data("digits", binarize="dynamic"))
     for word in ("digits", "8x8", "grey", "binary", "dynamic", "train 1,5", "classes  10"):
         assert word in text
     np.save(tmp_path / "a.npy", np.linspace(-1, 2, 60).reshape(20, 3))
-    text = describe(open_data(str(tmp_path / "a.npy")))
+    text = facts(open_data(str(tmp_path / "a.npy")))
     for word in ("rows of 3", "real, ", "classes  none"):
         assert word in text
 

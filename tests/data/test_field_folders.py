@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from expect import raises
-from tessella.data import describe, open_data
+from tessella.data import open_data
 from tessella.data.arrays import natural
 from tessella.data.folders.layout import Names, arranged, picture_files
+from tessella.tasks.describe import data_facts
 
 
 def laid_out(**counts: int) -> tuple[Counter, str]:
@@ -83,11 +84,11 @@ def test_the_decision_is_one_line_of_the_description(draw, tmp_path: Path) -> No
     draw("__MACOSX/unzipped/train/a/00.png")
     (tmp_path / "README.md").write_text("about")
     data = open_data(str(tmp_path))
-    lines = describe(data).splitlines()
+    facts = dict(data_facts(data))
     given = "train: folder unzipped/train/; test: folder unzipped/test/; valid: cut out of train"
-    assert lines[3].startswith("splits   train ")
-    assert lines[3].endswith(f", test 4 ({given})")
-    assert lines[4].startswith("classes  2 by sub-folder: a (")
+    assert facts["splits"].startswith("train ")
+    assert facts["splits"].endswith(f", test 4 ({given})")
+    assert facts["classes"].startswith("2 by sub-folder: a (")
     assert data.notes == ("1 files that are not pictures were left: README.md",)
 
 

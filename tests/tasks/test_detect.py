@@ -22,19 +22,18 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import tessella
-from tessella.bottlenecks.gaussian import DiagonalGaussian
-from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.bottlenecks import DiagonalGaussian, EMAQuantizer
 from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, SpecError
-from tessella.likelihoods.independent import FixedGaussian
+from tessella.likelihoods import FixedGaussian
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormal
+from tessella.priors import StandardNormal
 from tessella.tasks.detect.detection import by_class, maps
 from tessella.tasks.detect.detector import Calibration, Detector, available, needed, p_values, threshold
 from tessella.tasks.detect.result import auroc, ranking
