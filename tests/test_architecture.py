@@ -40,9 +40,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """From the ground up. A room imports from rows below its own, and from itself."""
 
-KNOWN: set[str] = set()
-"""Arrows up that are still to be turned."""
-
 
 def trees() -> dict[str, ast.Module]:
     """Modules by dotted name, `tessella` itself excepted: it names things of all rooms, lazily."""
