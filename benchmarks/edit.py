@@ -25,13 +25,13 @@ import torch
 
 import common
 import tessella
-from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.bottlenecks import EMAQuantizer
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data.inputs import NamedBatch
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
-from tessella.priors.masked import MaskedTransformer
+from tessella.priors import MaskedTransformer
 from tessella.tasks.edit.editing import box, edit_example, receptive_field
 from tessella.tasks.edit.operations import Inpaint, Paste
 from tessella.tasks.search.features import features as features_of

@@ -38,8 +38,8 @@ from torch import Tensor, nn
 
 import common
 from recipes import RECIPES
+from tessella.bottlenecks import EMAQuantizer
 from tessella.bottlenecks import nearest as searching
-from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.coding import codes_file
 from tessella.core.batches import Batch
 from tessella.core.configs import CodePriorConfig
@@ -55,7 +55,7 @@ from tessella.evaluation.bounds import evaluate
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import ModelConfig, TrainOptions
-from tessella.priors.autoregressive import CausalTransformer
+from tessella.priors import CausalTransformer
 from tessella.tasks.detect.detector import Detector
 from tessella.training import loop, step
 from tessella.training.prior_trainer import CodePriorTrainer

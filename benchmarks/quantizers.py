@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 import common
-from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.bottlenecks import EMAQuantizer
 from tessella.core.rng import Noise
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -334,10 +334,10 @@ def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> lis
     """Options in which a run is not what the recipe says, the budget apart."""
     import tyro
 
-    from tessella.commands.train import options_of
+    from tessella.commands.train import train_options
 
     words = [*shlex.split(recipe.train.format(data=data)), "--out", "RUN"]
-    asked = tyro.cli(options_of(words), args=words[1:])
+    asked = tyro.cli(train_options(words), args=words[1:])
     wanted = _options(asked.training, asked.chosen) | {"binarize": asked.data_reading.binarize, "model": asked.model}
     stored = _options(TrainOptions(**spec["training"]), validation.fitted(ModelConfig, spec["config"]))
     have = stored | {"binarize": spec["data"]["binarize"], "model": spec["model"]}

@@ -128,7 +128,7 @@ LEFT = {
     "prints": 0,
     "progress": 0,
     "pictures": 1,
-    "two meanings": 5,
+    "two meanings": 4,
     "off the list": 22,
 }
 """How much is still to be done, at most. Lower a number when you have made it true; the goal is 0."""

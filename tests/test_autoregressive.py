@@ -12,8 +12,8 @@ from torch import Tensor
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
-from tessella.likelihoods import autoregressive, likelihood_for
-from tessella.likelihoods.autoregressive import Autoregressive, AutoregressiveModule
+from tessella.likelihoods import Autoregressive, autoregressive, likelihood_for
+from tessella.likelihoods.autoregressive import AutoregressiveModule
 from tessella.models.presets import VAE
 
 TINY = {"pixel_width": 8, "pixel_depth": 2}

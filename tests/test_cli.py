@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 from PIL import Image
 
 import tessella
-from tessella import cli, commands
+from tessella import cli
 from tessella.cli import main
 from tessella.core import tensors
 from tessella.core.tensors import read_tensors
@@ -55,17 +57,60 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_overview_and_the_commands_agree() -> None:
-    assert set(cli.summaries()) == {*commands.COMMANDS, *commands.DEPENDENT, *registry.names("task")}
+    assert set(cli.summaries()) == {*cli.COMMANDS, *registry.names("task")}
 
 
-def test_help_imports_neither_torch_nor_the_parser() -> None:
-    code = (
-        "import sys; from tessella.cli import main; status = main(['--help']);"
-        "heavy = {'torch', 'numpy', 'tyro', 'rich', 'PIL'} & set(sys.modules);"
-        "sys.exit(f'{heavy}' if heavy else status)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_no_help_waits_for_torch() -> None:
+    """The overview does without the parser too; the options of a command, a model and a prior do without PyTorch."""
+    every = [[name] for name in cli.COMMANDS] + [[e.name] for e in registry.entries("task") if e.origin == "tessella"]
+    every += [["train", name] for name in registry.names("model")]
+    every += [["fit-prior", "--kind", name] for name in (*registry.names("prior"), *registry.names("code-prior"))]
+    for words, heavy in (([[]], {"torch", "numpy", "tyro", "rich", "PIL"}), (every, {"torch"})):
+        code = (
+            f"import sys; from tessella.cli import main; statuses = [main([*w, '--help']) for w in {words}];"
+            f"heavy = {heavy} & set(sys.modules); sys.exit(f'{{heavy}}' if heavy else max(statuses))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_options_and_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "script.sh"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "tessella").write_text(f"#!/bin/sh\nexec '{sys.executable}' -m tessella \"$@\"\n")
+    (tmp_path / "tessella").chmod(0o755)
+
+    def completed(*words: str) -> list[str]:
+        line = " ".join(map(shlex.quote, words))
+        asked = f"source {script}; COMP_WORDS=(tessella {line}); COMP_CWORD={len(words)}; _tessella; "
+        code = f'{asked} printf "%s\\n" "${{COMPREPLY[@]}}"'
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", code], capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False
+        )
+        assert not done.stderr
+        return done.stdout.split()
+
+    assert completed("") == list(cli.summaries())
+    assert completed("tr") == ["train", "traverse"]
+    assert completed("train", "vq") == ["vqvae", "vqvae2"]
+    assert completed("train", "vqvae", "--quantizer", "r") == ["residual"]
+    assert completed("train", "vqvae", "--quantizer", "fsq", "--compile", "--lev") == ["--levels"]
+    assert completed("train", "vqvae", "--lev") == []
+    assert completed("fit-prior", "RUN", "--kind", "ma") == ["masked"]
+    assert completed("sample", "RUN", "--top") == ["--top-k", "--top-p"]
+    assert completed("sample", "") == []  # names of files
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_scripts_of_completion_name_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    said = capsys.readouterr().out
+    assert set(cli.summaries()) <= set(re.findall(r"[\w-]+", said))
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=said, text=True, check=True)
 
 
 @pytest.mark.parametrize("name", cli.summaries())
@@ -103,11 +148,11 @@ def test_a_command_that_is_not_understood_takes_one_line(
 
 
 def test_data_is_described_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "digits", "-o", str(tmp_path / "sheet.png")]) == 0
+    assert main(["describe", "digits", "-o", str(tmp_path / "sheet.png")]) == 0
     said = capsys.readouterr().out
     assert "train 1,567, valid 89, test 141" in said
     assert Image.open(tmp_path / "sheet.png").size[0] > 100
-    assert main(["data", "digits", "--size", "10", "12", "-o", str(tmp_path / "wide.png")]) == 0
+    assert main(["describe", "digits", "--size", "10", "12", "-o", str(tmp_path / "wide.png")]) == 0
     assert "pictures of 12x10" in capsys.readouterr().out
 
 
@@ -268,7 +313,7 @@ def test_a_folder_of_odd_pictures_trains_and_says_what_it_left_out(
     said = capsys.readouterr().out
     assert "1 of 31 pictures could not be read" in said
     assert "broken.png" in said
-    assert "mixed modes" in said
+    assert "different modes" in said
     assert main(["sample", out, "-n", "2", "-o", str(tmp_path / "samples.png")]) == 0
 
 

@@ -300,7 +300,7 @@ def test_what_cannot_be_encoded_or_decoded_is_refused_and_nothing_is_left(
         (["plain", "missing.png"], "no such input"),
         (["plain", "999"], "from 0 to 140"),
         (["plain", tmp_path / "torn.png"], "cannot be read"),
-        (["plain", "3", "--native-size"], "--native-size is for picture files"),
+        (["plain", "3", "--native-size"], "--native-size works only for picture files"),
         (["plain", "--split", "holdout"], "train, valid, test"),
     ):
         name, *rest = args

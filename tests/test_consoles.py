@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 
 from tessella.cli import main
-from tessella.commands.shared import say, say_table
+from tessella.commands.tasks import say
 from tessella.data.raw import shown
-from tessella.foundation.blocks import Cell
+from tessella.foundation.blocks import Cell, Page, Table
 from tessella.foundation.text import cell, json_text
+from tessella.pages.terminal import print_page
 
 CLASSES = (b"\xe7\x8c\xab", b"re\x1b[31md", b"no-utf8\xff", b"[red]", b"=1+1", b"new\nline", b"\xe2\x80\xaeback")
 TINY = ("--quiet", "--steps", "2", "--width", "8", "--depth", "1", "--grid-size", "4", "--codebook-size", "8")
@@ -143,7 +144,7 @@ def test_tables_lose_nothing_on_any_width(columns: int, monkeypatch: pytest.Monk
         ("x" * 25, Cell("123,456.789 nats", tone="best"), "[red]short[/red]"),
         ("escape\x1b[31m", "", ":smile: y" + "y" * 30),
     ]
-    say_table("title of [b]it[/b] \x1b", ("what", "value", "what it means"), rows, figures={1})
+    print_page(Page("", [Table(("what", "value", "what it means"), rows, title="title of [b]it[/b] \x1b")]))
     said = capsys.readouterr().out
     assert not RAW.search(said)
     assert "\u2026" not in said
@@ -168,9 +169,9 @@ def test_letters_that_a_stream_lacks_are_escaped_in_process(home: Path, monkeypa
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", err)
         assert main(["detect", str(home / "a run"), "0", "1", "--scores", "bound", "-o", str(home / "d")]) == 0
-        assert main(["data", str(home / "pics"), "-o", str(home / "sheet.png")]) == 0
+        assert main(["describe", str(home / "pics"), "-o", str(home / "sheet.png")]) == 0
         assert main(["evaluate", str(home / "a run")]) == 0
-        assert main(["data", "\u732b"]) == 2
+        assert main(["describe", "\u732b"]) == 2
         said = out.buffer.getvalue().decode(encoding)  # pyright: ignore[reportAttributeAccessIssue]
         assert "\\u732b (" in said
         assert "|bits per dimension" in said

@@ -70,7 +70,7 @@ def test_clothes_take_another_size_and_are_listed(capsys: pytest.CaptureFixture[
     for command in (["data"], ["train", "vae"], ["claims"]):
         assert main([*command, "--help"]) == 0
         assert "clothes" in capsys.readouterr().out, command
-    assert main(["data", "cloths", "-o", str(tmp_path / "s.png")]) == 2
+    assert main(["describe", "cloths", "-o", str(tmp_path / "s.png")]) == 2
     assert "clothes, digits, sprites" in capsys.readouterr().err
 
 

@@ -14,9 +14,9 @@ import tessella
 from tessella import cli
 from tessella.commands import command
 from tessella.core import device
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 
-WITHOUT_NETWORKS = {"data", "inspect", "list"}
+WITHOUT_NETWORKS = {"completion", "describe", "inspect", "list"}
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_auto_is_the_best_there_is(two_cards):
     assert (
         device.device_reason(None)
         == device.device_reason("auto")
-        == "the best one available; --device cpu chooses another"
+        == f"the best one available; {option('device')} cpu chooses another"
     )
     assert device.device_reason("cuda") is None
     assert device.describe_device(device.resolve("cuda:1")) == "cuda:1 (Card 1)"

@@ -23,7 +23,7 @@ from tessella.foundation.errors import SpecError
 from tessella.models.diffusion import DiffusionModel
 from tessella.models.presets import Diffusion
 from tessella.networks.unet import UNet
-from tessella.priors.diffusion import DiffusionPrior
+from tessella.priors import DiffusionPrior
 
 VARIANCE = 0.3
 

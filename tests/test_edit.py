@@ -15,16 +15,16 @@ from torch import Tensor
 import tessella
 from expect import raises
 from making import make
-from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.bottlenecks import EMAQuantizer
 from tessella.cli import main
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
+from tessella.priors import Uniform
 from tessella.priors.autoregressive import CausalTransformerModule, PixelCNNModule
 from tessella.priors.masked import MaskedTransformerModule
-from tessella.priors.uniform import Uniform
 from tessella.tasks.edit.editing import box, edit_example, read_mask, receptive_field
 from tessella.tasks.edit.operations import Blend, Inpaint, Operation, Paste, SetCode
 from tessella.tasks.edit.result import Edited
@@ -454,7 +454,7 @@ def test_edits_that_cannot_be_are_refused(runs: Path, tmp_path: Path, refused: C
             "smaller than the cell of one code",
         ),
         ("vq", picture, [*where, "--blend", tmp_path / "speck.png", 0.5, "--native-size"], "one of the same size"),
-        ("vq", "999999", [*where, "--code", 1], "there is no example 999999"),
+        ("vq", "999999", [*where, "--code", 1], "has no example 999999"),
         ("vae", "3", [*where, "--code", 1], "no codes to set"),
         ("vae", "3", [*where, "--paste", 7, "--level", 0], "leave out --level"),
         ("nowhere", "3", [*where, "--code", 1], "not a run"),

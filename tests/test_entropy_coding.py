@@ -25,8 +25,7 @@ from tessella.core.outputs import Condition
 from tessella.core.schema import UINT8, Binary, Integers, Real, Schema, Symbols
 from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.registry import entries, names
-from tessella.likelihoods.autoregressive import Autoregressive
-from tessella.likelihoods.logistic import LogisticMixture
+from tessella.likelihoods import Autoregressive, LogisticMixture
 
 VALUES = {"binary": Binary(), "uint8": UINT8, "integers": Integers(37, -3.0), "symbols": Symbols(27)}
 LIKELIHOODS = [

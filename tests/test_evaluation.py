@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal
 import tessella
 from making import make
 from tessella import Schema
-from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.bottlenecks import DiagonalGaussian
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, bits_per_dim
@@ -24,9 +24,9 @@ from tessella.evaluation.bounds import evaluate
 from tessella.evaluation.results import Evaluation
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import reporting
-from tessella.likelihoods.independent import FixedGaussian
+from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormal
+from tessella.priors import StandardNormal
 
 SMALL = {"width": 8, "depth": 1, "latent_dim": 3}
 

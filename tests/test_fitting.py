@@ -19,7 +19,7 @@ import tessella
 from expect import raises
 from making import make
 from tessella import TrainOptions
-from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.bottlenecks import EMAQuantizer
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.core.tensors import read_tensors, write_tensors

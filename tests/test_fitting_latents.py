@@ -20,7 +20,7 @@ import tessella
 from expect import raises
 from making import make
 from tessella import TrainOptions
-from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.bottlenecks import EMAQuantizer
 from tessella.cli import main
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
@@ -29,8 +29,9 @@ from tessella.data import Data
 from tessella.evaluation.bounds import evaluate
 from tessella.foundation.errors import SpecError
 from tessella.models.latent_variable import LatentVariableModel
+from tessella.priors import StandardNormal
 from tessella.priors.flow import FlowPriorModule
-from tessella.priors.normal import StandardNormal, StandardNormalModule
+from tessella.priors.normal import StandardNormalModule
 from tessella.priors.standardised import Standardised
 from tessella.training import checkpoint, fitted_priors, loop, prior_trainer
 from tessella.training.fit_prior import FitResult

@@ -22,8 +22,8 @@ from torch.distributions import MultivariateNormal
 import tessella
 from making import make
 from tessella import Schema
+from tessella.bottlenecks import DiagonalGaussian
 from tessella.bottlenecks.flow import FlowPosteriorModule
-from tessella.bottlenecks.gaussian import DiagonalGaussian
 from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
@@ -33,9 +33,9 @@ from tessella.data import Split
 from tessella.evaluation import annealing, gap, per_example_posterior
 from tessella.evaluation.results import GapConfig, GapEvaluation
 from tessella.foundation.errors import SpecError
-from tessella.likelihoods.independent import FixedGaussian
+from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormal
+from tessella.priors import StandardNormal
 
 SMALL = {"width": 8, "depth": 1, "latent_dim": 3}
 

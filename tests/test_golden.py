@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tessella import cli
+from tessella.foundation import registry
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 2e-3
@@ -71,11 +72,12 @@ def test_figures_are_as_they_were(name: str, words: str, runs: Path, capsys: pyt
     assert not differences(golden, now), "\n".join(differences(golden, now))
 
 
-@pytest.mark.xfail(reason="the helps change while parts and tasks get their configs", strict=False)
 def test_helps_are_as_they_were(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     helps = []
-    for words in ([], *([name] for name in sorted(cli.summaries()))):
+    models = [["train", name] for name in registry.names("model")]
+    priors = [["fit-prior", "--kind", name] for kind in ("code-prior", "prior") for name in registry.names(kind)]
+    for words in ([], *([name] for name in sorted(cli.summaries())), *models, *priors):
         assert cli.main([*words, "--help"]) == 0
         helps.append(re.sub(r" +\n", "\n", capsys.readouterr().out))
     text, file = "\n".join(helps), GOLDEN / "help.txt"

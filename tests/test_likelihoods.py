@@ -21,14 +21,16 @@ from tessella.core.schema import Integers, Real, Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import entries, find
 from tessella.likelihoods import (
-    BernoulliModule,
-    GaussianModule,
-    LogisticMixtureModule,
+    Bernoulli,
+    Categorical,
+    FixedGaussian,
+    Gaussian,
+    LogisticMixture,
     likelihood_for,
     logistic,
 )
-from tessella.likelihoods.independent import Bernoulli, Categorical, FixedGaussian, Gaussian
-from tessella.likelihoods.logistic import LogisticMixture
+from tessella.likelihoods.independent import BernoulliModule, GaussianModule
+from tessella.likelihoods.logistic import LogisticMixtureModule
 from tessella.testing.examples import VALUES
 
 PICTURE, VECTOR = (3, 4, 5), (6,)

@@ -28,8 +28,9 @@ from tessella.evaluation import bounds
 from tessella.foundation import registry
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
+from tessella.priors import MaskedTransformer
 from tessella.priors.autoregressive import PixelCNNModule
-from tessella.priors.masked import MaskedTransformer, MaskedTransformerModule
+from tessella.priors.masked import MaskedTransformerModule
 from tessella.tasks.detect.detector import Detector, available
 from tessella.tasks.search.features import features
 from tessella.tasks.search.index_file import nearest, read_index, write_index

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import tessella
-from tessella.bottlenecks.quantizers import VectorQuantizer
+from tessella.bottlenecks import VectorQuantizer
 from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL
 from tessella.core.rng import Noise
@@ -39,7 +39,7 @@ from tessella.models.spec import Spec, TrainOptions
 from tessella.pages.charts import draw_chart, ticks
 from tessella.pages.command_lines import command_line
 from tessella.pages.html import html_page
-from tessella.priors.masked import MaskedTransformer
+from tessella.priors import MaskedTransformer
 from tessella.tasks.code_blocks import rate_maps
 from tessella.tasks.report.sections import compose, prior_call, train_call
 from tessella.training import checkpoint, fitted_priors
@@ -283,10 +283,10 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
     spec = Spec("vae", Schema.of((1, 10, 12), "binary"), config, data, training)
     command = shlex.split(command_line(train_call(spec, tmp_path / "a b")))
     assert command[:2] == ["tessella", "train"]
-    from tessella.commands.train import options_of
+    from tessella.commands.train import train_options
 
     again, first = (
-        cli._parsed(options_of(words), "train", list(words[1:])) for words in (command[2:], ["vae", *given])
+        cli._parsed(train_options(words), "train", list(words[1:])) for words in (command[2:], ["vae", *given])
     )
     assert again.chosen == first.chosen
     assert vars(again.training) == vars(first.training)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tessella
-from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.bottlenecks import EMAQuantizer
 from tessella.cli import main
 from tessella.core.contracts import Condition
 from tessella.core.rng import Noise
@@ -22,8 +22,7 @@ from tessella.data import open_data
 from tessella.foundation import validation
 from tessella.foundation.registry import find
 from tessella.kinds.base import kind_of
-from tessella.likelihoods import likelihood_for
-from tessella.likelihoods.independent import FixedGaussian
+from tessella.likelihoods import FixedGaussian, likelihood_for
 from tessella.models.presets import VAE, VQVAE, VQVAE2
 from tessella.networks.causal_conv import CausalConv, IncrementalCausalConv
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, fold, unfold

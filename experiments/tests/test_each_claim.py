@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tessella_experiments as experiments
-from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.bottlenecks import EMAQuantizer
 from tessella.core.rng import Noise
 from tessella.data import Data, open_data
 from tessella.models.presets import VAE, VQVAE2, Flow

@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tessella.bottlenecks.flow import FlowPosterior as FlowPosterior
-    from tessella.bottlenecks.gaussian import Deterministic as Deterministic
-    from tessella.bottlenecks.gaussian import DiagonalGaussian as DiagonalGaussian
-    from tessella.bottlenecks.quantizers import FSQ as FSQ
-    from tessella.bottlenecks.quantizers import LFQ as LFQ
-    from tessella.bottlenecks.quantizers import EMAQuantizer as EMAQuantizer
-    from tessella.bottlenecks.quantizers import ResidualQuantizer as ResidualQuantizer
-    from tessella.bottlenecks.quantizers import SimVQ as SimVQ
-    from tessella.bottlenecks.quantizers import VectorQuantizer as VectorQuantizer
+    from tessella.bottlenecks import FSQ as FSQ
+    from tessella.bottlenecks import LFQ as LFQ
+    from tessella.bottlenecks import Deterministic as Deterministic
+    from tessella.bottlenecks import DiagonalGaussian as DiagonalGaussian
+    from tessella.bottlenecks import EMAQuantizer as EMAQuantizer
+    from tessella.bottlenecks import FlowPosterior as FlowPosterior
+    from tessella.bottlenecks import ResidualQuantizer as ResidualQuantizer
+    from tessella.bottlenecks import SimVQ as SimVQ
+    from tessella.bottlenecks import VectorQuantizer as VectorQuantizer
     from tessella.commands.tasks import progress_bar as progress_bar
     from tessella.core.outputs import Sampling as Sampling
     from tessella.core.schema import Schema as Schema
     from tessella.data import open_data as open_data
     from tessella.evaluation.bounds import evaluate as evaluate
     from tessella.foundation.errors import TessellaError as TessellaError
-    from tessella.likelihoods.autoregressive import Autoregressive as Autoregressive
-    from tessella.likelihoods.independent import Bernoulli as Bernoulli
-    from tessella.likelihoods.independent import Categorical as Categorical
-    from tessella.likelihoods.independent import FixedGaussian as FixedGaussian
-    from tessella.likelihoods.independent import Gaussian as Gaussian
-    from tessella.likelihoods.logistic import LogisticMixture as LogisticMixture
+    from tessella.likelihoods import Autoregressive as Autoregressive
+    from tessella.likelihoods import Bernoulli as Bernoulli
+    from tessella.likelihoods import Categorical as Categorical
+    from tessella.likelihoods import FixedGaussian as FixedGaussian
+    from tessella.likelihoods import Gaussian as Gaussian
+    from tessella.likelihoods import LogisticMixture as LogisticMixture
     from tessella.models.presets import AE as AE
     from tessella.models.presets import CVAE as CVAE
     from tessella.models.presets import VAE as VAE
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
     from tessella.models.presets import Diffusion as Diffusion
     from tessella.models.presets import Flow as Flow
     from tessella.models.spec import TrainOptions as TrainOptions
-    from tessella.priors.autoregressive import CausalTransformer as CausalTransformer
-    from tessella.priors.autoregressive import PixelCNN as PixelCNN
-    from tessella.priors.diffusion import DiffusionPrior as DiffusionPrior
-    from tessella.priors.flow import FlowPrior as FlowPrior
-    from tessella.priors.masked import MaskedTransformer as MaskedTransformer
-    from tessella.priors.mixture import MixturePrior as MixturePrior
-    from tessella.priors.mixture import VampPrior as VampPrior
-    from tessella.priors.normal import ClassNormal as ClassNormal
-    from tessella.priors.normal import StandardNormal as StandardNormal
-    from tessella.priors.uniform import Uniform as Uniform
+    from tessella.priors import CausalTransformer as CausalTransformer
+    from tessella.priors import ClassNormal as ClassNormal
+    from tessella.priors import DiffusionPrior as DiffusionPrior
+    from tessella.priors import FlowPrior as FlowPrior
+    from tessella.priors import MaskedTransformer as MaskedTransformer
+    from tessella.priors import MixturePrior as MixturePrior
+    from tessella.priors import PixelCNN as PixelCNN
+    from tessella.priors import StandardNormal as StandardNormal
+    from tessella.priors import Uniform as Uniform
+    from tessella.priors import VampPrior as VampPrior
     from tessella.training.fit_prior import fit_prior as fit_prior
     from tessella.training.loop import train as train
     from tessella.training.run import Run as Run

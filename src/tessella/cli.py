@@ -24,11 +24,13 @@ from tessella.foundation.text import shown
 GROUPS = ("start here", "train and measure", "look", "codes", "use", "understand")
 """Groups of commands, in the order of the overview."""
 COMMANDS: dict[str, tuple[str, str]] = {
-    "data": ("start here", "show what is understood of some data, and write a contact sheet"),
     "train": ("train and measure", "train a model; --resume --out RUN goes on"),
     "fit-prior": ("train and measure", "train a prior over the latents of a trained model"),
+    "completion": ("start here", "print the script that lets bash, zsh or fish complete commands and options"),
 }
 """Commands that are no tasks: their groups, and what they do."""
+FIRST = ("demo", "describe", "list", "train", "fit-prior", "evaluate", "report")
+"""Commands that come first in their groups."""
 
 
 def summaries() -> dict[str, tuple[str, str]]:
@@ -36,7 +38,8 @@ def summaries() -> dict[str, tuple[str, str]]:
     from tessella.foundation.registry import entries
 
     tasks = {entry.name: (str(entry.facts.get("group", "use")), entry.summary) for entry in entries("task")}
-    return {**COMMANDS, **tasks}
+    known = {**tasks, **COMMANDS}
+    return {name: known[name] for name in sorted(known, key=lambda name: (*FIRST, name).index(name))}
 
 
 class UsageError(TessellaError):
@@ -136,12 +139,20 @@ def _dispatch(first: str, rest: list[str]) -> int:
         return 0
     if first not in COMMANDS and first not in summaries():
         raise UsageError(f"there is no command {first!r}; there are: {', '.join(summaries())}")
-    from tessella import commands
+    from tessella.commands import command
 
+    if first == "completion":
+        from tessella.commands.completion import answer
+
+        if (text := answer(rest, list(summaries()), lambda *words: command(*words)[0])) is not None:
+            print(text, end="\n" if text else "")
+            return 0
     if first == "train" and rest in ([], ["-h"], ["--help"]):
-        print(commands.train.overview())
+        from tessella.commands.train import models_overview
+
+        print(models_overview())
         return 0
-    options, run = commands.command(first, rest)
+    options, run = command(first, rest)
     if first == "train" and not rest[0].startswith("-"):  # the model: its options are the command's
         first, rest = f"{first} {rest[0]}", rest[1:]
     chosen = _parsed(options, first, rest)

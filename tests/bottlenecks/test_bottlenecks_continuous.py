@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
+from tessella.bottlenecks import Deterministic, DiagonalGaussian
 from tessella.core.rng import Noise
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from making import make
-from tessella.bottlenecks.flow import FlowDistribution, FlowPosterior, FlowPosteriorModule
+from tessella.bottlenecks import FlowPosterior
+from tessella.bottlenecks.flow import FlowDistribution, FlowPosteriorModule
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.models.presets import CVAE, VAE

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tessella.bottlenecks import EMAQuantizer
 from tessella.bottlenecks import nearest as module
 from tessella.bottlenecks.nearest import nearest_codes, per_code
-from tessella.bottlenecks.quantizers import EMAQuantizer
 from tessella.core.rng import Noise
 
 SIZES = [  # N, G, K, D

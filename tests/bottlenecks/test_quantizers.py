@@ -13,20 +13,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tessella.bottlenecks import FSQ, LFQ, EMAQuantizer, ResidualQuantizer, SimVQ, VectorQuantizer, levels_for
 from tessella.bottlenecks.codebooks import AveragedCodebook, LearnedCodebook, cosine, k_means
 from tessella.bottlenecks.nearest import nearest_codes
-from tessella.bottlenecks.quantizers import (
-    FSQ,
-    LFQ,
-    CodebookQuantizer,
-    EMAQuantizer,
-    ResidualQuantizer,
-    SimVQ,
-    VectorQuantizer,
-    levels_for,
-    rotated,
-    straight_through,
-)
+from tessella.bottlenecks.quantizers import CodebookQuantizer, rotated, straight_through
 from tessella.core.contracts import Quantizer
 from tessella.core.distributions import PointMass
 from tessella.core.rng import Noise

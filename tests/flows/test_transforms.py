@@ -29,8 +29,8 @@ from tessella.flows.transforms import (
     subgrids,
 )
 from tessella.flows.vectors import VectorFlow
+from tessella.priors import StandardNormal
 from tessella.priors.logistic import StandardLogistic
-from tessella.priors.normal import StandardNormal
 
 SMALL: dict[str, Any] = {"width": 6, "depth": 1}
 torch.manual_seed(0)  # of the weights below, which are made before any test is

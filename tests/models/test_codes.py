@@ -20,7 +20,7 @@ from tessella.foundation.errors import SpecError
 from tessella.foundation.registry import names
 from tessella.models.codes import CodeModel
 from tessella.models.presets import VQVAE, VQVAE2
-from tessella.priors.autoregressive import PixelCNN
+from tessella.priors import PixelCNN
 
 TINY = {"width": 8, "depth": 1, "codebook_size": 16}
 QUANTIZERS = names("quantizer")

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 from making import make
-from tessella.bottlenecks.gaussian import DiagonalGaussian
+from tessella.bottlenecks import DiagonalGaussian
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.evaluation.bounds import importance_log_likelihood
-from tessella.likelihoods.independent import FixedGaussian
+from tessella.likelihoods import FixedGaussian
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.presets import CVAE, VAE
-from tessella.priors.normal import StandardNormal
+from tessella.priors import StandardNormal
 
 TINY = {"width": 4, "depth": 1, "latent_dim": 3}
 CLASSES = ("a", "b", "c")

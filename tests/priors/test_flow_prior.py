@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tessella.core.rng import Noise
-from tessella.priors.flow import FlowPrior, FlowPriorModule
+from tessella.priors import FlowPrior
+from tessella.priors.flow import FlowPriorModule
 
 SHAPES = [(1,), (2,), (5,), (2, 3, 2), (3, 90), (1, 17, 16), (5, 9, 8)]
 

@@ -16,7 +16,8 @@ from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.models.presets import CVAE, VAE
-from tessella.priors.mixture import MixturePrior, VampPrior, VampPriorModule
+from tessella.priors import MixturePrior, VampPrior
+from tessella.priors.mixture import VampPriorModule
 
 CELLS = torch.cartesian_prod(torch.linspace(-8, 8, 321), torch.linspace(-8, 8, 321))
 AREA = (16 / 320) ** 2

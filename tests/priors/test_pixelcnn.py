@@ -12,7 +12,8 @@ from tessella.core.rng import Noise
 from tessella.core.selectors import sample_categorical
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import reporting
-from tessella.priors.autoregressive import PixelCNN, PixelCNNModule
+from tessella.priors import PixelCNN
+from tessella.priors.autoregressive import PixelCNNModule
 
 TINY = {"width": 8, "depth": 2}
 

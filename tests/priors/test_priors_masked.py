@@ -13,8 +13,8 @@ from tessella.core.outputs import UNCONDITIONAL, Condition, Sampling
 from tessella.core.rng import Noise
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import reporting
-from tessella.priors import masked
-from tessella.priors.masked import MaskedTransformer, MaskedTransformerModule
+from tessella.priors import MaskedTransformer, masked
+from tessella.priors.masked import MaskedTransformerModule
 
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 5, 3)]
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tessella.priors.normal import ClassNormal, StandardNormal
+from tessella.priors import ClassNormal, StandardNormal
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 4)])

@@ -14,7 +14,8 @@ from tessella.core.rng import Noise
 from tessella.core.selectors import sample_categorical
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import reporting
-from tessella.priors.autoregressive import CausalTransformer, CausalTransformerModule
+from tessella.priors import CausalTransformer
+from tessella.priors.autoregressive import CausalTransformerModule
 
 SHAPES = [(1, 1, 1), (1, 1, 7), (2, 5, 3)]
 

@@ -22,19 +22,18 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
 import tessella
-from tessella.bottlenecks.gaussian import DiagonalGaussian
-from tessella.bottlenecks.quantizers import EMAQuantizer
+from tessella.bottlenecks import DiagonalGaussian, EMAQuantizer
 from tessella.cli import main
 from tessella.core.batches import Batch
 from tessella.core.contracts import Decoder, Encoder
 from tessella.core.rng import Noise
 from tessella.core.schema import Real, Schema
 from tessella.foundation.errors import DataError, SpecError
-from tessella.likelihoods.independent import FixedGaussian
+from tessella.likelihoods import FixedGaussian
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.normal import StandardNormal
+from tessella.priors import StandardNormal
 from tessella.tasks.detect.detection import by_class, maps
 from tessella.tasks.detect.detector import Calibration, Detector, available, needed, p_values, threshold
 from tessella.tasks.detect.result import auroc, ranking
@@ -496,7 +495,7 @@ def test_what_cannot_be_detected_is_refused(runs: dict[str, Path], tmp_path: Pat
     np.save(tmp_path / "nan.npy", rows)
     vae, table_run = runs["vae"], runs["rows"]
     for args, says in (
-        ([table_run, tmp_path / "nan.npy"], "NaN or infinite in 32 bits, the first in example 2"),
+        ([table_run, tmp_path / "nan.npy"], "NaN or infinite in float32, the first in example 2"),
         ([table_run, tmp_path / "wide.npz"], "the model is made for real values of shape 3"),
         ([table_run, tmp_path / "empty"], "no pictures"),
         ([vae, tmp_path / "empty"], "no pictures"),

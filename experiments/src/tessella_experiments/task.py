@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from tessella.commands.options import DataOptions
 from tessella.foundation.blocks import Block, Cards, Cell, Charts, Details, Heading, Page, Rows, Table, Text, joined
 from tessella.foundation.errors import SpecError, option
 from tessella.foundation.notes import note
+from tessella.models.spec import DataOptions
 from tessella.tasks.task import Result, task
 
 if TYPE_CHECKING:

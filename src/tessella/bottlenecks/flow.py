@@ -14,12 +14,9 @@ from torch.types import _size
 from zuko.nn import MaskedMLP
 
 from tessella.bottlenecks.gaussian import DiagonalGaussianModule, position_head
-from tessella.core.configs import BottleneckConfig
 from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
-from tessella.foundation.config import Count
-from tessella.foundation.registry import register
 from tessella.networks.conv import conv, convolve, start_small
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -27,20 +24,6 @@ SETTLED = 1e-5
 """Relative change at which the inversion stops; float32 rounding is below it."""
 FAR = 1e4
 """Bound on the inversion's estimates, so that a wrong one cannot overflow."""
-
-
-@register("bottleneck", "flow", summary="a Gaussian followed by inverse autoregressive steps (Kingma et al. 2016)")
-class FlowPosterior(BottleneckConfig):
-    """Gaussian posterior followed by inverse autoregressive steps.
-
-    Attributes:
-        flow_steps: number of autoregressive steps T.
-    """
-
-    flow_steps: Count = 3
-
-    def build(self, feature_shape: tuple[int, ...], latent_dim: int) -> FlowPosteriorModule:
-        return FlowPosteriorModule(feature_shape, latent_dim, flow_steps=self.flow_steps)
 
 
 @final

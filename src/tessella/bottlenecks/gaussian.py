@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from tessella.core.configs import BottleneckConfig
 from tessella.core.contracts import Bottleneck
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
-from tessella.foundation.registry import register
 from tessella.networks.conv import conv
 
 
@@ -25,16 +23,6 @@ def diagonal_normal(mean: Tensor, deviation: Tensor) -> Independent:
     return Independent(Normal(mean, deviation, validate_args=False), mean.dim() - 1, validate_args=False)
 
 
-@register("bottleneck", "deterministic", summary="a linear map of the features: an autoencoder, without rate or bound")
-class Deterministic(BottleneckConfig):
-    """Bottleneck of an autoencoder: z is a linear map of the features, and has no rate."""
-
-    stochastic = False
-
-    def build(self, feature_shape: tuple[int, ...], latent_dim: int) -> DeterministicModule:
-        return DeterministicModule(feature_shape, latent_dim)
-
-
 class DeterministicModule(Bottleneck):
     """Bottleneck of an autoencoder: z = W h, without a distribution and so without a rate."""
 
@@ -47,16 +35,6 @@ class DeterministicModule(Bottleneck):
 
     def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
         return BottleneckOutput(self.head(features).float(), None)
-
-
-@register("bottleneck", "gaussian", summary="q(z|x) = N(mu, sigma^2), factorised and reparameterised")
-class DiagonalGaussian(BottleneckConfig):
-    """Factorised Gaussian posterior."""
-
-    gaussian = True
-
-    def build(self, feature_shape: tuple[int, ...], latent_dim: int) -> DiagonalGaussianModule:
-        return DiagonalGaussianModule(feature_shape, latent_dim)
 
 
 class DiagonalGaussianModule(Bottleneck):

@@ -26,7 +26,7 @@ from tessella.core.rng import chunks, seeded
 from tessella.data.array_files import NumpyArchive
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import abridged, shown
-from tessella.foundation.errors import DataError, SpecError, task
+from tessella.foundation.errors import DataError, SpecError, task_name
 from tessella.foundation.files import write_atomic
 from tessella.foundation.progress import tracking
 from tessella.models.base import Model
@@ -193,12 +193,12 @@ def read_codes(path: str) -> StoredCodes:
     """
     if not os.path.isfile(path):
         raise DataError(
-            f"no such file: {path}; make one with {task('encode', 'RUN INPUTS -o FILE')}", code="no-such-file"
+            f"no such file: {path}; make one with {task_name('encode', 'RUN INPUTS -o FILE')}", code="no-such-file"
         )
     archive = NumpyArchive(path)
     if not {"version", "model", "names", "sizes"} <= set(archive):
-        raise DataError(f"{path} holds no codes (but {abridged(list(archive))}): make a file with {task('encode')}",
-                        code="no-codes")  # fmt: skip
+        held = abridged(list(archive))
+        raise DataError(f"{path} holds no codes (but {held}): make a file with {task_name('encode')}", code="no-codes")
 
     def array(key: str, kinds: str, dims: int) -> np.ndarray:
         found = archive.get(key)

@@ -36,7 +36,7 @@ from typing import BinaryIO, Literal, cast, final, get_args
 import numpy as np
 
 from tessella.core.entropy_coding import WORD
-from tessella.foundation.errors import DataError, task
+from tessella.foundation.errors import DataError, task_name
 
 MAGIC, VERSION = b"\xf1TES", 3
 Method = Literal["codes", "lossless", "bits-back"]
@@ -281,14 +281,14 @@ class Container:
     def __init__(self, path: str) -> None:
         self.path = path
         if not os.path.isfile(path):
-            raise DataError(f"no such file: {path}; make one with {task('compress', 'RUN PICTURES -o FILE')}",
+            raise DataError(f"no such file: {path}; make one with {task_name('compress', 'RUN PICTURES -o FILE')}",
                             code="no-such-file")  # fmt: skip
         self.bytes = os.path.getsize(path)
         with open(path, "rb") as file:
             start = file.read(len(MAGIC) + 5)
             if not self.bytes or start[: len(MAGIC)] != MAGIC[: len(start)]:
                 what = "is empty" if not self.bytes else "is not a compressed file"
-                raise DataError(f"{path} {what}: make one with {task('compress')}", code="no-container")
+                raise DataError(f"{path} {what}: make one with {task_name('compress')}", code="no-container")
             try:
                 if len(start) < len(MAGIC) + 5:
                     raise _Damaged("it ends within its header")

@@ -4,62 +4,20 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from tyro.conf import OmitArgPrefixes, arg
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
 
 from tessella.foundation import config as configs
 from tessella.foundation import registry, validation
-from tessella.foundation.errors import DataError, SpecError
-from tessella.models.spec import ModelConfig, TrainOptions
+from tessella.foundation.errors import SpecError
+from tessella.models.spec import DataOptions, ModelConfig, TrainOptions
 
-if TYPE_CHECKING:
-    from tessella.data import Data
-
-Binarize = Literal["dynamic", "static", "threshold"]
 BUDGETS = ("minutes", "epochs", "steps")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """How the data is read.
-
-    Attributes:
-        size: height and width that pictures are cropped and resized to, or one number for both.
-        channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
-        binarize: make 8-bit values binary: sampled in every batch, sampled once, or cut at half.
-        label: the column of a table, or the array of an .npz, that holds the class; by default one called label, class
-            or target that holds few values.
-        kind: signal if arrays (N, C, T) and (N, T) are signals, not grey pictures and vectors.
-    """
-
-    size: tuple[int, ...] | None = None
-    channels: int | None = None
-    binarize: Binarize | None = None
-    label: str | None = None
-    kind: Literal["signal"] | None = None
-
-    def __post_init__(self) -> None:
-        if self.size is not None and len(self.size) not in (1, 2):
-            raise DataError(
-                f"the size is one number, or a height and a width, not {len(self.size)} numbers", code="bad-option"
-            )
-
-    @property
-    def box(self) -> tuple[int, int] | None:
-        """Height and width."""
-        return None if self.size is None else (self.size[0], self.size[-1])
-
-    def open(self, spec: str) -> Data:
-        from tessella.data import open_data
-
-        return open_data(
-            spec, size=self.box, channels=self.channels, binarize=self.binarize, label=self.label, kind=self.kind
-        )
 
 
 # configuration files
@@ -70,15 +28,6 @@ class FileData(DataOptions):
     """Section `data` of a configuration file: what is trained on, and how it is read."""
 
     spec: str | None = None
-
-
-@dataclass(frozen=True)
-class FileTraining(TrainOptions):
-    """Section `training` of a configuration file: no budget is a default."""
-
-    def __post_init__(self) -> None:
-        if any(getattr(self, name) is not None for name in BUDGETS):
-            super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -95,7 +44,7 @@ class RunConfig:
     model: str | None = None
     config: ModelConfig | None = None
     data: FileData = field(default_factory=FileData)
-    training: Mapping[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:
@@ -105,35 +54,23 @@ class RunConfig:
             SpecError: if it cannot be read, or holds what a run has no place for.
         """
         if path.is_dir() or path.suffix == ".json":
-            return cls._of_run(path if path.is_dir() else path.parent)
+            from tessella.training.checkpoint import read_spec
+
+            spec = read_spec(path if path.is_dir() else path.parent)
+            data = {f.name: spec.data.get(f.name) for f in fields(FileData)}
+            return cls(spec.model, spec.config, validation.fitted(FileData, data, "data"), spec.training)
         try:
             record = tomllib.loads(validation.read_bytes(path).decode("utf-8"))
             if isinstance(record.get("model"), str):
                 record.setdefault("config", {}).setdefault(validation.TYPE, record["model"])
-            training = record.pop("training", {})
-            validation.fitted(FileTraining, training, "training")
-            found: RunConfig = validation.fitted(_FileRecord, record)
+            found: RunConfig = validation.fitted(cls, record)
+            validation.fitted(TrainOptions, found.training, "training")
             if found.config is not None and found.config.name != found.model:
                 raise validation.Malformed(f"config is of {found.config.name}, and model is {found.model}")
-            return cls(found.model, found.config, found.data, training)
+            return found
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, validation.Malformed) as error:
             why = error.strerror if isinstance(error, OSError) else error
             raise SpecError(f"{path} is no configuration of a run: {why}", code="bad-config-file") from error
-
-    @classmethod
-    def _of_run(cls, run: Path) -> RunConfig:
-        from tessella.training.checkpoint import read_spec
-
-        spec = read_spec(run)
-        data = {f.name: spec.data.get(f.name) for f in fields(FileData)}
-        return cls(spec.model, spec.config, validation.fitted(FileData, data, "data"), spec.training)
-
-
-@dataclass(frozen=True)
-class _FileRecord:
-    model: str | None = None
-    config: ModelConfig | None = None
-    data: FileData = field(default_factory=FileData)
 
 
 def toml(record: Mapping[str, Any], section: str = "") -> str:
@@ -262,18 +199,21 @@ class Flags:
         """
         slots = configs.slots(self.kind)
         parts = configs.choices(self.kind, {s: w for s in slots if (w := word_after(args, flag(s))) is not None})
-        known = {*self.names, *flags_of(command), "help"}
+        known = {*self.names, "help", *given_flags([flags[0] for flags, _ in option_types(command)])}
         for name in sorted(given_flags(args) - known):
             raise configs.unknown_option(self.kind, parts, name)
 
 
-def flags_of(options: type) -> set[str]:
-    """Names of the flags of a dataclass of options, and of those that it holds."""
-    found: set[str] = set()
+def option_types(options: type) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The flags of a dataclass of options and of those that it holds, each with its type."""
     for name, hint in validation.field_types(options).items():
-        inner = hint.__origin__ if hasattr(hint, "__metadata__") else hint
-        found |= flags_of(inner) if isinstance(inner, type) and hasattr(inner, "__dataclass_fields__") else {name}
-    return found
+        marks: tuple[Any, ...] = getattr(hint, "__metadata__", ())
+        inner = get_args(hint)[0] if marks else hint
+        if isinstance(inner, type) and hasattr(inner, "__dataclass_fields__"):
+            yield from option_types(inner)
+        elif Positional not in marks and Suppress not in marks:
+            short = [alias for mark in marks for alias in getattr(mark, "aliases", None) or ()]
+            yield (flag(name), *short), inner
 
 
 AliasOut = Annotated[str | None, arg(aliases=("-o",))]

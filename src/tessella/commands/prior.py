@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
 from tessella.commands.options import Flags, given_flags, with_fields, word_after
-from tessella.commands.shared import Where, loaded_without_prior, quoted, said_of_device, say
-from tessella.commands.tasks import progress_bar
+from tessella.commands.tasks import device_text, progress_bar, quoted, say
 from tessella.commands.train import budget, flat, refuse_changes, resumed_options
 from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.schema import bits_per_dim
@@ -67,7 +66,7 @@ class FitPrior:
         return self.flags.config(self)
 
 
-def options_of(args: Sequence[str]) -> type[FitPrior]:
+def prior_options(args: Sequence[str]) -> type[FitPrior]:
     """The options of a command line: those of the prior that it names.
 
     Raises:
@@ -102,7 +101,7 @@ def config_class(kind: str) -> type[PriorConfig] | type[CodePriorConfig]:
     raise SpecError(f"no prior is called {kind!r}; there are: {known}", code="no-such-part", kind="prior", name=kind)
 
 
-def fit_prior(o: FitPrior) -> int:
+def run_fitting(o: FitPrior) -> int:
     if o.resume and o.overwrite:
         raise SpecError(
             f"{option('resume')} goes on with a prior and {option('overwrite')} replaces it: give one of them"
@@ -123,10 +122,13 @@ def fit_prior(o: FitPrior) -> int:
 
 
 def _fitted(o: FitPrior) -> int:
-    device = said_of_device(o.training.device)
-    model, run = loaded_without_prior(o.run, Where("cpu"))
+    device = device_text(o.training.device)
     from tessella.training import fitted_priors
     from tessella.training.fit_prior import fit_prior
+    from tessella.training.run import Run
+
+    run = Run(o.run, "cpu")
+    model = run.model(fitted_priors.TRAINED)
 
     home = fitted_priors.prior_home(run.path, o.kind)
     options, config, conditional = TrainOptions(**asdict(o.training)), o.config, o.class_conditional

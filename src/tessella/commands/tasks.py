@@ -1,12 +1,16 @@
-"""Runs a task from the command line: its options, its progress, and what is printed and written of its result."""
+"""Runs a task from the command line: its options, its progress, and what is printed and written of its result.
+
+What other commands print and check too stands here: lines, the device, places of files.
+"""
 
 from __future__ import annotations
 
 import inspect
 import os
+import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import MISSING, Field, field, fields, make_dataclass
 from pathlib import Path
@@ -14,10 +18,11 @@ from typing import Annotated, Any, get_type_hints
 
 from tyro.conf import Positional, arg
 
-from tessella.commands.shared import check_file, said_of_device, say
-from tessella.foundation.errors import DataError
+from tessella.foundation.config import described as field_texts
+from tessella.foundation.errors import DataError, on_command_line
 from tessella.foundation.progress import Progress, Report, reporting
 from tessella.foundation.text import json_text
+from tessella.foundation.text import shown as escaped
 from tessella.tasks.task import Result, Task
 
 DESCRIBED = {
@@ -30,7 +35,7 @@ DESCRIBED = {
 """Options that every task has on the command line, besides those of its config."""
 
 
-def options_of(task: Task) -> type:
+def task_options(task: Task) -> type:
     """The options of a task as one dataclass: its run, those of its config, and those that every task has."""
     hints = get_type_hints(task.config, include_extras=True)
     own = [(f.name, hints[f.name], _as_default(f)) for f in fields(task.config)]
@@ -48,7 +53,10 @@ def options_of(task: Task) -> type:
     options.append(("quiet", bool, field(default=False)))
     options = [option for number, option in enumerate(options) if option[0] not in [o[0] for o in options[:number]]]
     made = make_dataclass(task.config.__name__, options, kw_only=True, frozen=True)
-    made.__doc__ = _described(inspect.getdoc(task.config) or task.summary, [name for name, *_ in options], described)
+    about = (inspect.getdoc(task.config) or task.summary).partition("\nAttributes:\n")[0].rstrip()
+    texts = {**described, **field_texts(task.config)}
+    lines = [f"    {name}: {texts[name]}" for name, *_ in options if name in texts]
+    made.__doc__ = "\n".join([about, "", "Attributes:", *lines, ""])
     return made
 
 
@@ -59,14 +67,6 @@ def _as_default(of: Field[Any]) -> Any:
     return field() if of.default is MISSING else field(default=of.default)
 
 
-def _described(docstring: str, names: list[str], described: dict[str, str]) -> str:
-    """The docstring of a config with lines for the options that are not its own."""
-    text, heading, attributes = docstring.partition("\nAttributes:\n")
-    new = [name for name in names if name in described and f"    {name}: " not in attributes]
-    lines = [f"    {name}: {described[name]}" for name in new]
-    return "\n".join([text.rstrip(), "", "Attributes:", attributes.rstrip("\n") if heading else "", *lines, ""])
-
-
 def run_task(task: Task, options: Any) -> int:
     """Run a task and give its exit status."""
     out = _checked_place(task, options)
@@ -74,7 +74,7 @@ def run_task(task: Task, options: Any) -> int:
     arguments: dict[str, Any] = {"config": config}
     device = getattr(options, "device", None)
     if task.takes_run:
-        from tessella.training.run import Run  # pyright: ignore[reportMissingImports]
+        from tessella.training.run import Run
 
         arguments["run"] = Run(options.run, device)
     if task.takes_device:
@@ -85,7 +85,7 @@ def run_task(task: Task, options: Any) -> int:
         result = task.function(**arguments)
     written = [] if out is None else _write(task, result, out)
     if options.json:
-        print(json_text(result.to_json(), indent=2))
+        print(json_text(_worded(result.to_json()), indent=2))
     else:
         from tessella.pages.terminal import print_page
 
@@ -94,13 +94,34 @@ def run_task(task: Task, options: Any) -> int:
     return result.status
 
 
+def _worded(value: Any) -> Any:
+    """A record with the options that its texts name worded as flags."""
+    if isinstance(value, Mapping):
+        return {key: _worded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_worded(one) for one in value]
+    return on_command_line(value) if isinstance(value, str) else value
+
+
+def device_text(asked: str | None) -> str:
+    """The device in words, and why it is this one.
+
+    Raises:
+        SpecError: if there is none of that name.
+    """
+    from tessella.core.device import describe_device, device_reason, resolve
+
+    why = device_reason(asked)
+    return on_command_line(describe_device(resolve(asked)) + (f", {why}" if why else ""))
+
+
 def _say_device(asked: str | None, *, json: bool) -> None:
     """Say in one line which device was chosen and why; nothing if it was asked for by name."""
     from tessella.core.device import device_reason, resolve
 
     resolve(asked)
     if device_reason(asked) is not None:
-        print(f"device   {said_of_device(asked)}", file=sys.stderr if json else sys.stdout, flush=True)
+        print(f"device   {device_text(asked)}", file=sys.stderr if json else sys.stdout, flush=True)
 
 
 def _checked_place(task: Task, options: Any) -> Path | None:
@@ -120,6 +141,21 @@ def _checked_place(task: Task, options: Any) -> Path | None:
     elif os.path.exists(out) and not os.path.isdir(out):
         raise DataError(f"{out} is a file: give a folder to write into")
     return Path(out)
+
+
+def check_file(path: str, *endings: str) -> None:
+    """Check that such a file can be written, before anything long is begun.
+
+    Raises:
+        DataError: if it has another ending, is a folder, or its folder cannot be had.
+    """
+    if Path(path).suffix.lower() not in endings:
+        raise DataError(f"the output must be a {' or '.join(endings)} file, got {path}", "wrong-ending", path=path)
+    if os.path.isdir(path):
+        raise DataError(f"{path} is a folder: give a file to write", "is-a-folder", path=path)
+    there = next(place for place in Path(path).absolute().parents if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise DataError(f"{path} cannot be written: {there} takes no new files; choose another place", "no-place")
 
 
 def _write(task: Task, result: Result, out: Path) -> list[Path]:
@@ -184,3 +220,13 @@ def _lines() -> Report:
             print(f"{progress.phase} {100 * done:.0f} %  {progress.detail}  {time_left}", file=sys.stderr, flush=True)
 
     return show
+
+
+def say(*lines: str) -> None:
+    """Print lines in which names from outside may stand: what a terminal would obey is escaped."""
+    print("\n".join(escaped(on_command_line(line)) for line in lines), flush=True)
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """A path as a word of a command line that is printed."""
+    return shlex.quote(str(path))

@@ -1,4 +1,4 @@
-"""`tessella data` and `tessella train`."""
+"""`tessella train`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import inspect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg
+from tyro.conf import OmitArgPrefixes, Suppress
 
 from tessella.commands.options import (
     BUDGETS,
     AliasOut,
-    DataOptions,
     Flags,
     RunConfig,
     given_flags,
@@ -22,12 +21,11 @@ from tessella.commands.options import (
     with_fields,
     word_after,
 )
-from tessella.commands.shared import check_picture_name, quoted, said_of_device, say, write_picture
-from tessella.commands.tasks import progress_bar
+from tessella.commands.tasks import device_text, progress_bar, quoted, say
 from tessella.foundation import registry
 from tessella.foundation.config import Config, options, slots
-from tessella.foundation.errors import RunError, SpecError, option, task
-from tessella.models.spec import ModelConfig, TrainOptions
+from tessella.foundation.errors import RunError, SpecError, option, task_name
+from tessella.models.spec import DataOptions, ModelConfig, TrainOptions
 
 if TYPE_CHECKING:
     from tessella.data import Data
@@ -37,36 +35,6 @@ CHANGEABLE_ON_RESUME = ("save_every", "workers", "device", "rank_timeout", "trac
 """Options of training that a resumed run may change: no number depends on them but by rounding."""
 OF_COMMAND = ("quiet", "out", "resume", "overwrite", "data", "changed_data", "given", "config", "print_config")
 """What is no part of a run; its data is compared by content."""
-
-
-# data
-
-
-@dataclass(frozen=True)
-class ShowData:
-    """Show what is understood of some data: counts, shape, value range, classes, splits; and write a contact sheet.
-
-    Attributes:
-        spec: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file.
-        out: the contact sheet.
-    """
-
-    spec: Positional[str]
-    how: Annotated[DataOptions, arg(name="")] = field(default_factory=DataOptions)
-    out: Annotated[str, arg(aliases=("-o",))] = "contact-sheet.png"
-
-
-def show_data(o: ShowData) -> int:
-    check_picture_name(o.out)
-    data = o.how.open(o.spec)
-    from tessella.data import contact_sheet, describe
-
-    say(*describe(data).split("\n"))
-    write_picture(contact_sheet(data), o.out)
-    return 0
-
-
-# train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +74,7 @@ class Train:
         return None if self.flags is None else self.flags.config(self)
 
 
-def options_of(args: Sequence[str]) -> type[Train]:
+def train_options(args: Sequence[str]) -> type[Train]:
     """The options of a command line: those of the model that it names, with defaults of the file that it names.
 
     Raises:
@@ -139,7 +107,7 @@ def options_of(args: Sequence[str]) -> type[Train]:
     return with_fields(Train, more)
 
 
-def overview() -> str:
+def models_overview() -> str:
     """What `tessella train --help` prints: the models."""
     known = registry.entries("model")
     wide = max(len(entry.name) for entry in known)
@@ -154,7 +122,7 @@ def overview() -> str:
     ])  # fmt: skip
 
 
-def train(o: Train) -> int:
+def run_training(o: Train) -> int:
     if o.print_config:
         return _print_config(o)
     if o.out is None:
@@ -167,7 +135,7 @@ def train(o: Train) -> int:
         )
     if o.chosen is None or o.data is None:
         raise SpecError(
-            f"name a model and its data: {task('train', 'MODEL --data SPEC --out RUN')}; models are "
+            f"name a model and its data: {task_name('train', 'MODEL --data SPEC --out RUN')}; models are "
             f"{', '.join(registry.names('model'))}",
             code="no-model",
         )
@@ -274,17 +242,17 @@ def _facts(o: Train) -> dict[str, Any]:
 
 
 def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
-    from tessella.data import describe
-    from tessella.training.loop import train as run_training
+    from tessella.tasks.describe import data_facts
+    from tessella.training.loop import train
 
     if not o.quiet:
-        say(*describe(data).split("\n"))
-        say(f"device   {said_of_device(options.device)}")
+        say(*(f"{what:8} {text}" for what, text in data_facts(data)))
+        say(f"device   {device_text(options.device)}")
         say(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
         say(f"budget   {budget(options)}")
     how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data}
     with progress_bar(quiet=o.quiet):
-        done = run_training(model, data, str(o.out), options, **how)
+        done = train(model, data, str(o.out), options, **how)
     if done.stopped == "signal":
         say(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {quoted(str(o.out))}")
         return 130

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tessella.core.schema import Precision, Schema
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 
 VARIABLE = "TESSELLA_DEVICE"
 """Environment variable that chooses the device where no option does."""
@@ -75,7 +75,7 @@ def device_reason(asked: str | None) -> str | None:
         return f"set by {VARIABLE}"
     if len(available_devices()) == 1:
         return "the only one available"
-    return "the best one available; --device cpu chooses another"
+    return f"the best one available; {option('device')} cpu chooses another"
 
 
 def has_float64(device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""Open a data set by its SPEC: read, convert to one shape and type, split and binarize; describe and preview it."""
+"""Open a data set by its SPEC: read, convert to one shape and type, split and binarize."""
 
 from __future__ import annotations
 
@@ -11,28 +11,23 @@ from pathlib import Path
 from typing import Any, Literal, cast, final, get_args
 
 import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
 
 from tessella.core.schema import UINT8, Binary, Real, Schema, Values
 from tessella.data import arrays
 from tessella.data.duplicates import mark_duplicates
-from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, shown
+from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged
 from tessella.data.sources import HUB, Size, find_raw, known_sources
 from tessella.data.splits import Binarization, BinarizedSplit, Split, divide, split_of
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, RunError, option
 from tessella.foundation.notes import note
 from tessella.kinds.base import kind_of
-from tessella.kinds.pictures import grid
 
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 RECORDED = ("fingerprint", "examples")
 """Keys of a data record that describe the content of the data, not its place or its reading options."""
 TOLD_BY = 4
 """Examples that go into the fingerprint of data that is rendered on access."""
-COLUMNS, MOST_CLASSES, UNSORTED, MARGIN = 10, 12, 80, 8
-"""Layout of a contact sheet: examples per row, most rows, examples without classes, pixels beside class names."""
 
 
 @final
@@ -313,64 +308,3 @@ def _schema(
         return Schema.of(shape, values, classes=classes)
     center, scale, low, high = arrays.moments(part.x, rows)
     return Schema.of(shape, Real(low, high), center, scale, classes)
-
-
-# for people
-
-
-def describe(data: Data) -> str:
-    """Describe the data set in a few lines of plain text."""
-    schema = data.schema
-    binarize = data.options["binarize"]
-    values = f"{schema.values.words}, {schema.values.low:.4g} ... {schema.values.high:.4g}"
-    values += "" if schema.values.discrete else " in training"
-    lines = [
-        f"data     {shown(data.spec)}",
-        f"examples {kind_of(schema).description}",
-        f"values   {values}" + (f" ({binarize} binarisation)" if binarize and schema.values == Binary() else ""),
-        "splits   "
-        + ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
-        + _aside(data.division),
-    ]
-    labels = data.splits["train"].labels
-    if labels is None:
-        lines.append(f"classes  none{_aside(data.labelling)}")
-    else:
-        counts = np.bincount(labels, minlength=len(schema.classes))
-        named = [f"{name} ({count:,})" for name, count in zip(schema.classes, counts.tolist(), strict=True)]
-        how = f" {data.labelling}" if data.labelling else ""
-        lines.append(f"classes  {len(named)}{how}: {abridged(named, 12)}; counted in training")
-    lines += [f"note     {line}" for line in data.notes]
-    return "\n".join(lines)
-
-
-def _aside(text: str) -> str:
-    return f" ({shown(text)})" if text else ""
-
-
-def contact_sheet(data: Data) -> Image.Image:
-    """Render a grid of training examples: one row per class with its name, or some examples without classes."""
-    split = data.split("train")
-    if split.labels is None:
-        first = split.batch(split.random_rows(UNSORTED)).x
-        return grid(first, data.schema, COLUMNS)
-    rows = []
-    for number, name in enumerate(data.schema.classes[:MOST_CLASSES]):
-        of = np.flatnonzero(split.labels == number)
-        of = of[np.argsort(split.example_ids[of])[:COLUMNS]]  # hash order: neighbours are often alike
-        if len(of):
-            x = split.batch(of).x
-            blank = x.new_full((COLUMNS - len(of), *x.shape[1:]), data.schema.values.low)
-            rows.append((name, grid(torch.cat([x, blank]), data.schema, COLUMNS)))
-    font = ImageFont.load_default(14)
-    texts = [name if len(name) <= 24 else name[:23] + "…" for name in (shown(name) for name, _ in rows)]
-    left = int(max(font.getlength(text) for text in texts)) + 2 * MARGIN
-    width, height = rows[0][1].size
-    mode = "RGB" if rows[0][1].mode in ("L", "RGB") else "RGBA"
-    sheet = Image.new(mode, (left + width, len(rows) * (height + 2) - 2), "white")
-    pen = ImageDraw.Draw(sheet)
-    for number, (text, (_, row)) in enumerate(zip(texts, rows, strict=True)):
-        top = number * (height + 2)
-        sheet.paste(row.convert(mode), (left, top))
-        pen.text((MARGIN, top + height // 2), text, fill="black", font=font, anchor="lm")
-    return sheet

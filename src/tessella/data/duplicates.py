@@ -175,7 +175,7 @@ def _count_repeats(found: RawDataset, name: str, part: RawSplit, what: str, clas
     if len(torn):
         first, second = (classes[int(end[torn[0]])] for end in (low, high))
         found.notes.append(
-            f"{len(torn):,} pictures occur in more than one class, the first one in {first} and {second}"
+            f"pictures that occur in more than one class: {len(torn):,}; the first is in {first} and {second}"
         )
 
 

@@ -33,6 +33,7 @@ from tessella.core.device import precise
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
 from tessella.evaluation.results import CollapseEvaluation
+from tessella.foundation.errors import option
 from tessella.models.base import Model
 
 EXAMPLES = 250
@@ -180,9 +181,10 @@ def _advice(model: Model, cost: float, information: float) -> str:
         if cost < LEAST_COST
         else f"its mutual information with the example is only {information:.2f} nats"
     )
-    weaker = ", a weaker decoder (smaller --pixel-depth)" if model.likelihood.sequential_mean else ""
+    weaker = f", a weaker decoder (smaller {option('pixel_depth')})" if model.likelihood.sequential_mean else ""
     if model.levels:
-        remedy = f"another --quantizer (ema, fsq){weaker}, or longer training"
+        remedy = f"another {option('quantizer')} (ema, fsq){weaker}, or longer training"
     else:
-        remedy = f"--free-bits 0.1, --warmup 0.3{weaker}, longer training, or codes, whose rate is fixed: vqvae"
+        options = f"{option('free_bits')} 0.1, {option('warmup')} 0.3"
+        remedy = f"{options}{weaker}, longer training, or codes, whose rate is fixed: vqvae"
     return f"the latent is not used: {found}. Try {remedy}."

@@ -18,7 +18,7 @@ from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise, chunks
 from tessella.core.schema import Schema
 from tessella.data import Split
-from tessella.foundation.errors import SpecError, option, task
+from tessella.foundation.errors import SpecError, option, task_name
 from tessella.foundation.progress import track
 from tessella.kinds import pictures
 from tessella.models.base import Model
@@ -109,7 +109,7 @@ def sample_rows(
     if label is not None and not model.conditional:
         raise SpecError(
             f"the model {model.name} is unconditional and cannot sample a class: train a cvae instead"
-            + (f", or {task('fit-prior', 'RUN')} with {option('class_conditional')}" if model.has_decoder else ""),
+            + (f", or {task_name('fit-prior', 'RUN')} with {option('class_conditional')}" if model.has_decoder else ""),
             code="unconditional",
         )
     columns, labels = math.ceil(math.sqrt(count)), None

@@ -5,7 +5,7 @@ any other exception is a defect of the package.
 
     raise SpecError(f"{option('count')} must be at least 1, got {n}", code="out-of-range", option="count")
 
-Code below the faces names options and tasks by `option` and `task`: Python reads `count`, the command line a flag.
+Code below the faces names options and tasks by `option` and `task_name`: Python reads `count`, the command line a flag.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def option(name: str) -> str:
     return f"\ue000option\ue002{name}\ue001"
 
 
-def task(name: str, arguments: str = "") -> str:
+def task_name(name: str, arguments: str = "") -> str:
     """Name a task in a message, with its arguments, options among them by `option`; each face words it its own way."""
     return f"\ue000task\ue002{name} {arguments}".rstrip() + "\ue001"
 
@@ -48,7 +48,7 @@ class TessellaError(Exception):
     """A mistake that the user can mend. The message is one line.
 
     Args:
-        message: what is wrong, where, and what to do; options and tasks named by `option` and `task`.
+        message: what is wrong, where, and what to do; options and tasks named by `option` and `task_name`.
         code: a short name of the mistake that does not change with its wording; by default the class's.
         parameters: the values that the message is made of.
     """

@@ -16,7 +16,7 @@ def note(message: str) -> None:
     """Tell the user one line: to whoever listens in this context, or else as a Python warning.
 
     Args:
-        message: options and tasks are named by `foundation.errors.option` and `task`.
+        message: options and tasks are named by `foundation.errors.option` and `task_name`.
     """
     listener = _listener.get()
     if listener is None:

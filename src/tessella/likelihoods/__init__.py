@@ -4,26 +4,129 @@
     integers   LogisticMixture, Categorical
     symbols    Categorical
     real       Gaussian, FixedGaussian
+    all        Autoregressive
 
-The classes are in `independent.py`, `logistic.py` and `autoregressive.py`, shared units and checks in `shared.py`.
+The options are declared here, and each `build` imports its module from the files beside. Units and checks that the
+modules share are in `shared.py`.
 """
 
 from __future__ import annotations
 
-from tessella.core.configs import LikelihoodConfig
-from tessella.core.contracts import Likelihood
-from tessella.core.schema import Schema
-from tessella.likelihoods.independent import BernoulliModule, CategoricalModule, FixedGaussianModule, GaussianModule
-from tessella.likelihoods.logistic import LogisticMixtureModule
+from typing import TYPE_CHECKING, Annotated
 
-__all__ = [
-    "BernoulliModule",
-    "CategoricalModule",
-    "FixedGaussianModule",
-    "GaussianModule",
-    "LogisticMixtureModule",
-    "likelihood_for",
-]
+from tessella.core.configs import LikelihoodConfig
+from tessella.foundation.config import Count
+from tessella.foundation.registry import register
+from tessella.foundation.validation import Range
+
+if TYPE_CHECKING:
+    from tessella.core.contracts import Likelihood
+    from tessella.core.schema import Schema
+
+
+@register("likelihood", "bernoulli", summary="binary values", values=("binary",))
+class Bernoulli(LikelihoodConfig):
+    """Bernoulli likelihood of binary values, independent given z."""
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.independent import BernoulliModule
+
+        return BernoulliModule(schema)
+
+
+@register(
+    "likelihood",
+    "categorical",
+    summary="a free probability for each value",
+    values=("uint8", "integers", "symbols"),
+)
+class Categorical(LikelihoodConfig):
+    """Categorical likelihood of integers or symbols, independent given z."""
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.independent import CategoricalModule
+
+        return CategoricalModule(schema)
+
+
+@register("likelihood", "gaussian", summary="real values, the scale predicted for each", values=("real",))
+class Gaussian(LikelihoodConfig):
+    """Gaussian likelihood of real values, with mean and scale predicted for each value."""
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.independent import GaussianModule
+
+        return GaussianModule(schema)
+
+
+@register(
+    "likelihood",
+    "gaussian-fixed",
+    summary="real values, one scale for all: squared error as a likelihood",
+    values=("real",),
+)
+class FixedGaussian(LikelihoodConfig):
+    """Gaussian likelihood of real values with one scale for all.
+
+    Attributes:
+        scale: standard deviation, in units of the data's scale. Default: learned.
+    """
+
+    scale: Annotated[float, Range(1e-12)] | None = None
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.independent import FixedGaussianModule
+
+        return FixedGaussianModule(schema, self.scale)
+
+
+@register(
+    "likelihood",
+    "logistic",
+    summary="mixture of discretised logistics with channel dependence, for ordered integers",
+    values=("uint8", "integers"),
+)
+class LogisticMixture(LikelihoodConfig):
+    """Mixture of discretised logistics.
+
+    Attributes:
+        components: number of logistics in the mixture.
+    """
+
+    components: Count = 10
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.logistic import LogisticMixtureModule
+
+        return LogisticMixtureModule(schema, self.components)
+
+
+@register(
+    "likelihood",
+    "autoregressive",
+    summary="each value given those before it and the decoder's features: strong bounds, slow sampling",
+    values=("binary", "uint8", "integers", "symbols", "real"),
+)
+class Autoregressive(LikelihoodConfig):
+    """Autoregressive likelihood: p(x | z) = prod_i p(x_i | x_<i, h(z)).
+
+    Attributes:
+        components: number of logistics in the mixture of each integer. Default: 10.
+        pixel_width: channels of the causal network. Default: 64, or 96 for colour.
+        pixel_depth: layers of the causal network. Default: 6.
+    """
+
+    components: Count | None = None
+    pixel_width: Count | None = None
+    pixel_depth: Count | None = None
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.autoregressive import AutoregressiveModule
+
+        mixture = None if self.components is None else LogisticMixture(components=self.components)
+        return AutoregressiveModule(
+            schema, lambda part: likelihood_for(part, mixture), width=self.pixel_width, depth=self.pixel_depth
+        )
 
 
 def likelihood_for(schema: Schema, config: LikelihoodConfig | None = None) -> Likelihood:

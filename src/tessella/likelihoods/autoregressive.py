@@ -12,14 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
-from tessella.foundation.config import Count
-from tessella.foundation.registry import register
-from tessella.likelihoods import likelihood_for
-from tessella.likelihoods.logistic import LogisticMixture
 from tessella.likelihoods.shared import Standardizer, checked, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, IncrementalCausalConv
 from tessella.networks.conv import fold, unfold
@@ -29,29 +24,6 @@ WIDTH, WIDTH_OF_COLOUR = 64, 96
 DEPTH = 6
 BLOCK, SMALL = 2, 16
 """Side of a block in pixels, and the smallest side of pictures that are divided into blocks."""
-
-
-@register(
-    "likelihood",
-    "autoregressive",
-    summary="each value given those before it and the decoder's features: strong bounds, slow sampling",
-    values=("binary", "uint8", "integers", "symbols", "real"),
-)
-class Autoregressive(LikelihoodConfig):
-    """Autoregressive likelihood: p(x | z) = prod_i p(x_i | x_<i, h(z)).
-
-    Attributes:
-        components: number of logistics in the mixture of each integer. Default: 10.
-        pixel_width: channels of the causal network. Default: 64, or 96 for colour.
-        pixel_depth: layers of the causal network. Default: 6.
-    """
-
-    components: Count | None = None
-    pixel_width: Count | None = None
-    pixel_depth: Count | None = None
-
-    def build(self, schema: Schema) -> AutoregressiveModule:
-        return AutoregressiveModule(schema, self)
 
 
 @final
@@ -74,25 +46,34 @@ class AutoregressiveModule(Likelihood):
     Sampling goes pixel by pixel. The mean has no closed form; it is replaced by the greedy reconstruction, in which
     each pixel takes its conditional mean, rounded to a stored value, given the pixels before it.
 
-    Raises:
-        SpecError: if mixture components are given for values other than integers, or there are more than 4 channels.
+    Args:
+        schema: of one example.
+        pixel: makes the likelihood of the values of a grid, or of one of its pixels.
+        width: channels of the causal network. Default: 64, or 96 for colour.
+        depth: layers of the causal network. Default: 6.
     """
 
     sequential_mean = True
 
-    def __init__(self, schema: Schema, options: Autoregressive) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        pixel: Callable[[Schema], Likelihood],
+        *,
+        width: int | None = None,
+        depth: int | None = None,
+    ) -> None:
         super().__init__(schema)
         self.grid = {0: (1, 1, schema.dims), 1: (schema.channels, 1, *schema.spatial)}.get(schema.rank, schema.shape)
         self.features = FEATURES if schema.rank else FEATURES_OF_A_NUMBER
         self.units = Standardizer(schema)
-        mixture = None if options.components is None else LogisticMixture(components=options.components)
         standard = Schema.of(self.grid, schema.values)
-        self.whole = likelihood_for(standard, mixture)
-        self.one = likelihood_for(replace(standard, spatial=(1, 1)), mixture)
-        width = options.pixel_width or (WIDTH_OF_COLOUR if self.grid[0] > 1 else WIDTH)
+        self.whole = pixel(standard)
+        self.one = pixel(replace(standard, spatial=(1, 1)))
+        width = width or (WIDTH_OF_COLOUR if self.grid[0] > 1 else WIDTH)
         self.side = BLOCK if min(self.grid[1:]) >= SMALL else 1
         pixels, values = self.side**2, self.grid[0] + 1
-        self.trunk = CausalConv(pixels * values, width, options.pixel_depth or DEPTH, context=pixels * self.features)
+        self.trunk = CausalConv(pixels * values, width, depth or DEPTH, context=pixels * self.features)
         self.head = BlockHead(width, values, pixels, self.whole.parameter_channels)
         bias = self.whole.initial_bias()
         if bias is not None:

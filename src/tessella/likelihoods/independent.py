@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,9 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_categorical, quantized_cdf
 from tessella.core.schema import Schema, Values
-from tessella.foundation.registry import register
-from tessella.foundation.validation import Range
 from tessella.likelihoods.shared import (
     IndependentValues,
     RealValues,
@@ -26,14 +23,6 @@ from tessella.likelihoods.shared import (
 )
 
 SCALE_FLOOR = 1e-3
-
-
-@register("likelihood", "bernoulli", summary="binary values", values=("binary",))
-class Bernoulli(LikelihoodConfig):
-    """Bernoulli likelihood of binary values, independent given z."""
-
-    def build(self, schema: Schema) -> BernoulliModule:
-        return BernoulliModule(schema)
 
 
 @final
@@ -92,19 +81,6 @@ class BernoulliLogits(IndependentValues):
     def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
-
-
-@register(
-    "likelihood",
-    "categorical",
-    summary="a free probability for each value",
-    values=("uint8", "integers", "symbols"),
-)
-class Categorical(LikelihoodConfig):
-    """Categorical likelihood of integers or symbols, independent given z."""
-
-    def build(self, schema: Schema) -> CategoricalModule:
-        return CategoricalModule(schema)
 
 
 @final
@@ -178,14 +154,6 @@ class CategoricalLogits(IndependentValues):
         return value.to(torch.int64) - int(self.values.low)
 
 
-@register("likelihood", "gaussian", summary="real values, the scale predicted for each", values=("real",))
-class Gaussian(LikelihoodConfig):
-    """Gaussian likelihood of real values, with mean and scale predicted for each value."""
-
-    def build(self, schema: Schema) -> GaussianModule:
-        return GaussianModule(schema)
-
-
 @final
 class GaussianModule(Likelihood):
     """Gaussian likelihood of real values: p(x | z) = prod_d N(x_d; mu_d, sigma_d^2), a density of the stored values.
@@ -218,25 +186,6 @@ class GaussianModule(Likelihood):
         parameters = checked(parameters, self.schema, self.parameter_channels)
         location, log_scale = parameters.chunk(2, dim=1)
         return _normal(self.units, location, SCALE_FLOOR + log_scale.clamp(max=20).exp())
-
-
-@register(
-    "likelihood",
-    "gaussian-fixed",
-    summary="real values, one scale for all: squared error as a likelihood",
-    values=("real",),
-)
-class FixedGaussian(LikelihoodConfig):
-    """Gaussian likelihood of real values with one scale for all.
-
-    Attributes:
-        scale: standard deviation, in units of the data's scale. Default: learned.
-    """
-
-    scale: Annotated[float, Range(1e-12)] | None = None
-
-    def build(self, schema: Schema) -> FixedGaussianModule:
-        return FixedGaussianModule(schema, self.scale)
 
 
 @final

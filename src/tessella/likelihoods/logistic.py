@@ -11,13 +11,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.core.configs import LikelihoodConfig
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
 from tessella.core.schema import Schema, Values
-from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError, option
-from tessella.foundation.registry import register
 from tessella.likelihoods.shared import Standardizer, checked, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
@@ -28,25 +25,6 @@ EDGE_CAP = 20.0
 HUGE = 1e38
 CHUNK = 1 << 18
 """Numbers of an intermediate result processed at once on a CPU: a megabyte per thread, by measurement."""
-
-
-@register(
-    "likelihood",
-    "logistic",
-    summary="mixture of discretised logistics with channel dependence, for ordered integers",
-    values=("uint8", "integers"),
-)
-class LogisticMixture(LikelihoodConfig):
-    """Mixture of discretised logistics.
-
-    Attributes:
-        components: number of logistics in the mixture.
-    """
-
-    components: Count = 10
-
-    def build(self, schema: Schema) -> LogisticMixtureModule:
-        return LogisticMixtureModule(schema, self.components)
 
 
 @final

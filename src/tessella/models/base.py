@@ -13,7 +13,7 @@ from tessella.core.contracts import Likelihood, Quantizer, StoredValues
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise, seeded
 from tessella.core.schema import Schema
-from tessella.foundation.errors import SpecError, option, task
+from tessella.foundation.errors import SpecError, option, task_name
 from tessella.models.spec import ModelConfig, Objective
 
 
@@ -200,7 +200,7 @@ class Model(nn.Module, ABC):
                 f"the model {self.name} has a prior, but its z is deterministic and has no rate: train a vae instead",
                 code="no-rate",
             )
-        fitting = task("fit-prior", f"RUN {option('kind')} flow")
+        fitting = task_name("fit-prior", f"RUN {option('kind')} flow")
         return SpecError(
             f"the model {self.name} has no prior, so no rate and no samples: train a vae instead, or fit a prior for "
             f"sampling ({fitting})",

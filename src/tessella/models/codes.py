@@ -9,17 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessella.core.configs import CodePriorConfig
+from tessella.core.configs import CodePriorConfig, LikelihoodConfig, QuantizerConfig
 from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, StoredValues
 from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
 from tessella.foundation.progress import track
+from tessella.likelihoods import likelihood_for
 from tessella.models.base import LatentModel
 from tessella.models.spec import ModelConfig
-from tessella.networks.conv import crop
+from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, crop, is_colour
+from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.networks.pyramid import Merge, Pyramid
 from tessella.priors.uniform import UniformModule
 
@@ -353,3 +356,37 @@ def _joined(vectors: Codes, size: torch.Size) -> Tensor:
 
 def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
+
+
+def build_code_model(
+    config: ModelConfig,
+    schema: Schema,
+    *,
+    levels: int,
+    likelihood: LikelihoodConfig | None,
+    quantizer: QuantizerConfig,
+    grid_size: int | None,
+    width: int | None,
+    depth: int | None,
+) -> CodeModel:
+    """Make a model of codes for such data: `levels` grids, each coarser one of half the side."""
+    p_x, size = likelihood_for(schema, likelihood), {"width": width or 256, "depth": depth or 3}
+    plan: ConvPlan | None = None
+    if schema.rank:
+        plan = ConvPlan.usual(schema.shape, fine=is_colour(schema.shape), side=grid_size, width=width, depth=depth)
+        encoder: Encoder = ConvEncoder(schema.shape, plan)
+    else:
+        encoder = VectorEncoder(schema.dims, **size)
+    features, *grid = encoder.feature_shape
+    grids = [[-(-side // 2**i) for side in grid] for i in reversed(range(levels))]
+    quantizers = [quantizer.build((features, *sides)) for sides in grids]
+    latent = (sum(q.latent_shape[0] for q in quantizers), *grid)
+    if plan is not None:
+        decoder: Decoder = ConvDecoder(latent, plan, p_x.parameter_channels)
+    else:
+        decoder = VectorDecoder(latent[0], p_x.parameter_channels, **size)
+    if (bias := p_x.initial_bias()) is not None:
+        decoder.start_at(bias)
+    return CodeModel(
+        config.name, likelihood=p_x, encoder=encoder, quantizers=quantizers, decoder=decoder, config=config
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
@@ -11,11 +12,14 @@ from torch.distributions import Independent, Normal
 from tessella.core.contracts import StoredValues
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.discretized_likelihood import Observation
-from tessella.diffusion.schedule import alpha, over, sigma
+from tessella.diffusion.schedule import NoiseSchedule, alpha, over, sigma
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
+from tessella.networks.denoising_mlp import DenoisingPerceptron
+from tessella.networks.unet import UNet
 
 TIMES = 16
 """Evaluations per example with fixed noise: eight noise levels, each twice."""
@@ -96,3 +100,22 @@ class DiffusionModel(Model):
 
     def compile_networks(self) -> None:
         self.chain.network.compile()
+
+
+def build_diffusion_model(
+    config: ModelConfig, schema: Schema, *, width: int | None, depth: int | None, class_conditional: bool
+) -> DiffusionModel:
+    """Make a diffusion model for such data: a U-Net of pictures and signals, a residual MLP of vectors."""
+    likelihood = Observation(schema)
+    channels, classes = schema.shape[0], len(schema.classes) if class_conditional else 0
+    seen = classes + 1 if classes else 0
+    network = (
+        UNet(schema.shape, 2 * channels, width=width or 64, depth=depth or 2, classes=seen)
+        if schema.rank
+        else DenoisingPerceptron(channels, 2 * channels, width=width or 256, depth=depth or 4, classes=seen)
+    )
+    levels = schema.values.levels
+    least = {0: -8.0, 2: -4.0}.get(levels) or -13.3 - 2 * math.log((levels - 1) / 255)
+    schedule, variance = NoiseSchedule(least), 0.25 if schema.values.kind == "integers" else 1.0
+    chain = Chain(schema.shape, network, schedule, levels=likelihood.levels, variance=variance, classes=classes)
+    return DiffusionModel(config.name, likelihood=likelihood, chain=chain, config=config)

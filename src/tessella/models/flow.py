@@ -14,12 +14,16 @@ from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
-from tessella.flows.dequantise import Dequantizer
+from tessella.flows.dequantise import Dequantizer, UniformDequantizer, VariationalDequantizer
+from tessella.flows.multiscale import MultiscaleFlow
 from tessella.flows.transforms import Transform
+from tessella.flows.vectors import VectorFlow
 from tessella.foundation.errors import SpecError
 from tessella.likelihoods.shared import IndependentValues, Standardizer
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
+from tessella.priors.logistic import StandardLogistic
+from tessella.priors.normal import StandardNormalModule
 
 NEAR = 1e-3
 """Distance, in units of the data's scale, up to which two real values count as equal."""
@@ -172,3 +176,31 @@ class Delta(IndependentValues):
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
         raise SpecError("a flow cannot code x given z, because its z has no lossless code: use a vae or vqvae")
+
+
+def build_flow_model(
+    config: ModelConfig,
+    schema: Schema,
+    *,
+    width: int | None,
+    depth: int,
+    steps: int | None,
+    components: int | None,
+    variational: bool,
+) -> FlowModel:
+    """Make a multi-scale coupling flow of signals and pictures, or a flow of autoregressive splines for vectors.
+
+    Args:
+        variational: how discrete values become real ones: by a learned distribution, else by uniform noise.
+    """
+    width = width or (64 if not schema.rank or schema.shape[0] >= 3 else 32)
+    flow = (
+        MultiscaleFlow(schema.shape, mixtures=components or 5, steps=steps or 0, width=width, depth=depth)
+        if schema.rank
+        else VectorFlow(schema.dims, bins=components or 16, steps=steps or 3, width=width, depth=depth)
+    )
+    dequantizer: Dequantizer | None = None
+    if schema.values.discrete:
+        dequantizer = VariationalDequantizer(schema.shape, width=32, depth=2) if variational else UniformDequantizer()
+    prior = (StandardLogistic if schema.rank else StandardNormalModule)(schema.shape)
+    return FlowModel(config.name, schema, flow=flow, prior=prior, dequantizer=dequantizer, config=config)

@@ -8,14 +8,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from tessella.core.configs import InferenceNetwork, PriorConfig
+from tessella.core.configs import BottleneckConfig, InferenceNetwork, LikelihoodConfig, PriorConfig
 from tessella.core.contracts import Bottleneck, Decoder, Encoder, Likelihood, Prior, StoredValues
 from tessella.core.distributions import kl, kl_closed, kl_per_unit
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError, option
+from tessella.likelihoods import likelihood_for
 from tessella.models.base import LatentModel
 from tessella.models.spec import ModelConfig
+from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, is_colour
+from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.priors.standardised import Standardised
 
 
@@ -142,3 +146,53 @@ class LatentVariableModel(LatentModel):
     def compile_networks(self) -> None:
         self.encoder.compile()
         self.decoder.compile()
+
+
+def build_latent_variable_model(
+    config: ModelConfig,
+    schema: Schema,
+    *,
+    likelihood: LikelihoodConfig | None,
+    posterior: BottleneckConfig,
+    prior: PriorConfig | None,
+    layout: str | None,
+    latent_dim: int | None,
+    width: int | None,
+    depth: int | None,
+    classes: int,
+) -> LatentVariableModel:
+    """Make a model of such parts and data.
+
+    Args:
+        classes: number of labels that encoder, decoder and prior see; 0: none.
+    """
+    p_x, size = likelihood_for(schema, likelihood), {"width": width or 256, "depth": depth or 3, "classes": classes}
+    plan: ConvPlan | None = None
+    if not schema.rank and layout == "grid":
+        raise SpecError(f"vectors have no grid: leave out {option('latent_layout')}", code="no-grid")
+    if schema.rank:
+        grid = layout == "grid" or (layout is None and is_colour(schema.shape))
+        plan = ConvPlan.usual(schema.shape, fine=grid, width=width, depth=depth)
+        encoder: Encoder = ConvEncoder(schema.shape, plan, features=None if grid else 256, classes=classes)
+        usual = 16 if grid else 40
+    else:
+        encoder, usual = VectorEncoder(schema.dims, **size), min(32, max(2, schema.dims // 2))
+    bottleneck = posterior.build(encoder.feature_shape, latent_dim or usual)
+    if plan is not None:
+        decoder: Decoder = ConvDecoder(bottleneck.latent_shape, plan, p_x.parameter_channels, classes=classes)
+    else:
+        decoder = VectorDecoder(bottleneck.latent_shape[0], p_x.parameter_channels, **size)
+    if (bias := p_x.initial_bias()) is not None:
+        decoder.start_at(bias)
+    inference = InferenceNetwork(encoder, bottleneck, schema.shape, bool(classes))
+    seen = classes if prior is not None and prior.labels != "none" else 0
+    return LatentVariableModel(
+        config.name,
+        likelihood=p_x,
+        encoder=encoder,
+        bottleneck=bottleneck,
+        prior=None if prior is None else prior.build(bottleneck.latent_shape, seen, inference),
+        decoder=decoder,
+        conditional=bool(classes),
+        config=config,
+    )

@@ -7,37 +7,24 @@ quantizer=FSQ(levels=(8, 5, 5, 5)), grid_size=16)` is `VQVAEConfig(...).build(sc
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC
 from collections.abc import Callable
-from typing import ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
-from tessella.bottlenecks.gaussian import Deterministic, DiagonalGaussian
-from tessella.bottlenecks.quantizers import EMAQuantizer
-from tessella.core.configs import BottleneckConfig, InferenceNetwork, LikelihoodConfig, PriorConfig, QuantizerConfig
-from tessella.core.contracts import Likelihood
+from tessella.bottlenecks import Deterministic, DiagonalGaussian, EMAQuantizer
+from tessella.core.configs import BottleneckConfig, LikelihoodConfig, PriorConfig, QuantizerConfig
 from tessella.core.schema import Schema
-from tessella.diffusion.chain import Chain
-from tessella.diffusion.discretized_likelihood import Observation
-from tessella.diffusion.schedule import NoiseSchedule
-from tessella.flows.dequantise import UniformDequantizer, VariationalDequantizer
-from tessella.flows.multiscale import MultiscaleFlow
-from tessella.flows.vectors import VectorFlow
 from tessella.foundation.config import Count, Fraction, NotNegative
-from tessella.foundation.errors import SpecError, option, task
+from tessella.foundation.errors import SpecError, option, task_name
 from tessella.foundation.registry import register
-from tessella.likelihoods import likelihood_for
-from tessella.models.codes import CodeModel
-from tessella.models.diffusion import DiffusionModel
-from tessella.models.flow import FlowModel
-from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.spec import ModelConfig
-from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan
-from tessella.networks.denoising_mlp import DenoisingPerceptron
-from tessella.networks.mlp import VectorDecoder, VectorEncoder
-from tessella.networks.unet import UNet
-from tessella.priors.logistic import StandardLogistic
-from tessella.priors.normal import ClassNormal, StandardNormal, StandardNormalModule
+from tessella.priors import ClassNormal, StandardNormal
+
+if TYPE_CHECKING:
+    from tessella.models.codes import CodeModel
+    from tessella.models.diffusion import DiffusionModel
+    from tessella.models.flow import FlowModel
+    from tessella.models.latent_variable import LatentVariableModel
 
 T = TypeVar("T", covariant=True)
 P = ParamSpec("P")
@@ -108,6 +95,25 @@ class ContinuousConfig(ModelConfig, ABC):
     width: Count | None = None
     depth: Count | None = None
 
+    def compose(
+        self, schema: Schema, posterior: BottleneckConfig, prior: PriorConfig | None, classes: int = 0
+    ) -> LatentVariableModel:
+        """Make the model of these parts; encoder, decoder and prior see the label if there are classes."""
+        from tessella.models.latent_variable import build_latent_variable_model
+
+        return build_latent_variable_model(
+            self,
+            schema,
+            likelihood=self.likelihood,
+            posterior=posterior,
+            prior=prior,
+            layout=self.latent_layout,
+            latent_dim=self.latent_dim,
+            width=self.width,
+            depth=self.depth,
+            classes=classes,
+        )
+
 
 class CodesConfig(ImportanceWeighted, ABC):
     """Options of models with discrete codes.
@@ -127,11 +133,23 @@ class CodesConfig(ImportanceWeighted, ABC):
     width: Count | None = None
     depth: Count | None = None
 
+    def compose(self, schema: Schema, *, levels: int) -> CodeModel:
+        """Make the model with so many grids of codes."""
+        from tessella.models.codes import build_code_model
+
+        return build_code_model(
+            self,
+            schema,
+            levels=levels,
+            likelihood=self.likelihood,
+            quantizer=self.quantizer,
+            grid_size=self.grid_size,
+            width=self.width,
+            depth=self.depth,
+        )
+
 
 # models
-
-SIGNAL_SIDE = 16
-"""Half of the most positions of the coarsest grid of a signal."""
 
 
 @register("model", "ae", summary="autoencoder: reconstructs, has no prior and so no bound")
@@ -139,7 +157,7 @@ class AEConfig(ContinuousConfig):
     """Autoencoder: x to z to x. It has no prior, so no samples and no bound."""
 
     def build(self, schema: Schema) -> LatentVariableModel:
-        return _compose(self, schema, Deterministic(), None)
+        return self.compose(schema, Deterministic(), None)
 
 
 @register("model", "vae", summary="variational autoencoder (Kingma & Welling 2013)")
@@ -166,7 +184,7 @@ class VAEConfig(ContinuousConfig, ImportanceWeighted):
         if not prior.trained_with:
             raise SpecError(
                 f"{mine} is fitted after the model: train without {option('prior')}, then "
-                f"{task('fit-prior', f'RUN --kind {prior.name}')}",
+                f"{task_name('fit-prior', 'RUN ' + option('kind') + ' ' + prior.name)}",
                 code="fitted-after",
             )
         if prior.labels == "required" and not self.conditional:
@@ -191,7 +209,7 @@ class VAEConfig(ContinuousConfig, ImportanceWeighted):
                 "a conditional model needs labels, but this data has none: use vae, or labelled data",
                 code="no-labels",
             )
-        return _compose(self, schema, self.posterior, self.prior, len(schema.classes) if self.conditional else 0)
+        return self.compose(schema, self.posterior, self.prior, len(schema.classes) if self.conditional else 0)
 
 
 @register("model", "beta-vae", summary="VAE trained with the rate weighted by beta (Higgins et al. 2017)")
@@ -214,7 +232,7 @@ class VQVAEConfig(CodesConfig):
     """Vector-quantised VAE: a grid of codes with a uniform prior until one is fitted (van den Oord et al. 2017)."""
 
     def build(self, schema: Schema) -> CodeModel:
-        return _of_codes(self, schema, levels=1)
+        return self.compose(schema, levels=1)
 
 
 @register("model", "vqvae2", summary="grids of codes, coarse and fine (Razavi et al. 2019)")
@@ -230,7 +248,7 @@ class VQVAE2Config(CodesConfig):
     def build(self, schema: Schema) -> CodeModel:
         if not schema.rank:
             raise SpecError("vectors have no grid and so no coarse and fine levels: use vqvae", code="pictures-only")
-        return _of_codes(self, schema, levels=self.levels)
+        return self.compose(schema, levels=self.levels)
 
 
 @register("model", "flow", summary="invertible map with exact likelihood (Dinh et al. 2017)")
@@ -258,21 +276,17 @@ class FlowConfig(ImportanceWeighted):
             raise SpecError(
                 f"real values need no dequantisation: leave out {option('dequantization')}", code="real-values"
             )
-        width = self.width or (64 if not schema.rank or schema.shape[0] >= 3 else 32)
-        mixtures, steps = self.components, self.flow_steps
-        flow = (
-            MultiscaleFlow(schema.shape, mixtures=mixtures or 5, steps=steps or 0, width=width, depth=self.depth)
-            if schema.rank
-            else VectorFlow(schema.dims, bins=mixtures or 16, steps=steps or 3, width=width, depth=self.depth)
+        from tessella.models.flow import build_flow_model
+
+        return build_flow_model(
+            self,
+            schema,
+            width=self.width,
+            depth=self.depth,
+            steps=self.flow_steps,
+            components=self.components,
+            variational=self.dequantization == "variational",
         )
-        dequantizer = None
-        if schema.values.discrete:
-            variational = self.dequantization == "variational"
-            dequantizer = (
-                VariationalDequantizer(schema.shape, width=32, depth=2) if variational else UniformDequantizer()
-            )
-        prior = (StandardLogistic if schema.rank else StandardNormalModule)(schema.shape)
-        return FlowModel(self.name, schema, flow=flow, prior=prior, dequantizer=dequantizer, config=self)
 
 
 @register("model", "diffusion", summary="variational diffusion in the data's own space (Kingma et al. 2021)")
@@ -295,20 +309,11 @@ class DiffusionConfig(RateWeighted):
                 f"{option('class_conditional')} needs labels, but this data has none: leave it out",
                 code="no-labels",
             )
-        likelihood = Observation(schema)
-        channels, classes = schema.shape[0], len(schema.classes) if self.class_conditional else 0
-        seen = classes + 1 if classes else 0
-        if schema.rank:
-            size = {"width": self.width or 64, "depth": self.depth or 2}
-            network = UNet(schema.shape, 2 * channels, **size, classes=seen)
-        else:
-            size = {"width": self.width or 256, "depth": self.depth or 4}
-            network = DenoisingPerceptron(channels, 2 * channels, **size, classes=seen)
-        levels = schema.values.levels
-        least = {0: -8.0, 2: -4.0}.get(levels) or -13.3 - 2 * math.log((levels - 1) / 255)
-        schedule, variance = NoiseSchedule(least), 0.25 if schema.values.kind == "integers" else 1.0
-        chain = Chain(schema.shape, network, schedule, levels=likelihood.levels, variance=variance, classes=classes)
-        return DiffusionModel(self.name, likelihood=likelihood, chain=chain, config=self)
+        from tessella.models.diffusion import build_diffusion_model
+
+        return build_diffusion_model(
+            self, schema, width=self.width, depth=self.depth, class_conditional=self.class_conditional
+        )
 
 
 AE = preset(AEConfig)
@@ -319,87 +324,3 @@ VQVAE = preset(VQVAEConfig)
 VQVAE2 = preset(VQVAE2Config)
 Flow = preset(FlowConfig)
 Diffusion = preset(DiffusionConfig)
-
-
-# compositions
-
-
-def _of_codes(config: CodesConfig, schema: Schema, *, levels: int) -> CodeModel:
-    likelihood = likelihood_for(schema, config.likelihood)
-    channels = likelihood.parameter_channels
-    encoder, decoder_for = (_grid if schema.rank else _row)(schema, config, channels)
-    features, *grid = encoder.feature_shape
-    grids = [[-(-side // 2**i) for side in grid] for i in reversed(range(levels))]
-    quantizers = [config.quantizer.build((features, *sides)) for sides in grids]
-    latent = (sum(q.latent_shape[0] for q in quantizers), *grid)
-    decoder = decoder_for(latent)
-    _start(decoder, likelihood)
-    return CodeModel(
-        config.name, likelihood=likelihood, encoder=encoder, quantizers=quantizers, decoder=decoder, config=config
-    )
-
-
-def _grid(schema: Schema, config: CodesConfig, channels: int):
-    colour = schema.rank == 2 and schema.channels >= 3
-    side, width, depth = (16, 64, 4) if colour else (SIGNAL_SIDE if schema.rank == 1 else 7, 32, 2)
-    plan = ConvPlan.of(
-        schema.shape, side=config.grid_size or side, width=config.width or width, depth=config.depth or depth
-    )
-    return ConvEncoder(schema.shape, plan), lambda shape: ConvDecoder(shape, plan, channels)
-
-
-def _row(schema: Schema, config: CodesConfig, channels: int):
-    size = {"width": config.width or 256, "depth": config.depth or 3}
-    return VectorEncoder(schema.dims, **size), lambda shape: VectorDecoder(shape[0], channels, **size)
-
-
-def _start(decoder: ConvDecoder | VectorDecoder, likelihood: Likelihood) -> None:
-    bias = likelihood.initial_bias()
-    if bias is not None:
-        decoder.start_at(bias)
-
-
-def _compose(
-    config: ContinuousConfig, schema: Schema, posterior: BottleneckConfig, prior: PriorConfig | None, classes: int = 0
-) -> LatentVariableModel:
-    likelihood = likelihood_for(schema, config.likelihood)
-    pieces = _for_grids if schema.rank else _for_vectors
-    encoder, latent_dim, decoder_for = pieces(schema, config, likelihood.parameter_channels, classes)
-    bottleneck = posterior.build(encoder.feature_shape, latent_dim)
-    decoder = decoder_for(bottleneck.latent_shape)
-    _start(decoder, likelihood)
-    inference = InferenceNetwork(encoder, bottleneck, schema.shape, bool(classes))
-    seen = classes if prior is not None and prior.labels != "none" else 0
-    return LatentVariableModel(
-        config.name,
-        likelihood=likelihood,
-        encoder=encoder,
-        bottleneck=bottleneck,
-        prior=None if prior is None else prior.build(bottleneck.latent_shape, seen, inference),
-        decoder=decoder,
-        conditional=bool(classes),
-        config=config,
-    )
-
-
-def _for_grids(schema: Schema, config: ContinuousConfig, channels: int, classes: int):
-    layout = config.latent_layout or ("grid" if schema.rank == 2 and schema.channels >= 3 else "vector")
-    side = SIGNAL_SIDE if schema.rank == 1 else 7
-    if layout == "grid":
-        plan = ConvPlan.of(schema.shape, side=16, width=config.width or 64, depth=config.depth or 4)
-        encoder = ConvEncoder(schema.shape, plan, classes=classes)
-        latent_dim = config.latent_dim or 16
-    else:
-        plan = ConvPlan.of(schema.shape, side=side, width=config.width or 32, depth=config.depth or 2)
-        encoder = ConvEncoder(schema.shape, plan, features=256, classes=classes)
-        latent_dim = config.latent_dim or 40
-    return encoder, latent_dim, lambda shape: ConvDecoder(shape, plan, channels, classes=classes)
-
-
-def _for_vectors(schema: Schema, config: ContinuousConfig, channels: int, classes: int):
-    size = {"width": config.width or 256, "depth": config.depth or 3, "classes": classes}
-    if config.latent_layout == "grid":
-        raise SpecError(f"vectors have no grid: leave out {option('latent_layout')}", code="no-grid")
-    encoder = VectorEncoder(schema.dims, **size)
-    latent_dim = config.latent_dim or min(32, max(2, schema.dims // 2))
-    return encoder, latent_dim, lambda shape: VectorDecoder(shape[0], channels, **size)

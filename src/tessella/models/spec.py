@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tessella.core.schema import Precision, Schema
 from tessella.foundation import registry, validation
 from tessella.foundation.config import Config, hints
-from tessella.foundation.errors import RunError, SpecError, option
+from tessella.foundation.errors import DataError, RunError, SpecError, option
+
+if TYPE_CHECKING:
+    from tessella.data import Data
 
 VERSION = 2
 
@@ -69,6 +72,44 @@ class ModelConfig(Config, ABC):
         Raises:
             SpecError: if the model does not suit the data, or its parts do not suit each other.
         """
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """How the data is read.
+
+    Attributes:
+        size: height and width that pictures are cropped and resized to, or one number for both.
+        channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
+        binarize: make 8-bit values binary: sampled in every batch, sampled once, or cut at half.
+        label: the column of a table, or the array of an .npz, that holds the class; by default one called label, class
+            or target that holds few values.
+        kind: signal if arrays (N, C, T) and (N, T) are signals, not grey pictures and vectors.
+    """
+
+    size: tuple[int, ...] | None = None
+    channels: int | None = None
+    binarize: Literal["dynamic", "static", "threshold"] | None = None
+    label: str | None = None
+    kind: Literal["signal"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and len(self.size) not in (1, 2):
+            raise DataError(
+                f"the size is one number, or a height and a width, not {len(self.size)} numbers", code="bad-option"
+            )
+
+    @property
+    def box(self) -> tuple[int, int] | None:
+        """Height and width."""
+        return None if self.size is None else (self.size[0], self.size[-1])
+
+    def open(self, spec: str) -> Data:
+        from tessella.data import open_data
+
+        return open_data(
+            spec, size=self.box, channels=self.channels, binarize=self.binarize, label=self.label, kind=self.kind
+        )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from tessella.core.contracts import Decoder, Encoder
 
+SIGNAL_SIDE = 16
+"""Half of the positions to which the coarsest grid of a signal is brought down."""
 START = 0.01
 """Factor on the initial weights of last layers that start small."""
 
@@ -36,6 +38,24 @@ class ConvPlan:
     patch: int
     widths: tuple[int, ...]
     depth: int
+
+    @classmethod
+    def usual(
+        cls,
+        shape: tuple[int, ...],
+        *,
+        fine: bool,
+        side: int | None = None,
+        width: int | None = None,
+        depth: int | None = None,
+    ) -> ConvPlan:
+        """Plan networks for data of such a shape; the sizes that are not given are the usual ones.
+
+        Args:
+            fine: whether the grid is to be as fine, and the network as large, as colour pictures need.
+        """
+        usual = (16, 64, 4) if fine else (SIGNAL_SIDE if len(shape) == 2 else 7, 32, 2)
+        return cls.of(shape, side=side or usual[0], width=width or usual[1], depth=depth or usual[2])
 
     @classmethod
     def of(cls, shape: tuple[int, ...], *, side: int, width: int, depth: int) -> ConvPlan:
@@ -123,6 +143,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+def is_colour(shape: tuple[int, ...]) -> bool:
+    """Return whether data of such a shape are pictures of several colours."""
+    return len(shape) == 3 and shape[0] >= 3
 
 
 def _blocks(channels: int, plan: ConvPlan) -> list[nn.Module]:

@@ -40,9 +40,9 @@ def print_page(page: Page, file: IO[str] | None = None) -> None:
 
 def _print_block(console: Console, block: Block) -> None:
     if isinstance(block, Heading):
-        console.print(RichText(shown(block.text), style="bold"), overflow="fold")
+        console.print(RichText(_worded(block.text), style="bold"), overflow="fold")
     elif isinstance(block, Text):
-        console.print(RichText(shown(on_command_line(f"{block.strong} {block.text}".strip()))), soft_wrap=True)
+        console.print(RichText(_worded(f"{block.strong} {block.text}".strip())), soft_wrap=True)
     elif isinstance(block, Cards):
         _print_table(console, Table(("", ""), block.items, figures=(0,)))
     elif isinstance(block, Table):
@@ -58,7 +58,7 @@ def _print_table(console: Console, table: Table) -> None:
     heads = [_text(head) for head in table.heads]
     rows = [[_text(cell) for cell in row] for row in table.rows]
     if table.title:
-        console.print(RichText(shown(table.title), style="italic"), overflow="fold")
+        console.print(RichText(_worded(table.title), style="italic"), overflow="fold")
     if _least(heads, rows, table.figures) <= console.width:
         whole = any(head.plain for head in heads)
         printed = RichTable(box=box.SIMPLE_HEAD if whole else None, pad_edge=False, show_header=whole)
@@ -89,4 +89,9 @@ def _least(heads: Sequence[RichText], rows: Sequence[Sequence[RichText]], figure
 
 def _text(cell: str | Cell) -> RichText:
     cell = Cell(cell) if isinstance(cell, str) else cell
-    return RichText(shown(cell.text), style=STYLES[cell.tone])
+    return RichText(_worded(cell.text), style=STYLES[cell.tone])
+
+
+def _worded(text: str) -> str:
+    """Word options as flags, and escape what a terminal would obey."""
+    return shown(on_command_line(text))

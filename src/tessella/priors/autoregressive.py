@@ -9,14 +9,11 @@ from typing import Protocol, final
 import torch
 from torch import Tensor, nn
 
-from tessella.core.configs import CodePriorConfig
 from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL, Condition
 from tessella.core.rng import Noise
 from tessella.core.selectors import Selector
-from tessella.foundation.config import Count
 from tessella.foundation.progress import track
-from tessella.foundation.registry import register
 from tessella.networks.causal_conv import CausalConv, IncrementalCausalConv
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding, IncrementalTransformer, Transformer
 from tessella.priors.head import CodeHead
@@ -82,31 +79,6 @@ class AutoregressivePrior(CodePrior, ABC):
         return codes.view(count, *self.code_shape)
 
 
-@register("code-prior", "pixelcnn", summary="gated PixelCNN: code after code in raster order, by causal convolutions")
-class PixelCNN(CodePriorConfig):
-    """Gated PixelCNN over codes.
-
-    Attributes:
-        width: channels of each of the two stacks.
-        depth: number of layers.
-    """
-
-    width: Count = 128
-    depth: Count = 8
-
-    def build(
-        self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
-    ) -> PixelCNNModule:
-        return PixelCNNModule(
-            code_shape,
-            codebook_size,
-            context_channels=context_channels,
-            classes=classes,
-            width=self.width,
-            depth=self.depth,
-        )
-
-
 @final
 class PixelCNNModule(AutoregressivePrior):
     """Gated PixelCNN over codes (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders").
@@ -161,31 +133,6 @@ class PixelCNNModule(AutoregressivePrior):
             return None
         keep = noise.uniform(batch, self.depth, 2 * self.width, device=device) >= self.dropout
         return keep / (1 - self.dropout)
-
-
-@register("code-prior", "transformer", summary="causal transformer: code after code in raster order")
-class CausalTransformer(CodePriorConfig):
-    """Causal transformer over codes in raster order.
-
-    Attributes:
-        width: channels of the transformer.
-        depth: number of blocks.
-    """
-
-    width: Count = 192
-    depth: Count = 6
-
-    def build(
-        self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
-    ) -> CausalTransformerModule:
-        return CausalTransformerModule(
-            code_shape,
-            codebook_size,
-            context_channels=context_channels,
-            classes=classes,
-            width=self.width,
-            depth=self.depth,
-        )
 
 
 @final

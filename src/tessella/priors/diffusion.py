@@ -10,38 +10,16 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.diffusion.chain import Chain
 from tessella.diffusion.schedule import NoiseSchedule, alpha
-from tessella.foundation.config import Count
-from tessella.foundation.registry import register
 from tessella.networks.denoising_mlp import DenoisingPerceptron
 from tessella.networks.unet import UNet
 
 TIMES, FIXED = 8, 32
 """Noise levels per example for an estimate of `log_prob` outside training: with noise, and without."""
-
-
-@register("prior", "diffusion", summary="diffusion over z: a lower bound on log p(z), sampling in 50 steps or fewer")
-class DiffusionPrior(PriorConfig):
-    """Diffusion in the latent space, fitted to a trained model.
-
-    Attributes:
-        width: channels of the network (default for grids: 64) or units per layer (default for vectors: 256).
-        depth: blocks per resolution (default for grids: 2) or layers (default for vectors: 4).
-    """
-
-    width: Count | None = None
-    depth: Count | None = None
-    trained_with = False
-
-    def build(
-        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
-    ) -> DiffusionPriorModule:
-        return DiffusionPriorModule(latent_shape, classes, width=self.width, depth=self.depth)
 
 
 @final

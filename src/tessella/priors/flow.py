@@ -13,39 +13,14 @@ from torch.distributions.constraints import Constraint
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.transforms import MonotonicRQSTransform
 
-from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.foundation.config import Count
-from tessella.foundation.registry import register
 from tessella.networks.conv import checkerboard, conv, over_positions, start_small
 
 BINS = 8
 VECTOR = 256
 """Largest number of latents of a grid that is treated as one vector."""
-
-
-@register(
-    "prior",
-    "flow",
-    summary="normalising flow of couplings (on larger grids convolutional): exact density, fast sampling",
-)
-class FlowPrior(PriorConfig):
-    """Normalising flow of coupling layers.
-
-    Attributes:
-        flow_steps: number of coupling layers. Default: 4, or 8 for large grids.
-        width: units of the hidden layers of the couplings' networks.
-    """
-
-    flow_steps: Count | None = None
-    width: Count = 128
-
-    def build(
-        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
-    ) -> FlowPriorModule:
-        return FlowPriorModule(latent_shape, classes, flow_steps=self.flow_steps, width=self.width)
 
 
 @final

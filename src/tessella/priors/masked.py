@@ -10,54 +10,20 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
-from tessella.core.configs import CodePriorConfig
 from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL, Condition
 from tessella.core.rng import Noise
 from tessella.core.selectors import Selector
-from tessella.foundation.config import Count
 from tessella.foundation.progress import track
-from tessella.foundation.registry import register
 from tessella.networks.transformer import CodeEmbedding, GridEmbedding, Transformer
 from tessella.priors.head import CodeHead
 
-WIDTH, DEPTH, DROPOUT = 192, 6, 0.1
+DROPOUT = 0.1
 STEPS, FEWEST, PASSES = 12, 4, 8
 CODING_STEPS = 256
 """Largest number of steps of entropy coding; each step is a pass over all positions."""
 POSITIONS = 1 << 14
 """Approximate number of positions per pass of `log_prob_in_order`."""
-
-
-@register(
-    "code-prior",
-    "masked",
-    summary="any-order masked transformer: inpaints any codes given any others, samples in a few steps",
-)
-class MaskedTransformer(CodePriorConfig):
-    """Masked transformer over codes in any order.
-
-    Attributes:
-        width: channels of the transformer.
-        depth: number of blocks.
-    """
-
-    width: Count = WIDTH
-    depth: Count = DEPTH
-
-    any_order = True
-
-    def build(
-        self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
-    ) -> MaskedTransformerModule:
-        return MaskedTransformerModule(
-            code_shape,
-            codebook_size,
-            context_channels=context_channels,
-            classes=classes,
-            width=self.width,
-            depth=self.depth,
-        )
 
 
 @final

@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.distributions.constraints import Constraint
 
-from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Bottleneck, Encoder, Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.foundation.config import Count
 from tessella.foundation.errors import SpecError, option
-from tessella.foundation.registry import register
 
 SPREAD = 0.5
 """Standard deviation of the initial means; the scales make the total variance one."""
@@ -68,22 +65,6 @@ class MixtureDensity(Distribution):
         return self.loc[chosen] + temperature * self.scale[chosen] * eps
 
 
-@register("prior", "mixture", summary="a mixture of Gaussians, weights, means and scales learned")
-class MixturePrior(PriorConfig):
-    """Mixture of Gaussians.
-
-    Attributes:
-        components: number of Gaussians in the mixture.
-    """
-
-    components: Count = 50
-
-    def build(
-        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
-    ) -> MixturePriorModule:
-        return MixturePriorModule(latent_shape, classes, components=self.components)
-
-
 @final
 class MixturePriorModule(Prior):
     """Mixture of Gaussians with learned weights, means and scales: p(z) = sum_k pi_k N(z; mu_k, diag sigma_k^2).
@@ -112,25 +93,6 @@ class MixturePriorModule(Prior):
 
     def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
         return self(label).draw(count, noise, sampling.temperature)
-
-
-@register("prior", "vamp", summary="mixture of the posteriors of learned pseudo-inputs (Tomczak & Welling 2018)")
-class VampPrior(PriorConfig):
-    """VampPrior: mixture of the posteriors of learned pseudo-inputs.
-
-    Attributes:
-        components: number of pseudo-inputs.
-    """
-
-    components: Count = 50
-    of_posteriors = True
-
-    def build(
-        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
-    ) -> VampPriorModule:
-        if inference is None:
-            raise ValueError("a VampPrior needs the model's inference network: pass it as `inference`")
-        return VampPriorModule(latent_shape, classes, **inference._asdict(), components=self.components)
 
 
 @final

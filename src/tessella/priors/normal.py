@@ -6,25 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from tessella.core.configs import InferenceNetwork, PriorConfig
 from tessella.core.contracts import Prior
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.foundation.registry import register
-
-
-@register("prior", "normal", summary="p(z) = N(0, I)")
-class StandardNormal(PriorConfig):
-    """Standard normal prior N(0, I)."""
-
-    labels = "none"
-    fitted_after = False
-    factorised = True
-
-    def build(
-        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
-    ) -> StandardNormalModule:
-        return StandardNormalModule(latent_shape)
 
 
 class StandardNormalModule(Prior):
@@ -43,20 +27,6 @@ class StandardNormalModule(Prior):
 
     def draw(self, count: int, noise: Noise, label: Tensor | None, sampling: Sampling) -> Tensor:
         return sampling.temperature * noise.normal(count, *self.latent_shape, device=self.zero.device)
-
-
-@register("prior", "class-normal", summary="p(z | label) = N(mu_label, sigma_label^2), learned")
-class ClassNormal(PriorConfig):
-    """Normal prior with a learned mean and scale for each label."""
-
-    labels = "required"
-    fitted_after = False
-    factorised = True
-
-    def build(
-        self, latent_shape: tuple[int, ...], classes: int = 0, inference: InferenceNetwork | None = None
-    ) -> ClassNormalModule:
-        return ClassNormalModule(latent_shape, classes)
 
 
 class ClassNormalModule(Prior):

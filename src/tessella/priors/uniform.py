@@ -8,26 +8,11 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tessella.core.configs import CodePriorConfig
 from tessella.core.contracts import CodePrior
 from tessella.core.outputs import UNCONDITIONAL, Condition
 from tessella.core.rng import Noise
 from tessella.core.selectors import Selector
 from tessella.foundation.errors import SpecError
-from tessella.foundation.registry import register
-
-
-@register("code-prior", "uniform", summary="all codes equally probable")
-class Uniform(CodePriorConfig):
-    """Uniform prior over codes."""
-
-    labels = "none"
-    fitted_after = False
-
-    def build(
-        self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
-    ) -> UniformModule:
-        return UniformModule(code_shape, codebook_size, context_channels=context_channels, classes=classes)
 
 
 @final

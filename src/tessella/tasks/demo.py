@@ -241,14 +241,14 @@ def _demo(config: DemoConfig, device: str | None) -> DemoResult | StoppedDemo:
     import torch
 
     from tessella import VQVAE, open_data
-    from tessella.bottlenecks.quantizers import EMAQuantizer
+    from tessella.bottlenecks import EMAQuantizer
     from tessella.coding.code_atlas import encode_examples
     from tessella.evaluation.bounds import evaluate
     from tessella.evaluation.metric_text import saving_text, size_text
-    from tessella.likelihoods.logistic import LogisticMixture
+    from tessella.likelihoods import LogisticMixture
     from tessella.models.codes import CodeModel
     from tessella.models.spec import TrainOptions
-    from tessella.priors.autoregressive import PixelCNN
+    from tessella.priors import PixelCNN
     from tessella.tasks.code_blocks import code_strips, prior_samples
     from tessella.training.loop import train
     from tessella.training.run import EVALUATION, Run

@@ -13,7 +13,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from tessella.bottlenecks.gaussian import DiagonalGaussian, position_head
+from tessella.bottlenecks import DiagonalGaussian
+from tessella.bottlenecks.gaussian import position_head
 from tessella.core.configs import (
     BottleneckConfig,
     CodePriorConfig,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.tensors import built, fill, read_header
 from tessella.foundation import registry, validation
-from tessella.foundation.errors import RunError, option, task
+from tessella.foundation.errors import RunError, option, task_name
 from tessella.foundation.files import kept, place, write_atomic
 from tessella.models.base import LatentModel
 from tessella.models.spec import VERSION, Source, TrainOptions, check_version
@@ -80,7 +80,7 @@ def prior_home(run: Path, kind: str) -> Path:
         RunError: if the kind is no name, or its folder is a link.
     """
     if not re.fullmatch(r"[a-z0-9-]+", kind):
-        raise RunError(f"no prior is called {kind[:40]!r}; {task('list')} lists the kinds", code="no-such-prior")
+        raise RunError(f"no prior is called {kind[:40]!r}; {task_name('list')} lists the kinds", code="no-such-prior")
     return place(run, Path(PRIORS, kind, SPEC)).parent
 
 
@@ -99,7 +99,7 @@ def read_prior_spec(home: Path) -> PriorSpec:
     path = kept(home, SPEC)
     if not path.is_file():
         have = sorted(p.parent.name for p in home.parent.glob(f"*/{SPEC}"))
-        known = ", ".join(have) or f"none yet, {task('fit-prior', 'RUN')} fits one"
+        known = ", ".join(have) or f"none yet, {task_name('fit-prior', 'RUN')} fits one"
         raise RunError(f"{home} holds no prior; there are: {known}", code="no-prior", kinds=have)
     try:
         record = validation.read_json(path)
@@ -185,7 +185,7 @@ def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
         return PriorChoice(
             None,
             f"the priors in {run / PRIORS} were fitted on other weights, so the model's own is used: "
-            f"fit them again ({task('fit-prior')})",
+            f"fit them again ({task_name('fit-prior')})",
         )
     better = [home for _, home, spec in current if spec.better]
     return PriorChoice(better[0]) if better else PriorChoice(None, _passed_over(run, current[0][2]))
@@ -195,7 +195,7 @@ def _passed_over(run: Path, spec: PriorSpec) -> str:
     """Why the best of the fitted priors is not used, and what to do."""
     own = "the uniform one" if spec.config.part == "code-prior" else "the model's own"
     which = f"{run} {option('kind')} {spec.kind}"
-    resume, again = (task("fit-prior", f"{which} {option(how)}") for how in ("resume", "overwrite"))
+    resume, again = (task_name("fit-prior", f"{which} {option(how)}") for how in ("resume", "overwrite"))
     taken = f"or take it as it is with {option('prior')} {spec.kind}"
     if spec.rate is None:
         return (

@@ -20,7 +20,7 @@ from tessella.evaluation.sharpness import high_frequency_energy
 from tessella.foundation.blocks import Rows
 from tessella.kinds import pictures
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors.diffusion import DiffusionPrior
+from tessella.priors import DiffusionPrior
 from tessella.training.prior_trainer import LatentPriorTrainer, encode_splits
 from tessella_experiments.measuring import CLASSIFIER, distance, features_named
 from tessella_experiments.models import VAE

@@ -298,7 +298,8 @@ def _check_numbers(data: list[Column], where: str) -> None:
 TOO_LARGE = "whole numbers too large to store exactly in columns"
 REMEDIES = {
     "dates or times in columns": "write them as numbers, such as days since the first date, or remove them",
-    "text in columns": f"remove them, write them as numbers, or choose one as the labels with {option('label')}",
+    "values that are not numbers in columns": f"remove them, write them as numbers, or choose one as the labels with "
+    f"{option('label')}",
     "empty cells in columns": "fill or remove these rows",
     "infinite values in columns": "replace them or remove these rows",
     "values too large for 32 bits in columns": "give them in larger units",

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from tessella.core.schema import Schema
 from tessella.evaluation.results import Evaluation, FidelityEvaluation, GapEvaluation
-from tessella.foundation.errors import SpecError, option, task
+from tessella.foundation.errors import SpecError, option, task_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if len(self.runs) < 2:
             raise SpecError(
-                f"a comparison needs two runs or more; measure a single run with {task('evaluate')}", "few-runs"
+                f"a comparison needs two runs or more; measure a single run with {task_name('evaluate')}", "few-runs"
             )
         if self.examples < FEWEST:
             raise SpecError(f"{option('examples')} must be at least {FEWEST}, got {self.examples}", "out-of-range")

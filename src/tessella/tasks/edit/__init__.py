@@ -18,8 +18,7 @@ from tyro.conf import Positional, arg
 
 from tessella.core.outputs import Sampling
 from tessella.foundation.blocks import Page
-from tessella.foundation.errors import DataError, SpecError, option
-from tessella.foundation.errors import task as task_name
+from tessella.foundation.errors import DataError, SpecError, option, task_name
 from tessella.foundation.notes import note
 from tessella.foundation.text import json_text
 from tessella.tasks.task import Result, task

@@ -14,7 +14,7 @@ import torch
 
 import tessella
 from tessella.core.schema import Schema
-from tessella.data import Data, Split, contact_sheet, describe
+from tessella.data import Data, Split
 from tessella.data.dataset import RECORDED
 from tessella.evaluation.bounds import ACTIVE, evaluate
 from tessella.evaluation.metric_text import numbers, psnr_text, saving_card, size_text
@@ -51,6 +51,7 @@ from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Spec, TrainOptions
 from tessella.tasks.code_blocks import code_blocks, prior_samples
+from tessella.tasks.describe import contact_sheet, data_facts, sheet_caption
 from tessella.tasks.inference_gap import gap_section
 from tessella.training import checkpoint, fitted_priors
 from tessella.training.run import GAP, Run
@@ -148,11 +149,8 @@ def _opening(spec: Spec, model: Model, e: Evaluation, passed_over: str) -> tuple
 
 
 def _data(data: Data) -> tuple[Block, ...]:
-    rows = [line.split(maxsplit=1) for line in describe(data).splitlines()]
-    caption = "Some of the training data, as stored." + (
-        " Each row is a class." if data.schema.classes and data.split("train").labels is not None else ""
-    )
-    return Heading("The data"), Figure(contact_sheet(data), caption, width=560), Table(("", ""), rows, figures=())
+    sheet = Figure(contact_sheet(data), sheet_caption(data), width=560)
+    return Heading("The data"), sheet, Table(("", ""), data_facts(data), figures=())
 
 
 def _reconstructions(model: Model, split: Split, name: str) -> tuple[Block, ...]:

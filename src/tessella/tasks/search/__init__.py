@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 from tyro.conf import Positional, arg
 
 from tessella.foundation.blocks import Block, Grid, Page, Table, Text, Tile
-from tessella.foundation.errors import DataError, SpecError, option
-from tessella.foundation.errors import task as named_task
+from tessella.foundation.errors import DataError, SpecError, option, task_name
 from tessella.tasks.task import Result, task
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class IndexResult(Result):
         spaces = " and ".join(f"{width:,} {'numbers' if s == 'latent' else s}" for s, width in self.widths.items())
         size = f"{self.bytes / 2**20:,.1f} MiB"
         named = f" {option('index')} {shlex.quote(self.path)}" if self.elsewhere else ""
-        find, twice = (named_task("search", f"{shlex.quote(self.run)} {what}") for what in ("QUERY", ""))
+        find, twice = (task_name("search", f"{shlex.quote(self.run)} {what}") for what in ("QUERY", ""))
         said = f"wrote {self.path}: {self.examples:,} examples, {spaces} each, {size}"
         return Page("Index", [Text(said), Text(f"next: {find}{named}, {twice} {option('duplicates')}{named}", "soft")])
 

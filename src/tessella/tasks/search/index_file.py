@@ -20,7 +20,7 @@ from torch import Tensor
 from tessella.core.tensors import TensorWriter, read_tensors
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import shown
-from tessella.foundation.errors import DataError, RunError, SpecError, option, task
+from tessella.foundation.errors import DataError, RunError, SpecError, option, task_name
 from tessella.foundation.progress import tracking
 from tessella.kinds.pictures import from_jpeg, images, to_jpeg
 from tessella.models.base import Model
@@ -29,7 +29,7 @@ from tessella.tasks.search.features import BLOCK, Features, FeatureSurvey, Measu
 VERSION = 1
 THUMB = 96
 """Largest side of a thumbnail in pixels."""
-AGAIN = f"make it again with {task('index', 'RUN INPUTS')}"
+AGAIN = f"make it again with {task_name('index', 'RUN INPUTS')}"
 
 
 @final
@@ -118,7 +118,7 @@ def read_index(path: str | os.PathLike[str], model: Model, fingerprint: str) -> 
             model.
     """
     if not os.path.isfile(path):
-        raise DataError(f"there is no index {path}: make one with {task('index', 'RUN INPUTS')}", code="no-index")
+        raise DataError(f"there is no index {path}: make one with {task_name('index', 'RUN INPUTS')}", code="no-index")
     try:
         state = read_tensors(Path(path))
         note: dict[str, Any] = state.progress

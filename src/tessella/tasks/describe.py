@@ -1,0 +1,156 @@
+"""Describes data before anything is trained: what was understood of it, in words and as a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from tessella.foundation.blocks import Figure, Page, Table
+from tessella.foundation.files import write_atomic
+from tessella.foundation.text import shown
+from tessella.models.spec import DataOptions
+from tessella.tasks.task import Result, task
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tessella.data import Data
+
+COLUMNS, MOST_CLASSES, UNSORTED = 10, 12, 80
+"""Of the contact sheet: examples in a row, rows at most, examples where there are no classes."""
+MARGIN = 8
+"""Pixels beside the names of classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribeConfig(DataOptions):
+    """Describe data before training: shape, values, splits and classes as they were understood, and a contact sheet.
+
+    Attributes:
+        spec: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file.
+    """
+
+    spec: Positional[str]
+
+
+@dataclass(frozen=True)
+class DataDescription(Result):
+    """What was understood of some data."""
+
+    data: Data
+
+    def to_json(self) -> Mapping[str, Any]:
+        data = self.data
+        return {
+            "version": 1,
+            "data": data.spec,
+            "schema": data.schema.to_json(),
+            "splits": {name: len(split) for name, split in data.splits.items()},
+            "classes": class_counts(data),
+            "notes": list(data.notes),
+            "fingerprint": data.fingerprint,
+        }
+
+    def page(self) -> Page:
+        sheet = Figure(contact_sheet(self.data), sheet_caption(self.data), width=560)
+        return Page(f"What {self.data.spec} holds", [Table(("", ""), data_facts(self.data), figures=()), sheet])
+
+    def save(self, out: Path) -> None:
+        sheet = contact_sheet(self.data)
+        write_atomic(out, lambda draft: sheet.save(draft, format="PNG"))
+
+
+@task(
+    "describe",
+    summary="show what is understood of some data, and write a contact sheet",
+    group="start here",
+    out="contact-sheet.png",
+    endings=(".png", ".html"),
+)
+def describe_data(config: DescribeConfig) -> DataDescription:
+    """Open data and describe it."""
+    return DataDescription(config.open(config.spec))
+
+
+def data_facts(data: Data) -> list[tuple[str, str]]:
+    """What was understood of some data: names and texts, a line each."""
+    from tessella.core.schema import Binary
+    from tessella.data.raw import abridged
+    from tessella.kinds.base import kind_of
+
+    schema, binarize, counts = data.schema, data.options["binarize"], class_counts(data)
+    values = f"{schema.values.words}, {schema.values.low:.4g} ... {schema.values.high:.4g}"
+    values += "" if schema.values.discrete else " in training"
+    splits = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
+    classes = f"none{_aside(data.labelling)}"
+    if counts is not None:
+        how = f" {data.labelling}" if data.labelling else ""
+        named = abridged([f"{name} ({count:,})" for name, count in counts.items()], 12)
+        classes = f"{len(counts)}{how}: {named}; counted in training"
+    return [
+        ("data", shown(data.spec)),
+        ("examples", kind_of(schema).description),
+        ("values", values + (f" ({binarize} binarisation)" if binarize and schema.values == Binary() else "")),
+        ("splits", f"{splits}{_aside(data.division)}"),
+        ("classes", classes),
+        *(("note", note) for note in data.notes),
+    ]
+
+
+def class_counts(data: Data) -> dict[str, int] | None:
+    """Training examples of each class; None without labels."""
+    import numpy as np
+
+    labels = data.splits["train"].labels
+    if labels is None:
+        return None
+    counts = np.bincount(labels, minlength=len(data.schema.classes)).tolist()
+    return dict(zip(data.schema.classes, counts, strict=True))
+
+
+def _aside(text: str) -> str:
+    return f" ({shown(text)})" if text else ""
+
+
+def sheet_caption(data: Data) -> str:
+    """The caption of `contact_sheet`."""
+    rows = " Each row is a class." if data.schema.classes and data.split("train").labels is not None else ""
+    return f"Some of the training data, as stored.{rows}"
+
+
+def contact_sheet(data: Data) -> Image.Image:
+    """Training examples: a row for each class, its name on the left, or just some where there are none."""
+    import numpy as np
+    import torch
+    from PIL import Image, ImageDraw, ImageFont
+
+    from tessella.kinds.pictures import grid
+
+    split = data.split("train")
+    if split.labels is None:
+        first = split.batch(split.random_rows(UNSORTED)).x
+        return grid(first, data.schema, COLUMNS)
+    rows = []
+    for number, name in enumerate(data.schema.classes[:MOST_CLASSES]):
+        of = np.flatnonzero(split.labels == number)
+        of = of[np.argsort(split.example_ids[of])[:COLUMNS]]  # hash order: neighbours are often alike
+        if len(of):
+            x = split.batch(of).x
+            blank = x.new_full((COLUMNS - len(of), *x.shape[1:]), data.schema.values.low)
+            rows.append((name, grid(torch.cat([x, blank]), data.schema, COLUMNS)))
+    font = ImageFont.load_default(14)
+    texts = [name if len(name) <= 24 else name[:23] + "…" for name in (shown(name) for name, _ in rows)]
+    left = int(max(font.getlength(text) for text in texts)) + 2 * MARGIN
+    width, height = rows[0][1].size
+    mode = "RGB" if rows[0][1].mode in ("L", "RGB") else "RGBA"
+    sheet = Image.new(mode, (left + width, len(rows) * (height + 2) - 2), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (text, (_, row)) in enumerate(zip(texts, rows, strict=True)):
+        top = number * (height + 2)
+        sheet.paste(row.convert(mode), (left, top))
+        pen.text((MARGIN, top + height // 2), text, fill="black", font=font, anchor="lm")
+    return sheet
