@@ -109,7 +109,7 @@ def test_a_stopped_prior_says_how_to_go_on(
 def test_what_has_no_prior_over_codes_is_refused(
     runs: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    assert "over codes" in refused("fit-prior", runs["vae"], *PRIOR)
+    assert "models codes" in refused("fit-prior", runs["vae"], *PRIOR)
     assert "not a run" in refused("fit-prior", tmp_path / "nowhere", *PRIOR)
     assert "nothing to fit" in refused("fit-prior", runs["bare"], "--kind", "uniform")
     assert "there are: pixelcnn" in refused("fit-prior", runs["bare"], "--kind", "psychic")

@@ -169,5 +169,5 @@ def test_a_picture_that_promises_too_much_is_not_opened(draw, tmp_path: Path, wi
     assert data.notes[0].startswith("1 of 2 pictures could not be read and were skipped: bomb.png (")
     assert "at most 67 million can be read: resize it" in data.notes[0]
     schema = Schema.of((3, 8, 8), "uint8")
-    with pytest.raises(DataError, match=r"bomb.png cannot be read: [\d,]+ million pixels.*make it smaller"):
+    with pytest.raises(DataError, match=r"bomb.png cannot be read: [\d,]+ million pixels.*resize it"):
         read_pictures(schema, [bomb], (height, width))

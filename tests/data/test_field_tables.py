@@ -160,7 +160,7 @@ def test_a_first_line_is_a_header_or_an_example_by_its_type(tmp_path, text, coun
 def test_a_headerless_table_with_text_is_refused_by_its_columns(tmp_path) -> None:
     said = refused(tmp_path / "t.csv", "M,0.5,?\nF,0.7,1\nM,0.9,2\nF,.1,3\n")
     assert "values that are not numbers in columns 1 (M, F)" in said
-    assert "as the class with label" in said
+    assert "as the labels with label" in said
     assert "empty cells in columns 3 (1, the first in row 1)" in said
     labelled = opened(tmp_path / "u.csv", "M,0.5\nF,0.7\nM,0.9\n", label="column 1")
     assert labelled.schema.classes == ("F", "M")
@@ -348,10 +348,10 @@ def bits(run: Path, data: Path | None, capsys) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("order", "extra", "header", "said"),
     [
-        ("tba", {}, True, "another order"),
+        ("tba", {}, True, "sorted in the order"),
         ("abt", {"kind": "u"}, True, ""),
         ("abt", {"": "7"}, True, "row n"),
-        ("abt", {}, False, "no column has a name"),
+        ("abt", {}, False, "the columns have no names"),
         ("ab", {}, True, "lacks t"),
         ("abtz", {}, True, "has the unknown z"),
         ("ab", {}, False, "2 columns without names"),
@@ -367,7 +367,7 @@ def test_columns_are_matched_by_name_at_every_later_use(run, tmp_path, capsys, o
     (tmp_path / "t.csv").write_text("\n".join([",".join(names)] * header + rows) + "\n")
     _, own, _ = bits(run, None, capsys)
     status, line, err = bits(run, tmp_path / "t.csv", capsys)
-    if "lacks" in said or "not trained" in said or "without names" in said:
+    if "lacks" in said or "unknown" in said or "without names" in said:
         assert status == 2
         assert "t.csv" in err
     else:
