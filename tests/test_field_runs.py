@@ -28,7 +28,7 @@ from tessella.training import checkpoint, fitted_priors, loop, prior_trainer
 
 Refused = Callable[..., str]
 TINY = ("--width", "8", "--quiet")
-OF_DATA = "say with --data where it lies now"
+OF_DATA = "if it was moved, give its new place with --data"
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_a_run_whose_data_has_moved_goes_on_where_it_is_told(
     assert OF_DATA in refused("train", "--resume", "--out", run, "--steps", 3, "--quiet")
     elsewhere = str(run.parent / "elsewhere")
     assert main(["train", "--resume", "--out", str(run), "--steps", "3", "--quiet", "--data", elsewhere]) == 0
-    assert "finds its data in" in capsys.readouterr().err
+    assert "reads its data from" in capsys.readouterr().err
     assert step(run) == 3
     assert checkpoint.read_spec(run).data["spec"] == elsewhere
     assert main(["train", "--resume", "--out", str(run), "--steps", "4", "--quiet"]) == 0  # it knows the place now
