@@ -66,7 +66,7 @@ class Data:
         """
         if name not in self.splits:
             raise DataError(
-                f"{self.spec} has no split {name!r}; choose from: {', '.join(self.splits)}",
+                f"{self.spec} has no split {name!r}; there are: {', '.join(self.splits)}",
                 code="no-such-split",
                 name=name,
             )

@@ -353,7 +353,7 @@ def label_number(schema: Schema, given: str) -> int:
     if given.isdecimal() and int(given) < len(schema.classes):
         return int(given)
     there = abridged(schema.classes, 12)
-    remedy = f"choose from: {there}" if schema.classes else "the model was trained on data without labels"
+    remedy = f"there are: {there}" if schema.classes else "the model was trained on data without labels"
     raise SpecError(f"there is no class '{shown(given)}'; {remedy}", code="no-such-class", label=given)
 
 

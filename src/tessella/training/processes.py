@@ -92,7 +92,7 @@ def check_trackers(names: str) -> list[str]:
     for name in asked:
         if name not in known:
             raise SpecError(
-                f"there is no tracker {name!r}; choose from: {', '.join(known)}", "unknown-tracker", name=name
+                f"no tracker is called {name!r}; there are: {', '.join(known)}", "unknown-tracker", name=name
             )
         if name not in there:
             package = "'tessella[tensorboard]'" if name == "tensorboard" else name.replace("_", "-")
