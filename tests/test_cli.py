@@ -300,7 +300,7 @@ def test_a_folder_of_odd_pictures_trains_and_says_what_it_left_out(
     said = capsys.readouterr().out
     assert "1 of 31 pictures could not be read" in said
     assert "broken.png" in said
-    assert "mixed modes" in said
+    assert "different modes" in said
     assert main(["sample", out, "-n", "2", "-o", str(tmp_path / "samples.png")]) == 0
 
 

@@ -109,7 +109,7 @@ def test_a_stopped_prior_says_how_to_go_on(
 def test_what_has_no_prior_over_codes_is_refused(
     runs: dict[str, Path], tmp_path: Path, refused: Callable[..., str]
 ) -> None:
-    assert "over codes" in refused("fit-prior", runs["vae"], *PRIOR)
+    assert "models codes" in refused("fit-prior", runs["vae"], *PRIOR)
     assert "not a run" in refused("fit-prior", tmp_path / "nowhere", *PRIOR)
     assert "nothing to fit" in refused("fit-prior", runs["bare"], "--kind", "uniform")
     assert "there are: uniform, pixelcnn" in refused("fit-prior", runs["bare"], "--kind", "psychic")
@@ -300,7 +300,7 @@ def test_what_cannot_be_encoded_or_decoded_is_refused_and_nothing_is_left(
         (["plain", "missing.png"], "no such input"),
         (["plain", "999"], "from 0 to 140"),
         (["plain", tmp_path / "torn.png"], "cannot be read"),
-        (["plain", "3", "--native-size"], "--native-size is for picture files"),
+        (["plain", "3", "--native-size"], "--native-size works only for picture files"),
         (["plain", "--split", "holdout"], "train, valid, test"),
     ):
         name, *rest = args

@@ -454,7 +454,7 @@ def test_edits_that_cannot_be_are_refused(runs: Path, tmp_path: Path, refused: C
             "smaller than the cell of one code",
         ),
         ("vq", picture, [*where, "--blend", tmp_path / "speck.png", 0.5, "--native-size"], "one of the same size"),
-        ("vq", "999999", [*where, "--code", 1], "there is no example 999999"),
+        ("vq", "999999", [*where, "--code", 1], "has no example 999999"),
         ("vae", "3", [*where, "--code", 1], "no codes to set"),
         ("vae", "3", [*where, "--paste", 7, "--level", 0], "leave out --level"),
         ("nowhere", "3", [*where, "--code", 1], "not a run"),

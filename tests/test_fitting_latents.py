@@ -400,7 +400,7 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_encoded(
     monkeypatch.setattr(prior_trainer, "encode_split", never)
     run = runs("vae")
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"kind": "pixelcnn"}, "over codes"),
+        ({"kind": "pixelcnn"}, "models codes"),
         ({"kind": "normal"}, "nothing to fit"),
         ({"kind": "psychic"}, "no prior is called|there are:"),
         ({"width": 0}, "width must be at least 1"),

@@ -140,14 +140,14 @@ def test_every_field_of_a_specification_is_checked_by_its_type(sound: Path) -> N
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[" * 100_000, "nests"),
-        ("[" * 40 + "]" * 40, "nests"),
+        ("[" * 100_000, "levels"),
+        ("[" * 40 + "]" * 40, "levels"),
         ('{"a": 1, "a": 2}', "twice"),
         ("[NaN]", "NaN"),
         ("[-Infinity]", "Infinity"),
-        ("{", "no JSON"),
-        ("", "no JSON"),
-        ("[" + "9" * 5000 + "]", "no JSON"),
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ("[" + "9" * 5000 + "]", "not JSON"),
     ],
 )
 def test_json_that_is_none_is_refused(text: str, says: str) -> None:

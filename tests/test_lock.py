@@ -156,7 +156,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed_from_the_b
     for path in (checkpoint.STATE, checkpoint.MODEL):
         (run / path).unlink()
     assert main(["train", "--resume", "--out", str(run), "--quiet"]) == 0
-    assert "it begins anew" in capsys.readouterr().err
+    assert "training starts from the beginning" in capsys.readouterr().err
     assert main([*TRAIN, str(tmp_path / "whole")]) == 0
     assert checkpoint.fingerprint(run) == checkpoint.fingerprint(tmp_path / "whole")
     (run / checkpoint.STATE).unlink()  # with weights there, that would be to lose them

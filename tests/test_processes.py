@@ -93,7 +93,7 @@ def test_one_that_was_started_otherwise_ends_both_with_a_line_that_names_the_opt
     run, port = tmp_path / "run", free_port()
     common = ("train", "vae", "--data", "digits", "--out", run, "--width", "8", "--quiet", "--steps")
     ended = [rank.ended() for rank in [Rank(0, port, *common, 3), Rank(1, port, *common, 4)]]
-    line = "tessella: process 1 was started with steps 4, process 0 with 3: start all of them alike\n"
+    line = "tessella: process 1 was started with steps 4, process 0 with 3: start all processes with the same options\n"
     assert ended == [(2, line), (2, "")]
     assert not run.exists()
 

@@ -1,7 +1,7 @@
 """The command line: `tessella COMMAND ...`.
 
-The overview is composed here from a table, so that `tessella --help` answers before PyTorch, or even the option
-parser, could be loaded. What a command takes and does stands in `commands`.
+The overview is made here from a table, so that `tessella --help` is printed without loading PyTorch or the option
+parser. The package `commands` defines the options and actions of each command.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit-prior": ("train and measure", "train a prior over the latents of a trained model"),
     "completion": ("start here", "print the script that lets bash, zsh or fish complete commands and options"),
 }
-"""Commands that are no tasks: their groups, and what they do."""
+"""Commands that are not tasks: their groups and summaries."""
 FIRST = ("demo", "describe", "list", "train", "fit-prior", "evaluate", "report")
-"""Commands that come first in their groups."""
+"""Commands listed first in their groups."""
 
 
 def summaries() -> dict[str, tuple[str, str]]:
-    """All commands: their groups and what they do. Tasks are found without importing them."""
+    """Return the group and summary of each command; tasks are found without importing them."""
     from tessella.foundation.registry import entries
 
     tasks = {entry.name: (str(entry.facts.get("group", "use")), entry.summary) for entry in entries("task")}
@@ -43,11 +43,11 @@ def summaries() -> dict[str, tuple[str, str]]:
 
 
 class UsageError(TessellaError):
-    """The command line cannot be understood."""
+    """Error: the command line is not valid."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 2 for a mistake of the user's, 130 when interrupted."""
+    """Run one command, and return its exit status: 0, 2 for an error of the user, 130 if interrupted."""
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what an Apple GPU lacks runs on the processor
     first, *rest = args if args is not None else sys.argv[1:] or ["--help"]
     _open_streams()
@@ -70,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        return _complain("there is not enough memory for this: give fewer or smaller examples, or take a smaller model")
+        return _complain("there is not enough memory: give fewer or smaller examples, or use a smaller model")
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     finally:
@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Let there be a console that takes every character: one that it does not have is escaped."""
+    """Prepare the standard streams: open missing ones, and escape characters that they cannot encode."""
     for name in ("stdin", "stdout", "stderr"):  # in this order, for a new file takes the number of a closed one
         stream = getattr(sys, name)
         if stream is None:
@@ -90,7 +90,7 @@ def _open_streams() -> None:
 
 
 def _release(stream: TextIO) -> None:
-    """Point a stream that takes no more at nothing, or Python would complain of it at its end."""
+    """Flush a stream; redirect a broken one to the null device, so that Python exits without an error."""
     try:
         stream.flush()
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ def _release(stream: TextIO) -> None:
 
 
 def overview() -> str:
-    """What `tessella --help` prints."""
+    """Return the text of `tessella --help`."""
     columns = shutil.get_terminal_size((120, 24)).columns
     lines = ["tessella: learn the tiles that data is made of, and measure how well in bits", ""]
     lines += ["usage: tessella COMMAND ...    (tessella COMMAND --help lists its options)", ""]
@@ -119,7 +119,7 @@ def overview() -> str:
 
 
 def _entry(command: str, summary: str, wide: int, columns: int) -> Iterator[str]:
-    """A command and what it does beside it, or below it where there is no room."""
+    """Yield the lines of a command and its summary, beside it or, on a narrow terminal, below it."""
     room = columns - wide - 4
     if room < 24:
         yield f"  {command}"
@@ -160,10 +160,10 @@ def _dispatch(first: str, rest: list[str]) -> int:
 
 
 def _parsed(options: Any, name: str, args: list[str]) -> Any:
-    """The command's options; None if it was its help that was asked for.
+    """Parse the options of a command; return None if its help was requested.
 
     Raises:
-        UsageError: saying in one line what tyro says in a box.
+        UsageError: if they are not valid, with tyro's message in one line.
     """
     import tyro
     from tyro.conf import DisallowNone, FlagCreatePairsOff, PositionalMetavarFromFieldName
@@ -181,7 +181,7 @@ def _parsed(options: Any, name: str, args: list[str]) -> Any:
 
 
 def _out_of_its_box(text: str) -> str:
-    """The message of a frame: what stands under its title, up to the next rule or gap."""
+    """Extract the first message from tyro's framed output: the text below the title, up to a rule or gap."""
     blocks: list[list[str]] = [[]]
     for line in text.splitlines():
         inside = line.strip("│ ")
@@ -201,26 +201,26 @@ def _complain(message: str, status: int = 2) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether the machine had no memory left; PyTorch says so of the processor's in words alone."""
+    """Return whether an error means too little memory; on the CPU, PyTorch says so only in its message."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _note(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
-    """Warnings of this package are for the user and take a line; those of others are not."""
+    """Print a warning of this package as one line; ignore warnings of other packages."""
     if issubclass(category, UserWarning) and filename.startswith(os.path.dirname(__file__)):
         _tell(f"tessella: note: {message}")
 
 
 def _tell(text: str) -> None:
-    """One line on stderr, if there is somebody to read it."""
+    """Print one line on stderr, in the main process only."""
     if _speaks():
         with suppress(OSError, ValueError):
             print(shown(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 def _speaks() -> bool:
-    """Whether this process is the one that speaks, of those that `torchrun` or `accelerate launch` started."""
+    """Return whether this is the main process of those started by `torchrun` or `accelerate launch`."""
     return os.environ.get("RANK", "0") == "0"
 
 

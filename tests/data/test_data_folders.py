@@ -112,7 +112,7 @@ def test_the_richest_mode_wins(draw, tmp_path, modes: list[str], channels: int) 
         draw(f"{i}.png", mode=mode)
     data = open_data(str(tmp_path))
     assert data.schema.shape == (channels, 8, 8)
-    assert ("mixed modes" in notes_of(data)) == (len(modes) > 1)
+    assert ("different modes" in notes_of(data)) == (len(modes) > 1)
     for asked in (1, 2, 3, 4):
         x = next(batches(open_data(str(tmp_path), channels=asked).split("train"), 2)).x
         assert x.shape[1] == asked

@@ -67,15 +67,15 @@ def test_an_undivided_archive_says_what_it_left_out(tmp_path, names) -> None:
     data = opened(tmp_path / "a.npz")
     assert data.all_examples is not None
     assert data.all_examples.labels.tolist() == Y.tolist()
-    assert "arrays left out: mean_image" in data.notes
+    assert "ignored arrays: mean_image" in data.notes
 
 
 @pytest.mark.parametrize(
     ("arrays", "note"),
     [
-        ({"spectra": V, "wavelength": np.arange(5)}, "spectra is taken for the examples"),
-        ({"x_test": V, "y_test": Y}, "x_test alone holds examples"),
-        ({"x": V, "x_train": V[:9]}, "arrays left out: x"),
+        ({"spectra": V, "wavelength": np.arange(5)}, "spectra is taken as the examples"),
+        ({"x_test": V, "y_test": Y}, "x_test is the only array of examples"),
+        ({"x": V, "x_train": V[:9]}, "ignored arrays: x"),
     ],
 )
 def test_what_had_to_be_guessed_is_noted(tmp_path, arrays, note) -> None:
@@ -109,9 +109,9 @@ def test_labels_of_every_kind_find_their_names(tmp_path, labels, names, classes,
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
-        ({"y": WORDS[Y], "class_names": WORDS[:2]}, "a.npz: y holds emu, but the named classes are cat, dog"),
-        ({"y": Y + 1, "class_names": WORDS}, "labels run from 1 to 3, but 3 classes are named"),
-        ({"y": Y, "class_names": WORDS[[0, 0, 1]]}, "class_names names cat more than once"),
+        ({"y": WORDS[Y], "class_names": WORDS[:2]}, "a.npz: y holds emu, which are not among the class names cat, dog"),
+        ({"y": Y + 1, "class_names": WORDS}, "labels range from 1 to 3, but there are 3 class names"),
+        ({"y": Y, "class_names": WORDS[[0, 0, 1]]}, "class_names lists cat more than once"),
         ({"y": Y[:50]}, "a.npz: y has shape (50) for 60 examples"),
         ({"y": WORDS[Y].astype(object)}, "a.npz: y holds pickled Python objects"),
     ],
@@ -134,7 +134,7 @@ def test_another_array_can_be_the_label(tmp_path) -> None:
     data = opened(tmp_path / "a.npz", label="kind_train")
     assert data.schema.classes == ("0", "1")
     assert data.split("test").labels.tolist() == (Y[:9] % 2).tolist()
-    assert "it has x_train, x_test" in refused(tmp_path / "a.npz", label="colour")
+    assert "its arrays are x_train, x_test" in refused(tmp_path / "a.npz", label="colour")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_another_array_can_be_the_label(tmp_path) -> None:
         ({"x": V.astype(complex)}, "complex numbers"),
         ({"x": np.zeros((3, 3), "M8[s]")}, "dates"),
         ({"x": np.zeros(3, [("a", float)])}, "named fields"),
-        ({"x": np.stack([3 ** np.arange(40), np.arange(40)], 1)}, "whole numbers too large to keep: number 1"),
+        ({"x": np.stack([3 ** np.arange(40), np.arange(40)], 1)}, "whole numbers too large to store exactly: number 1"),
     ],
 )
 def test_messages_name_the_array(tmp_path, arrays, said) -> None:
@@ -246,7 +246,7 @@ def test_archives_that_unpack_to_too_much_are_refused_unread(tmp_path, monkeypat
     np.savez(tmp_path / "v.npz", x=V)
     (tmp_path / "v.csv").write_text("a,b\n" + "1,2\n" * 500)
     for name in ("v.npz", "v.csv"):
-        assert "does not fit" in refused(tmp_path / name)
+        assert "too much for" in refused(tmp_path / name)
 
 
 def test_idx_files_that_hold_more_or_less_than_they_promise_are_refused(tmp_path) -> None:

@@ -66,7 +66,7 @@ def test_test_pictures_that_were_trained_on_are_left_out(pictures) -> None:
     data = open_data(pictures(tree | {f"val/{i}.png": i for i in (5, 45, 60)}))
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 40, "valid": 1, "test": 10}
     assert apart(data)
-    said = "10 of 20 test pictures are byte-identical to training pictures; they were left out of the test split"
+    said = "10 of 20 test pictures are byte-identical to training pictures: they were removed from the test split"
     assert said in data.notes
 
 
@@ -75,7 +75,7 @@ def test_a_test_split_of_training_pictures_alone_is_replaced(pictures) -> None:
     data = open_data(pictures(tree))
     assert apart(data)
     assert sum(map(len, data.splits.values())) == 40
-    assert "the test split is cut out of training instead" in data.notes[0]
+    assert "the test split is taken from training instead" in data.notes[0]
     assert "test" in data.division.rpartition(": ")[0]
 
 
@@ -87,7 +87,7 @@ def test_one_picture_many_times_is_training_only(pictures) -> None:
 
 def test_one_picture_of_two_classes_is_said(pictures) -> None:
     data = open_data(pictures({f"{c}/{i}.png": 10 * (c == "b") + i for c in "ab" for i in range(11)}))
-    assert "the same picture has more than one class 1 times, first one both a and b" in data.notes
+    assert "pictures that occur in more than one class: 1; the first is in a and b" in data.notes
 
 
 def test_arrays_of_pictures_are_divided_by_content(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def test_what_folders_mean_by_their_names(tree: dict[str, int], expected: dict) 
         ({"test__cat": 4, "test__dog": 4}, "no training folder"),
         ({"train": 9, "test": 3, "unlabeled": 50}, "50 pictures beside train/, test/ were left out"),
         ({"cat": 20, "dog": 20, "": 1}, "1 picture beside the class folders was left out: 0.png"),
-        ({"cat": 20, "dog": 20, "": 9}, "9 pictures lie beside the sub-folders"),
-        ({"cat__train": 5, "cat__test": 5, "dog": 40}, "cat/ has train and test folders of its own"),
+        ({"cat": 20, "dog": 20, "": 9}, "9 pictures are beside the sub-folders"),
+        ({"cat__train": 5, "cat__test": 5, "dog": 40}, "the train and test folders in cat/ are not used"),
     ],
 )
 def test_what_is_left_out_or_doubtful_is_said(tree: dict[str, int], said: str) -> None:
@@ -89,7 +89,7 @@ def test_the_decision_is_one_line_of_the_description(draw, tmp_path: Path) -> No
     assert facts["splits"].startswith("train ")
     assert facts["splits"].endswith(f", test 4 ({given})")
     assert facts["classes"].startswith("2 by sub-folder: a (")
-    assert data.notes == ("1 files that are not pictures were left: README.md",)
+    assert data.notes == ("1 files that are not pictures were ignored: README.md",)
 
 
 def test_links_are_followed_and_circles_are_not(draw, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_links_are_followed_and_circles_are_not(draw, tmp_path: Path) -> None:
     names, notes = picture_files(str(pics))
     assert names == [f"a/{i}.png" for i in range(4)] + [f"b/{i}.png" for i in range(4)] + ["b/linked.png"]
     said = "\n".join(notes)
-    assert "2 links lead nowhere: gone.png, b/self" in said
+    assert "2 links are broken: gone.png, b/self" in said
     assert "were not followed: b/again" in said
 
 
@@ -136,7 +136,7 @@ def test_a_named_pipe_is_passed_over(draw, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to("/dev/zero")
     data = open_data(str(tmp_path))
-    assert "2 named pipes, sockets or devices were passed over: a.png, b.png" in data.notes
+    assert "2 named pipes, sockets or devices were ignored: a.png, b.png" in data.notes
     (tmp_path / "good.png").unlink()
     with raises("no-pictures"):
         open_data(str(tmp_path))
@@ -151,7 +151,7 @@ def test_every_ending_of_a_picture_counts(draw, tmp_path: Path) -> None:
     (tmp_path / "pictures.zip").write_bytes(b"PK")
     names, notes = picture_files(str(tmp_path))
     assert len(names) == 7
-    assert notes == ["1 files that are not pictures were left: pictures.zip"]
+    assert notes == ["1 files that are not pictures were ignored: pictures.zip"]
 
 
 @pytest.mark.parametrize("classes", [("①", "②"), ("٣", "٤"), ("²", "³"), ("9", "10"), ("猫", "犬"), ("1" * 5000, "2")])

@@ -121,7 +121,7 @@ def test_marks_of_thousands_and_signs(tmp_path, cells, value) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a\tb\n1,234\t2\n2,345\t3\n", "1,234 in column a may have a decimal comma or a thousand"),
+        ("a\tb\n1,234\t2\n2,345\t3\n", "1,234 in column a is a decimal comma or a thousands separator"),
         ("a;b\n1,5;2.5\n2,5;1.25\n", "decimal commas (1,5 in column a) and decimal points (2.5 in column b)"),
     ],
 )
@@ -159,8 +159,8 @@ def test_a_first_line_is_a_header_or_an_example_by_its_type(tmp_path, text, coun
 
 def test_a_headerless_table_with_text_is_refused_by_its_columns(tmp_path) -> None:
     said = refused(tmp_path / "t.csv", "M,0.5,?\nF,0.7,1\nM,0.9,2\nF,.1,3\n")
-    assert "no numbers in columns 1 (M, F)" in said
-    assert "as the class with label" in said
+    assert "values that are not numbers in columns 1 (M, F)" in said
+    assert "as the labels with label" in said
     assert "empty cells in columns 3 (1, the first in row 1)" in said
     labelled = opened(tmp_path / "u.csv", "M,0.5\nF,0.7\nM,0.9\n", label="column 1")
     assert labelled.schema.classes == ("F", "M")
@@ -192,7 +192,7 @@ def test_the_class_is_a_column_that_says_so(tmp_path, name, values, label, class
     assert open_data(data.spec, **data.options).schema == data.schema
 
 
-@pytest.mark.parametrize(("label", "said"), [("z", "it has a, b, c"), ("a", "fractions")])
+@pytest.mark.parametrize(("label", "said"), [("z", "its columns are a, b, c"), ("a", "fractions")])
 def test_a_label_that_is_none_is_refused(tmp_path, label, said) -> None:
     assert said in refused(tmp_path / "t.csv", PLAIN, label=label)
 
@@ -258,7 +258,7 @@ def test_dates_are_refused_by_their_column(tmp_path, cell) -> None:
         (["1.5", "NA", "?", ""], "empty cells in columns t (3, the first in row 2)"),
         (["1.5", "2", "inf", "-inf"], "infinite values in columns t (2, the first in row 3)"),
         (["1.5", "2", "1e300", "4"], "too large for 32 bits in columns t (1e+300 in row 3)"),
-        (["1.5", "low", "high", "4"], "no numbers in columns t (1.5, low, high, ...)"),
+        (["1.5", "low", "high", "4"], "values that are not numbers in columns t (1.5, low, high, ...)"),
     ],
 )
 def test_what_is_no_number_is_named_by_file_column_and_row(tmp_path, cells, said) -> None:
@@ -269,8 +269,8 @@ def test_what_is_no_number_is_named_by_file_column_and_row(tmp_path, cells, said
     ("content", "said"),
     [
         ("a,b\n1,2\n3,4,5\n", "line 3 has 3 cells, the first line has 2"),
-        (b"\x00\x01\x02\x03" * 99, "no text"),
-        (codecs.BOM_UTF16_LE + b"\x00\xd8a", "no utf-16-le text"),
+        (b"\x00\x01\x02\x03" * 99, "not text"),
+        (codecs.BOM_UTF16_LE + b"\x00\xd8a", "not valid utf-16-le text"),
         ("\n\n", "is empty"),
         ("a,b\n", "no rows"),
     ],
@@ -314,7 +314,7 @@ def test_parquet_of_every_type(tmp_path) -> None:
     assert any("__index_level_0__" in note for note in index.notes)
     troubles = {
         "dates or times in columns z": pa.array([datetime.date(2020, 1, 1)] * 2),
-        "no numbers in columns z": [[1.0], [2.0]],
+        "values that are not numbers in columns z": [[1.0], [2.0]],
         "empty cells in columns z (1, the first in row 2)": [1.0, float("nan")],
         "empty cells in columns z (1, the first in row 1)": [None, 1],
     }
@@ -348,12 +348,12 @@ def bits(run: Path, data: Path | None, capsys) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("order", "extra", "header", "said"),
     [
-        ("tba", {}, True, "another order"),
+        ("tba", {}, True, "sorted in the order"),
         ("abt", {"kind": "u"}, True, ""),
         ("abt", {"": "7"}, True, "row n"),
-        ("abt", {}, False, "no column has a name"),
+        ("abt", {}, False, "the columns have no names"),
         ("ab", {}, True, "lacks t"),
-        ("abtz", {}, True, "has z, which it was not trained on"),
+        ("abtz", {}, True, "has the unknown z"),
         ("ab", {}, False, "2 columns without names"),
     ],
 )
@@ -367,7 +367,7 @@ def test_columns_are_matched_by_name_at_every_later_use(run, tmp_path, capsys, o
     (tmp_path / "t.csv").write_text("\n".join([",".join(names)] * header + rows) + "\n")
     _, own, _ = bits(run, None, capsys)
     status, line, err = bits(run, tmp_path / "t.csv", capsys)
-    if "lacks" in said or "not trained" in said or "without names" in said:
+    if "lacks" in said or "unknown" in said or "without names" in said:
         assert status == 2
         assert "t.csv" in err
     else:

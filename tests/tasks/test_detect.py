@@ -495,11 +495,11 @@ def test_what_cannot_be_detected_is_refused(runs: dict[str, Path], tmp_path: Pat
     np.save(tmp_path / "nan.npy", rows)
     vae, table_run = runs["vae"], runs["rows"]
     for args, says in (
-        ([table_run, tmp_path / "nan.npy"], "NaN or infinite in 32 bits, the first in example 2"),
-        ([table_run, tmp_path / "wide.npz"], "the model is made for real values of shape 3"),
+        ([table_run, tmp_path / "nan.npy"], "NaN or infinite in float32, the first in example 2"),
+        ([table_run, tmp_path / "wide.npz"], "the model expects real values of shape 3"),
         ([table_run, tmp_path / "empty"], "no pictures"),
         ([vae, tmp_path / "empty"], "no pictures"),
-        ([vae, tmp_path / "real.npz"], "the model is made for uint8 values of shape 1x8x8"),
+        ([vae, tmp_path / "real.npz"], "the model expects uint8 values of shape 1x8x8"),
         ([vae, tmp_path / "missing.png"], "no such input"),
         ([vae, "999"], "numbers from 0 to 140"),
         ([vae, "--false-positives", "0.1"], "--calibration-data, for example valid"),

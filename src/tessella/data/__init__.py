@@ -1,4 +1,4 @@
-"""Data: what a SPEC names, as examples with a schema, divided into train, valid and test. Knows no model."""
+"""Data sets: opened by a SPEC, with a schema, split into train, valid and test. Independent of any model."""
 
 from tessella.data.dataset import Data, open_data
 from tessella.data.splits import Schedule, Split, batches, stream

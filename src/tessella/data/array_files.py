@@ -1,4 +1,4 @@
-"""Files of arrays: numpy's .npz and .npy, idx (MNIST) and the binary CIFAR. Nothing is ever unpickled."""
+"""Readers of array files: .npz, .npy, idx (MNIST) and binary CIFAR. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tessella.foundation.errors import DataError
 
 T = TypeVar("T")
 
-_OBJECTS = "holds pickled Python objects (ragged lists, or texts of pandas): save a plain array, texts by .astype(str)"
+_OBJECTS = "holds pickled Python objects (ragged lists or pandas strings): save plain arrays, strings with .astype(str)"
 _DAMAGES = (OSError, EOFError, ValueError, KeyError, NotImplementedError, zlib.error, zipfile.BadZipFile)
 _DAMAGES = (*_DAMAGES, SyntaxError, TypeError, RuntimeError, OverflowError, struct.error, tokenize.TokenError)
-"""What reading a hostile file may raise: a header of a thousand brackets, a member that takes a password."""
+"""Exceptions that a damaged or hostile file can cause, for example by deep brackets or an encrypted member."""
 
 
 def _guarded(where: str, read: Callable[[], T]) -> T:
@@ -36,11 +36,11 @@ def _guarded(where: str, read: Callable[[], T]) -> T:
     except _DAMAGES as error:
         said = str(error)
         if "pickled data" in said:
-            why, code = "is no numpy file (and nothing is unpickled): save it with numpy.savez", "no-numpy-file"
+            why, code = "is not a numpy file (pickles are never read): save it with numpy.savez", "no-numpy-file"
         elif ("allow_pickle" in said and "max_header_size" not in said) or "Python objects" in said:
             why, code = _OBJECTS, "pickled"
         else:
-            why, code = f"is damaged or cut short: {one_line(error)}; fetch or save it again", "damaged"
+            why, code = f"is damaged or incomplete: {one_line(error)}; download or save it again", "damaged"
     except MemoryError:
         why, code = "does not fit in memory, or its header is damaged", "too-large"
     raise DataError(f"{where} {why}", code=code)
@@ -50,26 +50,26 @@ def _guarded(where: str, read: Callable[[], T]) -> T:
 
 
 class NumpyArchive(Mapping[str, np.ndarray]):
-    """The arrays of an `.npz`, each read when asked for; nothing in it is unpickled.
+    """Arrays of an `.npz` file, each read on access; nothing is unpickled.
 
     Raises:
-        DataError: if the file, or a member when it is asked for, is missing, damaged, of a size that does not fit, or
-            holds pickled objects.
+        DataError: if the file, or an array on access, is missing, damaged, too large for memory, or holds pickled
+            objects.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         loaded = _guarded(path, lambda: np.load(path, allow_pickle=False))
         if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise DataError(f"{path} is no .npz archive: save it with numpy.savez", code="no-archive")
+            raise DataError(f"{path} is not an .npz archive: save it with numpy.savez", code="no-archive")
         self._archive = loaded
 
     def header(self, key: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Read the shape and type of an array, and check that its promised size fits.
+        """Read an array's shape and type, and check that the array fits in memory.
 
         Raises:
             KeyError: if there is no such array.
-            DataError: as reading it.
+            DataError: if the array is damaged, too large, or holds pickled objects.
         """
         if key not in self._archive.files:
             raise KeyError(key)
@@ -89,7 +89,7 @@ class NumpyArchive(Mapping[str, np.ndarray]):
         where = f"{self._path}: {key}"
         member = _guarded(where, lambda: self._archive[key])
         if not isinstance(member, np.ndarray):
-            raise DataError(f"{where} is no array: save it with numpy.savez", code="no-array")
+            raise DataError(f"{where} is not an array: save it with numpy.savez", code="no-array")
         return member
 
     def __iter__(self) -> Iterator[str]:
@@ -100,7 +100,11 @@ class NumpyArchive(Mapping[str, np.ndarray]):
 
 
 def _npy_header(file: IO[bytes], where: str, size: int) -> tuple[tuple[int, ...], np.dtype]:
-    """Read the shape and type of an `.npy` of `size` bytes, which they must fit; ValueError if it is no such header."""
+    """Read the shape and type of an `.npy` file, and check that they fit in its `size` bytes.
+
+    Raises:
+        ValueError: if the file has no `.npy` header.
+    """
     start = file.tell()
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
@@ -112,15 +116,15 @@ def _npy_header(file: IO[bytes], where: str, size: int) -> tuple[tuple[int, ...]
     promised = file.tell() - start + int(np.prod(shape, dtype=object)) * kind.itemsize
     if min(shape, default=0) < 0 or promised > size:
         raise DataError(
-            f"{where} is damaged or cut short: its header promises {limits.human(promised)}, it has "
-            f"{limits.human(size)}; fetch or save it again",
+            f"{where} is damaged or incomplete: its header announces {limits.human(promised)}, but the file has "
+            f"{limits.human(size)}; download or save it again",
             code="damaged",
         )
     return shape, kind
 
 
 def npy(path: str) -> RawDataset:
-    """Read one array, an example a row."""
+    """Read one array whose rows are the examples."""
 
     def read() -> Any:
         with open(path, "rb") as file:
@@ -131,17 +135,17 @@ def npy(path: str) -> RawDataset:
 
     x = _guarded(path, read)
     if not isinstance(x, np.ndarray):
-        raise DataError(f"{path} is an archive: let its name end in .npz", code="is-archive")
+        raise DataError(f"{path} is an archive: rename it so that it ends in .npz", code="is-archive")
     return RawDataset({WHOLE: RawSplit(x, None, _keys(x, WHOLE), name=path)})
 
 
 def npz(path: str, label: str | None = None) -> RawDataset:
-    """Read arrays of examples and labels by the usual names (`x_train`, `y_train`, `val_images`, ...)."""
+    """Read arrays of examples and labels by their usual names (`x_train`, `y_train`, `val_images`, ...)."""
     archive = NumpyArchive(path)
     heads = {name: _head(archive, name) for name in archive}
     if label is not None and label not in heads:
         raise DataError(
-            f"{path} has no array {shown(label)!r} to take the class from; it has {abridged(list(heads))}",
+            f"{path} has no array {shown(label)!r} with the labels; its arrays are {abridged(list(heads))}",
             code="no-such-label",
             label=label,
         )
@@ -152,7 +156,7 @@ def npz(path: str, label: str | None = None) -> RawDataset:
     for split, name in data.items():
         x = archive[name]
         if split in ("valid", "test") and x.shape[:1] == (0,):
-            notes.append(f"{name} is empty: left out")
+            notes.append(f"{name} is empty and was ignored")
             continue
         y = archive[labels[split]] if split in labels else None
         called = f"{path}: {labels.get(split)}"
@@ -160,7 +164,7 @@ def npz(path: str, label: str | None = None) -> RawDataset:
     classes = _class_names(archive, names.classes, path) if names.classes and labels else ()
     left = [name for name in heads if name not in {*data.values(), *labels.values(), names.classes}]
     if left:
-        notes.append(f"arrays left out: {abridged(left)}")
+        notes.append(f"ignored arrays: {abridged(left)}")
     return RawDataset(parts, classes, notes)
 
 
@@ -179,7 +183,7 @@ def _class_names(archive: NumpyArchive, name: str, path: str) -> tuple[str, ...]
     if len(set(classes)) < len(classes):
         twice = abridged([c for c in dict.fromkeys(classes) if classes.count(c) > 1])
         raise DataError(
-            f"{path}: {name} names {twice} more than once: give every class a name of its own", code="same-class-twice"
+            f"{path}: {name} lists {twice} more than once: give each class a different name", code="same-class-twice"
         )
     return tuple(classes)
 
@@ -188,7 +192,7 @@ def _keys(x: np.ndarray, name: str) -> np.ndarray:
     return index_keys(len(x) if x.ndim else 0, name)
 
 
-# which arrays of an archive are examples and labels, and of which split, by their names
+# the names by which arrays of an archive are found to be examples or labels, and of which split
 
 _SPLIT_WORDS = (
     dict.fromkeys(("train", "training", "tr", "trn"), "train")
@@ -204,7 +208,7 @@ _GLUED = re.compile(rf"([xy])({'|'.join(_SPLIT_WORDS)})|({'|'.join(_SPLIT_WORDS)
 
 
 class _Members(NamedTuple):
-    """Names of arrays by what they hold: examples and labels by split (`whole` where the name says none), classes."""
+    """Names of the arrays that hold examples and labels, by split (`whole` if undivided), and of the class names."""
 
     data: dict[str, str]
     labels: dict[str, str]
@@ -212,11 +216,11 @@ class _Members(NamedTuple):
 
 
 def _sorted_out(names: Sequence[str], texts: Sequence[str], label: str | None) -> _Members:
-    """Sort the arrays of an archive by what their names say.
+    """Find the arrays of examples, labels and class names by their names.
 
     Args:
-        texts: those that hold texts: only these can name the classes.
-        label: the name of the labels; those of other splits may have the same name but for the split's.
+        texts: names of the arrays of strings; only these can hold class names.
+        label: name of the array of labels; the arrays of other splits may differ from it in the word for the split.
     """
     data: dict[str, list[tuple[int, str]]] = {}
     labels: dict[str, list[tuple[int, str]]] = {}
@@ -253,11 +257,12 @@ def _by_split(
         if len(wide) != 1:
             held = abridged([f"{name} ({'x'.join(map(str, shape))})" for name, (shape, _) in heads.items()])
             raise DataError(
-                f"{path} has neither x nor x_train, or another usual name of examples; it has {held or 'nothing'}",
+                f"{path} has no array with a usual name of examples, such as x or x_train: rename the array of "
+                f"examples; the file has {held or 'no arrays'}",
                 code="no-examples-array",
             )
         data = {WHOLE: wide[0]}
-        notes.append(f"{wide[0]} is taken for the examples: no other array can be")
+        notes.append(f"{wide[0]} is taken as the examples: it is the only array that fits")
     for known in (data, labels):
         if WHOLE in known and "train" not in known and len(data) > 1:
             known["train"] = known.pop(WHOLE)
@@ -265,7 +270,7 @@ def _by_split(
         data.pop(WHOLE, None)
     elif len(data) == 1 and WHOLE not in data:
         (split, name), *_ = data.items()
-        notes.append(f"{name} alone holds examples: taken for all of them")
+        notes.append(f"{name} is the only array of examples: it is split into training, validation and test")
         data, labels = {WHOLE: name}, {WHOLE: labels[split]} if split in labels else {}
     data = {split: data[split] for split in (WHOLE, "train", "valid", "test") if split in data}
     return data, {split: name for split, name in labels.items() if split in data}
@@ -285,7 +290,7 @@ def _idx_array(path: str) -> np.ndarray:
     with gzip.open(path) if zipped else open(path, "rb") as file:
         start = file.read(4)
         if len(start) < 4 or start[:2] != b"\0\0" or start[2] not in _IDX_TYPES:
-            raise DataError(f"{path} is no idx file: it does not start with an idx header", code="no-idx-file")
+            raise DataError(f"{path} is not an idx file: it has no idx header", code="no-idx-file")
         sides = file.read(4 * start[3])
         shape = tuple(np.frombuffer(sides[: len(sides) // 4 * 4], ">u4").tolist())
         kind = np.dtype(_IDX_TYPES[start[2]])
@@ -297,12 +302,12 @@ def _idx_array(path: str) -> np.ndarray:
             if len(data) == promised:
                 return np.frombuffer(data, kind).reshape(shape).astype(kind.newbyteorder("="))
     raise DataError(
-        f"{path} is damaged or cut short: it does not hold what its header promises; fetch it again", code="damaged"
+        f"{path} is damaged or incomplete: its size does not match its header; download it again", code="damaged"
     )
 
 
 def idx_folder(path: str, names: list[str]) -> RawDataset:
-    """Read idx files: pictures or vectors, their labels beside them, official splits by their names."""
+    """Read idx files of images or vectors with their label files; file names say the official splits."""
     beside = set(os.listdir(path or "."))
     parts: dict[str, RawSplit] = {}
     notes: list[str] = []
@@ -315,18 +320,20 @@ def idx_folder(path: str, names: list[str]) -> RawDataset:
         file, x = array(name)
         if x.ndim < 2:
             if len(names) == 1:
-                raise DataError(f"{file} holds labels: give the file of pictures or the folder", code="labels-alone")
+                raise DataError(
+                    f"{file} holds labels only: give the file of pictures, or the folder", code="labels-alone"
+                )
             continue
         split = next((split for mark, split in _IDX_SPLITS if mark in name.lower()), WHOLE)
         if split in parts:
-            notes.append(f"{name} left: another file is the {split} part already")
+            notes.append(f"{name} was ignored: another file already holds the {split} split")
             continue
         twin = name.replace("images", "labels").replace("idx3", "idx1")
         twins = [t for t in (twin, twin.removesuffix(".gz"), f"{twin}.gz") if t in beside and t != name]
         called, labels = array(twins[0]) if twins else ("", None)
         parts[split] = RawSplit(x, labels, _keys(x, split), name=file, labels_name=called)
     if not parts:
-        raise DataError(f"no idx file of pictures or vectors in {path}", code="no-idx-file")
+        raise DataError(f"{path} holds no idx file of pictures or vectors", code="no-idx-file")
     if "train" not in parts or WHOLE in parts:
         parts = {WHOLE: next(iter(parts.values()))}
     return RawDataset(parts, notes=notes)
@@ -338,23 +345,28 @@ CIFAR = re.compile(r"(data_batch_\d+|test_batch|train|test)\.bin")
 CIFAR_PICKLE = re.compile(r"data_batch_\d+|test_batch|batches\.meta")
 _PIXELS = 3 * 32 * 32
 _LABEL_BYTES = (1, 2)
-"""CIFAR-10: the class; CIFAR-100: the coarse class, then the class."""
+"""Label bytes per row. CIFAR-10: the class; CIFAR-100: the coarse class, then the class."""
 
 
 def cifar_binary(path: str, names: list[str]) -> RawDataset:
-    """Read rows of label bytes and 3072 bytes of a 32x32 picture, channel by channel (Krizhevsky 2009)."""
+    """Read binary CIFAR batches (Krizhevsky 2009).
+
+    Each row holds the label bytes and then the 3072 bytes of a 32x32 image, channel by channel.
+    """
     pieces: dict[str, list[np.ndarray]] = {}
     for name in (name for name in names if name.endswith(".bin")):
         data = np.fromfile(os.path.join(path, name), np.uint8)
         widths = [_PIXELS + n for n in _LABEL_BYTES if len(data) and len(data) % (_PIXELS + n) == 0]
         if not widths:
             where = os.path.join(path, name)
-            raise DataError(f"{where} is no CIFAR batch, or cut short: {len(data)} bytes", code="damaged")
+            raise DataError(
+                f"{where} is not a complete CIFAR batch: it has {len(data)} bytes; download it again", code="damaged"
+            )
         pieces.setdefault("test" if name.startswith("test") else "train", []).append(data.reshape(-1, widths[0]))
     parts = {}
     for split, rows in pieces.items():
         if len({r.shape[1] for r in rows}) > 1:
-            raise DataError(f"{path} mixes CIFAR-10 and CIFAR-100 batches: keep one of them", code="mixed-cifar")
+            raise DataError(f"{path} mixes CIFAR-10 and CIFAR-100 batches: keep only one kind", code="mixed-cifar")
         joined = np.concatenate(rows)
         x, labels = joined[:, -_PIXELS:].reshape(-1, 3, 32, 32), joined[:, -_PIXELS - 1]
         parts[split] = RawSplit(x, labels, index_keys(len(x), split))

@@ -1,4 +1,4 @@
-"""Arrays as they come, made into examples: shape, type, labels, size and channels. Imports torch only to resize."""
+"""Conversion of raw arrays to examples: shape, type, labels, size and channels. Imports torch only to resize."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ CHANNELS = (1, 2, 3, 4)
 CHUNK_BYTES = 64 << 20
 EXACT_IN_SINGLE, EXACT_IN_DOUBLE = 1 << 24, 1 << 53
 WIDE = Integers(1 << 16, -(2.0**15)), Integers(1 << 16)
-"""What whole numbers of signals are, if they do not fit in a byte."""
+"""Value types of integer signals that do not fit in a byte."""
 LARGEST_FLOAT = float(np.finfo(np.float32).max)
 RESOLVED, FAR = 2.0**-14, 1024
-"""What of a column's range 32 bits must resolve, and from how many times its range on a column lies far from zero."""
+"""`RESOLVED`: share of a column's range that float32 must resolve. `FAR`: a column whose largest absolute value is more
+than this many times its range gets an offset."""
 
 
 @final
 @dataclass(frozen=True)
 class Stored:
-    """Arrays as they are stored, what their values are, and what was subtracted from the columns of vectors."""
+    """Stored arrays, the type of their values, and the offset subtracted from each column of vectors."""
 
     parts: dict[str, np.ndarray]
     values: Values
@@ -34,50 +35,52 @@ class Stored:
 
 
 def natural(text: str) -> tuple:
-    """Make a sort key that puts `9` before `10`."""
+    """Return a sort key that puts `9` before `10`."""
     pieces = re.split(r"([0-9]{1,4000})", text)  # ASCII digits: "①".isdigit() holds, and it is no number to int()
     return tuple((0, int(piece), "") if i % 2 else (1, 0, piece) for i, piece in enumerate(pieces))
 
 
 _NO_NUMBERS = {
-    "c": "complex numbers and not numbers: save real and imaginary parts, or magnitudes, as real ones",
-    "M": "dates and not numbers: save days or seconds since the first, as numbers",
-    "m": "spans of time and not numbers: save days or seconds, as numbers",
-    "V": "records with named fields and not numbers: save a plain array (numpy.lib.recfunctions), or a table",
+    "c": "complex numbers: save real and imaginary parts, or magnitudes, as real numbers",
+    "M": "dates: save them as numbers, such as days or seconds since the first date",
+    "m": "time differences: save them as numbers of days or seconds",
+    "V": "records with named fields: save a plain array (numpy.lib.recfunctions), or a table",
 }
 
 
 def as_examples(x: np.ndarray, name: str, notes: list[str], kind: str | None = None) -> np.ndarray:
-    """Bring an array of examples to `[N, D]`, `[N, C, T]` or `[N, C, H, W]`.
+    """Reshape an array of examples to `[N, D]`, `[N, C, T]` or `[N, C, H, W]`.
 
     Args:
-        kind: `signal` if `[N, T]` and `[N, C, T]` are signals, not vectors and grey pictures.
+        kind: `signal` to read `[N, T]` and `[N, C, T]` as signals instead of vectors and grey images.
 
     Raises:
-        DataError: if it is empty, holds no numbers, or has a shape that is neither vectors nor pictures.
+        DataError: if the array is empty, holds no numbers, or has a shape that is not supported.
     """
     if x.dtype.kind not in "buif":
         raise DataError(
-            f"{name} holds {_NO_NUMBERS.get(x.dtype.kind, f'{x.dtype} and not numbers: convert it first')}",
+            f"{name} holds {_NO_NUMBERS.get(x.dtype.kind, f'{x.dtype}, not numbers: convert it first')}",
             code="no-numbers",
         )
     if x.size == 0:
-        raise DataError(f"{name} is empty, of shape {_by(x.shape)}: give at least one example", code="empty")
+        raise DataError(f"{name} is empty, with shape {_by(x.shape)}: give at least one example", code="empty")
     if kind == "signal":
         if x.ndim in (2, 3):
             return x[:, None] if x.ndim == 2 else x
-        raise DataError(f"{name} has shape {_by(x.shape)}: signals are (N, T) or (N, C, T)", code="no-signals")
+        raise DataError(
+            f"{name} has shape {_by(x.shape)}: signals must have shape (N, T) or (N, C, T)", code="no-signals"
+        )
     if x.ndim == 2:
         return x
     if x.ndim == 3:
-        notes.append(f"{name}: taken as grey pictures; signals (N, C, T) need {option('kind')} signal")
+        notes.append(f"{name}: read as grey pictures; for signals (N, C, T), give {option('kind')} signal")
         return x[:, None]
     fitting = [axis for axis in (3, 1) if x.ndim == 4 and x.shape[axis] in CHANNELS]
     if fitting:
         axis = next((axis for axis in fitting if x.shape[axis] in (1, 3)), fitting[0])  # alpha is rare
         if len(fitting) > 1:
             order = "height, width, channels" if axis == 3 else "channels, height, width"
-            notes.append(f"{name}: shape {_by(x.shape)} taken as (examples, {order})")
+            notes.append(f"{name}: shape {_by(x.shape)} is read as (examples, {order})")
         return np.ascontiguousarray(np.moveaxis(x, axis, 1))
     raise DataError(
         f"{name} has shape {_by(x.shape)}: give vectors (N, D) or pictures (N, H, W), (N, H, W, C) or (N, C, H, W) "
@@ -93,16 +96,16 @@ def stored(
     columns: Sequence[str] = (),
     like: Schema | None = None,
 ) -> Stored:
-    """Convert the arrays of a data set to the type that they are stored in, uint8 or float32.
+    """Convert the arrays of a data set to uint8 or float32.
 
     Args:
-        parts: `[N, D]` or `[N, C, H, W]` by the name of the part.
-        called: what to call each part in messages.
+        parts: arrays `[N, D]` or `[N, C, H, W]` by the name of the part.
+        called: name of each part in messages.
         columns: names of the D columns, if they have any.
-        like: the data that they must be stored like: the same offset, and bytes even if all are 0 or 1.
+        like: schema to store them by: with its offset, and as bytes even if all values are 0 or 1.
 
     Raises:
-        DataError: if values are not finite, or 32 bits would change identifiers beyond recognition.
+        DataError: if values are not finite, or whole numbers are too large for float32.
     """
     kinds = {x.dtype.kind for x in parts.values()}
     if "f" not in kinds:
@@ -113,14 +116,14 @@ def stored(
             fitting = [v for v in fitting if v == like.values]
         if low >= 0 and high <= 255 and (like is None or not like.offset) and not (like is not None and fitting):
             if "i" in kinds or any(x.dtype.itemsize > 1 for x in parts.values()):
-                notes.append(f"whole numbers from {low} to {high} kept as bytes")
+                notes.append(f"whole numbers from {low} to {high} are stored as bytes")
             done = {name: x.view(np.uint8) if x.dtype == bool else _cast(x, np.uint8) for name, x in parts.items()}
             binary = (high == 1 or kinds == {"b"}) and (like is None or like.values != UINT8)
             return Stored(done, Binary() if binary else UINT8)
         if fitting:
-            notes.append(f"whole numbers from {low} to {high} kept as 16-bit values")
+            notes.append(f"whole numbers from {low} to {high} are stored as 16-bit values")
             return Stored({name: _cast(x, np.float32) for name, x in parts.items()}, fitting[0])
-        notes.append(f"whole numbers from {low} to {high} do not fit in a byte: kept as real values")
+        notes.append(f"whole numbers from {low} to {high} do not fit in a byte: they are stored as real values")
     if like is not None:
         offset = like.offset
     else:
@@ -137,10 +140,11 @@ def _cast(x: np.ndarray, dtype: type) -> np.ndarray:
 
 
 def _offset(parts: list[np.ndarray], columns: Sequence[str], where: str, notes: list[str]) -> tuple[int, ...]:
-    """Choose what to subtract from each column of vectors, so that float32 keeps its values apart; empty if nothing.
+    """Choose the offset to subtract from each column, so that float32 keeps its values distinct.
 
-    A column of whole numbers is kept exactly where its range allows it (at most 2^24), a column far from zero to
-    2^-14 of its range; beyond that its numbers are rounded, which is noted, or they are identifiers and refused.
+    The result is empty if no column needs one.
+    Whole numbers stay exact if the range of their column is at most 2^24; other columns far from zero are stored to
+    2^-14 of their range. Otherwise numbers are rounded, with a note, or refused as probable identifiers.
     """
     if all(x.dtype.kind in "bf" and x.dtype.itemsize <= 4 for x in parts):
         return ()
@@ -170,25 +174,25 @@ def _offset(parts: list[np.ndarray], columns: Sequence[str], where: str, notes: 
             offset[j] = _round_below(first, last)
     if refused:
         raise DataError(
-            f"{where} has whole numbers too large to keep: {abridged(refused)}; remove them if they are identifiers, "
-            "or give them in larger units",
+            f"{where} has whole numbers too large to store exactly: {abridged(refused)}; remove them if they are "
+            "identifiers, or convert them to larger units",
             code="numbers-too-large",
         )
     if any(offset):
         taken = [f"{o} from {columns[j] if columns else f'number {j + 1}'}" for j, o in enumerate(offset) if o]
-        notes.append(f"subtracted, as 32 bits could not tell the values apart: {abridged(taken)}")
+        notes.append(f"subtracted, to keep the values distinct in float32: {abridged(taken)}")
     if rounded:
         notes.append(rounding(rounded))
     return tuple(offset) if any(offset) else ()
 
 
 def rounding(columns: Sequence[str]) -> str:
-    """Word the note that whole numbers were rounded."""
+    """Return the note that whole numbers were rounded."""
     return f"whole numbers above {EXACT_IN_SINGLE:,} are rounded to 24 bits: {abridged(columns)}"
 
 
 def _exact(values: np.ndarray) -> bool:
-    """Tell whether float32 holds these whole numbers exactly."""
+    """Return whether float32 represents these whole numbers exactly."""
     if values.dtype.kind == "f":
         return np.array_equal(_cast(values, np.float32).astype(values.dtype), values)
     size = np.where(values < 0, np.uint64(0) - values.astype(np.uint64), values.astype(np.uint64))
@@ -197,7 +201,7 @@ def _exact(values: np.ndarray) -> bool:
 
 
 def _round_below(first: int, last: int) -> int:
-    """Find a round number at or below `first`, so near that the differences up to `last` are exact in float32."""
+    """Find a round number at or below `first` whose differences up to `last` are exact in float32."""
     step = 10 ** len(str(last - first))
     base = first // step * step
     return base if last - base <= EXACT_IN_SINGLE else first
@@ -234,16 +238,16 @@ def _check_finite(x: np.ndarray, name: str) -> None:
             first = start + int(np.argwhere(wrong)[0, 0]) if first is None else first
     if bad:
         raise DataError(
-            f"{name} has {bad} values that are NaN or infinite in 32 bits, the first in example {first}: "
+            f"{name} has {bad} values that are NaN or infinite in float32, the first in example {first}: "
             "remove or replace them",
             code="not-finite",
         )
 
 
 def moments(x: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...], float, float]:
-    """Compute mean and deviation a feature `[N, D]` or a channel `[N, C, H, W]`, and the lowest and highest value.
+    """Compute the mean and standard deviation per feature, and the lowest and highest value.
 
-    A constant feature gets the scale 1.
+    Features are the columns of `[N, D]` or the channels of `[N, C, H, W]`. A constant feature gets the scale 1.
     """
     axes = (0, *range(2, x.ndim))
     step = max(1, CHUNK_BYTES // max(1, x[0].nbytes))
@@ -262,14 +266,14 @@ def moments(x: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[f
 def label_numbers(
     parts: Mapping[str, RawSplit], classes: tuple[str, ...], notes: list[str]
 ) -> tuple[dict[str, np.ndarray | None], tuple[str, ...]]:
-    """Convert labels of any type to int64 `[N]` in `0 ... K - 1`, and name the K classes.
+    """Convert labels of any type to int64 `[N]` in `0 ... K - 1`, and return the K class names.
 
     Args:
-        parts: whose labels are numbers, words or one-hot rows.
-        classes: the names of the classes, if they are known; labels in words are looked up among them.
+        parts: parts with labels that are numbers, strings or one-hot rows.
+        classes: class names, if they are known; string labels must be among them.
 
     Raises:
-        DataError: if there are more or fewer labels than examples, or a label has no name among `classes`.
+        DataError: if the numbers of labels and examples differ, or a label is not among `classes`.
     """
     given: dict[str, np.ndarray] = {}
     for name, part in parts.items():
@@ -280,20 +284,20 @@ def label_numbers(
         if y.shape[:1] != (len(part.example_ids),):
             raise DataError(
                 f"{called} has shape {_by(y.shape)} for {len(part.example_ids)} examples in {part.name or name}: give "
-                "one label an example",
+                "one label per example",
                 code="bad-labels",
             )
         if y.dtype.kind not in "buifSUT":
-            raise DataError(f"{called} is of type {y.dtype}: give numbers or texts", code="bad-labels")
+            raise DataError(f"{called} has type {y.dtype}: give numbers or strings", code="bad-labels")
         if y.ndim > 1:
             if not _is_one_hot(y):
-                notes.append(f"{called} has shape {_by(y.shape)} and is not one-hot, so it names no classes: left out")
+                notes.append(f"{called} has shape {_by(y.shape)} and is not one-hot: the labels are ignored")
                 return dict.fromkeys(parts), ()
             classes = classes or tuple(map(str, range(y.shape[1])))
-            notes.append(f"{called}: one-hot rows taken for classes")
+            notes.append(f"{called}: one-hot rows are converted to classes")
             y = y.argmax(1)
         if y.dtype.kind == "f" and not np.all(np.isfinite(y) & (y == np.round(y))):
-            notes.append(f"{called}: not whole numbers, so they are no classes: left out")
+            notes.append(f"{called}: values are not whole numbers, so they are ignored as labels")
             return dict.fromkeys(parts), ()
         if y.dtype.kind == "S":
             y = np.char.decode(y, "utf-8", "replace")
@@ -313,7 +317,7 @@ def _is_one_hot(y: np.ndarray) -> bool:
 
 
 def _by_name(y: np.ndarray, classes: tuple[str, ...], called: str) -> np.ndarray:
-    """Convert labels to numbers of named classes: numbers stay, words are looked up."""
+    """Convert labels to class numbers: numbers stay, strings are looked up in `classes`."""
     if y.dtype.kind in "UT":
         words = np.unique(y).tolist()
         unknown = [word for word in words if word not in classes]
@@ -321,14 +325,16 @@ def _by_name(y: np.ndarray, classes: tuple[str, ...], called: str) -> np.ndarray
             return _numbered(y, classes)
         if not all(word.isdecimal() and word.isascii() for word in words):
             raise DataError(
-                f"{called} holds {abridged(unknown)}, but the named classes are {abridged(classes)}: name all classes",
+                f"{called} holds {abridged(unknown)}, which are not among the class names {abridged(classes)}: list "
+                "all class names",
                 code="bad-labels",
             )
     numbers = y.astype(np.int64)
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or high >= len(classes):
         raise DataError(
-            f"{called}: labels run from {low} to {high}, but {len(classes)} classes are named, from 0 on",
+            f"{called}: labels range from {low} to {high}, but there are {len(classes)} class names, counted from 0: "
+            "list all class names",
             code="bad-labels",
         )
     return numbers
@@ -346,10 +352,12 @@ def _numbered(y: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
 
 
 def recoloured(x: np.ndarray, channels: int, values: Values, name: str) -> np.ndarray:
-    """Change the channels of `[N, C, H, W]`: grey is luma (ITU-R 601), alpha is laid on white or made opaque.
+    """Convert images `[N, C, H, W]` to another number of channels.
+
+    Grey is luma (ITU-R 601). Removed alpha is blended with white; added alpha is opaque.
 
     Raises:
-        DataError: for the alpha of real values, whose opaque value nobody knows.
+        DataError: for alpha of real values, whose opaque value is unknown.
     """
     have = x.shape[1]
     if have == channels:
@@ -357,7 +365,8 @@ def recoloured(x: np.ndarray, channels: int, values: Values, name: str) -> np.nd
     alpha_in, alpha_out = have in (2, 4), channels in (2, 4)
     if not values.discrete and (alpha_in or alpha_out):
         raise DataError(
-            f"{name}: real values have no known opacity: convert them to {channels} channels first", code="real-opacity"
+            f"{name}: alpha of real values has no known range: convert the pictures to {channels} channels first",
+            code="real-opacity",
         )
     top = values.high if values.discrete else 1.0
     done = np.empty((len(x), channels, *x.shape[2:]), x.dtype)
@@ -378,7 +387,7 @@ def recoloured(x: np.ndarray, channels: int, values: Values, name: str) -> np.nd
 
 
 def resized(x: np.ndarray, size: tuple[int, int], values: Values) -> np.ndarray:
-    """Crop `[N, C, H, W]` at its centre to the aspect of `size` (height, width), and resample it to that size."""
+    """Crop images `[N, C, H, W]` at the centre to the aspect ratio of `size`, and resize them to `size` (H, W)."""
     if x.shape[2:] == size:
         return x
     import torch
@@ -395,7 +404,7 @@ def resized(x: np.ndarray, size: tuple[int, int], values: Values) -> np.ndarray:
 
 
 class Fitted:
-    """The pictures of another reader with `shape` `(C, H, W)`: recoloured, cropped at the centre and resized."""
+    """Reader that converts another reader's images to `shape` `(C, H, W)`: channels, centre crop and size."""
 
     def __init__(self, reader: Reader, shape: tuple[int, int, int]) -> None:
         self.shape = shape
@@ -411,17 +420,21 @@ class Fitted:
 
 
 def centre_box(have: tuple[int, int], want: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Find the largest centred box of aspect `want` in a picture of size `have`: top, left, height, width."""
+    """Find the largest centred box with the aspect ratio of `want` in an image of size `have`.
+
+    Returns:
+        Top, left, height and width of the box.
+    """
     height = min(have[0], max(1, round(have[1] * want[0] / want[1])))
     width = min(have[1], max(1, round(have[0] * want[1] / want[0])))
     return (have[0] - height) // 2, (have[1] - width) // 2, height, width
 
 
 def same_shape(parts: dict[str, np.ndarray], called: Mapping[str, str]) -> tuple[int, ...]:
-    """Return the shape of an example, the same in all parts.
+    """Return the shape of an example, and check that all parts have this shape.
 
     Raises:
-        DataError: if it is not.
+        DataError: if the shapes differ.
     """
     shapes = {name: x.shape[1:] for name, x in parts.items()}
     if len(set(shapes.values())) > 1:

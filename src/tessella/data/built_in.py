@@ -1,4 +1,4 @@
-"""Data sets that are in the package: small ones for trying things out, and shapes whose factors are known."""
+"""Built-in data sets: small ones to try models on, and sprites with known factors of variation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from tessella.data.raw import WHOLE, RawDataset, RawSplit, index_keys
 from tessella.foundation.registry import register
 
 FILE = "clothes.npz"
-"""Arrays that `numpy.load` reads, each packed by LZMA; `benchmarks/make_clothes.py` made it from the official files."""
+"""LZMA-compressed arrays for `numpy.load`, made from the official files by `benchmarks/make_clothes.py`."""
 
 
-@register(
-    "data", "clothes", summary="13,000 grey pictures of clothes of 28 x 28 pixels, in the package (Xiao et al. 2017)"
-)
+@register("data", "clothes", summary="13,000 grey images of clothes, 28 x 28 pixels, in the package (Xiao et al. 2017)")
 def clothes(size: tuple[int, int] | None = None) -> RawDataset:
-    """Load Fashion-MNIST in small: 10,000, 1,000 and 2,000 grey pictures of 28x28, 10 classes (Xiao et al. 2017).
+    """Load a subset of Fashion-MNIST (Xiao et al. 2017).
 
-    Training and validation pictures are out of the official training set, test pictures out of the official test set;
-    each class has the same share of each, and no two pictures are the same. MIT licence, in `clothes.LICENSE`.
+    The splits have 10,000, 1,000 and 2,000 grey images of 28x28 pixels in 10 classes of equal size. Training and
+    validation images come from the official training set, test images from the official test set. No two images are
+    identical. MIT licence, in `clothes.LICENSE`.
     """
     with resources.files(str(__package__)).joinpath(FILE).open("rb") as file, np.load(file) as arrays:
         parts = {
@@ -35,14 +34,14 @@ def clothes(size: tuple[int, int] | None = None) -> RawDataset:
 
 @register("data", "digits", summary="1,797 handwritten digits of 8 x 8 pixels (Alpaydin & Kaynak 1998)")
 def digits(size: tuple[int, int] | None) -> RawDataset:
-    """Load 1,797 handwritten digits of 8x8 from scikit-learn (Alpaydin & Kaynak 1998)."""
+    """Load 1,797 handwritten digits of 8x8 pixels from scikit-learn (Alpaydin & Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
     x, y = bunch.data, bunch.target
     grey = np.round(x.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     part = RawSplit(grey, y, index_keys(len(grey), "digits"))
-    return RawDataset({WHOLE: part}, notes=["values 0 ... 16 scaled to bytes 0 ... 255"])
+    return RawDataset({WHOLE: part}, notes=["values 0 ... 16 are scaled to bytes 0 ... 255"])
 
 
 # sprites
@@ -64,7 +63,7 @@ def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 SHAPES: dict[str, Distance] = {"square": _square, "ellipse": _ellipse, "triangle": _triangle}
-"""Each shape as its distance to the border, negative inside, in units of its radius."""
+"""Signed distance to the border of each shape, negative inside, in units of its radius."""
 
 COLOURS = np.array(
     [(230, 57, 70), (244, 162, 97), (233, 216, 60), (60, 180, 90), (69, 123, 230), (190, 90, 220)], dtype=np.float32
@@ -75,16 +74,16 @@ PLACES = np.linspace(0.26, 0.74, 8, dtype=np.float32)  # of the centre, as a fra
 BACKGROUND = 16.0
 
 FACTORS = {"shape": 3, "size": 4, "colour": 6, "orientation": 8, "x": 8, "y": 8}
-"""Factors of variation and how many values each takes; example i is the i-th combination, the last moving fastest."""
+"""Factors of variation and their numbers of values; example i is combination i, the last factor varying fastest."""
 
 
 def factors(rows: np.ndarray) -> np.ndarray:
-    """Convert row numbers `[B]` to factor numbers `[B, 6]` int64, in the order of `FACTORS`."""
+    """Convert row numbers `[B]` to factor values `[B, 6]` int64, in the order of `FACTORS`."""
     return np.stack(np.unravel_index(rows, tuple(FACTORS.values())), axis=-1)
 
 
 def draw(numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Draw factor numbers `[B, 6]` as antialiased pictures `[B, 3, H, W]` uint8."""
+    """Render factor values `[B, 6]` as antialiased images `[B, 3, H, W]` uint8."""
     height, width = size
     shape, radius, colour, angle, x, y = np.moveaxis(numbers, -1, 0)
     side = np.float32(min(height, width))
@@ -102,7 +101,7 @@ def draw(numbers: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class SpriteReader:
-    """All combinations of `FACTORS` as pictures of one size."""
+    """Reader that renders each combination of `FACTORS` as an image of one size."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.shape: tuple[int, int, int] = (3, *size)
@@ -115,9 +114,9 @@ class SpriteReader:
         return draw(factors(rows), self._size)
 
 
-@register("data", "sprites", summary="36,864 pictures of three shapes, made of known factors")
+@register("data", "sprites", summary="36,864 rendered images of three shapes, with known factors of variation")
 def sprites(size: tuple[int, int] | None) -> RawDataset:
-    """Draw 36,864 pictures of three shapes on a dark ground when they are asked for, at any size."""
+    """Open 36,864 images of three shapes on a dark background, rendered on access at any size."""
     reader = SpriteReader(size or DEFAULT_SIZE)
     numbers = factors(np.arange(len(reader)))
     known = {name: numbers[:, column] for column, name in enumerate(FACTORS)}

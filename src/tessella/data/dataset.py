@@ -1,4 +1,4 @@
-"""From a SPEC to a data set: find it, bring it to one shape and type, divide it, binarise it."""
+"""Open a data set by its SPEC: read, convert to one shape and type, split and binarize."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from tessella.kinds.base import kind_of
 
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 RECORDED = ("fingerprint", "examples")
-"""What a run's specification says of its data besides where it lies and how it is read."""
+"""Keys of a data record that describe the content of the data, not its place or its reading options."""
 TOLD_BY = 4
-"""Examples that tell a source that draws them when asked for."""
+"""Examples that go into the fingerprint of data that is rendered on access."""
 
 
 @final
 @dataclass(frozen=True)
 class Data:
-    """A data set with its schema, splits and notes.
+    """Data set with its schema, splits and notes.
 
     Attributes:
-        spec: what was asked for; a path is absolute.
-        options: how it was asked for: `open_data(data.spec, **data.options)` opens it again.
-        schema: what an example looks like.
+        spec: the SPEC that was opened; a path is absolute.
+        options: the reading options; `open_data(data.spec, **data.options)` opens the data again.
+        schema: shape and values of an example.
         splits: `train`, and `valid` and `test` if there are enough examples.
-        notes: what was skipped or converted, a line each.
-        all_examples: all examples in the order of their source, if that has not divided them itself.
-        division: where each split comes from, in words.
-        labelling: where the labels come from, in words.
-        fingerprint: 16 hex digits of the content: shape, values, class names and, split by split, examples and labels;
-            the same wherever the data lies.
+        notes: what was skipped or converted, one line each.
+        all_examples: all examples in the order of their source; None if the source has splits of its own.
+        division: origin of each split, in words.
+        labelling: origin of the labels, in words.
+        fingerprint: hash of the content in 16 hex digits: shape, values, class names and, for each split, examples and
+            labels. It does not depend on the place of the data.
     """
 
     spec: str
@@ -59,10 +59,10 @@ class Data:
     fingerprint: str = ""
 
     def split(self, name: str) -> Split:
-        """Return the split of that name.
+        """Return the split with a given name.
 
         Raises:
-            DataError: naming those there are.
+            DataError: if there is no such split.
         """
         if name not in self.splits:
             raise DataError(
@@ -74,18 +74,18 @@ class Data:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Data as a run's specification records it: its place, how it is read, its fingerprint and counts."""
+        """Return the record for a run's specification: SPEC, reading options, fingerprint and counts."""
         counts = {name: len(split) for name, split in self.splits.items()}
         return {"spec": self.spec, **self.options, "fingerprint": self.fingerprint, "examples": counts}
 
     @property
     def facts(self) -> dict[str, str]:
-        """Fingerprint and counts, for processes that must all have the same data."""
+        """Return the fingerprint and the counts, to check that all processes have the same data."""
         counts = ", ".join(f"{name} {len(split):,}" for name, split in self.splits.items())
         return {"data": f"{self.fingerprint} ({counts})"}
 
     def difference(self, before: Mapping[str, Any]) -> str | None:
-        """Say in what it differs from the data of a record; None if it is the same, or there is no fingerprint."""
+        """Describe how the data differs from a record; None if it does not, or without fingerprints."""
         if not self.fingerprint or before.get("fingerprint") in (None, "", self.fingerprint):
             return None
         called = kind_of(self.schema).examples
@@ -96,25 +96,25 @@ class Data:
             for name in dict.fromkeys((*then, *now))
             if then.get(name, 0) != now.get(name, 0)
         ]
-        return "; ".join(told) or f"as many {called} as then, but not the same"
+        return "; ".join(told) or f"equally many {called} as before, but not the same ones"
 
     def check_resumes(self, run: Path, before: Mapping[str, Any], *, changed_data: bool) -> None:
-        """Check that a resumed run goes on with the data of its record, wherever it lies; note what is new.
+        """Check that a resumed run continues with the data in its record; note a new place or other data.
 
         Raises:
-            RunError: if this is other data, unless `changed_data` says that it may be.
+            RunError: if the data is not the same and `changed_data` is false.
         """
         what = self.difference(before)
         if what is not None and not changed_data:
             raise RunError(
-                f"{run} was trained on other data than {self.spec} holds now ({what}): give {option('data')} with the "
-                f"place of what it was trained on, or go on with this data by {option('changed_data')}",
+                f"{run} was trained on other data than {self.spec} holds now ({what}): give the original data with "
+                f"{option('data')}, or continue with this data with {option('changed_data')}",
                 code="changed-data",
             )
         if what is not None:
-            note(f"{run} goes on with other data than before ({what})")
+            note(f"{run} continues with other data than before ({what})")
         elif before.get("spec") not in (None, self.spec):
-            note(f"{run} finds its data in {self.spec} from now on")
+            note(f"{run} reads its data from {self.spec} from now on")
 
 
 def open_data(
@@ -131,20 +131,20 @@ def open_data(
     """Open a data set.
 
     Args:
-        spec: `clothes`, `digits`, `sprites`, `hf:NAME`, a folder of pictures, or a file (npz, npy, csv,
-            parquet, idx, bin).
-        size: (height, width) that pictures are cropped and resized to, or one number for both.
-        channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
-        binarize: `dynamic` draws each pixel as Bernoulli(v / 255) anew whenever a training batch is fetched, `static`
-            once and for all, `threshold` cuts at 127. Validation and test are fixed in any case.
-        seed: of the division into splits and of what is drawn once and for all.
-        kind: `signal` if arrays `[N, C, T]` and `[N, T]` are signals, not grey pictures and vectors.
-        label: the column of a table, or the array of an `.npz`, that holds the class.
-        like: what a model was trained on: a table's columns are matched by name with it and stored as its are, and
-            picture files of more than 8 bits become bytes by its rule (`schema.depth`).
+        spec: `clothes`, `digits`, `sprites`, `hf:NAME`, a folder of images, or a file (npz, npy, csv, parquet, idx,
+            bin).
+        size: (height, width) to which images are cropped and resized, or one number for both.
+        channels: channels of images: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
+        binarize: `dynamic` samples each pixel from Bernoulli(v / 255) each time a training batch is read, `static`
+            samples it once, `threshold` sets it to 1 if v > 127. Validation and test splits never change.
+        seed: seed of the split and of static binarization.
+        kind: `signal` to read arrays `[N, C, T]` and `[N, T]` as signals instead of grey images and vectors.
+        label: name of the table column, or of the `.npz` array, with the labels.
+        like: schema of the data that a model was trained on. Table columns are matched with it by name and stored in
+            its types; image files with more than 8 bits are converted by its `depth`.
 
     Raises:
-        DataError: saying in one line what is wrong, where, and what to do.
+        DataError: if the data cannot be read or does not fit the options.
     """
     box = _checked(size, channels, binarize)
     spec = _absolute(spec)
@@ -163,11 +163,11 @@ def open_data(
     schema = replace(schema, columns=found.columns, offset=offset, depth=found.depth)
     if binarize is not None and not values.discrete:
         raise DataError(
-            f"{spec} has real values, which cannot be binarised: leave out {option('binarize')}", code="real-values"
+            f"{spec} has real values, which cannot be binarized: leave out {option('binarize')}", code="real-values"
         )
     fingerprint = _fingerprint(schema, rows, binarize)
     if binarize is not None and values == Binary():
-        notes.append("the values are binary already: nothing to binarise")
+        notes.append("the values are already binary, so they are not binarized")
     elif binarize is not None:
         schema = replace(schema, values=Binary())
         fixed: Binarization = "threshold" if binarize == "threshold" else "static"
@@ -182,11 +182,13 @@ def open_data(
 def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize: str | None) -> Size | None:
     box, wrong = (size, size) if isinstance(size, int) else size and tuple(size), ""
     if channels is not None and channels not in arrays.CHANNELS:
-        wrong = f"channels are {channels}: give 1 (grey), 2 (grey, alpha), 3 (colour) or 4 (colour, alpha)"
+        wrong = (
+            f"{option('channels')} must be 1 (grey), 2 (grey, alpha), 3 (colour) or 4 (colour, alpha), got {channels}"
+        )
     if binarize is not None and binarize not in get_args(Binarization):
-        wrong = f"cannot binarise by {binarize!r}; there are: {', '.join(get_args(Binarization))}"
+        wrong = f"{option('binarize')} must be one of {', '.join(get_args(Binarization))}, got {binarize!r}"
     if box is not None and (len(box) != 2 or not all(isinstance(n, int) and 1 <= n <= 1 << 14 for n in box)):
-        wrong = f"size is {size}: give one number, or a height and a width, from 1 to {1 << 14}"
+        wrong = f"{option('size')} must be one number, or a height and a width, from 1 to {1 << 14}, got {size}"
     if wrong:
         raise DataError(wrong, code="bad-option")
     return cast("Size | None", box)
@@ -196,7 +198,7 @@ def _absolute(spec: str) -> str:
     if spec in registry.names("data"):
         return spec
     if not spec.removeprefix(HUB):
-        raise DataError(f"no data is named; give {known_sources()}", code="no-such-data")
+        raise DataError(f"no data given: give {known_sources()}", code="no-such-data")
     hub = HUB if spec.startswith(HUB) else ""
     path = os.path.expanduser(spec.removeprefix(hub))
     return hub + os.path.abspath(path) if os.path.exists(path) or not hub else spec
@@ -205,7 +207,7 @@ def _absolute(spec: str) -> str:
 def _unified(
     found: RawDataset, size: Size | None, channels: int | None, kind: str | None, like: Schema | None
 ) -> tuple[Values, tuple[int, ...], tuple[int, ...]]:
-    """Bring all parts' arrays to one shape, type, size and number of channels, in place; and their offset."""
+    """Convert all parts in place to one type, size and number of channels; return values, shape and offset."""
     readers = {name: part.x for name, part in found.parts.items() if not isinstance(part.x, np.ndarray)}
     if readers:
         have = next(iter(readers.values())).shape
@@ -228,7 +230,8 @@ def _unified(
     if len(shape) < 3:
         if size is not None or channels is not None:
             raise DataError(
-                f"the examples are no pictures: leave out {option('size')} and {option('channels')}", code="no-pictures"
+                f"the examples are not pictures: leave out {option('size')} and {option('channels')}",
+                code="no-pictures",
             )
     else:
         if channels is not None:
@@ -241,12 +244,12 @@ def _unified(
 
 
 def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[RawSplit, np.ndarray]]:
-    """Choose each split's part and rows. Official splits stay; missing ones are taken out of the rest."""
+    """Choose the part and the rows of each split: official splits stay, missing ones are taken from training."""
     parts = found.parts
     main = parts.get("train", parts.get(WHOLE))
     if main is None:
         raise DataError(
-            f"there are no training examples, only {abridged(list(parts))}: give a train part",
+            f"the data has no training split, only {abridged(list(parts))}: add a training split",
             code="no-training-examples",
         )
     taken = divide(main, test="test" not in parts, valid="valid" not in parts, seed=seed)
@@ -268,7 +271,7 @@ def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[
 
 
 def _division(found: RawDataset, rows: dict[str, tuple[RawSplit, np.ndarray]]) -> str:
-    """Say where each split comes from: `test: folder test/; valid: cut out of train`."""
+    """Describe the origin of each split: `test: folder test/; valid: cut out of train`."""
     whole = WHOLE in found.parts
     given = {name: found.origins.get(name) or _short(found.parts[name].name) for name in rows if name in found.parts}
     cut = [name for name in rows if name not in found.parts and name != "train"]
@@ -279,7 +282,7 @@ def _division(found: RawDataset, rows: dict[str, tuple[RawSplit, np.ndarray]]) -
 
 
 def _short(name: str) -> str:
-    """`x_train` of `folder/file.npz: x_train`."""
+    """Shorten a part's name: `folder/file.npz: x_train` to `x_train`."""
     return os.path.basename(name.rpartition(": ")[2]) or "given"
 
 
@@ -290,7 +293,7 @@ def _fingerprint(schema: Schema, rows: dict[str, tuple[RawSplit, np.ndarray]], b
         digest.update(f"{name} {len(chosen)}".encode())
         if part.content is not None:
             digest.update(part.content[chosen].astype("<u8").tobytes())
-        elif not isinstance(part.x, np.ndarray):  # composed when asked for: their rule, and some of what it makes
+        elif not isinstance(part.x, np.ndarray):  # rendered on access: ids and a few rendered examples
             digest.update(part.example_ids[chosen].astype("<u8").tobytes())
             digest.update(part.x.read(chosen[:TOLD_BY]).tobytes())
         if part.labels is not None:
@@ -305,6 +308,3 @@ def _schema(
         return Schema.of(shape, values, classes=classes)
     center, scale, low, high = arrays.moments(part.x, rows)
     return Schema.of(shape, Real(low, high), center, scale, classes)
-
-
-# for people

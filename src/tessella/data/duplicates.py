@@ -1,4 +1,4 @@
-"""The same example more than once: told by its content, kept on one side of a split, and counted."""
+"""Duplicate examples: found by content hashes, counted, and kept within one split."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, mixed
 
 WHOLE_BYTES, PIECE, PIECES = 1 << 20, 1 << 16, 10
-"""Files up to the first are hashed whole; of larger ones so many pieces of so many bytes, evenly spaced."""
+"""Files up to `WHOLE_BYTES` are hashed whole; larger ones by `PIECES` evenly spaced pieces of `PIECE` bytes."""
 
 CHUNK_BYTES = 1 << 20
 
 
 def file_hash(item: str | bytes) -> int:
-    """Hash a file's content to 64 bits, the same wherever it lies and whatever it is called.
+    """Hash the content of a file to 64 bits.
 
     Args:
-        item: a path, or the content. Files above `WHOLE_BYTES` are told by their length and `PIECES` samples.
+        item: path, or content. Of a file above `WHOLE_BYTES`, the length and `PIECES` pieces are hashed.
 
     Raises:
-        OSError: if it cannot be read, or is no regular file.
+        OSError: if the file cannot be read, or is not a regular file.
     """
     if isinstance(item, bytes):
         return int.from_bytes(hashlib.blake2b(item, digest_size=8).digest(), "little")
@@ -41,28 +41,28 @@ def file_hash(item: str | bytes) -> int:
 
 
 def whole_hash(path: str) -> int:
-    """Hash all of a file to 64 bits."""
+    """Hash all bytes of a file to 64 bits."""
     with open_regular(path) as file:
         return int.from_bytes(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest(), "little")
 
 
 def open_regular(path: str):
-    """Open a file for reading if it is a regular one: a named pipe would wait for ever.
+    """Open a regular file for reading. (A named pipe would block forever.)
 
     Raises:
-        OSError: if it is not, or cannot be opened.
+        OSError: if the file is not a regular file, or cannot be opened.
     """
     file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError("no regular file")
+        raise OSError("not a regular file")
     return file
 
 
 def row_hashes(x: np.ndarray) -> np.ndarray:
-    """Hash each row's bytes to 64 bits: `[N, ...]` to uint64 `[N]`.
+    """Hash the bytes of each row of `[N, ...]` to uint64 `[N]`.
 
-    A sum over the row's 8-byte words of `mixed(word ^ a_j) * b_j`, mixed once more.
+    The hash is `mixed(sum_j mixed(word_j ^ a_j) * b_j)` over the 8-byte words of the row.
     """
     count, width = len(x), x[0].nbytes
     words = -(-width // 8)
@@ -79,10 +79,10 @@ def row_hashes(x: np.ndarray) -> np.ndarray:
 
 
 def distinct_keys(content: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Make a key of each example's content `[N]`; the second, third ... example of a content gets another one.
+    """Make a distinct key `[N]` of each example from its content hash `[N]`, also for duplicates.
 
     Args:
-        order: `[N]` row numbers; who comes first in it is the first of its content.
+        order: row numbers `[N]`; of duplicates, the first in this order keeps its content hash as key.
     """
     by = order[np.argsort(content[order], kind="stable")]
     ordered = content[by]
@@ -95,7 +95,7 @@ def distinct_keys(content: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Give one number to all examples that are the same as files (`content` `[N]`) or decoded (`x` `[N, ...]`)."""
+    """Return content hashes `[N]` that are equal for examples with equal files (`content`) or decoded values (`x`)."""
     _, inverse = np.unique(row_hashes(x), return_inverse=True)
     least = np.full(int(inverse.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(least, inverse, content)
@@ -103,14 +103,13 @@ def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def mark_duplicates(found: RawDataset, classes: tuple[str, ...]) -> None:
-    """Find equal examples by their content: set `content` and `groups` of all parts, and note them.
+    """Find duplicate examples by content: set `content` and `groups` of all parts, and note the duplicates.
 
-    Picture files of a given test (valid) split that training has too are left out of it; so are those of valid that
-    test has. In arrays, whose rows are known by their numbers, they are only counted; so are rows of tables, which may
-    well repeat.
+    Image files of an official test or validation split are removed if training contains them too; validation files
+    also if the test split contains them. Duplicate rows of arrays and tables are only counted.
 
     Args:
-        classes: the names of the labels.
+        classes: class names of the labels.
     """
     for part in found.parts.values():
         if part.content is None and isinstance(part.x, np.ndarray):
@@ -138,19 +137,21 @@ def _keep_apart(found: RawDataset, name: str, other: str, what: str) -> None:
     if not number:
         return
     if what == "rows":
-        found.notes.append(f"{number:,} of {len(same):,} {name} rows occur in {where} too")
+        found.notes.append(
+            f"{number:,} of {len(same):,} {name} rows occur in {where} too: {name} results may be too good"
+        )
         return
     said = f"{number:,} of {len(same):,} {name} pictures are byte-identical to {where} pictures"
     if not found.by_content:  # rows of arrays are known by their numbers
-        found.notes.append(f"{said}: what is measured on {name} is not all of unseen pictures")
+        found.notes.append(f"{said}: {name} results may be too good")
         return
     if number == len(same):
         del found.parts[name]
         found.origins.pop(name, None)
-        found.notes.append(f"{said}: the {name} split is cut out of training instead")
+        found.notes.append(f"{said}: the {name} split is taken from training instead")
         return
     found.parts[name] = part.select(np.flatnonzero(~same))
-    found.notes.append(f"{said}; they were left out of the {name} split")
+    found.notes.append(f"{said}: they were removed from the {name} split")
 
 
 def _count_repeats(found: RawDataset, name: str, part: RawSplit, what: str, classes: tuple[str, ...]) -> None:
@@ -164,7 +165,7 @@ def _count_repeats(found: RawDataset, name: str, part: RawSplit, what: str, clas
         found.notes.append(f"{repeats:,} of {of} repeat an earlier one exactly")
         return
     said = f"{repeats:,} of {of} are byte-identical to others ({len(values):,} different ones)"
-    found.notes.append(f"{said}; the same picture is never on two sides of a split")
+    found.notes.append(f"{said}: all copies of a picture are put in the same split")
     if part.labels is None:
         return
     low, high = np.full(len(values), np.iinfo(np.int64).max), np.full(len(values), np.iinfo(np.int64).min)
@@ -174,7 +175,7 @@ def _count_repeats(found: RawDataset, name: str, part: RawSplit, what: str, clas
     if len(torn):
         first, second = (classes[int(end[torn[0]])] for end in (low, high))
         found.notes.append(
-            f"the same picture has more than one class {len(torn):,} times, first one both {first} and {second}"
+            f"pictures that occur in more than one class: {len(torn):,}; the first is in {first} and {second}"
         )
 
 

@@ -1,14 +1,14 @@
-"""Read INPUTS, the examples that a task is given: one grammar for all tasks.
+"""Read INPUTS, the examples given to a task. All tasks use one grammar:
 
-    FILE                a picture file, by its ending
-    FOLDER              all pictures below a folder; sub-folders are their classes
-    7    3:20           one example of `split`, or those from number 3 to 19
-    valid    valid:7    a split of the run's data (train, valid, test), or examples of it by their numbers
-    SPEC                all examples of other data, or its `split` if it comes divided: a file of arrays (.npz, .npy,
-                        idx, .bin), a table (.csv, .parquet, ...), a folder of such files, a built-in, hf:NAME
+    FILE                a picture file, recognised by its ending
+    FOLDER              all pictures below a folder; sub-folders are classes
+    7    3:20           example 7 of `split`; examples 3 to 19
+    valid    valid:7    a split of the run's data (train, valid, test); example 7 of it
+    SPEC                all examples of other data, or its `split` if it has official splits: a file of arrays (.npz,
+                        .npy, idx, .bin), a table (.csv, .parquet, ...), a folder of such files, a built-in, hf:NAME
     (nothing)           all of `split`
 
-A file or folder that exists is taken for that before it is taken for a number or a name.
+An existing file or folder has precedence over a number or a name.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from tessella.foundation.progress import tracking
 from tessella.kinds.base import kind_of
 
 GRAMMAR = (
-    f"give picture files, folders of pictures, numbers of examples (7, 3:20, valid:7), splits ({', '.join(SPLITS)}), "
-    f"or other data that exists (files of arrays, tables, {', '.join(registry.names('data'))}, hf:NAME)"
+    f"give picture files, folders of pictures, example numbers (7, 3:20, valid:7), splits ({', '.join(SPLITS)}), "
+    f"or other data (files of arrays, tables, {', '.join(registry.names('data'))}, hf:NAME)"
 )
-"""The grammar of INPUTS, for messages."""
+"""Grammar of INPUTS, for messages."""
 _NUMBERS = re.compile(rf"(?:({'|'.join(SPLITS)}):)?(\d+)?(:(\d+)?)?", re.ASCII)
 
 
 class InputModel(Protocol):
-    """The model that examples are read for; any `Model` is one."""
+    """Model whose schema the examples must fit; each `Model` satisfies this protocol."""
 
     @property
     def name(self) -> str: ...
@@ -65,12 +65,12 @@ class InputModel(Protocol):
 @final
 @dataclass(frozen=True)
 class NamedBatch:
-    """Examples of one size with their names.
+    """Batch of examples of one size with their names.
 
     Attributes:
-        names: what each is called.
-        batch: values as stored, and the labels that a conditional model sees.
-        classes: the name of each one's class; None where it is unknown.
+        names: name of each example.
+        batch: stored values, and the labels for a conditional model.
+        classes: class name of each example; None if unknown.
     """
 
     names: Sequence[str]
@@ -80,7 +80,7 @@ class NamedBatch:
 
 @dataclass
 class _Rows:
-    """Examples of a split by their numbers."""
+    """Examples of a split, selected by row number."""
 
     prefix: str
     split: Split
@@ -93,13 +93,13 @@ class _Rows:
 
     @cached_property
     def whole(self) -> bool:
-        """Tell whether no number occurs twice, so that names are distinct."""
+        """Return whether no row number occurs twice, so that names are distinct."""
         return len(np.unique(self.rows)) == len(self.rows)
 
 
 @dataclass
 class _Files:
-    """Picture files; `found` ones stood in a folder and may be unreadable."""
+    """Picture files. Unreadable ones are skipped if they were `found` in a folder, and an error otherwise."""
 
     names: list[str]
     paths: list[str]
@@ -112,23 +112,22 @@ class _Files:
 
 @final
 class Inputs:
-    """The examples that INPUTS name, in their order; iterating reads them, a batch at a time.
+    """Examples named by INPUTS, in their order. Iterating reads them batch by batch.
 
     Args:
-        model: what the examples must fit.
-        words: the INPUTS, by the grammar of this module; none: all of `split`.
-        data: opens the run's own data (None), or other data by its SPEC, seen as the run's was.
-        split: the split that numbers refer to, and that is taken of a SPEC that comes divided.
-        label: the class of picture files for a conditional model, by name or number; None: their sub-folder's name.
-        native_size: let picture files keep their own size, instead of fitting them to the model's.
-        keep_endings: name picture files by the path that opens them, instead of by the path below their folder without
-            its ending.
-        skip: told the name and path of each picture file once, before the first is read; true leaves it out.
+        model: model whose schema the examples must fit.
+        words: INPUTS in the grammar of this module; none for all of `split`.
+        data: opens the run's own data (None), or other data by its SPEC, with the reading options of the run.
+        split: split for example numbers, and for a SPEC with official splits.
+        label: class of picture files for a conditional model, by name or number; None for the sub-folder's name.
+        native_size: keep the size of picture files instead of resizing them to the model's size.
+        keep_endings: name picture files by their full path instead of their path below the folder without ending.
+        skip: called with the name and path of each picture file before reading; true leaves the file out.
 
     Raises:
-        DataError: if a word names nothing, or other data than the model is made for; `no-such-input` says the grammar.
-        SpecError: if `label` is no class, a conditional model needs the class of a picture file and it is unknown, or
-            `native_size` is asked of examples of data.
+        DataError: if a word names no examples (`no-such-input`), or the data does not fit the model.
+        SpecError: if `label` is not a class, a conditional model needs a class that is unknown, or `native_size` is
+            used for examples of a data set.
     """
 
     def __init__(
@@ -152,7 +151,7 @@ class Inputs:
             self._add(kind, list(together))
         if native_size and self.from_data:
             raise SpecError(
-                f"{option('native_size')} is for picture files and folders; examples of data are fitted already",
+                f"{option('native_size')} works only for picture files and folders: leave it out for examples of data",
                 code="native-size-of-data",
             )
         unknown = any(isinstance(group, _Files) and None in group.classes for group in self._groups)
@@ -169,19 +168,19 @@ class Inputs:
 
     @property
     def from_data(self) -> bool:
-        """Whether some examples come from data that was opened, not from picture files."""
+        """Return whether some examples come from a data set, not from picture files."""
         return any(isinstance(group, _Rows) for group in self._groups)
 
     def __iter__(self) -> Iterator[NamedBatch]:
         return self.track("reading")
 
     def track(self, phase: str) -> Iterator[NamedBatch]:
-        """Iterate over the examples, and report how many are done.
+        """Iterate over the examples, and report progress.
 
-        Pictures of a folder that cannot be read are skipped, and a note at the end names them.
+        Unreadable pictures of a folder are skipped and named in a note at the end.
 
         Raises:
-            DataError: if a picture file that a word names, or every picture, cannot be read.
+            DataError: if a picture file that was named directly, or every picture, cannot be read.
         """
         with tracking(phase, len(self)) as advance:
             broken: list[str] = []
@@ -252,7 +251,7 @@ class Inputs:
         return _Rows(name, split, np.arange(len(split)), data.schema.classes)
 
     def _name_apart(self) -> None:
-        """Give another name to the second example of a name."""
+        """Make the names distinct: append a number to the second example with a name."""
         if len(self._groups) == 1 and isinstance(self._groups[0], _Rows) and self._groups[0].whole:
             return  # their names are distinct, and need not all be in memory
         taken: set[str] = set()
@@ -267,7 +266,7 @@ class Inputs:
                 apart.append(new)
 
     def _leave_out(self, skip: Callable[[str, str], bool]) -> int:
-        """Leave out the files for which `skip` is true, and count them."""
+        """Remove the files for which `skip` is true, and return their number."""
         before = len(self)
         for group in self._groups:
             if isinstance(group, _Files):
@@ -305,7 +304,7 @@ class Inputs:
     def _read(
         self, group: _Files, numbers: Sequence[int], size: tuple[int, ...], broken: list[str]
     ) -> tuple[Tensor, list[int]]:
-        """Read the pictures `[B, C, H, W]` that can be read, and say which they are."""
+        """Read the readable pictures `[B, C, H, W]`, and return their numbers too."""
         schema, parts, rows = self._model.schema, [], []
         for i in numbers:
             try:
@@ -318,7 +317,7 @@ class Inputs:
         return torch.cat(parts) if parts else torch.empty(0), rows
 
     def _labels(self, classes: Sequence[str | None]) -> Tensor | None:
-        """Number the classes of picture files for a model that sees them."""
+        """Return the class numbers of picture files for a conditional model, else None."""
         if not self._model.conditional:
             return None
         if self._label is not None:
@@ -327,7 +326,7 @@ class Inputs:
 
 
 def _row_numbers(word: str, split: str, examples: int) -> np.ndarray:
-    """Find the rows of a split that a word names: `7`, `3:20`, `valid`, `valid:7`, `valid:3:20`."""
+    """Return the row numbers that a word names: `7`, `3:20`, `valid`, `valid:7`, `valid:3:20`."""
     numbers = None if word == split else _NUMBERS.fullmatch(word)
     if numbers is None:
         return np.arange(examples)
@@ -335,7 +334,7 @@ def _row_numbers(word: str, split: str, examples: int) -> np.ndarray:
     after = first + 1 if numbers[3] is None else int(numbers[4] or examples)
     if not first < after <= examples:
         raise DataError(
-            f"there is no example {shown(word)} in the {split} split: give numbers from 0 to {examples - 1}",
+            f"the {split} split has no example {shown(word)}: give numbers from 0 to {examples - 1}",
             code="no-such-example",
             input=word,
             split=split,
@@ -344,30 +343,33 @@ def _row_numbers(word: str, split: str, examples: int) -> np.ndarray:
 
 
 def label_number(schema: Schema, given: str) -> int:
-    """Find a class by its name, or else by its number.
+    """Return the number of a class, given by name or number.
 
     Raises:
-        SpecError: `no-such-class`, naming the classes there are.
+        SpecError: if there is no such class (`no-such-class`).
     """
     if given in schema.classes:
         return schema.classes.index(given)
     if given.isdecimal() and int(given) < len(schema.classes):
         return int(given)
-    there = abridged(schema.classes, 12) if schema.classes else "none: the model was trained on data without labels"
-    raise SpecError(f"there is no class '{shown(given)}'; there are: {there}", code="no-such-class", label=given)
+    there = abridged(schema.classes, 12)
+    remedy = f"there are: {there}" if schema.classes else "the model was trained on data without labels"
+    raise SpecError(f"there is no class '{shown(given)}'; {remedy}", code="no-such-class", label=given)
 
 
 def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -> Tensor:
-    """Read picture files as stored values `[B, C, *size]`, cropped at the centre and resized; binary ones cut at half.
+    """Read picture files as stored values `[B, C, *size]`, cropped at the centre and resized.
+
+    Binary values are 1 where the byte is above 127.
 
     Raises:
-        DataError: `unreadable` if one cannot be read; `no-pictures` if the model is not made for pictures in files.
+        DataError: if a file cannot be read (`unreadable`), or the model's data is not pictures (`no-pictures`).
     """
     if not kind_of(schema).image_files:
         shape = "x".join(map(str, schema.shape))
         raise DataError(
-            f"the model is made for {schema.values} values of shape {shape}, which no picture file holds: give numbers "
-            "of examples, or files of arrays or tables",
+            f"the model expects {schema.values} values of shape {shape}, which picture files do not hold: give example "
+            "numbers, or files of arrays or tables",
             code="no-pictures",
         )
     height, width = size

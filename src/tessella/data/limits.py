@@ -1,4 +1,4 @@
-"""What a file may unpack to: judged by what its header promises, before anything of that size is read."""
+"""Limits on the unpacked size of files, checked by their headers before reading."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GZIP = b"\x1f\x8b"
 
 
 def memory() -> int:
-    """Return the bytes of memory this process may use: of the machine, its container, its own limit."""
+    """Return the memory that this process may use, in bytes: the least of machine, container and process limit."""
     found = []
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -34,40 +34,40 @@ def memory() -> int:
 
 
 def check_size(where: str, size: int, packed: int | None = None, remedy: str = "unpack it first") -> None:
-    """Refuse what unpacks to more than is plausible or than fits in memory.
+    """Check that the unpacked size is plausible and fits in memory.
 
     Args:
-        where: what to call it.
-        size: bytes that it promises.
-        packed: bytes that it takes as it lies in its file; None if it is not compressed.
-        remedy: what to do if so much is meant.
+        where: name for messages.
+        size: unpacked size in bytes, by the header.
+        packed: compressed size in bytes; None if it is not compressed.
+        remedy: what to do if the size is intended.
 
     Raises:
-        DataError: naming both sizes.
+        DataError: if it is not plausible or does not fit.
     """
     if packed is not None and size > max(SUSPICIOUS_BYTES, SUSPICIOUS_RATIO * packed):
         raise DataError(
-            f"{where} would unpack from {human(packed)} to {human(size)}: if that is meant, {remedy}",
+            f"{where} would unpack from {human(packed)} to {human(size)}: if this is intended, {remedy}",
             code="unpacks-to-too-much",
         )
     if size > memory() // SHARE_OF_MEMORY:
         raise DataError(
-            f"{where} takes {human(size)}, which does not fit: there are {human(memory())} of memory; divide it",
+            f"{where} needs {human(size)}, too much for {human(memory())} of memory: split it into smaller files",
             code="too-large",
         )
 
 
 def is_gzipped(path: str) -> bool:
-    """Return whether a file starts as gzip files do, whatever its name."""
+    """Return whether a file starts with the gzip signature, whatever its name."""
     with open(path, "rb") as file:
         return file.read(2) == GZIP
 
 
 def content(path: str) -> bytes:
-    """Read a file, gzipped or not, and no more of it than fits.
+    """Read a file, gzipped or not, within the limits of `check_size`.
 
     Raises:
-        DataError: as `check_size`.
+        DataError: if it exceeds these limits.
         OSError, EOFError, zlib.error: if it cannot be read.
     """
     packed = os.path.getsize(path)
@@ -83,7 +83,7 @@ def content(path: str) -> bytes:
 
 
 def human(size: int) -> str:
-    """Return a number of bytes as it is read best: `468 kB`, `3.0 GB`."""
+    """Format a number of bytes with a unit: `468 kB`, `3 GB`."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
             return f"{size / scale:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Data as its source hands it over, before anything is divided, fitted or binarised. Imports no torch."""
+"""Raw data of a source, before splitting, resizing and binarization. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from tessella.foundation.text import shown as shown
 
 WHOLE = "whole"
-"""The name of a part that its source has not divided into train and test."""
+"""Name of the only part of a source without official splits."""
 
 
 class Reader(Protocol):
-    """Pictures that are decoded, composed or drawn only when asked for."""
+    """Reader of images that are decoded or rendered on access."""
 
     shape: tuple[int, int, int]
     """`(C, H, W)`."""
@@ -24,16 +24,16 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Read rows `[B]` as uint8 `[B, C, H, W]`.
+        """Read the images with row numbers `[B]` as uint8 `[B, C, H, W]`.
 
         Raises:
-            DataError: naming what could not be read.
+            DataError: if an image cannot be read.
         """
         ...
 
 
 class SelectedRows:
-    """Some rows of another reader."""
+    """Reader of selected rows of another reader."""
 
     def __init__(self, reader: Reader, rows: np.ndarray) -> None:
         self.shape = reader.shape
@@ -48,16 +48,16 @@ class SelectedRows:
 
 @dataclass
 class RawSplit:
-    """One part of a data set: all of it, or an official split.
+    """Part of a raw data set: all examples, or an official split.
 
     Attributes:
-        x: `[N, ...]` as stored, or a reader of N pictures.
-        labels: `[N]` of any type that names a class, or None.
-        example_ids: `[N]` uint64, what identifies an example whatever the order and number of the others.
-        groups: `[N]` uint64; examples of one group stay on one side of a split. None: each its own.
-        name, labels_name: what x and the labels are called where they come from, for messages.
+        x: stored values `[N, ...]`, or a reader of N images.
+        labels: labels `[N]` of any type, or None.
+        example_ids: keys `[N]` uint64 that do not depend on the order and number of examples.
+        groups: group numbers `[N]` uint64; a group stays within one split. None if each example is its own group.
+        name, labels_name: names of x and of the labels in their source, for messages.
         factors: ground-truth factors of variation by name, each `[N]`.
-        content: `[N]` uint64, a hash of each example's content, where its source knows it better than by its array.
+        content: content hashes `[N]` uint64; None to hash the rows of x.
     """
 
     x: np.ndarray | Reader
@@ -84,19 +84,18 @@ class RawSplit:
 
 @dataclass
 class RawDataset:
-    """Examples of a source by part, with what it knows of them.
+    """Raw data set: the parts of a source and their description.
 
     Attributes:
-        parts: by name: `whole`, or `train` and perhaps `valid` and `test`.
-        classes: names of the labels 0, 1, ... where the source knows them; labels are then such numbers.
-        notes: what was skipped or converted, a line each.
-        columns: the names of a table's columns, in order.
-        decoded: whether arrays are decoded picture files: `[N, C, H, W]` and bytes, whatever their values.
-        by_content: whether keys are of the examples' content, so that splits are in their order whatever files are
-            called.
-        origins: where a given split was found, in words, by its name.
-        labelling: where the labels come from, in words.
-        depth: the values of 16-bit, 32-bit and float picture files that became 0 and 255.
+        parts: parts by name: `whole`, or `train` and optionally `valid` and `test`.
+        classes: class names of the labels 0, 1, ..., if the source has them.
+        notes: what was skipped or converted, one line each.
+        columns: column names of a table, in order.
+        decoded: whether arrays are decoded image files: bytes `[N, C, H, W]`, even if all are 0 or 1.
+        by_content: whether keys are content hashes, so that splits do not depend on file names.
+        origins: origin of each official split, in words.
+        labelling: origin of the labels, in words.
+        depth: the two values of 16-bit, 32-bit and float image files that became 0 and 255.
     """
 
     parts: dict[str, RawSplit]
@@ -116,7 +115,7 @@ def number_of(text: str) -> int:
 
 
 def mixed(x: np.ndarray) -> np.ndarray:
-    """Scramble uint64 one to one (the finaliser of SplitMix64; Steele, Lea & Flood 2014)."""
+    """Hash uint64 to uint64, one to one (finaliser of SplitMix64; Steele, Lea & Flood 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -124,22 +123,22 @@ def mixed(x: np.ndarray) -> np.ndarray:
 
 
 def index_keys(count: int, stream: str) -> np.ndarray:
-    """Make keys for examples that have no name but their place in a file: `[count]` uint64."""
+    """Make keys `[count]` uint64 of examples without names, from their row numbers."""
     return mixed(np.arange(count, dtype=np.uint64) ^ np.uint64(number_of(stream)))
 
 
 def name_keys(names: Sequence[str]) -> np.ndarray:
-    """Make keys for examples that have names: `[len(names)]` uint64."""
+    """Make keys `[len(names)]` uint64 of examples from their names."""
     return np.array([number_of(name) for name in names], dtype=np.uint64)
 
 
 def abridged(items: Sequence[str], most: int = 5) -> str:
-    """List the first of many names: `a, b, c ... and 12 more`."""
+    """List the first of many names, and count the rest: `a, b, c ... and 12 more`."""
     more = len(items) - most
     return ", ".join(map(shown, items[:most])) + (f" ... and {more} more" if more > 0 else "")
 
 
 def one_line(error: BaseException, most: int = 160) -> str:
-    """Cut what an exception of another library says to a line."""
+    """Shorten the message of another library's exception to one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 3] + "..."

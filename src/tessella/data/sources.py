@@ -1,4 +1,4 @@
-"""What a SPEC names: a registered source, a data set of the Hugging Face hub, a folder, or a file by its ending."""
+"""Sources that a SPEC can name: a registered source, a data set of the Hugging Face hub, a folder, or a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tessella.data.folders.read import folder, pictures
 from tessella.data.raw import WHOLE, RawDataset, abridged, one_line, shown
 from tessella.data.tables import PARQUET
 from tessella.foundation import registry
-from tessella.foundation.errors import DataError
+from tessella.foundation.errors import DataError, option
 
 Size = tuple[int, int]
 HUB = "hf:"
@@ -25,21 +25,21 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".ckpt")
 
 
 def known_sources() -> str:
-    """Name what a SPEC can be, for messages."""
+    """List the possible SPECs, for messages."""
     return f"{', '.join(registry.names('data'))}, hf:NAME, a folder of pictures or a file"
 
 
 def find_raw(
     spec: str, size: Size | None, channels: int | None, label: str | None = None, like: Schema | None = None
 ) -> RawDataset:
-    """Read what a SPEC names.
+    """Read the raw data set that a SPEC names.
 
     Args:
-        label: the column or array that holds the class.
-        like: what the columns of a table are matched with, and how pictures of more than 8 bits become bytes.
+        label: name of the table column or `.npz` array with the labels.
+        like: schema to match table columns with, and to convert images with more than 8 bits by.
 
     Raises:
-        DataError: if there is no such thing, or it cannot be read.
+        DataError: if the data does not exist or cannot be read.
     """
     if spec.startswith(HUB):
         return _hub(spec.removeprefix(HUB), size, channels, label, like)
@@ -54,7 +54,9 @@ def find_raw(
             return table(spec, label, like)
         if label is not None:
             raise DataError(
-                f"{spec} has no columns or arrays by name: leave out the label {shown(label)}", code="no-such-label"
+                f"{spec} has no named columns or arrays, so {shown(label)!r} cannot be found: leave out "
+                f"{option('label')}",
+                code="no-such-label",
             )
         if named:
             return registry.find("data", spec).load()(size)
@@ -64,7 +66,7 @@ def find_raw(
             return _file(spec, ending)
     except PermissionError as error:
         raise DataError(
-            f"{error.filename or spec} may not be read: change its permissions", code="no-permission"
+            f"{error.filename or spec} cannot be read without permission: change its permissions", code="no-permission"
         ) from None
     raise DataError(f"no such data: {shown(spec)}; give {known_sources()}", code="no-such-data")
 
@@ -81,7 +83,7 @@ def _folder(path: str, size: Size | None, channels: int | None, depth: tuple[flo
 
 
 def _ending(path: str) -> str:
-    """Return the ending that tells the kind of a file; of a gzipped table, the one before `.gz`."""
+    """Return the file ending; for a gzipped table, the ending before `.gz`."""
     stem, ending = os.path.splitext(os.path.basename(path).lower())
     inner = os.path.splitext(stem)[1]
     return inner if ending == ".gz" and inner in TABLES else ending
@@ -99,19 +101,19 @@ def _file(path: str, ending: str) -> RawDataset:
         return npy(path)
     known = ", ".join((".npz", ".npy", ".bin", "idx", *TABLES))
     raise DataError(
-        f"{path} is of no known kind: give a folder of pictures, or a file of the kind {known}", code="no-known-kind"
+        f"{path} has an unknown file type: give a folder of pictures, or a file of type {known}", code="no-known-kind"
     )
 
 
 def _pickled(path: str) -> DataError:
     return DataError(
-        f"{path} is a Python pickle, which could run anything when opened: use the binary version "
+        f"{path} is a Python pickle, which can run any code when it is opened: use the binary version "
         "(CIFAR: data_batch_*.bin) or save the arrays with numpy.savez",
         code="pickled",
     )
 
 
-# the Hugging Face hub, or what its `datasets` library has saved in a local folder (an extra)
+# data sets of the Hugging Face hub, or saved by its `datasets` library in a local folder (an extra)
 
 _PICTURE_COLUMNS = ("image", "img", "picture", "pixel_values")
 _CLASS_COLUMNS = ("label", "labels", "class", "target", "y", "fine_label")
@@ -120,7 +122,7 @@ _SAVED = ("dataset_dict.json", "state.json")
 
 
 def _hub(name: str, size: Size | None, channels: int | None, label: str | None, like: Schema | None) -> RawDataset:
-    """Read pictures with their labels, or columns of numbers, of a data set of the hub or in a local folder."""
+    """Read images with labels, or columns of numbers, from the hub or from a local folder."""
     where = f"hf:{name}"
     try:
         import datasets
@@ -140,11 +142,11 @@ def _hub(name: str, size: Size | None, channels: int | None, label: str | None, 
         known = {WHOLE: next(iter(given.values()))}
     left = [key for key, part in given.items() if all(part is not used for used in known.values())]
     if left:
-        notes.append(f"splits left out: {abridged(left)}")
+        notes.append(f"ignored splits: {abridged(left)}")
     features = next(iter(known.values())).features
     if label is not None and label not in features and like is None:
         raise DataError(
-            f"{where} has no column {shown(label)!r} to take the class from; it has {abridged(list(features))}",
+            f"{where} has no column {shown(label)!r} with the labels; its columns are {abridged(list(features))}",
             code="no-such-label",
             label=label,
         )

@@ -1,4 +1,4 @@
-"""Splits: who is in training, validation and test; and their batches, without end for training, or once in order."""
+"""Training, validation and test splits, and their batches: endless and shuffled, or once in order."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SUBSTITUTES, PREFETCH = 100, 4
 
 
 class Split(ABC):
-    """Examples that are used together.
+    """Split of a data set: examples, labels and ids.
 
     Attributes:
-        example_ids: `[N]` uint64, each example's identity.
-        labels: `[N]` int64, or None.
-        factors: ground-truth factors of variation by name, each `[N]`; empty where none are known.
+        example_ids: keys `[N]` uint64 of the examples.
+        labels: class numbers `[N]` int64, or None.
+        factors: ground-truth factors of variation by name, each `[N]`; empty if unknown.
         in_memory: whether a batch is so cheap that worker processes would only slow it down.
     """
 
@@ -43,7 +43,7 @@ class Split(ABC):
         return len(self.example_ids)
 
     def random_rows(self, count: int | None = None) -> np.ndarray:
-        """Return row numbers in the order of the ids: always the same, and unrelated to the order of the data."""
+        """Return row numbers in the order of the ids: fixed, and independent of the order of the data."""
         return np.argsort(self.example_ids)[:count]
 
     def subset(self, rows: Indices) -> Split:
@@ -52,16 +52,16 @@ class Split(ABC):
 
     @abstractmethod
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
-        """Fetch examples `indices` `[B]` as stored values.
+        """Read the examples with row numbers `indices` `[B]` as stored values.
 
         Args:
-            noise: draws what is random in the data (dynamic binarisation); without it the batch is fixed.
+            noise: random numbers for dynamic binarization; without it the batch is deterministic.
         """
 
 
 @final
 class Subset(Split):
-    """Some examples of another split."""
+    """Split of selected examples of another split."""
 
     def __init__(self, base: Split, rows: np.ndarray) -> None:
         self._base, self._rows, self.in_memory = base, rows, base.in_memory
@@ -75,7 +75,7 @@ class Subset(Split):
 
 @final
 class Renumbered(Split):
-    """A split whose label k is called `numbers[k]`."""
+    """Split with each label k replaced by `numbers[k]`."""
 
     def __init__(self, base: Split, numbers: np.ndarray) -> None:
         self._base, self._numbers, self.in_memory = base, torch.from_numpy(numbers), base.in_memory
@@ -89,7 +89,7 @@ class Renumbered(Split):
 
 @final
 class ArraySplit(Split):
-    """Rows of an array `x` `[M, *shape]` (uint8 or float32) that several splits may share."""
+    """Split of rows of an array `[M, *shape]` (uint8 or float32), which several splits may share."""
 
     def __init__(self, part: RawSplit, rows: np.ndarray) -> None:
         assert isinstance(part.x, np.ndarray)
@@ -103,10 +103,9 @@ class ArraySplit(Split):
 
 @final
 class ReaderSplit(Split):
-    """Pictures that a reader decodes or draws when they are asked for.
+    """Split of images that a reader decodes or renders on access.
 
-    A picture that turns out to be unreadable is replaced, label and all, by the next readable one of the split;
-    a warning names it.
+    An unreadable image is replaced by the next readable one of the split, with its label; a note names it.
     """
 
     def __init__(self, part: RawSplit, rows: np.ndarray) -> None:
@@ -130,19 +129,19 @@ class ReaderSplit(Split):
             try:
                 return i, self._reader.read(self._rows[i : i + 1])
             except DataError as error:
-                note(f"{error}; the next picture stands in")
+                note(f"{error}; the next picture replaces it")
         raise DataError(
-            f"{SUBSTITUTES} pictures in a row cannot be read, from number {index} of the split on",
+            f"{SUBSTITUTES} pictures in a row, from number {index} of the split, cannot be read: check the data",
             code="nothing-readable",
         )
 
 
 @final
 class BinarizedSplit(Split):
-    """A split of bytes v with values drawn as Bernoulli(v / 255), or cut at v > 127.
+    """Split of bytes v binarized by sampling from Bernoulli(v / 255), or by the threshold v > 127.
 
-    `dynamic` draws anew with each batch's noise. `static`, and `dynamic` without noise, draws once and for all:
-    pixel by pixel a hash of (seed, example, pixel), so that no order or partition into batches changes it.
+    `dynamic` samples with the noise of each batch. `static`, and `dynamic` without noise, samples by a hash of (seed,
+    example, pixel), so that the values do not depend on the order or the batches.
     """
 
     def __init__(self, base: Split, mode: Binarization, seed: int) -> None:
@@ -169,10 +168,10 @@ def split_of(part: RawSplit, rows: np.ndarray) -> Split:
 
 
 def divide(part: RawSplit, *, test: bool, valid: bool, seed: int) -> dict[str, np.ndarray]:
-    """Take a test and a validation split out of a part, as asked: row numbers by name.
+    """Divide a part into training and, as requested, validation and test: row numbers by split name.
 
-    An example goes where a hash of its own key says, whatever the others are; only where that leaves a split with
-    too few are the next in hash order added. Groups larger than the split is to be stay in training.
+    A hash of its own key decides the split of an example, independent of the other examples. If a split has too few,
+    the next in hash order are added. Groups larger than the intended split stay in training.
     """
     groups = part.example_ids if part.groups is None else part.groups
     rows = {"train": np.arange(len(part.example_ids))}
@@ -191,7 +190,7 @@ def _taken(hashes: np.ndarray, fraction: float, few: int) -> np.ndarray:
     limit = int(fraction * 2**64)
     _, inverse, sizes = np.unique(hashes, return_inverse=True, return_counts=True)
     if len(sizes) == 1:
-        return np.zeros(len(hashes), bool)  # one group is not torn apart
+        return np.zeros(len(hashes), bool)  # one group is never divided
     largest = max(2 * few, int(2 * fraction * len(hashes)), int(sizes.min()))
     free = sizes[inverse] <= largest
     ordered = np.sort(hashes[free])
@@ -224,7 +223,7 @@ class Schedule:
         if examples < 1:
             raise DataError("the split has no examples: give more data", code="no-examples")
         if batch_size < 1 or not 0 <= rank < world:
-            raise ValueError(f"no batches of {batch_size} for process {rank} of {world}")
+            raise ValueError(f"batch_size must be at least 1 and 0 <= rank < world, got {batch_size}, {rank}, {world}")
         self.examples, self.batch_size, self.seed, self.rank, self.world = examples, batch_size, seed, rank, world
         self.joined = batch_size * world
         self.steps_per_epoch = max(1, examples // self.joined)
@@ -255,19 +254,19 @@ def stream(
     """Yield batches `start_step`, `start_step + 1`, ... without end; each is a pure function of (seed, its number).
 
     Args:
-        split: what to go through.
+        split: examples to read.
         batch_size: examples per batch and process.
-        workers: processes that decode pictures ahead; a split in memory does without.
+        workers: processes that decode images in advance; not used for a split in memory.
 
     Raises:
-        DataError: if the split is empty, or its pictures cannot be read.
+        DataError: if the split is empty, or its images cannot be read.
     """
     schedule = Schedule(len(split), batch_size, seed=seed, rank=rank, world=world)
     return _in_turn(_Fetched(split, schedule), count(start_step), 0 if split.in_memory else workers)
 
 
 def batches(split: Split, batch_size: int, *, workers: int = 0) -> Iterator[Batch]:
-    """Go through the split once, in its order and without noise; the last batch may be smaller."""
+    """Yield all examples once, in order and without noise; the last batch may be smaller."""
     starts = range(0, len(split), batch_size)
     return _in_turn(_Fetched(split, batch_size), starts, 0 if split.in_memory else workers)
 
@@ -289,7 +288,7 @@ class _Fetched(Dataset):
 
 def _in_turn(dataset: _Fetched, numbers: count | range, workers: int) -> Iterator[Batch]:
     items = map(dataset.__getitem__, numbers)
-    if workers > 0:  # a generator of its own: the loader would draw from the global one, and change the run's numbers
+    if workers > 0:  # own generator: the loader would use the global one and change the run's random numbers
         own = torch.Generator()
         items = iter(DataLoader(dataset, None, sampler=numbers, num_workers=workers, prefetch_factor=PREFETCH,
                                 generator=own))  # fmt: skip

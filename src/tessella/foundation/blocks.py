@@ -1,6 +1,6 @@
-"""Blocks that a page is made of: plain data, which HTML, a terminal or a studio renders.
+"""Blocks of a page: plain data, which is rendered as HTML, on a terminal or in the studio.
 
-A task's result says what there is to see by `page() -> Page`; how that looks is a matter of `tessella.pages` alone.
+A task's result describes its content with `page() -> Page`; `tessella.pages` renders it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Heading:
 
     Attributes:
         level: 2 for a section, 3 for a part of one.
-        anchor: a name that links lead to, as `#anchor`.
+        anchor: target of links `#anchor`.
     """
 
     text: str
@@ -31,11 +31,11 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """Paragraph.
+    """Paragraph of text.
 
     Attributes:
-        strong: words before it that stand out, such as "Warning:".
-        link: an address that the whole paragraph leads to.
+        strong: bold words before the text, such as "Warning:".
+        link: address that the paragraph links to.
     """
 
     text: str
@@ -46,19 +46,19 @@ class Text:
 
 @dataclass(frozen=True)
 class Cards:
-    """Figures in large print: pairs of a value and its meaning."""
+    """Metrics in large print: pairs of a value and its meaning."""
 
     items: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Cell of a table with more than its text.
+    """Cell of a table with note, tone or link.
 
     Attributes:
-        note: words in small print below the text; a terminal leaves them out.
-        tone: how it stands out; `best` is bold.
-        link: an address that it leads to.
+        note: small print below the text; omitted on a terminal.
+        tone: emphasis; `best` is bold.
+        link: address that the cell links to.
     """
 
     text: str
@@ -69,12 +69,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Table.
+    """Table of texts and numbers.
 
     Attributes:
-        heads: a name for each column; all empty where the rows explain themselves.
-        figures: the numbers of the columns that hold figures, which no renderer breaks or cuts.
-        title: the line above it on a terminal.
+        heads: column names; all empty for a table without header.
+        figures: indices of the columns with numbers, which are never wrapped or cut.
+        title: title above the table on a terminal.
     """
 
     heads: Sequence[str | Cell]
@@ -85,11 +85,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """Picture with a caption.
+    """Image with a caption.
 
     Attributes:
-        pixelated: keep enlarged pixels sharp.
-        width: the most pixels that it is shown wide.
+        pixelated: enlarge without smoothing.
+        width: largest displayed width in pixels.
     """
 
     image: Image
@@ -100,7 +100,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Rows:
-    """Pictures below each other, each with a label before it."""
+    """Images below each other, each with a label on its left."""
 
     rows: Sequence[tuple[str, Image]]
     caption: str = ""
@@ -109,12 +109,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Tile:
-    """One or several small pictures side by side, with words below.
+    """Small images side by side, with text below.
 
     Attributes:
-        value: a figure that stands out.
-        details: more words, in small print.
-        marked: whether it is one of those to look at.
+        value: emphasized number.
+        details: more text, in small print.
+        marked: whether the tile is highlighted.
     """
 
     images: Sequence[Image]
@@ -126,10 +126,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles in as many columns as fit.
+    """Grid of tiles in as many columns as fit.
 
     Attributes:
-        width: pixels that a tile takes at least.
+        width: least width of a tile in pixels.
     """
 
     tiles: Sequence[Tile]
@@ -140,12 +140,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class Series:
-    """Measurements of one thing.
+    """Series of values in a chart.
 
     Attributes:
         x: positions, or names of bars, points or parts.
-        error: standard errors of `y`, or nothing.
-        faint: whether it is only there for comparison.
+        error: standard errors of `y`; may be empty.
+        faint: whether it is drawn pale, for comparison only.
     """
 
     x: Sequence[float | str]
@@ -157,18 +157,17 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Chart as data.
+    """Data of a chart.
 
     Attributes:
-        kind: `line`; `bar`, one series; `scatter`, where `y` goes up and points are called as `names`; `stack`, one
-            bar of parts drawn to scale.
-        x_label: what goes across.
-        log_x, log_y: logarithmic axes.
-        settled: let the first tenth of the lines not decide the scale.
-        used: how many of the bars, the first, count as in use.
-        names: of the points of a scatter.
-        sums: dotted lines in a scatter on which x + y is the same.
-        wide: fill the page, instead of standing beside other charts.
+        kind: `line`; `bar` for one series; `scatter` for points; `stack` for one bar of parts drawn to scale.
+        x_label: label of the horizontal axis.
+        log_x, log_y: whether an axis is logarithmic.
+        settled: exclude the first tenth of the lines from the scale.
+        used: number of first bars that count as in use.
+        names: names of the points of a scatter.
+        sums: draw dotted lines of constant x + y in a scatter.
+        wide: use the full width of the page.
     """
 
     title: str
@@ -186,7 +185,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts beside each other with one caption."""
+    """Charts side by side with one caption."""
 
     charts: Sequence[Chart]
     caption: str = ""
@@ -194,19 +193,19 @@ class Charts:
 
 @dataclass(frozen=True)
 class Code:
-    """Lines to type, or a record, in type of one width."""
+    """Code or a record, in a monospaced font."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Call:
-    """A task with its arguments, for each face to word.
+    """Call of a task, shown as a shell command or as Python.
 
     Attributes:
-        arguments: its words, such as the run folder.
-        options: fields of its config; None and False are left out, True stands for a switch.
-        note: what to know of it.
+        arguments: positional arguments, such as the run folder.
+        options: fields of its config; None and False are omitted, True is a flag without value.
+        note: comment on the call.
     """
 
     task: str
@@ -217,14 +216,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Calls:
-    """Tasks that make what is shown, in their order."""
+    """Calls of tasks that produce the content, in order."""
 
     calls: Sequence[Call]
 
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that are folded away under a line."""
+    """Blocks that are collapsed under a summary line."""
 
     summary: str
     blocks: Sequence[Block]
@@ -235,10 +234,10 @@ Block = Heading | Text | Cards | Table | Figure | Rows | Grid | Charts | Code | 
 
 @dataclass(frozen=True)
 class Page:
-    """What a result shows.
+    """Page of a task's result.
 
     Attributes:
-        lead: what this is about, in a sentence or two below the title.
+        lead: introduction of one or two sentences below the title.
     """
 
     title: str
@@ -247,7 +246,7 @@ class Page:
 
 
 def joined(*parts: Block | Sequence[Block] | None) -> tuple[Block, ...]:
-    """Make one row of blocks of single ones, several, and none."""
+    """Join blocks, sequences of blocks and None to one tuple of blocks."""
     blocks: list[Block] = []
     for part in parts:
         if isinstance(part, Sequence):

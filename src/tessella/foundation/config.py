@@ -1,4 +1,4 @@
-"""Options of parts: frozen dataclasses that hold each other, told apart by the names that they are registered under.
+"""Configs: options of parts as nested frozen dataclasses, registered by name.
 
 A part declares its options once, as a subclass of one of the classes of `tessella.core.configs`:
 
@@ -14,8 +14,8 @@ A part declares its options once, as a subclass of one of the classes of `tessel
 
         def build(self, feature_shape): ...
 
-The same object is what Python takes, what `spec.json` stores, what a TOML file holds and what the command line's flags
-are made from. Values are checked against the fields' types when the object is made.
+The same dataclass is used in Python, in `spec.json`, in TOML files, and for the options of the command line. Values are
+checked against the types of the fields when the object is created.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _ENTRY = re.compile(r"^ {4}(?=\S)", re.MULTILINE)
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 class Config(validation.Tagged):
-    """Options of a part; subclasses become frozen dataclasses with keyword arguments.
+    """Options of a part. Subclasses become frozen dataclasses with keyword arguments.
 
     Raises:
-        SpecError: if a value is not of its field's type or out of its range.
+        SpecError: if a value has the wrong type or is out of range.
     """
 
     part: ClassVar[registry.PartKind]
@@ -68,20 +68,20 @@ class Config(validation.Tagged):
 
     @property
     def name(self) -> str:
-        """The name that it is registered under."""
+        """Return the registered name of the part."""
         return registry.entry_of(type(self)).name
 
     def values(self) -> dict[str, Any]:
-        """The options by field."""
+        """Return the values of all fields by name."""
         return {name: getattr(self, name) for name in hints(type(self))}
 
     def to_record(self) -> dict[str, Any]:
-        """Convert to plain values, from which `validation.fitted` makes the same object."""
+        """Convert to a record of plain values, which `validation.fitted` converts back."""
         plain = {name: v.to_record() if isinstance(v, Config) else v for name, v in self.values().items()}
         return {validation.TYPE: self.name, **plain}
 
     def changed(self) -> dict[str, Any]:
-        """List the options that are not the defaults, by the names that `from_options` takes."""
+        """Return the options that differ from their defaults, by their names in `from_options`."""
         parts = {slot: getattr(self, slot) for slot in slots(type(self))}
         found: dict[str, Any] = {}
         usual = {slot: default(type(self), slot) for slot in parts}
@@ -100,14 +100,14 @@ class Config(validation.Tagged):
 
     @classmethod
     def from_options(cls, given: Mapping[str, Any], base: Self | None = None) -> Self:
-        """Make the object from options under the names of `options`, values of parts being names of parts.
+        """Make the config from options with the names of `options()`; parts are given by their names.
 
         Args:
-            given: for instance `{"quantizer": "fsq", "levels": (8, 5, 5, 5), "grid_size": 16}`.
-            base: where the options that are not given come from.
+            given: options, for example `{"quantizer": "fsq", "levels": (8, 5, 5, 5), "grid_size": 16}`.
+            base: config with the values of all other options; None for the defaults.
 
         Raises:
-            SpecError: naming an option that is not one of this composition, and the part that has it.
+            SpecError: if no chosen part has an option; the message names the parts that have it.
         """
         rest = dict(given)
         parts = {name: part for name, part in choices(cls, rest, base).items() if part is not None}
@@ -124,20 +124,20 @@ class Config(validation.Tagged):
 
 
 def hints(kind: type) -> dict[str, Any]:
-    """List the types of the fields of a dataclass by name."""
+    """Return the types of the fields of a dataclass by name."""
     every = validation.field_types(kind)
     return {f.name: every[f.name] for f in fields(kind)}
 
 
 def part_of(hint: Any) -> type[Config] | None:
-    """Find the kind of config that a field's type asks for; None for a plain value."""
+    """Return the config class in a field's type; None for a plain value."""
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return next((k for k in kinds if isinstance(k, type) and issubclass(k, Config)), None)
 
 
 @cache
 def slots(kind: type[Config]) -> dict[str, type[Config]]:
-    """List the fields that hold the options of another part, and its kind."""
+    """Return the fields that hold the config of another part, with their config classes."""
     return {name: part for name, hint in hints(kind).items() if (part := part_of(hint)) is not None}
 
 
@@ -148,7 +148,7 @@ def default(kind: type, name: str) -> Any:
 
 
 def choices(kind: type[Config], given: Mapping[str, Any], base: Config | None = None) -> dict[str, Config | None]:
-    """Choose the parts that options name; else those of `base`; else the defaults."""
+    """Choose the part of each slot: the one named in the options, else from `base`, else the default."""
     found: dict[str, Config | None] = {}
     for slot, part in slots(kind).items():
         before = default(kind, slot) if base is None else getattr(base, slot)
@@ -158,17 +158,17 @@ def choices(kind: type[Config], given: Mapping[str, Any], base: Config | None = 
 
 
 def _within(part: Config, usual: Config | None) -> bool:
-    """Tell whether options can change the default part into this one: None cannot be given."""
+    """Return whether options can turn the default part into this one; None cannot be given as an option."""
     if type(part) is not type(usual):
         return False
     return all(getattr(part, name) is not None or getattr(usual, name) is None for name in hints(type(part)))
 
 
 def options(kind: type[Config], parts: Mapping[str, Config | None]) -> dict[str, tuple[str, str]]:
-    """Names of the plain options of a composition, and where they belong: the slot ("" for its own) and the field.
+    """Return the plain options of a composition by name, each with its slot ("" for its own) and field.
 
-    An option of a part has its field's name. If the composition or another chosen part has an option of that name, the
-    slot stands before it: `prior_components`.
+    The option of a part has the name of its field. If the composition or another chosen part has an option with this
+    name, the slot is its prefix: `prior_components`.
     """
     own = {name: ("", name) for name in hints(kind) if name not in slots(kind)}
     fields_of = {slot: list(hints(type(part))) for slot, part in parts.items() if part is not None}
@@ -180,13 +180,13 @@ def options(kind: type[Config], parts: Mapping[str, Config | None]) -> dict[str,
 
 
 def unknown_option(kind: type[Config], parts: Mapping[str, Config | None], name: str) -> SpecError:
-    """Make an error that names the parts which have an option."""
+    """Make the error for an unknown option, which names the parts that have it."""
     title = _title(kind)
     wrong = option(name)
     twice = [slot for slot, part in parts.items() if part is not None and name in hints(type(part))]
     if twice:
         remedy = " or ".join(option(f"{slot}_{name}") for slot in twice)
-        return SpecError(f"more than one part has {wrong}: say {remedy}", code="ambiguous-option", option=name)
+        return SpecError(f"more than one part has {wrong}: use {remedy}", code="ambiguous-option", option=name)
     having = [
         f"{option(slot)} {entry.name}" for slot, part in slots(kind).items() for entry in registry.entries(part.part)
         if any(name in (field, f"{slot}_{field}") for field in hints(entry.load()))
@@ -210,7 +210,7 @@ def _title(kind: type[Config]) -> str:
 
 
 def described(kind: type) -> dict[str, str]:
-    """Read the lines on its fields in the `Attributes:` of a dataclass and of those that it extends."""
+    """Return the descriptions of fields in the `Attributes:` of a dataclass and its bases."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         section = inspect.cleandoc(vars(each).get("__doc__") or "").partition("\nAttributes:\n")[2]

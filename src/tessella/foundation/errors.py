@@ -1,7 +1,7 @@
-"""What goes wrong because of the user's input, said in one line.
+"""Errors caused by the user's input, with messages of one line.
 
-Every message says what is wrong, where, and what to do. The command line prints it and exits with status 2;
-any other exception is a defect of the package.
+Each message says what is wrong, where, and what to do. The command line prints it and exits with status 2; any other
+exception is a bug of the package.
 
     raise SpecError(f"{option('count')} must be at least 1, got {n}", code="out-of-range", option="count")
 
@@ -18,39 +18,39 @@ _MARK = re.compile("\ue000([^\ue001\ue002]*)\ue002([^\ue000\ue001]*)\ue001")
 
 
 def option(name: str) -> str:
-    """Name an option of a config in a message; each face words it its own way."""
+    """Mark an option of a config in a message: Python shows its name, the command line a flag."""
     return f"\ue000option\ue002{name}\ue001"
 
 
 def task_name(name: str, arguments: str = "") -> str:
-    """Name a task in a message, with its arguments, options among them by `option`; each face words it its own way."""
+    """Mark a task in a message: Python shows its name, the command line a command with the arguments."""
     return f"\ue000task\ue002{name} {arguments}".rstrip() + "\ue001"
 
 
 def in_python(text: str) -> str:
-    """Word the options and tasks of a message as Python names."""
+    """Replace marked options and tasks in a message with Python names."""
     return _worded(text, lambda name: name, lambda words: words.split(" ")[0].replace("-", "_"))
 
 
 def on_command_line(text: str) -> str:
-    """Word the options and tasks of a message as flags and commands."""
+    """Replace marked options and tasks in a message with flags and commands."""
     return _worded(text, lambda name: f"--{name.replace('_', '-')}", lambda words: f"tessella {words}")
 
 
 def _worded(text: str, option: Callable[[str], str], task: Callable[[str], str]) -> str:
-    """Replace the marks of a message, those within others first."""
+    """Replace the marks of a message, inner marks first."""
     while text != (text := _MARK.sub(lambda m: (option if m[1] == "option" else task)(m[2]), text)):
         pass
     return text
 
 
 class TessellaError(Exception):
-    """A mistake that the user can mend. The message is one line.
+    """Error that the user can correct, with a message of one line.
 
     Args:
-        message: what is wrong, where, and what to do; options and tasks named by `option` and `task_name`.
-        code: a short name of the mistake that does not change with its wording; by default the class's.
-        parameters: the values that the message is made of.
+        message: what is wrong, where, and what to do; options and tasks are marked with `option` and `task_name`.
+        code: stable identifier of the error; by default that of the class.
+        parameters: values used in the message.
     """
 
     default_code = "error"
@@ -64,24 +64,24 @@ class TessellaError(Exception):
 
 
 class DataError(TessellaError):
-    """The data cannot be read, or does not fit what is asked of it."""
+    """Error: the data cannot be read, or does not fit the request."""
 
     default_code = "data"
 
 
 class SpecError(TessellaError):
-    """The parts that were asked for do not fit together, or do not fit the data."""
+    """Error: the requested parts do not fit together, or do not fit the data."""
 
     default_code = "spec"
 
 
 class RunError(TessellaError):
-    """A run folder cannot be used: it is missing, occupied, damaged, or from a newer version."""
+    """Error: a run folder is missing, occupied, damaged, or from a newer version."""
 
     default_code = "run"
 
 
 class TrainingError(TessellaError):
-    """Training cannot go on."""
+    """Error: training cannot continue."""
 
     default_code = "training"

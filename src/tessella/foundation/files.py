@@ -1,8 +1,8 @@
-"""Files written whole or not at all, and paths that no link leads out of their folder.
+"""Atomic writing of files, and paths that cannot leave their folder through links.
 
-A run folder, or a folder that is written into, may hold links that a stranger has put there. So a draft is made in a
-folder of its own with a name that nobody can know, a file that is a link is replaced and not written through, and what
-lies below a run is reached through folders alone. The path of the run itself may be a link: it is the user's.
+A run or output folder may contain links placed by a stranger. So each draft is written in a new folder with a random
+name, a file that is a link is replaced instead of followed, and links to folders below a run are refused. The path of
+the run itself may be a link, because the user chose it.
 """
 
 from __future__ import annotations
@@ -25,54 +25,53 @@ from tessella.foundation.errors import RunError
 PREFIX, SUFFIX = ".tessella-", ".draft"
 DRAFT = re.compile(rf"{re.escape(PREFIX)}\w{{8}}{re.escape(SUFFIX)}")
 STALE = 24 * 3600.0
-"""Seconds after which a draft is what a killed process left."""
+"""Age in seconds after which a draft counts as left by a killed process."""
 
 
 def place(folder: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:
-    """Name a file below a folder, for writing.
+    """Return the path of a file below a folder, for writing.
 
     Raises:
-        RunError: if the name leads out of the folder, or a folder on the way is a link.
+        RunError: if the path leads out of the folder, or passes through a link.
     """
     root, parts = Path(folder), Path(name).parts
     if not parts or Path(name).is_absolute() or ".." in parts or "\0" in str(name):
-        raise RunError(f"{name!s} leads out of the folder {root}", code="leads-out")
+        raise RunError(f"{name!s} leads out of the folder {root}: give a path inside it", code="leads-out")
     at = root
     for part in parts[:-1]:
         at = at / part
         if at.is_symlink():
             raise RunError(
-                f"{at} is a link, and nothing is written or read through one: put a folder in its place", code="link"
+                f"{at} is a link, and links to folders are not followed here: replace it with a folder", code="link"
             )
     return at / parts[-1]
 
 
 def kept(folder: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:
-    """Name a file below a folder, for reading.
+    """Return the path of a file below a folder, for reading.
 
     Raises:
-        RunError: as of `place`, or if the file is a link that leads out of the folder.
+        RunError: if the path leads out of the folder, also as a link, or passes through a link.
     """
     path = place(folder, name)
     if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        raise RunError(f"{path} is a link that leads out of {Path(folder)}, so it is not read: put the file in its "
-                       "place (cp -L copies what links lead to)", code="link")  # fmt: skip
+        raise RunError(f"{path} is a link that leads out of {Path(folder)}, so it is not read: replace it with "
+                       "the file itself (cp -L copies the targets of links)", code="link")  # fmt: skip
     return path
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a draft, then put it at `path`; a reader sees the old file or the new one whole.
+    """Write a file atomically: `write` fills a draft, which then replaces `path`.
 
     Raises:
-        RunError: if the disk is full, the folder cannot be written, or something that is no file stands there; what
-            was there stays.
+        RunError: if the disk is full, the folder cannot be written, or `path` is not a file; an existing file is kept.
     """
     home: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
             raise RunError(
-                f"{path} cannot be saved: something that is no file stands there; choose another name", code="not-saved"
+                f"{path} cannot be saved: it exists and is not a file; choose another name", code="not-saved"
             )
         _sweep(path.parent)
         home = Path(tempfile.mkdtemp(prefix=PREFIX, suffix=SUFFIX, dir=path.parent))
@@ -88,36 +87,34 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         reason = "the disk is full" if full else getattr(error, "strerror", None) or str(error)
-        raise RunError(
-            f"{path} cannot be saved: {reason}; what was saved before is untouched", code="not-saved"
-        ) from error
+        raise RunError(f"{path} cannot be saved: {reason}; the previous file is unchanged", code="not-saved") from error
     finally:
         if home is not None:
             shutil.rmtree(home, ignore_errors=True)
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to the end of a file, which is made if there is none.
+    """Append text to a file, which is created if it does not exist.
 
     Raises:
-        OSError: if it cannot be written, is a link, or is no file.
+        OSError: if it cannot be written, is a link, or is not a file.
     """
     flags = os.O_APPEND | os.O_CREAT | os.O_WRONLY
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     with open(os.open(path, flags, 0o666), "a", encoding="utf-8") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no file", str(path))
+            raise OSError(errno.EINVAL, "it is not a file", str(path))
         if status.st_nlink == 1:
             file.write(text)
             return
-    before = path.read_bytes()  # it has another name elsewhere, and what is there stays as it is
+    before = path.read_bytes()  # a hard link: write a new file, so that the other name keeps its content
     write_atomic(path, lambda draft: draft.write_bytes(before + text.encode()))
 
 
 @cache
 def _sweep(folder: Path) -> None:
-    """Remove the drafts that killed processes left in a folder long ago; once a process."""
+    """Remove old drafts of killed processes from a folder, once per process."""
     for entry in os.scandir(folder):
         own = DRAFT.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
         if own and time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE:

@@ -1,4 +1,4 @@
-"""Notes to the user: what was decided about their data or run, a line each."""
+"""Notes to the user: decisions about their data or run, one line each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _listener: ContextVar[Callable[[str], None] | None] = ContextVar("notes", defaul
 
 
 def note(message: str) -> None:
-    """Tell the user one line: to whoever listens in this context, or else as a Python warning.
+    """Show the user a note of one line: to the listener of this context, else as a Python warning.
 
     Args:
-        message: options and tasks are named by `foundation.errors.option` and `task_name`.
+        message: text; options and tasks are marked with `foundation.errors.option` and `task_name`.
     """
     listener = _listener.get()
     if listener is None:
@@ -27,7 +27,7 @@ def note(message: str) -> None:
 
 @contextmanager
 def listening(listener: Callable[[str], None]) -> Iterator[None]:
-    """Receive the notes of this context."""
+    """Receive the notes of this context during the block."""
     token = _listener.set(listener)
     try:
         yield

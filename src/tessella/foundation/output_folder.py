@@ -1,4 +1,4 @@
-"""Files of examples in a folder: what cannot be written is refused first, and then all of them are there or none."""
+"""Output folders with one file per example: names are checked first, then all files appear or none."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tessella.foundation.notes import note
 from tessella.foundation.text import shown
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
-"""Names that Windows keeps for devices, with any ending."""
+"""Names that Windows reserves for devices, with any ending."""
 CHECKED = 100_000
-"""Names that are held against the folder before the first is written; the others when they are put there."""
+"""Number of names that are checked before the first file is written; the others are checked at the end."""
 
 
 def target(folder: str, name: str, ending: str = ".png") -> Path:
-    """Name the file of an example inside the folder.
+    """Return the path of an example's file inside the folder.
 
     Raises:
-        DataError: if the name leads out of it, or a folder on the way is a link.
+        DataError: if the path leads out of the folder, or passes through a link.
     """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name or "\0" in name:
         raise DataError(
-            f"{shown(name)!r} is no name of an example: it leads out of the folder {folder}", code="leads-out"
+            f"the example name {shown(name)!r} leads out of the folder {folder}: rename the example", code="leads-out"
         )
     try:
         return place(folder, _allowed(name + ending) if os.name == "nt" else name + ending)
@@ -54,16 +54,16 @@ def check_folder(folder: str) -> None:
 
 @final
 class Outputs:
-    """Writes a file for each name into a folder, all of them or none: they are put in place when all are written.
+    """Writer of one file per name into a folder; the files are moved there when all are complete, or not at all.
 
     Args:
-        folder: made if it is not there.
-        names: paths from there, with `/`, each to be followed by `ending`.
-        others: paths from there that are whole.
-        overwrite: replace files that are there.
+        folder: folder, created if it does not exist.
+        names: paths in the folder with `/`, without `ending`.
+        others: further paths in the folder, with their endings.
+        overwrite: replace existing files.
 
     Raises:
-        DataError: if a name leads out of the folder, is too long, is another's on this system, or is there already.
+        DataError: if a name leads out of the folder, is too long, equals another one on this system, or exists.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Outputs:
         return self
 
     def write(self, name: str, save: Callable[[Path], object]) -> None:
-        """Let `save` fill the file of that name, its ending included.
+        """Write the file with a given name (with ending) by calling `save` with its draft.
 
         Raises:
             RunError: if it cannot be written.
@@ -141,13 +141,13 @@ class Outputs:
             raise
 
     def _make(self, folder: Path) -> None:
-        """Make a folder, and remember it and those above it that were made."""
+        """Make a folder, and remember all folders that were created."""
         missing = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         self._made += reversed(missing)
 
     def _unmake(self) -> None:
-        """Remove the folders that were made, unless something lies in them."""
+        """Remove the created folders that are empty."""
         for folder in reversed(self._made):
             with suppress(OSError):
                 folder.rmdir()
@@ -158,36 +158,38 @@ class Outputs:
         for path in paths:
             if max(len(os.fsencode(part)) for part in path.parts) > most:
                 raise DataError(
-                    f"the name {shown(path.name[:40])}... is longer than the {most} bytes that a name may have",
+                    f"the name {shown(path.name[:40])}... is longer than {most} bytes, the limit of the file system: "
+                    "shorten it",
                     code="long-name",
                 )
 
     def _check_alike(self) -> None:
-        """Check that the folder holds all names apart: some systems ignore case or accents."""
+        """Check that all names are distinct in the folder: some systems ignore case or accents."""
         alike = (self.folder / self._drafts.name.swapcase()).exists()
         seen: dict[str, Path] = {}
         for path in self._paths:
             key = unicodedata.normalize("NFC", str(path)).casefold() if alike else str(path)
             if key in seen:
                 raise DataError(
-                    f"{seen[key]} and {path} are one name in {self.folder}: choose a folder that holds them apart",
+                    f"{seen[key]} and {path} are the same name in {self.folder}: choose a folder on "
+                    "another file system",
                     code="same-name",
                 )
             seen[key] = path
 
     def _refuse(self, there: Sequence[Path]) -> None:
-        """Refuse to replace files that are there."""
+        """Refuse to replace existing files."""
         if there:
             more = f" and {len(there) - 1:,} others" if len(there) > 1 else ""
             raise DataError(
-                f"{there[0]}{more} exist already: choose another folder with {option('out')}, or give "
+                f"{there[0]}{more} already exist: choose another folder with {option('out')}, or give "
                 f"{option('overwrite')}",
                 code="exists",
             )
 
 
 def _allowed(name: str) -> str:
-    """Change a path to one that Windows takes: without its devices' names, signs and ends."""
+    """Change a path to one that Windows allows: without reserved names, characters and endings."""
     parts = []
     for part in name.split("/"):
         part = re.sub(r'[<>:"\\|?*\x00-\x1f]', "_", part)

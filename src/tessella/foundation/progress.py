@@ -1,9 +1,9 @@
-"""Ambient progress: loops tell how far they are, and whoever started the work may show it or cancel it.
+"""Ambient progress: loops report their progress, and the caller may show it or cancel the work.
 
     for batch in track(batches, "scoring"): ...
 
-A loop within a tracked loop refines the outer one's progress; only the outermost has a phase that is shown. Without
-`reporting` around it, `track` costs next to nothing.
+A loop inside a tracked loop refines the progress of the outer loop; only the phase of the outermost loop is shown.
+Without `reporting` around it, `track` costs almost nothing.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ P = ParamSpec("P")
 
 
 class Cancelled(TessellaError):
-    """The work was cancelled by whoever started it."""
+    """Error: the caller cancelled the work."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a piece of work.
+    """Progress of some work.
 
     Attributes:
-        phase: what is done now, as a participle: "scoring".
-        done, total: in units of the outermost loop; parts of one count. `total` is None where nobody knows it.
-        detail: what the innermost loop that has details says besides, such as figures.
+        phase: current activity as a participle, for example "scoring".
+        done, total: items of the outermost loop, with fractions; `total` is None if unknown.
+        detail: text of the innermost loop that has one, for example metrics.
     """
 
     phase: str
@@ -47,7 +47,7 @@ Report = Callable[[Progress], None]
 
 @final
 class _Listener:
-    """Receives progress, and holds the loops that are under way, the outermost first."""
+    """Receiver of progress, with the running loops, outermost first."""
 
     def __init__(self, report: Report, cancel: Event | None) -> None:
         self._report, self._cancel = report, cancel
@@ -77,8 +77,8 @@ def reporting(report: Report, cancel: Event | None = None) -> Iterator[None]:
     """Receive the progress of all tracked loops in this context.
 
     Args:
-        report: called at the start of a loop, after each of its items, and at its end.
-        cancel: once it is set, the next item of any tracked loop raises `Cancelled`.
+        report: called at the start of a loop and after each of its items.
+        cancel: event; once it is set, the next item of each tracked loop raises `Cancelled`.
     """
     token: Token[_Listener | None] = _listener.set(_Listener(report, cancel))
     try:
@@ -88,11 +88,11 @@ def reporting(report: Report, cancel: Event | None = None) -> Iterator[None]:
 
 
 def track(items: Iterable[T], phase: str, total: int | None = None) -> Iterator[T]:
-    """Iterate over items and report how many are done.
+    """Iterate over items, and report the number of finished items.
 
     Args:
-        phase: what is done to them, as a participle.
-        total: how many there are, if `items` has no length.
+        phase: activity as a participle, for example "scoring".
+        total: number of items, if `items` has no length.
 
     Raises:
         Cancelled: if the work was cancelled.
@@ -111,7 +111,7 @@ def track(items: Iterable[T], phase: str, total: int | None = None) -> Iterator[
 
 @contextmanager
 def tracking(phase: str, total: float | None = None) -> Iterator[Callable[..., None]]:
-    """Report work that is no loop over items: yields `advance(by=1, detail="")`.
+    """Report progress of work without a loop over items, by calls of the yielded `advance(by=1, detail="")`.
 
     Raises:
         Cancelled: if the work was cancelled.
@@ -136,7 +136,7 @@ def tracking(phase: str, total: float | None = None) -> Iterator[Callable[..., N
 
 
 def in_context(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function that another thread runs report to, and be cancelled by, the context of now."""
+    """Bind a function for another thread to this context, so that progress and cancelling work there too."""
     context = copy_context()
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:

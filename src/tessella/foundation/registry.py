@@ -1,18 +1,18 @@
-"""Registry of exchangeable parts and tasks by name, found without importing any of them.
+"""Registry of exchangeable parts and tasks by name. Parts are found without importing them.
 
-A part registers itself where it is defined:
+A decorator registers a part where it is defined:
 
     @register("quantizer", "fsq", summary="finite scalar quantisation (Mentzer et al. 2023)")
     class FSQ: ...
 
-Parts of this package are found by reading the decorators from its sources. Parts of another package are found by its
-entry points, in its pyproject.toml:
+Parts of this package are found by parsing the decorators in its source files. Parts of other packages are found by
+entry points in their pyproject.toml:
 
     [project.entry-points."tessella.quantizer"]
     bsq = "my_package:BSQ"
 
-A part of a notebook is found once its class is made. The registry feeds the command line, the specification of a run,
-the tables of the documentation and the conformance tests of `tessella.testing`.
+A part in a notebook is found once its class is defined. The command line, the specification of a run, the tables of the
+documentation and the conformance tests of `tessella.testing` use the registry.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 _DECORATED = re.compile(r"^@(?:register|task)\(", re.MULTILINE)
 _HEADER = re.compile(r"^(class|def) +(\w+)", re.MULTILINE)
 _DECORATORS: dict[bytes, tuple[str, ...]] = {b"register": (), b"task": ("task",)}
-"""Decorators that are read from sources, and the arguments of `register` that they stand for."""
+"""Decorators found in source files, with their leading arguments for `register`."""
 
 
 class Entry(NamedTuple):  # no dataclass, whose import takes a quarter of the time that `tessella --help` does
-    """A registered part: its name at the faces, where it is defined, and what it is in one line.
+    """Registered part, with its name, place of definition and one-line summary.
 
     Attributes:
-        target: `module:attribute`.
-        facts: what else the decorator says, for instance `values` of a likelihood and `group` of a task.
-        origin: the package that brings it.
+        target: `module:attribute` of the part.
+        facts: further arguments of the decorator, for example `values` of a likelihood and `group` of a task.
+        origin: package that provides it.
     """
 
     kind: PartKind
@@ -57,26 +57,28 @@ class Entry(NamedTuple):  # no dataclass, whose import takes a quarter of the ti
     origin: str = "tessella"
 
     def load(self) -> Any:
-        """Import the class or function."""
+        """Import the registered class or function."""
         module, _, attribute = self.target.partition(":")
         return getattr(import_module(module), attribute)
 
     @property
     def values(self) -> tuple[str, ...]:
-        """Stored values that a likelihood is normalised on."""
+        """Return the types of values for which a likelihood is normalised."""
         return tuple(self.facts.get("values", ()))
 
 
 _MADE: dict[tuple[PartKind, str], Entry] = {}
-"""Parts whose decorator has been run, among them those of notebooks, which nothing else finds."""
+"""Parts whose decorator has run, including those of notebooks, which are found only here."""
 _MADE_AS: dict[Any, Entry] = {}
 
 
 def register(kind: PartKind, name: str, *, summary: str, **facts: Any) -> Callable[[T], T]:
-    """Register a class or function under a name. All arguments must be literals, for they are read from the source.
+    """Register a class or function under a name.
+
+    All arguments must be literals, because they are parsed from the source file.
 
     Raises:
-        SpecError: if another part has that name already.
+        SpecError: if another part has this name already.
     """
 
     def registered(part: T) -> T:
@@ -107,7 +109,7 @@ def entry_of(part: Any) -> Entry:
 
 
 def entries(kind: PartKind | None = None) -> tuple[Entry, ...]:
-    """List all entries, or those of one kind: this package's, other packages', then those of notebooks."""
+    """List the entries of all kinds or one kind: of this package, of other packages, of notebooks."""
     if kind is None:
         return tuple(entry for each in PART_KINDS for entry in entries(each))
     found = _installed(kind)
@@ -115,15 +117,15 @@ def entries(kind: PartKind | None = None) -> tuple[Entry, ...]:
 
 
 def names(kind: PartKind) -> tuple[str, ...]:
-    """List the names of one kind."""
+    """List the registered names of one kind."""
     return tuple(e.name for e in entries(kind))
 
 
 def find(kind: PartKind, name: str) -> Entry:
-    """Return the entry of that name.
+    """Return the entry with a given kind and name.
 
     Raises:
-        SpecError: naming what there is.
+        SpecError: if there is none; the message lists the names of this kind.
     """
     for entry in entries(kind):
         if entry.name == name:
@@ -133,7 +135,7 @@ def find(kind: PartKind, name: str) -> Entry:
 
 
 def refresh() -> None:
-    """Look for parts again: packages have been installed or removed."""
+    """Search for parts again, after packages were installed or removed."""
     _installed.cache_clear()
     _entry_points.cache_clear()
 
@@ -151,7 +153,7 @@ def _installed(kind: PartKind) -> dict[str, Entry]:
 def _clash(one: Entry, other: Entry) -> SpecError:
     places = " and ".join(f"{e.target} of {e.origin}" for e in (one, other))
     return SpecError(
-        f"two parts are called {one.name!r}, each a {one.kind}: {places}; rename or uninstall one",
+        f"two parts of kind {one.kind} have the name {one.name!r}: {places}; rename or uninstall one of them",
         code="name-clash",
         kind=one.kind,
         name=one.name,
@@ -160,7 +162,7 @@ def _clash(one: Entry, other: Entry) -> SpecError:
 
 @cache
 def _own(folder: str = "") -> tuple[Entry, ...]:
-    """Read the entries of this package, or of one of its folders."""
+    """Find the entries in the source files of this package, or of one of its folders."""
     walk, found = os.walk(os.path.join(_PACKAGE, folder)), []
     for path in sorted(os.path.join(place, file) for place, _, files in walk for file in files if file.endswith(".py")):
         parts = os.path.relpath(path, os.path.dirname(_PACKAGE)).removesuffix(".py").split(os.sep)
@@ -169,7 +171,7 @@ def _own(folder: str = "") -> tuple[Entry, ...]:
 
 
 def _decorated(path: str, module: str, origin: str) -> Iterator[Entry]:
-    """Read the entries in a source file. Only the decorators are parsed, for speed."""
+    """Find the entries in a source file; only the decorators are parsed, for speed."""
     with open(path, "rb") as file:
         source = file.read()
     if not any(b"\n@%b(" % name in source for name in _DECORATORS):
@@ -195,12 +197,12 @@ def _decorated(path: str, module: str, origin: str) -> Iterator[Entry]:
         except (SyntaxError, ValueError, TypeError, KeyError) as error:
             line = text.count("\n", 0, start) + 1
             raise SpecError(
-                f"{path}:{line}: a part is registered by literals alone ({error})", code="not-literal"
+                f"{path}:{line}: all arguments of the decorator must be literals ({error})", code="not-literal"
             ) from error
 
 
 class _Point(NamedTuple):
-    """An entry point: its group without `tessella.`, its name, its `module:attribute`, and who brings it."""
+    """Entry point: its group without `tessella.`, its name, its `module:attribute`, and its package."""
 
     group: str
     name: str
@@ -210,9 +212,10 @@ class _Point(NamedTuple):
 
 @cache
 def _entry_points() -> tuple[_Point, ...]:
-    """Read the entry points of our groups; of a distribution that is installed twice, the first on the path counts.
+    """Read the entry points of tessella's groups from all installed packages.
 
-    They are read from the files themselves, for importing `importlib.metadata` would take longer than all of this.
+    If a package is installed twice, the first one on the path counts. The files are read directly, because importing
+    `importlib.metadata` would take longer.
     """
     points: list[_Point] = []
     seen: set[str] = set()
@@ -259,7 +262,7 @@ def _of_other_packages(kind: PartKind) -> Iterator[Entry]:
 
 
 def _source(module: str) -> str | None:
-    """Find the file of a module of another package, without importing it."""
+    """Find the source file of a module of another package, without importing it."""
     top, *rest = module.split(".")
     for folder in sys.path:
         if (found := _file(os.path.join(folder, top, *rest))) is not None:

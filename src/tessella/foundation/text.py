@@ -1,4 +1,4 @@
-"""Names from outside as text: on a terminal, in CSV, in JSON. Loads nothing, so that a mistake is answered at once."""
+"""Escaping of untrusted text for terminals, CSV and JSON. Imports little, so that errors are printed quickly."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tessella.foundation.errors import in_python
 
 
 def shown(text: str) -> str:
-    r"""Escape a name from outside for a line: `\x1b`, `\n`, `\u202e`, and `\xff` of a byte that is no UTF-8.
+    r"""Escape untrusted text for one line: `\x1b`, `\n`, `\u202e`, and `\xff` for a byte that is not UTF-8.
 
-    What is escaped are control characters, marks that turn the direction of text or cannot be seen, and surrogates.
+    Control characters, marks of direction, invisible characters and surrogates are escaped.
     """
     return text if text.isprintable() else "".join(map(_shown, text))
 
@@ -20,20 +20,21 @@ def shown(text: str) -> str:
 def _shown(c: str) -> str:
     if c.isprintable() or unicodedata.category(c) == "Zs":
         return c
-    if "\udc80" <= c <= "\udcff":  # a byte of a file name that is no UTF-8
+    if "\udc80" <= c <= "\udcff":  # a byte of a file name that is not UTF-8
         return f"\\x{ord(c) - 0xDC00:02x}"
     return c.encode("unicode_escape").decode("ascii")
 
 
 def cell(text: str) -> str:
-    """Escape a name for a CSV file, and quote it where a spreadsheet would take it for a formula."""
+    """Escape untrusted text for a CSV file, with a quote before texts that look like formulas."""
     return shown(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
 
 
 def json_text(record: Any, indent: int | None = None) -> str:
-    """Write a record as JSON that any reader takes.
+    """Convert a record to standard JSON.
 
-    Numbers that are not finite become null, bytes that are no UTF-8 are escaped, options and tasks are Python names.
+    Numbers that are not finite become null, bytes that are not UTF-8 are escaped, marked options and tasks become
+    Python names.
     """
     import json
 

@@ -1,7 +1,7 @@
-"""What files say, checked before it is used: JSON of bounded size and depth, and records by the types of their fields.
+"""Validation of stored records: JSON of bounded size and depth, and fields checked by the types of dataclasses.
 
-A run may come from a stranger. Nothing here knows what a record means: its dataclass's annotations say what may stand
-in each field, so that a new field needs no second edit.
+A run may come from a stranger. The annotations of a dataclass define what is valid, so a new field needs no further
+code here.
 """
 
 from __future__ import annotations
@@ -21,60 +21,60 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from tessella.foundation.errors import TessellaError
 
 MOST_BYTES = 1 << 23
-"""Of a JSON text: what the specification of a table of 100,000 columns takes."""
+"""Largest JSON text in bytes, enough for the specification of a table with 100,000 columns."""
 DEEPEST = 32
-"""Lists and objects within each other."""
+"""Largest nesting depth of lists and objects."""
 LONGEST = 1 << 14
-"""Characters of one text."""
+"""Largest number of characters in a text."""
 LARGEST = 1 << 64
-"""Whole numbers lie between its negative and itself."""
+"""Largest absolute value of a whole number."""
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 TYPE = "type"
-"""Key of a record that says which of several classes it is of."""
+"""Key of a record that names its class."""
 
 
 class Tagged:
-    """Base of dataclasses whose records say by their `type` which of several classes they are of."""
+    """Base of dataclasses whose records name their class under the key `type`."""
 
     @classmethod
     def chosen(cls, name: str) -> type:
-        """Return the class of that name."""
+        """Return the class with a given name."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Range:
-    """Least and largest value of a number, in `Annotated[int, Range(1, 9)]`."""
+    """Allowed range of a number, in `Annotated[int, Range(1, 9)]`."""
 
     least: float = -math.inf
     most: float = math.inf
 
 
 class Malformed(ValueError):
-    """Something stored is not what it should be; the message says what in a few words."""
+    """Error: stored content is invalid."""
 
 
 # files
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Read a regular file of at most so many bytes.
+    """Read a regular file of at most `most` bytes.
 
     Raises:
-        OSError: if there is none, or it cannot be read.
-        Malformed: if it is a pipe, a socket or a device, or larger.
+        OSError: if it does not exist or cannot be read.
+        Malformed: if it is larger, or a pipe, socket or device.
     """
     file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(file, "rb") as opened:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
-            raise Malformed("it is no regular file")
+            raise Malformed("it is not a regular file")
         if status.st_size > most:
-            raise Malformed(f"it has {status.st_size:,} bytes, and may have {most:,}")
+            raise Malformed(f"it has {status.st_size:,} bytes, more than {most:,}")
         return opened.read(most + 1)
 
 
@@ -82,36 +82,36 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     """Read a JSON file.
 
     Raises:
-        OSError: if there is none, or it cannot be read.
-        Malformed: if it is too large, no JSON, or what `parse` refuses.
+        OSError: if it does not exist or cannot be read.
+        Malformed: if it is too large, or not valid JSON for `parse`.
     """
     try:
         return parse(read_bytes(path, most).decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise Malformed(f"it is no text: {error.reason}") from error
+        raise Malformed(f"it is not UTF-8 text: {error.reason}") from error
 
 
 def parse(text: str) -> Any:
-    """Parse JSON as the standard has it: no NaN, no key twice, at most `DEEPEST` levels.
+    """Parse strict JSON: no NaN, no repeated keys, at most `DEEPEST` levels.
 
     Raises:
-        Malformed: saying what is wrong.
+        Malformed: if it is not.
     """
     brackets = _STRING.sub(b"", text.encode("utf-8", "replace")).translate(None, _NO_BRACKETS)
     for _ in range(DEEPEST):
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
     if brackets:
-        raise Malformed(f"it is no JSON, or nests more than {DEEPEST} levels")
+        raise Malformed(f"it is not JSON, or has more than {DEEPEST} levels")
     try:
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
     except Malformed:
         raise
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"it is no JSON: {error}") from error
+        raise Malformed(f"it is not JSON: {error}") from error
 
 
 def _no_constant(name: str) -> Any:
-    raise Malformed(f"it holds {name}, which is no number")
+    raise Malformed(f"it holds {name}, which is not allowed in JSON")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         known: set[str] = set()
         twice = next(name for name, _ in pairs if name in known or known.add(name))
-        raise Malformed(f"it says {_shown(twice)} twice")
+        raise Malformed(f"it has the key {_shown(twice)} twice")
     return found
 
 
@@ -127,16 +127,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def fitted(kind: Any, value: Any, name: str = "it", *, others: bool = False) -> Any:
-    """Give a parsed value the type that an annotation names.
+    """Check and convert a parsed value to the type of an annotation.
 
     Args:
         kind: a dataclass, `str`, `int`, `float`, `bool`, `None`, `Any`, an abstract class with a `from_json`, or a
             `Literal`, `tuple`, `dict` or union of these.
-        name: of the value, for messages.
-        others: pass over the fields that a dataclass does not know.
+        name: name of the value in messages.
+        others: ignore keys that are not fields of the dataclass.
 
     Raises:
-        Malformed: if it has another type, is not finite, too long, or not what its dataclass takes.
+        Malformed: if it has another type, is not finite, is too long, or is refused by its dataclass.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
@@ -168,10 +168,10 @@ def fitted(kind: Any, value: Any, name: str = "it", *, others: bool = False) -> 
 
 
 def known_fields(kind: type, value: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Check the entries that a dataclass has fields for; the others, and what is missing, are left as they are.
+    """Check the entries that are fields of a dataclass; other and missing entries are allowed.
 
     Raises:
-        Malformed: if one has another type than its field, or the dataclass refuses them.
+        Malformed: if an entry has another type than its field, or the dataclass refuses it.
     """
     hints = field_types(kind)
     found = {key: fitted(hints.get(key, Any), one, f"{name} {_shown(key)}") for key, one in value.items()}
@@ -182,14 +182,14 @@ def known_fields(kind: type, value: Mapping[str, Any], name: str) -> dict[str, A
 
 
 def arguments(function: Callable[..., Any], value: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Check keyword arguments by the annotations of the function that they are for.
+    """Check keyword arguments by the annotations of a function.
 
     Raises:
-        Malformed: if it has no such parameter, or one is of another type.
+        Malformed: if an argument is unknown or has another type.
     """
     hints = field_types(function)
     if unknown := [key for key in value if key not in hints or key == "return"]:
-        raise Malformed(f"{name} has {_shown(unknown[0])}, which is not known")
+        raise Malformed(f"{name} has the unknown key {_shown(unknown[0])}")
     return {key: fitted(hints[key], one, f"{name} {key}") for key, one in value.items()}
 
 
@@ -204,7 +204,7 @@ def _record(kind: Any, value: Any, name: str, *, others: bool) -> Any:
         raise Malformed(f"{name} is {_shown(value)}, no object")
     hints = {f.name: field_types(kind)[f.name] for f in fields(kind) if f.init}
     if not others and (unknown := sorted(set(value) - set(hints))):
-        raise Malformed(f"{name} has {_shown(unknown[0])}, which is not known")
+        raise Malformed(f"{name} has the unknown key {_shown(unknown[0])}")
     needed = [f.name for f in fields(kind) if f.init and f.default is MISSING and f.default_factory is MISSING]
     if missing := [key for key in needed if key not in value]:
         raise Malformed(f"{name} has no {missing[0]}")
@@ -223,7 +223,7 @@ def _tagged(kind: type[Tagged], value: Any, name: str) -> Any:
     except TessellaError as error:
         raise Malformed(f"{name}: {error.message}") from error
     if not issubclass(chosen, kind):
-        raise Malformed(f"{name} is {_shown(value[TYPE])}, which does not belong there")
+        raise Malformed(f"{name} is {_shown(value[TYPE])}, which is not allowed here")
     return _record(chosen, {key: one for key, one in value.items() if key != TYPE}, name, others=False)
 
 
@@ -256,7 +256,7 @@ def _of_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
 
 def _tuple(parts: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise Malformed(f"{name} is {_shown(value)}, no list")
+        raise Malformed(f"{name} is {_shown(value)}, not a list")
     if parts[-1:] == (Ellipsis,):
         return tuple(fitted(parts[0], one, name) for one in value)
     if len(value) != len(parts):
@@ -265,7 +265,7 @@ def _tuple(parts: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """Check a value of any type: its numbers are finite and its texts are not too long."""
+    """Check a value of any type: numbers must be finite and texts not too long."""
     if isinstance(value, list | tuple):
         return [_plain(one, name) for one in value]
     if isinstance(value, dict):
@@ -291,14 +291,14 @@ def _scalar(kind: Any, value: Any, name: str) -> Any:
 
 def _text(value: Any, name: str) -> str:
     if type(value) is not str:
-        raise Malformed(f"{name} is {_shown(value)}, no text")
+        raise Malformed(f"{name} is {_shown(value)}, not a text")
     if len(value) > LONGEST:
-        raise Malformed(f"{name} is a text of {len(value):,} characters")
+        raise Malformed(f"{name} is a text of {len(value):,} characters, more than {LONGEST:,}")
     return value
 
 
 def _shown(value: Any) -> str:
-    """Return the beginning of a value, such that it can be printed."""
+    """Shorten a value for messages."""
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     text = repr(value)

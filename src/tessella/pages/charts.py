@@ -1,4 +1,4 @@
-"""Draws charts as shapes for SVG, which takes its colours from the page."""
+"""Renders charts as SVG shapes; the page's style sets the colours."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, final
 from tessella.foundation.blocks import Chart, Series
 
 COLOURS = 6
-"""Colours of series, `c0` to `c5` in the page's style; further series begin again."""
+"""Number of colours for series, `c0` to `c5` in the page's style; further series reuse them."""
 DOTTED, OUTLINED, THINNED = 20, 256, 600
-"""Points of a line that are dots too; bars beyond which an outline is drawn; and points of a line at most."""
+"""Most points of a line with dots, most bars without a common outline, most points of a line."""
 NARROW, WIDE = (380, 236), (860, 300)
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 26, 38
 APART, LINE = 150, 14
-"""Pixels between names beside each other, and between lines of text."""
+"""Least distance in pixels of names in one line, and of lines of text."""
 PART = 26
-"""Height of a bar of parts."""
+"""Height of a stacked bar in pixels."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """An element of an SVG: its tag, its attributes, and the text in it."""
+    """SVG element: its tag, attributes and text."""
 
     tag: str
     attributes: dict[str, Any]
@@ -32,7 +32,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart as shapes; `key` says which class each name has."""
+    """Rendered chart; `key` is its legend, pairs of a style class and a name."""
 
     width: int
     height: int
@@ -42,12 +42,12 @@ class Drawing:
 
 
 def draw_chart(chart: Chart) -> Drawing:
-    """Draw a chart; one without any finite number is an empty frame."""
+    """Render a chart as SVG shapes; a chart without finite numbers is an empty frame."""
     return {"line": _lines, "bar": _bars, "scatter": _scatter, "stack": _stack}[chart.kind](chart)
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers between `low` and `high`, about so many."""
+    """Choose about `about` round numbers between `low` and `high`."""
     rough = (high - low) / about
     if not rough > 0 or not math.isfinite(rough):
         return [low]
@@ -59,21 +59,21 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 @final
 class _Axis:
-    """Numbers along one side of a chart, `low` and `high` at the ends."""
+    """Axis of a chart from `low` to `high`."""
 
     def __init__(self, low: float, high: float, *, log: bool = False) -> None:
         self.low, self.high, self.log = low, high if high > low else low + 1, log
 
     @classmethod
     def around(cls, values: Iterable[float], share: float, *, log: bool = False) -> _Axis:
-        """The axis of all these, with a margin of that share of their range."""
+        """Make an axis around values, with a margin of `share` of their range."""
         known = [_scaled(v, log) for v in values if math.isfinite(_scaled(v, log))] or [0.0]
         low, high = min(known), max(known)
         margin = (high - low) * share or (0.5 if log else abs(high) * 0.1 or 1.0) * (share > 0)
         return cls(low - margin, high + margin, log=log)
 
     def share(self, value: float) -> float:
-        """How far along the axis a number lies, from 0 to 1; what lies beyond is at its end."""
+        """Compute the position of a value on the axis, clipped to 0 ... 1."""
         return min(max((_scaled(value, self.log) - self.low) / (self.high - self.low), 0.0), 1.0)
 
     def ticks(self, about: int) -> list[float]:
@@ -91,7 +91,7 @@ def _scaled(value: float, log: bool) -> float:
 
 @final
 class _Canvas:
-    """Data coordinates on an SVG, with what has been drawn."""
+    """Canvas with data coordinates that collects SVG shapes."""
 
     def __init__(self, size: tuple[int, int], across: _Axis, up: _Axis) -> None:
         (self.width, self.height), self.across, self.up = size, across, up
@@ -104,7 +104,7 @@ class _Canvas:
         return self.height - BOTTOM - self.up.share(value) * (self.height - TOP - BOTTOM)
 
     def add(self, tag: str, text: str = "", /, **attributes: Any) -> None:
-        """Add a shape; `class_` is its class, `_` in names stands for `-`, numbers are rounded to a tenth."""
+        """Add a shape; `class_` is its class, `_` in names becomes `-`, numbers are rounded to a tenth."""
         named = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
         rounded = {name: f"{v:.1f}" if isinstance(v, float) else v for name, v in named.items()}
         self.shapes.append(Shape(tag, rounded, text))
@@ -113,7 +113,7 @@ class _Canvas:
         self.add("text", text, x=x, y=y, text_anchor=anchor, class_=class_ or None)
 
     def frame(self, chart: Chart, *, xs: Sequence[float] = (), ys: int = 4) -> None:
-        """Title, lines across with their numbers, and what goes across."""
+        """Draw the title, horizontal grid lines with their values, and the labels of the x axis."""
         self.text(LEFT, 14, chart.title, "start", "title")
         right, base = self.width - RIGHT, self.height - BOTTOM
         for y in self.up.ticks(ys):
@@ -133,7 +133,7 @@ class _Canvas:
 
 
 def _points(series: Series) -> Iterator[tuple[float, float, float]]:
-    """Each number with its position and standard error; those that are not known are left out."""
+    """Yield the position, value and standard error of each finite value."""
     errors = [*series.error, *[None] * (len(series.x) - len(series.error))]
     for number, (x, y, error) in enumerate(zip(series.x, series.y, errors, strict=True)):
         if y is not None and math.isfinite(y):
@@ -165,7 +165,7 @@ def _lines(chart: Chart) -> Drawing:
 
 
 def _classes(series: Sequence[Series]) -> list[str]:
-    """A colour for each series that is not faint."""
+    """Choose a style class for each series: a colour, or `faint`."""
     number, classes = 0, []
     for one in series:
         classes.append("faint" if one.faint else f"c{number % COLOURS}")
@@ -241,7 +241,7 @@ def _scatter(chart: Chart) -> Drawing:
 
 
 def _sums(canvas: _Canvas, sums: Sequence[float]) -> None:
-    """Dotted lines on which x + y is the same, each with its sum."""
+    """Draw dotted lines of constant x + y, each with its sum."""
     if not sums:
         return
     (left, right), (low, high) = ((axis.low, axis.high) for axis in (canvas.across, canvas.up))

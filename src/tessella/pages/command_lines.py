@@ -1,4 +1,4 @@
-"""Words tasks with their options as lines for a shell."""
+"""Shell commands for calls of tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tessella.foundation.blocks import Call
 
 
 def command_line(call: Call) -> str:
-    """The line that does what a call says."""
+    """Return the shell command for a call of a task."""
     words = ["tessella", call.task, *map(str, call.arguments)]
     for name, value in call.options.items():
         if value is None or value is False:

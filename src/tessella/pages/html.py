@@ -1,4 +1,4 @@
-"""Renders a page as one HTML file that holds everything it shows."""
+"""Renders a page as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tessella.pages.command_lines import command_line
 
 
 def html_page(page: Page) -> str:
-    """Render a page; what a browser or an editor would obey in names from outside is escaped."""
+    """Render a page as HTML, with untrusted text escaped."""
     text = _template().render(page=page, version=tessella.__version__)
     return "\n".join(map(shown, on_command_line(text).split("\n")))
 
 
 def write_html(path: Path, page: Page) -> None:
-    """Write a page, whole or not at all."""
+    """Write a page as an HTML file, atomically."""
     text = html_page(page)
     write_atomic(path, lambda draft: draft.write_text(text, "utf-8"))
 
@@ -45,7 +45,7 @@ def _template() -> Template:
 
 
 def _png(image: Image) -> str:
-    """A picture as a `data:` address."""
+    """Encode an image as a `data:` URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

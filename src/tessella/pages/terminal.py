@@ -1,4 +1,4 @@
-"""Renders a page as text on a terminal of any width: words and figures, without pictures and charts."""
+"""Renders a page as text on a terminal of any width: text and tables, without images and charts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tessella.pages.command_lines import command_line
 
 STYLES = {"": "", "best": "bold", "bad": "bold", "soft": "dim"}
 FOLDED = 12
-"""Letters of a word that a column of words leaves room for."""
+"""Least width of a text column with longer words, in characters."""
 
 
 def print_page(page: Page, file: IO[str] | None = None) -> None:
-    """Print what a page says; names from outside are escaped.
+    """Print a page as text, with untrusted text escaped.
 
     Args:
-        file: standard output, unless given.
+        file: output file; None for standard output.
     """
     file = file or sys.stdout
     assert file is not None
@@ -54,7 +54,7 @@ def _print_block(console: Console, block: Block) -> None:
 
 
 def _print_table(console: Console, table: Table) -> None:
-    """Print a table, or on a console that is too narrow for it a list: no figure is ever cut or broken."""
+    """Print a table, or a list if the console is too narrow for it; numbers are never wrapped or cut."""
     heads = [_text(head) for head in table.heads]
     rows = [[_text(cell) for cell in row] for row in table.rows]
     if table.title:
@@ -77,7 +77,7 @@ def _print_table(console: Console, table: Table) -> None:
 
 
 def _least(heads: Sequence[RichText], rows: Sequence[Sequence[RichText]], figures: Sequence[int]) -> int:
-    """The width that a table takes at least."""
+    """Compute the least width of a table, in characters."""
     least = 0
     for number, head in enumerate(heads):
         words = [word for row in rows for word in row[number].plain.split()] + head.plain.split()
@@ -93,5 +93,5 @@ def _text(cell: str | Cell) -> RichText:
 
 
 def _worded(text: str) -> str:
-    """Word options as flags, and escape what a terminal would obey."""
+    """Replace marked options with flags, and escape control characters."""
     return shown(on_command_line(text))

@@ -1,12 +1,12 @@
-"""Conformance tests: what every registered part of a kind promises, for parts of this and of other packages.
+"""Conformance tests for registered parts of this package and of other packages.
 
     from tessella import testing
 
     testing.check_quantizer(MyQuantizer())
     testing.check_likelihood(MyLikelihood(), "real")
 
-Each raises AssertionError where a promise is broken, and needs nothing but PyTorch. `check_entry(entry)` runs those of
-its kind.
+Each check raises AssertionError if the part breaks the contract of its kind, and needs only PyTorch.
+`check_entry(entry)` runs the checks for the kind of an entry.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Examples of every kind of data for conformance tests, random but seeded by the caller."""
+"""Random examples of each kind of data for conformance tests; the caller sets the seed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SHAPES = [
     (3, 9),
     *[(d,) for d in (1, 2, 100)],
 ]
-"""Pictures, signals and vectors."""
+"""Shapes of images, signals and vectors."""
 
 VALUES: dict[str, Values] = {**NAMED, "integers": Integers(300, -7.0), "symbols": Symbols(9)}
-"""Values of every kind, by the names that likelihoods give them."""
+"""Types of values by their names in the registry of likelihoods."""
 
 
 def schema_of(values: str, shape: tuple[int, ...], classes: tuple[str, ...] = CLASSES) -> Schema:
@@ -39,13 +39,13 @@ def random_examples(schema: Schema, count: int = BATCH) -> Tensor:
 
 
 def in_range(x: Tensor, schema: Schema, count: int = BATCH) -> bool:
-    """Whether x could be `count` examples' stored values or means of them."""
+    """Return whether x has the shape, type and range of `count` examples, or of means of examples."""
     inside = schema.values.name == "real" or bool(x.min() >= schema.values.low and x.max() <= schema.values.high)
     return x.shape == (count, *schema.shape) and x.dtype == torch.float32 and bool(x.isfinite().all()) and inside
 
 
 def refuses(call: Callable[[], object], code: str) -> None:
-    """Expect a TessellaError of that code."""
+    """Check that a call raises a TessellaError with a given code."""
     try:
         call()
     except TessellaError as error:

@@ -1,4 +1,4 @@
-"""What models promise, whatever they are composed of."""
+"""Conformance tests for models of any composition."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tessella.models.spec import ModelConfig, Spec
 from tessella.testing.examples import BATCH, in_range, random_examples, refuses
 
 SMALL = {"width": 4, "depth": 1, "latent_dim": 2, "codebook_size": 8}
-"""Options that make a model small, where it has them."""
+"""Options for a small model, used if the model has them."""
 
 
 def small_model(name: str, schema: Schema, **options: Any) -> Model:
-    """A small model of that name: `small_model("vqvae", schema, quantizer="fsq")`, fresh weights from seed 0."""
+    """Build a small model with weights from seed 0: `small_model("vqvae", schema, quantizer="fsq")`."""
     torch.manual_seed(0)
     kind = ModelConfig.chosen(name)
     known = config.options(kind, config.choices(kind, options))
@@ -37,7 +37,7 @@ def check_model(model: Model) -> None:
     terms = model(x, label, noise=Noise(0, 1))
     check_terms(terms, model)
     _check_gradients(terms, model)
-    model.eval()  # codebooks that are kept by statistics now stay as they are
+    model.eval()  # codebooks updated by statistics do not change from here on
     with torch.no_grad():
         first, again, other = (model(x, label, noise=Noise(0, step)) for step in (1, 1, 2))
         assert torch.equal(again.distortion, first.distortion)
@@ -65,7 +65,7 @@ def check_model(model: Model) -> None:
     if model.conditional:
         for call in (lambda: model(x), lambda: model.decode(latent.z), lambda: model.sample(BATCH)):
             refuses(call, "no-label")
-    if model.config is None:  # a composition of one's own
+    if model.config is None:  # a model that is not registered
         return
     spec = Spec.from_json(Spec(model.name, schema, model.config).to_json(), "spec.json")
     assert spec.schema == schema
@@ -75,7 +75,7 @@ def check_model(model: Model) -> None:
 
 
 def check_terms(terms: Terms, model: Model) -> None:
-    """Check the bound's terms: nats per example, and a bound where there is a prior."""
+    """Check the terms of the bound: nats per example, and a bound if the model has a prior."""
     numbers = {"distortion": terms.distortion, "rate": terms.rate, "penalty": terms.penalty}
     for name, nats in numbers.items():
         if nats is not None:
@@ -88,7 +88,7 @@ def check_terms(terms: Terms, model: Model) -> None:
 
 
 def _check_gradients(terms: Terms, model: Model) -> None:
-    """What training minimises teaches every weight that is to be taught, but for codes that are at no distance."""
+    """Check that the training loss has a gradient for each trained weight, except for quantizers with zero penalty."""
     parts = (terms.distortion if terms.bound is None else terms.bound, terms.penalty)
     sum(part.sum() for part in parts if part is not None).backward()  # pyright: ignore[reportAttributeAccessIssue]
     for name, parameter in model.named_parameters():
@@ -102,7 +102,7 @@ def _check_gradients(terms: Terms, model: Model) -> None:
 
 
 def _check_codes(model: CodeModel, codes: tuple[Tensor, ...], z: Tensor, terms: Terms) -> None:
-    """Codes are all that z is, and cost what the uniform prior says until another is fitted."""
+    """Check that z is a function of the codes, and that the rate is that of the uniform prior before fitting."""
     assert all(torch.equal(a, b) for a, b in zip(model.checked_codes(codes), codes, strict=True))
     assert [tuple(c.shape) for c in codes] == [(BATCH, *shape) for shape in model.code_shapes]
     assert torch.equal(model.lookup(codes), z)
@@ -118,7 +118,7 @@ def _shapes(model: Model) -> dict[str, torch.Size]:
 
 
 def check_bound(one: Model, other: Model) -> None:
-    """Check that two models of the same weights and another objective report the same bound."""
+    """Check that two models with equal weights but different objectives report the same bound."""
     x, label = random_examples(one.schema), torch.tensor([0, 1, 2])
     first, second = (model(x, label, noise=Noise(0)) for model in (one, other))
     assert torch.equal(first.distortion, second.distortion)

@@ -1,4 +1,4 @@
-"""What likelihoods, bottlenecks, quantizers and priors promise, whatever they compute."""
+"""Conformance tests for likelihoods, bottlenecks, quantizers, priors, data sources and tasks."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from tessella.testing.examples import BATCH, CLASSES, SHAPES, in_range, random_e
 FEATURE_SHAPES = [(6,), (6, 7), (6, 1, 1), (6, 3, 5)]
 GRIDS = [(1, 3), (2, 5), (1, 1, 1), (1, 1, 3), (2, 1, 1), (1, 2, 2), (3, 4, 3)]
 SIZE = 4
-"""Values of a code."""
+"""Number of values of a code."""
 
 
 def check_entry(entry: Entry) -> None:
-    """Check what is registered: that it is described, that its options can be stored, and what its kind promises."""
+    """Check a registered part: its description, the storage of its options, and the contract of its kind."""
     loaded = entry.load()
     assert callable(loaded)
     assert inspect.getdoc(loaded)
@@ -74,7 +74,7 @@ def check_entry(entry: Entry) -> None:
 
 
 def check_source(source: Callable[[tuple[int, int] | None], RawDataset]) -> None:
-    """Check that a data source gives the same examples again, each with an id of its own, and names of their labels."""
+    """Check that a data source is deterministic, with distinct example ids and valid labels."""
     found, again = source(None), source(None)
     assert found.parts.keys() in ({WHOLE}, {"train"}, {"train", "valid"}, {"train", "test"}, {"train", "valid", "test"})
     for name, part in found.parts.items():
@@ -90,20 +90,20 @@ def check_source(source: Callable[[tuple[int, int] | None], RawDataset]) -> None
 
 
 def check_task(task: Task) -> None:
-    """Check that a task's options are a frozen dataclass, each described in its docstring."""
+    """Check that the config of a task is a frozen dataclass that describes each option in its docstring."""
     assert task.config.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
     plain = {name for name, hint in hints(task.config).items() if not is_dataclass(getattr(hint, "__origin__", hint))}
     assert described(task.config).keys() >= plain, "each option has a line in `Attributes:`"
 
 
 def small(config: CodePriorConfig) -> CodePriorConfig:
-    """The same with small networks, where it has a width and a depth."""
+    """Return the config with small width and depth, if it has them."""
     sizes = {name: size for name, size in (("width", 8), ("depth", 1)) if name in hints(type(config))}
     return type(config)(**{**config.values(), **sizes})
 
 
 def check_likelihood(config: LikelihoodConfig, values: str) -> None:
-    """Check shapes, range and units of p(x | z) on data of such values, a name of `VALUES`."""
+    """Check shapes, range and units of p(x | z) for a type of values, a key of `VALUES`."""
     for schema in [schema_of(values, shape) for shape in SHAPES]:
         likelihood = config.build(schema)
         x = random_examples(schema)
@@ -130,7 +130,7 @@ def check_likelihood(config: LikelihoodConfig, values: str) -> None:
 
 
 def check_bottleneck(config: BottleneckConfig) -> None:
-    """Check shapes of z and of q(z | x), and that a draw is a function of its noise."""
+    """Check shapes of z and q(z | x), and that a sample is a function of its noise."""
     for feature_shape in FEATURE_SHAPES:
         bottleneck = config.build(feature_shape, 4)
         features = torch.randn(BATCH, *feature_shape)
@@ -149,7 +149,7 @@ def check_bottleneck(config: BottleneckConfig) -> None:
 
 
 def check_quantizer(config: QuantizerConfig) -> None:
-    """Check that codes are all that z is, on grids of any size, and that gradients reach the features."""
+    """Check that z is a function of the codes, on grids of any size, and that gradients reach the features."""
     for feature_shape in FEATURE_SHAPES:
         quantizer: Quantizer = config.build(feature_shape)
         features = torch.randn(BATCH, *feature_shape, requires_grad=True)
@@ -176,7 +176,7 @@ def check_quantizer(config: QuantizerConfig) -> None:
 
 
 def check_prior(config: PriorConfig) -> None:
-    """Check log p(z) and samples of z, with labels where it may see them."""
+    """Check log p(z) and samples of z, also with labels if the prior supports them."""
     for latent_shape in ((4,), (4, 7), (4, 1, 1), (4, 3, 5)):
         for classes in {"none": (0,), "optional": (0, len(CLASSES)), "required": (len(CLASSES),)}[config.labels]:
             _check_prior(config, latent_shape, classes)
@@ -211,7 +211,7 @@ def _check_prior(config: PriorConfig, latent_shape: tuple[int, ...], classes: in
 
 
 def check_code_prior(config: CodePriorConfig) -> None:
-    """Check log p(codes) and samples of codes, with labels and context, and that probabilities sum to one at most."""
+    """Check log p(codes) and samples of codes, with labels and context, and that probabilities sum to at most 1."""
     for grid in GRIDS:
         for classes in (0, 3) if config.labels != "none" else (0,):
             for channels in (0, 2):
@@ -243,7 +243,7 @@ def _check_code_prior(config: CodePriorConfig, grid: tuple[int, ...], classes: i
 
 
 def _check_sum(config: CodePriorConfig, grid: tuple[int, ...]) -> None:
-    """Estimates of a bound are averaged over 64 draws, so that what is left of their noise is far below the margin."""
+    """Check that the probabilities of all codes sum to at most 1, up to noise; bounds are averaged over 64 samples."""
     prior = config.build(grid, SIZE, context_channels=2).eval()
     everything = torch.tensor(list(itertools.product(range(SIZE), repeat=math.prod(grid)))).view(-1, *grid)
     many = everything.repeat(64, 1, 1, 1)

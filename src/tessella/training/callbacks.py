@@ -35,18 +35,18 @@ from tessella.training.state import TrainState
 EVERY = 50
 VALIDATE_AT = (0.01, 0.05, *(i / 10 for i in range(1, 10)))
 VALIDATION_SHARE = 0.02
-"""Of the time that validation may take; the last one is always made."""
+"""Largest share of the training time for validation; the final validation is always made."""
 EXAMPLES = 500
 SHOWN = 16
 PARTS = 1000
-"""Parts of the budget that progress is reported in."""
+"""Units into which the budget is divided for progress reports."""
 REPORTED = 0.5
-"""Seconds between two reports."""
+"""Seconds between two progress reports."""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One training step. Nats per example; `bad` counts the batches that were skipped so far."""
+    """Metrics of one training step, in nats per example; `bad` is the number of batches skipped so far."""
 
     loss: float
     gradient: float
@@ -59,7 +59,7 @@ class StepMetrics:
 
 
 class ValidationProbe(ABC):
-    """What is looked at now and then while something is trained.
+    """Measurements and images for validation during training.
 
     Attributes:
         notes: warnings of the last measurement, in words.
@@ -69,19 +69,19 @@ class ValidationProbe(ABC):
 
     @abstractmethod
     def measure(self, model: Any) -> dict[str, float | None]:
-        """Figures on the validation split by name; empty if there is none."""
+        """Compute metrics on the validation split, by name; empty without such a split."""
 
     @abstractmethod
     def draw(self, model: Any) -> dict[str, Image]:
-        """Pictures by name."""
+        """Render images, by name."""
 
 
 @final
 class ModelProbe(ValidationProbe):
-    """A model's bound, reconstructions and samples.
+    """Bound, reconstructions and samples of a model.
 
     Args:
-        precision: of the networks when the model is looked at.
+        precision: precision of the networks during validation.
     """
 
     def __init__(self, data: Data, precision: Precision) -> None:
@@ -113,7 +113,7 @@ class ModelProbe(ValidationProbe):
 
 
 class Callback(ABC):
-    """What a training does besides updating weights."""
+    """Callback of the training loop."""
 
     @abstractmethod
     def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
@@ -124,17 +124,17 @@ class Callback(ABC):
         """Act after the last step.
 
         Args:
-            whole: whether the budget was used up, and training was not stopped.
+            whole: true if the budget is used up, false if training was stopped.
         """
 
 
 class Metrics(Callback):
-    """Keeps `metrics.jsonl` of a run, passes it on to trackers, and reports progress within its context.
+    """Callback that writes `metrics.jsonl` of a run, logs to trackers, and reports progress.
 
     Args:
-        dims: numbers in one example, for bits per dimension.
-        resumed_at: the step that the run goes on from; later records are dropped. None for a new run.
-        trackers: receive metrics and pictures too.
+        dims: dimensions of one example, for bits per dimension.
+        resumed_at: step from which the run is resumed; later records are dropped. None for a new run.
+        trackers: trackers that receive metrics and images too.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Metrics(Callback):
         self.stack.close()
 
     def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
-        """Record the mean of every 50 steps, and report progress twice a second."""
+        """Record the mean metrics of every 50 steps, and report progress twice a second."""
         self.recent.append((state.seconds, metrics))
         if state.step % EVERY == 0:
             self.record("train", state, self._summary())
@@ -172,17 +172,18 @@ class Metrics(Callback):
             self._report(state)
 
     def record(self, kind: str, state: TrainState, figures: Mapping[str, float | int | None]) -> None:
-        """Add a line to `metrics.jsonl`.
+        """Append a line to `metrics.jsonl`.
 
         Raises:
-            RunError: "disk-full", if it cannot be written.
+            RunError: if it cannot be written ("disk-full").
         """
         record = {"kind": kind, "step": state.step, "seconds": state.seconds, "used": min(state.used, 1.0), **figures}
         try:
             files.append(self.run / METRICS, json_text(record) + "\n")
         except OSError as error:
             raise RunError(
-                f"{self.run / METRICS} cannot be written ({error.strerror}): free some space, then {option('resume')}",
+                f"{self.run / METRICS} cannot be written ({error.strerror}): free disk space, then continue with "
+                f"{option('resume')}",
                 code="disk-full",
             ) from error
         numbers = {key: value for key, value in figures.items() if isinstance(value, float)}
@@ -190,7 +191,7 @@ class Metrics(Callback):
             tracker.log({f"{kind}/{key}": value for key, value in numbers.items()}, step=state.step)
 
     def picture(self, name: str, image: Image, step: int) -> None:
-        """Keep a picture in the run, and pass it on."""
+        """Save an image in the run, and log it to the trackers."""
         path = place(self.run, f"pictures/{name}-{step:08d}.png")
         write_atomic(path, lambda draft: image.save(draft, format="PNG"))
         for tracker in self.trackers:
@@ -202,7 +203,7 @@ class Metrics(Callback):
         self.reported = done
 
     def _summary(self) -> dict[str, float | int | None]:
-        """The mean of the recent steps."""
+        """Average the metrics of the recent steps."""
         readings = [r for _, r in self.recent]
         distortion = _mean([r.distortion for r in readings])
         rates = [r.rate for r in readings if r.rate is not None]
@@ -233,11 +234,11 @@ class Metrics(Callback):
 
 
 class Validation(Callback):
-    """Measures the averaged weights and renders what they make, now and then and at the end.
+    """Callback that validates the averaged weights at fixed shares of the budget and at the end.
 
     Args:
-        probe: what to measure and to render.
-        metrics: where figures and pictures go.
+        probe: measurements and images to make.
+        metrics: callback that records them.
     """
 
     def __init__(self, probe: ValidationProbe, metrics: Metrics) -> None:
@@ -268,10 +269,10 @@ class Validation(Callback):
 
 
 class Checkpoint(Callback):
-    """Saves the state now and then, and at the end.
+    """Callback that saves the training state regularly and at the end.
 
     Args:
-        seconds: between two checkpoints.
+        seconds: seconds between two checkpoints.
     """
 
     def __init__(self, run: Path, seconds: float) -> None:
@@ -287,7 +288,7 @@ class Checkpoint(Callback):
 
 
 def _log_image(tracker: Any, name: str, image: Image, step: int) -> None:
-    """Tell a tracker of a picture, if it takes any."""
+    """Log an image to a tracker, if the tracker supports images."""
     if tracker.name == "tensorboard":
         tracker.log_images({name: np.asarray(image)[None]}, step=step, dataformats="NHWC")
     elif hasattr(tracker, "log_images"):
@@ -299,7 +300,7 @@ def _mean(numbers: list[float]) -> float:
 
 
 def _forget_after(run: Path, step: int) -> None:
-    """Drop what was noted after `step`, and a line that was cut off."""
+    """Remove records after `step`, and incomplete lines, from `metrics.jsonl`."""
     if not kept(run, METRICS).is_file():
         return
     text = "".join(f"{json.dumps(record)}\n" for record in read_metrics(run) if record["step"] <= step)

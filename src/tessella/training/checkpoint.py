@@ -1,15 +1,15 @@
-"""Run folders: written atomically, read without running anything that is stored.
+"""Run folders: written atomically, read without executing stored code.
 
-spec.json            what was built, on which data
-model.safetensors    the averaged weights: the model to use
-state/last.safetensors   raw weights, optimizer and progress: enough to go on
+spec.json            specification of the model and the data
+model.safetensors    averaged weights, for use
+state/last.safetensors   raw weights, optimizer and progress, to resume from
 metrics.jsonl, pictures/, report.html
-results/NAME.json    what tasks found on the run's own data
-codes.safetensors    the codes of the data, made once to fit priors on
-priors/KIND/         a prior over the latents, fitted when the model stood still: a run of its own
+results/NAME.json    results of tasks on the run's own data
+codes.safetensors    codes of the data, stored to fit priors on
+priors/KIND/         prior fitted on the latents of the trained model, a run folder of its own
 
-A run may come from a stranger. What it says is checked before it is used (`validation`), what it asks for may not be
-larger than its tensors (`tensors.built`), and nothing is read or written through a link that lies in it (`files`).
+A run may come from a stranger. Its records are checked before use (`validation`), its model may not be larger than its
+tensors (`tensors.built`), and links in it are not followed to other places (`files`).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from tessella.models.spec import Spec
 
 SPEC, MODEL, STATE, METRICS = "spec.json", "model.safetensors", "state/last.safetensors", "metrics.jsonl"
 MOST_METRICS = 1 << 26
-"""Bytes of `metrics.jsonl`: of some ten million steps."""
+"""Largest size of `metrics.jsonl` in bytes, enough for about ten million steps."""
 CODES, PRIORS = "codes.safetensors", "priors"
 LOCK, HOLDER, REPLACED = ".lock", ".lock.json", ".replaced"
-"""What a process that writes into a run holds it by, who that is, and a mark of a run that is being replaced."""
+"""Lock file of the process that writes into a run, description of this process, and mark of a run being replaced."""
 
 
 def prepare_run(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """An empty run folder at `out`, but for what this process holds it by.
+    """Make an empty run folder at `out`, which keeps only this process's lock.
 
     Raises:
-        RunError: as of `check_place`, or if the folder cannot be made.
+        RunError: if `check_place` refuses the folder, or it cannot be made.
     """
     run = Path(out)
     check_place(run, overwrite=overwrite)
@@ -55,11 +55,10 @@ def prepare_run(out: str | os.PathLike[str], *, overwrite: bool = False) -> Path
 
 
 def check_place(run: Path, *, overwrite: bool = False) -> None:
-    """Whether a new run may begin in that folder. What a process leaves that was killed before it had begun, or while
-    it was replacing a run, is in nobody's way.
+    """Check that a new run may begin in a folder. Remains of a killed process do not matter.
 
     Raises:
-        RunError: if something is there already and `overwrite` is not given, or it is not a run.
+        RunError: if the folder holds a run and `overwrite` is false, or holds something else.
     """
     if not run.exists():
         return
@@ -69,51 +68,51 @@ def check_place(run: Path, *, overwrite: bool = False) -> None:
         return
     if not (run / SPEC).is_file():
         raise RunError(
-            f"{run} is not a run of tessella (it has no {SPEC}), so it is not overwritten: choose another",
+            f"{run} is not a run of tessella (it has no {SPEC}), so it is not overwritten: choose another folder",
             code="not-a-run",
         )
     if not overwrite:
         raise RunError(
-            f"{run} already exists: go on with {option('resume')}, replace it with {option('overwrite')}, or choose "
-            "another",
+            f"{run} already exists: continue it with {option('resume')}, replace it with {option('overwrite')}, or "
+            "choose another folder",
             code="already-there",
         )
 
 
 def _is_leftover(path: Path) -> bool:
-    """Whether it may lie in a folder in which no run has begun: drafts, and what a run is held by."""
+    """Return whether a file may be in a folder without a run: a draft or a lock."""
     return path.name in (LOCK, HOLDER) or (path.name.startswith(".") and path.name.endswith(".draft"))
 
 
 def _clear(run: Path) -> None:
-    """Empty the folder of a run that is replaced; when it is cut short, a mark says that all of it is to go."""
+    """Empty the folder of a run to replace; a mark in it lets an interrupted replacement be completed."""
     there = [path for path in run.iterdir() if path.name not in (LOCK, HOLDER, REPLACED)]
     if not there and not (run / REPLACED).exists():
         return
     (run / REPLACED).unlink(missing_ok=True)  # it may be a link
     write_atomic(run / REPLACED, lambda draft: draft.touch())
-    for path in sorted(there, key=lambda path: path.name != SPEC):  # first what makes a run of it
+    for path in sorted(there, key=lambda path: path.name != SPEC):  # the specification first: then it is not a run
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (run / REPLACED).unlink()
 
 
 def write_spec(run: Path, spec: Spec) -> None:
-    """Keep the specification of a run.
+    """Write the specification of a run.
 
     Raises:
-        RunError: if it is too large to be read again, or cannot be written.
+        RunError: if it is too large to be read, or cannot be written.
     """
     text = spec.to_json()
     if len(text) > validation.MOST_BYTES:
         raise RunError(
-            f"{run / SPEC} would have {len(text):,} bytes and may have {validation.MOST_BYTES:,}: give fewer columns",
+            f"{run / SPEC} would have {len(text):,} bytes, more than {validation.MOST_BYTES:,}: give fewer columns",
             code="too-large",
         )
     write_atomic(run / SPEC, lambda path: path.write_text(text))
 
 
 def read_spec(run: str | os.PathLike[str]) -> Spec:
-    """The specification of a run.
+    """Read the specification of a run.
 
     Raises:
         RunError: if `run` is not a run folder, or its specification is damaged or newer than this package.
@@ -129,10 +128,10 @@ def read_spec(run: str | os.PathLike[str]) -> Spec:
 
 
 def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; one that was cut off, or does not say what a line says, is left out.
+    """Read the records of `metrics.jsonl`; incomplete or malformed lines are skipped.
 
     Raises:
-        RunError: if it is no file of the run, or larger than any training makes it.
+        RunError: if it cannot be read, or is larger than a training makes it.
     """
     path = kept(run, METRICS)
     if not path.is_file():
@@ -141,12 +140,12 @@ def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
         text = validation.read_bytes(path, MOST_METRICS).decode("utf-8", "replace")
     except (OSError, validation.Malformed) as error:
         what = f"{path} cannot be read ({error})"
-        raise RunError(f"{what}: remove it, it holds nothing but the curves", code="damaged") from error
+        raise RunError(f"{what}: remove it; only the training curves are lost", code="damaged") from error
     return [record for line in text.splitlines() if (record := _noted(line)) is not None]
 
 
 def _noted(line: str) -> dict[str, Any] | None:
-    """A line of `metrics.jsonl`; figures that were not finite are None."""
+    """Parse a line of `metrics.jsonl`, with None for metrics that are not finite; None if it is malformed."""
     try:
         record = json.loads(line, parse_constant=lambda _: None) if len(line) < validation.LONGEST else None
         validation.fitted(dict[str, float | str | None], record)
@@ -158,7 +157,7 @@ def _noted(line: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class _Noted:
-    """What each line of `metrics.jsonl` says."""
+    """Fields that each line of `metrics.jsonl` has."""
 
     kind: str
     step: int
@@ -166,13 +165,13 @@ class _Noted:
 
 
 def build(run: str | os.PathLike[str], spec: Spec | None = None) -> Model:
-    """The model of a run with fresh weights, unless it would be much larger than the weights that the run holds.
+    """Build the model of a run with fresh weights.
 
     Args:
-        spec: the run's specification, if it was read before.
+        spec: specification of the run, if it was read before.
 
     Raises:
-        RunError: if the run is missing, damaged, or its specification and its weights do not belong together.
+        RunError: if the run is missing or damaged, or the model is much larger than the run's weights.
     """
     spec = spec or read_spec(run)
     known = [name for name in (MODEL, STATE) if kept(run, name).exists()]
@@ -182,10 +181,10 @@ def build(run: str | os.PathLike[str], spec: Spec | None = None) -> Model:
 
 
 def fingerprint(run: str | os.PathLike[str]) -> str:
-    """12 hexadecimal digits that name the weights of a run: what their codes are codes of.
+    """Compute the fingerprint of a run's weights, 12 hexadecimal digits.
 
     Raises:
-        RunError: if there are no weights.
+        RunError: if the run has no weights.
     """
     try:
         return read_header(kept(run, MODEL)).digest[:12]
@@ -195,7 +194,7 @@ def fingerprint(run: str | os.PathLike[str]) -> str:
 
 
 def sizes(config: Config | None) -> dict[str, int]:
-    """Those options of a part and of the parts it holds that say how many or how wide parts are."""
+    """Return the integer options of a part, and of the parts it holds, that set the size of networks."""
     others = ("iwae_samples", "grid_size", "codebook_size")
     values = {} if config is None else config.values()
     found = {name: value for name, value in values.items() if type(value) is int and name not in others}

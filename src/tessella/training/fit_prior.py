@@ -1,4 +1,4 @@
-"""Fit a prior on the latents of a run's model, and keep it in the run with the codes that it was fitted on."""
+"""Fit a prior on the latents of a run's model, and save it in the run with the codes that it was fitted on."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from tessella.training.processes import writing
 
 @dataclass(frozen=True)
 class FitResult:
-    """How fitting a prior ended.
+    """Result of fitting a prior.
 
     Attributes:
-        training: how the loop ended.
-        rate: its mean rate on the whole validation split in nats (of an autoencoder, which has no q(z | x), the cross
-            entropy -log p(z)); None without one, or if it was stopped.
-        rate_before: the rate under the prior that the model was trained with, of codes the uniform one; None if there
-            is no such prior or no validation split.
-        of_codes: whether it is over codes.
+        training: result of the training loop.
+        rate: mean rate on the validation split in nats (for an autoencoder, which has no q(z | x), the cross entropy
+            -log p(z)); None without a validation split, or if training was stopped.
+        rate_before: rate under the model's own prior, which is uniform for codes; None if there is no such prior or no
+            validation split.
+        of_codes: whether the prior is over codes.
     """
 
     training: TrainResult
@@ -69,24 +69,24 @@ def fit_prior(
     overwrite: bool = False,
     changed_data: bool = False,
 ) -> FitResult:
-    """Fit a prior over the latents of a run's model, codes or real numbers, and keep it in the run.
+    """Fit a prior over the latents of a run's model, codes or real numbers, and save it in the run.
 
-    The model stays as it is; the prior minimises the rate E_q[log q(z | x) - log p(z)] on the training split. Of an
-    autoencoder, which has no q, it minimises -log p(z): its samples are then the prior's, and it still has no bound.
+    The model does not change; the prior minimises the rate E_q[log q(z | x) - log p(z)] on the training split. For an
+    autoencoder, which has no q, it minimises -log p(z): the autoencoder can then sample, but still has no bound.
 
     Args:
-        run: the run folder.
-        data: the data that it was trained on.
-        config: the prior: a `CodePriorConfig` for a model of codes, a `PriorConfig` for others.
-        options: the budget and how to use it.
-        class_conditional: let it see the label: p(z | label).
-        resume: go on from its last checkpoint.
-        overwrite: replace a prior of that kind that is there.
-        changed_data: resume although the data is not what it was.
+        run: run folder.
+        data: data that the model was trained on.
+        config: options of the prior: a `CodePriorConfig` for a model of codes, a `PriorConfig` for others.
+        options: training options, with the budget.
+        class_conditional: condition the prior on the label: p(z | label).
+        resume: continue from the last checkpoint of the prior.
+        overwrite: replace an existing prior of this kind.
+        changed_data: resume even if the data has changed.
 
     Raises:
-        SpecError: if the prior cannot be fitted or is not for such a model, or labels are missing.
-        RunError: if there is such a prior already, or none to go on with, or it is resumed on other data.
+        SpecError: if the prior does not fit the model, or labels are missing.
+        RunError: if the prior exists already, cannot be resumed, or is resumed on other data.
     """
     options = options or TrainOptions()
     checkpoint.read_spec(run)
@@ -146,13 +146,13 @@ def fit_prior(
         return FitResult(done, rate, before, trainer.on_disk)
 
 
-# codes that are kept with the run
+# codes stored in the run
 
 
 def _kept(
     run: Path, trainer: PriorTrainer, data: Data, precision: Precision, fingerprint: str, accelerator: Accelerator
 ) -> dict[str, Split]:
-    """Encode the training and validation splits, or read what was encoded by these weights before."""
+    """Encode the training and validation splits, or read the codes stored for these weights."""
     path = kept(run, checkpoint.CODES)
     about = {"codes": fingerprint, "data": data.fingerprint}
     if accelerator.is_main_process and not _is_about(path, about, trainer, data):
@@ -173,7 +173,7 @@ def _kept(
 
 
 def _is_about(path: Path, about: dict[str, str], trainer: PriorTrainer, data: Data) -> bool:
-    """Find out whether a file holds codes of this data by these weights, each of a value that it can have."""
+    """Return whether a file holds codes of this data by these weights, all in their range."""
     if not path.is_file():
         return False
     sizes = [(math.prod(q.code_shape), q.codebook_size) for q in trainer.model.levels]
@@ -184,23 +184,23 @@ def _is_about(path: Path, about: dict[str, str], trainer: PriorTrainer, data: Da
         _check_codes(header, data, width=sum(count for count, _ in sizes))
         tensors = read_tensors(path, header).tensors
     except RunError as error:
-        note(f"{str(error).partition(': ')[0]}; the codes are made anew")
+        note(f"{str(error).partition(': ')[0]}; the data is encoded again")
         return False
     largest = torch.cat([torch.full((count,), codebook_size - 1) for count, codebook_size in sizes])
     for name, rows in tensors.items():
         most = largest if name.endswith(".codes") else torch.tensor(max(len(data.schema.classes) - 1, 0))
         flat = rows.flatten(0, -2) if rows.dim() > 1 else rows
         if not all(bool(((some >= 0) & (some <= most)).all()) for some in flat.split(ENCODED)):
-            note(f"{path}: {name} has values that cannot be; the codes are made anew")
+            note(f"{path}: {name} has values out of range; the data is encoded again")
             return False
     return True
 
 
 def _check_codes(header: TensorsHeader, data: Data, width: int) -> None:
-    """Check that a file holds rows of codes for each example of the data, and nothing else.
+    """Check that a file holds codes of each example of the data, and nothing else.
 
     Raises:
-        RunError: "other-codes".
+        RunError: if it does not ("other-codes").
     """
     allowed: dict[str, list[Kind]] = {}
     for name in ("train", "valid"):
@@ -210,31 +210,32 @@ def _check_codes(header: TensorsHeader, data: Data, width: int) -> None:
             allowed[f"{name}.labels"] = [(torch.int64, (count,))]
     for name, kind in header.kinds.items():
         if kind not in allowed.get(name, ()):
-            what = "which are no codes of this data by this model"
+            what = "which are not codes of this data by this model"
             raise RunError(f"{header.path} holds {name[:40]!r}, {what}", code="other-codes")
     if missing := {name for name in allowed if name.endswith(".codes")} - header.kinds.keys():
         raise RunError(f"{header.path} holds no {min(missing)}", code="other-codes")
 
 
-# what cannot be fitted
+# checks before fitting
 
 
 def _check_kind(model: Model, config: PriorConfig | CodePriorConfig, run: str) -> None:
-    """Refuse a prior that cannot be fitted on a model's latents.
+    """Check that the prior can be fitted on the model's latents.
 
     Raises:
-        SpecError: saying which can.
+        SpecError: if it cannot; the message lists priors that can.
     """
     if model.prior_part is None:
         raise SpecError(
-            f"the model {model.name} of {run} is its own prior: fit one to an ae, vae, cvae or vqvae", code="own-prior"
+            f"the model {model.name} of {run} has no latents for a prior: fit priors to an ae, vae, cvae or vqvae",
+            code="own-prior",
         )
     *most, last = (entry.name for entry in registry.entries(model.prior_part) if entry.load().fitted_after)
     known = f"choose {', '.join(most)} or {last}" if most else f"choose {last}"
     if config.part != model.prior_part:
         latents = {"prior": "real numbers", "code-prior": "codes"}
         raise SpecError(
-            f"the prior {config.name} is over {latents[config.part]}, but the latents of {run} are "
+            f"the prior {config.name} models {latents[config.part]}, but the latents of {run} are "
             f"{latents[model.prior_part]}: {known}",
             code="other-latents",
         )
@@ -243,29 +244,29 @@ def _check_kind(model: Model, config: PriorConfig | CodePriorConfig, run: str) -
 
 
 def _check(model: Model, data: Data, spec: PriorSpec) -> None:
-    """Refuse what else can be known to be wrong before anything is encoded.
+    """Check labels and posteriors before the data is encoded.
 
     Raises:
-        SpecError: if labels are missing or not seen, or posteriors are not what the prior is made of.
+        SpecError: if labels are missing or not supported, or the prior needs Gaussian posteriors and has none.
     """
     flag, name = option("class_conditional"), spec.kind
     if spec.of_posteriors:
         if not cast(LatentVariableModel, model).bottleneck.gaussian:
             raise SpecError(
-                f"a {name} prior is made of Gaussian posteriors, which this {model.name} has not: choose another",
+                f"the prior {name} needs Gaussian posteriors, which a {model.name} like this lacks: choose another",
                 code="needs-gaussian-posterior",
             )
         if model.conditional and not spec.class_conditional:
             raise SpecError(
-                f"a {name} prior of a {model.name}, whose posteriors see labels, sees them too: give {flag}",
+                f"the prior {name} must see labels, because the posteriors of a {model.name} see them: give {flag}",
                 code="needs-labels",
             )
     if spec.class_conditional and spec.config.labels == "none":
-        raise SpecError(f"the prior {name} sees no labels: leave {flag} out", code="sees-no-labels")
+        raise SpecError(f"the prior {name} cannot use labels: leave out {flag}", code="sees-no-labels")
     if spec.class_conditional or model.conditional:
-        what = f"leave {flag} out" if spec.class_conditional else ""
+        what = f"leave out {flag}" if spec.class_conditional else ""
         if not data.schema.classes:
             raise SpecError(f"{data.spec} has no labels: {what or 'the model needs them'}", code="no-labels")
         if data.schema.classes != model.schema.classes:
-            what = what or "give the data that it was trained on"
+            what = what or "give the data that the model was trained on"
             raise SpecError(f"{data.spec} has other classes than the model was trained on: {what}", "other-classes")

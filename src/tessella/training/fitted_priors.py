@@ -1,4 +1,4 @@
-"""Priors that were fitted on a run's frozen latents: `priors/KIND/` of the run, and which of them its model uses."""
+"""Priors fitted on the latents of a run's trained model: their folders `priors/KIND/`, and the choice among them."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tessella.models.spec import VERSION, DataRecord, TrainOptions, check_versio
 from tessella.training.checkpoint import MODEL, PRIORS, SPEC, fingerprint, sizes
 
 TRAINED, UNIFORM = "trained", "uniform"
-"""What the prior is called that a model was trained with; of codes it is the uniform one."""
+"""Names of the model's own prior, with which it was trained; for codes it is uniform."""
 
 
 @dataclass(frozen=True)
 class PriorSpec:
-    """A prior and what it was fitted on: the content of `priors/KIND/spec.json`.
+    """Specification of a fitted prior: the content of `priors/KIND/spec.json`.
 
     Attributes:
-        config: its options.
+        config: options of the prior.
         codes: fingerprint of the weights whose latents it was fitted on.
-        class_conditional: whether it sees labels.
-        training: the options that fitting was started with.
-        rate: mean rate on the validation split in nats, once it is known; of an autoencoder the cross entropy.
-        rate_before: on the same draws, what the model's own prior pays, of codes N log K; None for an autoencoder,
-            which has none, and without a validation split.
-        data: what it was fitted on, as a run's specification has it.
+        class_conditional: whether it is conditioned on labels.
+        training: training options of the fit.
+        rate: mean rate on the validation split in nats (for an autoencoder the cross entropy); None until measured.
+        rate_before: rate under the model's own prior on the same samples of z, N log K for N codes; None for an
+            autoencoder, which has no prior, and without a validation split.
+        data: record of the data that it was fitted on, as in a run's specification.
     """
 
     config: PriorConfig | CodePriorConfig
@@ -52,32 +52,32 @@ class PriorSpec:
 
     @property
     def kind(self) -> str:
-        """The name of the prior."""
+        """Return the registered name of the prior."""
         return self.config.name
 
     @property
     def of_posteriors(self) -> bool:
-        """Whether it is made of Gaussian posteriors of the model's own."""
+        """Return whether the prior is a mixture of the model's own Gaussian posteriors."""
         return isinstance(self.config, PriorConfig) and self.config.of_posteriors
 
     @property
     def better(self) -> bool:
-        """Whether to prefer it to the model's own prior: by the validation split, and where there is none on trust."""
+        """Return whether its validation rate is below the model's own prior's; true if there is nothing to compare."""
         return self.rate_before is None or (self.rate is not None and self.rate < self.rate_before)
 
     def with_rate(self, rate: float) -> PriorSpec:
         return replace(self, rate=rate)
 
     def build(self, model: LatentModel, examples: Callable[[int], Tensor] | None = None) -> Sequence[nn.Module]:
-        """Make the priors with fresh weights, as `LatentModel.build_priors`."""
+        """Build the priors with fresh weights (see `LatentModel.build_priors`)."""
         return model.build_priors(self.config, len(model.schema.classes) if self.class_conditional else 0, examples)
 
 
 def prior_home(run: Path, kind: str) -> Path:
-    """The folder of a run's prior of that kind.
+    """Return the folder of a run's fitted prior of a kind.
 
     Raises:
-        RunError: if the kind is no name, or its folder is a link.
+        RunError: if the kind is not a valid name, or its folder is a link.
     """
     if not re.fullmatch(r"[a-z0-9-]+", kind):
         raise RunError(f"no prior is called {kind[:40]!r}; {task_name('list')} lists the kinds", code="no-such-prior")
@@ -91,10 +91,10 @@ def write_prior_spec(home: Path, spec: PriorSpec) -> None:
 
 
 def read_prior_spec(home: Path) -> PriorSpec:
-    """The specification of a fitted prior.
+    """Read the specification of a fitted prior.
 
     Raises:
-        RunError: if there is none, or it is damaged or newer than this package.
+        RunError: if it is missing, damaged, or newer than this package.
     """
     path = kept(home, SPEC)
     if not path.is_file():
@@ -114,15 +114,15 @@ def read_prior_spec(home: Path) -> PriorSpec:
 
 
 def load_prior(home: Path, model: LatentModel) -> None:
-    """Let a model use the fitted prior of a folder.
+    """Load a fitted prior from its folder into a model.
 
     Raises:
-        RunError: if it is missing or damaged.
+        RunError: if the prior is missing or damaged.
     """
     spec, header = read_prior_spec(home), read_header(kept(home, MODEL))
     if spec.kind != home.name or spec.config.part != model.prior_part:
         raise RunError(
-            f"{home / SPEC} is of a prior {spec.kind[:40]!r}, not {home.name}: fit it again", code="other-prior"
+            f"{home / SPEC} describes a prior {spec.kind[:40]!r}, not {home.name}: fit it again", code="other-prior"
         )
     priors = built(lambda: spec.build(model), header, of=home / SPEC, options=sizes(spec.config))
     load_weights(_PriorModules(priors), header, what="prior")
@@ -130,7 +130,7 @@ def load_prior(home: Path, model: LatentModel) -> None:
 
 
 class _PriorModules(nn.Module):
-    """Priors by the names that their weights have in a file."""
+    """Module that gives the priors' weights their names in a file."""
 
     def __init__(self, priors: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -139,11 +139,11 @@ class _PriorModules(nn.Module):
 
 @dataclass(frozen=True)
 class PriorChoice:
-    """The prior that a run's model uses.
+    """Choice of the prior that a run's model uses.
 
     Attributes:
-        home: the folder of a fitted prior; None for the model's own.
-        note: why fitted priors were passed over, and what to do, in a line; empty if none was.
+        home: folder of a fitted prior; None for the model's own prior.
+        note: reason why fitted priors are not used, and what to do; empty if there is none.
     """
 
     home: Path | None
@@ -151,18 +151,18 @@ class PriorChoice:
 
 
 def prior_in_use(run: Path) -> str | None:
-    """The kind and the weights' fingerprint of the prior that `load` takes by default; None: the model's own."""
+    """Return kind and weight fingerprint of the prior that `load` uses by default; None for the model's own."""
     home = choose_prior(run).home
     return None if home is None else f"{home.name} {fingerprint(home)}"
 
 
 def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
-    """Choose the prior of that kind, or by default the fitted one with the lowest rate on the validation split.
+    """Choose the prior of a kind, by default the one with the lowest rate on the validation split.
 
-    The model's own is chosen where no fitted one is better on the validation split.
+    The model's own prior is chosen if no fitted one has a lower rate.
 
     Raises:
-        RunError: if the prior asked for was fitted on other weights.
+        RunError: if the requested prior is missing or was fitted on other weights.
     """
     if kind in (TRAINED, UNIFORM):
         return PriorChoice(None)
@@ -192,7 +192,7 @@ def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
 
 
 def _passed_over(run: Path, spec: PriorSpec) -> str:
-    """Why the best of the fitted priors is not used, and what to do."""
+    """Describe why the best fitted prior is not used, and what to do."""
     own = "the uniform one" if spec.config.part == "code-prior" else "the model's own"
     which = f"{run} {option('kind')} {spec.kind}"
     resume, again = (task_name("fit-prior", f"{which} {option(how)}") for how in ("resume", "overwrite"))
@@ -208,7 +208,7 @@ def _passed_over(run: Path, spec: PriorSpec) -> str:
 
 
 def other_weights(home: Path, spec: PriorSpec, now: str) -> RunError:
-    """Word the error that a prior was fitted on other weights than the run has now."""
+    """Make the error that a prior was fitted on other weights than the run has now."""
     return RunError(
         f"{home} was fitted on other weights ({spec.codes}, now {now}): fit it again with {option('overwrite')}",
         code="other-weights",
@@ -218,6 +218,6 @@ def other_weights(home: Path, spec: PriorSpec, now: str) -> RunError:
 
 
 def _prior_names(run: Path) -> list[str]:
-    """The kinds of a run's priors, those of names that kinds have."""
+    """List the kinds of a run's fitted priors."""
     known = (*registry.names("code-prior"), *registry.names("prior"))
     return sorted(path.parent.name for path in (run / PRIORS).glob(f"*/{SPEC}") if path.parent.name in known)

@@ -1,8 +1,8 @@
-"""The training loop: a budget, a bound, and a run folder that survives anything.
+"""Training loop with a budget and a run folder from which it can resume.
 
-Every step is a function of (weights, optimizer, seed, step): batches and noise are drawn from (seed, step), so
-nothing but weights, optimizer and the step's number has to be saved for a resumed run to end where an uninterrupted
-one would.
+Each step is a function of (weights, optimizer, seed, step): batches and noise depend on (seed, step) only. So a
+checkpoint needs only the weights, the optimizer and the step number, and a resumed run gives the result of an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -55,17 +55,20 @@ from tessella.training.step import (
 
 BAD_IN_A_ROW = 5
 REMEDY = (
-    f"try a lower {option('learning_rate')} or {option('precision')} float32, or look for values of the data that are "
-    "far too large"
+    f"try a lower {option('learning_rate')} or {option('precision')} float32, or check the data for extremely large "
+    "values"
 )
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training ended.
+    """Result of a training.
 
     Attributes:
-        stopped: `budget` when it was used up, `signal` when somebody asked to stop.
+        run: run folder.
+        steps: number of steps taken.
+        seconds: training time.
+        stopped: `budget` if the budget was used up, `signal` if training was interrupted.
     """
 
     run: Path
@@ -84,32 +87,31 @@ def train(
     overwrite: bool = False,
     changed_data: bool = False,
 ) -> TrainResult:
-    """Train `model` on the training split of `data` and leave a run folder at `out`.
+    """Train `model` on the training split of `data`, and write a run folder at `out`.
 
     Args:
-        options: the budget and how to use it.
-        resume: go on from the last checkpoint in `out`; model, data and options must be those it was started with
-            (the budget may grow).
-        overwrite: replace a run that is there.
-        changed_data: resume although the data is not what it was.
+        options: training options, with the budget.
+        resume: continue from the last checkpoint in `out`, with the same model, data and options (the budget may grow).
+        overwrite: replace an existing run.
+        changed_data: resume even if the data has changed.
 
     Raises:
-        RunError: if `out` is occupied or cannot be written, or is resumed on other data.
-        SpecError: if the model was made for other data.
-        TrainingError: if the loss stays infinite or NaN; the last good checkpoint stays.
+        RunError: if `out` exists or cannot be written, or is resumed on other data.
+        SpecError: if the model does not fit the data.
+        TrainingError: if the loss stays infinite or NaN; the last good checkpoint is kept.
     """
     options = options or TrainOptions()
     if model.schema.shape != data.schema.shape or model.schema.values != data.schema.values:
         raise SpecError(
-            f"the model is made for {model.schema.values} values of shape {model.schema.shape}, "
-            f"the data has {data.schema.values} values of shape {data.schema.shape}",
+            f"the model expects {model.schema.values} values of shape {model.schema.shape}, but the data has "
+            f"{data.schema.values} values of shape {data.schema.shape}: build the model with the schema of the data",
             code="other-data",
         )
     run = Path(out)
     if resume:
         checkpoint.read_spec(run)
     else:
-        checkpoint.check_place(run, overwrite=True)  # whoever writes into it is told of first
+        checkpoint.check_place(run, overwrite=True)  # an existing run is an error only after a lock on it
     config = model.config and model.config.to_record()
     chosen = {"model": model.name, "config": config, **asdict(options), **data.facts}
     with writing(run, options, chosen) as accelerator:
@@ -137,10 +139,10 @@ def run_loop(
     *,
     resume: bool,
 ) -> TrainResult:
-    """Train anything that gives `Terms` on the examples of `split`, with its checkpoints and records in `run`.
+    """Train a model or a prior on a split, with checkpoints and metrics in the folder `run`.
 
     Raises:
-        TrainingError: as of `train`.
+        TrainingError: if the loss stays infinite or NaN, or memory or a compiler is missing.
     """
     try:
         loop = _Loop(model, split, options, accelerator, run, resume=resume)
@@ -161,11 +163,12 @@ def run_loop(
 
 
 def fit(model: Trainable, split: Split, options: TrainOptions) -> TrainResult:
-    """The same training in memory: nothing is measured on the way or written, and the model is left with its averaged
-    weights, in evaluation mode.
+    """Train a model in memory, without validation and files.
+
+    The model then has its averaged weights and is in evaluation mode.
 
     Raises:
-        TrainingError: as of `train`.
+        TrainingError: if the loss stays infinite or NaN.
     """
     with together(options) as accelerator:
         loop = _Loop(model, split, options, accelerator)
@@ -175,7 +178,7 @@ def fit(model: Trainable, split: Split, options: TrainOptions) -> TrainResult:
 
 
 class Trainable(Protocol):
-    """What the loop trains, besides being a module: a `Model`, or what fits priors."""
+    """Module that the loop can train: a `Model` or a `PriorTrainer`."""
 
     @property
     def schema(self) -> Schema: ...
@@ -194,11 +197,11 @@ class Trainable(Protocol):
 
 
 class _Loop:
-    """One training.
+    """State and steps of one training.
 
     Args:
-        run: where it is kept; None: it is not.
-        resume: go on from its last checkpoint.
+        run: run folder; None to train in memory.
+        resume: continue from the last checkpoint in `run`.
     """
 
     def __init__(
@@ -229,7 +232,7 @@ class _Loop:
         self.total = budget_in_steps(options, len(split), accelerator.num_processes)
 
     def go(self, *callbacks: Callback) -> TrainResult:
-        """Train until the budget is used up or somebody asks to stop."""
+        """Train until the budget is used up or a signal asks to stop."""
         options, accelerator, state = self.options, self.accelerator, self.state
         batches = stream(
             self.split,
@@ -259,7 +262,7 @@ class _Loop:
         return TrainResult(self.run or Path(), state.step, state.seconds, "budget" if whole else "signal")
 
     def _agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
-        """The fraction of the budget that is used, and whether to stop: the first process's clock, anybody's wish."""
+        """Agree with all processes on the used fraction of the budget (process 0's) and on stopping (if one asks)."""
         used = self.state.step / self.total if self.total else seconds / (60 * (self.options.minutes or 1))
         if self.accelerator.num_processes > 1:
             word = torch.tensor([used if self.accelerator.is_main_process else 0.0, float(stop)], dtype=torch.float64)
@@ -316,7 +319,7 @@ class _Loop:
         return Noise(self.options.seed, self.state.step, stream, rank=a.process_index, world=a.num_processes)
 
     def _of_all(self, numbers: Tensor) -> Tensor:
-        """The mean over the processes: what is bad for one is bad for all, or their weights would part."""
+        """Average over the processes, so that all skip the same batches and keep equal weights."""
         if self.accelerator.num_processes == 1:
             return numbers
         mean = self.accelerator.reduce(numbers, reduction="mean")
@@ -332,52 +335,51 @@ class _Loop:
         if state.bad_in_a_row == BAD_IN_A_ROW:
             raise TrainingError(
                 f"training stopped at step {state.step}: {BAD_IN_A_ROW} batches in a row gave a loss or gradient that "
-                f"is not finite, first in {self.first_bad}; {self._left()}: {REMEDY}",
+                f"is not finite, first in {self.first_bad}; {self._left()}; {REMEDY}",
                 code="not-finite",
             )
 
     def _check_learned(self, resumed_at: int) -> None:
-        """Check that the steps since `resumed_at` have left weights that are worth keeping.
+        """Check that the steps since `resumed_at` updated the weights, and that all weights are finite.
 
         Raises:
-            TrainingError: naming the first bad tensor.
+            TrainingError: if not, with the first bad tensor.
         """
         made = self.state.step - resumed_at
         if made and not self.learned:
             raise TrainingError(
                 f"nothing was learned: all {made} batches gave a loss or gradient that is not finite, first in "
-                f"{self.first_bad}; {self._left()}: {REMEDY}",
+                f"{self.first_bad}; {self._left()}; {REMEDY}",
                 code="nothing-learned",
             )
         if (name := first_not_finite(self.model)) is not None:
             raise TrainingError(
-                f"training ended at step {self.state.step} with {name} not finite; {self._left()}: {REMEDY}",
+                f"training ended at step {self.state.step} with {name} not finite; {self._left()}; {REMEDY}",
                 code="not-finite",
             )
         if self.accelerator.is_main_process and made > self.learned:
             note(
-                f"{made - self.learned} of {made} batches gave a loss or gradient that is not finite, the last time "
-                f"first in {self.first_bad}; they were skipped"
+                f"{made - self.learned} of {made} batches gave a loss or gradient that is not finite and were skipped; "
+                f"the first bad tensor of the last one was {self.first_bad}"
             )
 
     def _left(self) -> str:
-        """Say what a failure leaves."""
+        """Describe what was saved before a failure."""
         if self.state.saved is None:
-            return "no weights of use are left" if self.run is None else "nothing was saved"
-        return f"the last good checkpoint, of step {self.state.saved:,}, stays in {self.run}"
+            return "the weights cannot be used" if self.run is None else "nothing was saved"
+        return f"the last good checkpoint (step {self.state.saved:,}) is kept in {self.run}"
 
 
 def _better_error(error: RuntimeError, options: TrainOptions) -> TrainingError | None:
-    """Word a failure of the machine that a user can do something about."""
+    """Convert an error for lack of memory or of a compiler to a message with a remedy; None for other errors."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         lower = f"lower {option('batch_size')}"
         return TrainingError(
-            f"batches of {options.batch_size} need more memory than there is: {lower}", code="out-of-memory"
+            f"there is not enough memory for batches of {options.batch_size}: {lower}", code="out-of-memory"
         )
     if options.compile and any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__):
         return TrainingError(
-            "the networks cannot be compiled here, which takes a C++ compiler: install one, or leave "
-            f"{option('compile')} out",
+            f"the networks cannot be compiled without a C++ compiler: install one, or leave out {option('compile')}",
             code="no-compiler",
         )
     return None
@@ -389,7 +391,7 @@ class _Wish:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[_Wish]:
-    """Turn Ctrl-C and SIGTERM into a wish to stop after the step; a second Ctrl-C stops at once."""
+    """Handle Ctrl-C and SIGTERM by stopping after the current step; a second Ctrl-C stops at once."""
     wish = _Wish()
 
     def ask(number: int, frame: Any) -> None:
@@ -399,7 +401,7 @@ def _asked_to_stop() -> Iterator[_Wish]:
 
     try:
         before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # only the main thread can handle signals
         before = {}
     try:
         yield wish

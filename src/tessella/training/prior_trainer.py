@@ -1,8 +1,8 @@
-"""Train priors on the latents of a model that stays as it is: min E_q[log q(z | x) - log p(z)], the rate, over p alone.
+"""Train priors on the latents of a fixed model: minimise the rate E_q[log q(z | x) - log p(z)] over p.
 
-The entropy of q is a constant, so this is the cross entropy -E_q log p(z); with a posterior that is sampled anew each
-step it is the second stage of Dai & Wipf (2019, section 4) and the latent-space model of Rombach et al. (2022, section
-3.2). Latents are encoded once: to codes, or to mean and deviation of the posterior, or to z itself of an autoencoder.
+The entropy of q is constant, so this minimises the cross entropy -E_q log p(z). With a new sample of the posterior in
+each step, it is the second stage of Dai & Wipf (2019, section 4) and the latent-space model of Rombach et al. (2022,
+section 3.2). Examples are encoded once: to codes, to mean and deviation of the posterior, or to an autoencoder's z.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from tessella.training.callbacks import SHOWN, ValidationProbe
 ENCODED = 250
 """Examples that are encoded at a time."""
 DRAWS = 4
-"""Times that each training example is encoded where the data or its code is random."""
+"""Number of random encodings of each training example, if the data or its codes are random."""
 MEASURED = 2000
-"""Validation examples that are measured during training."""
+"""Validation examples for measurements during training."""
 REPEATED = 4_000
-"""Samples of z that two priors are compared on, if each validation example gives one or more."""
+"""Least number of samples of z for comparing two priors; few validation examples are sampled repeatedly."""
 CACHED = 1 << 29
-"""Bytes of posteriors that are kept in memory; more are encoded anew each step."""
+"""Most bytes of posteriors in memory; beyond, each step encodes its own examples."""
 SCALED = 10_000
-"""Training examples that the scale of z is taken from."""
+"""Training examples for measuring the scale of z."""
 FLOOR = 1e-4
-"""The least deviation of z: a unit that never moves has none."""
+"""Least standard deviation of z, for units that are constant."""
 
 
 @final
 class EncodedSplit(Split):
-    """The latents of a split's examples, a row each.
+    """Split of encoded examples, one row of latents each.
 
     Args:
-        rows: `[draws, N, ...]`; of several draws a batch with noise picks one for each example.
-        labels: `[N]`, or None.
+        rows: rows `[draws, N, ...]`; a batch with noise chooses one of the draws at random for each example.
+        labels: class numbers `[N]`, or None.
     """
 
     def __init__(self, rows: Tensor, labels: Tensor | None, example_ids: np.ndarray) -> None:
@@ -70,20 +70,20 @@ class EncodedSplit(Split):
 
 
 class PriorTrainer(nn.Module, ABC):
-    """Maps rows of latents to their rate, which the loop minimises over the priors of a model.
+    """Maps rows of latents to their rate, which the training loop minimises over the priors of a model.
 
     Args:
-        model: whose latents they are; its weights are not this module's. It has its own priors until `set_prior`.
+        model: trained model; its weights are not trained. It keeps its own priors until `set_prior`.
 
     Attributes:
-        encoded: whether the rows are those of an `EncodedSplit`, and not examples to encode.
+        encoded: true if the rows come from an `EncodedSplit`, false if they are examples to encode.
     """
 
     learning_rate: float = 1e-3
     stream: str
-    """Name of the random numbers that examples are encoded with."""
+    """Name of the random stream for encoding examples."""
     on_disk: bool
-    """Whether rows are kept with the run."""
+    """Whether encoded rows are stored in the run."""
 
     def __init__(self, model: LatentModel) -> None:
         super().__init__()
@@ -94,12 +94,12 @@ class PriorTrainer(nn.Module, ABC):
 
     @property
     def model(self) -> LatentModel:
-        """The model whose latents they are, with these priors."""
+        """Return the model, which uses the trained priors."""
         return self._model[0]
 
     @property
     def schema(self) -> Schema:
-        """The data's, so that a rate in nats per dimension is one of the data's dimensions."""
+        """Return the schema of the data, so that bits per dimension count the data's dimensions."""
         return self.model.schema
 
     @property
@@ -107,7 +107,7 @@ class PriorTrainer(nn.Module, ABC):
         return Objective()
 
     def set_prior(self, priors: Sequence[nn.Module]) -> None:
-        """Let the model use these priors, which are then what is trained."""
+        """Set the priors to train, and let the model use them."""
         self.priors = nn.ModuleList(prior.to(self.model.device) for prior in priors).requires_grad_(True)
         self.model.set_prior(list(self.priors))
 
@@ -117,12 +117,12 @@ class PriorTrainer(nn.Module, ABC):
 
     @property
     def random(self) -> bool:
-        """Whether an example is encoded to other rows each time: to codes of a model that was trained on several."""
+        """Return whether codes are sampled: the model was trained with several samples per example."""
         return self.on_disk and self.model.objective.iwae_samples > 1
 
     @abstractmethod
     def keeps(self, examples: int) -> bool:
-        """Find out whether the rows of so many examples can be kept."""
+        """Return whether the encoded rows of this many examples can be stored."""
 
     @abstractmethod
     def encode(self, batch: Batch, precision: Precision, noise: Noise | None) -> Tensor:
@@ -130,26 +130,26 @@ class PriorTrainer(nn.Module, ABC):
 
     @abstractmethod
     def fit_scale(self, train: Split, precision: Precision) -> None:
-        """Fit the scale of the priors to rows of the training split, before they are trained."""
+        """Fit the scale of the priors to encoded training examples, before training."""
 
     @abstractmethod
     def rate_before(self, valid: Split | None, precision: Precision) -> float | None:
-        """Compute the rate under the prior that the model was trained with; None of an autoencoder, which has none."""
+        """Compute the rate under the model's own prior; None for an autoencoder, which has none."""
 
     @abstractmethod
     def mean_rate(self, valid: Split, precision: Precision, limit: int | None = None) -> float:
-        """Compute the mean rate of a split's rows in nats, with the priors in evaluation mode."""
+        """Compute the mean rate of a split in nats, with the priors in evaluation mode."""
 
     @abstractmethod
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
-        """Compute the rate of rows of a split; there is no distortion."""
+        """Compute the rate of rows of a split; the distortion is zero."""
 
 
 @final
 class CodePriorTrainer(PriorTrainer):
-    """Priors over codes of all levels; a row is the codes of one example, coarsest level first."""
+    """Trainer of priors over codes of all levels; a row holds the codes of one example, coarsest level first."""
 
     stream, on_disk = "codes", True
 
@@ -219,7 +219,7 @@ class LatentPriorTrainer(PriorTrainer):
         return torch.stack([part.float() for part in parts], 1).cpu()
 
     def sample(self, x: Tensor, label: Tensor | None, noise: Noise | None) -> Latent:
-        """Sample z of rows with the noise, its mean without, and give what it was sampled from."""
+        """Sample z for each row (its mean without noise), and return it with its posterior."""
         if not self.encoded:
             with torch.no_grad():
                 return self.model.encode(x, label, noise=noise)
@@ -231,7 +231,7 @@ class LatentPriorTrainer(PriorTrainer):
 
     @torch.no_grad()
     def fit_scale(self, train: Split, precision: Precision) -> None:
-        """Fit mean and deviation of each channel of z."""
+        """Fit the mean and standard deviation of each channel of z."""
         order, device = train.random_rows(SCALED), self.model.device
         sums = torch.zeros(2, self.model.latent_shape[0], dtype=torch.float64)
         for number, first in enumerate(range(0, len(order), ENCODED)):
@@ -254,7 +254,7 @@ class LatentPriorTrainer(PriorTrainer):
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
-        """Compute log q(z | x) - log p(z) of rows at a sample; of an autoencoder -log p(z), which is no rate."""
+        """Compute log q(z | x) - log p(z) at a sample of each row; for an autoencoder only -log p(z)."""
         latent = self.sample(x, label, noise)
         with torch.autocast(x.device.type, enabled=False):
             log_p = self.model.prior_given(label, noise).log_prob(latent.z.float())
@@ -263,7 +263,7 @@ class LatentPriorTrainer(PriorTrainer):
 
 
 def prior_trainer(model: LatentModel) -> PriorTrainer:
-    """Make the trainer of priors over what a model's latents are."""
+    """Make a trainer of priors for a model's kind of latents: codes or real numbers."""
     return CodePriorTrainer(model) if model.prior_part == "code-prior" else LatentPriorTrainer(model)
 
 
@@ -271,7 +271,7 @@ def prior_trainer(model: LatentModel) -> PriorTrainer:
 def _mean_rate(
     trainer: PriorTrainer, split: Split, precision: Precision, limit: int | None, stream: str | None, times: int = 1
 ) -> float:
-    """Average the rate over rows of a split, each `times` times with other noise of the stream; None: without noise."""
+    """Average the rate over a split, with `times` noise samples per example; without noise if `stream` is None."""
     training = trainer.training
     trainer.eval()
     device, total = trainer.model.device, min(len(split), limit or len(split))
@@ -287,9 +287,9 @@ def _mean_rate(
 
 
 def encode_splits(trainer: PriorTrainer, data: Data, precision: Precision) -> dict[str, Split]:
-    """Encode the training and validation splits, if their rows can be kept; else each step encodes its own examples.
+    """Encode the training and validation splits if their rows can be stored; else return the splits unchanged.
 
-    Where the data or the codes are random, each training example is encoded several times.
+    If the data or the codes are random, each training example is encoded several times.
     """
     splits = {name: data.split(name) for name in ("train", "valid") if name in data.splits}
     random = trainer.random or data.options.get("binarize") == "dynamic"
@@ -302,7 +302,7 @@ def encode_splits(trainer: PriorTrainer, data: Data, precision: Precision) -> di
 
 @torch.no_grad()
 def encode_split(trainer: PriorTrainer, split: Split, precision: Precision, draws: int = 1) -> EncodedSplit:
-    """Encode each example of a split so many times."""
+    """Encode each example of a split `draws` times."""
     rows: list[Tensor] = []
     labels: list[Tensor] = []
     firsts = [(draw, first) for draw in range(draws) for first in range(0, len(split), ENCODED)]
@@ -317,7 +317,7 @@ def encode_split(trainer: PriorTrainer, split: Split, precision: Precision, draw
 
 @final
 class PriorProbe(ValidationProbe):
-    """Measures the rate on the validation split, and renders samples."""
+    """Probe of a prior: rate on the validation split, and samples."""
 
     def __init__(self, valid: Split | None, precision: Precision) -> None:
         self.valid, self.precision = valid, precision

@@ -1,4 +1,4 @@
-"""The processes that train together, be it one, and the run that the first of them writes."""
+"""Distributed training: one or several processes, trackers, and the lock on the run folder."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from tessella.training.checkpoint import HOLDER, LOCK
 
 @contextmanager
 def together(options: TrainOptions, facts: Mapping[str, Any] | None = None) -> Iterator[Accelerator]:
-    """The processes that train together, be it one; during the block each ends when another one is lost.
+    """Join the processes of a training (one or several); if one is lost, the others end.
 
     Args:
-        facts: what all of them must be started with, by name.
+        facts: options that must be equal in all processes, by name.
 
     Raises:
-        TrainingError: if one was started with something else.
-        SpecError: if a tracker that is asked for is not known or not installed.
+        TrainingError: if they differ.
+        SpecError: if a tracker is unknown or not installed.
     """
     check_trackers(options.track)
     with ranks.joining(options.rank_timeout):
@@ -55,26 +55,26 @@ def together(options: TrainOptions, facts: Mapping[str, Any] | None = None) -> I
 
 @contextmanager
 def writing(run: Path, options: TrainOptions, facts: Mapping[str, Any]) -> Iterator[Accelerator]:
-    """As `together`, for a run that the first of the processes then holds."""
+    """Join the processes of a training, and lock the run folder in process 0."""
     with together(options, facts) as accelerator, held(run) if accelerator.is_main_process else nullcontext():
         yield accelerator
 
 
 def accelerated(asked: str | None = None) -> Accelerator:
-    """The processes that train together, be it one, on the device asked for.
+    """Make the `Accelerator` of this process on the requested device.
 
-    They part in order when Python ends, or it may abort. Of several processes each has a device of its own, of that
-    kind.
+    Each of several processes has its own device of this kind. The process group is closed when Python exits, because it
+    may abort otherwise.
 
     Raises:
         SpecError: if there is no such device.
     """
     device = resolve(asked)
     several = ranks.world() > 1
-    # The backend never gives one up: a process may take long over what the others wait for. `ranks` knows better.
+    # A very long timeout: a process may work long while the others wait; `ranks` detects lost processes instead.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=7))
     accelerator = Accelerator(cpu=several and device.type == "cpu", kwargs_handlers=[patient])
-    if not several:  # accelerate would choose by itself, and for all trainings of a process the same
+    if not several:  # accelerate would choose the device itself, the same for all trainings of a process
         accelerator.state.device = device  # pyright: ignore[reportAttributeAccessIssue]
     atexit.unregister(_part)
     atexit.register(_part)
@@ -82,17 +82,17 @@ def accelerated(asked: str | None = None) -> Accelerator:
 
 
 def check_trackers(names: str) -> list[str]:
-    """Split the names of trackers, `a,b`, and check that each is installed.
+    """Split a list of tracker names `a,b`, and check that each is installed.
 
     Raises:
-        SpecError: if one is not known, or its package is missing.
+        SpecError: if a tracker is unknown, or its package is missing.
     """
     asked = [name.strip() for name in names.split(",") if name.strip()]
     known, there = sorted(map(str, LOGGER_TYPE_TO_CLASS)), set(map(str, get_available_trackers()))
     for name in asked:
         if name not in known:
             raise SpecError(
-                f"no tracker is called {name!r}; there are {', '.join(known)}", "unknown-tracker", name=name
+                f"no tracker is called {name!r}; there are: {', '.join(known)}", "unknown-tracker", name=name
             )
         if name not in there:
             package = "'tessella[tensorboard]'" if name == "tensorboard" else name.replace("_", "-")
@@ -105,10 +105,10 @@ def check_trackers(names: str) -> list[str]:
 
 
 def started_trackers(accelerator: Accelerator, names: str, run: Path, step: int) -> list[GeneralTracker]:
-    """Start the trackers of a run, whose files, if they keep some, lie in folders of the run.
+    """Start the trackers of a run; their files are written below the run folder.
 
     Args:
-        step: that the run goes on from.
+        step: step from which the run is resumed; 0 for a new run.
     """
     asked = check_trackers(names)
     if not asked:
@@ -125,19 +125,19 @@ def _part() -> None:
 
 
 LONGEST = 60
-"""Characters of a command line that are told of."""
+"""Characters of a command line that are shown in messages."""
 _held: set[Path] = set()
-"""What this process holds."""
+"""Run folders that this process has locked."""
 
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Hold a run's folder until the block ends; a folder that is made for it and stays empty goes again.
+    """Lock a run folder until the block ends; remove the folder if it was made here and stays empty.
 
-    A process that holds it already goes on holding it.
+    A second lock by the same process does nothing.
 
     Raises:
-        RunError: if another process holds it, naming that, or the folder cannot be written.
+        RunError: if another process has locked it, or the folder cannot be written.
     """
     place = Path(os.path.abspath(run))
     if place in _held:
@@ -181,7 +181,7 @@ def _self() -> dict[str, str | int]:
 
 
 def _holder(run: Path) -> str:
-    """Who holds a run, in words, as far as that is known."""
+    """Describe the process that has locked a run, as far as it is known."""
     try:
         with open(os.open(run / HOLDER, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), encoding="utf-8") as file:
             who = json.loads(file.read(4096))

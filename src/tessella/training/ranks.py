@@ -1,9 +1,8 @@
-"""Processes that train together: they start alike, and when one is lost the others end, with one line.
+"""Ranks of a distributed training: equal options are checked, and if one process is lost, the others end.
 
-torchrun and accelerate launch start them, or anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
-Each has a connection to each other one, by which it says that it is alive: a process that was killed closes it, one
-that was stopped falls silent. A process that trains may be blocked inside its backend then, so it is a thread that
-watches, and ends it.
+torchrun, accelerate launch, or any launcher that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT starts them. Each
+process has a connection to each other one and sends regular signs of life. A killed process closes its connections, a
+stopped one becomes silent. A training process may then be blocked inside its backend, so a thread watches and ends it.
 """
 
 from __future__ import annotations
@@ -26,31 +25,31 @@ from torch import Tensor, distributed
 from tessella.foundation.errors import TessellaError, TrainingError, on_command_line, option
 
 GRACE = 3.0
-"""Seconds that a process has to say by itself what has gone wrong, before it is ended for what another one said."""
+"""Seconds that a process has to report its own error before it ends because of another one's."""
 SETTLED = 0.5
-"""Seconds in which the end of several processes is one event."""
+"""Seconds within which the loss of several processes counts as one event."""
 STATUS = 2
 
 
 def world() -> int:
-    """How many processes were started together."""
+    """Return the number of processes started together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """This process's number among them."""
+    """Return the rank of this process."""
     return int(os.environ.get("RANK", "0"))
 
 
 @contextmanager
 def joining(seconds: float) -> Iterator[None]:
-    """End this process, with a line, if the block, in which the others are waited for, fails or takes longer."""
+    """End this process with a message if the block, which waits for the others, fails or exceeds `seconds`."""
     if world() == 1:
         yield
         return
     where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     missing = f"process {rank()} of {world()} could not join the others at {where}"
-    remedy = f"start all {world()} of them, or let them wait longer by {option('rank_timeout')}"
+    remedy = f"start all {world()} processes, or wait longer with {option('rank_timeout')}"
     late = threading.Timer(seconds, lambda: _end(f"{missing} within {seconds:g} seconds: {remedy}"))
     late.daemon = True
     late.start()
@@ -63,10 +62,10 @@ def joining(seconds: float) -> Iterator[None]:
 
 
 def agree(facts: Mapping[str, Any], device: torch.device) -> None:
-    """Let all processes be started alike.
+    """Check that all processes were started with equal options.
 
     Raises:
-        TrainingError: naming the first fact in which one differs from process 0.
+        TrainingError: if one differs from process 0, with the first option that differs.
     """
     told = [json.loads(text) for text in _gathered(json.dumps(facts, default=str), device)]
     for number, theirs in enumerate(told[1:], 1):
@@ -74,7 +73,7 @@ def agree(facts: Mapping[str, Any], device: torch.device) -> None:
             if told[0].get(name) != theirs.get(name):
                 raise TrainingError(
                     f"process {number} was started with {name.replace('_', ' ')} {theirs.get(name)}, process 0 with "
-                    f"{told[0].get(name)}: start all of them alike",
+                    f"{told[0].get(name)}: start all processes with the same options",
                     code="started-differently",
                     process=number,
                     option=name,
@@ -82,7 +81,7 @@ def agree(facts: Mapping[str, Any], device: torch.device) -> None:
 
 
 def _gathered(text: str, device: torch.device) -> list[str]:
-    """What every process says, by rank."""
+    """Gather a text from each process, by rank."""
     words = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device)
     lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world())]
     distributed.all_gather(lengths, torch.tensor([len(words)], device=device))
@@ -95,11 +94,11 @@ def _gathered(text: str, device: torch.device) -> list[str]:
 
 
 class Watch:
-    """A thread that ends this process when another one is lost.
+    """Thread that ends this process when another one is lost.
 
     Args:
         peers: connections to the other processes, by rank.
-        seconds: of silence after which a process counts as lost.
+        seconds: seconds of silence after which a process counts as lost.
     """
 
     def __init__(self, peers: dict[int, socket.socket], seconds: float) -> None:
@@ -117,7 +116,7 @@ class Watch:
 
     @classmethod
     def of_all(cls, seconds: float, device: torch.device) -> Watch:
-        """Connect each process with each other one, and watch."""
+        """Connect all pairs of processes, and start watching."""
         with socket.create_server(("", 0), backlog=world()) as server:
             address = [_own_address(), server.getsockname()[1], os.urandom(16).hex()]
             places = [json.loads(text) for text in _gathered(json.dumps(address), device)]
@@ -137,7 +136,7 @@ class Watch:
         return cls(peers, seconds)
 
     def leave(self, error: BaseException | None) -> None:
-        """Part from the others: in order, or because of an error, which ends them too."""
+        """Leave the other processes: normally, or because of an error, which ends them too."""
         with self.leaving:
             self.done.set()
             self._tell("bye" if error is None else f"failed {_one_line(error)}")
@@ -175,13 +174,13 @@ class Watch:
                 for number, at in heard.items():
                     if now - at > self.seconds and number not in self.lost:
                         self.lost[number] = (
-                            f"has not answered for {self.seconds:g} seconds: it was stopped, or its machine is gone"
+                            f"has not answered for {self.seconds:g} seconds: it was stopped, or its machine is down"
                         )
                 if self.lost:
                     self._end_for_lost()
 
     def _listen(self, number: int) -> bool:
-        """Take what a process says; False once it says no more."""
+        """Receive messages of a process; return False once its connection is closed."""
         try:
             got = self.peers[number].recv(4096)
         except BlockingIOError:
@@ -203,24 +202,24 @@ class Watch:
         return bool(got)
 
     def _end_for_lost(self) -> None:
-        """End because processes were lost: the first of those that are left says so."""
+        """End because processes were lost; the remaining process with the lowest rank prints the message."""
         with self.leaving:
             if self.done.is_set():
                 return
             for number, what in self.lost.items():
                 self._tell(f"lost {number} {what}")
-            time.sleep(SETTLED)  # one that was lost at the same moment is heard of
+            time.sleep(SETTLED)  # learn of processes lost at the same moment
             left = {rank(), *(number for number, peer in self.peers.items() if not _closed(peer))} - set(self.lost)
-            if rank() in self.lost:  # the others have given this one up, and have said so
+            if rank() in self.lost:  # the others count this process as lost, and have printed the message
                 _end(None)
             number, what = next(iter(self.lost.items()))
-            again = f"start all of them again with {option('resume')}"
-            line = f"process {number} of {world()} {what}; what was saved is kept: {again}"
+            again = f"start all processes again with {option('resume')}"
+            line = f"process {number} of {world()} {what}; the last checkpoint is kept: {again}"
             _end(line if rank() == min(left) else None)
 
     def _end_for_failure(self, number: int, what: str) -> None:
-        """End because a process has failed and said why; process 0 says it aloud."""
-        if self.done.wait(GRACE):  # it comes to the same by itself
+        """End because another process failed with an error; process 0 prints it."""
+        if self.done.wait(GRACE):  # this process ended by itself with the same error
             return
         with self.leaving:
             if not self.done.is_set():
@@ -231,7 +230,7 @@ _open: set[Watch] = set()
 
 
 def _forget() -> None:
-    """Leave the connections to the process that was forked, or nobody would notice its end."""
+    """Close the connections in a forked child, so that the end of its parent is noticed."""
     for watch in list(_open):
         watch.close()
 
@@ -242,7 +241,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def watched(seconds: float, device: torch.device) -> Iterator[None]:
-    """Watch the other processes during the block: one that is lost or fails ends this one."""
+    """Watch the other processes during the block; this process ends if one is lost or fails."""
     if world() == 1 or _open:
         yield
         return
@@ -253,7 +252,7 @@ def watched(seconds: float, device: torch.device) -> Iterator[None]:
             try:
                 yield
             except Exception as error:
-                if not isinstance(error, TessellaError):  # it may be that the backend has lost a process
+                if not isinstance(error, TessellaError):  # perhaps the backend noticed a lost process
                     watch.thread.join(2 * GRACE)
                 raise
     except BaseException as error:
@@ -264,7 +263,7 @@ def watched(seconds: float, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _unhurried(watch: Watch) -> Iterator[None]:
-    """Let a launcher that ends all processes because one was lost not end this one before it has said so."""
+    """Delay SIGTERM of a launcher until this process has reported the lost one."""
 
     def note(number: int, frame: Any) -> None:
         if not watch.lost:
@@ -282,7 +281,7 @@ def _unhurried(watch: Watch) -> Iterator[None]:
 
 
 def _own_address() -> str:
-    """The address by which the others reach this machine: the one that it reaches process 0's by."""
+    """Return the address of this machine on its route to process 0."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect((os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))))
@@ -299,7 +298,7 @@ def _exactly(peer: socket.socket, count: int) -> bytes:
 
 
 def _closed(peer: socket.socket) -> bool:
-    """Whether the other end is gone."""
+    """Return whether the other end has closed the connection."""
     try:
         return not peer.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
@@ -314,7 +313,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _end(line: str | None) -> NoReturn:
-    """End at once, whatever the other threads are blocked in."""
+    """End the process at once, even if other threads are blocked, after printing the message."""
     if line is not None:
         with suppress(OSError):
             os.write(2, f"tessella: {on_command_line(line)}\n".encode())

@@ -1,4 +1,4 @@
-"""`Run`: the handle on a run folder, from which tasks take the model, its data, and what was found before."""
+"""`Run`: handle on a run folder, with its model, its data and the results of tasks."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 
 
 EVALUATION, FIDELITY, GAP = "evaluation-{}", "fidelity", "gap"
-"""Names of results: of the evaluation of a split, of samples, of the inference gap."""
+"""Names of stored results: evaluation of a split, sample quality, inference gap."""
 
 
 class StoredResult(Protocol):
-    """A record that a task returns."""
+    """Result of a task that can be stored as JSON."""
 
     def to_json(self) -> dict[str, Any]: ...
 
     @classmethod
     def from_json(cls, record: Any) -> Any:
-        """Read what `to_json` gave.
+        """Make the result from a record of `to_json`.
 
         Raises:
-            Malformed: if it is something else.
+            Malformed: if the record is invalid.
         """
 
 
@@ -57,24 +57,24 @@ R = TypeVar("R", bound=StoredResult)
 
 @dataclass(frozen=True)
 class ResultsStore:
-    """`results/NAME.json` of a run: each names the weights that it is about, and is not given back for others.
+    """Stored results `results/NAME.json` of a run. A result is valid only for the weights that it was computed with.
 
     Args:
-        run: the run folder.
+        run: run folder.
     """
 
     run: Path
 
     def save(self, name: str, result: StoredResult, **how: Any) -> None:
-        """Keep a result, with how it was made (its seed, precision)."""
+        """Save a result with its settings (seed, precision)."""
         text = json_text({**result.to_json(), **how, **self._weights()}, indent=2)
         write_atomic(place(self.run, f"results/{name}.json"), lambda path: path.write_text(text))
 
     def load(self, name: str, kind: type[R], **facts: Any) -> R | None:
-        """Read a result, if it is about the weights as they are now; a damaged one is as if it were not there.
+        """Load a result if it belongs to the current weights and is not damaged; else return None.
 
         Args:
-            facts: attributes that it must have, such as `split="test"`.
+            facts: required values of its attributes, such as `split="test"`.
         """
         path = kept(self.run, f"results/{name}.json")
         if not path.is_file():
@@ -90,26 +90,26 @@ class ResultsStore:
                     raise validation.Malformed(f"its {fact} is {str(getattr(found, fact))[:40]!r}")
             return found
         except (OSError, validation.Malformed) as error:
-            note(f"{path} is passed over, as it is damaged or was edited ({error})")
+            note(f"{path} is ignored, because it is damaged or was edited ({error})")
             return None
 
     def evaluation(self, split: str) -> Evaluation | None:
-        """Read the evaluation of a split."""
+        """Load the evaluation of a split."""
         return self.load(EVALUATION.format(split), Evaluation, split=split)
 
     def _weights(self) -> dict[str, Any]:
-        """What names the weights of a run as they are now: its step, and the prior over its latents."""
+        """Return the identity of the current weights: the step and the prior in use."""
         step = read_header(self.run / checkpoint.MODEL).progress.get("step")
         return {"step": step, "prior": fitted_priors.prior_in_use(self.run)}
 
 
 @final
 class Run:
-    """Handle on a run folder; nothing is read before it is asked for.
+    """Handle on a run folder; files are read only on access.
 
     Args:
-        path: the folder.
-        device: where its model runs unless another is asked for, as `tessella.core.device.resolve` takes it.
+        path: run folder.
+        device: default device of its model: cpu, cuda, mps, xpu, or auto (see `tessella.core.device.resolve`).
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str | torch.device | None = None) -> None:
@@ -117,7 +117,7 @@ class Run:
 
     @property
     def spec(self) -> Spec:
-        """What was built, on which data.
+        """Read the specification of the model and its data.
 
         Raises:
             RunError: if this is not a run folder, or its specification is damaged or newer than this package.
@@ -125,62 +125,62 @@ class Run:
         return checkpoint.read_spec(self.path)
 
     def model(self, prior: str | None = None, device: str | torch.device | None = None) -> Model:
-        """Load the trained model, as `load` does; each call gives a model of its own."""
+        """Load the trained model (see `load`); each call returns a new object."""
         return load(self.path, prior=prior, device=self.device if device is None else device)
 
     def data(self, spec: str | None = None, model: Model | None = None) -> Data:
-        """Open the run's own data, or other data as the run's was read: same size, channels, values, label numbers.
+        """Open the run's own data, or other data with the same size, channels, values and label numbers.
 
         Args:
-            spec: the SPEC of other data.
-            model: the model that is to see it, if it was loaded: it needs labels if its prior sees them.
+            spec: SPEC of other data; None for the run's own data.
+            model: model that will read the data, if loaded; it decides whether labels are needed.
 
         Raises:
-            DataError: if it cannot be opened, or is not what the model was made for.
+            DataError: if it cannot be opened, or does not fit the model.
         """
         return data_for(self.spec, spec, labelled=self._sees_labels(model))
 
     def own_data(self, place: str | None = None) -> Data:
-        """Open the run's own data, read exactly as it was when training began.
+        """Open the run's own data with the reading options of the training.
 
         Args:
-            place: where it lies now, if it was moved.
+            place: new SPEC of the data, if it was moved.
 
         Raises:
-            DataError: as of `data`.
+            DataError: if it cannot be opened, or does not fit the model.
         """
         return own_data(self.spec, place, labelled=checkpoint.build(self.path).conditional)
 
     def inputs(self, model: Model, words: Sequence[str] = (), *, data: str | None = None, **options: Any) -> Inputs:
-        """Read the examples that INPUTS name, for a model of this run.
+        """Open the examples named by INPUTS, for a model of this run.
 
         Args:
-            data: the SPEC of other data that numbers and splits refer to; None: the run's own.
-            options: as `tessella.data.inputs.Inputs` takes them.
+            data: SPEC of other data for example numbers and splits; None for the run's own data.
+            options: further arguments of `tessella.data.inputs.Inputs`.
         """
         return Inputs(model, words, lambda spec: self.data(spec or data, model), **options)
 
     @property
     def results(self) -> ResultsStore:
-        """What tasks found on the run's own data."""
+        """Return the store of results of tasks on the run's own data."""
         return ResultsStore(self.path)
 
     @property
     def fingerprint(self) -> str:
-        """12 hexadecimal digits that name the weights."""
+        """Return the fingerprint of the weights, 12 hexadecimal digits."""
         return checkpoint.fingerprint(self.path)
 
     @property
     def prior_in_use(self) -> str | None:
-        """The kind and the weights of the fitted prior that `model` takes by default; None: the model's own."""
+        """Return kind and weight fingerprint of the fitted prior that `model` uses by default; None for its own."""
         return fitted_priors.prior_in_use(self.path)
 
     def prior_choice(self, kind: str | None = None) -> fitted_priors.PriorChoice:
-        """Say which prior `model(kind)` takes, and why fitted ones are passed over."""
+        """Return the prior that `model(kind)` uses, and why fitted priors are not used."""
         return fitted_priors.choose_prior(self.path, kind)
 
     def has_prior(self, kind: str) -> bool:
-        """Find out whether a prior of that kind was fitted on the present weights."""
+        """Return whether a prior of this kind was fitted on the current weights."""
         home = fitted_priors.prior_home(self.path, kind)
         return (home / checkpoint.MODEL).is_file() and fitted_priors.read_prior_spec(home).codes == self.fingerprint
 
@@ -191,13 +191,13 @@ class Run:
         options: TrainOptions | None = None,
         **how: Any,
     ) -> FitResult:
-        """Fit a prior over the latents, and keep it in the run; as `tessella.fit_prior`."""
+        """Fit a prior over the latents, and save it in the run (see `tessella.fit_prior`)."""
         from tessella.training.fit_prior import fit_prior
 
         return fit_prior(self.path, data, config, options, **how)
 
     def _sees_labels(self, model: Model | None) -> bool:
-        """Whether the model needs the label of each example: by itself, or for the prior that it uses by default."""
+        """Return whether the model, or the prior that it uses, needs the label of each example."""
         if model is not None:
             return model.conditional
         home = self.prior_choice().home
@@ -212,18 +212,17 @@ def load(
     into: Model | None = None,
     prior: str | None = None,
 ) -> Model:
-    """Load the trained model of a run: averaged weights, evaluation mode.
+    """Load the trained model of a run, with averaged weights, in evaluation mode.
 
     Args:
-        device: where it runs: cpu, cuda, mps, xpu, or auto for the best there is; as of `tessella.core.device.resolve`.
-        into: a model to load the weights into, for a composition of your own that the catalogue does not know.
-        prior: the kind of a fitted prior, or `trained` for the model's own (of codes `uniform`); by default the fitted
-            one with the lowest rate on the validation split, and the model's own if none was fitted on these weights or
-            none is better.
+        device: device of the model: cpu, cuda, mps, xpu, or auto for the best one (see `tessella.core.device.resolve`).
+        into: model to load the weights into, if it is your own composition and not in the registry.
+        prior: kind of a fitted prior, or `trained` (for codes `uniform`) for the model's own. By default the fitted
+            prior with the lowest rate on the validation split; the model's own prior if no fitted one is better.
 
     Raises:
-        RunError: if the run is missing, damaged, from a newer version, its weights do not fit its specification, or it
-            has no such prior.
+        RunError: if the run is missing, damaged or from a newer version, its weights do not fit its specification, or
+            it has no such prior.
         SpecError: if there is no such device.
     """
     place = resolve(device)
@@ -233,12 +232,13 @@ def load(
     if model.prior_part is None:
         if prior not in (None, fitted_priors.TRAINED):
             raise RunError(
-                f"{run} is of a {model.name}, which is its own prior, and has no other {prior!r}: leave it out",
+                f"the model {model.name} of {run} has no prior {prior!r}: leave out {option('prior')}",
                 code="own-prior",
             )
     elif model.prior_part == "prior" and prior in registry.names("code-prior"):
         raise RunError(
-            f"{run} has no codes, so no prior {prior!r} over them: leave it out, or train a vqvae", code="no-codes"
+            f"{run} has no codes, so it has no prior {prior!r}: leave out {option('prior')}, or train a vqvae",
+            code="no-codes",
         )
     else:
         choice = fitted_priors.choose_prior(Path(run), prior)
@@ -253,19 +253,19 @@ def load(
 
 
 def data_for(spec: Spec, other: str | None = None, *, labelled: bool) -> Data:
-    """Open the data of a run, or `other` data seen as the run's was: same size, channels, binarisation, label numbers.
+    """Open the data of a run, or other data with the same size, channels, binarization and label numbers.
 
     Args:
-        other: another SPEC.
+        other: SPEC of other data; None for the run's own data.
         labelled: whether each example needs a label that the model knows.
 
     Raises:
-        DataError: if it cannot be opened, or is not what the model was made for.
+        DataError: if it cannot be opened, or does not fit the model.
     """
     if other is None:
         data = own_data(spec, labelled=labelled)
         if (what := data.difference(spec.data)) is not None:
-            note(f"{data.spec} is not what the run was trained on any more ({what})")
+            note(f"{data.spec} has changed since the run was trained on it ({what})")
         return data
     schema, options = spec.schema, _reading(spec)
     if kind_of(schema).pixels:
@@ -277,36 +277,36 @@ def data_for(spec: Spec, other: str | None = None, *, labelled: bool) -> Data:
 
 
 def own_data(spec: Spec, place: str | None = None, *, labelled: bool) -> Data:
-    """Open the data that a run was trained on, read exactly as it was then.
+    """Open the data that a run was trained on, with the reading options of the training.
 
     Args:
-        place: where it lies now, if it was moved.
+        place: new SPEC of the data, if it was moved.
 
     Raises:
-        DataError: as of `data_for`; asking for the place if none is given.
+        DataError: if it cannot be opened, or does not fit the model.
     """
     if place is not None:
         return _fitting(spec, place, _reading(spec), labelled=labelled)
     where, asked = spec.data.get("spec"), option("data")
     if where is None:
-        raise DataError(f"the run does not say what data it was trained on: give {asked}", "no-data")
+        raise DataError(f"the run does not record the data that it was trained on: give it with {asked}", "no-data")
     try:
         return _fitting(spec, str(where), _reading(spec), labelled=labelled)
     except DataError as error:
         raise DataError(
-            f"{error.message} (this is the data that the run was trained on; say with {asked} where it lies now)",
+            f"{error.message} (the run was trained on this data; if it was moved, give its new place with {asked})",
             error.code,
             **error.parameters,
         ) from error
 
 
 def _reading(spec: Spec) -> dict[str, Any]:
-    """The options that a run's data was read with."""
+    """Return the options that a run's data was read with."""
     return {name: value for name, value in spec.data.items() if name not in ("spec", *RECORDED)}
 
 
 def _fitting(spec: Spec, place: str, options: Mapping[str, Any], *, labelled: bool) -> Data:
-    """Open data that fits the model, its labels numbered as the model's."""
+    """Open data that fits the model, with the model's label numbers."""
     schema, size = spec.schema, options.get("size")
     try:
         options = validation.arguments(open_data, options, "data")
@@ -314,20 +314,22 @@ def _fitting(spec: Spec, place: str, options: Mapping[str, Any], *, labelled: bo
         raise DataError(f"the run's specification was edited: {error}", "edited") from error
     if size is not None and kind_of(schema).pixels and tuple(np.broadcast_to(size, 2)) != schema.shape[1:]:
         raise DataError(
-            f"the run's data has size {size}, and its model is made for {_by(schema)}: one was edited", "edited"
+            f"the run's specification was edited: the size of its data is {size}, but its model expects {_by(schema)}",
+            "edited",
         )
     data = open_data(place, **options, like=schema)
     if (data.schema.shape, data.schema.values) != (schema.shape, schema.values):
         raise DataError(
-            f"{data.spec} has {data.schema.values} values of shape {_by(data.schema)}, the model is made for "
-            f"{schema.values} values of shape {_by(schema)}: give data of that kind",
+            f"{data.spec} has {data.schema.values} values of shape {_by(data.schema)}, but the model expects "
+            f"{schema.values} values of shape {_by(schema)}: give such data",
             "other-kind-of-data",
         )
     if not labelled or data.schema.classes == schema.classes:
         return data
     if not data.schema.classes:
         raise DataError(
-            f"{data.spec} has no labels, and the model {spec.model} needs one for every example", "no-labels"
+            f"{data.spec} has no labels, but the model {spec.model} needs one for each example: give labelled data",
+            "no-labels",
         )
     unknown = [name for name in data.schema.classes if name not in schema.classes]
     if unknown:

@@ -1,4 +1,4 @@
-"""State of a training between two steps: weights, averaged weights, optimizer, and how far it has come."""
+"""State of a training between two steps: weights, averaged weights, optimizer and progress."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ class Average:
         torch._foreach_lerp_(averages, sources, weight)  # pyright: ignore[reportPrivateImportUsage]
 
     def swap(self) -> None:
-        """Exchange the averaged weights and the model's."""
+        """Exchange the averaged weights and the weights of the model."""
         for name, source in self.sources.items():
             source.data, self.tensors[name] = self.tensors[name], source.data
 
 
 class TrainState:
-    """All that a training needs to go on, so that a resumed one ends where an uninterrupted one would.
+    """State from which a training can resume exactly.
 
     Args:
-        model: on its device; what is trained.
+        model: model to train, on its device.
 
     Attributes:
-        step: number of updates, skipped ones among them.
-        seconds: time spent training.
-        used: fraction of the budget that is used.
-        bad, bad_in_a_row: batches that were skipped, in all and since the last good one.
-        saved: step of the last checkpoint; None: there is none.
+        step: number of steps, including skipped ones.
+        seconds: training time.
+        used: used fraction of the budget.
+        bad, bad_in_a_row: number of skipped batches, in total and since the last good one.
+        saved: step of the last checkpoint; None if there is none.
     """
 
     def __init__(self, model: nn.Module, options: TrainOptions, learning_rate: float) -> None:
@@ -67,7 +67,7 @@ class TrainState:
     @contextmanager
     @torch.no_grad()
     def averaged(self) -> Iterator[nn.Module]:
-        """Give the model with its averaged weights, in evaluation mode, until the block ends."""
+        """Put the averaged weights into the model, in evaluation mode, until the block ends."""
         self.average.swap()
         self.model.eval()
         try:
@@ -77,12 +77,12 @@ class TrainState:
             self.model.train()
 
     def finish(self) -> None:
-        """Leave the averaged weights in the model."""
+        """Put the averaged weights into the model for good, in evaluation mode."""
         self.average.swap()
         self.model.eval()
 
     def save(self, run: Path) -> None:
-        """Write the checkpoint to go on from, then the weights to use; nothing once weights are not finite."""
+        """Save the checkpoint to resume from, then the averaged weights; nothing if weights are not finite."""
         if first_not_finite(self.model) is not None:
             return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -98,13 +98,13 @@ class TrainState:
         self.saved = self.step
 
     def restore(self, run: Path) -> None:
-        """Take up the last checkpoint of a run; one that was stopped before its first begins anew.
+        """Load the last checkpoint of a run; keep the initial state if the run has none.
 
         Raises:
-            RunError: "other-model", if it is of another model; "damaged".
+            RunError: if the checkpoint belongs to another model ("other-model"), or is damaged.
         """
         if not any((run / name).exists() for name in (STATE, MODEL)):
-            note(f"{run} was stopped before its first checkpoint: it begins anew")
+            note(f"{run} was stopped before its first checkpoint: training starts from the beginning")
             return
         path = kept(run, STATE)
         stored = read_tensors(path)
@@ -129,14 +129,16 @@ class TrainState:
                 raise validation.Malformed("it lacks tensors")
             now: _Stored = validation.fitted(_Stored, stored.progress, "progress", others=True)
         except (RuntimeError, KeyError, validation.Malformed) as error:
-            raise RunError(f"{path} is of another model than asked for", code="other-model") from error
+            raise RunError(
+                f"{path} belongs to another model: resume with the options of the run", code="other-model"
+            ) from error
         self.step, self.seconds, self.bad, self.bad_in_a_row = now.step, now.seconds, now.bad, now.bad_in_a_row
         self.saved = self.step
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """How far a training has come, as its checkpoint says it."""
+    """Progress of a training in its checkpoint."""
 
     step: int
     seconds: float
@@ -145,18 +147,18 @@ class _Stored:
 
     def __post_init__(self) -> None:
         if min(self.step, self.seconds, self.bad, self.bad_in_a_row) < 0:
-            raise RunError("the checkpoint counts fewer than no steps: train again", code="damaged")
+            raise RunError("the checkpoint has negative counts: train again", code="damaged")
 
 
 def _parameter_groups(model: nn.Module, options: TrainOptions) -> list[dict[str, Any]]:
-    """Divide the weights into those that decay and those that do not: biases and embeddings of one axis."""
+    """Divide the weights into matrices, which get weight decay, and tensors of at most one axis, which do not."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     return [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def first_not_finite(model: nn.Module) -> str | None:
-    """Name the first weights, or statistics that are kept with them, that are not finite; None: all are."""
+    """Name the first weight or buffer that is not finite; None if all are finite."""
     named = [(name, t) for name, t in model.state_dict().items() if t.is_floating_point() and t.numel()]
     if not named or torch.stack([t.detach().isfinite().all() for _, t in named]).all():
         return None

@@ -1,4 +1,4 @@
-"""One update of the weights: the objective, the schedules, and what went wrong first."""
+"""One training step: the objective, the schedules, and the search for the first bad tensor."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ RISE = 0.03
 
 
 def objective(terms: Terms, chosen: Objective, beta: float) -> Tensor:
-    """mean(distortion + beta * rate) + penalty, a scalar in nats; free bits raise each unit's mean rate to a floor.
+    """Compute the training loss mean(distortion + beta * rate) + mean(penalty), in nats.
 
-    Of several draws it is the mean importance-weighted bound instead, plus the penalty.
+    Free bits set a lower limit to the mean rate of each unit. With several samples, the loss is the mean
+    importance-weighted bound plus the penalty.
     """
     loss = terms.distortion.mean()
     if terms.log_weights is not None:
@@ -35,7 +36,7 @@ def objective(terms: Terms, chosen: Objective, beta: float) -> Tensor:
 
 
 def budget_in_steps(options: TrainOptions, examples: int, world: int) -> int | None:
-    """The budget in steps, if it is not a time."""
+    """Return the budget in steps; None if it is a time."""
     if options.steps:
         return options.steps
     if options.epochs:
@@ -44,7 +45,7 @@ def budget_in_steps(options: TrainOptions, examples: int, world: int) -> int | N
 
 
 def learning_rate_factor(used: float) -> float:
-    """Linear rise over the first part of the budget, then half a cosine to zero (Loshchilov & Hutter 2016)."""
+    """Compute the learning rate factor: linear warm-up, then cosine decay to zero (Loshchilov & Hutter 2016)."""
     if used < RISE:
         return 0.02 + 0.98 * used / RISE
     return 0.5 * (1 + math.cos(math.pi * (used - RISE) / (1 - RISE)))
@@ -60,7 +61,7 @@ def draws_at(chosen: Objective, used: float) -> int | None:
 
 @torch.no_grad()
 def first_bad_tensor(model: nn.Module, x: Tensor, label: Tensor | None, noise: Noise) -> str:
-    """The name of the first tensor that is not finite: a weight, a module's output, or else a gradient."""
+    """Name the first tensor that is not finite: a weight, a module's output, a term of the loss, or a gradient."""
     if (bad := first_not_finite(model)) is not None:
         return bad
     found: list[str] = []

@@ -1,4 +1,4 @@
-"""Picture files decoded: their headers, their pixels upright, at one size and in one mode, 8 bits of more."""
+"""Decoder of image files: headers, and pixels upright, at one size, in one mode and with 8 bits."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ FORMATS = {
     ".tga": ("TGA",),
     ".avif": ("AVIF",),
 }
-"""File endings that are taken for pictures, and what they may hold; no other decoder is ever run."""
+"""File endings of images and the formats that they may hold; no other decoder is ever run."""
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
-"""Pillow's modes of grey pictures of 16-bit and 32-bit whole numbers and of floats."""
+"""Pillow's modes of "deep" images: grey, with 16-bit or 32-bit whole numbers or floats."""
 BITS = {255.0: 8, 4095.0: 12, 65535.0: 16}
-"""The largest value of unsigned whole numbers, and of how many bits they are then taken to be."""
+"""Bit depth assumed for unsigned whole numbers, by their largest possible value."""
 MOST_PIXELS = 1 << 26
-"""A picture of more pixels than this is not opened: decoded it takes 4 bytes a pixel and as much for a copy."""
+"""Larger images are not opened: decoding takes 4 bytes per pixel, and as many for a copy."""
 LARGE = 1 << 22
-"""Pictures of more pixels are decoded one at a time, so that threads do not multiply what they take."""
+"""Images with more pixels are decoded one at a time, so that threads do not multiply the memory."""
 STRIP = 1 << 20
 _SAMPLE_FORMAT, _UNSIGNED = 339, 1
 
 Item = str | bytes
-"""A picture file's path, or its content."""
+"""Path of an image file, or its content."""
 Depth = tuple[float, float]
-"""The values of 16-bit, 32-bit and float pictures that become 0 and 255."""
+"""The two values of 16-bit, 32-bit and float images that become 0 and 255."""
 
 _one_large = Lock()
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is lower than its limit
@@ -57,11 +57,14 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MO
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """Header of a picture file: (height, width) upright and channels, or why it cannot be read.
+    """Header of an image file.
 
     Attributes:
-        deep: whether it is grey and of more than 8 bits or of floats, all of which can be read.
-        cut: whether it is in colour and of more than 8 bits a channel, of which the decoder keeps the upper 8.
+        size: (height, width) of the upright image.
+        channels: channels that hold all of its content.
+        deep: whether it is grey with more than 8 bits or floats, which are read in full.
+        cut: whether it is in colour with more than 8 bits per channel, of which the decoder keeps the upper 8.
+        trouble: why it cannot be read; empty if it can.
     """
 
     size: tuple[int, int] = (0, 0)
@@ -73,13 +76,13 @@ class ImageHeader:
 
 @dataclass(frozen=True)
 class DepthRange:
-    """The values of a deep picture.
+    """Range and type of the values of a deep image.
 
     Attributes:
-        low, high: the smallest and largest finite value.
-        floats: whether they are floats.
-        wide: whether they are of 32 bits.
-        odd: whether some are not finite.
+        low, high: smallest and largest finite value.
+        floats: whether the values are floats.
+        wide: whether the values have 32 bits.
+        odd: whether some values are not finite.
     """
 
     low: float
@@ -90,18 +93,18 @@ class DepthRange:
 
 
 def read_image_header(item: Item) -> ImageHeader:
-    """Read a picture's size and mode, not its values."""
+    """Read the header of an image file, not its pixels."""
     try:
         with opened_picture(item) as image:
             deep, cut = image.mode in DEEP, _is_cut(image)
-            with _alone(image):  # of a PNG all is read for its Exif
+            with _alone(image):  # the whole file of a PNG is read for its Exif data
                 return ImageHeader(_upright_size(image), _native(image), deep, cut)
     except Exception as error:  # decoders of broken files raise nearly anything
         return ImageHeader(trouble=trouble_of(error))
 
 
 def depth_range(item: Item) -> DepthRange | None:
-    """Measure the values of a deep picture; None if it cannot be read, which is said when it is decoded."""
+    """Measure the range of a deep image; None if it cannot be read, which its decoding will report."""
     try:
         with opened_picture(item) as image:
             return _range_of(_stored_values(image))
@@ -110,11 +113,13 @@ def depth_range(item: Item) -> DepthRange | None:
 
 
 def decoded(item: Item, size: tuple[int, int], channels: int, depth: Depth | None = None) -> np.ndarray:
-    """Decode one picture as uint8 `[C, H, W]`, upright, cropped at its centre, resized; lost alpha is laid on white.
+    """Decode one image as uint8 `[C, H, W]`: upright, cropped at the centre and resized.
+
+    Removed alpha is blended with white.
 
     Args:
-        depth: the values of a 16-bit, 32-bit or float picture that become 0 and 255; None: by its own range, which a
-            note says.
+        depth: the two values of a 16-bit, 32-bit or float image that become 0 and 255; None for the range of its own
+            values, with a note.
     """
     with opened_picture(item) as image:
         box = centre_box((image.size[1], image.size[0]), size)
@@ -125,7 +130,7 @@ def decoded(item: Item, size: tuple[int, int], channels: int, depth: Depth | Non
 
 
 def decoded_or_trouble(item: Item, size: tuple[int, int], channels: int, depth: Depth | None) -> np.ndarray | str:
-    """Decode one picture, or say why it cannot be."""
+    """Decode one image, or return why it cannot be decoded."""
     try:
         return decoded(item, size, channels, depth)
     except Exception as error:  # decoders of broken files raise nearly anything
@@ -134,17 +139,17 @@ def decoded_or_trouble(item: Item, size: tuple[int, int], channels: int, depth: 
 
 @contextmanager
 def opened_picture(item: Item) -> Iterator[Image.Image]:
-    """Open a picture with its header read.
+    """Open an image and read its header.
 
-    It is opened as a stream: Pillow maps a file of that name into memory, and by the size as put upright, which garbles
-    uncompressed TIFFs that lie on their side.
+    The file is opened as a stream: given a name, Pillow maps the file into memory with the size of the upright image,
+    which garbles rotated uncompressed TIFFs.
 
     Raises:
-        ValueError: if its header promises too many pixels.
-        OSError: if it is none, or no regular file.
+        ValueError: if the image has too many pixels.
+        OSError: if the file is not an image, or not a regular file.
     """
     if isinstance(item, str) and not stat.S_ISREG(os.stat(item).st_mode):
-        raise OSError("no regular file")
+        raise OSError("not a regular file")
     with open(item, "rb") if isinstance(item, str) else io.BytesIO(item) as stream:
         try:
             image = Image.open(stream, formats=picture_formats())
@@ -159,13 +164,13 @@ def opened_picture(item: Item) -> Iterator[Image.Image]:
 
 @cache
 def picture_formats() -> list[str]:
-    """Name Pillow's decoders of the formats that are read."""
+    """Return the names of Pillow's decoders for the supported formats."""
     Image.init()
     return sorted({name for names in FORMATS.values() for name in names if name in Image.OPEN})
 
 
 def trouble_of(error: Exception) -> str:
-    """Say in a few words why a file cannot be read."""
+    """Describe in a few words why a file cannot be read."""
     known = {Image.UnidentifiedImageError: "not a picture", PermissionError: "no permission"}
     known |= {FileNotFoundError: "no such file"}
     return next((words for kind, words in known.items() if isinstance(error, kind)), None) or one_line(error, 90)
@@ -173,32 +178,32 @@ def trouble_of(error: Exception) -> str:
 
 def _too_large(pixels: int, of: str = "") -> ValueError:
     most = MOST_PIXELS // 10**6
-    return ValueError(f"{pixels / 1e6:,.0f} million pixels{of}, and at most {most} are read: make it smaller")
+    return ValueError(f"{pixels / 1e6:,.0f} million pixels{of}, at most {most} million can be read: resize it")
 
 
 def _alone(image: Image.Image) -> Lock | nullcontext[None]:
-    """Return the lock to hold while a picture is decoded: large ones are decoded one at a time."""
+    """Return the lock for decoding an image; it makes large images wait for each other."""
     return _one_large if math.prod(image.size) > LARGE else nullcontext()
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return (height, width) of the picture put upright."""
+    """Return (height, width) of the upright image."""
     width, height = image.size
-    if image.format == "TIFF":  # some versions of Pillow say the size upright, others as stored
+    if image.format == "TIFF":  # some versions of Pillow return the upright size, others the stored size
         width, height = image.tag_v2[256], image.tag_v2[257]  # pyright: ignore[reportAttributeAccessIssue]
-    if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # lying on its side
+    if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # rotated by 90 degrees
         width, height = height, width
     return height, width
 
 
 def _native(image: Image.Image) -> int:
-    """Count the channels that hold all that a picture shows."""
+    """Return the number of channels that hold all of the image's content."""
     clear = image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info
     return (1 if image.mode in ("1", "L", "LA", "La", *DEEP) else 3) + clear
 
 
 def _is_cut(image: Image.Image) -> bool:
-    """Tell whether it has more than 8 bits a channel and the decoder keeps 8."""
+    """Return whether the image has more than 8 bits per channel, of which the decoder keeps 8."""
     tiles = getattr(image, "tile", ())
     return image.mode not in DEEP and any(";16" in str(tile[3]) or ";12" in str(tile[3]) for tile in tiles)
 
@@ -209,7 +214,7 @@ def _fitted(image: Image.Image, size: tuple[int, int], channels: int, depth: Dep
         values = _stored_values(image)
         if depth is None:
             depth = depth_rule([_range_of(values)])
-            note(f"values of more than 8 bits {depth_words(depth)}: one picture by itself")
+            note(f"the values of one picture with more than 8 bits {depth_words(depth)}")
         image = Image.fromarray(_to_bytes(values, depth))
     picture = _as_mode(image, MODES[_native(image)])
     if picture.mode in ("LA", "RGBA") and channels in (1, 3):
@@ -227,11 +232,11 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
 
 
-# more than 8 bits: one rule makes bytes of all
+# more than 8 bits: one rule converts all images of a data set to bytes
 
 
 def depth_rule(ranges: list[DepthRange]) -> Depth:
-    """Choose the values that become 0 and 255: the range of the values, or of unsigned 8, 12 or 16 bits."""
+    """Choose the values that become 0 and 255: the range of unsigned 8, 12 or 16 bits, or the range of the values."""
     low, high = min(r.low for r in ranges), max(r.high for r in ranges)
     if low >= 0 and not any(r.floats for r in ranges):
         for top in BITS:
@@ -241,7 +246,7 @@ def depth_rule(ranges: list[DepthRange]) -> Depth:
 
 
 def depth_words(depth: Depth) -> str:
-    """Word the rule, for notes."""
+    """Describe the conversion to bytes, for notes."""
     bits = BITS.get(depth[1]) if depth[0] == 0 else None
     if bits == 8:
         return "hold whole numbers up to 255, which are kept as they are"
@@ -251,18 +256,18 @@ def depth_words(depth: Depth) -> str:
 
 
 def _stored_values(image: Image.Image) -> np.ndarray:
-    """Return the values that a deep picture holds, `[H, W]`."""
+    """Return the stored values `[H, W]` of a deep image."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", None)
     if image.mode == "I" and tags is not None and values.dtype.itemsize == 4 and int(values.min()) < 0:
         kind = tags.get(_SAMPLE_FORMAT, _UNSIGNED)
         if (kind[0] if isinstance(kind, tuple) else kind) == _UNSIGNED:
-            return values.view(np.uint32)  # Pillow has no unsigned mode and calls them signed
+            return values.view(np.uint32)  # Pillow has no unsigned mode and reads them as signed
     return values
 
 
 def _range_of(values: np.ndarray) -> DepthRange:
-    """Measure a picture's values; ValueError if none is finite."""
+    """Measure the range of an image's values; ValueError if no value is finite."""
     floats = values.dtype.kind == "f"
     finite = values[np.isfinite(values)] if floats else values
     if finite.size == 0:
@@ -272,7 +277,7 @@ def _range_of(values: np.ndarray) -> DepthRange:
 
 
 def _to_bytes(values: np.ndarray, depth: Depth) -> np.ndarray:
-    """Convert values `[H, W]` to uint8: 8, 12 or 16 bits lose the lower ones, all else is scaled; NaN is 0."""
+    """Convert values `[H, W]` to uint8: keep the upper 8 of 8, 12 or 16 bits, scale other ranges; NaN becomes 0."""
     low, high = depth
     if values.dtype.kind == "f" and not np.isfinite(values).any():
         raise ValueError("it holds no finite number")

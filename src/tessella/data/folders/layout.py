@@ -1,4 +1,4 @@
-"""Picture files below a folder, and what its sub-folders mean: official splits, classes, or a wrapper around them."""
+"""Image files below a folder, and the meaning of its sub-folders: official splits, classes, or a wrapper of these."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tessella.data.raw import WHOLE, abridged
 from tessella.foundation.errors import DataError
 
 SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
-"""What systems put beside pictures, among it copies of them; passed over without a word."""
+"""Files and folders that operating systems create, some with copies of images; ignored without a note."""
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -25,10 +25,10 @@ SPLIT_WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "valid"),
     **dict.fromkeys(("eval", "evaluation"), "eval"),
 }
-"""Words in folder names and the split that each stands for; `eval` is test where there is no other, else valid."""
+"""Words in folder names and the splits that they mean; `eval` means test, or valid if there is a test split."""
 
 STRAY = 0.1
-"""Pictures beside the folders that mean something are left out up to this share; more of them mean something too."""
+"""Largest share of images beside the class folders that is ignored; with more, the folders are not classes."""
 
 _SPLIT = re.compile(
     rf"(?<![a-z])({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(?=set|data|images|imgs|[^a-z]|$)"
@@ -36,21 +36,21 @@ _SPLIT = re.compile(
 
 _PASSED_OVER = {
     "closed": "{} folders or files could not be opened: {}",
-    "broken": "{} links lead nowhere: {}",
-    "circles": "{} links lead back to a folder on the way to them and were not followed: {}",
-    "special": "{} named pipes, sockets or devices were passed over: {}",
-    "others": "{} files that are not pictures were left: {}",
+    "broken": "{} links are broken: {}",
+    "circles": "{} links point back to a folder above them and were not followed: {}",
+    "special": "{} named pipes, sockets or devices were ignored: {}",
+    "others": "{} files that are not pictures were ignored: {}",
 }
 
 Rows = list[int]
-"""Numbers of pictures."""
+"""Row numbers of images."""
 
 
 # finding them
 
 
 class Names(Sequence[str]):
-    """Many paths in one compact array."""
+    """Sequence of paths, stored in one compact array."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = np.array([os.fsencode(name) for name in names], dtype=bytes)
@@ -69,12 +69,12 @@ class Names(Sequence[str]):
 
 
 def picture_files(path: str) -> tuple[list[str], list[str]]:
-    """Find the picture files below a folder, as paths from there, in order; and note what else there is.
+    """Find the image files below a folder: relative paths in order, and notes on everything ignored.
 
-    Links are followed, but not round in circles.
+    Links are followed, except to a folder above them.
 
     Raises:
-        DataError: if there are none.
+        DataError: if the folder has no images.
     """
     names: list[str] = []
     passed: dict[str, list[str]] = {what: [] for what in _PASSED_OVER}
@@ -106,12 +106,12 @@ def picture_files(path: str) -> tuple[list[str], list[str]]:
     if not names:
         others = notes.pop("others", None) and f"it holds {abridged(passed['others'], 3)}"
         held = "".join(f"; {note}" for note in (others, *notes.values()) if note)
-        raise DataError(f"no pictures in {path} ({', '.join(FORMATS)}){held}", code="no-pictures")
+        raise DataError(f"{path} has no pictures ({', '.join(FORMATS)}){held}", code="no-pictures")
     return names, list(notes.values())
 
 
 def _what(entry: os.DirEntry[str]) -> str:
-    """Tell what an entry is: folder, picture, or a key of `_PASSED_OVER`; empty: passed over without a note."""
+    """Classify an entry as folder, picture or a key of `_PASSED_OVER`; empty if it is ignored without a note."""
     if entry.name.lower() in SYSTEM:
         return ""
     try:
@@ -130,14 +130,14 @@ def _what(entry: os.DirEntry[str]) -> str:
 
 @dataclass
 class Layout:
-    """Split and class of each picture, and where they come from.
+    """Split and class of each image, and their origins.
 
     Attributes:
-        splits: of each picture, `whole` for all that are not divided yet; empty if it is left out.
-        labels: of each picture, the name of its class, if any.
-        origins: where each split was found, in words.
-        labelling: what the classes are, in words.
-        notes: what was left out, a line each.
+        splits: split of each image: `whole` without official splits; empty if the image is ignored.
+        labels: class name of each image, or None.
+        origins: origin of each split, in words.
+        labelling: origin of the classes, in words.
+        notes: what was ignored, one line each.
     """
 
     splits: list[str]
@@ -148,14 +148,14 @@ class Layout:
 
 
 def arranged(names: Sequence[str]) -> Layout:
-    """Decide on splits and classes of pictures by their paths `folder/.../file` below the common folder."""
+    """Find the splits and classes of images from their paths `folder/.../file` below the common folder."""
     arranging = _Arranging([name.split("/") for name in names])
     arranging.decide()
     return arranging.layout
 
 
 class _Arranging:
-    """Decides from the outermost folder inwards; `depth` is how many folders are above."""
+    """Search for splits and classes from the outermost folder inwards; `depth` is the number of folders above."""
 
     def __init__(self, paths: list[list[str]]) -> None:
         self.paths = paths
@@ -179,17 +179,17 @@ class _Arranging:
             at = "/".join(paths[folders[inner][0]][: depth + 1])
             self._leave_out(rows, set(folders[inner]), f"outside {at}/")
             if SPLIT_WORDS.get(inner.lower(), "train") != "train":
-                layout.notes.append(f"there is {inner}/ and no training folder: all its pictures are divided anew")
+                layout.notes.append(f"there is {inner}/ but no training folder: its pictures are split at random")
             rows, depth = folders[inner], depth + 1
         if holders:
             layout.notes.append(
-                f"{abridged([f'{n}/' for n in holders])} has train and test folders of its own, which are not taken "
-                "for splits, for there are other folders beside it: open it alone"
+                f"the train and test folders in {abridged([f'{n}/' for n in holders])} are not used as splits, because "
+                "there are other folders beside it: open that folder alone to use them"
             )
         if folders and not loose and {SPLIT_WORDS.get(name.lower()) for name in folders} <= {"test", "valid", "eval"}:
             rows_of = {f"{name}/": of for name, of in folders.items()}
             layout.origins[WHOLE] = found = " and ".join(rows_of)
-            layout.notes.append(f"there is {found} and no training folder: all pictures are divided anew")
+            layout.notes.append(f"there is {found} but no training folder: all pictures are split at random")
             self._take_classes(rows_of, depth + 1)
             return
         self._take_classes({"": rows}, depth)
@@ -197,7 +197,7 @@ class _Arranging:
             layout.origins[WHOLE] = f"folder {'/'.join(paths[rows[0]][:depth])}/"
 
     def _opened(self, rows: Rows, depth: int) -> tuple[Rows, dict[str, Rows]]:
-        """Separate the pictures that lie right here from those of each sub-folder."""
+        """Separate the images directly in this folder from the images of each sub-folder."""
         loose: Rows = []
         folders: dict[str, Rows] = {}
         for row in rows:
@@ -212,7 +212,7 @@ class _Arranging:
     def _wrapper(
         self, rows: Rows, loose: Rows, folders: dict[str, Rows], holders: dict[str, Rows], depth: int
     ) -> str | None:
-        """Find the sub-folder that this folder stands for: it alone has splits, or nearly all pictures and folders."""
+        """Find the sub-folder that this folder only wraps: it alone has splits, or nearly all images and folders."""
         if len(holders) == 1:
             only, of = next(iter(holders.items()))
             return only if 2 * len(of) > len(rows) - len(loose) else None
@@ -251,12 +251,12 @@ class _Arranging:
         self._take_classes(by_split, depth)
 
     def _lone_folder(self, rows: Rows, depth: int) -> bool:
-        """Tell whether all lies in one sub-folder, and in folders of that."""
+        """Return whether all images are in one sub-folder, each within a folder of it."""
         loose, folders = self._opened(rows, depth)
         return not loose and len(folders) == 1 and all(len(self.paths[row]) > depth + 2 for row in rows)
 
     def _take_splits_of_classes(self, rows: Rows, holders: dict[str, Rows], depth: int) -> None:
-        """Take splits and classes of `cat/train`, `cat/test`, `dog/train`, ...: the classes are above the splits."""
+        """Set splits and classes from folders `cat/train`, `cat/test`, `dog/train`, ...: classes above splits."""
         layout, kept = self.layout, set[int]()
         for label, of in holders.items():
             folders = self._opened(of, depth + 1)[1]
@@ -269,7 +269,7 @@ class _Arranging:
         layout.labelling = "by the folders around train and test"
 
     def _take_classes(self, by_split: dict[str, Rows], depth: int) -> None:
-        """Label pictures by their sub-folder at this depth; a split without sub-folders has no labels."""
+        """Label images by their sub-folder at this depth; a split without sub-folders has no labels."""
         layout = self.layout
         labels: dict[int, str] = {}
         strays: Rows = []
@@ -278,8 +278,8 @@ class _Arranging:
             if loose and folders and len(loose) > STRAY * len(rows):
                 where = f"in {split} " if len(by_split) > 1 else ""
                 named = abridged([f"{name}/" for name in folders], 3)
-                beside = f"{len(loose):,} pictures lie beside the sub-folders {where}({named})"
-                layout.notes.append(f"{beside}, so these are not taken for classes")
+                beside = f"{len(loose):,} pictures are beside the sub-folders {where}({named})"
+                layout.notes.append(f"{beside}, so the sub-folders are not used as classes")
                 return
             if folders:
                 strays += loose
@@ -288,10 +288,10 @@ class _Arranging:
         counts = Counter(labels.values())
         if len(counts) < 2:
             if counts:
-                layout.labelling = f"all pictures lie in one folder, {next(iter(counts))}/"
+                layout.labelling = f"all pictures are in one folder, {next(iter(counts))}/"
             return
         if not any(row in labels for row in by_split.get("train", next(iter(by_split.values())))):
-            layout.notes.append("training has no sub-folders, so those of the other splits are not taken for classes")
+            layout.notes.append("training has no sub-folders, so sub-folders of other splits are not used as classes")
             return
         every = [row for rows in by_split.values() for row in rows]
         self._leave_out(every, set(every) - set(strays), "beside the class folders")
@@ -302,9 +302,10 @@ class _Arranging:
 
 
 def _pairs(folders: dict[str, Rows]) -> dict[str, str]:
-    """Find the folders that are train and at least one of test and valid, and which each is.
+    """Find a train folder with its test or valid folders, and map each to its split.
 
-    Their names must be alike but for the word (`train2017` and `val2017`); of several such sets the plainest is taken.
+    Their names may differ only in the word for the split (`train2017` and `val2017`). If there are several such sets,
+    plain names (`train`) come first, then the set with most images.
     """
     sets: dict[str, dict[str, str]] = {}
     for name in folders:

@@ -1,4 +1,4 @@
-"""Pictures in files, of any size and mode: surveyed, fitted, kept in memory when few and streamed when many."""
+"""Image files of any size and mode, converted to one: kept in memory when few, streamed when many."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from tessella.foundation.errors import DataError, option
 DEFAULT_SIZE, LARGEST_UNASKED = (64, 64), 256
 MEMORY_PICTURES, MEMORY_BYTES = 10_000, 512 << 20
 SURVEYED, MEASURED = 20_000, 2_000
-"""Headers that are looked at, and pictures of more than 8 bits that are decoded for the range of their values."""
+"""Most headers that are read in advance, and most deep images that are decoded to measure their range."""
 AT_ONCE = 64
 
 A = TypeVar("A")
 
 
 def folder(path: str, size: tuple[int, int] | None, channels: int | None, depth: Depth | None = None) -> RawDataset:
-    """Read all pictures below a folder; its sub-folders are the classes, or the official splits.
+    """Read all images below a folder, whose sub-folders are classes or official splits.
 
     Args:
-        depth: the values of 16-bit, 32-bit and float pictures that become 0 and 255; None: found in the data.
+        depth: the two values of 16-bit, 32-bit and float images that become 0 and 255; None to measure them.
 
     Raises:
-        DataError: if there is not one readable picture.
+        DataError: if no image can be read.
     """
     names, notes = picture_files(path)
     layout = arranged(names)
@@ -91,19 +91,19 @@ def pictures(
     depth: Depth | None = None,
     by_content: bool = False,
 ) -> RawDataset:
-    """Fit picture files, whatever they come from, to one size and mode.
+    """Read image files from any source, converted to one size and mode.
 
     Args:
-        item: the file number i, `0 <= i < len(names)`.
-        names: what to call them, and their identity in the division into splits.
-        splits: the split that each belongs to.
-        labels: `[N]`, or None; a split whose labels are all -1 has none.
-        where: what to call the whole.
-        depth: the values of 16-bit, 32-bit and float pictures that become 0 and 255; None: found in the data.
-        by_content: whether their content is their identity instead of their names.
+        item: returns file number i, `0 <= i < len(names)`.
+        names: names of the files, from which their keys are made.
+        splits: split of each file.
+        labels: class numbers `[N]`, or None; a split with only -1 has no labels.
+        where: name of the source, for messages.
+        depth: the two values of 16-bit, 32-bit and float images that become 0 and 255; None to measure them.
+        by_content: make the keys from the content of the files, not from their names.
 
     Raises:
-        DataError: if there is not one readable picture.
+        DataError: if no image can be read.
     """
     count = len(names)
     content = np.zeros(count, np.uint64)
@@ -124,7 +124,7 @@ def pictures(
             size = size or _agreed_size(good, notes)
             channels = channels or _agreed_channels(good, notes)
             if cut := sum(header.cut for header in good):
-                notes.append(f"{cut} colour pictures of 16 bits were cut to their upper 8 by the decoder")
+                notes.append(f"{cut} colour pictures of 16 bits per channel were reduced to the upper 8 bits")
             deep = np.array([i for i in kept.tolist() if i in headers and headers[i].deep], np.int64)
             if len(deep):
                 some = deep[np.argsort(content[deep], kind="stable")[:MEASURED]]
@@ -149,7 +149,7 @@ def pictures(
             )
         notes.append(f"{len(trouble)} of {count} pictures could not be read and were skipped: {named}")
     if reader is None or not len(kept):
-        raise DataError(f"no pictures in {where}", code="no-pictures")
+        raise DataError(f"{where} has no pictures", code="no-pictures")
     parted = np.array(splits)[kept]
     content, keys = _identified(item, names, content[kept], kept, labels, by_content)
     if x is not None:
@@ -166,7 +166,7 @@ def pictures(
 
 
 def _each(threads: ThreadPoolExecutor, work: Callable[[int], A], rows: np.ndarray) -> Iterator[tuple[int, A]]:
-    """Do the work for each row, some at a time: a hundred thousand waiting calls would take much memory."""
+    """Call `work` for each row in threads, in portions: very many waiting calls would take much memory."""
 
     def some(at: np.ndarray) -> list[tuple[int, A]]:
         return [(i, work(i)) for i in at.tolist()]
@@ -192,7 +192,7 @@ def _identified(
     labels: np.ndarray | None,
     by_content: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hash each file's content and make its key, both `[N]`; large files that seem the same are compared whole."""
+    """Return content hashes and keys of the files, both `[N]`; large files with equal hashes are hashed whole."""
     values, first, inverse, counts = np.unique(content, return_index=True, return_inverse=True, return_counts=True)
     content = content.copy()
     for at in np.flatnonzero(counts[inverse] > 1).tolist():
@@ -208,7 +208,7 @@ def _identified(
 
 
 def _agreed_depth(ranges: list[DepthRange], count: int, depth: Depth | None, notes: list[str]) -> Depth | None:
-    """Choose the one rule by which all deep pictures of a data set become bytes, and note it."""
+    """Choose one rule that converts all deep images of a data set to bytes, and note it."""
     if not ranges:
         return depth
     depth = depth or depth_rule(ranges)
@@ -216,12 +216,12 @@ def _agreed_depth(ranges: list[DepthRange], count: int, depth: Depth | None, not
     bits = "floats" if any(r.floats for r in ranges) else "32 bits" if any(r.wide for r in ranges) else "16 bits"
     of = f"{count} pictures of {bits}"
     if low < depth[0] or high > depth[1]:
-        notes.append(f"{of} hold values from {low:.6g} to {high:.6g}: cut to {depth[0]:.6g} ... {depth[1]:.6g}")
+        notes.append(f"{of} hold values from {low:.6g} to {high:.6g}: clipped to {depth[0]:.6g} ... {depth[1]:.6g}")
     notes.append(
         f"{of} {depth_words(depth)}" + ("" if len(ranges) == count else f"; measured on {len(ranges)} of them")
     )
     if odd := sum(r.odd for r in ranges):
-        notes.append(f"{odd} of these hold values that are not finite (NaN or infinite): NaN became 0")
+        notes.append(f"{odd} of these hold values that are NaN or infinite: NaN became 0")
     return depth
 
 
@@ -232,7 +232,7 @@ def _agreed_size(headers: list[ImageHeader], notes: list[str]) -> tuple[int, int
         return only
     what = f"of {len(sizes)} sizes" if len(sizes) > 1 else f"of {only[1]}x{only[0]}"
     height, width = DEFAULT_SIZE
-    notes.append(f"pictures {what} are fitted to {width}x{height}; {option('size')} chooses another")
+    notes.append(f"pictures {what} are resized to {width}x{height}; change this with {option('size')}")
     return DEFAULT_SIZE
 
 
@@ -242,15 +242,16 @@ def _agreed_channels(headers: list[ImageHeader], notes: list[str]) -> int:
     richest = (3 if colour else 1) + alpha
     if len(found) > 1:
         held = ", ".join(f"{found[c]} {MODES[c]}" for c in sorted(found))
-        notes.append(f"pictures of mixed modes ({held}) are read as {MODES[richest]}")
+        notes.append(f"pictures of different modes ({held}) are converted to {MODES[richest]}")
     return richest
 
 
 class PictureReader:
-    """Picture files decoded, cropped at the centre and resized when asked for.
+    """Reader that decodes, crops and resizes image files on access.
 
     Args:
-        depth: the values of 16-bit, 32-bit and float pictures that become 0 and 255; None: by each one's own range.
+        depth: the two values of 16-bit, 32-bit and float images that become 0 and 255; None for the range of each
+            image.
     """
 
     def __init__(
@@ -268,7 +269,7 @@ class PictureReader:
         return len(self._names)
 
     def picture(self, row: int) -> np.ndarray | str:
-        """Decode one picture `[C, H, W]`, or say why it cannot be."""
+        """Decode one image `[C, H, W]`, or return why it cannot be decoded."""
         return decoded_or_trouble(self._item(row), self.shape[1:], self.shape[0], self._depth)
 
     def read(self, rows: np.ndarray) -> np.ndarray:

@@ -1,3 +1,3 @@
-"""Tables as vectors. The modules here import pyarrow, so they are imported when a table is read."""
+"""Readers of tables as vectors. They import pyarrow, so they are imported only when a table is read."""
 
 PARQUET = (".parquet", ".pq")

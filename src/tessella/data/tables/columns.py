@@ -1,4 +1,4 @@
-"""Columns of a table by what their cells hold: numbers however they are written, dates, texts; and what names them."""
+"""Types of table columns: numbers in several notations, dates and texts; and detection of the header line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tessella.data.tables.delimited import MISSING, NUMBER, Cells
 from tessella.foundation.errors import DataError
 
 pc: Any = pyarrow.compute
-"""Functions on columns, which pyarrow makes when it is imported, so that no type checker knows them."""
+"""Column functions, which pyarrow creates on import, so that type checkers do not know them."""
 
 EXACT_IN_DOUBLE = 1 << 53
 CHANCE = 0.05
-"""A first line that counts its columns is an example if that much of a chance makes it one."""
+"""A first line 0, 1, 2, ... is read as data if its probability among the other rows is at least this."""
 
 _UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)?", re.IGNORECASE)
 _DATE = (
@@ -31,13 +31,13 @@ _DATE = (
 @final
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One column of a table: its name, its kind and its values.
+    """Column of a table.
 
     Attributes:
-        name: empty if it has none.
-        kind: what its cells hold.
-        values: `[N]`, bool, int64, uint64 or float64 for numbers; texts otherwise (None where missing).
-        missing: `[M]`, the rows of cells without a value.
+        name: name; empty if it has none.
+        kind: type of its cells.
+        values: values `[N]`: bool, int64, uint64, float64 or object (over 64 bits) for numbers; else texts or None.
+        missing: row numbers `[M]` of the cells without a value.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Column:
 
     @property
     def whole(self) -> bool:
-        """Whether all are whole numbers, written as such."""
+        """Return whether all values are whole numbers, stored or written as such."""
         return self.kind == "numbers" and self.values.dtype.kind in "biu"
 
 
 def is_header(first: list[str], below: list[Column], notes: list[str]) -> bool:
-    """Tell whether the first line names the columns, by the types of the cells below it."""
+    """Return whether the first line names the columns, judged by the types of the cells below it."""
     texts = [cell not in MISSING and not NUMBER.fullmatch(cell) for cell in first]
     if all(texts) or any(text and column.kind == "numbers" for text, column in zip(texts, below, strict=True)):
         return True
@@ -68,22 +68,22 @@ def is_header(first: list[str], below: list[Column], notes: list[str]) -> bool:
         return False
     if not unnamed and not any(texts) and not _counts_columns(np.array(counted, np.int64), below):
         return False
-    notes.append(f"the first line counts the columns ({abridged(counted, 3)}): taken for their names")
+    notes.append(f"the first line numbers the columns ({abridged(counted, 3)}): it is read as their names")
     return True
 
 
 def is_unnamed(name: str) -> bool:
-    """Tell whether a name is empty, or what pandas calls a column without one."""
+    """Return whether a name is empty, or pandas' name of a column without one."""
     return _UNNAMED.fullmatch(name) is not None
 
 
 def is_pandas_index(name: str) -> bool:
-    """Tell whether a name is what pandas gives an index without one in a file."""
+    """Return whether a name is pandas' name of a stored index without one."""
     return re.fullmatch(r"__index_level_\d+__", name) is not None
 
 
 def _counts_columns(counted: np.ndarray, below: list[Column]) -> bool:
-    """Tell whether a first line 0, 1, 2 ... (or 1, 2 ...) is unlikely to be one more row of data."""
+    """Return whether a first line 0, 1, 2, ... (or 1, 2, ...) is unlikely to be a row of data."""
     rows = len(below[0].values)
     if any(column.kind != "numbers" for column in below):
         return True
@@ -94,7 +94,7 @@ def _counts_columns(counted: np.ndarray, below: list[Column]) -> bool:
     if len(below) == 1:
         return False
     second = np.array([column.values[0] for column in below], np.float64)
-    if len(set((second - counted).tolist())) == 1:  # the rows go on counting, as those of an arange do
+    if len(set((second - counted).tolist())) == 1:  # the next row continues counting, as in an arange
         return False
     shares = [(np.count_nonzero(c.values == n) + 1) / (rows + 2) for c, n in zip(below, counted.tolist(), strict=True)]
     return float(np.prod(shares)) < CHANCE
@@ -117,7 +117,7 @@ def text_column(name: str, cells: pyarrow.ChunkedArray, style: Style) -> Column:
 
 
 def _numbers(cells: pyarrow.ChunkedArray) -> np.ndarray | None:
-    """Convert texts to int64, uint64, float64 (NaN: missing), bool or object (over 64 bits); or give None."""
+    """Convert texts to int64, uint64, float64 (NaN: missing), bool or object (over 64 bits); None if impossible."""
 
     def cast(kind: pyarrow.DataType) -> np.ndarray | None:
         try:
@@ -138,7 +138,7 @@ def _numbers(cells: pyarrow.ChunkedArray) -> np.ndarray | None:
 
 
 def _exactly(cells: pyarrow.ChunkedArray, real: np.ndarray) -> np.ndarray:
-    """Keep whole numbers that float64 would change."""
+    """Replace `real` by exact whole numbers if float64 would change them."""
     large = np.abs(real) >= EXACT_IN_DOUBLE
     if not large.any() or not pc.all(pc.match_substring_regex(cells.drop_null(), r"^-?\d+$")).as_py():
         return real
@@ -153,7 +153,7 @@ def _exactly(cells: pyarrow.ChunkedArray, real: np.ndarray) -> np.ndarray:
 # how numbers are written
 
 Style = Literal["plain", "points", "commas"]
-"""Of a table: numbers as programs write them; with thousands in groups; with decimal commas."""
+"""Notation of a table's numbers: as programs write them; with thousands separators; with decimal commas."""
 
 _BLANKS = " '\u2019\u00a0\u202f"
 _FORMS = {
@@ -175,7 +175,7 @@ _BY_STYLE = {
 
 
 def _spelled(cells: pyarrow.ChunkedArray, style: Style) -> pyarrow.ChunkedArray:
-    """Rewrite numbers as programs write them."""
+    """Rewrite numbers in plain notation."""
     cells = pc.replace_substring_regex(pc.replace_substring(cells, "\u2212", "-"), r"^\+", "")
     if style == "plain":
         return cells
@@ -185,10 +185,10 @@ def _spelled(cells: pyarrow.ChunkedArray, style: Style) -> pyarrow.ChunkedArray:
 
 
 def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) -> Style:
-    """Find how a table writes its numbers, if its columns are not all plain ones.
+    """Find the notation of a table's numbers.
 
     Raises:
-        DataError: if it cannot be told whether a comma is a decimal point.
+        DataError: if a comma can be a decimal comma or a thousands separator.
     """
     forms: dict[str, str] = {}
     for column, raw in zip(columns, cells.columns, strict=True):
@@ -199,7 +199,8 @@ def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) 
     if unclear and not decimal and not grouped:
         if cells.separator not in ",;":
             raise DataError(
-                f"{where}: {unclear} may have a decimal comma or a thousand: write decimal points", code="unclear-comma"
+                f"{where}: the comma of {unclear} is a decimal comma or a thousands separator: write decimal points",
+                code="unclear-comma",
             )
         decimal, grouped = (unclear, None) if cells.separator == ";" else (None, unclear)
     if decimal:
@@ -209,25 +210,25 @@ def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) 
         other = grouped or forms.get("point") or forms.get("point after groups")
         if other:
             raise DataError(
-                f"{where} has decimal commas ({decimal}) and decimal points ({other}): write one of them",
+                f"{where} has decimal commas ({decimal}) and decimal points ({other}): use only one of them",
                 code="mixed-commas",
             )
         notes.append(f"commas are read as decimal points: {decimal}")
         if "point or group" in forms:
-            notes.append(f"points are read as marks of thousands: {forms['point or group']}")
+            notes.append(f"points are read as thousands separators: {forms['point or group']}")
         return "commas"
     grouped = grouped or forms.get("groups by blanks") or forms.get("point after groups")
     if grouped:
-        notes.append(f"marks of thousands are left out: {grouped}")
+        notes.append(f"thousands separators are removed: {grouped}")
     return "points" if grouped else "plain"
 
 
 def _forms(cells: pyarrow.ChunkedArray, name: str) -> dict[str, str]:
-    """Find the forms of number in a column, with an example of each; none if a cell is no number in any form."""
+    """Find the number formats in a column, with an example of each; empty if a cell is not a number in any format."""
     cells = _spelled(pc.utf8_trim_whitespace(cells), "plain")
     cells = cells.filter(pc.invert(pc.is_in(cells, pyarrow.array(MISSING))))
     found, left = {}, cells
-    for form in ("comma or group", "point or group", *_FORMS):  # what has two meanings before what has one
+    for form in ("comma or group", "point or group", *_FORMS):  # ambiguous formats before the others
         matched = pc.match_substring_regex(left, _FORMS[form])
         if pc.any(matched).as_py():
             found[form] = f"{left.filter(matched)[0].as_py()} in column {shown(name)}"
@@ -246,7 +247,7 @@ def arrow_columns(read: pyarrow.Table, where: str) -> list[Column]:
 
 
 def _arrow_column(name: str, cells: pyarrow.ChunkedArray) -> Column:
-    """Convert a typed column; texts become what they spell."""
+    """Convert a typed column; texts that are numbers become numbers."""
     if types.is_dictionary(cells.type):
         cells = cells.cast(cells.type.value_type)
     kind = cells.type

@@ -1,4 +1,4 @@
-"""Text tables read as cells: encoding, comment lines and separator are found out, nothing is converted yet."""
+"""Reader of text tables as cells of text: finds the encoding, comment lines and the separator."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tessella.foundation.errors import DataError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
 ALONE = "\x1f"
-"""The separator of a table of one column: one that occurs in no text."""
+"""Separator of a table with one column: a character that occurs in no text."""
 
 MISSING = (
     *("", "NA", "N/A", "#N/A", "n/a", "na", "<NA>", "NaN", "nan", "NAN", "-nan", "NaT", "null", "NULL", "Null", "None"),
     *("?", "-", "--", "#DIV/0!", "#VALUE!", "#REF!", "#NUM!"),
 )
-"""What stands in a cell that holds no value, as spreadsheets, pandas, R and the UCI repository write it."""
+"""Texts of missing values in spreadsheets, pandas, R and the UCI repository."""
 
 NUMBER = re.compile(
     r"[+\-\u2212]?(\d+([.,]\d*)?|[.,]\d+|\d{1,3}([.,' \u00a0\u202f]\d{3})+([.,]\d*)?)([eE][+-]?\d+)?"
@@ -48,12 +48,12 @@ _HOLLOW = re.compile(rb"^[ \t,;|\r]+(\n|\Z)", re.MULTILINE)
 @final
 @dataclass(frozen=True)
 class Cells:
-    """The cells of a text table, the first line among them.
+    """Cells of a text table, including its first line.
 
     Attributes:
-        columns: of texts, all of one length.
-        separator: what divides the cells of a line.
-        comment: the cells of a last comment line above the table, if they are as many as there are columns.
+        columns: columns of texts, all of one length.
+        separator: character between the cells of a line.
+        comment: cells of the last comment line above the table, if it has one for each column; else empty.
     """
 
     columns: list[pyarrow.ChunkedArray]
@@ -62,10 +62,10 @@ class Cells:
 
 
 def read_cells(path: str, notes: list[str]) -> Cells:
-    """Read a text table, gzipped or not, as cells.
+    """Read the cells of a text table, gzipped or not.
 
     Raises:
-        DataError: if it is empty, no text, too large, or its lines have different numbers of cells.
+        DataError: if it is empty, not text, too large, or its lines have different numbers of cells.
     """
     try:
         data = limits.content(path)
@@ -102,7 +102,7 @@ def _utf8(data: bytes, path: str, notes: list[str]) -> bytes:
         odd, even = start[1::2].count(0), start[::2].count(0)
         if max(odd, even) < 0.3 * len(start):
             raise DataError(
-                f"{path} holds zero bytes, so it is no text: give a text table, or a .parquet or .npy file",
+                f"{path} contains zero bytes, so it is not text: give a text table, or a .parquet or .npy file",
                 code="no-text",
             )
         return _recoded(data, "utf-16-le" if odd > even else "utf-16-be", path, notes)
@@ -128,13 +128,15 @@ def _recoded(data: bytes, encoding: str, path: str, notes: list[str]) -> bytes:
     try:
         done = data.decode(encoding).encode("utf-8")
     except UnicodeError as error:
-        raise DataError(f"{path} is no {encoding} text ({one_line(error)}): save it as UTF-8", code="no-text") from None
-    notes.append(f"read as {encoding}, as it is not UTF-8")
+        raise DataError(
+            f"{path} is not valid {encoding} text ({one_line(error)}): save it as UTF-8", code="no-text"
+        ) from None
+    notes.append(f"the text is read as {encoding}, because it is not UTF-8")
     return done
 
 
 def _without_comments(data: bytes, notes: list[str]) -> tuple[bytes, str]:
-    """Separate the lines that hold cells from the last comment line above them."""
+    """Separate the lines with cells from the last comment line above them."""
     comment, end = "", 0
     found = list(_COMMENT.finditer(data)) if b"#" in data else []
     left = _COMMENT.sub(b"", data) if found else data
@@ -144,16 +146,16 @@ def _without_comments(data: bytes, notes: list[str]) -> tuple[bytes, str]:
                 break
             comment, end = match[0].decode("utf-8", "replace").strip().lstrip("#").strip(), match.end()
         data = left
-        notes.append(f"{len(found)} comment lines (#) were left out")
+        notes.append(f"{len(found)} comment lines (#) were ignored")
     hollow = sum(1 for match in _HOLLOW.finditer(data) if match[0].strip())
     if hollow:
         data = _HOLLOW.sub(b"", data)
-        notes.append(f"{hollow} lines of separators alone were left out")
+        notes.append(f"{hollow} lines with separators only were ignored")
     return data, comment
 
 
 def _sample(data: bytes) -> list[str]:
-    """Take the first lines, at least three if there are so many."""
+    """Return the first lines, at least three if the table has them."""
     end = len(data)
     if end > SAMPLE_BYTES:
         at = 0
@@ -168,7 +170,7 @@ def _sample(data: bytes) -> list[str]:
 
 
 def _separator(lines: list[str]) -> str:
-    """Find the separator that gives each line as many cells, most of them numbers."""
+    """Find the separator that gives equally many cells per line and most numbers."""
     best, chosen = (-1.0, False, 0), ALONE
     for separator in (*SEPARATORS, ALONE):
         score = _score(_split(lines, separator), separator)
@@ -187,7 +189,7 @@ def _split(lines: list[str], separator: str) -> list[list[str]]:
 
 
 def _score(rows: list[list[str]], separator: str) -> tuple[float, bool, int] | None:
-    """Rate a separator: share of numbers, whether the first line fits, cells a line; None if lines differ."""
+    """Rate a separator: share of numbers, whether the first line fits, cells per line; None if lines differ."""
     body = rows[1:] or rows
     width, often = Counter(map(len, body)).most_common(1)[0]
     first = len(rows[0]) - (len(rows[0]) == width + 1 and not rows[0][-1].strip())
@@ -199,7 +201,7 @@ def _score(rows: list[list[str]], separator: str) -> tuple[float, bool, int] | N
 
 
 def _regular(data: bytes, separator: str, lines: list[str]) -> bytes:
-    """Leave one separator between two cells, and as many cells in the first line as in the others."""
+    """Normalize lines: one separator between cells, and as many cells in the first line as in the others."""
     mark = separator.encode()
     quoted = b'"' in data
     if separator == " ":
@@ -212,7 +214,7 @@ def _regular(data: bytes, separator: str, lines: list[str]) -> bytes:
     width = Counter(map(len, rows[1:])).most_common(1)[0][0] if len(rows) > 1 else len(rows[0])
     data = data.lstrip(b"\r\n")
     first, rest = data.partition(b"\n")[::2]
-    if len(rows[0]) == width - 1:  # what ends every other line, or R, which gives its row names no name
+    if len(rows[0]) == width - 1:  # the other lines end with a separator, or R wrote row names without a header
         ended = all(not row[-1].strip() for row in rows[1:] if len(row) == width)
         return (first.rstrip(b"\r") + mark if ended else b'""' + mark + first) + b"\n" + rest
     if len(rows[0]) == width + 1 and not rows[0][-1].strip():
@@ -245,13 +247,13 @@ def _parsed(data: bytes, separator: str, path: str) -> list[pyarrow.ChunkedArray
         line = f"line {row.number}" if row.number else f"the line {shown(row.text[:40])!r}"
         raise DataError(
             f"{path}: {line} has {row.actual_columns} cells, the first line has {row.expected_columns}: "
-            "give every row as many cells, all separated alike",
+            "give each row equally many cells, with the same separator",
             code="ragged",
         ) from None
 
 
 def _named_by(comment: str, separator: str, width: int) -> tuple[str, ...]:
-    """Read the names in a comment line above the table, as numpy.savetxt writes them."""
+    """Read column names from a comment line above the table, as numpy.savetxt writes them."""
     names = [name.strip() for name in _split([comment], separator)[0]] if comment else []
     if len(names) != width or any(not name or NUMBER.fullmatch(name) for name in names):
         return ()

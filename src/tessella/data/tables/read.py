@@ -1,7 +1,7 @@
-"""Vectors in tables: csv and the like, and parquet. A row is an example, a column one of its numbers.
+"""Reader of vectors from tables: text tables such as csv, and parquet. Rows are examples, columns are features.
 
-What a table does not say is decided by its cells, and each decision is a note: whether the first line names the
-columns, which columns are row numbers, which one is the class, and whether a comma is a decimal point.
+Its cells decide what a table leaves open: whether the first line names the columns, which columns are row numbers,
+which one holds the labels, and whether commas are decimal commas. Each decision is noted.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ MOST_CLASSES = 100
 @final
 @dataclass(frozen=True)
 class Read:
-    """Columns of a table, before any is chosen.
+    """Columns of a table, before selection.
 
     Attributes:
-        columns: all of one length.
-        named: whether the names are the file's; if not, they only say where a column stands.
+        columns: columns of one length.
+        named: whether the names come from the file; otherwise they are `column 1`, `column 2`, ...
         index: names of the columns that pandas stored as the index.
     """
 
@@ -56,15 +56,15 @@ class Read:
 
 
 def table(path: str, label: str | None = None, like: Schema | None = None) -> RawDataset:
-    """Read a text table or a parquet file, a row an example.
+    """Read a text table or a parquet file whose rows are examples.
 
     Args:
-        path: the file; a text table may be gzipped.
-        label: the name of the column that holds the class.
-        like: what the rows must look like: columns are matched by name with it, and stored as its are.
+        path: file; a text table may be gzipped.
+        label: name of the column with the labels.
+        like: schema to match the columns with, by name.
 
     Raises:
-        DataError: if it cannot be read, a column is no numbers or has gaps, or the columns are not those of `like`.
+        DataError: if it cannot be read, a column is not numeric or has empty cells, or the columns do not match `like`.
     """
     notes: list[str] = []
     read = _parquet(path) if Path(path).suffix.lower() in PARQUET else _text(path, notes, like)
@@ -73,10 +73,10 @@ def table(path: str, label: str | None = None, like: Schema | None = None) -> Ra
 
 def vectors(reads: Mapping[str, pyarrow.Table], where: str, notes: list[str], label: str | None = None,
             like: Schema | None = None) -> RawDataset:  # fmt: skip
-    """Make vectors of tables with the same columns, one a split.
+    """Convert tables with the same columns, one per split, to vectors.
 
     Raises:
-        DataError: as `table`.
+        DataError: if the columns differ, are not numeric, have empty cells, or do not match `like`.
     """
     try:
         together = pyarrow.concat_tables(list(reads.values()), promote_options="permissive")
@@ -109,9 +109,9 @@ def _text(path: str, notes: list[str], like: Schema | None) -> Read:
     if (known and known <= set(first)) or is_header(first, below, notes):
         return Read(below)
     if cells.comment:
-        notes.append("the columns are named by the comment line above them")
+        notes.append("the column names are read from the comment line above the table")
         return Read(columns(cells.comment, 0, style))
-    notes.append("the first line holds an example: no column has a name")
+    notes.append("the first line is read as data: the columns have no names")
     return Read(columns([f"column {k + 1}" for k in range(len(first))], 0, style), named=False)
 
 
@@ -160,31 +160,31 @@ def _vectors(
 
 
 def _without_row_numbers(read: Read, known: tuple[str, ...], notes: list[str]) -> list[Column]:
-    """Keep the columns that hold something, each with a name of its own."""
+    """Remove empty columns and row numbers, and make the column names distinct."""
     left = [c.name for c in read.columns if c.name not in known and (c.name in read.index or is_pandas_index(c.name))]
     columns = [column for column in read.columns if column.name not in set(left)]
     held = [c for c in columns if not is_unnamed(c.name) or len(c.missing) < len(c.values)]
     if len(held) < len(columns):
-        notes.append(f"{len(columns) - len(held)} columns without a name or a value were left out")
+        notes.append(f"{len(columns) - len(held)} columns without name and values were ignored")
         columns = held
     while len(columns) > 1 and columns[0].name not in known and _is_row_numbers(columns[0]):
         left.append(columns.pop(0).name or "the first column, which has no name")
     if left:
-        notes.append(f"row numbers or row names were left out: {abridged(left)}")
+        notes.append(f"columns of row numbers or row names were ignored: {abridged(left)}")
     names: dict[str, None] = {}
     for place, column in enumerate(columns):
         name = column.name or f"column {place + 1}"
         again = name if name not in names else next(n for k in count(1) if (n := f"{name}.{k}") not in names)
         if again != name:
-            notes.append(f"{shown(name)} names several columns: a later one is called {shown(again)}")
+            notes.append(f"several columns are named {shown(name)}: a later one is renamed {shown(again)}")
         elif not column.name:
-            notes.append(f"a column without a name is taken for data and called {name}")
+            notes.append(f"a column without a name is read as data and named {name}")
         names[again] = None
     return [replace(column, name=name) for column, name in zip(columns, names, strict=True)]
 
 
 def _is_row_numbers(column: Column) -> bool:
-    """Tell whether a first column is the index that pandas or R puts there, named or not."""
+    """Return whether a first column is an index that pandas or R wrote, named or not."""
     if is_unnamed(column.name):
         return column.whole or column.kind in ("text", "dates")
     if column.name.lower() not in ("index", "level_0") or not column.whole:
@@ -195,13 +195,13 @@ def _is_row_numbers(column: Column) -> bool:
 def _class_column(
     columns: list[Column], where: str, label: str | None, like: Schema | None, notes: list[str]
 ) -> Column | None:
-    """Find the column that holds the class: the one asked for, or one whose name and values both say so."""
+    """Find the column with the labels: the requested one, or one whose name and values both fit."""
     if label is not None:
         chosen = [c for c in columns if c.name == label] or [c for c in columns if c.name.lower() == label.lower()]
         if not chosen and like is None:
             names = abridged([column.name for column in columns], 12)
             raise DataError(
-                f"{where} has no column {shown(label)!r} to take the class from; it has {names}", code="no-such-label"
+                f"{where} has no column {shown(label)!r} with the labels; its columns are {names}", code="no-such-label"
             )
         return chosen[0] if chosen else None
     known = like.columns if like is not None else ()
@@ -211,15 +211,15 @@ def _class_column(
             return column
         against = _no_class(column)
         if not against:
-            notes.append(f"column {column.name} holds the class")
+            notes.append(f"column {column.name} is read as the labels")
             return column
-        remedy = f"{option('label')} {column.name} makes it the class"
-        notes.append(f"column {column.name} {against}: taken for data; {remedy}")
+        remedy = f"to use it as labels, give {option('label')} {column.name}"
+        notes.append(f"column {column.name} {against}, so it is read as data; {remedy}")
     return None
 
 
 def _no_class(column: Column) -> str:
-    """Say why a column cannot be the class; empty if it can."""
+    """Describe why a column cannot hold the labels; empty if it can."""
     values = np.delete(column.values, column.missing)
     if column.kind != "numbers":
         return "" if len(set(values.tolist())) <= max(20, len(values) // 2) else "holds too many different texts"
@@ -239,7 +239,8 @@ def _labels(column: Column, where: str) -> np.ndarray:
     if column.kind == "numbers" and column.values.dtype != object:
         if column.values.dtype.kind == "f" and not np.array_equal(column.values, np.round(column.values)):
             raise DataError(
-                f"{where}: column {column.name} holds fractions, which are no classes: name another label",
+                f"{where}: column {column.name} holds fractions, not classes: choose another column with "
+                f"{option('label')}",
                 code="bad-labels",
             )
         return column.values
@@ -247,43 +248,43 @@ def _labels(column: Column, where: str) -> np.ndarray:
 
 
 def _matched(data: list[Column], known: tuple[str, ...], where: str, notes: list[str]) -> list[Column]:
-    """Put the columns in the order of `known`.
+    """Sort the columns in the order of `known`.
 
     Raises:
-        DataError: naming those that are missing and those that are unknown.
+        DataError: if columns are missing or unknown.
     """
     by_name = {column.name: column for column in data}
     missing = [name for name in known if name not in by_name]
     unknown = [name for name in by_name if name not in set(known)]
     if missing or unknown:
         lacks = [f"lacks {abridged(missing)}"] if missing else []
-        has = [f"has {abridged(unknown)}, which it was not trained on"] if unknown else []
+        has = [f"has the unknown {abridged(unknown)}"] if unknown else []
         raise DataError(
-            f"{where} has not the columns that the model was trained on: it {' and '.join(lacks + has)}; rename, add "
-            "or remove columns",
+            f"{where} does not have the columns that the model was trained on: it {' and '.join(lacks + has)}; rename, "
+            "add or remove columns",
             code="other-columns",
         )
     if tuple(by_name) != known:
-        notes.append("the columns are in another order than the model's: matched by their names")
+        notes.append("the columns are sorted in the order of the training data, by name")
     return [by_name[name] for name in known]
 
 
 def _in_place(data: list[Column], known: tuple[str, ...], where: str, notes: list[str]) -> list[Column]:
     if len(data) != len(known):
         raise DataError(
-            f"{where} has {len(data)} columns without names, the model was trained on {len(known)}: {abridged(known)}; "
-            "name them in the first line",
+            f"{where} has {len(data)} columns without names, but the model was trained on {len(known)}: "
+            f"{abridged(known)}; add their names as the first line",
             code="other-columns",
         )
-    notes.append(f"no column has a name: taken in the order of the model's, {abridged(known)}")
+    notes.append(f"the columns have no names: they are read in the order of the training data, {abridged(known)}")
     return [replace(column, name=name) for column, name in zip(data, known, strict=True)]
 
 
 def _check_numbers(data: list[Column], where: str) -> None:
-    """Refuse columns that are no numbers or have gaps.
+    """Check that all columns are numeric and have no empty cells.
 
     Raises:
-        DataError: naming all of them, where, and what to do.
+        DataError: if columns are not, with all of them and what to do.
     """
     troubles: dict[str, list[str]] = {}
     for column in data:
@@ -294,10 +295,11 @@ def _check_numbers(data: list[Column], where: str) -> None:
         raise DataError(f"{where} has {said}", code="bad-columns")
 
 
-TOO_LARGE = "whole numbers too large to keep in columns"
+TOO_LARGE = "whole numbers too large to store exactly in columns"
 REMEDIES = {
-    "dates or times in columns": "write them as numbers, such as days since the first, or remove them",
-    "no numbers in columns": f"remove them, write them as numbers, or name one as the class with {option('label')}",
+    "dates or times in columns": "write them as numbers, such as days since the first date, or remove them",
+    "values that are not numbers in columns": f"remove them, write them as numbers, or choose one as the labels with "
+    f"{option('label')}",
     "empty cells in columns": "fill or remove these rows",
     "infinite values in columns": "replace them or remove these rows",
     "values too large for 32 bits in columns": "give them in larger units",
@@ -306,7 +308,7 @@ REMEDIES = {
 
 
 def _troubles(column: Column) -> list[tuple[str, str]]:
-    """List what keeps a column from being numbers: the trouble, and where it lies. Rows count from 1."""
+    """List the problems of a column and their places; rows are counted from 1."""
     dates, texts, empty, infinite, large, whole = REMEDIES
     values, found = column.values, []
     if column.kind != "numbers":
@@ -330,10 +332,10 @@ def _troubles(column: Column) -> list[tuple[str, str]]:
 
 
 def _joined(data: list[Column], where: str, notes: list[str]) -> np.ndarray:
-    """Join columns to `[N, D]`, exactly: int64 or uint64 where all numbers are whole, else float64.
+    """Stack columns to `[N, D]`: int64 or uint64 if all numbers are whole, else float64.
 
     Raises:
-        DataError: naming a column whose whole numbers are beyond what the type of the others keeps apart.
+        DataError: if whole numbers of a column are too large for float64.
     """
     arrays = [column.values for column in data]
     if all(column.whole for column in data):
@@ -352,5 +354,5 @@ def _joined(data: list[Column], where: str, notes: list[str]) -> np.ndarray:
 
 
 def _beyond_double(values: np.ndarray) -> bool:
-    """Tell whether whole numbers are so large that float64 may change them."""
+    """Return whether whole numbers are so large that float64 may change them."""
     return max(abs(int(values.min())), int(values.max())) > EXACT_IN_DOUBLE
