@@ -95,7 +95,7 @@ def distinct_keys(content: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return content hashes `[N]` that are equal for examples with equal files (`content`) or decoded values (`x`)."""
+    """Return content hashes `[N]` that are equal if files (`content`) or decoded values (`x`) are equal."""
     _, inverse = np.unique(row_hashes(x), return_inverse=True)
     least = np.full(int(inverse.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(least, inverse, content)
