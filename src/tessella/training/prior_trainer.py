@@ -196,7 +196,10 @@ def unpacked(model: CodeModel, rows: Tensor) -> tuple[Tensor, ...]:
 
 @final
 class LatentPriorTrainer(PriorTrainer):
-    """Trainer of a prior over continuous z. A row is mean and deviation of q(z | x), or z alone: `[2 or 1, *latent_shape]`."""
+    """Trainer of a prior over continuous z.
+
+    A row `[2 or 1, *latent_shape]` holds mean and deviation of q(z | x), or z alone.
+    """
 
     stream, on_disk = "latents", False
 
