@@ -211,7 +211,7 @@ def _check_codes(header: TensorsHeader, data: Data, width: int) -> None:
             allowed[f"{name}.labels"] = [(torch.int64, (count,))]
     for name, kind in header.kinds.items():
         if kind not in allowed.get(name, ()):
-            what = "which are not codes of this data by this model"
+            what = "which are not codes of this data and model"
             raise RunError(f"{header.path} holds {name[:40]!r}, {what}", code="other-codes")
     if missing := {name for name in allowed if name.endswith(".codes")} - header.kinds.keys():
         raise RunError(f"{header.path} holds no {min(missing)}", code="other-codes")
