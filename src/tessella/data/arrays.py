@@ -439,7 +439,10 @@ def same_shape(parts: dict[str, np.ndarray], called: Mapping[str, str]) -> tuple
     shapes = {name: x.shape[1:] for name, x in parts.items()}
     if len(set(shapes.values())) > 1:
         found = abridged([f"{called[name]} {_by(shape)}" for name, shape in shapes.items()])
-        raise DataError(f"the splits hold examples of different shapes: {found}", code="different-shapes")
+        raise DataError(
+            f"the splits hold examples of different shapes: {found}; give all examples the same shape",
+            code="different-shapes",
+        )
     return next(iter(shapes.values()))
 
 

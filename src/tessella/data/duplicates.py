@@ -137,9 +137,7 @@ def _keep_apart(found: RawDataset, name: str, other: str, what: str) -> None:
     if not number:
         return
     if what == "rows":
-        found.notes.append(
-            f"{number:,} of {len(same):,} {name} rows occur in {where} too: {name} results may be too good"
-        )
+        found.notes.append(f"{number:,} of {len(same):,} {name} rows also occur in {where}")
         return
     said = f"{number:,} of {len(same):,} {name} pictures are byte-identical to {where} pictures"
     if not found.by_content:  # rows of arrays are known by their numbers

@@ -199,7 +199,8 @@ def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) 
     if unclear and not decimal and not grouped:
         if cells.separator not in ",;":
             raise DataError(
-                f"{where}: the comma of {unclear} is a decimal comma or a thousands separator: write decimal points",
+                f"{where}: it is unclear whether the comma of {unclear} is a decimal comma or a "
+                "thousands separator: write decimal points",
                 code="unclear-comma",
             )
         decimal, grouped = (unclear, None) if cells.separator == ";" else (None, unclear)
