@@ -90,7 +90,7 @@ def _open_streams() -> None:
 
 
 def _release(stream: TextIO) -> None:
-    """Flush a stream; redirect a broken one to the null device, so that Python exits without an error."""
+    """Flush a stream. Redirect a broken one to the null device, so that Python exits without an error."""
     try:
         stream.flush()
     except (OSError, ValueError):
@@ -201,7 +201,7 @@ def _complain(message: str, status: int = 2) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Return whether an error means too little memory; on the CPU, PyTorch says so only in its message."""
+    """Return whether an error means too little memory. On the CPU, PyTorch says so only in its message."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 

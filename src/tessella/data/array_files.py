@@ -100,7 +100,7 @@ class NumpyArchive(Mapping[str, np.ndarray]):
 
 
 def _npy_header(file: IO[bytes], where: str, size: int) -> tuple[tuple[int, ...], np.dtype]:
-    """Read the shape and type of an `.npy` file, and check that they fit in its `size` bytes.
+    """Read the shape and type of an `.npy` file, and check them against its `size` in bytes.
 
     Raises:
         ValueError: if the file has no `.npy` header.
@@ -169,7 +169,7 @@ def npz(path: str, label: str | None = None) -> RawDataset:
 
 
 def _head(archive: NumpyArchive, name: str) -> tuple[tuple[int, ...], str]:
-    """Read the shape and kind of an array; kind `O` if it cannot be read, which matters only if it is used."""
+    """Read the shape and kind of an array. The kind is `O` if it cannot be read, an error only on use."""
     try:
         shape, kind = archive.header(name)
     except DataError:
@@ -284,7 +284,7 @@ _IDX_SPLITS = (("train", "train"), ("t10k", "test"), ("test", "test"))
 
 
 def _idx_array(path: str) -> np.ndarray:
-    """Read an idx file, gzipped or not, of any type and shape (LeCun, "The IDX file format")."""
+    """Read an idx file, gzipped or not (LeCun, "The IDX file format")."""
     packed = os.path.getsize(path)
     zipped = limits.is_gzipped(path)
     with gzip.open(path) if zipped else open(path, "rb") as file:
@@ -307,7 +307,7 @@ def _idx_array(path: str) -> np.ndarray:
 
 
 def idx_folder(path: str, names: list[str]) -> RawDataset:
-    """Read idx files of images or vectors with their label files; file names say the official splits."""
+    """Read idx files of images or vectors with their label files. File names say the official splits."""
     beside = set(os.listdir(path or "."))
     parts: dict[str, RawSplit] = {}
     notes: list[str] = []

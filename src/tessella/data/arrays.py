@@ -201,7 +201,7 @@ def _exact(values: np.ndarray) -> bool:
 
 
 def _round_below(first: int, last: int) -> int:
-    """Find a round number at or below `first` whose differences up to `last` are exact in float32."""
+    """Find a round number up to `first` from which all differences to `last` are exact in float32."""
     step = 10 ** len(str(last - first))
     base = first // step * step
     return base if last - base <= EXACT_IN_SINGLE else first
@@ -387,7 +387,7 @@ def recoloured(x: np.ndarray, channels: int, values: Values, name: str) -> np.nd
 
 
 def resized(x: np.ndarray, size: tuple[int, int], values: Values) -> np.ndarray:
-    """Crop images `[N, C, H, W]` at the centre to the aspect ratio of `size`, and resize them to `size` (H, W)."""
+    """Crop images `[N, C, H, W]` at the centre, and resize them to `size` (H, W)."""
     if x.shape[2:] == size:
         return x
     import torch
@@ -420,7 +420,7 @@ class Fitted:
 
 
 def centre_box(have: tuple[int, int], want: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Find the largest centred box with the aspect ratio of `want` in an image of size `have`.
+    """Find the largest centred box with the aspect ratio of `want` within `have`.
 
     Returns:
         Top, left, height and width of the box.
@@ -439,7 +439,10 @@ def same_shape(parts: dict[str, np.ndarray], called: Mapping[str, str]) -> tuple
     shapes = {name: x.shape[1:] for name, x in parts.items()}
     if len(set(shapes.values())) > 1:
         found = abridged([f"{called[name]} {_by(shape)}" for name, shape in shapes.items()])
-        raise DataError(f"the splits hold examples of different shapes: {found}", code="different-shapes")
+        raise DataError(
+            f"the splits hold examples of different shapes: {found}; give all examples the same shape",
+            code="different-shapes",
+        )
     return next(iter(shapes.values()))
 
 

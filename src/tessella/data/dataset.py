@@ -99,7 +99,7 @@ class Data:
         return "; ".join(told) or f"equally many {called} as before, but not the same ones"
 
     def check_resumes(self, run: Path, before: Mapping[str, Any], *, changed_data: bool) -> None:
-        """Check that a resumed run continues with the data in its record; note a new place or other data.
+        """Check that a resumed run continues with the data in its record. Note a new place or other data.
 
         Raises:
             RunError: if the data is not the same and `changed_data` is false.
@@ -207,7 +207,7 @@ def _absolute(spec: str) -> str:
 def _unified(
     found: RawDataset, size: Size | None, channels: int | None, kind: str | None, like: Schema | None
 ) -> tuple[Values, tuple[int, ...], tuple[int, ...]]:
-    """Convert all parts in place to one type, size and number of channels; return values, shape and offset."""
+    """Convert all parts in place to one type, size and number of channels. Return values, shape and offset."""
     readers = {name: part.x for name, part in found.parts.items() if not isinstance(part.x, np.ndarray)}
     if readers:
         have = next(iter(readers.values())).shape

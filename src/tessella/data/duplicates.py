@@ -95,7 +95,7 @@ def distinct_keys(content: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return content hashes `[N]` that are equal for examples with equal files (`content`) or decoded values (`x`)."""
+    """Return content hashes `[N]` that are equal if files (`content`) or decoded values (`x`) are equal."""
     _, inverse = np.unique(row_hashes(x), return_inverse=True)
     least = np.full(int(inverse.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(least, inverse, content)
@@ -137,9 +137,7 @@ def _keep_apart(found: RawDataset, name: str, other: str, what: str) -> None:
     if not number:
         return
     if what == "rows":
-        found.notes.append(
-            f"{number:,} of {len(same):,} {name} rows occur in {where} too: {name} results may be too good"
-        )
+        found.notes.append(f"{number:,} of {len(same):,} {name} rows also occur in {where}")
         return
     said = f"{number:,} of {len(same):,} {name} pictures are byte-identical to {where} pictures"
     if not found.by_content:  # rows of arrays are known by their numbers

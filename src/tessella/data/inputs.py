@@ -193,7 +193,9 @@ class Inputs:
         if broken:
             note(f"{len(broken)} of {len(self)} pictures could not be read and were skipped: {abridged(broken)}")
         if not done and not self._left_out:
-            raise DataError(f"none of the pictures in {abridged(self._words)} can be read", code="nothing-readable")
+            raise DataError(
+                f"none of the pictures in {abridged(self._words)} can be read: check the files", code="nothing-readable"
+            )
 
     def batch(self) -> Batch:
         """Read all examples, which must be few and of one size, as one batch."""

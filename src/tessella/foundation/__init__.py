@@ -1,1 +1,1 @@
-"""What everything stands on, without PyTorch: errors, progress, validated records, files, the registry."""
+"""Basic services without PyTorch: errors, progress, validation of records, files, and the registry."""

@@ -100,7 +100,7 @@ class Config(validation.Tagged):
 
     @classmethod
     def from_options(cls, given: Mapping[str, Any], base: Self | None = None) -> Self:
-        """Make the config from options with the names of `options()`; parts are given by their names.
+        """Make the config from options with the names of `options()`. Parts are given by their names.
 
         Args:
             given: options, for example `{"quantizer": "fsq", "levels": (8, 5, 5, 5), "grid_size": 16}`.
@@ -165,7 +165,7 @@ def _within(part: Config, usual: Config | None) -> bool:
 
 
 def options(kind: type[Config], parts: Mapping[str, Config | None]) -> dict[str, tuple[str, str]]:
-    """Return the plain options of a composition by name, each with its slot ("" for its own) and field.
+    """Return the plain options of a composition by name, each with slot (or "") and field.
 
     The option of a part has the name of its field. If the composition or another chosen part has an option with this
     name, the slot is its prefix: `prior_components`.

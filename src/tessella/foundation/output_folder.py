@@ -54,7 +54,7 @@ def check_folder(folder: str) -> None:
 
 @final
 class Outputs:
-    """Writer of one file per name into a folder; the files are moved there when all are complete, or not at all.
+    """Writer of one file per name into a folder. The files are moved there when all are complete, or not at all.
 
     Args:
         folder: folder, created if it does not exist.

@@ -136,7 +136,7 @@ def tracking(phase: str, total: float | None = None) -> Iterator[Callable[..., N
 
 
 def in_context(function: Callable[P, R]) -> Callable[P, R]:
-    """Bind a function for another thread to this context, so that progress and cancelling work there too."""
+    """Bind a function for another thread to the progress and cancelling of this context."""
     context = copy_context()
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -153,7 +153,7 @@ def fitted(kind: Any, value: Any, name: str = "it", *, others: bool = False) -> 
         return _tuple(parts, value, name)
     if origin is dict or kind is dict:
         if not isinstance(value, dict):
-            raise Malformed(f"{name} is {_shown(value)}, no object")
+            raise Malformed(f"{name} is {_shown(value)}, not an object")
         inner = parts[1] if parts else Any
         return {_text(key, name): fitted(inner, one, f"{name} {_shown(key)}") for key, one in value.items()}
     if isinstance(kind, type) and issubclass(kind, Tagged):
@@ -201,7 +201,7 @@ def field_types(of: Any) -> dict[str, Any]:
 
 def _record(kind: Any, value: Any, name: str, *, others: bool) -> Any:
     if not isinstance(value, dict):
-        raise Malformed(f"{name} is {_shown(value)}, no object")
+        raise Malformed(f"{name} is {_shown(value)}, not an object")
     hints = {f.name: field_types(kind)[f.name] for f in fields(kind) if f.init}
     if not others and (unknown := sorted(set(value) - set(hints))):
         raise Malformed(f"{name} has the unknown key {_shown(unknown[0])}")
@@ -215,7 +215,7 @@ def _record(kind: Any, value: Any, name: str, *, others: bool) -> Any:
 
 def _tagged(kind: type[Tagged], value: Any, name: str) -> Any:
     if not isinstance(value, dict):
-        raise Malformed(f"{name} is {_shown(value)}, no object")
+        raise Malformed(f"{name} is {_shown(value)}, not an object")
     if TYPE not in value:
         raise Malformed(f"{name} has no {TYPE}")
     try:

@@ -1,1 +1,1 @@
-"""HTML pages about runs and results; each stands alone in one file."""
+"""Rendering of result pages: self-contained HTML files, and text on a terminal."""

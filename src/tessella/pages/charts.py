@@ -113,7 +113,7 @@ class _Canvas:
         self.add("text", text, x=x, y=y, text_anchor=anchor, class_=class_ or None)
 
     def frame(self, chart: Chart, *, xs: Sequence[float] = (), ys: int = 4) -> None:
-        """Draw the title, horizontal grid lines with their values, and the labels of the x axis."""
+        """Add the title, horizontal grid lines with values, and the labels of the x axis."""
         self.text(LEFT, 14, chart.title, "start", "title")
         right, base = self.width - RIGHT, self.height - BOTTOM
         for y in self.up.ticks(ys):
@@ -241,7 +241,7 @@ def _scatter(chart: Chart) -> Drawing:
 
 
 def _sums(canvas: _Canvas, sums: Sequence[float]) -> None:
-    """Draw dotted lines of constant x + y, each with its sum."""
+    """Add dotted lines of constant x + y, each with its sum."""
     if not sums:
         return
     (left, right), (low, high) = ((axis.low, axis.high) for axis in (canvas.across, canvas.up))

@@ -54,7 +54,7 @@ def _print_block(console: Console, block: Block) -> None:
 
 
 def _print_table(console: Console, table: Table) -> None:
-    """Print a table, or a list if the console is too narrow for it; numbers are never wrapped or cut."""
+    """Print a table, or a list if the console is too narrow for it. Numbers are never wrapped or cut."""
     heads = [_text(head) for head in table.heads]
     rows = [[_text(cell) for cell in row] for row in table.rows]
     if table.title:

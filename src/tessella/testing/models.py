@@ -88,7 +88,7 @@ def check_terms(terms: Terms, model: Model) -> None:
 
 
 def _check_gradients(terms: Terms, model: Model) -> None:
-    """Check that the training loss has a gradient for each trained weight, except for quantizers with zero penalty."""
+    """Check that the loss has a gradient for each trained weight, except quantizers with zero penalty."""
     parts = (terms.distortion if terms.bound is None else terms.bound, terms.penalty)
     sum(part.sum() for part in parts if part is not None).backward()  # pyright: ignore[reportAttributeAccessIssue]
     for name, parameter in model.named_parameters():
@@ -102,7 +102,7 @@ def _check_gradients(terms: Terms, model: Model) -> None:
 
 
 def _check_codes(model: CodeModel, codes: tuple[Tensor, ...], z: Tensor, terms: Terms) -> None:
-    """Check that z is a function of the codes, and that the rate is that of the uniform prior before fitting."""
+    """Check that codes determine z, and that the rate is the uniform prior's before fitting."""
     assert all(torch.equal(a, b) for a, b in zip(model.checked_codes(codes), codes, strict=True))
     assert [tuple(c.shape) for c in codes] == [(BATCH, *shape) for shape in model.code_shapes]
     assert torch.equal(model.lookup(codes), z)

@@ -90,7 +90,7 @@ def check_source(source: Callable[[tuple[int, int] | None], RawDataset]) -> None
 
 
 def check_task(task: Task) -> None:
-    """Check that the config of a task is a frozen dataclass that describes each option in its docstring."""
+    """Check that a task's config is a frozen dataclass with a description of each option."""
     assert task.config.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
     plain = {name for name, hint in hints(task.config).items() if not is_dataclass(getattr(hint, "__origin__", hint))}
     assert described(task.config).keys() >= plain, "each option has a line in `Attributes:`"
@@ -149,7 +149,7 @@ def check_bottleneck(config: BottleneckConfig) -> None:
 
 
 def check_quantizer(config: QuantizerConfig) -> None:
-    """Check that z is a function of the codes, on grids of any size, and that gradients reach the features."""
+    """Check that codes determine z on any grid, and that gradients reach the features."""
     for feature_shape in FEATURE_SHAPES:
         quantizer: Quantizer = config.build(feature_shape)
         features = torch.randn(BATCH, *feature_shape, requires_grad=True)
@@ -211,7 +211,7 @@ def _check_prior(config: PriorConfig, latent_shape: tuple[int, ...], classes: in
 
 
 def check_code_prior(config: CodePriorConfig) -> None:
-    """Check log p(codes) and samples of codes, with labels and context, and that probabilities sum to at most 1."""
+    """Check log p(codes) and samples, with labels and context, and that probabilities sum to at most 1."""
     for grid in GRIDS:
         for classes in (0, 3) if config.labels != "none" else (0,):
             for channels in (0, 2):
@@ -243,7 +243,7 @@ def _check_code_prior(config: CodePriorConfig, grid: tuple[int, ...], classes: i
 
 
 def _check_sum(config: CodePriorConfig, grid: tuple[int, ...]) -> None:
-    """Check that the probabilities of all codes sum to at most 1, up to noise; bounds are averaged over 64 samples."""
+    """Check that the probabilities of all codes sum to at most 1, up to noise. Bounds are averaged over 64 samples."""
     prior = config.build(grid, SIZE, context_channels=2).eval()
     everything = torch.tensor(list(itertools.product(range(SIZE), repeat=math.prod(grid)))).view(-1, *grid)
     many = everything.repeat(64, 1, 1, 1)

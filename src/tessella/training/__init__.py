@@ -1,1 +1,1 @@
-"""Training: models, then priors over their frozen latents; the run folder, checkpoints, several processes."""
+"""Training of models and of priors over their latents: run folders, checkpoints and distributed training."""

@@ -85,7 +85,7 @@ def _is_leftover(path: Path) -> bool:
 
 
 def _clear(run: Path) -> None:
-    """Empty the folder of a run to replace; a mark in it lets an interrupted replacement be completed."""
+    """Empty the folder of a run to replace. A mark in it lets an interrupted replacement be completed."""
     there = [path for path in run.iterdir() if path.name not in (LOCK, HOLDER, REPLACED)]
     if not there and not (run / REPLACED).exists():
         return
@@ -194,7 +194,7 @@ def fingerprint(run: str | os.PathLike[str]) -> str:
 
 
 def sizes(config: Config | None) -> dict[str, int]:
-    """Return the integer options of a part, and of the parts it holds, that set the size of networks."""
+    """Return the integer options of a part and its nested parts that set network sizes."""
     others = ("iwae_samples", "grid_size", "codebook_size")
     values = {} if config is None else config.values()
     found = {name: value for name, value in values.items() if type(value) is int and name not in others}

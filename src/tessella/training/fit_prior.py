@@ -69,10 +69,11 @@ def fit_prior(
     overwrite: bool = False,
     changed_data: bool = False,
 ) -> FitResult:
-    """Fit a prior over the latents of a run's model, codes or real numbers, and save it in the run.
+    """Fit a prior over the latents of a run's model, and save it in the run.
 
-    The model does not change; the prior minimises the rate E_q[log q(z | x) - log p(z)] on the training split. For an
-    autoencoder, which has no q, it minimises -log p(z): the autoencoder can then sample, but still has no bound.
+    Latents are codes or real numbers. The model does not change; the prior minimises the rate E_q[log q(z | x) - log
+    p(z)] on the training split. For an autoencoder, which has no q, it minimises -log p(z): the autoencoder can then
+    sample, but still has no bound.
 
     Args:
         run: run folder.
@@ -210,7 +211,7 @@ def _check_codes(header: TensorsHeader, data: Data, width: int) -> None:
             allowed[f"{name}.labels"] = [(torch.int64, (count,))]
     for name, kind in header.kinds.items():
         if kind not in allowed.get(name, ()):
-            what = "which are not codes of this data by this model"
+            what = "which are not codes of this data and model"
             raise RunError(f"{header.path} holds {name[:40]!r}, {what}", code="other-codes")
     if missing := {name for name in allowed if name.endswith(".codes")} - header.kinds.keys():
         raise RunError(f"{header.path} holds no {min(missing)}", code="other-codes")

@@ -62,7 +62,7 @@ class PriorSpec:
 
     @property
     def better(self) -> bool:
-        """Return whether its validation rate is below the model's own prior's; true if there is nothing to compare."""
+        """Return whether its validation rate is below the own prior's, or there is nothing to compare."""
         return self.rate_before is None or (self.rate is not None and self.rate < self.rate_before)
 
     def with_rate(self, rate: float) -> PriorSpec:
@@ -80,7 +80,9 @@ def prior_home(run: Path, kind: str) -> Path:
         RunError: if the kind is not a valid name, or its folder is a link.
     """
     if not re.fullmatch(r"[a-z0-9-]+", kind):
-        raise RunError(f"no prior is called {kind[:40]!r}; {task_name('list')} lists the kinds", code="no-such-prior")
+        raise RunError(
+            f"no prior is called {kind[:40]!r}: list the kinds with {task_name('list')}", code="no-such-prior"
+        )
     return place(run, Path(PRIORS, kind, SPEC)).parent
 
 
@@ -106,8 +108,13 @@ def read_prior_spec(home: Path) -> PriorSpec:
         check_version(record, path)
         spec: PriorSpec = validation.fitted(PriorSpec, record)
         if not re.fullmatch(r"[0-9a-f]{12}", spec.codes):
+<<<<<<< HEAD
             raise validation.Malformed("codes names no weights")
         validation.known_fields(DataRecord, spec.data, "data")
+=======
+            raise validation.Malformed("codes is not a fingerprint of weights")
+        validation.known_fields(Source, spec.data, "data")
+>>>>>>> main
         return replace(spec, training=validation.known_fields(TrainOptions, spec.training, "training"))
     except (OSError, validation.Malformed) as error:
         raise RunError(f"{path} is not a specification that tessella wrote ({error})", code="damaged") from error
@@ -157,9 +164,9 @@ def prior_in_use(run: Path) -> str | None:
 
 
 def choose_prior(run: Path, kind: str | None = None) -> PriorChoice:
-    """Choose the prior of a kind, by default the one with the lowest rate on the validation split.
+    """Choose the fitted prior of a kind, by default the one with the lowest validation rate.
 
-    The model's own prior is chosen if no fitted one has a lower rate.
+    By default, the model's own prior is chosen if no fitted one has a lower rate.
 
     Raises:
         RunError: if the requested prior is missing or was fitted on other weights.

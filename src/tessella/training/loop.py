@@ -139,7 +139,7 @@ def run_loop(
     *,
     resume: bool,
 ) -> TrainResult:
-    """Train a model or a prior on a split, with checkpoints and metrics in the folder `run`.
+    """Train a model or a prior, with checkpoints and metrics in the folder `run`.
 
     Raises:
         TrainingError: if the loss stays infinite or NaN, or memory or a compiler is missing.
@@ -262,7 +262,7 @@ class _Loop:
         return TrainResult(self.run or Path(), state.step, state.seconds, "budget" if whole else "signal")
 
     def _agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
-        """Agree with all processes on the used fraction of the budget (process 0's) and on stopping (if one asks)."""
+        """Agree with all processes on the used budget (process 0's) and on stopping (if one asks)."""
         used = self.state.step / self.total if self.total else seconds / (60 * (self.options.minutes or 1))
         if self.accelerator.num_processes > 1:
             word = torch.tensor([used if self.accelerator.is_main_process else 0.0, float(stop)], dtype=torch.float64)
@@ -272,7 +272,7 @@ class _Loop:
         return used, stop
 
     def _update(self, batch: Batch) -> StepMetrics:
-        """Take one step of AdamW, unless the loss or its gradient is not finite."""
+        """Update the weights by one step of AdamW, unless loss or gradient is not finite."""
         options, accelerator, model, state, used = (
             self.options,
             self.accelerator,
@@ -371,7 +371,7 @@ class _Loop:
 
 
 def _better_error(error: RuntimeError, options: TrainOptions) -> TrainingError | None:
-    """Convert an error for lack of memory or of a compiler to a message with a remedy; None for other errors."""
+    """Return a better error for a lack of memory or of a compiler, else None."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         lower = f"lower {option('batch_size')}"
         return TrainingError(
@@ -391,7 +391,7 @@ class _Wish:
 
 @contextmanager
 def _asked_to_stop() -> Iterator[_Wish]:
-    """Handle Ctrl-C and SIGTERM by stopping after the current step; a second Ctrl-C stops at once."""
+    """Handle Ctrl-C and SIGTERM by stopping after the current step. A second Ctrl-C stops at once."""
     wish = _Wish()
 
     def ask(number: int, frame: Any) -> None:

@@ -149,7 +149,7 @@ class PriorTrainer(nn.Module, ABC):
 
 @final
 class CodePriorTrainer(PriorTrainer):
-    """Trainer of priors over codes of all levels; a row holds the codes of one example, coarsest level first."""
+    """Trainer of priors over codes of all levels. A row holds the codes of one example, coarsest level first."""
 
     stream, on_disk = "codes", True
 
@@ -196,7 +196,10 @@ def unpacked(model: CodeModel, rows: Tensor) -> tuple[Tensor, ...]:
 
 @final
 class LatentPriorTrainer(PriorTrainer):
-    """The prior over continuous z; a row is mean and deviation of q(z | x), or z alone: `[2 or 1, *latent_shape]`."""
+    """Trainer of a prior over continuous z.
+
+    A row `[2 or 1, *latent_shape]` holds mean and deviation of q(z | x), or z alone.
+    """
 
     stream, on_disk = "latents", False
 
@@ -254,7 +257,7 @@ class LatentPriorTrainer(PriorTrainer):
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
-        """Compute log q(z | x) - log p(z) at a sample of each row; for an autoencoder only -log p(z)."""
+        """Compute log q(z | x) - log p(z) at a sample of each row. For an autoencoder, compute only -log p(z)."""
         latent = self.sample(x, label, noise)
         with torch.autocast(x.device.type, enabled=False):
             log_p = self.model.prior_given(label, noise).log_prob(latent.z.float())
@@ -271,7 +274,7 @@ def prior_trainer(model: LatentModel) -> PriorTrainer:
 def _mean_rate(
     trainer: PriorTrainer, split: Split, precision: Precision, limit: int | None, stream: str | None, times: int = 1
 ) -> float:
-    """Average the rate over a split, with `times` noise samples per example; without noise if `stream` is None."""
+    """Average the rate over a split, with `times` noise samples per example. No noise is used if `stream` is None."""
     training = trainer.training
     trainer.eval()
     device, total = trainer.model.device, min(len(split), limit or len(split))
@@ -287,7 +290,7 @@ def _mean_rate(
 
 
 def encode_splits(trainer: PriorTrainer, data: Data, precision: Precision) -> dict[str, Split]:
-    """Encode the training and validation splits if their rows can be stored; else return the splits unchanged.
+    """Encode the training and validation splits if their rows can be stored. Otherwise return them unchanged.
 
     If the data or the codes are random, each training example is encoded several times.
     """

@@ -32,7 +32,7 @@ from tessella.training.checkpoint import HOLDER, LOCK
 
 @contextmanager
 def together(options: TrainOptions, facts: Mapping[str, Any] | None = None) -> Iterator[Accelerator]:
-    """Join the processes of a training (one or several); if one is lost, the others end.
+    """Join the processes of a training (one or several). If one is lost, the others end.
 
     Args:
         facts: options that must be equal in all processes, by name.
@@ -132,7 +132,7 @@ _held: set[Path] = set()
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Lock a run folder until the block ends; remove the folder if it was made here and stays empty.
+    """Lock a run folder until the block ends. Remove the folder if it was made here and stays empty.
 
     A second lock by the same process does nothing.
 

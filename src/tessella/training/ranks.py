@@ -241,7 +241,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def watched(seconds: float, device: torch.device) -> Iterator[None]:
-    """Watch the other processes during the block; this process ends if one is lost or fails."""
+    """Watch the other processes during the block. This process ends if one is lost or fails."""
     if world() == 1 or _open:
         yield
         return

@@ -71,7 +71,7 @@ class ResultsStore:
         write_atomic(place(self.run, f"results/{name}.json"), lambda path: path.write_text(text))
 
     def load(self, name: str, kind: type[R], **facts: Any) -> R | None:
-        """Load a result if it belongs to the current weights and is not damaged; else return None.
+        """Load a result if it belongs to the current weights and is not damaged. Otherwise return None.
 
         Args:
             facts: required values of its attributes, such as `split="test"`.
@@ -129,7 +129,9 @@ class Run:
         return load(self.path, prior=prior, device=self.device if device is None else device)
 
     def data(self, spec: str | None = None, model: Model | None = None) -> Data:
-        """Open the run's own data, or other data with the same size, channels, values and label numbers.
+        """Open the run's own data, or other data converted in the same way.
+
+        Other data gets the size, channels, binarization and label numbers of the run's data.
 
         Args:
             spec: SPEC of other data; None for the run's own data.
@@ -253,7 +255,7 @@ def load(
 
 
 def data_for(spec: Spec, other: str | None = None, *, labelled: bool) -> Data:
-    """Open the data of a run, or other data with the same size, channels, binarization and label numbers.
+    """Open the data of a run, or other data converted in the same way.
 
     Args:
         other: SPEC of other data; None for the run's own data.

@@ -82,7 +82,7 @@ class TrainState:
         self.model.eval()
 
     def save(self, run: Path) -> None:
-        """Save the checkpoint to resume from, then the averaged weights; nothing if weights are not finite."""
+        """Save the checkpoint to resume from, then the averaged weights. Save nothing if weights are not finite."""
         if first_not_finite(self.model) is not None:
             return
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -98,7 +98,7 @@ class TrainState:
         self.saved = self.step
 
     def restore(self, run: Path) -> None:
-        """Load the last checkpoint of a run; keep the initial state if the run has none.
+        """Load the last checkpoint of a run. Keep the initial state if the run has none.
 
         Raises:
             RunError: if the checkpoint belongs to another model ("other-model"), or is damaged.
@@ -151,7 +151,7 @@ class _Stored:
 
 
 def _parameter_groups(model: nn.Module, options: TrainOptions) -> list[dict[str, Any]]:
-    """Divide the weights into matrices, which get weight decay, and tensors of at most one axis, which do not."""
+    """Divide the weights into those with weight decay and the others, such as biases."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     return [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -111,7 +111,7 @@ def picture_files(path: str) -> tuple[list[str], list[str]]:
 
 
 def _what(entry: os.DirEntry[str]) -> str:
-    """Classify an entry as folder, picture or a key of `_PASSED_OVER`; empty if it is ignored without a note."""
+    """Classify an entry as folder, picture or a key of `_PASSED_OVER`. The result is empty if it is ignored."""
     if entry.name.lower() in SYSTEM:
         return ""
     try:

@@ -192,7 +192,7 @@ def _identified(
     labels: np.ndarray | None,
     by_content: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return content hashes and keys of the files, both `[N]`; large files with equal hashes are hashed whole."""
+    """Return content hashes and keys of the files, both `[N]`. Large files with equal hashes are hashed whole."""
     values, first, inverse, counts = np.unique(content, return_index=True, return_inverse=True, return_counts=True)
     content = content.copy()
     for at in np.flatnonzero(counts[inverse] > 1).tolist():
@@ -208,7 +208,7 @@ def _identified(
 
 
 def _agreed_depth(ranges: list[DepthRange], count: int, depth: Depth | None, notes: list[str]) -> Depth | None:
-    """Choose one rule that converts all deep images of a data set to bytes, and note it."""
+    """Choose and note the rule that converts all deep images of a data set to bytes."""
     if not ranges:
         return depth
     depth = depth or depth_rule(ranges)

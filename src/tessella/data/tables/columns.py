@@ -52,7 +52,7 @@ class Column:
 
 
 def is_header(first: list[str], below: list[Column], notes: list[str]) -> bool:
-    """Return whether the first line names the columns, judged by the types of the cells below it."""
+    """Return whether the first line names the columns, by the types of the cells below."""
     texts = [cell not in MISSING and not NUMBER.fullmatch(cell) for cell in first]
     if all(texts) or any(text and column.kind == "numbers" for text, column in zip(texts, below, strict=True)):
         return True
@@ -199,7 +199,8 @@ def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) 
     if unclear and not decimal and not grouped:
         if cells.separator not in ",;":
             raise DataError(
-                f"{where}: the comma of {unclear} is a decimal comma or a thousands separator: write decimal points",
+                f"{where}: it is unclear whether the comma of {unclear} is a decimal comma or a "
+                "thousands separator: write decimal points",
                 code="unclear-comma",
             )
         decimal, grouped = (unclear, None) if cells.separator == ";" else (None, unclear)
@@ -224,7 +225,7 @@ def style_of(columns: list[Column], cells: Cells, where: str, notes: list[str]) 
 
 
 def _forms(cells: pyarrow.ChunkedArray, name: str) -> dict[str, str]:
-    """Find the number formats in a column, with an example of each; empty if a cell is not a number in any format."""
+    """Find the number formats in a column, with examples. The result is empty if a cell is not a number."""
     cells = _spelled(pc.utf8_trim_whitespace(cells), "plain")
     cells = cells.filter(pc.invert(pc.is_in(cells, pyarrow.array(MISSING))))
     found, left = {}, cells

@@ -142,7 +142,7 @@ def _vectors(
     chosen = _class_column(columns, where, label, like, notes)
     data = [column for column in columns if column is not chosen]
     if not data:
-        raise DataError(f"{where} has no columns of numbers beside the label", code="no-numbers")
+        raise DataError(f"{where} has no columns of numbers besides the labels: add numeric columns", code="no-numbers")
     if known:
         data = _matched(data, known, where, notes) if read.named else _in_place(data, known, where, notes)
     _check_numbers(data, where)
@@ -150,7 +150,7 @@ def _vectors(
     if like is not None and not like.values.discrete:
         x = x if x.dtype.kind == "f" or any(like.offset) else x.astype(np.float64)
     if not known and len(data) > 1 and len(x) > 2 and data[0].whole and (np.diff(data[0].values) == 1).all():
-        notes.append(f"{data[0].name} counts the rows and is taken for data: remove it if it means nothing")
+        notes.append(f"{data[0].name} numbers the rows but is read as data: remove this column if it has no meaning")
     labels = None if chosen is None else _labels(chosen, where)
     parts = {}
     for name, of in rows.items():
