@@ -222,7 +222,7 @@ def test_options_that_mean_nothing_are_refused() -> None:
     for options, code in (
         ({"latent_dim": 3}, "no-such-option"),
         ({"quantizer": "fsq", "commitment": 0.1}, "no-such-option"),
-        ({"quantizer": "fsq", "codebook_size": 34}, "spec"),
+        ({"quantizer": "fsq", "codebook_size": 34}, "bad-codebook-size"),
         ({"quantizer": "nearest"}, "no-such-part"),
         ({"codebook_size": 0}, "bad-option"),
     ):

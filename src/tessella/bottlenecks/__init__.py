@@ -211,7 +211,8 @@ def levels_for(size: int) -> tuple[int, ...]:
     if not found:
         near = next(n for off in count(1) for n in (size - off, size + off) if n > 1 and _factors(n, 16))
         raise SpecError(
-            f"FSQ needs a {option('codebook_size')} that is a product of numbers from 2 to 16: use {near}, not {size}"
+            f"FSQ needs a {option('codebook_size')} that is a product of numbers from 2 to 16: use {near}, not {size}",
+            code="bad-codebook-size",
         )
     return min(found, key=lambda levels: sum(math.log(level / 6) ** 2 for level in levels))
 

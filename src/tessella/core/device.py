@@ -45,7 +45,10 @@ def resolve(asked: str | torch.device | None = None) -> torch.device:
             return torch.device(kind, index)
     where = f"{VARIABLE} names the device {said!r}, which" if said else f"the device {str(asked)!r}"
     built = f" (this PyTorch, {torch.__version__}, was built without CUDA)" if _without_cuda(kind) else ""
-    raise SpecError(f"{where} is not available{built}: choose auto or one of those that there are: {', '.join(there)}")
+    raise SpecError(
+        f"{where} is not available{built}: choose auto or one of those that there are: {', '.join(there)}",
+        code="no-device",
+    )
 
 
 def available_devices() -> tuple[str, ...]:

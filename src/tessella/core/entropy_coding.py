@@ -127,7 +127,9 @@ class AnsStack:
         try:
             self._coder: Any = streams.stack.AnsCoder(*(() if words is None else (_native(words),)))
         except ValueError as error:
-            raise DataError(f"the bits are not an entropy-coded stream ({' '.join(str(error).split())})") from error
+            raise DataError(
+                f"the bits are not an entropy-coded stream ({' '.join(str(error).split())})", code="damaged"
+            ) from error
 
     def words(self) -> np.ndarray:
         """Return the whole stack, `[n]` uint32, little endian."""

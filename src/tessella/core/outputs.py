@@ -39,15 +39,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
-            raise SpecError(f"{option('temperature')} must be finite and at least 0, got {self.temperature}")
+            raise SpecError(
+                f"{option('temperature')} must be finite and at least 0, got {self.temperature}", code="out-of-range"
+            )
         if self.top_k is not None and self.top_k < 1:
-            raise SpecError(f"{option('top_k')} must be at least 1, got {self.top_k}")
+            raise SpecError(f"{option('top_k')} must be at least 1, got {self.top_k}", code="out-of-range")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise SpecError(f"{option('top_p')} must be above 0 and at most 1, got {self.top_p}")
+            raise SpecError(f"{option('top_p')} must be above 0 and at most 1, got {self.top_p}", code="out-of-range")
         if self.steps is not None and self.steps < 1:
-            raise SpecError(f"{option('steps')} must be at least 1, got {self.steps}")
+            raise SpecError(f"{option('steps')} must be at least 1, got {self.steps}", code="out-of-range")
         if self.guidance is not None and not 0 <= self.guidance < math.inf:
-            raise SpecError(f"{option('guidance')} must be finite and at least 0, got {self.guidance}")
+            raise SpecError(
+                f"{option('guidance')} must be finite and at least 0, got {self.guidance}", code="out-of-range"
+            )
 
     def reject_steps(self, sampler: str) -> None:
         """Raise SpecError if steps or guidance are given, for a sampler that takes no steps.

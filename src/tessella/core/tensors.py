@@ -434,4 +434,4 @@ class TensorWriter:
         try:
             yield
         except OSError as error:
-            raise RunError(f"{self._path} cannot be written: {error.strerror or error}") from error
+            raise RunError(f"{self._path} cannot be written: {error.strerror or error}", code="not-writable") from error

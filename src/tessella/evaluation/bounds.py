@@ -60,10 +60,13 @@ def evaluate(
         SpecError: if an importance-weighted bound is requested of a model without a rate.
     """
     if importance_samples < 0:
-        raise SpecError(f"{option('importance_samples')} must be at least 0, got {importance_samples}")
+        raise SpecError(
+            f"{option('importance_samples')} must be at least 0, got {importance_samples}", code="out-of-range"
+        )
     if importance_samples and not model.has_bound:
         raise SpecError(
-            f"the model {model.name} has no prior and so no bound: leave {option('importance_samples')} at 0"
+            f"the model {model.name} has no prior and so no bound: leave {option('importance_samples')} at 0",
+            code="no-prior",
         )
     started = time.perf_counter()
     training = model.training

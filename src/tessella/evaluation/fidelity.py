@@ -73,7 +73,8 @@ def sets(split: Split, count: int) -> tuple[np.ndarray, np.ndarray]:
     size = min(count, len(split) // 2)
     if size < FEWEST:
         raise DataError(
-            f"fidelity needs at least {FEWEST} samples and {2 * FEWEST} examples, got {count} and {len(split)}"
+            f"fidelity needs at least {FEWEST} samples and {2 * FEWEST} examples, got {count} and {len(split)}",
+            code="few-examples",
         )
     order = split.random_rows()
     return order[:size], order[size : 2 * size]
@@ -202,10 +203,13 @@ def of_features(samples: np.ndarray, data: np.ndarray, others: np.ndarray) -> Fi
     if not samples.shape[1:] == data.shape[1:] == others.shape[1:]:
         raise SpecError(
             f"the samples have {samples.shape[1]} features and the data {data.shape[1]}: "
-            "compute both with the same network"
+            "compute both with the same network",
+            code="other-features",
         )
     if min(len(samples), len(data), len(others)) < FEWEST:
-        raise SpecError(f"fidelity needs features of at least {FEWEST} samples and {2 * FEWEST} examples")
+        raise SpecError(
+            f"fidelity needs features of at least {FEWEST} samples and {2 * FEWEST} examples", code="few-examples"
+        )
     variance = float(data.var(0).sum()) or 1.0
 
     def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -336,10 +340,12 @@ def _rows(features: Tensor | np.ndarray) -> np.ndarray:
     """
     found = np.asarray(features.detach().cpu() if isinstance(features, Tensor) else features, dtype=np.float64)
     if found.ndim < 2:
-        raise SpecError(f"features must have shape [N, F], got {list(found.shape)}")
+        raise SpecError(f"features must have shape [N, F], got {list(found.shape)}", code="other-features")
     found = found.reshape(len(found), -1)
     if not np.isfinite(found).all():
-        raise SpecError("the features of samples or data are not finite: check the model and the feature network")
+        raise SpecError(
+            "the features of samples or data are not finite: check the model and the feature network", code="not-finite"
+        )
     return found
 
 
@@ -357,7 +363,8 @@ def of_file(path: str, count: int) -> FidelityEvaluation:
             arrays = {name: kept[name] for name in ("samples", "data")}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise DataError(
-            f"{path} holds no features: pass an .npz file with the arrays samples and data, one row per example"
+            f"{path} holds no features: pass an .npz file with the arrays samples and data, one row per example",
+            code="no-features",
         ) from error
     ours, data = (_rows(arrays[name]) for name in ("samples", "data"))
     size = min(count, len(ours), len(data) // 2)
@@ -374,14 +381,17 @@ def standard_fid(samples: Tensor, data: Tensor, schema: Schema, feature: Any = 2
         SpecError: if the examples are not pictures, or torchmetrics or Inception's weights are not available.
     """
     if not kind_of(schema).pixels:
-        raise SpecError("the standard FID needs pictures: use the classifier's features for other data")
+        raise SpecError(
+            "the standard FID needs pictures: use the classifier's features for other data", code="pictures-only"
+        )
     try:
         found = importlib.import_module("torchmetrics.image.fid")
         metric = found.FrechetInceptionDistance(feature=feature)
     except (ImportError, OSError) as error:
         raise SpecError(
             "the standard FID needs torchmetrics and Inception's weights, which it downloads "
-            f"({' '.join(str(error).split())[:120]}): pip install 'tessella[fidelity]', or omit {option('features')}"
+            f"({' '.join(str(error).split())[:120]}): pip install 'tessella[fidelity]', or omit {option('features')}",
+            code="not-installed",
         ) from error
     for x, real in ((data, True), (samples, False)):
         for part in x.split(CHUNK):

@@ -76,15 +76,19 @@ def _method(model: Model) -> Callable[[Batch, GapConfig, Noise, Callable[..., No
     if model.levels:
         raise SpecError(
             f"the model {model.name} has discrete codes, and its q has no density to optimise: measure the gap of a "
-            "vae instead"
+            "vae instead",
+            code="no-density",
         )
     if not model.has_bound:
-        raise SpecError(f"the model {model.name} has no bound, so it has no inference gap: measure a vae instead")
+        raise SpecError(
+            f"the model {model.name} has no bound, so it has no inference gap: measure a vae instead", code="no-prior"
+        )
     if isinstance(model, FlowModel):
         return lambda batch, _, noise, __: _of_flow(model, batch.x, noise)
     if not isinstance(model, LatentVariableModel) or model.prior is None:
         raise SpecError(
-            f"the model {model.name} has a chain of latents with a fixed q: measure the gap of a vae instead"
+            f"the model {model.name} has a chain of latents with a fixed q: measure the gap of a vae instead",
+            code="fixed-posterior",
         )
     if not model.prior.exact:
         raise SpecError(

@@ -56,7 +56,8 @@ class LogisticMixtureModule(Likelihood):
         if self.channels > 4:
             raise SpecError(
                 f"the logistic likelihood takes 1 to 4 channels, got {self.channels}: "
-                f"use {option('likelihood')} categorical"
+                f"use {option('likelihood')} categorical",
+                code="channels",
             )
         self.mixtures = components
         self.units = Standardizer(schema)

@@ -37,7 +37,8 @@ class Standardizer(nn.Module):
             if len(numbers) not in (1, schema.shape[0]):
                 raise SpecError(
                     f"the data's {name} has {len(numbers)} numbers, but data of shape {schema.shape} needs 1 or "
-                    f"{schema.shape[0]}: prepare the data again"
+                    f"{schema.shape[0]}: prepare the data again",
+                    code="other-channels",
                 )
             tensor = torch.tensor(numbers, dtype=torch.float32).reshape(-1, *(1,) * (len(schema.shape) - 1))
             self.register_buffer(name, tensor, persistent=False)

@@ -320,24 +320,31 @@ class CodeModel(LatentModel):
             SpecError: if the number of levels or a shape is wrong, or a code is outside 0 ... K - 1.
         """
         if len(codes) != len(self.levels):
-            raise SpecError(f"the model {self.name} has {len(self.levels)} levels of codes, got {len(codes)}")
+            raise SpecError(
+                f"the model {self.name} has {len(self.levels)} levels of codes, got {len(codes)}", code="other-codes"
+            )
         for level, (c, q) in enumerate(zip(codes, self.levels, strict=True)):
             expected = q.code_shape
             if c.dim() != len(expected) + 1 or c.shape[1] != expected[0] or 0 in c.shape[1:]:
                 raise SpecError(
                     f"codes of level {level} have shape {_by(c.shape[1:])} per example, the model's have "
-                    f"{_by(expected)}: encode the examples with this run"
+                    f"{_by(expected)}: encode the examples with this run",
+                    code="other-codes",
                 )
             if len(c) and (int(c.min()) < 0 or int(c.max()) >= q.codebook_size):
                 raise SpecError(
                     f"codes of level {level} must be between 0 and {q.codebook_size - 1}, got {int(c.min())} to "
-                    f"{int(c.max())}: encode the examples with this run"
+                    f"{int(c.max())}: encode the examples with this run",
+                    code="other-codes",
                 )
         for level in range(1, len(codes)):
             coarse, fine = codes[level - 1].shape[2:], codes[level].shape[2:]
             if tuple(coarse) != tuple(-(-side // 2) for side in fine):
-                raise SpecError(f"codes of level {level} form a grid of {_by(fine)}, which does not match the coarser "
-                                f"level's {_by(coarse)}: encode the examples with this run")  # fmt: skip
+                raise SpecError(
+                    f"codes of level {level} form a grid of {_by(fine)}, which does not match the coarser "
+                    f"level's {_by(coarse)}: encode the examples with this run",
+                    code="other-codes",
+                )
         return tuple(c.to(self.device, torch.int64) for c in codes)
 
 

@@ -175,7 +175,9 @@ class Delta(IndependentValues):
         return self.value.expand(*sample_shape, *self.value.shape)
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
-        raise SpecError("a flow cannot code x given z, because its z has no lossless code: use a vae or vqvae")
+        raise SpecError(
+            "a flow cannot code x given z, because its z has no lossless code: use a vae or vqvae", code="no-code"
+        )
 
 
 def build_flow_model(

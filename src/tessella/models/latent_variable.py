@@ -126,8 +126,11 @@ class LatentVariableModel(LatentModel):
         if self.prior is None or out.posterior is None:
             raise self.no_prior_error()
         if not self.prior.exact:  # exp of an unbiased estimate of a bound on log p(z) may exceed p(z) on average
-            raise SpecError(f"importance weights need p(z) itself, but the prior of this {self.name} only has a bound "
-                            f"on it: leave out the importance samples, or use another {option('prior')}")  # fmt: skip
+            raise SpecError(
+                f"importance weights need p(z) itself, but the prior of this {self.name} only has a bound "
+                f"on it: leave out the importance samples, or use another {option('prior')}",
+                code="inexact-prior",
+            )
         labels = None if label is None else label.repeat_interleave(draws)
         q, prior = out.posterior, self.prior_given(labels, noise)
         distortion = -self.decode(out.z, labels).log_prob(x.repeat_interleave(draws, 0))

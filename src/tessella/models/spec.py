@@ -159,7 +159,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         budgets = {n: getattr(self, n) for n in ("minutes", "epochs", "steps") if getattr(self, n) is not None}
         if len(budgets) > 1:
-            raise SpecError(f"give only one budget, not {' and '.join(map(option, budgets))}")
+            raise SpecError(f"give only one budget, not {' and '.join(map(option, budgets))}", code="one-budget")
         for name, value in {
             **budgets,
             "batch_size": self.batch_size,
@@ -167,7 +167,7 @@ class TrainOptions:
             "rank_timeout": self.rank_timeout,
         }.items():
             if value is not None and not value > 0:
-                raise SpecError(f"{option(name)} must be more than 0, got {value}")
+                raise SpecError(f"{option(name)} must be more than 0, got {value}", code="out-of-range")
         if not budgets:
             object.__setattr__(self, "minutes", 10.0)
 
@@ -246,7 +246,9 @@ class Spec:
             training = validation.known_fields(TrainOptions, spec.training, "training")
             return replace(spec, schema=schema, training=training)
         except validation.Malformed as error:
-            raise RunError(f"{where} was not written by tessella ({error}): copy the run again") from error
+            raise RunError(
+                f"{where} was not written by tessella ({error}): copy the run again", code="damaged"
+            ) from error
 
 
 def check_version(record: Any, where: object) -> None:

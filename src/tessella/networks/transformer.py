@@ -88,16 +88,21 @@ class GridEmbedding(nn.Module):
         vectors = reduce(torch.add, self.places).flatten(0, -2)[None]
         if self.label is not None:
             if label is None:
-                raise SpecError("the class-conditional prior needs a label for each example")
+                raise SpecError("the class-conditional prior needs a label for each example", code="needs-labels")
             vectors = vectors + self.label(label)[:, None]
         elif label is not None:
-            raise SpecError(f"the prior takes no labels: fit it with {option('class_conditional')}")
+            raise SpecError(
+                f"the prior takes no labels: fit it with {option('class_conditional')}", code="unconditional"
+            )
         if self.context is not None:
             if context is None:
-                raise SpecError("the prior is conditional on a coarser level: pass that level's features as context")
+                raise SpecError(
+                    "the prior is conditional on a coarser level: pass that level's features as context",
+                    code="needs-context",
+                )
             vectors = vectors + self.context(context).flatten(2).transpose(1, 2)
         elif context is not None:
-            raise SpecError("the prior is not conditional on a coarser level: leave out the context")
+            raise SpecError("the prior is not conditional on a coarser level: leave out the context", code="no-context")
         return vectors
 
 
@@ -186,7 +191,9 @@ class Transformer(nn.Module):
     def __init__(self, grid: tuple[int, ...], width: int, depth: int, *, causal: bool, dropout: float = 0.0) -> None:
         super().__init__()
         if width % 4:
-            raise SpecError(f"{option('width')} of a transformer must be a multiple of 4, got {width}")
+            raise SpecError(
+                f"{option('width')} of a transformer must be a multiple of 4, got {width}", code="bad-width"
+            )
         self.width, self.causal, self.dropout = width, causal, dropout
         heads = next(n for n in range(1, width) if width % (4 * n) == 0 and width // n <= HEAD)
         self.register_buffer("turns", _turns(grid, width // heads), persistent=False)

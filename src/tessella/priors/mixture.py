@@ -132,7 +132,8 @@ class VampPriorModule(Prior):
         super().__init__()
         if not bottleneck.stochastic:
             raise SpecError(
-                f"a vamp prior needs a posterior, but this model has none: use {option('prior')} mixture or flow"
+                f"a vamp prior needs a posterior, but this model has none: use {option('prior')} mixture or flow",
+                code="no-rate",
             )
         self.latent_shape, self.classes, self.labelled = latent_shape, classes, labelled
         self._q = (encoder, bottleneck)  # in a tuple, so that their weights are not registered as this module's
@@ -152,7 +153,8 @@ class VampPriorModule(Prior):
         if not isinstance(q, Independent) or not isinstance(q.base_dist, Normal):
             raise SpecError(
                 "a vamp prior needs a Gaussian posterior: "
-                f"leave out {option('posterior')}, or use {option('prior')} flow"
+                f"leave out {option('posterior')}, or use {option('prior')} flow",
+                code="needs-gaussian-posterior",
             )
         return MixtureDensity(_of_class(self.logits, self.check_label(label)), q.base_dist.loc, q.base_dist.scale)
 
