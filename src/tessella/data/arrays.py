@@ -73,7 +73,8 @@ def as_examples(x: np.ndarray, name: str, notes: list[str], kind: str | None = N
     if x.ndim == 2:
         return x
     if x.ndim == 3:
-        notes.append(f"{name}: read as grey pictures; for signals (N, C, T), give {option('kind')} signal")
+        if x.dtype != np.uint8:  # bytes are pictures as a rule
+            notes.append(f"{name}: read as grey pictures; for signals (N, C, T), give {option('kind')} signal")
         return x[:, None]
     fitting = [axis for axis in (3, 1) if x.ndim == 4 and x.shape[axis] in CHANNELS]
     if fitting:
