@@ -112,7 +112,7 @@ def test_what_has_no_prior_over_codes_is_refused(
     assert "models codes" in refused("fit-prior", runs["vae"], *PRIOR)
     assert "not a run" in refused("fit-prior", tmp_path / "nowhere", *PRIOR)
     assert "nothing to fit" in refused("fit-prior", runs["bare"], "--kind", "uniform")
-    assert "there are: pixelcnn" in refused("fit-prior", runs["bare"], "--kind", "psychic")
+    assert "there are: uniform, pixelcnn" in refused("fit-prior", runs["bare"], "--kind", "psychic")
     assert "one budget" in refused("fit-prior", runs["bare"], "--steps", 3, "--minutes", 1)
     assert "width must be at least 1" in refused("fit-prior", runs["bare"], "--width", 0)
     assert "--overwrite" in refused("fit-prior", runs["plain"], *PRIOR)

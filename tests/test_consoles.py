@@ -80,7 +80,7 @@ def test_no_command_says_or_writes_a_name_raw(
     run, pics = str(home / "a run"), str(home / "pics")
     one = next(str(path) for path in sorted((home / "pics").rglob("*.png")) if b"\xff" in os.fsencode(path))
     for command in (
-        ["data", pics],
+        ["describe", pics],
         ["sample", run],
         ["report", run],
         ["index", run, pics],
@@ -105,7 +105,7 @@ def test_no_command_says_or_writes_a_name_raw(
     for wrong in (
         ["sample", run, "--label", "\x1b[31m"],
         ["detect", run, "\x1b"],
-        ["data", "\udcff\x1b"],
+        ["describe", "\udcff\x1b"],
         ["\x1b[31m"],
     ):
         assert main(wrong) == 2
@@ -129,7 +129,7 @@ def test_no_command_says_or_writes_a_name_raw(
 def test_what_is_next_can_be_pasted(home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["index", str(home / "a run"), "0", "-o", str(tmp_path / "it's.safetensors")]) == 0
     said = capsys.readouterr().out
-    assert f"tessella search '{home}/a run' PICTURE" in said
+    assert f"tessella search '{home}/a run' QUERY" in said
     assert """it'"'"'s.safetensors""" in said
 
 

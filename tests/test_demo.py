@@ -67,7 +67,7 @@ def test_clothes_come_with_the_package_and_their_licence() -> None:
 def test_clothes_take_another_size_and_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert tessella.open_data("clothes", size=16, channels=3).schema.shape == (3, 16, 16)
     assert "clothes" in overview()
-    for command in (["data"], ["train", "vae"], ["claims"]):
+    for command in (["describe"], ["train", "vae"], ["claims"]):
         assert main([*command, "--help"]) == 0
         assert "clothes" in capsys.readouterr().out, command
     assert main(["describe", "cloths", "-o", str(tmp_path / "s.png")]) == 2
@@ -168,10 +168,16 @@ def test_a_prior_that_nothing_measured_is_not_used_in_silence(worse: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_the_demo_shows_all_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = tmp_path / "run"
-    assert main(["demo", "--minutes", "0.02", "--run", str(run)]) == 0
+def test_the_demo_shows_all_it_promises(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("demo-run")
+    assert main(["train", "vae", "--data", "digits", "--steps", "1", "--out", str(run)]) == 0  # it is replaced
+    capsys.readouterr()
+    assert main(["demo", "--minutes", "0.02"]) == 0
     said = capsys.readouterr()
+    assert tessella.load(run).name == "vqvae"
     assert said.err.count(" of 8: ") == 8
     assert f"wrote {run / 'demo.html'}" in said.out
     page = (run / "demo.html").read_text("utf-8")
@@ -181,6 +187,7 @@ def test_the_demo_shows_all_it_promises(tmp_path: Path, capsys: pytest.CaptureFi
     learned = fitted_priors.prior_in_use(run) is not None
     assert ("uniform prior: each code as likely as any other" in page) == learned
     assert ("so the uniform one is used" in page) == (not learned)
-    assert main(["demo", "--minutes", "0.02", "--run", str(run)]) == 2  # only `demo-run` is replaced
+    run.rename("other-run")
+    assert main(["demo", "--minutes", "0.02", "--run", "other-run"]) == 2  # only `demo-run` is replaced
     assert "already exists" in capsys.readouterr().err
     assert main(["demo", "--minutes", "0"]) == 2

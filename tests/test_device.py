@@ -110,9 +110,9 @@ def test_load_knows_the_names(run):
 def test_coding_stays_on_the_processor_and_says_so(run, tmp_path, capsys, two_cards):
     file = str(tmp_path / "x.tes")
     assert cli.main(["compress", run, "0", "1", "-o", file, "--device", "cuda"]) == 0
-    assert "coding runs on the processor" in capsys.readouterr().err
+    assert "coding runs on the CPU" in capsys.readouterr().err
     assert cli.main(["decompress", file, "-o", str(tmp_path / "back"), "--device", "cuda:1"]) == 0
-    assert "coding runs on the processor" in capsys.readouterr().err
+    assert "coding runs on the CPU" in capsys.readouterr().err
 
 
 def test_a_resumed_run_goes_on_where_it_is_asked_to(run, tmp_path, capsys):

@@ -256,10 +256,10 @@ def test_codes_come_back_at_the_price_of_their_prior(kind: str, shape: tuple[int
 
 def test_a_masked_prior_tells_many_codes_in_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     from tessella.foundation.progress import reporting
-    from tessella.priors import masked
+    from tessella.priors import MaskedTransformer, masked
 
     monkeypatch.setattr(masked, "CODING_STEPS", 5)
-    prior = masked.MaskedTransformer(width=8, depth=1).build((2, 4, 4), 6).eval()
+    prior = MaskedTransformer(width=8, depth=1).build((2, 4, 4), 6).eval()
     codes, steps = torch.randint(0, 6, (3, 2, 4, 4)), []
     with reporting(lambda at: steps.append(at.done)):
         words, _ = sent(lambda wire: prior.code(wire, 3, codes))

@@ -1,8 +1,8 @@
-"""Golden files: what `--json` said on tiny runs before the second house was built, and every command's help.
+"""Golden files: what `--json` said on tiny runs before the second house was built, every help, a report's blocks.
 
     TESSELLA_GOLDEN=write pytest tests/test_golden.py
 
-writes the helps anew. The figures are kept: the first edition computed them. Times, wordings and places are
+writes the helps and the blocks anew. The figures are kept: the first edition computed them. Times, wordings and places are
 left out of the comparison.
 """
 
@@ -19,6 +19,8 @@ import pytest
 
 from tessella import cli
 from tessella.foundation import registry
+from tessella.tasks.report import ReportConfig, report
+from tessella.training.run import Run
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 2e-3
@@ -62,14 +64,44 @@ def differences(golden: Any, now: Any, path: str = "") -> list[str]:
         ("evaluate-ae", "evaluate ae --split valid"),
         ("evaluate-vqvae", "evaluate vqvae --prior uniform --split valid"),
         ("gap", "inference-gap vae --examples 4 --chains 2 --steps 4 --simulated 4"),
+        ("compare", "compare vae vqvae ae --examples 40 -o compared.html"),
     ],
 )
-def test_figures_are_as_they_were(name: str, words: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command, run, *options = words.split()
-    assert cli.main([command, str(runs / run), *options, "--json"]) == 0
+def test_figures_are_as_they_were(
+    name: str, words: str, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    assert cli.main([*words.split(), "--json"]) == 0
     now = json.loads(capsys.readouterr().out)
     golden = json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
     assert not differences(golden, now), "\n".join(differences(golden, now))
+
+
+def golden(name: str, text: str) -> None:
+    """Compare a text with its golden file, or write it."""
+    file = GOLDEN / name
+    if os.environ.get("TESSELLA_GOLDEN") == "write":
+        file.write_text(text, "utf-8")
+    if text != file.read_text("utf-8"):
+        (file.parent / f"{name}.now").write_text(text, "utf-8")
+        pytest.fail(f"{name} has changed: compare it with {name}.now, and write it anew with TESSELLA_GOLDEN=write")
+
+
+def outline(block: Any, depth: int = 0) -> list[str]:
+    """Name a block, its words without numbers, and the blocks in it."""
+    parts = [*getattr(block, "blocks", ()), *getattr(block, "charts", ())]
+    heads = [str(getattr(head, "text", head)) for head in getattr(block, "heads", ())]
+    said = [
+        getattr(block, name, "") for name in ("text", "title", "summary", "caption") if type(block).__name__ != "Code"
+    ]
+    words = " | ".join(re.sub(r"[-\d.,]*\d", "N", word) for word in (*said, *heads) if word)
+    lines = [f"{'  ' * depth}{type(block).__name__}: {words}".rstrip(": ")]
+    return lines + [line for part in parts for line in outline(part, depth + 1)]
+
+
+def test_the_blocks_of_a_report_are_as_they_were(runs: Path) -> None:
+    page = report(Run(runs / "vqvae"), ReportConfig()).page()
+    golden("report-vqvae.txt", "\n".join(outline(page)).replace(str(runs), "RUNS") + "\n")
 
 
 def test_helps_are_as_they_were(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,8 +112,4 @@ def test_helps_are_as_they_were(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     for words in ([], *([name] for name in sorted(cli.summaries())), *models, *priors):
         assert cli.main([*words, "--help"]) == 0
         helps.append(re.sub(r" +\n", "\n", capsys.readouterr().out))
-    text, file = "\n".join(helps), GOLDEN / "help.txt"
-    if os.environ.get("TESSELLA_GOLDEN") == "write":
-        file.write_text(text, "utf-8")
-    if text != file.read_text("utf-8"):
-        pytest.fail("helps have changed: look at the difference, and write them anew with TESSELLA_GOLDEN=write")
+    golden("help.txt", "\n".join(helps))

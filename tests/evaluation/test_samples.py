@@ -128,10 +128,10 @@ def test_a_conditional_model_draws_a_row_for_each_class() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "code"),
     [
-        ("AE", {"count": 4}, "spec"),
+        ("AE", {"count": 4}, "no-prior"),
         ("VAE", {"count": 4, "label": 1}, "unconditional"),
         ("VAE", {"count": 0}, "out-of-range"),
-        ("VAE", {"count": 4, "sampling": Sampling(top_k=3)}, "spec"),
+        ("VAE", {"count": 4, "sampling": Sampling(top_k=3)}, "no-codes"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(kind: str, options: dict[str, float], code: str) -> None:

@@ -102,14 +102,14 @@ def test_a_rate_lies_between_none_and_all(rate: float) -> None:
 
 def test_p_values_agree_with_flags() -> None:
     generator = np.random.default_rng(0)
-    normals, scores = generator.normal(size=199), generator.normal(size=500)
-    p = p_values(scores, normals)
+    inliers, scores = generator.normal(size=199), generator.normal(size=500)
+    p = p_values(scores, inliers)
     assert p.min() >= 1 / 200
     for rate in (0.01, 0.05, 0.2):
-        assert np.array_equal(p <= rate, scores > threshold(normals, rate))
-    calibration = Calibration({"a": normals}, 0.05)
+        assert np.array_equal(p <= rate, scores > threshold(inliers, rate))
+    calibration = Calibration({"a": inliers}, 0.05)
     assert np.array_equal(calibration.p_values("a", scores), p)
-    assert calibration.thresholds == {"a": threshold(normals, 0.05)}
+    assert calibration.thresholds == {"a": threshold(inliers, 0.05)}
 
 
 # rankings
@@ -124,7 +124,7 @@ def test_rankings_are_scikit_learns(ties: bool) -> None:
     found = ranking(scores, anomalous)
     assert found.auroc == pytest.approx(roc_auc_score(anomalous, scores), abs=1e-12)
     assert found.average_precision == pytest.approx(average_precision_score(anomalous, scores), abs=1e-12)
-    assert (found.normals, found.anomalies) == (int((~anomalous).sum()), int(anomalous.sum()))
+    assert (found.inliers, found.anomalies) == (int((~anomalous).sum()), int(anomalous.sum()))
 
 
 def test_standard_errors_are_those_of_repeated_draws() -> None:
@@ -301,14 +301,14 @@ def test_scores_are_what_they_say() -> None:
         length = generator.normal(300, 20, n)
         return Statistics(length + generator.normal(100, 5, n), generator.normal(20, 2, n), np.zeros(n), length)
 
-    normals, strange = drawn(400), Statistics(*(np.array([v]) for v in (340.0, 20.0, 7.0, 300.0)))
-    scores = Detector(model, normals=normals).score(strange)
+    inliers, strange = drawn(400), Statistics(*(np.array([v]) for v in (340.0, 20.0, 7.0, 300.0)))
+    scores = Detector(model, inliers=inliers).score(strange)
     expected = {"distortion": 340.0, "rate": 20.0, "bound": 360.0, "regret": 7.0, "complexity-corrected": 60.0}
     assert {name: float(scores[name][0]) for name in expected} == expected
-    assert scores["typicality"][0] == pytest.approx(abs(360 - normals.bound.mean()))
+    assert scores["typicality"][0] == pytest.approx(abs(360 - inliers.bound.mean()))
     assert list(scores) == [score.name for score in available(model)]
     # distortion and length each are ordinary, but not together: only what weighs them against each other sees it
-    table = np.stack([normals.rate, normals.distortion, normals.length], 1)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    table = np.stack([inliers.rate, inliers.distortion, inliers.length], 1)  # pyright: ignore[reportCallIssue, reportArgumentType]
     exact = -MultivariateNormal(torch.from_numpy(table.mean(0)), torch.from_numpy(np.cov(table.T))).log_prob(
         torch.tensor([[20.0, 340.0, 300.0]], dtype=torch.float64)
     )
@@ -321,7 +321,7 @@ def test_scores_that_learn_need_normals() -> None:
     with pytest.raises(DataError, match="calibration_data"):
         Detector(model, ["typicality"]).score(Batch(torch.randn(3, 4)))
     with pytest.raises(DataError, match="and 3 are given"):
-        Detector(model, normals=[Batch(torch.randn(3, 4))])
+        Detector(model, inliers=[Batch(torch.randn(3, 4))])
 
 
 def test_models_give_the_scores_that_they_have() -> None:

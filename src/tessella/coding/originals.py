@@ -19,13 +19,13 @@ from tessella.data.inputs import read_pictures
 from tessella.kinds.pictures import picture
 
 COMPARED = 1 << 24
-"""Largest picture, in pixels, that is compared value by value; larger ones are judged by mode and depth."""
+"""Largest picture, in pixels, that is compared value by value; larger ones are compared by mode and depth."""
 ORIENTATION = 0x0112
 
 
 @final
 @dataclass(frozen=True)
-class _Judged:
+class _Checked:
     """Mode, height and width of a picture file, why the model cannot represent it (or ""), and what is not restored."""
 
     mode: str
@@ -46,7 +46,7 @@ class Originals:
     Attributes:
         files: files stored unchanged: name with ending, and path.
         modes: mode of each coded picture, by name.
-        seen, fitted: number of files judged, and number of those cropped and resized to the model's size.
+        seen, fitted: number of files checked, and number of those cropped and resized to the model's size.
         size: the model's size.
     """
 
@@ -62,19 +62,19 @@ class Originals:
     def keeps(self, name: str, file: str) -> bool:
         """Judge a file and return whether it is stored unchanged instead of being coded."""
         try:
-            judged = self._judged(file)
+            checked = self._check(file)
         except Exception:  # decoders of broken files raise nearly anything; reading the file explains it
             return False
         self.seen += 1
-        self._troubles[judged.trouble] += bool(judged.trouble)
-        if judged.trouble and not self._lossy:
+        self._troubles[checked.trouble] += bool(checked.trouble)
+        if checked.trouble and not self._lossy:
             self.files.append((name + os.path.splitext(file)[1], file))
             return True
-        self._lost.update(judged.lost)
-        if not self._native_size and judged.size != self.size:
+        self._lost.update(checked.lost)
+        if not self._native_size and checked.size != self.size:
             self.fitted += 1
-        elif not judged.trouble:
-            self.modes[name] = judged.mode
+        elif not checked.trouble:
+            self.modes[name] = checked.mode
         return False
 
     @property
@@ -95,7 +95,7 @@ class Originals:
             found.append(f"not restored from the files: {_counted(self._lost)}")
         return found
 
-    def _judged(self, file: str) -> _Judged:
+    def _check(self, file: str) -> _Checked:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with opened_picture(file) as image:
@@ -118,12 +118,12 @@ class Originals:
                 lying = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # Pillow turns these itself
                 size = (image.width, image.height) if lying else (image.height, image.width)
                 if trouble or large:
-                    return _Judged(mode, size, trouble or self._by_kind(mode), tuple(lost))
+                    return _Checked(mode, size, trouble or self._by_kind(mode), tuple(lost))
                 upright = ImageOps.exif_transpose(image).convert(mode)
         size = (upright.height, upright.width)
         x = read_pictures(self._schema, [file], size)[0]
         same = np.array_equal(np.asarray(upright), np.asarray(picture(x, self._schema, mode)))
-        return _Judged(mode, size, "" if same else self._why(upright), tuple(lost))
+        return _Checked(mode, size, "" if same else self._why(upright), tuple(lost))
 
     def _by_kind(self, mode: str) -> str:
         """Judge by mode alone why the model may not represent a picture."""

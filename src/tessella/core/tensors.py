@@ -201,7 +201,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 # modules built from files
 
 
-def fill(module: torch.nn.Module, header: TensorsHeader, *, what: str = "run", exactly: bool = True) -> None:
+def load_weights(module: torch.nn.Module, header: TensorsHeader, *, what: str = "run", exactly: bool = True) -> None:
     """Load a file's weights into a module, after checking names, shapes and types.
 
     Args:

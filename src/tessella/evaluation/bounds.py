@@ -78,19 +78,21 @@ def evaluate(
                 _add(sums, _sums(model, fixed, noise.of(fixed.example_ids), importance_samples))
     if world > 1:
         sums = _gathered(sums, world)
-    judged = None
+    diagnosis = None
     if collapse_examples and model.has_bound:
         examples = split.batch(split.random_rows(collapse_examples))
         with autocast(precision, model.schema, model.device):
-            judged = collapse.measure_collapse(model, examples, seed=seed)
+            diagnosis = collapse.measure_collapse(model, examples, seed=seed)
     model.train(training)
-    return _evaluation(model, sums, judged, importance_samples, data, split_name, seconds=time.perf_counter() - started)
+    return _evaluation(
+        model, sums, diagnosis, importance_samples, data, split_name, seconds=time.perf_counter() - started
+    )
 
 
 def _evaluation(
     model: Model,
     sums: dict[str, Tensor],
-    judged: CollapseEvaluation | None,
+    diagnosis: CollapseEvaluation | None,
     importance_samples: int,
     data: str,
     split_name: str,
@@ -126,8 +128,8 @@ def _evaluation(
         parameters=sum(p.numel() for p in model.parameters()),
         seconds=seconds,
         codes=codes,
-        collapse=judged,
-        notes=(*warned, *([judged.advice] if judged and judged.collapsed else [])),
+        collapse=diagnosis,
+        notes=(*warned, *([diagnosis.advice] if diagnosis and diagnosis.collapsed else [])),
     )
 
 

@@ -189,7 +189,8 @@ class Model(nn.Module, ABC):
         if sampling.top_k is not None or sampling.top_p is not None:
             raise SpecError(
                 f"{option('top_k')} and {option('top_p')} need discrete codes, which the model {self.name} does not "
-                f"have: use {option('temperature')} instead"
+                f"have: use {option('temperature')} instead",
+                code="no-codes",
             )
         return sampling
 

@@ -173,7 +173,7 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataRecord:
     """Origin and size of a run's data.
 
     Attributes:
@@ -242,7 +242,7 @@ class Spec:
             spec: Spec = validation.fitted(cls, {**record, "schema": schema})
             if spec.config is not None and spec.config.name != spec.model:
                 raise validation.Malformed("model and config name different models")
-            validation.known_fields(Source, spec.data, "data")
+            validation.known_fields(DataRecord, spec.data, "data")
             training = validation.known_fields(TrainOptions, spec.training, "training")
             return replace(spec, schema=schema, training=training)
         except validation.Malformed as error:

@@ -140,7 +140,8 @@ class VampPriorModule(Prior):
         self.inputs = nn.Parameter(torch.randn(components, *input_shape))
         if examples is not None:
             x = examples(components)
-            self.inputs.data = x[torch.arange(components) % len(x)].float()  # fewer examples come in turn
+            with torch.no_grad():
+                self.inputs.copy_(x[torch.arange(components) % len(x)])  # fewer examples come in turn
 
     def forward(self, label: Tensor | None, noise: Noise | None = None) -> MixtureDensity:
         encoder, bottleneck = self._q

@@ -15,7 +15,7 @@ from torch import Tensor
 import tessella
 from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.schema import Precision
-from tessella.core.tensors import Kind, TensorsHeader, fill, read_header, read_tensors, write_tensors
+from tessella.core.tensors import Kind, TensorsHeader, load_weights, read_header, read_tensors, write_tensors
 from tessella.data import Data, Split
 from tessella.foundation import registry
 from tessella.foundation.errors import RunError, SpecError, option
@@ -96,7 +96,7 @@ def fit_prior(
         of_run = checkpoint.read_spec(run)
         model = checkpoint.build(run, of_run)
         _check_kind(model, config, str(run))
-        fill(model, read_header(kept(run, checkpoint.MODEL)), exactly=True)
+        load_weights(model, read_header(kept(run, checkpoint.MODEL)), exactly=True)
         spec = PriorSpec(
             config, checkpoint.fingerprint(run), class_conditional=class_conditional, tessella=tessella.__version__
         )

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from tessella.core.configs import CodePriorConfig, PriorConfig
-from tessella.core.tensors import built, fill, read_header
+from tessella.core.tensors import built, load_weights, read_header
 from tessella.foundation import registry, validation
 from tessella.foundation.errors import RunError, option, task_name
 from tessella.foundation.files import kept, place, write_atomic
 from tessella.models.base import LatentModel
-from tessella.models.spec import VERSION, Source, TrainOptions, check_version
+from tessella.models.spec import VERSION, DataRecord, TrainOptions, check_version
 from tessella.training.checkpoint import MODEL, PRIORS, SPEC, fingerprint, sizes
 
 TRAINED, UNIFORM = "trained", "uniform"
@@ -108,8 +108,13 @@ def read_prior_spec(home: Path) -> PriorSpec:
         check_version(record, path)
         spec: PriorSpec = validation.fitted(PriorSpec, record)
         if not re.fullmatch(r"[0-9a-f]{12}", spec.codes):
+<<<<<<< HEAD
+            raise validation.Malformed("codes names no weights")
+        validation.known_fields(DataRecord, spec.data, "data")
+=======
             raise validation.Malformed("codes is not a fingerprint of weights")
         validation.known_fields(Source, spec.data, "data")
+>>>>>>> main
         return replace(spec, training=validation.known_fields(TrainOptions, spec.training, "training"))
     except (OSError, validation.Malformed) as error:
         raise RunError(f"{path} is not a specification that tessella wrote ({error})", code="damaged") from error
@@ -127,7 +132,7 @@ def load_prior(home: Path, model: LatentModel) -> None:
             f"{home / SPEC} describes a prior {spec.kind[:40]!r}, not {home.name}: fit it again", code="other-prior"
         )
     priors = built(lambda: spec.build(model), header, of=home / SPEC, options=sizes(spec.config))
-    fill(_PriorModules(priors), header, what="prior")
+    load_weights(_PriorModules(priors), header, what="prior")
     model.set_prior([prior.to(model.device) for prior in priors])
 
 

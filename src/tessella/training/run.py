@@ -14,7 +14,7 @@ import torch
 from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.device import resolve
 from tessella.core.schema import Schema
-from tessella.core.tensors import fill, read_header
+from tessella.core.tensors import load_weights, read_header
 from tessella.data import Data, open_data
 from tessella.data.dataset import RECORDED
 from tessella.data.inputs import Inputs
@@ -230,7 +230,7 @@ def load(
     place = resolve(device)
     spec, header = checkpoint.read_spec(run), read_header(kept(run, checkpoint.MODEL))
     model = checkpoint.build(run, spec) if into is None else into
-    fill(model, header, exactly=into is None)
+    load_weights(model, header, exactly=into is None)
     if model.prior_part is None:
         if prior not in (None, fitted_priors.TRAINED):
             raise RunError(

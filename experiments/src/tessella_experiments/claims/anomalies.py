@@ -24,7 +24,7 @@ from tessella_experiments.records import Claim, EffectTest, Finding, Measure, ba
 from tessella_experiments.runner import ExperimentRunner, TrainingJob, fetched
 
 CLASSES, EXAMPLES, TAUGHT = 10, 300, 100
-"""Classes that are left out, examples of either kind, and normals that scores learn from."""
+"""Classes that are left out, examples of either kind, and inliers that scores learn from."""
 STEPS = 250
 """Updates of each small model."""
 TESTED_BY = "bound"
@@ -87,7 +87,7 @@ def _found(runner: ExperimentRunner, c: int, model: Model, seed: int) -> LeftOut
     anomalies = fetched(train.subset(np.flatnonzero(train.labels == c)), EXAMPLES)
     normal = unseen.x[unseen.label != c]
     taught = min(TAUGHT, len(normal) // 3)
-    detector = Detector(model, normals=[Batch(normal[:taught])], seed=seed)
+    detector = Detector(model, inliers=[Batch(normal[:taught])], seed=seed)
     of_normals = detector.score(Batch(normal[taught : taught + EXAMPLES]))
     of_anomalies = detector.score(Batch(anomalies.x))
     areas = {name: auroc(of_normals[name], of_anomalies[name])[0] for name in of_normals}

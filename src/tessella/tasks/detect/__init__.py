@@ -124,9 +124,9 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
     inputs, anomalies = read(config.inputs), read(config.anomalies) if config.anomalies else None
     wanted = {*config.scores, *([config.score] if config.score and config.scores else [])}
 
-    def detector_for(normals: Statistics | list[Batch] | None) -> Detector:
+    def detector_for(inliers: Statistics | list[Batch] | None) -> Detector:
         return Detector(
-            model, sorted(wanted), normals=normals, samples=config.samples, steps=config.steps, seed=config.seed
+            model, sorted(wanted), inliers=inliers, samples=config.samples, steps=config.steps, seed=config.seed
         )
 
     calibration = None

@@ -98,7 +98,7 @@ def by_class(classes: Sequence[str | None], normal: Sequence[str], otherwise: bo
 
 
 def calibrate(
-    detector_for: Callable[[Statistics | None], Detector], normals: Inputs, false_positives: float
+    detector_for: Callable[[Statistics | None], Detector], inliers: Inputs, false_positives: float
 ) -> tuple[Detector, Calibration]:
     """Make a detector and its thresholds from the same normal examples.
 
@@ -113,7 +113,7 @@ def calibrate(
     """
     check_rate(false_positives)
     plain = detector_for(None)
-    total = len(normals)
+    total = len(inliers)
     fits = bool(plain.left_out) and total // SHARE >= max(FEWEST, needed(false_positives))
     share = SHARE if fits else 1
     if not (fits or plain.scores):
@@ -125,7 +125,7 @@ def calibrate(
         )
     if total // share < needed(false_positives):
         raise too_few(total, false_positives, share)
-    found = Statistics.cat([plain.extract(named.batch) for named in normals.track("calibrating")])
+    found = Statistics.cat([plain.extract(named.batch) for named in inliers.track("calibrating")])
     if not fits:
         return plain, plain.calibrate(found, false_positives)
     detector = detector_for(found.rows(slice(0, None, SHARE)))

@@ -24,17 +24,17 @@ FEWEST = 20
 """Minimum number of normal examples to fit a score on."""
 
 
-def distortion(normals: Statistics | None) -> Rule:
+def distortion(inliers: Statistics | None) -> Rule:
     """Score by -E_q log p(x | z), the reconstruction error as a log-probability (An & Cho 2015, section 3.2)."""
     return lambda s: s.distortion
 
 
-def rate(normals: Statistics | None) -> Rule:
+def rate(inliers: Statistics | None) -> Rule:
     """Score by KL(q(z | x) || p(z)), or -log p(codes): how unusual the latent is."""
     return lambda s: _given(s.rate)
 
 
-def bound(normals: Statistics | None) -> Rule:
+def bound(inliers: Statistics | None) -> Rule:
     """Score by rate + distortion, the bound on -log p(x): how improbable the example is (Bishop 1994).
 
     It is low for simple examples, whatever they show (Nalisnick et al. 2018, "Do deep generative models know what they
@@ -43,12 +43,12 @@ def bound(normals: Statistics | None) -> Rule:
     return lambda s: s.bound
 
 
-def regret(normals: Statistics | None) -> Rule:
+def regret(inliers: Statistics | None) -> Rule:
     """Score by the decrease of the bound when q is fitted to the example (Xiao et al. 2020, eq. 6)."""
     return lambda s: _given(s.regret)
 
 
-def complexity_corrected(normals: Statistics | None) -> Rule:
+def complexity_corrected(inliers: Statistics | None) -> Rule:
     """Score by the bound minus the length of the shortest general lossless file (Serra et al. 2020, eq. 1).
 
     A general compressor defines a probability of all pictures. So this is a log-likelihood ratio of "any picture" to
@@ -57,22 +57,22 @@ def complexity_corrected(normals: Statistics | None) -> Rule:
     return lambda s: s.bound - _given(s.length)
 
 
-def typicality(normals: Statistics | None) -> Rule:
+def typicality(inliers: Statistics | None) -> Rule:
     """Score by |bound - mean bound of normal examples|: too improbable or too probable.
 
     Nalisnick et al. 2019, eq. 5, for a single example.
     """
-    expected = _fitted_on(normals).bound.mean()
+    expected = _fitted_on(inliers).bound.mean()
     return lambda s: np.abs(s.bound - expected)
 
 
-def density_of_states(normals: Statistics | None) -> Rule:
+def density_of_states(inliers: Statistics | None) -> Rule:
     """Score by -log density of the statistics, fitted on normal examples.
 
     Morningstar et al. 2021, "Density of States Estimation". The statistics are rate, distortion and, for pictures, file
     length; the density is one Gaussian with full covariance, instead of the paper's kernel estimate for each statistic.
     """
-    fitted_on = _table(_fitted_on(normals))
+    fitted_on = _table(_fitted_on(inliers))
     center, covariance = fitted_on.mean(0), np.cov(fitted_on.T)
     covariance += np.diag(1e-6 * covariance.diagonal() + 1e-12)  # statistics that are constant or tied
     lower = np.linalg.cholesky(2 * np.pi * covariance)
@@ -164,16 +164,16 @@ def _given(values: np.ndarray | None) -> np.ndarray:
     return values
 
 
-def _fitted_on(normals: Statistics | None) -> Statistics:
-    if normals is None or len(normals) < FEWEST:
-        count = 0 if normals is None else len(normals)
+def _fitted_on(inliers: Statistics | None) -> Statistics:
+    if inliers is None or len(inliers) < FEWEST:
+        count = 0 if inliers is None else len(inliers)
         raise DataError(
             f"scores that are fitted on normal examples need at least {FEWEST} of them, and {count} are given: give "
             f"more with {option('calibration_data')}, or choose other {option('scores')}",
             code="too-few-normal-examples",
             needed=FEWEST,
         )
-    return normals
+    return inliers
 
 
 def _table(s: Statistics) -> np.ndarray:
@@ -184,7 +184,7 @@ def _table(s: Statistics) -> np.ndarray:
 ROUNDING = 1e-9
 
 
-def threshold(normals: np.ndarray, false_positives: float) -> float:
+def threshold(inliers: np.ndarray, false_positives: float) -> float:
     """Return the ceil((n + 1) (1 - a))-th smallest of n normal scores.
 
     A new normal score exceeds it with probability at most a, whatever the distribution of the scores, if it is
@@ -192,7 +192,7 @@ def threshold(normals: np.ndarray, false_positives: float) -> float:
     is an average over the choice of the n; it is at least a - 1 / (n + 1) if no scores are equal.
 
     Args:
-        normals: `[n]` scores of normal examples that were not used in training or to fit the score.
+        inliers: `[n]` scores of normal examples that were not used in training or to fit the score.
         false_positives: a.
 
     Raises:
@@ -200,10 +200,10 @@ def threshold(normals: np.ndarray, false_positives: float) -> float:
         DataError: if n is too small for a.
     """
     check_rate(false_positives)
-    place = math.ceil((len(normals) + 1) * (1 - false_positives) - ROUNDING)
-    if place > len(normals):
-        raise too_few(len(normals), false_positives)
-    return float(np.sort(normals)[max(place, 1) - 1])
+    place = math.ceil((len(inliers) + 1) * (1 - false_positives) - ROUNDING)
+    if place > len(inliers):
+        raise too_few(len(inliers), false_positives)
+    return float(np.sort(inliers)[max(place, 1) - 1])
 
 
 def check_rate(false_positives: float) -> None:
@@ -225,23 +225,23 @@ def needed(false_positives: float) -> int:
     return max(1, math.ceil(1 / false_positives - ROUNDING) - 1)
 
 
-def too_few(normals: int, false_positives: float, share: int = 1) -> DataError:
+def too_few(inliers: int, false_positives: float, share: int = 1) -> DataError:
     """Make the error for too few normal examples, of which one in `share` sets thresholds."""
     return DataError(
-        f"{normals} normal examples are too few for a false-positive rate of {false_positives:g}: give at least "
+        f"{inliers} normal examples are too few for a false-positive rate of {false_positives:g}: give at least "
         f"{share * needed(false_positives)}, or allow a higher rate",
         code="too-few-normal-examples",
         needed=share * needed(false_positives),
     )
 
 
-def p_values(scores: np.ndarray, normals: np.ndarray) -> np.ndarray:
+def p_values(scores: np.ndarray, inliers: np.ndarray) -> np.ndarray:
     """Compute p-values (1 + number of normal scores at least as high) / (n + 1), `[N]`.
 
     Vovk et al. 2005, eq. 2.20.
     """
-    below = np.searchsorted(np.sort(normals), scores, side="left")
-    return (1 + len(normals) - below) / (len(normals) + 1)
+    below = np.searchsorted(np.sort(inliers), scores, side="left")
+    return (1 + len(inliers) - below) / (len(inliers) + 1)
 
 
 @final
@@ -249,7 +249,7 @@ class Calibration:
     """Thresholds and p-values of each score, from held-out normal examples.
 
     Args:
-        normals: `[n]` scores of normal examples for each score; they were not used in training or to fit the scores.
+        inliers: `[n]` scores of normal examples for each score; they were not used in training or to fit the scores.
         false_positives: rate that the thresholds guarantee.
 
     Raises:
@@ -257,13 +257,13 @@ class Calibration:
         DataError: if there are too few normal examples for it.
     """
 
-    def __init__(self, normals: dict[str, np.ndarray], false_positives: float) -> None:
-        self.normals, self.false_positives = normals, false_positives
-        self.thresholds = {name: threshold(values, false_positives) for name, values in normals.items()}
+    def __init__(self, inliers: dict[str, np.ndarray], false_positives: float) -> None:
+        self.inliers, self.false_positives = inliers, false_positives
+        self.thresholds = {name: threshold(values, false_positives) for name, values in inliers.items()}
 
     def p_values(self, name: str, scores: np.ndarray) -> np.ndarray:
         """Compute the p-values of scores `[N]`, as the function `p_values` does."""
-        return p_values(scores, self.normals[name])
+        return p_values(scores, self.inliers[name])
 
 
 @final
@@ -273,7 +273,7 @@ class Detector:
     Args:
         model: model trained on normal examples.
         scores: names of scores; none for all that the model allows.
-        normals: batches of normal examples that were not used in training, to fit scores on; without them, scores that
+        inliers: batches of normal examples that were not used in training, to fit scores on; without them, scores that
             need a fit are left out.
         samples, steps, seed: as in `StatisticsExtractor`.
 
@@ -287,7 +287,7 @@ class Detector:
             there are none and no other score is requested.
 
     Example:
-        >>> detector = Detector(model, normals=batches_of_normals)
+        >>> detector = Detector(model, inliers=batches_of_inliers)
         >>> detector.score(batch)["bound"]  # [B] nats, higher is more anomalous
     """
 
@@ -296,19 +296,19 @@ class Detector:
         model: Model,
         scores: Sequence[str] = (),
         *,
-        normals: Iterable[Batch] | Statistics | None = None,
+        inliers: Iterable[Batch] | Statistics | None = None,
         samples: int = SAMPLES,
         steps: int = STEPS,
         seed: int = 0,
     ) -> None:
         wanted = chosen(model, scores)
-        self.left_out = tuple(s for s in wanted if s.needs_fit) if normals is None else ()
+        self.left_out = tuple(s for s in wanted if s.needs_fit) if inliers is None else ()
         self.scores = tuple(score for score in wanted if score not in self.left_out)
         needs: frozenset[str] = frozenset().union(*(score.needs for score in wanted))
         if any(score.name == "density-of-states" for score in wanted):
             needs |= {"length"} & frozenset().union(*(s.needs for s in available(model)))
         self.extract = StatisticsExtractor(model, needs, samples=samples, steps=steps, seed=seed)
-        fitted_on = normals if isinstance(normals, Statistics) or normals is None else self.statistics(normals)
+        fitted_on = inliers if isinstance(inliers, Statistics) or inliers is None else self.statistics(inliers)
         self._rules = {score.name: score.rule(fitted_on if score.needs_fit else None) for score in self.scores}
 
     @property
@@ -328,9 +328,9 @@ class Detector:
             _none_to_fit_on()
         return {name: rule(found) for name, rule in self._rules.items()}
 
-    def calibrate(self, normals: Iterable[Batch] | Statistics, false_positives: float = 0.01) -> Calibration:
+    def calibrate(self, inliers: Iterable[Batch] | Statistics, false_positives: float = 0.01) -> Calibration:
         """Set thresholds from held-out normal examples, not used in training or to fit scores."""
-        found = normals if isinstance(normals, Statistics) else self.statistics(normals)
+        found = inliers if isinstance(inliers, Statistics) else self.statistics(inliers)
         return Calibration(self.score(found), false_positives)
 
 

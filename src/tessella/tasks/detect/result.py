@@ -105,7 +105,7 @@ class DetectionResult(Result):
             "by": self.by,
             "scores": dict(self.summaries),
             "false_positives": None if c is None else c.false_positives,
-            "normals": None if c is None else len(c.normals[self.by]),
+            "inliers": None if c is None else len(c.inliers[self.by]),
             "thresholds": None if c is None else c.thresholds,
             "rankings": None if self.rankings is None else {name: asdict(r) for name, r in self.rankings.items()},
         }
@@ -153,7 +153,7 @@ def _cards(result: DetectionResult, one: str) -> list[Block]:
     cards = []
     if result.calibration is not None and result.flagged is not None:
         calibration, flagged = result.calibration, int(result.flagged.sum())
-        held_out = len(calibration.normals[result.by])
+        held_out = len(calibration.inliers[result.by])
         cards = [
             (f"{flagged:,}", f"{one}s of {len(result):,} lie above the threshold"),
             (
@@ -185,7 +185,7 @@ def _scores(result: DetectionResult) -> list[Block]:
     words = "* examples are sorted and flagged by this score"
     if rankings is not None:
         r = rankings[result.by]
-        words += f"; measured on {r.normals:,} normal and {r.anomalies:,} anomalous examples, ± is a standard error"
+        words += f"; measured on {r.inliers:,} normal and {r.anomalies:,} anomalous examples, ± is a standard error"
     return [Heading("Scores"), Table([*heads, "meaning"], rows, range(1, len(heads))), Text(words, "soft")]
 
 
@@ -266,14 +266,14 @@ class Ranking:
     Attributes:
         auroc: probability that an anomaly scores above a normal example; ties count half.
         average_precision: mean over the anomalies of the share of anomalies among all that score as high.
-        normals, anomalies: numbers of examples.
+        inliers, anomalies: numbers of examples.
     """
 
     auroc: float
     auroc_error: float
     average_precision: float
     average_precision_error: float
-    normals: int
+    inliers: int
     anomalies: int
 
     @property
@@ -310,15 +310,15 @@ def ranking(scores: np.ndarray, anomalous: np.ndarray, seed: int = 0) -> Ranking
     return Ranking(area, error, precision, spread, *counts)
 
 
-def auroc(normals: np.ndarray, anomalies: np.ndarray) -> tuple[float, float]:
+def auroc(inliers: np.ndarray, anomalies: np.ndarray) -> tuple[float, float]:
     """Compute the area under the ROC curve and its standard error.
 
     DeLong et al. 1988, eq. 5; the error is NaN for a single example.
     """
-    n, m = len(normals), len(anomalies)
-    both = rankdata(np.concatenate([normals, anomalies]))
-    above = (both[n:] - rankdata(anomalies)) / n  # of each anomaly, the share of normals below it
-    below = 1 - (both[:n] - rankdata(normals)) / m  # of each normal, the share of anomalies above it
+    n, m = len(inliers), len(anomalies)
+    both = rankdata(np.concatenate([inliers, anomalies]))
+    above = (both[n:] - rankdata(anomalies)) / n  # of each anomaly, the share of inliers below it
+    below = 1 - (both[:n] - rankdata(inliers)) / m  # of each normal, the share of anomalies above it
     error = float("nan")
     if min(n, m) > 1:
         error = float(np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n))

@@ -44,7 +44,7 @@ def features(model: Model, x: Tensor) -> Features:
     Raises:
         SpecError: if the model is conditional.
     """
-    return _look(model, x).features
+    return _features(model, x).features
 
 
 def widths(model: Model) -> dict[str, int]:
@@ -72,7 +72,7 @@ class FeatureSurvey:
     @torch.no_grad()
     def add(self, x: Tensor) -> Features:
         """Compute the features of examples `[B, *shape]`, and add them to the statistics."""
-        looked = _look(self._model, x)
+        looked = _features(self._model, x)
         z = looked.features["latent"].double()
         if not self._count:
             self._center, self._copied = z.mean(0), x[:0]
@@ -113,14 +113,14 @@ class FeatureSurvey:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Features:
     """Features, and the posterior variance of each latent value, `[B, D]`; zeros without a posterior."""
 
     features: Features
     variance: Tensor
 
 
-def _look(model: Model, x: Tensor) -> _Look:
+def _features(model: Model, x: Tensor) -> _Features:
     if model.conditional and not model.levels:
         raise SpecError(
             f"the z of the model {model.name} lacks the information in the label: search with a vae or vqvae",
@@ -128,10 +128,10 @@ def _look(model: Model, x: Tensor) -> _Look:
         )
     parts = [_of_batch(model, batch) for batch in fixed_batches(Batch(x), model.device)]
     spaces = {space: torch.cat([part.features[space] for part in parts]) for space in parts[0].features}
-    return _Look(spaces, torch.cat([part.variance for part in parts]))
+    return _Features(spaces, torch.cat([part.variance for part in parts]))
 
 
-def _of_batch(model: Model, batch: FixedBatch) -> _Look:
+def _of_batch(model: Model, batch: FixedBatch) -> _Features:
     latent = model.encode(batch.x)
     z = _averaged(latent.z)
     variance = torch.zeros_like(z) if latent.posterior is None else _averaged(variance_of(latent.posterior))
@@ -140,7 +140,7 @@ def _of_batch(model: Model, batch: FixedBatch) -> _Look:
         codes = torch.cat([c.flatten(1) for c in latent.codes], 1)[: batch.count].cpu()
         largest = max(q.codebook_size for q in model.levels) - 1
         found["codes"] = codes.to(torch.uint8 if largest < 256 else torch.int16 if largest < 1 << 15 else torch.int32)
-    return _Look(found, variance[: batch.count].cpu().double())
+    return _Features(found, variance[: batch.count].cpu().double())
 
 
 def _averaged(z: Tensor) -> Tensor:
