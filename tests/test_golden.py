@@ -2,8 +2,8 @@
 
     TESSELLA_GOLDEN=write pytest tests/test_golden.py
 
-writes the helps and the blocks anew. The figures are kept: the first edition computed them. Times, wordings and places are
-left out of the comparison.
+writes the helps and the blocks anew. The figures are kept: the first edition computed them. Times, wordings and
+places are left out of the comparison.
 """
 
 from __future__ import annotations

@@ -108,13 +108,8 @@ def read_prior_spec(home: Path) -> PriorSpec:
         check_version(record, path)
         spec: PriorSpec = validation.fitted(PriorSpec, record)
         if not re.fullmatch(r"[0-9a-f]{12}", spec.codes):
-<<<<<<< HEAD
-            raise validation.Malformed("codes names no weights")
-        validation.known_fields(DataRecord, spec.data, "data")
-=======
             raise validation.Malformed("codes is not a fingerprint of weights")
-        validation.known_fields(Source, spec.data, "data")
->>>>>>> main
+        validation.known_fields(DataRecord, spec.data, "data")
         return replace(spec, training=validation.known_fields(TrainOptions, spec.training, "training"))
     except (OSError, validation.Malformed) as error:
         raise RunError(f"{path} is not a specification that tessella wrote ({error})", code="damaged") from error
