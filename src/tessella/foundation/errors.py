@@ -5,7 +5,8 @@ exception is a bug of the package.
 
     raise SpecError(f"{option('count')} must be at least 1, got {n}", code="out-of-range", option="count")
 
-Code below the faces names options and tasks by `option` and `task_name`: Python reads `count`, the command line a flag.
+Below the command line, code marks options and tasks with `option` and `task_name`: Python shows `count`, the command
+line a flag.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def kept(folder: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path:
     """Return the path of a file below a folder, for reading.
 
     Raises:
-        RunError: if the path leads out of the folder, also as a link, or passes through a link.
+        RunError: if the path or the target of a link leads out of the folder, or a folder in the path is a link.
     """
     path = place(folder, name)
     if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
