@@ -53,26 +53,26 @@ def main(args: Sequence[str] | None = None) -> int:
     _open_streams()
     try:
         with ExitStack() as stack:
-            if not _speaks():
+            if not _is_main_process():
                 stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             stack.enter_context(warnings.catch_warnings())
             warnings.showwarning = _note
-            stack.enter_context(listening(lambda message: _tell(f"tessella: note: {on_command_line(message)}")))
+            stack.enter_context(listening(lambda message: _print_line(f"tessella: note: {on_command_line(message)}")))
             status = _dispatch(first, rest)
         sys.stdout.flush()
     except TessellaError as error:
-        return _complain(on_command_line(error.message))
+        return _print_error(on_command_line(error.message))
     except BrokenPipeError:  # whoever was reading has gone
         return 141
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{where}{error.strerror or error}")
+        return _print_error(f"{where}{error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        return _complain("there is not enough memory: give fewer or smaller examples, or use a smaller model")
+        return _print_error("there is not enough memory: give fewer or smaller examples, or use a smaller model")
     except KeyboardInterrupt:
-        return _complain("interrupted", 130)
+        return _print_error("interrupted", 130)
     finally:
         _release(sys.stdout)
         _release(sys.stderr)
@@ -176,11 +176,11 @@ def _parsed(options: Any, name: str, args: list[str]) -> Any:
     except SystemExit as end:
         if not end.code:
             return None
-        raise UsageError(f"{_out_of_its_box(said.getvalue())}; see tessella {name} --help") from None
+        raise UsageError(f"{_tyro_error_text(said.getvalue())}; see tessella {name} --help") from None
     return chosen
 
 
-def _out_of_its_box(text: str) -> str:
+def _tyro_error_text(text: str) -> str:
     """Extract the first message from tyro's framed output: the text below the title, up to a rule or gap."""
     blocks: list[list[str]] = [[]]
     for line in text.splitlines():
@@ -195,8 +195,8 @@ def _out_of_its_box(text: str) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _complain(message: str, status: int = 2) -> int:
-    _tell(f"tessella: {message}")
+def _print_error(message: str, status: int = 2) -> int:
+    _print_line(f"tessella: {message}")
     return status
 
 
@@ -209,17 +209,17 @@ def _out_of_memory(error: Exception) -> bool:
 def _note(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
     """Print a warning of this package as one line; ignore warnings of other packages."""
     if issubclass(category, UserWarning) and filename.startswith(os.path.dirname(__file__)):
-        _tell(f"tessella: note: {message}")
+        _print_line(f"tessella: note: {message}")
 
 
-def _tell(text: str) -> None:
+def _print_line(text: str) -> None:
     """Print one line on stderr, in the main process only."""
-    if _speaks():
+    if _is_main_process():
         with suppress(OSError, ValueError):
             print(shown(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
-def _speaks() -> bool:
+def _is_main_process() -> bool:
     """Return whether this is the main process of those started by `torchrun` or `accelerate launch`."""
     return os.environ.get("RANK", "0") == "0"
 

@@ -104,11 +104,13 @@ def config_class(kind: str) -> type[PriorConfig] | type[CodePriorConfig]:
 def run_fitting(o: FitPrior) -> int:
     if o.resume and o.overwrite:
         raise SpecError(
-            f"{option('resume')} goes on with a prior and {option('overwrite')} replaces it: give one of them"
+            f"{option('resume')} goes on with a prior and {option('overwrite')} replaces it: give one of them",
+            code="resume-or-overwrite",
         )
     if o.changed_data and not o.resume:
         raise SpecError(
-            f"{option('changed_data')} is for a prior that is resumed: leave it out, or give {option('resume')}"
+            f"{option('changed_data')} is for a prior that is resumed: leave it out, or give {option('resume')}",
+            code="only-with-resume",
         )
     from tessella.training import checkpoint
     from tessella.training.processes import writing

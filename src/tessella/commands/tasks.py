@@ -139,7 +139,7 @@ def _checked_place(task: Task, options: Any) -> Path | None:
     if endings != ("",):
         check_file(out, *endings)
     elif os.path.exists(out) and not os.path.isdir(out):
-        raise DataError(f"{out} is a file: give a folder to write into")
+        raise DataError(f"{out} is a file: give a folder to write into", code="is-a-file")
     return Path(out)
 
 

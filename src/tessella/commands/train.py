@@ -131,7 +131,8 @@ def run_training(o: Train) -> int:
         return _resume(o, Path(o.out))
     if o.changed_data:
         raise SpecError(
-            f"{option('changed_data')} is for a run that is resumed: leave it out, or give {option('resume')}"
+            f"{option('changed_data')} is for a run that is resumed: leave it out, or give {option('resume')}",
+            code="only-with-resume",
         )
     if o.chosen is None or o.data is None:
         raise SpecError(
@@ -175,7 +176,8 @@ def _resume(o: Train, run: Path) -> int:
 
     if o.overwrite:
         raise SpecError(
-            f"{option('resume')} goes on with a run and {option('overwrite')} replaces it: give one of them"
+            f"{option('resume')} goes on with a run and {option('overwrite')} replaces it: give one of them",
+            code="resume-or-overwrite",
         )
     spec = checkpoint.read_spec(run)
     stored = {**spec.data, **flat(spec.config), **spec.training, "model": spec.model}
@@ -225,7 +227,9 @@ def resumed_options(run: Path, stored: Mapping[str, Any], now: TrainOptions, giv
     try:
         return TrainOptions(**{**stored, **changed})
     except TypeError as error:
-        raise RunError(f"{run} has options of training that this tessella does not know ({error})") from error
+        raise RunError(
+            f"{run} has options of training that this tessella does not know ({error})", code="unknown-options"
+        ) from error
 
 
 def _requested(o: Train) -> dict[str, Any]:
