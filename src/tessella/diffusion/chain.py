@@ -32,8 +32,8 @@ class Chain(nn.Module):
     """Diffusion p(z_0) of data y, with q(z_t | y) = N(alpha_t y, sigma_t^2 I).
 
     Time is continuous (Kingma et al. 2021, section 4). For y ~ N(0, variance) the posterior given z_t is a Gaussian.
-    The network predicts by how many of its deviations the mean is off, and the factor of its precision (Karras et al.
-    2022, section 5, for real y). The denoised y is the mean of this Gaussian: over the reals, or over the `levels`
+    The network predicts a correction of its mean, in standard deviations, and of its precision, as a factor (Karras et
+    al. 2022, section 5, for real y). The denoised y is the mean of this Gaussian: over the reals, or over the `levels`
     values that y can have, so that low noise is removed exactly. Any function of z_t would give a bound; this one
     leaves little to learn at low noise.
 
