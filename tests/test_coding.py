@@ -245,10 +245,10 @@ def test_nothing_is_unpickled(arrays: dict[str, np.ndarray], tmp_path: Path) -> 
     bombs = np.array([Bomb(), Bomb(), Bomb()], dtype=object)
     for key in ("version", "names", "level0"):
         np.savez(path, **changed(arrays, **{key: bombs}))  # pyright: ignore[reportArgumentType]
-        with pytest.raises(DataError, match="pickled"):
+        with raises("pickled"):
             read_codes(str(path))
     path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(DataError, match="unpickled"):
+    with raises("pickled"):
         read_codes(str(path))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -262,7 +262,7 @@ def test_nothing_is_unpickled(arrays: dict[str, np.ndarray], tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "", "a/..", "a\0b"])
 def test_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="leads out"):
+    with raises("leads-out"):
         output_folder.target(str(tmp_path / "out"), name)
     assert output_folder.target(str(tmp_path / "out"), "a/b.c") == tmp_path / "out" / "a" / "b.c.png"
 
@@ -270,5 +270,5 @@ def test_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path
 def test_links_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "link").symlink_to(tmp_path)
-    with pytest.raises(DataError, match="is a link"):
+    with raises("link"):
         output_folder.target(str(tmp_path / "out"), "link/x")

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import tessella
+from expect import raises
 from tessella import cli
 from tessella.commands import command
 from tessella.core import device
-from tessella.foundation.errors import SpecError, option
+from tessella.foundation.errors import option
 
 WITHOUT_NETWORKS = {"completion", "describe", "inspect", "list"}
 
@@ -51,7 +52,7 @@ def test_the_variable_chooses_where_nothing_else_does(two_cards, monkeypatch):
     assert device.device_reason(None) == f"set by {device.VARIABLE}"
     assert device.resolve("auto") == torch.device("cuda:0")
     monkeypatch.setenv(device.VARIABLE, "gpu")
-    with pytest.raises(SpecError, match=r"TESSELLA_DEVICE names the device 'gpu'.*cuda:0, cuda:1, cpu$"):
+    with raises("no-device"):
         device.resolve()
 
 
@@ -60,7 +61,7 @@ def test_what_is_not_there_is_refused_with_what_there_is(two_cards, name):
     if name == "cuda:":
         assert device.resolve(name) == torch.device("cuda:0")
         return
-    with pytest.raises(SpecError, match=r"choose auto or one of those that there are: cuda:0, cuda:1, cpu$"):
+    with raises("no-device"):
         device.resolve(name)
 
 
@@ -103,7 +104,7 @@ def test_it_is_said_once_unless_it_was_asked_for(run, tmp_path, capsys, monkeypa
 def test_load_knows_the_names(run):
     assert tessella.load(run, device="auto").device == device.resolve("auto")
     assert tessella.load(run).device == torch.device("cpu")
-    with pytest.raises(SpecError, match="that there are"):
+    with raises("no-device"):
         tessella.load(run, device="tpu")
 
 
@@ -132,5 +133,5 @@ def test_estimators_take_a_device_and_pickle_none(monkeypatch):
     fitted = LatentTransformer(max_steps=2, random_state=0, device="cpu").fit(x)
     again = pickle.loads(pickle.dumps(fitted))
     assert np.array_equal(again.transform(x), fitted.transform(x))
-    with pytest.raises(SpecError, match="that there are"):
+    with raises("no-device"):
         LatentTransformer(max_steps=2, device="tpu").fit(x)

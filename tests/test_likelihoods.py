@@ -278,17 +278,17 @@ def test_default_likelihoods() -> None:
 
 def test_refusals_are_one_line() -> None:
     grey = Schema.of((1, 8, 8), "uint8")
-    with pytest.raises(SpecError, match="holds 8-bit values: add binarize dynamic, or use likelihood logistic"):
+    with raises("wrong-values"):
         Bernoulli().build(grey)
     with raises("no-such-part", kind="likelihood", name="poisson"):
         LikelihoodConfig.chosen("poisson")
-    with pytest.raises(SpecError, match="1 to 4 channels, got 5"):
+    with raises("channels"):
         LogisticMixture().build(Schema.of((5, 8, 8), "uint8"))
-    with pytest.raises(SpecError, match="at least 1"):
+    with raises("bad-option"):
         LogisticMixture(components=0).build(grey)
-    with pytest.raises(SpecError, match="scale must be at least"):
+    with raises("bad-option"):
         FixedGaussian(scale=0.0).build(Schema.of(VECTOR, "real"))
-    with pytest.raises(SpecError, match="center has 2 numbers"):
+    with raises("other-channels"):
         Gaussian().build(Schema.of(VECTOR, "real", center=(0.0, 1.0)))
 
 

@@ -17,7 +17,6 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data.inputs import NamedBatch
 from tessella.evaluation import collapse
-from tessella.foundation.errors import SpecError
 from tessella.models.base import Model
 from tessella.models.presets import AE, VAE, VQVAE
 from tessella.tasks.detect.statistics import StatisticsExtractor, possible
@@ -82,5 +81,5 @@ def test_lossless_compression_is_for_the_plain_ones() -> None:
 @pytest.mark.parametrize("preset", [AE, VQVAE])
 def test_models_without_a_trained_prior_refuse_one(preset) -> None:
     for options in ({"prior": "flow"}, {"posterior": "flow"}, {"components": 3}, {"flow_steps": 2}):
-        with pytest.raises(SpecError, match=f"no {next(iter(options))} here"):
+        with raises("no-such-option"):
             make(preset, SCHEMA, **options)

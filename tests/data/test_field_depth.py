@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from expect import raises
 from tessella.core.schema import Schema
 from tessella.data import open_data
 from tessella.data.folders.decode import MOST_PIXELS, decoded, read_image_header
 from tessella.data.inputs import read_pictures
-from tessella.foundation.errors import DataError
 
 RAMP = np.arange(256).reshape(16, 16)
 
@@ -169,5 +169,5 @@ def test_a_picture_that_promises_too_much_is_not_opened(draw, tmp_path: Path, wi
     assert data.notes[0].startswith("1 of 2 pictures could not be read and were skipped: bomb.png (")
     assert "at most 67 million can be read: resize it" in data.notes[0]
     schema = Schema.of((3, 8, 8), "uint8")
-    with pytest.raises(DataError, match=r"bomb.png cannot be read: [\d,]+ million pixels.*resize it"):
+    with raises("unreadable"):
         read_pictures(schema, [bomb], (height, width))

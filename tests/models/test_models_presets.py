@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tessella
+from expect import raises
 from making import make
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -54,7 +55,7 @@ def test_autoencoder_has_no_bound() -> None:
     terms = model(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), noise=Noise(0))
     assert terms.rate is None
     assert terms.bound is None
-    with pytest.raises(SpecError, match="the model ae has no prior"):
+    with raises("no-prior"):
         model.sample(1)
 
 
