@@ -47,7 +47,7 @@ def test_detection(options: dict[str, str]) -> None:
     """The statistics are the model's own terms, and do not hang on the others in the batch; fitting q gains."""
     model, x = model_of(**options), pictures()
     assert possible(model) >= {"rate", "regret"}
-    draws = 16 if "latent_layout" in options else 64
+    draws = 8 if "latent_layout" in options else 64
     found = StatisticsExtractor(model, {"regret"}, samples=draws, steps=10)(Batch(x))
     assert found.rate is not None
     assert found.regret is not None
