@@ -173,7 +173,8 @@ class DemoResult(Result):
         caption = (
             f"Test picture {c.picture}: the lower half of its codes is sampled from the prior given the upper half, "
             f"which stays: {len(edited.after)} variants, each above its difference to the reconstruction. In the first "
-            f"variant {len(edited.changed(0))} codes changed; the orange line is the region, the grey one the decoder's reach."
+            f"variant {len(edited.changed(0))} codes changed; the orange line is the region, the grey one the "
+            "decoder's reach."
         )
         options = {"region": REGION, "resample": True, "count": VARIANTS}
         call = Call("edit", [self.run, c.picture], options)
