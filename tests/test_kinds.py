@@ -13,7 +13,8 @@ from PIL import Image
 from expect import raises
 from tessella.core.schema import Real, Schema
 from tessella.kinds.base import kind_of
-from tessella.kinds.pictures import GAP_SHADE, grid, png_data_uri, save
+from tessella.kinds.pictures import GAP_SHADE, grid, save
+from tessella.pages.html import png_data_uri
 
 
 def rendered(x: torch.Tensor, schema: Schema) -> np.ndarray:

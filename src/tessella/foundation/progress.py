@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from contextvars import ContextVar, Token, copy_context
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from threading import Event
-from typing import ParamSpec, TypeVar, final
+from typing import TypeVar, final
 
 from tessella.foundation.errors import TessellaError
 
 T = TypeVar("T")
-R = TypeVar("R")
-P = ParamSpec("P")
 
 
 class Cancelled(TessellaError):
@@ -133,13 +131,3 @@ def tracking(phase: str, total: float | None = None) -> Iterator[Callable[..., N
     finally:
         if loop in listener.loops:
             listener.loops.remove(loop)
-
-
-def in_context(function: Callable[P, R]) -> Callable[P, R]:
-    """Bind a function for another thread to the progress and cancelling of this context."""
-    context = copy_context()
-
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        return context.copy().run(function, *args, **kwargs)
-
-    return run

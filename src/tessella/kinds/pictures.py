@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from pathlib import Path
 
@@ -60,13 +59,6 @@ def save(image: Image.Image, path: str | Path) -> None:
     if path.suffix.lower() not in Image.registered_extensions():
         raise DataError(f"{path} does not have the ending of a picture format: use .png", code="bad-ending")
     write_atomic(path, image.save)
-
-
-def png_data_uri(image: Image.Image) -> str:
-    """Encode a picture as a `data:` URI for a self-contained HTML page."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def images(x: Tensor, schema: Schema, most: int | None = None) -> list[Image.Image]:

@@ -37,14 +37,14 @@ def _template() -> Template:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "kind": lambda block: type(block).__name__,
-        "uri": _png,
+        "uri": png_data_uri,
         "drawn": draw_chart,
         "line": command_line,
     }
     return environment.from_string(resources.files("tessella.pages").joinpath("page.html.jinja").read_text("utf-8"))
 
 
-def _png(image: Image) -> str:
+def png_data_uri(image: Image) -> str:
     """Encode an image as a `data:` URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
