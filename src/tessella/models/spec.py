@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,6 +66,10 @@ class ModelConfig(Config, ABC):
         own = {f.name for f in fields(Objective)} & set(hints(type(self)))
         return Objective(**{name: getattr(self, name) for name in own})
 
+    def sizes(self, schema: Schema) -> Sequence[Mapping[str, int]]:
+        """Return sizes of the networks, by option, from small to large, of which one suits the training budget."""
+        return ()
+
     @abstractmethod
     def build(self, schema: Schema) -> Any:
         """Build the model with new weights.
@@ -120,9 +125,10 @@ class TrainOptions:
         minutes: training budget in minutes; 10 if no budget is given. Give at most one of minutes, epochs and steps.
         epochs: training budget in passes through the training split.
         steps: training budget in updates of the weights.
-        batch_size: examples per step and process.
-        learning_rate: peak learning rate; it rises over the first 3 % of the budget, then falls to zero along a cosine.
-            Default: 2e-3 for most models, 1e-3 for flows, diffusion and priors.
+        batch_size: examples per step and process. Default: about 131,072 values, from 8 to 64 examples, or more where
+            that costs no time.
+        learning_rate: peak learning rate; it rises over the first 100 updates or 3 % of the budget, then falls to zero
+            along a cosine. Default: 2e-3 for most models, 1e-3 for flows, diffusion and priors.
         weight_decay: weight decay of AdamW (Loshchilov & Hutter 2017).
         grad_clip: largest norm of the gradient, of the loss in nats per dimension.
         ema_decay: decay of the averaged weights that evaluation uses.
@@ -142,7 +148,7 @@ class TrainOptions:
     minutes: float | None = None
     epochs: float | None = None
     steps: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     learning_rate: float | None = None
     weight_decay: float = 0.01
     grad_clip: float = 1.0

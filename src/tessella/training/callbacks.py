@@ -33,9 +33,13 @@ from tessella.training.checkpoint import METRICS, read_metrics
 from tessella.training.state import TrainState
 
 EVERY = 50
-VALIDATE_AT = (0.01, 0.05, *(i / 10 for i in range(1, 10)))
+VALIDATE_AT = (0.01, 0.02, 0.03, *(i / 20 for i in range(1, 20)))
 VALIDATION_SHARE = 0.02
 """Largest share of the training time for validation; the final validation is always made."""
+PATIENCE = 4
+"""Validations in a row above the best one after which training stops."""
+LOST = 0.02
+"""Least rise of their cost, as a share of what was learned."""
 EXAMPLES = 500
 SHOWN = 16
 PARTS = 1000
@@ -72,6 +76,10 @@ class ValidationProbe(ABC):
         """Compute metrics on the validation split, by name; empty without such a split."""
 
     @abstractmethod
+    def cost(self, model: Any, figures: Mapping[str, float | None]) -> float:
+        """Compute from the metrics what training lowers, in nats per example."""
+
+    @abstractmethod
     def draw(self, model: Any) -> dict[str, Image]:
         """Render images, by name."""
 
@@ -101,6 +109,10 @@ class ModelProbe(ValidationProbe):
         self.notes = e.notes
         return figures
 
+    def cost(self, model: Model, figures: Mapping[str, float | None]) -> float:
+        """Compute distortion + beta * rate; of an autoencoder, which has no rate, the distortion."""
+        return (figures["distortion"] or 0.0) + model.objective.beta * (figures["rate"] or 0.0)
+
     @torch.inference_mode()
     def draw(self, model: Model) -> dict[str, Image]:
         x = self.shown.x.to(model.device)
@@ -113,7 +125,13 @@ class ModelProbe(ValidationProbe):
 
 
 class Callback(ABC):
-    """Callback of the training loop."""
+    """Callback of the training loop.
+
+    Attributes:
+        overfit: whether it asks to stop, because validation examples cost more and more.
+    """
+
+    overfit: bool = False
 
     @abstractmethod
     def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
@@ -236,6 +254,9 @@ class Metrics(Callback):
 class Validation(Callback):
     """Callback that validates the averaged weights at fixed shares of the budget and at the end.
 
+    The weights with the lowest cost are kept. Training stops if the last four validations cost more than the best one
+    by a share of what was learned until then.
+
     Args:
         probe: measurements and images to make.
         metrics: callback that records them.
@@ -243,10 +264,13 @@ class Validation(Callback):
 
     def __init__(self, probe: ValidationProbe, metrics: Metrics) -> None:
         self.probe, self.metrics = probe, metrics
-        self.ahead = list(VALIDATE_AT)
+        self.ahead: list[float] | None = None
         self.spent = 0.0
 
     def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
+        if self.ahead is None:  # a resumed training validated at the shares before its last step
+            before = state.used * (state.step - 2) / (state.step - 1) if state.step > 1 else -1.0
+            self.ahead = [at for at in VALIDATE_AT if at > before]
         passed = [at for at in self.ahead if at <= state.used]
         self.ahead = self.ahead[len(passed) :]
         if passed and self.spent <= VALIDATION_SHARE * state.seconds:
@@ -263,9 +287,17 @@ class Validation(Callback):
         with state.averaged() as model:
             if figures := self.probe.measure(model):
                 self.metrics.record("valid", state, figures)
+                state.validated(self.probe.cost(model, figures))
+                self.overfit = _rises(state.costs)
             for name, image in self.probe.draw(model).items():
                 self.metrics.picture(name, image, state.step)
         self.spent += time.monotonic() - started
+
+
+def _rises(costs: Sequence[float]) -> bool:
+    """Return whether the last four costs are above the lowest one by a share of what was learned."""
+    lowest = min(costs)
+    return len(costs) > PATIENCE and min(costs[-PATIENCE:]) > lowest + LOST * max(costs[0] - lowest, 0.0)
 
 
 class Checkpoint(Callback):

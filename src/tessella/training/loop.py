@@ -28,6 +28,7 @@ from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import Data, Split, stream
+from tessella.evaluation.marginal import marginal_bound
 from tessella.foundation.errors import SpecError, TrainingError, option
 from tessella.foundation.notes import note
 from tessella.models.base import Model
@@ -42,6 +43,7 @@ from tessella.training.callbacks import (
     Validation,
     ValidationProbe,
 )
+from tessella.training.guard import Guard
 from tessella.training.processes import started_trackers, together, writing
 from tessella.training.state import TrainState, first_not_finite
 from tessella.training.step import (
@@ -51,6 +53,7 @@ from tessella.training.step import (
     first_bad_tensor,
     learning_rate_factor,
     objective,
+    usual_batch_size,
 )
 
 BAD_IN_A_ROW = 5
@@ -68,13 +71,14 @@ class TrainResult:
         run: run folder.
         steps: number of steps taken.
         seconds: training time.
-        stopped: `budget` if the budget was used up, `signal` if training was interrupted.
+        stopped: `budget` if the budget was used up, `overfit` if training stopped before because validation examples
+            cost more and more, `signal` if it was interrupted.
     """
 
     run: Path
     steps: int
     seconds: float
-    stopped: Literal["budget", "signal"]
+    stopped: Literal["budget", "overfit", "signal"]
 
 
 def train(
@@ -100,7 +104,7 @@ def train(
         SpecError: if the model does not fit the data.
         TrainingError: if the loss stays infinite or NaN; the last good checkpoint is kept.
     """
-    options = options or TrainOptions()
+    options = _with_batch_size(options or TrainOptions(), model.schema.dims)
     if model.schema.shape != data.schema.shape or model.schema.values != data.schema.values:
         raise SpecError(
             f"the model expects {model.schema.values} values of shape {model.schema.shape}, but the data has "
@@ -125,8 +129,9 @@ def train(
             run = run if resume else checkpoint.prepare_run(run, overwrite=overwrite)
             checkpoint.write_spec(run, spec)
         accelerator.wait_for_everyone()
-        probe = ModelProbe(data, options.precision)
-        return run_loop(model, data.split("train"), probe, run, options, accelerator, resume=resume)
+        probe, train_split = ModelProbe(data, options.precision), data.split("train")
+        marginal = marginal_bound(train_split, model.schema)
+        return run_loop(model, train_split, probe, run, options, accelerator, resume=resume, marginal=marginal)
 
 
 def run_loop(
@@ -138,14 +143,18 @@ def run_loop(
     accelerator: Accelerator,
     *,
     resume: bool,
+    marginal: float | None,
 ) -> TrainResult:
     """Train a model or a prior, with checkpoints and metrics in the folder `run`.
+
+    Args:
+        marginal: loss of knowing nothing, in nats per example, from which divergence is told; None: not known.
 
     Raises:
         TrainingError: if the loss stays infinite or NaN, or memory or a compiler is missing.
     """
     try:
-        loop = _Loop(model, split, options, accelerator, run, resume=resume)
+        loop = _Loop(model, split, options, accelerator, run, resume=resume, marginal=marginal)
         if not accelerator.is_main_process:
             return loop.go()
         metrics = Metrics(
@@ -170,11 +179,17 @@ def fit(model: Trainable, split: Split, options: TrainOptions) -> TrainResult:
     Raises:
         TrainingError: if the loss stays infinite or NaN.
     """
+    options = _with_batch_size(options, model.schema.dims)
     with together(options) as accelerator:
         loop = _Loop(model, split, options, accelerator)
         done = loop.go()
         loop.state.finish()
         return done
+
+
+def _with_batch_size(options: TrainOptions, dims: int) -> TrainOptions:
+    """Fill in the usual batch size if none is given."""
+    return options if options.batch_size else replace(options, batch_size=usual_batch_size(dims))
 
 
 class Trainable(Protocol):
@@ -213,9 +228,10 @@ class _Loop:
         run: Path | None = None,
         *,
         resume: bool = False,
+        marginal: float | None = None,
     ) -> None:
         self.options, self.accelerator, self.split, self.run = options, accelerator, split, run
-        self.learned, self.first_bad = 0, ""
+        self.learned, self.first_bad, self.final_beta = 0, "", True
         assert isinstance(model, nn.Module)
         module: nn.Module = model
         if accelerator.device.type in ("cpu", "cuda"):
@@ -225,6 +241,7 @@ class _Loop:
         self.state = TrainState(self.model, options, self.learning_rate)
         if resume and run is not None:
             self.state.restore(run)
+        self.guard = Guard(self.state, marginal, self.model.schema.dims)
         if options.compile:
             self.model.compile_networks()
         self.parallel: nn.Module = accelerator.prepare_model(self.model)
@@ -246,8 +263,9 @@ class _Loop:
         started, resumed_at = time.monotonic() - state.seconds, state.step
         with _asked_to_stop() as asked:
             while True:
-                state.used, stop = self._agree(time.monotonic() - started, asked.is_set)
-                if state.used >= 1 or stop:
+                overfit = any(callback.overfit for callback in callbacks)
+                state.used, stop, overfit = self._agree(time.monotonic() - started, asked.is_set, overfit)
+                if state.used >= 1 or stop or overfit:
                     break
                 metrics = self._update(next(batches))
                 state.step += 1
@@ -255,21 +273,23 @@ class _Loop:
                 for callback in callbacks:
                     callback.after_step(state, metrics)
             self._check_learned(resumed_at)
-            whole = state.used >= 1
+            whole = state.used >= 1 or overfit
             for callback in callbacks:
                 callback.at_end(state, whole=whole)
         accelerator.wait_for_everyone()
-        return TrainResult(self.run or Path(), state.step, state.seconds, "budget" if whole else "signal")
+        reason = "budget" if state.used >= 1 else "overfit" if overfit else "signal"
+        return TrainResult(self.run or Path(), state.step, state.seconds, reason)
 
-    def _agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
-        """Agree with all processes on the used budget (process 0's) and on stopping (if one asks)."""
+    def _agree(self, seconds: float, stop: bool, overfit: bool) -> tuple[float, bool, bool]:
+        """Agree with all processes on the used budget (process 0's), and on stopping and overfitting (if one asks)."""
         used = self.state.step / self.total if self.total else seconds / (60 * (self.options.minutes or 1))
         if self.accelerator.num_processes > 1:
-            word = torch.tensor([used if self.accelerator.is_main_process else 0.0, float(stop)], dtype=torch.float64)
+            mine = [used if self.accelerator.is_main_process else 0.0, float(stop), float(overfit)]
+            word = torch.tensor(mine, dtype=torch.float64)
             total = self.accelerator.reduce(word.to(self.accelerator.device), reduction="sum")
             assert isinstance(total, Tensor)
-            used, stop = float(total[0]), bool(total[1] > 0)
-        return used, stop
+            used, stop, overfit = float(total[0]), bool(total[1] > 0), bool(total[2] > 0)
+        return used, stop, overfit
 
     def _update(self, batch: Batch) -> StepMetrics:
         """Update the weights by one step of AdamW, unless loss or gradient is not finite."""
@@ -280,7 +300,7 @@ class _Loop:
             self.state,
             self.state.used,
         )
-        rate = self.learning_rate * learning_rate_factor(used)
+        rate = self.learning_rate * state.slowed * learning_rate_factor(used, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
@@ -301,6 +321,7 @@ class _Loop:
             state.average.update(state.step)
             state.bad_in_a_row = 0
             self.learned += 1
+            self._watch(numbers, beta)
         else:
             self._count_bad(x, label)
         return StepMetrics(
@@ -313,6 +334,14 @@ class _Loop:
             examples=len(x) * accelerator.num_processes,
             bad=state.bad,
         )
+
+    def _watch(self, numbers: list[float], beta: float) -> None:
+        """Let the guard judge the loss; while the weight of the rate rises, only the distortion."""
+        final = beta == beta_at(self.model.objective, 1.0)
+        if final != self.final_beta:
+            self.guard.forget()
+            self.final_beta = final
+        self.guard.after_update(numbers[0] * self.model.schema.dims if final else numbers[2])
 
     def _noise(self, stream: str) -> Noise:
         a = self.accelerator
@@ -332,7 +361,11 @@ class _Loop:
         state.bad_in_a_row += 1
         if state.bad_in_a_row == 1:
             self.first_bad = first_bad_tensor(self.model, x, label, self._noise("latent"))
-        if state.bad_in_a_row == BAD_IN_A_ROW:
+        if state.bad_in_a_row < BAD_IN_A_ROW:
+            return
+        if self.guard.can_help:
+            self.guard.go_back(f"{BAD_IN_A_ROW} batches in a row gave a loss or gradient that is not finite")
+        else:
             raise TrainingError(
                 f"training stopped at step {state.step}: {BAD_IN_A_ROW} batches in a row gave a loss or gradient that "
                 f"is not finite, first in {self.first_bad}; {self._left()}; {REMEDY}",

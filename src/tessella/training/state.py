@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,10 @@ class TrainState:
         seconds: training time.
         used: used fraction of the budget.
         bad, bad_in_a_row: number of skipped batches, in total and since the last good one.
+        slowed: factor on the learning rate, halved each time that training diverges.
+        recent, first, lowest: losses of the last updates, the first one, and the lowest median (see `Guard`).
+        costs: what training lowers, measured on validation examples, of each validation.
+        best: averaged weights and buffers with the lowest of them.
         saved: step of the last checkpoint; None if there is none.
     """
 
@@ -62,7 +68,13 @@ class TrainState:
         self.optimizer = torch.optim.AdamW(_parameter_groups(model, options), lr=learning_rate, fused=fused)
         self.step, self.bad, self.bad_in_a_row = 0, 0, 0
         self.seconds = self.used = 0.0
+        self.slowed = 1.0
         self.saved: int | None = None
+        self.recent: tuple[float, ...] = ()
+        self.first: float | None = None
+        self.lowest: float | None = None
+        self.costs: tuple[float, ...] = ()
+        self.best: dict[str, Tensor] = {}
 
     @contextmanager
     @torch.no_grad()
@@ -75,6 +87,35 @@ class TrainState:
         finally:
             self.average.swap()
             self.model.train()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights to use: the best validated ones if the last validation was worse, else the averaged."""
+        worse = self.costs and self.costs[-1] > min(self.costs)
+        return self.best if worse else {**self.model.state_dict(), **self.average.tensors}
+
+    def validated(self, cost: float) -> None:
+        """Keep the averaged weights, which the model has now, if no validation had a lower cost."""
+        if math.isfinite(cost):
+            self.costs = (*self.costs, cost)
+            if cost == min(self.costs):
+                self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+
+    def snapshot(self) -> dict[str, Any]:
+        """Copy all that a step changes: weights, averaged weights and the optimizer's moments."""
+        return copy.deepcopy({
+            "model": self.model.state_dict(),
+            "average": self.average.tensors,
+            "optimizer": self.optimizer.state_dict(),
+        })  # fmt: skip
+
+    def go_back(self, snapshot: dict[str, Any]) -> None:
+        """Return to a snapshot, with half the learning rate from now on."""
+        self.model.load_state_dict(snapshot["model"])
+        for name, tensor in snapshot["average"].items():
+            self.average.tensors[name].copy_(tensor)
+        self.optimizer.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
+        self.slowed /= 2
+        self.bad_in_a_row, self.recent = 0, ()
 
     def finish(self) -> None:
         """Put the averaged weights into the model for good, in evaluation mode."""
@@ -90,11 +131,11 @@ class TrainState:
         names = {id(p): n for n, p in self.model.named_parameters()}
         for parameter, state in self.optimizer.state.items():
             tensors |= {f"optimizer.{k}.{names[id(parameter)]}": v for k, v in state.items()}
-        progress = {"step": self.step, "seconds": self.seconds, "bad": self.bad, "bad_in_a_row": self.bad_in_a_row}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        progress = {f.name: getattr(self, f.name) for f in fields(_Stored)}
         write_tensors(place(run, STATE), tensors, progress)
         if self.step > self.bad:  # before the first update there is nothing to use
-            weights = {**self.model.state_dict(), **self.average.tensors}
-            write_tensors(run / MODEL, weights, {"step": self.step})
+            write_tensors(run / MODEL, self.weights(), {"step": self.step})
         self.saved = self.step
 
     def restore(self, run: Path) -> None:
@@ -108,7 +149,7 @@ class TrainState:
             return
         path = kept(run, STATE)
         stored = read_tensors(path)
-        kinds: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        kinds: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}, "best": {}}
         for name, tensor in stored.tensors.items():
             kind, _, rest = name.partition(".")
             kinds.setdefault(kind, {})[rest] = tensor
@@ -132,7 +173,9 @@ class TrainState:
             raise RunError(
                 f"{path} belongs to another model: resume with the options of the run", code="other-model"
             ) from error
-        self.step, self.seconds, self.bad, self.bad_in_a_row = now.step, now.seconds, now.bad, now.bad_in_a_row
+        for name, value in asdict(now).items():
+            setattr(self, name, value)
+        self.best = kinds["best"]
         self.saved = self.step
 
 
@@ -144,9 +187,14 @@ class _Stored:
     seconds: float
     bad: int
     bad_in_a_row: int
+    slowed: float
+    recent: tuple[float, ...]
+    first: float | None
+    lowest: float | None
+    costs: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if min(self.step, self.seconds, self.bad, self.bad_in_a_row) < 0:
+        if min(self.step, self.seconds, self.bad, self.bad_in_a_row, self.slowed) < 0:
             raise RunError("the checkpoint has negative counts: train again", code="damaged")
 
 
