@@ -281,10 +281,22 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions, reason: 
     early = ", stopped because validation examples cost more and more" if done.stopped == "overfit" else ""
     say(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds{early}: {o.out}")
     if not o.quiet:
+        say_verdict(Path(str(o.out)), data, options)
         run = quoted(str(o.out))
         prior = f"tessella fit-prior {run}, " if model.levels else ""
         say(f"next: {prior}tessella evaluate {run}, tessella report {run}")
     return 0
+
+
+def say_verdict(run: Path, data: Data, options: TrainOptions) -> None:
+    """Say how the model compares with simple baselines; of several processes only the first does."""
+    from tessella.evaluation.verdict import judge
+    from tessella.training import ranks
+    from tessella.training.run import Run
+
+    if ranks.rank() == 0:
+        found = judge(Run(run, options.device).model(), data, options.precision)
+        say(*(f"verdict  {sentence}" for sentence in found.sentences))
 
 
 def budget(options: TrainOptions) -> str:

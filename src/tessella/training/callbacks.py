@@ -152,12 +152,20 @@ class Metrics(Callback):
     Args:
         dims: dimensions of one example, for bits per dimension.
         resumed_at: step from which the run is resumed; later records are dropped. None for a new run.
+        seconds: budget, if it is a time.
         trackers: trackers that receive metrics and images too.
     """
 
     def __init__(
-        self, run: Path, *, dims: int, resumed_at: int | None, trackers: Sequence[GeneralTracker] = ()
+        self,
+        run: Path,
+        *,
+        dims: int,
+        resumed_at: int | None,
+        seconds: float | None = None,
+        trackers: Sequence[GeneralTracker] = (),
     ) -> None:
+        self.seconds = seconds
         self.run, self.dims, self.trackers = run, dims, trackers
         self.recent: deque[tuple[float, StepMetrics]] = deque(maxlen=EVERY)
         self.reported_at = self.reported = 0.0
@@ -217,7 +225,8 @@ class Metrics(Callback):
 
     def _report(self, state: TrainState) -> None:
         done = PARTS * min(state.used, 1.0)
-        self.advance(done - self.reported, self._line())
+        left = None if self.seconds is None else max(self.seconds - state.seconds, 0.0)
+        self.advance(done - self.reported, self._line(), left)
         self.reported = done
 
     def _summary(self) -> dict[str, float | int | None]:

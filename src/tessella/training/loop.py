@@ -28,7 +28,7 @@ from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import Data, Split, stream
-from tessella.evaluation.marginal import marginal_bound
+from tessella.evaluation.verdict.marginal import marginal_bound
 from tessella.foundation.errors import SpecError, TrainingError, option
 from tessella.foundation.notes import note
 from tessella.models.base import Model
@@ -43,9 +43,8 @@ from tessella.training.callbacks import (
     Validation,
     ValidationProbe,
 )
-from tessella.training.guard import Guard
 from tessella.training.processes import started_trackers, together, writing
-from tessella.training.state import TrainState, first_not_finite
+from tessella.training.state import Guard, TrainState, first_not_finite
 from tessella.training.step import (
     beta_at,
     budget_in_steps,
@@ -161,6 +160,7 @@ def run_loop(
             run,
             dims=model.schema.dims,
             resumed_at=loop.state.step if resume else None,
+            seconds=options.minutes and 60 * options.minutes,
             trackers=started_trackers(accelerator, options.track, run, loop.state.step),
         )
         with metrics:
