@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tessella.data.folders.decode import MOST_PIXELS, decoded, read_image_header
 
 from expect import raises
 from tessella.core.schema import Schema
 from tessella.data import open_data
-from tessella.data.folders.decode import MOST_PIXELS, decoded, read_image_header
 from tessella.data.inputs import read_pictures
 
 RAMP = np.arange(256).reshape(16, 16)

@@ -47,10 +47,10 @@ from tessella.core.entropy_coding import WORD
 from tessella.core.schema import Precision
 from tessella.data.folders.decode import FORMATS
 from tessella.data.inputs import NamedBatch
-from tessella.data.raw import shown
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.files import write_atomic
 from tessella.foundation.progress import track
+from tessella.foundation.text import shown
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel

@@ -10,8 +10,9 @@ from typing import final
 import numpy as np
 
 from tessella.core.schema import UINT8, Binary, Integers, Real, Schema, Values
-from tessella.data.raw import RawSplit, Reader, abridged
+from tessella.data.raw import RawSplit, Reader
 from tessella.foundation.errors import DataError, option
+from tessella.foundation.text import abridged
 
 CHANNELS = (1, 2, 3, 4)
 CHUNK_BYTES = 64 << 20

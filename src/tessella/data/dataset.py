@@ -15,12 +15,13 @@ import numpy as np
 from tessella.core.schema import UINT8, Binary, Real, Schema, Values
 from tessella.data import arrays
 from tessella.data.duplicates import mark_duplicates
-from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged
+from tessella.data.raw import WHOLE, RawDataset, RawSplit
 from tessella.data.sources import HUB, Size, find_raw, known_sources
 from tessella.data.splits import Binarization, BinarizedSplit, Split, divide, split_of
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, RunError, option
 from tessella.foundation.notes import note
+from tessella.foundation.text import abridged
 from tessella.kinds.base import kind_of
 
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}

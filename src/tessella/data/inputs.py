@@ -32,13 +32,13 @@ from tessella.data.dataset import SPLITS, Data
 from tessella.data.folders.decode import FORMATS, read_image_header
 from tessella.data.folders.layout import arranged, picture_files
 from tessella.data.folders.read import PictureReader
-from tessella.data.raw import abridged, shown
 from tessella.data.sources import HUB
 from tessella.data.splits import Split
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.notes import note
 from tessella.foundation.progress import tracking
+from tessella.foundation.text import abridged, shown
 from tessella.kinds.base import kind_of
 
 GRAMMAR = (

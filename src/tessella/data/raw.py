@@ -9,8 +9,6 @@ from typing import Protocol
 
 import numpy as np
 
-from tessella.foundation.text import shown as shown
-
 WHOLE = "whole"
 """Name of the only part of a source without official splits."""
 
@@ -130,15 +128,3 @@ def index_keys(count: int, stream: str) -> np.ndarray:
 def name_keys(names: Sequence[str]) -> np.ndarray:
     """Make keys `[len(names)]` uint64 of examples from their names."""
     return np.array([number_of(name) for name in names], dtype=np.uint64)
-
-
-def abridged(items: Sequence[str], most: int = 5) -> str:
-    """List the first of many names, and count the rest: `a, b, c ... and 12 more`."""
-    more = len(items) - most
-    return ", ".join(map(shown, items[:most])) + (f" ... and {more} more" if more > 0 else "")
-
-
-def one_line(error: BaseException, most: int = 160) -> str:
-    """Shorten the message of another library's exception to one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."

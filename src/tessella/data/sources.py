@@ -13,10 +13,11 @@ from tessella.core.schema import Schema
 from tessella.data.array_files import CIFAR, CIFAR_PICKLE, IDX, cifar_binary, idx_folder, npy, npz
 from tessella.data.folders.decode import Item
 from tessella.data.folders.read import folder, pictures
-from tessella.data.raw import WHOLE, RawDataset, abridged, one_line, shown
+from tessella.data.raw import WHOLE, RawDataset
 from tessella.data.tables import PARQUET
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, option
+from tessella.foundation.text import abridged, one_line, shown
 
 Size = tuple[int, int]
 HUB = "hf:"

@@ -383,7 +383,7 @@ class InspectResult(Result):
         }
 
     def page(self) -> Page:
-        from tessella.data.raw import abridged
+        from tessella.foundation.text import abridged
 
         h, c = self.header, self.contents
         shape = "x".join(map(str, h.shape))

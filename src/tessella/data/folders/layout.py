@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import overload
 
 import numpy as np
-
 from tessella.data.folders.decode import FORMATS
-from tessella.data.raw import WHOLE, abridged
+
+from tessella.data.raw import WHOLE
 from tessella.foundation.errors import DataError
+from tessella.foundation.text import abridged
 
 SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
 """Files and folders that operating systems create, some with copies of images; ignored without a note."""

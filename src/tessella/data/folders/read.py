@@ -11,9 +11,6 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
-
-from tessella.data.arrays import natural
-from tessella.data.duplicates import WHOLE_BYTES, alike, distinct_keys, file_hash, whole_hash
 from tessella.data.folders.decode import (
     MODES,
     Depth,
@@ -27,9 +24,13 @@ from tessella.data.folders.decode import (
     read_image_header,
     trouble_of,
 )
+
+from tessella.data.arrays import natural
+from tessella.data.duplicates import WHOLE_BYTES, alike, distinct_keys, file_hash, whole_hash
 from tessella.data.folders.layout import Names, arranged, picture_files
-from tessella.data.raw import RawDataset, RawSplit, SelectedRows, abridged, mixed, name_keys, shown
+from tessella.data.raw import RawDataset, RawSplit, SelectedRows, mixed, name_keys
 from tessella.foundation.errors import DataError, option
+from tessella.foundation.text import abridged, shown
 
 DEFAULT_SIZE, LARGEST_UNASKED = (64, 64), 256
 MEMORY_PICTURES, MEMORY_BYTES = 10_000, 512 << 20

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tessella.data.arrays import centre_box
-from tessella.data.raw import one_line
 from tessella.foundation.notes import note
+from tessella.foundation.text import one_line
 
 FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo"), ("JPEG", "MPO")),
