@@ -50,7 +50,7 @@ from tessella.core.schema import Schema
 from tessella.data import Split
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import RawSplit, index_keys
-from tessella.data.splits import split_of
+from tessella.data.splits import PartSplit
 from tessella.evaluation.bounds import evaluate
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -124,7 +124,7 @@ class Place:
             coarse = rng.integers(0, 256, (count, 3, 4, 4)).repeat(side // 4, 2).repeat(side // 4, 3)
             x = np.clip(coarse + rng.normal(0, 12, (count, 3, side, side)), 0, 255).astype(np.uint8)
             part = RawSplit(x, np.arange(count) % 10, index_keys(count, f"gpu {side}"))
-            self.made[side] = split_of(part, np.arange(count))
+            self.made[side] = PartSplit(part, np.arange(count))
         return self.made[side]
 
     def schema(self, side: int) -> Schema:

@@ -28,7 +28,7 @@ from tessella.core.schema import UINT8, Real, Schema
 from tessella.data import Split
 from tessella.data.arrays import moments
 from tessella.data.raw import RawSplit, index_keys
-from tessella.data.splits import split_of
+from tessella.data.splits import PartSplit
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.tasks.detect.detector import Detector
@@ -285,7 +285,7 @@ def _schema(x: np.ndarray) -> Schema:
 
 
 def _split(x: np.ndarray) -> Split:
-    return split_of(RawSplit(x, None, index_keys(len(x), "sklearn")), np.arange(len(x)))
+    return PartSplit(RawSplit(x, None, index_keys(len(x), "sklearn")), np.arange(len(x)))
 
 
 def _batches(x: np.ndarray, device: torch.device) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ from tessella.data import arrays
 from tessella.data.duplicates import mark_duplicates
 from tessella.data.raw import WHOLE, RawDataset, RawSplit
 from tessella.data.sources import HUB, find_raw, known_sources
-from tessella.data.splits import Binarization, BinarizedSplit, Split, divide, split_of
+from tessella.data.splits import Binarization, BinarizedSplit, PartSplit, Split, divide
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, RunError, option
 from tessella.foundation.notes import note
@@ -157,9 +157,9 @@ def open_data(
         part.labels = labels[name]
     mark_duplicates(found, classes, schema)
     rows = _divided(found, seed, notes)
-    splits: dict[str, Split] = {name: split_of(part, chosen) for name, (part, chosen) in rows.items()}
+    splits: dict[str, Split] = {name: PartSplit(part, chosen) for name, (part, chosen) in rows.items()}
     whole = found.parts.get(WHOLE) if len(found.parts) == 1 else None
-    all_examples = None if whole is None else split_of(whole, np.arange(len(whole.example_ids)))
+    all_examples = None if whole is None else PartSplit(whole, np.arange(len(whole.example_ids)))
     schema = _measured(replace(schema, classes=classes), *rows["train"])
     if binarize is not None and not schema.values.discrete:
         raise DataError(
@@ -219,18 +219,18 @@ def _unified(found: RawDataset, asked: ReadOptions, kind: str | None) -> Schema:
     if not xs:
         return Schema.of(next(iter(found.parts.values())).x.shape, UINT8)
     called = {name: part.name or name for name, part in found.parts.items()}
-    arrays.same_shape(xs, called)
-    stored = arrays.stored(xs, called, found.notes, found.columns, asked.like)
-    for name, x in stored.parts.items():
+    arrays.check_same_shape(xs, called)
+    xs, values, offset = arrays.stored(xs, called, found.notes, found.columns, asked.like)
+    for name, x in xs.items():
         if x.ndim < 4 and (size is not None or channels is not None):
             raise DataError(
                 f"the examples are not pictures: leave out {option('size')} and {option('channels')}",
                 code="no-pictures",
             )
-        x = x if channels is None else arrays.recoloured(x, channels, stored.values, called[name])
-        found.parts[name].x = x if size is None else arrays.resized(x, size, stored.values)
+        x = x if channels is None else arrays.recoloured(x, channels, values, called[name])
+        found.parts[name].x = x if size is None else arrays.resized(x, size, values)
     shape = next(iter(found.parts.values())).x.shape[1:]
-    return replace(Schema.of(shape, stored.values), columns=found.columns, offset=stored.offset)
+    return replace(Schema.of(shape, values), columns=found.columns, offset=offset)
 
 
 def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[RawSplit, np.ndarray]]:
@@ -285,7 +285,7 @@ def _fingerprint(schema: Schema, rows: dict[str, tuple[RawSplit, np.ndarray]], b
             digest.update(part.content[chosen].astype("<u8").tobytes())
         elif not isinstance(part.x, np.ndarray):  # rendered on access: ids and a few rendered examples
             digest.update(part.example_ids[chosen].astype("<u8").tobytes())
-            digest.update(part.x.read(chosen[:TOLD_BY]).tobytes())
+            digest.update(part.read(chosen[:TOLD_BY]).tobytes())
         if part.labels is not None:
             digest.update(part.labels[chosen].astype("<i8").tobytes())
     return digest.hexdigest()

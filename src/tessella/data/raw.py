@@ -13,6 +13,12 @@ from tessella.core.schema import Schema
 
 WHOLE = "whole"
 """Name of the only part of a source without official splits."""
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev", "development"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Words in the names of folders, arrays and hub splits, and the splits that they mean."""
 
 
 class Reader(Protocol):
@@ -70,6 +76,10 @@ class RawSplit:
     content: np.ndarray | None = None
     name: str = ""
     labels_name: str = ""
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Read the examples with row numbers `[B]`."""
+        return self.x[rows] if isinstance(self.x, np.ndarray) else self.x.read(rows)
 
     def select(self, rows: np.ndarray) -> RawSplit:
         """Select examples by their row numbers."""

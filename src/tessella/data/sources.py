@@ -11,7 +11,7 @@ import numpy as np
 
 from tessella.data.array_files import CIFAR, CIFAR_PICKLE, IDX, cifar_binary, idx_folder, npy, npz
 from tessella.data.folders.read import folder, read_files
-from tessella.data.raw import WHOLE, RawDataset
+from tessella.data.raw import SPLIT_WORDS, WHOLE, RawDataset
 from tessella.data.tables import PARQUET
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, option
@@ -114,7 +114,6 @@ def _pickled(path: str) -> DataError:
 
 _PICTURE_COLUMNS = ("image", "img", "picture", "pixel_values")
 _CLASS_COLUMNS = ("label", "labels", "class", "target", "y", "fine_label")
-_SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "validation", "val", "dev"), "valid")
 _SAVED = ("dataset_dict.json", "state.json")
 
 
@@ -134,7 +133,7 @@ def _hub(name: str, options: ReadOptions, label: str | None) -> RawDataset:
         raise DataError(f"{where} cannot be loaded: {one_line(error)}", code="not-loaded") from None
     given = dict(loaded.items()) if isinstance(loaded, dict) else {WHOLE: loaded}
     notes: list[str] = []
-    known = {_SPLITS[key]: part for key, part in given.items() if key in _SPLITS}
+    known = {SPLIT_WORDS[key]: part for key, part in given.items() if key in SPLIT_WORDS}
     if "train" not in known:
         known = {WHOLE: next(iter(given.values()))}
     left = [key for key, part in given.items() if all(part is not used for used in known.values())]

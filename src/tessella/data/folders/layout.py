@@ -14,7 +14,7 @@ from typing import overload
 
 import numpy as np
 
-from tessella.data.raw import WHOLE
+from tessella.data.raw import SPLIT_WORDS, WHOLE
 from tessella.foundation.errors import DataError
 from tessella.foundation.text import abridged
 from tessella.kinds.base import Kind, kinds_in_files
@@ -22,19 +22,14 @@ from tessella.kinds.base import Kind, kinds_in_files
 SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
 """Files and folders that operating systems create, some with copies of pictures; ignored without a note."""
 
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "valid"),
-    **dict.fromkeys(("eval", "evaluation"), "eval"),
-}
+FOLDER_WORDS = SPLIT_WORDS | {"eval": "eval", "evaluation": "eval"}
 """Words in folder names and the splits that they mean; `eval` means test, or valid if there is a test split."""
 
 STRAY = 0.1
 """Largest share of files beside the class folders that is ignored; with more, the folders are not classes."""
 
 _SPLIT = re.compile(
-    rf"(?<![a-z])({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(?=set|data|images|imgs|[^a-z]|$)"
+    rf"(?<![a-z])({'|'.join(sorted(FOLDER_WORDS, key=len, reverse=True))})(?=set|data|images|imgs|[^a-z]|$)"
 )
 
 _PASSED_OVER = {
@@ -201,7 +196,7 @@ class _Arranging:
                 break
             at = "/".join(paths[folders[inner][0]][: depth + 1])
             self._leave_out(rows, set(folders[inner]), f"outside {at}/")
-            if SPLIT_WORDS.get(inner.lower(), "train") != "train":
+            if FOLDER_WORDS.get(inner.lower(), "train") != "train":
                 examples = self.kind.examples
                 layout.notes.append(f"there is {inner}/ but no training folder: its {examples} are split at random")
             rows, depth = folders[inner], depth + 1
@@ -210,7 +205,7 @@ class _Arranging:
                 f"the train and test folders in {abridged([f'{n}/' for n in holders])} are not used as splits, because "
                 "there are other folders beside it: open that folder alone to use them"
             )
-        if folders and not loose and {SPLIT_WORDS.get(name.lower()) for name in folders} <= {"test", "valid", "eval"}:
+        if folders and not loose and {FOLDER_WORDS.get(name.lower()) for name in folders} <= {"test", "valid", "eval"}:
             rows_of = {f"{name}/": of for name, of in folders.items()}
             layout.origins[WHOLE] = found = " and ".join(rows_of)
             layout.notes.append(
@@ -242,7 +237,7 @@ class _Arranging:
         if len(holders) == 1:
             only, of = next(iter(holders.items()))
             return only if 2 * len(of) > len(rows) - len(loose) else None
-        training = [n for n in folders if SPLIT_WORDS.get(n.lower()) == "train"]
+        training = [n for n in folders if FOLDER_WORDS.get(n.lower()) == "train"]
         for name in folders if len(folders) == 1 else training if len(training) == 1 else ():
             beside = [row for other, of in folders.items() if other != name for row in of]
             nested = len(self._opened(folders[name], depth + 1)[1]) > (len(folders) > 1)
@@ -337,7 +332,7 @@ def _pairs(folders: dict[str, Rows]) -> dict[str, str]:
     for name in folders:
         found = _SPLIT.findall(name.lower())
         if len(found) == 1:
-            sets.setdefault(_SPLIT.sub("*", name.lower()), {})[name] = SPLIT_WORDS[found[0]]
+            sets.setdefault(_SPLIT.sub("*", name.lower()), {})[name] = FOLDER_WORDS[found[0]]
     complete = {form: of for form, of in sets.items() if "train" in of.values() and len(set(of.values())) > 1}
     if not complete:
         return {}

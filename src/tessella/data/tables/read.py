@@ -18,11 +18,10 @@ from pyarrow import parquet
 
 from tessella.core.schema import Schema
 from tessella.data import limits
-from tessella.data.arrays import LARGEST_FLOAT, rounding
+from tessella.data.arrays import EXACT_IN_DOUBLE, LARGEST_FLOAT, rounding
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, index_keys
 from tessella.data.tables import PARQUET
 from tessella.data.tables.columns import (
-    EXACT_IN_DOUBLE,
     Column,
     Style,
     arrow_columns,
