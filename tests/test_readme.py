@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 
 from tessella import cli
+from tessella.diffusion import chain
+from tessella.evaluation import per_example_posterior
+from tessella.models import diffusion
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -75,8 +78,22 @@ def quick(line: str) -> list[str]:
     return [name, *rest]
 
 
+@pytest.fixture
+def _short_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What many steps are good for is tested where diffusion and the gap are."""
+    for module, name, few in (
+        (chain, "STEPS", 3),
+        (chain, "LINKS", 3),
+        (diffusion, "TIMES", 2),
+        (per_example_posterior, "ROUND", 1),
+        (per_example_posterior, "ROUNDS", 2),
+    ):
+        monkeypatch.setattr(module, name, few)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("_short_chains")
 @pytest.mark.parametrize("page", TYPED, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_page_runs(page: Path, readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks in their order, in one folder and one Python session."""
