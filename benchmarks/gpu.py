@@ -43,7 +43,7 @@ from tessella.bottlenecks import nearest as searching
 from tessella.coding import codes_file
 from tessella.core.batches import Batch
 from tessella.core.configs import CodePriorConfig
-from tessella.core.device import autocast, describe_device, resolve
+from tessella.core.device import autocast, describe_device, resolve_device
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -478,7 +478,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=tuple(PARTS), help="some of the parts")
     parser.add_argument("--tiny", action="store_true", help="the smallest of everything, to see that it runs")
     chosen = parser.parse_args()
-    device = resolve(chosen.device)
+    device = resolve_device(chosen.device)
     if chosen.out is None and (device.type != "cuda" or chosen.tiny or len(chosen.only) < len(PARTS)):
         parser.error("what is not all of it, on a card, is no record of ours: say where to write it with --out")
     seconds = chosen.seconds or (TINY_SECONDS if chosen.tiny else SECONDS)

@@ -8,19 +8,15 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import tessella_experiments as experiments
-from tessella.cli import main
-from tessella.data import Data, open_data
-from tessella.foundation.blocks import Chart, Series
-from tessella.foundation.errors import DataError, SpecError
-from tessella.models.presets import VAE
-from tessella.pages.html import write_html
-from tessella.training.loop import TrainResult
+from tessella import VAE, Data, open_data, write_html
+from tessella.plugin import Chart, DataError, Series, SpecError, main
 from tessella_experiments import Claim, EffectTest, ExperimentRunner, Finding, TrainingJob
 from tessella_experiments import runner as runners
 from tessella_experiments.measuring import principal
@@ -151,8 +147,7 @@ def test_a_long_time_trains_for_longer(digits: Data) -> None:
 
 
 def test_whoever_stops_a_training_stops_the_claims(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped = TrainResult(Path(), 1, 0.0, "signal")
-    monkeypatch.setattr(runners.loop, "fit", lambda *args: stopped)
+    monkeypatch.setattr(runners, "fit", lambda *args: SimpleNamespace(stopped="signal"))
     with pytest.raises(KeyboardInterrupt):
         ExperimentRunner(digits).fit(
             VAE(digits.schema, width=8, depth=1, latent_dim=2), seed=0, seconds=float("inf"), steps=3

@@ -23,7 +23,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from tessella.core.batches import Batch, fixed_batches, to_read
-from tessella.core.device import resolve
+from tessella.core.device import resolve_device
 from tessella.core.schema import UINT8, Real, Schema
 from tessella.data import Split
 from tessella.data.arrays import moments
@@ -264,7 +264,7 @@ class _Kept:
 
     def on(self, device: str | None) -> Model:
         """Move the model to a device and return it."""
-        return self.model.to(resolve(device))
+        return self.model.to(resolve_device(device))
 
     def __getstate__(self) -> dict[str, Any]:
         weights = {name: t.cpu().numpy() for name, t in self.model.state_dict().items()}

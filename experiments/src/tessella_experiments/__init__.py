@@ -12,9 +12,8 @@ from dataclasses import replace
 from importlib import import_module
 from statistics import fmean
 
-from tessella.data import Data
-from tessella.foundation.errors import SpecError
-from tessella.foundation.progress import track
+from tessella import Data
+from tessella.plugin import SpecError, track
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure
 from tessella_experiments.runner import SEEDS, ExperimentRunner, TrainingJob
 
@@ -87,7 +86,7 @@ def run(
     Args:
         minutes: for all of them together.
         seeds: every effect is measured once with each.
-        device: where models are trained, as of `tessella.core.device.resolve`; they are measured on the processor.
+        device: where models are trained, as of `tessella.plugin.resolve_device`; they are measured on the processor.
         tell: called with each claim and its result as soon as it is concluded.
 
     Raises:

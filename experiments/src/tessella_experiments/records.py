@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tessella.foundation.blocks import Chart, Rows, Series
+from tessella.plugin import Chart, Rows, Series
 
 if TYPE_CHECKING:
     from tessella_experiments.runner import ExperimentRunner, TrainingJob

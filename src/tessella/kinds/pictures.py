@@ -18,7 +18,7 @@ VIEWABLE, WIDEST = 64, 1600
 GAP_SHADE = 200
 
 
-def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
+def image_grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
     """Arrange examples `[B, *shape]` in one picture, row by row.
 
     Args:
@@ -45,7 +45,7 @@ def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | Non
 
 def picture(x: Tensor, schema: Schema, mode: str = "") -> Image.Image:
     """Render one example `[*shape]` as a picture, in the given Pillow mode if any."""
-    image = grid(x[None], schema, columns=1, scale=1)
+    image = image_grid(x[None], schema, columns=1, scale=1)
     return image.convert(mode, dither=Image.Dither.NONE) if mode and image.mode != mode else image
 
 

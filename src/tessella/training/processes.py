@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from torch import distributed
 
 import tessella
-from tessella.core.device import resolve
+from tessella.core.device import resolve_device
 from tessella.data.raw import shown
 from tessella.foundation.errors import RunError, SpecError, option
 from tessella.foundation.files import place, write_atomic
@@ -69,7 +69,7 @@ def accelerated(asked: str | None = None) -> Accelerator:
     Raises:
         SpecError: if there is no such device.
     """
-    device = resolve(asked)
+    device = resolve_device(asked)
     several = ranks.world() > 1
     # A very long timeout: a process may work long while the others wait; `ranks` detects lost processes instead.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=7))
