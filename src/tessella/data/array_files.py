@@ -16,8 +16,9 @@ from typing import IO, Any, NamedTuple, TypeVar
 import numpy as np
 
 from tessella.data import limits
-from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, index_keys, one_line, shown
+from tessella.data.raw import WHOLE, RawDataset, RawSplit, index_keys
 from tessella.foundation.errors import DataError
+from tessella.foundation.text import abridged, one_line, shown
 
 T = TypeVar("T")
 

@@ -10,8 +10,10 @@ from typing import final
 import numpy as np
 
 from tessella.core.schema import UINT8, Binary, Integers, Real, Schema, Values
-from tessella.data.raw import RawSplit, Reader, abridged
+from tessella.data.raw import RawSplit, Reader
 from tessella.foundation.errors import DataError, option
+from tessella.foundation.text import abridged
+from tessella.kinds.image_files import centre_box
 
 CHANNELS = (1, 2, 3, 4)
 CHUNK_BYTES = 64 << 20
@@ -407,7 +409,7 @@ def resized(x: np.ndarray, size: tuple[int, int], values: Values) -> np.ndarray:
 class Fitted:
     """Reader that converts another reader's images to `shape` `(C, H, W)`: channels, centre crop and size."""
 
-    def __init__(self, reader: Reader, shape: tuple[int, int, int]) -> None:
+    def __init__(self, reader: Reader, shape: tuple[int, ...]) -> None:
         self.shape = shape
         self._reader = reader
 
@@ -418,17 +420,6 @@ class Fitted:
         channels, height, width = self.shape
         x = recoloured(self._reader.read(rows), channels, UINT8, "pictures")
         return resized(x, (height, width), UINT8)
-
-
-def centre_box(have: tuple[int, int], want: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Find the largest centred box with the aspect ratio of `want` within `have`.
-
-    Returns:
-        Top, left, height and width of the box.
-    """
-    height = min(have[0], max(1, round(have[1] * want[0] / want[1])))
-    width = min(have[1], max(1, round(have[0] * want[1] / want[0])))
-    return (have[0] - height) // 2, (have[1] - width) // 2, height, width
 
 
 def same_shape(parts: dict[str, np.ndarray], called: Mapping[str, str]) -> tuple[int, ...]:

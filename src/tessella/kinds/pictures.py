@@ -14,6 +14,8 @@ from tessella.foundation.errors import DataError
 from tessella.foundation.files import write_atomic
 from tessella.kinds.base import kind_of
 
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Pillow's modes of pictures, by number of channels."""
 VIEWABLE, WIDEST = 64, 1600
 GAP_SHADE = 200
 
@@ -71,7 +73,7 @@ def images(x: Tensor, schema: Schema, most: int | None = None) -> list[Image.Ima
     """
     found = []
     for tile in kind_of(schema).render(x):
-        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[tile.shape[2]]
+        mode = MODES[tile.shape[2]]
         image = Image.fromarray(tile[..., 0] if mode == "L" else tile)
         if mode in ("LA", "RGBA"):
             white = Image.new("RGBA", image.size, "white")

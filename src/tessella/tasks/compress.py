@@ -165,7 +165,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
         data=config.data,
         split=config.split,
         native_size=config.native_size,
-        skip=originals.keeps if kind_of(model.schema).image_files else None,
+        skip=originals.keeps if kind_of(model.schema).in_files else None,
     )
     of_split = f"examples of the split {config.split} as the run reads its data" if inputs.from_data else ""
     codecs = BaselineCodecs(model.schema, lossy=config.lossy)
@@ -383,7 +383,7 @@ class InspectResult(Result):
         }
 
     def page(self) -> Page:
-        from tessella.data.raw import abridged
+        from tessella.foundation.text import abridged
 
         h, c = self.header, self.contents
         shape = "x".join(map(str, h.shape))

@@ -79,7 +79,7 @@ def describe_data(config: DescribeConfig) -> DataDescription:
 def data_facts(data: Data) -> list[tuple[str, str]]:
     """What was understood of some data: names and texts, a line each."""
     from tessella.core.schema import Binary
-    from tessella.data.raw import abridged
+    from tessella.foundation.text import abridged
     from tessella.kinds.base import kind_of
 
     schema, binarize, counts = data.schema, data.options["binarize"], class_counts(data)

@@ -22,9 +22,9 @@ from torch import distributed
 
 import tessella
 from tessella.core.device import resolve_device
-from tessella.data.raw import shown
 from tessella.foundation.errors import RunError, SpecError, option
 from tessella.foundation.files import place, write_atomic
+from tessella.foundation.text import shown
 from tessella.models.spec import TrainOptions
 from tessella.training import ranks
 from tessella.training.checkpoint import HOLDER, LOCK

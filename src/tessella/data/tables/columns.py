@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.compute
 from pyarrow import types
 
-from tessella.data.raw import abridged, one_line, shown
 from tessella.data.tables.delimited import MISSING, NUMBER, Cells
 from tessella.foundation.errors import DataError
+from tessella.foundation.text import abridged, one_line, shown
 
 pc: Any = pyarrow.compute
 """Column functions, which pyarrow creates on import, so that type checkers do not know them."""
