@@ -12,7 +12,6 @@ import torch
 
 import tessella_experiments as experiments
 from tessella import VAE, VQVAE2, Data, EMAQuantizer, Flow, Noise, open_data
-from tessella_experiments import ExperimentRunner, Finding
 from tessella_experiments.claims import (
     anomalies,
     blur,
@@ -23,6 +22,8 @@ from tessella_experiments.claims import (
     locality,
     unseen_noise,
 )
+from tessella_experiments.records import Finding
+from tessella_experiments.runner import ExperimentRunner
 
 NUMBERS = tuple(n for n in experiments.CLAIMS if n >= 10)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +19,10 @@ import torch
 import tessella_experiments as experiments
 from tessella import VAE, Data, open_data, write_html
 from tessella.plugin import Chart, DataError, Series, SpecError, main
-from tessella_experiments import Claim, EffectTest, ExperimentRunner, Finding, TrainingJob
 from tessella_experiments import runner as runners
 from tessella_experiments.measuring import principal
-from tessella_experiments.records import Measure, bars
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars
+from tessella_experiments.runner import ExperimentRunner, TrainingJob
 from tessella_experiments.task import ClaimsConfig, ClaimsResult, _finite, number
 
 
@@ -295,6 +297,13 @@ def test_the_command_writes_a_page_and_prints_numbers(tmp_path: Path, capsys: py
     assert "raising the bound shrinks the gap" in out.read_text("utf-8")
     assert [(c["number"], c["verdict"]) for c in found["claims"]] == [(4, "held")]
     assert found["data"] == "digits"
+
+
+def test_its_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from tessella.plugin import main; sys.exit(main(['claims', '--help']) or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 `fit` trains a model of this package on rows of numbers `[n, features]`. With `image_shape` the rows are flattened
 pictures, and pictures `[n, H, W]` or `[n, H, W, C]` are accepted too.
 
-    >>> from tessella.sklearn import LatentOutlierDetector
+    >>> from tessella import LatentOutlierDetector
     >>> detector = LatentOutlierDetector(contamination=0.05, random_state=0).fit(X)  # doctest: +SKIP
     >>> detector.predict(X_new)  # doctest: +SKIP
 """

@@ -29,8 +29,8 @@ from tessella.plugin import (
     prior_trainer,
     resolve_device,
 )
+from tessella_experiments.records import SEEDS
 
-SEEDS = (0, 1, 2)
 LEAST_TRAIN, LEAST_UNSEEN = 200, 40
 """Examples needed to train on and to measure on."""
 FOR_TRAINING = 0.8
