@@ -12,7 +12,6 @@ from typing import Any, final
 
 import numpy as np
 from PIL import Image
-from scipy.stats import rankdata
 from torch import Tensor
 
 from tessella.core.schema import Schema, bits_per_dim
@@ -252,7 +251,7 @@ def _span(of: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def _image(x: Tensor, schema: Schema) -> Image.Image:
-    return pictures.grid(x[None], schema, 1, scale=max(1, math.ceil(64 / kind_of(schema).tile_size[0])))
+    return pictures.image_grid(x[None], schema, 1, scale=max(1, math.ceil(64 / kind_of(schema).tile_size[0])))
 
 
 RESAMPLES = 200
@@ -310,15 +309,21 @@ def ranking(scores: np.ndarray, anomalous: np.ndarray, seed: int = 0) -> Ranking
     return Ranking(area, error, precision, spread, *counts)
 
 
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """Rank numbers from 1; equal ones share their mean rank."""
+    _, which, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[which]
+
+
 def auroc(inliers: np.ndarray, anomalies: np.ndarray) -> tuple[float, float]:
     """Compute the area under the ROC curve and its standard error.
 
     DeLong et al. 1988, eq. 5; the error is NaN for a single example.
     """
     n, m = len(inliers), len(anomalies)
-    both = rankdata(np.concatenate([inliers, anomalies]))
-    above = (both[n:] - rankdata(anomalies)) / n  # of each anomaly, the share of inliers below it
-    below = 1 - (both[:n] - rankdata(inliers)) / m  # of each normal, the share of anomalies above it
+    both = _ranks(np.concatenate([inliers, anomalies]))
+    above = (both[n:] - _ranks(anomalies)) / n  # of each anomaly, the share of inliers below it
+    below = 1 - (both[:n] - _ranks(inliers)) / m  # of each normal, the share of anomalies above it
     error = float("nan")
     if min(n, m) > 1:
         error = float(np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n))
