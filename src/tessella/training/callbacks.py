@@ -34,7 +34,9 @@ from tessella.training.state import TrainState
 
 EVERY = 50
 VALIDATE_AT = (0.01, 0.02, 0.03, *(i / 20 for i in range(1, 20)))
-VALIDATION_SHARE = 0.02
+DRAWN_EVERY = 2
+"""Validations for one drawing of reconstructions and samples; they are drawn at the end too."""
+VALIDATION_SHARE = 0.05
 """Largest share of the training time for validation; the final validation is always made."""
 PATIENCE = 4
 """Validations in a row above the best one after which training stops."""
@@ -274,7 +276,7 @@ class Validation(Callback):
     def __init__(self, probe: ValidationProbe, metrics: Metrics) -> None:
         self.probe, self.metrics = probe, metrics
         self.ahead: list[float] | None = None
-        self.spent = 0.0
+        self.spent, self.made = 0.0, 0
 
     def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
         if self.ahead is None:  # a resumed training validated at the shares before its last step
@@ -287,19 +289,21 @@ class Validation(Callback):
 
     def at_end(self, state: TrainState, *, whole: bool) -> None:
         if whole:
-            self._validate(state)
+            self._validate(state, final=True)
             for line in self.probe.notes:
                 note(line)
 
-    def _validate(self, state: TrainState) -> None:
+    def _validate(self, state: TrainState, *, final: bool = False) -> None:
         started = time.monotonic()
         with state.averaged() as model:
             if figures := self.probe.measure(model):
                 self.metrics.record("valid", state, figures)
                 state.validated(self.probe.cost(model, figures))
                 self.overfit = _rises(state.costs)
-            for name, image in self.probe.draw(model).items():
+            drawn = self.probe.draw(model) if final or self.made % DRAWN_EVERY == 0 else {}
+            for name, image in drawn.items():
                 self.metrics.picture(name, image, state.step)
+        self.made += 1
         self.spent += time.monotonic() - started
 
 

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 import torch.distributed as dist
 
-from tessella.core.device import autocast, resolve
+from tessella.core.device import autocast, resolve_device
 from tessella.core.rng import Noise, seeded
 from tessella.data import Split
 from tessella.foundation.config import Config
@@ -81,7 +81,7 @@ def fit_to_budget(
     if options.minutes is None:
         return Sized(config, replace(options, batch_size=batch))
     candidates = _candidates(config, sizes)
-    seconds, device = 60 * options.minutes, resolve(options.device)
+    seconds, device = 60 * options.minutes, resolve_device(options.device)
     wanted = UPDATES * math.sqrt(options.minutes / REFERENCE)
     with tracking("measuring this machine"):
         times = {0: _update_time(make(candidates[0]), split, batch, options, device)}

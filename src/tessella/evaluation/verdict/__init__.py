@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tessella.core.device import autocast
+from tessella.core.rng import Noise
 from tessella.core.schema import Precision, bits_per_dim
 from tessella.data import Data, Split
 from tessella.evaluation.sharpness import FEWEST, high_frequency_energy
@@ -95,7 +96,7 @@ def _measured(model: Model, split: Split, precision: Precision) -> tuple[float |
     for first in range(0, len(split), CHUNK):
         batch = split.batch(range(first, min(first + CHUNK, len(split)))).to(model.device)
         with autocast(precision, model.schema, model.device):
-            terms = model(batch.x, batch.label)
+            terms = model(batch.x, batch.label, noise=Noise(0, first, "verdict"))
             if model.has_decoder and not model.likelihood.sequential_mean:
                 means.append(model.reconstruct(batch.x, batch.label).float().cpu())
         distortions.append(terms.distortion.cpu())
