@@ -90,6 +90,8 @@ class DataOptions:
         label: the column of a table, or the array of an .npz, that holds the class; by default one called label, class
             or target that holds few values.
         kind: signal if arrays (N, C, T) and (N, T) are signals, not grey pictures and vectors.
+        valid_share: share of the examples that is cut out for validation, if the data has no such split (default 0.05).
+        test_share: share of the examples that is cut out for the test, if the data has no such split (default 0.1).
     """
 
     size: tuple[int, ...] | None = None
@@ -97,6 +99,8 @@ class DataOptions:
     binarize: Literal["dynamic", "static", "threshold"] | None = None
     label: str | None = None
     kind: Literal["signal"] | None = None
+    valid_share: float | None = None
+    test_share: float | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and len(self.size) not in (1, 2):
@@ -113,7 +117,14 @@ class DataOptions:
         from tessella.data import open_data
 
         return open_data(
-            spec, size=self.box, channels=self.channels, binarize=self.binarize, label=self.label, kind=self.kind
+            spec,
+            size=self.box,
+            channels=self.channels,
+            binarize=self.binarize,
+            label=self.label,
+            kind=self.kind,
+            valid_share=self.valid_share,
+            test_share=self.test_share,
         )
 
 

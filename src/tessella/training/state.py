@@ -192,9 +192,9 @@ class Guard:
     """Watches the loss of each update, in nats per example.
 
     Let `b` be the lowest median of 20 losses so far, and `r` the loss of knowing nothing: that of the marginal
-    distribution of the values, or the first loss. Training has diverged if the median of the last 20 losses is above `b`
-    by half of `r - b`, which is half of what was learned, and by half a bit per dimension. Then the last copy of a good
-    state comes back, and the learning rate is halved.
+    distribution of the values, or the first loss. Training has diverged if the median of the last 20 losses is above
+    `b` by half of `r - b`, which is half of what was learned, and by half a bit per dimension. Then the last copy of a
+    good state comes back, and the learning rate is halved.
 
     Args:
         state: state of the training, which also stores the losses, so that a resumed training goes on with them.
