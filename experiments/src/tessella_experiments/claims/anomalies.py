@@ -18,7 +18,7 @@ from tessella.core.batches import Batch
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
 from tessella.tasks.detect.detector import Detector
-from tessella.tasks.detect.result import auroc
+from tessella.tasks.detect.ranking import auroc
 from tessella_experiments.models import RATE, latent
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, mean_and_error
 from tessella_experiments.runner import ExperimentRunner, TrainingJob, fetched

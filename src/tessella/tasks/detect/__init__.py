@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from tessella.core.batches import Batch
     from tessella.data import Data
     from tessella.models.base import Model
+    from tessella.tasks.detect.choice import Choice
     from tessella.tasks.detect.detection import Extreme
     from tessella.tasks.detect.detector import Detector
+    from tessella.tasks.detect.local_scores import LocalScorer
     from tessella.tasks.detect.result import DetectionResult, ShownExample
-    from tessella.tasks.detect.statistics import Statistics
     from tessella.training.run import Run
 
 FALSE_POSITIVES = 0.01
@@ -46,8 +47,10 @@ class DetectConfig:
         false_positives: share of normal examples that may be flagged; by default 0.01 if there is calibration data.
         anomalies: inputs known to be anomalous; all other inputs then count as normal. May be repeated.
         normal: names of normal classes; examples of all other classes count as anomalous. May be repeated.
-        score: score to sort and flag by; by default complexity-corrected, or the bound if the model does not allow it.
-        scores: scores to compute; by default all that the model allows.
+        score: score to sort and flag by; of pictures by default the one, or the mean of two, that separates held-out
+            normal examples best from made-up anomalies; else the bound.
+        scores: scores to compute; by default all that the model allows, but for the slow regret.
+        normalize: `local-contrast` ignores illumination and contrast of a picture in local features, `none` keeps them.
         top: number of examples on the page with the highest scores, and with the lowest.
         split: split that numbers refer to, and that is used of other data with several splits.
         prior: kind of the fitted prior to use, or trained (uniform for codes): the model's own; by default the best.
@@ -65,6 +68,7 @@ class DetectConfig:
     normal: UseAppendAction[tuple[str, ...]] = ()
     score: str | None = None
     scores: tuple[str, ...] = ()
+    normalize: Literal["local-contrast", "none"] = "local-contrast"
     top: int = 40
     split: str = "test"
     prior: str | None = None
@@ -111,9 +115,12 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
     import numpy as np
 
     from tessella.data.inputs import Inputs
-    from tessella.tasks.detect.detection import calibrate, score_inputs
+    from tessella.kinds.base import kind_of
+    from tessella.tasks.detect.choice import FEWEST_TO_CHOOSE, choose
+    from tessella.tasks.detect.detection import SHARE, measure_held_out, score_inputs
     from tessella.tasks.detect.detector import Detector
-    from tessella.tasks.detect.result import DetectionResult, ranking
+    from tessella.tasks.detect.ranking import ranking
+    from tessella.tasks.detect.result import DetectionResult
 
     model = run.model(config.prior)
     data = cache(lambda spec: run.data(spec or config.data, model))
@@ -122,20 +129,34 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
         return Inputs(model, words, data, split=config.split, label=config.label, keep_endings=True)
 
     inputs, anomalies = read(config.inputs), read(config.anomalies) if config.anomalies else None
-    wanted = {*config.scores, *([config.score] if config.score and config.scores else [])}
-
-    def detector_for(inliers: Statistics | list[Batch] | None) -> Detector:
-        return Detector(
-            model, sorted(wanted), inliers=inliers, samples=config.samples, steps=config.steps, seed=config.seed
-        )
-
-    calibration = None
+    own = (config.score,) if config.score is not None and config.scores else ()
+    wanted = sorted({*config.scores, *own})
+    local = _local_scorer(run, model, config, wanted)
+    how = {"samples": config.samples, "steps": config.steps, "seed": config.seed, "local": local}
+    plain = Detector(model, wanted, **how)
+    choosing = config.score is None and kind_of(model.schema).pixels
+    thresholds, rate = None, FALSE_POSITIVES if config.false_positives is None else config.false_positives
     if config.calibration_data:
-        rate = FALSE_POSITIVES if config.false_positives is None else config.false_positives
-        detector, calibration = calibrate(detector_for, read(config.calibration_data), rate)
+        held_out = measure_held_out(plain, read(config.calibration_data), rate, choosing=choosing)
+        fitted_on, sample, thresholds = held_out.fit, held_out.sample, held_out.thresholds
     else:
-        detector = detector_for(_own_normals(data))
-    by = _by(config.score, detector)
+        sample = _own_normals(data)
+        fitted_on = None if sample is None else plain.statistics(sample.split(AT_ONCE))
+    detector = plain if fitted_on is None else Detector(model, wanted, inliers=fitted_on, **how)
+    choice = None
+    if choosing and len(detector.scores) > 1:
+        candidates = None
+        if local is not None and (sample is None or len(sample) < FEWEST_TO_CHOOSE):
+            sample, candidates = local.rest, local.names
+            note(
+                "the score is chosen among the local ones, on training pictures that these were not fitted on: to "
+                f"compare all, give {SHARE * FEWEST_TO_CHOOSE} normal examples with {option('calibration_data')}"
+            )
+        if sample is not None:
+            detector, choice = choose(detector, sample, candidates, config.seed)
+            note(_choice_text(choice))
+    by = _by(config.score, detector) if choice is None else choice.score
+    calibration = None if thresholds is None else detector.calibrate(thresholds, rate)
     found = score_inputs(detector, inputs, anomalies, by=by, normal=config.normal, top=config.top)
     rankings = None
     if config.anomalies or config.normal:
@@ -153,14 +174,49 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
         found.anomalous,
         found.scores,
         calibration,
+        choice,
         rankings,
         _shown(model, found.highest),
         _shown(model, found.lowest),
     )
 
 
-def _own_normals(data: Any) -> list[Batch] | None:
+def _local_scorer(run: Run, model: Model, config: DetectConfig, wanted: Sequence[str]) -> LocalScorer | None:
+    """Fit local scores on the training pictures; None if they are not wanted, or there are too few pictures."""
+    from tessella.core.batches import Batch
+    from tessella.data.splits import batches
+    from tessella.kinds.base import kind_of
+    from tessella.tasks.detect.detector import SCORES
+    from tessella.tasks.detect.local_scores import FEWEST_PICTURES, LocalScorer, fitting_rows, say_alignment
+
+    if not kind_of(model.schema).pixels or (wanted and all(name in [s.name for s in SCORES] for name in wanted)):
+        return None
+    try:
+        split = run.data(None, model).split("train")
+    except TessellaError as error:
+        note(f"local scores are left out, since the training pictures cannot be read: {error.message}")
+        return None
+    if len(split) < FEWEST_PICTURES:
+        note(f"local scores are left out: they need at least {FEWEST_PICTURES} training pictures, got {len(split)}")
+        return None
+    some = split.subset(split.random_rows(fitting_rows(len(split), model.schema.shape)))
+    scorer = LocalScorer(model, Batch.cat(list(batches(some, AT_ONCE))), config.normalize)
+    say_alignment(scorer)
+    return scorer
+
+
+def _choice_text(choice: Choice) -> str:
+    others = sorted((n for n in choice.figures if n != choice.score), key=lambda name: -choice.mean(name))
+    second = f"; next {others[0]}, {choice.mean(others[0]):.3f}" if others else ""
+    return (
+        f"score {choice.score}: mean AUROC {choice.mean(choice.score):.3f} over kinds of made-up anomalies, "
+        f"{choice.made_up} against {choice.inliers} held-out normal examples{second}"
+    )
+
+
+def _own_normals(data: Any) -> Batch | None:
     """Return some of the run's validation split; None if it is missing or too small to fit scores on."""
+    from tessella.core.batches import Batch
     from tessella.data.splits import batches
     from tessella.tasks.detect.detector import FEWEST
 
@@ -170,7 +226,7 @@ def _own_normals(data: Any) -> list[Batch] | None:
     except TessellaError:
         return None
     some = split.subset(split.random_rows(FITTED_ON))
-    return None if len(some) < FEWEST else list(batches(some, AT_ONCE))
+    return None if len(some) < FEWEST else Batch.cat(list(batches(some, AT_ONCE)))
 
 
 def _by(asked: str | None, detector: Detector) -> str:
@@ -191,7 +247,7 @@ def _by(asked: str | None, detector: Detector) -> str:
 def _shown(model: Model, examples: Sequence[Extreme]) -> list[ShownExample]:
     """Compute the heat maps of the examples to show."""
     from tessella.core.batches import Batch
-    from tessella.tasks.detect.detection import maps
+    from tessella.tasks.detect.heat_maps import maps
     from tessella.tasks.detect.result import ShownExample
 
     shown = []

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import final
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tessella.core.batches import Batch
 from tessella.data.inputs import Inputs
 from tessella.foundation.errors import DataError, option
-from tessella.models.base import Model
-from tessella.tasks.detect.detector import FEWEST, Calibration, Detector, check_rate, needed, too_few
+from tessella.tasks.detect.detector import FEWEST, Detector, check_rate, needed, too_few
 from tessella.tasks.detect.statistics import Statistics
 
-SHARE = 2
-"""If scores need a fit, one of so many normal examples sets the thresholds; the scores are fitted on the others."""
+SHARE = 3
+"""One of so many normal examples serves to fit and choose scores; the others set thresholds."""
+SAMPLE = 100
+"""Most normal examples that scores are chosen on."""
 
 
 @final
@@ -97,39 +96,59 @@ def by_class(classes: Sequence[str | None], normal: Sequence[str], otherwise: bo
     return [otherwise if name is None or not normal else name not in normal for name in classes]
 
 
-def calibrate(
-    detector_for: Callable[[Statistics | None], Detector], inliers: Inputs, false_positives: float
-) -> tuple[Detector, Calibration]:
-    """Make a detector and its thresholds from the same normal examples.
+@final
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out normal examples in two parts: one to fit and choose scores on, one to set thresholds.
 
-    Scores that need a fit are fitted on every other normal example, and the rest set the thresholds. If no score needs
-    a fit, or half of the examples is too few, all set the thresholds, and scores that need a fit are left out.
+    Attributes:
+        fit: statistics of the first part; None if there are too few examples for two parts.
+        thresholds: statistics of the others, or of all.
+        sample: examples of the first part, at most `SAMPLE`.
+    """
+
+    fit: Statistics | None
+    thresholds: Statistics
+    sample: Batch | None
+
+
+def measure_held_out(plain: Detector, inliers: Inputs, false_positives: float, *, choosing: bool) -> HeldOut:
+    """Compute the statistics of held-out normal examples, in two parts if there are enough of them.
 
     Args:
-        detector_for: makes the detector from normal examples to fit scores on.
+        plain: detector whose scores are not fitted yet.
+        choosing: whether a part is also needed to choose the score.
 
     Raises:
-        SpecError, DataError: as `Calibration`.
+        SpecError, DataError: if the rate is out of range, or there are too few examples for it.
     """
     check_rate(false_positives)
-    plain = detector_for(None)
     total = len(inliers)
-    fits = bool(plain.left_out) and total // SHARE >= max(FEWEST, needed(false_positives))
-    share = SHARE if fits else 1
-    if not (fits or plain.scores):
+    least = max(SHARE * FEWEST, math.ceil(needed(false_positives) * SHARE / (SHARE - 1)))
+    divided = total >= least and (choosing or bool(plain.left_out))
+    if not (divided or plain.scores):
         raise DataError(
-            f"scores that are fitted on normal examples need at least {SHARE * FEWEST} of them, half for the fit, and "
+            f"scores that are fitted on normal examples need at least {least} of them, a third for the fit, and "
             f"{total} are given: give more with {option('calibration_data')}, or choose other {option('scores')}",
             code="too-few-normal-examples",
-            needed=SHARE * FEWEST,
+            needed=least,
         )
-    if total // share < needed(false_positives):
-        raise too_few(total, false_positives, share)
-    found = Statistics.cat([plain.extract(named.batch) for named in inliers.track("calibrating")])
-    if not fits:
-        return plain, plain.calibrate(found, false_positives)
-    detector = detector_for(found.rows(slice(0, None, SHARE)))
-    return detector, detector.calibrate(found.rows(slice(1, None, SHARE)), false_positives)
+    if total < needed(false_positives):
+        raise too_few(total, false_positives)
+    parts: list[Statistics] = []
+    sample: list[Batch] = []
+    done, kept = 0, 0
+    for named in inliers.track("calibrating"):
+        parts.append(plain.extract(named.batch))
+        if divided and kept < SAMPLE:
+            sample.append(named.batch[slice(-done % SHARE, None, SHARE)])
+            kept += len(sample[-1])
+        done += len(named.batch)
+    found = Statistics.cat(parts)
+    if not divided:
+        return HeldOut(None, found, None)
+    first = np.arange(total) % SHARE == 0
+    return HeldOut(found.rows(first), found.rows(~first), Batch.cat(sample)[:SAMPLE])
 
 
 @final
@@ -162,52 +181,3 @@ class _Extremes:
 
 def _descending(heap: list[tuple[float, int, Extreme]]) -> Iterator[Extreme]:
     return (one for _, _, one in sorted(heap, reverse=True, key=lambda kept: kept[0]))
-
-
-@final
-@dataclass(frozen=True)
-class Maps:
-    """Heat maps of a batch, in nats.
-
-    Attributes:
-        error: -log p(x | z) of each position, `[B, *spatial]`, or of each value of vectors, `[B, D]`; it sums to the
-            distortion at the latent's mean.
-        surprise: rate of the latent at each position, `[B, *spatial]`, which sums to the rate: -log p(code) for codes,
-            KL for a grid of latents, spread evenly over the positions of each cell. None if the latent has no positions
-            (vectors, one latent for the whole example) or no rate (an autoencoder).
-        reconstruction: mean of p(x | z), `[B, *shape]` in stored units; None if that takes a pass over all positions.
-    """
-
-    error: Tensor
-    surprise: Tensor | None
-    reconstruction: Tensor | None
-
-
-@torch.no_grad()
-def maps(model: Model, batch: Batch) -> Maps:
-    """Compute the heat maps of a batch at the posterior mean."""
-    batch = batch.to(model.device)
-    latent = model.encode(batch.x, batch.label)
-    rate, p_x = model.rate(latent, batch.label), model.decode(latent.z, batch.label)
-    reconstruction = None if model.likelihood.sequential_mean else p_x.mean.cpu()
-    return Maps(-p_x.by_position(batch.x).cpu(), _surprise(model, rate and rate.per_unit), reconstruction)
-
-
-def _surprise(model: Model, per_unit: Tensor | None) -> Tensor | None:
-    """Spread the rate of each unit of a grid, `[B, units]`, over the example: `[B, *spatial]`."""
-    if per_unit is None or len(model.latent_shape) == 1:
-        return None
-    shapes = model.code_shapes or (model.latent_shape,)
-    parts = per_unit.split([math.prod(shape) for shape in shapes], 1)
-    grids = [part.unflatten(1, shape).sum(1) for part, shape in zip(parts, shapes, strict=True)]
-    return torch.stack([_spread(grid, model.schema.spatial) for grid in grids]).sum(0).cpu()
-
-
-def _spread(grid: Tensor, size: Sequence[int]) -> Tensor:
-    """Divide the nats of positions `[B, *grid]` evenly among the nearest positions of the example."""
-    among = torch.ones((), device=grid.device)
-    for axis, side in enumerate(size, 1):
-        nearest = torch.arange(side, device=grid.device) * grid.shape[axis] // side
-        grid = grid.index_select(axis, nearest)
-        among = among[..., None] * torch.bincount(nearest)[nearest]
-    return grid * (1.0 / among)

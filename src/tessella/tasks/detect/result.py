@@ -12,17 +12,17 @@ from typing import Any, final
 
 import numpy as np
 from PIL import Image
-from scipy.stats import rankdata
 from torch import Tensor
 
-from tessella.core.schema import Schema, bits_per_dim
+from tessella.core.schema import Schema
 from tessella.foundation.blocks import Block, Cards, Grid, Heading, Page, Table, Text, Tile
-from tessella.foundation.errors import DataError
 from tessella.foundation.files import write_atomic
 from tessella.foundation.text import cell, json_text
 from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
+from tessella.tasks.detect.choice import Choice
 from tessella.tasks.detect.detector import Calibration
+from tessella.tasks.detect.ranking import Ranking
 from tessella.tasks.task import Result
 
 BRIGHTEST = 0.998
@@ -62,6 +62,7 @@ class DetectionResult(Result):
         anomalous: whether each is known to be anomalous; None if unknown.
         scores: `[N]` nats for each score; higher is more anomalous.
         calibration: thresholds, if there was calibration data.
+        choice: comparison of the scores on made-up anomalies, if the score was chosen by it.
         rankings: how well each score separates known anomalies from known normal examples, if some are known.
         highest, lowest: examples with the highest and the lowest scores, most extreme first.
     """
@@ -76,6 +77,7 @@ class DetectionResult(Result):
     anomalous: Sequence[bool | None]
     scores: Mapping[str, np.ndarray]
     calibration: Calibration | None
+    choice: Choice | None
     rankings: Mapping[str, Ranking] | None
     highest: Sequence[ShownExample]
     lowest: Sequence[ShownExample]
@@ -101,12 +103,13 @@ class DetectionResult(Result):
             "run": self.run,
             "model": self.model,
             "dims": self.schema.dims,
-            "units": "nats per example; higher is more anomalous",
+            "units": "nats per example, local scores in deviations of normal examples; higher is more anomalous",
             "by": self.by,
             "scores": dict(self.summaries),
             "false_positives": None if c is None else c.false_positives,
             "inliers": None if c is None else len(c.inliers[self.by]),
             "thresholds": None if c is None else c.thresholds,
+            "choice": None if self.choice is None else self.choice.to_json(),
             "rankings": None if self.rankings is None else {name: asdict(r) for name, r in self.rankings.items()},
         }
 
@@ -125,7 +128,11 @@ class DetectionResult(Result):
     def page(self) -> Page:
         one, by = kind_of(self.schema).example, self.by
         lead = f"{len(self):,} {one}s, sorted by the score {by}: {self.summaries[by]}. Higher is more anomalous."
-        return Page(f"Anomalies in {self.run}", [*_cards(self, one), *_scores(self), *shown_extremes(self)], lead)
+        return Page(
+            f"Anomalies in {self.run}",
+            [*_cards(self, one), *_scores(self), *_choice(self), *shown_extremes(self)],
+            lead,
+        )
 
     def save(self, out: Path) -> None:
         """Write scores.csv and scores.json into a folder, one example at a time, since there may be very many."""
@@ -171,22 +178,48 @@ def _cards(result: DetectionResult, one: str) -> list[Block]:
 
 
 def _scores(result: DetectionResult) -> list[Block]:
-    calibration, rankings, dims = result.calibration, result.rankings, result.schema.dims
+    calibration, rankings = result.calibration, result.rankings
     heads = ["score", *(["AUROC", "average precision"] if rankings else [])]
-    heads += [*(["threshold, nats", "above it"] if calibration else []), "median, bits/dim"]
+    heads += [*(["threshold", "above it"] if calibration else []), "median"]
     rows = []
     for name, values in result.scores.items():
         cells = [] if rankings is None else [*rankings[name].figures]
         if calibration is not None:
             limit = calibration.thresholds[name]
-            cells += [f"{limit:.2f}", f"{int((values > limit).sum()):,}"]
-        cells.append(f"{bits_per_dim(float(np.median(values)), dims):.4f}")
+            cells += [f"{limit:.4g}", f"{int((values > limit).sum()):,}"]
+        cells.append(f"{np.median(values):.4g}")
         rows.append([f"{name}{' *' if name == result.by else ''}", *cells, result.summaries[name]])
     words = "* examples are sorted and flagged by this score"
     if rankings is not None:
         r = rankings[result.by]
         words += f"; measured on {r.inliers:,} normal and {r.anomalies:,} anomalous examples, ± is a standard error"
     return [Heading("Scores"), Table([*heads, "meaning"], rows, range(1, len(heads))), Text(words, "soft")]
+
+
+def _choice(result: DetectionResult) -> list[Block]:
+    """Show how well each score separates made-up anomalies from normal examples."""
+    choice = result.choice
+    if choice is None:
+        return []
+    kinds = list(choice.figures[choice.score])
+    ranked = sorted(choice.figures, key=lambda name: -choice.mean(name))
+    rows = [
+        [
+            f"{name}{' *' if name == choice.score else ''}",
+            f"{choice.mean(name):.3f}",
+            *(f"{choice.figures[name][kind]:.2f}" for kind in kinds),
+        ]
+        for name in ranked
+    ]
+    text = (
+        f"AUROC of each score for {choice.made_up:,} made-up anomalies against {choice.inliers:,} held-out normal "
+        "examples; no known anomaly was used. * is the best local score, the best of whole examples, or their mean."
+    )
+    return [
+        Heading("Choice of the score"),
+        Text(text),
+        Table(["score", "mean", *kinds], rows, range(1, len(kinds) + 2)),
+    ]
 
 
 def shown_extremes(result: DetectionResult) -> list[Block]:
@@ -237,9 +270,8 @@ def _tile(result: DetectionResult, one: ShownExample, spans: Sequence[tuple[floa
     else:
         worst = one.error.argsort(descending=True)[:COLUMNS_NAMED].tolist()
         details.append("columns " + ", ".join(f"{i} ({float(one.error[i]):.3g} nats)" for i in worst))
-    score = bits_per_dim(float(result.scores[result.by][row]), schema.dims)
     marked = result.flagged is not None and bool(result.flagged[row])
-    return Tile(images, result.names[row], f"{score:.3f} bits/dim", details, marked)
+    return Tile(images, result.names[row], f"{result.scores[result.by][row]:.4g}", details, marked)
 
 
 def _span(of: Sequence[Tensor]) -> tuple[float, float]:
@@ -253,89 +285,3 @@ def _span(of: Sequence[Tensor]) -> tuple[float, float]:
 
 def _image(x: Tensor, schema: Schema) -> Image.Image:
     return pictures.grid(x[None], schema, 1, scale=max(1, math.ceil(64 / kind_of(schema).tile_size[0])))
-
-
-RESAMPLES = 200
-
-
-@final
-@dataclass(frozen=True)
-class Ranking:
-    """How well a score separates anomalies from normal examples; each metric with its standard error.
-
-    Attributes:
-        auroc: probability that an anomaly scores above a normal example; ties count half.
-        average_precision: mean over the anomalies of the share of anomalies among all that score as high.
-        inliers, anomalies: numbers of examples.
-    """
-
-    auroc: float
-    auroc_error: float
-    average_precision: float
-    average_precision_error: float
-    inliers: int
-    anomalies: int
-
-    @property
-    def figures(self) -> tuple[str, str]:
-        """Format AUROC and average precision."""
-        return (
-            f"{self.auroc:.4f} ± {self.auroc_error:.4f}",
-            f"{self.average_precision:.4f} ± {self.average_precision_error:.4f}",
-        )
-
-
-def ranking(scores: np.ndarray, anomalous: np.ndarray, seed: int = 0) -> Ranking:
-    """Measure how well scores `[N]` separate anomalous examples `[N]`.
-
-    Raises:
-        DataError: if all are normal, or all anomalous.
-    """
-    anomalous = np.asarray(anomalous, dtype=bool)
-    counts = int((~anomalous).sum()), int(anomalous.sum())
-    if 0 in counts:
-        raise DataError(
-            f"all {len(anomalous)} examples are {'normal' if counts[0] else 'anomalous'}, so no score can be ranked: "
-            "give examples of both",
-            code="one-kind-alone",
-        )
-    area, error = auroc(scores[~anomalous], scores[anomalous])
-    precision = average_precision(scores, anomalous)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    again = [
-        average_precision(scores, anomalous, generator.multinomial(len(scores), np.full(len(scores), 1 / len(scores))))
-        for _ in range(RESAMPLES)
-    ]
-    spread = float(np.nanstd(again, ddof=1)) if min(counts) > 1 else float("nan")
-    return Ranking(area, error, precision, spread, *counts)
-
-
-def auroc(inliers: np.ndarray, anomalies: np.ndarray) -> tuple[float, float]:
-    """Compute the area under the ROC curve and its standard error.
-
-    DeLong et al. 1988, eq. 5; the error is NaN for a single example.
-    """
-    n, m = len(inliers), len(anomalies)
-    both = rankdata(np.concatenate([inliers, anomalies]))
-    above = (both[n:] - rankdata(anomalies)) / n  # of each anomaly, the share of inliers below it
-    below = 1 - (both[:n] - rankdata(inliers)) / m  # of each normal, the share of anomalies above it
-    error = float("nan")
-    if min(n, m) > 1:
-        error = float(np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n))
-    return float(above.mean()), error
-
-
-def average_precision(scores: np.ndarray, anomalous: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Compute sum_k (R_k - R_(k-1)) P_k over the thresholds in falling order.
-
-    Args:
-        weights: how many times each example counts; once by default.
-    """
-    weight = np.ones(len(scores)) if weights is None else weights.astype(float)
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])  # equal scores are one threshold
-    found = np.cumsum((weight * anomalous)[order])[ends]
-    counted = np.cumsum(weight[order])[ends]
-    if not found[-1]:
-        return float("nan")
-    return float((np.diff(found, prepend=0.0) * found / np.maximum(counted, 1e-300)).sum() / found[-1])
