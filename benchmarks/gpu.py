@@ -43,14 +43,14 @@ from tessella.bottlenecks import nearest as searching
 from tessella.coding import codes_file
 from tessella.core.batches import Batch
 from tessella.core.configs import CodePriorConfig
-from tessella.core.device import autocast, describe_device, resolve
+from tessella.core.device import autocast, describe_device, resolve_device
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import Split
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import RawSplit, index_keys
-from tessella.data.splits import split_of
+from tessella.data.splits import PartSplit
 from tessella.evaluation.bounds import evaluate
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -124,7 +124,7 @@ class Place:
             coarse = rng.integers(0, 256, (count, 3, 4, 4)).repeat(side // 4, 2).repeat(side // 4, 3)
             x = np.clip(coarse + rng.normal(0, 12, (count, 3, side, side)), 0, 255).astype(np.uint8)
             part = RawSplit(x, np.arange(count) % 10, index_keys(count, f"gpu {side}"))
-            self.made[side] = split_of(part, np.arange(count))
+            self.made[side] = PartSplit(part, np.arange(count))
         return self.made[side]
 
     def schema(self, side: int) -> Schema:
@@ -478,7 +478,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=tuple(PARTS), help="some of the parts")
     parser.add_argument("--tiny", action="store_true", help="the smallest of everything, to see that it runs")
     chosen = parser.parse_args()
-    device = resolve(chosen.device)
+    device = resolve_device(chosen.device)
     if chosen.out is None and (device.type != "cuda" or chosen.tiny or len(chosen.only) < len(PARTS)):
         parser.error("what is not all of it, on a card, is no record of ours: say where to write it with --out")
     seconds = chosen.seconds or (TINY_SECONDS if chosen.tiny else SECONDS)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import resource
@@ -446,14 +447,15 @@ def attack(runs: dict[str, Path], folder: Path, seeds: Sequence[int]) -> Iterato
         names = list(commands(copy, others[0], out))
         name = names[int(rng.integers(len(names)))]
         words = commands(copy, others[0], out)[name]
-        if (kind, name) not in usual:
-            usual[kind, name] = run_command(words).seconds
-            _fresh(runs[kind], copy, out)
         what = mutated(copy, others, user, rng)
         before = tree(folder, (copy, out))
         ended = run_command(words)
-        wrong = faults(ended, usual[kind, name])
-        if tree(folder, (copy, out)) != before:
+        outside = tree(folder, (copy, out)) != before
+        if ended.status == 0 and (kind, name) not in usual:
+            _fresh(runs[kind], copy, out)
+            usual[kind, name] = run_command(words).seconds
+        wrong = faults(ended, usual.get((kind, name), 0.0))
+        if outside:
             wrong.append("written outside")
         yield {
             "seed": seed,
@@ -461,7 +463,7 @@ def attack(runs: dict[str, Path], folder: Path, seeds: Sequence[int]) -> Iterato
             "command": name,
             "mutation": what,
             "wrong": wrong,
-            "usual": usual[kind, name],
+            "usual": usual.get((kind, name)),
             **asdict(ended),
             "said": ended.said[-2000:],
         }
@@ -569,6 +571,7 @@ def warm() -> None:
     """Import what commands import, so that a fork finds it there."""
     from tessella.foundation import registry
 
+    importlib.import_module("torch._dynamo")  # by an optimiser at its first step
     for entry in registry.entries():
         entry.load()
 

@@ -33,7 +33,7 @@ AGAIN = 0.3
 """Share of the moments after which what resumes is killed as well."""
 PICTURES = 60
 IMPORTED = (
-    *("sklearn.datasets", "torch._dynamo", "PIL.PngImagePlugin"),
+    *("torch._dynamo", "PIL.PngImagePlugin", "zuko.flows"),
     *("tessella.commands.prior", "tessella.commands.train", "tessella.training", "tessella.training.loop"),
 )
 """What takes longer to import than a tiny run takes to train."""

@@ -19,6 +19,7 @@ import numpy as np
 
 import tessella
 from tessella.data.sources import find_raw
+from tessella.kinds.base import ReadOptions
 
 TARGET = Path(tessella.__file__).parent / "data" / "clothes.npz"
 OFFICIAL = {
@@ -35,7 +36,7 @@ EACH = {"train": ("train", 1000), "valid": ("train", 100), "test": ("test", 200)
 
 def official(source: str) -> dict[str, np.ndarray]:
     """The official arrays, checked."""
-    parts = find_raw(source, None, None).parts
+    parts = find_raw(source, ReadOptions()).parts
     arrays = {f"{of}_{name}": np.asarray(a) for name in ("train", "test")
               for of, a in (("x", parts[name].x), ("y", parts[name].labels))}  # fmt: skip
     for name, array in arrays.items():

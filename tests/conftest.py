@@ -18,6 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 collect_ignore = ["plugin"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker ends with one while the others have nothing left."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets: `TESSELLA_DATA`, or `../shared/data` beside the repository."""

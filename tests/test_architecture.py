@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tessella import cli
+import tessella
+from tessella import cli, plugin
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "tessella"
 
@@ -36,13 +37,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pages",),
     ("commands",),
     ("cli", "sklearn", "testing"),
+    ("plugin",),
     ("__main__",),
 )
 """From the ground up. A room imports from rows below its own, and from itself."""
 
 
 def trees() -> dict[str, ast.Module]:
-    """Modules by dotted name, `tessella` itself excepted: it names things of all rooms, lazily."""
+    """Modules by dotted name, `tessella` itself excepted."""
     paths = sorted(SOURCE.rglob("*.py"))
     return {_name(path): ast.parse(path.read_text("utf-8")) for path in paths if path != SOURCE / "__init__.py"}
 
@@ -191,3 +193,31 @@ def test_names_are_the_fields(sources) -> None:
             if isinstance(node, ast.arg) and node.arg in OFF_THE_LIST:
                 found.append(f"{module}: argument {node.arg}")
     none("off the list", found)
+
+
+PUBLIC = {"tessella": tessella.__all__, "tessella.plugin": plugin.__all__}
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def test_what_is_outside_uses_the_public_api_alone() -> None:
+    """Experiments, the example of a plug-in, examples, and the Python blocks of all pages."""
+    root = SOURCE.parents[1]
+    files = [path for place in ("experiments", "tests/plugin", "examples") for path in (root / place).rglob("*.py")]
+    texts = {path: path.read_text("utf-8") for path in files}
+    for page in (root / "README.md", *(root / "docs").rglob("*.md")):
+        texts[page] = "\n".join(BLOCK.findall(page.read_text("utf-8")))
+    found = []
+    for path, text in texts.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                found += [f"{path}: {a.name}" for a in node.names if inner(a.name) and a.name not in PUBLIC]
+            elif isinstance(node, ast.ImportFrom) and inner(node.module or ""):
+                names = [a.name for a in node.names if a.name not in PUBLIC.get(node.module or "", [])]
+                found += [f"{path}: {node.module}.{name}" for name in names]
+    none("inner names", found)
+    assert len(files) > 20
+    assert not set(tessella.__all__) & set(plugin.__all__)
+
+
+def inner(module: str) -> bool:
+    return module.split(".")[0] == "tessella"

@@ -66,7 +66,7 @@ def test_no_help_waits_for_torch() -> None:
     every += [["fit-prior", "--kind", name] for name in (*registry.names("prior"), *registry.names("code-prior"))]
     for words, heavy in (([[]], {"torch", "numpy", "tyro", "rich", "PIL"}), (every, {"torch"})):
         code = (
-            f"import sys; from tessella.cli import main; statuses = [main([*w, '--help']) for w in {words}];"
+            f"import sys; from tessella.plugin import main; statuses = [main([*w, '--help']) for w in {words}];"
             f"heavy = {heavy} & set(sys.modules); sys.exit(f'{{heavy}}' if heavy else max(statuses))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = open_data("digits", **how)
         tessella.train(make(preset, data.schema, **TINY, **options), data, folder / name, TrainOptions(steps=3))
         of = classifier.data_fingerprint(data, "train")
-        lookers.setdefault(of, classifier.trained(data, seen=640))
+        lookers.setdefault(of, classifier.train_classifier(data, seen=640))
         classifier.store(folder / name / classifier.FILE, lookers[of], of)
     return folder
 

@@ -103,9 +103,9 @@ def test_prior_over_codes_learns(entry: Entry) -> None:
 @pytest.mark.parametrize("entry", entries_of("model"))
 @pytest.mark.parametrize("sides", SIDES, ids=lambda s: f"{s[0]}x{s[1]}")
 def test_model_of_pictures(entry: Entry, sides: tuple[int, int]) -> None:
+    """Any size; the numbers of channels from 1 to 4 come by turns."""
     check_model(entry, schema_of("binary", (1, *sides)))
-    for channels in (1, 2, 3, 4):
-        check_model(entry, schema_of("uint8", (channels, *sides)))
+    check_model(entry, schema_of("uint8", (1 + SIDES.index(sides) % 4, *sides)))
     check_model(entry, schema_of("real", (3, *sides)))
 
 

@@ -18,9 +18,8 @@ from PIL import Image
 
 from tessella.cli import main
 from tessella.commands.tasks import say
-from tessella.data.raw import shown
 from tessella.foundation.blocks import Cell, Page, Table
-from tessella.foundation.text import cell, json_text
+from tessella.foundation.text import cell, json_text, shown
 from tessella.pages.terminal import print_page
 
 CLASSES = (b"\xe7\x8c\xab", b"re\x1b[31md", b"no-utf8\xff", b"[red]", b"=1+1", b"new\nline", b"\xe2\x80\xaeback")

@@ -34,35 +34,40 @@ def without_variable(monkeypatch):
 
 def test_auto_is_the_best_there_is(two_cards):
     assert device.available_devices() == ("cuda:0", "cuda:1", "cpu")
-    assert device.resolve() == device.resolve("auto") == device.resolve("cuda") == torch.device("cuda:0")
-    assert device.resolve("CUDA:1") == torch.device("cuda:1")
-    assert device.resolve(torch.device("cpu")) == torch.device("cpu")
+    assert (
+        device.resolve_device()
+        == device.resolve_device("auto")
+        == device.resolve_device("cuda")
+        == torch.device("cuda:0")
+    )
+    assert device.resolve_device("CUDA:1") == torch.device("cuda:1")
+    assert device.resolve_device(torch.device("cpu")) == torch.device("cpu")
     assert (
         device.device_reason(None)
         == device.device_reason("auto")
         == f"the best one available; {option('device')} cpu chooses another"
     )
     assert device.device_reason("cuda") is None
-    assert device.describe_device(device.resolve("cuda:1")) == "cuda:1 (Card 1)"
+    assert device.describe_device(device.resolve_device("cuda:1")) == "cuda:1 (Card 1)"
 
 
 def test_the_variable_chooses_where_nothing_else_does(two_cards, monkeypatch):
     monkeypatch.setenv(device.VARIABLE, "cpu")
-    assert device.resolve() == torch.device("cpu")
+    assert device.resolve_device() == torch.device("cpu")
     assert device.device_reason(None) == f"set by {device.VARIABLE}"
-    assert device.resolve("auto") == torch.device("cuda:0")
+    assert device.resolve_device("auto") == torch.device("cuda:0")
     monkeypatch.setenv(device.VARIABLE, "gpu")
     with raises("no-device"):
-        device.resolve()
+        device.resolve_device()
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:2", "cuda:-1", "cpu:0", "mps", "xpu", "cuda:x", ":", "cuda:"])
 def test_what_is_not_there_is_refused_with_what_there_is(two_cards, name):
     if name == "cuda:":
-        assert device.resolve(name) == torch.device("cuda:0")
+        assert device.resolve_device(name) == torch.device("cuda:0")
         return
     with raises("no-device"):
-        device.resolve(name)
+        device.resolve_device(name)
 
 
 def _takes_a_device(options: Any) -> bool:
@@ -102,7 +107,7 @@ def test_it_is_said_once_unless_it_was_asked_for(run, tmp_path, capsys, monkeypa
 
 
 def test_load_knows_the_names(run):
-    assert tessella.load(run, device="auto").device == device.resolve("auto")
+    assert tessella.load(run, device="auto").device == device.resolve_device("auto")
     assert tessella.load(run).device == torch.device("cpu")
     with raises("no-device"):
         tessella.load(run, device="tpu")

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 import tessella
+from tessella import plugin
 from tessella.foundation.registry import entries
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,8 +81,9 @@ def test_korean_pages_are_of_the_english_ones(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_reference_names_all_that_is_public() -> None:
-    named = set(re.findall(r":: tessella\.(\w+)$", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE))
-    assert named == set(tessella.__all__)
+    named = re.findall(r":: (tessella\.[\w.]+)$", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE)
+    public = [f"{m.__name__}.{name}" for m in (tessella, plugin) for name in m.__all__]
+    assert sorted(named) == sorted(public)
 
 
 @pytest.mark.slow

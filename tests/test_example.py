@@ -13,7 +13,7 @@ from making import make
 from tessella import VAE, Schema, TrainOptions, open_data
 from tessella.core.rng import Noise
 from tessella.data.raw import RawSplit, index_keys
-from tessella.data.splits import ArraySplit
+from tessella.data.splits import PartSplit
 from tessella.training import loop
 
 PATH = Path(__file__).resolve().parents[1] / "examples" / "vae_in_150_lines.py"
@@ -35,7 +35,7 @@ def test_the_example_comes_to_the_bound_of_the_package() -> None:
         (data.split(name).batch(range(len(data.split(name)))).x.flatten(1) >= 128).to(torch.uint8)
         for name in ("train", "test")
     )
-    split = ArraySplit(RawSplit(train.numpy(), None, index_keys(len(train), "bits")), np.arange(len(train)))
+    split = PartSplit(RawSplit(train.numpy(), None, index_keys(len(train), "bits")), np.arange(len(train)))
     bounds: dict[str, list[float]] = {"example": [], "package": []}
     for seed in range(SEEDS):
         bounds["example"].append(sum(example.bound(example.train(train.float(), STEPS, seed), test.float())))

@@ -58,8 +58,8 @@ def test_frechet_of_covariances_that_do_not_commute_is_the_matrix_root() -> None
 
 def test_frechet_of_fewer_examples_than_features() -> None:
     a = normals(20, 64)
-    assert fidelity.frechet(a, a) == pytest.approx(0, abs=1e-9)
-    assert fidelity.frechet(a, a + 2.0) == pytest.approx(64 * 4.0, rel=1e-9)
+    assert fidelity.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert fidelity.frechet_distance(a, a + 2.0) == pytest.approx(64 * 4.0, rel=1e-9)
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
@@ -144,7 +144,7 @@ def digits() -> Data:
 
 @pytest.fixture(scope="module")
 def looker(digits) -> classifier.Classifier:
-    return classifier.trained(digits, seen=8_000)
+    return classifier.train_classifier(digits, seen=8_000)
 
 
 def test_it_knows_digits(looker: classifier.Classifier, digits) -> None:
@@ -165,7 +165,7 @@ def test_without_labels_it_learns_another_task(tmp_path: Path, shape: tuple[int,
     x = np.random.default_rng(0).random(shape).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     data = open_data(str(tmp_path / "x.npy"))
-    model = classifier.trained(data, seen=640)
+    model = classifier.train_classifier(data, seen=640)
     assert model.task == task
     assert model.features(data.split("train").batch(range(30)).x).shape == (30, classifier.FEATURES)
     assert not model.names_classes

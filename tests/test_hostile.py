@@ -287,7 +287,7 @@ def test_mutated_runs_and_links_end_in_a_line(tmp_path: Path) -> None:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     runs = {name: tmp_path / "runs" / name for name in ("vae", "vqvae", "fsq", "table")}
-    mutations = list(hostile.attack(runs, tmp_path / "mutations", range(10_000, 10_030)))
+    mutations = list(hostile.attack(runs, tmp_path / "mutations", range(10_000, 10_020)))
     assert not [r for r in mutations if set(r["wrong"]) - {"slow"}]
     links = list(hostile.follow(runs["vqvae"], tmp_path / "links"))
     assert len(links) >= 20

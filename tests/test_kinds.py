@@ -13,7 +13,7 @@ from PIL import Image
 from expect import raises
 from tessella.core.schema import Real, Schema
 from tessella.kinds.base import kind_of
-from tessella.kinds.pictures import GAP_SHADE, grid, save
+from tessella.kinds.pictures import GAP_SHADE, image_grid, save
 from tessella.pages.html import png_data_uri
 
 
@@ -55,7 +55,7 @@ def test_vectors_are_plotted_higher_for_more(features: int) -> None:
 @pytest.mark.parametrize(("count", "columns", "rows"), [(1, 4, 1), (4, 4, 1), (5, 4, 2), (3, 1, 3)])
 def test_a_grid_holds_every_picture_once(count: int, columns: int, rows: int) -> None:
     x = torch.randint(0, 190, (count, 3, 6, 5), dtype=torch.uint8)
-    sheet = np.asarray(grid(x, Schema.of((3, 6, 5), "uint8"), columns, gap=2, scale=2))
+    sheet = np.asarray(image_grid(x, Schema.of((3, 6, 5), "uint8"), columns, gap=2, scale=2))
     assert sheet.shape == (rows * 14 - 2, min(columns, count) * 12 - 2, 3)
     for i in range(count):
         top, left = i // columns * 14, i % columns * 12
@@ -66,7 +66,7 @@ def test_a_grid_holds_every_picture_once(count: int, columns: int, rows: int) ->
 
 @pytest.mark.parametrize(("side", "least"), [(1, 64), (8, 64), (28, 64), (64, 64), (300, 300)])
 def test_small_pictures_are_made_viewable(side: int, least: int) -> None:
-    image = grid(torch.zeros(1, 1, side, side, dtype=torch.uint8), Schema.of((1, side, side), "uint8"), 1)
+    image = image_grid(torch.zeros(1, 1, side, side, dtype=torch.uint8), Schema.of((1, side, side), "uint8"), 1)
     assert image.size[0] >= least
     assert image.size[0] % side == 0
 

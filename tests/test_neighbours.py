@@ -23,7 +23,7 @@ from tessella.core.schema import Real, Schema
 from tessella.core.tensors import read_tensors
 from tessella.data.inputs import NamedBatch
 from tessella.data.raw import RawSplit
-from tessella.data.splits import Split, split_of
+from tessella.data.splits import PartSplit, Split
 from tessella.evaluation import bounds
 from tessella.foundation import registry
 from tessella.models.base import Model
@@ -69,7 +69,7 @@ def of_rows(batch: Batch, rows: list[int] | Tensor) -> Batch:
 
 def split(batch: Batch, rows: np.ndarray) -> Split:
     keys = example_keys(batch.x).numpy().view(np.uint64)
-    return split_of(RawSplit(batch.x.numpy(), None if batch.label is None else batch.label.numpy(), keys), rows)
+    return PartSplit(RawSplit(batch.x.numpy(), None if batch.label is None else batch.label.numpy(), keys), rows)
 
 
 CASES = [(n, s) for n in registry.names("model") for s in (PICTURES, VECTORS)]

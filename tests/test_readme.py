@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 
 from tessella import cli
+from tessella.diffusion import chain
+from tessella.evaluation import per_example_posterior
+from tessella.models import diffusion
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -23,6 +26,7 @@ SMALL = {
     "train": {"--width": "8", "--depth": "1", "--batch-size": "8", "--workers": "0"},
     "fit-prior": {"--batch-size": "8"},
     "fit-prior diffusion": {"--batch-size": "8", "--width": "8", "--depth": "1"},
+    "fit-prior masked": {"--batch-size": "8", "--width": "8", "--depth": "1"},
     "claims": {"--only": "4", "--seeds": "2"},
     "inference-gap": {"--chains": "2", "--steps": "16"},
     "detect": {"--scores": "bound"},
@@ -66,7 +70,7 @@ def quick(line: str) -> list[str]:
     for flag, value in FEW.items():
         if flag in rest:
             rest[rest.index(flag) + 1] = value
-    kind = f"{name} diffusion" if "diffusion" in rest else name
+    kind = f"{name} {rest[rest.index('--kind') + 1]}" if "--kind" in rest else name
     for flag, value in SMALL.get(kind, SMALL.get(name, {})).items():
         if flag in rest and flag in ("--width", "--depth"):
             rest[rest.index(flag) + 1] = value
@@ -75,8 +79,22 @@ def quick(line: str) -> list[str]:
     return [name, *rest]
 
 
+@pytest.fixture
+def _short_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What many steps are good for is tested where diffusion and the gap are."""
+    for module, name, few in (
+        (chain, "STEPS", 3),
+        (chain, "LINKS", 3),
+        (diffusion, "TIMES", 2),
+        (per_example_posterior, "ROUND", 1),
+        (per_example_posterior, "ROUNDS", 2),
+    ):
+        monkeypatch.setattr(module, name, few)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("_short_chains")
 @pytest.mark.parametrize("page", TYPED, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_page_runs(page: Path, readme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blocks in their order, in one folder and one Python session."""
@@ -86,7 +104,8 @@ def test_a_page_runs(page: Path, readme: Path, tmp_path: Path, monkeypatch: pyte
     namespace: dict[str, object] = {"__name__": page.stem}
     for language, block in BLOCK.findall(page.read_text("utf-8")):
         if language == "python":
-            exec(compile(block, str(page), "exec"), namespace)
+            few = re.sub(r"TrainOptions\(steps=\d+", "TrainOptions(steps=2", block)
+            exec(compile(few, str(page), "exec"), namespace)
             continue
         for line in block.splitlines():
             if line.startswith("tessella "):

@@ -176,7 +176,7 @@ def test_kinds_are_asked_what_differs() -> None:
     copies = kind.altered_copies(x, Noise(0).of(torch.arange(3)))
     assert len(copies) == 3
     assert all(c.shape == x.shape and not torch.equal(c, x) for c in copies)
-    assert kind_of(Schema.of((3, 8, 8), "uint8")).image_files
+    assert kind_of(Schema.of((3, 8, 8), "uint8")).in_files
 
 
 def _waves(path: Path, values: str) -> Path:

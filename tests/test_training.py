@@ -31,6 +31,8 @@ from tessella.models.spec import Objective, Spec
 from tessella.training import checkpoint, loop, step
 
 SMALL = {"width": 8, "depth": 1, "latent_dim": 4}
+OF_CODES = {"width": 8, "depth": 1, "codebook_size": 16, "code_dim": 4, "grid_size": 4}
+"""Small enough for codes to die and to be revived."""
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +40,24 @@ def digits():
     return tessella.open_data("digits", binarize="dynamic")
 
 
-def trained(digits, out: Path, steps: int = 12, **more):
+def trained(digits, out: Path, steps: int = 12, kind: str = "vae", **more):
     torch.manual_seed(0)
-    model = make(tessella.VAE, digits.schema, **SMALL)
+    model = make(kind, digits.schema, **(SMALL if kind == "vae" else OF_CODES))
     options = TrainOptions(steps=steps, batch_size=16, save_every=0.0)
     return loop.train(model, digits, out, options, **more)
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """The folder of an uninterrupted run of that kind, trained once."""
+    runs = tmp_path_factory.mktemp("whole")
+
+    def of(kind: str = "vae") -> Path:
+        if not (runs / kind).exists():
+            trained(digits, runs / kind, kind=kind)
+        return runs / kind
+
+    return of
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -56,14 +71,10 @@ def assert_same(a: Path, b: Path) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
-OF_CODES = {"width": 8, "depth": 1, "codebook_size": 16, "code_dim": 4, "grid_size": 4}
-"""Small enough for codes to die and to be revived."""
-
-
-def script(tmp_path: Path, body: str, kind: str = "vae") -> list[str]:
-    """A Python process that trains as `trained` does, with `body` run before."""
+def script(tmp_path: Path, body: str, *kinds: str) -> list[str]:
+    """A Python process that trains as `trained` does, with `body` run before; `{}` in its folder is the kind."""
     path = tmp_path / "train.py"
-    small = SMALL if kind == "vae" else OF_CODES
+    sizes = {kind: SMALL if kind == "vae" else OF_CODES for kind in kinds or ("vae",)}
     path.write_text(
         textwrap.dedent(body)
         + textwrap.dedent(f"""
@@ -72,13 +83,13 @@ def script(tmp_path: Path, body: str, kind: str = "vae") -> list[str]:
         from making import make
         from tessella import TrainOptions
         from tessella.training import loop
-        torch.set_num_threads(1)
         data = tessella.open_data("digits", binarize="dynamic")
-        torch.manual_seed(0)
-        model = make({kind!r}, data.schema, **{small!r})
         options = TrainOptions(steps=int(sys.argv[2]), batch_size=int(sys.argv[3]), save_every=0.0)
-        result = loop.train(model, data, sys.argv[1], options, resume="resume" in sys.argv)
-        print(result.stopped, result.steps)
+        for kind, size in {sizes!r}.items():
+            torch.manual_seed(0)
+            model = make(kind, data.schema, **size)
+            result = loop.train(model, data, sys.argv[1].format(kind), options)
+            print(result.stopped, result.steps)
         """)
     )
     return [sys.executable, str(path)]
@@ -106,7 +117,7 @@ def test_the_same_seed_trains_the_same_weights(digits, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vae", "vqvae2"])
-def test_killed_at_any_step_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path, kind):
+def test_killed_at_any_step_and_resumed_is_bitwise_the_uninterrupted_run(digits, whole, tmp_path, kind):
     """Killed by SIGKILL after step 5, whose checkpoint is the last one whole."""
     dying = script(
         tmp_path,
@@ -124,15 +135,13 @@ def test_killed_at_any_step_and_resumed_is_bitwise_the_uninterrupted_run(tmp_pat
     )
     killed = subprocess.run([*dying, str(tmp_path / "cut"), "12", "16"], check=False)
     assert killed.returncode == -signal.SIGKILL
-    plain = script(tmp_path, "", kind)
-    subprocess.run([*plain, str(tmp_path / "cut"), "12", "16", "resume"], check=True)
-    subprocess.run([*plain, str(tmp_path / "whole"), "12", "16"], check=True)
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    trained(digits, tmp_path / "cut", kind=kind, resume=True)
+    assert_same(whole(kind), tmp_path / "cut")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("save", [3, 4])
-def test_killed_in_the_middle_of_writing_and_resumed_is_bitwise_the_same(tmp_path, save):
+def test_killed_in_the_middle_of_writing_and_resumed_is_bitwise_the_same(digits, whole, tmp_path, save):
     """Half of a checkpoint is on disk, of the state (even saves) or of the weights (odd ones), when it dies."""
     dying = script(
         tmp_path,
@@ -155,30 +164,27 @@ def test_killed_in_the_middle_of_writing_and_resumed_is_bitwise_the_same(tmp_pat
     assert subprocess.run([*dying, str(tmp_path / "cut"), "12", "16"], check=False).returncode == 9
     assert list((tmp_path / "cut").rglob("*.draft"))
     read_tensors(tmp_path / "cut" / checkpoint.STATE)
-    plain = script(tmp_path, "")
-    subprocess.run([*plain, str(tmp_path / "cut"), "12", "16", "resume"], check=True)
-    subprocess.run([*plain, str(tmp_path / "whole"), "12", "16"], check=True)
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    trained(digits, tmp_path / "cut", resume=True)
+    assert_same(whole(), tmp_path / "cut")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vae", "vqvae2"])
-def test_two_processes_are_one_with_the_joined_batch(tmp_path, kind):
+def test_two_processes_are_one_with_the_joined_batch(whole, tmp_path):
     """Weights after 12 steps differ by rounding only: sums of gradients are taken in another order."""
-    one = script(tmp_path, "", kind)
-    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617", one[1]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*one, str(tmp_path / "one"), "12", "16"], check=True, env=environment)
-    subprocess.run([*two, str(tmp_path / "two"), "12", "8"], check=True, env=environment)
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert a.keys() == b.keys()
-    for name, tensor in a.items():
-        torch.testing.assert_close(tensor, b[name], rtol=1e-3, atol=2e-5, msg=name)
+    kinds = ("vae", "vqvae2")
+    command = script(tmp_path, "", *kinds)[1]
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617", command]
+    subprocess.run([*two, str(tmp_path / "{}"), "12", "8"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for kind in kinds:
+        a, b = weights(whole(kind)), weights(tmp_path / kind)
+        assert a.keys() == b.keys()
+        for name, tensor in a.items():
+            torch.testing.assert_close(tensor, b[name], rtol=1e-3, atol=2e-5, msg=name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_it_finishes_the_step_saves_and_goes_on_to_the_same_end(tmp_path, number):
+def test_asked_to_stop_it_finishes_the_step_saves_and_goes_on_to_the_same_end(digits, whole, tmp_path, number):
     stopping = script(
         tmp_path,
         f"""
@@ -194,10 +200,8 @@ def test_asked_to_stop_it_finishes_the_step_saves_and_goes_on_to_the_same_end(tm
     )
     command = [*stopping, str(tmp_path / "cut"), "12", "16"]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() == ["signal", "5"]
-    plain = script(tmp_path, "")
-    subprocess.run([*plain, str(tmp_path / "cut"), "12", "16", "resume"], check=True)
-    subprocess.run([*plain, str(tmp_path / "whole"), "12", "16"], check=True)
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    trained(digits, tmp_path / "cut", resume=True)
+    assert_same(whole(), tmp_path / "cut")
 
 
 def test_a_loss_that_stays_nan_stops_the_run_names_the_tensor_and_keeps_the_last_checkpoint(

@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import tessella_experiments as experiments
-from tessella.cli import main
-from tessella.data import Data, open_data
-from tessella.foundation.blocks import Chart, Series
-from tessella.foundation.errors import DataError, SpecError
-from tessella.models.presets import VAE
-from tessella.pages.html import write_html
-from tessella.training.loop import TrainResult
-from tessella_experiments import Claim, EffectTest, ExperimentRunner, Finding, TrainingJob
+from tessella import VAE, Data, open_data, write_html
+from tessella.plugin import Chart, DataError, Series, SpecError, main
 from tessella_experiments import runner as runners
 from tessella_experiments.measuring import principal
-from tessella_experiments.records import Measure, bars
+from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars
+from tessella_experiments.runner import ExperimentRunner, TrainingJob
 from tessella_experiments.task import ClaimsConfig, ClaimsResult, _finite, number
 
 
@@ -151,8 +149,7 @@ def test_a_long_time_trains_for_longer(digits: Data) -> None:
 
 
 def test_whoever_stops_a_training_stops_the_claims(digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    stopped = TrainResult(Path(), 1, 0.0, "signal")
-    monkeypatch.setattr(runners.loop, "fit", lambda *args: stopped)
+    monkeypatch.setattr(runners, "fit", lambda *args: SimpleNamespace(stopped="signal"))
     with pytest.raises(KeyboardInterrupt):
         ExperimentRunner(digits).fit(
             VAE(digits.schema, width=8, depth=1, latent_dim=2), seed=0, seconds=float("inf"), steps=3
@@ -300,6 +297,13 @@ def test_the_command_writes_a_page_and_prints_numbers(tmp_path: Path, capsys: py
     assert "raising the bound shrinks the gap" in out.read_text("utf-8")
     assert [(c["number"], c["verdict"]) for c in found["claims"]] == [(4, "held")]
     assert found["data"] == "digits"
+
+
+def test_its_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from tessella.plugin import main; sys.exit(main(['claims', '--help']) or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

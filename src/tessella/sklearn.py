@@ -3,7 +3,7 @@
 `fit` trains a model of this package on rows of numbers `[n, features]`. With `image_shape` the rows are flattened
 pictures, and pictures `[n, H, W]` or `[n, H, W, C]` are accepted too.
 
-    >>> from tessella.sklearn import LatentOutlierDetector
+    >>> from tessella import LatentOutlierDetector
     >>> detector = LatentOutlierDetector(contamination=0.05, random_state=0).fit(X)  # doctest: +SKIP
     >>> detector.predict(X_new)  # doctest: +SKIP
 """
@@ -23,12 +23,12 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from tessella.core.batches import Batch, fixed_batches, to_read
-from tessella.core.device import resolve
+from tessella.core.device import resolve_device
 from tessella.core.schema import UINT8, Real, Schema
 from tessella.data import Split
 from tessella.data.arrays import moments
 from tessella.data.raw import RawSplit, index_keys
-from tessella.data.splits import split_of
+from tessella.data.splits import PartSplit
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.tasks.detect.detector import Detector
@@ -264,7 +264,7 @@ class _Kept:
 
     def on(self, device: str | None) -> Model:
         """Move the model to a device and return it."""
-        return self.model.to(resolve(device))
+        return self.model.to(resolve_device(device))
 
     def __getstate__(self) -> dict[str, Any]:
         weights = {name: t.cpu().numpy() for name, t in self.model.state_dict().items()}
@@ -285,7 +285,7 @@ def _schema(x: np.ndarray) -> Schema:
 
 
 def _split(x: np.ndarray) -> Split:
-    return split_of(RawSplit(x, None, index_keys(len(x), "sklearn")), np.arange(len(x)))
+    return PartSplit(RawSplit(x, None, index_keys(len(x), "sklearn")), np.arange(len(x)))
 
 
 def _batches(x: np.ndarray, device: torch.device) -> Iterator[Batch]:

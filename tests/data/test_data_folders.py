@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from tessella.data import batches, open_data, stream
-from tessella.data.arrays import centre_box
 from tessella.data.duplicates import file_hash
 from tessella.data.folders import read as module
 from tessella.foundation.errors import DataError
+from tessella.kinds.image_files import centre_box
 
 
 def notes_of(data) -> str:
@@ -143,7 +143,7 @@ def test_more_pictures_than_memory_are_streamed(draw, tmp_path, monkeypatch) -> 
     for i in range(24):
         draw(f"{'ab'[i % 2]}/{i}.png", size=(9, 9), seed=i)
     kept = open_data(str(tmp_path)).split("train")
-    monkeypatch.setattr(module, "MEMORY_PICTURES", 0)
+    monkeypatch.setattr(module, "MEMORY_FILES", 0)
     streamed = open_data(str(tmp_path)).split("train")
     assert kept.in_memory
     assert not streamed.in_memory
@@ -154,7 +154,7 @@ def test_more_pictures_than_memory_are_streamed(draw, tmp_path, monkeypatch) -> 
 
 
 def test_a_picture_that_breaks_later_is_replaced_and_named(draw, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "MEMORY_PICTURES", 0)
+    monkeypatch.setattr(module, "MEMORY_FILES", 0)
     for i in range(6):
         draw(f"{'ab'[i % 2]}/{i}.png", seed=i)
     split = open_data(str(tmp_path)).split("train")

@@ -13,7 +13,7 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Binary
 from tessella.data import open_data
 from tessella.data.raw import RawSplit, index_keys, mixed, name_keys
-from tessella.data.splits import ArraySplit, BinarizedSplit, divide
+from tessella.data.splits import BinarizedSplit, PartSplit, divide
 
 
 def part_of(keys: np.ndarray, groups: np.ndarray | None = None) -> RawSplit:
@@ -74,9 +74,9 @@ def test_the_seed_changes_the_division() -> None:
     assert test[0] == test[1] != test[2]
 
 
-def greys(count: int = 64, dims: int = 50) -> ArraySplit:
+def greys(count: int = 64, dims: int = 50) -> PartSplit:
     x = np.random.default_rng(0).integers(0, 256, (count, dims), dtype=np.uint8)
-    return ArraySplit(RawSplit(x, None, index_keys(count, "x")), np.arange(count))
+    return PartSplit(RawSplit(x, None, index_keys(count, "x")), np.arange(count))
 
 
 @given(st.lists(st.integers(0, 63), min_size=1, max_size=20), st.sampled_from(["static", "dynamic", "threshold"]))
@@ -100,7 +100,7 @@ def test_dynamic_binarisation_follows_the_noise() -> None:
 @pytest.mark.parametrize("value", [0, 1, 64, 200, 255])
 def test_binarisation_has_the_grey_value_as_its_mean(mode, value: int) -> None:
     # 40,000 draws: 5 standard deviations are at most 0.0125; 0 and 255 are certain
-    grey = ArraySplit(RawSplit(np.full((400, 100), value, np.uint8), None, index_keys(400, "x")), np.arange(400))
+    grey = PartSplit(RawSplit(np.full((400, 100), value, np.uint8), None, index_keys(400, "x")), np.arange(400))
     x = BinarizedSplit(grey, mode, seed=3).batch(range(400), Noise(0) if mode == "dynamic" else None).x
     p = value / 255
     assert abs(x.float().mean().item() - p) <= 5 * (p * (1 - p) / 40_000) ** 0.5
@@ -108,7 +108,7 @@ def test_binarisation_has_the_grey_value_as_its_mean(mode, value: int) -> None:
 
 def test_threshold_cuts_at_127() -> None:
     x = np.array([[0, 127, 128, 255]], np.uint8)
-    split = BinarizedSplit(ArraySplit(RawSplit(x, None, index_keys(1, "x")), np.arange(1)), "threshold", 0)
+    split = BinarizedSplit(PartSplit(RawSplit(x, None, index_keys(1, "x")), np.arange(1)), "threshold", 0)
     assert split.batch([0]).x.tolist() == [[0, 0, 1, 1]]
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from expect import raises
 from tessella.data import Schedule, batches, open_data, stream
 from tessella.data.raw import RawSplit, index_keys
-from tessella.data.splits import ArraySplit
+from tessella.data.splits import PartSplit
 
 
-def numbers(count: int) -> ArraySplit:
+def numbers(count: int) -> PartSplit:
     x = np.arange(count, dtype=np.float32)[:, None]
-    return ArraySplit(RawSplit(x, np.arange(count), index_keys(count, "x")), np.arange(count))
+    return PartSplit(RawSplit(x, np.arange(count), index_keys(count, "x")), np.arange(count))
 
 
 def taken(split, steps: int, *args, **options) -> list[torch.Tensor]:

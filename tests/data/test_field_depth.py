@@ -13,8 +13,8 @@ from PIL import Image
 from expect import raises
 from tessella.core.schema import Schema
 from tessella.data import open_data
-from tessella.data.folders.decode import MOST_PIXELS, decoded, read_image_header
-from tessella.data.inputs import read_pictures
+from tessella.kinds.base import kind_of
+from tessella.kinds.image_files import MOST_PIXELS, ImageFiles
 
 RAMP = np.arange(256).reshape(16, 16)
 
@@ -52,7 +52,7 @@ def test_every_orientation_is_put_upright(tmp_path: Path, ending: str, orientati
     tag = Image.Exif()
     tag[0x0112] = orientation
     flat.save(tmp_path / f"0.{ending}", exif=tag, **({"lossless": True} if ending == "webp" else {}))
-    assert read_image_header(str(tmp_path / f"0.{ending}")).size == (16, 32)
+    assert ImageFiles().header(str(tmp_path / f"0.{ending}")).spatial == (16, 32)
     seen = read(open_data(str(tmp_path)))[0]
     assert np.abs(np.moveaxis(seen, 0, -1).astype(int) - x)[2:-2, 2:-2].mean() < 10
 
@@ -94,12 +94,12 @@ def test_one_rule_holds_for_a_data_set_and_for_a_file_of_it_alone(tmp_path: Path
     assert data.schema.depth == (0, 4095)
     assert np.array_equal(read(data)[:, 0], [RAMP // 4, RAMP])
     schema = Schema.from_json(data.schema.to_json())
-    alone = read_pictures(schema, [str(tmp_path / "0.tif")], (16, 16)).numpy()
-    assert np.array_equal(alone[0, 0], RAMP // 4)
+    alone = kind_of(schema).read(str(tmp_path / "0.tif")).numpy()
+    assert np.array_equal(alone[0], RAMP // 4)
     (tmp_path / "1.tif").unlink()
     assert np.array_equal(read(open_data(str(tmp_path), like=data.schema))[0, 0], RAMP // 4)
     with pytest.warns(UserWarning, match="one picture with.*12 bits"):
-        decoded(str(tmp_path / "0.tif"), (16, 16), 1)
+        ImageFiles().read(str(tmp_path / "0.tif"), Schema.of((1, 16, 16), "uint8"))
 
 
 def test_what_is_not_finite_is_said_and_black(tmp_path: Path) -> None:
@@ -170,4 +170,4 @@ def test_a_picture_that_promises_too_much_is_not_opened(draw, tmp_path: Path, wi
     assert "at most 67 million can be read: resize it" in data.notes[0]
     schema = Schema.of((3, 8, 8), "uint8")
     with raises("unreadable"):
-        read_pictures(schema, [bomb], (height, width))
+        kind_of(schema).read(bomb, spatial=(height, width))

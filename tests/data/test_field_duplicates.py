@@ -50,7 +50,7 @@ def pictures(tmp_path: Path):
 def test_the_same_picture_stays_on_one_side(pictures, monkeypatch, streamed: bool, endings: tuple[str, ...]) -> None:
     if streamed and len(endings) > 1:
         pytest.skip("pictures that are streamed are told by their files")
-    monkeypatch.setattr(module, "MEMORY_PICTURES", 0 if streamed else 10_000)
+    monkeypatch.setattr(module, "MEMORY_FILES", 0 if streamed else 10_000)
     path = pictures({f"{i}.{endings[i // 50 % len(endings)]}": i % 10 for i in range(100)})
     data = open_data(path)
     assert list(data.splits) == ["train", "valid", "test"]

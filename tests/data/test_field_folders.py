@@ -14,14 +14,15 @@ from PIL import Image
 from expect import raises
 from tessella.data import open_data
 from tessella.data.arrays import natural
-from tessella.data.folders.layout import Names, arranged, picture_files
+from tessella.data.folders.layout import Names, arranged, example_files
+from tessella.kinds.images import Images
 from tessella.tasks.describe import data_facts
 
 
 def laid_out(**counts: int) -> tuple[Counter, str]:
     """How pictures by folder are divided and labelled, as {(split, label): count}, and all notes."""
     names = [f"{folder.replace('__', '/')}/{i}.png".lstrip("/") for folder, n in counts.items() for i in range(n)]
-    layout = arranged(names)
+    layout = arranged(names, Images)
     return Counter(zip(layout.splits, layout.labels, strict=True)), "\n".join(layout.notes)
 
 
@@ -102,7 +103,7 @@ def test_links_are_followed_and_circles_are_not(draw, tmp_path: Path) -> None:
     (pics / "b" / "self").symlink_to(pics / "b" / "self")
     (pics / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (pics / "b" / "linked.png").symlink_to(draw("elsewhere.png", seed=99))
-    names, notes = picture_files(str(pics))
+    names, _, notes = example_files(str(pics))
     assert names == [f"a/{i}.png" for i in range(4)] + [f"b/{i}.png" for i in range(4)] + ["b/linked.png"]
     said = "\n".join(notes)
     assert "2 links are broken: gone.png, b/self" in said
@@ -114,7 +115,7 @@ def test_links_among_folders_end(draw, tmp_path: Path) -> None:
         draw(f"{a}/{a}.png")
         for b in "abcdefgh":
             (tmp_path / a / f"to-{b}").symlink_to(tmp_path / b)
-    names, _ = picture_files(str(tmp_path))
+    names, _, _ = example_files(str(tmp_path))
     assert len(names) <= 8 * 8 * 8
     assert {n.rsplit("/", 1)[1] for n in names} == {f"{a}.png" for a in "abcdefgh"}
 
@@ -149,7 +150,7 @@ def test_every_ending_of_a_picture_counts(draw, tmp_path: Path) -> None:
         shutil.copy(jpeg, tmp_path / f"2.{ending}")
     shutil.copy(picture, tmp_path / "3.PNG")
     (tmp_path / "pictures.zip").write_bytes(b"PK")
-    names, notes = picture_files(str(tmp_path))
+    names, _, notes = example_files(str(tmp_path))
     assert len(names) == 7
     assert notes == ["1 files that are not pictures were ignored: pictures.zip"]
 

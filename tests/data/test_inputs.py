@@ -15,8 +15,10 @@ from expect import raises
 from tessella.core.batches import Batch
 from tessella.core.schema import Schema
 from tessella.data import Data, inputs, open_data
-from tessella.data.inputs import GRAMMAR, Inputs, label_number, read_pictures
+from tessella.data.inputs import GRAMMAR, Inputs, label_number
 from tessella.foundation.errors import TessellaError
+from tessella.kinds.base import kind_of
+from tessella.kinds.image_files import ImageFiles
 
 COLOUR = Schema.of((3, 13, 10), "uint8", classes=("a", "sub", "c"))
 
@@ -75,7 +77,7 @@ def test_folders_are_read_with_their_names_and_what_is_broken_is_noted(folder: P
 def test_names_may_be_the_paths_that_open_the_files(folder: Path) -> None:
     found = Inputs(Model(), [str(folder)], no_data, keep_endings=True)
     for named in found:
-        again = read_pictures(COLOUR, named.names, (13, 10))
+        again = torch.stack([kind_of(COLOUR).read(path) for path in named.names])
         assert torch.equal(again, named.batch.x)
 
 
@@ -100,13 +102,13 @@ def test_files_are_skipped_before_any_is_read(folder: Path) -> None:
 def test_a_folder_is_read_as_it_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than a batch of pictures is held at a time, so a folder may be larger than memory."""
     monkeypatch.setattr(inputs, "to_read", lambda shape, device: 2)
-    read, plain = [], inputs.read_pictures
+    read, plain = [], ImageFiles.read
 
-    def noted(schema: Schema, files: list[str], size: tuple[int, ...]) -> Tensor:
-        read.extend(files)
-        return plain(schema, files, size)
+    def noted(self: ImageFiles, file: str, schema: Schema) -> Tensor:
+        read.append(file)
+        return plain(self, file, schema)
 
-    monkeypatch.setattr(inputs, "read_pictures", noted)
+    monkeypatch.setattr(ImageFiles, "read", noted)
     for number, named in enumerate(Inputs(Model(), [str(folder / "a.png")] * 7, no_data)):
         assert len(read) == min(7, 2 * number + 2)
         assert len(named.names) == len(named.batch.x) <= 2

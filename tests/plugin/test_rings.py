@@ -2,12 +2,11 @@
 
 import pytest
 
-from tessella import testing
-from tessella.foundation.registry import PartKind, find
+from tessella.plugin import PartKind, check_entry, find
 
 
 @pytest.mark.parametrize(
     ("kind", "name"), [("quantizer", "bsq"), ("likelihood", "laplace"), ("data", "rings"), ("task", "brightness")]
 )
 def test_part(kind: PartKind, name: str) -> None:
-    testing.check_entry(find(kind, name))
+    check_entry(find(kind, name))

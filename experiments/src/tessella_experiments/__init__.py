@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib import import_module
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-from tessella.data import Data
-from tessella.foundation.errors import SpecError
-from tessella.foundation.progress import track
-from tessella_experiments.records import Claim, EffectTest, Finding, Measure
-from tessella_experiments.runner import SEEDS, ExperimentRunner, TrainingJob
+from tessella.plugin import SpecError, track
+from tessella_experiments.records import SEEDS, Claim, Finding
+
+if TYPE_CHECKING:
+    from tessella import Data
 
 CLAIMS = {
     1: "autoencoder_latents",
@@ -37,19 +38,6 @@ CLAIMS = {
 """The file of each claim. Claims 2, 3 and 5 are identities of mathematics: tests of the package; 16 waits for sound."""
 LEAST_TRAINED = 0.15
 """Share of the updates that are enough for a model, below which nothing is concluded from it."""
-
-__all__ = [
-    "CLAIMS",
-    "Claim",
-    "EffectTest",
-    "ExperimentRunner",
-    "Finding",
-    "Measure",
-    "TrainingJob",
-    "chosen",
-    "claim",
-    "run",
-]
 
 
 def claim(number: int) -> Claim:
@@ -87,12 +75,14 @@ def run(
     Args:
         minutes: for all of them together.
         seeds: every effect is measured once with each.
-        device: where models are trained, as of `tessella.core.device.resolve`; they are measured on the processor.
+        device: where models are trained, as of `tessella.plugin.resolve_device`; they are measured on the processor.
         tell: called with each claim and its result as soon as it is concluded.
 
     Raises:
         DataError: if there is too little data.
     """
+    from tessella_experiments.runner import ExperimentRunner
+
     claims = tuple(claims)
     probe = ExperimentRunner(data, seeds=seeds)
     reasons = {c.number: c.skip_reason(probe) for c in claims}

@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tessella.core.schema import Schema
-from tessella.evaluation import classifier as judging
-from tessella.evaluation import fidelity
-from tessella.evaluation.classifier import Classifier
-from tessella.kinds import pictures
+from tessella import Classifier, Schema, frechet_distance, image_grid, train_classifier
 from tessella_experiments.runner import TrainingJob
 
 if TYPE_CHECKING:
@@ -24,7 +20,7 @@ if TYPE_CHECKING:
 COMPONENTS = 32
 SEEN = 30_000
 """Examples that are enough for the classifier."""
-TRIED = 5
+TRIED, BATCH = 5, 64
 VIEWABLE = 40
 
 
@@ -63,7 +59,7 @@ def principal(x: Tensor, count: int = COMPONENTS) -> Components:
 
 
 def classifier(runner: ExperimentRunner) -> Classifier:
-    """Return the network whose features compare samples with data: one for all seeds, of `evaluation.classifier`."""
+    """Return the network whose features compare samples with data: one for all seeds, of `train_classifier`."""
     return runner.get(CLASSIFIER, runner.seeds[0])
 
 
@@ -80,21 +76,21 @@ def distance(runner: ExperimentRunner, a: Tensor, b: Tensor) -> float:
     The features of the training split have a total variance of 1. Never comparable with published "FID".
     """
     look = classifier(runner).features
-    return fidelity.frechet(look(a).double().numpy(), look(b).double().numpy())
+    return frechet_distance(look(a).double().numpy(), look(b).double().numpy())
 
 
 def row_of(x: Tensor, schema: Schema) -> Image:
     """Render examples `[N, *shape]` in a row; small pictures are enlarged."""
     scale = max(1, VIEWABLE // min(schema.shape[1:])) if schema.rank == 2 else 1
-    return pictures.grid(x, schema, len(x), scale=scale)
+    return image_grid(x, schema, len(x), scale=scale)
 
 
 def _classifier(runner: ExperimentRunner, seed: int, seconds: float) -> Classifier:
     started = time.perf_counter()
-    judging.trained(runner.data, seen=TRIED * judging.BATCH, seed=seed)
-    pace = (time.perf_counter() - started) / (TRIED * judging.BATCH)
-    seen = SEEN if seconds == float("inf") else int(min(SEEN, max(seconds / pace, 20 * judging.BATCH)))
-    return judging.trained(runner.data, seen=seen, seed=seed)
+    train_classifier(runner.data, seen=TRIED * BATCH, seed=seed)
+    pace = (time.perf_counter() - started) / (TRIED * BATCH)
+    seen = SEEN if seconds == float("inf") else int(min(SEEN, max(seconds / pace, 20 * BATCH)))
+    return train_classifier(runner.data, seen=seen, seed=seed)
 
 
 CLASSIFIER = TrainingJob("classifier", _classifier, once=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from tessella.foundation.blocks import Chart, Rows, Series
+from tessella.plugin import Chart, Rows, Series
 
 if TYPE_CHECKING:
     from tessella_experiments.runner import ExperimentRunner, TrainingJob
@@ -23,6 +23,8 @@ ONE_SIDED_95 = (math.inf, 6.314, 2.920, 2.353, 2.132, 2.015, 1.943, 1.895, 1.860
 """Student's t that is passed by chance once in 20, by degrees of freedom."""
 OF_MANY = 1.645
 """Student's t of more degrees of freedom than the table has."""
+SEEDS = (0, 1, 2)
+"""Each effect is measured once with each."""
 
 
 @dataclass(frozen=True)

@@ -17,22 +17,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tessella.core.batches import Batch
-from tessella.core.configs import CodePriorConfig
-from tessella.core.device import resolve
-from tessella.core.outputs import Sampling
-from tessella.core.schema import Schema
-from tessella.data import Data, Split
-from tessella.data.splits import batches
-from tessella.foundation.errors import DataError
-from tessella.models.base import Model
-from tessella.models.codes import CodeModel
-from tessella.models.spec import ModelConfig, TrainOptions
-from tessella.training import loop
-from tessella.training.loop import Trainable
-from tessella.training.prior_trainer import CodePriorTrainer, EncodedSplit, PriorTrainer, encode_split
+from tessella import Batch, Data, Model, Sampling, Schema, Split, TrainOptions
+from tessella.plugin import (
+    CodePriorConfig,
+    DataError,
+    LatentModel,
+    PriorConfig,
+    Trainable,
+    encode_split,
+    fit,
+    prior_trainer,
+    resolve_device,
+)
+from tessella_experiments.records import SEEDS
 
-SEEDS = (0, 1, 2)
 LEAST_TRAIN, LEAST_UNSEEN = 200, 40
 """Examples needed to train on and to measure on."""
 FOR_TRAINING = 0.8
@@ -71,7 +69,7 @@ class ExperimentRunner:
         minutes: what all chosen claims together may take; None: as long as the jobs take.
         seeds: every effect is measured once with each.
         needs: the jobs that will be asked for; one that several claims share is counted once.
-        device: where models are trained, as of `tessella.core.device.resolve`; they are measured on the processor.
+        device: where models are trained, as of `tessella.plugin.resolve_device`; they are measured on the processor.
 
     Attributes:
         updates: by the name of a job, the number in each training.
@@ -145,14 +143,6 @@ class ExperimentRunner:
         """Return the model that a job trains."""
         return cast(Model, self.get(job, seed))
 
-    def keep(self, name: str, make: Callable[[], Any], seed: int | None = None) -> Any:
-        """Compute something that several claims share and that takes no training: once."""
-        key = (f"kept: {name}", seed)
-        if key not in self._made:
-            with torch.inference_mode(False):
-                self._made[key] = make()
-        return self._made[key]
-
     def _seeds_of(self, job: TrainingJob) -> tuple[int, ...]:
         return self.seeds[:1] if job.once else self.seeds
 
@@ -172,15 +162,17 @@ class ExperimentRunner:
         seed: int,
         seconds: float,
         steps: int,
+        frozen: nn.Module | None = None,
         **options: Any,
     ) -> int:
-        """Train in memory by `loop.fit` for as many updates as the seconds allow, but no more than are of use.
+        """Train in memory for as many updates as the seconds allow, but no more than are of use.
 
         The learning rate falls to zero within these updates. The speed is measured by a few updates of a copy.
 
         Args:
             split: the training split unless given.
             steps: updates that are enough in the usual time; in a longer one there are more in proportion.
+            frozen: a model that the module uses and does not train.
             options: of `TrainOptions`.
 
         Returns:
@@ -192,9 +184,16 @@ class ExperimentRunner:
         split, enough, steps = split or self.data.split("train"), steps, round(steps * self._longer)
         few = self.schema.dims > SMALL
         options = {"batch_size": BATCH // 2 if few else BATCH, "workers": 0, "device": self.device, **options}
-        if seconds != float("inf"):
-            steps = max(1, min(steps, int(seconds / self._pace(module, split, options))))
-        _fitted(module, split, TrainOptions(steps=steps, seed=seed, **options))
+        parts = [part for part in (module, frozen) if isinstance(part, nn.Module)]
+        for part in parts:
+            part.to(resolve_device(self.device))
+        try:
+            if seconds != float("inf"):
+                steps = max(1, min(steps, int(seconds / self._pace(module, split, options))))
+            _fitted(module, split, TrainOptions(steps=steps, seed=seed, **options))
+        finally:
+            for part in parts:
+                part.cpu()
         for name in self._making[-1:]:
             self.updates.setdefault(name, []).append(steps)
             self.shares.setdefault(name, []).append(steps / enough)
@@ -213,35 +212,25 @@ class ExperimentRunner:
 
 
 def _fitted(module: Trainable, split: Split, options: TrainOptions) -> None:
-    """Train on the device, then return to the processor, where claims are measured.
-
-    Whoever stops a training stops all of the claims.
-    """
-    parts: list[Any] = [module, module.model] if isinstance(module, PriorTrainer) else [module]
-    for part in parts:
-        part.to(resolve(options.device))
-    try:
-        if loop.fit(module, split, options).stopped == "signal":
-            raise KeyboardInterrupt
-    finally:
-        for part in parts:
-            part.cpu()
+    """Train; whoever stops a training stops all of the claims."""
+    if fit(module, split, options).stopped == "signal":
+        raise KeyboardInterrupt
 
 
 def of_model(
     name: str,
-    model: str,
+    build: Callable[..., Model],
     options: Callable[[Schema], dict[str, Any]] = lambda schema: {},
     *,
     weight: float = 1.0,
     steps: int = 1500,
     **training_options: Any,
 ) -> TrainingJob:
-    """Define a job that trains a model of the catalogue.
+    """Define a job that trains a model.
 
     Args:
-        model: its name in the catalogue.
-        options: of the model and its parts, given the data's schema.
+        build: makes the model of the data's schema and options, as `tessella.VAE` does.
+        options: of the model, given the schema.
         weight: as of `TrainingJob`.
         steps: updates that are enough.
         training_options: of `TrainOptions`.
@@ -249,55 +238,45 @@ def of_model(
 
     def make(runner: ExperimentRunner, seed: int, seconds: float) -> Model:
         torch.manual_seed(seed)
-        made = ModelConfig.chosen(model).from_options(options(runner.schema)).build(runner.schema)
-        runner.fit(made, seed=seed, seconds=seconds, steps=steps, **training_options)
-        return made
+        model = build(runner.schema, **options(runner.schema))
+        runner.fit(model, seed=seed, seconds=seconds, steps=steps, **training_options)
+        return model
 
     return TrainingJob(name, make, weight)
 
 
-def with_code_prior(
+def with_prior(
     name: str,
     base: TrainingJob,
-    kind: str = "pixelcnn",
+    prior: PriorConfig | CodePriorConfig,
     *,
-    width: int = 32,
-    depth: int = 3,
-    class_conditional: bool = False,
     weight: float = 1.0,
     steps: int = 1500,
+    examples: int | None = None,
     **training_options: Any,
 ) -> TrainingJob:
-    """Define a job that fits priors over the codes of another job's model, which keeps its uniform prior.
+    """Define a job that fits a prior over the latents of another job's model, which keeps its own prior.
 
     Args:
-        kind: a code prior's name in the catalogue.
-        width, depth: of its network.
-        class_conditional: p(codes | label).
+        examples: of the training split that it is fitted on; all unless given.
     """
 
-    def make(runner: ExperimentRunner, seed: int, seconds: float) -> CodeModel:
-        model = copy.deepcopy(cast(CodeModel, runner.model(base, seed)))
-        split = runner.keep(f"codes of {base.name}", lambda: codes_of(model, runner.data.split("train")), seed)
+    def make(runner: ExperimentRunner, seed: int, seconds: float) -> Model:
+        model = cast(LatentModel, copy.deepcopy(runner.model(base, seed)))
+        trainer, train = prior_trainer(model), runner.data.split("train")
+        rows = encode_split(trainer, train.subset(train.random_rows(examples)) if examples else train, "auto")
         torch.manual_seed(seed)
-        prior = CodePriorConfig.chosen(kind).from_options({"width": width, "depth": depth})
-        trainer = CodePriorTrainer(model)
-        trainer.set_prior(model.build_priors(prior, runner.classes if class_conditional else 0))
-        runner.fit(trainer, split, seed=seed, seconds=seconds, steps=steps, **{"weight_decay": 0.1, **training_options})
+        trainer.set_prior(model.build_priors(prior))
+        trainer.fit_scale(rows, "auto")
+        runner.fit(trainer, rows, seed=seed, seconds=seconds, steps=steps, frozen=model, **training_options)
         return model.eval()
 
     return TrainingJob(name, make, weight)
 
 
-def codes_of(model: CodeModel, split: Split) -> EncodedSplit:
-    """Encode a split to the codes that priors are fitted on."""
-    return encode_split(CodePriorTrainer(model), split, "auto")
-
-
 def fetched(split: Split, count: int | None = None) -> Batch:
     """Read the first `count` examples of a split in the order of their ids; all of them if there are fewer."""
-    chosen = split.subset(split.random_rows(len(split) if count is None else count))
-    return Batch.cat(list(batches(chosen, AT_ONCE)))
+    return split.batch(split.random_rows(count))
 
 
 @torch.inference_mode()

@@ -11,11 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from tessella.foundation.blocks import Block, Cards, Cell, Charts, Details, Heading, Page, Rows, Table, Text, joined
-from tessella.foundation.errors import SpecError, option
-from tessella.foundation.notes import note
-from tessella.models.spec import DataOptions
-from tessella.tasks.task import Result, task
+from tessella.plugin import (
+    Block,
+    Cards,
+    Cell,
+    Charts,
+    DataOptions,
+    Details,
+    Heading,
+    Page,
+    Result,
+    Rows,
+    SpecError,
+    Table,
+    Text,
+    joined,
+    note,
+    option,
+    task,
+)
 
 if TYPE_CHECKING:
     from tessella_experiments.records import Claim, EffectTest, Finding

@@ -25,10 +25,10 @@ from tessella.core.batches import Batch, filled, fixed_batches, size_of
 from tessella.core.rng import chunks, seeded
 from tessella.data.array_files import NumpyArchive
 from tessella.data.inputs import NamedBatch
-from tessella.data.raw import abridged, shown
 from tessella.foundation.errors import DataError, SpecError, task_name
 from tessella.foundation.files import write_atomic
 from tessella.foundation.progress import tracking
+from tessella.foundation.text import abridged, shown
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.networks.conv import crop

@@ -45,12 +45,12 @@ from tessella.coding.weights import Weights
 from tessella.core.device import autocast, lowers
 from tessella.core.entropy_coding import WORD
 from tessella.core.schema import Precision
-from tessella.data.folders.decode import FORMATS
 from tessella.data.inputs import NamedBatch
-from tessella.data.raw import shown
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.files import write_atomic
 from tessella.foundation.progress import track
+from tessella.foundation.text import shown
+from tessella.kinds.base import kinds_in_files
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -281,9 +281,9 @@ def kept_names(container: Container) -> list[str]:
     Raises:
         DataError: if a name does not have the ending of a picture, as all kept files have.
     """
-    names = [file.name for file in container.files()]
+    names, known = [file.name for file in container.files()], kinds_in_files()
     for name in names:
-        if os.path.splitext(name)[1].lower() not in FORMATS:
+        if os.path.splitext(name)[1].lower() not in known:
             raise DataError(f"{container.path} holds a file {name} that is no picture: tessella did not write it",
                             code="kept-no-picture")  # fmt: skip
     return names

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 
 from tessella.coding.container import MODES
 from tessella.core.schema import Binary, Schema
-from tessella.data.folders.decode import opened_picture
-from tessella.data.inputs import read_pictures
+from tessella.kinds.base import kind_of
+from tessella.kinds.image_files import opened_picture
 from tessella.kinds.pictures import picture
 
 COMPARED = 1 << 24
@@ -121,7 +121,7 @@ class Originals:
                     return _Checked(mode, size, trouble or self._by_kind(mode), tuple(lost))
                 upright = ImageOps.exif_transpose(image).convert(mode)
         size = (upright.height, upright.width)
-        x = read_pictures(self._schema, [file], size)[0]
+        x = kind_of(self._schema).read(file, spatial=size)
         same = np.array_equal(np.asarray(upright), np.asarray(picture(x, self._schema, mode)))
         return _Checked(mode, size, "" if same else self._why(upright), tuple(lost))
 

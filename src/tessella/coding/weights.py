@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import final
 
 from tessella.coding.container import Container
-from tessella.data.raw import shown
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, option
+from tessella.foundation.text import shown
 from tessella.models.base import Model
 from tessella.training.checkpoint import SPEC, fingerprint
 from tessella.training.fitted_priors import TRAINED, prior_home, prior_in_use

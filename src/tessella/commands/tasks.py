@@ -109,17 +109,17 @@ def device_text(asked: str | None) -> str:
     Raises:
         SpecError: if there is none of that name.
     """
-    from tessella.core.device import describe_device, device_reason, resolve
+    from tessella.core.device import describe_device, device_reason, resolve_device
 
     why = device_reason(asked)
-    return on_command_line(describe_device(resolve(asked)) + (f", {why}" if why else ""))
+    return on_command_line(describe_device(resolve_device(asked)) + (f", {why}" if why else ""))
 
 
 def _say_device(asked: str | None, *, json: bool) -> None:
     """Say in one line which device was chosen and why; nothing if it was asked for by name."""
-    from tessella.core.device import device_reason, resolve
+    from tessella.core.device import device_reason, resolve_device
 
-    resolve(asked)
+    resolve_device(asked)
     if device_reason(asked) is not None:
         print(f"device   {device_text(asked)}", file=sys.stderr if json else sys.stdout, flush=True)
 

@@ -21,7 +21,7 @@ SMALL = 16
 """Positions per side below which float32 is faster than converting to bfloat16."""
 
 
-def resolve(asked: str | torch.device | None = None) -> torch.device:
+def resolve_device(asked: str | torch.device | None = None) -> torch.device:
     """Return the device of a name, or the best available one.
 
     Args:

@@ -16,8 +16,9 @@ from typing import IO, Any, NamedTuple, TypeVar
 import numpy as np
 
 from tessella.data import limits
-from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, index_keys, one_line, shown
+from tessella.data.raw import SPLIT_WORDS, WHOLE, RawDataset, RawSplit, index_keys
 from tessella.foundation.errors import DataError
+from tessella.foundation.text import abridged, one_line, shown
 
 T = TypeVar("T")
 
@@ -194,11 +195,8 @@ def _keys(x: np.ndarray, name: str) -> np.ndarray:
 
 # the names by which arrays of an archive are found to be examples or labels, and of which split
 
-_SPLIT_WORDS = (
-    dict.fromkeys(("train", "training", "tr", "trn"), "train")
-    | dict.fromkeys(("valid", "validation", "val", "vali", "dev", "va"), "valid")
-    | dict.fromkeys(("test", "testing", "te", "tst"), "test")
-)
+_SHORT_WORDS = {"tr": "train", "trn": "train", "vali": "valid", "va": "valid", "te": "test", "tst": "test"}
+_SPLIT_WORDS = SPLIT_WORDS | _SHORT_WORDS
 _DATA_WORDS = ("x", "images", "image", "data", "samples", "inputs", "features", "imgs", "img", "pictures", "vectors")
 _DATA_WORDS = (*_DATA_WORDS, "series", "signals", "dataset", "input", "sample", "array", "xs", "arr0", "")
 _LABEL_WORDS = ("y", "labels", "label", "targets", "target", "class", "classes", "ys", "arr1")

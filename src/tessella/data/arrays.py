@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import final
 
 import numpy as np
 
 from tessella.core.schema import UINT8, Binary, Integers, Real, Schema, Values
-from tessella.data.raw import RawSplit, Reader, abridged
+from tessella.data.raw import RawSplit, Reader
 from tessella.foundation.errors import DataError, option
+from tessella.foundation.text import abridged
+from tessella.kinds.image_files import centre_box
 
 CHANNELS = (1, 2, 3, 4)
 CHUNK_BYTES = 64 << 20
@@ -22,16 +22,6 @@ LARGEST_FLOAT = float(np.finfo(np.float32).max)
 RESOLVED, FAR = 2.0**-14, 1024
 """`RESOLVED`: share of a column's range that float32 must resolve. `FAR`: a column whose largest absolute value is more
 than this many times its range gets an offset."""
-
-
-@final
-@dataclass(frozen=True)
-class Stored:
-    """Stored arrays, the type of their values, and the offset subtracted from each column of vectors."""
-
-    parts: dict[str, np.ndarray]
-    values: Values
-    offset: tuple[int, ...] = ()
 
 
 def natural(text: str) -> tuple:
@@ -96,8 +86,11 @@ def stored(
     notes: list[str],
     columns: Sequence[str] = (),
     like: Schema | None = None,
-) -> Stored:
+) -> tuple[dict[str, np.ndarray], Values, tuple[int, ...]]:
     """Convert the arrays of a data set to uint8 or float32.
+
+    Returns:
+        The arrays, the type of their values, and the offset subtracted from each column of vectors.
 
     Args:
         parts: arrays `[N, D]` or `[N, C, H, W]` by the name of the part.
@@ -120,10 +113,10 @@ def stored(
                 notes.append(f"whole numbers from {low} to {high} are stored as bytes")
             done = {name: x.view(np.uint8) if x.dtype == bool else _cast(x, np.uint8) for name, x in parts.items()}
             binary = (high == 1 or kinds == {"b"}) and (like is None or like.values != UINT8)
-            return Stored(done, Binary() if binary else UINT8)
+            return done, Binary() if binary else UINT8, ()
         if fitting:
             notes.append(f"whole numbers from {low} to {high} are stored as 16-bit values")
-            return Stored({name: _cast(x, np.float32) for name, x in parts.items()}, fitting[0])
+            return {name: _cast(x, np.float32) for name, x in parts.items()}, fitting[0], ()
         notes.append(f"whole numbers from {low} to {high} do not fit in a byte: they are stored as real values")
     if like is not None:
         offset = like.offset
@@ -132,7 +125,7 @@ def stored(
     done = {name: _shifted(x, offset) for name, x in parts.items()}
     for name, x in done.items():
         _check_finite(x, called[name])
-    return Stored(done, Real(), offset)
+    return done, Real(), offset
 
 
 def _cast(x: np.ndarray, dtype: type) -> np.ndarray:
@@ -407,7 +400,7 @@ def resized(x: np.ndarray, size: tuple[int, int], values: Values) -> np.ndarray:
 class Fitted:
     """Reader that converts another reader's images to `shape` `(C, H, W)`: channels, centre crop and size."""
 
-    def __init__(self, reader: Reader, shape: tuple[int, int, int]) -> None:
+    def __init__(self, reader: Reader, shape: tuple[int, ...]) -> None:
         self.shape = shape
         self._reader = reader
 
@@ -420,31 +413,18 @@ class Fitted:
         return resized(x, (height, width), UINT8)
 
 
-def centre_box(have: tuple[int, int], want: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Find the largest centred box with the aspect ratio of `want` within `have`.
-
-    Returns:
-        Top, left, height and width of the box.
-    """
-    height = min(have[0], max(1, round(have[1] * want[0] / want[1])))
-    width = min(have[1], max(1, round(have[0] * want[1] / want[0])))
-    return (have[0] - height) // 2, (have[1] - width) // 2, height, width
-
-
-def same_shape(parts: dict[str, np.ndarray], called: Mapping[str, str]) -> tuple[int, ...]:
-    """Return the shape of an example, and check that all parts have this shape.
+def check_same_shape(parts: Mapping[str, np.ndarray], called: Mapping[str, str]) -> None:
+    """Check that the examples of all parts have the same shape.
 
     Raises:
         DataError: if the shapes differ.
     """
-    shapes = {name: x.shape[1:] for name, x in parts.items()}
-    if len(set(shapes.values())) > 1:
-        found = abridged([f"{called[name]} {_by(shape)}" for name, shape in shapes.items()])
+    if len({x.shape[1:] for x in parts.values()}) > 1:
+        found = abridged([f"{called[name]} {_by(x.shape[1:])}" for name, x in parts.items()])
         raise DataError(
             f"the splits hold examples of different shapes: {found}; give all examples the same shape",
             code="different-shapes",
         )
-    return next(iter(shapes.values()))
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -12,16 +12,17 @@ from typing import Any, Literal, cast, final, get_args
 
 import numpy as np
 
-from tessella.core.schema import UINT8, Binary, Real, Schema, Values
+from tessella.core.schema import UINT8, Binary, Real, Schema
 from tessella.data import arrays
 from tessella.data.duplicates import mark_duplicates
-from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged
-from tessella.data.sources import HUB, Size, find_raw, known_sources
-from tessella.data.splits import Binarization, BinarizedSplit, Split, divide, split_of
+from tessella.data.raw import WHOLE, RawDataset, RawSplit
+from tessella.data.sources import HUB, find_raw, known_sources
+from tessella.data.splits import Binarization, BinarizedSplit, PartSplit, Split, divide
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, RunError, option
 from tessella.foundation.notes import note
-from tessella.kinds.base import kind_of
+from tessella.foundation.text import abridged
+from tessella.kinds.base import ReadOptions, kind_of
 
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 RECORDED = ("fingerprint", "examples")
@@ -147,26 +148,25 @@ def open_data(
         DataError: if the data cannot be read or does not fit the options.
     """
     box = _checked(size, channels, binarize)
-    spec = _absolute(spec)
-    found = find_raw(spec, box, channels, label, like)
+    spec, asked = _absolute(spec), ReadOptions(box, channels, like)
+    found = find_raw(spec, asked, label)
     notes = found.notes
-    values, shape, offset = _unified(found, box, channels, kind, like)
+    schema = _unified(found, asked, kind)
     labels, classes = arrays.label_numbers(found.parts, found.classes, notes)
     for name, part in found.parts.items():
         part.labels = labels[name]
-    mark_duplicates(found, classes)
+    mark_duplicates(found, classes, schema)
     rows = _divided(found, seed, notes)
-    splits: dict[str, Split] = {name: split_of(part, chosen) for name, (part, chosen) in rows.items()}
+    splits: dict[str, Split] = {name: PartSplit(part, chosen) for name, (part, chosen) in rows.items()}
     whole = found.parts.get(WHOLE) if len(found.parts) == 1 else None
-    all_examples = None if whole is None else split_of(whole, np.arange(len(whole.example_ids)))
-    schema = _schema(values, shape, classes, *rows["train"])
-    schema = replace(schema, columns=found.columns, offset=offset, depth=found.depth)
-    if binarize is not None and not values.discrete:
+    all_examples = None if whole is None else PartSplit(whole, np.arange(len(whole.example_ids)))
+    schema = _measured(replace(schema, classes=classes), *rows["train"])
+    if binarize is not None and not schema.values.discrete:
         raise DataError(
             f"{spec} has real values, which cannot be binarized: leave out {option('binarize')}", code="real-values"
         )
     fingerprint = _fingerprint(schema, rows, binarize)
-    if binarize is not None and values == Binary():
+    if binarize is not None and schema.values == Binary():
         notes.append("the values are already binary, so they are not binarized")
     elif binarize is not None:
         schema = replace(schema, values=Binary())
@@ -179,7 +179,7 @@ def open_data(
     return Data(spec, options, schema, splits, tuple(notes), all_examples, of, found.labelling, fingerprint)
 
 
-def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize: str | None) -> Size | None:
+def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize: str | None) -> tuple[int, int] | None:
     box, wrong = (size, size) if isinstance(size, int) else size and tuple(size), ""
     if channels is not None and channels not in arrays.CHANNELS:
         wrong = (
@@ -191,7 +191,7 @@ def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize:
         wrong = f"{option('size')} must be one number, or a height and a width, from 1 to {1 << 14}, got {size}"
     if wrong:
         raise DataError(wrong, code="bad-option")
-    return cast("Size | None", box)
+    return cast("tuple[int, int] | None", box)
 
 
 def _absolute(spec: str) -> str:
@@ -204,43 +204,33 @@ def _absolute(spec: str) -> str:
     return hub + os.path.abspath(path) if os.path.exists(path) or not hub else spec
 
 
-def _unified(
-    found: RawDataset, size: Size | None, channels: int | None, kind: str | None, like: Schema | None
-) -> tuple[Values, tuple[int, ...], tuple[int, ...]]:
-    """Convert all parts in place to one type, size and number of channels. Return values, shape and offset."""
-    readers = {name: part.x for name, part in found.parts.items() if not isinstance(part.x, np.ndarray)}
-    if readers:
-        have = next(iter(readers.values())).shape
-        shape = (channels or have[0], *(size or have[1:]))
-        if shape != have:
-            for name, reader in readers.items():
-                found.parts[name].x = arrays.Fitted(reader, shape)
-        return UINT8, shape, ()
-    notes, offset = found.notes, ()
+def _unified(found: RawDataset, asked: ReadOptions, kind: str | None) -> Schema:
+    """Convert all parts in place to one type, size and number of channels, and return their schema."""
+    if found.schema is not None:  # files, which are converted already
+        return found.schema
+    size, channels = asked.size, asked.channels
+    xs: dict[str, np.ndarray] = {}
+    for name, part in found.parts.items():
+        if isinstance(part.x, np.ndarray):
+            xs[name] = arrays.as_examples(part.x, part.name or name, found.notes, kind)
+            continue
+        shape = (channels or part.x.shape[0], *(size or part.x.shape[1:]))
+        part.x = part.x if shape == part.x.shape else arrays.Fitted(part.x, shape)
+    if not xs:
+        return Schema.of(next(iter(found.parts.values())).x.shape, UINT8)
     called = {name: part.name or name for name, part in found.parts.items()}
-    given = {name: part.x for name, part in found.parts.items() if isinstance(part.x, np.ndarray)}
-    if found.decoded:
-        xs, values = given, UINT8
-    else:
-        xs = {name: arrays.as_examples(x, called[name], notes, kind) for name, x in given.items()}
-        arrays.same_shape(xs, called)
-        stored = arrays.stored(xs, called, notes, found.columns, like)
-        xs, values, offset = stored.parts, stored.values, stored.offset
-    shape = arrays.same_shape(xs, called)
-    if len(shape) < 3:
-        if size is not None or channels is not None:
+    arrays.check_same_shape(xs, called)
+    xs, values, offset = arrays.stored(xs, called, found.notes, found.columns, asked.like)
+    for name, x in xs.items():
+        if x.ndim < 4 and (size is not None or channels is not None):
             raise DataError(
                 f"the examples are not pictures: leave out {option('size')} and {option('channels')}",
                 code="no-pictures",
             )
-    else:
-        if channels is not None:
-            xs = {name: arrays.recoloured(x, channels, values, called[name]) for name, x in xs.items()}
-        if size is not None:
-            xs = {name: arrays.resized(x, size, values) for name, x in xs.items()}
-    for name, x in xs.items():
-        found.parts[name].x = x
-    return values, arrays.same_shape(xs, called), offset
+        x = x if channels is None else arrays.recoloured(x, channels, values, called[name])
+        found.parts[name].x = x if size is None else arrays.resized(x, size, values)
+    shape = next(iter(found.parts.values())).x.shape[1:]
+    return replace(Schema.of(shape, values), columns=found.columns, offset=offset)
 
 
 def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[RawSplit, np.ndarray]]:
@@ -295,16 +285,15 @@ def _fingerprint(schema: Schema, rows: dict[str, tuple[RawSplit, np.ndarray]], b
             digest.update(part.content[chosen].astype("<u8").tobytes())
         elif not isinstance(part.x, np.ndarray):  # rendered on access: ids and a few rendered examples
             digest.update(part.example_ids[chosen].astype("<u8").tobytes())
-            digest.update(part.x.read(chosen[:TOLD_BY]).tobytes())
+            digest.update(part.read(chosen[:TOLD_BY]).tobytes())
         if part.labels is not None:
             digest.update(part.labels[chosen].astype("<i8").tobytes())
     return digest.hexdigest()
 
 
-def _schema(
-    values: Values, shape: tuple[int, ...], classes: tuple[str, ...], part: RawSplit, rows: np.ndarray
-) -> Schema:
-    if values.discrete or not isinstance(part.x, np.ndarray):
-        return Schema.of(shape, values, classes=classes)
+def _measured(schema: Schema, part: RawSplit, rows: np.ndarray) -> Schema:
+    """Set range, mean and standard deviation of real values to those of the training split."""
+    if schema.values.discrete or not isinstance(part.x, np.ndarray):
+        return schema
     center, scale, low, high = arrays.moments(part.x, rows)
-    return Schema.of(shape, Real(low, high), center, scale, classes)
+    return replace(schema, values=Real(low, high), center=center, scale=scale)

@@ -8,7 +8,9 @@ import stat
 
 import numpy as np
 
+from tessella.core.schema import Schema
 from tessella.data.raw import WHOLE, RawDataset, RawSplit, mixed
+from tessella.kinds.base import kind_of
 
 WHOLE_BYTES, PIECE, PIECES = 1 << 20, 1 << 16, 10
 """Files up to `WHOLE_BYTES` are hashed whole; larger ones by `PIECES` evenly spaced pieces of `PIECE` bytes."""
@@ -102,29 +104,31 @@ def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
     return least[inverse]
 
 
-def mark_duplicates(found: RawDataset, classes: tuple[str, ...]) -> None:
+def mark_duplicates(found: RawDataset, classes: tuple[str, ...], schema: Schema) -> None:
     """Find duplicate examples by content: set `content` and `groups` of all parts, and note the duplicates.
 
-    Image files of an official test or validation split are removed if training contains them too; validation files
-    also if the test split contains them. Duplicate rows of arrays and tables are only counted.
+    Files of an official test or validation split are removed if training contains them too; validation files also if
+    the test split contains them. Duplicate rows of arrays and tables are only counted.
 
     Args:
         classes: class names of the labels.
+        schema: description of one example.
     """
     for part in found.parts.values():
         if part.content is None and isinstance(part.x, np.ndarray):
             part.content = row_hashes(part.x)
     if any(part.content is None for part in found.parts.values()):
         return
-    pictures = any(not isinstance(part.x, np.ndarray) or part.x.ndim == 4 for part in found.parts.values())
-    what = "pictures" if pictures else "rows"
+    kind = kind_of(schema)
+    alone = found.schema is not None or kind.pixels  # an example by itself, not a row of an array
+    what = kind.examples if alone else "rows"
     for name, earlier in (("test", ("train",)), ("valid", ("train", "test"))):
         for other in earlier:
             if name in found.parts and other in found.parts:
                 _keep_apart(found, name, other, what)
     for name, part in found.parts.items():
         _count_repeats(found, name, part, what, classes)
-        if pictures and part.groups is None:
+        if alone and part.groups is None:
             part.groups = _groups(part, found.by_content)
 
 
@@ -139,7 +143,7 @@ def _keep_apart(found: RawDataset, name: str, other: str, what: str) -> None:
     if what == "rows":
         found.notes.append(f"{number:,} of {len(same):,} {name} rows also occur in {where}")
         return
-    said = f"{number:,} of {len(same):,} {name} pictures are byte-identical to {where} pictures"
+    said = f"{number:,} of {len(same):,} {name} {what} are byte-identical to {where} {what}"
     if not found.by_content:  # rows of arrays are known by their numbers
         found.notes.append(f"{said}: {name} results may be too good")
         return
@@ -163,7 +167,7 @@ def _count_repeats(found: RawDataset, name: str, part: RawSplit, what: str, clas
         found.notes.append(f"{repeats:,} of {of} repeat an earlier one exactly")
         return
     said = f"{repeats:,} of {of} are byte-identical to others ({len(values):,} different ones)"
-    found.notes.append(f"{said}: all copies of a picture are put in the same split")
+    found.notes.append(f"{said}: all copies are put in the same split")
     if part.labels is None:
         return
     low, high = np.full(len(values), np.iinfo(np.int64).max), np.full(len(values), np.iinfo(np.int64).min)
@@ -173,7 +177,7 @@ def _count_repeats(found: RawDataset, name: str, part: RawSplit, what: str, clas
     if len(torn):
         first, second = (classes[int(end[torn[0]])] for end in (low, high))
         found.notes.append(
-            f"pictures that occur in more than one class: {len(torn):,}; the first is in {first} and {second}"
+            f"{what} that occur in more than one class: {len(torn):,}; the first is in {first} and {second}"
         )
 
 

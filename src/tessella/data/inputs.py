@@ -1,7 +1,7 @@
 """Read INPUTS, the examples given to a task. All tasks use one grammar:
 
-    FILE                a picture file, recognised by its ending
-    FOLDER              all pictures below a folder; sub-folders are classes
+    FILE                a file of one example, such as a picture, recognised by its ending
+    FOLDER              all such files below a folder; sub-folders are classes
     7    3:20           example 7 of `split`; examples 3 to 19
     valid    valid:7    a split of the run's data (train, valid, test); example 7 of it
     SPEC                all examples of other data, or its `split` if it has official splits: a file of arrays (.npz,
@@ -27,19 +27,17 @@ import torch
 from torch import Tensor
 
 from tessella.core.batches import Batch, to_read
-from tessella.core.schema import Binary, Schema
+from tessella.core.schema import Schema
 from tessella.data.dataset import SPLITS, Data
-from tessella.data.folders.decode import FORMATS, read_image_header
-from tessella.data.folders.layout import arranged, picture_files
-from tessella.data.folders.read import PictureReader
-from tessella.data.raw import abridged, shown
+from tessella.data.folders.layout import arranged, example_files
 from tessella.data.sources import HUB
 from tessella.data.splits import Split
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.notes import note
 from tessella.foundation.progress import tracking
-from tessella.kinds.base import kind_of
+from tessella.foundation.text import abridged, shown
+from tessella.kinds.base import kind_of, kinds_in_files
 
 GRAMMAR = (
     f"give picture files, folders of pictures, example numbers (7, 3:20, valid:7), splits ({', '.join(SPLITS)}), "
@@ -99,7 +97,7 @@ class _Rows:
 
 @dataclass
 class _Files:
-    """Picture files. Unreadable ones are skipped if they were `found` in a folder, and an error otherwise."""
+    """Files of one example each. Unreadable ones are skipped if `found` in a folder, and an error otherwise."""
 
     names: list[str]
     paths: list[str]
@@ -143,6 +141,7 @@ class Inputs:
         skip: Callable[[str, str], bool] | None = None,
     ) -> None:
         self._model, self._data, self._split, self._words = model, data, split, words
+        self._reader = kind_of(model.schema)
         self._label = None if label is None else label_number(model.schema, label)
         self._native_size, self._keep_endings = native_size, keep_endings
         self._own: Data | None = None
@@ -191,10 +190,12 @@ class Inputs:
                     done += len(batch.names)
                     advance(len(batch.names))
         if broken:
-            note(f"{len(broken)} of {len(self)} pictures could not be read and were skipped: {abridged(broken)}")
+            of = f"{len(broken)} of {len(self)} {self._reader.examples}"
+            note(f"{of} could not be read and were skipped: {abridged(broken)}")
         if not done and not self._left_out:
             raise DataError(
-                f"none of the pictures in {abridged(self._words)} can be read: check the files", code="nothing-readable"
+                f"none of the {self._reader.examples} in {abridged(self._words)} can be read: check the files",
+                code="nothing-readable",
             )
 
     def batch(self) -> Batch:
@@ -206,12 +207,12 @@ class Inputs:
     def _kind(self, word: str) -> str:
         if os.path.isdir(word):
             try:
-                picture_files(word)
+                example_files(word)
             except DataError:
                 return "data"  # idx files and the like; or its complaint
             return "folder"
         if os.path.isfile(word):
-            return "file" if Path(word).suffix.lower() in FORMATS else "data"
+            return "file" if Path(word).suffix.lower() in kinds_in_files() else "data"
         if word in registry.names("data") or word.startswith(HUB):
             return "data"
         if word in (*SPLITS, self._split):
@@ -236,12 +237,12 @@ class Inputs:
             self._groups.append(_Rows(kind, split, rows, self._own.schema.classes))
 
     def _folder(self, folder: str) -> _Files:
-        below, notes = picture_files(folder)
+        below, kind, notes = example_files(folder)
         for line in notes:
             note(f"{folder}: {line}")
         paths, of = [os.path.join(folder, name) for name in below], list(map(os.path.dirname, below))
         names = list(paths) if self._keep_endings else [os.path.splitext(name)[0] for name in below]
-        classes: dict[str, str | None] = dict(zip(of, arranged(below).labels, strict=True))
+        classes: dict[str, str | None] = dict(zip(of, arranged(below, kind).labels, strict=True))
         if not any(classes.values()):  # no classes as data sets have them: the first folder
             classes = {place: place.partition("/")[0] or None for place in of}
         return _Files(names, paths, [classes[place] for place in of], found=True)
@@ -293,8 +294,9 @@ class Inputs:
         at_once = to_read(self._model.schema.shape, self._model.device)
 
         def size(i: int) -> tuple[int, ...]:
-            header = read_image_header(group.paths[i]) if self._native_size else None
-            return fitted if header is None or header.trouble else header.size
+            files = self._reader.files if self._native_size else None
+            header = files and files.header(group.paths[i])
+            return fitted if header is None or header.trouble else header.spatial
 
         for of_size, numbers in groupby(range(len(group)), key=size):
             while some := list(islice(numbers, at_once if of_size == fitted else 1)):
@@ -306,17 +308,17 @@ class Inputs:
     def _read(
         self, group: _Files, numbers: Sequence[int], size: tuple[int, ...], broken: list[str]
     ) -> tuple[Tensor, list[int]]:
-        """Read the readable pictures `[B, C, H, W]`, and return their numbers too."""
-        schema, parts, rows = self._model.schema, [], []
+        """Read the readable files `[B, *shape]`, and return their numbers too."""
+        parts, rows = [], []
         for i in numbers:
             try:
-                parts.append(read_pictures(schema, [group.paths[i]], size))
+                parts.append(self._reader.read(group.paths[i], spatial=size))
                 rows.append(i)
             except DataError as error:
                 if not group.found or error.code != "unreadable":
                     raise
                 broken.append(f"{group.names[i]} ({error.parameters['reason']})")
-        return torch.cat(parts) if parts else torch.empty(0), rows
+        return torch.stack(parts) if parts else torch.empty(0), rows
 
     def _labels(self, classes: Sequence[str | None]) -> Tensor | None:
         """Return the class numbers of picture files for a conditional model, else None."""
@@ -357,24 +359,3 @@ def label_number(schema: Schema, given: str) -> int:
     there = abridged(schema.classes, 12)
     remedy = f"there are: {there}" if schema.classes else "the model was trained on data without labels"
     raise SpecError(f"there is no class '{shown(given)}'; {remedy}", code="no-such-class", label=given)
-
-
-def read_pictures(schema: Schema, files: Sequence[str], size: tuple[int, ...]) -> Tensor:
-    """Read picture files as stored values `[B, C, *size]`, cropped at the centre and resized.
-
-    Binary values are 1 where the byte is above 127.
-
-    Raises:
-        DataError: if a file cannot be read (`unreadable`), or the model's data is not pictures (`no-pictures`).
-    """
-    if not kind_of(schema).image_files:
-        shape = "x".join(map(str, schema.shape))
-        raise DataError(
-            f"the model expects {schema.values} values of shape {shape}, which picture files do not hold: give example "
-            "numbers, or files of arrays or tables",
-            code="no-pictures",
-        )
-    height, width = size
-    reader = PictureReader(files.__getitem__, files, (height, width), schema.shape[0], schema.depth)
-    x = torch.from_numpy(reader.read(np.arange(len(files))))
-    return (x > 127).to(torch.uint8) if schema.values == Binary() else x

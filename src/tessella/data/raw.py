@@ -9,25 +9,33 @@ from typing import Protocol
 
 import numpy as np
 
-from tessella.foundation.text import shown as shown
+from tessella.core.schema import Schema
 
 WHOLE = "whole"
 """Name of the only part of a source without official splits."""
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev", "development"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""Words in the names of folders, arrays and hub splits, and the splits that they mean."""
 
 
 class Reader(Protocol):
-    """Reader of images that are decoded or rendered on access."""
+    """Reader of examples that are decoded or rendered on access."""
 
-    shape: tuple[int, int, int]
-    """`(C, H, W)`."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of one example `(C, *spatial)`."""
+        ...
 
     def __len__(self) -> int: ...
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Read the images with row numbers `[B]` as uint8 `[B, C, H, W]`.
+        """Read the examples with row numbers `[B]` as stored values `[B, *shape]`.
 
         Raises:
-            DataError: if an image cannot be read.
+            DataError: if an example cannot be read.
         """
         ...
 
@@ -51,7 +59,7 @@ class RawSplit:
     """Part of a raw data set: all examples, or an official split.
 
     Attributes:
-        x: stored values `[N, ...]`, or a reader of N images.
+        x: stored values `[N, ...]`, or a reader of N examples.
         labels: labels `[N]` of any type, or None.
         example_ids: keys `[N]` uint64 that do not depend on the order and number of examples.
         groups: group numbers `[N]` uint64; a group stays within one split. None if each example is its own group.
@@ -68,6 +76,10 @@ class RawSplit:
     content: np.ndarray | None = None
     name: str = ""
     labels_name: str = ""
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Read the examples with row numbers `[B]`."""
+        return self.x[rows] if isinstance(self.x, np.ndarray) else self.x.read(rows)
 
     def select(self, rows: np.ndarray) -> RawSplit:
         """Select examples by their row numbers."""
@@ -91,21 +103,19 @@ class RawDataset:
         classes: class names of the labels 0, 1, ..., if the source has them.
         notes: what was skipped or converted, one line each.
         columns: column names of a table, in order.
-        decoded: whether arrays are decoded image files: bytes `[N, C, H, W]`, even if all are 0 or 1.
+        schema: schema without classes to which files were converted; None to judge the examples by their values.
         by_content: whether keys are content hashes, so that splits do not depend on file names.
         origins: origin of each official split, in words.
         labelling: origin of the labels, in words.
-        depth: the two values of 16-bit, 32-bit and float image files that became 0 and 255.
     """
 
     parts: dict[str, RawSplit]
     classes: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
-    decoded: bool = False
+    schema: Schema | None = None
     by_content: bool = False
     origins: dict[str, str] = field(default_factory=dict)
     labelling: str = ""
-    depth: tuple[float, float] | None = None
     columns: tuple[str, ...] = ()
 
 
@@ -130,15 +140,3 @@ def index_keys(count: int, stream: str) -> np.ndarray:
 def name_keys(names: Sequence[str]) -> np.ndarray:
     """Make keys `[len(names)]` uint64 of examples from their names."""
     return np.array([number_of(name) for name in names], dtype=np.uint64)
-
-
-def abridged(items: Sequence[str], most: int = 5) -> str:
-    """List the first of many names, and count the rest: `a, b, c ... and 12 more`."""
-    more = len(items) - most
-    return ", ".join(map(shown, items[:most])) + (f" ... and {more} more" if more > 0 else "")
-
-
-def one_line(error: BaseException, most: int = 160) -> str:
-    """Shorten the message of another library's exception to one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= most else text[: most - 3] + "..."

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from tessella.core.schema import Schema
 from tessella.data.array_files import CIFAR, CIFAR_PICKLE, IDX, cifar_binary, idx_folder, npy, npz
-from tessella.data.folders.decode import Item
-from tessella.data.folders.read import folder, pictures
-from tessella.data.raw import WHOLE, RawDataset, abridged, one_line, shown
+from tessella.data.folders.read import folder, read_files
+from tessella.data.raw import SPLIT_WORDS, WHOLE, RawDataset
 from tessella.data.tables import PARQUET
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, option
+from tessella.foundation.text import abridged, one_line, shown
+from tessella.kinds.base import File, ReadOptions
+from tessella.kinds.images import Images
 
-Size = tuple[int, int]
 HUB = "hf:"
 TABLES = (".csv", ".tsv", ".txt", ".dat", ".data", *PARQUET)
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".ckpt")
@@ -29,20 +29,17 @@ def known_sources() -> str:
     return f"{', '.join(registry.names('data'))}, hf:NAME, a folder of pictures or a file"
 
 
-def find_raw(
-    spec: str, size: Size | None, channels: int | None, label: str | None = None, like: Schema | None = None
-) -> RawDataset:
+def find_raw(spec: str, options: ReadOptions, label: str | None = None) -> RawDataset:
     """Read the raw data set that a SPEC names.
 
     Args:
         label: name of the table column or `.npz` array with the labels.
-        like: schema to match table columns with, and to convert images with more than 8 bits by.
 
     Raises:
         DataError: if the data does not exist or cannot be read.
     """
     if spec.startswith(HUB):
-        return _hub(spec.removeprefix(HUB), size, channels, label, like)
+        return _hub(spec.removeprefix(HUB), options, label)
     path, named = Path(spec), spec in registry.names("data")
     try:
         ending = _ending(spec) if not named and path.is_file() else ""
@@ -51,7 +48,7 @@ def find_raw(
         if ending in TABLES:
             from tessella.data.tables.read import table
 
-            return table(spec, label, like)
+            return table(spec, label, options.like)
         if label is not None:
             raise DataError(
                 f"{spec} has no named columns or arrays, so {shown(label)!r} cannot be found: leave out "
@@ -59,9 +56,9 @@ def find_raw(
                 code="no-such-label",
             )
         if named:
-            return registry.find("data", spec).load()(size)
+            return registry.find("data", spec).load()(options.size)
         if path.is_dir():
-            return _folder(spec, size, channels, like and like.depth)
+            return _folder(spec, options)
         if path.is_file():
             return _file(spec, ending)
     except PermissionError as error:
@@ -71,7 +68,7 @@ def find_raw(
     raise DataError(f"no such data: {shown(spec)}; give {known_sources()}", code="no-such-data")
 
 
-def _folder(path: str, size: Size | None, channels: int | None, depth: tuple[float, float] | None) -> RawDataset:
+def _folder(path: str, options: ReadOptions) -> RawDataset:
     files = [name for name in sorted(os.listdir(path)) if os.path.isfile(os.path.join(path, name))]
     if any(IDX.search(name) for name in files):
         return idx_folder(path, files)
@@ -79,7 +76,7 @@ def _folder(path: str, size: Size | None, channels: int | None, depth: tuple[flo
         return cifar_binary(path, files)
     if any(CIFAR_PICKLE.fullmatch(name) for name in files):
         raise _pickled(path)
-    return folder(path, size, channels, depth)
+    return folder(path, options)
 
 
 def _ending(path: str) -> str:
@@ -117,11 +114,10 @@ def _pickled(path: str) -> DataError:
 
 _PICTURE_COLUMNS = ("image", "img", "picture", "pixel_values")
 _CLASS_COLUMNS = ("label", "labels", "class", "target", "y", "fine_label")
-_SPLITS = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "validation", "val", "dev"), "valid")
 _SAVED = ("dataset_dict.json", "state.json")
 
 
-def _hub(name: str, size: Size | None, channels: int | None, label: str | None, like: Schema | None) -> RawDataset:
+def _hub(name: str, options: ReadOptions, label: str | None) -> RawDataset:
     """Read images with labels, or columns of numbers, from the hub or from a local folder."""
     where = f"hf:{name}"
     try:
@@ -137,14 +133,14 @@ def _hub(name: str, size: Size | None, channels: int | None, label: str | None, 
         raise DataError(f"{where} cannot be loaded: {one_line(error)}", code="not-loaded") from None
     given = dict(loaded.items()) if isinstance(loaded, dict) else {WHOLE: loaded}
     notes: list[str] = []
-    known = {_SPLITS[key]: part for key, part in given.items() if key in _SPLITS}
+    known = {SPLIT_WORDS[key]: part for key, part in given.items() if key in SPLIT_WORDS}
     if "train" not in known:
         known = {WHOLE: next(iter(given.values()))}
     left = [key for key, part in given.items() if all(part is not used for used in known.values())]
     if left:
         notes.append(f"ignored splits: {abridged(left)}")
     features = next(iter(known.values())).features
-    if label is not None and label not in features and like is None:
+    if label is not None and label not in features and options.like is None:
         raise DataError(
             f"{where} has no column {shown(label)!r} with the labels; its columns are {abridged(list(features))}",
             code="no-such-label",
@@ -154,25 +150,26 @@ def _hub(name: str, size: Size | None, channels: int | None, label: str | None, 
     if picture is None:
         from tessella.data.tables.read import vectors
 
-        return vectors({part: rows.with_format("arrow")[:] for part, rows in known.items()}, where, notes, label, like)
+        tables = {part: rows.with_format("arrow")[:] for part, rows in known.items()}
+        return vectors(tables, where, notes, label, options.like)
     columns = _CLASS_COLUMNS if label is None else (label,)
     label = next((c for c in columns if all(c in part.features for part in known.values())), None)
     parts = [part.cast_column(picture, datasets.Image(decode=False)) for part in known.values()]
     values = [np.asarray(part.with_format("numpy")[label][:]) for part in known.values()] if label else []
-    return pictures(
+    return read_files(
+        Images,
         partial(_hub_item, parts, np.cumsum([0, *map(len, parts)]), picture),
         [f"{split}/{i}" for split, part in known.items() for i in range(len(part))],
         [split for split, part in known.items() for _ in range(len(part))],
         np.concatenate(values) if label else None,
         tuple(getattr(features[label], "names", None) or ()) if label else (),
-        size=size,
-        channels=channels,
+        options=options,
         notes=notes,
         where=where,
     )
 
 
-def _hub_item(parts: list[Any], starts: np.ndarray, column: str, i: int) -> Item:
+def _hub_item(parts: list[Any], starts: np.ndarray, column: str, i: int) -> File:
     part = int(np.searchsorted(starts, i, side="right")) - 1
     record = parts[part][int(i - starts[part])][column] or {}
     return record.get("bytes") or record.get("path") or b""

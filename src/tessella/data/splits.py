@@ -88,50 +88,37 @@ class Renumbered(Split):
 
 
 @final
-class ArraySplit(Split):
-    """Split of rows of an array `[M, *shape]` (uint8 or float32), which several splits may share."""
+class PartSplit(Split):
+    """Split of rows of a part, which several splits may share.
 
-    def __init__(self, part: RawSplit, rows: np.ndarray) -> None:
-        assert isinstance(part.x, np.ndarray)
-        self._x, self._rows = part.x, rows
-        self.example_ids, self.labels, self.factors = _gathered(part, rows)
-
-    def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
-        at = np.asarray(indices, dtype=np.int64)
-        return Batch(torch.from_numpy(self._x[self._rows[at]]), _labels(self.labels, at))
-
-
-@final
-class ReaderSplit(Split):
-    """Split of images that a reader decodes or renders on access.
-
-    An unreadable image is replaced by the next readable one of the split, with its label; a note names it.
+    An unreadable example is replaced by the next readable one of the split, with its label; a note names it.
     """
 
     def __init__(self, part: RawSplit, rows: np.ndarray) -> None:
-        assert not isinstance(part.x, np.ndarray)
-        self._reader, self._rows, self.in_memory = part.x, rows, False
-        self.example_ids, self.labels, self.factors = _gathered(part, rows)
+        self._part, self._rows, self.in_memory = part, rows, isinstance(part.x, np.ndarray)
+        self.example_ids = part.example_ids[rows]
+        self.labels = None if part.labels is None else part.labels[rows]
+        self.factors = {name: values[rows] for name, values in part.factors.items()}
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         at = np.asarray(indices, dtype=np.int64)
         try:
-            x = self._reader.read(self._rows[at])
+            x = self._part.read(self._rows[at])
         except DataError:
             readable = [self._readable(int(i)) for i in at]
             at = np.array([i for i, _ in readable], dtype=np.int64)
-            x = np.concatenate([picture for _, picture in readable])
-        return Batch(torch.from_numpy(x), _labels(self.labels, at))
+            x = np.concatenate([example for _, example in readable])
+        return Batch(torch.from_numpy(x), None if self.labels is None else torch.from_numpy(self.labels[at]))
 
     def _readable(self, index: int) -> tuple[int, np.ndarray]:
         for step in range(min(SUBSTITUTES, len(self))):
             i = (index + step) % len(self)
             try:
-                return i, self._reader.read(self._rows[i : i + 1])
+                return i, self._part.read(self._rows[i : i + 1])
             except DataError as error:
-                note(f"{error}; the next picture replaces it")
+                note(f"{error}; the next one of the split replaces it")
         raise DataError(
-            f"{SUBSTITUTES} pictures in a row, from number {index} of the split, cannot be read: check the data",
+            f"{SUBSTITUTES} examples in a row, from number {index} of the split, cannot be read: check the data",
             code="nothing-readable",
         )
 
@@ -160,11 +147,6 @@ class BinarizedSplit(Split):
         draw = mixed(self._salted[at][:, None] + np.arange(v.shape[1], dtype=np.uint64)) >> np.uint64(40)
         ones = draw * np.uint64(255) < (v.astype(np.uint64) << np.uint64(24))
         return Batch(torch.from_numpy(ones.astype(np.uint8)).reshape(grey.x.shape), grey.label)
-
-
-def split_of(part: RawSplit, rows: np.ndarray) -> Split:
-    """Make a split of rows of a part."""
-    return ArraySplit(part, rows) if isinstance(part.x, np.ndarray) else ReaderSplit(part, rows)
 
 
 def divide(part: RawSplit, *, test: bool, valid: bool, seed: int) -> dict[str, np.ndarray]:
@@ -197,15 +179,6 @@ def _taken(hashes: np.ndarray, fraction: float, few: int) -> np.ndarray:
     chosen = ordered[: max(few, int((ordered < limit).sum()))]
     taken = free & (hashes <= chosen[-1])
     return taken if not taken.all() else hashes < hashes.max()  # leave at least one group for training
-
-
-def _gathered(part: RawSplit, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
-    labels = None if part.labels is None else part.labels[rows]
-    return part.example_ids[rows], labels, {name: values[rows] for name, values in part.factors.items()}
-
-
-def _labels(labels: np.ndarray | None, at: np.ndarray) -> torch.Tensor | None:
-    return None if labels is None else torch.from_numpy(labels[at])
 
 
 # batches

@@ -14,7 +14,7 @@ from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Binary, Schema, Values
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.likelihoods.independent import BernoulliLogits, CategoricalLogits
-from tessella.likelihoods.shared import IndependentValues, RealValues, Standardizer, checked
+from tessella.likelihoods.shared import IndependentValues, RealValues, Standardizer, checked_parameters
 
 SCALE_FLOOR = 1e-3
 
@@ -50,7 +50,7 @@ class Observation(Likelihood):
         """Return None: the parameters come from z itself."""
 
     def forward(self, parameters: Tensor) -> StoredValues:
-        location, log_precision = checked(parameters, self.schema, self.parameter_channels).chunk(2, dim=1)
+        location, log_precision = checked_parameters(parameters, self.schema, self.parameter_channels).chunk(2, dim=1)
         if not self.levels:
             sigma = (log_precision / -2).exp().clamp_min(SCALE_FLOOR)
             return RealValues(Normal(self.units.to_stored(location), self.units.scale * sigma, validate_args=False))

@@ -131,7 +131,7 @@ def data_fingerprint(data: Data, *splits: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def trained(
+def train_classifier(
     data: Data,
     *,
     seen: int | None = None,
@@ -237,6 +237,6 @@ def of_run(run: Path, data: Data) -> Classifier:
     of = data_fingerprint(data, "train")
     model = stored_classifier(run / FILE, data, of)
     if model is None:
-        model = trained(data)
+        model = train_classifier(data)
         store(run / FILE, model, of)
     return model

@@ -213,7 +213,7 @@ def of_features(samples: np.ndarray, data: np.ndarray, others: np.ndarray) -> Fi
     variance = float(data.var(0).sum()) or 1.0
 
     def distance(a: np.ndarray, b: np.ndarray) -> float:
-        return frechet(a, b) / variance
+        return frechet_distance(a, b) / variance
 
     precision, recall = precision_recall(samples, data)
     data_precision, data_recall = precision_recall(others, data)
@@ -238,7 +238,7 @@ def of_features(samples: np.ndarray, data: np.ndarray, others: np.ndarray) -> Fi
     )
 
 
-def frechet(a: np.ndarray, b: np.ndarray) -> float:
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Compute the squared Frechet distance between Gaussians fitted to features `[n, F]` and `[m, F]`.
 
     tr (S1 S2)^1/2 is the sum of the singular values of S1^1/2 S2^1/2, with roots from symmetric eigendecompositions. So

@@ -58,7 +58,7 @@ class LatentStatistics:
 
 def examples_sheet(examples: Tensor, schema: Schema) -> Image.Image:
     """Render examples `[rows, columns, *shape]` as one picture."""
-    return pictures.grid(examples.flatten(0, 1), schema, examples.shape[1])
+    return pictures.image_grid(examples.flatten(0, 1), schema, examples.shape[1])
 
 
 def in_rows(examples: Tensor, columns: int, blank: float) -> Tensor:

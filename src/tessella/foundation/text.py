@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from tessella.foundation.errors import in_python
@@ -23,6 +24,18 @@ def _shown(c: str) -> str:
     if "\udc80" <= c <= "\udcff":  # a byte of a file name that is not UTF-8
         return f"\\x{ord(c) - 0xDC00:02x}"
     return c.encode("unicode_escape").decode("ascii")
+
+
+def abridged(items: Sequence[str], most: int = 5) -> str:
+    """List the first of many names, and count the rest: `a, b, c ... and 12 more`."""
+    more = len(items) - most
+    return ", ".join(map(shown, items[:most])) + (f" ... and {more} more" if more > 0 else "")
+
+
+def one_line(error: BaseException, most: int = 160) -> str:
+    """Shorten the message of another library's exception to one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def cell(text: str) -> str:

@@ -1,13 +1,14 @@
 """Kind of data: what differs between pictures, signals and vectors and is not a network.
 
-A kind of another package is a final subclass of `Kind`, registered with the rank of its examples.
+A kind of another package is a final subclass of `Kind`, registered with the rank of its examples. If its examples come
+in files of their own, such as pictures, its `files` reads them: folders, INPUTS and tasks then accept these files.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, final
@@ -18,8 +19,12 @@ from torch import Tensor
 
 from tessella.core.rng import Noise
 from tessella.core.schema import Binary, Schema
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import DataError, SpecError
 from tessella.foundation.registry import entries
+from tessella.foundation.text import shown
+
+File = str | bytes
+"""Path of a file, or its content."""
 
 
 @final
@@ -36,6 +41,80 @@ class Codec:
     size: Callable[[Sequence[Tensor]], int]
 
 
+@final
+@dataclass(frozen=True)
+class ReadOptions:
+    """Options for reading the examples of a data set.
+
+    Attributes:
+        size: (height, width) to which pictures are cropped and resized.
+        channels: number of channels to which pictures are converted.
+        like: schema of the data that a model was trained on.
+    """
+
+    size: tuple[int, int] | None = None
+    channels: int | None = None
+    like: Schema | None = None
+
+
+@final
+@dataclass(frozen=True)
+class FileHeader:
+    """Header of a file that holds one example.
+
+    Attributes:
+        spatial: sides of the example: (height, width) of an upright picture.
+        channels: channels that hold all of its content.
+        deep: whether its values have more than 8 bits and are read in full.
+        cut: whether its values have more than 8 bits, of which the decoder keeps the upper 8.
+        trouble: why it cannot be read; empty if it can.
+    """
+
+    spatial: tuple[int, ...] = ()
+    channels: int = 0
+    deep: bool = False
+    cut: bool = False
+    trouble: str = ""
+
+
+class FileReader(ABC):
+    """Reader of files that hold one example each.
+
+    Attributes:
+        endings: endings of these files, in small letters.
+    """
+
+    endings: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def header(self, file: File) -> FileHeader:
+        """Read the header of a file. It raises nothing: its `trouble` says why a file cannot be read."""
+
+    @abstractmethod
+    def schema(
+        self, files: Sequence[tuple[Callable[[], File], FileHeader]], options: ReadOptions, notes: list[str]
+    ) -> Schema:
+        """Choose one schema to which all files of a data set are converted.
+
+        Args:
+            files: readable files with their headers, at least one, in an order that does not depend on their names.
+            options: options of the user.
+            notes: receives a line for each decision.
+        """
+
+    @abstractmethod
+    def holds(self, schema: Schema) -> bool:
+        """Return whether such files hold these values without loss."""
+
+    @abstractmethod
+    def read(self, file: File, schema: Schema) -> Tensor:
+        """Read an example as stored values `[*shape]`, converted to a schema. Decoders may raise any exception."""
+
+    @abstractmethod
+    def trouble(self, error: Exception) -> str:
+        """Describe in a few words why a file cannot be read."""
+
+
 class Kind(ABC):
     """Rendering, files and words of one kind of data.
 
@@ -46,6 +125,7 @@ class Kind(ABC):
         example, examples: words for one example and for several.
         dimension: word for one number of an example.
         file_ending: ending of the files that `write` makes.
+        files: reader of files that hold one example each; None if there are none.
         pixels: whether positions are pixels, so that patches and maps of an example are pictures too.
     """
 
@@ -53,6 +133,7 @@ class Kind(ABC):
     examples: ClassVar[str] = "examples"
     dimension: ClassVar[str] = "number"
     file_ending: ClassVar[str] = ".npy"
+    files: ClassVar[FileReader | None] = None
     pixels: ClassVar[bool] = False
 
     def __init__(self, schema: Schema) -> None:
@@ -70,11 +151,6 @@ class Kind(ABC):
 
     @property
     @abstractmethod
-    def image_files(self) -> bool:
-        """Return whether examples are read from picture files and written to them without loss."""
-
-    @property
-    @abstractmethod
     def probe(self) -> str:
         """Return the name of the small classifier's task for data without classes."""
 
@@ -88,6 +164,40 @@ class Kind(ABC):
     @abstractmethod
     def render(self, x: Tensor) -> np.ndarray:
         """Render stored values `[B, *shape]` as pictures `[B, H, W, channels]` uint8."""
+
+    @property
+    @final
+    def in_files(self) -> bool:
+        """Return whether examples are read from files of their own and written to them without loss."""
+        return self.files is not None and self.files.holds(self.schema)
+
+    @final
+    def read(self, file: File, *, name: str = "", spatial: tuple[int, ...] | None = None) -> Tensor:
+        """Read one example `[*shape]` from a file as stored values.
+
+        Args:
+            file: path of the file, or its content.
+            name: name of the file in messages. Default: its path.
+            spatial: sides to which it is converted. Default: those of the schema.
+
+        Raises:
+            DataError: if the file cannot be read (`unreadable`), or no such file holds these values (`no-pictures`).
+        """
+        schema = self.schema if spatial is None else replace(self.schema, spatial=spatial)
+        if self.files is None or not self.in_files:
+            shape = "x".join(map(str, schema.shape))
+            raise DataError(
+                f"the model expects {schema.values} values of shape {shape}, which picture files do not hold: give "
+                "example numbers, or files of arrays or tables",
+                code="no-pictures",
+            )
+        try:
+            return self.files.read(file, schema)
+        except Exception as error:  # decoders of broken files raise nearly anything
+            name, reason = name or str(file), self.files.trouble(error)
+            raise DataError(
+                f"{shown(name)} cannot be read: {reason}", code="unreadable", name=name, reason=reason
+            ) from None
 
     @abstractmethod
     def write(self, path: Path, x: Tensor, form: str = "") -> None:
@@ -126,6 +236,12 @@ class Kind(ABC):
         """Scale stored values to `[0, 1]`, clipping those outside the range."""
         values = self.schema.values
         return np.clip(np.nan_to_num((x.detach().to("cpu").float().numpy() - values.low) / values.span), 0, 1)
+
+
+def kinds_in_files() -> dict[str, type[Kind]]:
+    """List the kinds whose examples come in files of their own, by the endings of these files."""
+    kinds: list[type[Kind]] = [entry.load() for entry in entries("kind")]
+    return {ending: kind for kind in kinds if kind.files is not None for ending in kind.files.endings}
 
 
 @lru_cache(256)

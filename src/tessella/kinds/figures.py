@@ -23,7 +23,7 @@ def examples_in_a_row(schema: Schema) -> int:
 def sheet_figure(examples: Tensor, schema: Schema, caption: str) -> Figure:
     """Show examples `[R, C, *shape]` as a sheet of R rows."""
     scale = _scale(schema, examples.shape[1], PAGE)
-    image = pictures.grid(examples.flatten(0, 1), schema, examples.shape[1], scale=scale)
+    image = pictures.image_grid(examples.flatten(0, 1), schema, examples.shape[1], scale=scale)
     return Figure(image, caption, pixelated=scale > 1)
 
 
@@ -31,7 +31,7 @@ def labelled_rows(examples: Tensor, labels: Sequence[str], schema: Schema, capti
     """Show examples `[R, C, *shape]` as R rows, each with a label before it."""
     columns = examples.shape[1]
     scale = _scale(schema, columns, PAGE - LABELS)
-    images = [pictures.grid(row, schema, columns, scale=scale) for row in examples]
+    images = [pictures.image_grid(row, schema, columns, scale=scale) for row in examples]
     return Rows(list(zip(labels, images, strict=True)), caption, pixelated=scale > 1)
 
 

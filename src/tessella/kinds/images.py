@@ -18,6 +18,7 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Binary
 from tessella.foundation.registry import register
 from tessella.kinds.base import Codec, Kind
+from tessella.kinds.image_files import ImageFiles
 from tessella.kinds.pictures import from_jpeg, images, picture, to_jpeg
 
 LOSSLESS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,6 +41,7 @@ class Images(Kind):
     example = "picture"
     examples = "pictures"
     file_ending = ".png"
+    files = ImageFiles()
     pixels = True
 
     @property
@@ -51,10 +53,6 @@ class Images(Kind):
     def tile_size(self) -> tuple[int, int]:
         height, width = self.schema.spatial
         return height, width
-
-    @property
-    def image_files(self) -> bool:
-        return self.schema.values.name in ("binary", "uint8")
 
     @property
     def probe(self) -> str:

@@ -14,11 +14,13 @@ from tessella.foundation.errors import DataError
 from tessella.foundation.files import write_atomic
 from tessella.kinds.base import kind_of
 
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Pillow's modes of pictures, by number of channels."""
 VIEWABLE, WIDEST = 64, 1600
 GAP_SHADE = 200
 
 
-def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
+def image_grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | None = None) -> Image.Image:
     """Arrange examples `[B, *shape]` in one picture, row by row.
 
     Args:
@@ -45,7 +47,7 @@ def grid(x: Tensor, schema: Schema, columns: int, gap: int = 2, scale: int | Non
 
 def picture(x: Tensor, schema: Schema, mode: str = "") -> Image.Image:
     """Render one example `[*shape]` as a picture, in the given Pillow mode if any."""
-    image = grid(x[None], schema, columns=1, scale=1)
+    image = image_grid(x[None], schema, columns=1, scale=1)
     return image.convert(mode, dither=Image.Dither.NONE) if mode and image.mode != mode else image
 
 
@@ -71,7 +73,7 @@ def images(x: Tensor, schema: Schema, most: int | None = None) -> list[Image.Ima
     """
     found = []
     for tile in kind_of(schema).render(x):
-        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[tile.shape[2]]
+        mode = MODES[tile.shape[2]]
         image = Image.fromarray(tile[..., 0] if mode == "L" else tile)
         if mode in ("LA", "RGBA"):
             white = Image.new("RGBA", image.size, "white")

@@ -25,11 +25,6 @@ class Arrays(Kind, ABC):
 
     @final
     @property
-    def image_files(self) -> bool:
-        return False
-
-    @final
-    @property
     def probe(self) -> str:
         return "autoencoder"
 

@@ -15,7 +15,7 @@ from torch.types import _size
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
-from tessella.likelihoods.shared import Standardizer, checked, over_channels
+from tessella.likelihoods.shared import Standardizer, checked_parameters, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, IncrementalCausalConv
 from tessella.networks.conv import fold, unfold
 
@@ -90,7 +90,7 @@ class AutoregressiveModule(Likelihood):
         """Return None: the decoder's output is features."""
 
     def forward(self, parameters: Tensor) -> StoredValues:
-        parameters = checked(parameters, self.schema, self.parameter_channels)
+        parameters = checked_parameters(parameters, self.schema, self.parameter_channels)
         return PixelByPixel(self, parameters.reshape(len(parameters), self.features, *self._sides(parameters)))
 
     def standard(self, x: Tensor) -> Tensor:

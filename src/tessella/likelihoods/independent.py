@@ -18,7 +18,7 @@ from tessella.likelihoods.shared import (
     IndependentValues,
     RealValues,
     Standardizer,
-    checked,
+    checked_parameters,
     require_values,
 )
 
@@ -52,7 +52,7 @@ class BernoulliModule(Likelihood):
         return torch.zeros(self.parameter_channels)
 
     def forward(self, parameters: Tensor) -> StoredValues:
-        return BernoulliLogits(checked(parameters, self.schema, self.parameter_channels))
+        return BernoulliLogits(checked_parameters(parameters, self.schema, self.parameter_channels))
 
 
 @final
@@ -110,7 +110,7 @@ class CategoricalModule(Likelihood):
         return torch.zeros(self.parameter_channels)
 
     def forward(self, parameters: Tensor) -> StoredValues:
-        parameters = checked(parameters, self.schema, self.parameter_channels)
+        parameters = checked_parameters(parameters, self.schema, self.parameter_channels)
         values = self.schema.values
         return CategoricalLogits(parameters.reshape(len(parameters), values.levels, -1, *parameters.shape[2:]), values)
 
@@ -183,7 +183,7 @@ class GaussianModule(Likelihood):
         return torch.zeros(self.parameter_channels)
 
     def forward(self, parameters: Tensor) -> StoredValues:
-        parameters = checked(parameters, self.schema, self.parameter_channels)
+        parameters = checked_parameters(parameters, self.schema, self.parameter_channels)
         location, log_scale = parameters.chunk(2, dim=1)
         return _normal(self.units, location, SCALE_FLOOR + log_scale.clamp(max=20).exp())
 
@@ -226,7 +226,7 @@ class FixedGaussianModule(Likelihood):
         return torch.zeros(self.parameter_channels)
 
     def forward(self, parameters: Tensor) -> StoredValues:
-        parameters = checked(parameters, self.schema, self.parameter_channels)
+        parameters = checked_parameters(parameters, self.schema, self.parameter_channels)
         if self.log_scale is None:
             sigma = parameters.new_tensor(self.fixed_scale)
         else:

@@ -15,7 +15,7 @@ from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
 from tessella.core.schema import Schema, Values
 from tessella.foundation.errors import SpecError, option
-from tessella.likelihoods.shared import Standardizer, checked, require_values
+from tessella.likelihoods.shared import Standardizer, checked_parameters, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
 """Smallest log scale for 256 levels (lower for more levels), and the largest."""
@@ -85,7 +85,7 @@ class LogisticMixtureModule(Likelihood):
         return bias.flatten().repeat_interleave(self.schema.dims if self.is_vector else 1)
 
     def forward(self, parameters: Tensor) -> StoredValues:
-        checked(parameters, self.schema, self.parameter_channels)
+        checked_parameters(parameters, self.schema, self.parameter_channels)
         shape = (self.schema.shape[0], *parameters.shape[2:])
         parameters = parameters.reshape(parameters.shape[0], self._parameters_per_position, -1)
         return LogisticMixtureValues(parameters, self.mixtures, self.channels, shape, self.schema.values)

@@ -119,7 +119,7 @@ def require_values(schema: Schema, likelihood: str, *kinds: str) -> None:
         )
 
 
-def checked(parameters: Tensor, schema: Schema, channels: int) -> Tensor:
+def checked_parameters(parameters: Tensor, schema: Schema, channels: int) -> Tensor:
     """Return the decoder's output in float32 (float64 is kept), after a check of its shape.
 
     The shape is `[B, channels, *spatial]`. Pictures may have another size than the schema's, because convolutional

@@ -26,10 +26,10 @@ def html_page(page: Page) -> str:
     return "\n".join(map(shown, on_command_line(text).split("\n")))
 
 
-def write_html(path: Path, page: Page) -> None:
+def write_html(path: str | Path, page: Page) -> None:
     """Write a page as an HTML file, atomically."""
     text = html_page(page)
-    write_atomic(path, lambda draft: draft.write_text(text, "utf-8"))
+    write_atomic(Path(path), lambda draft: draft.write_text(text, "utf-8"))
 
 
 @cache

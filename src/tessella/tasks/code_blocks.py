@@ -201,7 +201,9 @@ def _slow(model: Model) -> bool:
 
 def _half(examples: Tensor, model: Model, columns: int) -> Image.Image:
     """Render examples as a sheet that fills half the page."""
-    return pictures.grid(examples, model.schema, columns, scale=max(1, 2 * HALF // (columns * model.schema.shape[-1])))
+    return pictures.image_grid(
+        examples, model.schema, columns, scale=max(1, 2 * HALF // (columns * model.schema.shape[-1]))
+    )
 
 
 def _panels(panels: Sequence[tuple[Image.Image, str]], caption: str) -> Grid:

@@ -165,7 +165,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
         data=config.data,
         split=config.split,
         native_size=config.native_size,
-        skip=originals.keeps if kind_of(model.schema).image_files else None,
+        skip=originals.keeps if kind_of(model.schema).in_files else None,
     )
     of_split = f"examples of the split {config.split} as the run reads its data" if inputs.from_data else ""
     codecs = BaselineCodecs(model.schema, lossy=config.lossy)
@@ -308,7 +308,7 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
     from tessella.coding import files
     from tessella.coding.container import Container
     from tessella.coding.weights import model_for
-    from tessella.core.device import resolve
+    from tessella.core.device import resolve_device
     from tessella.foundation.output_folder import Outputs, check_folder
     from tessella.kinds.base import kind_of
 
@@ -326,7 +326,7 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
         raise container.damaged("several examples have the same name")
     decoded = ()
     if model is not None:
-        place = resolve(device) if header.method == "codes" else None
+        place = resolve_device(device) if header.method == "codes" else None
         decoded = files.read_compressed(container, model, device=place)
     with targets as outputs:
         for number, (name, x) in enumerate(decoded):
@@ -383,7 +383,7 @@ class InspectResult(Result):
         }
 
     def page(self) -> Page:
-        from tessella.data.raw import abridged
+        from tessella.foundation.text import abridged
 
         h, c = self.header, self.contents
         shape = "x".join(map(str, h.shape))

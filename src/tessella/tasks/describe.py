@@ -79,7 +79,7 @@ def describe_data(config: DescribeConfig) -> DataDescription:
 def data_facts(data: Data) -> list[tuple[str, str]]:
     """What was understood of some data: names and texts, a line each."""
     from tessella.core.schema import Binary
-    from tessella.data.raw import abridged
+    from tessella.foundation.text import abridged
     from tessella.kinds.base import kind_of
 
     schema, binarize, counts = data.schema, data.options["binarize"], class_counts(data)
@@ -128,12 +128,12 @@ def contact_sheet(data: Data) -> Image.Image:
     import torch
     from PIL import Image, ImageDraw, ImageFont
 
-    from tessella.kinds.pictures import grid
+    from tessella.kinds.pictures import image_grid
 
     split = data.split("train")
     if split.labels is None:
         first = split.batch(split.random_rows(UNSORTED)).x
-        return grid(first, data.schema, COLUMNS)
+        return image_grid(first, data.schema, COLUMNS)
     rows = []
     for number, name in enumerate(data.schema.classes[:MOST_CLASSES]):
         of = np.flatnonzero(split.labels == number)
@@ -141,7 +141,7 @@ def contact_sheet(data: Data) -> Image.Image:
         if len(of):
             x = split.batch(of).x
             blank = x.new_full((COLUMNS - len(of), *x.shape[1:]), data.schema.values.low)
-            rows.append((name, grid(torch.cat([x, blank]), data.schema, COLUMNS)))
+            rows.append((name, image_grid(torch.cat([x, blank]), data.schema, COLUMNS)))
     font = ImageFont.load_default(14)
     texts = [name if len(name) <= 24 else name[:23] + "…" for name in (shown(name) for name, _ in rows)]
     left = int(max(font.getlength(text) for text in texts)) + 2 * MARGIN

@@ -1,9 +1,9 @@
 """Conformance tests for registered parts of this package and of other packages.
 
-    from tessella import testing
+    from tessella.plugin import check_likelihood, check_quantizer
 
-    testing.check_quantizer(MyQuantizer())
-    testing.check_likelihood(MyLikelihood(), "real")
+    check_quantizer(MyQuantizer())
+    check_likelihood(MyLikelihood(), "real")
 
 Each check raises AssertionError if the part breaks the contract of its kind, and needs only PyTorch.
 `check_entry(entry)` runs the checks for the kind of an entry.

@@ -82,7 +82,7 @@ def check_source(source: Callable[[tuple[int, int] | None], RawDataset]) -> None
         assert part.example_ids.dtype == np.uint64
         assert len(np.unique(part.example_ids)) == len(part.example_ids) == len(part.x) > 0
         assert np.array_equal(part.example_ids, again.parts[name].example_ids)
-        some, same = (p.x[rows] if isinstance(p.x, np.ndarray) else p.x.read(rows) for p in (part, again.parts[name]))
+        some, same = (p.read(rows) for p in (part, again.parts[name]))
         assert np.array_equal(some, same)
         assert isinstance(part.x, np.ndarray) or (some.shape[1:] == part.x.shape and some.dtype == np.uint8)
         assert part.labels is None or len(part.labels) == len(part.example_ids)

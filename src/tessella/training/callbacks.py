@@ -109,7 +109,7 @@ class ModelProbe(ValidationProbe):
         if model.has_prior:
             labels = None if label is None else label.repeat(-(-2 * SHOWN // len(label)))[: 2 * SHOWN]
             made["samples"] = model.sample(2 * SHOWN, labels)
-        return {name: pictures.grid(examples, model.schema, columns=len(x)) for name, examples in made.items()}
+        return {name: pictures.image_grid(examples, model.schema, columns=len(x)) for name, examples in made.items()}
 
 
 class Callback(ABC):

@@ -336,4 +336,4 @@ class PriorProbe(ValidationProbe):
     def draw(self, model: Any) -> dict[str, Image]:
         label = torch.arange(2 * SHOWN) % max(1, len(model.schema.classes)) if model.model.conditional else None
         samples = model.model.sample(2 * SHOWN, None if label is None else label.to(model.model.device))
-        return {"samples": pictures.grid(samples, model.schema, columns=SHOWN)}
+        return {"samples": pictures.image_grid(samples, model.schema, columns=SHOWN)}

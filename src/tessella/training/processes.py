@@ -21,10 +21,10 @@ from filelock import FileLock, Timeout
 from torch import distributed
 
 import tessella
-from tessella.core.device import resolve
-from tessella.data.raw import shown
+from tessella.core.device import resolve_device
 from tessella.foundation.errors import RunError, SpecError, option
 from tessella.foundation.files import place, write_atomic
+from tessella.foundation.text import shown
 from tessella.models.spec import TrainOptions
 from tessella.training import ranks
 from tessella.training.checkpoint import HOLDER, LOCK
@@ -69,7 +69,7 @@ def accelerated(asked: str | None = None) -> Accelerator:
     Raises:
         SpecError: if there is no such device.
     """
-    device = resolve(asked)
+    device = resolve_device(asked)
     several = ranks.world() > 1
     # A very long timeout: a process may work long while the others wait; `ranks` detects lost processes instead.
     patient = InitProcessGroupKwargs(timeout=timedelta(days=7))

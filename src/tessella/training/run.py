@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tessella.core.configs import CodePriorConfig, PriorConfig
-from tessella.core.device import resolve
+from tessella.core.device import resolve_device
 from tessella.core.schema import Schema
 from tessella.core.tensors import load_weights, read_header
 from tessella.data import Data, open_data
@@ -109,7 +109,7 @@ class Run:
 
     Args:
         path: run folder.
-        device: default device of its model: cpu, cuda, mps, xpu, or auto (see `tessella.core.device.resolve`).
+        device: default device of its model: cpu, cuda, mps, xpu, or auto (see `resolve_device`).
     """
 
     def __init__(self, path: str | os.PathLike[str], device: str | torch.device | None = None) -> None:
@@ -217,7 +217,7 @@ def load(
     """Load the trained model of a run, with averaged weights, in evaluation mode.
 
     Args:
-        device: device of the model: cpu, cuda, mps, xpu, or auto for the best one (see `tessella.core.device.resolve`).
+        device: device of the model: cpu, cuda, mps, xpu, or auto for the best one (see `resolve_device`).
         into: model to load the weights into, if it is your own composition and not in the registry.
         prior: kind of a fitted prior, or `trained` (for codes `uniform`) for the model's own. By default the fitted
             prior with the lowest rate on the validation split; the model's own prior if no fitted one is better.
@@ -227,7 +227,7 @@ def load(
             it has no such prior.
         SpecError: if there is no such device.
     """
-    place = resolve(device)
+    place = resolve_device(device)
     spec, header = checkpoint.read_spec(run), read_header(kept(run, checkpoint.MODEL))
     model = checkpoint.build(run, spec) if into is None else into
     load_weights(model, header, exactly=into is None)

@@ -13,12 +13,9 @@ from statistics import fmean
 
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 
-from tessella.core.batches import Batch
-from tessella.models.base import Model
-from tessella.models.spec import ModelConfig
-from tessella.tasks.detect.detector import Detector
-from tessella.tasks.detect.ranking import auroc
+from tessella import VAE, Batch, Detector, Model
 from tessella_experiments.models import RATE, latent
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, mean_and_error
 from tessella_experiments.runner import ExperimentRunner, TrainingJob, fetched
@@ -62,7 +59,7 @@ def _without(runner: ExperimentRunner, seed: int, seconds: float) -> dict[int, M
     made: dict[int, Model] = {}
     for c in classes:
         torch.manual_seed(seed)
-        made[c] = ModelConfig.chosen("vae").from_options(latent(runner.schema)).build(runner.schema)
+        made[c] = VAE(runner.schema, **latent(runner.schema))
         part = train.subset(np.flatnonzero(train.labels != c))
         runner.fit(made[c], part, seed=seed, seconds=seconds / len(classes), steps=STEPS, learning_rate=RATE)
     return made
@@ -90,8 +87,13 @@ def _found(runner: ExperimentRunner, c: int, model: Model, seed: int) -> LeftOut
     detector = Detector(model, inliers=[Batch(normal[:taught])], seed=seed)
     of_normals = detector.score(Batch(normal[taught : taught + EXAMPLES]))
     of_anomalies = detector.score(Batch(anomalies.x))
-    areas = {name: auroc(of_normals[name], of_anomalies[name])[0] for name in of_normals}
+    areas = {name: _area(of_normals[name], of_anomalies[name]) for name in of_normals}
     return LeftOut(runner.schema.classes[c], areas)
+
+
+def _area(normal: np.ndarray, anomalous: np.ndarray) -> float:
+    """The area under the ROC curve."""
+    return float(roc_auc_score([0] * len(normal) + [1] * len(anomalous), np.concatenate([normal, anomalous])))
 
 
 def conclude(found: list[list[LeftOut]]) -> Finding:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tessella.core.rng import Noise
-from tessella.foundation.blocks import Rows
-from tessella.models.base import Model
-from tessella.models.latent_variable import LatentVariableModel
+from tessella import Model, Noise
+from tessella.plugin import Rows
 from tessella_experiments.measuring import CLASSIFIER, distance, features_named, row_of
 from tessella_experiments.models import AE, VAE
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
@@ -81,7 +79,6 @@ def _drawn(model: Model, z: Tensor) -> Tensor:
 
 def _latents(model: Model, runner: ExperimentRunner, seed: int) -> Tensor:
     """z of training examples, drawn from q(z | x) where that is a distribution: `[N, units]` float64."""
-    assert isinstance(model, LatentVariableModel)
     x = runner.examples(4 * SAMPLES).x
     parts = [
         model.encode(part, noise=Noise(seed, number, "claim 1 latents")).z

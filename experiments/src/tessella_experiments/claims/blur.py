@@ -1,6 +1,6 @@
 """a VAE's samples are blurred, because it averages; codes with a learned prior and diffusion blur less.
 
-Sharpness is the high-frequency energy of samples as a share of the data's (`evaluation.sharpness`). Samples are the
+Sharpness is the high-frequency energy of samples as a share of the data's (`high_frequency_energy`). Samples are the
 means of p(x | z). How far they are from the data is |log sharpness|, so that noise counts as much as blur.
 """
 
@@ -11,10 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from tessella.core.outputs import Sampling
-from tessella.evaluation.sharpness import high_frequency_energy
-from tessella.foundation.blocks import Rows
-from tessella.kinds import pictures
+from tessella import Diffusion, Sampling, high_frequency_energy, image_grid
+from tessella.plugin import Rows
 from tessella_experiments.models import VAE, VQVAE_PRIOR
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, Plot, bars, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner, of_model
@@ -26,7 +24,7 @@ NAMES = {"vae": "VAE", "codes": "VQ-VAE and prior", "diffusion": "diffusion"}
 
 DIFFUSION = of_model(
     "diffusion",
-    "diffusion",
+    Diffusion,
     lambda schema: {"width": 24, "depth": 1} if schema.rank == 2 else {"width": 128, "depth": 2},
     steps=1000,
     weight=2.5,
@@ -50,7 +48,7 @@ def run(runner: ExperimentRunner) -> Finding:
         vae = runner.model(VAE, seed)
         rebuilt = torch.cat([vae.reconstruct(part) for part in data.split(AT_ONCE)])
         again.append(float(high_frequency_energy(rebuilt, runner.schema).mean()) / energy)
-    rows = [(name, pictures.grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
+    rows = [(name, image_grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
     of_seen = float(high_frequency_energy(seen, runner.schema).mean()) / energy
     return conclude(found, again, of_seen, [Rows(rows, "Samples are the means of p(x | z), of one seed.")])
 

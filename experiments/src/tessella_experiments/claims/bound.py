@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from tessella.core.rng import Noise
-from tessella.foundation.blocks import Chart, Series
+from tessella import Noise
+from tessella.plugin import Chart, Series
 from tessella_experiments.measuring import principal
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, difference
 from tessella_experiments.runner import ExperimentRunner

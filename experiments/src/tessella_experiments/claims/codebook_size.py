@@ -15,10 +15,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tessella.foundation.blocks import Chart, Series
-from tessella.models.base import Model
-from tessella.models.codes import CodeModel
-from tessella.models.spec import ModelConfig
+import tessella
+from tessella import Model
+from tessella.plugin import Chart, CodeModel, Series
 from tessella_experiments.models import RATE, VQVAE, codes
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner, TrainingJob
@@ -31,7 +30,7 @@ def _recipe(size: int) -> TrainingJob:
     def make(runner: ExperimentRunner, seed: int, seconds: float) -> Model:
         base = runner.model(VQVAE, seed)
         torch.manual_seed(seed)
-        made = ModelConfig.chosen("vqvae").from_options(codes(runner.schema, size)).build(runner.schema)
+        made = tessella.VQVAE(runner.schema, **codes(runner.schema, size))
         kept = {n: value for n, value in base.state_dict().items() if ".books." not in n}
         made.load_state_dict(kept, strict=False)
         runner.fit(made, seed=seed, seconds=seconds, steps=UPDATES, learning_rate=RATE / 2)

@@ -3,7 +3,7 @@
 Three models of the same encoder and decoder: a VAE whose pixels are independent given z, and a VAE and a VQ-VAE whose
 pixels are drawn each given those before it (Chen et al. 2016; van den Oord et al. 2017, section 1). How much z is used
 is told by what log p(x | z) loses when z is exchanged between examples, and by the mutual information of z and the
-example: `evaluation.collapse`.
+example: `measure_collapse`.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from typing import Any
 
 import torch
 
-from tessella.core.schema import Schema
-from tessella.evaluation import collapse
-from tessella.evaluation.results import CollapseEvaluation
-from tessella.foundation.blocks import Chart, Series
+import tessella
+from tessella import Autoregressive, CollapseEvaluation, Integers, Schema, measure_collapse
+from tessella.plugin import Chart, Series
 from tessella_experiments.models import RATE, VAE, codes, latent
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import ExperimentRunner, of_model
 
+EXAMPLES = 250
 IGNORED = 0.1
 """Of what z is worth to the factorised decoder: worth less than this share, it counts as ignored."""
-USED = collapse.LEAST_COST
+USED = 0.5
 """Nats that codes are worth at the least if they are used."""
 
 
 def _strong(schema: Schema) -> dict[str, Any]:
     """A decoder of pixels that sees far: 4 layers reach over a small picture."""
-    return {"likelihood": "autoregressive", "pixel_width": 16, "pixel_depth": 4}
+    components = 4 if schema.values == Integers() else None
+    return {"likelihood": Autoregressive(components=components, pixel_width=16, pixel_depth=4)}
 
 
 STRONG_VAE = of_model(
     "vae, autoregressive",
-    "vae",
+    tessella.VAE,
     lambda s: {**latent(s), **_strong(s)},
     weight=2.5,
     steps=500,
@@ -41,7 +42,7 @@ STRONG_VAE = of_model(
 )
 STRONG_VQVAE = of_model(
     "vqvae, autoregressive",
-    "vqvae",
+    tessella.VQVAE,
     lambda s: {**codes(s), **_strong(s)},
     weight=2.5,
     steps=500,
@@ -52,13 +53,13 @@ JOBS = {"VAE": VAE, "VAE, autoregressive": STRONG_VAE, "VQ-VAE, autoregressive":
 
 @torch.inference_mode()
 def run(runner: ExperimentRunner) -> Finding:
-    examples = runner.unseen(collapse.EXAMPLES)
+    examples = runner.unseen(EXAMPLES)
     found: dict[str, list[CollapseEvaluation]] = {name: [] for name in JOBS}
     curves: dict[str, tuple[float, ...]] = {}
     for seed in runner.seeds:
         for name, job in JOBS.items():
             model = runner.model(job, seed)
-            judged = collapse.measure_collapse(model, examples, seed=seed)
+            judged = measure_collapse(model, examples, seed=seed)
             assert judged is not None
             found[name].append(judged)
             rate = model.rate(model.encode(examples.x.to(model.device)))

@@ -12,12 +12,13 @@ import math
 
 import torch
 
+import tessella
 from tessella_experiments.measuring import CLASSIFIER, classifier
 from tessella_experiments.models import RATE, UPDATES, latent
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, mean_and_error
 from tessella_experiments.runner import ExperimentRunner, of_model
 
-CVAE = of_model("cvae", "cvae", latent, steps=UPDATES, learning_rate=RATE)
+CVAE = of_model("cvae", tessella.CVAE, latent, steps=UPDATES, learning_rate=RATE)
 SAMPLES, MOST_A_CLASS = 600, 50
 OBEYED = 0.5
 """More often than not: at least this share of the samples, and more than chance."""

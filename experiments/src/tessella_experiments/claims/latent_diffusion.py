@@ -7,47 +7,25 @@ data and the sharpness. What the decoder makes of unseen data's own z is the mos
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import replace
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from tessella.core.rng import Noise
-from tessella.evaluation.sharpness import high_frequency_energy
-from tessella.foundation.blocks import Rows
-from tessella.kinds import pictures
-from tessella.models.latent_variable import LatentVariableModel
-from tessella.priors import DiffusionPrior
-from tessella.training.prior_trainer import LatentPriorTrainer, encode_splits
+from tessella import DiffusionPrior, Model, Noise, high_frequency_energy, image_grid
+from tessella.plugin import Rows
 from tessella_experiments.measuring import CLASSIFIER, distance, features_named
 from tessella_experiments.models import VAE
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, Plot, bars, difference
-from tessella_experiments.runner import AT_ONCE, ExperimentRunner, TrainingJob
+from tessella_experiments.runner import AT_ONCE, ExperimentRunner, with_prior
 from tessella_experiments.runner import samples as drawn
 
 SAMPLES, SHOWN, TAUGHT = 1000, 12, 20_000
-WIDTH, DEPTH = 128, 3
-"""Of the diffusion prior's network."""
 PRIORS = {"normal": "N(0, I)", "diffusion": "diffusion"}
 
-
-def _fitted(runner: ExperimentRunner, seed: int, seconds: float) -> LatentVariableModel:
-    """The VAE with a diffusion prior fitted on its z; the VAE itself keeps N(0, I)."""
-    model = cast(LatentVariableModel, copy.deepcopy(runner.model(VAE, seed)))
-    trainer, train = LatentPriorTrainer(model), runner.data.split("train")
-    train = train.subset(train.random_rows(TAUGHT))
-    rows = encode_splits(trainer, replace(runner.data, splits={"train": train}), "auto")
-    torch.manual_seed(seed)
-    trainer.set_prior(model.build_priors(DiffusionPrior(width=WIDTH, depth=DEPTH)))
-    trainer.fit_scale(rows["train"], "auto")
-    runner.fit(trainer, rows["train"], seed=seed, seconds=seconds, steps=3000, batch_size=128)
-    return model.eval()
-
-
-LATENT_DIFFUSION = TrainingJob("latent diffusion", _fitted, weight=1.0)
+LATENT_DIFFUSION = with_prior(
+    "latent diffusion", VAE, DiffusionPrior(width=128, depth=3), steps=3000, batch_size=128, examples=TAUGHT
+)
 
 
 def run(runner: ExperimentRunner) -> Finding:
@@ -73,15 +51,14 @@ def run(runner: ExperimentRunner) -> Finding:
             shown += [(f"z from {words}", made[name][:SHOWN]) for name, words in PRIORS.items()]
     more = []
     if energy is not None:
-        rows = [(name, pictures.grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
+        rows = [(name, image_grid(x, runner.schema, SHOWN, scale=4)) for name, x in shown]
         more = [Rows(rows, "Samples are the means of p(x | z), of one seed and one decoder.")]
     return conclude(frechet, sharp if energy is not None else None, features_named(runner), more)
 
 
 @torch.no_grad()
-def _rebuilt(model: object, data: Tensor, seed: int) -> Tensor:
+def _rebuilt(vae: Model, data: Tensor, seed: int) -> Tensor:
     """What the decoder makes of the data's own z, drawn from q(z | x)."""
-    vae = cast(LatentVariableModel, model)
     parts = enumerate(data.split(AT_ONCE))
     return torch.cat([vae.decode(vae.encode(x, noise=Noise(seed, n, "claim 14")).z).mean for n, x in parts])
 

@@ -8,8 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from tessella.foundation.blocks import Rows
-from tessella.models.codes import CodeModel
+from tessella.plugin import CodeModel, Rows
 from tessella_experiments.measuring import CLASSIFIER, distance, features_named, row_of
 from tessella_experiments.models import VQVAE, VQVAE_PRIOR
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference

@@ -14,21 +14,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tessella.core.outputs import Condition, Sampling, Terms
-from tessella.core.rng import Noise
-from tessella.core.schema import Schema
-from tessella.evaluation.codebook import coarse_only
-from tessella.models.codes import CodeModel
-from tessella.models.spec import Objective
-from tessella.priors.autoregressive import PixelCNNModule
-from tessella.training.prior_trainer import EncodedSplit, unpacked
-from tessella_experiments.models import CODEBOOK, RATE, UPDATES, codes, size
+import tessella
+from tessella import Noise, PixelCNN, Sampling, Schema
+from tessella.plugin import CodeModel, Condition, Objective, Terms
+from tessella_experiments.models import RATE, UPDATES, codes
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
-from tessella_experiments.runner import AT_ONCE, ExperimentRunner, TrainingJob, codes_of, of_model
+from tessella_experiments.runner import AT_ONCE, ExperimentRunner, TrainingJob, of_model
 
 EXAMPLES = 500
-WIDTH, DEPTH = 32, 2
-"""Of each prior's network."""
+PRIOR = PixelCNN(width=32, depth=2)
 GUESSES = {"likeliest": "its likeliest codes", "mean": "its mean vectors", "nothing": "nothing"}
 
 
@@ -36,16 +30,15 @@ def _two(schema: Schema) -> dict[str, Any]:
     return {**codes(schema), "levels": 2}
 
 
-TWO = of_model("vqvae2", "vqvae2", _two, steps=UPDATES, weight=1.5, learning_rate=RATE)
+TWO = of_model("vqvae2", tessella.VQVAE2, _two, steps=UPDATES, weight=1.5, learning_rate=RATE)
 
 
 def _coarse(runner: ExperimentRunner, seed: int, seconds: float) -> CodeModel:
     """A model of one level on the grid of the other's coarse one."""
     top = cast(CodeModel, runner.model(TWO, seed)).code_shapes[0]
-    options = {**size(runner.schema), "grid_size": max(top[1:]), "codebook_size": CODEBOOK}
-    return of_model(ONE.name, "vqvae", lambda schema: options, steps=UPDATES, learning_rate=RATE).make(
-        runner, seed, seconds
-    )
+    options = {**codes(runner.schema), "grid_size": max(top[1:])}
+    job = of_model(ONE.name, tessella.VQVAE, lambda schema: options, steps=UPDATES, learning_rate=RATE)
+    return cast(CodeModel, job.make(runner, seed, seconds))
 
 
 ONE = TrainingJob("vqvae, coarse", _coarse)
@@ -63,10 +56,9 @@ class FinePriors(nn.Module):
     def __init__(self, model: CodeModel) -> None:
         super().__init__()
         self._model = (model.requires_grad_(False).eval(),)  # in a tuple, so that its weights are not this module's
-        make = PixelCNNModule
         shape, size = model.prior_shapes[-1], model.levels[-1].codebook_size
-        self.given = make(shape, size, context_channels=model.context_channels[-1], width=WIDTH, depth=DEPTH)
-        self.alone = make(shape, size, width=WIDTH, depth=DEPTH)
+        self.given = PRIOR.build(shape, size, context_channels=model.context_channels[-1])
+        self.alone = PRIOR.build(shape, size)
 
     @property
     def model(self) -> CodeModel:
@@ -81,31 +73,32 @@ class FinePriors(nn.Module):
         return Objective()
 
     def compile_networks(self) -> None:
-        """As of `training.Trainable`."""
+        """As of `Trainable`."""
 
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
-        """Rows of codes `[B, codes]` to the cost of the finest level, given the coarser ones and alone: `[B, 2]`."""
-        found = unpacked(self.model, x)
-        fine = found[-1]
-        top = self.model.lookup(found)[:, : self.model.context_channels[-1]].detach()
+        """Stored values `[B, *shape]` to the cost of the finest level, given the coarser ones and alone: `[B, 2]`."""
+        with torch.no_grad():
+            codes = self.model.encode(x).codes
+        rates = self.rates(codes, noise)
+        return Terms(torch.zeros_like(rates[:, 0]), rates.sum(1), rates)
+
+    def rates(self, codes: tuple[Tensor, ...], noise: Noise | None = None) -> Tensor:
+        """Codes of all levels to the cost of the finest, given the coarser ones and alone: `[B, 2]` nats."""
+        top = self.model.lookup(codes)[:, : self.model.context_channels[-1]].detach()
         streams = (None, None) if noise is None else (noise.split("given"), noise.split("alone"))
-        given = -self.given(fine, Condition(context=top), noise=streams[0]).flatten(1).sum(1)
-        alone = -self.alone(fine, noise=streams[1]).flatten(1).sum(1)
-        return Terms(torch.zeros_like(given), given + alone, torch.stack([given, alone], 1))
+        given = self.given(codes[-1], Condition(context=top), noise=streams[0])
+        alone = self.alone(codes[-1], noise=streams[1])
+        return -torch.stack([given.flatten(1).sum(1), alone.flatten(1).sum(1)], 1)
 
 
 def _fine_priors(runner: ExperimentRunner, seed: int, seconds: float) -> FinePriors:
     model = cast(CodeModel, runner.model(TWO, seed))
     torch.manual_seed(seed)
     priors = FinePriors(model)
-    runner.fit(priors, _rows(runner, model, seed), seed=seed, seconds=seconds, steps=UPDATES, weight_decay=0.1)
+    runner.fit(priors, seed=seed, seconds=seconds, steps=UPDATES, frozen=model, weight_decay=0.1)
     return priors
-
-
-def _rows(runner: ExperimentRunner, model: CodeModel, seed: int) -> EncodedSplit:
-    return runner.keep(f"codes of {TWO.name}", lambda: codes_of(model, runner.data.split("train")), seed)
 
 
 FINE_PRIORS = TrainingJob("priors of the finer level", _fine_priors, 1.5)
@@ -139,7 +132,7 @@ def run(runner: ExperimentRunner) -> Finding:
 def _measured(runner: ExperimentRunner, seed: int) -> Levels:
     x, priors = runner.unseen(EXAMPLES).x, cast(FinePriors, runner.get(FINE_PRIORS, seed))
     model, one = priors.model, cast(CodeModel, runner.model(ONE, seed))
-    average = _average(runner, model, seed)
+    average = _average(runner, model)
     sums: dict[str, float] = {}
     for number, part in enumerate(x.split(AT_ONCE)):
         latent = model.encode(part)
@@ -149,13 +142,10 @@ def _measured(runner: ExperimentRunner, seed: int) -> Levels:
         )
         z["likeliest"] = model.lookup([*latent.codes[:-1], fine.reshape(latent.codes[-1].shape)])
         z["mean"] = torch.cat([latent.z[:, :top], average[top:].expand(len(part), -1, -1, -1)], 1)
-        z["nothing"] = coarse_only(model, latent.z, len(model.levels) - 1)
+        z["nothing"] = torch.cat([latent.z[:, :top], torch.zeros_like(latent.z[:, top:])], 1)
         costs = {name: -model.decode(value).log_prob(part) for name, value in z.items()}
         costs["coarse"] = -one.decode(one.encode(part).z).log_prob(part)
-        rows = torch.cat([c.flatten(1) for c in latent.codes], 1)
-        per = priors.eval()(rows).rate_per_unit
-        assert per is not None
-        costs |= {"given": per[:, 0], "alone": per[:, 1]}
+        costs["given"], costs["alone"] = priors.eval().rates(latent.codes).unbind(1)
         for name, nats in costs.items():
             sums[name] = sums.get(name, 0.0) + float(nats.double().sum()) / len(x)
     count = model.levels[-1]
@@ -164,10 +154,9 @@ def _measured(runner: ExperimentRunner, seed: int) -> Levels:
     return Levels(sums["both"], guesses, sums["coarse"], sums["given"], sums["alone"], uniform)
 
 
-def _average(runner: ExperimentRunner, model: CodeModel, seed: int) -> Tensor:
+def _average(runner: ExperimentRunner, model: CodeModel) -> Tensor:
     """What training examples' codes stand for on average at each place, `[D, h, w]`."""
-    rows = _rows(runner, model, seed).batch(range(min(2000, len(runner.data.split("train"))))).x
-    return torch.stack([model.lookup(unpacked(model, part)).mean(0) for part in rows.split(AT_ONCE)]).mean(0)
+    return torch.cat([model.encode(part).z for part in runner.examples(2000).x.split(AT_ONCE)]).mean(0)
 
 
 def conclude(found: list[Levels]) -> Finding:

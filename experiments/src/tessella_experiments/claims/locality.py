@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.core.rng import Noise
-from tessella.evaluation.collapse import MOVES, partners
-from tessella.models.base import Model
-from tessella.models.codes import CodeModel
-from tessella.tasks.edit.editing import covered_positions, mask_of_cells
+from tessella import Model, Noise
+from tessella.plugin import CodeModel
 from tessella_experiments.models import VAE, VQVAE
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import ExperimentRunner
 
 PICTURES, BOXES = 200, 12
+MOVES = 0.01
+"""Variance over the pictures above which a number of z is used."""
 IN_PLACE = 0.75
 """Share of a change of codes that must stay in its box, which is a quarter of the picture."""
 
@@ -34,7 +33,8 @@ def run(runner: ExperimentRunner) -> Finding:
     x = runner.unseen(PICTURES).x
     of_codes, of_z, best_of_codes = [], [], []
     for seed in runner.seeds:
-        other = partners(torch.zeros(len(x), dtype=torch.int64), seed)
+        order = torch.argsort(Noise(seed, stream="exchange").uniform(len(x)))
+        other = torch.empty_like(order).scatter_(0, order, order.roll(1))
         outside, best = _codes_outside(cast(CodeModel, runner.model(VQVAE, seed)), x, other, seed)
         of_codes.append(outside)
         best_of_codes.append(best)
@@ -91,10 +91,12 @@ def _codes_outside(model: CodeModel, x: Tensor, other: Tensor, seed: int) -> tup
         top, left = int(at[0] * (height - tall + 1)), int(at[1] * (width - wide + 1))
         region = torch.zeros(height, width, dtype=torch.bool)
         region[top : top + tall, left : left + wide] = True
-        (chosen,) = covered_positions(region, [cell])
+        covered = F.avg_pool2d(region[None].float(), cell, ceil_mode=True)[0]
+        chosen = covered >= min(0.5, float(covered.max()))
         after = model.decode(model.lookup([torch.where(chosen, c[other], c) for c in codes])).mean
         change = (after - before).double().square().sum(1)
-        inside = change[:, mask_of_cells(chosen, cell, (height, width))].sum()
+        mask = chosen.repeat_interleave(cell, 0).repeat_interleave(cell, 1)[:height, :width]
+        inside = change[:, mask].sum()
         shares.append(1 - float(inside / change.sum()))
         best.append(1 - float(in_best_box(change, tall, wide).sum() / change.sum()))
     kept = [s for s in shares if s == s]  # a box that is empty in all pictures has no change, so no share

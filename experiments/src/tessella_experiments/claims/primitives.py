@@ -15,11 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tessella.core.batches import Batch
-from tessella.core.schema import Schema
-from tessella.foundation.blocks import Rows
-from tessella.kinds import pictures
-from tessella.models.codes import CodeModel
+from tessella import Batch, Schema, image_grid
+from tessella.plugin import CodeModel, Rows
 from tessella_experiments.models import VQVAE
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, bars, difference
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner
@@ -142,7 +139,7 @@ def _atlas(patches: Tensor, codes: Tensor, model: CodeModel, schema: Schema) -> 
         small = Schema.of(shape, schema.values, schema.center, schema.scale)
         scale = max(1, 24 // max(shape[1:]))
         share = f"code {kind} ({100 * int(counts[kind]) / len(code):.0f} %)"
-        found.append((share, pictures.grid(of, small, ACROSS, scale=scale)))
+        found.append((share, image_grid(of, small, ACROSS, scale=scale)))
     return Rows(found, "The commonest codes, each with patches of training data that it stands for.")
 
 

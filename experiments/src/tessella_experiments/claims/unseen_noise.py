@@ -12,10 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from tessella.core.rng import Noise
-from tessella.core.schema import UINT8, Schema
-from tessella.foundation.blocks import Chart, Series
-from tessella.models.codes import CodeModel
+from tessella import Integers, Noise, Schema
+from tessella.plugin import Chart, CodeModel, Series
 from tessella_experiments.models import VQVAE
 from tessella_experiments.records import Claim, EffectTest, Finding, Measure, difference, mean_and_error
 from tessella_experiments.runner import AT_ONCE, ExperimentRunner
@@ -139,7 +137,7 @@ def _series(name: str, shares: list[list[float]]) -> Series:
 def _skip_reason(runner: ExperimentRunner) -> str | None:
     if runner.schema.rank != 2:
         return "the data are vectors: what noise cannot be seen in is a picture"
-    if runner.schema.values != UINT8:
+    if runner.schema.values != Integers():
         return f"the pictures have {runner.schema.values} values: noise of 1/255 needs bytes"
     return None
 

@@ -1,4 +1,6 @@
-"""Image files below a folder, and the meaning of its sub-folders: official splits, classes, or a wrapper of these."""
+"""Files below a folder that hold one example each, and the meaning of its sub-folders: official splits, classes, or a
+wrapper of these.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +8,28 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
 import numpy as np
 
-from tessella.data.folders.decode import FORMATS
-from tessella.data.raw import WHOLE, abridged
+from tessella.data.raw import SPLIT_WORDS, WHOLE
 from tessella.foundation.errors import DataError
+from tessella.foundation.text import abridged
+from tessella.kinds.base import Kind, kinds_in_files
 
 SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
-"""Files and folders that operating systems create, some with copies of images; ignored without a note."""
+"""Files and folders that operating systems create, some with copies of pictures; ignored without a note."""
 
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("val", "valid", "validation", "dev", "development"), "valid"),
-    **dict.fromkeys(("eval", "evaluation"), "eval"),
-}
+FOLDER_WORDS = SPLIT_WORDS | {"eval": "eval", "evaluation": "eval"}
 """Words in folder names and the splits that they mean; `eval` means test, or valid if there is a test split."""
 
 STRAY = 0.1
-"""Largest share of images beside the class folders that is ignored; with more, the folders are not classes."""
+"""Largest share of files beside the class folders that is ignored; with more, the folders are not classes."""
 
 _SPLIT = re.compile(
-    rf"(?<![a-z])({'|'.join(sorted(SPLIT_WORDS, key=len, reverse=True))})(?=set|data|images|imgs|[^a-z]|$)"
+    rf"(?<![a-z])({'|'.join(sorted(FOLDER_WORDS, key=len, reverse=True))})(?=set|data|images|imgs|[^a-z]|$)"
 )
 
 _PASSED_OVER = {
@@ -39,11 +37,11 @@ _PASSED_OVER = {
     "broken": "{} links are broken: {}",
     "circles": "{} links point back to a folder above them and were not followed: {}",
     "special": "{} named pipes, sockets or devices were ignored: {}",
-    "others": "{} files that are not pictures were ignored: {}",
+    "others": "{} files that are not {examples} were ignored: {}",
 }
 
 Rows = list[int]
-"""Row numbers of images."""
+"""Row numbers of files."""
 
 
 # finding them
@@ -68,14 +66,16 @@ class Names(Sequence[str]):
         return os.fsdecode(bytes(self._names[index]))
 
 
-def picture_files(path: str) -> tuple[list[str], list[str]]:
-    """Find the image files below a folder: relative paths in order, and notes on everything ignored.
+def example_files(path: str) -> tuple[list[str], type[Kind], list[str]]:
+    """Find the files below a folder that hold one example each: relative paths in order, their kind, and notes.
 
-    Links are followed, except to a folder above them.
+    Of several kinds, the one with most files is chosen. The notes name everything that is ignored. Links are followed,
+    except to a folder above them.
 
     Raises:
-        DataError: if the folder has no images.
+        DataError: if the folder has no such files.
     """
+    kinds = kinds_in_files()
     names: list[str] = []
     passed: dict[str, list[str]] = {what: [] for what in _PASSED_OVER}
     visited: set[tuple[int, int]] = set()
@@ -96,22 +96,36 @@ def picture_files(path: str) -> tuple[list[str], list[str]]:
         visited.add(here)
         inner = []
         for entry in entries:
-            what = _what(entry)
+            what = _what(entry, kinds)
             if what == "folder":
                 inner.append((entry.path, f"{inside}{entry.name}/", above | {here}, link))
             elif what:
-                (names if what == "picture" else passed[what]).append(inside + entry.name)
+                (names if what == "example" else passed[what]).append(inside + entry.name)
         waiting += reversed(inner)
-    notes = {w: text.format(len(passed[w]), abridged(passed[w])) for w, text in _PASSED_OVER.items() if passed[w]}
+    of_kind: dict[type[Kind], list[str]] = {kind: [] for kind in kinds.values()}
+    for name in names:
+        of_kind[kinds[_ending(name)]].append(name)
+    kind = max(of_kind, key=lambda kind: len(of_kind[kind]))
+    passed["others"] += [name for other, found in of_kind.items() if other is not kind for name in found]
+    examples = kind.examples if names else " or ".join(kind.examples for kind in of_kind)
+    notes = {
+        what: text.format(len(passed[what]), abridged(passed[what]), examples=examples)
+        for what, text in _PASSED_OVER.items()
+        if passed[what]
+    }
     if not names:
         others = notes.pop("others", None) and f"it holds {abridged(passed['others'], 3)}"
         held = "".join(f"; {note}" for note in (others, *notes.values()) if note)
-        raise DataError(f"{path} has no pictures ({', '.join(FORMATS)}){held}", code="no-pictures")
-    return names, list(notes.values())
+        raise DataError(f"{path} has no {examples} ({', '.join(kinds)}){held}", code="no-pictures")
+    return of_kind[kind], kind, list(notes.values())
 
 
-def _what(entry: os.DirEntry[str]) -> str:
-    """Classify an entry as folder, picture or a key of `_PASSED_OVER`. The result is empty if it is ignored."""
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _what(entry: os.DirEntry[str], endings: Container[str]) -> str:
+    """Classify an entry as folder, example or a key of `_PASSED_OVER`. The result is empty if it is ignored."""
     if entry.name.lower() in SYSTEM:
         return ""
     try:
@@ -122,7 +136,7 @@ def _what(entry: os.DirEntry[str]) -> str:
         return "folder"
     if not stat.S_ISREG(mode):
         return "special"
-    return "picture" if os.path.splitext(entry.name)[1].lower() in FORMATS else "others"
+    return "example" if _ending(entry.name) in endings else "others"
 
 
 # what their folders mean
@@ -130,11 +144,11 @@ def _what(entry: os.DirEntry[str]) -> str:
 
 @dataclass
 class Layout:
-    """Split and class of each image, and their origins.
+    """Split and class of each file, and their origins.
 
     Attributes:
-        splits: split of each image: `whole` without official splits; empty if the image is ignored.
-        labels: class name of each image, or None.
+        splits: split of each file: `whole` without official splits; empty if the file is ignored.
+        labels: class name of each file, or None.
         origins: origin of each split, in words.
         labelling: origin of the classes, in words.
         notes: what was ignored, one line each.
@@ -147,9 +161,13 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def arranged(names: Sequence[str]) -> Layout:
-    """Find the splits and classes of images from their paths `folder/.../file` below the common folder."""
-    arranging = _Arranging([name.split("/") for name in names])
+def arranged(names: Sequence[str], kind: type[Kind]) -> Layout:
+    """Find the splits and classes of files from their paths `folder/.../file` below the common folder.
+
+    Args:
+        kind: kind of data, for the words of the notes.
+    """
+    arranging = _Arranging([name.split("/") for name in names], kind)
     arranging.decide()
     return arranging.layout
 
@@ -157,8 +175,8 @@ def arranged(names: Sequence[str]) -> Layout:
 class _Arranging:
     """Search for splits and classes from the outermost folder inwards; `depth` is the number of folders above."""
 
-    def __init__(self, paths: list[list[str]]) -> None:
-        self.paths = paths
+    def __init__(self, paths: list[list[str]], kind: type[Kind]) -> None:
+        self.paths, self.kind = paths, kind
         self.layout = Layout([WHOLE] * len(paths), [None] * len(paths))
 
     def decide(self) -> None:
@@ -178,18 +196,21 @@ class _Arranging:
                 break
             at = "/".join(paths[folders[inner][0]][: depth + 1])
             self._leave_out(rows, set(folders[inner]), f"outside {at}/")
-            if SPLIT_WORDS.get(inner.lower(), "train") != "train":
-                layout.notes.append(f"there is {inner}/ but no training folder: its pictures are split at random")
+            if FOLDER_WORDS.get(inner.lower(), "train") != "train":
+                examples = self.kind.examples
+                layout.notes.append(f"there is {inner}/ but no training folder: its {examples} are split at random")
             rows, depth = folders[inner], depth + 1
         if holders:
             layout.notes.append(
                 f"the train and test folders in {abridged([f'{n}/' for n in holders])} are not used as splits, because "
                 "there are other folders beside it: open that folder alone to use them"
             )
-        if folders and not loose and {SPLIT_WORDS.get(name.lower()) for name in folders} <= {"test", "valid", "eval"}:
+        if folders and not loose and {FOLDER_WORDS.get(name.lower()) for name in folders} <= {"test", "valid", "eval"}:
             rows_of = {f"{name}/": of for name, of in folders.items()}
             layout.origins[WHOLE] = found = " and ".join(rows_of)
-            layout.notes.append(f"there is {found} but no training folder: all pictures are split at random")
+            layout.notes.append(
+                f"there is {found} but no training folder: all {self.kind.examples} are split at random"
+            )
             self._take_classes(rows_of, depth + 1)
             return
         self._take_classes({"": rows}, depth)
@@ -197,7 +218,7 @@ class _Arranging:
             layout.origins[WHOLE] = f"folder {'/'.join(paths[rows[0]][:depth])}/"
 
     def _opened(self, rows: Rows, depth: int) -> tuple[Rows, dict[str, Rows]]:
-        """Separate the images directly in this folder from the images of each sub-folder."""
+        """Separate the files directly in this folder from those of each sub-folder."""
         loose: Rows = []
         folders: dict[str, Rows] = {}
         for row in rows:
@@ -212,11 +233,11 @@ class _Arranging:
     def _wrapper(
         self, rows: Rows, loose: Rows, folders: dict[str, Rows], holders: dict[str, Rows], depth: int
     ) -> str | None:
-        """Find the sub-folder that this folder only wraps: it alone has splits, or nearly all images and folders."""
+        """Find the sub-folder that this folder only wraps: it alone has splits, or nearly all files and folders."""
         if len(holders) == 1:
             only, of = next(iter(holders.items()))
             return only if 2 * len(of) > len(rows) - len(loose) else None
-        training = [n for n in folders if SPLIT_WORDS.get(n.lower()) == "train"]
+        training = [n for n in folders if FOLDER_WORDS.get(n.lower()) == "train"]
         for name in folders if len(folders) == 1 else training if len(training) == 1 else ():
             beside = [row for other, of in folders.items() if other != name for row in of]
             nested = len(self._opened(folders[name], depth + 1)[1]) > (len(folders) > 1)
@@ -231,7 +252,7 @@ class _Arranging:
             self.layout.splits[row] = ""
         if left:
             named = abridged(["/".join(self.paths[row]) for row in left], 3)
-            what = "1 picture" if len(left) == 1 else f"{len(left):,} pictures"
+            what = f"1 {self.kind.example}" if len(left) == 1 else f"{len(left):,} {self.kind.examples}"
             self.layout.notes.append(f"{what} {where} {'was' if len(left) == 1 else 'were'} left out: {named}")
 
     def _take_splits(self, rows: Rows, folders: dict[str, Rows], pairs: dict[str, str], depth: int) -> None:
@@ -251,7 +272,7 @@ class _Arranging:
         self._take_classes(by_split, depth)
 
     def _lone_folder(self, rows: Rows, depth: int) -> bool:
-        """Return whether all images are in one sub-folder, each within a folder of it."""
+        """Return whether all files are in one sub-folder, each within a folder of it."""
         loose, folders = self._opened(rows, depth)
         return not loose and len(folders) == 1 and all(len(self.paths[row]) > depth + 2 for row in rows)
 
@@ -269,7 +290,7 @@ class _Arranging:
         layout.labelling = "by the folders around train and test"
 
     def _take_classes(self, by_split: dict[str, Rows], depth: int) -> None:
-        """Label images by their sub-folder at this depth; a split without sub-folders has no labels."""
+        """Label files by their sub-folder at this depth; a split without sub-folders has no labels."""
         layout = self.layout
         labels: dict[int, str] = {}
         strays: Rows = []
@@ -278,7 +299,7 @@ class _Arranging:
             if loose and folders and len(loose) > STRAY * len(rows):
                 where = f"in {split} " if len(by_split) > 1 else ""
                 named = abridged([f"{name}/" for name in folders], 3)
-                beside = f"{len(loose):,} pictures are beside the sub-folders {where}({named})"
+                beside = f"{len(loose):,} {self.kind.examples} are beside the sub-folders {where}({named})"
                 layout.notes.append(f"{beside}, so the sub-folders are not used as classes")
                 return
             if folders:
@@ -288,7 +309,7 @@ class _Arranging:
         counts = Counter(labels.values())
         if len(counts) < 2:
             if counts:
-                layout.labelling = f"all pictures are in one folder, {next(iter(counts))}/"
+                layout.labelling = f"all {self.kind.examples} are in one folder, {next(iter(counts))}/"
             return
         if not any(row in labels for row in by_split.get("train", next(iter(by_split.values())))):
             layout.notes.append("training has no sub-folders, so sub-folders of other splits are not used as classes")
@@ -305,13 +326,13 @@ def _pairs(folders: dict[str, Rows]) -> dict[str, str]:
     """Find a train folder with its test or valid folders, and map each to its split.
 
     Their names may differ only in the word for the split (`train2017` and `val2017`). If there are several such sets,
-    plain names (`train`) come first, then the set with most images.
+    plain names (`train`) come first, then the set with most files.
     """
     sets: dict[str, dict[str, str]] = {}
     for name in folders:
         found = _SPLIT.findall(name.lower())
         if len(found) == 1:
-            sets.setdefault(_SPLIT.sub("*", name.lower()), {})[name] = SPLIT_WORDS[found[0]]
+            sets.setdefault(_SPLIT.sub("*", name.lower()), {})[name] = FOLDER_WORDS[found[0]]
     complete = {form: of for form, of in sets.items() if "train" in of.values() and len(set(of.values())) > 1}
     if not complete:
         return {}

@@ -11,14 +11,14 @@ import pyarrow
 import pyarrow.compute
 from pyarrow import types
 
-from tessella.data.raw import abridged, one_line, shown
+from tessella.data.arrays import EXACT_IN_DOUBLE
 from tessella.data.tables.delimited import MISSING, NUMBER, Cells
 from tessella.foundation.errors import DataError
+from tessella.foundation.text import abridged, one_line, shown
 
 pc: Any = pyarrow.compute
 """Column functions, which pyarrow creates on import, so that type checkers do not know them."""
 
-EXACT_IN_DOUBLE = 1 << 53
 CHANCE = 0.05
 """A first line 0, 1, 2, ... is read as data if its probability among the other rows is at least this."""
 

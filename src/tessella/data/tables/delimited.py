@@ -13,8 +13,8 @@ import pyarrow
 from pyarrow import csv
 
 from tessella.data import limits
-from tessella.data.raw import one_line, shown
 from tessella.foundation.errors import DataError
+from tessella.foundation.text import one_line, shown
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
 ALONE = "\x1f"

@@ -18,11 +18,10 @@ from pyarrow import parquet
 
 from tessella.core.schema import Schema
 from tessella.data import limits
-from tessella.data.arrays import LARGEST_FLOAT, rounding
-from tessella.data.raw import WHOLE, RawDataset, RawSplit, abridged, index_keys, one_line, shown
+from tessella.data.arrays import EXACT_IN_DOUBLE, LARGEST_FLOAT, rounding
+from tessella.data.raw import WHOLE, RawDataset, RawSplit, index_keys
 from tessella.data.tables import PARQUET
 from tessella.data.tables.columns import (
-    EXACT_IN_DOUBLE,
     Column,
     Style,
     arrow_columns,
@@ -34,6 +33,7 @@ from tessella.data.tables.columns import (
 )
 from tessella.data.tables.delimited import read_cells
 from tessella.foundation.errors import DataError, option
+from tessella.foundation.text import abridged, one_line, shown
 
 LABEL_COLUMNS = ("label", "class", "target")
 MOST_CLASSES = 100

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-from scipy.stats import rankdata
 
 from tessella.foundation.errors import DataError
 
@@ -65,15 +64,21 @@ def ranking(scores: np.ndarray, anomalous: np.ndarray, seed: int = 0) -> Ranking
     return Ranking(area, error, precision, spread, *counts)
 
 
+def _ranks(x: np.ndarray) -> np.ndarray:
+    """Rank numbers from 1; equal ones share their mean rank."""
+    _, which, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[which]
+
+
 def auroc(inliers: np.ndarray, anomalies: np.ndarray) -> tuple[float, float]:
     """Compute the area under the ROC curve and its standard error.
 
     DeLong et al. 1988, eq. 5; the error is NaN for a single example.
     """
     n, m = len(inliers), len(anomalies)
-    both = rankdata(np.concatenate([inliers, anomalies]))
-    above = (both[n:] - rankdata(anomalies)) / n  # of each anomaly, the share of inliers below it
-    below = 1 - (both[:n] - rankdata(inliers)) / m  # of each normal, the share of anomalies above it
+    both = _ranks(np.concatenate([inliers, anomalies]))
+    above = (both[n:] - _ranks(anomalies)) / n  # of each anomaly, the share of inliers below it
+    below = 1 - (both[:n] - _ranks(inliers)) / m  # of each normal, the share of anomalies above it
     error = float("nan")
     if min(n, m) > 1:
         error = float(np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n))

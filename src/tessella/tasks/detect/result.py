@@ -284,4 +284,4 @@ def _span(of: Sequence[Tensor]) -> tuple[float, float]:
 
 
 def _image(x: Tensor, schema: Schema) -> Image.Image:
-    return pictures.grid(x[None], schema, 1, scale=max(1, math.ceil(64 / kind_of(schema).tile_size[0])))
+    return pictures.image_grid(x[None], schema, 1, scale=max(1, math.ceil(64 / kind_of(schema).tile_size[0])))

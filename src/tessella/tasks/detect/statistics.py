@@ -21,9 +21,9 @@ from tessella.core.distributions import kl_closed
 from tessella.core.outputs import Latent
 from tessella.core.rng import Noise
 from tessella.core.schema import Binary, Schema
-from tessella.data.folders.decode import MODES
 from tessella.evaluation import per_example_posterior
 from tessella.kinds.base import kind_of
+from tessella.kinds.pictures import MODES
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
@@ -84,7 +84,7 @@ def possible(model: Model) -> frozenset[str]:
     found = {"distortion"}
     if model.has_bound:
         found |= {"rate", "regret"} if model.has_decoder else {"rate"}
-    if kind_of(model.schema).image_files:
+    if kind_of(model.schema).in_files:
         found |= {"length"}
     return frozenset(found)
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tessella.coding.codes_file import pad_latent
-from tessella.data.folders.decode import decoded as decoded_picture
-from tessella.data.folders.decode import read_image_header
+from tessella.core.schema import UINT8, Schema
 from tessella.foundation.errors import DataError, SpecError, option
+from tessella.kinds.image_files import ImageFiles
 from tessella.likelihoods.autoregressive import PixelByPixel
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -266,16 +266,17 @@ def read_mask(path: str, size: Sequence[int]) -> Tensor:
         DataError: if it cannot be read, or has another size.
         SpecError: if no part of it is light.
     """
-    header = read_image_header(path)
+    files = ImageFiles()
+    header = files.header(path)
     if header.trouble:
         raise DataError(f"the mask {path} cannot be read: {header.trouble}", code="unreadable-mask")
-    if header.size != tuple(size):
+    if header.spatial != tuple(size):
         raise DataError(
-            f"the mask {path} is {in_words(header.size)}, but the picture at the model's size is {in_words(size)}: "
+            f"the mask {path} is {in_words(header.spatial)}, but the picture at the model's size is {in_words(size)}: "
             "give a mask of that size",
             code="mask-size",
         )
-    mask = torch.from_numpy(decoded_picture(path, header.size, 1).copy())[0] > 127
+    mask = files.read(path, Schema.of((1, *header.spatial), UINT8))[0] > 127
     if not mask.any():
         raise SpecError(f"the mask {path} is empty: paint the region white", code="empty-region")
     return mask

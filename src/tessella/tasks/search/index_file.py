@@ -19,9 +19,9 @@ from torch import Tensor
 
 from tessella.core.tensors import TensorWriter, read_tensors
 from tessella.data.inputs import NamedBatch
-from tessella.data.raw import shown
 from tessella.foundation.errors import DataError, RunError, SpecError, option, task_name
 from tessella.foundation.progress import tracking
+from tessella.foundation.text import shown
 from tessella.kinds.pictures import from_jpeg, images, to_jpeg
 from tessella.models.base import Model
 from tessella.tasks.search.features import BLOCK, Features, FeatureSurvey, Measure, distance_of_copies, widths

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tessella.data.raw import WHOLE, RawDataset, RawSplit, index_keys
-from tessella.foundation.registry import register
+from tessella.plugin import WHOLE, RawDataset, RawSplit, index_keys, register
 
 
 @register("data", "rings", summary="600 points near two rings, in two dimensions")

@@ -8,12 +8,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Laplace as ElementwiseLaplace
 
-from tessella.core.configs import LikelihoodConfig
-from tessella.core.contracts import Likelihood, StoredValues
-from tessella.core.schema import Schema
-from tessella.foundation.registry import register
-from tessella.foundation.validation import Range
-from tessella.likelihoods.shared import RealValues, Standardizer, checked, require_values
+from tessella import Schema
+from tessella.plugin import (
+    Likelihood,
+    LikelihoodConfig,
+    Range,
+    RealValues,
+    Standardizer,
+    StoredValues,
+    checked_parameters,
+    register,
+    require_values,
+)
 
 
 @register("likelihood", "laplace", summary="real values, absolute error as a likelihood", values=("real",))
@@ -51,6 +57,6 @@ class LaplaceModule(Likelihood):
         return torch.zeros(self.parameter_channels)
 
     def forward(self, parameters: Tensor) -> StoredValues:
-        location = self.units.to_stored(checked(parameters, self.schema, self.parameter_channels))
+        location = self.units.to_stored(checked_parameters(parameters, self.schema, self.parameter_channels))
         scale = (self.units.scale / self.sharpness).to(location).expand_as(location)
         return RealValues(ElementwiseLaplace(location, scale, validate_args=False))

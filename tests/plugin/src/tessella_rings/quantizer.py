@@ -8,14 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tessella.bottlenecks.quantizers import straight_through
-from tessella.core.configs import QuantizerConfig
-from tessella.core.contracts import Quantizer
-from tessella.core.distributions import PointMass
-from tessella.core.outputs import BottleneckOutput
-from tessella.core.rng import Noise
-from tessella.foundation.registry import register
-from tessella.foundation.validation import Range
+from tessella import Noise
+from tessella.plugin import BottleneckOutput, PointMass, Quantizer, QuantizerConfig, Range, register, straight_through
 
 
 @register("quantizer", "bsq", summary="binary spherical quantisation: the nearest corner of a cube (Zhao et al. 2024)")

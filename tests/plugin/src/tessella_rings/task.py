@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tessella.foundation.blocks import Page, Text
-from tessella.tasks.task import Result, task
-from tessella.training.run import Run
+from tessella import Run
+from tessella.plugin import Page, Result, Text, task
 
 
 @dataclass(frozen=True)

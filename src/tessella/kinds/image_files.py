@@ -1,4 +1,4 @@
-"""Decoder of image files: headers, and pixels upright, at one size, in one mode and with 8 bits."""
+"""Reader of image files of any size and mode: upright, at one size, in one mode and with 8 bits."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from threading import Lock
+from typing import final
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
-from tessella.data.arrays import centre_box
-from tessella.data.raw import one_line
+from tessella.core.schema import UINT8, Binary, Schema
+from tessella.foundation.errors import option
 from tessella.foundation.notes import note
+from tessella.foundation.text import one_line
+from tessella.kinds.base import File, FileHeader, FileReader, ReadOptions
+from tessella.kinds.pictures import MODES
 
 FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo"), ("JPEG", "MPO")),
@@ -34,7 +42,10 @@ FORMATS = {
 }
 """File endings of images and the formats that they may hold; no other decoder is ever run."""
 
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+DEFAULT_SIZE, LARGEST_UNASKED = (64, 64), 256
+"""(height, width) of pictures whose size is not asked for, unless all have one size of at most `LARGEST_UNASKED`."""
+MEASURED = 2_000
+"""Most deep images that are decoded to measure their range."""
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Pillow's modes of "deep" images: grey, with 16-bit or 32-bit whole numbers or floats."""
 BITS = {255.0: 8, 4095.0: 12, 65535.0: 16}
@@ -46,32 +57,11 @@ LARGE = 1 << 22
 STRIP = 1 << 20
 _SAMPLE_FORMAT, _UNSIGNED = 339, 1
 
-Item = str | bytes
-"""Path of an image file, or its content."""
 Depth = tuple[float, float]
 """The two values of 16-bit, 32-bit and float images that become 0 and 255."""
 
 _one_large = Lock()
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MOST_PIXELS is lower than its limit
-
-
-@dataclass(frozen=True)
-class ImageHeader:
-    """Header of an image file.
-
-    Attributes:
-        size: (height, width) of the upright image.
-        channels: channels that hold all of its content.
-        deep: whether it is grey with more than 8 bits or floats, which are read in full.
-        cut: whether it is in colour with more than 8 bits per channel, of which the decoder keeps the upper 8.
-        trouble: why it cannot be read; empty if it can.
-    """
-
-    size: tuple[int, int] = (0, 0)
-    channels: int = 0
-    deep: bool = False
-    cut: bool = False
-    trouble: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,53 +82,73 @@ class DepthRange:
     odd: bool
 
 
-def read_image_header(item: Item) -> ImageHeader:
-    """Read the header of an image file, not its pixels."""
-    try:
-        with opened_picture(item) as image:
-            deep, cut = image.mode in DEEP, _is_cut(image)
-            with _alone(image):  # the whole file of a PNG is read for its Exif data
-                return ImageHeader(_upright_size(image), _native(image), deep, cut)
-    except Exception as error:  # decoders of broken files raise nearly anything
-        return ImageHeader(trouble=trouble_of(error))
+@final
+class ImageFiles(FileReader):
+    """Reader of image files."""
+
+    endings = tuple(FORMATS)
+
+    def header(self, file: File) -> FileHeader:
+        try:
+            with opened_picture(file) as image:
+                deep, cut = image.mode in DEEP, _is_cut(image)
+                with _alone(image):  # the whole file of a PNG is read for its Exif data
+                    return FileHeader(_upright_size(image), _native(image), deep, cut)
+        except Exception as error:  # decoders of broken files raise nearly anything
+            return FileHeader(trouble=self.trouble(error))
+
+    def schema(
+        self, files: Sequence[tuple[Callable[[], File], FileHeader]], options: ReadOptions, notes: list[str]
+    ) -> Schema:
+        headers = [header for _, header in files]
+        size = options.size or _agreed_size(headers, notes)
+        channels = options.channels or _agreed_channels(headers, notes)
+        if cut := sum(header.cut for header in headers):
+            notes.append(f"{cut} colour pictures of 16 bits per channel were reduced to the upper 8 bits")
+        depth, deep = options.like and options.like.depth, [file for file, header in files if header.deep]
+        if deep:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+                ranges = [r for r in threads.map(lambda file: _depth_range(file()), deep[:MEASURED]) if r is not None]
+            depth = _agreed_depth(ranges, len(deep), depth, notes)
+        return replace(Schema.of((channels, *size), UINT8), depth=depth)
+
+    def holds(self, schema: Schema) -> bool:
+        return schema.values in (Binary(), UINT8)
+
+    def read(self, file: File, schema: Schema) -> Tensor:
+        """Decode an image: upright, cropped at the centre and resized.
+
+        Removed alpha is blended with white. Binary values are 1 where the byte is above 127. An image with more than 8
+        bits is converted by the `depth` of the schema, or else by the range of its own values, with a note.
+        """
+        height, width = schema.spatial
+        with opened_picture(file) as image:
+            box = centre_box((image.size[1], image.size[0]), (height, width))
+            if min(box[2] / height, box[3] / width) > 4:
+                image.draft(None, (image.size[0] * 2 * height // box[2], image.size[1] * 2 * height // box[2]))
+            with _alone(image):
+                x = torch.from_numpy(_fitted(image, (height, width), schema.channels, schema.depth))
+        return (x > 127).to(torch.uint8) if schema.values == Binary() else x
+
+    def trouble(self, error: Exception) -> str:
+        known = {Image.UnidentifiedImageError: "not a picture", PermissionError: "no permission"}
+        known |= {FileNotFoundError: "no such file"}
+        return next((words for kind, words in known.items() if isinstance(error, kind)), None) or one_line(error, 90)
 
 
-def depth_range(item: Item) -> DepthRange | None:
-    """Measure the range of a deep image; None if it cannot be read, which its decoding will report."""
-    try:
-        with opened_picture(item) as image:
-            return _range_of(_stored_values(image))
-    except Exception:
-        return None
+def centre_box(have: tuple[int, int], want: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Find the largest centred box with the aspect ratio of `want` within `have`.
 
-
-def decoded(item: Item, size: tuple[int, int], channels: int, depth: Depth | None = None) -> np.ndarray:
-    """Decode one image as uint8 `[C, H, W]`: upright, cropped at the centre and resized.
-
-    Removed alpha is blended with white.
-
-    Args:
-        depth: the two values of a 16-bit, 32-bit or float image that become 0 and 255; None for the range of its own
-            values, with a note.
+    Returns:
+        Top, left, height and width of the box.
     """
-    with opened_picture(item) as image:
-        box = centre_box((image.size[1], image.size[0]), size)
-        if min(box[2] / size[0], box[3] / size[1]) > 4:
-            image.draft(None, (image.size[0] * 2 * size[0] // box[2], image.size[1] * 2 * size[0] // box[2]))
-        with _alone(image):
-            return _fitted(image, size, channels, depth)
-
-
-def decoded_or_trouble(item: Item, size: tuple[int, int], channels: int, depth: Depth | None) -> np.ndarray | str:
-    """Decode one image, or return why it cannot be decoded."""
-    try:
-        return decoded(item, size, channels, depth)
-    except Exception as error:  # decoders of broken files raise nearly anything
-        return trouble_of(error)
+    height = min(have[0], max(1, round(have[1] * want[0] / want[1])))
+    width = min(have[1], max(1, round(have[0] * want[1] / want[0])))
+    return (have[0] - height) // 2, (have[1] - width) // 2, height, width
 
 
 @contextmanager
-def opened_picture(item: Item) -> Iterator[Image.Image]:
+def opened_picture(file: File) -> Iterator[Image.Image]:
     """Open an image and read its header.
 
     The file is opened as a stream: given a name, Pillow maps the file into memory with the size of the upright image,
@@ -148,9 +158,9 @@ def opened_picture(item: Item) -> Iterator[Image.Image]:
         ValueError: if the image has too many pixels.
         OSError: if the file is not an image, or not a regular file.
     """
-    if isinstance(item, str) and not stat.S_ISREG(os.stat(item).st_mode):
+    if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
         raise OSError("not a regular file")
-    with open(item, "rb") if isinstance(item, str) else io.BytesIO(item) as stream:
+    with open(file, "rb") if isinstance(file, str) else io.BytesIO(file) as stream:
         try:
             image = Image.open(stream, formats=picture_formats())
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -167,13 +177,6 @@ def picture_formats() -> list[str]:
     """Return the names of Pillow's decoders for the supported formats."""
     Image.init()
     return sorted({name for names in FORMATS.values() for name in names if name in Image.OPEN})
-
-
-def trouble_of(error: Exception) -> str:
-    """Describe in a few words why a file cannot be read."""
-    known = {Image.UnidentifiedImageError: "not a picture", PermissionError: "no permission"}
-    known |= {FileNotFoundError: "no such file"}
-    return next((words for kind, words in known.items() if isinstance(error, kind)), None) or one_line(error, 90)
 
 
 def _too_large(pixels: int, of: str = "") -> ValueError:
@@ -213,8 +216,8 @@ def _fitted(image: Image.Image, size: tuple[int, int], channels: int, depth: Dep
     if image.mode in DEEP:
         values = _stored_values(image)
         if depth is None:
-            depth = depth_rule([_range_of(values)])
-            note(f"the values of one picture with more than 8 bits {depth_words(depth)}")
+            depth = _depth_rule([_range_of(values)])
+            note(f"the values of one picture with more than 8 bits {_depth_words(depth)}")
         image = Image.fromarray(_to_bytes(values, depth))
     picture = _as_mode(image, MODES[_native(image)])
     if picture.mode in ("LA", "RGBA") and channels in (1, 3):
@@ -224,7 +227,7 @@ def _fitted(image: Image.Image, size: tuple[int, int], channels: int, depth: Dep
     if picture.size != (size[1], size[0]):
         box = (left, top, left + width, top + height)
         picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
-    return np.moveaxis(np.asarray(picture).reshape(*size, channels), -1, 0)
+    return np.moveaxis(np.array(picture).reshape(*size, channels), -1, 0)
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -232,10 +235,61 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
 
 
+# one size, mode and depth for all images of a data set
+
+
+def _agreed_size(headers: Sequence[FileHeader], notes: list[str]) -> tuple[int, int]:
+    sizes = Counter(header.spatial for header in headers)
+    (height, width), *others = sizes
+    if not others and max(height, width) <= LARGEST_UNASKED:
+        return height, width
+    what = f"of {len(sizes)} sizes" if others else f"of {width}x{height}"
+    height, width = DEFAULT_SIZE
+    notes.append(f"pictures {what} are resized to {width}x{height}; change this with {option('size')}")
+    return DEFAULT_SIZE
+
+
+def _agreed_channels(headers: Sequence[FileHeader], notes: list[str]) -> int:
+    found = Counter(header.channels for header in headers)
+    colour, alpha = any(c >= 3 for c in found), any(c in (2, 4) for c in found)
+    richest = (3 if colour else 1) + alpha
+    if len(found) > 1:
+        held = ", ".join(f"{found[c]} {MODES[c]}" for c in sorted(found))
+        notes.append(f"pictures of different modes ({held}) are converted to {MODES[richest]}")
+    return richest
+
+
+def _agreed_depth(ranges: list[DepthRange], count: int, depth: Depth | None, notes: list[str]) -> Depth | None:
+    """Choose and note the rule that converts all deep images of a data set to bytes."""
+    if not ranges:
+        return depth
+    depth = depth or _depth_rule(ranges)
+    low, high = min(r.low for r in ranges), max(r.high for r in ranges)
+    bits = "floats" if any(r.floats for r in ranges) else "32 bits" if any(r.wide for r in ranges) else "16 bits"
+    of = f"{count} pictures of {bits}"
+    if low < depth[0] or high > depth[1]:
+        notes.append(f"{of} hold values from {low:.6g} to {high:.6g}: clipped to {depth[0]:.6g} ... {depth[1]:.6g}")
+    notes.append(
+        f"{of} {_depth_words(depth)}" + ("" if len(ranges) == count else f"; measured on {len(ranges)} of them")
+    )
+    if odd := sum(r.odd for r in ranges):
+        notes.append(f"{odd} of these hold values that are NaN or infinite: NaN became 0")
+    return depth
+
+
+def _depth_range(file: File) -> DepthRange | None:
+    """Measure the range of a deep image; None if it cannot be read, which its decoding will report."""
+    try:
+        with opened_picture(file) as image:
+            return _range_of(_stored_values(image))
+    except Exception:
+        return None
+
+
 # more than 8 bits: one rule converts all images of a data set to bytes
 
 
-def depth_rule(ranges: list[DepthRange]) -> Depth:
+def _depth_rule(ranges: list[DepthRange]) -> Depth:
     """Choose the values that become 0 and 255: the range of unsigned 8, 12 or 16 bits, or the range of the values."""
     low, high = min(r.low for r in ranges), max(r.high for r in ranges)
     if low >= 0 and not any(r.floats for r in ranges):
@@ -245,7 +299,7 @@ def depth_rule(ranges: list[DepthRange]) -> Depth:
     return low, high
 
 
-def depth_words(depth: Depth) -> str:
+def _depth_words(depth: Depth) -> str:
     """Describe the conversion to bytes, for notes."""
     bits = BITS.get(depth[1]) if depth[0] == 0 else None
     if bits == 8:
