@@ -361,7 +361,7 @@ def test_local_scores_find_defects_and_know_whether_places_correspond(aligned: b
     maps, mask = local.full_maps(Batch(dark), "local"), np.zeros((20, 20, 20), bool)
     mask[:, 8:12, 8:12] = True
     found = region_figures(maps, mask)
-    assert found.pixel_auroc > 0.9
+    assert found.pixel_auroc > (0.9 if aligned else 0.6)
     assert (found.regions, found.pictures) == (20, 20)
     alone = local.pooled(Batch(dark[3:4]))
     np.testing.assert_array_equal(alone[0], local.pooled(Batch(dark))[3])
