@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -11,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from accelerate.tracking import GeneralTracker
 from PIL.Image import Image
 
 from tessella.core.schema import Precision, bits_per_dim
-from tessella.data import Data
+from tessella.data import Data, Split
 from tessella.evaluation.bounds import evaluate
 from tessella.foundation import files
 from tessella.foundation.errors import RunError, option
@@ -126,6 +127,46 @@ class Callback(ABC):
         Args:
             whole: true if the budget is used up, false if training was stopped.
         """
+
+
+@final
+class KeepBest(Callback):
+    """Keeps the averaged weights with the lowest validation bound, and stops training when it no longer falls.
+
+    Args:
+        valid: validation split, of which up to `EXAMPLES` are measured.
+        times: number of measurements in the budget.
+        patience: number of measurements without a new lowest bound before training stops.
+    """
+
+    def __init__(self, valid: Split, times: int = 20, patience: int = 4) -> None:
+        self.valid, self.times, self.patience = valid, times, patience
+        self.lowest, self.measured, self.worse = math.inf, 0, 0
+        self.weights: dict[str, Any] | None = None
+
+    def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
+        """Measure the bound at even shares of the budget."""
+        if state.used * self.times < self.measured + 1:
+            return
+        self.measured = int(state.used * self.times)
+        self._measure(state)
+        state.converged = self.worse >= self.patience
+
+    def at_end(self, state: TrainState, *, whole: bool) -> None:
+        """Put the best weights in place of the averaged ones."""
+        self._measure(state)
+        if self.weights is not None:
+            with state.averaged() as model:
+                model.load_state_dict(self.weights)
+
+    def _measure(self, state: TrainState) -> None:
+        with state.averaged() as model:
+            found = evaluate(cast(Model, model), self.valid, limit=EXAMPLES, collapse_examples=0, split_name="valid")
+            bound = found.distortion if found.bound is None else found.bound
+            self.worse += 1
+            if bound < self.lowest:
+                self.lowest, self.worse = bound, 0
+                self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 class Metrics(Callback):

@@ -36,6 +36,7 @@ from tessella.training import checkpoint
 from tessella.training.callbacks import (
     Callback,
     Checkpoint,
+    KeepBest,
     Metrics,
     ModelProbe,
     StepMetrics,
@@ -68,13 +69,14 @@ class TrainResult:
         run: run folder.
         steps: number of steps taken.
         seconds: training time.
-        stopped: `budget` if the budget was used up, `signal` if training was interrupted.
+        stopped: `budget` if the budget was used up, `converged` if the validation bound stopped falling, `signal` if
+            training was interrupted.
     """
 
     run: Path
     steps: int
     seconds: float
-    stopped: Literal["budget", "signal"]
+    stopped: Literal["budget", "converged", "signal"]
 
 
 def train(
@@ -162,17 +164,21 @@ def run_loop(
         raise better from error
 
 
-def fit(model: Trainable, split: Split, options: TrainOptions) -> TrainResult:
-    """Train a model in memory, without validation and files.
+def fit(model: Trainable, split: Split, options: TrainOptions, valid: Split | None = None) -> TrainResult:
+    """Train a model in memory, without files.
 
     The model then has its averaged weights and is in evaluation mode.
+
+    Args:
+        valid: validation split of a `Model`; the weights that are best on it are kept, and training stops when it no
+            longer improves.
 
     Raises:
         TrainingError: if the loss stays infinite or NaN.
     """
     with together(options) as accelerator:
         loop = _Loop(model, split, options, accelerator)
-        done = loop.go()
+        done = loop.go(*([] if valid is None else [KeepBest(valid)]))
         loop.state.finish()
         return done
 
@@ -247,7 +253,7 @@ class _Loop:
         with _asked_to_stop() as asked:
             while True:
                 state.used, stop = self._agree(time.monotonic() - started, asked.is_set)
-                if state.used >= 1 or stop:
+                if state.used >= 1 or stop or state.converged:
                     break
                 metrics = self._update(next(batches))
                 state.step += 1
@@ -255,11 +261,12 @@ class _Loop:
                 for callback in callbacks:
                     callback.after_step(state, metrics)
             self._check_learned(resumed_at)
-            whole = state.used >= 1
+            whole = state.used >= 1 or state.converged
+            stopped = "converged" if state.converged else "budget" if whole else "signal"
             for callback in callbacks:
                 callback.at_end(state, whole=whole)
         accelerator.wait_for_everyone()
-        return TrainResult(self.run or Path(), state.step, state.seconds, "budget" if whole else "signal")
+        return TrainResult(self.run or Path(), state.step, state.seconds, stopped)
 
     def _agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
         """Agree with all processes on the used budget (process 0's) and on stopping (if one asks)."""

@@ -53,6 +53,7 @@ class TrainState:
         used: used fraction of the budget.
         bad, bad_in_a_row: number of skipped batches, in total and since the last good one.
         saved: step of the last checkpoint; None if there is none.
+        converged: whether a callback asks to stop because training no longer helps.
     """
 
     def __init__(self, model: nn.Module, options: TrainOptions, learning_rate: float) -> None:
@@ -63,6 +64,7 @@ class TrainState:
         self.step, self.bad, self.bad_in_a_row = 0, 0, 0
         self.seconds = self.used = 0.0
         self.saved: int | None = None
+        self.converged = False
 
     @contextmanager
     @torch.no_grad()
