@@ -370,9 +370,9 @@ def test_the_budget_is_checked():
 
 
 def test_epochs_are_counted_in_joined_batches():
-    assert step.budget_in_steps(TrainOptions(epochs=2, batch_size=10), 100, 1) == 20
-    assert step.budget_in_steps(TrainOptions(epochs=2, batch_size=10), 100, 2) == 10
-    assert step.budget_in_steps(TrainOptions(epochs=3, batch_size=500), 100, 1) == 3
+    assert step.budget_in_steps(TrainOptions(epochs=2), 100, 10) == 20
+    assert step.budget_in_steps(TrainOptions(epochs=2), 100, 20) == 10
+    assert step.budget_in_steps(TrainOptions(epochs=3), 100, 500) == 3
     assert step.budget_in_steps(TrainOptions(minutes=1), 100, 1) is None
 
 

@@ -32,10 +32,25 @@ from tessella.data.splits import PartSplit
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.tasks.detect.detector import Detector
+from tessella.tasks.detect.tables import (
+    ALWAYS,
+    Surprise,
+    TableChoice,
+    TableScores,
+    choose_parts,
+    reference_rows,
+    smoothed,
+)
 from tessella.training.loop import fit as train
 
 BATCH = 64
 """Examples per training step."""
+ROW_BATCH, ROW_RATE = 128, 4e-3
+"""Rows per training step, and the learning rate, of an outlier detector's model."""
+BEYOND = 10.0
+"""Limit on the coordinates that the model takes, in ranges of their column."""
+FEWEST_ROWS, HELD_OUT = 50, 5
+"""With so many rows, one in `HELD_OUT` is kept from the training of the model, to validate it and to compare scores."""
 
 
 class _Fitted(BaseEstimator, ABC):
@@ -54,23 +69,23 @@ class _Fitted(BaseEstimator, ABC):
 
     def _fit(self, X: Any) -> np.ndarray:
         """Train on X and return its examples."""
-        X = self._checked(X, reset=True)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        x = self._examples(X)
+        x = self._examples(self._checked(X, reset=True))
+        self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._train(x, batch_size=min(BATCH, max(8, len(x))))
+        return x
+
+    def _train(self, x: np.ndarray, valid: np.ndarray | None = None, **training: Any) -> None:
+        """Train the model on examples; with validation examples, only as long as it helps."""
         schema = _schema(x)
         options = dict(self.model_options or {})
         if not schema.rank:
             options = {"width": 64, "depth": 2, **options}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed_)
             model = ModelConfig.chosen(self.model).from_options(options).build(schema)
-        steps = self.max_steps
-        batch = min(BATCH, max(8, len(x)))
-        train(model, _split(x), TrainOptions(steps=steps, batch_size=batch, seed=seed, device=self.device))
-        self.model_ = _Kept(model)
-        self.seed_ = seed
-        self.n_iter_ = steps
-        return x
+        how = TrainOptions(steps=self.max_steps, seed=self.seed_, device=self.device, **training)
+        done = train(model, _split(x), how, None if valid is None else _split(valid))
+        self.model_, self.n_iter_ = _Kept(model), done.steps
 
     def _checked(self, X: Any, *, reset: bool) -> np.ndarray:
         """Validate X as `[n, features]` by scikit-learn's own checks."""
@@ -108,26 +123,32 @@ class _Fitted(BaseEstimator, ABC):
             return x
         return np.ascontiguousarray(np.moveaxis(x.reshape(len(x), *self._shape), 3, 1))
 
-    def _batches(self, X: Any) -> Iterator[Batch]:
+    def _known(self, X: Any) -> np.ndarray:
+        """Convert new rows to examples of the kind that the estimator was fitted on."""
         check_is_fitted(self)
         x = self._examples(self._checked(X, reset=False))
         bytes_wanted = self.model_.model.schema.values == UINT8
         if bytes_wanted and x.dtype != np.uint8:
             raise ValueError("the estimator was fitted on uint8 pictures: give uint8 data")
-        x = x if bytes_wanted else x.astype(np.float32)
-        return _batches(x, self.model_.model.device)
+        return x if bytes_wanted else x.astype(np.float32)
 
 
 @final
 class LatentOutlierDetector(OutlierMixin, _Fitted):
-    """Outlier detector that scores rows by a latent-variable model trained on the data.
+    """Outlier detector for rows of numbers or pictures, whose training data may contain outliers.
+
+    Rows get three scores, each in nats: `global`, how far a row is from most rows; `neighbours`, how far it is from its
+    nearest rows; and `bound`, how improbable it is for the model. Rows that are far from most rows but close to each
+    other are left out of what the last two are fitted on. `combined` adds the first two, and the bound if it tells
+    held-out rows from made-up anomalies better than the neighbours do.
 
     Args:
         model: name of a registered model with a bound (any model with `criterion="distortion"`).
-        criterion: the outlier score: distortion, rate, bound, regret or, for uint8 pictures, complexity-corrected; see
-            `tessella.tasks.detect.detector`.
+        criterion: the outlier score. auto: `combined` for rows, `complexity-corrected` for uint8 pictures, `bound` for
+            other pictures. For rows also global and neighbours; else distortion, rate, bound, regret or, for uint8
+            pictures, complexity-corrected: see `tessella.tasks.detect.detector`.
         contamination: share of outliers in the training data, in (0, 0.5]; it determines `offset_`.
-        max_steps: number of training steps.
+        max_steps: largest number of training steps; on rows training stops when the validation bound stops falling.
         image_shape: (height, width) or (height, width, channels) of pictures; None for vectors.
         model_options: options of the model and its parts, for instance `{"latent_dim": 4}`.
         random_state: seed of the weights, the order of the examples and all samples.
@@ -138,15 +159,18 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         offset_: threshold on `score_samples`; rows below it are outliers.
         n_features_in_: number of features in a row.
         n_iter_: number of training steps.
+        criterion_: the outlier score that is used.
+        choice_: for rows, the parts of `combined`, and the AUROC of each score against made-up anomalies.
+        trimmed_: for rows, the share that was left out as close to each other but far from most rows.
     """
 
     def __init__(
         self,
         model: str = "vae",
         *,
-        criterion: str = "bound",
+        criterion: str = "auto",
         contamination: float = 0.1,
-        max_steps: int = 1000,
+        max_steps: int = 600,
         image_shape: tuple[int, ...] | None = None,
         model_options: dict[str, Any] | None = None,
         random_state: Any = None,
@@ -170,16 +194,51 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         _check_steps(self.max_steps)
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"contamination must be above 0 and at most 0.5, got {self.contamination}")
-        x = self._fit(X)
-        self.offset_ = float(
-            np.percentile(-self._strangeness(_batches(x, self.model_.model.device)), 100 * self.contamination)
-        )
+        if self.image_shape is None:
+            examples = self._fit_rows(X)
+        else:
+            examples = self._fit(X)
+            uint8 = self.model_.model.schema.values == UINT8
+            self.criterion_ = {"auto": "complexity-corrected" if uint8 else "bound"}.get(self.criterion, self.criterion)
+        self.offset_ = float(np.percentile(-self._strangeness(examples), 100 * self.contamination))
         return self
+
+    def _fit_rows(self, X: Any) -> np.ndarray:
+        """Fit the scores of rows and train the model on those that are not trimmed; return reference rows."""
+        x = self._examples(self._checked(X, reset=True))
+        self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
+        generator = np.random.default_rng(self.seed_)
+        rows = reference_rows(x, generator)
+        self.scores_ = TableScores(rows.astype(np.float64), seed=self.seed_)
+        self.trimmed_ = float(1 - self.scores_.kept.mean())
+        kept = generator.permutation(rows[self.scores_.kept])
+        count = len(kept) // HELD_OUT if len(kept) >= FEWEST_ROWS else 0
+        held_out, kept = kept[:count], kept[count:]
+        valid = smoothed(self._ranges(held_out), generator) if count else None
+        self._train(smoothed(self._ranges(kept), generator), valid, batch_size=ROW_BATCH, learning_rate=ROW_RATE)
+        self.bound_surprise_ = Surprise(self._model_score(kept, "bound"))
+        self.criterion_ = "combined" if self.criterion == "auto" else self.criterion
+        self.choice_ = TableChoice(ALWAYS, {}, 0)
+        if count:
+            self.choice_ = choose_parts(self._row_scores, held_out, generator)
+        return rows
+
+    def _ranges(self, x: np.ndarray) -> np.ndarray:
+        """Scale rows as the model takes them."""
+        return self.scores_.ranges(x.astype(np.float64)).clip(-BEYOND, BEYOND).astype(np.float32)
+
+    def _row_scores(self, x: np.ndarray, bound: bool = True) -> dict[str, np.ndarray]:
+        """Compute the scores of rows that do not depend on the choice of the combined one's parts."""
+        scores = self.scores_(x.astype(np.float64))
+        if bound:
+            # twice, as the neighbours count in two views
+            scores["bound"] = 2 * self.bound_surprise_(self._model_score(x, "bound"))
+        return scores
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Compute how normal each row is, `[n]` nats: the negative outlier score."""
         check_is_fitted(self)
-        return -self._strangeness(self._batches(X))
+        return -self._strangeness(self._known(X))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Compute `score_samples - offset_`, `[n]`: negative for outliers."""
@@ -189,9 +248,21 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         """Return 1 for inliers and -1 for outliers, `[n]`."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
-    def _strangeness(self, batches: Iterator[Batch]) -> np.ndarray:
-        detector = Detector(self.model_.on(self.device), [self.criterion], seed=self.seed_)
-        return np.concatenate([detector.score(batch)[self.criterion] for batch in batches])
+    def _strangeness(self, x: np.ndarray) -> np.ndarray:
+        """Compute the outlier score of examples."""
+        if self.image_shape is not None or self.criterion_ not in (*ALWAYS, "combined"):
+            return self._model_score(x, self.criterion_)
+        if self.criterion_ != "combined":
+            return self._row_scores(x, False)[self.criterion_]
+        scores = self._row_scores(x, "bound" in self.choice_.parts)
+        return sum((scores[part] for part in self.choice_.parts), np.zeros(len(x)))
+
+    def _model_score(self, x: np.ndarray, criterion: str) -> np.ndarray:
+        """Compute a score of examples under the model."""
+        model = self.model_.on(self.device)
+        detector = Detector(model, [criterion], seed=self.seed_)
+        x = self._ranges(x) if self.image_shape is None else x
+        return np.concatenate([detector.score(batch)[criterion] for batch in _batches(x, model.device)])
 
 
 @final
@@ -238,7 +309,7 @@ class LatentTransformer(TransformerMixin, _Fitted):
     def transform(self, X: Any) -> np.ndarray:
         """Encode rows to latents `[n, units]` float64, or to the codes of all levels `[n, codes]` int64."""
         found, model = [], self.model_.on(self.device)
-        for batch in self._batches(X):
+        for batch in _batches(self._known(X), model.device):
             for part in fixed_batches(batch, model.device):
                 latent = model.encode(part.x)
                 flat = [c.flatten(1) for c in latent.codes] or [latent.z.flatten(1).cpu().double()]

@@ -278,7 +278,7 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions, reason: 
     if done.stopped == "signal":
         say(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {quoted(str(o.out))}")
         return 130
-    early = ", stopped because validation examples cost more and more" if done.stopped == "overfit" else ""
+    early = ", stopped because validation examples cost more and more" if done.stopped == "converged" else ""
     say(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds{early}: {o.out}")
     if not o.quiet:
         say_verdict(Path(str(o.out)), data, options)

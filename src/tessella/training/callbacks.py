@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from accelerate.tracking import GeneralTracker
 from PIL.Image import Image
 
 from tessella.core.schema import Precision, bits_per_dim
-from tessella.data import Data
+from tessella.data import Data, Split
 from tessella.evaluation.bounds import evaluate
 from tessella.foundation import files
 from tessella.foundation.errors import RunError, option
@@ -127,13 +127,7 @@ class ModelProbe(ValidationProbe):
 
 
 class Callback(ABC):
-    """Callback of the training loop.
-
-    Attributes:
-        overfit: whether it asks to stop, because validation examples cost more and more.
-    """
-
-    overfit: bool = False
+    """Callback of the training loop."""
 
     @abstractmethod
     def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
@@ -146,6 +140,35 @@ class Callback(ABC):
         Args:
             whole: true if the budget is used up, false if training was stopped.
         """
+
+
+@final
+class KeepBest(Callback):
+    """Callback that keeps the averaged weights with the lowest validation bound, and stops when it no longer falls.
+
+    Args:
+        valid: validation split, of which up to `EXAMPLES` are measured.
+        times: number of measurements in the budget.
+    """
+
+    def __init__(self, valid: Split, times: int = 20) -> None:
+        self.valid, self.times, self.measured = valid, times, 0
+
+    def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
+        """Measure the bound at even shares of the budget."""
+        if state.used * self.times < self.measured + 1:
+            return
+        self.measured = int(state.used * self.times)
+        self._measure(state)
+        state.converged = len(state.costs) - 1 - state.costs.index(min(state.costs)) >= PATIENCE
+
+    def at_end(self, state: TrainState, *, whole: bool) -> None:
+        self._measure(state)
+
+    def _measure(self, state: TrainState) -> None:
+        with state.averaged() as model:
+            found = evaluate(cast(Model, model), self.valid, limit=EXAMPLES, collapse_examples=0, split_name="valid")
+            state.validated(found.distortion if found.bound is None else found.bound)
 
 
 class Metrics(Callback):
@@ -299,7 +322,7 @@ class Validation(Callback):
             if figures := self.probe.measure(model):
                 self.metrics.record("valid", state, figures)
                 state.validated(self.probe.cost(model, figures))
-                self.overfit = _rises(state.costs)
+                state.converged = _rises(state.costs)
             drawn = self.probe.draw(model) if final or self.made % DRAWN_EVERY == 0 else {}
             for name, image in drawn.items():
                 self.metrics.picture(name, image, state.step)

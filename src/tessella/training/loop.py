@@ -37,6 +37,7 @@ from tessella.training import checkpoint
 from tessella.training.callbacks import (
     Callback,
     Checkpoint,
+    KeepBest,
     Metrics,
     ModelProbe,
     StepMetrics,
@@ -70,14 +71,14 @@ class TrainResult:
         run: run folder.
         steps: number of steps taken.
         seconds: training time.
-        stopped: `budget` if the budget was used up, `overfit` if training stopped before because validation examples
-            cost more and more, `signal` if it was interrupted.
+        stopped: `budget` if the budget was used up, `converged` if validation examples no longer gained from training,
+            `signal` if it was interrupted.
     """
 
     run: Path
     steps: int
     seconds: float
-    stopped: Literal["budget", "overfit", "signal"]
+    stopped: Literal["budget", "converged", "signal"]
 
 
 def train(
@@ -103,7 +104,8 @@ def train(
         SpecError: if the model does not fit the data.
         TrainingError: if the loss stays infinite or NaN; the last good checkpoint is kept.
     """
-    options = _with_batch_size(options or TrainOptions(), model.schema.dims)
+    options = options or TrainOptions()
+    options = replace(options, batch_size=options.batch_size or usual_batch_size(model.schema.dims))
     if model.schema.shape != data.schema.shape or model.schema.values != data.schema.values:
         raise SpecError(
             f"the model expects {model.schema.values} values of shape {model.schema.shape}, but the data has "
@@ -171,25 +173,23 @@ def run_loop(
         raise better from error
 
 
-def fit(model: Trainable, split: Split, options: TrainOptions) -> TrainResult:
-    """Train a model in memory, without validation and files.
+def fit(model: Trainable, split: Split, options: TrainOptions, valid: Split | None = None) -> TrainResult:
+    """Train a model in memory, without files.
 
     The model then has its averaged weights and is in evaluation mode.
+
+    Args:
+        valid: validation split of a `Model`; the weights that are best on it are kept, and training stops when it no
+            longer improves.
 
     Raises:
         TrainingError: if the loss stays infinite or NaN.
     """
-    options = _with_batch_size(options, model.schema.dims)
     with together(options) as accelerator:
         loop = _Loop(model, split, options, accelerator)
-        done = loop.go()
+        done = loop.go(*([] if valid is None else [KeepBest(valid)]))
         loop.state.finish()
         return done
-
-
-def _with_batch_size(options: TrainOptions, dims: int) -> TrainOptions:
-    """Fill in the usual batch size if none is given."""
-    return options if options.batch_size else replace(options, batch_size=usual_batch_size(dims))
 
 
 class Trainable(Protocol):
@@ -246,14 +246,15 @@ class _Loop:
             self.model.compile_networks()
         self.parallel: nn.Module = accelerator.prepare_model(self.model)
         self.autocast = autocast(options.precision, self.model.schema, accelerator.device)
-        self.total = budget_in_steps(options, len(split), accelerator.num_processes)
+        self.batch_size = options.batch_size or usual_batch_size(self.model.schema.dims)
+        self.total = budget_in_steps(options, len(split), self.batch_size * accelerator.num_processes)
 
     def go(self, *callbacks: Callback) -> TrainResult:
         """Train until the budget is used up or a signal asks to stop."""
         options, accelerator, state = self.options, self.accelerator, self.state
         batches = stream(
             self.split,
-            options.batch_size,
+            self.batch_size,
             seed=options.seed,
             start_step=state.step,
             rank=accelerator.process_index,
@@ -263,9 +264,8 @@ class _Loop:
         started, resumed_at = time.monotonic() - state.seconds, state.step
         with _asked_to_stop() as asked:
             while True:
-                overfit = any(callback.overfit for callback in callbacks)
-                state.used, stop, overfit = self._agree(time.monotonic() - started, asked.is_set, overfit)
-                if state.used >= 1 or stop or overfit:
+                state.used, stop = self._agree(time.monotonic() - started, asked.is_set)
+                if state.used >= 1 or stop or state.converged:
                     break
                 metrics = self._update(next(batches))
                 state.step += 1
@@ -273,23 +273,24 @@ class _Loop:
                 for callback in callbacks:
                     callback.after_step(state, metrics)
             self._check_learned(resumed_at)
-            whole = state.used >= 1 or overfit
+            whole = state.used >= 1 or state.converged
+            stopped = "converged" if state.converged else "budget" if whole else "signal"
             for callback in callbacks:
                 callback.at_end(state, whole=whole)
         accelerator.wait_for_everyone()
-        reason = "budget" if state.used >= 1 else "overfit" if overfit else "signal"
-        return TrainResult(self.run or Path(), state.step, state.seconds, reason)
+        return TrainResult(self.run or Path(), state.step, state.seconds, stopped)
 
-    def _agree(self, seconds: float, stop: bool, overfit: bool) -> tuple[float, bool, bool]:
-        """Agree with all processes on the used budget (process 0's), and on stopping and overfitting (if one asks)."""
+    def _agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
+        """Agree with all processes on the used budget and convergence (process 0's), and on stopping (if one asks)."""
         used = self.state.step / self.total if self.total else seconds / (60 * (self.options.minutes or 1))
         if self.accelerator.num_processes > 1:
-            mine = [used if self.accelerator.is_main_process else 0.0, float(stop), float(overfit)]
+            first = self.accelerator.is_main_process  # only it validates
+            mine = [used if first else 0.0, float(stop), float(first and self.state.converged)]
             word = torch.tensor(mine, dtype=torch.float64)
             total = self.accelerator.reduce(word.to(self.accelerator.device), reduction="sum")
             assert isinstance(total, Tensor)
-            used, stop, overfit = float(total[0]), bool(total[1] > 0), bool(total[2] > 0)
-        return used, stop, overfit
+            used, stop, self.state.converged = float(total[0]), bool(total[1] > 0), bool(total[2] > 0)
+        return used, stop
 
     def _update(self, batch: Batch) -> StepMetrics:
         """Update the weights by one step of AdamW, unless loss or gradient is not finite."""

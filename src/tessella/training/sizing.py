@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -115,14 +115,15 @@ def fit_to_budget(
 def _sized(config: Config, sizes: Sequence[Mapping[str, int]]) -> list[str]:
     """Name the options that are to be sized."""
     names = dict.fromkeys(name for row in sizes for name in row)
-    have = {f.name for f in fields(config)}
-    return [name for name in names if name in have and getattr(config, name) is None]
+    values = config.values()
+    return [name for name in names if name in values and values[name] is None]
 
 
 def _candidates(config: C, sizes: Sequence[Mapping[str, int]]) -> list[C]:
     """Fill in the sizes that are not given, from small to large."""
     free = _sized(config, sizes)
-    found = [replace(config, **{name: row[name] for name in free if name in row}) for row in sizes]
+    chosen = [{name: row[name] for name in free if name in row} for row in sizes]
+    found = [type(config)(**{**config.values(), **row}) for row in chosen]
     return list(dict.fromkeys(found)) or [config]
 
 

@@ -67,6 +67,7 @@ class TrainState:
         costs: what training lowers, measured on validation examples, of each validation.
         best: averaged weights and buffers with the lowest of them.
         saved: step of the last checkpoint; None if there is none.
+        converged: whether a callback asks to stop because training no longer helps.
     """
 
     def __init__(self, model: nn.Module, options: TrainOptions, learning_rate: float) -> None:
@@ -83,6 +84,7 @@ class TrainState:
         self.lowest: float | None = None
         self.costs: tuple[float, ...] = ()
         self.best: dict[str, Tensor] = {}
+        self.converged = False
 
     @contextmanager
     @torch.no_grad()
@@ -126,8 +128,8 @@ class TrainState:
         self.bad_in_a_row, self.recent = 0, ()
 
     def finish(self) -> None:
-        """Put the averaged weights into the model for good, in evaluation mode."""
-        self.average.swap()
+        """Put the weights to use into the model for good, in evaluation mode."""
+        self.model.load_state_dict(self.weights())
         self.model.eval()
 
     def save(self, run: Path) -> None:

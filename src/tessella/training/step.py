@@ -43,12 +43,12 @@ def usual_batch_size(dims: int) -> int:
     return min(max(2 ** round(math.log2(VALUES / dims)), 8), 64)
 
 
-def budget_in_steps(options: TrainOptions, examples: int, world: int) -> int | None:
-    """Return the budget in steps; None if it is a time."""
+def budget_in_steps(options: TrainOptions, examples: int, batch: int) -> int | None:
+    """Return the budget in steps of batches of all processes; None if it is a time."""
     if options.steps:
         return options.steps
     if options.epochs:
-        return max(1, round(options.epochs * examples / min(examples, options.batch_size * world)))
+        return max(1, round(options.epochs * examples / min(examples, batch)))
     return None
 
 

@@ -7,7 +7,8 @@ statistics to scores. Most rules do not depend on the normal examples; the other
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import NoReturn, final
 
@@ -15,7 +16,9 @@ import numpy as np
 
 from tessella.core.batches import Batch
 from tessella.foundation.errors import DataError, SpecError, option
+from tessella.kinds.base import kind_of
 from tessella.models.base import Model
+from tessella.tasks.detect.local_scores import NEAREST, LocalScorer
 from tessella.tasks.detect.statistics import SAMPLES, STEPS, Statistics, StatisticsExtractor, possible
 
 Rule = Callable[[Statistics], np.ndarray]
@@ -93,6 +96,7 @@ class Score:
 
     Attributes:
         needs_fit: whether its rule is fitted on normal examples.
+        slow: whether it is computed only if it is asked for.
     """
 
     name: str
@@ -100,6 +104,7 @@ class Score:
     rule: Callable[[Statistics | None], Rule]
     summary: str
     needs_fit: bool = False
+    slow: bool = False
 
 
 _BOUND = frozenset({"rate", "distortion"})
@@ -108,7 +113,13 @@ SCORES: tuple[Score, ...] = (
     Score("distortion", frozenset({"distortion"}), distortion, "reconstruction error: -log p(x | z)"),
     Score("rate", frozenset({"rate"}), rate, "how unusual the latent is: KL(q || p)"),
     Score("bound", _BOUND, bound, "how improbable the example is: rate + distortion"),
-    Score("regret", _BOUND | {"regret"}, regret, "decrease of the bound if the latent is optimised for the example"),
+    Score(
+        "regret",
+        _BOUND | {"regret"},
+        regret,
+        "decrease of the bound if the latent is optimised for the example",
+        slow=True,
+    ),
     Score(
         "complexity-corrected",
         _BOUND | {"length"},
@@ -139,13 +150,13 @@ def available(model: Model) -> tuple[Score, ...]:
     return tuple(score for score in SCORES if score.needs <= possible(model))
 
 
-def chosen(model: Model, names: Sequence[str]) -> tuple[Score, ...]:
-    """Return the scores with these names; without names, all that are available.
+def chosen(model: Model, names: Sequence[str], local: LocalScorer | None = None) -> tuple[Score, ...]:
+    """Return the scores with these names; without names, all that are available and not slow.
 
     Raises:
         SpecError: if a score is unknown, or not available for this model.
     """
-    there = {score.name: score for score in available(model)}
+    there = {score.name: score for score in (*available(model), *local_scores(local))}
     for name in names:
         if name in there:
             continue
@@ -156,7 +167,20 @@ def chosen(model: Model, names: Sequence[str]) -> tuple[Score, ...]:
                 score=name,
             )
         raise SpecError(f"there is no score {name!r}; there are: {', '.join(there)}", code="no-such-score", score=name)
-    return tuple(score for score in there.values() if not names or score.name in names)
+    return tuple(score for score in there.values() if (score.name in names if names else not score.slow))
+
+
+def local_scores(local: LocalScorer | None) -> tuple[Score, ...]:
+    """Return the local scores of pictures, one for each column of `Statistics.local`."""
+    if local is None:
+        return ()
+    examples = kind_of(local.model.schema).examples
+
+    def column(number: int) -> Callable[[Statistics | None], Rule]:
+        return lambda inliers: lambda s: _given(s.local)[:, number]
+
+    names, needs = local.names, frozenset({"local"})
+    return tuple(Score(name, needs, column(i), local.summary(name, examples)) for i, name in enumerate(names))
 
 
 def _given(values: np.ndarray | None) -> np.ndarray:
@@ -225,13 +249,13 @@ def needed(false_positives: float) -> int:
     return max(1, math.ceil(1 / false_positives - ROUNDING) - 1)
 
 
-def too_few(inliers: int, false_positives: float, share: int = 1) -> DataError:
-    """Make the error for too few normal examples, of which one in `share` sets thresholds."""
+def too_few(inliers: int, false_positives: float) -> DataError:
+    """Make the error for too few normal examples to set thresholds."""
     return DataError(
         f"{inliers} normal examples are too few for a false-positive rate of {false_positives:g}: give at least "
-        f"{share * needed(false_positives)}, or allow a higher rate",
+        f"{needed(false_positives)} with {option('calibration_data')}, or a higher {option('false_positives')}",
         code="too-few-normal-examples",
-        needed=share * needed(false_positives),
+        needed=needed(false_positives),
     )
 
 
@@ -276,10 +300,13 @@ class Detector:
         inliers: batches of normal examples that were not used in training, to fit scores on; without them, scores that
             need a fit are left out.
         samples, steps, seed: as in `StatisticsExtractor`.
+        local: computes local scores of pictures; without it there are none.
 
     Attributes:
         scores: scores that are computed.
         left_out: scores that would need normal examples.
+        local: computes the local scores; None if there are none.
+        local_maps: names of scores that are pooled from maps.
 
     Raises:
         SpecError: if a score is unknown or the model does not allow it.
@@ -300,14 +327,17 @@ class Detector:
         samples: int = SAMPLES,
         steps: int = STEPS,
         seed: int = 0,
+        local: LocalScorer | None = None,
     ) -> None:
-        wanted = chosen(model, scores)
+        wanted = chosen(model, scores, local)
         self.left_out = tuple(s for s in wanted if s.needs_fit) if inliers is None else ()
         self.scores = tuple(score for score in wanted if score not in self.left_out)
         needs: frozenset[str] = frozenset().union(*(score.needs for score in wanted))
         if any(score.name == "density-of-states" for score in wanted):
             needs |= {"length"} & frozenset().union(*(s.needs for s in available(model)))
-        self.extract = StatisticsExtractor(model, needs, samples=samples, steps=steps, seed=seed)
+        self.extract = StatisticsExtractor(model, needs, samples=samples, steps=steps, seed=seed, local=local)
+        self.model, self.local = model, local
+        self.local_maps = frozenset() if local is None else frozenset(local.names) - {NEAREST}
         fitted_on = inliers if isinstance(inliers, Statistics) or inliers is None else self.statistics(inliers)
         self._rules = {score.name: score.rule(fitted_on if score.needs_fit else None) for score in self.scores}
 
@@ -327,6 +357,25 @@ class Detector:
         if not self.scores:
             _none_to_fit_on()
         return {name: rule(found) for name, rule in self._rules.items()}
+
+    def mean_of(self, weights: Mapping[str, float], inliers: Statistics) -> Score:
+        """Make the weighted mean of several scores, each in deviations from its mean over normal examples."""
+        values = self.score(inliers)
+        parts = [(self._rules[n], values[n].mean(), values[n].std() + 1e-12, w) for n, w in weights.items()]
+        total = sum(weights.values())
+
+        def rule(s: Statistics) -> np.ndarray:
+            return sum((w * (of(s) - center) / spread for of, center, spread, w in parts), np.zeros(len(s))) / total
+
+        needs = frozenset().union(*(score.needs for score in self.scores if score.name in weights))
+        shares = ", ".join(f"{name} ({w / total:.2f})" for name, w in weights.items())
+        return Score(" + ".join(weights), needs, lambda _: rule, f"mean of {shares}, in deviations of normal examples")
+
+    def with_score(self, score: Score) -> Detector:
+        """Return the same detector with one more score."""
+        more = copy(self)
+        more.scores, more._rules = (*self.scores, score), {**self._rules, score.name: score.rule(None)}
+        return more
 
     def calibrate(self, inliers: Iterable[Batch] | Statistics, false_positives: float = 0.01) -> Calibration:
         """Set thresholds from held-out normal examples, not used in training or to fit scores."""

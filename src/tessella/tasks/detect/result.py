@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, final
@@ -14,14 +16,17 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from tessella.core.schema import Schema, bits_per_dim
+from tessella.core.schema import Schema
 from tessella.foundation.blocks import Block, Cards, Grid, Heading, Page, Table, Text, Tile
-from tessella.foundation.errors import DataError
 from tessella.foundation.files import write_atomic
 from tessella.foundation.text import cell, json_text
 from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
+from tessella.tasks.detect.choice import Choice
+from tessella.tasks.detect.detection import Scored
 from tessella.tasks.detect.detector import Calibration
+from tessella.tasks.detect.ranking import AtThreshold, Ranking, at_threshold
+from tessella.tasks.detect.regions import RegionResult, contour
 from tessella.tasks.task import Result
 
 BRIGHTEST = 0.998
@@ -37,7 +42,8 @@ class ShownExample:
     Attributes:
         row: its number among all.
         x: `[*shape]`.
-        error, surprise, reconstruction: as in `detection.Maps`, for this example.
+        error, surprise, reconstruction: as in `heat_maps.Maps`, for this example.
+        unusual: map of a local score, `[H, W]`; None if there is none.
     """
 
     row: int
@@ -45,6 +51,7 @@ class ShownExample:
     error: Tensor
     surprise: Tensor | None
     reconstruction: Tensor | None
+    unusual: np.ndarray | None
 
 
 @final
@@ -57,11 +64,11 @@ class DetectionResult(Result):
         schema: schema of the examples.
         by: score that examples are sorted and flagged by.
         summaries: one line on each score.
-        names, classes: names of the examples and of their classes (None if unknown).
-        anomalous: whether each is known to be anomalous; None if unknown.
-        scores: `[N]` nats for each score; higher is more anomalous.
+        found: names, classes and scores of the examples; higher is more anomalous.
         calibration: thresholds, if there was calibration data.
+        choice: comparison of the scores on made-up anomalies, if the score was chosen by it.
         rankings: how well each score separates known anomalies from known normal examples, if some are known.
+        regions: anomalous regions of pictures, if there are local scores.
         highest, lowest: examples with the highest and the lowest scores, most extreme first.
     """
 
@@ -70,17 +77,44 @@ class DetectionResult(Result):
     schema: Schema
     by: str
     summaries: Mapping[str, str]
-    names: Sequence[str]
-    classes: Sequence[str | None]
-    anomalous: Sequence[bool | None]
-    scores: Mapping[str, np.ndarray]
+    found: Scored
     calibration: Calibration | None
+    choice: Choice | None
     rankings: Mapping[str, Ranking] | None
+    regions: RegionResult | None
     highest: Sequence[ShownExample]
     lowest: Sequence[ShownExample]
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.found.names
+
+    @property
+    def classes(self) -> Sequence[str | None]:
+        return self.found.classes
+
+    @property
+    def anomalous(self) -> Sequence[bool | None]:
+        return self.found.anomalous
+
+    @property
+    def scores(self) -> Mapping[str, np.ndarray]:
+        return self.found.scores
+
+    @property
+    def status(self) -> int:
+        return 130 if self.found.interrupted else 0
+
+    @property
+    def at_threshold(self) -> AtThreshold | None:
+        """Return the figures at the calibrated threshold; None without calibration or known anomalies."""
+        known = np.array([a is not None for a in self.anomalous])
+        if self.flagged is None or self.rankings is None:
+            return None
+        return at_threshold(self.flagged[known], np.array([a for a in self.anomalous if a is not None], bool))
 
     @property
     def flagged(self) -> np.ndarray | None:
@@ -100,12 +134,17 @@ class DetectionResult(Result):
             "run": self.run,
             "model": self.model,
             "dims": self.schema.dims,
-            "units": "nats per example; higher is more anomalous",
+            "units": "nats per example, local scores in deviations of normal examples; higher is more anomalous",
             "by": self.by,
             "scores": dict(self.summaries),
             "false_positives": None if c is None else c.false_positives,
             "inliers": None if c is None else len(c.inliers[self.by]),
             "thresholds": None if c is None else c.thresholds,
+            "choice": None if self.choice is None else self.choice.to_json(),
+            "milliseconds": 1000 * self.found.seconds / len(self),
+            "interrupted": self.found.interrupted,
+            "at_threshold": None if self.at_threshold is None else asdict(self.at_threshold),
+            "regions": None if self.regions is None else self.regions.to_json(),
             "rankings": None if self.rankings is None else {name: asdict(r) for name, r in self.rankings.items()},
         }
 
@@ -124,12 +163,24 @@ class DetectionResult(Result):
     def page(self) -> Page:
         one, by = kind_of(self.schema).example, self.by
         lead = f"{len(self):,} {one}s, sorted by the score {by}: {self.summaries[by]}. Higher is more anomalous."
-        return Page(f"Anomalies in {self.run}", [*_cards(self, one), *_scores(self), *shown_extremes(self)], lead)
+        return Page(
+            f"Anomalies in {self.run}",
+            [*_cards(self, one), *_scores(self), *_choice(self), *shown_extremes(self)],
+            lead,
+        )
 
     def save(self, out: Path) -> None:
-        """Write scores.csv and scores.json into a folder, one example at a time, since there may be very many."""
+        """Write scores.csv, scores.json and masks/*.png into a folder, one by one, since there may be very many."""
         write_atomic(out / "scores.csv", self._write_csv)
+        for row, mask in {} if self.regions is None else self.regions.masks.items():
+            image = Image.fromarray(np.uint8(255) * mask)
+            write_atomic(out / self._mask_file(row), partial(image.save, format="PNG"))
         write_atomic(out / "scores.json", self._write_json)
+
+    def _mask_file(self, row: int) -> str:
+        """Return where the predicted mask of a flagged example is written."""
+        stem = re.sub(r"[^\w.-]", "_", Path(self.names[row]).stem)[-80:]
+        return f"masks/{row:06d}-{stem}.png"
 
     def _write_csv(self, path: Path) -> None:
         records = self.records()
@@ -166,20 +217,29 @@ def _cards(result: DetectionResult, one: str) -> list[Block]:
             (f"{r.auroc:.4f}", f"AUROC, ± {r.auroc_error:.4f}: how often an anomaly scores above a normal {one}"),
             (f"{r.average_precision:.4f}", f"average precision, ± {r.average_precision_error:.4f}"),
         ]
-    return [Cards(cards)] if cards else []
+    if (at := result.at_threshold) is not None:
+        words = f"F1 at the threshold: precision {at.precision:.3f}, recall {at.recall:.3f}"
+        cards.append((f"{at.f1:.3f}", f"{words}, {100 * at.flagged_normal:.1f} % of normal {one}s flagged"))
+    if result.regions is not None and (figures := result.regions.figures) is not None:
+        cards += [
+            (f"{figures.pixel_auroc:.4f}", f"pixel AUROC, of the map of {result.regions.source}"),
+            (f"{figures.pro:.4f}", f"PRO: share of each of {figures.regions:,} known regions found, up to 30 % false"),
+        ]
+    cards.append((f"{1000 * result.found.seconds / len(result):.1f} ms", f"per {one}, reading and all scores included"))
+    return [Cards(cards)]
 
 
 def _scores(result: DetectionResult) -> list[Block]:
-    calibration, rankings, dims = result.calibration, result.rankings, result.schema.dims
+    calibration, rankings = result.calibration, result.rankings
     heads = ["score", *(["AUROC", "average precision"] if rankings else [])]
-    heads += [*(["threshold, nats", "above it"] if calibration else []), "median, bits/dim"]
+    heads += [*(["threshold", "above it"] if calibration else []), "median"]
     rows = []
     for name, values in result.scores.items():
         cells = [] if rankings is None else [*rankings[name].figures]
         if calibration is not None:
             limit = calibration.thresholds[name]
-            cells += [f"{limit:.2f}", f"{int((values > limit).sum()):,}"]
-        cells.append(f"{bits_per_dim(float(np.median(values)), dims):.4f}")
+            cells += [f"{limit:.4g}", f"{int((values > limit).sum()):,}"]
+        cells.append(f"{np.median(values):.4g}")
         rows.append([f"{name}{' *' if name == result.by else ''}", *cells, result.summaries[name]])
     words = "* examples are sorted and flagged by this score"
     if rankings is not None:
@@ -188,40 +248,85 @@ def _scores(result: DetectionResult) -> list[Block]:
     return [Heading("Scores"), Table([*heads, "meaning"], rows, range(1, len(heads))), Text(words, "soft")]
 
 
+def _choice(result: DetectionResult) -> list[Block]:
+    """Show how well each score separates made-up anomalies from normal examples."""
+    choice = result.choice
+    if choice is None:
+        return []
+    kinds = list(choice.figures[choice.score])
+    ranked = sorted(choice.figures, key=lambda name: -choice.mean(name))
+    rows = [
+        [
+            f"{name}{' *' if name == choice.score else ''}",
+            f"{choice.mean(name):.3f}",
+            *(f"{choice.figures[name][kind]:.2f}" for kind in kinds),
+        ]
+        for name in ranked
+    ]
+    text = (
+        f"AUROC of each score for {choice.made_up:,} made-up anomalies against {choice.inliers:,} held-out normal "
+        "examples; no known anomaly was used. * is the best local score, the best of whole examples, or their mean."
+    )
+    return [
+        Heading("Choice of the score"),
+        Text(text),
+        Table(["score", "mean", *kinds], rows, range(1, len(kinds) + 2)),
+    ]
+
+
 def shown_extremes(result: DetectionResult) -> list[Block]:
     """Show the most and the least anomalous examples with their heat maps."""
     shown = [*result.highest, *result.lowest]
     if not shown:
         return []
-    spans = [_span([one.error for one in shown]), _span([one.surprise for one in shown if one.surprise is not None])]
-    tiles = [_tile(result, one, spans) for one in shown]
+    heats = [_heats(one) for one in shown]
+    spans = {name: _span([heat[name] for heat in heats]) for name in heats[0]}
+    tiles = [_tile(result, one, heat, spans) for one, heat in zip(shown, heats, strict=True)]
     most = len(result.highest)
     return [
         Heading("Most anomalous"),
-        Text(_legend(result.schema, shown[0])),
+        Text(_legend(result, shown[0])),
         Grid(tiles[:most], width=400),
         Heading("Least anomalous"),
         Grid(tiles[most:], width=400),
     ]
 
 
-def _legend(schema: Schema, one: ShownExample) -> str:
+def _heats(one: ShownExample) -> dict[str, np.ndarray]:
+    """Return the heat maps of an example, with what they show."""
+    maps = {
+        "how unusual each position is, in deviations of normal pictures": one.unusual,
+        "the cost of each position given the latent, -log p(x | z)": one.error.numpy(),
+        "the rate of the latent there, its cost under the prior": None
+        if one.surprise is None
+        else one.surprise.numpy(),
+    }
+    return {name: values for name, values in maps.items() if values is not None}
+
+
+def _legend(result: DetectionResult, one: ShownExample) -> str:
+    schema = result.schema
     beside = [] if one.reconstruction is None else ["its reconstruction"]
     if not schema.rank:
         beside.append("the columns with the highest cost, -log p(x | z)")
         return f"Each row of numbers is a small plot; beside it {' and '.join(beside)}."
-    beside.append("the cost of each position given the latent, -log p(x | z)")
-    if one.surprise is not None:
-        beside.append("the rate of the latent there, its cost under the prior")
+    regions = result.regions
+    lines = "" if regions is None or not regions.masks else " Red line: what exceeds the threshold of its map."
+    lines += "" if regions is None or not regions.known else " Green line: the known region."
     return (
-        f"Beside each {kind_of(schema).example}: {'; '.join(beside)}. Each kind of map has one colour scale on the "
-        "whole page, from black (lowest cost) to yellow (highest)."
+        f"Beside each {kind_of(schema).example}: {'; '.join([*beside, *_heats(one)])}. Each kind of map has one colour "
+        f"scale on the whole page, from black (lowest) to yellow (highest).{lines}"
     )
 
 
-def _tile(result: DetectionResult, one: ShownExample, spans: Sequence[tuple[float, float]]) -> Tile:
+def _tile(
+    result: DetectionResult,
+    one: ShownExample,
+    heats: Mapping[str, np.ndarray],
+    spans: Mapping[str, tuple[float, float]],
+) -> Tile:
     schema, row = result.schema, one.row
-    images = [_image(one.x, schema)]
+    images = [_outlined(_image(one.x, schema), result.regions, row)]
     images += [] if one.reconstruction is None else [_image(one.reconstruction, schema)]
     details = []
     if (kind := result.classes[row]) is not None:
@@ -229,118 +334,37 @@ def _tile(result: DetectionResult, one: ShownExample, spans: Sequence[tuple[floa
     if (p := result.p_values) is not None:
         details.append(f"p = {p[row]:.4g}")
     if schema.rank:
-        for values, span in ((one.error, spans[0]), (one.surprise, spans[1])):
-            if values is not None:
-                heat = pictures.heat_map(values.view(-1, values.shape[-1]).numpy(), *span)
-                images.append(heat.resize(images[0].size, Image.Resampling.NEAREST))
+        for name, values in heats.items():
+            heat = pictures.heat_map(values.reshape(-1, values.shape[-1]), *spans[name])
+            images.append(heat.resize(images[0].size, Image.Resampling.NEAREST))
     else:
         worst = one.error.argsort(descending=True)[:COLUMNS_NAMED].tolist()
         details.append("columns " + ", ".join(f"{i} ({float(one.error[i]):.3g} nats)" for i in worst))
-    score = bits_per_dim(float(result.scores[result.by][row]), schema.dims)
     marked = result.flagged is not None and bool(result.flagged[row])
-    return Tile(images, result.names[row], f"{score:.3f} bits/dim", details, marked)
+    return Tile(images, result.names[row], f"{result.scores[result.by][row]:.4g}", details, marked)
 
 
-def _span(of: Sequence[Tensor]) -> tuple[float, float]:
+RED, GREEN = (230, 30, 30), (30, 200, 60)
+
+
+def _outlined(image: Image.Image, regions: RegionResult | None, row: int) -> Image.Image:
+    """Draw the outlines of the predicted and the known region of an example."""
+    outlines = [] if regions is None else [(regions.known.get(row), GREEN), (regions.masks.get(row), RED)]
+    for mask, colour in outlines:
+        if mask is not None and mask.any():
+            large = Image.fromarray(np.uint8(255) * mask).resize(image.size, Image.Resampling.NEAREST)
+            line = Image.fromarray(np.uint8(255) * contour(np.asarray(large) > 0))
+            image = image.convert("RGB")
+            image.paste(colour, mask=line)
+    return image
+
+
+def _span(of: Sequence[np.ndarray]) -> tuple[float, float]:
     """Return the values of the darkest and the brightest colour."""
-    if not of:
-        return 0.0, 1.0
-    every = np.concatenate([m.numpy().ravel() for m in of])
+    every = np.concatenate([values.ravel() for values in of])
     low, high = np.quantile(every, [1 - BRIGHTEST, BRIGHTEST]).tolist()
     return low, max(high, low + 1e-6)
 
 
 def _image(x: Tensor, schema: Schema) -> Image.Image:
     return pictures.image_grid(x[None], schema, 1, scale=max(1, math.ceil(64 / kind_of(schema).tile_size[0])))
-
-
-RESAMPLES = 200
-
-
-@final
-@dataclass(frozen=True)
-class Ranking:
-    """How well a score separates anomalies from normal examples; each metric with its standard error.
-
-    Attributes:
-        auroc: probability that an anomaly scores above a normal example; ties count half.
-        average_precision: mean over the anomalies of the share of anomalies among all that score as high.
-        inliers, anomalies: numbers of examples.
-    """
-
-    auroc: float
-    auroc_error: float
-    average_precision: float
-    average_precision_error: float
-    inliers: int
-    anomalies: int
-
-    @property
-    def figures(self) -> tuple[str, str]:
-        """Format AUROC and average precision."""
-        return (
-            f"{self.auroc:.4f} ± {self.auroc_error:.4f}",
-            f"{self.average_precision:.4f} ± {self.average_precision_error:.4f}",
-        )
-
-
-def ranking(scores: np.ndarray, anomalous: np.ndarray, seed: int = 0) -> Ranking:
-    """Measure how well scores `[N]` separate anomalous examples `[N]`.
-
-    Raises:
-        DataError: if all are normal, or all anomalous.
-    """
-    anomalous = np.asarray(anomalous, dtype=bool)
-    counts = int((~anomalous).sum()), int(anomalous.sum())
-    if 0 in counts:
-        raise DataError(
-            f"all {len(anomalous)} examples are {'normal' if counts[0] else 'anomalous'}, so no score can be ranked: "
-            "give examples of both",
-            code="one-kind-alone",
-        )
-    area, error = auroc(scores[~anomalous], scores[anomalous])
-    precision = average_precision(scores, anomalous)
-    generator = np.random.Generator(np.random.PCG64(seed))
-    again = [
-        average_precision(scores, anomalous, generator.multinomial(len(scores), np.full(len(scores), 1 / len(scores))))
-        for _ in range(RESAMPLES)
-    ]
-    spread = float(np.nanstd(again, ddof=1)) if min(counts) > 1 else float("nan")
-    return Ranking(area, error, precision, spread, *counts)
-
-
-def _ranks(x: np.ndarray) -> np.ndarray:
-    """Rank numbers from 1; equal ones share their mean rank."""
-    _, which, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[which]
-
-
-def auroc(inliers: np.ndarray, anomalies: np.ndarray) -> tuple[float, float]:
-    """Compute the area under the ROC curve and its standard error.
-
-    DeLong et al. 1988, eq. 5; the error is NaN for a single example.
-    """
-    n, m = len(inliers), len(anomalies)
-    both = _ranks(np.concatenate([inliers, anomalies]))
-    above = (both[n:] - _ranks(anomalies)) / n  # of each anomaly, the share of inliers below it
-    below = 1 - (both[:n] - _ranks(inliers)) / m  # of each normal, the share of anomalies above it
-    error = float("nan")
-    if min(n, m) > 1:
-        error = float(np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n))
-    return float(above.mean()), error
-
-
-def average_precision(scores: np.ndarray, anomalous: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Compute sum_k (R_k - R_(k-1)) P_k over the thresholds in falling order.
-
-    Args:
-        weights: how many times each example counts; once by default.
-    """
-    weight = np.ones(len(scores)) if weights is None else weights.astype(float)
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0, True])  # equal scores are one threshold
-    found = np.cumsum((weight * anomalous)[order])[ends]
-    counted = np.cumsum(weight[order])[ends]
-    if not found[-1]:
-        return float("nan")
-    return float((np.diff(found, prepend=0.0) * found / np.maximum(counted, 1e-300)).sum() / found[-1])

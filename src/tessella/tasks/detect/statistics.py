@@ -27,6 +27,7 @@ from tessella.kinds.pictures import MODES
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
+from tessella.tasks.detect.local_scores import LocalScorer
 
 SAMPLES = 4
 """Posterior samples per example for the distortion."""
@@ -44,12 +45,14 @@ class Statistics:
         rate: KL(q(z | x) || p(z)).
         regret: the bound minus the bound after q has been fitted to the example.
         length: length of the shortest file of the picture by general lossless compressors.
+        local: local scores of pictures, `[N, scores]`, in the order of `LocalScorer.names`; no nats.
     """
 
     distortion: np.ndarray
     rate: np.ndarray | None = None
     regret: np.ndarray | None = None
     length: np.ndarray | None = None
+    local: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.distortion)
@@ -60,7 +63,7 @@ class Statistics:
         assert self.rate is not None
         return self.rate + self.distortion
 
-    def rows(self, which: slice) -> Statistics:
+    def rows(self, which: slice | np.ndarray) -> Statistics:
         """Select some of the examples."""
         every = {f.name: values for f in fields(self) if (values := getattr(self, f.name)) is not None}
         return Statistics(**{name: values[which] for name, values in every.items()})
@@ -98,12 +101,20 @@ class StatisticsExtractor:
         samples: samples of z per example, if z is continuous.
         steps: steps of optimisation for the regret.
         seed: seed of all samples.
+        local: computes the local scores, if they are needed.
     """
 
     def __init__(
-        self, model: Model, needs: Collection[str], *, samples: int = SAMPLES, steps: int = STEPS, seed: int = 0
+        self,
+        model: Model,
+        needs: Collection[str],
+        *,
+        samples: int = SAMPLES,
+        steps: int = STEPS,
+        seed: int = 0,
+        local: LocalScorer | None = None,
     ) -> None:
-        self.model, self.needs, self.steps = model.eval(), frozenset(needs), steps
+        self.model, self.needs, self.steps, self._local = model.eval(), frozenset(needs), steps, local
         self._noise = Noise(seed, stream="detect")
         self._eps = Noise(seed, stream="detect").normal(samples, 1, *model.latent_shape, device=model.device)
 
@@ -116,7 +127,8 @@ class StatisticsExtractor:
         parts = fixed_batches(batch, self.model.device)
         found = Statistics.cat(self._of(part).rows(slice(0, part.count)) for part in parts)
         length = file_nats(batch.x, self.model.schema) if "length" in self.needs else None
-        return replace(found, length=length)
+        local = self._local.pooled(batch) if self._local is not None and "local" in self.needs else None
+        return replace(found, length=length, local=local)
 
     @torch.no_grad()
     def _of(self, batch: FixedBatch) -> Statistics:

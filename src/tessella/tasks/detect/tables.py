@@ -1,0 +1,293 @@
+"""Anomaly scores of table rows that stay right when some of the training rows are anomalous.
+
+Two scores are fitted on reference rows. The *global* one asks how far a row lies from most rows; anomalies that are few
+cannot change it, even if they are alike. The *local* one asks how far a row lies from its nearest rows; it is sharper,
+but rows like each other look normal to it. So rows that are far from most and yet close together are trimmed from the
+reference of the local score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from sklearn.ensemble import IsolationForest
+from torch import Tensor
+
+from tessella.tasks.detect.ranking import auroc
+
+ROWS, NUMBERS, FEWEST = 5000, 250_000, 2000
+"""Most reference rows; most numbers in them, unless that leaves fewer than `FEWEST` rows."""
+NEIGHBOURS = 5
+SUBSETS, IN_SUBSET = 200, 8
+OUTLYING, CLUMPED = 0.75, 0.1
+"""Rows above this share of the global score are trimmed if their local rank is lower by this share."""
+AT_ONCE = 1024
+FAR = 1e6
+"""Limit on coordinates, in ranges of their column."""
+
+
+@final
+class Ranges:
+    """Scales each column by its range; in a constant column other values are one range away."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.low, width = x.min(0), np.ptp(x, 0)
+        self.constant = width == 0
+        self.width = np.where(self.constant, 1.0, width)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        away = x - self.low
+        return np.where(self.constant, np.sign(away), away / self.width).clip(-FAR, FAR)
+
+
+@final
+class NormalScores:
+    """Maps each column to standard normal quantiles of its mid-ranks, linearly beyond its range.
+
+    Equal values keep one rank, so discrete columns stay discrete.
+    """
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.columns = [_quantiles(column) for column in x.T]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return np.stack([_normal(x[:, i], *known) for i, known in enumerate(self.columns)], 1)
+
+
+def _quantiles(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct values and the normal quantiles of their mid-ranks."""
+    values, counts = np.unique(column, return_counts=True)
+    return values, ndtri((np.cumsum(counts) - counts / 2) / len(column))
+
+
+def _normal(x: np.ndarray, values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
+    if len(values) == 1:
+        return np.sign(x - values[0])
+    unit = (values[-1] - values[0]) / (quantiles[-1] - quantiles[0])
+    beyond = (x - x.clip(values[0], values[-1])) / unit
+    return np.interp(x, values, quantiles) + beyond.clip(-FAR, FAR)
+
+
+@final
+class Surprise:
+    """Maps scores to -log of the share of reference scores that are as high.
+
+    The upper tail is an exponential, so that higher scores stay distinct.
+    """
+
+    def __init__(self, reference: np.ndarray) -> None:
+        self.reference = np.sort(reference)
+        count = len(self.reference)
+        start = int((0.99 if count > 200 else 0.9) * (count - 1))
+        self.start = self.reference[start]
+        excess = self.reference[int(0.9 * (count - 1)) :]
+        floor = 1e-6 * (1 + abs(self.start))
+        self.scale = max((self.reference[start:] - self.start).mean(), (excess - excess[0]).mean() / 2, floor)
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        within, beyond = scores.clip(max=self.start), (scores - self.start).clip(0)
+        above = len(self.reference) - np.searchsorted(self.reference, within, "left")
+        return beyond / self.scale - np.log((above + 0.5) / (len(self.reference) + 1))
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """Return the mid-ranks of scores, in (0, 1)."""
+    ordered = np.sort(scores)
+    return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / (2 * len(scores))
+
+
+def _nearest(x: np.ndarray, reference: np.ndarray, neighbours: int) -> np.ndarray:
+    """Compute the distance of each row to its n-th nearest reference row, `[N]`.
+
+    One reference row that equals the row is passed over, so that reference rows do not count themselves.
+    """
+    one = min(neighbours + 1, len(reference))
+
+    def of(distances: Tensor) -> Tensor:
+        least = distances.topk(one, dim=1, largest=False).values
+        return torch.where(least[:, 0] == 0, least[:, -1], least[:, max(0, min(neighbours, one) - 1)])
+
+    return _by_distances(x, reference, of)
+
+
+def _by_distances(x: np.ndarray, reference: np.ndarray, of: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """Reduce the distances `[rows, reference]` of some rows at a time.
+
+    Not by a matrix product, whose rounding depends on the number of rows.
+    """
+    known = torch.from_numpy(reference).float()
+    parts = torch.from_numpy(x).float().split(AT_ONCE)
+    found = [of(torch.cdist(some, known, compute_mode="donot_use_mm_for_euclid_dist")) for some in parts]
+    return torch.cat(found).double().numpy()
+
+
+@final
+class SubsetDistance:
+    """Mean distance to the nearest row of many small random subsets (Pang et al. 2015, "LeSiNN")."""
+
+    def __init__(self, x: np.ndarray, generator: np.random.Generator) -> None:
+        self.size = min(IN_SUBSET, max(1, len(x) // IN_SUBSET))
+        self.rows = np.concatenate([x[generator.permutation(len(x))[: self.size]] for _ in range(SUBSETS)])
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return _by_distances(x, self.rows, lambda d: d.view(len(d), SUBSETS, self.size).amin(2).mean(1))
+
+
+@final
+class Tails:
+    """Sum over the columns of -log of the smaller tail probability (as ECOD: Li et al. 2022)."""
+
+    def __init__(self, x: np.ndarray) -> None:
+        self.columns = np.sort(x, 0)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        total, count = np.zeros(len(x)), len(self.columns)
+        for column, values in zip(self.columns.T, x.T, strict=True):
+            below = np.searchsorted(column, values, "right")
+            above = count - np.searchsorted(column, values, "left")
+            total -= np.log(np.minimum(1, (2 * np.minimum(below, above) + 1) / (count + 1)))
+        return total
+
+
+@final
+class TableScores:
+    """The scores of rows, fitted on reference rows of which some may be anomalous.
+
+    Args:
+        x: `[n, D]` finite reference rows.
+        seed: seed of the random parts.
+
+    Attributes:
+        kept: which reference rows the local score takes for normal, `[n]`.
+        ranges: the view of rows in which each column has range 1.
+    """
+
+    def __init__(self, x: np.ndarray, *, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        self.ranges, self.quantiles = Ranges(x), NormalScores(x)
+        views = self._views(x)
+        self.forest, self.tails = IsolationForest(random_state=seed).fit(x), Tails(x)
+        self.distances = [SubsetDistance(rows, generator) for rows in views]
+        self.votes = [_center_and_spread(values) for values in self._global_parts(x, views)]
+        outlying = self._global(x, views)
+        self.global_surprise = Surprise(outlying)
+        near = sum((Surprise(d)(d) for d in (_nearest(rows, rows, NEIGHBOURS) for rows in views)), np.zeros(len(x)))
+        rank = _ranks(outlying)
+        self.kept = ~((rank > OUTLYING) & (_ranks(near) < rank - CLUMPED))
+        self.reference = [rows[self.kept].astype(np.float32) for rows in views]
+        self.local_surprises = [
+            Surprise(_nearest(rows, reference, NEIGHBOURS))
+            for rows, reference in zip(views, self.reference, strict=True)
+        ]
+
+    def __call__(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """Compute the scores `global` and `neighbours` of rows, `[N]`, in nats; higher is more anomalous."""
+        views, near = self._views(x), np.zeros(len(x))
+        for surprise, rows, reference in zip(self.local_surprises, views, self.reference, strict=True):
+            near += surprise(_nearest(rows, reference, NEIGHBOURS))
+        return {"global": self.global_surprise(self._global(x, views)), "neighbours": near}
+
+    def _views(self, x: np.ndarray) -> Sequence[np.ndarray]:
+        return self.ranges(x), self.quantiles(x)
+
+    def _global_parts(self, x: np.ndarray, views: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        near = [distance(rows) for distance, rows in zip(self.distances, views, strict=True)]
+        return -self.forest.score_samples(x), self.tails(x), near[0] + near[1]
+
+    def _global(self, x: np.ndarray, views: Sequence[np.ndarray]) -> np.ndarray:
+        """Add the parts, each centered and scaled by the reference rows."""
+        total = np.zeros(len(x))
+        for (center, spread), values in zip(self.votes, self._global_parts(x, views), strict=True):
+            total += (values - center) / spread
+        return total
+
+
+def _center_and_spread(values: np.ndarray) -> tuple[float, float]:
+    """Return the median, and the standard deviation without the extreme 2 %."""
+    inner = values.clip(*np.quantile(values, [0.02, 0.98]))
+    return float(np.median(values)), float(max(inner.std(), 1e-9 * (1 + np.abs(values).max())))
+
+
+def reference_rows(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return random rows to fit scores on, in their order; all if they are few."""
+    most = min(ROWS, max(FEWEST, NUMBERS // x.shape[1]))
+    return x[np.sort(generator.permutation(len(x))[:most])]
+
+
+def make_up_rows(x: np.ndarray, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Make one anomaly of each kind from each row `[N, D]`.
+
+    Permuted: half of the cells come from other rows. Scaled: the row is two to four times as far from the medians.
+    Resampled: a fifth of the cells, at least one, is uniform in the column's range.
+    """
+    rows, columns = x.shape
+    center, low, high = np.median(x, 0), x.min(0), x.max(0)
+    order = generator.random(x.shape).argsort(1)
+    others = np.stack([generator.permutation(column) for column in x.T], 1)
+    uniform = low + (high - low) * generator.random(x.shape)
+    return {
+        "permuted": np.where(order < max(1, columns // 2), others, x),
+        "scaled": center + (x - center) * generator.uniform(2, 4, (rows, 1)),
+        "resampled": np.where(order < max(1, columns // 5), uniform, x),
+    }
+
+
+SMOOTHING, SMOOTHED_ROWS = 0.1, 8000
+"""Deviation of the noise in a model's training rows, in ranges of the columns; least number of such rows."""
+
+
+def smoothed(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return copies of rows with noise, `[M, D]` float32, whose density is finite for discrete columns too."""
+    copies = np.tile(x, (-(-SMOOTHED_ROWS // len(x)), 1))
+    return (copies + SMOOTHING * generator.standard_normal(copies.shape)).astype(np.float32)
+
+
+@final
+@dataclass(frozen=True)
+class TableChoice:
+    """The parts of the combined score, chosen without labels by held-out rows against made-up anomalies.
+
+    Attributes:
+        parts: names of the scores that are added; the bound is one if it is better than `neighbours` by more than two
+            standard errors.
+        figures: AUROC of each score for each kind of made-up anomalies; empty if rows are too few to compare.
+        rows: number of held-out rows.
+    """
+
+    parts: tuple[str, ...]
+    figures: Mapping[str, Mapping[str, float]]
+    rows: int
+
+    def mean(self, score: str) -> float:
+        """Return the mean AUROC of a score over the kinds."""
+        return float(np.mean(list(self.figures[score].values())))
+
+
+ALWAYS = ("global", "neighbours")
+"""Parts of the combined score without a choice."""
+
+
+def choose_parts(
+    score: Callable[[np.ndarray], Mapping[str, np.ndarray]], rows: np.ndarray, generator: np.random.Generator
+) -> TableChoice:
+    """Choose the parts of the combined score.
+
+    Args:
+        score: computes all scores of rows, also `bound`.
+        rows: rows that the model was not trained on.
+    """
+    normal = score(rows)
+    made_up = {kind: score(made) for kind, made in make_up_rows(rows, generator).items()}
+    figures = {
+        name: {kind: auroc(values, other[name])[0] for kind, other in made_up.items()}
+        for name, values in normal.items()
+    }
+    choice = TableChoice(ALWAYS, figures, len(rows))
+    best, gain = choice.mean("bound"), choice.mean("bound") - choice.mean("neighbours")
+    error = np.sqrt(2 * best * (1 - best) / len(rows))
+    return TableChoice((*ALWAYS, "bound"), figures, len(rows)) if gain > 2 * error else choice
