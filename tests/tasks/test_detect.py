@@ -36,8 +36,7 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors import StandardNormal
 from tessella.tasks.detect.detection import by_class
 from tessella.tasks.detect.detector import Calibration, Detector, available, needed, p_values, threshold
-from tessella.tasks.detect.heat_maps import maps
-from tessella.tasks.detect.local_scores import LocalScorer
+from tessella.tasks.detect.local_scores import LocalScorer, maps
 from tessella.tasks.detect.made_up import CONTENTS, DEFECTS, make_up
 from tessella.tasks.detect.ranking import auroc, ranking
 from tessella.tasks.detect.regions import region_figures

@@ -1,11 +1,11 @@
 """Task `detect`: anomaly scores, thresholds with a stated false-positive rate, and heat maps.
 
 statistics   distortion, rate, regret, file length and local scores of examples, from which scores are computed
-local        features of each place of a picture, and statistics of normal ones; local_scores: maps and pooled scores
+local        features of each place of a picture, and statistics of normal ones; local_scores: maps, pooled scores
 detector     scores, thresholds and p-values of batches
 made_up      made-up anomalies; choice: the default score, chosen on them
 prepared     a detector with its model, score and thresholds
-detection    scores of all inputs, which may exceed memory; heat_maps: costs of each position
+detection    scores of all inputs, which may exceed memory
 regions      masks of what is flagged, and their agreement with known masks
 result       JSON, CSV and page; ranking: AUROC and average precision if the anomalies are known
 """
@@ -200,7 +200,7 @@ def _detected(run: Run, config: DetectConfig, trained_on: Data | None) -> Detect
 def _shown(model: Model, examples: Sequence[Extreme], regions: Regions | None) -> list[ShownExample]:
     """Compute the heat maps of the examples to show."""
     from tessella.core.batches import Batch
-    from tessella.tasks.detect.heat_maps import maps
+    from tessella.tasks.detect.local_scores import maps
     from tessella.tasks.detect.result import ShownExample
 
     shown = []

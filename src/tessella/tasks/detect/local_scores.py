@@ -1,22 +1,26 @@
-"""Local scores: maps of how unusual each place of a picture is, standardised by normal pictures, and pooled."""
+"""Local scores: maps of how unusual each place of a picture is, standardised by normal pictures, and pooled.
+
+The last part of the module has the heat maps of examples of any kind: what each position costs.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
 from tessella.core.batches import READ, Batch, FixedBatch, fixed_batches
 from tessella.core.schema import Schema
 from tessella.foundation.errors import DataError
 from tessella.foundation.notes import note
 from tessella.models.base import Model
-from tessella.tasks.detect.heat_maps import maps as model_maps
 from tessella.tasks.detect.local import (
     GRID,
     Coreset,
@@ -87,9 +91,7 @@ class LocalScorer:
         self.model, schema = model, model.schema
         self._features = LocalFeatures(schema.shape, levels_of(schema), normalize)
         count = fitting_rows(len(inliers), schema.shape)
-        measured = [self._measured(part) for part in self._parts(inliers[:count])]
-        found = np.concatenate([features for features, _ in measured])
-        networks = {name: np.concatenate([of[name] for _, of in measured]) for name in measured[0][1]}
+        found, networks = self._joined([self._measured(part) for part in self._parts(inliers[:count])], count)
         rest = np.arange(count) % REST == REST - 1
         fitted, held_out = found[~rest], found[rest]
         self.rest = inliers[:count][torch.from_numpy(rest)]
@@ -108,7 +110,7 @@ class LocalScorer:
     def maps(self, batch: Batch) -> dict[str, np.ndarray]:
         """Compute the standardised maps of pictures, each `[B, h, w]`; higher is more unusual."""
         found = [self._maps(*self._measured(part)) for part in self._parts(batch)]
-        return {name: np.concatenate([maps[name] for maps in found])[: len(batch)] for name in found[0]}
+        return {name: np.concatenate([of[name] for of in found])[: len(batch)] for name in found[0]}
 
     def full_maps(self, batch: Batch, source: str) -> np.ndarray:
         """Compute one smoothed map at every pixel, `[B, H, W]`; its maximum is about the score `SOURCE-max`."""
@@ -117,11 +119,11 @@ class LocalScorer:
 
     def pooled(self, batch: Batch) -> np.ndarray:
         """Compute the scores `names` of pictures, `[B, scores]` float64."""
-        return np.concatenate([self._pooled(*self._measured(part)) for part in self._parts(batch)])
+        return np.concatenate([self._pooled(*self._measured(part)) for part in self._parts(batch)])[: len(batch)]
 
     def _pooled(self, features: np.ndarray, networks: dict[str, np.ndarray]) -> np.ndarray:
-        maps = self._maps(features, networks).values()
-        columns = [pool(smooth(values, SMOOTHED)) for values in maps for pool in _POOLS]
+        found = self._maps(features, networks).values()
+        columns = [pool(smooth(values, SMOOTHED)) for values in found for pool in _POOLS]
         return np.stack([*columns, nearest_distance(self._flat(features), self._whole)], 1).astype(np.float64)
 
     def summary(self, name: str, examples: str) -> str:
@@ -143,11 +145,22 @@ class LocalScorer:
         return fixed_batches(batch, self.model.device)
 
     def _measured(self, part: FixedBatch) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Compute the features, and distortion, rate and latent of each place as far as the model has them."""
-        local = model_maps(self.model, Batch(part.x, part.label))
+        """Compute the features, and distortion, rate and latent of each place as far as the model has them.
+
+        Of all rows, copies included, so that the result does not depend on the number of examples.
+        """
+        local = maps(self.model, Batch(part.x, part.label))
         values = {"distortion": local.error, "rate": local.surprise, "latent": local.latent}
-        networks = {name: v[: part.count].float().numpy() for name, v in values.items() if v is not None}
-        return self._features(part.x.cpu().numpy())[: part.count], networks
+        networks = {name: v.float().numpy() for name, v in values.items() if v is not None}
+        return self._features(part.x.cpu().numpy()), networks
+
+    @staticmethod
+    def _joined(
+        measured: Sequence[tuple[np.ndarray, dict[str, np.ndarray]]], count: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Join what was measured, without the copies that fill the last part."""
+        networks = {name: np.concatenate([of[name] for _, of in measured])[:count] for name in measured[0][1]}
+        return np.concatenate([features for features, _ in measured])[:count], networks
 
     def _maps(self, features: np.ndarray, networks: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: self._standards[name](v, features) for name, v in self._raw(features, networks).items()}
@@ -241,3 +254,56 @@ def useful_rows(count: int, shape: Sequence[int]) -> int:
 def _grid(shape: Sequence[int], most: int) -> list[int]:
     stride = -(-max(shape[1:]) // most)
     return [-(-side // stride) for side in shape[1:]]
+
+
+@final
+@dataclass(frozen=True)
+class Maps:
+    """Heat maps of a batch, in nats.
+
+    Attributes:
+        error: -log p(x | z) of each position, `[B, *spatial]`, or of each value of vectors, `[B, D]`; it sums to the
+            distortion at the latent's mean.
+        surprise: rate of the latent at each position, `[B, *spatial]`, which sums to the rate: -log p(code) for codes,
+            KL for a grid of latents, spread evenly over the positions of each cell. None if the latent has no positions
+            (vectors, one latent for the whole example) or no rate (an autoencoder).
+        reconstruction: mean of p(x | z), `[B, *shape]` in stored units; None if that takes a pass over all positions.
+        latent: latent of each position of its grid, `[B, *grid, D]`; None if it has no positions.
+    """
+
+    error: Tensor
+    surprise: Tensor | None
+    reconstruction: Tensor | None
+    latent: Tensor | None
+
+
+@torch.no_grad()
+def maps(model: Model, batch: Batch) -> Maps:
+    """Compute the heat maps of a batch at the posterior mean."""
+    batch = batch.to(model.device)
+    latent = model.encode(batch.x, batch.label)
+    rate, p_x = model.rate(latent, batch.label), model.decode(latent.z, batch.label)
+    reconstruction = None if model.likelihood.sequential_mean else p_x.mean.cpu()
+    has_grid = len(model.latent_shape) == 1 + model.schema.rank > 1
+    z = latent.z.movedim(1, -1).cpu() if has_grid else None
+    return Maps(-p_x.by_position(batch.x).cpu(), _surprise(model, rate and rate.per_unit), reconstruction, z)
+
+
+def _surprise(model: Model, per_unit: Tensor | None) -> Tensor | None:
+    """Spread the rate of each unit of a grid, `[B, units]`, over the example: `[B, *spatial]`."""
+    if per_unit is None or len(model.latent_shape) == 1:
+        return None
+    shapes = model.code_shapes or (model.latent_shape,)
+    parts = per_unit.split([math.prod(shape) for shape in shapes], 1)
+    grids = [part.unflatten(1, shape).sum(1) for part, shape in zip(parts, shapes, strict=True)]
+    return torch.stack([_spread(grid, model.schema.spatial) for grid in grids]).sum(0).cpu()
+
+
+def _spread(grid: Tensor, size: Sequence[int]) -> Tensor:
+    """Divide the nats of positions `[B, *grid]` evenly among the nearest positions of the example."""
+    among = torch.ones((), device=grid.device)
+    for axis, side in enumerate(size, 1):
+        nearest = torch.arange(side, device=grid.device) * grid.shape[axis] // side
+        grid = grid.index_select(axis, nearest)
+        among = among[..., None] * torch.bincount(nearest)[nearest]
+    return grid * (1.0 / among)

@@ -42,7 +42,7 @@ class ShownExample:
     Attributes:
         row: its number among all.
         x: `[*shape]`.
-        error, surprise, reconstruction: as in `heat_maps.Maps`, for this example.
+        error, surprise, reconstruction: as in `local_scores.Maps`, for this example.
         unusual: map of a local score, `[H, W]`; None if there is none.
     """
 
