@@ -144,7 +144,8 @@ class TrainOptions:
         grad_clip: largest norm of the gradient, of the loss in nats per dimension.
         ema_decay: decay of the averaged weights that evaluation uses.
         precision: `auto` is bfloat16 autocast for pictures where the hardware supports it natively, else float32.
-        compile: compile the networks before training.
+        compile: compile the networks before training; auto does so where the time that it saves within the budget, by
+            measurement, is more than it takes.
         seed: seed of the weights, the order of the examples and all sampling.
         save_every: seconds between checkpoints; a killed run loses at most this time.
         workers: processes that read files, for streamed data.
@@ -165,7 +166,7 @@ class TrainOptions:
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     precision: Precision = "auto"
-    compile: bool = False
+    compile: Literal["auto", "yes", "no"] = "auto"
     seed: int = 0
     save_every: float = 60.0
     workers: int = 2

@@ -242,7 +242,7 @@ class _Loop:
         if resume and run is not None:
             self.state.restore(run)
         self.guard = Guard(self.state, marginal, self.model.schema.dims)
-        if options.compile:
+        if options.compile == "yes":
             self.model.compile_networks()
         self.parallel: nn.Module = accelerator.prepare_model(self.model)
         self.autocast = autocast(options.precision, self.model.schema, accelerator.device)
@@ -404,6 +404,11 @@ class _Loop:
         return f"the last good checkpoint (step {self.state.saved:,}) is kept in {self.run}"
 
 
+def without_compiler(error: RuntimeError) -> bool:
+    """Return whether the error says that networks cannot be compiled on this machine."""
+    return any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__)
+
+
 def _better_error(error: RuntimeError, options: TrainOptions) -> TrainingError | None:
     """Return a better error for a lack of memory or of a compiler, else None."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
@@ -411,9 +416,9 @@ def _better_error(error: RuntimeError, options: TrainOptions) -> TrainingError |
         return TrainingError(
             f"there is not enough memory for batches of {options.batch_size}: {lower}", code="out-of-memory"
         )
-    if options.compile and any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__):
+    if options.compile == "yes" and without_compiler(error):
         return TrainingError(
-            f"the networks cannot be compiled without a C++ compiler: install one, or leave out {option('compile')}",
+            f"the networks cannot be compiled without a C++ compiler: install one, or give {option('compile')} no",
             code="no-compiler",
         )
     return None

@@ -18,7 +18,7 @@ from tessella.foundation.config import Config
 from tessella.foundation.notes import note
 from tessella.foundation.progress import tracking
 from tessella.models.spec import TrainOptions
-from tessella.training.loop import Trainable
+from tessella.training.loop import Trainable, without_compiler
 from tessella.training.step import objective, usual_batch_size
 
 C = TypeVar("C", bound=Config)
@@ -37,6 +37,8 @@ UNDERUSED = 1.3
 """An accelerator is underused if a batch of twice the size takes less than this many times the time."""
 SHARE = 0.03
 """Largest share of the budget for measuring."""
+COMPILED_FROM = 20 * 60.0
+"""Least budget in seconds in which compiling is tried, which itself takes about a minute."""
 TIMED = 2
 """Updates that are timed for each size, after one to warm up."""
 
@@ -96,6 +98,12 @@ def fit_to_budget(
             if doubled > UNDERUSED * each or doubled * wanted > seconds:
                 break
             batch, each = 2 * batch, doubled
+        compiled = options.compile
+        if compiled == "auto":
+            pays = seconds >= COMPILED_FROM and _compiling_pays(
+                make(chosen), split, batch, options, device, each, seconds
+            )
+            compiled = "yes" if pays else "no"
     updates = seconds / each
     if updates < FEWEST:
         note(
@@ -109,7 +117,7 @@ def fit_to_budget(
         f"{named + ', ' if named else ''}batches of {batch}: {1000 * each:,.0f} ms an update, about "
         f"{_rounded(updates)} updates and {passes:.2g} passes in {options.minutes:g} minutes"
     )
-    return Sized(chosen, replace(options, batch_size=batch), reason)
+    return Sized(chosen, replace(options, batch_size=batch, compile=compiled), reason)
 
 
 def _sized(config: Config, sizes: Sequence[Mapping[str, int]]) -> list[str]:
@@ -125,6 +133,28 @@ def _candidates(config: C, sizes: Sequence[Mapping[str, int]]) -> list[C]:
     chosen = [{name: row[name] for name in free if name in row} for row in sizes]
     found = [type(config)(**{**config.values(), **row}) for row in chosen]
     return list(dict.fromkeys(found)) or [config]
+
+
+def _compiling_pays(
+    model: Trainable,
+    split: Split,
+    batch: int,
+    options: TrainOptions,
+    device: torch.device,
+    each: float,
+    seconds: float,
+) -> bool:
+    """Return whether compiled networks make more updates in the budget, the time of compiling included."""
+    model.compile_networks()
+    started = time.perf_counter()
+    try:
+        compiled = _update_time(model, split, batch, options, device)
+    except RuntimeError as error:
+        if without_compiler(error):
+            return False
+        raise
+    taken = _of_all(time.perf_counter() - started, device)
+    return (seconds - taken) / compiled > seconds / each
 
 
 def _update_time(model: Trainable, split: Split, batch: int, options: TrainOptions, device: torch.device) -> float:
