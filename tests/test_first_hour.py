@@ -79,6 +79,13 @@ def test_what_is_given_stays_and_other_budgets_measure_nothing(digits, clock):
     assert sized(digits, VAEConfig(), steps=10).config == VAEConfig()
 
 
+def test_networks_are_compiled_where_that_pays_within_the_budget(digits, clock, monkeypatch):
+    monkeypatch.setattr(sizing, "_compiling_pays", lambda *given: True)
+    assert sized(digits, VAEConfig(), minutes=30).options.compile == "yes"
+    assert sized(digits, VAEConfig(), minutes=6).options.compile == "no"
+    assert sized(digits, VAEConfig(), minutes=30, compile="no").options.compile == "no"
+
+
 def test_a_budget_that_cannot_work_is_said_before_it_is_spent(digits, clock):
     with pytest.warns(UserWarning, match="at least 1 minutes"):
         sized(digits, VAEConfig(), minutes=1 / 60)
