@@ -119,7 +119,7 @@ class Prepared:
     choice: Choice | None
 
 
-def prepare(
+def prepare_detector(
     model: Model,
     own: Callable[[], Data],
     calibration: Inputs | None = None,
