@@ -160,7 +160,8 @@ class KeepBest(Callback):
             return
         self.measured = int(state.used * self.times)
         self._measure(state)
-        state.converged = len(state.costs) - 1 - state.costs.index(min(state.costs)) >= PATIENCE
+        costs = state.costs
+        state.converged = len(costs) > PATIENCE and min(costs) < min(costs[-PATIENCE:])
 
     def at_end(self, state: TrainState, *, whole: bool) -> None:
         self._measure(state)
@@ -332,7 +333,7 @@ class Validation(Callback):
 
 def _rises(costs: Sequence[float]) -> bool:
     """Return whether the last four costs are above the lowest one by a share of what was learned."""
-    lowest = min(costs)
+    lowest = min(costs, default=0.0)
     return len(costs) > PATIENCE and min(costs[-PATIENCE:]) > lowest + LOST * max(costs[0] - lowest, 0.0)
 
 
