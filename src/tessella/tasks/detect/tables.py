@@ -9,7 +9,7 @@ reference of the local score.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
@@ -26,6 +26,8 @@ NEIGHBOURS = 5
 SUBSETS, IN_SUBSET = 200, 8
 OUTLYING, CLUMPED = 0.75, 0.1
 """Rows above this share of the global score are trimmed if their local rank is lower by this share."""
+GLOBAL, LOCAL = "global", ("neighbours", "rank-neighbours")
+"""Names of the scores; the local ones are distances of values and of ranks."""
 AT_ONCE = 1024
 FAR = 1e6
 """Limit on coordinates, in ranges of their column."""
@@ -186,11 +188,11 @@ class TableScores:
         ]
 
     def __call__(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Compute the scores `global` and `neighbours` of rows, `[N]`, in nats; higher is more anomalous."""
-        views, near = self._views(x), np.zeros(len(x))
-        for surprise, rows, reference in zip(self.local_surprises, views, self.reference, strict=True):
-            near += surprise(_nearest(rows, reference, NEIGHBOURS))
-        return {"global": self.global_surprise(self._global(x, views)), "neighbours": near}
+        """Compute the scores `GLOBAL` and `LOCAL` of rows, `[N]`, in nats; higher is more anomalous."""
+        views = self._views(x)
+        local = zip(LOCAL, self.local_surprises, views, self.reference, strict=True)
+        near = {name: surprise(_nearest(rows, known, NEIGHBOURS)) for name, surprise, rows, known in local}
+        return {GLOBAL: self.global_surprise(self._global(x, views)), **near}
 
     def _views(self, x: np.ndarray) -> Sequence[np.ndarray]:
         return self.ranges(x), self.quantiles(x)
@@ -250,32 +252,31 @@ def smoothed(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 @final
 @dataclass(frozen=True)
 class TableChoice:
-    """The parts of the combined score, chosen without labels by held-out rows against made-up anomalies.
+    """The local scores that are part of the combined one, chosen by held-out rows against made-up anomalies.
 
     Attributes:
-        parts: names of the scores that are added; the bound is one if it is better than `neighbours` by more than two
-            standard errors.
+        local: their names.
         figures: AUROC of each score for each kind of made-up anomalies; empty if rows are too few to compare.
         rows: number of held-out rows.
     """
 
-    parts: tuple[str, ...]
-    figures: Mapping[str, Mapping[str, float]]
-    rows: int
+    local: tuple[str, ...] = LOCAL
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rows: int = 0
 
-    def mean(self, score: str) -> float:
-        """Return the mean AUROC of a score over the kinds."""
-        return float(np.mean(list(self.figures[score].values())))
-
-
-ALWAYS = ("global", "neighbours")
-"""Parts of the combined score without a choice."""
+    def combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Add the global score and twice the mean of the local ones, `[N]`."""
+        local = sum((scores[name] for name in self.local), np.zeros(len(scores[GLOBAL])))
+        return scores[GLOBAL] + 2 / len(self.local) * local
 
 
-def choose_parts(
+def choose_local(
     score: Callable[[np.ndarray], Mapping[str, np.ndarray]], rows: np.ndarray, generator: np.random.Generator
 ) -> TableChoice:
-    """Choose the parts of the combined score.
+    """Choose the local scores without labels.
+
+    They are the neighbours by values and by ranks, unless one of these is better than the other by more than two
+    standard errors of its AUROC; and the bound, if it is better than each of them by as much.
 
     Args:
         score: computes all scores of rows, also `bound`.
@@ -287,7 +288,11 @@ def choose_parts(
         name: {kind: auroc(values, other[name])[0] for kind, other in made_up.items()}
         for name, values in normal.items()
     }
-    choice = TableChoice(ALWAYS, figures, len(rows))
-    best, gain = choice.mean("bound"), choice.mean("bound") - choice.mean("neighbours")
-    error = np.sqrt(2 * best * (1 - best) / len(rows))
-    return TableChoice((*ALWAYS, "bound"), figures, len(rows)) if gain > 2 * error else choice
+    mean = {name: float(np.mean(list(kinds.values()))) for name, kinds in figures.items()}
+
+    def better(one: str, other: str) -> bool:
+        return mean[one] - mean[other] > 2 * np.sqrt(mean[one] * (1 - mean[one]) / len(rows))
+
+    kept = tuple(name for name in LOCAL if not any(better(other, name) for other in LOCAL))
+    added = ("bound",) if all(better("bound", name) for name in kept) else ()
+    return TableChoice((*kept, *added), figures, len(rows))
