@@ -189,7 +189,8 @@ def _local_scorer(run: Run, model: Model, config: DetectConfig, wanted: Sequence
     from tessella.tasks.detect.detector import SCORES
     from tessella.tasks.detect.local_scores import FEWEST_PICTURES, LocalScorer, fitting_rows, say_alignment
 
-    if not kind_of(model.schema).pixels or (wanted and all(name in [s.name for s in SCORES] for name in wanted)):
+    table = not model.schema.rank
+    if not (table or kind_of(model.schema).pixels) or (wanted and all(n in [s.name for s in SCORES] for n in wanted)):
         return None
     try:
         split = run.data(None, model).split("train")

@@ -18,8 +18,9 @@ from tessella.core.batches import Batch
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.kinds.base import kind_of
 from tessella.models.base import Model
-from tessella.tasks.detect.local_scores import NEAREST, LocalScorer
-from tessella.tasks.detect.statistics import SAMPLES, STEPS, Statistics, StatisticsExtractor, possible
+from tessella.tasks.detect.local_scores import NEAREST
+from tessella.tasks.detect.statistics import SAMPLES, STEPS, ReferenceScorer, Statistics, StatisticsExtractor, possible
+from tessella.tasks.detect.tables import COMBINED
 
 Rule = Callable[[Statistics], np.ndarray]
 """Maps the statistics of N examples to scores `[N]`."""
@@ -141,7 +142,7 @@ SCORES: tuple[Score, ...] = (
         needs_fit=True,
     ),
 )
-PREFERRED = ("complexity-corrected", "bound", "distortion")
+PREFERRED = (COMBINED, "complexity-corrected", "bound", "distortion")
 """Default score to sort and flag by: the first of these that is available."""
 
 
@@ -150,13 +151,13 @@ def available(model: Model) -> tuple[Score, ...]:
     return tuple(score for score in SCORES if score.needs <= possible(model))
 
 
-def chosen(model: Model, names: Sequence[str], local: LocalScorer | None = None) -> tuple[Score, ...]:
+def chosen(model: Model, names: Sequence[str], local: ReferenceScorer | None = None) -> tuple[Score, ...]:
     """Return the scores with these names; without names, all that are available and not slow.
 
     Raises:
         SpecError: if a score is unknown, or not available for this model.
     """
-    there = {score.name: score for score in (*available(model), *local_scores(local))}
+    there = {score.name: score for score in (*available(model), *local_scores(model, local))}
     for name in names:
         if name in there:
             continue
@@ -170,11 +171,11 @@ def chosen(model: Model, names: Sequence[str], local: LocalScorer | None = None)
     return tuple(score for score in there.values() if (score.name in names if names else not score.slow))
 
 
-def local_scores(local: LocalScorer | None) -> tuple[Score, ...]:
-    """Return the local scores of pictures, one for each column of `Statistics.local`."""
+def local_scores(model: Model, local: ReferenceScorer | None) -> tuple[Score, ...]:
+    """Return the scores relative to training examples, one for each column of `Statistics.local`."""
     if local is None:
         return ()
-    examples = kind_of(local.model.schema).examples
+    examples = kind_of(model.schema).examples
 
     def column(number: int) -> Callable[[Statistics | None], Rule]:
         return lambda inliers: lambda s: _given(s.local)[:, number]
@@ -300,7 +301,7 @@ class Detector:
         inliers: batches of normal examples that were not used in training, to fit scores on; without them, scores that
             need a fit are left out.
         samples, steps, seed: as in `StatisticsExtractor`.
-        local: computes local scores of pictures; without it there are none.
+        local: computes scores relative to training examples; without it there are none.
 
     Attributes:
         scores: scores that are computed.
@@ -326,7 +327,7 @@ class Detector:
         samples: int = SAMPLES,
         steps: int = STEPS,
         seed: int = 0,
-        local: LocalScorer | None = None,
+        local: ReferenceScorer | None = None,
     ) -> None:
         wanted = chosen(model, scores, local)
         self.left_out = tuple(s for s in wanted if s.needs_fit) if inliers is None else ()

@@ -18,6 +18,7 @@ from scipy.special import ndtri
 from sklearn.ensemble import IsolationForest
 from torch import Tensor
 
+from tessella.core.batches import Batch
 from tessella.tasks.detect.ranking import auroc
 
 ROWS, NUMBERS, FEWEST = 5000, 250_000, 2000
@@ -26,8 +27,14 @@ NEIGHBOURS = 5
 SUBSETS, IN_SUBSET = 200, 8
 OUTLYING, CLUMPED = 0.75, 0.1
 """Rows above this share of the global score are trimmed if their local rank is lower by this share."""
-GLOBAL, LOCAL = "global", ("neighbours", "rank-neighbours")
+GLOBAL, LOCAL, COMBINED = "global", ("neighbours", "rank-neighbours"), "combined"
 """Names of the scores; the local ones are distances of values and of ranks."""
+SUMMARIES = {
+    GLOBAL: "distance from most training {examples}, in nats",
+    "neighbours": "distance from the nearest training {examples} by values, in nats",
+    "rank-neighbours": "distance from the nearest training {examples} by ranks, in nats",
+    COMBINED: "global score and twice the mean of {local}",
+}
 AT_ONCE = 1024
 FAR = 1e6
 """Limit on coordinates, in ranges of their column."""
@@ -215,10 +222,14 @@ def _center_and_spread(values: np.ndarray) -> tuple[float, float]:
     return float(np.median(values)), float(max(inner.std(), 1e-9 * (1 + np.abs(values).max())))
 
 
+def most_rows(columns: int) -> int:
+    """Return how many reference rows a table with so many columns may have."""
+    return min(ROWS, max(FEWEST, NUMBERS // columns))
+
+
 def reference_rows(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Return random rows to fit scores on, in their order; all if they are few."""
-    most = min(ROWS, max(FEWEST, NUMBERS // x.shape[1]))
-    return x[np.sort(generator.permutation(len(x))[:most])]
+    return x[np.sort(generator.permutation(len(x))[: most_rows(x.shape[1])])]
 
 
 def make_up_rows(x: np.ndarray, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -239,6 +250,8 @@ def make_up_rows(x: np.ndarray, generator: np.random.Generator) -> dict[str, np.
     }
 
 
+COMPARED = 1000
+"""Most rows on which scores are compared."""
 SMOOTHING, SMOOTHED_ROWS = 0.1, 8000
 """Deviation of the noise in a model's training rows, in ranges of the columns; least number of such rows."""
 
@@ -279,8 +292,8 @@ def choose_local(
     standard errors of its AUROC; and the bound, if it is better than each of them by as much.
 
     Args:
-        score: computes all scores of rows, also `bound`.
-        rows: rows that the model was not trained on.
+        score: computes the scores of rows, also `bound` if there is a model.
+        rows: normal rows that the model was not trained on.
     """
     normal = score(rows)
     made_up = {kind: score(made) for kind, made in make_up_rows(rows, generator).items()}
@@ -294,5 +307,34 @@ def choose_local(
         return mean[one] - mean[other] > 2 * np.sqrt(mean[one] * (1 - mean[one]) / len(rows))
 
     kept = tuple(name for name in LOCAL if not any(better(other, name) for other in LOCAL))
-    added = ("bound",) if all(better("bound", name) for name in kept) else ()
+    added = ("bound",) if "bound" in mean and all(better("bound", name) for name in kept) else ()
     return TableChoice((*kept, *added), figures, len(rows))
+
+
+@final
+class RowScorer:
+    """Computes the scores of rows relative to the training rows of a run.
+
+    Args:
+        rows: training rows, of which some may be anomalous.
+        seed: seed of the random parts.
+
+    Attributes:
+        names: names of the scores, in the order of `pooled`.
+    """
+
+    def __init__(self, rows: Batch, seed: int = 0) -> None:
+        generator, x = np.random.default_rng(seed), rows.x.double().numpy()
+        self._scores = TableScores(x, seed=seed)
+        compared = generator.permutation(x[self._scores.kept])[:COMPARED]
+        self._choice = choose_local(self._scores, compared, generator)
+        self.names = (GLOBAL, *LOCAL, COMBINED)
+
+    def pooled(self, batch: Batch) -> np.ndarray:
+        """Compute the scores `names` of rows, `[B, scores]` float64."""
+        scores = self._scores(batch.x.cpu().double().numpy())
+        return np.stack([*(scores[name] for name in (GLOBAL, *LOCAL)), self._choice.combined(scores)], 1)
+
+    def summary(self, name: str, examples: str) -> str:
+        """Describe one of the scores in a line."""
+        return SUMMARIES[name].format(examples=examples, local=" and ".join(self._choice.local))
