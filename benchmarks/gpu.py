@@ -58,8 +58,7 @@ from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.priors import CausalTransformer
 from tessella.tasks.detect.detector import Detector
 from tessella.training import loop, step
-from tessella.training.prior_trainer import CodePriorTrainer
-from tessella_experiments.runner import codes_of
+from tessella.training.prior_trainer import CodePriorTrainer, encode_split
 
 SECONDS, TINY_SECONDS = 360.0, 60.0
 PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12,
@@ -248,7 +247,7 @@ def _step(place: Place, name: str, side: int, batch: int, budget: float, peak: c
     if name == "transformer":
         model = place.trained("vqvae", side)
         assert isinstance(model, CodeModel)
-        split = codes_of(model, split)
+        split = encode_split(CodePriorTrainer(model), split, "auto")
         torch.manual_seed(0)
         size: dict[str, Any] = {"width": 16, "depth": 1} if place.tiny else {}
         module = CodePriorTrainer(model)

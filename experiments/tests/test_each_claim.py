@@ -38,9 +38,9 @@ def of_values(path: Path, x: np.ndarray) -> Data:
     return open_data(str(path / "x.npy"))
 
 
-def readable(result: Finding) -> Finding:
-    """The result, which must be plain finite numbers and say something."""
-    json.dumps(result.to_json(), allow_nan=False)
+def readable(result: Finding, *, finite: bool = True) -> Finding:
+    """The result, which must be plain numbers and say something."""
+    json.dumps(result.to_json(), allow_nan=not finite)
     assert result.sentence
     assert result.measures
     assert result.plots
@@ -252,6 +252,6 @@ def test_few_classes_cannot_be_left_out_in_turn(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [10, 11, 13, 14, 15, 17])
 def test_every_claim_comes_to_an_end_on_digits(number: int, digits: Data) -> None:
-    """With next to no training: whichever verdict it is."""
+    """With next to no training: whichever verdict it is, and though a model may use no code, so that a share is NaN."""
     result = experiments.run(digits, experiments.chosen((number,)), minutes=0.002, seeds=(0, 1))[number]
-    assert readable(result).verdict in ("held", "failed", "undecided")
+    assert readable(result, finite=False).verdict in ("held", "failed", "undecided")

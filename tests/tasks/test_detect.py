@@ -36,8 +36,10 @@ from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors import StandardNormal
 from tessella.tasks.detect.detection import by_class
 from tessella.tasks.detect.detector import Calibration, Detector, available, needed, p_values, threshold
-from tessella.tasks.detect.heat_maps import maps
+from tessella.tasks.detect.local_scores import LocalScorer, maps
+from tessella.tasks.detect.made_up import CONTENTS, DEFECTS, make_up
 from tessella.tasks.detect.ranking import auroc, ranking
+from tessella.tasks.detect.regions import region_figures
 from tessella.tasks.detect.statistics import (
     Statistics,
     StatisticsExtractor,
@@ -338,6 +340,53 @@ def test_models_give_the_scores_that_they_have() -> None:
         Detector(tessella.VAE(row, width=8, depth=1), ["magic"])
 
 
+# pictures, locally
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_local_scores_find_defects_and_know_whether_places_correspond(aligned: bool) -> None:
+    generator = np.random.default_rng(0)
+    ground = 40 * np.sin(np.mgrid[:20, :20][0] / 2.0) + 120
+    shift = np.zeros(80, int) if aligned else generator.integers(0, 20, 80)
+    x = np.stack([np.roll(ground, s, 0) for s in shift]) + 6 * generator.normal(size=(80, 20, 20))
+    x = torch.from_numpy(x[:, None].clip(0, 255).astype(np.uint8))
+    model = tessella.VAE(Schema.of((1, 20, 20), "uint8"), width=8, depth=1, latent_dim=4)
+    local = LocalScorer(model, Batch(x[:60]))
+    assert local.aligned == aligned
+    dark = x[60:].clone()
+    dark[:, :, 8:12, 8:12] //= 2
+    normal, defects = (dict(zip(local.names, local.pooled(Batch(b)).T, strict=True)) for b in (x[60:], dark))
+    assert auroc(normal["local-max"], defects["local-max"])[0] > 0.95
+    maps, mask = local.full_maps(Batch(dark), "local"), np.zeros((20, 20, 20), bool)
+    mask[:, 8:12, 8:12] = True
+    found = region_figures(maps, mask)
+    assert found.pixel_auroc > (0.9 if aligned else 0.6)
+    assert (found.regions, found.pictures) == (20, 20)
+    alone = local.pooled(Batch(dark[3:4]))
+    np.testing.assert_array_equal(alone[0], local.pooled(Batch(dark))[3])
+
+
+def test_region_figures_of_exact_and_of_constant_maps() -> None:
+    masks = np.zeros((2, 6, 6), bool)
+    masks[0, 1:3, 1:3] = masks[0, 4:, 4:] = True
+    exact = region_figures(masks.astype(float), masks)
+    assert (exact.pixel_auroc, exact.pro, exact.regions, exact.pictures) == (1.0, 1.0, 2, 1)
+    assert region_figures(np.zeros(masks.shape), masks).pixel_auroc == 0.5
+    with raises("one-kind-alone"):
+        region_figures(np.zeros(masks.shape), np.zeros_like(masks))
+
+
+def test_made_up_anomalies_differ_where_they_say() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (5, 3, 16, 12)).astype(np.float32)
+    made = make_up(x, (*DEFECTS, *CONTENTS), 4, (0.0, 255.0), seed=1)
+    again = make_up(x, (*DEFECTS, *CONTENTS), 4, (0.0, 255.0), seed=1)
+    np.testing.assert_array_equal(made.x, again.x)
+    assert made.x.shape == (40, 3, 16, 12)
+    assert made.mask.any((1, 2)).all()
+    apart = np.abs(made.x - x[made.of]).max(1) > 0
+    assert (apart >= made.mask).all()
+
+
 # maps
 
 
@@ -436,7 +485,7 @@ def test_detect_writes_scores_thresholds_and_a_page(name: str, runs: dict[str, P
     every = list(found["scores"])  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert every == list(found["rankings"]) == list(found["thresholds"])  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert set(every) > {s.name for s in available(tessella.load(runs[name])) if not (s.slow or s.needs_fit)}
-    assert {"local-max", "patch-top", "nearest"} < set(every)
+    assert {"local-max", "local-top", "nearest"} < set(every)
     assert len(rows) == len(found["examples"]) == 141  # pyright: ignore[reportArgumentType]
     by = str(found["by"])
     limit = found["thresholds"][by]  # pyright: ignore[reportIndexIssue]
@@ -485,8 +534,9 @@ def test_detect_scores_tables_row_by_row(runs: dict[str, Path], tmp_path: Path) 
     assert main(["detect", str(runs["rows"]), str(path), "--normal", "good", *FAST, "-o", str(out)]) == 0
     found, read, page = results(out)
     assert [row["name"] for row in read] == [f"new-{i}" for i in range(55)]
-    assert found["by"] == "bound"
-    assert found["rankings"]["bound"]["auroc"] == 1.0  # pyright: ignore[reportIndexIssue]
+    assert found["by"] == "combined"
+    for score in ("bound", "combined", "neighbours", "global"):
+        assert found["rankings"][score]["auroc"] == 1.0  # pyright: ignore[reportIndexIssue]
     assert "columns " in page
 
 
@@ -525,3 +575,35 @@ def test_what_cannot_be_detected_is_refused(runs: dict[str, Path], tmp_path: Pat
 def test_one_kind_alone_cannot_be_judged(runs: dict[str, Path], refused: Callable[..., str]) -> None:
     every = [word for i in range(10) for word in ("--normal", i)]
     assert "examples of both" in refused(runs["vae"], *every, *FAST, "--scores", "bound")
+
+
+def test_detect_trains_on_normal_pictures_and_compares_masks(
+    tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(0)
+    x = (120 + 10 * generator.normal(size=(110, 12, 12))).clip(0, 255).astype(np.uint8)
+    masks = np.zeros((10, 12, 12), np.uint8)
+    masks[:, 4:8, 5:9] = 1
+    defects = np.where(masks, 20, x[100:]).astype(np.uint8)
+    for name, values in (("normal", x[:90]), ("good", x[90:100]), ("bad", defects), ("three", x[:3])):
+        np.savez(tmp_path / f"{name}.npz", x=values)
+    np.savez(tmp_path / "masks.npz", masks=masks)
+    np.savez(tmp_path / "wide.npz", masks=masks[:, :, :6])
+    np.savez(tmp_path / "none.npz", masks=0 * masks)
+    out, (normal, good, bad) = tmp_path / "out", (str(tmp_path / f"{name}.npz") for name in ("normal", "good", "bad"))
+    words = ["detect", "--train", normal, good, "--anomalies", bad, "--minutes", "0.02", "--false-positives", "0.1"]
+    keep = ["--keep", str(tmp_path / "run")]
+    assert main([*words, *keep, "--masks", str(tmp_path / "masks.npz"), "-o", str(out)]) == 0
+    found, rows, _ = results(out)
+    assert found["rankings"][found["by"]]["auroc"] > 0.9  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    assert found["regions"]["figures"]["pixel_auroc"] > 0.9  # pyright: ignore[reportIndexIssue]
+    assert found["choice"]["score"] == found["by"]  # pyright: ignore[reportIndexIssue]
+    assert 0 <= found["at_threshold"]["f1"] <= 1  # pyright: ignore[reportIndexIssue]
+    flagged = sum(row["flagged"] == "True" for row in rows)
+    assert len(list((out / "masks").glob("*.png"))) == flagged
+    assert main(["detect", str(tmp_path / "run"), good, "--scores", "bound", "-o", str(tmp_path / "later")]) == 0
+    run = ["--train", normal, good, "--minutes", "0.01", "--false-positives", "0.1", "--anomalies", bad, "--quiet"]
+    assert "10x12x12" in refused(*run, "--masks", tmp_path / "wide.npz")
+    assert "are empty" in refused(*run, "--masks", tmp_path / "none.npz")
+    assert "give at least 76" in refused("--train", tmp_path / "three.npz", good)
+    assert "only be used with --train" in refused(tmp_path / "run", good, "--keep", "x")

@@ -1,7 +1,7 @@
 """The default score, chosen without labels: normal examples against made-up anomalies.
 
 An anomaly is a small part that is wrong, or a picture of something else, and which of them will come is unknown. So the
-default is the mean of the best local score and the best score of whole examples, each standardised by normal examples.
+default is a mean of the best local score and the best score of whole examples, each standardised by normal examples.
 "Best" is the mean AUROC over kinds of made-up anomalies. If one of the two is so weak that the mean loses more than
 `LOSS`, the better one is used alone.
 """
@@ -27,8 +27,10 @@ FEWEST_TO_CHOOSE, MOST_TO_CHOOSE = 20, 100
 """Fewest and most normal examples that scores are compared on."""
 EACH = 30
 """Made-up anomalies of each kind."""
-LOSS = 0.05
-"""Most that the mean of a local score and one of whole examples may lose to the better of them and still be chosen."""
+WEIGHTS = (1, 3)
+"""Weights of the local score and of the other in their mean, chosen on one class of clothes against the others."""
+LOSS = 0.1
+"""Most that the mean may lose to the better of them and still be chosen."""
 
 
 @final
@@ -96,7 +98,7 @@ def choose(
     best = tuple(max(family, key=means.__getitem__) for family in families if family)
     single = max(best, key=means.__getitem__)
     if len(best) > 1:
-        both = detector.mean_of(best, found.rows(slice(0, count)))
+        both = detector.mean_of(dict(zip(best, WEIGHTS, strict=True)), found.rows(slice(0, count)))
         known[both.name] = figures(both.rule(None)(found))
         choice = Choice(both.name, best, known, count, len(made.x))
         if choice.mean(both.name) > means[single] - LOSS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -13,14 +13,10 @@ import numpy as np
 
 from tessella.core.batches import Batch
 from tessella.data.inputs import Inputs
-from tessella.foundation.errors import DataError, option
-from tessella.tasks.detect.detector import FEWEST, Detector, check_rate, needed, too_few
-from tessella.tasks.detect.statistics import Statistics
-
-SHARE = 3
-"""One of so many normal examples serves to fit and choose scores; the others set thresholds."""
-SAMPLE = 100
-"""Most normal examples that scores are chosen on."""
+from tessella.foundation.errors import DataError
+from tessella.foundation.notes import note
+from tessella.tasks.detect.prepared import Prepared
+from tessella.tasks.detect.regions import Regions
 
 
 @final
@@ -42,6 +38,8 @@ class Scored:
         anomalous: whether each is known to be anomalous; None if unknown.
         scores: `[N]` nats for each score.
         highest, lowest: examples with the highest and the lowest scores, most extreme first.
+        seconds: time that reading and scoring took.
+        interrupted: whether only the first examples were scored.
     """
 
     names: list[str]
@@ -50,17 +48,25 @@ class Scored:
     scores: dict[str, np.ndarray]
     highest: list[Extreme]
     lowest: list[Extreme]
+    seconds: float
+    interrupted: bool
 
 
 def score_inputs(
-    detector: Detector, inputs: Inputs, anomalies: Inputs | None, *, by: str, normal: Sequence[str], top: int
+    ready: Prepared,
+    inputs: Inputs,
+    anomalies: Inputs | None,
+    regions: Regions | None,
+    *,
+    normal: Sequence[str],
+    top: int,
 ) -> Scored:
-    """Score all examples.
+    """Score all examples. If it is interrupted, the examples scored so far are the result.
 
     Args:
         anomalies: examples known to be anomalous; those of `inputs` are then known to be normal, unless their class is
             not.
-        by: score that determines the highest and the lowest.
+        regions: collects the maps of the examples.
         normal: names of normal classes; examples of other classes are anomalous.
         top: number of highest and of lowest examples to keep.
 
@@ -72,14 +78,26 @@ def score_inputs(
     anomalous: list[bool | None] = []
     parts: list[dict[str, np.ndarray]] = []
     extremes, otherwise = _Extremes(top), None if anomalies is None else False
-    for known, source in ((False, inputs), (True, anomalies)):
-        for named in source.track("scoring") if source is not None else ():
-            scores = detector.score(named.batch)
-            extremes.add(len(names), named.batch, scores[by])
-            parts.append(scores)
-            names += named.names
-            classes += named.classes
-            anomalous += [True] * len(named.names) if known else by_class(named.classes, normal, otherwise)
+    started, total = time.perf_counter(), len(inputs) + (len(anomalies) if anomalies is not None else 0)
+    limit = None if ready.calibration is None else ready.calibration.thresholds[ready.by]
+    interrupted = False
+    try:
+        for known, source in ((False, inputs), (True, anomalies)):
+            for named in source.track("scoring") if source is not None else ():
+                scores = ready.detector.score(named.batch)
+                extremes.add(len(names), named.batch, scores[ready.by])
+                if regions is not None:
+                    regions.add(len(names), named.batch, None if limit is None else scores[ready.by] > limit)
+                parts.append(scores)
+                names += named.names
+                classes += named.classes
+                anomalous += [True] * len(named.names) if known else by_class(named.classes, normal, otherwise)
+    except KeyboardInterrupt:
+        if not names:
+            raise
+        interrupted = True
+        note(f"interrupted: the result has the {len(names):,} of {total:,} examples that were scored")
+    seconds = time.perf_counter() - started
     missing = [name for name in normal if name not in classes]
     if missing:
         there = sorted({c for c in classes if c is not None})
@@ -88,67 +106,12 @@ def score_inputs(
             code="no-such-class",
         )
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Scored(names, classes, anomalous, joined, extremes.highest(), extremes.lowest())
+    return Scored(names, classes, anomalous, joined, extremes.highest(), extremes.lowest(), seconds, interrupted)
 
 
 def by_class(classes: Sequence[str | None], normal: Sequence[str], otherwise: bool | None = None) -> list[bool | None]:
     """Mark examples of classes that are not normal as anomalous; `otherwise` without a class."""
     return [otherwise if name is None or not normal else name not in normal for name in classes]
-
-
-@final
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out normal examples in two parts: one to fit and choose scores on, one to set thresholds.
-
-    Attributes:
-        fit: statistics of the first part; None if there are too few examples for two parts.
-        thresholds: statistics of the others, or of all.
-        sample: examples of the first part, at most `SAMPLE`.
-    """
-
-    fit: Statistics | None
-    thresholds: Statistics
-    sample: Batch | None
-
-
-def measure_held_out(plain: Detector, inliers: Inputs, false_positives: float, *, choosing: bool) -> HeldOut:
-    """Compute the statistics of held-out normal examples, in two parts if there are enough of them.
-
-    Args:
-        plain: detector whose scores are not fitted yet.
-        choosing: whether a part is also needed to choose the score.
-
-    Raises:
-        SpecError, DataError: if the rate is out of range, or there are too few examples for it.
-    """
-    check_rate(false_positives)
-    total = len(inliers)
-    least = max(SHARE * FEWEST, math.ceil(needed(false_positives) * SHARE / (SHARE - 1)))
-    divided = total >= least and (choosing or bool(plain.left_out))
-    if not (divided or plain.scores):
-        raise DataError(
-            f"scores that are fitted on normal examples need at least {least} of them, a third for the fit, and "
-            f"{total} are given: give more with {option('calibration_data')}, or choose other {option('scores')}",
-            code="too-few-normal-examples",
-            needed=least,
-        )
-    if total < needed(false_positives):
-        raise too_few(total, false_positives)
-    parts: list[Statistics] = []
-    sample: list[Batch] = []
-    done, kept = 0, 0
-    for named in inliers.track("calibrating"):
-        parts.append(plain.extract(named.batch))
-        if divided and kept < SAMPLE:
-            sample.append(named.batch[slice(-done % SHARE, None, SHARE)])
-            kept += len(sample[-1])
-        done += len(named.batch)
-    found = Statistics.cat(parts)
-    if not divided:
-        return HeldOut(None, found, None)
-    first = np.arange(total) % SHARE == 0
-    return HeldOut(found.rows(first), found.rows(~first), Batch.cat(sample)[:SAMPLE])
 
 
 @final

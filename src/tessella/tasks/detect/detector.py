@@ -7,7 +7,7 @@ statistics to scores. Most rules do not depend on the normal examples; the other
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import NoReturn, final
@@ -18,9 +18,9 @@ from tessella.core.batches import Batch
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.kinds.base import kind_of
 from tessella.models.base import Model
-from tessella.tasks.detect.local_scores import NEAREST
+from tessella.tasks.detect.local_scores import NEAREST, LocalScorer
 from tessella.tasks.detect.statistics import SAMPLES, STEPS, ReferenceScorer, Statistics, StatisticsExtractor, possible
-from tessella.tasks.detect.tables import COMBINED
+from tessella.tasks.detect.tables import COMBINED, RowScorer
 
 Rule = Callable[[Statistics], np.ndarray]
 """Maps the statistics of N examples to scores `[N]`."""
@@ -301,11 +301,12 @@ class Detector:
         inliers: batches of normal examples that were not used in training, to fit scores on; without them, scores that
             need a fit are left out.
         samples, steps, seed: as in `StatisticsExtractor`.
-        local: computes scores relative to training examples; without it there are none.
+        local, rows: computes scores of pictures or of rows relative to training examples; without it there are none.
 
     Attributes:
         scores: scores that are computed.
         left_out: scores that would need normal examples.
+        local: computes the local scores; None if there are none.
         local_maps: names of scores that are pooled from maps.
 
     Raises:
@@ -327,16 +328,18 @@ class Detector:
         samples: int = SAMPLES,
         steps: int = STEPS,
         seed: int = 0,
-        local: ReferenceScorer | None = None,
+        local: LocalScorer | None = None,
+        rows: RowScorer | None = None,
     ) -> None:
-        wanted = chosen(model, scores, local)
+        relative = local or rows
+        wanted = chosen(model, scores, relative)
         self.left_out = tuple(s for s in wanted if s.needs_fit) if inliers is None else ()
         self.scores = tuple(score for score in wanted if score not in self.left_out)
         needs: frozenset[str] = frozenset().union(*(score.needs for score in wanted))
         if any(score.name == "density-of-states" for score in wanted):
             needs |= {"length"} & frozenset().union(*(s.needs for s in available(model)))
-        self.extract = StatisticsExtractor(model, needs, samples=samples, steps=steps, seed=seed, local=local)
-        self.model = model
+        self.extract = StatisticsExtractor(model, needs, samples=samples, steps=steps, seed=seed, local=relative)
+        self.model, self.local = model, local
         self.local_maps = frozenset() if local is None else frozenset(local.names) - {NEAREST}
         fitted_on = inliers if isinstance(inliers, Statistics) or inliers is None else self.statistics(inliers)
         self._rules = {score.name: score.rule(fitted_on if score.needs_fit else None) for score in self.scores}
@@ -358,17 +361,18 @@ class Detector:
             _none_to_fit_on()
         return {name: rule(found) for name, rule in self._rules.items()}
 
-    def mean_of(self, names: Sequence[str], inliers: Statistics) -> Score:
-        """Make the mean of several scores, each standardised by its mean and deviation over normal examples."""
-        standards = {name: (v.mean(), v.std() + 1e-12) for name, v in self.score(inliers).items() if name in names}
-        rules = [(self._rules[name], *standards[name]) for name in names]
+    def mean_of(self, weights: Mapping[str, float], inliers: Statistics) -> Score:
+        """Make the weighted mean of several scores, each in deviations from its mean over normal examples."""
+        values = self.score(inliers)
+        parts = [(self._rules[n], values[n].mean(), values[n].std() + 1e-12, w) for n, w in weights.items()]
+        total = sum(weights.values())
 
         def rule(s: Statistics) -> np.ndarray:
-            return sum(((of(s) - center) / spread for of, center, spread in rules), np.zeros(len(s))) / len(rules)
+            return sum((w * (of(s) - center) / spread for of, center, spread, w in parts), np.zeros(len(s))) / total
 
-        needs = frozenset().union(*(score.needs for score in self.scores if score.name in names))
-        summary = f"mean of {' and '.join(names)}, each standardised by normal examples"
-        return Score(" + ".join(names), needs, lambda _: rule, summary)
+        needs = frozenset().union(*(score.needs for score in self.scores if score.name in weights))
+        shares = ", ".join(f"{name} ({w / total:.2f})" for name, w in weights.items())
+        return Score(" + ".join(weights), needs, lambda _: rule, f"mean of {shares}, in deviations of normal examples")
 
     def with_score(self, score: Score) -> Detector:
         """Return the same detector with one more score."""

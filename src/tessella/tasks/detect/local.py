@@ -116,6 +116,10 @@ class LocalGaussian:
             return np.einsum("bhwi,bhwi->bhw", apart @ self.precision[0, 0], apart)
         return np.einsum("bhwi,hwij,bhwj->bhw", apart, self.precision, apart, optimize=True)
 
+    def distance(self, features: np.ndarray) -> np.ndarray:
+        """Compute the Mahalanobis distance of features `[B, h, w, F]`, `[B, h, w]`."""
+        return np.sqrt(self.squared_distance(features))
+
     def nats(self, features: np.ndarray) -> float:
         """Compute the mean -log density of features, but for a constant."""
         return float((self.squared_distance(features) + self.log_det).mean()) / 2

@@ -99,3 +99,28 @@ def average_precision(scores: np.ndarray, anomalous: np.ndarray, weights: np.nda
     if not found[-1]:
         return float("nan")
     return float((np.diff(found, prepend=0.0) * found / np.maximum(counted, 1e-300)).sum() / found[-1])
+
+
+@final
+@dataclass(frozen=True)
+class AtThreshold:
+    """Figures of examples that are flagged or not.
+
+    Attributes:
+        precision, recall, f1: share of the flagged that are anomalous, share of the anomalous that are flagged, and
+            their harmonic mean.
+        flagged_normal: share of the normal examples that are flagged.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+    flagged_normal: float
+
+
+def at_threshold(flagged: np.ndarray, anomalous: np.ndarray) -> AtThreshold:
+    """Compare flags `[N]` with what is anomalous `[N]`."""
+    hits, false = int((flagged & anomalous).sum()), int((flagged & ~anomalous).sum())
+    missed, normal = int((~flagged & anomalous).sum()), int((~anomalous).sum())
+    precision, recall = hits / max(1, hits + false), hits / max(1, hits + missed)
+    return AtThreshold(precision, recall, 2 * hits / max(1, 2 * hits + false + missed), false / max(1, normal))

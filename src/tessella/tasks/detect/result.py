@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, final
@@ -21,8 +23,10 @@ from tessella.foundation.text import cell, json_text
 from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
 from tessella.tasks.detect.choice import Choice
+from tessella.tasks.detect.detection import Scored
 from tessella.tasks.detect.detector import Calibration
-from tessella.tasks.detect.ranking import Ranking
+from tessella.tasks.detect.ranking import AtThreshold, Ranking, at_threshold
+from tessella.tasks.detect.regions import RegionResult, contour
 from tessella.tasks.task import Result
 
 BRIGHTEST = 0.998
@@ -38,7 +42,8 @@ class ShownExample:
     Attributes:
         row: its number among all.
         x: `[*shape]`.
-        error, surprise, reconstruction: as in `detection.Maps`, for this example.
+        error, surprise, reconstruction: as in `local_scores.Maps`, for this example.
+        unusual: map of a local score, `[H, W]`; None if there is none.
     """
 
     row: int
@@ -46,6 +51,7 @@ class ShownExample:
     error: Tensor
     surprise: Tensor | None
     reconstruction: Tensor | None
+    unusual: np.ndarray | None
 
 
 @final
@@ -58,12 +64,11 @@ class DetectionResult(Result):
         schema: schema of the examples.
         by: score that examples are sorted and flagged by.
         summaries: one line on each score.
-        names, classes: names of the examples and of their classes (None if unknown).
-        anomalous: whether each is known to be anomalous; None if unknown.
-        scores: `[N]` nats for each score; higher is more anomalous.
+        found: names, classes and scores of the examples; higher is more anomalous.
         calibration: thresholds, if there was calibration data.
         choice: comparison of the scores on made-up anomalies, if the score was chosen by it.
         rankings: how well each score separates known anomalies from known normal examples, if some are known.
+        regions: anomalous regions of pictures, if there are local scores.
         highest, lowest: examples with the highest and the lowest scores, most extreme first.
     """
 
@@ -72,18 +77,44 @@ class DetectionResult(Result):
     schema: Schema
     by: str
     summaries: Mapping[str, str]
-    names: Sequence[str]
-    classes: Sequence[str | None]
-    anomalous: Sequence[bool | None]
-    scores: Mapping[str, np.ndarray]
+    found: Scored
     calibration: Calibration | None
     choice: Choice | None
     rankings: Mapping[str, Ranking] | None
+    regions: RegionResult | None
     highest: Sequence[ShownExample]
     lowest: Sequence[ShownExample]
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.found.names
+
+    @property
+    def classes(self) -> Sequence[str | None]:
+        return self.found.classes
+
+    @property
+    def anomalous(self) -> Sequence[bool | None]:
+        return self.found.anomalous
+
+    @property
+    def scores(self) -> Mapping[str, np.ndarray]:
+        return self.found.scores
+
+    @property
+    def status(self) -> int:
+        return 130 if self.found.interrupted else 0
+
+    @property
+    def at_threshold(self) -> AtThreshold | None:
+        """Return the figures at the calibrated threshold; None without calibration or known anomalies."""
+        known = np.array([a is not None for a in self.anomalous])
+        if self.flagged is None or self.rankings is None:
+            return None
+        return at_threshold(self.flagged[known], np.array([a for a in self.anomalous if a is not None], bool))
 
     @property
     def flagged(self) -> np.ndarray | None:
@@ -110,6 +141,10 @@ class DetectionResult(Result):
             "inliers": None if c is None else len(c.inliers[self.by]),
             "thresholds": None if c is None else c.thresholds,
             "choice": None if self.choice is None else self.choice.to_json(),
+            "milliseconds": 1000 * self.found.seconds / len(self),
+            "interrupted": self.found.interrupted,
+            "at_threshold": None if self.at_threshold is None else asdict(self.at_threshold),
+            "regions": None if self.regions is None else self.regions.to_json(),
             "rankings": None if self.rankings is None else {name: asdict(r) for name, r in self.rankings.items()},
         }
 
@@ -135,9 +170,17 @@ class DetectionResult(Result):
         )
 
     def save(self, out: Path) -> None:
-        """Write scores.csv and scores.json into a folder, one example at a time, since there may be very many."""
+        """Write scores.csv, scores.json and masks/*.png into a folder, one by one, since there may be very many."""
         write_atomic(out / "scores.csv", self._write_csv)
+        for row, mask in {} if self.regions is None else self.regions.masks.items():
+            image = Image.fromarray(np.uint8(255) * mask)
+            write_atomic(out / self._mask_file(row), partial(image.save, format="PNG"))
         write_atomic(out / "scores.json", self._write_json)
+
+    def _mask_file(self, row: int) -> str:
+        """Return where the predicted mask of a flagged example is written."""
+        stem = re.sub(r"[^\w.-]", "_", Path(self.names[row]).stem)[-80:]
+        return f"masks/{row:06d}-{stem}.png"
 
     def _write_csv(self, path: Path) -> None:
         records = self.records()
@@ -174,7 +217,16 @@ def _cards(result: DetectionResult, one: str) -> list[Block]:
             (f"{r.auroc:.4f}", f"AUROC, ± {r.auroc_error:.4f}: how often an anomaly scores above a normal {one}"),
             (f"{r.average_precision:.4f}", f"average precision, ± {r.average_precision_error:.4f}"),
         ]
-    return [Cards(cards)] if cards else []
+    if (at := result.at_threshold) is not None:
+        words = f"F1 at the threshold: precision {at.precision:.3f}, recall {at.recall:.3f}"
+        cards.append((f"{at.f1:.3f}", f"{words}, {100 * at.flagged_normal:.1f} % of normal {one}s flagged"))
+    if result.regions is not None and (figures := result.regions.figures) is not None:
+        cards += [
+            (f"{figures.pixel_auroc:.4f}", f"pixel AUROC, of the map of {result.regions.source}"),
+            (f"{figures.pro:.4f}", f"PRO: share of each of {figures.regions:,} known regions found, up to 30 % false"),
+        ]
+    cards.append((f"{1000 * result.found.seconds / len(result):.1f} ms", f"per {one}, reading and all scores included"))
+    return [Cards(cards)]
 
 
 def _scores(result: DetectionResult) -> list[Block]:
@@ -227,35 +279,54 @@ def shown_extremes(result: DetectionResult) -> list[Block]:
     shown = [*result.highest, *result.lowest]
     if not shown:
         return []
-    spans = [_span([one.error for one in shown]), _span([one.surprise for one in shown if one.surprise is not None])]
-    tiles = [_tile(result, one, spans) for one in shown]
+    heats = [_heats(one) for one in shown]
+    spans = {name: _span([heat[name] for heat in heats]) for name in heats[0]}
+    tiles = [_tile(result, one, heat, spans) for one, heat in zip(shown, heats, strict=True)]
     most = len(result.highest)
     return [
         Heading("Most anomalous"),
-        Text(_legend(result.schema, shown[0])),
+        Text(_legend(result, shown[0])),
         Grid(tiles[:most], width=400),
         Heading("Least anomalous"),
         Grid(tiles[most:], width=400),
     ]
 
 
-def _legend(schema: Schema, one: ShownExample) -> str:
+def _heats(one: ShownExample) -> dict[str, np.ndarray]:
+    """Return the heat maps of an example, with what they show."""
+    maps = {
+        "how unusual each position is, in deviations of normal pictures": one.unusual,
+        "the cost of each position given the latent, -log p(x | z)": one.error.numpy(),
+        "the rate of the latent there, its cost under the prior": None
+        if one.surprise is None
+        else one.surprise.numpy(),
+    }
+    return {name: values for name, values in maps.items() if values is not None}
+
+
+def _legend(result: DetectionResult, one: ShownExample) -> str:
+    schema = result.schema
     beside = [] if one.reconstruction is None else ["its reconstruction"]
     if not schema.rank:
         beside.append("the columns with the highest cost, -log p(x | z)")
         return f"Each row of numbers is a small plot; beside it {' and '.join(beside)}."
-    beside.append("the cost of each position given the latent, -log p(x | z)")
-    if one.surprise is not None:
-        beside.append("the rate of the latent there, its cost under the prior")
+    regions = result.regions
+    lines = "" if regions is None or not regions.masks else " Red line: what exceeds the threshold of its map."
+    lines += "" if regions is None or not regions.known else " Green line: the known region."
     return (
-        f"Beside each {kind_of(schema).example}: {'; '.join(beside)}. Each kind of map has one colour scale on the "
-        "whole page, from black (lowest cost) to yellow (highest)."
+        f"Beside each {kind_of(schema).example}: {'; '.join([*beside, *_heats(one)])}. Each kind of map has one colour "
+        f"scale on the whole page, from black (lowest) to yellow (highest).{lines}"
     )
 
 
-def _tile(result: DetectionResult, one: ShownExample, spans: Sequence[tuple[float, float]]) -> Tile:
+def _tile(
+    result: DetectionResult,
+    one: ShownExample,
+    heats: Mapping[str, np.ndarray],
+    spans: Mapping[str, tuple[float, float]],
+) -> Tile:
     schema, row = result.schema, one.row
-    images = [_image(one.x, schema)]
+    images = [_outlined(_image(one.x, schema), result.regions, row)]
     images += [] if one.reconstruction is None else [_image(one.reconstruction, schema)]
     details = []
     if (kind := result.classes[row]) is not None:
@@ -263,10 +334,9 @@ def _tile(result: DetectionResult, one: ShownExample, spans: Sequence[tuple[floa
     if (p := result.p_values) is not None:
         details.append(f"p = {p[row]:.4g}")
     if schema.rank:
-        for values, span in ((one.error, spans[0]), (one.surprise, spans[1])):
-            if values is not None:
-                heat = pictures.heat_map(values.view(-1, values.shape[-1]).numpy(), *span)
-                images.append(heat.resize(images[0].size, Image.Resampling.NEAREST))
+        for name, values in heats.items():
+            heat = pictures.heat_map(values.reshape(-1, values.shape[-1]), *spans[name])
+            images.append(heat.resize(images[0].size, Image.Resampling.NEAREST))
     else:
         worst = one.error.argsort(descending=True)[:COLUMNS_NAMED].tolist()
         details.append("columns " + ", ".join(f"{i} ({float(one.error[i]):.3g} nats)" for i in worst))
@@ -274,11 +344,24 @@ def _tile(result: DetectionResult, one: ShownExample, spans: Sequence[tuple[floa
     return Tile(images, result.names[row], f"{result.scores[result.by][row]:.4g}", details, marked)
 
 
-def _span(of: Sequence[Tensor]) -> tuple[float, float]:
+RED, GREEN = (230, 30, 30), (30, 200, 60)
+
+
+def _outlined(image: Image.Image, regions: RegionResult | None, row: int) -> Image.Image:
+    """Draw the outlines of the predicted and the known region of an example."""
+    outlines = [] if regions is None else [(regions.known.get(row), GREEN), (regions.masks.get(row), RED)]
+    for mask, colour in outlines:
+        if mask is not None and mask.any():
+            large = Image.fromarray(np.uint8(255) * mask).resize(image.size, Image.Resampling.NEAREST)
+            line = Image.fromarray(np.uint8(255) * contour(np.asarray(large) > 0))
+            image = image.convert("RGB")
+            image.paste(colour, mask=line)
+    return image
+
+
+def _span(of: Sequence[np.ndarray]) -> tuple[float, float]:
     """Return the values of the darkest and the brightest colour."""
-    if not of:
-        return 0.0, 1.0
-    every = np.concatenate([m.numpy().ravel() for m in of])
+    every = np.concatenate([values.ravel() for values in of])
     low, high = np.quantile(every, [1 - BRIGHTEST, BRIGHTEST]).tolist()
     return low, max(high, low + 1e-6)
 

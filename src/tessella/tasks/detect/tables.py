@@ -36,8 +36,8 @@ SUMMARIES = {
     COMBINED: "global score and twice the mean of {local}",
 }
 AT_ONCE = 1024
-FAR = 1e6
-"""Limit on coordinates, in ranges of their column."""
+FAR, NOVEL = 1e6, 3.0
+"""Limit on coordinates, in ranges of their column; normal score of another value in a constant column."""
 
 
 @final
@@ -76,7 +76,7 @@ def _quantiles(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _normal(x: np.ndarray, values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
     if len(values) == 1:
-        return np.sign(x - values[0])
+        return NOVEL * np.sign(x - values[0])
     unit = (values[-1] - values[0]) / (quantiles[-1] - quantiles[0])
     beyond = (x - x.clip(values[0], values[-1])) / unit
     return np.interp(x, values, quantiles) + beyond.clip(-FAR, FAR)
