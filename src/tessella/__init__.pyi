@@ -72,6 +72,7 @@ from tessella.tasks.compress import decompress as decompress
 from tessella.tasks.detect import DetectConfig as DetectConfig
 from tessella.tasks.detect import detect as detect
 from tessella.tasks.detect.detector import Detector as Detector
+from tessella.tasks.detect.prepared import prepare_detector as prepare_detector
 from tessella.tasks.edit import EditConfig as EditConfig
 from tessella.tasks.edit import edit as edit
 from tessella.tasks.inference_gap import inference_gap as inference_gap

@@ -172,7 +172,7 @@ def _write(task: Task, result: Result, out: Path) -> list[Path]:
 
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator[None]:
-    """Show the progress of what is done: as a bar on a terminal, else the details of a training, at every tenth."""
+    """Show the progress of what is done: as a bar on a terminal, else in lines, at every tenth."""
     if quiet or sys.stderr is None:
         yield
         return
@@ -206,18 +206,24 @@ def _bar(stack: ExitStack) -> Report:
     return show
 
 
+PATIENCE = 10.0
+
+
 def _lines() -> Report:
-    """Print a line for each tenth of what has details."""
-    shown, started = -1, time.monotonic()
+    """Print a line for each tenth of what has details, and of any other phase that has lasted `PATIENCE` seconds."""
+    shown, started, phase = -1, time.monotonic(), ""
 
     def show(progress: Progress) -> None:
-        nonlocal shown
+        nonlocal shown, started, phase
+        if progress.phase != phase:
+            shown, started, phase = -1, time.monotonic(), progress.phase
         done = progress.done / progress.total if progress.total else 0.0
-        if progress.detail and int(10 * done) > shown:
+        if (progress.detail or time.monotonic() - started > PATIENCE) and int(10 * done) > shown:
             shown = int(10 * done)
             left = (time.monotonic() - started) * (1 - done) / done if done else 0.0
             time_left = f"{int(left // 60)}:{int(left % 60):02d} left"
-            print(f"{progress.phase} {100 * done:.0f} %  {progress.detail}  {time_left}", file=sys.stderr, flush=True)
+            parts = (f"{progress.phase} {100 * done:.0f} %", progress.detail, time_left)
+            print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     return show
 

@@ -158,7 +158,7 @@ def _detected(run: Run, config: DetectConfig, trained_on: Data | None) -> Detect
 
     from tessella.data.inputs import Inputs
     from tessella.tasks.detect.detection import score_inputs
-    from tessella.tasks.detect.prepared import prepare
+    from tessella.tasks.detect.prepared import prepare_detector
     from tessella.tasks.detect.ranking import ranking
     from tessella.tasks.detect.regions import Regions
     from tessella.tasks.detect.result import DetectionResult
@@ -173,7 +173,9 @@ def _detected(run: Run, config: DetectConfig, trained_on: Data | None) -> Detect
     inputs, anomalies = read(config.inputs), read(config.anomalies) if config.anomalies else None
     rate = FALSE_POSITIVES if config.false_positives is None else config.false_positives
     how = {name: getattr(config, name) for name in ("score", "scores", "normalize", "samples", "steps", "seed")}
-    ready = prepare(model, own, read(config.calibration_data) if config.calibration_data else None, rate, **how)
+    ready = prepare_detector(
+        model, own, read(config.calibration_data) if config.calibration_data else None, rate, **how
+    )
     regions = Regions.of(ready, config.masks)
     found = score_inputs(ready, inputs, anomalies, regions, normal=config.normal, top=config.top)
     rankings = None

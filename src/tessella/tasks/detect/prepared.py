@@ -34,6 +34,8 @@ FITTED_ON, AT_ONCE = 500, 100
 
 SHARE = 3
 """One of so many normal examples serves to fit and choose scores; the others set thresholds."""
+SUSPICIOUS = 6.0
+"""Robust deviations above the median from which a normal example is suspicious."""
 SAMPLE = 100
 """Most normal examples that scores are chosen on."""
 
@@ -118,7 +120,7 @@ class Prepared:
     choice: Choice | None
 
 
-def prepare(
+def prepare_detector(
     model: Model,
     own: Callable[[], Data],
     calibration: Inputs | None = None,
@@ -175,7 +177,23 @@ def prepare(
             detector, choice = choose(detector, sample, candidates, seed)
             note(_choice_text(choice))
     by = _by(score, detector) if choice is None else choice.score
-    return Prepared(detector, by, None if thresholds is None else detector.calibrate(thresholds, rate), choice)
+    if thresholds is None:
+        return Prepared(detector, by, None, choice)
+    calibrated = detector.calibrate(thresholds, rate)
+    _say_suspicious(calibrated.inliers[by], rate)
+    return Prepared(detector, by, calibrated, choice)
+
+
+def _say_suspicious(scores: np.ndarray, rate: float) -> None:
+    """Note if normal examples look like anomalies, which raise the threshold."""
+    center = np.median(scores)
+    spread = 1.4826 * np.median(np.abs(scores - center))
+    strange = int((scores > center + SUSPICIOUS * spread).sum()) if spread > 0 else 0
+    if strange > rate * len(scores) / 2:
+        note(
+            f"{strange} of {len(scores)} held-out normal examples score like anomalies and raise the threshold: check "
+            "that all normal examples are normal"
+        )
 
 
 def _local_scorer(

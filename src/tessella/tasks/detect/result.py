@@ -165,7 +165,7 @@ class DetectionResult(Result):
         lead = f"{len(self):,} {one}s, sorted by the score {by}: {self.summaries[by]}. Higher is more anomalous."
         return Page(
             f"Anomalies in {self.run}",
-            [*_cards(self, one), *_scores(self), *_choice(self), *shown_extremes(self)],
+            [*_cards(self, one), *shown_extremes(self), *_scores(self), *_choice(self)],
             lead,
         )
 
@@ -294,14 +294,12 @@ def shown_extremes(result: DetectionResult) -> list[Block]:
 
 def _heats(one: ShownExample) -> dict[str, np.ndarray]:
     """Return the heat maps of an example, with what they show."""
-    maps = {
-        "how unusual each position is, in deviations of normal pictures": one.unusual,
-        "the cost of each position given the latent, -log p(x | z)": one.error.numpy(),
-        "the rate of the latent there, its cost under the prior": None
-        if one.surprise is None
-        else one.surprise.numpy(),
-    }
-    return {name: values for name, values in maps.items() if values is not None}
+    named = (
+        ("how unusual each position is, in deviations of normal pictures", one.unusual),
+        ("the cost of each position given the latent, -log p(x | z)", one.error),
+        ("the rate of the latent there, its cost under the prior", one.surprise),
+    )
+    return {name: np.asarray(values) for name, values in named if values is not None}
 
 
 def _legend(result: DetectionResult, one: ShownExample) -> str:
