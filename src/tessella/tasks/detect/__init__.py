@@ -186,7 +186,7 @@ def _detected(run: Run, config: DetectConfig, trained_on: Data | None) -> Detect
         anomalous = np.array([a for a in found.anomalous if a is not None], bool)
         rankings = {name: ranking(values[known], anomalous) for name, values in found.scores.items()}
     return DetectionResult(
-        config.train or run.path.name,
+        run.path.name if config.train is None else Path(config.train).name,
         model.name,
         model.schema,
         ready.by,
