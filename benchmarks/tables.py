@@ -38,7 +38,7 @@ def methods() -> dict[str, Callable[[int], Any]]:
     from pyod.models.knn import KNN  # pyright: ignore[reportMissingImports]
     from pyod.models.vae import VAE  # pyright: ignore[reportMissingImports]
 
-    from tessella.sklearn import LatentOutlierDetector
+    from tessella import LatentOutlierDetector
 
     return {
         OURS: lambda seed: LatentOutlierDetector(random_state=seed),

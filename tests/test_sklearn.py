@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -58,6 +59,42 @@ def test_outliers_are_those_that_break_the_pattern() -> None:
     scores = np.concatenate([detector.score_samples(fresh), detector.score_samples(broken)])
     assert roc_auc_score(np.arange(400) < 200, scores) > 0.9
     assert np.array_equal(detector.decision_function(fresh), detector.score_samples(fresh) - detector.offset_)
+
+
+def gross(count: int, seed: int) -> np.ndarray:
+    """Outliers anywhere, most of them far away."""
+    return np.random.default_rng(seed).normal(0, 15, (count, 3))
+
+
+def clump(count: int, seed: int) -> np.ndarray:
+    """Outliers that are close to each other."""
+    return np.random.default_rng(seed).normal([12.0, 9.0, 6.0], 0.3, (count, 3))
+
+
+@pytest.mark.parametrize(("outliers", "share"), [(gross, 0.1), (clump, 0.05)])
+def test_outliers_in_training_change_little(outliers, share: float) -> None:
+    x, fresh, others = band(400), band(200, 1), outliers(200, 4)
+    mixed = np.concatenate([x, outliers(int(share * 400), 3)])
+    without, within = (LatentOutlierDetector(max_steps=50, random_state=0).fit(rows) for rows in (x, mixed))
+    assert spearmanr(without.score_samples(fresh), within.score_samples(fresh)).statistic > 0.9
+    found = np.concatenate([within.score_samples(fresh), within.score_samples(others)])
+    assert roc_auc_score(np.arange(400) < 200, found) > 0.98
+
+
+def test_the_local_scores_are_chosen_by_made_up_anomalies_and_reported() -> None:
+    """Values that span many powers of ten are compared by ranks."""
+    x = np.exp(
+        3 * np.random.default_rng(0).normal(size=(600, 1)) + 0.1 * np.random.default_rng(1).normal(size=(600, 4))
+    )
+    choice = LatentOutlierDetector(max_steps=5, random_state=0).fit(x).choice_
+    assert choice.local == ("rank-neighbours",)
+    assert choice.rows > 100
+    assert set(choice.figures) == {"global", "neighbours", "rank-neighbours", "bound"}
+    assert set(choice.figures["bound"]) == {"permuted", "scaled", "resampled"}
+
+
+def test_the_training_stops_when_the_validation_bound_stops_falling() -> None:
+    assert LatentOutlierDetector(max_steps=4000, random_state=0).fit(band(60)).n_iter_ < 4000
 
 
 def test_pictures_are_taken_as_pictures_or_as_rows() -> None:
@@ -139,8 +176,20 @@ def test_a_pickle_holds_plain_arrays_and_gives_the_same() -> None:
 def test_tiny_and_constant_data_are_taken(n: int, features: int) -> None:
     x = np.random.default_rng(0).normal(size=(n, features))
     x[:, 0] = 5.0
-    scores = LatentOutlierDetector(max_steps=3, random_state=0).fit(x).score_samples(x)
+    detector = LatentOutlierDetector(max_steps=3, random_state=0).fit(x)
+    assert np.isfinite(detector.score_samples(x)).all()
+    other = x[:1] + np.eye(features)[0]  # breaks what was constant
+    assert detector.score_samples(other) < detector.score_samples(x[:1])
+
+
+def test_equal_rows_have_one_score() -> None:
+    scores = (
+        LatentOutlierDetector(max_steps=3, random_state=0)
+        .fit(np.full((80, 3), 7.0))
+        .score_samples(np.full((5, 3), 7.0))
+    )
     assert np.isfinite(scores).all()
+    assert len(set(scores.tolist())) == 1
 
 
 @pytest.mark.parametrize(

@@ -33,11 +33,12 @@ from tessella.models.base import Model
 from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.tasks.detect.detector import Detector
 from tessella.tasks.detect.tables import (
-    ALWAYS,
+    GLOBAL,
+    LOCAL,
     Surprise,
     TableChoice,
     TableScores,
-    choose_parts,
+    choose_local,
     reference_rows,
     smoothed,
 )
@@ -137,16 +138,16 @@ class _Fitted(BaseEstimator, ABC):
 class LatentOutlierDetector(OutlierMixin, _Fitted):
     """Outlier detector for rows of numbers or pictures, whose training data may contain outliers.
 
-    Rows get three scores, each in nats: `global`, how far a row is from most rows; `neighbours`, how far it is from its
-    nearest rows; and `bound`, how improbable it is for the model. Rows that are far from most rows but close to each
-    other are left out of what the last two are fitted on. `combined` adds the first two, and the bound if it tells
-    held-out rows from made-up anomalies better than the neighbours do.
+    The score of rows, `combined`, adds a global and a local score. The global one is how far a row is from most rows.
+    The local one is how far it is from its nearest rows, by values (`neighbours`) and by ranks (`rank-neighbours`), and
+    the model's `bound`. Held-out rows against made-up anomalies tell which of these local scores are used. Rows that
+    are far from most rows but close to each other are left out of what the local scores are fitted on.
 
     Args:
         model: name of a registered model with a bound (any model with `criterion="distortion"`).
         criterion: the outlier score. auto: `combined` for rows, `complexity-corrected` for uint8 pictures, `bound` for
-            other pictures. For rows also global and neighbours; else distortion, rate, bound, regret or, for uint8
-            pictures, complexity-corrected: see `tessella.tasks.detect.detector`.
+            other pictures. Or one of distortion, rate, bound and regret, for rows also global, neighbours and
+            rank-neighbours, for uint8 pictures complexity-corrected: see `tessella.tasks.detect.detector`.
         contamination: share of outliers in the training data, in (0, 0.5]; it determines `offset_`.
         max_steps: largest number of training steps; on rows training stops when the validation bound stops falling.
         image_shape: (height, width) or (height, width, channels) of pictures; None for vectors.
@@ -160,7 +161,7 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         n_features_in_: number of features in a row.
         n_iter_: number of training steps.
         criterion_: the outlier score that is used.
-        choice_: for rows, the parts of `combined`, and the AUROC of each score against made-up anomalies.
+        choice_: for rows, the local scores in `combined`, and the AUROC of each score against made-up anomalies.
         trimmed_: for rows, the share that was left out as close to each other but far from most rows.
     """
 
@@ -218,9 +219,7 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         self._train(smoothed(self._ranges(kept), generator), valid, batch_size=ROW_BATCH, learning_rate=ROW_RATE)
         self.bound_surprise_ = Surprise(self._model_score(kept, "bound"))
         self.criterion_ = "combined" if self.criterion == "auto" else self.criterion
-        self.choice_ = TableChoice(ALWAYS, {}, 0)
-        if count:
-            self.choice_ = choose_parts(self._row_scores, held_out, generator)
+        self.choice_ = choose_local(self._row_scores, held_out, generator) if count else TableChoice()
         return rows
 
     def _ranges(self, x: np.ndarray) -> np.ndarray:
@@ -228,11 +227,10 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         return self.scores_.ranges(x.astype(np.float64)).clip(-BEYOND, BEYOND).astype(np.float32)
 
     def _row_scores(self, x: np.ndarray, bound: bool = True) -> dict[str, np.ndarray]:
-        """Compute the scores of rows that do not depend on the choice of the combined one's parts."""
+        """Compute the scores that the combined one may consist of."""
         scores = self.scores_(x.astype(np.float64))
         if bound:
-            # twice, as the neighbours count in two views
-            scores["bound"] = 2 * self.bound_surprise_(self._model_score(x, "bound"))
+            scores["bound"] = self.bound_surprise_(self._model_score(x, "bound"))
         return scores
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -250,12 +248,11 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
 
     def _strangeness(self, x: np.ndarray) -> np.ndarray:
         """Compute the outlier score of examples."""
-        if self.image_shape is not None or self.criterion_ not in (*ALWAYS, "combined"):
-            return self._model_score(x, self.criterion_)
-        if self.criterion_ != "combined":
+        if self.criterion_ == "combined":
+            return self.choice_.combined(self._row_scores(x, "bound" in self.choice_.local))
+        if self.image_shape is None and self.criterion_ in (GLOBAL, *LOCAL):
             return self._row_scores(x, False)[self.criterion_]
-        scores = self._row_scores(x, "bound" in self.choice_.parts)
-        return sum((scores[part] for part in self.choice_.parts), np.zeros(len(x)))
+        return self._model_score(x, self.criterion_)
 
     def _model_score(self, x: np.ndarray, criterion: str) -> np.ndarray:
         """Compute a score of examples under the model."""

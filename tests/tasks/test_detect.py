@@ -534,8 +534,9 @@ def test_detect_scores_tables_row_by_row(runs: dict[str, Path], tmp_path: Path) 
     assert main(["detect", str(runs["rows"]), str(path), "--normal", "good", *FAST, "-o", str(out)]) == 0
     found, read, page = results(out)
     assert [row["name"] for row in read] == [f"new-{i}" for i in range(55)]
-    assert found["by"] == "bound"
-    assert found["rankings"]["bound"]["auroc"] == 1.0  # pyright: ignore[reportIndexIssue]
+    assert found["by"] == "combined"
+    for score in ("bound", "combined", "neighbours", "global"):
+        assert found["rankings"][score]["auroc"] == 1.0  # pyright: ignore[reportIndexIssue]
     assert "columns " in page
 
 

@@ -19,7 +19,8 @@ from tessella.foundation.errors import DataError, SpecError, option
 from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.tasks.detect.local_scores import NEAREST, LocalScorer
-from tessella.tasks.detect.statistics import SAMPLES, STEPS, Statistics, StatisticsExtractor, possible
+from tessella.tasks.detect.statistics import SAMPLES, STEPS, ReferenceScorer, Statistics, StatisticsExtractor, possible
+from tessella.tasks.detect.tables import COMBINED, RowScorer
 
 Rule = Callable[[Statistics], np.ndarray]
 """Maps the statistics of N examples to scores `[N]`."""
@@ -141,7 +142,7 @@ SCORES: tuple[Score, ...] = (
         needs_fit=True,
     ),
 )
-PREFERRED = ("complexity-corrected", "bound", "distortion")
+PREFERRED = (COMBINED, "complexity-corrected", "bound", "distortion")
 """Default score to sort and flag by: the first of these that is available."""
 
 
@@ -150,13 +151,13 @@ def available(model: Model) -> tuple[Score, ...]:
     return tuple(score for score in SCORES if score.needs <= possible(model))
 
 
-def chosen(model: Model, names: Sequence[str], local: LocalScorer | None = None) -> tuple[Score, ...]:
+def chosen(model: Model, names: Sequence[str], local: ReferenceScorer | None = None) -> tuple[Score, ...]:
     """Return the scores with these names; without names, all that are available and not slow.
 
     Raises:
         SpecError: if a score is unknown, or not available for this model.
     """
-    there = {score.name: score for score in (*available(model), *local_scores(local))}
+    there = {score.name: score for score in (*available(model), *local_scores(model, local))}
     for name in names:
         if name in there:
             continue
@@ -170,11 +171,11 @@ def chosen(model: Model, names: Sequence[str], local: LocalScorer | None = None)
     return tuple(score for score in there.values() if (score.name in names if names else not score.slow))
 
 
-def local_scores(local: LocalScorer | None) -> tuple[Score, ...]:
-    """Return the local scores of pictures, one for each column of `Statistics.local`."""
+def local_scores(model: Model, local: ReferenceScorer | None) -> tuple[Score, ...]:
+    """Return the scores relative to training examples, one for each column of `Statistics.local`."""
     if local is None:
         return ()
-    examples = kind_of(local.model.schema).examples
+    examples = kind_of(model.schema).examples
 
     def column(number: int) -> Callable[[Statistics | None], Rule]:
         return lambda inliers: lambda s: _given(s.local)[:, number]
@@ -300,7 +301,7 @@ class Detector:
         inliers: batches of normal examples that were not used in training, to fit scores on; without them, scores that
             need a fit are left out.
         samples, steps, seed: as in `StatisticsExtractor`.
-        local: computes local scores of pictures; without it there are none.
+        local, rows: computes scores of pictures or of rows relative to training examples; without it there are none.
 
     Attributes:
         scores: scores that are computed.
@@ -328,14 +329,16 @@ class Detector:
         steps: int = STEPS,
         seed: int = 0,
         local: LocalScorer | None = None,
+        rows: RowScorer | None = None,
     ) -> None:
-        wanted = chosen(model, scores, local)
+        relative = local or rows
+        wanted = chosen(model, scores, relative)
         self.left_out = tuple(s for s in wanted if s.needs_fit) if inliers is None else ()
         self.scores = tuple(score for score in wanted if score not in self.left_out)
         needs: frozenset[str] = frozenset().union(*(score.needs for score in wanted))
         if any(score.name == "density-of-states" for score in wanted):
             needs |= {"length"} & frozenset().union(*(s.needs for s in available(model)))
-        self.extract = StatisticsExtractor(model, needs, samples=samples, steps=steps, seed=seed, local=local)
+        self.extract = StatisticsExtractor(model, needs, samples=samples, steps=steps, seed=seed, local=relative)
         self.model, self.local = model, local
         self.local_maps = frozenset() if local is None else frozenset(local.names) - {NEAREST}
         fitted_on = inliers if isinstance(inliers, Statistics) or inliers is None else self.statistics(inliers)

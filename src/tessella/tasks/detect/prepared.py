@@ -25,6 +25,7 @@ from tessella.tasks.detect.detector import FEWEST, SCORES, Calibration, Detector
 from tessella.tasks.detect.local import Normalization
 from tessella.tasks.detect.local_scores import FEWEST_PICTURES, LocalScorer, say_alignment, useful_rows
 from tessella.tasks.detect.statistics import SAMPLES, STEPS, Statistics
+from tessella.tasks.detect.tables import RowScorer, most_rows
 from tessella.training.loop import train
 from tessella.training.run import Run
 
@@ -151,7 +152,8 @@ def prepare_detector(
     normals = None if calibration is not None else _own_normals(own)
     independent = normals is not None or (calibration is not None and len(calibration) >= fewest_to_divide(rate))
     local = _local_scorer(model, own, normalize, wanted, independent)
-    how: dict[str, Any] = {"samples": samples, "steps": steps, "seed": seed, "local": local}
+    rows = _row_scorer(model, own, wanted)
+    how: dict[str, Any] = {"samples": samples, "steps": steps, "seed": seed, "local": local, "rows": rows}
     plain = Detector(model, wanted, **how)
     choosing = score is None and kind_of(model.schema).pixels
     thresholds = None
@@ -216,6 +218,22 @@ def _local_scorer(
     scorer = LocalScorer(model, Batch.cat(list(batches(some, AT_ONCE))), normalize, compare_rest=independent)
     say_alignment(scorer)
     return scorer
+
+
+def _row_scorer(model: Model, own: Callable[[], Data], wanted: Sequence[str]) -> RowScorer | None:
+    """Fit the scores of rows on the training rows; None if they are not wanted, or there are too few rows."""
+    if model.schema.rank or (wanted and all(name in [s.name for s in SCORES] for name in wanted)):
+        return None
+    try:
+        split = own().split("train")
+    except TessellaError as error:
+        note(f"scores relative to training rows are left out, since these cannot be read: {error.message}")
+        return None
+    if len(split) < FEWEST:
+        note(f"scores relative to training rows are left out: they need at least {FEWEST}, got {len(split)}")
+        return None
+    some = split.subset(split.random_rows(most_rows(model.schema.dims)))
+    return RowScorer(Batch.cat(list(batches(some, AT_ONCE))))
 
 
 def _choice_text(choice: Choice) -> str:

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import cast, final
+from typing import Protocol, cast, final
 
 import numpy as np
 import torch
@@ -27,12 +27,22 @@ from tessella.kinds.pictures import MODES
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
-from tessella.tasks.detect.local_scores import LocalScorer
 
 SAMPLES = 4
 """Posterior samples per example for the distortion."""
 STEPS = 20
 """Steps of per-example optimisation for the regret."""
+
+
+class ReferenceScorer(Protocol):
+    """Scores of examples relative to training examples, such as distances to the nearest ones."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def pooled(self, batch: Batch) -> np.ndarray: ...
+
+    def summary(self, name: str, examples: str) -> str: ...
 
 
 @final
@@ -45,7 +55,7 @@ class Statistics:
         rate: KL(q(z | x) || p(z)).
         regret: the bound minus the bound after q has been fitted to the example.
         length: length of the shortest file of the picture by general lossless compressors.
-        local: local scores of pictures, `[N, scores]`, in the order of `LocalScorer.names`; no nats.
+        local: scores relative to training examples, `[N, scores]`, in the order of `ReferenceScorer.names`.
     """
 
     distortion: np.ndarray
@@ -112,7 +122,7 @@ class StatisticsExtractor:
         samples: int = SAMPLES,
         steps: int = STEPS,
         seed: int = 0,
-        local: LocalScorer | None = None,
+        local: ReferenceScorer | None = None,
     ) -> None:
         self.model, self.needs, self.steps, self._local = model.eval(), frozenset(needs), steps, local
         self._noise = Noise(seed, stream="detect")

@@ -9,7 +9,7 @@ reference of the local score.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy.special import ndtri
 from sklearn.ensemble import IsolationForest
 from torch import Tensor
 
+from tessella.core.batches import Batch
 from tessella.tasks.detect.ranking import auroc
 
 ROWS, NUMBERS, FEWEST = 5000, 250_000, 2000
@@ -26,9 +27,17 @@ NEIGHBOURS = 5
 SUBSETS, IN_SUBSET = 200, 8
 OUTLYING, CLUMPED = 0.75, 0.1
 """Rows above this share of the global score are trimmed if their local rank is lower by this share."""
+GLOBAL, LOCAL, COMBINED = "global", ("neighbours", "rank-neighbours"), "combined"
+"""Names of the scores; the local ones are distances of values and of ranks."""
+SUMMARIES = {
+    GLOBAL: "distance from most training {examples}, in nats",
+    "neighbours": "distance from the nearest training {examples} by values, in nats",
+    "rank-neighbours": "distance from the nearest training {examples} by ranks, in nats",
+    COMBINED: "global score and twice the mean of {local}",
+}
 AT_ONCE = 1024
-FAR = 1e6
-"""Limit on coordinates, in ranges of their column."""
+FAR, NOVEL = 1e6, 3.0
+"""Limit on coordinates, in ranges of their column; normal score of another value in a constant column."""
 
 
 @final
@@ -67,7 +76,7 @@ def _quantiles(column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _normal(x: np.ndarray, values: np.ndarray, quantiles: np.ndarray) -> np.ndarray:
     if len(values) == 1:
-        return np.sign(x - values[0])
+        return NOVEL * np.sign(x - values[0])
     unit = (values[-1] - values[0]) / (quantiles[-1] - quantiles[0])
     beyond = (x - x.clip(values[0], values[-1])) / unit
     return np.interp(x, values, quantiles) + beyond.clip(-FAR, FAR)
@@ -186,11 +195,11 @@ class TableScores:
         ]
 
     def __call__(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Compute the scores `global` and `neighbours` of rows, `[N]`, in nats; higher is more anomalous."""
-        views, near = self._views(x), np.zeros(len(x))
-        for surprise, rows, reference in zip(self.local_surprises, views, self.reference, strict=True):
-            near += surprise(_nearest(rows, reference, NEIGHBOURS))
-        return {"global": self.global_surprise(self._global(x, views)), "neighbours": near}
+        """Compute the scores `GLOBAL` and `LOCAL` of rows, `[N]`, in nats; higher is more anomalous."""
+        views = self._views(x)
+        local = zip(LOCAL, self.local_surprises, views, self.reference, strict=True)
+        near = {name: surprise(_nearest(rows, known, NEIGHBOURS)) for name, surprise, rows, known in local}
+        return {GLOBAL: self.global_surprise(self._global(x, views)), **near}
 
     def _views(self, x: np.ndarray) -> Sequence[np.ndarray]:
         return self.ranges(x), self.quantiles(x)
@@ -213,10 +222,14 @@ def _center_and_spread(values: np.ndarray) -> tuple[float, float]:
     return float(np.median(values)), float(max(inner.std(), 1e-9 * (1 + np.abs(values).max())))
 
 
+def most_rows(columns: int) -> int:
+    """Return how many reference rows a table with so many columns may have."""
+    return min(ROWS, max(FEWEST, NUMBERS // columns))
+
+
 def reference_rows(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Return random rows to fit scores on, in their order; all if they are few."""
-    most = min(ROWS, max(FEWEST, NUMBERS // x.shape[1]))
-    return x[np.sort(generator.permutation(len(x))[:most])]
+    return x[np.sort(generator.permutation(len(x))[: most_rows(x.shape[1])])]
 
 
 def make_up_rows(x: np.ndarray, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -237,6 +250,8 @@ def make_up_rows(x: np.ndarray, generator: np.random.Generator) -> dict[str, np.
     }
 
 
+COMPARED = 1000
+"""Most rows on which scores are compared."""
 SMOOTHING, SMOOTHED_ROWS = 0.1, 8000
 """Deviation of the noise in a model's training rows, in ranges of the columns; least number of such rows."""
 
@@ -250,36 +265,35 @@ def smoothed(x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 @final
 @dataclass(frozen=True)
 class TableChoice:
-    """The parts of the combined score, chosen without labels by held-out rows against made-up anomalies.
+    """The local scores that are part of the combined one, chosen by held-out rows against made-up anomalies.
 
     Attributes:
-        parts: names of the scores that are added; the bound is one if it is better than `neighbours` by more than two
-            standard errors.
+        local: their names.
         figures: AUROC of each score for each kind of made-up anomalies; empty if rows are too few to compare.
         rows: number of held-out rows.
     """
 
-    parts: tuple[str, ...]
-    figures: Mapping[str, Mapping[str, float]]
-    rows: int
+    local: tuple[str, ...] = LOCAL
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rows: int = 0
 
-    def mean(self, score: str) -> float:
-        """Return the mean AUROC of a score over the kinds."""
-        return float(np.mean(list(self.figures[score].values())))
-
-
-ALWAYS = ("global", "neighbours")
-"""Parts of the combined score without a choice."""
+    def combined(self, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Add the global score and twice the mean of the local ones, `[N]`."""
+        local = sum((scores[name] for name in self.local), np.zeros(len(scores[GLOBAL])))
+        return scores[GLOBAL] + 2 / len(self.local) * local
 
 
-def choose_parts(
+def choose_local(
     score: Callable[[np.ndarray], Mapping[str, np.ndarray]], rows: np.ndarray, generator: np.random.Generator
 ) -> TableChoice:
-    """Choose the parts of the combined score.
+    """Choose the local scores without labels.
+
+    They are the neighbours by values and by ranks, unless one of these is better than the other by more than two
+    standard errors of its AUROC; and the bound, if it is better than each of them by as much.
 
     Args:
-        score: computes all scores of rows, also `bound`.
-        rows: rows that the model was not trained on.
+        score: computes the scores of rows, also `bound` if there is a model.
+        rows: normal rows that the model was not trained on.
     """
     normal = score(rows)
     made_up = {kind: score(made) for kind, made in make_up_rows(rows, generator).items()}
@@ -287,7 +301,40 @@ def choose_parts(
         name: {kind: auroc(values, other[name])[0] for kind, other in made_up.items()}
         for name, values in normal.items()
     }
-    choice = TableChoice(ALWAYS, figures, len(rows))
-    best, gain = choice.mean("bound"), choice.mean("bound") - choice.mean("neighbours")
-    error = np.sqrt(2 * best * (1 - best) / len(rows))
-    return TableChoice((*ALWAYS, "bound"), figures, len(rows)) if gain > 2 * error else choice
+    mean = {name: float(np.mean(list(kinds.values()))) for name, kinds in figures.items()}
+
+    def better(one: str, other: str) -> bool:
+        return mean[one] - mean[other] > 2 * np.sqrt(mean[one] * (1 - mean[one]) / len(rows))
+
+    kept = tuple(name for name in LOCAL if not any(better(other, name) for other in LOCAL))
+    added = ("bound",) if "bound" in mean and all(better("bound", name) for name in kept) else ()
+    return TableChoice((*kept, *added), figures, len(rows))
+
+
+@final
+class RowScorer:
+    """Computes the scores of rows relative to the training rows of a run.
+
+    Args:
+        rows: training rows, of which some may be anomalous.
+        seed: seed of the random parts.
+
+    Attributes:
+        names: names of the scores, in the order of `pooled`.
+    """
+
+    def __init__(self, rows: Batch, seed: int = 0) -> None:
+        generator, x = np.random.default_rng(seed), rows.x.double().numpy()
+        self._scores = TableScores(x, seed=seed)
+        compared = generator.permutation(x[self._scores.kept])[:COMPARED]
+        self._choice = choose_local(self._scores, compared, generator)
+        self.names = (GLOBAL, *LOCAL, COMBINED)
+
+    def pooled(self, batch: Batch) -> np.ndarray:
+        """Compute the scores `names` of rows, `[B, scores]` float64."""
+        scores = self._scores(batch.x.cpu().double().numpy())
+        return np.stack([*(scores[name] for name in (GLOBAL, *LOCAL)), self._choice.combined(scores)], 1)
+
+    def summary(self, name: str, examples: str) -> str:
+        """Describe one of the scores in a line."""
+        return SUMMARIES[name].format(examples=examples, local=" and ".join(self._choice.local))
