@@ -134,6 +134,8 @@ def measured(data: Path, folder: Path, minutes: float, steps: int, test: int) ->
         "models": {"one-class": ONE_CLASS.format(steps=steps), "fashion": GARMENTS.format(steps=steps)},
         "trained": {run.name: progress(run) for run in (*(folder / f"digit-{d}" for d in DIGITS), fashion)},
         "scoring": SCORING,
+        "command": f"python benchmarks/detect.py --data FOLDER --minutes {minutes:g} --steps {steps} --test {test}",
+        "seed": 0,
         "test_pictures": test,
         "tiles": defects,
         "one_class": ones,
