@@ -87,7 +87,7 @@ def test_networks_are_compiled_where_that_pays_within_the_budget(digits, clock, 
 
 
 def test_a_budget_that_cannot_work_is_said_before_it_is_spent(digits, clock):
-    with pytest.warns(UserWarning, match="at least 1 minutes"):
+    with pytest.warns(UserWarning, match="at least 3 seconds"):
         sized(digits, VAEConfig(), minutes=1 / 60)
 
 

@@ -65,3 +65,10 @@ def _jsonable(value: Any) -> Any:
         value = in_python(value)
         return shown(value) if any("\ud800" <= c <= "\udfff" for c in value) else value
     return value
+
+
+def duration_text(seconds: float) -> str:
+    """Format seconds: `12 minutes`."""
+    if seconds < 120:
+        return "1 second" if round(seconds) == 1 else f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

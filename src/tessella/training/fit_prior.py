@@ -135,7 +135,7 @@ def fit_prior(
             sized = fit_to_budget(config, config.sizes, sized_trainer, rows, options, rows.batch([0]).x[0].numel())
             spec, options = replace(spec, config=sized.config), sized.options
             if sized.reason:
-                note(sized.reason)
+                note(f"sizes of the prior: {sized.reason}")
         spec = replace(spec, rate_before=None if valid is None else before, training=asdict(options))
         torch.manual_seed(options.seed)
         trainer.set_prior(spec.build(trainer.model, examples))

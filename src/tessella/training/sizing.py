@@ -15,8 +15,10 @@ from tessella.core.device import autocast, resolve_device
 from tessella.core.rng import Noise, seeded
 from tessella.data import Split
 from tessella.foundation.config import Config
+from tessella.foundation.errors import option
 from tessella.foundation.notes import note
 from tessella.foundation.progress import tracking
+from tessella.foundation.text import duration_text
 from tessella.models.spec import TrainOptions
 from tessella.training.loop import Trainable, without_compiler
 from tessella.training.step import objective, usual_batch_size
@@ -79,7 +81,7 @@ def fit_to_budget(
         options: options of training; without a budget in minutes, only a missing batch size is filled in.
         dims: values of one example.
     """
-    batch = options.batch_size or usual_batch_size(dims)
+    batch = options.batch_size or min(usual_batch_size(dims), len(split))
     if options.minutes is None:
         return Sized(config, replace(options, batch_size=batch))
     candidates = _candidates(config, sizes)
@@ -106,16 +108,16 @@ def fit_to_budget(
             compiled = "yes" if pays else "no"
     updates = seconds / each
     if updates < FEWEST:
+        enough = f"{duration_text(math.ceil(FEWEST * each))} ({option('minutes')})"
         note(
-            f"a budget of {options.minutes:g} minutes holds about {updates:,.0f} updates of the smallest network, "
-            f"which is too few to learn much: give at least {math.ceil(FEWEST * each / 60)} minutes, or smaller "
-            "examples"
+            f"a budget of {duration_text(seconds)} holds about {updates:,.0f} updates of the smallest network, "
+            f"which is too few to learn much: give at least {enough}, or smaller examples"
         )
     named = ", ".join(f"{k.replace('_', ' ')} {getattr(chosen, k)}" for k in _sized(config, sizes))
     passes = updates * batch / len(split)
     reason = (
         f"{named + ', ' if named else ''}batches of {batch}: {1000 * each:,.0f} ms an update, about "
-        f"{_rounded(updates)} updates and {passes:.2g} passes in {options.minutes:g} minutes"
+        f"{_rounded(updates)} updates and {_rounded(passes)} passes in {duration_text(seconds)}"
     )
     return Sized(chosen, replace(options, batch_size=batch, compile=compiled), reason)
 
@@ -190,5 +192,6 @@ def _of_all(seconds: float, device: torch.device) -> float:
 
 def _rounded(number: float) -> str:
     """Write a number with two digits that count."""
-    digits = 1 - math.floor(math.log10(max(number, 1)))
-    return f"{round(number, min(digits, 0)):,.0f}"
+    if number < 10:
+        return f"{number:.2g}"
+    return f"{round(number, 1 - math.floor(math.log10(number))):,.0f}"

@@ -46,6 +46,7 @@ from tessella.foundation.blocks import (
     Text,
     joined,
 )
+from tessella.foundation.text import duration_text
 from tessella.kinds.base import kind_of
 from tessella.kinds.figures import examples_in_a_row, labelled_rows, sheet_figure
 from tessella.models.base import Model
@@ -332,13 +333,6 @@ def _unusual(given: dict[str, Any]) -> dict[str, Any]:
     """Return the options of training and data that are not the default."""
     usual = {**asdict(TrainOptions(steps=1)), "steps": None, "minutes": None, "class_conditional": False}
     return {name: value for name, value in given.items() if value is not None and value != usual.get(name)}
-
-
-def duration_text(seconds: float) -> str:
-    """Format seconds: `12 minutes`."""
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _processor() -> str:
