@@ -607,3 +607,22 @@ def test_detect_trains_on_normal_pictures_and_compares_masks(
     assert "are empty" in refused(*run, "--masks", tmp_path / "none.npz")
     assert "give at least 76" in refused("--train", tmp_path / "three.npz", good)
     assert "only be used with --train" in refused(tmp_path / "run", good, "--keep", "x")
+
+
+def test_what_was_scored_is_kept_when_interrupted(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = Detector.score
+
+    def interrupted(detector: Detector, examples: Batch | Statistics) -> dict[str, np.ndarray]:
+        if isinstance(examples, Batch) and len(examples) == 30:
+            raise KeyboardInterrupt
+        return score(detector, examples)
+
+    monkeypatch.setattr(Detector, "score", interrupted)
+    np.savez(tmp_path / "noise.npz", x=np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    words = ["detect", str(runs["vae"]), "7", "3", str(tmp_path / "noise.npz"), *FAST, "--scores", "bound"]
+    assert main([*words, "-o", str(tmp_path / "out")]) == 130
+    found, rows, _ = results(tmp_path / "out")
+    assert found["interrupted"] is True
+    assert [row["name"] for row in rows] == ["test-7", "test-3"]

@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
-from tessella.foundation.errors import SpecError, option
+from tessella.foundation.errors import DataError, SpecError, option
 from tessella.tasks.task import task
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class DetectConfig:
             for name in ("keep", "size"):
                 if getattr(self, name) is not None:
                     raise SpecError(f"{option(name)} can only be used with {option('train')}", code="only-with-train")
+        if self.masks is not None and not Path(self.masks).exists():
+            raise DataError(f"there are no masks at {self.masks}: give a folder or a file of arrays", code="no-masks")
         if not self.minutes > 0:
             raise SpecError(f"{option('minutes')} must be more than 0, got {self.minutes:g}", code="out-of-range")
         for name, least in (("samples", 1), ("steps", 1), ("top", 0)):
@@ -133,7 +136,6 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
     config.check()
     import os
     from contextlib import ExitStack
-    from pathlib import Path
     from tempfile import TemporaryDirectory
 
     from tessella.tasks.detect.prepared import train_on
@@ -184,7 +186,7 @@ def _detected(run: Run, config: DetectConfig, trained_on: Data | None) -> Detect
         anomalous = np.array([a for a in found.anomalous if a is not None], bool)
         rankings = {name: ranking(values[known], anomalous) for name, values in found.scores.items()}
     return DetectionResult(
-        config.train or run.path.name,
+        run.path.name if config.train is None else Path(config.train).name,
         model.name,
         model.schema,
         ready.by,
