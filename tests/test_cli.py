@@ -96,7 +96,7 @@ def test_bash_completes_commands_options_and_values(tmp_path: Path, capsys: pyte
     assert completed("tr") == ["train", "traverse"]
     assert completed("train", "vq") == ["vqvae", "vqvae2"]
     assert completed("train", "vqvae", "--quantizer", "r") == ["residual"]
-    assert completed("train", "vqvae", "--quantizer", "fsq", "--compile", "--lev") == ["--levels"]
+    assert completed("train", "vqvae", "--quantizer", "fsq", "--compile", "yes", "--lev") == ["--levels"]
     assert completed("train", "vqvae", "--lev") == []
     assert completed("fit-prior", "RUN", "--kind", "ma") == ["masked"]
     assert completed("sample", "RUN", "--top") == ["--top-k", "--top-p"]

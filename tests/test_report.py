@@ -275,10 +275,21 @@ def test_the_command_to_reproduce_is_the_one_that_was_given(tmp_path: Path) -> N
     from tessella import cli
 
     given = ["--data", "digits", "--out", str(tmp_path / "a b"), "--size", "10", "12", "--binarize", "static"]
-    given += ["--steps", "7", "--batch-size", "32", "--latent-dim", "5", "--compile", "--learning-rate", "0.0005"]
+    given += [
+        "--steps",
+        "7",
+        "--batch-size",
+        "32",
+        "--latent-dim",
+        "5",
+        "--compile",
+        "yes",
+        "--learning-rate",
+        "0.0005",
+    ]
     data = {"spec": "digits", "size": [10, 12], "channels": None, "binarize": "static", "seed": 0}
     data |= {"fingerprint": "abc", "examples": {"train": 9}}
-    training = {**vars(TrainOptions(steps=7, batch_size=32, compile=True, learning_rate=5e-4))}
+    training = {**vars(TrainOptions(steps=7, batch_size=32, compile="yes", learning_rate=5e-4))}
     config = find("model", "vae").load()(latent_dim=5)
     spec = Spec("vae", Schema.of((1, 10, 12), "binary"), config, data, training)
     command = shlex.split(command_line(train_call(spec, tmp_path / "a b")))

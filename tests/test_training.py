@@ -370,9 +370,9 @@ def test_the_budget_is_checked():
 
 
 def test_epochs_are_counted_in_joined_batches():
-    assert step.budget_in_steps(TrainOptions(epochs=2, batch_size=10), 100, 1) == 20
-    assert step.budget_in_steps(TrainOptions(epochs=2, batch_size=10), 100, 2) == 10
-    assert step.budget_in_steps(TrainOptions(epochs=3, batch_size=500), 100, 1) == 3
+    assert step.budget_in_steps(TrainOptions(epochs=2), 100, 10) == 20
+    assert step.budget_in_steps(TrainOptions(epochs=2), 100, 20) == 10
+    assert step.budget_in_steps(TrainOptions(epochs=3), 100, 500) == 3
     assert step.budget_in_steps(TrainOptions(minutes=1), 100, 1) is None
 
 
@@ -397,10 +397,13 @@ def test_free_bits_take_the_gradient_from_units_below_the_floor():
 def test_the_warm_up_and_the_learning_rate_follow_the_fraction_of_the_budget():
     assert [step.beta_at(Objective(beta=4, warmup=0.5), u) for u in (0, 0.25, 0.5, 1)] == [0, 2, 4, 4]
     assert step.beta_at(Objective(beta=4), 0) == 4
-    rates = [step.learning_rate_factor(u / 1000) for u in range(1001)]
-    assert max(rates) == pytest.approx(1, abs=1e-3)
-    assert rates[0] > 0
-    assert rates[-1] == pytest.approx(0, abs=1e-9)
+    for steps in (20, 300, 20_000):  # the rate rises over a hundred steps or 3 % of the budget, at most over a fifth
+        rates = [step.learning_rate_factor(u / steps, u) for u in range(steps + 1)]
+        risen = rates.index(max(rates)) / steps
+        assert max(rates) > 0.8
+        assert 0 < rates[0] < 0.03
+        assert risen == pytest.approx(max(0.03, min(100 / steps, 0.2)), abs=1 / steps)
+        assert rates[-1] == pytest.approx(0, abs=1e-9)
 
 
 def test_too_little_memory_is_said_in_one_line(digits, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def part_of(keys: np.ndarray, groups: np.ndarray | None = None) -> RawSplit:
 @given(st.integers(1, 400), st.integers(0, 5))
 @settings(deadline=None)
 def test_a_division_is_disjoint_and_complete(count: int, seed: int) -> None:
-    rows = divide(part_of(index_keys(count, "x")), test=True, valid=True, seed=seed)
+    rows = divide(part_of(index_keys(count, "x")), test=0.1, valid=0.05, seed=seed)
     joined = np.concatenate(list(rows.values()))
     assert sorted(joined.tolist()) == list(range(count))
     assert len(rows["train"]) >= 1
@@ -35,37 +35,37 @@ def test_a_division_is_disjoint_and_complete(count: int, seed: int) -> None:
 @given(st.permutations([f"{i}.png" for i in range(60)]))
 @settings(deadline=None, max_examples=20)
 def test_the_division_does_not_depend_on_the_order(names: list[str]) -> None:
-    rows = divide(part_of(name_keys(names)), test=True, valid=True, seed=0)
+    rows = divide(part_of(name_keys(names)), test=0.1, valid=0.05, seed=0)
     found = {split: {names[i] for i in of} for split, of in rows.items()}
     ordered = [f"{i}.png" for i in range(60)]
-    again = divide(part_of(name_keys(ordered)), test=True, valid=True, seed=0)
+    again = divide(part_of(name_keys(ordered)), test=0.1, valid=0.05, seed=0)
     assert found == {split: {ordered[i] for i in of} for split, of in again.items()}
 
 
 def test_more_examples_leave_the_others_where_they_are() -> None:
-    few = divide(part_of(index_keys(2000, "x")), test=True, valid=True, seed=0)
-    many = divide(part_of(index_keys(5000, "x")), test=True, valid=True, seed=0)
+    few = divide(part_of(index_keys(2000, "x")), test=0.1, valid=0.05, seed=0)
+    many = divide(part_of(index_keys(5000, "x")), test=0.1, valid=0.05, seed=0)
     for split, rows in few.items():
         assert set(rows) <= set(many[split])
 
 
 def test_fractions_are_about_right() -> None:
     # binomial: 5 standard deviations are 0.0047 and 0.0034, a false alarm in a million
-    rows = divide(part_of(index_keys(100_000, "x")), test=True, valid=True, seed=0)
+    rows = divide(part_of(index_keys(100_000, "x")), test=0.1, valid=0.05, seed=0)
     assert abs(len(rows["test"]) / 100_000 - 0.10) < 0.005
     assert abs(len(rows["valid"]) / 90_000 - 0.05) < 0.004
 
 
 def test_groups_stay_together() -> None:
     groups = mixed((np.arange(300) // 10).astype(np.uint64))
-    rows = divide(part_of(index_keys(300, "x"), groups), test=True, valid=True, seed=0)
+    rows = divide(part_of(index_keys(300, "x"), groups), test=0.1, valid=0.05, seed=0)
     sides = [set(of // 10) for of in rows.values()]
     assert len(sides) == 3
     assert sum(map(len, sides)) == 30
 
 
 def test_one_group_is_not_torn_apart() -> None:
-    rows = divide(part_of(index_keys(9, "x"), np.zeros(9, np.uint64)), test=True, valid=True, seed=0)
+    rows = divide(part_of(index_keys(9, "x"), np.zeros(9, np.uint64)), test=0.1, valid=0.05, seed=0)
     assert list(rows) == ["train"]
 
 
@@ -123,3 +123,16 @@ def test_validation_and_test_are_fixed_whatever_the_noise() -> None:
 def test_an_unknown_split_names_those_there_are() -> None:
     with raises("no-such-split"):
         open_data("digits").split("dev")
+
+
+def test_shares_are_options():
+    for valid, test in ((0.2, 0.3), (0.0, 0.5), (0.25, 0.0)):
+        data = open_data("digits", valid_share=valid, test_share=test)
+        counts = {name: len(split) for name, split in data.splits.items()}
+        total = sum(counts.values())
+        assert counts.get("test", 0) / total == pytest.approx(test, abs=0.03)
+        assert counts.get("valid", 0) / total == pytest.approx(valid * (1 - test), abs=0.03)
+        again = open_data(data.spec, **data.options)
+        assert again.fingerprint == data.fingerprint
+    with raises("bad-option"):
+        open_data("digits", valid_share=1.0)

@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, Suppress
 
 from tessella.commands.options import Flags, given_flags, with_fields, word_after
 from tessella.commands.tasks import device_text, progress_bar, quoted, say
-from tessella.commands.train import budget, flat, refuse_changes, resumed_options
+from tessella.commands.train import budget, flat, refuse_changes, resumed_options, say_verdict
 from tessella.core.configs import CodePriorConfig, PriorConfig
 from tessella.core.schema import bits_per_dim
 from tessella.foundation import registry
@@ -165,8 +165,9 @@ def _fitted(o: FitPrior) -> int:
     say(f"fitted for {done.training.steps:,} steps, {done.training.seconds:.0f} seconds: {home}")
     say(_saving(done, model))
     if not o.quiet:
-        run = quoted(o.run)
-        say(f"next: tessella sample {run}, tessella evaluate {run}, tessella report {run}")
+        say_verdict(run.path, data, options)
+        name = quoted(o.run)
+        say(f"next: tessella sample {name}, tessella evaluate {name}, tessella report {name}")
     return 0
 
 

@@ -184,13 +184,14 @@ def progress_bar(*, quiet: bool = False) -> Iterator[None]:
 def _bar(stack: ExitStack) -> Report:
     """Make a bar that is gone when the stack is closed."""
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn
     from rich.progress import Progress as Bar
 
-    parts = (BarColumn(12), TaskProgressColumn(), TimeRemainingColumn())
-    bar = Bar("{task.description}", *parts, "{task.fields[detail]}", console=Console(stderr=True), transient=True)
-    line = bar.add_task("", start=False, detail="")
+    parts = (BarColumn(12), TaskProgressColumn(), "{task.fields[left]}", "{task.fields[detail]}")
+    bar = Bar("{task.description}", *parts, console=Console(stderr=True), transient=True)
+    line = bar.add_task("", start=False, detail="", left="")
     stack.callback(bar.stop)
+    started = time.monotonic()
 
     def show(progress: Progress) -> None:
         bar.start()
@@ -201,6 +202,7 @@ def _bar(stack: ExitStack) -> Report:
             completed=progress.done,
             total=progress.total,
             detail=progress.detail,
+            left=_time_left(progress, time.monotonic() - started),
         )
 
     return show
@@ -220,12 +222,19 @@ def _lines() -> Report:
         done = progress.done / progress.total if progress.total else 0.0
         if (progress.detail or time.monotonic() - started > PATIENCE) and int(10 * done) > shown:
             shown = int(10 * done)
-            left = (time.monotonic() - started) * (1 - done) / done if done else 0.0
-            time_left = f"{int(left // 60)}:{int(left % 60):02d} left"
-            parts = (f"{progress.phase} {100 * done:.0f} %", progress.detail, time_left)
+            left = _time_left(progress, time.monotonic() - started)
+            parts = (f"{progress.phase} {100 * done:.0f} %", progress.detail, left)
             print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     return show
+
+
+def _time_left(progress: Progress, seconds: float) -> str:
+    """The time left: of the budget, or else estimated from the seconds that were used; empty if there is no telling."""
+    left = progress.left
+    if left is None and progress.total and progress.done:
+        left = seconds * (progress.total - progress.done) / progress.done
+    return "" if left is None else f"{int(left // 60)}:{int(left % 60):02d} left"
 
 
 def say(*lines: str) -> None:

@@ -30,6 +30,7 @@ from tessella.models.spec import DataOptions, ModelConfig, TrainOptions
 if TYPE_CHECKING:
     from tessella.data import Data
     from tessella.models.base import Model
+    from tessella.training.sizing import Sized
 
 CHANGEABLE_ON_RESUME = ("save_every", "workers", "device", "rank_timeout", "track")
 """Options of training that a resumed run may change: no number depends on them but by rounding."""
@@ -150,18 +151,33 @@ def run_training(o: Train) -> int:
     with writing(run, options, _facts(o)) as accelerator:
         checkpoint.check_place(run, overwrite=o.overwrite or not accelerator.is_main_process)
         data = o.data_reading.open(o.data)
+        sized = _sized(config, data, options)
         torch.manual_seed(options.seed)
-        return _trained(config.build(data.schema), data, o, options)
+        return _trained(sized.config.build(data.schema), data, o, sized.options, sized.reason)
+
+
+def _sized(config: ModelConfig, data: Data, options: TrainOptions) -> Sized[ModelConfig]:
+    """Choose the sizes that the command line leaves open."""
+    from tessella.training.sizing import fit_to_budget
+
+    schema = data.schema
+    return fit_to_budget(
+        config, config.sizes(schema), lambda c: c.build(schema), data.split("train"), options, schema.dims
+    )
 
 
 def _print_config(o: Train) -> int:
-    """Print what `--config` reads: everything that a run depends on."""
-    config = None if o.chosen is None else o.chosen.to_record()
+    """Print what `--config` reads: everything that a run depends on, with the sizes that fit its data and budget."""
+    chosen, options = o.chosen, TrainOptions(**asdict(o.training))
+    if chosen is not None and o.data is not None:
+        sized = _sized(chosen, o.data_reading.open(o.data), options)
+        chosen, options = sized.config, sized.options
+    config = None if chosen is None else chosen.to_record()
     record = {
         "model": None if config is None else config.pop("type"),
         "config": config,
         "data": {"spec": o.data, **asdict(o.data_reading)},
-        "training": asdict(TrainOptions(**asdict(o.training))),
+        "training": asdict(options),
     }
     print(toml(record))
     return 0
@@ -245,7 +261,7 @@ def _facts(o: Train) -> dict[str, Any]:
     return {name: value for name, value in alike.items() if name != "workers"}
 
 
-def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
+def _trained(model: Model, data: Data, o: Train, options: TrainOptions, reason: str = "") -> int:
     from tessella.tasks.describe import data_facts
     from tessella.training.loop import train
 
@@ -254,18 +270,33 @@ def _trained(model: Model, data: Data, o: Train, options: TrainOptions) -> int:
         say(f"device   {device_text(options.device)}")
         say(f"model    {model.name}, {sum(p.numel() for p in model.parameters()):,} parameters")
         say(f"budget   {budget(options)}")
+        if reason:
+            say(f"sizes    {reason}")
     how = {"resume": o.resume, "overwrite": o.overwrite, "changed_data": o.changed_data}
     with progress_bar(quiet=o.quiet):
         done = train(model, data, str(o.out), options, **how)
     if done.stopped == "signal":
         say(f"stopped and saved at step {done.steps:,}; go on with: tessella train --resume --out {quoted(str(o.out))}")
         return 130
-    say(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds: {o.out}")
+    early = ", stopped because validation examples cost more and more" if done.stopped == "converged" else ""
+    say(f"trained for {done.steps:,} steps, {done.seconds:.0f} seconds{early}: {o.out}")
     if not o.quiet:
+        say_verdict(Path(str(o.out)), data, options)
         run = quoted(str(o.out))
         prior = f"tessella fit-prior {run}, " if model.levels else ""
         say(f"next: {prior}tessella evaluate {run}, tessella report {run}")
     return 0
+
+
+def say_verdict(run: Path, data: Data, options: TrainOptions) -> None:
+    """Say how the model compares with simple baselines; of several processes only the first does."""
+    from tessella.evaluation.verdict import judge
+    from tessella.training import ranks
+    from tessella.training.run import Run
+
+    if ranks.rank() == 0:
+        found = judge(Run(run, options.device).model(), data, options.precision)
+        say(*(f"verdict  {sentence}" for sentence in found.sentences))
 
 
 def budget(options: TrainOptions) -> str:

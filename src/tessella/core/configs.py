@@ -6,7 +6,7 @@ A part's options are the fields of a subclass that is registered under the part'
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from tessella.foundation.config import Config
@@ -89,6 +89,8 @@ class PriorConfig(Config, ABC):
     """Whether the rate of a Gaussian posterior under this prior is a sum over dimensions."""
     of_posteriors: ClassVar[bool] = False
     """Whether the prior is a mixture of the model's own Gaussian posteriors."""
+    sizes: ClassVar[Sequence[Mapping[str, int]]] = ()
+    """Sizes of the network, by option, from small to large, of which one suits the training budget."""
 
     @abstractmethod
     def build(
@@ -111,6 +113,7 @@ class CodePriorConfig(Config, ABC):
     fitted_after: ClassVar[bool] = True
     any_order: ClassVar[bool] = False
     """Whether inpainting is conditional on all known codes, as in `CodePrior.any_order`."""
+    sizes: ClassVar[Sequence[Mapping[str, int]]] = ()
 
     @abstractmethod
     def build(

@@ -17,7 +17,7 @@ from tessella.data import arrays
 from tessella.data.duplicates import mark_duplicates
 from tessella.data.raw import WHOLE, RawDataset, RawSplit
 from tessella.data.sources import HUB, find_raw, known_sources
-from tessella.data.splits import Binarization, BinarizedSplit, PartSplit, Split, divide
+from tessella.data.splits import TEST_FRACTION, VALID_FRACTION, Binarization, BinarizedSplit, PartSplit, Split, divide
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, RunError, option
 from tessella.foundation.notes import note
@@ -127,6 +127,8 @@ def open_data(
     seed: int = 0,
     label: str | None = None,
     kind: Literal["signal"] | None = None,
+    valid_share: float | None = None,
+    test_share: float | None = None,
     like: Schema | None = None,
 ) -> Data:
     """Open a data set.
@@ -141,6 +143,8 @@ def open_data(
         seed: seed of the split and of static binarization.
         kind: `signal` to read arrays `[N, C, T]` and `[N, T]` as signals instead of grey images and vectors.
         label: name of the table column, or of the `.npz` array, with the labels.
+        valid_share, test_share: shares of the examples that are cut out for validation and test, if the data has no
+            such splits; 0.05 and 0.1 by default, 0 for none.
         like: schema of the data that a model was trained on. Table columns are matched with it by name and stored in
             its types; image files with more than 8 bits are converted by its `depth`.
 
@@ -148,6 +152,9 @@ def open_data(
         DataError: if the data cannot be read or does not fit the options.
     """
     box = _checked(size, channels, binarize)
+    for name, share in (("valid_share", valid_share), ("test_share", test_share)):
+        if share is not None and not 0 <= share < 1:
+            raise DataError(f"{option(name)} must be at least 0 and below 1, got {share:g}", code="bad-option")
     spec, asked = _absolute(spec), ReadOptions(box, channels, like)
     found = find_raw(spec, asked, label)
     notes = found.notes
@@ -156,7 +163,8 @@ def open_data(
     for name, part in found.parts.items():
         part.labels = labels[name]
     mark_duplicates(found, classes, schema)
-    rows = _divided(found, seed, notes)
+    shares = {"valid": valid_share, "test": test_share}
+    rows = _divided(found, seed, shares, notes)
     splits: dict[str, Split] = {name: PartSplit(part, chosen) for name, (part, chosen) in rows.items()}
     whole = found.parts.get(WHOLE) if len(found.parts) == 1 else None
     all_examples = None if whole is None else PartSplit(whole, np.arange(len(whole.example_ids)))
@@ -174,7 +182,16 @@ def open_data(
         for name, split in splits.items():
             splits[name] = BinarizedSplit(split, binarize if name == "train" else fixed, seed)
         all_examples = all_examples and BinarizedSplit(all_examples, fixed, seed)
-    options = {"size": box, "channels": channels, "binarize": binarize, "seed": seed, "label": label, "kind": kind}
+    options = {
+        "size": box,
+        "channels": channels,
+        "binarize": binarize,
+        "seed": seed,
+        "label": label,
+        "kind": kind,
+        "valid_share": valid_share,
+        "test_share": test_share,
+    }
     of = _division(found, rows)
     return Data(spec, options, schema, splits, tuple(notes), all_examples, of, found.labelling, fingerprint)
 
@@ -233,7 +250,9 @@ def _unified(found: RawDataset, asked: ReadOptions, kind: str | None) -> Schema:
     return replace(Schema.of(shape, values), columns=found.columns, offset=offset)
 
 
-def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[RawSplit, np.ndarray]]:
+def _divided(
+    found: RawDataset, seed: int, shares: Mapping[str, float | None], notes: list[str]
+) -> dict[str, tuple[RawSplit, np.ndarray]]:
     """Choose the part and the rows of each split: official splits stay, missing ones are taken from training."""
     parts = found.parts
     main = parts.get("train", parts.get(WHOLE))
@@ -242,12 +261,19 @@ def _divided(found: RawDataset, seed: int, notes: list[str]) -> dict[str, tuple[
             f"the data has no training split, only {abridged(list(parts))}: add a training split",
             code="no-training-examples",
         )
-    taken = divide(main, test="test" not in parts, valid="valid" not in parts, seed=seed)
+    usual = {"valid": VALID_FRACTION, "test": TEST_FRACTION}
+    share = {name: usual[name] if given is None else given for name, given in shares.items()}
+    for name in ("valid", "test"):
+        if name in parts:
+            share[name] = 0.0
+            if shares[name] is not None:
+                notes.append(f"the data has a {name} split of its own, so no share is cut out for it")
+    taken = divide(main, test=share["test"], valid=share["valid"], seed=seed)
     rows = {name: (main, chosen) for name, chosen in taken.items()}
     for name in ("valid", "test"):
         if name in parts and parts[name] is not main:
             rows[name] = (parts[name], np.arange(len(parts[name].example_ids)))
-        elif name not in rows:
+        elif name not in rows and share[name]:
             alone = len(main.example_ids) > 1 and main.groups is not None and len(np.unique(main.groups)) == 1
             why = (
                 f"all {len(main.example_ids):,} examples are the same, so there is none"

@@ -149,17 +149,20 @@ class BinarizedSplit(Split):
         return Batch(torch.from_numpy(ones.astype(np.uint8)).reshape(grey.x.shape), grey.label)
 
 
-def divide(part: RawSplit, *, test: bool, valid: bool, seed: int) -> dict[str, np.ndarray]:
-    """Divide a part into training and, as requested, validation and test: row numbers by split name.
+def divide(part: RawSplit, *, test: float, valid: float, seed: int) -> dict[str, np.ndarray]:
+    """Divide a part into training, validation and test: row numbers by split name.
+
+    Args:
+        test, valid: shares of the examples, the second of what the first leaves; 0: no such split.
 
     A hash of its own key decides the split of an example, independent of the other examples. If a split has too few,
     the next in hash order are added. Groups larger than the intended split stay in training.
     """
     groups = part.example_ids if part.groups is None else part.groups
     rows = {"train": np.arange(len(part.example_ids))}
-    for name, wanted, fraction in (("test", test, TEST_FRACTION), ("valid", valid, VALID_FRACTION)):
+    for name, fraction in (("test", test), ("valid", valid)):
         train = rows["train"]
-        if not wanted or len(train) < 2:
+        if not fraction or len(train) < 2:
             continue
         few = min(FEW, max(1, len(train) // 10))
         taken = _taken(mixed(groups[train] ^ np.uint64(number_of(f"{seed}/{name}"))), fraction, few)

@@ -32,12 +32,14 @@ class Progress:
         phase: current activity as a participle, for example "scoring".
         done, total: items of the outermost loop, with fractions; `total` is None if unknown.
         detail: text of the innermost loop that has one, for example metrics.
+        left: seconds left, of work that has a time budget; None if it must be estimated.
     """
 
     phase: str
     done: float
     total: float | None
     detail: str = ""
+    left: float | None = None
 
 
 Report = Callable[[Progress], None]
@@ -58,13 +60,14 @@ class _Listener:
         for loop in reversed(self.loops[1:]):
             part = min((loop.done + part) / loop.total, 1.0) if loop.total else 0.0
         detail = next((loop.detail for loop in reversed(self.loops) if loop.detail), "")
-        self._report(Progress(outer.phase, outer.done + part, outer.total, detail))
+        self._report(Progress(outer.phase, outer.done + part, outer.total, detail, outer.left))
 
 
 @final
 class _Loop:
     def __init__(self, phase: str, total: float | None) -> None:
         self.phase, self.total, self.done, self.detail = phase, total, 0.0, ""
+        self.left: float | None = None
 
 
 _listener: ContextVar[_Listener | None] = ContextVar("progress", default=None)
@@ -109,20 +112,20 @@ def track(items: Iterable[T], phase: str, total: int | None = None) -> Iterator[
 
 @contextmanager
 def tracking(phase: str, total: float | None = None) -> Iterator[Callable[..., None]]:
-    """Report progress of work without a loop over items, by calls of the yielded `advance(by=1, detail="")`.
+    """Report progress of work without a loop over items, by calls of the yielded `advance(by=1, detail="", left=None)`.
 
     Raises:
         Cancelled: if the work was cancelled.
     """
     listener = _listener.get()
     if listener is None:
-        yield lambda by=1, detail="": None
+        yield lambda by=1, detail="", left=None: None
         return
     loop = _Loop(phase, total)
     listener.loops.append(loop)
 
-    def advance(by: float = 1, detail: str = "") -> None:
-        loop.done, loop.detail = loop.done + by, detail
+    def advance(by: float = 1, detail: str = "", left: float | None = None) -> None:
+        loop.done, loop.detail, loop.left = loop.done + by, detail, left
         listener.tell()
 
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Concatenate, Literal, ParamSpec, Protocol, TypeVar
 
 from tessella.bottlenecks import Deterministic, DiagonalGaussian, EMAQuantizer
@@ -77,6 +77,15 @@ class ImportanceWeighted(RateWeighted, ABC):
     iwae_from: Fraction = 0.0
 
 
+GRID_SIZES = tuple(
+    {"width": width, "depth": depth}
+    for width, depth in ((12, 1), (16, 2), (24, 2), (32, 2), (48, 3), (64, 4), (96, 4), (128, 6))
+)
+"""Sizes of convolutional networks, from small to large."""
+VECTOR_SIZES = tuple({"width": width, "depth": depth} for width, depth in ((64, 2), (128, 2), (256, 3), (512, 3)))
+"""Sizes of networks for vectors, from small to large."""
+
+
 class ContinuousConfig(ModelConfig, ABC):
     """Options of models with continuous latents.
 
@@ -85,8 +94,8 @@ class ContinuousConfig(ModelConfig, ABC):
         latent_layout: `vector` (one z for the whole example) or `grid` (one z at each position of a coarse grid).
             Default: grid for colour pictures, whose bound needs many dimensions, else vector.
         latent_dim: dimension of z; for a grid, of the z at each position.
-        width: channels at the finest resolution (pictures) or units per layer (vectors).
-        depth: residual blocks per resolution.
+        width: channels at the finest resolution (pictures) or units per layer (vectors). Default: what fits the budget.
+        depth: residual blocks per resolution. Default: what fits the budget.
     """
 
     likelihood: LikelihoodConfig | None = None
@@ -94,6 +103,9 @@ class ContinuousConfig(ModelConfig, ABC):
     latent_dim: Count | None = None
     width: Count | None = None
     depth: Count | None = None
+
+    def sizes(self, schema: Schema) -> Sequence[Mapping[str, int]]:
+        return GRID_SIZES if schema.rank else VECTOR_SIZES
 
     def compose(
         self, schema: Schema, posterior: BottleneckConfig, prior: PriorConfig | None, classes: int = 0
@@ -123,8 +135,8 @@ class CodesConfig(ImportanceWeighted, ABC):
         quantizer: method that turns features into codes.
         grid_size: target side of the grid of codes; the data's grid is halved until it has at most 2 grid_size^2
             positions.
-        width: channels at the finest resolution (pictures) or units per layer (vectors).
-        depth: residual blocks per resolution.
+        width: channels at the finest resolution (pictures) or units per layer (vectors). Default: what fits the budget.
+        depth: residual blocks per resolution. Default: what fits the budget.
     """
 
     likelihood: LikelihoodConfig | None = None
@@ -132,6 +144,9 @@ class CodesConfig(ImportanceWeighted, ABC):
     grid_size: Count | None = None
     width: Count | None = None
     depth: Count | None = None
+
+    def sizes(self, schema: Schema) -> Sequence[Mapping[str, int]]:
+        return GRID_SIZES if schema.rank else VECTOR_SIZES
 
     def compose(self, schema: Schema, *, levels: int) -> CodeModel:
         """Make the model with so many grids of codes."""
@@ -258,7 +273,8 @@ class FlowConfig(ImportanceWeighted):
     Signals and pictures of any size get a multi-scale coupling flow, vectors autoregressive splines.
 
     Attributes:
-        width: channels (signals, pictures) or units (vectors) of the couplings' networks.
+        width: channels (signals, pictures) or units (vectors) of the couplings' networks. Default: what fits the
+            budget.
         depth: residual blocks of these networks.
         flow_steps: couplings per scale (signals, pictures) or autoregressive steps (vectors, default 3).
         components: logistics in a coupling's mixture (default 5) or bins of a spline (vectors, default 16).
@@ -270,6 +286,9 @@ class FlowConfig(ImportanceWeighted):
     flow_steps: Count | None = None
     components: Count | None = None
     dequantization: Literal["uniform", "variational"] | None = None
+
+    def sizes(self, schema: Schema) -> Sequence[Mapping[str, int]]:
+        return [{"width": width} for width in (16, 24, 32, 48, 64, 96, 128)]
 
     def build(self, schema: Schema) -> FlowModel:
         if not schema.values.discrete and self.dequantization:
@@ -294,7 +313,7 @@ class DiffusionConfig(RateWeighted):
     """Variational diffusion: z is the data with little noise, and p(z) a chain that removes noise (Kingma et al. 2021).
 
     Attributes:
-        width: channels (pictures, default 64) or units per layer (vectors, default 256).
+        width: channels (pictures) or units per layer (vectors). Default: what fits the budget.
         depth: blocks per resolution (pictures, default 2) or layers (vectors, default 4).
         class_conditional: condition the model on the label.
     """
@@ -302,6 +321,10 @@ class DiffusionConfig(RateWeighted):
     width: Count | None = None
     depth: Count | None = None
     class_conditional: bool = False
+
+    def sizes(self, schema: Schema) -> Sequence[Mapping[str, int]]:
+        widths = (16, 32, 48, 64, 96, 128) if schema.rank else (64, 128, 256, 512)
+        return [{"width": width} for width in widths]
 
     def build(self, schema: Schema) -> DiffusionModel:
         if self.class_conditional and not schema.classes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,6 +66,10 @@ class ModelConfig(Config, ABC):
         own = {f.name for f in fields(Objective)} & set(hints(type(self)))
         return Objective(**{name: getattr(self, name) for name in own})
 
+    def sizes(self, schema: Schema) -> Sequence[Mapping[str, int]]:
+        """Return sizes of the networks, by option, from small to large, of which one suits the training budget."""
+        return ()
+
     @abstractmethod
     def build(self, schema: Schema) -> Any:
         """Build the model with new weights.
@@ -85,6 +90,8 @@ class DataOptions:
         label: the column of a table, or the array of an .npz, that holds the class; by default one called label, class
             or target that holds few values.
         kind: signal if arrays (N, C, T) and (N, T) are signals, not grey pictures and vectors.
+        valid_share: share of the examples that is cut out for validation, if the data has no such split (default 0.05).
+        test_share: share of the examples that is cut out for the test, if the data has no such split (default 0.1).
     """
 
     size: tuple[int, ...] | None = None
@@ -92,6 +99,8 @@ class DataOptions:
     binarize: Literal["dynamic", "static", "threshold"] | None = None
     label: str | None = None
     kind: Literal["signal"] | None = None
+    valid_share: float | None = None
+    test_share: float | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and len(self.size) not in (1, 2):
@@ -108,7 +117,14 @@ class DataOptions:
         from tessella.data import open_data
 
         return open_data(
-            spec, size=self.box, channels=self.channels, binarize=self.binarize, label=self.label, kind=self.kind
+            spec,
+            size=self.box,
+            channels=self.channels,
+            binarize=self.binarize,
+            label=self.label,
+            kind=self.kind,
+            valid_share=self.valid_share,
+            test_share=self.test_share,
         )
 
 
@@ -120,14 +136,16 @@ class TrainOptions:
         minutes: training budget in minutes; 10 if no budget is given. Give at most one of minutes, epochs and steps.
         epochs: training budget in passes through the training split.
         steps: training budget in updates of the weights.
-        batch_size: examples per step and process.
-        learning_rate: peak learning rate; it rises over the first 3 % of the budget, then falls to zero along a cosine.
-            Default: 2e-3 for most models, 1e-3 for flows, diffusion and priors.
+        batch_size: examples per step and process. Default: about 131,072 values, from 8 to 64 examples, or more where
+            that costs no time.
+        learning_rate: peak learning rate; it rises over the first 100 updates or 3 % of the budget, then falls to zero
+            along a cosine. Default: 2e-3 for most models, 1e-3 for flows, diffusion and priors.
         weight_decay: weight decay of AdamW (Loshchilov & Hutter 2017).
         grad_clip: largest norm of the gradient, of the loss in nats per dimension.
         ema_decay: decay of the averaged weights that evaluation uses.
         precision: `auto` is bfloat16 autocast for pictures where the hardware supports it natively, else float32.
-        compile: compile the networks before training.
+        compile: compile the networks before training; auto does so where the time that it saves within the budget, by
+            measurement, is more than it takes.
         seed: seed of the weights, the order of the examples and all sampling.
         save_every: seconds between checkpoints; a killed run loses at most this time.
         workers: processes that read files, for streamed data.
@@ -142,13 +160,13 @@ class TrainOptions:
     minutes: float | None = None
     epochs: float | None = None
     steps: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     learning_rate: float | None = None
     weight_decay: float = 0.01
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     precision: Precision = "auto"
-    compile: bool = False
+    compile: Literal["auto", "yes", "no"] = "auto"
     seed: int = 0
     save_every: float = 60.0
     workers: int = 2

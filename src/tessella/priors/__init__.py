@@ -5,6 +5,7 @@ The options are declared here, and each `build` imports its module from the file
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tessella.core.configs import CodePriorConfig, InferenceNetwork, PriorConfig
@@ -13,6 +14,11 @@ from tessella.foundation.registry import register
 
 if TYPE_CHECKING:
     from tessella.core.contracts import CodePrior, Prior
+
+
+def _sizes(*sizes: tuple[int, int]) -> tuple[Mapping[str, int], ...]:
+    return tuple({"width": width, "depth": depth} for width, depth in sizes)
+
 
 # over real numbers
 
@@ -156,12 +162,13 @@ class PixelCNN(CodePriorConfig):
     """Gated PixelCNN over codes.
 
     Attributes:
-        width: channels of each of the two stacks.
-        depth: number of layers.
+        width: channels of each of the two stacks. Default: what fits the budget.
+        depth: number of layers. Default: what fits the budget.
     """
 
-    width: Count = 128
-    depth: Count = 8
+    width: Count | None = None
+    depth: Count | None = None
+    sizes = _sizes((24, 3), (32, 4), (48, 5), (64, 6), (96, 7), (128, 8), (192, 10), (256, 12))
 
     def build(
         self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
@@ -169,7 +176,12 @@ class PixelCNN(CodePriorConfig):
         from tessella.priors.autoregressive import PixelCNNModule
 
         return PixelCNNModule(
-            code_shape, codebook_size, context_channels=context_channels, classes=classes, **self.values()
+            code_shape,
+            codebook_size,
+            context_channels=context_channels,
+            classes=classes,
+            width=self.width or 128,
+            depth=self.depth or 8,
         )
 
 
@@ -178,12 +190,13 @@ class CausalTransformer(CodePriorConfig):
     """Causal transformer over codes in raster order.
 
     Attributes:
-        width: channels of the transformer.
-        depth: number of blocks.
+        width: channels of the transformer. Default: what fits the budget.
+        depth: number of blocks. Default: what fits the budget.
     """
 
-    width: Count = 192
-    depth: Count = 6
+    width: Count | None = None
+    depth: Count | None = None
+    sizes = _sizes((48, 2), (64, 3), (96, 4), (128, 5), (192, 6), (256, 8), (384, 10))
 
     def build(
         self, code_shape: tuple[int, ...], codebook_size: int, *, context_channels: int = 0, classes: int = 0
@@ -191,7 +204,12 @@ class CausalTransformer(CodePriorConfig):
         from tessella.priors.autoregressive import CausalTransformerModule
 
         return CausalTransformerModule(
-            code_shape, codebook_size, context_channels=context_channels, classes=classes, **self.values()
+            code_shape,
+            codebook_size,
+            context_channels=context_channels,
+            classes=classes,
+            width=self.width or 192,
+            depth=self.depth or 6,
         )
 
 
@@ -204,12 +222,13 @@ class MaskedTransformer(CodePriorConfig):
     """Masked transformer over codes in any order.
 
     Attributes:
-        width: channels of the transformer.
-        depth: number of blocks.
+        width: channels of the transformer. Default: what fits the budget.
+        depth: number of blocks. Default: what fits the budget.
     """
 
-    width: Count = 192
-    depth: Count = 6
+    width: Count | None = None
+    depth: Count | None = None
+    sizes = _sizes((48, 2), (64, 3), (96, 4), (128, 5), (192, 6), (256, 8), (384, 10))
 
     any_order = True
 
@@ -219,5 +238,10 @@ class MaskedTransformer(CodePriorConfig):
         from tessella.priors.masked import MaskedTransformerModule
 
         return MaskedTransformerModule(
-            code_shape, codebook_size, context_channels=context_channels, classes=classes, **self.values()
+            code_shape,
+            codebook_size,
+            context_channels=context_channels,
+            classes=classes,
+            width=self.width or 192,
+            depth=self.depth or 6,
         )

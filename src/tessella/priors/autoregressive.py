@@ -160,11 +160,10 @@ class CausalTransformerModule(AutoregressivePrior):
     ) -> None:
         super().__init__(code_shape, codebook_size, classes)
         count, *grid = code_shape
-        width = width or 192
         self.start = nn.Parameter(torch.randn(width))
         self.embed = CodeEmbedding(count, codebook_size, width)
         self.given = GridEmbedding(tuple(grid), width, context_channels=context_channels, classes=classes)
-        self.trunk = Transformer(tuple(grid), width, depth or 6, causal=True, dropout=DROPOUT)
+        self.trunk = Transformer(tuple(grid), width, depth, causal=True, dropout=DROPOUT)
         self.head = CodeHead(width, count, codebook_size)
 
     def features(self, codes: Tensor, condition: Condition = UNCONDITIONAL, *, noise: Noise | None = None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -34,9 +33,15 @@ from tessella.training.checkpoint import METRICS, read_metrics
 from tessella.training.state import TrainState
 
 EVERY = 50
-VALIDATE_AT = (0.01, 0.05, *(i / 10 for i in range(1, 10)))
-VALIDATION_SHARE = 0.02
+VALIDATE_AT = (0.01, 0.02, 0.03, *(i / 20 for i in range(1, 20)))
+DRAWN_EVERY = 2
+"""Validations for one drawing of reconstructions and samples; they are drawn at the end too."""
+VALIDATION_SHARE = 0.05
 """Largest share of the training time for validation; the final validation is always made."""
+PATIENCE = 4
+"""Validations in a row above the best one after which training stops."""
+LOST = 0.02
+"""Least rise of their cost, as a share of what was learned."""
 EXAMPLES = 500
 SHOWN = 16
 PARTS = 1000
@@ -73,6 +78,10 @@ class ValidationProbe(ABC):
         """Compute metrics on the validation split, by name; empty without such a split."""
 
     @abstractmethod
+    def cost(self, model: Any, figures: Mapping[str, float | None]) -> float:
+        """Compute from the metrics what training lowers, in nats per example."""
+
+    @abstractmethod
     def draw(self, model: Any) -> dict[str, Image]:
         """Render images, by name."""
 
@@ -101,6 +110,10 @@ class ModelProbe(ValidationProbe):
             figures |= {"code_usage": e.codes.code_usage, "perplexity": e.codes.perplexity}
         self.notes = e.notes
         return figures
+
+    def cost(self, model: Model, figures: Mapping[str, float | None]) -> float:
+        """Compute distortion + beta * rate; of an autoencoder, which has no rate, the distortion."""
+        return (figures["distortion"] or 0.0) + model.objective.beta * (figures["rate"] or 0.0)
 
     @torch.inference_mode()
     def draw(self, model: Model) -> dict[str, Image]:
@@ -131,18 +144,15 @@ class Callback(ABC):
 
 @final
 class KeepBest(Callback):
-    """Keeps the averaged weights with the lowest validation bound, and stops training when it no longer falls.
+    """Callback that keeps the averaged weights with the lowest validation bound, and stops when it no longer falls.
 
     Args:
         valid: validation split, of which up to `EXAMPLES` are measured.
         times: number of measurements in the budget.
-        patience: number of measurements without a new lowest bound before training stops.
     """
 
-    def __init__(self, valid: Split, times: int = 20, patience: int = 4) -> None:
-        self.valid, self.times, self.patience = valid, times, patience
-        self.lowest, self.measured, self.worse = math.inf, 0, 0
-        self.weights: dict[str, Any] | None = None
+    def __init__(self, valid: Split, times: int = 20) -> None:
+        self.valid, self.times, self.measured = valid, times, 0
 
     def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
         """Measure the bound at even shares of the budget."""
@@ -150,23 +160,16 @@ class KeepBest(Callback):
             return
         self.measured = int(state.used * self.times)
         self._measure(state)
-        state.converged = self.worse >= self.patience
+        costs = state.costs
+        state.converged = len(costs) > PATIENCE and min(costs) < min(costs[-PATIENCE:])
 
     def at_end(self, state: TrainState, *, whole: bool) -> None:
-        """Put the best weights in place of the averaged ones."""
         self._measure(state)
-        if self.weights is not None:
-            with state.averaged() as model:
-                model.load_state_dict(self.weights)
 
     def _measure(self, state: TrainState) -> None:
         with state.averaged() as model:
             found = evaluate(cast(Model, model), self.valid, limit=EXAMPLES, collapse_examples=0, split_name="valid")
-            bound = found.distortion if found.bound is None else found.bound
-            self.worse += 1
-            if bound < self.lowest:
-                self.lowest, self.worse = bound, 0
-                self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            state.validated(found.distortion if found.bound is None else found.bound)
 
 
 class Metrics(Callback):
@@ -175,12 +178,20 @@ class Metrics(Callback):
     Args:
         dims: dimensions of one example, for bits per dimension.
         resumed_at: step from which the run is resumed; later records are dropped. None for a new run.
+        seconds: budget, if it is a time.
         trackers: trackers that receive metrics and images too.
     """
 
     def __init__(
-        self, run: Path, *, dims: int, resumed_at: int | None, trackers: Sequence[GeneralTracker] = ()
+        self,
+        run: Path,
+        *,
+        dims: int,
+        resumed_at: int | None,
+        seconds: float | None = None,
+        trackers: Sequence[GeneralTracker] = (),
     ) -> None:
+        self.seconds = seconds
         self.run, self.dims, self.trackers = run, dims, trackers
         self.recent: deque[tuple[float, StepMetrics]] = deque(maxlen=EVERY)
         self.reported_at = self.reported = 0.0
@@ -240,7 +251,8 @@ class Metrics(Callback):
 
     def _report(self, state: TrainState) -> None:
         done = PARTS * min(state.used, 1.0)
-        self.advance(done - self.reported, self._line())
+        left = None if self.seconds is None else max(self.seconds - state.seconds, 0.0)
+        self.advance(done - self.reported, self._line(), left)
         self.reported = done
 
     def _summary(self) -> dict[str, float | int | None]:
@@ -277,6 +289,9 @@ class Metrics(Callback):
 class Validation(Callback):
     """Callback that validates the averaged weights at fixed shares of the budget and at the end.
 
+    The weights with the lowest cost are kept. Training stops if the last four validations cost more than the best one
+    by a share of what was learned until then.
+
     Args:
         probe: measurements and images to make.
         metrics: callback that records them.
@@ -284,10 +299,13 @@ class Validation(Callback):
 
     def __init__(self, probe: ValidationProbe, metrics: Metrics) -> None:
         self.probe, self.metrics = probe, metrics
-        self.ahead = list(VALIDATE_AT)
-        self.spent = 0.0
+        self.ahead: list[float] | None = None
+        self.spent, self.made = 0.0, 0
 
     def after_step(self, state: TrainState, metrics: StepMetrics) -> None:
+        if self.ahead is None:  # a resumed training validated at the shares before its last step
+            before = state.used * (state.step - 2) / (state.step - 1) if state.step > 1 else -1.0
+            self.ahead = [at for at in VALIDATE_AT if at > before]
         passed = [at for at in self.ahead if at <= state.used]
         self.ahead = self.ahead[len(passed) :]
         if passed and self.spent <= VALIDATION_SHARE * state.seconds:
@@ -295,18 +313,28 @@ class Validation(Callback):
 
     def at_end(self, state: TrainState, *, whole: bool) -> None:
         if whole:
-            self._validate(state)
+            self._validate(state, final=True)
             for line in self.probe.notes:
                 note(line)
 
-    def _validate(self, state: TrainState) -> None:
+    def _validate(self, state: TrainState, *, final: bool = False) -> None:
         started = time.monotonic()
         with state.averaged() as model:
             if figures := self.probe.measure(model):
                 self.metrics.record("valid", state, figures)
-            for name, image in self.probe.draw(model).items():
+                state.validated(self.probe.cost(model, figures))
+                state.converged = _rises(state.costs)
+            drawn = self.probe.draw(model) if final or self.made % DRAWN_EVERY == 0 else {}
+            for name, image in drawn.items():
                 self.metrics.picture(name, image, state.step)
+        self.made += 1
         self.spent += time.monotonic() - started
+
+
+def _rises(costs: Sequence[float]) -> bool:
+    """Return whether the last four costs are above the lowest one by a share of what was learned."""
+    lowest = min(costs, default=0.0)
+    return len(costs) > PATIENCE and min(costs[-PATIENCE:]) > lowest + LOST * max(costs[0] - lowest, 0.0)
 
 
 class Checkpoint(Callback):

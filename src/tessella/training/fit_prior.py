@@ -37,6 +37,7 @@ from tessella.training.prior_trainer import (
     prior_trainer,
 )
 from tessella.training.processes import writing
+from tessella.training.sizing import fit_to_budget
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,22 @@ def fit_prior(
             splits = encode_splits(trainer, data, precision)
         valid, train = splits.get("valid"), data.split("train")
         before = trainer.rate_before(valid, precision)
-        spec = replace(spec, rate_before=None if valid is None else before)
-        torch.manual_seed(options.seed)
 
         def examples(count: int) -> Tensor:
             return model.likelihood.to_network(train.batch(train.random_rows(count)).x.to(model.device))
 
+        def sized_trainer(config: PriorConfig | CodePriorConfig) -> PriorTrainer:
+            trainer.set_prior(replace(spec, config=config).build(trainer.model, examples))
+            return trainer
+
+        if not resume:
+            rows = splits["train"]
+            sized = fit_to_budget(config, config.sizes, sized_trainer, rows, options, rows.batch([0]).x[0].numel())
+            spec, options = replace(spec, config=sized.config), sized.options
+            if sized.reason:
+                note(sized.reason)
+        spec = replace(spec, rate_before=None if valid is None else before, training=asdict(options))
+        torch.manual_seed(options.seed)
         trainer.set_prior(spec.build(trainer.model, examples))
         if not spec.of_posteriors:  # those have the scale of z already
             trainer.fit_scale(splits["train"], precision)
@@ -136,7 +147,7 @@ def fit_prior(
             fitted_priors.write_prior_spec(home, spec)
         accelerator.wait_for_everyone()
         probe, trainer = PriorProbe(valid, precision), trainer.to(accelerator.device)
-        done = run_loop(trainer, splits["train"], probe, home, options, accelerator, resume=resume)
+        done = run_loop(trainer, splits["train"], probe, home, options, accelerator, resume=resume, marginal=before)
         if done.stopped == "signal" or valid is None:
             return FitResult(done, None, before, trainer.on_disk)
         fitted_priors.load_prior(home, trainer.model)

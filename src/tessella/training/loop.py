@@ -28,6 +28,7 @@ from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.data import Data, Split, stream
+from tessella.evaluation.verdict.marginal import marginal_bound
 from tessella.foundation.errors import SpecError, TrainingError, option
 from tessella.foundation.notes import note
 from tessella.models.base import Model
@@ -44,7 +45,7 @@ from tessella.training.callbacks import (
     ValidationProbe,
 )
 from tessella.training.processes import started_trackers, together, writing
-from tessella.training.state import TrainState, first_not_finite
+from tessella.training.state import Guard, TrainState, first_not_finite
 from tessella.training.step import (
     beta_at,
     budget_in_steps,
@@ -52,6 +53,7 @@ from tessella.training.step import (
     first_bad_tensor,
     learning_rate_factor,
     objective,
+    usual_batch_size,
 )
 
 BAD_IN_A_ROW = 5
@@ -69,8 +71,8 @@ class TrainResult:
         run: run folder.
         steps: number of steps taken.
         seconds: training time.
-        stopped: `budget` if the budget was used up, `converged` if the validation bound stopped falling, `signal` if
-            training was interrupted.
+        stopped: `budget` if the budget was used up, `converged` if validation examples no longer gained from training,
+            `signal` if it was interrupted.
     """
 
     run: Path
@@ -103,6 +105,7 @@ def train(
         TrainingError: if the loss stays infinite or NaN; the last good checkpoint is kept.
     """
     options = options or TrainOptions()
+    options = replace(options, batch_size=options.batch_size or usual_batch_size(model.schema.dims))
     if model.schema.shape != data.schema.shape or model.schema.values != data.schema.values:
         raise SpecError(
             f"the model expects {model.schema.values} values of shape {model.schema.shape}, but the data has "
@@ -127,8 +130,9 @@ def train(
             run = run if resume else checkpoint.prepare_run(run, overwrite=overwrite)
             checkpoint.write_spec(run, spec)
         accelerator.wait_for_everyone()
-        probe = ModelProbe(data, options.precision)
-        return run_loop(model, data.split("train"), probe, run, options, accelerator, resume=resume)
+        probe, train_split = ModelProbe(data, options.precision), data.split("train")
+        marginal = marginal_bound(train_split, model.schema)
+        return run_loop(model, train_split, probe, run, options, accelerator, resume=resume, marginal=marginal)
 
 
 def run_loop(
@@ -140,20 +144,25 @@ def run_loop(
     accelerator: Accelerator,
     *,
     resume: bool,
+    marginal: float | None,
 ) -> TrainResult:
     """Train a model or a prior, with checkpoints and metrics in the folder `run`.
+
+    Args:
+        marginal: loss of knowing nothing, in nats per example, from which divergence is told; None: not known.
 
     Raises:
         TrainingError: if the loss stays infinite or NaN, or memory or a compiler is missing.
     """
     try:
-        loop = _Loop(model, split, options, accelerator, run, resume=resume)
+        loop = _Loop(model, split, options, accelerator, run, resume=resume, marginal=marginal)
         if not accelerator.is_main_process:
             return loop.go()
         metrics = Metrics(
             run,
             dims=model.schema.dims,
             resumed_at=loop.state.step if resume else None,
+            seconds=options.minutes and 60 * options.minutes,
             trackers=started_trackers(accelerator, options.track, run, loop.state.step),
         )
         with metrics:
@@ -219,9 +228,10 @@ class _Loop:
         run: Path | None = None,
         *,
         resume: bool = False,
+        marginal: float | None = None,
     ) -> None:
         self.options, self.accelerator, self.split, self.run = options, accelerator, split, run
-        self.learned, self.first_bad = 0, ""
+        self.learned, self.first_bad, self.final_beta = 0, "", True
         assert isinstance(model, nn.Module)
         module: nn.Module = model
         if accelerator.device.type in ("cpu", "cuda"):
@@ -231,18 +241,20 @@ class _Loop:
         self.state = TrainState(self.model, options, self.learning_rate)
         if resume and run is not None:
             self.state.restore(run)
-        if options.compile:
+        self.guard = Guard(self.state, marginal, self.model.schema.dims)
+        if options.compile == "yes":
             self.model.compile_networks()
         self.parallel: nn.Module = accelerator.prepare_model(self.model)
         self.autocast = autocast(options.precision, self.model.schema, accelerator.device)
-        self.total = budget_in_steps(options, len(split), accelerator.num_processes)
+        self.batch_size = options.batch_size or usual_batch_size(self.model.schema.dims)
+        self.total = budget_in_steps(options, len(split), self.batch_size * accelerator.num_processes)
 
     def go(self, *callbacks: Callback) -> TrainResult:
         """Train until the budget is used up or a signal asks to stop."""
         options, accelerator, state = self.options, self.accelerator, self.state
         batches = stream(
             self.split,
-            options.batch_size,
+            self.batch_size,
             seed=options.seed,
             start_step=state.step,
             rank=accelerator.process_index,
@@ -269,13 +281,15 @@ class _Loop:
         return TrainResult(self.run or Path(), state.step, state.seconds, stopped)
 
     def _agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
-        """Agree with all processes on the used budget (process 0's) and on stopping (if one asks)."""
+        """Agree with all processes on the used budget and convergence (process 0's), and on stopping (if one asks)."""
         used = self.state.step / self.total if self.total else seconds / (60 * (self.options.minutes or 1))
         if self.accelerator.num_processes > 1:
-            word = torch.tensor([used if self.accelerator.is_main_process else 0.0, float(stop)], dtype=torch.float64)
+            first = self.accelerator.is_main_process  # only it validates
+            mine = [used if first else 0.0, float(stop), float(first and self.state.converged)]
+            word = torch.tensor(mine, dtype=torch.float64)
             total = self.accelerator.reduce(word.to(self.accelerator.device), reduction="sum")
             assert isinstance(total, Tensor)
-            used, stop = float(total[0]), bool(total[1] > 0)
+            used, stop, self.state.converged = float(total[0]), bool(total[1] > 0), bool(total[2] > 0)
         return used, stop
 
     def _update(self, batch: Batch) -> StepMetrics:
@@ -287,7 +301,7 @@ class _Loop:
             self.state,
             self.state.used,
         )
-        rate = self.learning_rate * learning_rate_factor(used)
+        rate = self.learning_rate * state.slowed * learning_rate_factor(used, state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
@@ -308,6 +322,7 @@ class _Loop:
             state.average.update(state.step)
             state.bad_in_a_row = 0
             self.learned += 1
+            self._watch(numbers, beta)
         else:
             self._count_bad(x, label)
         return StepMetrics(
@@ -320,6 +335,14 @@ class _Loop:
             examples=len(x) * accelerator.num_processes,
             bad=state.bad,
         )
+
+    def _watch(self, numbers: list[float], beta: float) -> None:
+        """Let the guard judge the loss; while the weight of the rate rises, only the distortion."""
+        final = beta == beta_at(self.model.objective, 1.0)
+        if final != self.final_beta:
+            self.guard.forget()
+            self.final_beta = final
+        self.guard.after_update(numbers[0] * self.model.schema.dims if final else numbers[2])
 
     def _noise(self, stream: str) -> Noise:
         a = self.accelerator
@@ -339,7 +362,11 @@ class _Loop:
         state.bad_in_a_row += 1
         if state.bad_in_a_row == 1:
             self.first_bad = first_bad_tensor(self.model, x, label, self._noise("latent"))
-        if state.bad_in_a_row == BAD_IN_A_ROW:
+        if state.bad_in_a_row < BAD_IN_A_ROW:
+            return
+        if self.guard.can_help:
+            self.guard.go_back(f"{BAD_IN_A_ROW} batches in a row gave a loss or gradient that is not finite")
+        else:
             raise TrainingError(
                 f"training stopped at step {state.step}: {BAD_IN_A_ROW} batches in a row gave a loss or gradient that "
                 f"is not finite, first in {self.first_bad}; {self._left()}; {REMEDY}",
@@ -377,6 +404,11 @@ class _Loop:
         return f"the last good checkpoint (step {self.state.saved:,}) is kept in {self.run}"
 
 
+def without_compiler(error: RuntimeError) -> bool:
+    """Return whether the error says that networks cannot be compiled on this machine."""
+    return any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__)
+
+
 def _better_error(error: RuntimeError, options: TrainOptions) -> TrainingError | None:
     """Return a better error for a lack of memory or of a compiler, else None."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
@@ -384,9 +416,9 @@ def _better_error(error: RuntimeError, options: TrainOptions) -> TrainingError |
         return TrainingError(
             f"there is not enough memory for batches of {options.batch_size}: {lower}", code="out-of-memory"
         )
-    if options.compile and any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__):
+    if options.compile == "yes" and without_compiler(error):
         return TrainingError(
-            f"the networks cannot be compiled without a C++ compiler: install one, or leave out {option('compile')}",
+            f"the networks cannot be compiled without a C++ compiler: install one, or give {option('compile')} no",
             code="no-compiler",
         )
     return None

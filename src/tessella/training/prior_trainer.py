@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast, final
 
 import numpy as np
@@ -331,6 +331,10 @@ class PriorProbe(ValidationProbe):
         rate = model.mean_rate(self.valid, self.precision, limit=MEASURED)
         bits = bits_per_dim(rate, model.schema.dims) if model.model.has_bound else None
         return {"rate": rate, "bits_per_dim": bits}
+
+    def cost(self, model: Any, figures: Mapping[str, float | None]) -> float:
+        """Return the rate."""
+        return figures["rate"] or 0.0
 
     @torch.inference_mode()
     def draw(self, model: Any) -> dict[str, Image]:

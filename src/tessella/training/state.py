@@ -1,12 +1,15 @@
-"""State of a training between two steps: weights, averaged weights, optimizer and progress."""
+"""State of a training between two steps, and the guard that returns to an earlier one if training diverges."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,13 @@ from tessella.foundation.files import kept, place
 from tessella.foundation.notes import note
 from tessella.models.spec import TrainOptions
 from tessella.training.checkpoint import MODEL, STATE
+
+WINDOW = 20
+"""Updates whose median loss is judged, so that single bad batches do not count."""
+KEPT_EVERY = 100
+"""Updates between two copies of a good state."""
+MARGIN = 0.35
+"""Least rise of the loss, in nats per dimension, that counts as divergence: half a bit."""
 
 
 class Average:
@@ -52,6 +62,10 @@ class TrainState:
         seconds: training time.
         used: used fraction of the budget.
         bad, bad_in_a_row: number of skipped batches, in total and since the last good one.
+        slowed: factor on the learning rate, halved each time that training diverges.
+        recent, first, lowest: losses of the last updates, the first one, and the lowest median (see `Guard`).
+        costs: what training lowers, measured on validation examples, of each validation.
+        best: averaged weights and buffers with the lowest of them.
         saved: step of the last checkpoint; None if there is none.
         converged: whether a callback asks to stop because training no longer helps.
     """
@@ -63,7 +77,13 @@ class TrainState:
         self.optimizer = torch.optim.AdamW(_parameter_groups(model, options), lr=learning_rate, fused=fused)
         self.step, self.bad, self.bad_in_a_row = 0, 0, 0
         self.seconds = self.used = 0.0
+        self.slowed = 1.0
         self.saved: int | None = None
+        self.recent: tuple[float, ...] = ()
+        self.first: float | None = None
+        self.lowest: float | None = None
+        self.costs: tuple[float, ...] = ()
+        self.best: dict[str, Tensor] = {}
         self.converged = False
 
     @contextmanager
@@ -78,9 +98,38 @@ class TrainState:
             self.average.swap()
             self.model.train()
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights to use: the best validated ones if the last validation was worse, else the averaged."""
+        worse = self.costs and self.costs[-1] > min(self.costs)
+        return self.best if worse else {**self.model.state_dict(), **self.average.tensors}
+
+    def validated(self, cost: float) -> None:
+        """Keep the averaged weights, which the model has now, if no validation had a lower cost."""
+        if math.isfinite(cost):
+            self.costs = (*self.costs, cost)
+            if cost == min(self.costs):
+                self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+
+    def snapshot(self) -> dict[str, Any]:
+        """Copy all that a step changes: weights, averaged weights and the optimizer's moments."""
+        return copy.deepcopy({
+            "model": self.model.state_dict(),
+            "average": self.average.tensors,
+            "optimizer": self.optimizer.state_dict(),
+        })  # fmt: skip
+
+    def go_back(self, snapshot: dict[str, Any]) -> None:
+        """Return to a snapshot, with half the learning rate from now on."""
+        self.model.load_state_dict(snapshot["model"])
+        for name, tensor in snapshot["average"].items():
+            self.average.tensors[name].copy_(tensor)
+        self.optimizer.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
+        self.slowed /= 2
+        self.bad_in_a_row, self.recent = 0, ()
+
     def finish(self) -> None:
-        """Put the averaged weights into the model for good, in evaluation mode."""
-        self.average.swap()
+        """Put the weights to use into the model for good, in evaluation mode."""
+        self.model.load_state_dict(self.weights())
         self.model.eval()
 
     def save(self, run: Path) -> None:
@@ -92,11 +141,11 @@ class TrainState:
         names = {id(p): n for n, p in self.model.named_parameters()}
         for parameter, state in self.optimizer.state.items():
             tensors |= {f"optimizer.{k}.{names[id(parameter)]}": v for k, v in state.items()}
-        progress = {"step": self.step, "seconds": self.seconds, "bad": self.bad, "bad_in_a_row": self.bad_in_a_row}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        progress = {f.name: getattr(self, f.name) for f in fields(_Stored)}
         write_tensors(place(run, STATE), tensors, progress)
         if self.step > self.bad:  # before the first update there is nothing to use
-            weights = {**self.model.state_dict(), **self.average.tensors}
-            write_tensors(run / MODEL, weights, {"step": self.step})
+            write_tensors(run / MODEL, self.weights(), {"step": self.step})
         self.saved = self.step
 
     def restore(self, run: Path) -> None:
@@ -110,7 +159,7 @@ class TrainState:
             return
         path = kept(run, STATE)
         stored = read_tensors(path)
-        kinds: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        kinds: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}, "best": {}}
         for name, tensor in stored.tensors.items():
             kind, _, rest = name.partition(".")
             kinds.setdefault(kind, {})[rest] = tensor
@@ -134,8 +183,66 @@ class TrainState:
             raise RunError(
                 f"{path} belongs to another model: resume with the options of the run", code="other-model"
             ) from error
-        self.step, self.seconds, self.bad, self.bad_in_a_row = now.step, now.seconds, now.bad, now.bad_in_a_row
+        for name, value in asdict(now).items():
+            setattr(self, name, value)
+        self.best = kinds["best"]
         self.saved = self.step
+
+
+@final
+class Guard:
+    """Watches the loss of each update, in nats per example.
+
+    Let `b` be the lowest median of 20 losses so far, and `r` the loss of knowing nothing: that of the marginal
+    distribution of the values, or the first loss. Training has diverged if the median of the last 20 losses is above
+    `b` by half of `r - b`, which is half of what was learned, and by half a bit per dimension. Then the last copy of a
+    good state comes back, and the learning rate is halved.
+
+    Args:
+        state: state of the training, which also stores the losses, so that a resumed training goes on with them.
+        marginal: bound of the marginal distribution in nats per example (None: not known).
+        dims: dimensions of an example.
+    """
+
+    def __init__(self, state: TrainState, marginal: float | None, dims: int) -> None:
+        self.state, self.marginal, self.margin = state, marginal, MARGIN * dims
+        self.good: dict[str, Any] = state.snapshot()
+        self.good_at = state.step
+
+    def after_update(self, loss: float) -> None:
+        """Judge the loss of an update, and return to the last good state if training has diverged."""
+        state = self.state
+        state.first = loss if state.first is None else state.first
+        state.recent = (*state.recent, loss)[-WINDOW:]
+        if len(state.recent) < WINDOW:
+            return
+        now = median(state.recent)
+        lowest = min(now, state.first if state.lowest is None else state.lowest)
+        nothing = state.first if self.marginal is None else self.marginal
+        allowed = max((nothing - lowest) / 2, self.margin)
+        if now > lowest + allowed:
+            self.go_back(f"the loss rose from {lowest:,.0f} to {now:,.0f} nats")
+            return
+        state.lowest = lowest
+        if state.step - self.good_at >= KEPT_EVERY and now <= lowest + allowed / 4:
+            self.good, self.good_at = state.snapshot(), state.step
+
+    def go_back(self, why: str) -> None:
+        """Return to the last good state with half the learning rate, and say so."""
+        self.state.go_back(self.good)
+        note(
+            f"training diverged at step {self.state.step:,}: {why}; it continues from step {self.good_at:,} with "
+            f"{self.state.slowed:g} times the learning rate"
+        )
+
+    @property
+    def can_help(self) -> bool:
+        """Return whether training went on since the last good state, so that it may go better from there."""
+        return len(self.state.recent) >= WINDOW
+
+    def forget(self) -> None:
+        """Judge later losses by themselves, because the objective changed."""
+        self.state.recent, self.state.first, self.state.lowest = (), None, None
 
 
 @dataclass(frozen=True)
@@ -146,9 +253,14 @@ class _Stored:
     seconds: float
     bad: int
     bad_in_a_row: int
+    slowed: float
+    recent: tuple[float, ...]
+    first: float | None
+    lowest: float | None
+    costs: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if min(self.step, self.seconds, self.bad, self.bad_in_a_row) < 0:
+        if min(self.step, self.seconds, self.bad, self.bad_in_a_row, self.slowed) < 0:
             raise RunError("the checkpoint has negative counts: train again", code="damaged")
 
 

@@ -13,8 +13,11 @@ from tessella.core.rng import Noise
 from tessella.models.spec import Objective, TrainOptions
 from tessella.training.state import first_not_finite
 
-RISE = 0.03
-"""Fraction of the budget over which the learning rate rises."""
+RISE, RISE_STEPS, LATEST = 0.03, 100, 0.2
+"""The learning rate rises over this fraction of the budget and this many steps, whichever is longer, but is risen after
+the fraction `LATEST`."""
+VALUES = 1 << 17
+"""Values of the data in a batch, about."""
 
 
 def objective(terms: Terms, chosen: Objective, beta: float) -> Tensor:
@@ -35,20 +38,29 @@ def objective(terms: Terms, chosen: Objective, beta: float) -> Tensor:
     return loss
 
 
-def budget_in_steps(options: TrainOptions, examples: int, world: int) -> int | None:
-    """Return the budget in steps; None if it is a time."""
+def usual_batch_size(dims: int) -> int:
+    """Return the batch size with about 2^17 values, from 8 to 64 examples of so many values."""
+    return min(max(2 ** round(math.log2(VALUES / dims)), 8), 64)
+
+
+def budget_in_steps(options: TrainOptions, examples: int, batch: int) -> int | None:
+    """Return the budget in steps of batches of all processes; None if it is a time."""
     if options.steps:
         return options.steps
     if options.epochs:
-        return max(1, round(options.epochs * examples / min(examples, options.batch_size * world)))
+        return max(1, round(options.epochs * examples / min(examples, batch)))
     return None
 
 
-def learning_rate_factor(used: float) -> float:
-    """Compute the learning rate factor: linear warm-up, then cosine decay to zero (Loshchilov & Hutter 2016)."""
-    if used < RISE:
-        return 0.02 + 0.98 * used / RISE
-    return 0.5 * (1 + math.cos(math.pi * (used - RISE) / (1 - RISE)))
+def learning_rate_factor(used: float, step: int) -> float:
+    """Compute the learning rate factor: linear warm-up, then cosine decay to zero (Loshchilov & Hutter 2016).
+
+    Adam's second moments need a number of steps, not a share of the budget (Ma & Yarats 2021, "On the adequacy of
+    untuned warmup"): where a step takes long, 3 % of the budget are too few.
+    """
+    risen = max(min(used / RISE, step / RISE_STEPS), used / LATEST)
+    fall = max(0.0, (used - RISE) / (1 - RISE))
+    return (0.02 + 0.98 * min(1.0, risen)) * 0.5 * (1 + math.cos(math.pi * fall))
 
 
 def beta_at(chosen: Objective, used: float) -> float:

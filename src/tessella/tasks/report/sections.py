@@ -27,6 +27,7 @@ from tessella.evaluation.samples import (
     sample_rows,
     traverse_rows,
 )
+from tessella.evaluation.verdict import judge
 from tessella.foundation import registry
 from tessella.foundation.blocks import (
     Block,
@@ -85,6 +86,7 @@ def compose(run: Run, model: Model, data: Data) -> tuple[Evaluation, Page]:
     slow = _slow(model)
     blocks = joined(
         _opening(spec, model, e, passed_over),
+        _verdict(model, data),
         _data(data),
         _reconstructions(model, split, name),
         _samples(model, passed_over),
@@ -146,6 +148,11 @@ def _opening(spec: Spec, model: Model, e: Evaluation, passed_over: str) -> tuple
     why = None if e.bound is not None else Text(NO_BOUND if model.has_prior else NO_PRIOR)
     warnings = [Text(note, "warning", "Warning:") for note in notes]
     return joined(Text(f"{spec.model}: {what}", "soft"), warnings, Cards(cards), why)
+
+
+def _verdict(model: Model, data: Data) -> tuple[Block, ...]:
+    """Compare the model with simple baselines on validation examples."""
+    return tuple(Text(f"{sentence[:1].upper()}{sentence[1:]}.") for sentence in judge(model, data).sentences)
 
 
 def _data(data: Data) -> tuple[Block, ...]:
