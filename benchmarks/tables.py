@@ -109,6 +109,7 @@ def result(found: dict[str, dict[str, dict[str, list[list[float]]]]], seeds: int
     rows.append(common.row("tables: CPU seconds to fit and score, the slowest", SECONDS, seconds, better="lower"))
     return {
         "about": f"outliers in tables, AUROC, mean of {seeds} seeds",
+        "command": f"python benchmarks/tables.py --data adbench_dev.npz --seeds {seeds}",
         "rows": rows,
         "mean_auroc": means,
         "auroc": auroc,

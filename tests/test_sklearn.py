@@ -93,6 +93,13 @@ def test_the_local_scores_are_chosen_by_made_up_anomalies_and_reported() -> None
     assert set(choice.figures["bound"]) == {"permuted", "scaled", "resampled"}
 
 
+def test_a_model_without_a_bound_has_a_distortion() -> None:
+    x = band(100)
+    detector = LatentOutlierDetector("ae", max_steps=5, random_state=0).fit(x)
+    assert set(detector.choice_.figures) == {"global", "neighbours", "rank-neighbours"}
+    assert np.isfinite(detector.set_params(criterion="distortion").fit(x).score_samples(x)).all()
+
+
 def test_the_training_stops_when_the_validation_bound_stops_falling() -> None:
     assert LatentOutlierDetector(max_steps=4000, random_state=0).fit(band(60)).n_iter_ < 4000
 

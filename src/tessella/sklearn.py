@@ -217,16 +217,20 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         held_out, kept = kept[:count], kept[count:]
         valid = smoothed(self._ranges(held_out), generator) if count else None
         self._train(smoothed(self._ranges(kept), generator), valid, batch_size=ROW_BATCH, learning_rate=ROW_RATE)
-        self.bound_surprise_ = Surprise(self._model_score(kept, "bound"))
+        bound = self.model_.model.has_bound
+        if bound:
+            self.bound_surprise_ = Surprise(self._model_score(kept, "bound"))
         self.criterion_ = "combined" if self.criterion == "auto" else self.criterion
-        self.choice_ = choose_local(self._row_scores, held_out, generator) if count else TableChoice()
+        self.choice_ = TableChoice()
+        if count:
+            self.choice_ = choose_local(lambda x: self._row_scores(x, bound), held_out, generator)
         return rows
 
     def _ranges(self, x: np.ndarray) -> np.ndarray:
         """Scale rows as the model takes them."""
         return self.scores_.ranges(x.astype(np.float64)).clip(-BEYOND, BEYOND).astype(np.float32)
 
-    def _row_scores(self, x: np.ndarray, bound: bool = True) -> dict[str, np.ndarray]:
+    def _row_scores(self, x: np.ndarray, bound: bool) -> dict[str, np.ndarray]:
         """Compute the scores that the combined one may consist of."""
         scores = self.scores_(x.astype(np.float64))
         if bound:

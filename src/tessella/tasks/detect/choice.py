@@ -80,7 +80,7 @@ def choose(
     """
     inliers = inliers[:MOST_TO_CHOOSE]
     made = make_up(inliers.x.numpy(), (*DEFECTS, *CONTENTS), EACH, levels_of(detector.model.schema), seed)
-    x = torch.from_numpy(made.x).to(inliers.x.dtype)
+    x = torch.from_numpy(made.x.round() if detector.model.schema.values.discrete else made.x).to(inliers.x.dtype)
     altered = Batch(x, None if inliers.label is None else inliers.label[torch.from_numpy(made.of)])
     parts = list(track([*inliers.split(EACH), *altered.split(EACH)], "comparing scores on made-up anomalies"))
     found = Statistics.cat(detector.extract(part) for part in parts)

@@ -62,7 +62,8 @@ class LocalScorer:
     """Computes maps and pooled scores of pictures, relative to normal pictures.
 
     A map is standardised by its mean and deviation over normal pictures: of each place if they are aligned, else of
-    all places, after the part that the local features explain (bright, rough, edge) has been subtracted.
+    all places, after the part that the local features explain (bright, rough, edge) has been subtracted from those of
+    the model.
 
     Args:
         model: model trained on normal pictures.
@@ -104,7 +105,9 @@ class LocalScorer:
         more = [self._flat(self._features(part.x.numpy())) for part in inliers[count:].split(READ)]
         self._whole = np.concatenate([self._flat(found if compare_rest else fitted), *more])
         raw = self._raw(held_out, {name: values[rest] for name, values in networks.items()})
-        self._standards = {name: _Standard(values, held_out, self.aligned) for name, values in raw.items()}
+        self._standards = {
+            name: _Standard(values, held_out, self.aligned, explained=name != "local") for name, values in raw.items()
+        }
         self.names = (*(f"{name}-{pool}" for name in self._standards for pool in POOLS), NEAREST)
 
     def maps(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -196,10 +199,16 @@ _POOLS = (lambda values: values.reshape(len(values), -1).max(1), _top)
 
 @final
 class _Standard:
-    """Standardises maps `[B, h, w]` by those of normal pictures."""
+    """Standardises maps `[B, h, w]` by those of normal pictures.
 
-    def __init__(self, values: np.ndarray, features: np.ndarray, by_place: bool) -> None:
-        self._weights = None if by_place else _explained_by(features, values)
+    Args:
+        values, features: maps and features of normal pictures.
+        by_place: whether each place has its own mean and deviation.
+        explained: whether the part that the features explain is subtracted first, if not `by_place`.
+    """
+
+    def __init__(self, values: np.ndarray, features: np.ndarray, by_place: bool, *, explained: bool) -> None:
+        self._weights = _explained_by(features, values) if explained and not by_place else None
         left = self._less_explained(values, features)
         overall = float(left.std()) + 1e-6
         if by_place:
@@ -229,7 +238,7 @@ def _explained_by(features: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def levels_of(schema: Schema) -> tuple[float, float]:
     """Return the lowest and the highest stored value."""
-    return float(schema.values.low), float(schema.values.high)
+    return float(schema.values.low), float(schema.values.low + schema.values.span)
 
 
 def say_alignment(scorer: LocalScorer) -> None:

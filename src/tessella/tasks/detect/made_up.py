@@ -74,7 +74,7 @@ def _changed(
             where = _WHERE.get(kind, _part)(x.shape[1:], pick)
             soft = gaussian_filter(where.astype(np.float32), pick.uniform(0, 0.8))
             y = x * (1 - soft) + _DEFECTS[kind](x, other, where, levels, pick) * soft
-        y = np.clip(np.round(y) if high - low >= 1 else y, low, high).astype(np.float32)
+        y = np.clip(y, low, high).astype(np.float32)
         mask = np.abs(y - x).max(0) > visible
         if mask.sum() > 1:
             break

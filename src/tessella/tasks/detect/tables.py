@@ -21,7 +21,7 @@ from torch import Tensor
 from tessella.core.batches import Batch
 from tessella.tasks.detect.ranking import auroc
 
-ROWS, NUMBERS, FEWEST = 5000, 250_000, 2000
+ROWS, NUMBERS, FEWEST = 5000, 150_000, 1500
 """Most reference rows; most numbers in them, unless that leaves fewer than `FEWEST` rows."""
 NEIGHBOURS = 5
 SUBSETS, IN_SUBSET = 200, 8
