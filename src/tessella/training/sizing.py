@@ -39,6 +39,8 @@ UNDERUSED = 1.3
 """An accelerator is underused if a batch of twice the size takes less than this many times the time."""
 SHARE = 0.03
 """Largest share of the budget for measuring."""
+FASTEST = 1.5
+"""Largest factor on the learning rate of a network that is narrower than usual."""
 COMPILED_FROM = 20 * 60.0
 """Least budget in seconds in which compiling is tried, which itself takes about a minute."""
 TIMED = 2
@@ -106,6 +108,7 @@ def fit_to_budget(
                 make(chosen), split, batch, options, device, each, seconds
             )
             compiled = "yes" if pays else "no"
+        rate = options.learning_rate or make(chosen).learning_rate * _rate_factor(chosen, sizes)
     updates = seconds / each
     if updates < FEWEST:
         enough = f"{duration_text(math.ceil(FEWEST * each))} ({option('minutes')})"
@@ -116,10 +119,10 @@ def fit_to_budget(
     named = ", ".join(f"{k.replace('_', ' ')} {getattr(chosen, k)}" for k in _sized(config, sizes))
     passes = updates * batch / len(split)
     reason = (
-        f"{named + ', ' if named else ''}batches of {batch}: {1000 * each:,.0f} ms an update, about "
+        f"{named + ', ' if named else ''}batches of {batch}, learning rate {rate:.2g}: {1000 * each:,.0f} ms an update, about "
         f"{_rounded(updates)} updates and {_rounded(passes)} passes in {duration_text(seconds)}"
     )
-    return Sized(chosen, replace(options, batch_size=batch, compile=compiled), reason)
+    return Sized(chosen, replace(options, batch_size=batch, compile=compiled, learning_rate=rate), reason)
 
 
 def _sized(config: Config, sizes: Sequence[Mapping[str, int]]) -> list[str]:
@@ -127,6 +130,16 @@ def _sized(config: Config, sizes: Sequence[Mapping[str, int]]) -> list[str]:
     names = dict.fromkeys(name for row in sizes for name in row)
     values = config.values()
     return [name for name in names if name in values and values[name] is None]
+
+
+def _rate_factor(config: Config, sizes: Sequence[Mapping[str, int]]) -> float:
+    """Return the factor on the learning rate, sqrt(usual width / width), where half of the largest width is usual.
+
+    Wide networks need smaller steps (Yang et al. 2022, "Tensor Programs V", section 3, where the factor is the ratio
+    itself).
+    """
+    usual, width = max((row.get("width", 0) for row in sizes), default=0) / 2, config.values().get("width")
+    return min(FASTEST, math.sqrt(usual / width)) if usual and width else 1.0
 
 
 def _candidates(config: C, sizes: Sequence[Mapping[str, int]]) -> list[C]:
