@@ -119,8 +119,8 @@ def fit_to_budget(
     named = ", ".join(f"{k.replace('_', ' ')} {getattr(chosen, k)}" for k in _sized(config, sizes))
     passes = updates * batch / len(split)
     reason = (
-        f"{named + ', ' if named else ''}batches of {batch}, learning rate {rate:.2g}: {1000 * each:,.0f} ms an update, about "
-        f"{_rounded(updates)} updates and {_rounded(passes)} passes in {duration_text(seconds)}"
+        f"{named + ', ' if named else ''}batches of {batch}, learning rate {rate:.2g}: "
+        f"{1000 * each:,.0f} ms an update, about {_rounded(updates)} updates and {_rounded(passes)} passes in {duration_text(seconds)}"
     )
     return Sized(chosen, replace(options, batch_size=batch, compile=compiled, learning_rate=rate), reason)
 
