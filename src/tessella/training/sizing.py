@@ -117,10 +117,10 @@ def fit_to_budget(
             f"which is too few to learn much: give at least {enough}, or smaller examples"
         )
     named = ", ".join(f"{k.replace('_', ' ')} {getattr(chosen, k)}" for k in _sized(config, sizes))
-    passes = updates * batch / len(split)
+    passes, milliseconds = updates * batch / len(split), 1000 * each
     reason = (
-        f"{named + ', ' if named else ''}batches of {batch}, learning rate {rate:.2g}: "
-        f"{1000 * each:,.0f} ms an update, about {_rounded(updates)} updates and {_rounded(passes)} passes in {duration_text(seconds)}"
+        f"{named + ', ' if named else ''}batches of {batch}, learning rate {rate:.2g}: {milliseconds:,.0f} ms per "
+        f"update, about {_rounded(updates)} updates and {_rounded(passes)} passes in {duration_text(seconds)}"
     )
     return Sized(chosen, replace(options, batch_size=batch, compile=compiled, learning_rate=rate), reason)
 
