@@ -12,6 +12,8 @@ from tessella.data import Split
 
 EXAMPLES = 2000
 """Largest number of training examples for the components."""
+LEAST = 1e-7
+"""Least variance of a component, as a share of the largest; float32 does not resolve smaller ones."""
 HALVINGS = 40
 MOST_BITS = 60.0
 
@@ -35,10 +37,15 @@ class PrincipalComponents:
     def __init__(self, x: Tensor) -> None:
         rows = x.flatten(1).float()
         self.mean = rows.mean(0)
-        _, lengths, axes = torch.linalg.svd(rows - self.mean, full_matrices=False)
-        kept = lengths > 1e-4 * lengths.max().clamp_min(1e-12)
-        self.axes = axes[kept]
-        self.deviations = lengths[kept] / math.sqrt(max(len(rows) - 1, 1))
+        centred = rows - self.mean
+        if wide := rows.shape[1] > len(rows):  # of the two matrices of products the smaller has all the variances
+            squares, vectors = torch.linalg.eigh((centred @ centred.T).double())
+        else:
+            squares, vectors = torch.linalg.eigh((centred.T @ centred).double())
+        kept = squares > LEAST * squares.max().clamp_min(1e-12)
+        lengths, vectors = squares[kept].sqrt().float(), vectors[:, kept].float()
+        self.axes = (vectors.T @ centred) / lengths[:, None] if wide else vectors.T
+        self.deviations = lengths / math.sqrt(max(len(rows) - 1, 1))
 
     def error(self, x: Tensor, bits: float) -> float:
         """Compute the mean squared error per value of examples `[N, *shape]` coded with so many bits per example."""
