@@ -1,0 +1,142 @@
+"""The first hour: folders and files of pictures, all options at their defaults, against simple baselines.
+
+    python benchmarks/first_hour.py --data FOLDER [--sets flowers-64 clothes --minutes 2 6 20 --prior 0.5]
+
+FOLDER holds `flowers/`, `cifar10/`, `mnist.npz`, `sprites.npz` and `tiles/`; a set that is missing is left out. For each
+set and budget a `vqvae` is trained by the command line, then the default prior for half of that time. Figures are of
+validation pictures, but for the bound of the test split at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import common
+import tessella
+from tessella.evaluation.verdict import judge
+
+SETS: dict[str, tuple[str, list[str]]] = {
+    "flowers-32": ("flowers", ["--size", "32"]),
+    "flowers-64": ("flowers", ["--size", "64"]),
+    "flowers-96": ("flowers", ["--size", "96"]),
+    "clothes": ("clothes", []),
+    "cifar10": ("cifar10", []),
+    "mnist": ("mnist.npz", []),
+    "sprites": ("sprites.npz", []),
+    "tiles": ("tiles", []),
+}
+BARS = {"bits per dimension": 5.2, "PSNR": 21.0}
+"""Of flowers at 64 pixels after 6 minutes, and 3 for the prior."""
+
+
+def command(*words: str) -> float:
+    """Run a command of tessella; the seconds that it took."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "tessella", *words], check=True)
+    return time.perf_counter() - started
+
+
+def measured(spec: str, options: list[str], minutes: float, prior: float) -> dict[str, Any]:
+    """Train, fit the prior, and compare with the baselines."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = f"{folder}/run"
+        seconds = [command("train", "vqvae", "--data", spec, *options, "--minutes", str(minutes), "-o", run, "--quiet")]
+        data = tessella.Run(run).data()
+        before = judge(tessella.load(run), data)
+        if prior:
+            seconds.append(command("fit-prior", run, "--minutes", str(prior * minutes), "--quiet"))
+        after = judge(tessella.load(run), data)
+        spec_of = json.loads(Path(run, "spec.json").read_text())
+        tested = tessella.evaluate(tessella.load(run), data.split("test"), collapse_examples=0)
+    chosen = {name: spec_of["config"][name] for name in ("width", "depth", "grid_size")}
+    training = {name: spec_of["training"][name] for name in ("batch_size", "learning_rate", "compile")}
+    return {
+        "chosen": chosen | training,
+        "seconds": seconds,
+        "before": asdict(before),
+        "after": asdict(after),
+        "test_bits_per_dim": tested.bits_per_dim,
+        "test_psnr": tested.psnr,
+    }
+
+
+def rows_of(name: str, minutes: float, found: dict[str, Any]) -> list[common.Record]:
+    """The claims of one set and budget."""
+    after, told = found["after"], f"{name}, defaults, {minutes:g} minutes"
+    rows = [
+        common.row(
+            f"{told}: bits per dimension, against the frequencies of the values",
+            round(after["marginal"], 3),
+            after["bits_per_dim"],
+            better="lower",
+        )
+    ]
+    if minutes == 6:
+        psnr = "PSNR of reconstructions, against principal components of as many bits"
+        rows.append(
+            common.row(f"{told}: {psnr}", round(after["principal_psnr"], 2), after["psnr"], better="higher", unit=" dB")
+        )
+    if name == "flowers-64" and minutes == 6:
+        of_test = {"bits per dimension": found["test_bits_per_dim"], "PSNR": found["test_psnr"]}
+        rows += [
+            common.row(
+                f"{told}: {what} of the test split", bar, of_test[what], better="lower" if bar < 10 else "higher"
+            )
+            for what, bar in BARS.items()
+        ]
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sets", nargs="*", choices=SETS, default=list(SETS))
+    parser.add_argument("--minutes", nargs="*", type=float, default=[2.0, 6.0, 20.0])
+    parser.add_argument(
+        "--prior", type=float, default=0.5, help="minutes for the prior, as a share of those for the model"
+    )
+    o = parser.parse_args()
+    file = common.RESULTS / "first_hour.json"
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    runs: dict[str, Any] = before.get("runs", {})
+    for name in o.sets:
+        place, options = SETS[name]
+        spec = place if place == "clothes" else str(o.data / place)
+        if place != "clothes" and not Path(spec).exists():
+            print(f"{name}: left out, there is no {spec}")
+            continue
+        for minutes in o.minutes:
+            runs[f"{name} {minutes:g}"] = {
+                "command": f"python benchmarks/first_hour.py --sets {name} --minutes {minutes:g} --prior {o.prior:g}",
+                "environment": common.environment(),
+                **measured(spec, options, minutes, o.prior),
+            }
+            common.write("first_hour", record_of(runs))
+    common.show(record_of(runs))
+    return 0
+
+
+def record_of(runs: dict[str, Any]) -> common.Record:
+    """The record of all runs so far; a key is a set and its minutes."""
+    rows: list[common.Record] = []
+    for key, run in runs.items():
+        name, minutes = key.split(" ")
+        rows += rows_of(name, float(minutes), run)
+    return {
+        "about": "vqvae and its prior on pictures, all options at their defaults, seed 0",
+        "rows": rows,
+        "runs": runs,
+        "environment": common.environment(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
