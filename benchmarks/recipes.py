@@ -342,7 +342,9 @@ def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> lis
     stored = _options(TrainOptions(**spec["training"]), validation.fitted(ModelConfig, spec["config"]))
     have = stored | {"binarize": spec["data"]["binarize"], "model": spec["model"]}
     unheard = ("minutes", "epochs", "steps", "save_every", "workers")
-    found = [f"{n}: {have[n]!r}, not {v!r}" for n, v in wanted.items() if n not in unheard and have[n] != v]
+    found = [
+        f"{n}: {have[n]!r}, not {v!r}" for n, v in wanted.items() if v is not None and n not in unheard and have[n] != v
+    ]
     named = Path(asked.data or "").name
     if Path(spec["data"]["spec"]).name != named:
         found.append(f"data: {Path(spec['data']['spec']).name}, not {named}")

@@ -65,6 +65,8 @@ def quick(line: str) -> list[str]:
     name, *rest = shlex.split(line.split(" #")[0])[1:]
     if name != "claims" and "--minutes" in rest:
         rest[rest.index("--minutes") : rest.index("--minutes") + 2] = ["--steps", "2"]
+    if "--train" in rest:
+        rest += ["--minutes", "0.01"]
     if name == "claims":
         rest[rest.index("--data") + 1] = "digits"  # claims need 200 examples
     for flag, value in FEW.items():
