@@ -402,7 +402,7 @@ def _recipe(place: Place, name: str, seconds: float, folder: Path) -> common.Rec
     device = ["--device", str(place.device)]
     with tempfile.TemporaryDirectory() as home:
         run = str(Path(home, "run"))
-        words = _for_minutes(recipe.train.format(data=shlex.quote(str(folder))), seconds * share / 60)
+        words = _for_minutes(recipe.sized.format(data=shlex.quote(str(folder))), seconds * share / 60)
         commands = [["train", *words, "--out", run, "--quiet", *device]]
         if recipe.prior:
             words = _for_minutes(recipe.prior, seconds * (1 - share) / 60)

@@ -55,6 +55,13 @@ class Recipe:
     better: Literal["lower", "higher"] = "lower"
 
     @property
+    def sized(self) -> str:
+        """`train`, with the sizes that were usual when the recipes were made, where it gives none."""
+        rate = "0.001" if self.train.split()[0] in ("flow", "diffusion") else "0.002"
+        usual = {"--width": "32", "--depth": "2", "--batch-size": "64", "--learning-rate": rate, "--compile": "no"}
+        return " ".join([self.train, *(f"{flag} {v}" for flag, v in usual.items() if flag not in self.train.split())])
+
+    @property
     def split(self) -> str:
         """The split that is evaluated."""
         words = shlex.split(self.evaluate)
@@ -336,7 +343,7 @@ def differences(recipe: Recipe, spec: dict[str, Any], data: str = "DATA") -> lis
 
     from tessella.commands.train import train_options
 
-    words = [*shlex.split(recipe.train.format(data=data)), "--out", "RUN"]
+    words = [*shlex.split(recipe.sized.format(data=data)), "--out", "RUN"]
     asked = tyro.cli(train_options(words), args=words[1:])
     wanted = _options(asked.training, asked.chosen) | {"binarize": asked.data_reading.binarize, "model": asked.model}
     stored = _options(TrainOptions(**spec["training"]), validation.fitted(ModelConfig, spec["config"]))
@@ -361,7 +368,7 @@ def _options(training: TrainOptions, model: ModelConfig) -> dict[str, Any]:
 
 def run_recipe(recipe: Recipe, data: Path, out: Path, minutes: float | None) -> None:
     """Both commands through the real command line; what they print is shown."""
-    train = shlex.split(recipe.train.format(data=shlex.quote(str(data))))
+    train = shlex.split(recipe.sized.format(data=shlex.quote(str(data))))
     if minutes is not None:
         train[train.index("--minutes") + 1] = f"{minutes:g}"
     stages = [["train", *train, "--out", str(out)], ["evaluate", str(out), *shlex.split(recipe.evaluate)]]
@@ -384,7 +391,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.recipe is None:
         for name, recipe in RECIPES.items():
-            print(f"{name}: bar {recipe.bar:g}{recipe.unit}\n  tessella train {recipe.train.format(data='DATA')}")
+            print(f"{name}: bar {recipe.bar:g}{recipe.unit}\n  tessella train {recipe.sized.format(data='DATA')}")
             if recipe.prior:
                 print(f"  tessella fit-prior RUN {recipe.prior}")
         return

@@ -87,10 +87,12 @@ def test_the_readme_has_the_marks_of_its_table(bench) -> None:
 
 def recipe_run(run: Path, **training: Any) -> Path:
     """What a finished run of the MNIST recipe leaves, without the weights."""
-    options = TrainOptions(**{"minutes": 30, **training})
+    options = TrainOptions(**{"minutes": 30, "batch_size": 64, "compile": "no", **training})
     source = {"spec": str(run / "mnist.npz"), "size": None, "channels": None, "binarize": "dynamic", "seed": 0}
     schema = Schema.of((1, 28, 28), "binary")
-    spec = Spec("vae", schema, VAEConfig(iwae_samples=5, iwae_from=0.75), source, asdict(options), "0.1.0")
+    spec = Spec(
+        "vae", schema, VAEConfig(width=32, depth=2, iwae_samples=5, iwae_from=0.75), source, asdict(options), "0.1.0"
+    )
     (run / "spec.json").write_text(spec.to_json())
     (run / "metrics.jsonl").write_text(json.dumps({"kind": "valid", "step": 9, "seconds": 1800.5, "used": 1.0}) + "\n")
     bound = {"samples": 500, "nats": 84.0, "bits_per_dim": 0.15}
