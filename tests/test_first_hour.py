@@ -104,7 +104,7 @@ def test_a_real_network_is_measured(digits):
 def test_a_training_that_diverges_goes_on_from_a_good_state(digits, tmp_path):
     torch.manual_seed(0)
     model = make("vae", digits.schema, width=8, depth=1, latent_dim=4)
-    options = TrainOptions(steps=400, batch_size=16, learning_rate=0.3, ema_decay=0.9)
+    options = TrainOptions(steps=250, batch_size=16, learning_rate=0.3, ema_decay=0.9)
     with pytest.warns(UserWarning, match="times the learning rate"):
         loop.train(model, digits, tmp_path / "run", options)
     costs = [r["bound"] for r in checkpoint.read_metrics(tmp_path / "run") if r["kind"] == "valid"]
@@ -131,13 +131,14 @@ def test_the_guard_forgives_single_losses_and_slow_learning():
     assert torch.equal(model.weight, before)
 
 
-def test_the_best_weights_are_kept_and_a_training_that_overfits_stops(digits, tmp_path):
+def test_the_best_weights_are_kept_and_a_training_that_overfits_stops(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(callbacks, "VALIDATION_SHARE", 1.0)
     few = replace(digits, splits={**digits.splits, "train": digits.split("train").subset(range(16))})
     torch.manual_seed(0)
-    model = make("vae", digits.schema, width=32, depth=2, latent_dim=16)
-    done = loop.train(model, few, tmp_path / "run", TrainOptions(steps=1500, batch_size=16, save_every=1e9))
+    model = make("vae", digits.schema, width=16, depth=1, latent_dim=16)
+    done = loop.train(model, few, tmp_path / "run", TrainOptions(steps=300, batch_size=16, learning_rate=5e-3, save_every=1e9))
     assert done.stopped == "converged"
-    assert done.steps < 1500
+    assert done.steps < 300
     costs = [r["bound"] for r in checkpoint.read_metrics(tmp_path / "run") if r["kind"] == "valid"]
     best = tessella.load(tmp_path / "run")
     kept = evaluate(best, digits.split("valid"), limit=callbacks.EXAMPLES, collapse_examples=0)
@@ -182,7 +183,7 @@ def test_a_model_is_judged_beside_the_baselines(digits, tmp_path):
     found = judge(model, digits)
     assert found.bits_per_dim > 4
     assert any("nothing yet" in sentence for sentence in found.sentences)
-    loop.train(model, digits, tmp_path / "run", TrainOptions(steps=300, batch_size=64))
+    loop.train(model, digits, tmp_path / "run", TrainOptions(steps=120, batch_size=32))
     found = judge(tessella.load(tmp_path / "run"), digits)
     held = evaluate(tessella.load(tmp_path / "run"), digits.split("valid"), collapse_examples=0)
     assert found.bits_per_dim == pytest.approx(held.bits_per_dim, rel=0.02)
