@@ -136,7 +136,9 @@ def test_the_best_weights_are_kept_and_a_training_that_overfits_stops(digits, tm
     few = replace(digits, splits={**digits.splits, "train": digits.split("train").subset(range(16))})
     torch.manual_seed(0)
     model = make("vae", digits.schema, width=16, depth=1, latent_dim=16)
-    done = loop.train(model, few, tmp_path / "run", TrainOptions(steps=300, batch_size=16, learning_rate=5e-3, save_every=1e9))
+    done = loop.train(
+        model, few, tmp_path / "run", TrainOptions(steps=300, batch_size=16, learning_rate=5e-3, save_every=1e9)
+    )
     assert done.stopped == "converged"
     assert done.steps < 300
     costs = [r["bound"] for r in checkpoint.read_metrics(tmp_path / "run") if r["kind"] == "valid"]

@@ -118,7 +118,8 @@ def _sentences(v: Verdict, example: str) -> tuple[str, ...]:
             others += f", {v.codec} {v.codec_bits_per_dim:.2f}"
         beaten = v.codec_bits_per_dim is not None and v.bits_per_dim < v.codec_bits_per_dim
         weak = v.bits_per_dim >= v.marginal
-        level = "has learned nothing yet" if weak else f"compresses better than {v.codec}" if beaten else "has learned"
+        known = "has learned" if v.codec is None else f"has learned, but {v.codec} takes fewer bits"
+        level = "has learned nothing yet" if weak else f"compresses better than {v.codec}" if beaten else known
         lines.append(f"the model {level}: {v.bits_per_dim:.2f} bits per dimension ({others})")
     if v.psnr is not None and v.principal_psnr is not None and v.bits is not None:
         worse = v.psnr < v.principal_psnr
