@@ -113,7 +113,7 @@ def fit_to_budget(
     if updates < FEWEST:
         enough = f"{duration_text(math.ceil(FEWEST * each))} ({option('minutes')})"
         note(
-            f"a budget of {duration_text(seconds)} holds about {updates:,.0f} updates of the smallest network, "
+            f"a budget of {duration_text(seconds)} holds about {updates:,.0f} updates of this network, "
             f"which is too few to learn much: give at least {enough}, or smaller examples"
         )
     named = ", ".join(f"{k.replace('_', ' ')} {getattr(chosen, k)}" for k in _sized(config, sizes))

@@ -204,36 +204,51 @@ def _local_scorer(
     Args:
         independent: whether there are other normal pictures to choose scores on.
     """
-    if not kind_of(model.schema).pixels or (wanted and all(name in [s.name for s in SCORES] for name in wanted)):
+    if not kind_of(model.schema).pixels or _others_alone(wanted):
         return None
-    try:
-        split = own().split("train")
-    except TessellaError as error:
-        note(f"local scores are left out, since the training pictures cannot be read: {error.message}")
+
+    def rows(examples: int) -> int:
+        return useful_rows(examples, model.schema.shape)
+
+    normals = _training_examples(own, FEWEST_PICTURES, rows, "local scores")
+    if normals is None:
         return None
-    if len(split) < FEWEST_PICTURES:
-        note(f"local scores are left out: they need at least {FEWEST_PICTURES} training pictures, got {len(split)}")
-        return None
-    some = split.subset(split.random_rows(useful_rows(len(split), model.schema.shape)))
-    scorer = LocalScorer(model, Batch.cat(list(batches(some, AT_ONCE))), normalize, compare_rest=independent)
+    scorer = LocalScorer(model, normals, normalize, compare_rest=independent)
     say_alignment(scorer)
     return scorer
 
 
 def _row_scorer(model: Model, own: Callable[[], Data], wanted: Sequence[str]) -> RowScorer | None:
     """Fit the scores of rows on the training rows; None if they are not wanted, or there are too few rows."""
-    if model.schema.rank or (wanted and all(name in [s.name for s in SCORES] for name in wanted)):
+    if model.schema.rank or _others_alone(wanted):
         return None
+    most = most_rows(model.schema.dims)
+    normals = _training_examples(own, FEWEST, lambda examples: most, "scores relative to training rows")
+    return None if normals is None else RowScorer(normals)
+
+
+def _others_alone(wanted: Sequence[str]) -> bool:
+    """Return whether scores are named, and all of them need no training examples."""
+    return bool(wanted) and all(name in [s.name for s in SCORES] for name in wanted)
+
+
+def _training_examples(own: Callable[[], Data], fewest: int, rows: Callable[[int], int], scores: str) -> Batch | None:
+    """Read random training examples to fit scores on; None, and a note, if there are none or too few.
+
+    Args:
+        rows: number of examples to read, given how many there are.
+        scores: what is left out without them, in words.
+    """
     try:
         split = own().split("train")
     except TessellaError as error:
-        note(f"scores relative to training rows are left out, since these cannot be read: {error.message}")
+        note(f"{scores} are left out, since the training examples cannot be read: {error.message}")
         return None
-    if len(split) < FEWEST:
-        note(f"scores relative to training rows are left out: they need at least {FEWEST}, got {len(split)}")
+    if len(split) < fewest:
+        note(f"{scores} are left out: they need at least {fewest} training examples, got {len(split)}")
         return None
-    some = split.subset(split.random_rows(most_rows(model.schema.dims)))
-    return RowScorer(Batch.cat(list(batches(some, AT_ONCE))))
+    some = split.subset(split.random_rows(rows(len(split))))
+    return Batch.cat(list(batches(some, AT_ONCE)))
 
 
 def _choice_text(choice: Choice) -> str:
