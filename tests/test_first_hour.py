@@ -128,6 +128,13 @@ def test_the_guard_forgives_single_losses_and_slow_learning():
     with pytest.warns(UserWarning, match="diverged"):
         deque(map(guard.after_update, state.WINDOW * [300.0]))
     assert watched.slowed == 0.5
+    with warnings.catch_warnings():  # the state before anything was learned is no divergence
+        warnings.simplefilter("error")
+        early = state.Guard(state.TrainState(torch.nn.Linear(2, 2), TrainOptions(), 1e-3), 70.0, dims=10)
+        deque(map(early.after_update, [100 - 2 * step for step in range(30)]))
+        early.state.go_back(early.good)
+        early.state.lowest = early.good_lowest
+        deque(map(early.after_update, 40 * [100.0]))
     assert torch.equal(model.weight, before)
 
 

@@ -24,7 +24,7 @@ from tessella.training.checkpoint import MODEL, STATE
 
 WINDOW = 20
 """Updates whose median loss is judged, so that single bad batches do not count."""
-KEPT_EVERY = 100
+KEPT_EVERY = 50
 """Updates between two copies of a good state."""
 MARGIN = 0.35
 """Least rise of the loss, in nats per dimension, that counts as divergence: half a bit."""
@@ -207,7 +207,7 @@ class Guard:
     def __init__(self, state: TrainState, marginal: float | None, dims: int) -> None:
         self.state, self.marginal, self.margin = state, marginal, MARGIN * dims
         self.good: dict[str, Any] = state.snapshot()
-        self.good_at = state.step
+        self.good_at, self.good_lowest = state.step, state.lowest
 
     def after_update(self, loss: float) -> None:
         """Judge the loss of an update, and return to the last good state if training has diverged."""
@@ -225,11 +225,12 @@ class Guard:
             return
         state.lowest = lowest
         if state.step - self.good_at >= KEPT_EVERY and now <= lowest + allowed / 4:
-            self.good, self.good_at = state.snapshot(), state.step
+            self.good, self.good_at, self.good_lowest = state.snapshot(), state.step, lowest
 
     def go_back(self, why: str) -> None:
         """Return to the last good state with half the learning rate, and say so."""
         self.state.go_back(self.good)
+        self.state.lowest = self.good_lowest  # the good state is judged by what it had reached
         note(
             f"training diverged at step {self.state.step:,}: {why}; it continues from step {self.good_at:,} with "
             f"{self.state.slowed:g} times the learning rate"
