@@ -13,6 +13,7 @@ import tessella
 from tessella import cli
 from tessella.bottlenecks import nearest as searching
 from tessella.core.rng import Noise
+from tessella.core.selectors import sample_categorical
 from tessella.evaluation.bounds import evaluate
 from tessella.foundation.registry import find
 from tessella.models.spec import TrainOptions
@@ -129,7 +130,10 @@ def test_cached_sampling_equals_uncached(kind: str) -> None:
     uniform = Noise(0).uniform(3, 2, 4, 4, device=codes.device).flatten(2)
     with torch.no_grad():
         for position in range(16):
-            again = prior.head.draw(prior.features(codes)[:, position], uniform[..., position])
+            numbers = uniform[..., position].unbind(1)
+            again = prior.head.select(
+                prior.features(codes)[:, position], lambda logits, c, u=numbers: sample_categorical(logits, u[c])
+            )
             assert torch.equal(again, codes.flatten(2)[..., position])
 
 

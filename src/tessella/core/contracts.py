@@ -59,6 +59,8 @@ class Likelihood(nn.Module, ABC):
 
     sequential_mean: bool = False
     """Whether the mean is computed position by position, which is slow."""
+    block: int = 1
+    """Number of data positions, along each axis, per position of the parameters; it divides the sides."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -69,7 +71,7 @@ class Likelihood(nn.Module, ABC):
     @property
     @abstractmethod
     def parameter_channels(self) -> int:
-        """Return the number of channels of the decoder's output `[B, parameter_channels, *spatial]`."""
+        """Return the number of channels of the decoder's output `[B, parameter_channels, *spatial / block]`."""
 
     @abstractmethod
     def to_network(self, x: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, parameters: Tensor) -> StoredValues:
-        """Map parameters `[B, parameter_channels, *spatial]` to p(x | z), in float32 whatever the autocast."""
+        """Map parameters `[B, parameter_channels, *spatial / block]` to p(x | z), in float32 whatever the autocast."""
 
 
 class Encoder(nn.Module, ABC):
@@ -102,7 +104,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, z: Tensor, label: Tensor | None) -> Tensor:
-        """Map latents `[B, *latent_shape]` to the likelihood's parameters `[B, parameter_channels, *spatial]`."""
+        """Map latents `[B, *latent_shape]` to the likelihood's parameters `[B, parameter_channels, ...]`."""
 
     @abstractmethod
     def start_at(self, bias: Tensor) -> None:

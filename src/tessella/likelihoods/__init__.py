@@ -90,15 +90,20 @@ class LogisticMixture(LikelihoodConfig):
     """Mixture of discretised logistics.
 
     Attributes:
-        components: number of logistics in the mixture.
+        components: number of logistics in the mixture. Default: 5, or 10 with blocks of one position.
+        block: side of the blocks of positions whose values depend on one another given z. Default: 2 if the data has
+            axes and 2 divides their sizes, else 1.
     """
 
-    components: Count = 10
+    components: Count | None = None
+    block: Count | None = None
 
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.logistic import LogisticMixtureModule
 
-        return LogisticMixtureModule(schema, self.components)
+        even = bool(schema.rank) and all(side % 2 == 0 for side in schema.spatial)
+        block = self.block or (2 if even else 1)
+        return LogisticMixtureModule(schema, self.components or (10 if block == 1 else 5), block)
 
 
 @register(
@@ -123,9 +128,10 @@ class Autoregressive(LikelihoodConfig):
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.autoregressive import AutoregressiveModule
 
-        mixture = None if self.components is None else LogisticMixture(components=self.components)
+        mixture = LogisticMixture(components=self.components, block=1)
+        pixel = mixture if self.components or schema.values.default_likelihood == "logistic" else None
         return AutoregressiveModule(
-            schema, lambda part: likelihood_for(part, mixture), width=self.pixel_width, depth=self.pixel_depth
+            schema, lambda part: likelihood_for(part, pixel), width=self.pixel_width, depth=self.pixel_depth
         )
 
 

@@ -17,7 +17,7 @@ from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
 from tessella.likelihoods.shared import Standardizer, checked_parameters, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv, IncrementalCausalConv
-from tessella.networks.conv import fold, unfold
+from tessella.networks.conv import blocked, unblocked
 
 FEATURES, FEATURES_OF_A_NUMBER = 32, 16
 WIDTH, WIDTH_OF_COLOUR = 64, 96
@@ -114,12 +114,11 @@ class AutoregressiveModule(Likelihood):
         """Convert maps `[B, C, H, W]` to blocks `[B, pixels * C, h, w]`, padded with zeros."""
         height, width = maps.shape[2:]
         whole = F.pad(maps, (0, -width % self.side, 0, -height % self.side))
-        return fold(whole, self.side).unflatten(1, (-1, self.side**2)).transpose(1, 2).flatten(1, 2)
+        return blocked(whole, self.side)
 
     def unblocked(self, blocks: Tensor, height: int, width: int) -> Tensor:
         """Invert `blocks` for maps of this size."""
-        by_channel = blocks.unflatten(1, (self.side**2, -1)).transpose(1, 2).flatten(1, 2)
-        return unfold(by_channel, self.side)[..., :height, :width]
+        return unblocked(blocks, self.side)[..., :height, :width]
 
     def conditionals(self, x: Tensor, context: Tensor) -> Tensor:
         """Compute each pixel's parameters for `whole` given the pixels before it, `[B, parameters, H, W]`.
