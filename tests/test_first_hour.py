@@ -121,13 +121,13 @@ def test_the_guard_forgives_single_losses_short_rises_and_slow_learning():
         for step in range(500):
             watched.step += 1
             guard.after_update(1e6 if step % 9 == 0 else 90 * math.exp(-step / 200) + noise.normal())
-        deque(map(guard.after_update, state.WINDOW * [300.0] + 2 * state.WINDOW * [10.0]))
+        deque(map(guard.after_update, (3 * state.WINDOW // 2) * [300.0] + 3 * state.WINDOW * [10.0]))
     assert watched.slowed == 1
     before = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.add_(7)
     with pytest.warns(UserWarning, match="diverged"):
-        deque(map(guard.after_update, 2 * state.WINDOW * [300.0]))
+        deque(map(guard.after_update, 3 * state.WINDOW * [300.0]))
     assert watched.slowed == 0.5
     with warnings.catch_warnings():  # the state before anything was learned is no divergence
         warnings.simplefilter("error")

@@ -97,7 +97,7 @@ def reference(parameters: Tensor, x: Tensor, mixtures: int) -> Tensor:
     for c in range(channels):
         location = blocks[:, 1 + c]
         for j in range(c):
-            location = location + blocks[:, 1 + 2 * channels + c * (c - 1) // 2 + j].tanh() * y[:, j, None]
+            location = location + blocks[:, 1 + 2 * channels + c * (c - 1) // 2 + j].mul(0.3).tanh() * y[:, j, None]
         scale = blocks[:, 1 + channels + c].clamp(-7, 7).exp()
         upper = torch.sigmoid((y[:, c, None] + 1 / 255 - location) / scale)
         lower = torch.sigmoid((y[:, c, None] - 1 / 255 - location) / scale)

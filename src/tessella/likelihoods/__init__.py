@@ -90,7 +90,7 @@ class LogisticMixture(LikelihoodConfig):
     """Mixture of discretised logistics.
 
     Attributes:
-        components: number of logistics in the mixture. Default: 5, or 10 with blocks of one position.
+        components: number of logistics in the mixture. Default: 3, or 10 with blocks of one position.
         block: side of the blocks of positions whose values depend on one another given z. Default: 2 if the data has
             axes and 2 divides their sizes, else 1.
     """
@@ -103,7 +103,7 @@ class LogisticMixture(LikelihoodConfig):
 
         even = bool(schema.rank) and all(side % 2 == 0 for side in schema.spatial)
         block = self.block or (2 if even else 1)
-        return LogisticMixtureModule(schema, self.components or (10 if block == 1 else 5), block)
+        return LogisticMixtureModule(schema, self.components or (10 if block == 1 else 3), block)
 
 
 @register(

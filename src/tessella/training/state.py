@@ -24,6 +24,8 @@ from tessella.training.checkpoint import MODEL, STATE
 
 WINDOW = 20
 """Updates whose median loss is judged, so that single bad batches do not count."""
+WINDOWS = 3
+"""Windows in a row whose losses must be too high, so that short rises do not count."""
 KEPT_EVERY = 50
 """Updates between two copies of a good state."""
 MARGIN = 0.35
@@ -195,9 +197,9 @@ class Guard:
 
     Let `b` be the lowest median of 20 losses so far, and `r` the loss of knowing nothing: that of the marginal
     distribution of the values, or the first loss. Training has diverged if the median of the last 20 losses is above
-    `b` by half of `r - b`, which is half of what was learned, and by half a bit per dimension; and so was that of the
-    20 before, because a short rise passes by itself. Then the last copy of a good state comes back, and the learning
-    rate is halved.
+    `b` by half of `r - b`, which is half of what was learned, and by half a bit per dimension, and so are those of the
+    20 updates before and the 20 before those: a short rise passes by itself. Then the last copy of a good state comes
+    back, and the learning rate is halved.
 
     Args:
         state: state of the training, which also stores the losses, so that a resumed training goes on with them.
@@ -214,14 +216,15 @@ class Guard:
         """Judge the loss of an update, and return to the last good state if training has diverged."""
         state = self.state
         state.first = loss if state.first is None else state.first
-        state.recent = (*state.recent, loss)[-2 * WINDOW :]
+        state.recent = (*state.recent, loss)[-WINDOWS * WINDOW :]
         if len(state.recent) < WINDOW:
             return
-        now = median(state.recent[-WINDOW:])
+        medians = [median(state.recent[max(0, end - WINDOW) : end]) for end in range(len(state.recent), 0, -WINDOW)]
+        now = medians[0]
         lowest = min(now, state.first if state.lowest is None else state.lowest)
         nothing = state.first if self.marginal is None else self.marginal
         allowed = max((nothing - lowest) / 2, self.margin)
-        if len(state.recent) == 2 * WINDOW and min(now, median(state.recent[:WINDOW])) > lowest + allowed:
+        if len(state.recent) == WINDOWS * WINDOW and min(medians) > lowest + allowed:
             self.go_back(f"the loss rose from {lowest:,.0f} to {now:,.0f} nats")
             return
         state.lowest = lowest
