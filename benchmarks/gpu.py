@@ -437,13 +437,13 @@ def _for_minutes(words: str, minutes: float) -> list[str]:
 
 
 PARTS: dict[str, tuple[Callable[[Place, float], common.Record], float]] = {
-    "tests": (tests, 0.25),
+    "tests": (tests, 0.35),
     "search": (search, 0.03),
     "quantiser": (quantiser, 0.06),
     "steps": (steps, 0.27),
     "sampling": (sampling, 0.08),
     "uses": (uses, 0.06),
-    "recipes": (recipes, 0.25),
+    "recipes": (recipes, 0.15),
 }
 """What is done, in this order, and the share of the time that it may take."""
 

@@ -83,7 +83,7 @@ class FixedGaussian(LikelihoodConfig):
 @register(
     "likelihood",
     "logistic",
-    summary="mixture of discretised logistics with channel dependence, for ordered integers",
+    summary="mixture of discretised logistics with dependence between neighbours, for ordered integers",
     values=("uint8", "integers"),
 )
 class LogisticMixture(LikelihoodConfig):
