@@ -90,20 +90,18 @@ class LogisticMixture(LikelihoodConfig):
     """Mixture of discretised logistics.
 
     Attributes:
-        components: number of logistics in the mixture. Default: 3, or 10 with blocks of one position.
-        block: side of the blocks of positions whose values depend on one another given z. Default: 2 if the data has
-            axes and 2 divides their sizes, else 1.
+        components: number of logistics in the mixture. Default: 10, or 3 with blocks of several positions.
+        block: side of the blocks of positions whose values depend on one another given z; it divides the sides of the
+            data. Above 1 the bound is better, and reconstructions may be worse.
     """
 
     components: Count | None = None
-    block: Count | None = None
+    block: Count = 1
 
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.logistic import LogisticMixtureModule
 
-        even = bool(schema.rank) and all(side % 2 == 0 for side in schema.spatial)
-        block = self.block or (2 if even else 1)
-        return LogisticMixtureModule(schema, self.components or (10 if block == 1 else 3), block)
+        return LogisticMixtureModule(schema, self.components or (10 if self.block == 1 else 3), self.block)
 
 
 @register(
@@ -128,10 +126,9 @@ class Autoregressive(LikelihoodConfig):
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.autoregressive import AutoregressiveModule
 
-        mixture = LogisticMixture(components=self.components, block=1)
-        pixel = mixture if self.components or schema.values.default_likelihood == "logistic" else None
+        mixture = None if self.components is None else LogisticMixture(components=self.components)
         return AutoregressiveModule(
-            schema, lambda part: likelihood_for(part, pixel), width=self.pixel_width, depth=self.pixel_depth
+            schema, lambda part: likelihood_for(part, mixture), width=self.pixel_width, depth=self.pixel_depth
         )
 
 

@@ -24,8 +24,6 @@ COARSE = 256
 """Largest number of levels that float32 distinguishes in network units."""
 LARGEST_BLOCK = 16
 """Largest number of values of a block."""
-SLOPE = 0.3
-"""Factor on the coefficients between values: below one, they are learned after what z tells, and z tells more."""
 EDGE_CAP = 20.0
 HUGE = 1e38
 CHUNK = 1 << 18
@@ -40,7 +38,7 @@ class LogisticMixtureModule(Likelihood):
     y = 2 h (x - low) - 1, the V values of a block in order, position by position and in each channel by channel, have
 
         p(block) = sum_k pi_k prod_v [F((y_v + h - mu_kv) / s_kv) - F((y_v - h - mu_kv) / s_kv)],
-        mu_kv = m_kv + sum_(j < v) tanh(0.3 a_kvj) y_j,   F the logistic function,
+        mu_kv = m_kv + sum_(j < v) tanh(a_kvj) y_j,   F the logistic function,
 
     where the lowest value takes the whole lower tail and the highest the upper one, so that it sums to one. log s is
     clamped to [-7 - log((n - 1) / 255), 7]; so log p and its gradient are finite for all parameters up to 1e30.
@@ -237,7 +235,7 @@ class LogisticMixtureValues(StoredValues):
         (batch, _, blocks), values = parameters.shape, self.values
         parts = parameters.to(_precision(parameters)).reshape(batch, -1, self.mixtures, blocks)
         log_scales = parts[:, 1 + values : 1 + 2 * values].clamp(_least_log_scale(self.levels), LOG_SCALE_MAX)
-        return parts[:, 0], parts[:, 1 : 1 + values], log_scales, parts[:, 1 + 2 * values :].mul(SLOPE).tanh()
+        return parts[:, 0], parts[:, 1 : 1 + values], log_scales, parts[:, 1 + 2 * values :].tanh()
 
 
 def _shifted(locations: Tensor, coefficients: Tensor, earlier: list[Tensor]) -> Tensor:
@@ -363,7 +361,7 @@ def _log_prob_and_gradient(parts: Tensor, x: Tensor, levels: int, positions: int
     inverse = log_scales.clamp(least, LOG_SCALE_MAX).neg_().exp_()
     half = inverse * (0.5 / half_range)
     middle = torch.sub(y if unit == 1 else (x - half_range).unsqueeze(2), locations, alpha=unit)  # [b, V, K, N]
-    slopes = torch.sigmoid(2 * SLOPE * coefficients).mul_(2).sub_(1)  # tanh
+    slopes = torch.sigmoid(2 * coefficients).mul_(2).sub_(1)  # tanh
     for i, (v, j) in enumerate(pairs):
         middle[:, v].addcmul_(slopes[:, i], y[:, j], value=-unit)
     middle.mul_(inverse if unit == 1 else inverse / unit)
@@ -390,6 +388,6 @@ def _log_prob_and_gradient(parts: Tensor, x: Tensor, levels: int, positions: int
     inside = torch.ops.aten.hardtanh_backward(by_scale, log_scales, least, LOG_SCALE_MAX)
     gradient[:, 1 + values : 1 + 2 * values] = inside
     for i, (v, j) in enumerate(pairs):
-        by_slope = (by_location[:, v] * y[:, j]).mul_(slopes[:, i].square().mul_(-SLOPE).add_(SLOPE))
+        by_slope = (by_location[:, v] * y[:, j]).mul_(slopes[:, i].square().neg_().add_(1))
         gradient[:, 1 + 2 * values + i] = by_slope
     return result

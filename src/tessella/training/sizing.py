@@ -39,7 +39,7 @@ UNDERUSED = 1.3
 """An accelerator is underused if a batch of twice the size takes less than this many times the time."""
 SHARE = 0.03
 """Largest share of the budget for measuring."""
-FASTEST = 2.0
+FASTEST = 1.5
 """Largest factor on the learning rate of a network that is narrower than usual."""
 COMPILED_FROM = 20 * 60.0
 """Least budget in seconds in which compiling is tried, which itself takes about a minute."""
