@@ -87,8 +87,11 @@ def test_networks_are_compiled_where_that_pays_within_the_budget(digits, clock, 
 
 
 def test_a_budget_that_cannot_work_is_said_before_it_is_spent(digits, clock):
-    with pytest.warns(UserWarning, match="at least 3 seconds"):
-        sized(digits, VAEConfig(), minutes=1 / 60)
+    with pytest.warns(UserWarning, match="at least 2 seconds"):
+        found = sized(digits, VAEConfig(), minutes=1 / 60)
+    assert (found.config.width, found.options.batch_size) == (8, 32)  # 250 updates, where 158 are wanted
+    with pytest.warns(UserWarning, match="too few"):
+        assert sized(digits, VAEConfig(), minutes=1e-4).options.batch_size == sizing.SMALLEST_BATCH
 
 
 def test_a_real_network_is_measured(digits):

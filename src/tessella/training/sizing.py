@@ -33,6 +33,8 @@ More time is spent half on more updates and half on larger networks, as is best 
 """
 FEWEST = 300
 """Updates below which a budget is too small for anything to be learned."""
+SMALLEST_BATCH = 2
+"""Smallest batch that is chosen if even the smallest network leaves too few updates."""
 LARGEST_BATCH = 512
 """Largest batch that is chosen on an accelerator."""
 UNDERUSED = 1.3
@@ -72,8 +74,8 @@ def fit_to_budget(
 ) -> Sized[C]:
     """Choose the sizes that are not given, so that a budget in minutes holds enough updates.
 
-    The largest network is taken that leaves `UPDATES` updates in 6 minutes. On an accelerator the batch then grows
-    while that costs little.
+    The largest network is taken that leaves `UPDATES` updates in 6 minutes; if none does, the smallest with smaller
+    batches. On an accelerator the batch grows while that costs little.
 
     Args:
         config: options, in which None means: not given.
@@ -97,6 +99,9 @@ def fit_to_budget(
             times[middle] = _update_time(make(candidates[middle]), split, batch, options, device)
             low, high = (middle, high) if times[middle] * wanted <= seconds else (low, middle - 1)
         chosen, each = candidates[low], times[low]
+        while options.batch_size is None and batch // 2 >= SMALLEST_BATCH and each * wanted > seconds:
+            batch //= 2
+            each = _update_time(make(chosen), split, batch, options, device)
         while device.type != "cpu" and options.batch_size is None and 2 * batch <= min(LARGEST_BATCH, len(split)):
             doubled = _update_time(make(chosen), split, 2 * batch, options, device)
             if doubled > UNDERUSED * each or doubled * wanted > seconds:
