@@ -94,6 +94,12 @@ def test_a_budget_that_cannot_work_is_said_before_it_is_spent(digits, clock):
         assert sized(digits, VAEConfig(), minutes=1e-4).options.batch_size == sizing.SMALLEST_BATCH
 
 
+def test_batches_do_not_shrink_where_that_saves_no_time(digits, monkeypatch):
+    monkeypatch.setattr(sizing, "_update_time", lambda *given: 1.0)
+    with pytest.warns(UserWarning, match="too few"):
+        assert sized(digits, VAEConfig(), minutes=1).options.batch_size == 64
+
+
 def test_a_real_network_is_measured(digits):
     found = sizing._update_time(
         make("vae", digits.schema, width=8, depth=1), digits.split("train"), 8, TrainOptions(), torch.device("cpu")

@@ -443,8 +443,15 @@ def test_logistic_of_a_block_is_the_one_of_its_values_as_channels() -> None:
 
 
 def test_logistic_block_and_decoder_agree_in_size() -> None:
-    for shape in ((1, 8, 8), (3, 20, 24), (1, 30, 30), (2, 64)):
-        model = VQVAE(Schema.of(shape, "uint8"), width=4, depth=1, likelihood=LogisticMixture(block=2))
+    for shape, block in (
+        ((1, 8, 8), 2),
+        ((3, 20, 24), 2),
+        ((1, 30, 30), 2),
+        ((2, 64), 2),
+        ((1, 36, 28), 4),
+        ((1, 8, 8), 4),
+    ):
+        model = VQVAE(Schema.of(shape, "uint8"), width=4, depth=1, likelihood=LogisticMixture(block=block))
         latent = model.encode(torch.randint(0, 256, (2, *shape), dtype=torch.uint8))
         assert model.decode(latent.z).mean.shape == (2, *shape)
 

@@ -12,7 +12,7 @@ modules share are in `shared.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tessella.core.configs import LikelihoodConfig
 from tessella.foundation.config import Count
@@ -83,7 +83,7 @@ class FixedGaussian(LikelihoodConfig):
 @register(
     "likelihood",
     "logistic",
-    summary="mixture of discretised logistics with dependence between neighbours, for ordered integers",
+    summary="mixture of discretised logistics with dependence between channels or neighbours, for ordered integers",
     values=("uint8", "integers"),
 )
 class LogisticMixture(LikelihoodConfig):
@@ -96,7 +96,7 @@ class LogisticMixture(LikelihoodConfig):
     """
 
     components: Count | None = None
-    block: Count = 1
+    block: Literal[1, 2, 4] = 1
 
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.logistic import LogisticMixtureModule

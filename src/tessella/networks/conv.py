@@ -199,7 +199,7 @@ class ConvDecoder(Decoder):
     is convolutional.
 
     Args:
-        block: data positions per axis of one position of the parameters; 1 or 2.
+        block: data positions per axis of one position of the parameters; 1, 2 or 4.
     """
 
     def __init__(

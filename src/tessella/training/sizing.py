@@ -38,7 +38,7 @@ SMALLEST_BATCH = 2
 LARGEST_BATCH = 512
 """Largest batch that is chosen on an accelerator."""
 UNDERUSED = 1.3
-"""An accelerator is underused if a batch of twice the size takes less than this many times the time."""
+"""A device is underused if a batch of twice the size takes less than this many times the time."""
 SHARE = 0.03
 """Largest share of the budget for measuring."""
 FASTEST = 1.5
@@ -100,8 +100,10 @@ def fit_to_budget(
             low, high = (middle, high) if times[middle] * wanted <= seconds else (low, middle - 1)
         chosen, each = candidates[low], times[low]
         while options.batch_size is None and batch // 2 >= SMALLEST_BATCH and each * wanted > seconds:
-            batch //= 2
-            each = _update_time(make(chosen), split, batch, options, device)
+            halved = _update_time(make(chosen), split, batch // 2, options, device)
+            if UNDERUSED * halved > each:
+                break
+            batch, each = batch // 2, halved
         while device.type != "cpu" and options.batch_size is None and 2 * batch <= min(LARGEST_BATCH, len(split)):
             doubled = _update_time(make(chosen), split, 2 * batch, options, device)
             if doubled > UNDERUSED * each or doubled * wanted > seconds:
