@@ -30,9 +30,8 @@ from tessella.likelihoods import (
     logistic,
 )
 from tessella.likelihoods.independent import BernoulliModule, GaussianModule
+from tessella.likelihoods.interlaced import InterlacedModule
 from tessella.likelihoods.logistic import LogisticMixtureModule
-from tessella.models.presets import VQVAE
-from tessella.networks.conv import blocked
 from tessella.testing.examples import VALUES
 
 PICTURE, VECTOR = (3, 4, 5), (6,)
@@ -63,8 +62,7 @@ def schema_of(values: str, shape: tuple[int, ...]) -> Schema:
 
 
 def random_parameters(likelihood, batch: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
-    sides = (side // likelihood.block for side in likelihood.schema.shape[1:])
-    return torch.randn(batch, likelihood.parameter_channels, *sides, dtype=dtype)
+    return torch.randn(batch, likelihood.parameter_channels, *likelihood.schema.shape[1:], dtype=dtype)
 
 
 def logistic_mixture(channels: int, mixtures: int) -> LogisticMixtureModule:
@@ -78,7 +76,7 @@ def all_bytes(channels: int) -> Tensor:
 
 def extreme_parameters(likelihood: LogisticMixtureModule) -> list[Tensor]:
     """Parameters that a diverging network might give, `[1, P, 1, 1]` each."""
-    k, c = likelihood.mixtures, likelihood.values
+    k, c = likelihood.mixtures, likelihood.channels
     cases = [torch.randn(1, likelihood.parameter_channels, 1, 1) * size for size in (1.0, 5.0, 100.0, 1e30)]
     for location, log_scale in itertools.product((-3.0, 0.1, 1.0, 1e4, -1e30), (-1e30, -7.0, 0.0, 7.0, 1e30)):
         parameters = torch.randn(1, likelihood.parameter_channels, 1, 1)
@@ -263,7 +261,7 @@ def test_initial_bias_is_a_fair_start(name: str, values: str, shape: tuple[int, 
         torch.testing.assert_close(distribution.mean, center.expand(64, *shape))
         torch.testing.assert_close(distribution.stddev, scale.expand(64, *shape), rtol=2e-3, atol=0)
     else:
-        levels, margin = schema.values.levels, 0.45 if name == "logistic" else 1e-5
+        levels, margin = schema.values.levels, {"logistic": 0.45, "interlaced": 0.65}.get(name, 1e-5)
         uniform = torch.randint(0, levels, (64, *shape)) + schema.values.low
         nats = -distribution.log_prob(uniform).mean() / schema.dims
         assert nats < math.log(levels) + margin
@@ -274,7 +272,7 @@ def test_initial_bias_is_a_fair_start(name: str, values: str, shape: tuple[int, 
 
 def test_default_likelihoods() -> None:
     assert isinstance(likelihood_for(Schema.of(PICTURE, "binary")), BernoulliModule)
-    assert isinstance(likelihood_for(Schema.of(PICTURE, "uint8")), LogisticMixtureModule)
+    assert isinstance(likelihood_for(Schema.of(PICTURE, "uint8")), InterlacedModule)
     assert isinstance(likelihood_for(Schema.of(PICTURE, "real")), GaussianModule)
     assert likelihood_for(Schema.of(PICTURE, "uint8"), LogisticMixture(components=3)).parameter_channels == 30
 
@@ -287,9 +285,6 @@ def test_refusals_are_one_line() -> None:
         LikelihoodConfig.chosen("poisson")
     with raises("channels"):
         LogisticMixture().build(Schema.of((5, 8, 8), "uint8"))
-    for shape, block in (((1, 8, 7), 2), ((6,), 2), ((3, 8, 8), 4)):
-        with raises("block"):
-            LogisticMixture(block=block).build(Schema.of(shape, "uint8"))
     with raises("bad-option"):
         LogisticMixture(components=0).build(grey)
     with raises("bad-option"):
@@ -411,15 +406,15 @@ def test_logistic_summed_over_its_last_channel_is_the_one_of_the_others(channels
         torch.testing.assert_close(nats, shorter(fewer).log_prob(first), rtol=1e-6, atol=3e-5)
 
 
-@pytest.mark.parametrize(("channels", "block"), [(1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (3, 2), (1, 4)])
-def test_logistic_is_its_formula(channels: int, block: int) -> None:
-    likelihood = LogisticMixture(components=3, block=block).build(Schema.of((channels, 4, 8), "uint8"))
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_logistic_is_its_formula(channels: int) -> None:
+    likelihood = LogisticMixture(components=3).build(Schema.of((channels, 4, 8), "uint8"))
     parameters = random_parameters(likelihood, 3, torch.float64) / 2  # or the formula as it stands takes log 0
     x = torch.randint(0, 256, (3, channels, 4, 8), dtype=torch.uint8)
     x[:, :, 0] = 0
     x[:, :, 1] = 255
     parameters.requires_grad_()
-    expected = reference(parameters, blocked(x, block), 3)
+    expected = reference(parameters, x, 3)
     (gradient,) = torch.autograd.grad(expected.sum(), parameters)
     for dtype, digits in ((torch.float64, 1e-8), (torch.float32, 2e-5)):
         mine = parameters.detach().to(dtype).requires_grad_()
@@ -427,33 +422,6 @@ def test_logistic_is_its_formula(channels: int, block: int) -> None:
         torch.testing.assert_close(nats.double(), expected, rtol=digits, atol=digits)
         (by_mine,) = torch.autograd.grad(nats.sum(), mine)
         torch.testing.assert_close(by_mine.double(), gradient, rtol=digits, atol=digits)
-
-
-def test_logistic_of_a_block_is_the_one_of_its_values_as_channels() -> None:
-    """Up to each position: log p of the positions so far is that of a position of so many channels."""
-    block = LogisticMixture(components=3, block=2).build(Schema.of((1, 2, 2), "uint8"))
-    parameters, x = random_parameters(block), torch.randint(0, 256, (4, 1, 2, 2))
-    so_far = block(parameters).by_position(x).flatten(1).cumsum(1)
-    torch.testing.assert_close(so_far[:, -1], block(parameters).log_prob(x))
-    for values in (1, 2, 3, 4):
-        keep = [0, *range(1, 1 + values), *range(5, 5 + values), *range(9, 9 + values * (values - 1) // 2)]
-        shorter = parameters.view(4, -1, 3, 1, 1)[:, keep].reshape(4, -1, 1, 1)
-        nats = logistic_mixture(values, 3)(shorter).log_prob(blocked(x, 2)[:, :values])
-        torch.testing.assert_close(so_far[:, values - 1], nats, rtol=1e-5, atol=1e-5)
-
-
-def test_logistic_block_and_decoder_agree_in_size() -> None:
-    for shape, block in (
-        ((1, 8, 8), 2),
-        ((3, 20, 24), 2),
-        ((1, 30, 30), 2),
-        ((2, 64), 2),
-        ((1, 36, 28), 4),
-        ((1, 8, 8), 4),
-    ):
-        model = VQVAE(Schema.of(shape, "uint8"), width=4, depth=1, likelihood=LogisticMixture(block=block))
-        latent = model.encode(torch.randint(0, 256, (2, *shape), dtype=torch.uint8))
-        assert model.decode(latent.z).mean.shape == (2, *shape)
 
 
 def test_logistic_gradient_at_the_edges_and_beyond_the_clamps() -> None:
@@ -487,7 +455,7 @@ def test_logistic_is_finite_and_never_above_zero_for_extreme_parameters() -> Non
 
 
 def test_logistic_in_pieces_gives_the_same_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    likelihood = LogisticMixture(components=3, block=2).build(Schema.of((3, 16, 16), "uint8"))
+    likelihood = LogisticMixture(components=3).build(Schema.of((3, 8, 8), "uint8"))
     parameters = random_parameters(likelihood, 5).requires_grad_()
     x = likelihood(parameters).sample()
     results = []
@@ -564,12 +532,11 @@ def test_logistic_mean_is_the_expectation() -> None:
         assert abs(torch.arange(256.0) @ probability - likelihood(parameters).mean.item()) < 0.2
 
 
-@pytest.mark.parametrize("block", [1, 2])
-def test_logistic_mean_of_dependent_values_is_the_mean_of_draws(block: int) -> None:
-    """False alarms: 6e-5 for each of 96 means, 6e-3 in all."""
-    likelihood = LogisticMixture(components=4, block=block).build(Schema.of((3, 4, 4), "uint8"))
+def test_logistic_mean_of_three_channels_is_the_mean_of_draws() -> None:
+    """False alarms: 6e-5 for each of 36 means, 2e-3 in all."""
+    likelihood = LogisticMixture(components=4).build(Schema.of((3, 3, 4), "uint8"))
     parameters = random_parameters(likelihood, 1) * 0.3
-    parameters[:, 4 * (1 + likelihood.values) : 4 * (1 + 2 * likelihood.values)] -= 3.5
+    parameters[:, 16:28] -= 3.5
     distribution = likelihood(parameters)
     draws = distribution.sample((4000,))[:, 0]
     error = draws.std(0) / math.sqrt(len(draws))

@@ -128,8 +128,7 @@ def test_codes_of_a_line_are_sampled_by_the_recomputed_probabilities(make: type[
 )
 def test_likelihoods_of_signals_add_up_position_by_position(schema: Schema, name: str) -> None:
     likelihood = likelihood_for(schema, find("likelihood", name).load()()).eval()
-    sides = [side // likelihood.block for side in schema.spatial]
-    p = likelihood(torch.randn(2, likelihood.parameter_channels, *sides))
+    p = likelihood(torch.randn(2, likelihood.parameter_channels, *schema.spatial))
     x = (
         torch.randn(2, *schema.shape)
         if not schema.values.discrete

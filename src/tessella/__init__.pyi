@@ -39,6 +39,7 @@ from tessella.likelihoods import Bernoulli as Bernoulli
 from tessella.likelihoods import Categorical as Categorical
 from tessella.likelihoods import FixedGaussian as FixedGaussian
 from tessella.likelihoods import Gaussian as Gaussian
+from tessella.likelihoods import Interlaced as Interlaced
 from tessella.likelihoods import LogisticMixture as LogisticMixture
 from tessella.models.base import Model as Model
 from tessella.models.presets import AE as AE

@@ -390,7 +390,7 @@ def _flat(codes: tuple[Tensor, ...]) -> np.ndarray:
 def _batch(model: CodeModel | LatentVariableModel) -> int:
     """Return the number of examples that the networks take at once."""
     schema = model.schema
-    positions = math.prod(side // model.likelihood.block for side in schema.spatial)
+    positions = math.prod(schema.spatial)
     return max(1, min(BATCH, PARAMETERS // (model.likelihood.parameter_channels * positions)))
 
 

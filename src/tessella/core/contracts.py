@@ -59,8 +59,6 @@ class Likelihood(nn.Module, ABC):
 
     sequential_mean: bool = False
     """Whether the mean is computed position by position, which is slow."""
-    block: int = 1
-    """Number of data positions, along each axis, per position of the parameters; it divides the sides."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
@@ -71,7 +69,7 @@ class Likelihood(nn.Module, ABC):
     @property
     @abstractmethod
     def parameter_channels(self) -> int:
-        """Return the number of channels of the decoder's output `[B, parameter_channels, *spatial / block]`."""
+        """Return the number of channels of the decoder's output `[B, parameter_channels, *spatial]`."""
 
     @abstractmethod
     def to_network(self, x: Tensor) -> Tensor:
@@ -83,7 +81,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, parameters: Tensor) -> StoredValues:
-        """Map parameters `[B, parameter_channels, *spatial / block]` to p(x | z), in float32 whatever the autocast."""
+        """Map parameters `[B, parameter_channels, *spatial]` to p(x | z), in float32 whatever the autocast."""
 
 
 class Encoder(nn.Module, ABC):
@@ -104,7 +102,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, z: Tensor, label: Tensor | None) -> Tensor:
-        """Map latents `[B, *latent_shape]` to the likelihood's parameters `[B, parameter_channels, ...]`."""
+        """Map latents `[B, *latent_shape]` to the likelihood's parameters `[B, parameter_channels, *spatial]`."""
 
     @abstractmethod
     def start_at(self, bias: Tensor) -> None:

@@ -110,7 +110,7 @@ class Integers(Values):
     high: float = field(init=False)
 
     kind = "integers"
-    default_likelihood = "logistic"
+    default_likelihood = "interlaced"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "high", self.low + self.levels - 1)

@@ -1,7 +1,7 @@
 """Likelihoods p(x | z), each a normalised distribution over the stored values.
 
     binary     Bernoulli
-    integers   LogisticMixture, Categorical
+    integers   Interlaced, LogisticMixture, Categorical
     symbols    Categorical
     real       Gaussian, FixedGaussian
     all        Autoregressive
@@ -12,7 +12,7 @@ modules share are in `shared.py`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tessella.core.configs import LikelihoodConfig
 from tessella.foundation.config import Count
@@ -83,25 +83,49 @@ class FixedGaussian(LikelihoodConfig):
 @register(
     "likelihood",
     "logistic",
-    summary="mixture of discretised logistics with dependence between channels or neighbours, for ordered integers",
+    summary="mixture of discretised logistics with channel dependence, for ordered integers",
     values=("uint8", "integers"),
 )
 class LogisticMixture(LikelihoodConfig):
     """Mixture of discretised logistics.
 
     Attributes:
-        components: number of logistics in the mixture. Default: 10, or 3 with blocks of several positions.
-        block: side of the blocks of positions whose values depend on one another given z; it divides the sides of the
-            data. Above 1 the bound is better, and reconstructions may be worse.
+        components: number of logistics in the mixture.
     """
 
-    components: Count | None = None
-    block: Literal[1, 2, 4] = 1
+    components: Count = 10
 
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.logistic import LogisticMixtureModule
 
-        return LogisticMixtureModule(schema, self.components or (10 if self.block == 1 else 3), self.block)
+        return LogisticMixtureModule(schema, self.components)
+
+
+@register(
+    "likelihood",
+    "interlaced",
+    summary="mixture of discretised logistics given coarser lattices, codes trained as if positions were independent",
+    values=("uint8", "integers"),
+)
+class Interlaced(LikelihoodConfig):
+    """Mixture of discretised logistics of each position given the decoder's output and the positions before it.
+
+    Positions come in the order of an interlaced picture. Vectors have independent values.
+
+    Attributes:
+        components: logistics in the mixture of each position.
+        pixel_width: channels of the networks that see the neighbours.
+        pixel_depth: layers of these networks after the first.
+    """
+
+    components: Count = 5
+    pixel_width: Count = 32
+    pixel_depth: Count = 1
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.interlaced import InterlacedModule
+
+        return InterlacedModule(schema, (self.components, 3), width=self.pixel_width, depth=self.pixel_depth)
 
 
 @register(
@@ -126,7 +150,8 @@ class Autoregressive(LikelihoodConfig):
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.autoregressive import AutoregressiveModule
 
-        mixture = None if self.components is None else LogisticMixture(components=self.components)
+        own = self.components is None and schema.values.kind != "integers"
+        mixture = None if own else LogisticMixture(components=self.components or 10)
         return AutoregressiveModule(
             schema, lambda part: likelihood_for(part, mixture), width=self.pixel_width, depth=self.pixel_depth
         )

@@ -1,4 +1,4 @@
-"""Mixture of discretised logistics for integers, with linear dependence between the values of a block."""
+"""Mixture of discretised logistics for integers, with linear dependence between channels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
 from tessella.core.schema import Schema, Values
 from tessella.foundation.errors import SpecError, option
 from tessella.likelihoods.shared import Standardizer, checked_parameters, require_values
-from tessella.networks.conv import blocked, unblocked
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
 """Smallest log scale for 256 levels (lower for more levels), and the largest."""
 COARSE = 256
 """Largest number of levels that float32 distinguishes in network units."""
-LARGEST_BLOCK = 16
-"""Largest number of values of a block."""
 EDGE_CAP = 20.0
 HUGE = 1e38
 CHUNK = 1 << 18
@@ -34,74 +31,64 @@ CHUNK = 1 << 18
 class LogisticMixtureModule(Likelihood):
     """Mixture of K logistics, discretised so that each bin is one integer (Salimans et al. 2017, 2.1-2.2).
 
-    The data is divided into blocks of `block` positions per axis. With n levels, half a bin h = 1 / (n - 1) and values
-    y = 2 h (x - low) - 1, the V values of a block in order, position by position and in each channel by channel, have
+    With n levels, half a bin h = 1 / (n - 1), values y = 2 h (x - low) - 1 and the channels of one position in order,
 
-        p(block) = sum_k pi_k prod_v [F((y_v + h - mu_kv) / s_kv) - F((y_v - h - mu_kv) / s_kv)],
-        mu_kv = m_kv + sum_(j < v) tanh(a_kvj) y_j,   F the logistic function,
+        p(position) = sum_k pi_k prod_c [F((y_c + h - mu_kc) / s_kc) - F((y_c - h - mu_kc) / s_kc)],
+        mu_kc = m_kc + sum_(j < c) tanh(a_kcj) y_j,   F the logistic function,
 
     where the lowest value takes the whole lower tail and the highest the upper one, so that it sums to one. log s is
     clamped to [-7 - log((n - 1) / 255), 7]; so log p and its gradient are finite for all parameters up to 1e30.
-    Neighbours in a picture are alike beyond what z tells, which independent positions would pay for each time.
 
-    Parameters: `[B, K * (1 + 2 V + V (V - 1) / 2), *spatial / block]`, parts of K channels: the mixture's logits; the
-    locations m of value 0, 1, ...; the log scales of value 0, 1, ...; the coefficients a of the pairs (1, 0), (2, 0),
-    (2, 1), ... The values of a vector `(D,)` are independent given z: parameters `[B, 3 * K * D]`, read as `[B, 3 * K,
-    D]` with the same parts.
+    Parameters: `[B, K * (1 + 2 C + C (C - 1) / 2), *spatial]`, blocks of K channels: the mixture's logits; the
+    locations m of channel 0, 1, ...; the log scales of channel 0, 1, ...; the coefficients a of the pairs (1, 0), (2,
+    0), (2, 1), ... The values of a vector `(D,)` are independent given z: parameters `[B, 3 * K * D]`, read as `[B, 3 *
+    K, D]` with the same blocks.
 
     Raises:
-        SpecError: if the values are not integers, a position has more than 4 channels, or blocks do not fit the data.
+        SpecError: if the values are not integers, or a position has more than 4 channels.
     """
 
-    def __init__(self, schema: Schema, components: int, block: int = 1) -> None:
+    def __init__(self, schema: Schema, components: int) -> None:
         super().__init__(schema)
         require_values(schema, "logistic", "integers")
         self.is_vector = not schema.rank
-        channels = 1 if self.is_vector else schema.shape[0]
-        if channels > 4:
+        self.channels = 1 if self.is_vector else schema.shape[0]
+        if self.channels > 4:
             raise SpecError(
-                f"the logistic likelihood takes 1 to 4 channels, got {channels}: "
+                f"the logistic likelihood takes 1 to 4 channels, got {self.channels}: "
                 f"use {option('likelihood')} categorical",
                 code="channels",
             )
-        self.values = channels * block**schema.rank
-        fits = block == 1 if self.is_vector else not any(side % block for side in schema.spatial)
-        if not fits or self.values > LARGEST_BLOCK:
-            raise SpecError(
-                f"blocks of {block} do not divide examples of shape {schema.shape}, or hold more than {LARGEST_BLOCK} "
-                f"values: {option('block')} 1 suits all data",
-                code="block",
-            )
-        self.mixtures, self.block = components, block
+        self.mixtures = components
         self.units = Standardizer(schema)
 
     @property
     def parameter_channels(self) -> int:
-        return self._parameters_per_block * (self.schema.dims if self.is_vector else 1)
+        return self._parameters_per_position * (self.schema.dims if self.is_vector else 1)
 
     @property
-    def _parameters_per_block(self) -> int:
-        return self.mixtures * (1 + 2 * self.values + self.values * (self.values - 1) // 2)
+    def _parameters_per_position(self) -> int:
+        return self.mixtures * (1 + 2 * self.channels + self.channels * (self.channels - 1) // 2)
 
     def to_network(self, x: Tensor) -> Tensor:
         return self.units.to_network(x)
 
     def initial_bias(self) -> Tensor:
-        """Return equal weights, locations spread over [-1, 1] and independent values: 7.5 bits per value on
+        """Return equal weights, locations spread over [-1, 1] and independent channels: 7.5 bits per value on
         photographs.
 
-        Scales start at exp(-1.5) or more: a block's values share their component, so narrow ones would force grey.
+        Scales start at exp(-1.5) or more: a pixel's channels share their component, so narrow ones would force grey.
         """
-        bias = torch.zeros(self._parameters_per_block // self.mixtures, self.mixtures)
-        bias[1 : 1 + self.values] = (2 * torch.arange(self.mixtures) + 1) / self.mixtures - 1
-        bias[1 + self.values : 1 + 2 * self.values] = -min(1.5, math.log(self.mixtures + 2))
+        bias = torch.zeros(self._parameters_per_position // self.mixtures, self.mixtures)
+        bias[1 : 1 + self.channels] = (2 * torch.arange(self.mixtures) + 1) / self.mixtures - 1
+        bias[1 + self.channels : 1 + 2 * self.channels] = -min(1.5, math.log(self.mixtures + 2))
         return bias.flatten().repeat_interleave(self.schema.dims if self.is_vector else 1)
 
     def forward(self, parameters: Tensor) -> StoredValues:
         checked_parameters(parameters, self.schema, self.parameter_channels)
-        shape = (self.schema.shape[0], *(self.block * side for side in parameters.shape[2:]))
-        parameters = parameters.reshape(parameters.shape[0], self._parameters_per_block, -1)
-        return LogisticMixtureValues(parameters, self.mixtures, self.block, shape, self.schema.values)
+        shape = (self.schema.shape[0], *parameters.shape[2:])
+        parameters = parameters.reshape(parameters.shape[0], self._parameters_per_position, -1)
+        return LogisticMixtureValues(parameters, self.mixtures, self.channels, shape, self.schema.values)
 
 
 @final
@@ -109,73 +96,65 @@ class LogisticMixtureValues(StoredValues):
     """Distribution of `LogisticMixture` over integers of shape `[B, *shape]`.
 
     Args:
-        parameters: `[B, K * (1 + 2 V + V (V - 1) / 2), blocks]`, laid out as in `LogisticMixtureModule`, in any
+        parameters: `[B, K * (1 + 2 C + C (C - 1) / 2), positions]`, laid out as in `LogisticMixtureModule`, in any
             precision and memory format; they are converted piece by piece where they are used.
         mixtures: K.
-        block: side of a block, whose V values depend on one another.
-        shape: the event shape, V * blocks numbers, channels first.
+        channels: C, the values at one position that depend on one another.
+        shape: the event shape, C * positions numbers, channels first.
         values: description of the values: the lowest one and the number of levels.
     """
 
-    def __init__(self, parameters: Tensor, mixtures: int, block: int, shape: tuple[int, ...], values: Values) -> None:
-        self.parameters, self.mixtures, self.block = parameters, mixtures, block
-        self.values = math.prod(shape) // parameters.shape[2]
-        self.positions = block ** (len(shape) - 1)
+    def __init__(
+        self, parameters: Tensor, mixtures: int, channels: int, shape: tuple[int, ...], values: Values
+    ) -> None:
+        self.parameters, self.mixtures, self.channels = parameters, mixtures, channels
         self.low, self.levels, self.half = values.low, values.levels, (values.levels - 1) / 2
         super().__init__(parameters.shape[0], shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        parameters, index = self.parameters, self._index(value)
+        return self._each(value).sum(1)
+
+    def by_position(self, value: Tensor) -> Tensor:
+        return self._each(value).reshape(-1, *(self.event_shape[1:] or self.event_shape))
+
+    def _each(self, value: Tensor) -> Tensor:
+        """Compute log p of each position, `[B, N]`."""
+        parameters = self.parameters
+        index = self._index(value)
         with_gradient = torch.is_grad_enabled() and parameters.requires_grad
         with torch.autocast(parameters.device.type, enabled=False):
-            each = _LogProb.apply(parameters, index, self.mixtures, self.levels, self.positions, with_gradient)
-            return each.sum(1)
-
-    @torch.no_grad()
-    def by_position(self, value: Tensor) -> Tensor:
-        """Compute log p of each position given those before it in its block, `[B, *spatial]`, without a gradient."""
-        size = self.event_shape[1:] or self.event_shape
-        with torch.autocast(self.parameters.device.type, enabled=False):
-            each = _in_pieces(self.parameters, self._index(value), self.mixtures, self.levels, self.positions, None)
-        blocks = each.reshape(-1, self.positions, *(side // self.block for side in size))
-        return unblocked(blocks, self.block).reshape(-1, *size)
+            return _LogProb.apply(parameters, index, self.mixtures, self.levels, with_gradient)
 
     def _index(self, value: Tensor) -> Tensor:
-        """Convert stored values to integers from 0 by block, `[B, V, blocks]`."""
-        value = value.reshape(self.parameters.shape[0], *self.event_shape)
-        blocks = value[:, None] if value.dim() == 2 else blocked(value, self.block)
-        return blocks.flatten(2) - self.low if self.low else blocks.flatten(2)
-
-    def _stored(self, index: Tensor) -> Tensor:
-        """Invert `_index` for any number of examples."""
-        sides = self.event_shape[1:]
-        if sides:
-            index = unblocked(index.reshape(-1, self.values, *(side // self.block for side in sides)), self.block)
-        return index.reshape(-1, *self.event_shape) + self.low
+        """Convert stored values to integers from 0, `[B, C, N]`."""
+        value = value.reshape(self.parameters.shape[0], self.channels, self.parameters.shape[2])
+        return value - self.low if self.low else value
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
-        """Write or read a block's values one after the other: p(x_v | x_<v) is a mixture.
+        """Write or read channel by channel: p(x_c | x_<c) is a mixture.
 
-        Its weights are pi_k prod_(j < v) p_k(x_j | x_<j).
+        Its weights are pi_k prod_(j < c) p_k(x_j | x_<j).
         """
-        batch, _, blocks = self.parameters.shape
+        batch, _, positions = self.parameters.shape
         known = None if value is None else self._index(value)
-        step = max(1, CHUNK // (self.mixtures * blocks))
+        step = max(1, CHUNK // (self.mixtures * positions))
         told = [
             self._told(coder, self.parameters[rows], None if known is None else known[rows])
             for rows in (slice(first, first + step) for first in range(0, batch, step))
         ]
-        return self._stored(torch.cat(told).float())
+        return torch.cat(told).float().view(self.batch_shape + self.event_shape) + self.low
 
     def _told(self, coder: SymbolCoder, parameters: Tensor, known: Tensor | None) -> Tensor:
-        """Write or read a few examples, `[b, V, N]`."""
+        """Write or read a few examples, `[b, C, N]`."""
         precise = parameters.double() if self.levels > COARSE else parameters
         logits, locations, log_scales, coefficients = self._split(precise)
         bits = 2 * -(-(self.levels - 1).bit_length() // 2)
         values: list[Tensor] = []
-        for v in range(self.values):
-            location = _shifted(locations, coefficients, [(y / self.half - 1).unsqueeze(1) for y in values])
-            inverse, weights = log_scales[:, v].neg().exp(), logits.softmax(1)
+        for c in range(self.channels):
+            location, inverse, weights = locations[:, c], log_scales[:, c].neg().exp(), logits.softmax(1)
+            for j, earlier in enumerate(values):
+                slope = coefficients[:, c * (c - 1) // 2 + j]
+                location = location + slope * (earlier / self.half - 1).unsqueeze(1)
             offset = (-1 - 0.5 / self.half - location) * inverse
             rise = inverse / self.half
 
@@ -183,30 +162,32 @@ class LogisticMixtureValues(StoredValues):
                 total = torch.addcmul(offset, rise, t.unsqueeze(1)).sigmoid_().mul_(weights).sum(1)
                 return total if self.levels == 1 << bits else total.masked_fill_(t >= self.levels, 1.0)
 
-            here = None if known is None else known[:, v].to(offset.dtype)
+            here = None if known is None else known[:, c].to(offset.dtype)
             values.append(code_from_cdf(coder, below, bits, here, torch.zeros_like(offset[:, 0])))
-            if v + 1 < self.values:
+            if c + 1 < self.channels:
                 logits = logits + _log_bins(values[-1].unsqueeze(1), offset, rise, self.levels)
         return torch.stack(values, 1)
 
     @property
     def mean(self) -> Tensor:
-        """Return E[x], computed value by value with the earlier values of the block at their means.
+        """Return E[x], computed channel by channel with the earlier channels at their means.
 
         Each component's logistic is cut at both ends but not rounded: its mean is s (softplus((m + 1) / s) -
         softplus((m - 1) / s)) - 1 in network units. Rounding would change that by at most 0.2 of a value, at the
-        smallest scales. What an earlier value loses at the ends affects the next one only through its mean.
+        smallest scales. What an earlier channel loses at the ends affects the next one only through its mean.
         """
         with torch.autocast(self.parameters.device.type, enabled=False):
             logits, locations, log_scales, coefficients = self._split(self.parameters)
             means: list[Tensor] = []
-            for v in range(self.values):
-                location = _shifted(locations, coefficients, means).clamp(-1e4, 1e4)
-                s = log_scales[:, v].exp()
+            for c in range(self.channels):
+                location = locations[:, c]
+                for j, mean in enumerate(means):
+                    location = location + coefficients[:, c * (c - 1) // 2 + j] * mean
+                location, s = location.clamp(-1e4, 1e4), log_scales[:, c].exp()
                 rise = F.softplus((location + 1) / s) - F.softplus((location - 1) / s)
                 means.append((s * rise - 1).clamp(-1, 1))
             y = (logits.softmax(1).unsqueeze(1) * torch.stack(means, 1)).sum(2)
-            return self._stored((y + 1) * self.half)
+            return ((y + 1) * self.half).reshape(-1, *self.event_shape) + self.low
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         with torch.no_grad():
@@ -222,29 +203,22 @@ class LogisticMixtureValues(StoredValues):
             uniform = torch.rand_like(locations).clamp_(1e-7, 1 - 1e-7)
             noise = log_scales.exp() * (uniform.log() - torch.log1p(-uniform))
             values: list[Tensor] = []
-            for v in range(self.values):
-                location = _shifted(locations, coefficients, [value / self.half - 1 for value in values])
-                index = ((location + noise[:, v] + 1) * self.half).round().clamp(0, self.levels - 1)
+            for c in range(self.channels):
+                location = locations[:, c]
+                for j, earlier in enumerate(values):
+                    location = location + coefficients[:, c * (c - 1) // 2 + j] * (earlier / self.half - 1)
+                index = ((location + noise[:, c] + 1) * self.half).round().clamp(0, self.levels - 1)
                 values.append(index)
-            return self._stored(torch.stack(values, 1)).reshape(*sample_shape, *self.batch_shape, *self.event_shape)
+            return torch.stack(values, 1).reshape(*sample_shape, *self.batch_shape, *self.event_shape) + self.low
 
     def _split(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Split into logits `[B, K, N]`, locations and log scales `[B, V, K, N]`, and coefficients `[B, V (V - 1) / 2,
+        """Split into logits `[B, K, N]`, locations and log scales `[B, C, K, N]`, and coefficients `[B, C (C - 1) / 2,
         K, N]`.
         """
-        (batch, _, blocks), values = parameters.shape, self.values
-        parts = parameters.to(_precision(parameters)).reshape(batch, -1, self.mixtures, blocks)
-        log_scales = parts[:, 1 + values : 1 + 2 * values].clamp(_least_log_scale(self.levels), LOG_SCALE_MAX)
-        return parts[:, 0], parts[:, 1 : 1 + values], log_scales, parts[:, 1 + 2 * values :].tanh()
-
-
-def _shifted(locations: Tensor, coefficients: Tensor, earlier: list[Tensor]) -> Tensor:
-    """Compute the location of the next value of each block, given the earlier ones in network units."""
-    v = len(earlier)
-    location = locations[:, v]
-    for j, y in enumerate(earlier):
-        location = location + coefficients[:, v * (v - 1) // 2 + j] * y
-    return location
+        (batch, _, positions), channels = parameters.shape, self.channels
+        blocks = parameters.to(_precision(parameters)).reshape(batch, -1, self.mixtures, positions)
+        log_scales = blocks[:, 1 + channels : 1 + 2 * channels].clamp(_least_log_scale(self.levels), LOG_SCALE_MAX)
+        return blocks[:, 0], blocks[:, 1 : 1 + channels], log_scales, blocks[:, 1 + 2 * channels :].tanh()
 
 
 def _least_log_scale(levels: int) -> float:
@@ -264,7 +238,7 @@ def _log_bins(x: Tensor, offset: Tensor, rise: Tensor, levels: int) -> Tensor:
 
 
 class _LogProb(torch.autograd.Function):
-    """log p of each block `[B, N]`, with its gradient computed in the same pass over the parameters.
+    """log p of each position `[B, N]`, with its gradient computed in the same pass over the parameters.
 
     For one value with location mu, inverse scale w, m = w (y - mu) and half bin h = w / (n - 1), the difference of
     distribution functions is F(m + h) - F(m - h) = exp(q) F(-q) F(2 h - q) (1 - exp(-2 h)) with q = h - |m|, in which
@@ -272,25 +246,31 @@ class _LogProb(torch.autograd.Function):
     upper edge likewise with q = h - m. So the edges need no branch: a huge number added in the right places turns the
     other two factors into one. q is capped there (error below 1e-8 nats) so that F(-q) does not vanish.
 
-    Then d log p / dq = F(-q) + F(2 h - q) - 1, and the rest is the chain rule. The factors of a position's channels
-    are multiplied before the logarithm. On a CPU a few examples are processed at a time, so that everything stays in
+    Then d log p / dq = F(-q) + F(2 h - q) - 1, and the rest is the chain rule. The factors of the channels are
+    multiplied before the single logarithm. On a CPU a few examples are processed at a time, so that everything stays in
     the cache.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        parameters: Tensor,
-        value: Tensor,
-        mixtures: int,
-        levels: int,
-        positions: int,
-        with_gradient: bool,
-    ) -> Tensor:
+    def forward(ctx: Any, parameters: Tensor, value: Tensor, mixtures: int, levels: int, with_gradient: bool) -> Tensor:
+        batch, numbers, positions = parameters.shape
+        channels, work = value.shape[1], _precision(parameters)
+        on_cpu = parameters.device.type == "cpu"
+        result = parameters.new_empty(batch, positions, dtype=work)
         # kept in the decoder's precision and layout, except float16, whose range is too small
         kept = torch.float32 if parameters.dtype == torch.float16 else parameters.dtype
         gradient = torch.empty_like(parameters, dtype=kept) if with_gradient else None
-        result = _in_pieces(parameters, value, mixtures, levels, positions, gradient).sum(1)
+        step = max(batch, 1)
+        if on_cpu:
+            step = max(1, CHUNK * torch.get_num_threads() // (channels * mixtures * positions))
+        for start in range(0, batch, step):
+            rows = slice(start, start + step)
+            part = parameters[rows].to(work, memory_format=torch.contiguous_format)
+            blocks = part.view(-1, numbers // mixtures, mixtures, positions)
+            into = None if gradient is None else torch.empty_like(blocks)
+            result[rows] = _log_prob_and_gradient(blocks, value[rows].to(work), levels, into)
+            if gradient is not None and into is not None:
+                _store(gradient[rows], into.view_as(part), on_cpu)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return result
@@ -299,33 +279,7 @@ class _LogProb(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None, None, None, None
-
-
-def _in_pieces(
-    parameters: Tensor, value: Tensor, mixtures: int, levels: int, positions: int, gradient: Tensor | None
-) -> Tensor:
-    """Compute log p of each position given those before it in its block, `[B, positions, N]`, piece by piece.
-
-    Args:
-        positions: positions of a block.
-        gradient: where to write the derivative of the whole block's log p.
-    """
-    (batch, numbers, blocks), work = parameters.shape, _precision(parameters)
-    on_cpu = parameters.device.type == "cpu"
-    result = parameters.new_empty(batch, positions, blocks, dtype=work)
-    step = max(batch, 1)
-    if on_cpu:
-        step = max(1, CHUNK * torch.get_num_threads() // (value.shape[1] * mixtures * blocks))
-    for start in range(0, batch, step):
-        rows = slice(start, start + step)
-        part = parameters[rows].to(work, memory_format=torch.contiguous_format)
-        parts = part.view(-1, numbers // mixtures, mixtures, blocks)
-        into = None if gradient is None else torch.empty_like(parts)
-        result[rows] = _log_prob_and_gradient(parts, value[rows].to(work), levels, positions, into)
-        if gradient is not None and into is not None:
-            _store(gradient[rows], into.view_as(part), on_cpu)
-    return result
+        return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None, None, None
 
 
 def _precision(parameters: Tensor) -> torch.dtype:
@@ -341,29 +295,29 @@ def _store(into: Tensor, values: Tensor, on_cpu: bool) -> None:
         into.copy_(values)
 
 
-def _log_prob_and_gradient(parts: Tensor, x: Tensor, levels: int, positions: int, gradient: Tensor | None) -> Tensor:
-    """Compute log p `[b, positions, N]` of values x `[b, V, N]` from 0, and write the block's derivative to `gradient`.
+def _log_prob_and_gradient(blocks: Tensor, x: Tensor, levels: int, gradient: Tensor | None) -> Tensor:
+    """Compute log p `[b, N]` of values x `[b, C, N]` from 0, and write its derivative to `gradient`.
 
-    The derivative is by `parts` `[b, -1, K, N]`. With many levels, distances are measured in bins: there x is exact,
+    The derivative is by `blocks` `[b, -1, K, N]`. With many levels, distances are measured in bins: there x is exact,
     and neighbouring bins meet at one edge.
     """
-    values, half_range, least = x.shape[1], (levels - 1) / 2, _least_log_scale(levels)
+    channels, half_range, least = x.shape[1], (levels - 1) / 2, _least_log_scale(levels)
     unit = 1.0 if levels <= COARSE else half_range
-    logits, locations = parts[:, 0], parts[:, 1 : 1 + values]
-    log_scales, coefficients = parts[:, 1 + values : 1 + 2 * values], parts[:, 1 + 2 * values :]
-    pairs = [(v, j) for v in range(values) for j in range(v)]
+    logits, locations = blocks[:, 0], blocks[:, 1 : 1 + channels]
+    log_scales, coefficients = blocks[:, 1 + channels : 1 + 2 * channels], blocks[:, 1 + 2 * channels :]
+    pairs = [(c, j) for c in range(channels) for j in range(c)]
 
-    y = (x / half_range - 1).unsqueeze(2)  # [b, V, 1, N], as all that has no component
+    y = (x / half_range - 1).unsqueeze(2)  # [b, C, 1, N], as all that has no component
     side = ((x == 0).to(x.dtype) - (x == levels - 1).to(x.dtype)).unsqueeze(2)
     edge = side.abs() * HUGE
     cap = torch.where(side == 0, HUGE, EDGE_CAP if x.dtype == torch.float32 else 2 * EDGE_CAP)
 
     inverse = log_scales.clamp(least, LOG_SCALE_MAX).neg_().exp_()
     half = inverse * (0.5 / half_range)
-    middle = torch.sub(y if unit == 1 else (x - half_range).unsqueeze(2), locations, alpha=unit)  # [b, V, K, N]
+    middle = torch.sub(y if unit == 1 else (x - half_range).unsqueeze(2), locations, alpha=unit)  # [b, C, K, N]
     slopes = torch.sigmoid(2 * coefficients).mul_(2).sub_(1)  # tanh
-    for i, (v, j) in enumerate(pairs):
-        middle[:, v].addcmul_(slopes[:, i], y[:, j], value=-unit)
+    for i, (c, j) in enumerate(pairs):
+        middle[:, c].addcmul_(slopes[:, i], y[:, j], value=-unit)
     middle.mul_(inverse if unit == 1 else inverse / unit)
     sign = (middle - side * HUGE).sign_()
     q = torch.addcmul(half, sign, middle, value=-1)
@@ -371,23 +325,20 @@ def _log_prob_and_gradient(parts: Tensor, x: Tensor, levels: int, positions: int
     near = torch.sigmoid(-q)
     far = torch.add(edge, half, alpha=2).sub_(q).sigmoid_()
     width = torch.add(edge, half).mul_(-2).expm1_().neg_()
-    near_far = (near * far).mul_(width).unflatten(1, (positions, -1)).prod(2)
-    each = near_far.log_().add_(q.unflatten(1, (positions, -1)).sum(2))  # [b, positions, K, N]
-    so_far = torch.cat([logits.unsqueeze(1), each], 1).cumsum(1)
-    result = so_far.logsumexp(2).diff(dim=1)
+    total = (near * far).mul_(width).prod(1).log_().add_(q.sum(1)).add_(logits)
+    result = total.logsumexp(1) - logits.logsumexp(1)
     if gradient is None:
         return result
 
-    total = so_far[:, -1]
     share = total.softmax(1)
     torch.sub(share, logits.softmax(1), out=gradient[:, 0])
     share = share.unsqueeze(1)
     by_q = (near.add_(far).sub_(1)).mul_(share)
-    by_location = torch.mul(by_q, sign.mul_(inverse), out=gradient[:, 1 : 1 + values])
+    by_location = torch.mul(by_q, sign.mul_(inverse), out=gradient[:, 1 : 1 + channels])
     by_scale = width.reciprocal_().sub_(far).mul_(half).mul_(share).mul_(-2).addcmul_(by_q, q, value=-1)
     inside = torch.ops.aten.hardtanh_backward(by_scale, log_scales, least, LOG_SCALE_MAX)
-    gradient[:, 1 + values : 1 + 2 * values] = inside
-    for i, (v, j) in enumerate(pairs):
-        by_slope = (by_location[:, v] * y[:, j]).mul_(slopes[:, i].square().neg_().add_(1))
-        gradient[:, 1 + 2 * values + i] = by_slope
+    gradient[:, 1 + channels : 1 + 2 * channels] = inside
+    for i, (c, j) in enumerate(pairs):
+        by_slope = (by_location[:, c] * y[:, j]).mul_(slopes[:, i].square().neg_().add_(1))
+        gradient[:, 1 + 2 * channels + i] = by_slope
     return result

@@ -389,7 +389,7 @@ def build_code_model(
     quantizers = [quantizer.build((features, *sides)) for sides in grids]
     latent = (sum(q.latent_shape[0] for q in quantizers), *grid)
     if plan is not None:
-        decoder: Decoder = ConvDecoder(latent, plan, p_x.parameter_channels, block=p_x.block)
+        decoder: Decoder = ConvDecoder(latent, plan, p_x.parameter_channels)
     else:
         decoder = VectorDecoder(latent[0], p_x.parameter_channels, **size)
     if (bias := p_x.initial_bias()) is not None:

@@ -182,9 +182,7 @@ def build_latent_variable_model(
         encoder, usual = VectorEncoder(schema.dims, **size), min(32, max(2, schema.dims // 2))
     bottleneck = posterior.build(encoder.feature_shape, latent_dim or usual)
     if plan is not None:
-        decoder: Decoder = ConvDecoder(
-            bottleneck.latent_shape, plan, p_x.parameter_channels, classes=classes, block=p_x.block
-        )
+        decoder: Decoder = ConvDecoder(bottleneck.latent_shape, plan, p_x.parameter_channels, classes=classes)
     else:
         decoder = VectorDecoder(bottleneck.latent_shape[0], p_x.parameter_channels, **size)
     if (bias := p_x.initial_bias()) is not None:

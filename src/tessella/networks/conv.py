@@ -193,21 +193,15 @@ class ConvEncoder(Encoder):
 
 
 class ConvDecoder(Decoder):
-    """Maps latents, a vector `[B, D]` or a grid `[B, D, *grid]`, to parameters `[B, channels, *spatial / block]`.
+    """Maps latents, a vector `[B, D]` or a grid `[B, D, *grid]`, to parameters `[B, channels, *spatial]`.
 
     A grid of another size than in training is decoded to its own size, the grid times the stride, because the network
     is convolutional.
-
-    Args:
-        block: data positions per axis of one position of the parameters; 1, 2 or 4.
     """
 
-    def __init__(
-        self, latent_shape: tuple[int, ...], plan: ConvPlan, channels: int, *, classes: int = 0, block: int = 1
-    ) -> None:
+    def __init__(self, latent_shape: tuple[int, ...], plan: ConvPlan, channels: int, *, classes: int = 0) -> None:
         super().__init__()
         self.plan, rank = plan, len(plan.spatial)
-        self.spatial, self.finer = tuple(n // block for n in plan.spatial), max(1, plan.patch // block)
         top = plan.widths[-1]
         if len(latent_shape) == 1:
             self.entry = nn.Sequential(
@@ -220,21 +214,20 @@ class ConvDecoder(Decoder):
         for before, after in zip(plan.widths[::-1], plan.widths[-2::-1], strict=False):
             layers += [conv(rank, before, 2**rank * after, 1), Unfold(2), *_blocks(after, plan)]
         self.trunk = nn.Sequential(*layers)
-        coarser = max(1, block // plan.patch)
-        self.head = conv(rank, plan.widths[0], channels * self.finer**rank, 3, padding=1, stride=coarser)
+        self.head = conv(rank, plan.widths[0], channels * plan.patch**rank, 3, padding=1)
 
     def forward(self, z: Tensor, label: Tensor | None) -> Tensor:
         h = self.entry(z)
         if self.label is not None:
             h = h + over_positions(self.label(label), len(self.plan.spatial))
-        out = unfold(self.head(F.silu(self.trunk(h))), self.finer)
-        return crop(out, self.spatial) if tuple(h.shape[2:]) == self.plan.grid else out
+        out = unfold(self.head(F.silu(self.trunk(h))), self.plan.patch)
+        return crop(out, self.plan.spatial) if tuple(h.shape[2:]) == self.plan.grid else out
 
     @torch.no_grad()
     def start_at(self, bias: Tensor) -> None:
         """Set the initial output to `bias` `[channels]` everywhere, nearly independent of z."""
         self.head.weight.mul_(0.1)
-        self.head.bias.copy_(bias.repeat_interleave(self.finer ** len(self.spatial)))  # pyright: ignore[reportOptionalMemberAccess]
+        self.head.bias.copy_(bias.repeat_interleave(self.plan.patch ** len(self.plan.spatial)))  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def padded(x: Tensor, stride: int) -> Tensor:

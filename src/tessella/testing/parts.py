@@ -111,8 +111,7 @@ def check_likelihood(config: LikelihoodConfig, values: str) -> None:
         assert network.shape == x.shape
         assert network.dtype == torch.float32
         assert network.abs().max() < 20
-        sides = [side // likelihood.block for side in schema.shape[1:]]
-        distribution = likelihood(torch.randn(BATCH, likelihood.parameter_channels, *sides))
+        distribution = likelihood(torch.randn(BATCH, likelihood.parameter_channels, *schema.shape[1:]))
         assert isinstance(distribution, StoredValues)
         assert distribution.batch_shape == (BATCH,)
         assert distribution.event_shape == schema.shape

@@ -41,7 +41,7 @@ UNDERUSED = 1.3
 """A device is underused if a batch of twice the size takes less than this many times the time."""
 SHARE = 0.03
 """Largest share of the budget for measuring."""
-FASTEST = 1.5
+FASTEST = 2.0
 """Largest factor on the learning rate of a network that is narrower than usual."""
 COMPILED_FROM = 20 * 60.0
 """Least budget in seconds in which compiling is tried, which itself takes about a minute."""

@@ -230,11 +230,8 @@ def receptive_field(model: Model, level: int = -1) -> tuple[int, int, int, int] 
 def _undecided(model: Model, z: Tensor, label: Tensor | None) -> Tensor:
     """Find the positions `[*spatial]` whose decoded parameters are NaN for z `[1, D, *grid]`."""
     sees = model.conditional and not model.levels
-    decoding = cast(CodeModel | LatentVariableModel, model)
-    found = decoding.decoder(z, label if sees else None)[0].isnan().any(0)
-    for axis in range(found.dim()):
-        found = found.repeat_interleave(decoding.likelihood.block, axis)
-    return found
+    decoder = cast(CodeModel | LatentVariableModel, model).decoder
+    return decoder(z, label if sees else None)[0].isnan().any(0)
 
 
 def box(corners: Sequence[int], size: Sequence[int]) -> Tensor:
