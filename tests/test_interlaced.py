@@ -34,7 +34,9 @@ def drawn(likelihood: InterlacedModule, batch: int = 2) -> tuple[Tensor, Tensor]
 
 
 @pytest.mark.parametrize(
-    ("shape", "levels"), [((1, 3, 3), 2), ((2, 2, 2), 2), ((1, 2, 3), 3), ((1, 9), 2), ((2, 4), 2), ((1, 5), 4)], ids=str
+    ("shape", "levels"),
+    [((1, 3, 3), 2), ((2, 2, 2), 2), ((1, 2, 3), 3), ((1, 9), 2), ((2, 4), 2), ((1, 5), 4)],
+    ids=str,
 )
 def test_probabilities_sum_to_one(shape: tuple[int, ...], levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interlaced, "SMALLEST", 1)
