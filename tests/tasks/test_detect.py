@@ -39,7 +39,7 @@ from tessella.tasks.detect.detector import Calibration, Detector, available, nee
 from tessella.tasks.detect.local_scores import LocalScorer, maps
 from tessella.tasks.detect.made_up import CONTENTS, DEFECTS, make_up
 from tessella.tasks.detect.ranking import auroc, ranking
-from tessella.tasks.detect.regions import region_figures
+from tessella.tasks.detect.regions import read_masks, region_figures
 from tessella.tasks.detect.statistics import (
     Statistics,
     StatisticsExtractor,
@@ -578,7 +578,7 @@ def test_one_kind_alone_cannot_be_judged(runs: dict[str, Path], refused: Callabl
 
 
 def test_detect_trains_on_normal_pictures_and_compares_masks(
-    tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = np.random.default_rng(0)
     x = (120 + 10 * generator.normal(size=(110, 12, 12))).clip(0, 255).astype(np.uint8)
@@ -603,6 +603,26 @@ def test_detect_trains_on_normal_pictures_and_compares_masks(
     assert len(list((out / "masks").glob("*.png"))) == flagged
     assert main(["detect", str(tmp_path / "run"), good, "--scores", "bound", "-o", str(tmp_path / "later")]) == 0
     run = ["--train", normal, good, "--minutes", "0.01", "--false-positives", "0.1", "--anomalies", bad, "--quiet"]
+    # said before the time of a training is spent
+    monkeypatch.setattr("tessella.tasks.detect.prepared.train", lambda *args: pytest.fail("trained in vain"))
+    for i, (picture, mask) in enumerate(zip(defects, masks, strict=True)):
+        for place, values in (("bad", picture), ("ones", mask), ("other", np.tile(mask, 2)), ("nothing", 0 * mask)):
+            (tmp_path / place).mkdir(exist_ok=True)
+            Image.fromarray(values).save(tmp_path / place / f"{i}.png")
+    (tmp_path / "ones" / "0.png").rename(tmp_path / "ones" / "0_mask.png")
+    (tmp_path / "few").mkdir()
+    Image.fromarray(masks[0]).save(tmp_path / "few" / "0.png")
+    named = [str(path) for path in sorted((tmp_path / "bad").iterdir())]
+    grey = Schema.of((1, 12, 12), "uint8")
+    assert np.array_equal(read_masks(str(tmp_path / "ones"), named, grey), masks > 0)  # 0 and 1 are masks too
+    files = [*run[:-3], "--anomalies", tmp_path / "bad", "--quiet"]
+    for place, says in (
+        ("other", "is 12x24, but its picture is 12x12"),
+        ("nothing", "are empty"),
+        ("few", "no mask for 9 of 10"),
+    ):
+        assert says in refused(*files, "--masks", tmp_path / place)
+    assert "no such input" in refused("--train", normal, tmp_path / "nowhere", "--false-positives", "0.1")
     assert "10x12x12" in refused(*run, "--masks", tmp_path / "wide.npz")
     assert "are empty" in refused(*run, "--masks", tmp_path / "none.npz")
     assert "give at least 76" in refused("--train", tmp_path / "three.npz", good)

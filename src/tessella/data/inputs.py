@@ -108,6 +108,10 @@ class _Files:
         return len(self.paths)
 
 
+def _names(group: _Rows | _Files) -> Sequence[str]:
+    return group.names or [f"{group.prefix}-{row}" for row in group.rows] if isinstance(group, _Rows) else group.names
+
+
 @final
 class Inputs:
     """Examples named by INPUTS, in their order. Iterating reads them batch by batch.
@@ -164,6 +168,11 @@ class Inputs:
 
     def __len__(self) -> int:
         return sum(map(len, self._groups))
+
+    @property
+    def names(self) -> list[str]:
+        """List the names of the examples, without reading them."""
+        return [name for group in self._groups for name in _names(group)]
 
     @property
     def from_data(self) -> bool:
@@ -259,7 +268,7 @@ class Inputs:
             return  # their names are distinct, and need not all be in memory
         taken: set[str] = set()
         for group in self._groups:
-            names = group.names if isinstance(group, _Files) else [f"{group.prefix}-{row}" for row in group.rows]
+            names = _names(group)
             group.names = apart = []
             for name in names:
                 new, number = name, 2

@@ -12,9 +12,9 @@ result       JSON, CSV and page; ranking: AUROC and average precision if the ano
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ from tessella.tasks.task import task
 
 if TYPE_CHECKING:
     from tessella.data import Data
+    from tessella.data.inputs import Inputs
     from tessella.models.base import Model
     from tessella.tasks.detect.detection import Extreme
     from tessella.tasks.detect.regions import Regions
@@ -147,18 +148,37 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
             kept = config.keep or os.path.join(stack.enter_context(TemporaryDirectory()), "detector")
             first = str(run.path)
             how: dict[str, Any] = {"size": config.size, "minutes": config.minutes, "rate": rate, "seed": config.seed}
-            run, trained_on = train_on(config.train, Path(kept), **how, device=run.device)
             config = replace(config, inputs=(first, *config.inputs), false_positives=rate)
+            check = partial(_check_inputs, config)
+            run, trained_on = train_on(config.train, Path(kept), **how, device=run.device, check=check)
             if not config.calibration_data:
                 config = replace(config, calibration_data=("test",))
         return _detected(run, config, trained_on)
+
+
+def _check_inputs(config: DetectConfig, model: Model, own: Data) -> None:
+    """Raise if the inputs are missing or the masks do not fit them, before the time of a training is spent."""
+    from tessella.data import open_data
+    from tessella.tasks.detect.regions import read_masks
+
+    size = model.schema.spatial if model.schema.rank == 2 else None
+    read = _reader(config, model, lambda spec: own if spec is None else open_data(spec, size=size))
+    inputs, anomalies = read(config.inputs), read(config.anomalies) if config.anomalies else None
+    if config.masks is not None and not config.normal:
+        read_masks(config.masks, (anomalies or inputs).names, model.schema)
+
+
+def _reader(config: DetectConfig, model: Model, data: Callable[[str | None], Data]) -> Callable[..., Inputs]:
+    """Make a function that finds the examples that words name; `data` opens a SPEC, or the run's own data."""
+    from tessella.data.inputs import Inputs
+
+    return partial(Inputs, model, data=data, split=config.split, label=config.label, keep_endings=True)
 
 
 def _detected(run: Run, config: DetectConfig, trained_on: Data | None) -> DetectionResult:
     """Score examples with a run; `trained_on` is its data if it was just trained."""
     import numpy as np
 
-    from tessella.data.inputs import Inputs
     from tessella.tasks.detect.detection import score_inputs
     from tessella.tasks.detect.prepared import prepare_detector
     from tessella.tasks.detect.ranking import ranking
@@ -169,9 +189,7 @@ def _detected(run: Run, config: DetectConfig, trained_on: Data | None) -> Detect
     own = cache(lambda: trained_on or run.data(None, model))
     data = cache(lambda spec: own() if spec is None and config.data is None else run.data(spec or config.data, model))
 
-    def read(words: Sequence[str]) -> Inputs:
-        return Inputs(model, words, data, split=config.split, label=config.label, keep_endings=True)
-
+    read = _reader(config, model, data)
     inputs, anomalies = read(config.inputs), read(config.anomalies) if config.anomalies else None
     rate = FALSE_POSITIVES if config.false_positives is None else config.false_positives
     how = {name: getattr(config, name) for name in ("score", "scores", "normalize", "samples", "steps", "seed")}

@@ -296,7 +296,15 @@ SMALL: dict[str, Any] = {"width": 16, "depth": 1}
 
 
 def train_on(
-    spec: str, place: Path, *, size: int | None, minutes: float, rate: float, seed: int, device: Any
+    spec: str,
+    place: Path,
+    *,
+    size: int | None,
+    minutes: float,
+    rate: float,
+    seed: int,
+    device: Any,
+    check: Callable[[Model, Data], None],
 ) -> tuple[Run, Data]:
     """Train a VAE on three quarters of the normal examples, and return it with its data.
 
@@ -305,6 +313,7 @@ def train_on(
         place: the run folder.
         size: side of the pictures; None for their own.
         rate: false-positive rate that the held-out examples are to calibrate.
+        check: called with the model and the data before the training; raises if they will not do.
 
     Returns:
         the run, and the data: the split `test` has the held-out normal examples, `train` all others.
@@ -341,6 +350,7 @@ def train_on(
     )
     torch.manual_seed(seed)
     model = ModelConfig.chosen("vae").from_options(SMALL if kind.pixels else {}).build(data.schema)
+    check(model, data)
     train(model, data, place, TrainOptions(minutes=minutes, batch_size=32, seed=seed, device=device))
     splits = {"train": everything.subset(rows[held_out:]), "test": splits["test"]}
     return Run(place, device), replace(data, splits=splits)

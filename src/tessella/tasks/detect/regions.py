@@ -16,7 +16,7 @@ from tessella.core.schema import Schema
 from tessella.data.folders.layout import example_files
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.notes import note
-from tessella.kinds.base import kind_of
+from tessella.kinds.base import Kind, kind_of
 from tessella.tasks.detect.local_scores import LocalScorer
 from tessella.tasks.detect.prepared import Prepared
 from tessella.tasks.detect.ranking import auroc
@@ -49,11 +49,11 @@ def read_masks(place: str, names: Sequence[str], schema: Schema) -> np.ndarray:
 
     Args:
         place: a folder of pictures that are named like those that they belong to, or a file with an array `[N, H, W]`
-            in the order of the pictures; what is not 0 is anomalous (in pictures: above 127).
+            in the order of the pictures; what is not 0 is anomalous (in a folder: above half of the largest value).
         names: names of the pictures.
 
     Raises:
-        DataError: if a mask is missing or has another size.
+        DataError: if a mask is missing or has another size, or all are empty.
     """
     masks = _of_folder(place, names, schema) if Path(place).is_dir() else _of_file(place, len(names), schema)
     empty = int((~masks.any((1, 2))).sum())
@@ -77,8 +77,27 @@ def _of_folder(place: str, names: Sequence[str], schema: Schema) -> np.ndarray:
             f"each mask like its picture (endings may differ; {', '.join(SUFFIXES[1:])} may follow)",
             code="no-mask",
         )
-    grey = kind_of(Schema.of((1, *schema.spatial), "uint8"))
-    return np.stack([grey.read(path, spatial=schema.spatial)[0].numpy() > 127 for path in found])
+    kind = kind_of(Schema.of((1, *schema.spatial), "uint8"))
+    for name, path in zip(names, found, strict=True):
+        _check_size(name, path, kind)
+    masks = np.stack([kind.read(path, spatial=schema.spatial)[0].numpy() for path in found])
+    return masks > masks.max() / 2
+
+
+def _check_size(name: str, mask: str, kind: Kind) -> None:
+    """Check that a mask can be laid over its picture: it has its size, or is a reduction of it."""
+    if kind.files is None or not Path(name).is_file():
+        return
+    picture, own = kind.files.header(name), kind.files.header(mask)
+    if picture.trouble or own.trouble:
+        return
+    scales = [side / of for side, of in zip(own.spatial, picture.spatial, strict=True)]
+    if max(scales) - min(scales) > 1 / min(picture.spatial):
+        sizes = ["x".join(map(str, spatial)) for spatial in (own.spatial, picture.spatial)]
+        raise DataError(
+            f"the mask {mask} is {sizes[0]}, but its picture is {sizes[1]}: give masks in the pictures' size",
+            code="other-masks",
+        )
 
 
 def _of_file(place: str, count: int, schema: Schema) -> np.ndarray:
