@@ -78,7 +78,7 @@ def test_a_position_depends_on_those_before_it_only(shape: tuple[int, ...]) -> N
     after = likelihood(parameters).by_position(changed)
     assert torch.equal(after[0][~places], before[0][~places])
     assert not torch.isclose(after[0][places], before[0][places]).all()
-    alone = likelihood.independent(parameters).by_position(x)
+    alone = likelihood.mixture(parameters).by_position(x)
     assert torch.equal(before[0][~places], alone[0][~places])
     odd = torch.ones(shape[1:], dtype=torch.bool)
     odd[tuple(slice(None, None, 2) for _ in shape[1:])] = False  # changing the finest leaves all coarser ones alone
@@ -105,7 +105,7 @@ def test_training_teaches_the_decoder_by_independent_positions(shape: tuple[int,
     for some, same in zip(by_networks, by_same, strict=True):
         torch.testing.assert_close(some, same)
     p = parameters.clone().requires_grad_()
-    (by_independent,) = torch.autograd.grad(likelihood.independent(p).log_prob(x).sum(), p)
+    (by_independent,) = torch.autograd.grad(likelihood.mixture(p).log_prob(x).sum(), p)
     torch.testing.assert_close(by_decoder, by_independent)
     assert not torch.allclose(by_exact, by_independent)
 
@@ -137,5 +137,5 @@ def test_smooth_pictures_cost_less_than_independent_positions() -> None:
     x = torch.stack([4 * rows, 4 * columns, 2 * (rows + columns)])[None] + torch.randint(-3, 4, (1, 3, 32, 32)) + 20
     assert isinstance(likelihood, InterlacedModule)
     p_x = likelihood(bias.reshape(1, -1, 1, 1).expand(1, -1, 32, 32))
-    independent = likelihood.independent(bias.reshape(1, -1, 1, 1).expand(1, -1, 32, 32))
-    assert p_x.log_prob(x) > independent.log_prob(x) + 3 * 1024 * 1.5
+    independent = likelihood.mixture(bias.reshape(1, -1, 1, 1).expand(1, -1, 32, 32))
+    assert p_x.log_prob(x) > independent.log_prob(x) + 3 * 1024 * 0.5

@@ -59,6 +59,8 @@ class Likelihood(nn.Module, ABC):
 
     sequential_mean: bool = False
     """Whether the mean is computed position by position, which is slow."""
+    detached: bool = False
+    """Whether its own parameters have a loss of their own, of which the decoder gets no gradient in training mode."""
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()

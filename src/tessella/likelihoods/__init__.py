@@ -125,7 +125,7 @@ class Interlaced(LikelihoodConfig):
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.interlaced import InterlacedModule
 
-        return InterlacedModule(schema, (self.components, 3), width=self.pixel_width, depth=self.pixel_depth)
+        return InterlacedModule(schema, self.components, width=self.pixel_width, depth=self.pixel_depth)
 
 
 @register(

@@ -22,8 +22,8 @@ LEVELS, SMALLEST = 2, 4
 """Largest number of lattices that are coded given a coarser one, and the smallest side of one."""
 CONTEXT = 8
 """Channels to which the decoder's parameters at a position are reduced."""
-LOG_SCALES = (-3.5, -1.5)
-"""Range of the initial log scales of positions with known neighbours: photographs differ so much from neighbours."""
+LOG_SCALE = -2.5
+"""Initial log scale of positions with known neighbours: those of photographs differ by about a tenth."""
 
 
 @final
@@ -33,7 +33,7 @@ class InterlacedModule(Likelihood):
     As in an interlaced PNG, every fourth position per axis comes first, then lattices of twice the density (Reed et al.
     2017, "Parallel multiscale autoregressive density estimation"). The first lattice has the mixture of logistics that
     the decoder's output describes. At each later position a small network of that output and of the neighbours that
-    are known gives the mixture, with locations relative to the neighbours' mean. Within a group of positions the
+    are known gives the mixture, with locations relative to the neighbours. Within a group of positions the
     values are independent, so sampling and coding take a handful of passes, whatever the size.
 
     Neighbours in a picture are alike beyond what z tells. If the decoder were trained by this density, z would not tell
@@ -46,7 +46,7 @@ class InterlacedModule(Likelihood):
 
     Args:
         schema: of one example.
-        components: logistics of a position given z alone, and of one with known neighbours.
+        components: logistics in the mixture of each position.
         width: channels of the networks.
         depth: layers of the networks after the first.
 
@@ -54,25 +54,26 @@ class InterlacedModule(Likelihood):
         SpecError: if the values are not integers, or a position has more than 4 channels.
     """
 
-    def __init__(self, schema: Schema, components: tuple[int, int], *, width: int, depth: int) -> None:
+    detached = True
+
+    def __init__(self, schema: Schema, components: int, *, width: int, depth: int) -> None:
         super().__init__(schema)
-        self.independent = LogisticMixtureModule(schema, components[0])
-        self.conditional = LogisticMixtureModule(schema, components[1])
+        self.mixture = LogisticMixtureModule(schema, components)
         count = LEVELS if schema.rank else 0
         while count and min(schema.spatial) < SMALLEST * 2**count:
             count -= 1
-        levels = [_Level(schema.rank, self.parameter_channels, self.conditional, width, depth) for _ in range(count)]
+        levels = [_Level(schema.rank, self.parameter_channels, self.mixture, width, depth) for _ in range(count)]
         self.levels = cast(Sequence[_Level], nn.ModuleList(levels))
 
     @property
     def parameter_channels(self) -> int:
-        return self.independent.parameter_channels
+        return self.mixture.parameter_channels
 
     def to_network(self, x: Tensor) -> Tensor:
-        return self.independent.to_network(x)
+        return self.mixture.to_network(x)
 
     def initial_bias(self) -> Tensor:
-        return self.independent.initial_bias()
+        return self.mixture.initial_bias()
 
     def forward(self, parameters: Tensor) -> StoredValues:
         return InterlacedValues(self, parameters)
@@ -88,7 +89,7 @@ class InterlacedValues(StoredValues):
     """
 
     def __init__(self, likelihood: InterlacedModule, parameters: Tensor) -> None:
-        self.likelihood, self.independent = likelihood, likelihood.independent(parameters)
+        self.likelihood, self.independent = likelihood, likelihood.mixture(parameters)
         self.parameters = parameters.detach() if likelihood.training else parameters
         super().__init__(len(parameters), self.independent.event_shape)
 
@@ -112,7 +113,7 @@ class InterlacedValues(StoredValues):
             cells, seen = _cells(value), _cells(of.to_network(value))
             context, parts = level.context_of(parameters), dict[int, Tensor]()
             for group, step in zip(level.order[1:], level.steps, strict=True):
-                p_x = of.conditional(step(seen, context).flatten(0, 1))
+                p_x = of.mixture(step(seen, context).flatten(0, 1))
                 each = p_x.by_position(cells[:, list(group)].flatten(0, 1)).unflatten(0, (-1, len(group)))
                 parts |= zip(group, each.unbind(1), strict=True)
             finer.append((torch.stack([parts[cell] for cell in sorted(parts)], 1), value.shape[2:]))
@@ -144,7 +145,7 @@ class InterlacedValues(StoredValues):
             finer = levels[-1]
             levels.append((_first(finer[0]), None if finer[1] is None else _first(finer[1])))
         with torch.autocast(parameters.device.type, enabled=False):
-            x = draw(of.independent(levels[-1][0]), levels[-1][1])
+            x = draw(of.mixture(levels[-1][0]), levels[-1][1])
             for level, (parameters, known) in reversed(list(zip(of.levels, levels, strict=False))):
                 x = level.drawn(x, parameters.float(), of, draw, known)
         return x
@@ -193,7 +194,7 @@ class _Level(nn.Module):
             for cell, p in zip(group, step(seen, context).unbind(1), strict=True):
                 here = _slices(cell, sides)
                 size = [len(range(*part.indices(side))) for part, side in zip(here, sides, strict=True)]
-                got = draw(of.conditional(crop(p, size)), None if known is None else known[(..., *here)])
+                got = draw(of.mixture(crop(p, size)), None if known is None else known[(..., *here)])
                 inside = (slice(None), cell, slice(None), *(slice(length) for length in size))
                 seen[inside], values[inside] = of.to_network(got), got
         return crop(unblocked(values.flatten(1, 2), 2), sides)
@@ -203,7 +204,8 @@ class _Level(nn.Module):
 class _Step(nn.Module):
     """Network that gives the mixtures of a group of cells from the cells known before.
 
-    The channels' dependence is on how much the earlier ones differ from their neighbours' mean.
+    Each component's location is relative to a linear function of the known neighbours, at first their mean or one of
+    them: photographs are smooth, and drawings repeat colours. Channels depend on how much earlier ones differ from it.
     """
 
     def __init__(
@@ -219,7 +221,7 @@ class _Step(nn.Module):
         self.known, self.cells = list(known), len(group)
         self.mixtures, self.channels = mixture.mixtures, mixture.channels
         values = len(known) * self.channels
-        self.mean = conv(rank, values, len(group) * self.channels, 3, bias=False)
+        self.near = conv(rank, values, len(group) * self.channels * self.mixtures, 3, bias=False)
         self.values = conv(rank, values, width, 3)
         self.context = conv(rank, 2**rank * CONTEXT, width)
         self.layers = nn.ModuleList(conv(rank, width, width, 3, padding=1) for _ in range(depth))
@@ -228,19 +230,20 @@ class _Step(nn.Module):
 
     @torch.no_grad()
     def _start(self, group: tuple[int, ...]) -> None:
-        """Start at the mean of the nearest known neighbours, with scales of several sizes."""
-        rank, count = self.mean.weight.dim() - 2, self.channels
+        """Start with components at the mean of the nearest known neighbours, and at each of them."""
+        rank, count, mixtures = self.near.weight.dim() - 2, self.channels, self.mixtures
         offsets = torch.cartesian_prod(*[torch.arange(-1, 2)] * rank).reshape(-1, rank)
         places = torch.stack([2 * offsets + torch.tensor(_offsets(cell, rank)) for cell in self.known])
-        self.mean.weight.zero_()
+        weights = self.near.weight.zero_().unflatten(0, (self.cells, count, mixtures))
         for i, cell in enumerate(group):
             distances = (places - torch.tensor(_offsets(cell, rank))).square().sum(2)
-            near = (distances == distances.min()).float()
-            weights = (near / near.sum()).reshape(len(self.known), *(3,) * rank)
+            near = (distances == distances.min()).float().flatten()
+            each = torch.eye(len(near))[near > 0]
+            choices = torch.cat([near[None] / near.sum(), each]).unflatten(1, (len(self.known), *(3,) * rank))
             for channel in range(count):
-                self.mean.weight[i * count + channel, channel::count] = weights
-        bias = torch.zeros(self.cells, self.head.out_channels // self.cells // self.mixtures, self.mixtures)
-        bias[:, 1 + count : 1 + 2 * count] = torch.linspace(*LOG_SCALES, self.mixtures)
+                weights[i, channel, :, channel::count] = choices[torch.arange(mixtures) % len(choices)]
+        bias = torch.zeros(self.cells, self.head.out_channels // self.cells // mixtures, mixtures)
+        bias[:, 1 + count : 1 + 2 * count] = LOG_SCALE
         self.head.weight.mul_(0.1)
         self.head.bias.copy_(bias.flatten())  # pyright: ignore[reportOptionalMemberAccess]
 
@@ -257,16 +260,16 @@ class _Step(nn.Module):
         for layer in self.layers:
             h = h + layer(F.silu(h))
         parts = self.head(F.silu(h)).unflatten(1, (self.cells, -1, self.mixtures))
-        mean = self.mean(seen).unflatten(1, (self.cells, self.channels, 1))
+        near = self.near(seen).unflatten(1, (self.cells, self.channels, self.mixtures))
         logits, locations, scales, coefficients = parts.split(
             [1, self.channels, self.channels, parts.shape[2] - 1 - 2 * self.channels], 2
         )
         pairs = [(v, j) for v in range(self.channels) for j in range(v)]
-        relative = list((locations + mean).unbind(2))
+        relative = list((locations + near).unbind(2))
         if pairs:
             slopes = coefficients.tanh()
             for i, (v, j) in enumerate(pairs):
-                relative[v] = relative[v] - slopes[:, :, i] * mean[:, :, j]
+                relative[v] = relative[v] - slopes[:, :, i] * near[:, :, j]
         return torch.cat([logits, torch.stack(relative, 2), scales, coefficients], 2).flatten(2, 3)
 
 

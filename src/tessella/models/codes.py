@@ -380,7 +380,8 @@ def build_code_model(
     p_x, size = likelihood_for(schema, likelihood), {"width": width or 256, "depth": depth or 3}
     plan: ConvPlan | None = None
     if schema.rank:
-        plan = ConvPlan.usual(schema.shape, fine=is_colour(schema.shape), side=grid_size, width=width, depth=depth)
+        fine = is_colour(schema.shape)
+        plan = ConvPlan.usual(schema.shape, fine=fine, side=grid_size, width=width, depth=depth, coarser=True)
         encoder: Encoder = ConvEncoder(schema.shape, plan)
     else:
         encoder = VectorEncoder(schema.dims, **size)

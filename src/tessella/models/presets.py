@@ -134,7 +134,7 @@ class CodesConfig(ImportanceWeighted, ABC):
         likelihood: likelihood p(x | z). Default: the one that suits the values of the data.
         quantizer: method that turns features into codes.
         grid_size: target side of the grid of codes; the data's grid is halved until it has at most 2 grid_size^2
-            positions.
+            positions. Default: 7, or 16 for colour pictures, but coarser than the data.
         width: channels at the finest resolution (pictures) or units per layer (vectors). Default: what fits the budget.
         depth: residual blocks per resolution. Default: what fits the budget.
     """

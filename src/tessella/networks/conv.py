@@ -48,14 +48,19 @@ class ConvPlan:
         side: int | None = None,
         width: int | None = None,
         depth: int | None = None,
+        coarser: bool = False,
     ) -> ConvPlan:
         """Plan networks for data of such a shape; the sizes that are not given are the usual ones.
 
         Args:
             fine: whether the grid is to be as fine, and the network as large, as colour pictures need.
+            coarser: whether the usual grid has to be coarser than the data, as codes of several bits each need.
         """
         usual = (16, 64, 4) if fine else (SIGNAL_SIDE if len(shape) == 2 else 7, 32, 2)
-        return cls.of(shape, side=side or usual[0], width=width or usual[1], depth=depth or usual[2])
+        largest = usual[0]
+        if coarser:
+            largest = min(largest, max(1, int(((math.prod(shape[1:]) - 1) / 2) ** (1 / (len(shape) - 1)))))
+        return cls.of(shape, side=side or largest, width=width or usual[1], depth=depth or usual[2])
 
     @classmethod
     def of(cls, shape: tuple[int, ...], *, side: int, width: int, depth: int) -> ConvPlan:

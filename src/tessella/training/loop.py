@@ -49,10 +49,12 @@ from tessella.training.state import Guard, TrainState, first_not_finite
 from tessella.training.step import (
     beta_at,
     budget_in_steps,
+    clipped_norm,
     draws_at,
     first_bad_tensor,
     learning_rate_factor,
     objective,
+    separately_trained,
     usual_batch_size,
 )
 
@@ -238,6 +240,7 @@ class _Loop:
             module = module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.model: Any = module.to(accelerator.device).train()
         self.learning_rate: float = options.learning_rate or model.learning_rate
+        self.groups = separately_trained(self.model)
         self.state = TrainState(self.model, options, self.learning_rate)
         if resume and run is not None:
             self.state.restore(run)
@@ -313,7 +316,7 @@ class _Loop:
         beta = beta_at(model.objective, used)
         loss = objective(terms, model.objective, beta) / model.schema.dims
         accelerator.backward(loss)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), options.grad_clip)
+        norm = clipped_norm(self.groups, options.grad_clip)
         zero = loss.new_zeros(())
         rates = zero if terms.rate is None else terms.rate.detach().mean()
         numbers = self._of_all(torch.stack([loss.detach(), norm, terms.distortion.detach().mean(), rates])).tolist()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tessella.core.contracts import Likelihood
 from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
 from tessella.models.spec import Objective, TrainOptions
@@ -72,6 +74,19 @@ def draws_at(chosen: Objective, used: float) -> int | None:
 
 
 @torch.no_grad()
+def separately_trained(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Group parameters by the loss that they get gradients of: all but those of detached likelihoods, and these."""
+    detached = [module for module in model.modules() if isinstance(module, Likelihood) and module.detached]
+    own = {p for module in detached for p in module.parameters()}
+    groups = [p for p in model.parameters() if p not in own], [p for p in model.parameters() if p in own]
+    return [group for group in groups if group]
+
+
+def clipped_norm(groups: Sequence[Sequence[nn.Parameter]], most: float) -> Tensor:
+    """Limit the norm of each group's gradient to `most`, and return the norm of the whole before."""
+    return torch.stack([nn.utils.clip_grad_norm_(group, most) for group in groups]).square().sum().sqrt()
+
+
 def first_bad_tensor(model: nn.Module, x: Tensor, label: Tensor | None, noise: Noise) -> str:
     """Name the first tensor that is not finite: a weight, a module's output, a term of the loss, or a gradient."""
     if (bad := first_not_finite(model)) is not None:

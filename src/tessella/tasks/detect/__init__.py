@@ -161,8 +161,8 @@ def _check_inputs(config: DetectConfig, model: Model, own: Data) -> None:
     from tessella.data import open_data
     from tessella.tasks.detect.regions import read_masks
 
-    size = model.schema.spatial if model.schema.rank == 2 else None
-    read = _reader(config, model, lambda spec: own if spec is None else open_data(spec, size=size))
+    like: dict[str, Any] = {"size": model.schema.spatial} if model.schema.rank == 2 else {}
+    read = _reader(config, model, lambda spec: own if spec is None else open_data(spec, **like))
     inputs, anomalies = read(config.inputs), read(config.anomalies) if config.anomalies else None
     if config.masks is not None and not config.normal:
         read_masks(config.masks, (anomalies or inputs).names, model.schema)
