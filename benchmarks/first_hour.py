@@ -23,7 +23,8 @@ from typing import Any
 
 import common
 import tessella
-from tessella.evaluation.verdict import judge
+from tessella.evaluation.verdict import Verdict, judge
+from tessella.foundation.errors import on_command_line
 
 SETS: dict[str, tuple[str, list[str]]] = {
     "flowers-32": ("flowers", ["--size", "32"]),
@@ -63,11 +64,16 @@ def measured(spec: str, options: list[str], minutes: float, prior: float) -> dic
     return {
         "chosen": chosen | training,
         "seconds": seconds,
-        "before": asdict(before),
-        "after": asdict(after),
+        "before": as_shown(before),
+        "after": as_shown(after),
         "test_bits_per_dim": tested.bits_per_dim,
         "test_psnr": tested.psnr,
     }
+
+
+def as_shown(verdict: Verdict) -> dict[str, Any]:
+    """The verdict with its sentences as the command line shows them."""
+    return asdict(verdict) | {"sentences": [on_command_line(sentence) for sentence in verdict.sentences]}
 
 
 def rows_of(name: str, minutes: float, cores: str, found: dict[str, Any]) -> list[common.Record]:

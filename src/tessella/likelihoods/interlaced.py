@@ -101,7 +101,7 @@ class InterlacedValues(StoredValues):
         return nats + of_decoder - of_decoder.detach()
 
     def by_position(self, value: Tensor) -> Tensor:
-        """Compute log p of each position given those told before it, `[B, *spatial]`."""
+        """Compute log p of each position given those before it, `[B, *spatial]`."""
         return self._by_position(self.independent.by_position(value), value)
 
     def _by_position(self, independent: Tensor, value: Tensor) -> Tensor:
@@ -260,7 +260,8 @@ class _Step(nn.Module):
         for layer in self.layers:
             h = h + layer(F.silu(h))
         parts = self.head(F.silu(h)).unflatten(1, (self.cells, -1, self.mixtures))
-        near = self.near(seen).unflatten(1, (self.cells, self.channels, self.mixtures))
+        with torch.autocast(seen.device.type, enabled=False):  # bfloat16 would be off by a level of 256
+            near = self.near(seen.to(self.near.weight.dtype)).unflatten(1, (self.cells, self.channels, self.mixtures))
         logits, locations, scales, coefficients = parts.split(
             [1, self.channels, self.channels, parts.shape[2] - 1 - 2 * self.channels], 2
         )

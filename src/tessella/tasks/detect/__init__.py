@@ -143,14 +143,14 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
 
     with ExitStack() as stack:
         trained_on = None
-        if config.train is not None:
+        if (normals := config.train) is not None:
             rate = TRAINED_RATE if config.false_positives is None else config.false_positives
             kept = config.keep or os.path.join(stack.enter_context(TemporaryDirectory()), "detector")
             first = str(run.path)
             how: dict[str, Any] = {"size": config.size, "minutes": config.minutes, "rate": rate, "seed": config.seed}
             config = replace(config, inputs=(first, *config.inputs), false_positives=rate)
             check = partial(_check_inputs, config)
-            run, trained_on = train_on(config.train, Path(kept), **how, device=run.device, check=check)
+            run, trained_on = train_on(normals, Path(kept), **how, device=run.device, check=check)
             if not config.calibration_data:
                 config = replace(config, calibration_data=("test",))
         return _detected(run, config, trained_on)
