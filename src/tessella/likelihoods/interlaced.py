@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import cast, final
 
 import torch
@@ -232,16 +233,14 @@ class _Step(nn.Module):
     def _start(self, group: tuple[int, ...]) -> None:
         """Start with components at the mean of the nearest known neighbours, and at each of them."""
         rank, count, mixtures = self.near.weight.dim() - 2, self.channels, self.mixtures
-        offsets = torch.cartesian_prod(*[torch.arange(-1, 2)] * rank).reshape(-1, rank)
-        places = torch.stack([2 * offsets + torch.tensor(_offsets(cell, rank)) for cell in self.known])
         weights = self.near.weight.zero_().unflatten(0, (self.cells, count, mixtures))
         for i, cell in enumerate(group):
-            distances = (places - torch.tensor(_offsets(cell, rank))).square().sum(2)
-            near = (distances == distances.min()).float().flatten()
-            each = torch.eye(len(near))[near > 0]
-            choices = torch.cat([near[None] / near.sum(), each]).unflatten(1, (len(self.known), *(3,) * rank))
-            for channel in range(count):
-                weights[i, channel, :, channel::count] = choices[torch.arange(mixtures) % len(choices)]
+            near = _nearest(cell, self.known, rank)
+            choices = [near, *([one] for one in near)]
+            for k, channel in product(range(mixtures), range(count)):
+                chosen = choices[k % len(choices)]
+                for known, place in chosen:
+                    weights[(i, channel, k, known * count + channel, *place)] = 1 / len(chosen)
         bias = torch.zeros(self.cells, self.head.out_channels // self.cells // mixtures, mixtures)
         bias[:, 1 + count : 1 + 2 * count] = LOG_SCALE
         self.head.weight.mul_(0.1)
@@ -285,6 +284,15 @@ def _cells(maps: Tensor) -> Tensor:
 def _first(maps: Tensor) -> Tensor:
     """Select the coarser lattice, every second position per axis of `[B, C, *spatial]`."""
     return maps[(..., *_slices(0, maps.shape[2:]))]
+
+
+def _nearest(cell: int, known: Sequence[int], rank: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Find the known cells of this and the adjacent blocks that are nearest: each one's index, and its block's."""
+    at: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+    for (i, other), block in product(enumerate(known), product(range(3), repeat=rank)):
+        steps = zip(block, _offsets(other, rank), _offsets(cell, rank), strict=True)
+        at.setdefault(sum((2 * (b - 1) + o - c) ** 2 for b, o, c in steps), []).append((i, block))
+    return at[min(at)]
 
 
 def _offsets(cell: int, rank: int) -> list[int]:
