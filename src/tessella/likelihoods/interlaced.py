@@ -115,7 +115,8 @@ class InterlacedValues(StoredValues):
             context, parts = level.context_of(parameters), dict[int, Tensor]()
             for group, step in zip(level.order[1:], level.steps, strict=True):
                 p_x = of.mixture(step(seen, context).flatten(0, 1))
-                each = p_x.by_position(cells[:, list(group)].flatten(0, 1)).unflatten(0, (-1, len(group)))
+                values = torch.stack([cells[:, cell] for cell in group], 1)
+                each = p_x.by_position(values.flatten(0, 1)).unflatten(0, (-1, len(group)))
                 parts |= zip(group, each.unbind(1), strict=True)
             finer.append((torch.stack([parts[cell] for cell in sorted(parts)], 1), value.shape[2:]))
             value, parameters, nats = (_first(maps) for maps in (value, parameters, nats))
@@ -219,7 +220,7 @@ class _Step(nn.Module):
         depth: int,
     ) -> None:
         super().__init__()
-        self.known, self.cells = list(known), len(group)
+        self.known, self.cells = known, len(group)
         self.mixtures, self.channels = mixture.mixtures, mixture.channels
         values = len(known) * self.channels
         self.near = conv(rank, values, len(group) * self.channels * self.mixtures, 3, bias=False)
@@ -253,7 +254,7 @@ class _Step(nn.Module):
             seen: cells in network units, `[B, cells, C, *half]`; only the known ones are used.
             context: `[B, cells CONTEXT, *half]`.
         """
-        seen = seen[:, self.known].flatten(1, 2)
+        seen = torch.cat([seen[:, cell] for cell in self.known], 1)
         seen = F.pad(seen, (1, 1) * (seen.dim() - 2), mode="replicate")
         h = self.values(seen) + self.context(context)
         for layer in self.layers:
