@@ -129,7 +129,7 @@ def test_what_has_no_prior_over_codes_is_refused(
 def test_samples_follow_prior_class_and_cut_offs(runs: dict[str, Path], tmp_path: Path) -> None:
     def drawn(name: str, *options: object) -> bytes:
         out = tmp_path / "s.png"
-        assert main(["sample", str(runs[name]), "-n", "4", "-o", str(out), *map(str, options)]) == 0
+        assert main(["sample", str(runs[name]), "-n", "16", "-o", str(out), *map(str, options)]) == 0
         return out.read_bytes()
 
     assert drawn("plain") == drawn("plain") == drawn("plain", "--prior", "pixelcnn")

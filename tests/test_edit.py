@@ -54,7 +54,7 @@ def made(name: str = "codes") -> Model:
     model: Model = make(getattr(tessella, kind), schema, **{**TINY, **options})
     model(examples(model, 24))  # in training mode codebooks start from data
     for parameter in model.parameters():  # fresh decoders hardly look at z
-        parameter.data += (0.3 if "pixel" in name else 0.05) * torch.randn_like(parameter)
+        parameter.data += (0.3 if "pixel" in name else 0.15) * torch.randn_like(parameter)
     return model.eval()
 
 

@@ -39,11 +39,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for label in ("cat", "dog"):
         (folder / "pics" / label).mkdir(parents=True)
         for number in range(20):
-            pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            pixels = random.integers(0, 20, (8, 8, 3), dtype=np.uint8) + np.uint8(200 * (label == "cat"))
             Image.fromarray(pixels).save(folder / "pics" / label / f"{number}.png")
     where = ("--data", str(folder / "pics"), "--out", str(folder / "run"))
     assert main(["train", "vqvae", *where, "--steps", "2", "--codebook-size", "8", *TINY]) == 0
-    assert main(["fit-prior", str(folder / "run"), "--steps", "2", "--depth", "1", *TINY]) == 0
+    assert (
+        main(["fit-prior", str(folder / "run"), "--steps", "2", "--learning-rate", "0.02", "--depth", "1", *TINY]) == 0
+    )
     return folder
 
 

@@ -112,7 +112,7 @@ def test_a_real_network_is_measured(digits):
 
 def test_a_training_that_diverges_goes_on_from_a_good_state(digits, tmp_path):
     torch.manual_seed(0)
-    model = make("vae", digits.schema, width=8, depth=1, latent_dim=4)
+    model = make("vae", digits.schema, width=8, depth=1, latent_dim=4, likelihood="logistic")
     options = TrainOptions(steps=250, batch_size=16, learning_rate=1.0, ema_decay=0.9)
     with pytest.warns(UserWarning, match="times the learning rate"):
         loop.train(model, digits, tmp_path / "run", options)

@@ -146,7 +146,7 @@ def test_a_model_of_codes_shows_them(kind: str, options: dict, tmp_path: Path) -
     assert ("code 2 of the 2 at each position" in text) == bool(options)
     assert ("coarsest codes" in text) == (kind == "VQVAE2")
     if kind == "VQVAE":
-        assert f"{64 * (2 if options else 1)} integers below 512" in text
+        assert f"{16 * (2 if options else 1)} integers below 512" in text
 
 
 class Zeros(CodePrior):

@@ -159,9 +159,10 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
 def _check_inputs(config: DetectConfig, model: Model, own: Data) -> None:
     """Raise if the inputs are missing or the masks do not fit them, before the time of a training is spent."""
     from tessella.data import open_data
+    from tessella.kinds.base import kind_of
     from tessella.tasks.detect.regions import read_masks
 
-    like: dict[str, Any] = {"size": model.schema.spatial} if model.schema.rank == 2 else {}
+    like: dict[str, Any] = {"size": model.schema.spatial} if kind_of(model.schema).pixels else {}
     read = _reader(config, model, lambda spec: own if spec is None else open_data(spec, **like))
     inputs, anomalies = read(config.inputs), read(config.anomalies) if config.anomalies else None
     if config.masks is not None and not config.normal:
