@@ -85,7 +85,7 @@ def fit_to_budget(
         options: options of training; without a budget in minutes, only a missing batch size is filled in.
         dims: values of one example.
     """
-    batch = options.batch_size or min(usual_batch_size(dims), len(split))
+    batch = usual = options.batch_size or min(usual_batch_size(dims), len(split))
     if options.minutes is None:
         return Sized(config, replace(options, batch_size=batch))
     candidates = _candidates(config, sizes)
@@ -115,7 +115,8 @@ def fit_to_budget(
                 make(chosen), split, batch, options, device, each, seconds
             )
             compiled = "yes" if pays else "no"
-        rate = options.learning_rate or make(chosen).learning_rate * _rate_factor(chosen, sizes)
+        smaller = min(1.0, math.sqrt(batch / usual))  # Malladi et al. 2022: noisier gradients of Adam need smaller steps
+        rate = options.learning_rate or make(chosen).learning_rate * _rate_factor(chosen, sizes) * smaller
     updates = seconds / each
     if updates < FEWEST:
         enough = f"{duration_text(math.ceil(FEWEST * each))} ({option('minutes')})"
