@@ -115,7 +115,7 @@ def fit_to_budget(
                 make(chosen), split, batch, options, device, each, seconds
             )
             compiled = "yes" if pays else "no"
-        smaller = min(1.0, math.sqrt(batch / usual))  # Malladi et al. 2022: noisier gradients of Adam need smaller steps
+        smaller = min(1.0, math.sqrt(batch / usual))  # as noisier gradients need of Adam (Malladi et al. 2022)
         rate = options.learning_rate or make(chosen).learning_rate * _rate_factor(chosen, sizes) * smaller
     updates = seconds / each
     if updates < FEWEST:
