@@ -109,6 +109,7 @@ class _Files:
 
 
 def _names(group: _Rows | _Files) -> Sequence[str]:
+    """List the names of a group; rows without names are numbered."""
     return group.names or [f"{group.prefix}-{row}" for row in group.rows] if isinstance(group, _Rows) else group.names
 
 

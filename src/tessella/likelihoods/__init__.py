@@ -150,8 +150,9 @@ class Autoregressive(LikelihoodConfig):
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.autoregressive import AutoregressiveModule
 
-        own = self.components is None and schema.values.kind != "integers"
-        mixture = None if own else LogisticMixture(components=self.components or 10)
+        mixture = None if self.components is None else LogisticMixture(components=self.components)
+        if mixture is None and schema.values.kind == "integers":
+            mixture = LogisticMixture()
         return AutoregressiveModule(
             schema, lambda part: likelihood_for(part, mixture), width=self.pixel_width, depth=self.pixel_depth
         )

@@ -57,19 +57,17 @@ class ConvPlan:
             coarser: whether the usual grid has to be coarser than the data, as codes of several bits each need.
         """
         usual = (16, 64, 4) if fine else (SIGNAL_SIDE if len(shape) == 2 else 7, 32, 2)
-        largest = usual[0]
-        if coarser:
-            largest = min(largest, max(1, int(((math.prod(shape[1:]) - 1) / 2) ** (1 / (len(shape) - 1)))))
-        return cls.of(shape, side=side or largest, width=width or usual[1], depth=depth or usual[2])
+        least = int(coarser and side is None and math.prod(shape[1:]) > 1)
+        return cls.of(shape, side=side or usual[0], width=width or usual[1], depth=depth or usual[2], least=least)
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], *, side: int, width: int, depth: int) -> ConvPlan:
+    def of(cls, shape: tuple[int, ...], *, side: int, width: int, depth: int, least: int = 0) -> ConvPlan:
         """Make the layout for data of a shape.
 
-        The grid is halved until it has at most 2 side^rank positions; the channels double once and then stay.
+        The grid is halved, at least `least` times, until it has at most 2 side^rank positions; the channels double once
+        and then stay.
         """
-        spatial = shape[1:]
-        halvings = 0
+        spatial, halvings = shape[1:], least
         while math.prod(-(-n // 2**halvings) for n in spatial) > 2 * side ** len(spatial):
             halvings += 1
         patch = 2 if halvings else 1

@@ -160,13 +160,19 @@ def _check_inputs(config: DetectConfig, model: Model, own: Data) -> None:
     """Raise if the inputs are missing or the masks do not fit them, before the time of a training is spent."""
     from tessella.data import open_data
     from tessella.kinds.base import kind_of
-    from tessella.tasks.detect.regions import read_masks
 
     like: dict[str, Any] = {"size": model.schema.spatial} if kind_of(model.schema).pixels else {}
-    read = _reader(config, model, lambda spec: own if spec is None else open_data(spec, **like))
+    _inputs(config, model, _reader(config, model, lambda spec: own if spec is None else open_data(spec, **like)))
+
+
+def _inputs(config: DetectConfig, model: Model, read: Callable[..., Inputs]) -> tuple[Inputs, Inputs | None]:
+    """Find the inputs and the anomalies; raise if the masks do not fit them."""
+    from tessella.tasks.detect.regions import read_masks
+
     inputs, anomalies = read(config.inputs), read(config.anomalies) if config.anomalies else None
     if config.masks is not None and not config.normal:
         read_masks(config.masks, (anomalies or inputs).names, model.schema)
+    return inputs, anomalies
 
 
 def _reader(config: DetectConfig, model: Model, data: Callable[[str | None], Data]) -> Callable[..., Inputs]:
@@ -191,7 +197,7 @@ def _detected(run: Run, config: DetectConfig, trained_on: Data | None) -> Detect
     data = cache(lambda spec: own() if spec is None and config.data is None else run.data(spec or config.data, model))
 
     read = _reader(config, model, data)
-    inputs, anomalies = read(config.inputs), read(config.anomalies) if config.anomalies else None
+    inputs, anomalies = _inputs(config, model, read)
     rate = FALSE_POSITIVES if config.false_positives is None else config.false_positives
     how = {name: getattr(config, name) for name in ("score", "scores", "normalize", "samples", "steps", "seed")}
     ready = prepare_detector(
