@@ -401,4 +401,4 @@ def _stored_type(model: CodeModel | LatentVariableModel) -> torch.dtype:
             f"real values have a density and no lossless code: use {option('lossy')}, or train on integers",
             code="density",
         )
-    return torch.uint8 if model.schema.values.in_bytes else torch.float32
+    return torch.uint8 if model.schema.in_bytes else torch.float32

@@ -29,7 +29,6 @@ from tessella.core.outputs import UNCONDITIONAL, BottleneckOutput, Condition, Sa
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
 from tessella.core.selectors import Coded, Draw, Selector
-from tessella.foundation.errors import SpecError
 
 
 class StoredValues(Distribution, ABC):
@@ -64,8 +63,6 @@ class Likelihood(nn.Module, ABC):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__()
-        if schema.lengths:
-            raise SpecError("examples of different lengths are not modelled yet: cut or pad them", code="lengths")
         self.schema = schema
 
     @property

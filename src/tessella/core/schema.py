@@ -54,11 +54,6 @@ class Values(ABC):
         return self.levels > 0
 
     @property
-    def in_bytes(self) -> bool:
-        """Return whether values are stored as uint8 instead of float32."""
-        return self.discrete and self.low >= 0 and self.high <= 255
-
-    @property
     def span(self) -> float:
         """Return `high - low`, or 1 if that is 0."""
         return (self.high - self.low) or 1.0
@@ -169,7 +164,8 @@ class Schema:
         channels: numbers per position; for a vector, its number of features.
         spatial: `()` for a vector, `(T,)` for a signal, `(H, W)` for a picture.
         values: the values that one number can take.
-        lengths: whether examples may be shorter than `spatial`; each batch then holds their lengths.
+        lengths: whether examples may be shorter than `spatial`; positions after the end are NaN in all channels.
+        missing: whether values may be missing; these are NaN. What is NaN costs nothing and trains nothing.
         center, scale: mean and standard deviation of each channel in the training split for `real` data; `(0.0,)` and
             `(1.0,)` otherwise.
         classes: names of the classes in the order of their labels; empty if there are none.
@@ -177,18 +173,23 @@ class Schema:
         columns: names of a table's columns, in order; empty if they have none.
         offset: integers subtracted from the columns because 32 bits could not distinguish their values; empty if none
             were.
+        rate: samples per second of a sound; 0 for data that is no sound.
+        mu_law: whether the 256 levels of a sound are its mu-law codes (ITU-T G.711), from the lowest pressure up.
     """
 
     channels: int
     spatial: tuple[int, ...]
     values: Values
     lengths: bool = False
+    missing: bool = False
     center: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
     classes: tuple[str, ...] = ()
     depth: tuple[float, float] | None = None
     columns: tuple[str, ...] = ()
     offset: tuple[int, ...] = ()
+    rate: float = 0.0
+    mu_law: bool = False
 
     @classmethod
     def of(
@@ -224,6 +225,17 @@ class Schema:
         """Return the number of numbers in one example."""
         return math.prod(self.shape)
 
+    @property
+    def partial(self) -> bool:
+        """Return whether stored values may be NaN: after the end of a shorter example, or missing."""
+        return self.lengths or self.missing
+
+    @property
+    def in_bytes(self) -> bool:
+        """Return whether values are stored as uint8 instead of float32."""
+        values = self.values
+        return values.discrete and values.low >= 0 and values.high <= 255 and not self.partial
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "values": self.values.to_json()}
 
@@ -242,6 +254,8 @@ class Schema:
             raise validation.Malformed(f"the shape {sides} has {schema.channels} channels, but a picture has at most 4")
         if values.discrete and not (2 <= values.levels <= MOST_LEVELS and abs(values.low) <= MOST_LEVELS):
             raise validation.Malformed(f"no model can be built for values from {values.low} to {values.high}")
+        if not 0 <= schema.rate <= MOST_LEVELS:
+            raise validation.Malformed(f"no model can be built for sound of {schema.rate} samples per second")
         if not values.low <= values.high:
             raise validation.Malformed(f"the smallest value {values.low} is above the largest {values.high}")
         if any(len(numbers) not in (1, schema.channels) for numbers in (schema.center, schema.scale)):

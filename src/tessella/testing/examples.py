@@ -35,7 +35,7 @@ def random_examples(schema: Schema, count: int = BATCH) -> Tensor:
     if schema.values.name == "real":
         return 10 + 2 * torch.randn(count, *schema.shape)
     drawn = torch.randint(schema.values.levels, (count, *schema.shape)) + schema.values.low
-    return drawn.to(torch.uint8 if schema.values.in_bytes else torch.float32)
+    return drawn.to(torch.uint8 if schema.in_bytes else torch.float32)
 
 
 def in_range(x: Tensor, schema: Schema, count: int = BATCH) -> bool:

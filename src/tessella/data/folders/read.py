@@ -188,7 +188,7 @@ class FilesOnAccess:
 
     def __init__(self, kind: Kind, file: Callable[[int], File], names: Sequence[str]) -> None:
         self.schema, self.shape = kind.schema, kind.schema.shape
-        self.dtype = np.dtype(np.uint8 if kind.schema.values.in_bytes else np.float32)
+        self.dtype = np.dtype(np.uint8 if kind.schema.in_bytes else np.float32)
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
         self._kind, self._file, self._names = kind, file, names
 
