@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 from tessella.core.schema import UINT8, Schema
 from tessella.kinds import spectra
 from tessella.kinds.base import Codec
-from tessella.kinds.mu_law import EXPANDED, compress
+from tessella.kinds.mu_law import mu_law_codes, mu_law_samples
 
 WAVE_HEIGHT, GAP, MEL_HEIGHT, WIDTH = 36, 2, 62, 152
 """Pixels of a tile: the waveform, the gap below it, the spectrogram, and both in width."""
@@ -37,7 +37,7 @@ def pressure(x: Tensor, schema: Schema) -> Tensor:
         return x.float()
     whole = x.float().round().clamp(schema.values.low, schema.values.high)
     if schema.mu_law:
-        table = torch.from_numpy(EXPANDED).to(x.device) / 32_768
+        table = torch.from_numpy(mu_law_samples(np.arange(256))).to(x.device) / 32_768
         return torch.where(whole.isnan(), whole, table[whole.nan_to_num().int()])
     return (whole - _middle(schema)) * 2 / schema.values.levels
 
@@ -49,7 +49,7 @@ def from_pressure(p: Tensor, schema: Schema) -> Tensor:
         return p.float()
     if schema.mu_law:
         whole = (p.nan_to_num() * 32_768).round().clamp(-32_768, 32_767)
-        return torch.where(p.isnan(), p, torch.from_numpy(compress(whole.cpu().numpy())).to(p))
+        return torch.where(p.isnan(), p, torch.from_numpy(mu_law_codes(whole.cpu().numpy())).to(p))
     return (p * values.levels / 2 + _middle(schema)).round().clamp(values.low, values.high)
 
 
