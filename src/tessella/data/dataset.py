@@ -27,6 +27,8 @@ from tessella.kinds.base import ReadOptions, kind_of
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 RECORDED = ("fingerprint", "examples")
 """Keys of a data record that describe the content of the data, not its place or its reading options."""
+SURVEYED = 1 << 25
+"""Values of the training split of which the share that is observed is measured."""
 TOLD_BY = 4
 """Examples that go into the fingerprint of data that is rendered on access."""
 
@@ -318,7 +320,10 @@ def _fingerprint(schema: Schema, rows: dict[str, tuple[RawSplit, np.ndarray]], b
 
 
 def _measured(schema: Schema, part: RawSplit, rows: np.ndarray) -> Schema:
-    """Set range, mean and standard deviation of real values to those of the training split."""
+    """Measure on the training split the share of observed values, and range, mean and deviation of real values."""
+    if schema.partial:
+        some = part.read(rows[: max(1, SURVEYED // schema.dims)])
+        schema = replace(schema, observed=max(float((~np.isnan(some)).mean()), 1 / some.size))
     if schema.values.discrete or not isinstance(part.x, np.ndarray):
         return schema
     center, scale, low, high = arrays.moments(part.x, rows)
