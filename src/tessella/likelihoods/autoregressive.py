@@ -15,6 +15,7 @@ from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
+from tessella.core.observed import observed
 from tessella.core.schema import Schema
 from tessella.likelihoods.history import LocatedLikelihood, PlainHistory, SampleHistory
 from tessella.likelihoods.shared import Standardizer, checked_parameters, over_channels
@@ -37,10 +38,11 @@ class AutoregressiveModule(Likelihood):
     gives a normalised distribution; this one takes a third of the time. Signals go sample by sample.
 
     Causal convolutions (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders"; for signals
-    dilated ones, "WaveNet") take the stored values and h(z) at each position. They give the parameters of each
-    pixel's distribution, the default one of its values (Bernoulli, mixture of logistics, categorical, Gaussian), so
-    p(x | z) is normalised over the stored values. What is missing (NaN) costs nothing and is seen as such. The bounds are strong, but because the network can explain much of x without z, it may leave z unused (Chen
-    et al. 2017, "Variational lossy autoencoder", section 2; Gulrajani et al. 2017, "PixelVAE").
+    dilated ones, "WaveNet") take the stored values and h(z) at each position. They give the parameters of each pixel's
+    distribution, the default one of its values (Bernoulli, mixture of logistics, categorical, Gaussian), so p(x | z) is
+    normalised over the stored values. The bounds are strong, but because the network can explain much of x without z,
+    it may leave z unused (Chen et al. 2017, "Variational lossy autoencoder", section 2; Gulrajani et al. 2017,
+    "PixelVAE").
 
     Parameters: `[B, features, *spatial]` (vectors `[B, features * D]`, read as `[B, features, D]`): context for the
     convolutions. The numbers of a vector are treated as a row of pixels.
@@ -72,20 +74,14 @@ class AutoregressiveModule(Likelihood):
         standard = Schema.of(self.grid, schema.values)
         self.whole = pixel(standard)
         self.one = pixel(replace(standard, spatial=(1, 1)))
-        signal = schema.rank == 1
-        width = width or (WIDTH_OF_COLOUR if self.grid[0] > 1 and not signal else WIDTH)
+        network, usual = {1: (DilatedConv, DEPTH_OF_SIGNALS)}.get(schema.rank, (CausalConv, DEPTH))
+        signal, channels = network is DilatedConv, self.grid[0]
+        width = width or (WIDTH_OF_COLOUR if channels > 1 and not signal else WIDTH)
         self.block = BLOCK if min(self.grid[1:]) >= SMALL else (1, 1)
         located = signal and isinstance(self.whole, LocatedLikelihood)
-        self.history = (
-            SampleHistory(self.whole, *self.grid[:1], schema.values) if located else PlainHistory(self.grid[0])
-        )
+        self.history = SampleHistory(self.whole, channels, schema.values) if located else PlainHistory(channels)
         pixels, values = math.prod(self.block), self.history.features + 1
-        inputs, context = pixels * values, pixels * self.features
-        self.trunk = (
-            DilatedConv(inputs, width, depth or DEPTH_OF_SIGNALS, context=context)
-            if signal
-            else CausalConv(inputs, width, depth or DEPTH, context=context)
-        )
+        self.trunk = network(pixels * values, width, depth or usual, context=pixels * self.features)
         self.head = BlockHead(width, values, pixels, self.whole.parameter_channels)
         bias = self.whole.residual_bias() if located else self.whole.initial_bias()
         if bias is not None:
@@ -107,7 +103,8 @@ class AutoregressiveModule(Likelihood):
 
     def standard(self, x: Tensor) -> Tensor:
         """Convert stored values `[B, *shape]` to `[B, *grid]` for `whole`; only real values are standardised."""
-        x = x if self.schema.values.discrete else self.units.to_network(x)
+        if not self.schema.values.discrete:
+            x = self.units.to_network(x).masked_fill(x.isnan(), torch.nan)
         return x.reshape(len(x), self.grid[0], *self._sides(x))
 
     def stored(self, x: Tensor) -> Tensor:
@@ -120,9 +117,9 @@ class AutoregressiveModule(Likelihood):
 
         That share, `[B, 1, H, W]`, is 1 without NaN. The network also sees the border by it, since padding is 0.
         """
-        y = self.whole.to_network(x)
-        missing = y.isnan()
-        return y.masked_fill(missing, 0.0), 1 - missing.to(y.dtype).mean(1, keepdim=True)
+        y, seen = self.whole.to_network(x), observed(x)
+        known = torch.ones_like(y[:, :1]) if seen is None else seen.to(y.dtype).mean(1, keepdim=True)
+        return y, known
 
     def blocks(self, maps: Tensor) -> Tensor:
         """Convert maps `[B, C, H, W]` to blocks `[B, pixels * C, h, w]`, padded with zeros."""
@@ -147,11 +144,7 @@ class AutoregressiveModule(Likelihood):
         y = F.pad(y, (self.history.past, 0))
         values = self.blocks(torch.cat([self.history(y), known], 1))
         parameters = self.head(self.trunk(values, self.blocks(context)), values)
-        return self.history.shifted(self.unblocked(parameters, *x.shape[2:]), y)
-
-    def log_volume(self, shape: tuple[int, ...]) -> Tensor | float:
-        """Return log p of standardised real values minus log p of stored ones, in nats."""
-        return 0.0 if self.schema.values.discrete else self.units.scale.expand(shape).log().sum()
+        return self.history.located(self.unblocked(parameters, *x.shape[2:]), y)
 
     def _sides(self, maps: Tensor) -> tuple[int, ...]:
         """Return height and width of pictures of any size; a signal or a vector is one row."""
@@ -174,9 +167,7 @@ class PixelByPixel(StoredValues):
         super().__init__(len(context), (schema.channels, *sides))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        of = self.likelihood
-        x = of.standard(value)
-        return of.whole(of.conditionals(x, self.context)).log_prob(x) - of.log_volume(self.event_shape)
+        return self.by_position(value).flatten(1).sum(1)
 
     def by_position(self, value: Tensor) -> Tensor:
         of = self.likelihood
@@ -185,7 +176,8 @@ class PixelByPixel(StoredValues):
         each = each.reshape(len(x), *(self.event_shape[1:] or self.event_shape))
         if of.schema.values.discrete:
             return each
-        return each - over_channels(of.units.scale.expand(self.event_shape).log()[None])
+        volume = of.units.scale.log().expand_as(value).masked_fill(value.isnan(), 0)
+        return each - over_channels(volume)
 
     @property
     def mean(self) -> Tensor:
@@ -240,7 +232,7 @@ class PixelByPixel(StoredValues):
                         seen = begun.new_zeros(len(context), of.head.values)
                     else:
                         window = y[:, :, i : i + 1, k : k + history.past + 1]
-                        parameters = history.shifted(of.head.pixel(begun, values, j)[:, :, None, None], window)
+                        parameters = history.located(of.head.pixel(begun, values, j)[:, :, None, None], window)
                         x[:, :, i, k] = choose(of.one(parameters), i, k)[..., 0, 0]
                         units, known = of.units_of(x[:, :, i : i + 1, k : k + 1])
                         window[..., -1:] = units

@@ -28,8 +28,11 @@ class LocatedLikelihood(Likelihood, ABC):
         """Return the number of locations at a position, channel by channel."""
 
     @abstractmethod
-    def shifted(self, parameters: Tensor, by: Tensor) -> Tensor:
-        """Add predictions `[B, locations, *spatial]` to the locations of parameters `[B, P, *spatial]`."""
+    def around(self, predictions: Tensor, parameters: Tensor) -> Tensor:
+        """Place the locations of parameters `[B, P, *spatial]` around predictions `[B, locations, *spatial]`.
+
+        They are then prediction + scale * location, so that narrow components stay near.
+        """
 
     @abstractmethod
     def residual_bias(self) -> Tensor:
@@ -52,7 +55,7 @@ class History(nn.Module, ABC):
         """Compute the network's input at each position, `[B, features, H, W]`."""
 
     @abstractmethod
-    def shifted(self, parameters: Tensor, y: Tensor) -> Tensor:
+    def located(self, parameters: Tensor, y: Tensor) -> Tensor:
         """Return parameters `[B, P, H, W]` with locations relative to the values before each position."""
 
 
@@ -69,7 +72,7 @@ class PlainHistory(History):
     def forward(self, y: Tensor) -> Tensor:
         return y
 
-    def shifted(self, parameters: Tensor, y: Tensor) -> Tensor:
+    def located(self, parameters: Tensor, y: Tensor) -> Tensor:
         return parameters
 
 
@@ -82,18 +85,16 @@ class SampleHistory(History):
     a linear function of the last samples (Atal & Hanauer 1971), at first y_(t-1), 2 y_(t-1) - y_(t-2) or 0 in turn.
 
     Args:
-        likelihood: likelihood of the values.
+        likelihood: likelihood of the values, which gets the predictions.
         channels: C.
         values: of one number.
     """
 
-    past = ORDER
-
     def __init__(self, likelihood: LocatedLikelihood, channels: int, values: Values) -> None:
         super().__init__()
-        self.likelihood, self.features = likelihood, 4 * channels
+        self.around, self.past, self.features = likelihood.around, ORDER, 4 * channels
         self.finest = (values.levels - 1) / 2 if values.discrete else FINEST
-        self.predict = nn.Conv1d(channels, likelihood.locations, ORDER, bias=False)
+        self.predict = nn.Conv1d(channels, likelihood.locations, self.past, bias=False)
         with torch.no_grad():
             weights = self.predict.weight.zero_().unflatten(0, (channels, -1))
             for c in range(channels):
@@ -102,14 +103,14 @@ class SampleHistory(History):
 
     def forward(self, y: Tensor) -> Tensor:
         steps = y.diff()
-        curves = [part[..., part.shape[-1] - (y.shape[-1] - ORDER) :] for part in (y, steps, steps.diff())]
+        curves = [part[..., part.shape[-1] - y.shape[-1] + self.past :] for part in (y, steps, steps.diff())]
         return torch.cat([curves[0], *(self._compressed(part) for part in curves)], 1)
 
     def _compressed(self, y: Tensor) -> Tensor:
         return torch.asinh(y * self.finest) / math.asinh(self.finest)
 
-    def shifted(self, parameters: Tensor, y: Tensor) -> Tensor:
+    def located(self, parameters: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(y.device.type, enabled=False):  # bfloat16 would be off by many levels
             weight = self.predict.weight
             near = F.conv1d(y[..., :-1].squeeze(2).to(weight.dtype), weight).unsqueeze(2)
-            return self.likelihood.shifted(parameters.to(near.dtype), near)
+            return self.around(near, parameters.to(near.dtype))

@@ -187,9 +187,9 @@ class GaussianModule(LocatedLikelihood):
     def locations(self) -> int:
         return self.schema.shape[0]
 
-    def shifted(self, parameters: Tensor, by: Tensor) -> Tensor:
-        location, log_scale = parameters.chunk(2, dim=1)
-        return torch.cat([location + by, log_scale], 1)
+    def around(self, predictions: Tensor, parameters: Tensor) -> Tensor:
+        offset, log_scale = parameters.chunk(2, dim=1)
+        return torch.cat([predictions + offset * log_scale.clamp(max=20).exp(), log_scale], 1)
 
     def residual_bias(self) -> Tensor:
         """Return locations 0 and a third of the training split's standard deviation."""

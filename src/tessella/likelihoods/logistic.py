@@ -89,15 +89,17 @@ class LogisticMixtureModule(LocatedLikelihood):
     def locations(self) -> int:
         return self.channels * self.mixtures
 
-    def shifted(self, parameters: Tensor, by: Tensor) -> Tensor:
-        """Add predictions to the locations; channels depend on how much earlier ones differ from theirs."""
+    def around(self, predictions: Tensor, parameters: Tensor) -> Tensor:
+        """Place the locations; channels depend on how much earlier ones differ from their predictions."""
         count = self.channels
         parts = parameters.unflatten(1, (-1, self.mixtures))
-        by = by.unflatten(1, (count, self.mixtures))
-        relative, slopes = list((parts[:, 1 : 1 + count] + by).unbind(1)), parts[:, 1 + 2 * count :].tanh()
+        near = predictions.unflatten(1, (count, self.mixtures))
+        logits, offsets, log_scales, coefficients = parts.split([1, count, count, parts.shape[1] - 1 - 2 * count], 1)
+        scales = log_scales.clamp(_least_log_scale(self.schema.values.levels), LOG_SCALE_MAX).exp()
+        locations, slopes = list((near + offsets * scales).unbind(1)), coefficients.tanh()
         for i, (c, j) in enumerate(_pairs(count)):
-            relative[c] = relative[c] - slopes[:, i] * by[:, j]
-        return torch.cat([parts[:, :1], torch.stack(relative, 1), parts[:, 1 + count :]], 1).flatten(1, 2)
+            locations[c] = locations[c] - slopes[:, i] * near[:, j]
+        return torch.cat([logits, torch.stack(locations, 1), log_scales, coefficients], 1).flatten(1, 2)
 
     def residual_bias(self) -> Tensor:
         """Return equal weights, locations 0, and scales from half a level to a tenth of the range."""
