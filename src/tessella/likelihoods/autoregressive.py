@@ -72,18 +72,18 @@ class AutoregressiveModule(Likelihood):
         self.features = FEATURES if schema.rank else FEATURES_OF_A_NUMBER
         self.units = Standardizer(schema)
         standard = Schema.of(self.grid, schema.values)
-        self.whole = pixel(standard)
+        self.whole = whole = pixel(standard)
         self.one = pixel(replace(standard, spatial=(1, 1)))
         network, usual = {1: (DilatedConv, DEPTH_OF_SIGNALS)}.get(schema.rank, (CausalConv, DEPTH))
         signal, channels = network is DilatedConv, self.grid[0]
+        history, bias = PlainHistory(channels), whole.initial_bias()
+        if signal and isinstance(whole, LocatedLikelihood):
+            history, bias = SampleHistory(whole, channels, schema.values), whole.residual_bias()
         width = width or (WIDTH_OF_COLOUR if channels > 1 and not signal else WIDTH)
         self.block = BLOCK if min(self.grid[1:]) >= SMALL else (1, 1)
-        located = signal and isinstance(self.whole, LocatedLikelihood)
-        self.history = SampleHistory(self.whole, channels, schema.values) if located else PlainHistory(channels)
-        pixels, values = math.prod(self.block), self.history.features + 1
+        pixels, values = math.prod(self.block), history.features + 1
         self.trunk = network(pixels * values, width, depth or usual, context=pixels * self.features)
-        self.head = BlockHead(width, values, pixels, self.whole.parameter_channels)
-        bias = self.whole.residual_bias() if located else self.whole.initial_bias()
+        self.history, self.head = history, BlockHead(width, values, pixels, whole.parameter_channels)
         if bias is not None:
             self.head.start_at(bias)
 
