@@ -66,13 +66,17 @@ def test_signals_are_coded_exactly_at_the_cost_of_their_probability(values: Valu
     likelihood, parameters = made(values, channels, 30)
     p_x = likelihood(parameters)
     x = p_x.sample()
+    x[1, :, 20:] = torch.nan
+    seen = ~x.isnan().all(1)
     stack = AnsStack()
     encoder = SymbolEncoder(stack)
-    p_x.code(encoder, x)
+    p_x.code(encoder, x, seen)
     nats = -p_x.log_prob(x).sum().item()
     assert encoder.bits == pytest.approx(nats / math.log(2), rel=0.01)
     encoder.flush()
-    assert torch.equal(p_x.code(SymbolDecoder(stack)), x)
+    back = p_x.code(SymbolDecoder(stack), None, seen)
+    assert torch.equal(back.isnan(), x.isnan())
+    assert torch.equal(back.nan_to_num(), x.nan_to_num())
 
 
 @pytest.mark.parametrize("values", [PCM, Binary(), Real(-3.0, 3.0)])
