@@ -26,6 +26,7 @@ class VolumeFiles(FileReader):
     """Files of numbers as text, whose first line is the number of slices."""
 
     endings = (".vol",)
+    example, examples = "volume", "volumes"
 
     def header(self, file: File) -> FileHeader:
         try:
@@ -42,7 +43,7 @@ class VolumeFiles(FileReader):
     def holds(self, schema: Schema) -> bool:
         return schema.values == Real()
 
-    def read(self, file: File, schema: Schema) -> Tensor:
+    def read(self, file: File, schema: Schema, part: int = 0) -> Tensor:
         return torch.from_numpy(self._values(file)).reshape(schema.shape)
 
     def trouble(self, error: Exception) -> str:

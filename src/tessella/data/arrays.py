@@ -239,19 +239,18 @@ def _check_finite(x: np.ndarray, name: str) -> None:
 
 
 def moments(x: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...], float, float]:
-    """Compute the mean and standard deviation per feature, and the lowest and highest value.
+    """Compute the mean and standard deviation per feature, and the lowest and highest value; NaN is left out.
 
-    Features are the columns of `[N, D]` or the channels of `[N, C, H, W]`. A constant feature gets the scale 1.
+    Features are the columns of `[N, D]` or the channels of `[N, C, *spatial]`. A constant feature gets the scale 1.
     """
     axes = (0, *range(2, x.ndim))
     step = max(1, CHUNK_BYTES // max(1, x[0].nbytes))
     pieces = [rows[i : i + step] for i in range(0, len(rows), step)]
-    per_row = x[0].size // x.shape[1]
-    total = len(rows) * per_row
     shape = (1, -1, *(1,) * (x.ndim - 2))
-    mean = sum(x[p].sum(axes, dtype=np.float64) for p in pieces) / total
-    variance = sum(((x[p] - mean.reshape(shape)) ** 2).sum(axes, dtype=np.float64) for p in pieces) / total
-    low, high = min(float(x[p].min()) for p in pieces), max(float(x[p].max()) for p in pieces)
+    total = np.maximum(1, sum((~np.isnan(x[p])).sum(axes) for p in pieces))
+    mean = sum(np.nansum(x[p], axes, dtype=np.float64) for p in pieces) / total
+    variance = sum(np.nansum((x[p] - mean.reshape(shape)) ** 2, axes, dtype=np.float64) for p in pieces) / total
+    low, high = min(float(np.nanmin(x[p])) for p in pieces), max(float(np.nanmax(x[p])) for p in pieces)
     scale = np.sqrt(variance)
     scale = np.where(scale > 1e-6 * np.maximum(1e-6, np.abs(mean)), scale, 1.0)
     return tuple(map(float, mean)), tuple(map(float, scale)), low, high

@@ -11,6 +11,7 @@ from torch import Tensor
 from tessella.core.rng import Noise
 from tessella.core.schema import Binary
 from tessella.foundation.registry import register
+from tessella.kinds.sound_files import SoundFiles
 from tessella.kinds.vectors import PLOT_HEIGHT, PLOT_WIDTH, Arrays, plots
 
 LINES, LOWEST = 8, 16
@@ -26,6 +27,7 @@ class Signals(Arrays):
     example = "signal"
     examples = "signals"
     dimension = "sample"
+    files = SoundFiles()
 
     @property
     def description(self) -> str:
