@@ -24,7 +24,6 @@ from tessella.bottlenecks.codebooks import (
 from tessella.bottlenecks.nearest import in_one_table, nearest_codes
 from tessella.bottlenecks.proposals import sample_near, sample_with_log_prob, uniform_for
 from tessella.core.contracts import Quantizer
-from tessella.core.distributions import PointMass
 from tessella.core.outputs import BottleneckOutput
 from tessella.core.rng import Noise
 
@@ -115,14 +114,14 @@ class CodebookQuantizer(Quantizer):
         self.latent_shape = (self.groups * self.code_dim, *feature_shape[1:])
         self.code_shape = (len(books) * self.groups, *feature_shape[1:])
 
-    def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
+    def forward(self, features: Tensor, noise: Noise | None, present: Tensor | None = None) -> BottleneckOutput:
         with torch.autocast(features.device.type, enabled=False):
             rows = self.head(features.float().movedim(1, -1))
             z = left = self.distance(rows.reshape(-1, self.groups, self.code_dim))
             codes, vectors, penalties = [], [], []
             for number, book in enumerate(self.books):
                 left = left - vectors[-1] if vectors else left
-                chosen, e = self._through(number, left, noise)
+                chosen, e = self._through(number, left, noise, None if present is None else present.flatten())
                 penalties.append(self.commitment * F.mse_loss(left, e.detach(), reduction="none"))
                 if book.taught:
                     penalties.append(F.mse_loss(left.detach(), e, reduction="none"))
@@ -130,8 +129,11 @@ class CodebookQuantizer(Quantizer):
                 vectors.append(e.detach())
             z = self.gradient(z, _sum(vectors))
             grid = torch.cat(codes, 1).reshape(*rows.shape[:-1], self.code_shape[0]).movedim(-1, 1)
-            penalty = _sum(penalties).view(rows.shape).flatten(1).sum(1)
-            return BottleneckOutput(z.view(rows.shape).movedim(-1, 1), PointMass(grid.contiguous()), penalty)
+            penalty = _sum(penalties).view(rows.shape)
+            if present is not None:
+                penalty = penalty.masked_fill(~present.unsqueeze(-1), 0)
+            z = z.view(rows.shape).movedim(-1, 1)
+            return self.output(z, grid.contiguous(), penalty.flatten(1).sum(1), present)
 
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         with torch.autocast(features.device.type, enabled=False):
@@ -148,20 +150,21 @@ class CodebookQuantizer(Quantizer):
             return torch.cat(codes, 1).reshape(*rows.shape[:-1], -1).movedim(-1, 1).contiguous(), log_q
 
     @torch.compiler.disable()  # control flow depends on values: a compiler would break the graph at every line
-    def _through(self, number: int, z: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        """Return the codes `[N, G]` of z `[N, G, D]` and their vectors, then update the codebook."""
+    def _through(self, number: int, z: Tensor, noise: Noise | None, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the codes `[N, G]` of z `[N, G, D]` and their vectors, then update the codebook by those present."""
         book, seen = self.books[number], z.detach()
         draws = (noise or Noise(0)).split(f"codebook {number}")
         if self.training:
-            book.start(seen, draws.split("start"))
+            book.start(seen if present is None else seen[present], draws.split("start"))
         table = book.table()
         codes = nearest_codes(seen, table.detach())
         e = _vectors(table, codes)
         if self.training:
-            book.learn(seen, codes, draws.split("revival"))
+            learned = (seen, codes) if present is None else (seen[present], codes[present])
+            book.learn(*learned, draws.split("revival"))
         return codes, e
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def vectors(self, codes: Tensor) -> Tensor:
         with torch.autocast(codes.device.type, enabled=False):
             rows = codes.movedim(1, -1)
             chosen = rows.reshape(-1, len(self.books), self.groups).unbind(1)
@@ -202,13 +205,13 @@ class FSQModule(Quantizer):
         self.latent_shape = (codes * len(levels), *feature_shape[1:])
         self.code_shape = (codes, *feature_shape[1:])
 
-    def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
+    def forward(self, features: Tensor, noise: Noise | None, present: Tensor | None = None) -> BottleneckOutput:
         with torch.autocast(features.device.type, enabled=False):
             bounded = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base))).tanh()
             digits = (self.most / 2 * (1 + bounded.detach())).nan_to_num().round().long()
             codes = (digits * self.base).sum(-1).movedim(-1, 1).contiguous()
-            z = straight_through(bounded.flatten(-2).movedim(-1, 1), self.lookup(codes))
-            return BottleneckOutput(z, PointMass(codes))
+            z = straight_through(bounded.flatten(-2).movedim(-1, 1), self.vectors(codes))
+            return self.output(z, codes, None, present)
 
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Sample each digit independently, with the variance of rounding errors around its value."""
@@ -223,7 +226,7 @@ class FSQModule(Quantizer):
                 codes, log_q = codes + base * digit, log_q + nats.flatten(1).sum(1)
             return cast(Tensor, codes).movedim(-1, 1).contiguous(), cast(Tensor, log_q)
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def vectors(self, codes: Tensor) -> Tensor:
         digits = codes.movedim(1, -1)[..., None] // self.base % (self.most + 1)
         return (2 * digits / self.most - 1).flatten(-2).movedim(-1, 1)
 
@@ -260,18 +263,23 @@ class LFQModule(Quantizer):
         self.latent_shape = (codes * bits, *feature_shape[1:])
         self.code_shape = (codes, *feature_shape[1:])
 
-    def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
+    def forward(self, features: Tensor, noise: Noise | None, present: Tensor | None = None) -> BottleneckOutput:
         with torch.autocast(features.device.type, enabled=False):
             rows = self.head(features.float().movedim(1, -1))
             codes = ((rows.unflatten(-1, (-1, len(self.base))) > 0) * self.base).sum(-1).movedim(-1, 1).contiguous()
             z = rows.movedim(-1, 1)
-            signs = self.lookup(codes)
+            signs = self.vectors(codes)
             on = torch.sigmoid(4 * z)
             entropy = F.softplus(4 * z) - 4 * z * on
-            mean = on.mean([0, *range(2, z.dim())], keepdim=True).clamp(1e-6, 1 - 1e-6)
+            counted = torch.ones_like(on[:, :1]) if present is None else present.unsqueeze(1).to(on.dtype)
+            axes = [0, *range(2, z.dim())]
+            mean = (on * counted).sum(axes, keepdim=True) / counted.sum(axes, keepdim=True).clamp_min(1)
+            mean = mean.clamp(1e-6, 1 - 1e-6)
             of_mean = torch.special.entr(mean) + torch.special.entr(1 - mean)
             terms = self.commitment * (z - signs).square() + self.entropy * (entropy - of_mean)
-            return BottleneckOutput(straight_through(z, signs), PointMass(codes), terms.flatten(1).sum(1))
+            if present is not None:
+                terms = terms.masked_fill(~present.unsqueeze(1), 0)
+            return self.output(straight_through(z, signs), codes, terms.flatten(1).sum(1), present)
 
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Sample each bit independently from q(bit | z)."""
@@ -281,6 +289,6 @@ class LFQModule(Quantizer):
             bits, nats = sample_with_log_prob(logits, uniform_for(noise.split("soften"), z))
             return (bits * self.base).sum(-1).movedim(-1, 1).contiguous(), nats.flatten(1).sum(1)
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def vectors(self, codes: Tensor) -> Tensor:
         bits = codes.movedim(1, -1)[..., None] // self.base % 2
         return (2.0 * bits - 1).flatten(-2).movedim(-1, 1)

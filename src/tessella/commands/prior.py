@@ -175,7 +175,7 @@ def _saving(done: FitResult, model: Model) -> str:
     """The rate before and after, in words."""
 
     def said(nats: float) -> str:
-        return f"{nats:.2f} nats ({bits_per_dim(nats, model.schema.dims):.3f} bits/dim)"
+        return f"{nats:.2f} nats ({bits_per_dim(nats, model.schema.observed_dims):.3f} bits/dim)"
 
     own = f"the {'uniform' if done.of_codes else 'trained'} prior"
     if done.rate is None:

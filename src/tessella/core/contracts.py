@@ -18,12 +18,14 @@ K - 1), and the decoder takes the codes' vectors. A `CodePrior` is the distribut
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
+from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.outputs import UNCONDITIONAL, BottleneckOutput, Condition, Sampling
 from tessella.core.rng import Noise
@@ -35,6 +37,7 @@ class StoredValues(Distribution, ABC):
     """Distribution p(x | z) over stored values, with batch shape `[B]` and event shape `shape`.
 
     `log_prob` takes stored values of any dtype; `mean` and `sample()` return floating-point numbers in stored units.
+    A value that is NaN is not observed: it is marginalised, so it costs nothing and has no gradient.
     """
 
     def __init__(self, batch: int, shape: torch.Size | tuple[int, ...]) -> None:
@@ -72,7 +75,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def to_network(self, x: Tensor) -> Tensor:
-        """Convert stored values `[B, *shape]` to the encoder's input: float32 of about unit scale."""
+        """Convert stored values `[B, *shape]` to the encoder's input: float32 of about unit scale, 0 where x is NaN."""
 
     @abstractmethod
     def initial_bias(self) -> Tensor | None:
@@ -173,12 +176,32 @@ class Quantizer(Bottleneck, ABC):
     `BottleneckOutput.posterior` is a `PointMass` on the codes `[B, *code_shape]` (int64). `z` holds the codes' vectors;
     gradients pass straight through to the features. Grids of any size are accepted. Computed in float32 whatever the
     autocast. In training mode `forward` also updates a codebook that is learned from running statistics.
+
+    An example may end before its grid does. The positions after its end have no codes: they hold -1, their vectors are
+    0, and they have no penalty, no rate and no part in statistics.
     """
 
     codebook_size: int
     """K: codes are 0 ... K - 1."""
     code_shape: tuple[int, ...]
     """Shape of one example's codes: `(C, *spatial)`, C codes per position."""
+
+    @abstractmethod
+    def forward(self, features: Tensor, noise: Noise | None, present: Tensor | None = None) -> BottleneckOutput:
+        """Map features `[B, *feature_shape]` to codes and their vectors.
+
+        Args:
+            features: output of the encoder.
+            noise: source of random numbers for learned codebooks.
+            present: `[B, *spatial]` bool, the positions before the end of each example; None: all.
+        """
+
+    @final
+    def output(self, z: Tensor, codes: Tensor, penalty: Tensor | None, present: Tensor | None) -> BottleneckOutput:
+        """Make the output of `forward`, with 0 and -1 for the vectors and codes after the end of each example."""
+        if present is not None:
+            z, codes = (t.masked_fill(~present.unsqueeze(1), fill) for t, fill in ((z, 0), (codes, -1)))
+        return BottleneckOutput(z, PointMass(codes), penalty)
 
     @abstractmethod
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
@@ -188,8 +211,13 @@ class Quantizer(Bottleneck, ABC):
         """
 
     @abstractmethod
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Map codes `[B, C, *spatial]`, all at least 0, to their vectors `[B, D, *spatial]`."""
+
+    @final
     def lookup(self, codes: Tensor) -> Tensor:
-        """Map codes `[B, C, *spatial]` to their vectors `[B, D, *spatial]`, the z of `forward`."""
+        """Map codes `[B, C, *spatial]` to their vectors `[B, D, *spatial]`, the z of `forward`: 0 for codes of -1."""
+        return self.vectors(codes.clamp_min(0)).masked_fill(codes[:, :1] < 0, 0)
 
 
 class CodePrior(nn.Module, ABC):

@@ -166,6 +166,7 @@ class Schema:
         values: the values that one number can take.
         lengths: whether examples may be shorter than `spatial`; positions after the end are NaN in all channels.
         missing: whether values may be missing; these are NaN. What is NaN costs nothing and trains nothing.
+        observed: share of the values in the training split that are not NaN.
         center, scale: mean and standard deviation of each channel in the training split for `real` data; `(0.0,)` and
             `(1.0,)` otherwise.
         classes: names of the classes in the order of their labels; empty if there are none.
@@ -182,6 +183,7 @@ class Schema:
     values: Values
     lengths: bool = False
     missing: bool = False
+    observed: float = field(default=1.0, compare=False)
     center: tuple[float, ...] = (0.0,)
     scale: tuple[float, ...] = (1.0,)
     classes: tuple[str, ...] = ()
@@ -226,6 +228,11 @@ class Schema:
         return math.prod(self.shape)
 
     @property
+    def observed_dims(self) -> float:
+        """Return the mean number of observed numbers in one example, to convert mean nats to bits per dimension."""
+        return self.dims * self.observed
+
+    @property
     def partial(self) -> bool:
         """Return whether stored values may be NaN: after the end of a shorter example, or missing."""
         return self.lengths or self.missing
@@ -254,6 +261,10 @@ class Schema:
             raise validation.Malformed(f"the shape {sides} has {schema.channels} channels, but a picture has at most 4")
         if values.discrete and not (2 <= values.levels <= MOST_LEVELS and abs(values.low) <= MOST_LEVELS):
             raise validation.Malformed(f"no model can be built for values from {values.low} to {values.high}")
+        if schema.lengths and schema.rank != 1:
+            raise validation.Malformed("only signals can end early")
+        if not 0 < schema.observed <= 1:
+            raise validation.Malformed(f"the share of observed values is {schema.observed}")
         if not 0 <= schema.rate <= MOST_LEVELS:
             raise validation.Malformed(f"no model can be built for sound of {schema.rate} samples per second")
         if not values.low <= values.high:
@@ -267,6 +278,6 @@ class Schema:
         return schema
 
 
-def bits_per_dim(nats: float, dims: int) -> float:
+def bits_per_dim(nats: float, dims: float) -> float:
     """Convert nats per example to bits per dimension: `nats / (dims * ln 2)`."""
     return nats / (dims * math.log(2))

@@ -239,18 +239,22 @@ def _check_finite(x: np.ndarray, name: str) -> None:
 
 
 def moments(x: np.ndarray, rows: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...], float, float]:
-    """Compute the mean and standard deviation per feature, and the lowest and highest value; NaN is left out.
+    """Compute the mean and standard deviation per feature, and the lowest and highest value.
 
-    Features are the columns of `[N, D]` or the channels of `[N, C, *spatial]`. A constant feature gets the scale 1.
+    Features are the columns of `[N, D]` or the channels of `[N, C, H, W]`. A constant feature gets the scale 1. Values
+    that are NaN are left out.
     """
     axes = (0, *range(2, x.ndim))
     step = max(1, CHUNK_BYTES // max(1, x[0].nbytes))
     pieces = [rows[i : i + step] for i in range(0, len(rows), step)]
+    total = np.maximum(sum((~np.isnan(x[p])).sum(axes) for p in pieces), 1)
     shape = (1, -1, *(1,) * (x.ndim - 2))
-    total = np.maximum(1, sum((~np.isnan(x[p])).sum(axes) for p in pieces))
     mean = sum(np.nansum(x[p], axes, dtype=np.float64) for p in pieces) / total
     variance = sum(np.nansum((x[p] - mean.reshape(shape)) ** 2, axes, dtype=np.float64) for p in pieces) / total
-    low, high = min(float(np.nanmin(x[p])) for p in pieces), max(float(np.nanmax(x[p])) for p in pieces)
+    low, high = (
+        min(float(np.fmin.reduce(x[p], None)) for p in pieces),
+        max(float(np.fmax.reduce(x[p], None)) for p in pieces),
+    )
     scale = np.sqrt(variance)
     scale = np.where(scale > 1e-6 * np.maximum(1e-6, np.abs(mean)), scale, 1.0)
     return tuple(map(float, mean)), tuple(map(float, scale)), low, high

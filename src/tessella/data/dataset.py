@@ -31,6 +31,8 @@ MEASURED = 1_000
 """Examples on access whose range, mean and standard deviation are measured."""
 LOWEST_RATE, HIGHEST_RATE = 16, 1 << 20
 """Samples per second to which sounds may be resampled."""
+SURVEYED = 1 << 25
+"""Values of the training split of which the share that is observed is measured."""
 TOLD_BY = 4
 """Examples that go into the fingerprint of data that is rendered on access."""
 
@@ -359,7 +361,10 @@ def _fingerprint(schema: Schema, rows: dict[str, tuple[RawSplit, np.ndarray]], b
 
 
 def _measured(schema: Schema, part: RawSplit, rows: np.ndarray) -> Schema:
-    """Set range, mean and standard deviation of real values to those of the training split, or of a part of it."""
+    """Measure on the training split the share of observed values, and range, mean and deviation of real values."""
+    if schema.partial:
+        some = part.read(rows[: max(1, SURVEYED // schema.dims)])
+        schema = replace(schema, observed=max(float((~np.isnan(some)).mean()), 1 / some.size))
     if schema.values.discrete:
         return schema
     x = part.x

@@ -14,7 +14,13 @@ from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Binary, Schema, Values
 from tessella.diffusion.discrete_denoiser import posterior
 from tessella.likelihoods.independent import BernoulliLogits, CategoricalLogits
-from tessella.likelihoods.shared import IndependentValues, RealValues, Standardizer, checked_parameters
+from tessella.likelihoods.shared import (
+    IndependentValues,
+    RealValues,
+    Standardizer,
+    checked_parameters,
+    require_complete,
+)
 
 SCALE_FLOOR = 1e-3
 
@@ -32,6 +38,7 @@ class Observation(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
+        require_complete(schema, "diffusion")
         self.units = Standardizer(schema)
 
     @property

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tessella.core.batches import FixedBatch, fixed_batches, size_of
 from tessella.core.device import autocast, precise
+from tessella.core.observed import count_observed, zero_filled
 from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision, bits_per_dim
@@ -103,20 +104,21 @@ def _evaluation(
     seconds: float,
 ) -> Evaluation:
     """Build the evaluation from sums over the split."""
-    done, dims, schema = int(sums["examples"]), model.schema.dims, model.schema
+    done, values, schema = int(sums["examples"]), int(sums["values"]), model.schema
+    dims = values / done
     mean = {name: float(total) / done for name, total in sums.items() if total.dim() == 0}
     rate, distortion = mean.get("rate"), mean["distortion"]
     bound = None if rate is None else rate + distortion
     units = tuple((sums["units"] / done).tolist()) if "units" in sums else None
     codes = codebook.figures(model, sums, done) if model.levels else None
     warned = () if codes is None else codebook.warnings(codes, done, _quantizer(model))
-    mse = mean.get("squared")
+    mse = float(sums["squared"]) / values if "squared" in sums else None
     return Evaluation(
         model=model.name,
         data=data,
         split=split_name,
         examples=done,
-        dims=dims,
+        dims=round(dims),
         rate=rate,
         distortion=distortion,
         bound=bound,
@@ -139,7 +141,7 @@ def _evaluation(
 def _sums(model: Model, batch: FixedBatch, noise: Noise, importance_samples: int) -> dict[str, Tensor]:
     """Sum each metric over the examples of a batch, in float64."""
     x, label, count = batch.x, batch.label, batch.count
-    sums = {"examples": torch.tensor(count)}
+    sums = {"examples": torch.tensor(count), "values": torch.tensor(count_observed(x[:count]))}
     if model.levels:
         latent = model.encode(x, label, noise=noise)
         rate, drawing = model.rate(latent, label), model.decode(latent.z, label)
@@ -154,7 +156,7 @@ def _sums(model: Model, batch: FixedBatch, noise: Noise, importance_samples: int
         sums["units"] = precise(terms.rate_per_unit[:count]).sum(0)
     if not model.likelihood.sequential_mean:
         rebuilt = model.reconstruct(x, label) if drawing is None else drawing.mean
-        sums["squared"] = precise((rebuilt - x)[:count]).square().flatten(1).mean(1).sum()
+        sums["squared"] = zero_filled(precise((rebuilt - x)[:count])).square().sum()
     if importance_samples:
         weighted = importance_log_likelihood(model, x, label, importance_samples, noise.split("importance"))
         sums["weighted"] = -precise(weighted[:count]).sum()

@@ -59,10 +59,11 @@ def coarse_only(model: Model, z: Tensor, levels: int = 1) -> Tensor:
 
 
 def counts(codes: Tensor, size: int) -> Tensor:
-    """Count how often each code occurs in each slot: codes `[B, C, *spatial]` to `[C, size]` int64."""
+    """Count how often each code occurs in each slot: codes `[B, C, *spatial]` to `[C, size]` int64; -1 is no code."""
     slots = codes.shape[1]
-    offset = size * torch.arange(slots, device=codes.device).view(-1, *[1] * (codes.dim() - 2))
-    return torch.bincount((codes + offset).flatten(), minlength=slots * size).view(slots, size)
+    offset = (size + 1) * torch.arange(slots, device=codes.device).view(-1, *[1] * (codes.dim() - 2))
+    counted = torch.bincount((codes + 1 + offset).flatten(), minlength=slots * (size + 1))
+    return counted.view(slots, size + 1)[:, 1:]
 
 
 def perplexity(counted: Tensor) -> float:
@@ -70,7 +71,7 @@ def perplexity(counted: Tensor) -> float:
 
     exp(-sum_k p_k log p_k) ranges from 1 (a single code) to K (all codes equally often).
     """
-    p = counted.double() / counted.sum(1, keepdim=True)
+    p = counted.double() / counted.sum(1, keepdim=True).clamp_min(1)
     return float(torch.special.entr(p).sum(1).exp().mean())
 
 
@@ -79,14 +80,14 @@ def figures(model: Model, sums: Mapping[str, Tensor], examples: int) -> CodesEva
     levels = []
     for level, quantizer in enumerate(model.levels):
         counted = sums[f"counts {level}"]
-        codes = int(counted.sum()) // examples
+        codes = round(int(counted.sum()) / examples)
         levels.append(
             LevelEvaluation(
                 codes_per_example=codes,
                 codebook_size=quantizer.codebook_size,
                 code_usage=float((counted > 0).double().mean()),
                 perplexity=perplexity(counted),
-                rate_uniform=codes * math.log(quantizer.codebook_size),
+                rate_uniform=int(counted.sum()) / examples * math.log(quantizer.codebook_size),
                 rate=float(sums[f"rate {level}"]) / examples,
                 distortion=float(sums[f"distortion {level}"]) / examples,
             )

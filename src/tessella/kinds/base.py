@@ -156,14 +156,16 @@ class Kind(ABC):
         file_ending: ending of the files that `write` makes.
         files: reader of files that hold one example each; None if there are none.
         pixels: whether positions are pixels, so that patches and maps of an example are pictures too.
+        audible: whether the files of examples can be played as sound.
     """
 
-    example: ClassVar[str] = "example"
-    examples: ClassVar[str] = "examples"
-    dimension: ClassVar[str] = "number"
-    file_ending: ClassVar[str] = ".npy"
+    example: str = "example"
+    examples: str = "examples"
+    dimension: str = "number"
+    file_ending: str = ".npy"
     files: ClassVar[FileReader | None] = None
     pixels: ClassVar[bool] = False
+    audible: bool = False
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema

@@ -21,7 +21,7 @@ PLOT_HEIGHT, PLOT_WIDTH, FEW_BARS = 48, 96, 32
 
 
 class Arrays(Kind, ABC):
-    """Kinds of data whose examples are written as arrays."""
+    """Kinds of data whose examples are arrays of numbers."""
 
     @final
     @property
@@ -33,27 +33,29 @@ class Arrays(Kind, ABC):
         return []
 
     @final
-    def write(self, path: Path, x: Tensor, form: str = "") -> None:
+    def write_array(self, path: Path, x: Tensor) -> None:
+        """Write the stored values of an example as a `.npy` file."""
         with path.open("wb") as file:  # numpy would add an ending to a path
             np.save(file, self._packed(x), allow_pickle=False)
 
     @final
-    def baseline_codecs(self, *, lossy: bool) -> tuple[Codec, ...]:
-        """List general compressors, each applied to one file of all examples; none of them is lossy."""
+    def general_codecs(self, *, lossy: bool) -> tuple[Codec, ...]:
+        """List general compressors, each applied to one file of all observed values; none of them is lossy."""
         packers = () if lossy else (("zlib", partial(zlib.compress, level=9)), ("xz", partial(lzma.compress, preset=9)))
 
         def size(examples: Sequence[Tensor], pack: Callable[[bytes], bytes]) -> int:
-            return len(pack(b"".join(self._packed(x).tobytes() for x in examples)))
+            return len(pack(b"".join(self._packed(x[~x.isnan()]).tobytes() for x in examples)))
 
         return tuple(Codec(name, partial(size, pack=pack)) for name, pack in packers)
 
     def _packed(self, x: Tensor) -> np.ndarray:
-        """Convert stored values to the smallest type that holds them."""
-        values = self.schema.values
-        whole = (np.uint8, np.int8, np.uint16, np.int16, np.int32) if values.discrete else ()
+        """Convert stored values to the smallest type that holds them; float32 if some are NaN."""
+        values, stored = self.schema.values, x.cpu().numpy()
+        if not values.discrete or np.isnan(stored).any():
+            return stored.astype(np.float32)
+        whole = (np.uint8, np.int8, np.uint16, np.int16, np.int32)
         fitting = (t for t in whole if np.iinfo(t).min <= values.low and values.high <= np.iinfo(t).max)
-        stored = x.cpu().numpy()
-        return (np.rint(stored) if values.discrete else stored).astype(next(fitting, np.float32))
+        return np.rint(stored).astype(next(fitting, np.float32))
 
 
 @register("kind", "vector", summary="rows of numbers (D,)", rank=0)
@@ -74,6 +76,12 @@ class Vectors(Arrays):
 
     def altered_copies(self, x: Tensor, noise: Noise) -> list[Tensor]:
         return [self.noisy_copy(x, noise)]
+
+    def write(self, path: Path, x: Tensor, form: str = "") -> None:
+        self.write_array(path, x)
+
+    def baseline_codecs(self, *, lossy: bool) -> tuple[Codec, ...]:
+        return self.general_codecs(lossy=lossy)
 
 
 def plots(unit: np.ndarray, rows: int = PLOT_HEIGHT) -> np.ndarray:

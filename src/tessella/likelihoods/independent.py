@@ -120,7 +120,7 @@ class CategoricalLogits(IndependentValues):
     """Independent values `low ... low + K - 1` with logits `[B, K, *event_shape]`."""
 
     def __init__(self, logits: Tensor, values: Values) -> None:
-        self.logits, self.values = logits, values
+        self.logits, self.values, self.filler = logits, values, values.low
         super().__init__(logits.shape[0], logits.shape[2:])
 
     def each(self, value: Tensor) -> Tensor:

@@ -118,12 +118,16 @@ class LogisticMixtureValues(StoredValues):
         return self._each(value).reshape(-1, *(self.event_shape[1:] or self.event_shape))
 
     def _each(self, value: Tensor) -> Tensor:
-        """Compute log p of each position, `[B, N]`."""
+        """Compute log p of each position, `[B, N]`: 0 if no channel of it is observed, NaN if only some are."""
         parameters = self.parameters
         index = self._index(value)
         with_gradient = torch.is_grad_enabled() and parameters.requires_grad
+        absent = index.isnan().all(1) if index.is_floating_point() else None
+        if absent is not None:
+            index = index.masked_fill(absent[:, None], 0)
         with torch.autocast(parameters.device.type, enabled=False):
-            return _LogProb.apply(parameters, index, self.mixtures, self.levels, with_gradient)
+            each = _LogProb.apply(parameters, index, self.mixtures, self.levels, with_gradient)
+            return each if absent is None else each.masked_fill(absent, 0)
 
     def _index(self, value: Tensor) -> Tensor:
         """Convert stored values to integers from 0, `[B, C, N]`."""

@@ -12,6 +12,7 @@ from torch.types import _size
 
 from tessella.core.contracts import StoredValues
 from tessella.core.entropy_coding import SymbolCoder
+from tessella.core.observed import observed, zero_filled
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError, option
 
@@ -44,8 +45,9 @@ class Standardizer(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
 
     def to_network(self, x: Tensor) -> Tensor:
-        """Convert stored values `[B, *shape]` to float32 of about unit scale."""
-        return (x.to(torch.float32) - self.center) / self.scale
+        """Convert stored values `[B, *shape]` to float32 of about unit scale, and what is not observed to 0."""
+        y = (x.to(torch.float32) - self.center) / self.scale
+        return zero_filled(y) if x.is_floating_point() else y
 
     def to_stored(self, y: Tensor) -> Tensor:
         """Invert `to_network`, in y's precision."""
@@ -53,18 +55,31 @@ class Standardizer(nn.Module):
 
 
 class IndependentValues(StoredValues, ABC):
-    """Stored values that are independent given the parameters."""
+    """Stored values that are independent given the parameters.
+
+    Attributes:
+        filler: a value that stands in for those that are not observed.
+    """
+
+    filler: float = 0.0
 
     @abstractmethod
     def each(self, value: Tensor) -> Tensor:
-        """Compute log p of each value, `[B, *event_shape]`."""
+        """Compute log p of each value, `[B, *event_shape]`; all values are observed."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        each = self.each(value)
+        each = self._of_observed(value)
         return each.flatten(each.dim() - len(self.event_shape)).sum(-1)
 
     def by_position(self, value: Tensor) -> Tensor:
-        return over_channels(self.each(value))
+        return over_channels(self._of_observed(value))
+
+    def _of_observed(self, value: Tensor) -> Tensor:
+        """Compute log p of each value, 0 where it is not observed."""
+        seen = observed(value)
+        return (
+            self.each(value) if seen is None else self.each(value.masked_fill(~seen, self.filler)).masked_fill(~seen, 0)
+        )
 
 
 @final
@@ -117,6 +132,17 @@ def require_values(schema: Schema, likelihood: str, *kinds: str) -> None:
             f"{schema.values.words} values: {binarize}use {option('likelihood')} {schema.values.default_likelihood}",
             code="wrong-values",
         )
+
+
+def require_complete(schema: Schema, model: str) -> None:
+    """Check that examples are observed in full.
+
+    Raises:
+        SpecError: if some may end early, or have missing values.
+    """
+    if schema.partial:
+        what = "examples of different lengths" if schema.lengths else "missing values"
+        raise SpecError(f"the {model} model takes no {what}: train a vae or a vqvae", code="partial")
 
 
 def checked_parameters(parameters: Tensor, schema: Schema, channels: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tessella.core.contracts import Likelihood, Quantizer, StoredValues
+from tessella.core.observed import before_end
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise, seeded
 from tessella.core.schema import Schema
@@ -135,8 +136,12 @@ class Model(nn.Module, ABC):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """Return the mean of p(x | z) at the posterior's mean, float32 `[B, *shape]` in stored units."""
-        return self.decode(self.encode(x, label).z, label).mean
+        """Return the mean of p(x | z) at the posterior's mean, float32 `[B, *shape]` in stored units.
+
+        Missing values are imputed; positions after the end of an example are NaN.
+        """
+        mean = self.decode(self.encode(x, label).z, label).mean
+        return mean.masked_fill(~before_end(x, 1).unsqueeze(1), torch.nan) if self.schema.lengths else mean
 
     @torch.no_grad()
     def sample(

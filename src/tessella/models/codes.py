@@ -13,10 +13,11 @@ from tessella.core.configs import CodePriorConfig, LikelihoodConfig, QuantizerCo
 from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, StoredValues
 from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
+from tessella.core.observed import before_end
 from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
-from tessella.foundation.errors import SpecError
+from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import track
 from tessella.likelihoods import likelihood_for
 from tessella.models.base import LatentModel
@@ -137,6 +138,10 @@ class CodeModel(LatentModel):
         grids = self.features(x)
         codes: list[Tensor] = []
         vectors: list[Tensor] = []
+        if self.schema.lengths:
+            raise SpecError(
+                f"codes of examples that end early are not sampled: leave out {option('iwae_samples')}", code="lengths"
+            )
         log_q = grids[0].new_zeros(len(x) * draws, dtype=torch.float32)
         for level, (quantizer, grid) in enumerate(zip(self.levels, grids, strict=True)):
             grid = grid.repeat_interleave(draws, 0)
@@ -149,23 +154,32 @@ class CodeModel(LatentModel):
         return codes, vectors, log_q
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        return self.quantise(self.features(x), noise=noise)
+        return self.quantise(self.features(x), noise=noise, present=self.before_end(x))
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Compute the features of each level, `[B, F, *grid]`, coarsest first, from stored values `[B, *shape]`."""
         features = self.encoder(self.likelihood.to_network(x), None)
         return [features] if self.pyramid is None else self.pyramid(features)
 
-    def quantise(self, grids: Sequence[Tensor], *, noise: Noise | None = None) -> Latent:
+    def before_end(self, x: Tensor) -> list[Tensor | None]:
+        """Return the positions of each level before the end of each example, `[B, *grid]` bool; None: all."""
+        if not self.schema.lengths:
+            return [None] * len(self.levels)
+        return [before_end(x, stride) for stride in self.downsampling]
+
+    def quantise(
+        self, grids: Sequence[Tensor], *, noise: Noise | None = None, present: Sequence[Tensor | None] = ()
+    ) -> Latent:
         """Quantise the features of each level, given the codes of the coarser ones.
 
-        The trace of the result holds each level's vectors.
+        The trace of the result holds each level's vectors. `present` is the result of `before_end`.
         """
+        present = present or [None] * len(grids)
         codes, vectors, penalty = [], [], grids[0].new_zeros(len(grids[0]), dtype=torch.float32)
         for level, (quantizer, grid) in enumerate(zip(self.levels, grids, strict=True)):
             if level:
                 grid = self.merges[level - 1](grid, _joined(vectors, grid.shape[2:]))
-            out = quantizer(grid, None if noise is None else noise.split(f"level{level}"))
+            out = quantizer(grid, None if noise is None else noise.split(f"level{level}"), present[level])
             codes.append(cast(PointMass, out.posterior).value)
             vectors.append(out.z)
             penalty = penalty if out.penalty is None else penalty + out.penalty
@@ -219,8 +233,9 @@ class CodeModel(LatentModel):
         for level, (prior, c) in enumerate(zip(self.priors, codes, strict=True)):
             grid = c if c.dim() > 2 else c[:, None]
             condition = self._condition(vectors[:level], grid.shape[2:], label)
-            log_p = prior(grid, condition, noise=None if noise is None else noise.split(f"level{level}"))
-            found.append(log_p.reshape(c.shape))
+            noise_here = None if noise is None else noise.split(f"level{level}")
+            log_p = prior(grid.clamp_min(0), condition, noise=noise_here)
+            found.append(log_p.reshape(c.shape).masked_fill(c < 0, 0))
         return tuple(found)
 
     def sample_codes(
@@ -331,7 +346,7 @@ class CodeModel(LatentModel):
                     f"{_by(expected)}: encode the examples with this run",
                     code="other-codes",
                 )
-            if len(c) and (int(c.min()) < 0 or int(c.max()) >= q.codebook_size):
+            if len(c) and (int(c.min()) < -int(self.schema.lengths) or int(c.max()) >= q.codebook_size):
                 raise SpecError(
                     f"codes of level {level} must be between 0 and {q.codebook_size - 1}, got {int(c.min())} to "
                     f"{int(c.max())}: encode the examples with this run",

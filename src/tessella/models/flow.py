@@ -19,7 +19,7 @@ from tessella.flows.multiscale import MultiscaleFlow
 from tessella.flows.transforms import Transform
 from tessella.flows.vectors import VectorFlow
 from tessella.foundation.errors import SpecError
-from tessella.likelihoods.shared import IndependentValues, Standardizer
+from tessella.likelihoods.shared import IndependentValues, Standardizer, require_complete
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig
 from tessella.priors.logistic import StandardLogistic
@@ -125,6 +125,7 @@ class DeltaLikelihood(Likelihood):
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
+        require_complete(schema, "flow")
         self.discrete = schema.values.discrete
         self.half_range, self.low = schema.values.levels / 2, schema.values.low
         self.units = Standardizer(schema)

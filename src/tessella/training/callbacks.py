@@ -176,7 +176,7 @@ class Metrics(Callback):
     """Callback that writes `metrics.jsonl` of a run, logs to trackers, and reports progress.
 
     Args:
-        dims: dimensions of one example, for bits per dimension.
+        dims: mean number of observed values of one example, for bits per dimension.
         resumed_at: step from which the run is resumed; later records are dropped. None for a new run.
         seconds: budget, if it is a time.
         trackers: trackers that receive metrics and images too.
@@ -186,7 +186,7 @@ class Metrics(Callback):
         self,
         run: Path,
         *,
-        dims: int,
+        dims: float,
         resumed_at: int | None,
         seconds: float | None = None,
         trackers: Sequence[GeneralTracker] = (),

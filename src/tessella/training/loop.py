@@ -162,7 +162,7 @@ def run_loop(
             return loop.go()
         metrics = Metrics(
             run,
-            dims=model.schema.dims,
+            dims=model.schema.observed_dims,
             resumed_at=loop.state.step if resume else None,
             seconds=options.minutes and 60 * options.minutes,
             trackers=started_trackers(accelerator, options.track, run, loop.state.step),

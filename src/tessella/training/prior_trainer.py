@@ -329,7 +329,7 @@ class PriorProbe(ValidationProbe):
         if self.valid is None:
             return {}
         rate = model.mean_rate(self.valid, self.precision, limit=MEASURED)
-        bits = bits_per_dim(rate, model.schema.dims) if model.model.has_bound else None
+        bits = bits_per_dim(rate, model.schema.observed_dims) if model.model.has_bound else None
         return {"rate": rate, "bits_per_dim": bits}
 
     def cost(self, model: Any, figures: Mapping[str, float | None]) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from tessella.core.device import autocast
+from tessella.core.observed import count_observed, zero_filled
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision, bits_per_dim
 from tessella.data import Data, Split
@@ -61,26 +62,27 @@ def judge(model: Model, data: Data, precision: Precision = "auto") -> Verdict:
     held = data.splits.get("valid") or data.splits.get("test") or train
     held = held.subset(held.random_rows(EXAMPLES))
     x = held.batch(range(len(held))).x
+    values = count_observed(x)
     rate, distortion, mean = _measured(model, held, precision)
     kind = kind_of(schema)
     sizes = [(c.size(list(x)), c.name) for c in kind.baseline_codecs(lossy=False)] if schema.values.discrete else []
     size, codec = min(sizes, default=(None, None))
     psnr = principal = detail = None
     if mean is not None:
-        error = float((mean - x).double().square().mean())
+        error = float(zero_filled((mean - x).double()).square().sum()) / values
         psnr = _psnr(error, schema.values.span)
-        if rate is not None:
+        if rate is not None and not schema.partial:
             components = principal_components(train)
             principal = _psnr(components.error(x, rate / math.log(2)), schema.values.span)
-        if max(schema.spatial, default=0) >= FEWEST:
+        if max(schema.spatial, default=0) >= FEWEST and not schema.partial:
             of_data = float(high_frequency_energy(x, schema).mean())
             detail = float(high_frequency_energy(mean, schema).mean()) / of_data if of_data else None
     found = Verdict(
         examples=len(held),
-        bits_per_dim=None if rate is None else bits_per_dim(rate + distortion, schema.dims),
-        marginal=bits_per_dim(marginal_bound(train, schema, held), schema.dims),
+        bits_per_dim=None if rate is None else bits_per_dim(rate + distortion, values / len(x)),
+        marginal=bits_per_dim(marginal_bound(train, schema, held), values / len(x)),
         codec=codec,
-        codec_bits_per_dim=None if size is None else 8 * size / x.numel(),
+        codec_bits_per_dim=None if size is None else 8 * size / values,
         psnr=psnr,
         bits=None if rate is None else rate / math.log(2),
         principal_psnr=principal,

@@ -27,7 +27,7 @@ def marginal_bound(train: Split, schema: Schema, measured: Split | None = None) 
     counted = _values(train)
     x = counted if measured is None else _values(measured)
     levels = schema.values.levels
-    channels = [_channel(counted[:, c].ravel(), x[:, c].ravel(), levels) for c in range(x.shape[1])]
+    channels = [_channel(_observed(counted[:, c]), _observed(x[:, c]), levels) for c in range(x.shape[1])]
     return sum(channels) / len(x)
 
 
@@ -37,6 +37,11 @@ def _values(split: Split) -> np.ndarray:
     parts = [split.batch(rows[i : i + CHUNK]).x.numpy() for i in track(range(0, len(rows), CHUNK), "reading")]
     x = np.concatenate(parts)
     return x.reshape(*x.shape[:2], -1)
+
+
+def _observed(x: np.ndarray) -> np.ndarray:
+    """Select the values that are not NaN."""
+    return x[~np.isnan(x)] if x.dtype.kind == "f" else x.ravel()
 
 
 def _channel(counted: np.ndarray, x: np.ndarray, levels: int) -> float:

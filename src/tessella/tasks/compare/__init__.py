@@ -87,7 +87,7 @@ def lines(group: Group) -> list[Line]:
         _line(
             "bits per dimension",
             f"upper bound on -log p(x) per value of a {given}",
-            [None if b is None else (bits_per_dim(b, schema.dims), 0.0) for b in bound],
+            [None if b is None else (bits_per_dim(b, schema.observed_dims), 0.0) for b in bound],
             lambda v, _: f"{v:.3f}",
             "lower",
         ),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tessella import Noise
-from tessella.plugin import BottleneckOutput, PointMass, Quantizer, QuantizerConfig, Range, register, straight_through
+from tessella.plugin import BottleneckOutput, Quantizer, QuantizerConfig, Range, register, straight_through
 
 
 @register("quantizer", "bsq", summary="binary spherical quantisation: the nearest corner of a cube (Zhao et al. 2024)")
@@ -40,11 +40,11 @@ class BSQModule(Quantizer):
         self.latent_shape = (bits, *feature_shape[1:])
         self.code_shape = (1, *feature_shape[1:])
 
-    def forward(self, features: Tensor, noise: Noise | None) -> BottleneckOutput:
+    def forward(self, features: Tensor, noise: Noise | None, present: Tensor | None = None) -> BottleneckOutput:
         with torch.autocast(features.device.type, enabled=False):
             z = F.normalize(self.head(features.float().movedim(1, -1)), dim=-1)
             codes = ((z > 0) * self.base).sum(-1)[:, None].contiguous()
-            return BottleneckOutput(straight_through(z.movedim(-1, 1), self.lookup(codes)), PointMass(codes))
+            return self.output(straight_through(z.movedim(-1, 1), self.vectors(codes)), codes, None, present)
 
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         """Turn each bit with probability 0.1."""
@@ -53,6 +53,6 @@ class BSQModule(Quantizer):
         log_q = torch.where(turned, 0.1, 0.9).log().flatten(1).sum(1)
         return codes ^ (turned * self.base).sum(-1), log_q
 
-    def lookup(self, codes: Tensor) -> Tensor:
+    def vectors(self, codes: Tensor) -> Tensor:
         bits = codes.movedim(1, -1) // self.base % 2
         return ((2.0 * bits - 1) / len(self.base) ** 0.5).movedim(-1, 1)

@@ -1,0 +1,181 @@
+"""Sounds: pressure, WAV files, pictures of waveform and spectrogram, and the audio codecs to compare with."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from tessella.core.schema import UINT8, Schema
+from tessella.kinds import spectra
+from tessella.kinds.base import Codec
+from tessella.kinds.mu_law import mu_law_codes, mu_law_samples
+
+WAVE_HEIGHT, GAP, MEL_HEIGHT, WIDTH = 36, 2, 62, 152
+"""Pixels of a tile: the waveform, the gap below it, the spectrogram, and both in width."""
+TILE = (WAVE_HEIGHT + GAP + MEL_HEIGHT, WIDTH)
+FAINT, LOUD = -4.0, -0.6
+"""Logarithms (base 10) of the magnitudes that are shown palest and darkest."""
+CONTRAST = 1.5
+PAPER, PALE, INK = 255, 248, 20
+OPUS_RATES = (8000, 12_000, 16_000, 24_000, 48_000)
+
+
+def pressure(x: Tensor, schema: Schema) -> Tensor:
+    """Convert stored values to sound pressure, -1 ... 1 if they are discrete; NaN stays NaN."""
+    if not schema.values.discrete:
+        return x.float()
+    whole = x.float().round().clamp(schema.values.low, schema.values.high)
+    if schema.mu_law:
+        table = torch.from_numpy(mu_law_samples(np.arange(256))).to(x.device) / 32_768
+        return torch.where(whole.isnan(), whole, table[whole.nan_to_num().int()])
+    return (whole - _middle(schema)) * 2 / schema.values.levels
+
+
+def from_pressure(p: Tensor, schema: Schema) -> Tensor:
+    """Convert sound pressure to the nearest stored values, as float32; NaN stays NaN."""
+    values = schema.values
+    if not values.discrete:
+        return p.float()
+    if schema.mu_law:
+        whole = (p.nan_to_num() * 32_768).round().clamp(-32_768, 32_767)
+        return torch.where(p.isnan(), p, torch.from_numpy(mu_law_codes(whole.cpu().numpy())).to(p))
+    return (p * values.levels / 2 + _middle(schema)).round().clamp(values.low, values.high)
+
+
+def trimmed(x: Tensor) -> Tensor:
+    """Cut the end of an example `[C, T]` at which nothing was observed."""
+    observed = torch.nonzero(~x.isnan().all(0))
+    return x[:, : int(observed[-1]) + 1] if len(observed) else x[:, :0]
+
+
+def wav(x: Tensor, schema: Schema) -> bytes:
+    """Encode one example `[C, T]` as a WAV file: 8 or 16 bits as stored, mu-law as 16 bits, real values as floats."""
+    if not schema.mu_law:
+        return _encoded(*_samples(x, schema), schema, "WAV")
+    return _encoded((pressure(trimmed(x), schema).nan_to_num() * 32_768).numpy().astype(np.int16), 16, schema, "WAV")
+
+
+def codecs(schema: Schema, *, lossy: bool) -> tuple[Codec, ...]:
+    """List the installed audio codecs, applied to each example without its unobserved end."""
+    found: dict[str, Callable[[Tensor], bytes]] = {}
+    if lossy:
+        found["Ogg Vorbis, lowest quality"] = partial(_lossy, schema=schema, subtype="VORBIS")
+        if schema.rate in OPUS_RATES:
+            found["Opus, lowest quality"] = partial(_lossy, schema=schema, subtype="OPUS")
+    elif schema.values.discrete and _samples(torch.zeros(1, 1), schema)[1]:
+        found["FLAC"] = lambda x: _encoded(*_samples(x, schema), schema, "FLAC")
+        if program := shutil.which("wavpack"):
+            found["WavPack"] = lambda x: _wavpack(program, _encoded(*_samples(x, schema), schema, "WAV"))
+
+    def size(examples: Sequence[Tensor], encode: Callable[[Tensor], bytes]) -> int:
+        return sum(len(encode(x)) for x in examples)
+
+    return tuple(Codec(name, partial(size, encode=encode)) for name, encode in found.items())
+
+
+def lossy_copy(x: Tensor, schema: Schema) -> Tensor:
+    """Encode one example as Ogg Vorbis at middle quality and decode it; what was not observed stays so."""
+    import soundfile
+
+    p = pressure(x, schema)
+    kept = trimmed(p).nan_to_num()
+    if not kept.shape[1]:
+        return x.float()
+    file = io.BytesIO(_ogg(kept, schema, "VORBIS", 0.5))
+    again = torch.from_numpy(soundfile.read(file, dtype="float32", always_2d=True)[0].T)
+    p = torch.cat([again[:, : kept.shape[1]], p[:, again.shape[1] :]], 1)[:, : x.shape[1]]
+    return torch.where(x.isnan(), x, from_pressure(p, schema))
+
+
+def tiles(x: Tensor, schema: Schema, channels: int) -> np.ndarray:
+    """Picture sounds `[B, C, T]` with the waveform above the log-mel spectrogram: `[B, H, W, 1]` uint8.
+
+    The first channels have a waveform each; the spectrogram is that of their mean. What was not observed is blank.
+    """
+    p = pressure(x.detach().cpu(), schema)
+    height = WAVE_HEIGHT // channels
+    waves = np.concatenate([_waveform(p[:, c].numpy(), height) for c in range(channels)], 1)
+    gap = np.full((len(p), WAVE_HEIGHT - height * channels + GAP, WIDTH), PAPER, np.uint8)
+    return np.concatenate([waves, gap, _spectrogram(p.nanmean(1), schema.rate)], 1)[..., None]
+
+
+def _waveform(p: np.ndarray, height: int) -> np.ndarray:
+    """Draw the envelope of `[B, T]`: `[B, height, WIDTH]`. Heights are square roots, so that soft sounds show."""
+    p = np.sign(p) * np.sqrt(np.abs(p))
+    at = np.linspace(0, p.shape[1], WIDTH, endpoint=False).astype(int)
+    low, high = np.fmin.reduceat(p, at, axis=1), np.fmax.reduceat(p, at, axis=1)
+    low[:, 1:], high[:, 1:] = np.fmin(low[:, 1:], high[:, :-1]), np.fmax(high[:, 1:], low[:, :-1])  # no gaps
+    row = (np.arange(height)[:, None] + 0.5) * 2 / height - 1
+    half = 1 / height
+    inked = (row <= half - low[:, None]) & (row >= -high[:, None] - half)
+    return np.where(inked, INK, PAPER).astype(np.uint8)
+
+
+def _spectrogram(p: Tensor, rate: float) -> np.ndarray:
+    """Draw the log-mel spectrogram of `[B, T]`, low frequencies below: `[B, MEL_HEIGHT, WIDTH]`."""
+    window, hop = spectra.frame_sizes(rate)[0], max(1, p.shape[1] // WIDTH)
+    mel = spectra.mel_magnitudes(p, rate, window, hop, min(MEL_HEIGHT, spectra.band_count(window)))
+    dark = ((mel.clamp_min(spectra.FLOOR).log10() - FAINT) / (LOUD - FAINT)).clamp(0, 1).pow(CONTRAST).flip(1)
+    dark = interpolate(dark[:, None], (MEL_HEIGHT, WIDTH), mode="bilinear")[:, 0]
+    seen = interpolate(spectra.observed_frames(p, hop)[:, None].float(), WIDTH)[:, 0] > 0
+    return np.where(seen[:, None], (PALE - (PALE - INK) * dark).round(), PAPER).astype(np.uint8)
+
+
+def _middle(schema: Schema) -> float:
+    """Return the stored value of silence."""
+    return schema.values.low + schema.values.levels / 2
+
+
+def _samples(x: Tensor, schema: Schema) -> tuple[np.ndarray, int]:
+    """Convert stored values `[C, T]` to the samples of a file and their number of bits; 0 bits are floats.
+
+    Eight bits, also those of mu-law codes, become the upper half of 16.
+    """
+    values, x = schema.values, trimmed(x.detach().cpu().float())
+    if values == UINT8:
+        return ((x.nan_to_num(128).round().clamp(0, 255) - 128) * 256).numpy().astype(np.int16), 8
+    if values.discrete and values.low >= -32_768 and values.high <= 32_767:
+        whole = x.nan_to_num(_middle(schema)).round().clamp(values.low, values.high)
+        return whole.numpy().astype(np.int16), 16
+    return pressure(x, schema).nan_to_num().numpy(), 0
+
+
+def _encoded(samples: np.ndarray, bits: int, schema: Schema, form: str) -> bytes:
+    subtype = {0: "FLOAT", 8: "PCM_U8" if form == "WAV" else "PCM_S8", 16: "PCM_16"}[bits]
+    return _file(samples, schema.rate, form, subtype, {"compression_level": 1.0} if form == "FLAC" else {})
+
+
+def _lossy(x: Tensor, schema: Schema, subtype: str) -> bytes:
+    return _ogg(trimmed(pressure(x, schema)).nan_to_num(), schema, subtype, 1.0)
+
+
+def _ogg(p: Tensor, schema: Schema, subtype: str, level: float) -> bytes:
+    return _file(p.cpu().numpy(), schema.rate, "OGG", subtype, {"compression_level": level})
+
+
+def _file(samples: np.ndarray, rate: float, form: str, subtype: str, options: dict[str, Any]) -> bytes:
+    """Encode samples `[C, T]` as a file."""
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples.T, max(1, round(rate)), subtype, format=form, **options)
+    return buffer.getvalue()
+
+
+def _wavpack(program: str, file: bytes) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        source, packed = Path(folder, "a.wav"), Path(folder, "a.wv")
+        source.write_bytes(file)
+        subprocess.run([program, "-hh", "-q", str(source), "-o", str(packed)], check=True, capture_output=True)
+        return packed.read_bytes()

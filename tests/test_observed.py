@@ -1,0 +1,114 @@
+"""What is not observed is NaN: it costs nothing, trains nothing, and has no codes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from expect import raises
+from tessella.core.observed import before_end
+from tessella.core.rng import Noise
+from tessella.core.schema import Binary, Integers, Real, Schema, Symbols, Values
+from tessella.data.raw import RawSplit, index_keys
+from tessella.data.splits import PartSplit
+from tessella.evaluation import bounds
+from tessella.likelihoods import likelihood_for
+from tessella.models.presets import DiffusionConfig, FlowConfig, VAEConfig, VQVAE2Config, VQVAEConfig
+from tessella.models.spec import ModelConfig
+from tessella.testing.examples import random_examples
+
+LENGTH = 64
+SOUND = replace(Schema.of((1, LENGTH), Integers(1 << 16, -32768.0)), lengths=True, rate=8000.0)
+
+
+def clips(*lengths: int) -> torch.Tensor:
+    """Make examples that end after so many positions."""
+    torch.manual_seed(0)
+    x = random_examples(SOUND, len(lengths))
+    for row, length in zip(x, lengths, strict=True):
+        row[:, length:] = torch.nan
+    return x
+
+
+@pytest.mark.parametrize("values", [Binary(), Integers(), Integers(1 << 16, -32768.0), Symbols(5), Real(-2.0, 2.0)])
+@pytest.mark.parametrize("shape", [(3,), (1, 40), (2, 40)])
+def test_a_value_that_is_not_observed_costs_nothing_and_has_no_gradient(values: Values, shape: tuple[int, ...]) -> None:
+    schema = Schema.of(shape, values)
+    likelihood = likelihood_for(schema).eval()
+    x = random_examples(schema, 4).float()
+    parameters = torch.randn(4, likelihood.parameter_channels, *shape[1:]).requires_grad_()
+    gone = torch.zeros_like(x, dtype=torch.bool)
+    gone[1:, ..., -1] = True
+    partial = x.masked_fill(gone, torch.nan)
+    assert torch.equal(likelihood.to_network(partial)[gone], torch.zeros(int(gone.sum())))
+    found, whole = (likelihood(parameters).by_position(some) for some in (partial, x))
+    assert torch.equal(found[1:, ..., -1], torch.zeros_like(found[1:, ..., -1]))
+    assert found[:1].isfinite().all()
+    assert (found[:1] < 0).all()
+    torch.testing.assert_close(found.flatten(1).sum(1), likelihood(parameters).log_prob(partial))
+    (gradient,) = torch.autograd.grad(likelihood(parameters).log_prob(partial).sum(), parameters)
+    assert gradient.isfinite().all()
+    if len(shape) > 1 and values.kind != "integers":  # lattices see parameters of neighbours
+        assert not gradient[1:, :, -1].any()
+    if values.kind != "integers" or len(shape) == 1:  # independent values: the others cost what they did
+        rest = ~gone.any(1) if len(shape) > 1 else ~gone
+        torch.testing.assert_close(found[rest], whole[rest])
+
+
+def test_a_signal_ends_after_its_last_value_and_has_codes_up_to_there() -> None:
+    x = clips(64, 17, 16, 1)
+    x[1, :, 4:9] = torch.nan  # a gap belongs to the signal
+    assert before_end(x, 8).sum(1).tolist() == [8, 3, 2, 1]
+    assert before_end(x, 1).sum(1).tolist() == [64, 17, 16, 1]
+
+
+@pytest.mark.parametrize("config", [VQVAEConfig, VQVAE2Config])
+@pytest.mark.parametrize("quantizer", ["ema", "fsq", "lfq", "vq"])
+def test_positions_after_the_end_have_no_codes(config: type[ModelConfig], quantizer: str) -> None:
+    torch.manual_seed(0)
+    model = config.from_options({"quantizer": quantizer, "width": 8, "depth": 1, "grid_size": 8}).build(SOUND)
+    x = clips(64, 20, 9)
+    model.train()
+    model(x, noise=Noise(0)).bound.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    latent = model.encode(x)
+    terms = model(x)
+    expected = torch.zeros(3)
+    for codes, stride, level in zip(latent.codes, model.downsampling, model.levels, strict=True):
+        present = (codes >= 0).flatten(1).sum(1)
+        assert present.tolist() == [-(-n // stride) * codes.shape[1] for n in (64, 20, 9)]
+        assert not level.lookup(codes).masked_select(codes[:, :1] < 0).any()
+        expected += present * np.log(level.codebook_size)
+    torch.testing.assert_close(terms.rate.detach(), expected)
+    rebuilt = model.reconstruct(x)
+    assert torch.equal(rebuilt.isnan(), x.isnan())
+
+
+def test_codebooks_learn_from_what_is_before_the_end() -> None:
+    torch.manual_seed(0)
+    options = {"quantizer": "ema", "width": 8, "depth": 1, "grid_size": 8, "codebook_size": 4, "revive": 0.0}
+    model = VQVAEConfig.from_options(options).build(SOUND).train()
+    x = clips(32, 20)
+    model(x, noise=Noise(0))
+    assert float(model.levels[0].books[0].count.sum()) == float(before_end(x, model.downsampling[0]).sum())
+
+
+def test_bits_per_dimension_divide_by_the_values_that_are_observed() -> None:
+    torch.manual_seed(0)
+    model = VAEConfig.from_options({"width": 8, "depth": 1}).build(SOUND)
+    x = clips(64, 20, 9, 33)
+    split = PartSplit(RawSplit(x.numpy(), None, index_keys(4, "clips")), np.arange(4))
+    found = bounds.evaluate(model, split, collapse_examples=0)
+    assert found.bits_per_dim == pytest.approx(4 * found.bound / (64 + 20 + 9 + 33) / np.log(2), rel=1e-6)
+    assert found.mse is not None
+    assert np.isfinite(found.mse)
+
+
+@pytest.mark.parametrize("config", [FlowConfig, DiffusionConfig])
+def test_models_without_a_decoder_refuse_examples_that_are_observed_in_part(config: type[ModelConfig]) -> None:
+    with raises("partial"):
+        config().build(SOUND)
