@@ -193,11 +193,13 @@ class PixelByPixel(StoredValues):
         drawn = self._drawn(context, lambda pixel, row, column: pixel.sample())
         return drawn.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
-    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         known = None if value is None else self.likelihood.standard(value)
+        seen = None if observed is None else observed.reshape(-1, *self.context.shape[2:])
 
         def choose(pixel: StoredValues, row: int, column: int) -> Tensor:
-            return pixel.code(coder, None if known is None else known[:, :, row, column])
+            here = None if seen is None else seen[:, row, column, None, None]
+            return pixel.code(coder, None if known is None else known[:, :, row, column], here)
 
         return self._drawn(self.context, choose)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
-from tessella.core.entropy_coding import SymbolCoder, code_from_cdf
+from tessella.core.entropy_coding import SymbolCoder, code_from_cdf, of_observed
 from tessella.core.schema import Schema, Values
 from tessella.foundation.errors import SpecError, option
 from tessella.likelihoods.shared import Standardizer, checked_parameters, require_values
@@ -134,22 +134,29 @@ class LogisticMixtureValues(StoredValues):
         value = value.reshape(self.parameters.shape[0], self.channels, self.parameters.shape[2])
         return value - self.low if self.low else value
 
-    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         """Write or read channel by channel: p(x_c | x_<c) is a mixture.
 
         Its weights are pi_k prod_(j < c) p_k(x_j | x_<j).
         """
         batch, _, positions = self.parameters.shape
-        known = None if value is None else self._index(value)
+        known = None if value is None else self._index(value).nan_to_num()
+        seen = None if observed is None else observed.reshape(batch, positions)
         step = max(1, CHUNK // (self.mixtures * positions))
         told = [
-            self._told(coder, self.parameters[rows], None if known is None else known[rows])
+            self._told(
+                of_observed(coder, None if seen is None else seen[rows]),
+                self.parameters[rows],
+                None if known is None else known[rows],
+            )
             for rows in (slice(first, first + step) for first in range(0, batch, step))
         ]
-        return torch.cat(told).float().view(self.batch_shape + self.event_shape) + self.low
+        index = torch.cat(told).float()
+        index = index if seen is None else index.masked_fill(~seen[:, None], torch.nan)
+        return index.view(self.batch_shape + self.event_shape) + self.low
 
     def _told(self, coder: SymbolCoder, parameters: Tensor, known: Tensor | None) -> Tensor:
-        """Write or read a few examples, `[b, C, N]`."""
+        """Write or read a few examples, `[b, C, N]`. The coder takes one symbol of each position at a time."""
         precise = parameters.double() if self.levels > COARSE else parameters
         logits, locations, log_scales, coefficients = self._split(precise)
         bits = 2 * -(-(self.levels - 1).bit_length() // 2)
