@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import making
 from expect import raises
+from tessella.coding import files
+from tessella.coding.container import Container
+from tessella.coding.weights import Weights
+from tessella.core.batches import Batch
 from tessella.core.observed import before_end
 from tessella.core.rng import Noise
 from tessella.core.schema import Binary, Integers, Real, Schema, Symbols, Values
+from tessella.data.inputs import NamedBatch
 from tessella.data.raw import RawSplit, index_keys
 from tessella.data.splits import PartSplit
 from tessella.evaluation import bounds
@@ -112,3 +119,36 @@ def test_bits_per_dimension_divide_by_the_values_that_are_observed() -> None:
 def test_models_without_a_decoder_refuse_examples_that_are_observed_in_part(config: type[ModelConfig]) -> None:
     with raises("partial"):
         config().build(SOUND)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lossy", "options"),
+    [
+        ("vqvae", False, {}),
+        ("vqvae", False, {"likelihood": "logistic"}),
+        ("vqvae2", False, {"likelihood": "logistic"}),
+        ("vae", False, {"likelihood": "logistic"}),
+        ("vqvae", True, {}),
+    ],
+)
+def test_recordings_of_any_length_come_back_from_a_file(
+    kind: str, lossy: bool, options: dict[str, str], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = making.make(kind, SOUND, width=8, depth=1, **options).eval()
+    long = torch.randint(-(2**15), 2**15, (1, 1, 2 * LENGTH + 5)).float()
+    some = [long, clips(64, 20, 1), clips(9)]
+    names = [["long"], ["a", "b", "c"], ["d"]]
+    every = [NamedBatch(called, Batch(x), [None] * len(x)) for called, x in zip(names, some, strict=True)]
+    weights = Weights("run", "0" * 12, "uniform")
+    found = files.write_compressed(model, every, str(tmp_path / "file"), weights, lossy=lossy, workers=1)
+    lengths = [2 * LENGTH + 5, 64, 20, 1, 9]
+    assert found.numbers == sum(lengths)
+    assert found.coded_bytes < found.bound_bytes + 600
+    restored = [x for _, x in files.read_compressed(Container(str(tmp_path / "file")), model, workers=1)]
+    assert [x.shape[1] for x in restored] == lengths
+    originals = [x[:, ~x[0].isnan()] for batch in some for x in batch]
+    if lossy:
+        assert all(x.isfinite().all() for x in restored)
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(restored, originals, strict=True))

@@ -104,9 +104,9 @@ def test_a_folder_is_read_as_it_is_asked_for(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(inputs, "to_read", lambda shape, device: 2)
     read, plain = [], ImageFiles.read
 
-    def noted(self: ImageFiles, file: str, schema: Schema) -> Tensor:
+    def noted(self: ImageFiles, file: str, schema: Schema, part: int) -> Tensor:
         read.append(file)
-        return plain(self, file, schema)
+        return plain(self, file, schema, part)
 
     monkeypatch.setattr(ImageFiles, "read", noted)
     for number, named in enumerate(Inputs(Model(), [str(folder / "a.png")] * 7, no_data)):

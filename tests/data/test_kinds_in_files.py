@@ -17,7 +17,7 @@ from tessella.data import open_data
 from tessella.data.folders import read as module
 from tessella.data.inputs import Inputs
 from tessella.foundation import registry
-from tessella.kinds.base import File, FileHeader, FileReader, ReadOptions
+from tessella.kinds.base import Codec, File, FileHeader, FileReader, ReadOptions
 from tessella.kinds.vectors import Arrays, plots
 
 
@@ -26,6 +26,7 @@ class VolumeFiles(FileReader):
     """Files of numbers as text, whose first line is the number of slices."""
 
     endings = (".vol",)
+    example, examples = "volume", "volumes"
 
     def header(self, file: File) -> FileHeader:
         try:
@@ -42,7 +43,7 @@ class VolumeFiles(FileReader):
     def holds(self, schema: Schema) -> bool:
         return schema.values == Real()
 
-    def read(self, file: File, schema: Schema) -> Tensor:
+    def read(self, file: File, schema: Schema, part: int = 0) -> Tensor:
         return torch.from_numpy(self._values(file)).reshape(schema.shape)
 
     def trouble(self, error: Exception) -> str:
@@ -71,6 +72,12 @@ class Volumes(Arrays):
 
     def render(self, x: Tensor) -> np.ndarray:
         return plots(self.unit(x.flatten(1)))
+
+    def write(self, path: Path, x: Tensor, form: str = "") -> None:
+        self.write_array(path, x)
+
+    def baseline_codecs(self, *, lossy: bool) -> tuple[Codec, ...]:
+        return self.general_codecs(lossy=lossy)
 
     def altered_copies(self, x: Tensor, noise: Noise) -> list[Tensor]:
         return [self.noisy_copy(x, noise)]

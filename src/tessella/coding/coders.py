@@ -1,9 +1,9 @@
 """Coders of one chunk of examples: codes and values, bits-back, or codes alone.
 
 Each coder has `at_once`, the examples of a chunk; `encode` turns examples `[B, *shape]` as stored into a `CodedChunk`,
-and `decode` restores the same examples. Encoding and decoding run the same networks in the same order. Networks run on
-one CPU thread, on batches whose sizes the file states, so that both ends compute the same floats whatever the number of
-threads. Several chunks run in parallel instead.
+and `decode` restores the same examples, whose lengths it needs if some end early. Encoding and decoding run the same
+networks in the same order. Networks run on one CPU thread, on batches whose sizes the file states, so that both ends
+compute the same floats whatever the number of threads. Several chunks run in parallel instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -30,10 +30,12 @@ from tessella.coding.codes_file import codes_of
 from tessella.coding.container import Chunk, checksum
 from tessella.core.contracts import StoredValues
 from tessella.core.entropy_coding import AnsStack, SymbolCoder, SymbolDecoder, SymbolEncoder, code_from_cdf
+from tessella.core.observed import before_end
 from tessella.core.outputs import Latent, Rate
 from tessella.core.rng import Noise
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.text import shown
+from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormalModule
@@ -123,20 +125,24 @@ class Lossless:
     def encode(self, x: Tensor) -> CodedChunk:
         stack = AnsStack()
         encoder = SymbolEncoder(stack)
-        codes = codes_of(self._model, x)
-        self._model.code(encoder, len(x), codes)
+        codes, seen = codes_of(self._model, x), _observed(self._model, x)
+        self._model.code(encoder, len(x), codes, present=self._model.before_end(x))
         bound = encoder.bits * math.log(2)
         p_x = self._decode(codes)
-        p_x.code(encoder, x)
+        p_x.code(encoder, x, seen)
         encoder.flush()
         bound -= float(p_x.log_prob(x).double().sum())
         return CodedChunk(Chunk((len(x),), stack.words(), 0, checksum(x.numpy())), bound)
 
     @torch.inference_mode()
-    def decode(self, chunk: Chunk) -> Tensor:
+    def decode(self, chunk: Chunk, lengths: Tensor | None = None) -> Tensor:
         count = _one_batch(chunk, self.at_once)
         decoder = SymbolDecoder(AnsStack(chunk.words))
-        x = self._decode(self._model.code(decoder, count)).code(decoder).to(self.dtype)
+        blank = _blank(self._model, lengths)
+        present = [] if blank is None else self._model.before_end(blank)
+        seen = None if blank is None else _observed(self._model, blank)
+        codes = self._model.code(decoder, count, present=present)
+        x = self._decode(codes).code(decoder, observed=seen).to(self.dtype)
         return _verified(x, chunk)
 
     def _decode(self, codes: tuple[Tensor, ...]) -> StoredValues:
@@ -197,7 +203,7 @@ class BitsBack:
             p_x = self._decode(at)
             encoder = SymbolEncoder(stack)
             q.code_prior(encoder, at)
-            p_x.code(encoder, part)
+            p_x.code(encoder, part, _observed(self._model, part))
             encoder.flush()
             bound += float(
                 cast(Rate, self._model.rate(latent)).total.double().sum() - p_x.log_prob(part).double().sum()
@@ -208,16 +214,18 @@ class BitsBack:
         return CodedChunk(Chunk(tuple(sizes), stack.words(), spare - untouched, checksum(x.numpy())), bound)
 
     @torch.inference_mode()
-    def decode(self, chunk: Chunk) -> Tensor:
+    def decode(self, chunk: Chunk, lengths: Tensor | None = None) -> Tensor:
         if max(chunk.batches) > self._batch or sum(chunk.batches) > self.at_once:
             raise _too_large()
-        stack, parts = AnsStack(chunk.words), []
+        stack, parts, end = AnsStack(chunk.words), [], sum(chunk.batches)
         for count in reversed(chunk.batches):
             if stack.bits < (count - 1) * math.prod(self._model.latent_shape) * BUCKETS:
                 raise Mismatch("the bits end before the last example", code="bits-end")
             decoder = SymbolDecoder(stack)
             at = Buckets.sample(decoder, count, self._model.latent_shape)
-            x = self._decode(at).code(decoder).to(self.dtype)
+            blank = _blank(self._model, None if lengths is None else lengths[end - count : end])
+            seen, end = None if blank is None else _observed(self._model, blank), end - count
+            x = self._decode(at).code(decoder, observed=seen).to(self.dtype)
             encoder = SymbolEncoder(stack)
             self._posterior(x)[1].code(encoder, at)
             encoder.flush()
@@ -290,22 +298,24 @@ class CodesOnly:
     def encode(self, x: Tensor) -> CodedChunk:
         stack = AnsStack()
         encoder = SymbolEncoder(stack)
-        codes = codes_of(self._model, x)
-        self._code(encoder, len(x), self._shapes(tuple(x.shape[2:])), codes)
+        codes, present = codes_of(self._model, x), self._model.before_end(x)
+        self._code(encoder, len(x), self._shapes(tuple(x.shape[2:])), codes, present)
         rate = encoder.bits * math.log(2)
         encoder.flush()
         return CodedChunk(Chunk((len(x),), stack.words(), 0, checksum(_flat(codes))), rate)
 
     @torch.inference_mode()
-    def decode_codes(self, chunk: Chunk, size: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Decode the codes of all levels, for examples of this size."""
+    def decode_codes(self, chunk: Chunk, size: tuple[int, ...], lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Decode the codes of all levels, for examples of this size, or windows that end after so many positions."""
         count, shapes = _one_batch(chunk, self.at_once), self._shapes(size)
         if shapes != list(self._model.code_shapes):
             sizes = [math.log2(q.codebook_size) for q in self._model.levels]
             bits = count * sum(math.prod(s) * b for s, b in zip(shapes, sizes, strict=True))
             if bits > 32 * len(chunk.words) + 64:
                 raise Mismatch("the bits end before the last code", code="bits-end")
-        codes = self._code(SymbolDecoder(AnsStack(chunk.words)), count, shapes, None)
+        blank = _blank(self._model, lengths)
+        present = [] if blank is None else self._model.before_end(blank)
+        codes = self._code(SymbolDecoder(AnsStack(chunk.words)), count, shapes, None, present)
         _verify(_flat(codes), chunk)
         return codes
 
@@ -323,10 +333,15 @@ class CodesOnly:
         return [(shape[0], *(-(-side // t) for side in size)) for shape, t in zip(trained, strides, strict=True)]
 
     def _code(
-        self, coder: SymbolCoder, count: int, shapes: list[tuple[int, ...]], codes: tuple[Tensor, ...] | None
+        self,
+        coder: SymbolCoder,
+        count: int,
+        shapes: list[tuple[int, ...]],
+        codes: tuple[Tensor, ...] | None,
+        present: Sequence[Tensor | None],
     ) -> tuple[Tensor, ...]:
         if shapes == list(self._model.code_shapes):
-            return self._model.code(coder, count, codes)
+            return self._model.code(coder, count, codes, present=present)
         coded = []
         for level, (shape, quantizer) in enumerate(zip(shapes, self._model.levels, strict=True)):
             known = None if codes is None else codes[level].flatten()
@@ -344,6 +359,20 @@ def contiguous_copy(x: Tensor) -> Tensor:
     `contiguous` is not enough: it leaves the strides of axes of length one as they are.
     """
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def _observed(model: Model, x: Tensor) -> Tensor | None:
+    """Return the positions of examples that are observed, `[B, T]` bool; None: all."""
+    return before_end(x, 1) if model.schema.lengths else None
+
+
+def _blank(model: Model, lengths: Tensor | None) -> Tensor | None:
+    """Make examples of zeros that end after so many positions; None if no example of the model ends early."""
+    if lengths is None or not model.schema.lengths:
+        return None
+    (window,) = model.schema.spatial
+    blank = torch.zeros(len(lengths), 1, window)
+    return blank.masked_fill(torch.arange(window) >= lengths.view(-1, 1, 1), torch.nan)
 
 
 def _one_batch(chunk: Chunk, most: int) -> int:
@@ -395,7 +424,11 @@ def _batch(model: CodeModel | LatentVariableModel) -> int:
 
 
 def _stored_type(model: CodeModel | LatentVariableModel) -> torch.dtype:
-    """Return the type of decoded values; raise SpecError if they have a density."""
+    """Return the type of decoded values; raise SpecError if they have a density, or may be missing."""
+    if model.schema.missing:
+        raise SpecError(
+            f"examples with missing values have no lossless code: use {option('lossy')}", code="missing-values"
+        )
     if not model.schema.values.discrete:
         raise SpecError(
             f"real values have a density and no lossless code: use {option('lossy')}, or train on integers",

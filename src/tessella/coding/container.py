@@ -38,11 +38,11 @@ import numpy as np
 from tessella.core.entropy_coding import WORD
 from tessella.foundation.errors import DataError, task_name
 
-MAGIC, VERSION = b"\xf1TES", 3
+MAGIC, VERSION = b"\xf1TES", 4
 Method = Literal["codes", "lossless", "bits-back"]
 ComputePrecision = Literal["float32", "bfloat16"]
 METHODS, PRECISIONS = get_args(Method), get_args(ComputePrecision)
-HEADER_MOST, TEXT_MOST, SIDE_MOST = 1 << 26, 1 << 12, 1 << 20
+HEADER_MOST, TEXT_MOST, SIDE_MOST, LENGTH_MOST = 1 << 26, 1 << 12, 1 << 20, (1 << 32) - 1
 NAMES_MOST = 1 << 25
 """Maximum bytes of all names, or of all sizes, uncompressed."""
 FILE_MOST = 1 << 28
@@ -63,10 +63,12 @@ class Header:
         values, shape: values and shape of an example, as in the model's schema.
         count: number of examples.
         names: path of each example without its ending.
-        sizes: `[N, 2]`, height and width of each picture; empty if all have the model's size.
+        sizes: `[N, rank]`, height and width of each picture or length of each signal; empty if all have the model's
+            size.
         modes: mode of `MODES` in which each picture is restored, "" for the model's own; empty if all are "".
         kept: number of files stored unchanged, in addition to the examples.
         notes: what is not restored.
+        tiled: whether examples of another size are cut into tiles of the model's; else their codes form one grid.
         precision: precision of encoder and decoder.
         run: path of the run relative to the file, a hint.
         made: versions and machine that wrote the file.
@@ -88,6 +90,7 @@ class Header:
     modes: Sequence[str] = ()
     kept: int = 0
     notes: str = ""
+    tiled: bool = True
 
     @property
     def rank(self) -> int:
@@ -96,19 +99,27 @@ class Header:
 
     def tiles(self, number: int) -> int:
         """Return the number of tiles of the model's size that an example is cut into."""
-        if self.method == "codes" or not len(self.sizes):
+        if not self.tiled or not len(self.sizes):
             return 1
         return math.prod(-(-side // tile) for side, tile in zip(self.size(number), self.shape[1:], strict=True))
 
     @property
     def all_tiles(self) -> int:
         """Return the number of tiles of all examples."""
-        if self.method == "codes" or not len(self.sizes):
-            return self.count
-        return sum(map(self.tiles, range(self.count)))
+        return sum(map(self.tiles, range(self.count))) if self.tiled and len(self.sizes) else self.count
+
+    @property
+    def tile_lengths(self) -> np.ndarray:
+        """Return the number of positions of each tile of signals, `[all_tiles]` int64."""
+        (window,) = self.shape[1:]
+        lengths = self.sizes[:, 0].astype(np.int64) if len(self.sizes) else np.full(self.count, window)
+        tiles = -(-lengths // window)
+        found = np.full(int(tiles.sum()), window)
+        found[tiles.cumsum() - 1] = lengths - (tiles - 1) * window
+        return found
 
     def size(self, number: int) -> tuple[int, ...]:
-        """Return height and width of a picture; () for a vector."""
+        """Return height and width of a picture, or the length of a signal; () for a vector."""
         return tuple(self.sizes[number].tolist()) if len(self.sizes) else self.shape[1:]
 
     def mode(self, number: int) -> str:
@@ -206,6 +217,7 @@ def pack_header(header: Header) -> bytes:
     out += _varint(header.count) + _packed_names(header.names)
     out += _packed(header.sizes.astype(WORD).tobytes())
     out += _packed(bytes(MODES.index(mode) + 1 if mode else 0 for mode in header.modes)) + _varint(header.kept)
+    out += _varint(header.tiled)
     plain = MAGIC + bytes([VERSION]) + struct.pack("<I", len(out)) + bytes(out)
     return plain + blake2b(plain, digest_size=8).digest()
 
@@ -415,20 +427,21 @@ def _header(reader: _Reader) -> Header:
         joined = _unpacked(reader.blob(HEADER_MOST))
         names = _text(joined).split("\0") if joined.count(b"\0") == count - 1 else []
     packed = _unpacked(reader.blob(HEADER_MOST))
-    sizes = np.frombuffer(packed[: len(packed) // 8 * 8], WORD).reshape(-1, 2)
-    numbers, kept = _unpacked(reader.blob(HEADER_MOST)), reader.varint()
+    rank = max(1, dims - 1)
+    each = WORD.itemsize * rank
+    sizes = np.frombuffer(packed[: len(packed) // each * each], WORD).reshape(-1, rank)
+    numbers, kept, tiled = _unpacked(reader.blob(HEADER_MOST)), reader.varint(), bool(reader.varint(1))
     modes = [("", *MODES)[number] for number in numbers] if max(numbers, default=0) <= len(MODES) else ["?"]
     sound = len(shape) in (1, 2, 3) and 0 not in shape and count + kept and len(names) == count and not reader.left
     sound = sound and len(modes) in (0, count) and (len(shape) - 1 == 2 or not (modes or kept))
-    fitting = not packed or (
-        len(shape) - 1 == 2 and len(packed) == 8 * count and 0 < sizes.min() <= sizes.max() < SIDE_MOST
-    )
+    most = SIDE_MOST if rank > 1 else LENGTH_MOST
+    fitting = not packed or (dims > 1 and len(packed) == each * count and 0 < sizes.min() <= sizes.max() < most)
     if not sound or not fitting:
         raise _Damaged("its header is inconsistent")
     return Header(
         cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, values,
         shape, count, names, sizes, cast(ComputePrecision, PRECISIONS[precision]), run, made,
-        modes, kept, notes,
+        modes, kept, notes, tiled,
     )  # fmt: skip
 
 

@@ -44,7 +44,8 @@ from tessella.coding.originals import Originals
 from tessella.coding.weights import Weights
 from tessella.core.device import autocast, lowers
 from tessella.core.entropy_coding import WORD
-from tessella.core.schema import Precision
+from tessella.core.observed import before_end
+from tessella.core.schema import Precision, Schema
 from tessella.data.inputs import NamedBatch
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.files import write_atomic
@@ -54,6 +55,7 @@ from tessella.kinds.base import kinds_in_files
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
+from tessella.networks.conv import crop
 
 MOST_WORKERS = 4
 """Default limit of chunks coded in parallel; each takes some hundred megabytes."""
@@ -156,7 +158,7 @@ def write_compressed(
     def noted() -> Iterator[Tensor]:
         for some in examples:
             names.extend(some.names)
-            sizes.extend([tuple(some.batch.x.shape[2:])] * len(some.batch))
+            sizes.extend(_sizes(some.batch.x, model.schema))
             yield some.batch.x
 
     computed: ComputePrecision = "float32"
@@ -164,7 +166,8 @@ def write_compressed(
     if not lossy and worth and lowers(precision, model.schema, model.device):
         computed = "bfloat16"
     encode = _in_precision(coder.encode, model, computed)
-    batches = _of_one_size(noted(), coder.at_once) if lossy else _tiled(noted(), model.schema.shape, coder.at_once)
+    tiled = not lossy or model.schema.lengths
+    batches = _tiled(noted(), model.schema, coder.at_once) if tiled else _of_one_size(noted(), coder.at_once)
     folder = Path(out).absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     bound = 0.0
@@ -181,11 +184,12 @@ def write_compressed(
         modes = [originals.modes.get(name, "") for name in names] if originals else []
         said = "; ".join(shown(note) for note in (notes, *(originals.notes if originals else ())) if note)
         trained = model.schema.shape[1:]
-        other = np.array(sizes if any(size != trained for size in sizes) else [], np.int64).reshape(-1, 2)
+        other = np.array(sizes if any(size != trained for size in sizes) else [], np.int64)
+        other = other.reshape(-1, max(1, model.schema.rank))
         header = Header(
             method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values.name,
             model.schema.shape, len(names), names, other, computed, os.path.relpath(weights.run, folder),
-            software_versions(), modes if any(modes) else [], len(kept), said,
+            software_versions(), modes if any(modes) else [], len(kept), said, tiled,
         )  # fmt: skip
 
         start, kept_bytes = pack_header(header), 0
@@ -207,6 +211,13 @@ def write_compressed(
     return Compressed(method, len(names), numbers, os.path.getsize(out), bound, seconds, len(kept), kept_bytes)
 
 
+def _sizes(x: Tensor, schema: Schema) -> list[tuple[int, ...]]:
+    """Return the size of each example `[B, *shape]`: height and width, or the length up to its end."""
+    if not schema.lengths:
+        return [tuple(x.shape[2:])] * len(x)
+    return [(length,) for length in before_end(x, 1).sum(1).tolist()]
+
+
 def _of_one_size(xs: Iterable[Tensor], at_once: int) -> Iterator[Tensor]:
     """Regroup examples into batches of one size."""
     kept: list[Tensor] = []
@@ -220,11 +231,11 @@ def _of_one_size(xs: Iterable[Tensor], at_once: int) -> Iterator[Tensor]:
         yield torch.cat(kept)
 
 
-def _tiled(xs: Iterable[Tensor], shape: tuple[int, ...], at_once: int) -> Iterator[Tensor]:
+def _tiled(xs: Iterable[Tensor], schema: Schema, at_once: int) -> Iterator[Tensor]:
     """Cut all examples into tiles, and regroup the tiles into full batches; the last may be smaller."""
     kept, count = [], 0
     for x in xs:
-        for tiles in cut(x, shape).split(at_once):
+        for tiles in cut(x, schema).split(at_once):
             kept, count = [*kept, tiles], count + len(tiles)
             while count >= at_once:
                 whole = torch.cat(kept)
@@ -234,25 +245,31 @@ def _tiled(xs: Iterable[Tensor], shape: tuple[int, ...], at_once: int) -> Iterat
         yield torch.cat(kept)
 
 
-def cut(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Cut pictures `[B, C, H, W]` into tiles `[B n m, C, h, w]` of a shape, each picture row by row.
+def cut(x: Tensor, schema: Schema) -> Tensor:
+    """Cut examples `[B, C, *spatial]` into tiles of the shape of a schema, in raster order.
 
-    The last row and column of a picture are repeated to fill the tiles at its edge.
+    The last positions along each axis are repeated to fill the tiles at the edge, or NaN if examples may end early.
     """
+    shape = schema.shape
     if x.shape[1:] == shape:
         return x
-    (height, width), (h, w) = x.shape[2:], shape[1:]
-    whole = F.pad(x.float(), (0, -width % w, 0, -height % h), mode="replicate").to(x.dtype)
-    return whole.unfold(2, h, h).unfold(3, w, w).permute(0, 2, 3, 1, 4, 5).reshape(-1, *shape)
+    missing = [n for side, tile in reversed(list(zip(x.shape[2:], shape[1:], strict=True))) for n in (0, -side % tile)]
+    whole = F.pad(x, missing, value=math.nan) if schema.lengths else F.pad(x.float(), missing, mode="replicate")
+    tiles = whole.to(x.dtype)
+    for axis, side in enumerate(shape[1:], 2):
+        tiles = tiles.unfold(axis, side, side)
+    return tiles.movedim(1, len(shape)).reshape(-1, *shape)
 
 
 def assembled(tiles: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Invert `cut` for one picture: `[n m, C, h, w]` to `[C, *size]`."""
+    """Invert `cut` for one example: `[tiles, C, *tile]` to `[C, *size]`."""
     if tuple(tiles.shape[2:]) == size:
         return tiles[0]
-    columns = -(-size[1] // tiles.shape[3])
-    rows = torch.cat([torch.cat(list(row), 2) for row in tiles.split(columns)], 1)
-    return rows[:, : size[0], : size[1]]
+    rank, counts = len(size), [-(-side // tile) for side, tile in zip(size, tiles.shape[2:], strict=True)]
+    grid = tiles.unflatten(0, counts).movedim(rank, 0)  # [C, *counts, *tile]
+    pairs = [axis for i in range(1, rank + 1) for axis in (i, i + rank)]
+    sides = [count * tile for count, tile in zip(counts, tiles.shape[2:], strict=True)]
+    return crop(grid.permute(0, *pairs).reshape(1, -1, *sides), size)[0]
 
 
 def _in_parallel(work: Callable[[A], B], items: Iterable[A], workers: int | None) -> Iterator[B]:
@@ -306,8 +323,8 @@ def read_compressed(
     header, coder = container.header, coder_for(model, lossy=container.header.method == "codes")
     parts = (
         _decoded_codes(container, model, coder, workers, device)
-        if isinstance(coder, CodesOnly)
-        else _exact(container, model, coder, workers)
+        if isinstance(coder, CodesOnly) and not header.tiled
+        else _tiles(container, model, coder, workers, device)
     )
     number = -1
     for number, x in enumerate(track(parts, "decompressing", header.count)):
@@ -316,20 +333,40 @@ def read_compressed(
         raise container.damaged(f"it ends after {number + 1} of {header.count} examples")
 
 
-def _exact(container: Container, model: Model, coder: Lossless | BitsBack, workers: int | None) -> Iterator[Tensor]:
-    """Decode lossless files, assembling pictures from their tiles."""
+def _tiles(
+    container: Container, model: Model, coder: Coder, workers: int | None, device: torch.device | None
+) -> Iterator[Tensor]:
+    """Decode examples that were cut into tiles, and assemble them."""
     header, shape = container.header, model.schema.shape
-    kept = torch.empty(0, *shape, dtype=coder.dtype)
+    decoder = _on(device, cast(CodeModel, model))
+    lengths = torch.from_numpy(header.tile_lengths) if model.schema.lengths else None
+
+    def decode(item: tuple[Chunk, Tensor | None]) -> Tensor:
+        if not isinstance(coder, CodesOnly):
+            return coder.decode(*item)
+        codes = coder.decode_codes(item[0], shape[1:], item[1])
+        return torch.stack([x for _, x in decode_codes(decoder, _stored(codes, shape[1:]))])
+
+    def with_lengths() -> Iterator[tuple[Chunk, Tensor | None]]:
+        first = 0
+        for chunk in container.chunks():
+            count = sum(chunk.batches)
+            if lengths is not None and first + count > len(lengths):
+                raise container.damaged("its chunks do not fit its header")
+            yield chunk, None if lengths is None else lengths[first : first + count]
+            first += count
+
+    kept = torch.empty(0, *shape, dtype=torch.float32 if isinstance(coder, CodesOnly) else coder.dtype)
     number = 0
     with single_threaded():
-        decode = _in_precision(coder.decode, model, header.precision)
-        for x in _in_parallel(_guarded(container, decode), container.chunks(), workers):
+        in_precision = _in_precision(decode, model, header.precision)
+        for x in _in_parallel(_guarded(container, in_precision), with_lengths(), workers):
             kept = torch.cat([kept, x])
             while number < header.count:
                 size, needed = header.size(number), header.tiles(number)
                 if needed > len(kept):
                     break
-                yield assembled(kept[:needed], size) if len(shape) > 2 else kept[0]
+                yield assembled(kept[:needed], size) if len(shape) > 1 else kept[0]
                 kept, number = kept[needed:], number + 1
             if len(kept) and number == header.count:
                 raise container.damaged("it holds more than its header says")
@@ -339,9 +376,7 @@ def _decoded_codes(
     container: Container, model: Model, coder: CodesOnly, workers: int | None, device: torch.device | None
 ) -> Iterator[Tensor]:
     """Decode files of codes to the mean of p(x | codes)."""
-    header, decoder = container.header, cast(CodeModel, model)
-    if device is not None and device != model.device:
-        decoder = copy.deepcopy(decoder).to(device)
+    header, decoder = container.header, _on(device, cast(CodeModel, model))
 
     def sized() -> Iterator[tuple[Chunk, tuple[int, ...]]]:
         first = 0
@@ -354,15 +389,23 @@ def _decoded_codes(
 
     def decode(item: tuple[Chunk, tuple[int, ...]]) -> list[Tensor]:
         chunk, size = item
-        codes = coder.decode_codes(chunk, size)
-        count = len(codes[0])
-        sizes = np.array([size] * count, np.int64)
-        stored = StoredCodes("", ("",) * count, sizes, tuple(c.numpy() for c in codes))
-        return [x for _, x in decode_codes(decoder, stored)]
+        return [x for _, x in decode_codes(decoder, _stored(coder.decode_codes(chunk, size), size))]
 
     with single_threaded():
         for xs in _in_parallel(_guarded(container, decode), sized(), workers):
             yield from xs
+
+
+def _on(device: torch.device | None, model: CodeModel) -> CodeModel:
+    """Return the model, or a copy of it on another device."""
+    return model if device is None or device == model.device else copy.deepcopy(model).to(device)
+
+
+def _stored(codes: tuple[Tensor, ...], size: tuple[int, ...]) -> StoredCodes:
+    """Make a record of the codes of examples of one size, without names."""
+    count = len(codes[0])
+    sizes = np.array([size] * count, np.int64).reshape(count, -1)
+    return StoredCodes("", ("",) * count, sizes, tuple(c.numpy() for c in codes))
 
 
 def _in_precision(work: Callable[[A], B], model: Model, precision: Precision) -> Callable[[A], B]:

@@ -52,8 +52,15 @@ class StoredValues(Distribution, ABC):
         """Compute log p of each position, `[B, *spatial]` nats. Its sum is `log_prob`."""
 
     @abstractmethod
-    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
-        """Write `value` to an encoder or read it from a decoder, at a cost of -log p; SpecError for densities."""
+    def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
+        """Write `value` to an encoder or read it from a decoder, at a cost of -log p; SpecError for densities.
+
+        Args:
+            coder: the encoder or the decoder.
+            value: stored values to write; None to read them.
+            observed: `[B, *spatial]` bool, the positions that are coded; the others are NaN in `value` and in the
+                result. None: all positions.
+        """
 
 
 class Likelihood(nn.Module, ABC):
@@ -271,7 +278,15 @@ class CodePrior(nn.Module, ABC):
         return self.generate(len(codes), select, condition)
 
     def code(
-        self, coder: SymbolCoder, count: int, codes: Tensor | None = None, condition: Condition = UNCONDITIONAL
+        self,
+        coder: SymbolCoder,
+        count: int,
+        codes: Tensor | None = None,
+        condition: Condition = UNCONDITIONAL,
+        present: Tensor | None = None,
     ) -> Tensor:
-        """Write `codes` to an encoder, or read `count` grids from a decoder, at a cost of -log p."""
-        return self.generate(count, Coded(coder=coder, codes=codes), condition)
+        """Write `codes` to an encoder, or read `count` grids from a decoder, at a cost of -log p.
+
+        Codes that are not `present` `[B, *code_shape]` take no bits, and are 0 in the result.
+        """
+        return self.generate(count, Coded(coder=coder, codes=codes, present=present), condition)

@@ -46,6 +46,35 @@ class SymbolCoder(ABC):
         """Write or read `count` symbols from 0 to size - 1, all equally probable."""
 
 
+@final
+class PartialCoder(SymbolCoder):
+    """Coder of some symbols of each call; the others are 0 and take no bits.
+
+    Args:
+        coder: the encoder or the decoder.
+        coded: `[n]` bool, which of the n symbols of each call are coded.
+    """
+
+    def __init__(self, coder: SymbolCoder, coded: Tensor) -> None:
+        self._coder, self._coded = coder, coded
+
+    def code(self, cdf: Tensor, symbols: Tensor | None) -> Tensor:
+        some = None if symbols is None else symbols[self._coded]
+        return self._spread(self._coder.code(cdf[:, self._coded], some))
+
+    def code_uniform(self, size: int, count: int, symbols: Tensor | None) -> Tensor:
+        some = None if symbols is None else symbols[self._coded]
+        return self._spread(self._coder.code_uniform(size, int(self._coded.sum()), some))
+
+    def _spread(self, some: Tensor) -> Tensor:
+        return torch.zeros(self._coded.shape, dtype=torch.int64).masked_scatter_(self._coded, some)
+
+
+def of_observed(coder: SymbolCoder, coded: Tensor | None) -> SymbolCoder:
+    """Return a coder of the symbols that are observed, a bool tensor of any shape; None: of all."""
+    return coder if coded is None else PartialCoder(coder, coded.flatten())
+
+
 # tables
 
 

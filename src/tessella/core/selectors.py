@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tessella.core.entropy_coding import SymbolCoder, code_categorical
+from tessella.core.entropy_coding import SymbolCoder, code_categorical, of_observed
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
 
@@ -82,18 +82,22 @@ class Coded(Selector):
     Attributes:
         coder: an encoder or a decoder.
         codes: `[B, C, *spatial]` int64 to write; None to read.
+        present: `[B, C, *spatial]` bool, the codes that are written or read; None: all.
     """
 
     coder: SymbolCoder | None = None
     codes: Tensor | None = None
+    present: Tensor | None = None
 
     def __call__(self, logits: Tensor, index: Tensor) -> Tensor:
-        assert self.coder is not None
-        return code_categorical(self.coder, logits, self._symbols(index)) if len(index) else index
+        return code_categorical(self._coder(index), logits, self._symbols(index)) if len(index) else index
 
     def uniform(self, size: int, index: Tensor) -> Tensor:
+        return self._coder(index).code_uniform(size, len(index), self._symbols(index))
+
+    def _coder(self, index: Tensor) -> SymbolCoder:
         assert self.coder is not None
-        return self.coder.code_uniform(size, len(index), self._symbols(index))
+        return of_observed(self.coder, None if self.present is None else self.present.flatten()[index])
 
     def _symbols(self, index: Tensor) -> Tensor | None:
         return None if self.codes is None else self.codes.flatten()[index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, final, get_args
@@ -22,11 +22,15 @@ from tessella.foundation import registry
 from tessella.foundation.errors import DataError, RunError, option
 from tessella.foundation.notes import note
 from tessella.foundation.text import abridged
-from tessella.kinds.base import ReadOptions, kind_of
+from tessella.kinds.base import ReadOptions, SoundValues, kind_of
 
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 RECORDED = ("fingerprint", "examples")
 """Keys of a data record that describe the content of the data, not its place or its reading options."""
+MEASURED = 1_000
+"""Examples on access whose range, mean and standard deviation are measured."""
+LOWEST_RATE, HIGHEST_RATE = 16, 1 << 20
+"""Samples per second to which sounds may be resampled."""
 SURVEYED = 1 << 25
 """Values of the training split of which the share that is observed is measured."""
 TOLD_BY = 4
@@ -49,6 +53,7 @@ class Data:
         labelling: origin of the labels, in words.
         fingerprint: hash of the content in 16 hex digits: shape, values, class names and, for each split, examples and
             labels. It does not depend on the place of the data.
+        survey: measures the content of the files when called: names and texts, a line each.
     """
 
     spec: str
@@ -60,6 +65,7 @@ class Data:
     division: str = ""
     labelling: str = ""
     fingerprint: str = ""
+    survey: Callable[[], list[tuple[str, str]]] = list
 
     def split(self, name: str) -> Split:
         """Return the split with a given name.
@@ -129,6 +135,9 @@ def open_data(
     seed: int = 0,
     label: str | None = None,
     kind: Literal["signal"] | None = None,
+    rate: int | None = None,
+    seconds: float | None = None,
+    values: SoundValues | None = None,
     valid_share: float | None = None,
     test_share: float | None = None,
     like: Schema | None = None,
@@ -139,12 +148,19 @@ def open_data(
         spec: `clothes`, `digits`, `sprites`, `tones`, `hf:NAME`, a folder of images, or a file (npz, npy, csv,
             parquet, idx, bin).
         size: (height, width) to which images are cropped and resized, or one number for both.
-        channels: channels of images: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
+        channels: channels of images: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha; of sounds: 1 mono, 2
+            stereo.
         binarize: `dynamic` samples each pixel from Bernoulli(v / 255) each time a training batch is read, `static`
             samples it once, `threshold` sets it to 1 if v > 127. Validation and test splits never change.
         seed: seed of the split and of static binarization.
         kind: `signal` to read arrays `[N, C, T]` and `[N, T]` as signals instead of grey images and vectors.
-        label: name of the table column, or of the `.npz` array, with the labels.
+        label: name of the table column, or of the `.npz` array, with the labels. In a folder: a pattern of the file
+            names such as `{digit}_{speaker}_{index}:speaker`, whose field after the colon is the class, or a column of
+            a CSV file in the folder, whose first column names the files.
+        rate: samples per second of sounds; others are resampled. Default: that of most recordings.
+        seconds: length of the windows into which recordings are cut. Default: the longest recording, at most 1 s.
+        values: values of sounds: `pcm` whole numbers of 16 bits, or of 8 if all files have 8; `mu-law` the 256 codes of
+            ITU-T G.711; `real` floats. Default: `pcm`.
         valid_share, test_share: shares of the examples that are cut out for validation and test, if the data has no
             such splits; 0.05 and 0.1 by default, 0 for none.
         like: schema of the data that a model was trained on. Table columns are matched with it by name and stored in
@@ -154,13 +170,21 @@ def open_data(
         DataError: if the data cannot be read or does not fit the options.
     """
     box = _checked(size, channels, binarize)
+    _check_sound_options(rate, seconds, values)
     for name, share in (("valid_share", valid_share), ("test_share", test_share)):
         if share is not None and not 0 <= share < 1:
             raise DataError(f"{option(name)} must be at least 0 and below 1, got {share:g}", code="bad-option")
-    spec, asked = _absolute(spec), ReadOptions(box, channels, like)
+    spec, asked = _absolute(spec), ReadOptions(box, channels, rate, seconds, values, like)
     found = find_raw(spec, asked, label)
     notes = found.notes
     schema = _unified(found, asked, kind)
+    if not schema.rate and (asked.rate, seconds, values) != (None, None, None):
+        raise DataError(
+            f"{spec} holds no recordings: leave out {option('rate')}, {option('seconds')} and {option('values')}",
+            code="no-sounds",
+        )
+    if schema.rate and binarize is not None:
+        raise DataError(f"sounds cannot be binarized: leave out {option('binarize')}", code="no-pictures")
     labels, classes = arrays.label_numbers(found.parts, found.classes, notes)
     for name, part in found.parts.items():
         part.labels = labels[name]
@@ -191,18 +215,24 @@ def open_data(
         "seed": seed,
         "label": label,
         "kind": kind,
+        "rate": rate,
+        "seconds": seconds,
+        "values": values,
         "valid_share": valid_share,
         "test_share": test_share,
     }
     of = _division(found, rows)
-    return Data(spec, options, schema, splits, tuple(notes), all_examples, of, found.labelling, fingerprint)
+    return Data(
+        spec, options, schema, splits, tuple(notes), all_examples, of, found.labelling, fingerprint, found.survey
+    )
 
 
 def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize: str | None) -> tuple[int, int] | None:
     box, wrong = (size, size) if isinstance(size, int) else size and tuple(size), ""
     if channels is not None and channels not in arrays.CHANNELS:
         wrong = (
-            f"{option('channels')} must be 1 (grey), 2 (grey, alpha), 3 (colour) or 4 (colour, alpha), got {channels}"
+            f"{option('channels')} must be 1 (grey, mono), 2 (grey and alpha, stereo), 3 (colour) or 4 (colour and "
+            f"alpha), got {channels}"
         )
     if binarize is not None and binarize not in get_args(Binarization):
         wrong = f"{option('binarize')} must be one of {', '.join(get_args(Binarization))}, got {binarize!r}"
@@ -211,6 +241,18 @@ def _checked(size: int | tuple[int, int] | None, channels: int | None, binarize:
     if wrong:
         raise DataError(wrong, code="bad-option")
     return cast("tuple[int, int] | None", box)
+
+
+def _check_sound_options(rate: int | None, seconds: float | None, values: str | None) -> None:
+    if rate is not None and not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        wrong = f"{option('rate')} must be from {LOWEST_RATE} to {HIGHEST_RATE:,} samples per second, got {rate}"
+    elif seconds is not None and not 0 < seconds < float("inf"):
+        wrong = f"{option('seconds')} must be more than 0, got {seconds:g}"
+    elif values is not None and values not in get_args(SoundValues):
+        wrong = f"{option('values')} must be one of {', '.join(get_args(SoundValues))}, got {values!r}"
+    else:
+        return
+    raise DataError(wrong, code="bad-option")
 
 
 def _absolute(spec: str) -> str:
@@ -276,12 +318,10 @@ def _divided(
         if name in parts and parts[name] is not main:
             rows[name] = (parts[name], np.arange(len(parts[name].example_ids)))
         elif name not in rows and share[name]:
-            alone = len(main.example_ids) > 1 and main.groups is not None and len(np.unique(main.groups)) == 1
-            why = (
-                f"all {len(main.example_ids):,} examples are the same, so there is none"
-                if alone
-                else "too few examples"
-            )
+            count, why = len(main.example_ids), "too few examples"
+            if count > 1 and main.groups is not None and len(np.unique(main.groups)) == 1:
+                same = main.content is not None and len(np.unique(main.content)) == 1
+                why = f"all {count:,} examples are {'the same' if same else 'of one recording'}, so there is none"
             notes.append(f"{why} for a {name} split")
     if found.by_content:
         rows = {name: (part, chosen[np.argsort(part.example_ids[chosen])]) for name, (part, chosen) in rows.items()}
@@ -305,7 +345,8 @@ def _short(name: str) -> str:
 
 
 def _fingerprint(schema: Schema, rows: dict[str, tuple[RawSplit, np.ndarray]], binarize: str | None) -> str:
-    head = [list(schema.shape), schema.values.name, list(schema.classes), binarize]
+    head: list[Any] = [list(schema.shape), schema.values.name, list(schema.classes), binarize]
+    head += [schema.rate, schema.mu_law] if schema.rate else []
     digest = hashlib.blake2b(json.dumps(head).encode("utf-8", "surrogateescape"), digest_size=8)
     for name, (part, chosen) in rows.items():
         digest.update(f"{name} {len(chosen)}".encode())
@@ -324,7 +365,10 @@ def _measured(schema: Schema, part: RawSplit, rows: np.ndarray) -> Schema:
     if schema.partial:
         some = part.read(rows[: max(1, SURVEYED // schema.dims)])
         schema = replace(schema, observed=max(float((~np.isnan(some)).mean()), 1 / some.size))
-    if schema.values.discrete or not isinstance(part.x, np.ndarray):
+    if schema.values.discrete:
         return schema
-    center, scale, low, high = arrays.moments(part.x, rows)
+    x = part.x
+    if not isinstance(x, np.ndarray):
+        x, rows = part.read(rows[:MEASURED]), np.arange(min(len(rows), MEASURED))
+    center, scale, low, high = arrays.moments(x, rows)
     return replace(schema, values=Real(low, high), center=center, scale=scale)

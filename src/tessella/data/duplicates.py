@@ -96,9 +96,16 @@ def distinct_keys(content: np.ndarray, order: np.ndarray) -> np.ndarray:
     return keys
 
 
-def alike(content: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return content hashes `[N]` that are equal if files (`content`) or decoded values (`x`) are equal."""
-    _, inverse = np.unique(row_hashes(x), return_inverse=True)
+def alike(content: np.ndarray, x: np.ndarray, of: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Return content hashes `[N]` of files that are equal if the files (`content`) or their decoded values are equal.
+
+    Args:
+        x: decoded examples of all files.
+        of, part: for each example, the place of its file in `content`, and its number in the file.
+    """
+    decoded = np.zeros_like(content)
+    np.add.at(decoded, of, mixed(row_hashes(x) ^ mixed(part.astype(np.uint64))))
+    _, inverse = np.unique(decoded, return_inverse=True)
     least = np.full(int(inverse.max()) + 1, np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(least, inverse, content)
     return least[inverse]

@@ -89,7 +89,7 @@ class NoisyLevels(IndependentValues):
         mean, _ = posterior(self.location, self.precision, self.values.levels)
         return ((mean + 1) * self.half).clamp(0, self.values.levels - 1) + self.values.low
 
-    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         told = [
             self._logits(i).code(coder, None if value is None else value[i : i + 1]) for i in range(self.batch_shape[0])
         ]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from tessella.foundation.text import shown
 
 File = str | bytes
 """Path of a file, or its content."""
+SoundValues = Literal["pcm", "mu-law", "real"]
+"""Values as which sounds are stored: whole numbers as in the file, mu-law codes, or floats."""
 
 
 @final
@@ -48,25 +50,33 @@ class ReadOptions:
 
     Attributes:
         size: (height, width) to which pictures are cropped and resized.
-        channels: number of channels to which pictures are converted.
+        channels: number of channels to which pictures and sounds are converted.
+        rate: samples per second to which sounds are resampled.
+        seconds: length of the windows into which sounds are cut.
+        values: values as which sounds are stored: `pcm`, `mu-law` or `real`.
         like: schema of the data that a model was trained on.
     """
 
     size: tuple[int, int] | None = None
     channels: int | None = None
+    rate: int | None = None
+    seconds: float | None = None
+    values: SoundValues | None = None
     like: Schema | None = None
 
 
 @final
 @dataclass(frozen=True)
 class FileHeader:
-    """Header of a file that holds one example.
+    """Header of a file.
 
     Attributes:
-        spatial: sides of the example: (height, width) of an upright picture.
+        spatial: sides of its content: (height, width) of an upright picture, (samples,) of a sound.
         channels: channels that hold all of its content.
         deep: whether its values have more than 8 bits and are read in full.
         cut: whether its values have more than 8 bits, of which the decoder keeps the upper 8.
+        rate: samples per second of a sound.
+        coding: storage of a sound's samples, by the name in libsndfile, such as `PCM_16`.
         trouble: why it cannot be read; empty if it can.
     """
 
@@ -74,17 +84,24 @@ class FileHeader:
     channels: int = 0
     deep: bool = False
     cut: bool = False
+    rate: int = 0
+    coding: str = ""
     trouble: str = ""
 
 
 class FileReader(ABC):
-    """Reader of files that hold one example each.
+    """Reader of files that hold one example each, or several: consecutive windows of a recording.
 
     Attributes:
         endings: endings of these files, in small letters.
+        example, examples: words for one file and for several.
+        windowed: whether a file may hold several examples.
     """
 
     endings: ClassVar[tuple[str, ...]]
+    example: ClassVar[str]
+    examples: ClassVar[str]
+    windowed: ClassVar[bool] = False
 
     @abstractmethod
     def header(self, file: File) -> FileHeader:
@@ -106,9 +123,21 @@ class FileReader(ABC):
     def holds(self, schema: Schema) -> bool:
         """Return whether such files hold these values without loss."""
 
+    def parts(self, header: FileHeader, schema: Schema) -> int:
+        """Return the number of examples in a file: 1, unless the reader is `windowed`."""
+        return 1
+
+    def facts(self, files: Sequence[tuple[Callable[[], File], FileHeader]], schema: Schema) -> list[tuple[str, str]]:
+        """Measure the content of readable files: names and texts, one line each."""
+        return []
+
     @abstractmethod
-    def read(self, file: File, schema: Schema) -> Tensor:
-        """Read an example as stored values `[*shape]`, converted to a schema. Decoders may raise any exception."""
+    def read(self, file: File, schema: Schema, part: int = 0) -> Tensor:
+        """Read an example as stored values `[*shape]`, converted to a schema. Decoders may raise any exception.
+
+        Args:
+            part: number of the example in the file, from 0.
+        """
 
     @abstractmethod
     def trouble(self, error: Exception) -> str:
@@ -174,11 +203,12 @@ class Kind(ABC):
         return self.files is not None and self.files.holds(self.schema)
 
     @final
-    def read(self, file: File, *, name: str = "", spatial: tuple[int, ...] | None = None) -> Tensor:
+    def read(self, file: File, part: int = 0, *, name: str = "", spatial: tuple[int, ...] | None = None) -> Tensor:
         """Read one example `[*shape]` from a file as stored values.
 
         Args:
             file: path of the file, or its content.
+            part: number of the example in the file, from 0.
             name: name of the file in messages. Default: its path.
             spatial: sides to which it is converted. Default: those of the schema.
 
@@ -189,12 +219,12 @@ class Kind(ABC):
         if self.files is None or not self.in_files:
             shape = "x".join(map(str, schema.shape))
             raise DataError(
-                f"the model expects {schema.values} values of shape {shape}, which picture files do not hold: give "
+                f"the model expects {schema.values} values of shape {shape}, which no file of its own holds: give "
                 "example numbers, or files of arrays or tables",
                 code="no-pictures",
             )
         try:
-            return self.files.read(file, schema)
+            return self.files.read(file, schema, part)
         except Exception as error:  # decoders of broken files raise nearly anything
             name, reason = name or str(file), self.files.trouble(error)
             raise DataError(
@@ -244,6 +274,12 @@ def kinds_in_files() -> dict[str, type[Kind]]:
     """List the kinds whose examples come in files of their own, by the endings of these files."""
     kinds: list[type[Kind]] = [entry.load() for entry in entries("kind")]
     return {ending: kind for kind in kinds if kind.files is not None for ending in kind.files.endings}
+
+
+def reader_of(kind: type[Kind]) -> FileReader:
+    """Return the reader of a kind whose examples come in files of their own."""
+    assert kind.files is not None
+    return kind.files
 
 
 @lru_cache(256)

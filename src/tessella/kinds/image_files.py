@@ -87,6 +87,7 @@ class ImageFiles(FileReader):
     """Reader of image files."""
 
     endings = tuple(FORMATS)
+    example, examples = "picture", "pictures"
 
     def header(self, file: File) -> FileHeader:
         try:
@@ -115,7 +116,7 @@ class ImageFiles(FileReader):
     def holds(self, schema: Schema) -> bool:
         return schema.values in (Binary(), UINT8)
 
-    def read(self, file: File, schema: Schema) -> Tensor:
+    def read(self, file: File, schema: Schema, part: int = 0) -> Tensor:
         """Decode an image: upright, cropped at the centre and resized.
 
         Removed alpha is blended with white. Binary values are 1 where the byte is above 127. An image with more than 8

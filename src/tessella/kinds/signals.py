@@ -14,13 +14,13 @@ from tessella.core.schema import Binary, Schema
 from tessella.foundation.registry import register
 from tessella.kinds import sounds
 from tessella.kinds.base import Codec
+from tessella.kinds.sound_files import SoundFiles, channel_words
 from tessella.kinds.vectors import PLOT_HEIGHT, PLOT_WIDTH, Arrays, plots
 
 LINES, LOWEST, WAVES = 8, 16, 2
 """Largest number of channels shown, smallest height of a channel in pixels, and largest number of waveforms shown."""
 LOUDER, SOFT_NOISE = 1.02, 0.01
 """Changes of near-duplicates: gain, and noise relative to the level of a sound."""
-CHANNELS = {1: "mono", 2: "stereo"}
 
 
 @register("kind", "signal", summary="signals (C, T) of numbers, and sounds", rank=1)
@@ -29,6 +29,7 @@ class Signals(Arrays):
     """Signals `(C, T)`: one line per channel; sounds have waveforms above a spectrogram, and WAV files."""
 
     dimension = "sample"
+    files = SoundFiles()
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
@@ -45,7 +46,7 @@ class Signals(Arrays):
         stored = "mu-law" if schema.mu_law else f"{schema.values.words.replace('-', ' ')}"
         most = "up to " if schema.lengths else ""
         of = f"{most}{length / schema.rate:.2f} s at {schema.rate:,.10g} Hz"
-        return f"sounds of {of}, {CHANNELS.get(schema.channels, channels)}, {stored}"
+        return f"sounds of {of}, {channel_words(schema.channels)}, {stored}"
 
     @property
     def tile_size(self) -> tuple[int, int]:

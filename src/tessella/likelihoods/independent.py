@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
-from tessella.core.entropy_coding import SymbolCoder, code_categorical, quantized_cdf
+from tessella.core.entropy_coding import SymbolCoder, code_categorical, of_observed, quantized_cdf
 from tessella.core.schema import Schema, Values
+from tessella.likelihoods.history import LocatedLikelihood
 from tessella.likelihoods.shared import (
     IndependentValues,
     RealValues,
@@ -68,11 +69,13 @@ class BernoulliLogits(IndependentValues):
             value = value.to(self.logits.dtype)
             return -F.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
 
-    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         zero = torch.sigmoid(-self.logits.float()).flatten()
         table = quantized_cdf(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)]))
-        told = coder.code(table, None if value is None else value.flatten().long())
-        return told.view(self.logits.shape).float()
+        seen = self.each_observed(observed)
+        known = None if value is None else value.nan_to_num().flatten().long()
+        told = of_observed(coder, seen).code(table, known).view(self.logits.shape).float()
+        return told if seen is None else told.masked_fill(~seen, torch.nan)
 
     @property
     def mean(self) -> Tensor:
@@ -127,12 +130,14 @@ class CategoricalLogits(IndependentValues):
         with torch.autocast(self.logits.device.type, enabled=False):
             return -F.cross_entropy(self.logits, self._index(value), reduction="none")
 
-    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
-        told = []
+    def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
+        told, seen = [], self.each_observed(observed)
         for i, logits in enumerate(self.logits.movedim(1, -1)):  # one at a time: K numbers a value
-            known = None if value is None else self._index(value[i]).flatten()
-            told.append(code_categorical(coder, logits.flatten(0, -2), known))
-        return torch.stack(told).view(self.batch_shape + self.event_shape).float() + self.values.low
+            known = None if value is None else self._index(value[i].nan_to_num(self.filler)).flatten()
+            part = of_observed(coder, None if seen is None else seen[i])
+            told.append(code_categorical(part, logits.flatten(0, -2), known))
+        x = torch.stack(told).view(self.batch_shape + self.event_shape).float() + self.values.low
+        return x if seen is None else x.masked_fill(~seen, torch.nan)
 
     @property
     def mean(self) -> Tensor:
@@ -155,7 +160,7 @@ class CategoricalLogits(IndependentValues):
 
 
 @final
-class GaussianModule(Likelihood):
+class GaussianModule(LocatedLikelihood):
     """Gaussian likelihood of real values: p(x | z) = prod_d N(x_d; mu_d, sigma_d^2), a density of the stored values.
 
     Parameters: `[B, 2 * C, *spatial]`: first the locations m, then the log scales s, in network units; mu = center +
@@ -181,6 +186,18 @@ class GaussianModule(Likelihood):
     def initial_bias(self) -> Tensor:
         """Return zeros: mean and standard deviation of the training split."""
         return torch.zeros(self.parameter_channels)
+
+    @property
+    def locations(self) -> int:
+        return self.schema.shape[0]
+
+    def around(self, predictions: Tensor, parameters: Tensor) -> Tensor:
+        offset, log_scale = parameters.chunk(2, dim=1)
+        return torch.cat([predictions + offset * log_scale.clamp(max=20).exp(), log_scale], 1)
+
+    def residual_bias(self) -> Tensor:
+        """Return locations 0 and a third of the training split's standard deviation."""
+        return torch.tensor([0.0, -1.0]).repeat_interleave(self.locations)
 
     def forward(self, parameters: Tensor) -> StoredValues:
         parameters = checked_parameters(parameters, self.schema, self.parameter_channels)

@@ -23,6 +23,7 @@ LEVELS, SMALLEST = 2, 4
 """Largest number of lattices that are coded given a coarser one, and the smallest side of one."""
 CONTEXT = 8
 """Channels to which the decoder's parameters at a position are reduced."""
+Drawn = Callable[[StoredValues, Tensor | None, Tensor | None], Tensor]
 LOG_SCALE = -2.5
 """Initial log scale of positions with known neighbours: those of photographs differ by about a tenth."""
 
@@ -130,26 +131,34 @@ class InterlacedValues(StoredValues):
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         rows = self.parameters.expand(*sample_shape, *self.parameters.shape).flatten(0, len(sample_shape))
-        return self._drawn(rows, lambda p_x, _: p_x.sample()).reshape(*sample_shape, *self._extended_shape())
+        return self._drawn(rows, lambda p_x, *_: p_x.sample()).reshape(*sample_shape, *self._extended_shape())
 
-    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         """Write or read one group of positions after the other, from the coarsest lattice on."""
         whole = None if value is None else value.reshape(self._extended_shape())
-        return self._drawn(self.parameters, lambda p_x, known: p_x.code(coder, known), whole)
+        seen = None if observed is None else observed.unsqueeze(1)
+
+        def draw(p_x: StoredValues, known: Tensor | None, here: Tensor | None) -> Tensor:
+            return p_x.code(coder, known, None if here is None else here.squeeze(1))
+
+        return self._drawn(self.parameters, draw, whole, seen)
 
     @torch.no_grad()
     def _drawn(
-        self, parameters: Tensor, draw: Callable[[StoredValues, Tensor | None], Tensor], value: Tensor | None = None
+        self, parameters: Tensor, draw: Drawn, value: Tensor | None = None, observed: Tensor | None = None
     ) -> Tensor:
-        """Generate group after group; `draw` gets the positions' distribution, and their values if they are known."""
-        of, levels = self.likelihood, [(parameters, value)]
+        """Generate group after group.
+
+        `draw` gets the positions' distribution, their values if they are known, and which of them are observed.
+        """
+        of, levels = self.likelihood, [(parameters, value, observed)]
         for _ in of.levels:
-            finer = levels[-1]
-            levels.append((_first(finer[0]), None if finer[1] is None else _first(finer[1])))
+            first = tuple(None if maps is None else _first(maps) for maps in levels[-1][1:])
+            levels.append((_first(levels[-1][0]), *first))
         with torch.autocast(parameters.device.type, enabled=False):
-            x = draw(of.mixture(levels[-1][0]), levels[-1][1])
-            for level, (parameters, known) in reversed(list(zip(of.levels, levels, strict=False))):
-                x = level.drawn(x, parameters.float(), of, draw, known)
+            x = draw(of.mixture(levels[-1][0]), *levels[-1][1:])
+            for level, (parameters, *given) in reversed(list(zip(of.levels, levels, strict=False))):
+                x = level.drawn(x, parameters.float(), of, draw, *given)
         return x
 
 
@@ -184,8 +193,9 @@ class _Level(nn.Module):
         x: Tensor,
         parameters: Tensor,
         of: InterlacedModule,
-        draw: Callable[[StoredValues, Tensor | None], Tensor],
+        draw: Drawn,
         known: Tensor | None,
+        observed: Tensor | None,
     ) -> Tensor:
         """Generate a lattice, given the coarser one x; the arguments are as in `InterlacedValues`."""
         context, sides = self.context_of(parameters), parameters.shape[2:]
@@ -196,7 +206,8 @@ class _Level(nn.Module):
             for cell, p in zip(group, step(seen, context).unbind(1), strict=True):
                 here = _slices(cell, sides)
                 size = [len(range(*part.indices(side))) for part, side in zip(here, sides, strict=True)]
-                got = draw(of.mixture(crop(p, size)), None if known is None else known[(..., *here)])
+                given = (None if maps is None else maps[(..., *here)] for maps in (known, observed))
+                got = draw(of.mixture(crop(p, size)), *given)
                 inside = (slice(None), cell, slice(None), *(slice(length) for length in size))
                 seen[inside], values[inside] = of.to_network(got), got
         return crop(unblocked(values.flatten(1, 2), 2), sides)

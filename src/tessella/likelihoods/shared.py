@@ -74,6 +74,13 @@ class IndependentValues(StoredValues, ABC):
     def by_position(self, value: Tensor) -> Tensor:
         return over_channels(self._of_observed(value))
 
+    @final
+    def each_observed(self, observed: Tensor | None) -> Tensor | None:
+        """Expand the positions that are observed, `[B, *spatial]`, to the values `[B, *event_shape]`."""
+        if observed is None or len(self.event_shape) == 1:
+            return observed
+        return observed.unsqueeze(1).expand(self.batch_shape + self.event_shape)
+
     def _of_observed(self, value: Tensor) -> Tensor:
         """Compute log p of each value, 0 where it is not observed."""
         seen = observed(value)
@@ -104,7 +111,7 @@ class RealValues(IndependentValues):
     def sample(self, sample_shape: _size = ()) -> Tensor:
         return self.distribution.sample(sample_shape)
 
-    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         raise SpecError(
             "real values have a density instead of probabilities, so they cannot be compressed without loss",
             code="density",

@@ -299,13 +299,26 @@ class CodeModel(LatentModel):
         return self._by_level(len(codes[0]), label, generate)
 
     def code(
-        self, coder: SymbolCoder, count: int, codes: Codes | None = None, label: Tensor | None = None
+        self,
+        coder: SymbolCoder,
+        count: int,
+        codes: Codes | None = None,
+        label: Tensor | None = None,
+        present: Sequence[Tensor | None] = (),
     ) -> tuple[Tensor, ...]:
-        """Write the codes of all levels, or read those of `count` examples, coarsest first, at a cost of -log p."""
+        """Write the codes of all levels, or read those of `count` examples, coarsest first, at a cost of -log p.
+
+        `present` is the result of `before_end`; where it is false there are no codes.
+        """
 
         def generate(level: int, prior: CodePrior, condition: Condition) -> Tensor:
-            known = None if codes is None else codes[level].reshape(count, *prior.code_shape)
-            return prior.code(coder, count, known, condition)
+            shape = (count, *prior.code_shape)
+            known = None if codes is None else codes[level].reshape(shape)
+            here = present[level] if present else None
+            if here is None:
+                return prior.code(coder, count, known, condition)
+            here = here.unsqueeze(1).expand(count, *self.levels[level].code_shape).reshape(shape)
+            return prior.code(coder, count, known, condition, here).masked_fill(~here, -1)
 
         return self._by_level(count, label, generate)
 

@@ -175,7 +175,7 @@ class Delta(IndependentValues):
     def sample(self, sample_shape: _size = ()) -> Tensor:
         return self.value.expand(*sample_shape, *self.value.shape)
 
-    def code(self, coder: SymbolCoder, value: Tensor | None = None) -> Tensor:
+    def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         raise SpecError(
             "a flow cannot code x given z, because its z has no lossless code: use a vae or vqvae", code="no-code"
         )

@@ -85,11 +85,18 @@ class DataOptions:
 
     Attributes:
         size: height and width that pictures are cropped and resized to, or one number for both.
-        channels: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha.
+        channels: channels of pictures: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha; of sounds: 1 mono, 2
+            stereo. Recordings are mono by default if they differ.
         binarize: make 8-bit values binary: sampled in every batch, sampled once, or cut at half.
         label: the column of a table, or the array of an .npz, that holds the class; by default one called label, class
-            or target that holds few values.
+            or target that holds few values. In a folder, a pattern of the file names such as
+            {digit}_{speaker}_{index}:speaker, whose field after the colon is the class, or a column of a CSV file in
+            the folder whose first column names the files; by default the sub-folder.
         kind: signal if arrays (N, C, T) and (N, T) are signals, not grey pictures and vectors.
+        rate: samples per second of sounds; others are resampled. Default: that of most recordings.
+        seconds: length of the windows into which recordings are cut. Default: the longest recording, at most 1 s.
+        values: values of sounds: pcm is whole numbers of 16 bits, or of 8 bits if all files have 8; mu-law is the 256
+            codes of ITU-T G.711; real is floats. Default: pcm.
         valid_share: share of the examples that is cut out for validation, if the data has no such split (default 0.05).
         test_share: share of the examples that is cut out for the test, if the data has no such split (default 0.1).
     """
@@ -99,6 +106,9 @@ class DataOptions:
     binarize: Literal["dynamic", "static", "threshold"] | None = None
     label: str | None = None
     kind: Literal["signal"] | None = None
+    rate: int | None = None
+    seconds: float | None = None
+    values: Literal["pcm", "mu-law", "real"] | None = None
     valid_share: float | None = None
     test_share: float | None = None
 
@@ -123,6 +133,9 @@ class DataOptions:
             binarize=self.binarize,
             label=self.label,
             kind=self.kind,
+            rate=self.rate,
+            seconds=self.seconds,
+            values=self.values,
             valid_share=self.valid_share,
             test_share=self.test_share,
         )

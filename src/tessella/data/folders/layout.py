@@ -17,7 +17,7 @@ import numpy as np
 from tessella.data.raw import SPLIT_WORDS, WHOLE
 from tessella.foundation.errors import DataError
 from tessella.foundation.text import abridged
-from tessella.kinds.base import Kind, kinds_in_files
+from tessella.kinds.base import Kind, kinds_in_files, reader_of
 
 SYSTEM = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
 """Files and folders that operating systems create, some with copies of pictures; ignored without a note."""
@@ -107,7 +107,7 @@ def example_files(path: str) -> tuple[list[str], type[Kind], list[str]]:
         of_kind[kinds[_ending(name)]].append(name)
     kind = max(of_kind, key=lambda kind: len(of_kind[kind]))
     passed["others"] += [name for other, found in of_kind.items() if other is not kind for name in found]
-    examples = kind.examples if names else " or ".join(kind.examples for kind in of_kind)
+    examples = " or ".join(reader_of(each).examples for each in ([kind] if names else of_kind))
     notes = {
         what: text.format(len(passed[what]), abridged(passed[what]), examples=examples)
         for what, text in _PASSED_OVER.items()
@@ -176,7 +176,7 @@ class _Arranging:
     """Search for splits and classes from the outermost folder inwards; `depth` is the number of folders above."""
 
     def __init__(self, paths: list[list[str]], kind: type[Kind]) -> None:
-        self.paths, self.kind = paths, kind
+        self.paths, self.reader = paths, reader_of(kind)
         self.layout = Layout([WHOLE] * len(paths), [None] * len(paths))
 
     def decide(self) -> None:
@@ -197,7 +197,7 @@ class _Arranging:
             at = "/".join(paths[folders[inner][0]][: depth + 1])
             self._leave_out(rows, set(folders[inner]), f"outside {at}/")
             if FOLDER_WORDS.get(inner.lower(), "train") != "train":
-                examples = self.kind.examples
+                examples = self.reader.examples
                 layout.notes.append(f"there is {inner}/ but no training folder: its {examples} are split at random")
             rows, depth = folders[inner], depth + 1
         if holders:
@@ -209,7 +209,7 @@ class _Arranging:
             rows_of = {f"{name}/": of for name, of in folders.items()}
             layout.origins[WHOLE] = found = " and ".join(rows_of)
             layout.notes.append(
-                f"there is {found} but no training folder: all {self.kind.examples} are split at random"
+                f"there is {found} but no training folder: all {self.reader.examples} are split at random"
             )
             self._take_classes(rows_of, depth + 1)
             return
@@ -252,7 +252,7 @@ class _Arranging:
             self.layout.splits[row] = ""
         if left:
             named = abridged(["/".join(self.paths[row]) for row in left], 3)
-            what = f"1 {self.kind.example}" if len(left) == 1 else f"{len(left):,} {self.kind.examples}"
+            what = f"1 {self.reader.example}" if len(left) == 1 else f"{len(left):,} {self.reader.examples}"
             self.layout.notes.append(f"{what} {where} {'was' if len(left) == 1 else 'were'} left out: {named}")
 
     def _take_splits(self, rows: Rows, folders: dict[str, Rows], pairs: dict[str, str], depth: int) -> None:
@@ -299,7 +299,7 @@ class _Arranging:
             if loose and folders and len(loose) > STRAY * len(rows):
                 where = f"in {split} " if len(by_split) > 1 else ""
                 named = abridged([f"{name}/" for name in folders], 3)
-                beside = f"{len(loose):,} {self.kind.examples} are beside the sub-folders {where}({named})"
+                beside = f"{len(loose):,} {self.reader.examples} are beside the sub-folders {where}({named})"
                 layout.notes.append(f"{beside}, so the sub-folders are not used as classes")
                 return
             if folders:
@@ -309,7 +309,7 @@ class _Arranging:
         counts = Counter(labels.values())
         if len(counts) < 2:
             if counts:
-                layout.labelling = f"all {self.kind.examples} are in one folder, {next(iter(counts))}/"
+                layout.labelling = f"all {self.reader.examples} are in one folder, {next(iter(counts))}/"
             return
         if not any(row in labels for row in by_split.get("train", next(iter(by_split.values())))):
             layout.notes.append("training has no sub-folders, so sub-folders of other splits are not used as classes")

@@ -17,7 +17,7 @@ from tessella.data.folders.layout import Names, arranged, example_files
 from tessella.data.raw import RawDataset, RawSplit, SelectedRows, mixed, name_keys
 from tessella.foundation.errors import DataError
 from tessella.foundation.text import abridged
-from tessella.kinds.base import File, Kind, ReadOptions
+from tessella.kinds.base import File, Kind, ReadOptions, reader_of
 
 MEMORY_FILES, MEMORY_BYTES = 10_000, 512 << 20
 """Most files, and most bytes of their examples, that are kept in memory."""
@@ -87,58 +87,70 @@ def read_files(
     Raises:
         DataError: if no file can be read.
     """
-    assert kind.files is not None
-    count, header = len(names), kind.files.header
+    files, count = reader_of(kind), len(names)
     content = np.zeros(count, np.uint64)
     x: np.ndarray | None = None
     reader: FilesOnAccess | None = None
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        surveyed = np.unique(np.linspace(0, count - 1, min(count, SURVEYED)).astype(np.int64))
-        headers = dict(_each(threads, lambda i: header(file(i)), surveyed))
+        most = count if files.windowed else min(count, SURVEYED)
+        surveyed = np.unique(np.linspace(0, count - 1, most).astype(np.int64))
+        headers = dict(_each(threads, lambda i: files.header(file(i)), surveyed))
         trouble = {i: found.trouble for i, found in headers.items() if found.trouble}
         for i, found in _each(threads, lambda i: _hash_or_error(file(i)), np.arange(count)):
             if isinstance(found, OSError):
-                trouble.setdefault(i, kind.files.trouble(found))
+                trouble.setdefault(i, files.trouble(found))
             else:
                 content[i] = found
         kept = np.array([i for i in range(count) if i not in trouble], dtype=np.int64)
         by_hash = kept[np.argsort(content[kept], kind="stable")].tolist()
         if good := [(partial(file, i), headers[i]) for i in by_hash if i in headers]:
-            reader = FilesOnAccess(kind(kind.files.schema(good, options, notes)), file, names)
-            if len(kept) <= MEMORY_FILES and len(kept) * reader.nbytes <= MEMORY_BYTES:
-                x = np.empty((len(kept), *reader.shape), reader.dtype)
-                place = {i: at for at, i in enumerate(kept.tolist())}
-                for i, done in _each(threads, reader.example_or_error, kept):
+            schema = files.schema(good, options, notes)
+            parts = np.array([files.parts(headers[i], schema) if files.windowed else 1 for i in kept.tolist()])
+            reader = FilesOnAccess(kind(schema), file, names, kept, parts)
+            if len(reader) <= MEMORY_FILES and len(reader) * reader.nbytes <= MEMORY_BYTES:
+                x = np.empty((len(reader), *reader.shape), reader.dtype)
+                for row, done in _each(threads, reader.example_or_error, np.arange(len(reader))):
                     if isinstance(done, DataError):
-                        trouble[i] = done.parameters["reason"]
+                        trouble[int(reader.files[row])] = done.parameters["reason"]
                     else:
-                        x[place[i]] = done
-                read = np.array([i not in trouble for i in kept.tolist()])
-                x, kept = (x, kept) if read.all() else (x[read], kept[read])
+                        x[row] = done
+                fine = np.array([i not in trouble for i in kept.tolist()])
+                if not fine.all():
+                    x = x[np.repeat(fine, parts)]
+                    kept, reader = kept[fine], FilesOnAccess(kind(schema), file, names, kept[fine], parts[fine])
     if trouble:
         named = abridged([f"{names[i]} ({trouble[i]})" for i in sorted(trouble)])
         if not len(kept):
             raise DataError(
-                f"none of the {count} {kind.examples} in {where} can be read: {named}",
+                f"none of the {count} {files.examples} in {where} can be read: {named}",
                 code="nothing-readable",
                 count=count,
             )
-        notes.append(f"{len(trouble)} of {count} {kind.examples} could not be read and were skipped: {named}")
+        notes.append(f"{len(trouble)} of {count} {files.examples} could not be read and were skipped: {named}")
     if reader is None or not len(kept):
-        raise DataError(f"{where} has no {kind.examples}", code="no-pictures")
-    parted = np.array(splits)[kept]
+        raise DataError(f"{where} has no {files.examples}", code="no-pictures")
     content, keys = _identified(file, names, content[kept], kept, labels, by_content)
+    at, part = np.searchsorted(kept, reader.files), reader.parts
     if x is not None:
-        content = alike(content, x)
-    parts = {}
+        content = alike(content, x, at, part)
+    of_example = _of_part(content[at], part)
+    keys, groups = _of_part(keys[at], part), content[at] if part.any() else None
+    parted = np.array(splits)[reader.files]
+    found = RawDataset({}, classes, notes, schema=reader.schema, by_content=by_content)
     for name in dict.fromkeys(splits):
         chosen = np.flatnonzero(parted == name)
         if len(chosen):
-            rows = kept[chosen]
-            of = None if labels is None or (labels[rows] == -1).all() else labels[rows]
-            fitted = SelectedRows(reader, rows) if x is None else x if len(chosen) == len(x) else x[chosen]
-            parts[name] = RawSplit(fitted, of, keys[chosen], content=content[chosen])
-    return RawDataset(parts, classes, notes, schema=reader.schema, by_content=by_content)
+            of = None if labels is None else labels[reader.files[chosen]]
+            found.parts[name] = RawSplit(
+                SelectedRows(reader, chosen) if x is None else x if len(chosen) == len(x) else x[chosen],
+                None if of is None or (of == -1).all() else of,
+                keys[chosen],
+                None if groups is None else groups[chosen],
+                content=of_example[chosen],
+            )
+    known = [(partial(file, i), headers[i]) for i in kept.tolist() if i in headers]
+    found.survey = partial(files.facts, known, reader.schema)
+    return found
 
 
 def _each(threads: ThreadPoolExecutor, work: Callable[[int], A], rows: np.ndarray) -> Iterator[tuple[int, A]]:
@@ -158,6 +170,16 @@ def _hash_or_error(file: File) -> int | OSError:
         return file_hash(file)
     except OSError as error:
         return error
+
+
+def part_name(name: str, part: int) -> str:
+    """Name an example of a file: `clip` for the first one, then `clip@1`, `clip@2`, ..."""
+    return f"{name}@{part}" if part else name
+
+
+def _of_part(hashes: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Derive hashes `[N]` of examples from those of their files; the first example of a file has its file's."""
+    return np.where(part == 0, hashes, mixed(hashes ^ mixed(part.astype(np.uint64))))
 
 
 def _identified(
@@ -184,21 +206,37 @@ def _identified(
 
 
 class FilesOnAccess:
-    """Reader that reads and converts files on access."""
+    """Reader that reads and converts files on access.
 
-    def __init__(self, kind: Kind, file: Callable[[int], File], names: Sequence[str]) -> None:
+    Attributes:
+        files, parts: for each example, the number of its file, and its own number in that file.
+    """
+
+    def __init__(
+        self, kind: Kind, file: Callable[[int], File], names: Sequence[str], files: np.ndarray, counts: np.ndarray
+    ) -> None:
+        """Expand files to their examples.
+
+        Args:
+            names: names of all files.
+            files: numbers of the files to read, in order.
+            counts: number of examples in each of these.
+        """
         self.schema, self.shape = kind.schema, kind.schema.shape
         self.dtype = np.dtype(np.uint8 if kind.schema.in_bytes else np.float32)
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+        self.files = np.repeat(files, counts)
+        self.parts = np.arange(len(self.files)) - np.repeat(np.cumsum(counts) - counts, counts)
         self._kind, self._file, self._names = kind, file, names
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.files)
 
     def example_or_error(self, row: int) -> np.ndarray | DataError:
         """Read one example `[*shape]`, or return why it cannot be read."""
+        i, part = int(self.files[row]), int(self.parts[row])
         try:
-            return self._kind.read(self._file(row), name=self._names[row]).numpy()
+            return self._kind.read(self._file(i), part, name=part_name(self._names[i], part)).numpy()
         except DataError as error:
             return error
 

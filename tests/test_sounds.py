@@ -1,0 +1,220 @@
+"""Laws of sounds: windows are the recording, conversions are said, and what cannot be read is named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from expect import raises
+from tessella.core.schema import UINT8, Integers, Real
+from tessella.data import Data, open_data
+from tessella.data.folders import read as module
+from tessella.kinds.mu_law import SAMPLES, mu_law_codes, mu_law_samples
+
+RATE = 8000
+PCM16 = Integers(65536, -32768.0)
+
+
+def noise(samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=(samples, channels)) * 3000).astype(np.int16)
+
+
+def tone(hertz: float, rate: int, samples: int, amplitude: float = 0.5) -> np.ndarray:
+    return amplitude * np.sin(2 * np.pi * hertz * np.arange(samples) / rate)
+
+
+def recordings(folder: Path, count: int = 12, *, ending: str = ".wav", **how: object) -> Path:
+    """Write recordings of different lengths into two classes."""
+    for i in range(count):
+        path = folder / "ab"[i % 2] / f"{i}{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, noise(700 + 900 * i, seed=i), RATE, **how)  # pyright: ignore[reportArgumentType]
+    return folder
+
+
+def everything(data: Data) -> torch.Tensor:
+    assert data.all_examples is not None
+    return data.all_examples.batch(range(len(data.all_examples))).x
+
+
+def said(data: Data, text: str) -> bool:
+    return any(text in note for note in data.notes)
+
+
+# mu-law
+
+
+def test_mu_law_is_that_of_g711(tmp_path: Path) -> None:
+    """All 65,536 samples become the bytes that libsndfile writes, and decode to what it reads."""
+    x = np.arange(-32768, 32768).astype(np.int16)
+    soundfile.write(tmp_path / "x.au", x, RATE, subtype="ULAW")
+    codes = mu_law_codes(x)
+    written = np.frombuffer((tmp_path / "x.au").read_bytes()[-len(x) :], np.uint8)
+    assert np.array_equal(np.where(codes < 128, codes, 383 - codes.astype(int)), written)
+    assert np.array_equal(mu_law_samples(codes), soundfile.read(tmp_path / "x.au", dtype="int16")[0])
+
+
+def test_mu_law_codes_rise_with_pressure_and_come_back() -> None:
+    assert (np.diff(mu_law_codes(np.arange(-32768, 32768)).astype(int)) >= 0).all()
+    assert (np.diff(SAMPLES.astype(int)) > 0).sum() == 254  # only the two zeros are equal
+    assert np.flatnonzero(mu_law_codes(SAMPLES) != np.arange(256)).tolist() == [127]  # the negative zero
+    assert SAMPLES[[0, 111, 112, 127, 128, 129, 143, 144, 255]].tolist() == [
+        -32124, -132, -120, 0, 0, 8, 120, 132, 32124
+    ]  # fmt: skip
+
+
+# windows
+
+
+@pytest.mark.parametrize(
+    ("ending", "subtype", "channels"),
+    [(".wav", "PCM_16", 1), (".wav", "PCM_16", 2), (".wav", "PCM_U8", 1), (".wav", "PCM_U8", 2),
+     (".flac", "PCM_16", 1), (".flac", "PCM_16", 2), (".aiff", "PCM_S8", 1), (".au", "PCM_16", 6)],
+)  # fmt: skip
+def test_windows_together_are_the_recording(tmp_path: Path, ending: str, subtype: str, channels: int) -> None:
+    path = tmp_path / f"clip{ending}"
+    soundfile.write(path, noise(20_500, channels), RATE, subtype=subtype)
+    stored = soundfile.read(path, dtype="int16", always_2d=True)[0].astype(np.float32)
+    eight = subtype.endswith("8")
+    stored = stored / 256 + 128 if eight else stored
+    data = open_data(str(tmp_path), seconds=0.25)
+    assert (data.schema.shape, data.schema.rate, data.schema.lengths) == ((channels, 2000), RATE, True)
+    assert data.schema.values == (UINT8 if eight else PCM16)
+    x = everything(data)
+    assert (len(x), x.dtype) == (11, torch.float32)
+    joined = torch.cat(list(x), 1)
+    assert torch.equal(joined[:, :20_500].T, torch.from_numpy(stored))
+    assert joined[:, 20_500:].isnan().all()
+
+
+def test_bytes_without_short_windows_stay_bytes(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "clip.wav", noise(4000), RATE, subtype="PCM_U8")
+    data = open_data(str(tmp_path), seconds=0.25)
+    assert (data.schema.lengths, everything(data).dtype) == (False, torch.uint8)
+
+
+@pytest.mark.parametrize(("values", "of"), [("mu-law", UINT8), ("real", Real())])
+def test_values_are_stored_as_asked(tmp_path: Path, values: str, of: object) -> None:
+    soundfile.write(tmp_path / "clip.wav", noise(8000), RATE)
+    data = open_data(str(tmp_path), values=values)  # pyright: ignore[reportArgumentType]
+    x, stored = everything(data)[0, 0], noise(8000)[:, 0]
+    assert (data.schema.values, data.schema.mu_law) == (of, values == "mu-law")
+    if values == "real":
+        assert torch.equal(x, torch.from_numpy(stored / np.float32(32768)))
+        assert data.schema.scale[0] == pytest.approx(float(x.std()), rel=1e-3)
+    else:
+        assert np.array_equal(x.numpy(), mu_law_codes(stored))
+
+
+def test_a_recording_stays_in_one_split_also_twice(tmp_path: Path) -> None:
+    folder = recordings(tmp_path, 40)
+    soundfile.write(folder / "b" / "twin.flac", noise(700 + 900 * 30, seed=30), RATE)
+    shutil.copy(folder / "a" / "20.wav", folder / "a" / "again.wav")
+    data = open_data(str(folder), seconds=0.5)
+    assert set(data.splits) == {"train", "valid", "test"}
+    assert said(data, "are byte-identical to others")
+    homes: dict[bytes, set[str]] = {}
+    owners = {
+        noise(700 + 900 * i, seed=i)[at : at + 99].tobytes(): i for i in range(40) for at in range(0, 36000, 4000)
+    }
+    for name, split in data.splits.items():
+        for x in split.batch(range(len(split))).x:
+            start = x[0, :99][~x[0, :99].isnan()].numpy().astype(np.int16).tobytes()
+            homes.setdefault(str(owners[start]).encode(), set()).add(name)
+    assert len(homes) == 40
+    assert all(len(of) == 1 for of in homes.values())
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_opening_twice_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool) -> None:
+    monkeypatch.setattr(module, "MEMORY_FILES", 0 if streamed else 1000)
+    first = open_data(str(recordings(tmp_path / "x")), seconds=0.3)
+    shutil.copytree(tmp_path / "x", tmp_path / "y")
+    again = open_data(str(tmp_path / "y"), **first.options)
+    assert first.fingerprint == again.fingerprint
+    assert torch.equal(everything(first).nan_to_num(1e9), everything(again).nan_to_num(1e9))
+    assert open_data(str(tmp_path / "x"), seconds=0.3, values="mu-law").fingerprint != first.fingerprint
+
+
+def test_resampling_keeps_the_pitch_and_has_no_seams(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "clip.wav", tone(700, 44_100, 132_300), 44_100)
+    data = open_data(str(tmp_path), rate=8000, seconds=0.3, values="real")
+    assert said(data, "1 of 1 recordings of 44,100 Hz are resampled to 8,000 Hz")
+    x = torch.cat(list(everything(data)[:, 0])).numpy()
+    assert len(x) == 24_000
+    inner = slice(400, -400)
+    assert np.abs(x - tone(700, 8000, len(x)))[inner].max() < 1e-3
+
+
+def test_vorbis_windows_are_those_of_the_whole(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "clip.ogg", noise(30_000, 2) / 32768, RATE)
+    whole = soundfile.read(tmp_path / "clip.ogg", dtype="float32", always_2d=True)[0]
+    data = open_data(str(tmp_path), seconds=0.5, values="real")
+    assert np.array_equal(torch.cat(list(everything(data)), 1)[:, :30_000].T.numpy(), whole)
+
+
+# bad input
+
+
+def test_broken_files_are_skipped_with_their_reason(tmp_path: Path) -> None:
+    recordings(tmp_path, 6)
+    good = (tmp_path / "a" / "4.wav").read_bytes()
+    (tmp_path / "a" / "empty.wav").write_bytes(b"")
+    (tmp_path / "a" / "text.wav").write_text("no sound at all")
+    (tmp_path / "a" / "half.wav").write_bytes(good[: len(good) // 2])
+    for rate in (0, 1):
+        (tmp_path / "a" / f"slow{rate}.wav").write_bytes(good[:24] + rate.to_bytes(4, "little") + good[28:])
+    soundfile.write(tmp_path / "a" / "nothing.wav", noise(0), RATE)
+    soundfile.write(tmp_path / "b" / "cut.flac", noise(20_000), RATE)
+    whole = (tmp_path / "b" / "cut.flac").read_bytes()
+    (tmp_path / "b" / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    soundfile.write(tmp_path / "b" / "holes.wav", np.array([0.1, np.nan]), RATE, subtype="FLOAT")
+    data = open_data(str(tmp_path))
+    (line,) = [note for note in data.notes if "could not be read" in note]
+    assert line.startswith("8 of 14 recordings")
+    assert data.all_examples is not None
+    for name in ("empty.wav", "text.wav"):
+        (tmp_path / name).write_bytes((tmp_path / "a" / name).read_bytes())
+    shutil.rmtree(tmp_path / "a")
+    shutil.rmtree(tmp_path / "b")
+    with raises("nothing-readable"):
+        open_data(str(tmp_path))
+
+
+def test_what_is_changed_is_said(tmp_path: Path) -> None:
+    recordings(tmp_path, 6)
+    soundfile.write(tmp_path / "a" / "stereo.wav", np.stack([noise(500)[:, 0], -noise(500)[:, 0]], 1), RATE)
+    soundfile.write(tmp_path / "a" / "deep.wav", noise(500), RATE, subtype="PCM_24")
+    soundfile.write(tmp_path / "a" / "byte.wav", noise(500), RATE, subtype="PCM_U8")
+    soundfile.write(tmp_path / "a" / "float.wav", noise(500) / 32768, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "a" / "five.wav", noise(5), RATE)
+    data = open_data(str(tmp_path), seconds=3)
+    for text in (
+        "1 of 11 recordings in stereo are mixed down to mono",
+        "1 of 11 recordings of 24 bits are rounded to 16 bits",
+        "1 of 11 recordings of floats are rounded to 16 bits",
+        "1 of 11 recordings of 8 bits are stored as 16 bits",
+        "hold every recording whole; the longest has 5,200 samples",
+    ):
+        assert said(data, text), text
+    x = everything(data)
+    assert (x.shape, data.schema.values) == ((11, 1, 24_000), PCM16)
+    assert ((~x.isnan()).sum((1, 2)) == 5).sum() == 1
+
+
+def test_options_out_of_their_range_are_refused(tmp_path: Path) -> None:
+    spec = str(recordings(tmp_path, 4))
+    for options in ({"rate": 0}, {"rate": 1}, {"seconds": 0.0}, {"seconds": 0.001}, {"seconds": 1e9}, {"values": "x"}):
+        with raises("bad-option"):
+            open_data(spec, **options)  # pyright: ignore[reportArgumentType]
+    for options in ({"size": 8}, {"binarize": "static"}):
+        with raises("no-pictures"):
+            open_data(spec, **options)  # pyright: ignore[reportArgumentType]
+    for options in ({"values": "pcm"}, {"seconds": 1.0}, {"rate": 8000}):
+        with raises("no-sounds"):
+            open_data("digits", **options)  # pyright: ignore[reportArgumentType]
