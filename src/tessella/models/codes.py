@@ -13,7 +13,7 @@ from tessella.core.configs import CodePriorConfig, LikelihoodConfig, QuantizerCo
 from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, StoredValues
 from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
-from tessella.core.observed import before_end
+from tessella.core.observed import before_end, trimmed
 from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -116,6 +116,8 @@ class CodeModel(LatentModel):
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
+        if self.training and self.schema.lengths:
+            x = trimmed(x, self.downsampling[0])  # what is silent in the whole batch would only take time
         if draws is not None:
             return self._of_draws(x, label, noise or Noise(0), draws)
         latent = self.encode(x, noise=noise)
