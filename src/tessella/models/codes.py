@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast, final
+from typing import TYPE_CHECKING, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from tessella.core.configs import CodePriorConfig, LikelihoodConfig, QuantizerCo
 from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, StoredValues
 from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
-from tessella.core.observed import before_end
+from tessella.core.observed import before_end, trimmed
 from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -26,6 +26,9 @@ from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, crop, is_
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.networks.pyramid import Merge, Pyramid
 from tessella.priors.uniform import UniformModule
+
+if TYPE_CHECKING:
+    from tessella.models.streaming import Stream
 
 Codes = Sequence[Tensor]
 """Codes of each level `[B, *code_shape]` int64, coarsest first."""
@@ -63,7 +66,7 @@ class CodeModel(LatentModel):
     ) -> None:
         super().__init__(name, likelihood, config, conditional=False)
         channels, levels = encoder.feature_shape[0], len(quantizers)
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.merge_depth = encoder, decoder, merge_depth
         self.quantizers = nn.ModuleList(quantizers)
         self.levels = tuple(quantizers)
         self.downsampling = tuple(encoder.downsampling * 2**i for i in reversed(range(levels)))
@@ -81,6 +84,13 @@ class CodeModel(LatentModel):
     def prior_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Return the shapes `(C, *grid)` that priors use: the codes of a vector form a sequence."""
         return tuple((1, *s) if len(s) == 1 else s for s in self.code_shapes)
+
+    @property
+    def level_margin(self) -> int:
+        """Return the largest distance of the features that a code depends on by way of the coarser levels."""
+        if self.pyramid is None:
+            return 0
+        return self.downsampling[0] + 2 * self.merge_depth * 2 * sum(self.downsampling)
 
     @property
     def context_channels(self) -> tuple[int, ...]:
@@ -106,6 +116,8 @@ class CodeModel(LatentModel):
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
+        if self.training and self.schema.lengths:
+            x = trimmed(x, self.downsampling[0])  # what is silent in the whole batch would only take time
         if draws is not None:
             return self._of_draws(x, label, noise or Noise(0), draws)
         latent = self.encode(x, noise=noise)
@@ -205,6 +217,12 @@ class CodeModel(LatentModel):
         self.decoder.compile()
 
     # what models of codes do besides
+
+    def stream(self) -> Stream:
+        """Return an encoder and decoder of recordings of any length, piece by piece."""
+        from tessella.models.streaming import Stream
+
+        return Stream(self)
 
     def lookup(self, codes: Codes) -> Tensor:
         """Look up z `[B, D, *grid]` of the codes of all levels; grids larger than in training are accepted."""
@@ -409,7 +427,9 @@ def build_code_model(
     plan: ConvPlan | None = None
     if schema.rank:
         fine = is_colour(schema.shape)
-        plan = ConvPlan.usual(schema.shape, fine=fine, side=grid_size, width=width, depth=depth, coarser=True)
+        plan = ConvPlan.usual(
+            schema.shape, fine=fine, rate=schema.rate, side=grid_size, width=width, depth=depth, coarser=True
+        )
         encoder: Encoder = ConvEncoder(schema.shape, plan)
     else:
         encoder = VectorEncoder(schema.dims, **size)
