@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ class DescribeConfig(DataOptions):
     """Describe data before training: shape, values, splits and classes as they were understood, and a contact sheet.
 
     Attributes:
-        spec: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file.
+        spec: clothes, digits, sprites, hf:NAME, a folder of pictures or sounds, or a file.
     """
 
     spec: Positional[str]
@@ -39,9 +39,15 @@ class DescribeConfig(DataOptions):
 
 @dataclass(frozen=True)
 class DataDescription(Result):
-    """What was understood of some data."""
+    """What was understood of some data.
+
+    Attributes:
+        data: the data.
+        files: measures of the content of its files, such as rates and levels of sounds: names and texts.
+    """
 
     data: Data
+    files: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> Mapping[str, Any]:
         data = self.data
@@ -51,13 +57,16 @@ class DataDescription(Result):
             "schema": data.schema.to_json(),
             "splits": {name: len(split) for name, split in data.splits.items()},
             "classes": class_counts(data),
+            "files": dict(self.files),
             "notes": list(data.notes),
             "fingerprint": data.fingerprint,
         }
 
     def page(self) -> Page:
         sheet = Figure(contact_sheet(self.data), sheet_caption(self.data), width=560)
-        return Page(f"What {self.data.spec} holds", [Table(("", ""), data_facts(self.data), figures=()), sheet])
+        return Page(
+            f"What {self.data.spec} holds", [Table(("", ""), data_facts(self.data, self.files), figures=()), sheet]
+        )
 
     def save(self, out: Path) -> None:
         sheet = contact_sheet(self.data)
@@ -73,11 +82,12 @@ class DataDescription(Result):
 )
 def describe_data(config: DescribeConfig) -> DataDescription:
     """Open data and describe it."""
-    return DataDescription(config.open(config.spec))
+    data = config.open(config.spec)
+    return DataDescription(data, tuple(data.measure_files()))
 
 
-def data_facts(data: Data) -> list[tuple[str, str]]:
-    """What was understood of some data: names and texts, a line each."""
+def data_facts(data: Data, files: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """What was understood of some data, and measures of its files: names and texts, a line each."""
     from tessella.core.schema import Binary
     from tessella.foundation.text import abridged
     from tessella.kinds.base import kind_of
@@ -97,6 +107,7 @@ def data_facts(data: Data) -> list[tuple[str, str]]:
         ("values", values + (f" ({binarize} binarisation)" if binarize and schema.values == Binary() else "")),
         ("splits", f"{splits}{_aside(data.division)}"),
         ("classes", classes),
+        *files,
         *(("note", note) for note in data.notes),
     ]
 
