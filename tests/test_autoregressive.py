@@ -45,9 +45,9 @@ def made(values: str, shape: tuple[int, ...], **options: int) -> tuple[Autoregre
 
 def order(likelihood: AutoregressiveModule, height: int, width: int) -> Tensor:
     """`[height, width]`: how many-th each pixel is, gaps left where a block reaches outside."""
-    side, i, j = likelihood.side, torch.arange(height)[:, None], torch.arange(width)
-    block = i // side * -(-width // side) + j // side
-    return block * side**2 + i % side * side + j % side
+    (tall, wide), i, j = likelihood.block, torch.arange(height)[:, None], torch.arange(width)
+    block = i // tall * -(-width // wide) + j // wide
+    return block * tall * wide + i % tall * wide + j % wide
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2), (1, 3, 3), (1, 1, 1), (2, 1, 2), (1, 3, 1), (1,), (4,)])
@@ -147,7 +147,7 @@ def test_stored_values_are_seen_as_their_units_say() -> None:
     x = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     likelihood, parameters = made("uint8", (3, 4, 4))
     assert torch.equal(likelihood(parameters).log_prob(x), likelihood(parameters).log_prob(x.float()))
-    assert torch.equal(likelihood.seen(x)[:, :3], likelihood.to_network(x))
+    assert torch.equal(likelihood.units_of(x)[0], likelihood.to_network(x))
     real, _ = made("real", (3,))
     y = torch.randn(2, 3)
     torch.testing.assert_close(real.stored(real.standard(y)), y)

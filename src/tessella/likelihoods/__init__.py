@@ -140,7 +140,7 @@ class Autoregressive(LikelihoodConfig):
     Attributes:
         components: number of logistics in the mixture of each integer. Default: 10.
         pixel_width: channels of the causal network. Default: 64, or 96 for colour.
-        pixel_depth: layers of the causal network. Default: 6.
+        pixel_depth: layers of the causal network. Default: 6, or 22 for signals.
     """
 
     components: Count | None = None

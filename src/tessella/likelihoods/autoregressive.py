@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -14,16 +15,18 @@ from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
+from tessella.core.observed import observed
 from tessella.core.schema import Schema
+from tessella.likelihoods.history import LocatedLikelihood, PlainHistory, SampleHistory
 from tessella.likelihoods.shared import Standardizer, checked_parameters, over_channels
-from tessella.networks.causal_conv import BlockHead, CausalConv, IncrementalCausalConv
-from tessella.networks.conv import blocked, unblocked
+from tessella.networks.causal_conv import BlockHead, CausalConv
+from tessella.networks.dilated_conv import DilatedConv
 
 FEATURES, FEATURES_OF_A_NUMBER = 32, 16
 WIDTH, WIDTH_OF_COLOUR = 64, 96
-DEPTH = 6
-BLOCK, SMALL = 2, 16
-"""Side of a block in pixels, and the smallest side of pictures that are divided into blocks."""
+DEPTH, DEPTH_OF_SIGNALS = 6, 22
+BLOCK, SMALL = (2, 2), 16
+"""Height and width of a block in pixels, and the smallest side of pictures that are divided into blocks."""
 
 
 @final
@@ -32,13 +35,14 @@ class AutoregressiveModule(Likelihood):
 
     The order is raster order over blocks of 2 x 2 pixels (1 x 1 for small pictures), then within a block: so the
     network runs on a quarter of the positions, and a small head handles a block's pixels one after another. Any order
-    gives a normalised distribution; this one takes a third of the time.
+    gives a normalised distribution; this one takes a third of the time. Signals go sample by sample.
 
-    Causal convolutions (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders") take the
-    stored values and h(z) at each position. They give the parameters of each pixel's distribution, the default one of
-    its values (Bernoulli, mixture of logistics, categorical, Gaussian), so p(x | z) is normalised over the stored
-    values. The bounds are strong, but because the network can explain much of x without z, it may leave z unused (Chen
-    et al. 2017, "Variational lossy autoencoder", section 2; Gulrajani et al. 2017, "PixelVAE").
+    Causal convolutions (van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders"; for signals
+    dilated ones, "WaveNet") take the stored values and h(z) at each position. They give the parameters of each pixel's
+    distribution, the default one of its values (Bernoulli, mixture of logistics, categorical, Gaussian), so p(x | z) is
+    normalised over the stored values. The bounds are strong, but because the network can explain much of x without z,
+    it may leave z unused (Chen et al. 2017, "Variational lossy autoencoder", section 2; Gulrajani et al. 2017,
+    "PixelVAE").
 
     Parameters: `[B, features, *spatial]` (vectors `[B, features * D]`, read as `[B, features, D]`): context for the
     convolutions. The numbers of a vector are treated as a row of pixels.
@@ -50,7 +54,7 @@ class AutoregressiveModule(Likelihood):
         schema: of one example.
         pixel: makes the likelihood of the values of a grid, or of one of its pixels.
         width: channels of the causal network. Default: 64, or 96 for colour.
-        depth: layers of the causal network. Default: 6.
+        depth: layers of the causal network. Default: 6, or 22 for signals.
     """
 
     sequential_mean = True
@@ -68,14 +72,18 @@ class AutoregressiveModule(Likelihood):
         self.features = FEATURES if schema.rank else FEATURES_OF_A_NUMBER
         self.units = Standardizer(schema)
         standard = Schema.of(self.grid, schema.values)
-        self.whole = pixel(standard)
+        self.whole = whole = pixel(standard)
         self.one = pixel(replace(standard, spatial=(1, 1)))
-        width = width or (WIDTH_OF_COLOUR if self.grid[0] > 1 else WIDTH)
-        self.side = BLOCK if min(self.grid[1:]) >= SMALL else 1
-        pixels, values = self.side**2, self.grid[0] + 1
-        self.trunk = CausalConv(pixels * values, width, depth or DEPTH, context=pixels * self.features)
-        self.head = BlockHead(width, values, pixels, self.whole.parameter_channels)
-        bias = self.whole.initial_bias()
+        network, usual = {1: (DilatedConv, DEPTH_OF_SIGNALS)}.get(schema.rank, (CausalConv, DEPTH))
+        signal, channels = network is DilatedConv, self.grid[0]
+        history, bias = PlainHistory(channels), whole.initial_bias()
+        if signal and isinstance(whole, LocatedLikelihood):
+            history, bias = SampleHistory(whole, channels, schema.values), whole.residual_bias()
+        width = width or (WIDTH_OF_COLOUR if channels > 1 and not signal else WIDTH)
+        self.block = BLOCK if min(self.grid[1:]) >= SMALL else (1, 1)
+        pixels, values = math.prod(self.block), history.features + 1
+        self.trunk = network(pixels * values, width, depth or usual, context=pixels * self.features)
+        self.history, self.head = history, BlockHead(width, values, pixels, whole.parameter_channels)
         if bias is not None:
             self.head.start_at(bias)
 
@@ -95,7 +103,8 @@ class AutoregressiveModule(Likelihood):
 
     def standard(self, x: Tensor) -> Tensor:
         """Convert stored values `[B, *shape]` to `[B, *grid]` for `whole`; only real values are standardised."""
-        x = x if self.schema.values.discrete else self.units.to_network(x)
+        if not self.schema.values.discrete:
+            x = self.units.to_network(x).masked_fill(x.isnan(), torch.nan)
         return x.reshape(len(x), self.grid[0], *self._sides(x))
 
     def stored(self, x: Tensor) -> Tensor:
@@ -103,22 +112,26 @@ class AutoregressiveModule(Likelihood):
         x = x.flatten(1 + self.schema.rank)
         return x if self.schema.values.discrete else self.units.to_stored(x)
 
-    def seen(self, x: Tensor) -> Tensor:
-        """Convert the output of `standard` to network units, and add a channel of ones.
+    def units_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Convert the output of `standard` to network units, 0 where it is NaN, and return what share is known.
 
-        The channel is zero where the network pads, so that it can detect the border.
+        That share, `[B, 1, H, W]`, is 1 without NaN. The network also sees the border by it, since padding is 0.
         """
-        return F.pad(self.whole.to_network(x), (0, 0, 0, 0, 0, 1), value=1.0)
+        y, seen = self.whole.to_network(x), observed(x)
+        known = torch.ones_like(y[:, :1]) if seen is None else seen.to(y.dtype).mean(1, keepdim=True)
+        return y, known
 
     def blocks(self, maps: Tensor) -> Tensor:
         """Convert maps `[B, C, H, W]` to blocks `[B, pixels * C, h, w]`, padded with zeros."""
-        height, width = maps.shape[2:]
-        whole = F.pad(maps, (0, -width % self.side, 0, -height % self.side))
-        return blocked(whole, self.side)
+        (height, width), (rows, columns) = maps.shape[2:], self.block
+        whole = F.pad(maps, (0, -width % columns, 0, -height % rows))
+        cells = whole.unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
+        return cells.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
 
     def unblocked(self, blocks: Tensor, height: int, width: int) -> Tensor:
         """Invert `blocks` for maps of this size."""
-        return unblocked(blocks, self.side)[..., :height, :width]
+        cells = blocks.unflatten(1, (*self.block, -1)).permute(0, 3, 4, 1, 5, 2)
+        return cells.flatten(4, 5).flatten(2, 3)[..., :height, :width]
 
     def conditionals(self, x: Tensor, context: Tensor) -> Tensor:
         """Compute each pixel's parameters for `whole` given the pixels before it, `[B, parameters, H, W]`.
@@ -127,12 +140,11 @@ class AutoregressiveModule(Likelihood):
             x: result of `standard`.
             context: `[B, features, H, W]`.
         """
-        values = self.blocks(self.seen(x))
-        return self.unblocked(self.head(self.trunk(values, self.blocks(context)), values), *x.shape[2:])
-
-    def log_volume(self, shape: tuple[int, ...]) -> Tensor | float:
-        """Return log p of standardised real values minus log p of stored ones, in nats."""
-        return 0.0 if self.schema.values.discrete else self.units.scale.expand(shape).log().sum()
+        y, known = self.units_of(x)
+        y = F.pad(y, (self.history.past, 0))
+        values = self.blocks(torch.cat([self.history(y), known], 1))
+        parameters = self.head(self.trunk(values, self.blocks(context)), values)
+        return self.history.located(self.unblocked(parameters, *x.shape[2:]), y)
 
     def _sides(self, maps: Tensor) -> tuple[int, ...]:
         """Return height and width of pictures of any size; a signal or a vector is one row."""
@@ -155,9 +167,7 @@ class PixelByPixel(StoredValues):
         super().__init__(len(context), (schema.channels, *sides))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        of = self.likelihood
-        x = of.standard(value)
-        return of.whole(of.conditionals(x, self.context)).log_prob(x) - of.log_volume(self.event_shape)
+        return self.by_position(value).flatten(1).sum(1)
 
     def by_position(self, value: Tensor) -> Tensor:
         of = self.likelihood
@@ -166,7 +176,8 @@ class PixelByPixel(StoredValues):
         each = each.reshape(len(x), *(self.event_shape[1:] or self.event_shape))
         if of.schema.values.discrete:
             return each
-        return each - over_channels(of.units.scale.expand(self.event_shape).log()[None])
+        volume = of.units.scale.log().expand_as(value).masked_fill(value.isnan(), 0)
+        return each - over_channels(volume)
 
     @property
     def mean(self) -> Tensor:
@@ -177,8 +188,9 @@ class PixelByPixel(StoredValues):
         return self._drawn(self.context, lambda pixel, row, column: self._greedy(pixel))
 
     def redrawn(self, x: Tensor, where: Tensor) -> Tensor:
-        """Reconstruct only the pixels `where` `[H, W]` (bool) greedily; all others are those of `x` `[1, *shape]`."""
-        known, free = self.likelihood.standard(x).expand(len(self.context), -1, -1, -1), where.tolist()
+        """Reconstruct only the pixels `where` `[*spatial]` (bool) greedily; take all others from `x` `[1, *shape]`."""
+        known = self.likelihood.standard(x).expand(len(self.context), -1, -1, -1)
+        free = where.reshape(known.shape[2:]).tolist()
 
         def choose(pixel: StoredValues, row: int, column: int) -> Tensor:
             return self._greedy(pixel) if free[row][column] else known[:, :, row, column, None, None]
@@ -207,21 +219,26 @@ class PixelByPixel(StoredValues):
     def _drawn(self, context: Tensor, choose: Callable[[StoredValues, int, int], Tensor]) -> Tensor:
         """Generate pixels one after another, `[B, *shape]`; `choose` gets the pixel's distribution, row and column."""
         of, (height, width) = self.likelihood, context.shape[2:]
+        history, (tall, wide) = of.history, of.block
         x = context.new_empty(len(context), of.grid[0], height, width)
+        y = x.new_zeros(*x.shape[:3], history.past + width)
         with torch.autocast(context.device.type, enabled=False):
-            rows, columns = -(-height // of.side), -(-width // of.side)
-            decoder = IncrementalCausalConv(of.trunk, len(context), rows, columns, of.blocks(context))
+            rows, columns = -(-height // tall), -(-width // wide)
+            decoder = of.trunk.incremental(len(context), rows, columns, of.blocks(context))
             for row, column in product(range(rows), range(columns)):
                 begun = of.head.begin(decoder.step())
                 values = begun.new_zeros(len(context), 0)
-                for j in range(of.side**2):
-                    at = of.side * row + j // of.side, of.side * column + j % of.side
-                    if at[0] >= height or at[1] >= width:
+                for j in range(tall * wide):
+                    i, k = tall * row + j // wide, wide * column + j % wide
+                    if i >= height or k >= width:
                         seen = begun.new_zeros(len(context), of.head.values)
                     else:
-                        pixel = choose(of.one(of.head.pixel(begun, values, j)[:, :, None, None]), *at)
-                        x[:, :, at[0], at[1]] = pixel[..., 0, 0]
-                        seen = of.seen(pixel).flatten(1)
+                        window = y[:, :, i : i + 1, k : k + history.past + 1]
+                        parameters = history.located(of.head.pixel(begun, values, j)[:, :, None, None], window)
+                        x[:, :, i, k] = choose(of.one(parameters), i, k)[..., 0, 0]
+                        units, known = of.units_of(x[:, :, i : i + 1, k : k + 1])
+                        window[..., -1:] = units
+                        seen = torch.cat([history(window), known], 1).flatten(1)
                     values = torch.cat([values, seen], 1)
                 decoder.append(values)
             return of.stored(x)

@@ -14,6 +14,7 @@ from torch.types import _size
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_categorical, of_observed, quantized_cdf
 from tessella.core.schema import Schema, Values
+from tessella.likelihoods.history import LocatedLikelihood
 from tessella.likelihoods.shared import (
     IndependentValues,
     RealValues,
@@ -159,7 +160,7 @@ class CategoricalLogits(IndependentValues):
 
 
 @final
-class GaussianModule(Likelihood):
+class GaussianModule(LocatedLikelihood):
     """Gaussian likelihood of real values: p(x | z) = prod_d N(x_d; mu_d, sigma_d^2), a density of the stored values.
 
     Parameters: `[B, 2 * C, *spatial]`: first the locations m, then the log scales s, in network units; mu = center +
@@ -185,6 +186,18 @@ class GaussianModule(Likelihood):
     def initial_bias(self) -> Tensor:
         """Return zeros: mean and standard deviation of the training split."""
         return torch.zeros(self.parameter_channels)
+
+    @property
+    def locations(self) -> int:
+        return self.schema.shape[0]
+
+    def around(self, predictions: Tensor, parameters: Tensor) -> Tensor:
+        offset, log_scale = parameters.chunk(2, dim=1)
+        return torch.cat([predictions + offset * log_scale.clamp(max=20).exp(), log_scale], 1)
+
+    def residual_bias(self) -> Tensor:
+        """Return locations 0 and a third of the training split's standard deviation."""
+        return torch.tensor([0.0, -1.0]).repeat_interleave(self.locations)
 
     def forward(self, parameters: Tensor) -> StoredValues:
         parameters = checked_parameters(parameters, self.schema, self.parameter_channels)

@@ -11,10 +11,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.types import _size
 
-from tessella.core.contracts import Likelihood, StoredValues
+from tessella.core.contracts import StoredValues
 from tessella.core.entropy_coding import SymbolCoder, code_from_cdf, of_observed
 from tessella.core.schema import Schema, Values
 from tessella.foundation.errors import SpecError, option
+from tessella.likelihoods.history import LocatedLikelihood
 from tessella.likelihoods.shared import Standardizer, checked_parameters, require_values
 
 LOG_SCALE_MIN, LOG_SCALE_MAX = -7.0, 7.0
@@ -28,7 +29,7 @@ CHUNK = 1 << 18
 
 
 @final
-class LogisticMixtureModule(Likelihood):
+class LogisticMixtureModule(LocatedLikelihood):
     """Mixture of K logistics, discretised so that each bin is one integer (Salimans et al. 2017, 2.1-2.2).
 
     With n levels, half a bin h = 1 / (n - 1), values y = 2 h (x - low) - 1 and the channels of one position in order,
@@ -83,6 +84,29 @@ class LogisticMixtureModule(Likelihood):
         bias[1 : 1 + self.channels] = (2 * torch.arange(self.mixtures) + 1) / self.mixtures - 1
         bias[1 + self.channels : 1 + 2 * self.channels] = -min(1.5, math.log(self.mixtures + 2))
         return bias.flatten().repeat_interleave(self.schema.dims if self.is_vector else 1)
+
+    @property
+    def locations(self) -> int:
+        return self.channels * self.mixtures
+
+    def around(self, predictions: Tensor, parameters: Tensor) -> Tensor:
+        """Place the locations; channels depend on how much earlier ones differ from their predictions."""
+        count = self.channels
+        parts = parameters.unflatten(1, (-1, self.mixtures))
+        near = predictions.unflatten(1, (count, self.mixtures))
+        logits, offsets, log_scales, coefficients = parts.split([1, count, count, parts.shape[1] - 1 - 2 * count], 1)
+        scales = log_scales.clamp(_least_log_scale(self.schema.values.levels), LOG_SCALE_MAX).exp()
+        locations, slopes = list((near + offsets * scales).unbind(1)), coefficients.tanh()
+        for i, (c, j) in enumerate(_pairs(count)):
+            locations[c] = locations[c] - slopes[:, i] * near[:, j]
+        return torch.cat([logits, torch.stack(locations, 1), log_scales, coefficients], 1).flatten(1, 2)
+
+    def residual_bias(self) -> Tensor:
+        """Return equal weights, locations 0, and scales from half a level to a tenth of the range."""
+        finest = math.log(1 / (self.schema.values.levels - 1))
+        bias = torch.zeros(self._parameters_per_position // self.mixtures, self.mixtures)
+        bias[1 + self.channels : 1 + 2 * self.channels] = torch.linspace(finest, -2.3, self.mixtures)
+        return bias.flatten()
 
     def forward(self, parameters: Tensor) -> StoredValues:
         checked_parameters(parameters, self.schema, self.parameter_channels)
@@ -232,6 +256,11 @@ class LogisticMixtureValues(StoredValues):
         return blocks[:, 0], blocks[:, 1 : 1 + channels], log_scales, blocks[:, 1 + 2 * channels :].tanh()
 
 
+def _pairs(channels: int) -> list[tuple[int, int]]:
+    """List the channels that depend on an earlier one, with that one, in the order of their coefficients."""
+    return [(c, j) for c in range(channels) for j in range(c)]
+
+
 def _least_log_scale(levels: int) -> float:
     return LOG_SCALE_MIN - math.log((levels - 1) / 255)
 
@@ -316,7 +345,7 @@ def _log_prob_and_gradient(blocks: Tensor, x: Tensor, levels: int, gradient: Ten
     unit = 1.0 if levels <= COARSE else half_range
     logits, locations = blocks[:, 0], blocks[:, 1 : 1 + channels]
     log_scales, coefficients = blocks[:, 1 + channels : 1 + 2 * channels], blocks[:, 1 + 2 * channels :]
-    pairs = [(c, j) for c in range(channels) for j in range(c)]
+    pairs = _pairs(channels)
 
     y = (x / half_range - 1).unsqueeze(2)  # [b, C, 1, N], as all that has no component
     side = ((x == 0).to(x.dtype) - (x == levels - 1).to(x.dtype)).unsqueeze(2)

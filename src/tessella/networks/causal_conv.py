@@ -101,6 +101,10 @@ class CausalConv(nn.Module):
             v, h = layer(v, h, parts)
         return F.silu(self.last(F.silu(h)))
 
+    def incremental(self, batch: int, height: int, width: int, context: Tensor | None) -> IncrementalCausalConv:
+        """Make an incremental decoder of `batch` grids `[inputs, height, width]`."""
+        return IncrementalCausalConv(self, batch, height, width, context)
+
 
 @final
 class IncrementalCausalConv:
