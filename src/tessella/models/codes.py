@@ -21,6 +21,7 @@ from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import track
 from tessella.likelihoods import likelihood_for
 from tessella.models.base import LatentModel
+from tessella.models.penalties import SpectralPenalty
 from tessella.models.spec import ModelConfig
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, crop, is_colour
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
@@ -49,6 +50,7 @@ class CodeModel(LatentModel):
         quantizers: one per level, coarsest first.
         decoder: maps z to the likelihood's parameters.
         merge_depth: residual blocks for the features of each further level.
+        penalty: penalty `[B]` of reconstructions and stored values `[B, *shape]` in training; None: none.
     """
 
     prior_part, has_decoder = "code-prior", True
@@ -62,10 +64,11 @@ class CodeModel(LatentModel):
         quantizers: Sequence[Quantizer],
         decoder: Decoder,
         merge_depth: int = 2,
+        penalty: SpectralPenalty | None = None,
         config: ModelConfig | None = None,
     ) -> None:
         super().__init__(name, likelihood, config, conditional=False)
-        channels, levels = encoder.feature_shape[0], len(quantizers)
+        channels, levels, self._penalty = encoder.feature_shape[0], len(quantizers), penalty
         self.encoder, self.decoder, self.merge_depth = encoder, decoder, merge_depth
         self.quantizers = nn.ModuleList(quantizers)
         self.levels = tuple(quantizers)
@@ -121,8 +124,11 @@ class CodeModel(LatentModel):
         if draws is not None:
             return self._of_draws(x, label, noise or Noise(0), draws)
         latent = self.encode(x, noise=noise)
-        rate = self.rate(latent, label)
-        return Terms.of(-self.decode(latent.z).log_prob(x), rate, latent.penalty)
+        rate, p_x, penalty = self.rate(latent, label), self.decode(latent.z), latent.penalty
+        if self.training and self._penalty is not None:
+            heard = self._penalty(p_x.mean[..., : x.shape[-1]], x)
+            penalty = heard if penalty is None else penalty + heard
+        return Terms.of(-p_x.log_prob(x), rate, penalty)
 
     def _of_draws(self, x: Tensor, label: Tensor | None, noise: Noise, draws: int) -> Terms:
         """Compute the terms for `draws` code grids per example, sampled by the softened quantizers.
@@ -421,6 +427,7 @@ def build_code_model(
     grid_size: int | None,
     width: int | None,
     depth: int | None,
+    spectral_penalty: float,
 ) -> CodeModel:
     """Make a model of codes for such data: `levels` grids, each coarser one of half the side."""
     p_x, size = likelihood_for(schema, likelihood), {"width": width or 256, "depth": depth or 3}
@@ -443,6 +450,18 @@ def build_code_model(
         decoder = VectorDecoder(latent[0], p_x.parameter_channels, **size)
     if (bias := p_x.initial_bias()) is not None:
         decoder.start_at(bias)
+    if spectral_penalty and p_x.sequential_mean:
+        raise SpecError(
+            f"{option('spectral_penalty')} needs reconstructions, which this likelihood makes sample by sample: "
+            f"leave out {option('likelihood')}",
+            code="sequential-mean",
+        )
     return CodeModel(
-        config.name, likelihood=p_x, encoder=encoder, quantizers=quantizers, decoder=decoder, config=config
+        config.name,
+        likelihood=p_x,
+        encoder=encoder,
+        quantizers=quantizers,
+        decoder=decoder,
+        penalty=SpectralPenalty(schema, spectral_penalty) if spectral_penalty else None,
+        config=config,
     )
