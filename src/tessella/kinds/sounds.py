@@ -66,7 +66,7 @@ def wav(x: Tensor, schema: Schema) -> bytes:
     """Encode one example `[C, T]` as a WAV file: 8 or 16 bits as stored, mu-law as 16 bits, real values as floats."""
     if not schema.mu_law:
         return _encoded(*_samples(x, schema), schema, "WAV")
-    return _encoded((pressure(trimmed(x), schema).nan_to_num() * 32_768).numpy().astype(np.int16), 16, schema, "WAV")
+    return _encoded((pressure(until_end(x), schema).nan_to_num() * 32_768).numpy().astype(np.int16), 16, schema, "WAV")
 
 
 def one_after_another(examples: Sequence[Tensor], schema: Schema) -> Tensor:
