@@ -53,7 +53,7 @@ class Data:
         labelling: origin of the labels, in words.
         fingerprint: hash of the content in 16 hex digits: shape, values, class names and, for each split, examples and
             labels. It does not depend on the place of the data.
-        survey: measures the content of the files when called: names and texts, a line each.
+        measure_files: measures the content of the files when called: names and texts, a line each.
     """
 
     spec: str
@@ -65,7 +65,7 @@ class Data:
     division: str = ""
     labelling: str = ""
     fingerprint: str = ""
-    survey: Callable[[], list[tuple[str, str]]] = list
+    measure_files: Callable[[], list[tuple[str, str]]] = list
 
     def split(self, name: str) -> Split:
         """Return the split with a given name.
@@ -155,8 +155,8 @@ def open_data(
         binarize: `dynamic` samples each pixel from Bernoulli(v / 255) each time a training batch is read, `static`
             samples it once, `threshold` sets it to 1 if v > 127. Validation and test splits never change.
         seed: seed of the split and of static binarization.
-        kind: `signal` to read arrays `[N, C, T]` and `[N, T]`, and the rows of tables, as signals instead of grey images
-            and vectors; `series` to read the rows of a table, or of an array `[T, C]`, as consecutive times.
+        kind: `signal` to read arrays `[N, C, T]` and `[N, T]`, and the rows of tables, as signals instead of grey
+            images and vectors; `series` to read the rows of a table, or of an array `[T, C]`, as consecutive times.
         label: name of the table column, or of the `.npz` array, with the labels. In a folder: a pattern of the file
             names such as `{digit}_{speaker}_{index}:speaker`, whose field after the colon is the class, or a column of
             a CSV file in the folder, whose first column names the files.
@@ -245,7 +245,7 @@ def open_data(
     }
     of = _division(found, rows)
     return Data(
-        spec, options, schema, splits, tuple(notes), all_examples, of, found.labelling, fingerprint, found.survey
+        spec, options, schema, splits, tuple(notes), all_examples, of, found.labelling, fingerprint, found.measure_files
     )
 
 

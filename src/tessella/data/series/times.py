@@ -127,7 +127,7 @@ def _from_parts(parts: Sequence[Column], where: str) -> TimeAxis:
     values = months.astype("M8[D]") + (day - 1)
     seconds = sum((part * 60 ** (2 - k) for k, part in enumerate(clock)), np.zeros_like(day))
     values = values.astype("M8[us]") + seconds * 1_000_000
-    texts = [text.replace("T", " ") for text in np.datetime_as_string(values, unit="s").tolist()]
+    texts = [text.replace("T", " ") for text in values.astype("M8[s]").astype(str).tolist()]
     return TimeAxis(", ".join(column.name for column in parts), values, texts)
 
 

@@ -86,7 +86,7 @@ def open_series(spec: str, options: ReadOptions, label: str | None) -> RawDatase
     raw.everything = split(WHOLE, cut(everything, ends=[len(found[i]) for i, _ in everything]), everything)
     raw.origins = origins
     raw.labelling = "by sub-folder" if labels is not None else ""
-    raw.survey = partial(_facts, found)
+    raw.measure_files = partial(_facts, found)
     return raw
 
 
