@@ -178,9 +178,11 @@ def open_data(
     found = find_raw(spec, asked, label)
     notes = found.notes
     schema = _unified(found, asked, kind)
-    if not schema.rate and (asked.rate, seconds, values) != (None, None, None):
+    in_files = schema.rate and spec not in registry.names("data")
+    if not in_files and (rate, seconds, values, channels if schema.rate else None) != (None, None, None, None):
         raise DataError(
-            f"{spec} holds no recordings: leave out {option('rate')}, {option('seconds')} and {option('values')}",
+            f"{spec} holds no recordings: leave out {option('rate')}, {option('seconds')}, {option('values')}"
+            + (f" and {option('channels')}" if schema.rate else ""),
             code="no-sounds",
         )
     if schema.rate and binarize is not None:
