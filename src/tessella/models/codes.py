@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast, final
+from typing import cast, final
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,11 @@ from tessella.likelihoods import likelihood_for
 from tessella.models.base import LatentModel
 from tessella.models.penalties import SpectralPenalty
 from tessella.models.spec import ModelConfig
+from tessella.models.streaming import Stream
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, crop, is_colour
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.networks.pyramid import Merge, Pyramid
 from tessella.priors.uniform import UniformModule
-
-if TYPE_CHECKING:
-    from tessella.models.streaming import Stream
 
 Codes = Sequence[Tensor]
 """Codes of each level `[B, *code_shape]` int64, coarsest first."""
@@ -226,8 +224,6 @@ class CodeModel(LatentModel):
 
     def stream(self) -> Stream:
         """Return an encoder and decoder of recordings of any length, piece by piece."""
-        from tessella.models.streaming import Stream
-
         return Stream(self)
 
     def lookup(self, codes: Codes) -> Tensor:
