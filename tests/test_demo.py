@@ -72,7 +72,7 @@ def test_clothes_take_another_size_and_are_listed(capsys: pytest.CaptureFixture[
         assert main([*command, "--help"]) == 0
         assert "clothes" in capsys.readouterr().out, command
     assert main(["describe", "cloths", "-o", str(tmp_path / "s.png")]) == 2
-    assert "clothes, digits, sprites" in capsys.readouterr().err
+    assert "clothes, digits, sprites, tones" in capsys.readouterr().err
 
 
 # a learned prior that is worse than the uniform one

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,10 +13,18 @@ import soundfile
 import torch
 from torch import Tensor
 
+from expect import raises
 from tessella.core.rng import Noise
 from tessella.core.schema import UINT8, Integers, Real, Schema
+from tessella.data import open_data
+from tessella.data.tones import RATE, TONE_FACTORS, pitch_hertz, render_tones
+from tessella.foundation.blocks import Clips, Page
 from tessella.kinds import sounds, spectra
 from tessella.kinds.base import kind_of
+from tessella.kinds.figures import MOST_CLIPS, MOST_SECONDS, named_examples, players
+from tessella.pages.html import html_page
+from tessella.pages.terminal import print_page
+from tessella.tasks.generate import SheetResult
 
 PCM16 = Integers(1 << 16, -32_768)
 SOUNDS = {
@@ -148,3 +158,72 @@ def test_audio_codecs_take_less_for_tones_than_general_ones_and_flac_is_exact() 
         flac = sounds._encoded(*sounds._samples(one, codes), codes, "FLAC")
         found = soundfile.read(io.BytesIO(flac), dtype="int16", always_2d=True)[0]
         assert np.array_equal(found[:, 0] // 256 + 128, np.arange(256))
+
+
+def test_examples_are_named_by_their_rows_and_blanks_left_out() -> None:
+    x = torch.arange(8.0).reshape(4, 2, 1, 1)
+    x[2:, 1] = math.nan
+    found = named_examples(x, ["input", "copy"] * 2)
+    assert [name for name, _ in found] == ["input 1", "copy 1", "input 2", "copy 2", "input 3", "copy 3"]
+    assert [float(one) for _, one in found] == [0, 2, 1, 3, 4, 6]
+    assert [name for name, _ in named_examples(x, ())] == ["1", "2", "3", "4", "5", "7"]
+
+
+def test_pages_hold_the_sounds_that_they_play() -> None:
+    schema = Schema(1, (8000 * (MOST_SECONDS + 1),), PCM16, rate=8000)
+    x = torch.randint(-32_768, 32_768, (MOST_CLIPS + 1, *schema.shape)).float()
+    clips = players([(f"<{n}>", one) for n, one in enumerate(x)], schema, "Heard.")
+    assert clips is not None
+    assert clips.caption == f"Heard. Each player holds the first {MOST_SECONDS} seconds."
+    page = Page("Sounds", [clips])
+    held = re.findall(r'<audio [^>]*src="data:audio/wav;base64,([^"]+)"', html_page(page))
+    assert len(held) == MOST_CLIPS
+    for one, text in zip(x, held, strict=False):
+        found, rate = soundfile.read(io.BytesIO(base64.b64decode(text)), dtype="int16")
+        assert rate == 8000
+        assert np.array_equal(found, one[0, : 8000 * MOST_SECONDS].numpy())
+    assert "&lt;0&gt;" in html_page(page)
+    print_page(page, text := io.StringIO())
+    assert text.getvalue().startswith("8 sounds to play")
+    pictures = Schema.of((1, 8, 8), "uint8")
+    assert players([("a", torch.zeros(1, 8, 8))], pictures) is None
+
+
+def test_sheets_of_sounds_are_saved_as_pictures_sounds_and_folders(tmp_path) -> None:
+    schema = SOUNDS["16 bit"]
+    x = some_sounds(schema)[[0, 2]]
+    sheet = SheetResult("Reconstructions", x[:, None], schema, ("input", "reconstruction"))
+    assert any(isinstance(block, Clips) for block in sheet.page().blocks)
+    for name in ("a.png", "a.wav", "folder"):
+        sheet.save(tmp_path / name)
+    pause = round(sounds.PAUSE * 8000)
+    together = soundfile.read(tmp_path / "a.wav", dtype="int16")[0]
+    assert np.array_equal(together, torch.cat([x[0, 0, :300], torch.zeros(pause), x[1, 0]]).numpy())
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["input-1.wav", "reconstruction-1.wav"]
+    assert len(soundfile.read(tmp_path / "folder" / "input-1.wav")[0]) == 300
+    with raises("no-sounds"):
+        SheetResult("Samples", torch.zeros(1, 1, 1, 8, 8), Schema.of((1, 8, 8), "uint8")).save(tmp_path / "b.wav")
+
+
+def test_tones_have_the_pitch_loudness_vibrato_and_timbre_of_their_factors() -> None:
+    split = open_data("tones").all_examples
+    assert split is not None
+    values = split.factors
+    assert {name: int(of.max()) + 1 for name, of in values.items()} == TONE_FACTORS
+    assert np.array_equal(values["timbre"], split.labels)
+    rows = np.random.default_rng(0).choice(len(split), 40, replace=False)
+    x = split.batch(rows).x[:, 0]
+    hertz = pitch_hertz(values["pitch"][rows])
+    power = torch.fft.rfft(x * torch.hann_window(x.shape[1]), 1 << 15).abs().square()
+    step = RATE / (1 << 15)
+    near = (torch.arange(power.shape[1]) * step)[None] / torch.from_numpy(hertz)[:, None]
+    loudest = power.where((near > 0.75) & (near < 1.5), torch.zeros(())).argmax(1) * step
+    assert np.abs(np.log2(loudest.numpy() / hertz) * 1200).max() < 60, "less than vibrato and half a bin"
+    second = power.where((near > 1.8) & (near < 2.2), torch.zeros(())).amax(1) / power.amax(1)
+    assert ((second > 0.05).numpy() == (values["timbre"][rows] == 3)).all(), "the sawtooth alone has even harmonics"
+    louder = render_tones(np.array([[5, 1, loudness, 0] for loudness in range(4)])).max((1, 2))
+    assert np.allclose(louder / louder[0], [1, 2, 4, 8], rtol=2e-3)
+    swung = render_tones(np.array([[5, 0, 3, vibrato] for vibrato in range(4)]))[:, 0]
+    assert np.abs(swung - swung[:1]).max(1).argsort().tolist() == [0, 1, 2, 3]
+    with raises("no-pictures"):
+        open_data("tones", size=32)

@@ -50,7 +50,7 @@ class ClaimsConfig:
     A claim that does not hold on the data is reported as failed, and one that cannot be tested on it as not applicable.
 
     Attributes:
-        data: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file.
+        data: clothes, digits, sprites, tones, hf:NAME, a folder of pictures, or a file.
         only: the numbers of claims, such as 6,10; all unless given.
         minutes: about how long all of them may take; less where the models have learned enough before. More than 14
             minutes train them for longer, which data larger than small pictures needs.

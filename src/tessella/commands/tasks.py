@@ -136,8 +136,8 @@ def _checked_place(task: Task, options: Any) -> Path | None:
     if out == task.out and out.startswith("RUN/"):
         out = os.path.join(options.run, out.removeprefix("RUN/"))
     endings = task.endings or (Path(task.out or ".html").suffix,)
-    if endings != ("",):
-        check_file(out, *endings)
+    if any(endings) and not ("" in endings and (os.path.isdir(out) or not Path(out).suffix)):
+        check_file(out, *filter(None, endings))
     elif os.path.exists(out) and not os.path.isdir(out):
         raise DataError(f"{out} is a file: give a folder to write into", code="is-a-file")
     return Path(out)

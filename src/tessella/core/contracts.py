@@ -100,6 +100,8 @@ class Encoder(nn.Module, ABC):
     """Shape of one example's features: `(F, *spatial)`."""
     downsampling: int = 1
     """Number of data positions, along each axis, per position of the features."""
+    margin: int | None = None
+    """Largest distance to its own positions of data that a position of the features depends on; None: on all data."""
 
     @abstractmethod
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
@@ -108,6 +110,9 @@ class Encoder(nn.Module, ABC):
 
 class Decoder(nn.Module, ABC):
     """Maps latents z to the parameters of the likelihood p(x | z)."""
+
+    margin: int | None = None
+    """Largest distance of latents, in data positions, that a position of the parameters depends on; None: on all."""
 
     @abstractmethod
     def forward(self, z: Tensor, label: Tensor | None) -> Tensor:

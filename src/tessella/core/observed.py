@@ -30,3 +30,8 @@ def before_end(x: Tensor, block: int) -> Tensor:
     seen = (~x.isnan()).any(1)
     blocks = F.pad(seen, (0, -seen.shape[1] % block)).unflatten(1, (-1, block)).any(2)
     return blocks.flip(1).cummax(1).values.flip(1)
+
+
+def trimmed(x: Tensor, block: int) -> Tensor:
+    """Cut off the blocks of `block` positions after the end of all signals `[B, C, T]`."""
+    return x[..., : block * int(before_end(x, block).any(0).sum())]

@@ -145,8 +145,8 @@ def open_data(
     """Open a data set.
 
     Args:
-        spec: `clothes`, `digits`, `sprites`, `hf:NAME`, a folder of images, or a file (npz, npy, csv, parquet, idx,
-            bin).
+        spec: `clothes`, `digits`, `sprites`, `tones`, `hf:NAME`, a folder of images, or a file (npz, npy, csv,
+            parquet, idx, bin).
         size: (height, width) to which images are cropped and resized, or one number for both.
         channels: channels of images: 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha; of sounds: 1 mono, 2
             stereo.

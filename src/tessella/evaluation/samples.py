@@ -61,10 +61,10 @@ def examples_sheet(examples: Tensor, schema: Schema) -> Image.Image:
     return pictures.image_grid(examples.flatten(0, 1), schema, examples.shape[1])
 
 
-def in_rows(examples: Tensor, columns: int, blank: float) -> Tensor:
-    """Arrange `[N, *shape]` as `[rows, columns, *shape]`, the last row filled up with `blank`."""
+def in_rows(examples: Tensor, columns: int) -> Tensor:
+    """Arrange `[N, *shape]` float32 as `[rows, columns, *shape]`, the last row filled up with NaN, which is blank."""
     missing = -len(examples) % columns
-    filled = torch.cat([examples, examples.new_full((missing, *examples.shape[1:]), blank)])
+    filled = torch.cat([examples, examples.new_full((missing, *examples.shape[1:]), math.nan)])
     return filled.unflatten(0, (-1, columns))
 
 
@@ -120,14 +120,14 @@ def sample_rows(
         if label is None:
             columns, count = (each if each > 1 else min(columns, classes)), min(count, len(labels))
     parts = sample_chunks(model, count, labels, seed=seed, sampling=sampling)
-    return in_rows(torch.cat(list(track(parts, "sampling", -(-count // CHUNK)))), columns, model.schema.values.low)
+    return in_rows(torch.cat(list(track(parts, "sampling", -(-count // CHUNK)))), columns)
 
 
 def reconstruct_rows(model: Model, examples: Batch, columns: int = 10) -> Tensor:
     """Reconstruct examples `[B]`, with each row of inputs above the row of its reconstructions."""
     columns = min(columns, len(examples))
     parts = [model.reconstruct(b.x, b.label).cpu() for b in _on_device(model, examples)]
-    pairs = [in_rows(x.float(), columns, model.schema.values.low) for x in (examples.x, torch.cat(parts))]
+    pairs = [in_rows(x.float(), columns) for x in (examples.x, torch.cat(parts))]
     return torch.stack(pairs, 1).flatten(0, 1)
 
 

@@ -139,6 +139,27 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """Sound with its picture.
+
+    Attributes:
+        audio: content of a WAV file.
+    """
+
+    audio: bytes
+    image: Image
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Sounds side by side, each with its picture, its label and a player."""
+
+    clips: Sequence[Clip]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Series:
     """Series of values in a chart.
 
@@ -229,7 +250,7 @@ class Details:
     blocks: Sequence[Block]
 
 
-Block = Heading | Text | Cards | Table | Figure | Rows | Grid | Charts | Code | Calls | Details
+Block = Heading | Text | Cards | Table | Figure | Rows | Grid | Clips | Charts | Code | Calls | Details
 
 
 @dataclass(frozen=True)

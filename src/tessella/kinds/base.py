@@ -156,6 +156,7 @@ class Kind(ABC):
         file_ending: ending of the files that `write` makes.
         files: reader of files that hold one example each; None if there are none.
         pixels: whether positions are pixels, so that patches and maps of an example are pictures too.
+        timed: whether positions follow one another in time, so that examples may be parts of longer recordings.
         audible: whether the files of examples can be played as sound.
     """
 
@@ -165,6 +166,7 @@ class Kind(ABC):
     file_ending: str = ".npy"
     files: ClassVar[FileReader | None] = None
     pixels: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
     audible: bool = False
 
     def __init__(self, schema: Schema) -> None:

@@ -29,6 +29,7 @@ class Signals(Arrays):
     """Signals `(C, T)`: one line per channel; sounds have waveforms above a spectrogram, and WAV files."""
 
     dimension = "sample"
+    timed = True
     files = SoundFiles()
 
     def __init__(self, schema: Schema) -> None:

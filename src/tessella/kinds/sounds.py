@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import subprocess
 import tempfile
@@ -28,6 +29,8 @@ FAINT, LOUD = -4.0, -0.6
 """Logarithms (base 10) of the magnitudes that are shown palest and darkest."""
 CONTRAST = 1.5
 PAPER, PALE, INK = 255, 248, 20
+PAUSE = 0.25
+"""Seconds between sounds that are joined."""
 OPUS_RATES = (8000, 12_000, 16_000, 24_000, 48_000)
 
 
@@ -64,6 +67,12 @@ def wav(x: Tensor, schema: Schema) -> bytes:
     if not schema.mu_law:
         return _encoded(*_samples(x, schema), schema, "WAV")
     return _encoded((pressure(trimmed(x), schema).nan_to_num() * 32_768).numpy().astype(np.int16), 16, schema, "WAV")
+
+
+def one_after_another(examples: Sequence[Tensor], schema: Schema) -> Tensor:
+    """Join examples `[C, T]` without their unobserved ends, with a pause after each that was not observed either."""
+    pause = torch.full((schema.channels, round(PAUSE * schema.rate)), math.nan)
+    return torch.cat([part for x in examples for part in (trimmed(x.float()), pause)], 1)
 
 
 def codecs(schema: Schema, *, lossy: bool) -> tuple[Codec, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast, final
+from typing import TYPE_CHECKING, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from tessella.core.configs import CodePriorConfig, LikelihoodConfig, QuantizerCo
 from tessella.core.contracts import CodePrior, Decoder, Encoder, Likelihood, Quantizer, StoredValues
 from tessella.core.distributions import PointMass
 from tessella.core.entropy_coding import SymbolCoder
-from tessella.core.observed import before_end
+from tessella.core.observed import before_end, trimmed
 from tessella.core.outputs import Condition, Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -21,11 +21,15 @@ from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import track
 from tessella.likelihoods import likelihood_for
 from tessella.models.base import LatentModel
+from tessella.models.penalties import SpectralPenalty
 from tessella.models.spec import ModelConfig
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, crop, is_colour
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.networks.pyramid import Merge, Pyramid
 from tessella.priors.uniform import UniformModule
+
+if TYPE_CHECKING:
+    from tessella.models.streaming import Stream
 
 Codes = Sequence[Tensor]
 """Codes of each level `[B, *code_shape]` int64, coarsest first."""
@@ -46,6 +50,7 @@ class CodeModel(LatentModel):
         quantizers: one per level, coarsest first.
         decoder: maps z to the likelihood's parameters.
         merge_depth: residual blocks for the features of each further level.
+        penalty: penalty `[B]` of reconstructions and stored values `[B, *shape]` in training; None: none.
     """
 
     prior_part, has_decoder = "code-prior", True
@@ -59,11 +64,12 @@ class CodeModel(LatentModel):
         quantizers: Sequence[Quantizer],
         decoder: Decoder,
         merge_depth: int = 2,
+        penalty: SpectralPenalty | None = None,
         config: ModelConfig | None = None,
     ) -> None:
         super().__init__(name, likelihood, config, conditional=False)
-        channels, levels = encoder.feature_shape[0], len(quantizers)
-        self.encoder, self.decoder = encoder, decoder
+        channels, levels, self._penalty = encoder.feature_shape[0], len(quantizers), penalty
+        self.encoder, self.decoder, self.merge_depth = encoder, decoder, merge_depth
         self.quantizers = nn.ModuleList(quantizers)
         self.levels = tuple(quantizers)
         self.downsampling = tuple(encoder.downsampling * 2**i for i in reversed(range(levels)))
@@ -81,6 +87,13 @@ class CodeModel(LatentModel):
     def prior_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Return the shapes `(C, *grid)` that priors use: the codes of a vector form a sequence."""
         return tuple((1, *s) if len(s) == 1 else s for s in self.code_shapes)
+
+    @property
+    def level_margin(self) -> int:
+        """Return the largest distance of the features that a code depends on by way of the coarser levels."""
+        if self.pyramid is None:
+            return 0
+        return self.downsampling[0] + 2 * self.merge_depth * 2 * sum(self.downsampling)
 
     @property
     def context_channels(self) -> tuple[int, ...]:
@@ -106,11 +119,16 @@ class CodeModel(LatentModel):
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
+        if self.training and self.schema.lengths:
+            x = trimmed(x, self.downsampling[0])  # what is silent in the whole batch would only take time
         if draws is not None:
             return self._of_draws(x, label, noise or Noise(0), draws)
         latent = self.encode(x, noise=noise)
-        rate = self.rate(latent, label)
-        return Terms.of(-self.decode(latent.z).log_prob(x), rate, latent.penalty)
+        rate, p_x, penalty = self.rate(latent, label), self.decode(latent.z), latent.penalty
+        if self.training and self._penalty is not None:
+            heard = self._penalty(p_x.mean[..., : x.shape[-1]], x)
+            penalty = heard if penalty is None else penalty + heard
+        return Terms.of(-p_x.log_prob(x), rate, penalty)
 
     def _of_draws(self, x: Tensor, label: Tensor | None, noise: Noise, draws: int) -> Terms:
         """Compute the terms for `draws` code grids per example, sampled by the softened quantizers.
@@ -205,6 +223,12 @@ class CodeModel(LatentModel):
         self.decoder.compile()
 
     # what models of codes do besides
+
+    def stream(self) -> Stream:
+        """Return an encoder and decoder of recordings of any length, piece by piece."""
+        from tessella.models.streaming import Stream
+
+        return Stream(self)
 
     def lookup(self, codes: Codes) -> Tensor:
         """Look up z `[B, D, *grid]` of the codes of all levels; grids larger than in training are accepted."""
@@ -403,13 +427,16 @@ def build_code_model(
     grid_size: int | None,
     width: int | None,
     depth: int | None,
+    spectral_penalty: float,
 ) -> CodeModel:
     """Make a model of codes for such data: `levels` grids, each coarser one of half the side."""
     p_x, size = likelihood_for(schema, likelihood), {"width": width or 256, "depth": depth or 3}
     plan: ConvPlan | None = None
     if schema.rank:
         fine = is_colour(schema.shape)
-        plan = ConvPlan.usual(schema.shape, fine=fine, side=grid_size, width=width, depth=depth, coarser=True)
+        plan = ConvPlan.usual(
+            schema.shape, fine=fine, rate=schema.rate, side=grid_size, width=width, depth=depth, coarser=True
+        )
         encoder: Encoder = ConvEncoder(schema.shape, plan)
     else:
         encoder = VectorEncoder(schema.dims, **size)
@@ -423,6 +450,18 @@ def build_code_model(
         decoder = VectorDecoder(latent[0], p_x.parameter_channels, **size)
     if (bias := p_x.initial_bias()) is not None:
         decoder.start_at(bias)
+    if spectral_penalty and p_x.sequential_mean:
+        raise SpecError(
+            f"{option('spectral_penalty')} needs reconstructions, which this likelihood makes sample by sample: "
+            f"leave out {option('likelihood')}",
+            code="sequential-mean",
+        )
     return CodeModel(
-        config.name, likelihood=p_x, encoder=encoder, quantizers=quantizers, decoder=decoder, config=config
+        config.name,
+        likelihood=p_x,
+        encoder=encoder,
+        quantizers=quantizers,
+        decoder=decoder,
+        penalty=SpectralPenalty(schema, spectral_penalty) if spectral_penalty else None,
+        config=config,
     )

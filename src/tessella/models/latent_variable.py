@@ -175,7 +175,7 @@ def build_latent_variable_model(
         raise SpecError(f"vectors have no grid: leave out {option('latent_layout')}", code="no-grid")
     if schema.rank:
         grid = layout == "grid" or (layout is None and is_colour(schema.shape))
-        plan = ConvPlan.usual(schema.shape, fine=grid, width=width, depth=depth)
+        plan = ConvPlan.usual(schema.shape, fine=grid, rate=schema.rate, width=width, depth=depth)
         encoder: Encoder = ConvEncoder(schema.shape, plan, features=None if grid else 256, classes=classes)
         usual = 16 if grid else 40
     else:

@@ -137,6 +137,8 @@ class CodesConfig(ImportanceWeighted, ABC):
             positions. Default: 7, or 16 for colour pictures, but coarser than the data.
         width: channels at the finest resolution (pictures) or units per layer (vectors). Default: what fits the budget.
         depth: residual blocks per resolution. Default: what fits the budget.
+        spectral_penalty: weight of the distance of log-mel spectra in the training loss of sounds, in nats per sample
+            and factor of ten.
     """
 
     likelihood: LikelihoodConfig | None = None
@@ -144,6 +146,7 @@ class CodesConfig(ImportanceWeighted, ABC):
     grid_size: Count | None = None
     width: Count | None = None
     depth: Count | None = None
+    spectral_penalty: NotNegative = 0.0
 
     def sizes(self, schema: Schema) -> Sequence[Mapping[str, int]]:
         return GRID_SIZES if schema.rank else VECTOR_SIZES
@@ -161,6 +164,7 @@ class CodesConfig(ImportanceWeighted, ABC):
             grid_size=self.grid_size,
             width=self.width,
             depth=self.depth,
+            spectral_penalty=self.spectral_penalty,
         )
 
 

@@ -19,6 +19,8 @@ from tessella.core.contracts import Decoder, Encoder
 
 SIGNAL_SIDE = 16
 """Half of the positions to which the coarsest grid of a signal is brought down."""
+FRAMES, SOUND_PATCH = 100, 8
+"""Positions per second of the coarsest grid of a sound, about, and samples that the first layer folds into channels."""
 START = 0.01
 """Factor on the initial weights of last layers that start small."""
 
@@ -29,7 +31,7 @@ class ConvPlan:
 
     Attributes:
         spatial: `(T,)` or `(H, W)` of the data.
-        patch: positions per axis that the first layer folds into channels (1 or 2).
+        patch: positions per axis that the first layer folds into channels: 1 or 2, and up to 8 for sounds.
         widths: channels at each resolution, finest first; each step halves the grid.
         depth: residual blocks at each resolution.
     """
@@ -45,6 +47,7 @@ class ConvPlan:
         shape: tuple[int, ...],
         *,
         fine: bool,
+        rate: float = 0.0,
         side: int | None = None,
         width: int | None = None,
         depth: int | None = None,
@@ -54,30 +57,43 @@ class ConvPlan:
 
         Args:
             fine: whether the grid is to be as fine, and the network as large, as colour pictures need.
+            rate: samples per second of sounds, whose grids have about 100 positions per second; 0 for other data.
             coarser: whether the usual grid has to be coarser than the data, as codes of several bits each need.
         """
         usual = (16, 64, 4) if fine else (SIGNAL_SIDE if len(shape) == 2 else 7, 32, 2)
-        least = int(coarser and side is None and math.prod(shape[1:]) > 1)
-        return cls.of(shape, side=side or usual[0], width=width or usual[1], depth=depth or usual[2], least=least)
+        least, patch = int(coarser and side is None and math.prod(shape[1:]) > 1), 2
+        if rate:
+            halvings, patch = max(1, round(math.log2(rate / FRAMES))), SOUND_PATCH
+            usual = (max(1, -(-shape[1] // 2 ** (halvings + 1))), 64, 2)
+        side, width, depth = side or usual[0], width or usual[1], depth or usual[2]
+        return cls.of(shape, side=side, width=width, depth=depth, least=least, patch=patch)
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], *, side: int, width: int, depth: int, least: int = 0) -> ConvPlan:
+    def of(
+        cls, shape: tuple[int, ...], *, side: int, width: int, depth: int, least: int = 0, patch: int = 2
+    ) -> ConvPlan:
         """Make the layout for data of a shape.
 
-        The grid is halved, at least `least` times, until it has at most 2 side^rank positions; the channels double once
-        and then stay.
+        The grid is halved, at least `least` times, until it has at most 2 side^rank positions; the first halvings, up
+        to `patch`, are folded into channels. The channels double once and then stay.
         """
         spatial, halvings = shape[1:], least
         while math.prod(-(-n // 2**halvings) for n in spatial) > 2 * side ** len(spatial):
             halvings += 1
-        patch = 2 if halvings else 1
-        widths = tuple(width * min(2**i, 2) for i in range(max(1, halvings)))
-        return cls(spatial, patch, widths, depth)
+        patch = min(patch, 2**halvings)
+        steps = halvings - patch.bit_length() + 2
+        return cls(spatial, patch, tuple(width * min(2**i, 2) for i in range(steps)), depth)
 
     @property
     def stride(self) -> int:
         """Return the number of data positions, along each axis, per position of the coarsest grid."""
         return self.patch * 2 ** (len(self.widths) - 1)
+
+    @property
+    def margin(self) -> int:
+        """Return the largest distance to its own of data positions that a position of the coarsest grid depends on."""
+        strides = [self.patch * 2**i for i in range(len(self.widths))]
+        return self.patch + 2 * self.depth * sum(strides)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -186,6 +202,7 @@ class ConvEncoder(Encoder):
         self.flatten = nn.Linear(math.prod(grid), features) if features else None
         self.feature_shape = (features,) if features else grid
         self.downsampling = plan.stride
+        self.margin = None if features else plan.margin
 
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
         h = self.stem(fold(padded(x, self.plan.stride), self.plan.patch))
@@ -205,6 +222,7 @@ class ConvDecoder(Decoder):
     def __init__(self, latent_shape: tuple[int, ...], plan: ConvPlan, channels: int, *, classes: int = 0) -> None:
         super().__init__()
         self.plan, rank = plan, len(plan.spatial)
+        self.margin = None if len(latent_shape) == 1 else plan.margin + plan.stride
         top = plan.widths[-1]
         if len(latent_shape) == 1:
             self.entry = nn.Sequential(

@@ -38,6 +38,7 @@ def _template() -> Template:
     environment.filters |= {
         "kind": lambda block: type(block).__name__,
         "uri": png_data_uri,
+        "wav": wav_data_uri,
         "drawn": draw_chart,
         "line": command_line,
     }
@@ -48,4 +49,13 @@ def png_data_uri(image: Image) -> str:
     """Encode an image as a `data:` URL."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return _data_uri("image/png", buffer.getvalue())
+
+
+def wav_data_uri(audio: bytes) -> str:
+    """Encode a WAV file as a `data:` URL."""
+    return _data_uri("audio/wav", audio)
+
+
+def _data_uri(media: str, content: bytes) -> str:
+    return f"data:{media};base64,{base64.b64encode(content).decode('ascii')}"

@@ -1,4 +1,4 @@
-"""Renders a page as text on a terminal of any width: text and tables, without images and charts."""
+"""Renders a page as text on a terminal of any width: text and tables, without images, players and charts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
-from tessella.foundation.blocks import Block, Calls, Cards, Cell, Code, Heading, Page, Table, Text
+from tessella.foundation.blocks import Block, Calls, Cards, Cell, Clips, Code, Heading, Page, Table, Text
 from tessella.foundation.errors import on_command_line
 from tessella.foundation.text import shown
 from tessella.pages.command_lines import command_line
@@ -49,6 +49,9 @@ def _print_block(console: Console, block: Block) -> None:
         _print_table(console, block)
     elif isinstance(block, Calls):
         console.print(RichText("\n".join(shown(command_line(call)) for call in block.calls)), soft_wrap=True)
+    elif isinstance(block, Clips):
+        heard = "1 sound" if len(block.clips) == 1 else f"{len(block.clips)} sounds"
+        console.print(RichText(f"{heard} to play on the page, which --out NAME.html writes"), soft_wrap=True)
     elif isinstance(block, Code):
         console.print(RichText("\n".join(map(shown, block.text.split("\n")))), soft_wrap=True)
 

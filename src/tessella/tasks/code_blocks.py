@@ -15,9 +15,10 @@ from tessella.data import Split
 from tessella.evaluation.codebook import level_name
 from tessella.evaluation.results import CodesEvaluation
 from tessella.evaluation.samples import reconstruct_rows, sample_rows
-from tessella.foundation.blocks import Block, Chart, Charts, Grid, Heading, Rows, Series, Text, Tile
+from tessella.foundation.blocks import Block, Chart, Charts, Grid, Heading, Rows, Series, Text, Tile, joined
 from tessella.kinds import pictures
 from tessella.kinds.base import kind_of
+from tessella.kinds.figures import named_examples, players
 from tessella.kinds.sheets import enlarged, strip
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
@@ -73,7 +74,8 @@ def prior_samples(model: CodeModel) -> tuple[Block, ...]:
         "Samples: none of these exists. The same decoder made both halves; the only difference is the prior that the "
         "codes were sampled from."
     )
-    return Heading("Samples"), _panels(panels, caption)
+    heard = players(named_examples(learned, ["sample"] * rows), model.schema, "Samples from the learned prior.")
+    return joined(Heading("Samples"), _panels(panels, caption), heard)
 
 
 def code_strips(model: CodeModel, coded: CodedExamples, name: str) -> tuple[Block, ...]:
@@ -202,7 +204,7 @@ def _slow(model: Model) -> bool:
 def _half(examples: Tensor, model: Model, columns: int) -> Image.Image:
     """Render examples as a sheet that fills half the page."""
     return pictures.image_grid(
-        examples, model.schema, columns, scale=max(1, 2 * HALF // (columns * model.schema.shape[-1]))
+        examples, model.schema, columns, scale=max(1, 2 * HALF // (columns * kind_of(model.schema).tile_size[1]))
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ class DescribeConfig(DataOptions):
     """Describe data before training: shape, values, splits and classes as they were understood, and a contact sheet.
 
     Attributes:
-        spec: clothes, digits, sprites, hf:NAME, a folder of pictures, or a file.
+        spec: clothes, digits, sprites, tones, hf:NAME, a folder of pictures, or a file.
     """
 
     spec: Positional[str]
@@ -56,7 +57,7 @@ class DataDescription(Result):
         }
 
     def page(self) -> Page:
-        sheet = Figure(contact_sheet(self.data), sheet_caption(self.data), width=560)
+        sheet = contact_figure(self.data)
         return Page(f"What {self.data.spec} holds", [Table(("", ""), data_facts(self.data), figures=()), sheet])
 
     def save(self, out: Path) -> None:
@@ -83,8 +84,8 @@ def data_facts(data: Data) -> list[tuple[str, str]]:
     from tessella.kinds.base import kind_of
 
     schema, binarize, counts = data.schema, data.options["binarize"], class_counts(data)
-    values = f"{schema.values.words}, {schema.values.low:.4g} ... {schema.values.high:.4g}"
-    values += "" if schema.values.discrete else " in training"
+    low, high = (f"{v:,.0f}" if schema.values.discrete else f"{v:.4g}" for v in (schema.values.low, schema.values.high))
+    values = f"{schema.values.words}, {low} ... {high}{'' if schema.values.discrete else ' in training'}"
     splits = ", ".join(f"{name} {len(split):,}" for name, split in data.splits.items())
     classes = f"none{_aside(data.labelling)}"
     if counts is not None:
@@ -116,10 +117,11 @@ def _aside(text: str) -> str:
     return f" ({shown(text)})" if text else ""
 
 
-def sheet_caption(data: Data) -> str:
-    """The caption of `contact_sheet`."""
+def contact_figure(data: Data) -> Figure:
+    """Show the contact sheet with its caption."""
     rows = " Each row is a class." if data.schema.classes and data.split("train").labels is not None else ""
-    return f"Some of the training data, as stored.{rows}"
+    sheet = contact_sheet(data)
+    return Figure(sheet, f"Some of the training data, as stored.{rows}", width=860 if sheet.width > 700 else 560)
 
 
 def contact_sheet(data: Data) -> Image.Image:
@@ -128,20 +130,24 @@ def contact_sheet(data: Data) -> Image.Image:
     import torch
     from PIL import Image, ImageDraw, ImageFont
 
+    from tessella.kinds.base import kind_of
+    from tessella.kinds.figures import examples_in_a_row
     from tessella.kinds.pictures import image_grid
 
-    split = data.split("train")
+    split, columns = data.split("train"), COLUMNS
+    if kind_of(data.schema).audible:  # its tiles are wide
+        columns = examples_in_a_row(data.schema)
     if split.labels is None:
         first = split.batch(split.random_rows(UNSORTED)).x
-        return image_grid(first, data.schema, COLUMNS)
+        return image_grid(first, data.schema, columns)
     rows = []
     for number, name in enumerate(data.schema.classes[:MOST_CLASSES]):
         of = np.flatnonzero(split.labels == number)
-        of = of[np.argsort(split.example_ids[of])[:COLUMNS]]  # hash order: neighbours are often alike
+        of = of[np.argsort(split.example_ids[of])[:columns]]  # hash order: neighbours are often alike
         if len(of):
             x = split.batch(of).x
-            blank = x.new_full((COLUMNS - len(of), *x.shape[1:]), data.schema.values.low)
-            rows.append((name, image_grid(torch.cat([x, blank]), data.schema, COLUMNS)))
+            blank = torch.full((columns - len(of), *x.shape[1:]), math.nan)
+            rows.append((name, image_grid(torch.cat([x.float(), blank]), data.schema, columns)))
     font = ImageFont.load_default(14)
     texts = [name if len(name) <= 24 else name[:23] + "…" for name in (shown(name) for name, _ in rows)]
     left = int(max(font.getlength(text) for text in texts)) + 2 * MARGIN

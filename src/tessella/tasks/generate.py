@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, final
 
 from tyro.conf import Positional, arg
 
 from tessella.core.outputs import Sampling
-from tessella.foundation.blocks import Figure, Page, Text
+from tessella.foundation.blocks import Figure, Page, Text, joined
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.tasks.task import Result, task
 
@@ -50,16 +52,41 @@ class SheetResult(Result):
 
     def page(self) -> Page:
         from tessella.evaluation.samples import examples_sheet
+        from tessella.kinds.figures import named_examples, players
 
-        rows = (Text(f"rows, top to bottom: {', '.join(self.rows)}"),) if self.rows else ()
-        columns = (Text(f"columns: {self.columns}"),) if self.columns else ()
-        return Page(self.title, (*rows, *columns, Figure(examples_sheet(self.examples, self.schema), pixelated=True)))
+        rows = Text(f"rows, top to bottom: {', '.join(dict.fromkeys(self.rows))}") if self.rows else None
+        columns = Text(f"columns: {self.columns}") if self.columns else None
+        sheet = Figure(examples_sheet(self.examples, self.schema), pixelated=True)
+        heard = players(named_examples(self.examples, self.rows), self.schema)
+        return Page(self.title, joined(rows, columns, sheet, heard))
 
     def save(self, out: Path) -> None:
+        """Write the sheet as a picture, all sounds one after another as a WAV file, or each example into a folder."""
         from tessella.evaluation.samples import examples_sheet
+        from tessella.foundation.files import write_atomic
+        from tessella.foundation.output_folder import Outputs
         from tessella.kinds import pictures
+        from tessella.kinds.base import kind_of
+        from tessella.kinds.figures import named_examples
+        from tessella.kinds.sounds import one_after_another
 
-        pictures.save(examples_sheet(self.examples, self.schema), out)
+        kind, named = kind_of(self.schema), named_examples(self.examples, self.rows)
+        if out.suffix.lower() == ".wav":
+            if not kind.audible:
+                raise DataError(
+                    f"{out} has the ending of a sound, but the examples are {kind.examples}: give a .png file or a "
+                    "folder",
+                    code="no-sounds",
+                )
+            sound = one_after_another([x for _, x in named], self.schema)
+            write_atomic(out, lambda draft: kind.write(draft, sound))
+        elif out.suffix:
+            pictures.save(examples_sheet(self.examples, self.schema), out)
+        else:
+            files = [(re.sub(r"\W+", "-", name).strip("-"), x) for name, x in named]
+            with Outputs(str(out), [name for name, _ in files], kind.file_ending, overwrite=True) as outputs:
+                for name, x in files:
+                    outputs.write(name + kind.file_ending, partial(kind.write, x=x))
 
 
 @dataclass(frozen=True)
@@ -95,7 +122,13 @@ class SampleConfig:
         return Sampling(self.temperature, self.top_k, self.top_p, self.steps, self.guidance)
 
 
-@task("sample", summary="sample new examples", group="look", out="samples.png")
+@task(
+    "sample",
+    summary="sample new examples",
+    group="look",
+    out="samples.png",
+    endings=(".png", ".html", ".wav", ""),
+)
 def sample(run: Run, config: SampleConfig) -> SheetResult:
     """Sample from the model of a run."""
     from tessella.data.inputs import label_number
@@ -130,7 +163,13 @@ class ReconstructConfig:
     label: str | None = None
 
 
-@task("reconstruct", summary="reconstruct examples", group="look", out="reconstructions.png")
+@task(
+    "reconstruct",
+    summary="reconstruct examples",
+    group="look",
+    out="reconstructions.png",
+    endings=(".png", ".html", ".wav", ""),
+)
 def reconstruct(run: Run, config: ReconstructConfig) -> SheetResult:
     """Reconstruct examples with the model of a run."""
     from tessella.evaluation.samples import reconstruct_rows
@@ -143,7 +182,9 @@ def reconstruct(run: Run, config: ReconstructConfig) -> SheetResult:
     else:
         split = run.data(config.data, model).split(config.split)
         examples = split.batch(split.random_rows(config.count))
-    return SheetResult("Inputs, each row above its reconstructions", reconstruct_rows(model, examples), model.schema)
+    rows = reconstruct_rows(model, examples)
+    labels = ("input", "reconstruction") * (len(rows) // 2)
+    return SheetResult("Inputs, each row above its reconstructions", rows, model.schema, labels)
 
 
 @dataclass(frozen=True)
@@ -166,7 +207,13 @@ class InterpolateConfig:
     label: str | None = None
 
 
-@task("interpolate", summary="interpolate from one example to another", group="look", out="interpolation.png")
+@task(
+    "interpolate",
+    summary="interpolate from one example to another",
+    group="look",
+    out="interpolation.png",
+    endings=(".png", ".html", ".wav", ""),
+)
 def interpolate(run: Run, config: InterpolateConfig) -> SheetResult:
     """Interpolate between two examples with the model of a run."""
     from tessella.evaluation.samples import interpolate_rows
@@ -209,6 +256,7 @@ class TraverseConfig:
     summary="decode an example with one latent dimension moved at a time",
     group="look",
     out="traversals.png",
+    endings=(".png", ".html", ".wav", ""),
 )
 def traverse(run: Run, config: TraverseConfig) -> SheetResult:
     """Traverse the latent dimensions of one example with the model of a run."""

@@ -66,7 +66,7 @@ class Task:
             other place is passed to `Result.save`, and a folder also gets the page, named `page`. Empty: the page is
             written only if a place is given. A task whose config has a field `out` writes its files itself.
         page: file name of the page in a folder.
-        endings: endings that `out` may have; by default its own.
+        endings: endings that `out` may have, "" for a folder; by default its own.
     """
 
     name: str

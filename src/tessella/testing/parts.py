@@ -84,7 +84,8 @@ def check_source(source: Callable[[tuple[int, int] | None], RawDataset]) -> None
         assert np.array_equal(part.example_ids, again.parts[name].example_ids)
         some, same = (p.read(rows) for p in (part, again.parts[name]))
         assert np.array_equal(some, same)
-        assert isinstance(part.x, np.ndarray) or (some.shape[1:] == part.x.shape and some.dtype == np.uint8)
+        kind = np.uint8 if found.schema is None or found.schema.in_bytes else np.float32
+        assert isinstance(part.x, np.ndarray) or (some.shape[1:] == part.x.shape and some.dtype == kind)
         assert part.labels is None or len(part.labels) == len(part.example_ids)
         assert part.labels is None or not found.classes or part.labels.max() < len(found.classes)
 

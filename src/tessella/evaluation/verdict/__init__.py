@@ -16,7 +16,7 @@ from tessella.evaluation.sharpness import FEWEST, high_frequency_energy
 from tessella.evaluation.verdict.marginal import marginal_bound
 from tessella.evaluation.verdict.principal import principal_components
 from tessella.foundation.errors import option
-from tessella.kinds.base import kind_of
+from tessella.kinds.base import Kind, kind_of
 from tessella.models.base import Model
 
 EXAMPLES = 200
@@ -89,7 +89,7 @@ def judge(model: Model, data: Data, precision: Precision = "auto") -> Verdict:
         detail=detail,
     )
     model.train(training)
-    return Verdict(**{**vars(found), "sentences": _sentences(found, kind.example)})
+    return Verdict(**{**vars(found), "sentences": _sentences(found, kind)})
 
 
 def _measured(model: Model, split: Split, precision: Precision) -> tuple[float | None, float, torch.Tensor | None]:
@@ -111,7 +111,7 @@ def _psnr(error: float, span: float) -> float:
     return 10 * math.log10(span**2 / max(error, 1e-12 * span**2))
 
 
-def _sentences(v: Verdict, example: str) -> tuple[str, ...]:
+def _sentences(v: Verdict, kind: Kind) -> tuple[str, ...]:
     """Say what the figures mean, and what to change."""
     lines, weak = [], False
     if v.bits_per_dim is not None:
@@ -128,10 +128,11 @@ def _sentences(v: Verdict, example: str) -> tuple[str, ...]:
         weak |= worse
         lines.append(
             f"reconstructions are {'worse' if worse else 'better'} than those of principal components of as many bits: "
-            f"{v.psnr:.1f} dB against {v.principal_psnr:.1f} dB, from {v.bits:,.0f} bits per {example}"
+            f"{v.psnr:.1f} dB against {v.principal_psnr:.1f} dB, from {v.bits:,.0f} bits per {kind.example}"
         )
     if v.detail is not None and v.detail < BLURRED:
         lines.append(f"reconstructions are blurred: they keep {100 * v.detail:.0f} % of the fine detail")
     if weak:
-        lines.append(f"to improve: train longer ({option('minutes')}), or on smaller examples ({option('size')})")
+        smaller = f", or on smaller examples ({option('size')})" if kind.pixels else ""
+        lines.append(f"to improve: train longer ({option('minutes')}){smaller}")
     return tuple(lines)

@@ -38,7 +38,6 @@ from tessella.foundation.blocks import (
     Charts,
     Code,
     Details,
-    Figure,
     Heading,
     Page,
     Series,
@@ -48,12 +47,12 @@ from tessella.foundation.blocks import (
 )
 from tessella.foundation.text import duration_text
 from tessella.kinds.base import kind_of
-from tessella.kinds.figures import examples_in_a_row, labelled_rows, sheet_figure
+from tessella.kinds.figures import examples_in_a_row, labelled_rows, named_examples, players, sheet_figure
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
 from tessella.models.spec import Spec, TrainOptions
 from tessella.tasks.code_blocks import code_blocks, prior_samples
-from tessella.tasks.describe import contact_sheet, data_facts, sheet_caption
+from tessella.tasks.describe import contact_figure, data_facts
 from tessella.tasks.inference_gap import gap_section
 from tessella.training import checkpoint, fitted_priors
 from tessella.training.run import GAP, Run
@@ -157,8 +156,7 @@ def _verdict(model: Model, data: Data) -> tuple[Block, ...]:
 
 
 def _data(data: Data) -> tuple[Block, ...]:
-    sheet = Figure(contact_sheet(data), sheet_caption(data), width=560)
-    return Heading("The data"), sheet, Table(("", ""), data_facts(data), figures=())
+    return Heading("The data"), contact_figure(data), Table(("", ""), data_facts(data), figures=())
 
 
 def _reconstructions(model: Model, split: Split, name: str) -> tuple[Block, ...]:
@@ -170,7 +168,8 @@ def _reconstructions(model: Model, split: Split, name: str) -> tuple[Block, ...]
         "alone."
     )
     labels = ["input", "reconstruction"] * (len(pairs) // 2)
-    return Heading("Reconstructions"), labelled_rows(pairs, labels, model.schema, caption)
+    shown = labelled_rows(pairs, labels, model.schema, caption)
+    return joined(Heading("Reconstructions"), shown, players(named_examples(pairs, labels), model.schema))
 
 
 def _samples(model: Model, passed_over: str) -> tuple[Block, ...]:
@@ -186,10 +185,12 @@ def _samples(model: Model, passed_over: str) -> tuple[Block, ...]:
         text = f"Codes sampled from the uniform prior, each as likely as any other, and decoded. {why}"
     if model.conditional and len(classes) <= MOST_ROWS:
         rows = sample_rows(model, columns * len(classes))
-        return Heading("Samples"), labelled_rows(rows, classes, model.schema, f"{text} Each row is a class.")
+        shown = labelled_rows(rows, classes, model.schema, f"{text} Each row is a class.")
+        return joined(Heading("Samples"), shown, players(named_examples(rows, classes), model.schema))
     count = columns * (1 if _slow(model) else 4)
-    samples = in_rows(sample_rows(model, count).flatten(0, 1)[:count], columns, model.schema.values.low)
-    return Heading("Samples"), sheet_figure(samples, model.schema, text)
+    samples = in_rows(sample_rows(model, count).flatten(0, 1)[:count], columns)
+    heard = players(named_examples(samples, ["sample"] * len(samples)), model.schema)
+    return joined(Heading("Samples"), sheet_figure(samples, model.schema, text), heard)
 
 
 def _codes(model: Model, split: Split, name: str, e: Evaluation, metrics: list[dict[str, Any]]) -> tuple[Block, ...]:
