@@ -30,7 +30,7 @@ def made(
     values: Values, channels: int, length: int, examples: int = 2, depth: int = 3
 ) -> tuple[AutoregressiveModule, Tensor]:
     """A likelihood whose samples depend on one another and on the decoder, and a decoder's output for examples."""
-    schema = replace(Schema.of((channels, length), values), missing=True)
+    schema = replace(Schema.of((channels, length), values), missing=True, rate=8000.0)
     components = 3 if values.kind == "integers" else None
     likelihood = Autoregressive(components=components, pixel_width=6, pixel_depth=depth).build(schema)
     with torch.no_grad():

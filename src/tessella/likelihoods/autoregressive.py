@@ -75,7 +75,7 @@ class AutoregressiveModule(Likelihood):
         self.units = Standardizer(schema)
         network, usual = {1: (DilatedConv, DEPTH_OF_SIGNALS)}.get(schema.rank, (CausalConv, DEPTH))
         signal, channels = network is DilatedConv, self.grid[0]
-        self.lattice = Lattice(schema.values, look=signal)
+        self.lattice = Lattice(schema.values, look=schema.rate > 0)
         self.wholes = _modules(pixel(Schema.of(self.grid, values)) for values in self.lattice.values)
         self.ones = _modules(pixel(Schema.of((channels, 1, 1), values)) for values in self.lattice.values)
         whole = self.wholes[0]

@@ -22,7 +22,8 @@ class Lattice(nn.Module):
     """Distribution of an example's step: the largest power of two 2^e that divides all its values.
 
     Sound of 8 bits that is stored in 16 has the step 256; it would cost 8 bits a sample more if it were modelled as
-    sound of 16 bits. FLAC calls such bits wasted. Each example pays -log p(e) once, with learned probabilities.
+    sound of 16 bits. FLAC calls such bits wasted. Each example pays -log p(e) once, with learned probabilities. So it
+    costs -log p(x, e), which is at least -log p(x): a finer step could also have given x.
 
     Args:
         values: of one number.
