@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,26 @@ import soundfile
 import torch
 
 from expect import raises
-from tessella.core.schema import UINT8, Integers, Real
+from tessella.core.schema import UINT8, Integers, Real, Schema
 from tessella.data import Data, open_data
 from tessella.data.folders import read as module
+from tessella.data.inputs import Inputs
 from tessella.kinds.mu_law import SAMPLES, mu_law_codes, mu_law_samples
+from tessella.tasks.describe import DescribeConfig, describe_data
 
 RATE = 8000
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model is to INPUTS."""
+
+    schema: Schema
+    conditional: bool = False
+    name: str = "a model"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
 PCM16 = Integers(65536, -32768.0)
 
 
@@ -40,6 +55,10 @@ def recordings(folder: Path, count: int = 12, *, ending: str = ".wav", **how: ob
 def everything(data: Data) -> torch.Tensor:
     assert data.all_examples is not None
     return data.all_examples.batch(range(len(data.all_examples))).x
+
+
+def no_data(spec: str | None) -> Data:
+    raise AssertionError(spec)
 
 
 def said(data: Data, text: str) -> bool:
@@ -156,6 +175,105 @@ def test_vorbis_windows_are_those_of_the_whole(tmp_path: Path) -> None:
     whole = soundfile.read(tmp_path / "clip.ogg", dtype="float32", always_2d=True)[0]
     data = open_data(str(tmp_path), seconds=0.5, values="real")
     assert np.array_equal(torch.cat(list(everything(data)), 1)[:, :30_000].T.numpy(), whole)
+
+
+def test_inputs_are_all_windows_of_a_recording(tmp_path: Path) -> None:
+    folder = recordings(tmp_path / "x", 4)
+    soundfile.write(tmp_path / "long.flac", np.repeat(noise(25_000), 2, 1), 2 * RATE)
+    (folder / "a" / "bad.wav").write_bytes(b"bad")
+    schema = open_data(str(folder), seconds=0.25).schema
+    with pytest.warns(UserWarning, match="recordings") as noted:
+        named = list(Inputs(Model(schema), [str(tmp_path / "long.flac"), str(folder)], no_data))
+    notes = " ".join(str(one.message) for one in noted)
+    for text in ("of 16,000 Hz are resampled to 8,000 Hz", "in stereo are mixed down to mono", "a/bad (not a sound)"):
+        assert text in notes, text
+    names = [name for batch in named for name in batch.names]
+    assert names[:7] == ["long", *(f"long@{part}" for part in range(1, 7))]
+    assert names[7:] == ["a/0", "a/2", "a/2@1", "b/1", "b/3", "b/3@1"]
+    x = torch.cat([batch.batch.x for batch in named])
+    assert (~x.isnan()).sum((1, 2)).tolist() == [*[2000] * 6, 500, 700, 2000, 500, 1600, 2000, 1400]
+
+
+# labels
+
+
+def speakers(folder: Path) -> Path:
+    for i in range(24):
+        path = (
+            folder / ("test" if i % 8 == 7 else "train") / str(i % 2) / f"{i % 2}_{('ann', 'bob')[i % 3 > 0]}_{i}.wav"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, noise(900, seed=i), RATE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "label", ["{digit}_{speaker}_{index}:speaker", "{folder}/{digit}_{speaker}_{n}:speaker", "speaker"]
+)
+def test_labels_come_from_names_or_a_table_beside_the_files(tmp_path: Path, label: str) -> None:
+    folder = speakers(tmp_path)
+    if label == "speaker":
+        rows = [f"{p.relative_to(folder).with_suffix('')};{p.stem.split('_')[1]}" for p in folder.rglob("*.wav")]
+        (folder / "who.csv").write_text("file;speaker\n" + "\n".join(rows))
+    data = open_data(str(folder), label=label)
+    assert (data.schema.classes, len(data.split("test"))) == (("ann", "bob"), 3)
+    assert "speaker" in data.labelling
+    train = data.split("train")
+    assert train.labels is not None
+    assert 0.5 < train.labels.mean() < 0.9
+    assert not said(data, "who.csv")
+    assert open_data(str(folder), **data.options).fingerprint == data.fingerprint
+    assert open_data(str(folder)).schema.classes == ("0", "1")
+
+
+def test_labels_that_match_nothing_are_refused_with_an_example(tmp_path: Path) -> None:
+    folder = str(speakers(tmp_path))
+    with raises("no-such-label", example="test/1/1_ann_15.wav"):
+        open_data(folder, label="{digit}-{speaker}:speaker")
+    with raises("no-such-label"):
+        open_data(folder, label="speaker")
+    for label in (
+        "{digit}_{speaker}_{index}",
+        "{digit}_{speaker}:who",
+        "{digit}_{1}:digit",
+        "{digit_{speaker}:speaker",
+        "{a}_{a}:a",
+    ):
+        with raises("bad-option"):
+            open_data(folder, label=label)
+    (tmp_path / "who.csv").write_text("file,speaker\nnobody.wav,ann\n")
+    with raises("no-such-label"):
+        open_data(folder, label="speaker")
+    (tmp_path / "who.csv").write_text("file,speaker\ntrain/0/0_ann_0.wav,ann\ntrain/0/0_bob_2.wav,bob\n")
+    data = open_data(folder, label="speaker")
+    assert said(data, "22 of 24 recordings without a label were left out")
+
+
+# what describe says
+
+
+def test_describe_says_durations_rates_levels_and_lattices(tmp_path: Path) -> None:
+    folder = recordings(tmp_path, 4)
+    few = np.random.default_rng(0).integers(-60, 60, 4000).astype(np.int16)
+    soundfile.write(folder / "a" / "bytes.wav", few * 256, RATE)
+    soundfile.write(folder / "a" / "even.wav", np.append(few[:3000] * 2, 2**14).astype(np.int16), RATE)
+    loud = np.zeros(16_000, np.int16)
+    loud[:160:2], loud[1:160:2] = 32767, -32768
+    soundfile.write(folder / "b" / "clipped.flac", np.stack([loud] * 2, 1), 2 * RATE)
+    described = describe_data(DescribeConfig(spec=str(folder)))
+    files = described.to_json()["files"]
+    assert files["recordings"] == "7 of 0.0875 to 1 s, median 0.375 s; 0.0 minutes in all"
+    assert (files["rates"], files["channels"]) == ("8,000 Hz (6), 16,000 Hz (1)", "mono (6), stereo (1)")
+    assert files["coding"] == "16 bits"
+    assert "peak 0.0 dBFS" in files["levels"]
+    assert "clipped" in files["levels"]
+    assert files["lattice"] == (
+        "1 of 7 recordings use only every second value; 1 of 7 recordings use only every 256th value; "
+        "2 of 7 recordings use only up to 121 of the values in their range"
+    )
+    page = str(described.page())
+    assert "every 256th value" in page
+    assert describe_data(DescribeConfig(spec="digits")).to_json()["files"] == {}
 
 
 # bad input

@@ -111,8 +111,8 @@ def overview() -> str:
             lines += _entry(name, summary, wide, columns) if group == title else ()
         lines.append("")
     lines += textwrap.wrap(
-        "SPEC is clothes, digits, sprites, tones, hf:NAME, a folder of pictures (sub-folders are classes), or a file: "
-        ".npz, .npy, .csv, .parquet, idx, CIFAR .bin. RUN is the folder that training fills.",
+        "SPEC is clothes, digits, sprites, tones, hf:NAME, a folder of pictures or sounds (sub-folders are classes), "
+        "or a file: .npz, .npy, .csv, .parquet, idx, CIFAR .bin. RUN is the folder that training fills.",
         min(columns, 106),
     )
     return "\n".join(lines)

@@ -105,7 +105,19 @@ class CodebookConfig(QuantizerConfig, ABC):
         distance = DISTANCES[self.distance]
         books = [self.codebook(groups, dims, euclidean if stage else distance) for stage in range(stages)]
         gradient = GRADIENTS[self.gradient_estimator]
-        return CodebookQuantizer(feature_shape, books, commitment=self.commitment, distance=distance, gradient=gradient)
+        return CodebookQuantizer(
+            feature_shape,
+            books,
+            commitment=self.commitment,
+            distance=distance,
+            gradient=gradient,
+            dropout=self.share_dropped,
+        )
+
+    @property
+    def share_dropped(self) -> float:
+        """Return the share of the training examples that use fewer codes than all."""
+        return 0.0
 
 
 @register("quantizer", "vq", summary="vector quantisation, codebook by gradient (van den Oord et al. 2017)")
@@ -158,10 +170,19 @@ class ResidualQuantizer(EMAQuantizer):
     """Residual quantisation: several codebooks, each for the residual of those before it.
 
     With `distance="cosine"` z and the first codebook lie on the sphere; the residuals lie anywhere.
+
+    Attributes:
+        dropout: share of the training examples that use a random number of the codes of each position, so that fewer
+            codes than all may be used later.
     """
 
     codes_per_position: Count = 4
+    dropout: Fraction = 0.0
     residual = True
+
+    @property
+    def share_dropped(self) -> float:
+        return self.dropout
 
 
 @register(

@@ -95,6 +95,8 @@ class CodebookQuantizer(Quantizer):
         commitment: weight of the first term, beta in eq. 3 of van den Oord et al.
         distance: map applied to z before anything else.
         gradient: estimator of the gradient from the decoder to z.
+        dropout: share of the training examples of which a random number of codebooks is used, so that the first ones
+            also serve alone (Zeghidour et al. 2021, section III-C).
     """
 
     def __init__(
@@ -105,10 +107,12 @@ class CodebookQuantizer(Quantizer):
         commitment: float = 0.25,
         distance: Distance = euclidean,
         gradient: Gradient = straight_through,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.groups, self.codebook_size, self.code_dim = books[0].table().shape
         self.commitment, self.distance, self.gradient = commitment, distance, gradient
+        self.dropout, self.nested = dropout, len(books) > 1
         self.books = cast(Sequence[Codebook], nn.ModuleList(books))
         self.head = nn.Linear(feature_shape[0], self.groups * self.code_dim)
         self.latent_shape = (self.groups * self.code_dim, *feature_shape[1:])
@@ -118,22 +122,38 @@ class CodebookQuantizer(Quantizer):
         with torch.autocast(features.device.type, enabled=False):
             rows = self.head(features.float().movedim(1, -1))
             z = left = self.distance(rows.reshape(-1, self.groups, self.code_dim))
-            codes, vectors, penalties = [], [], []
+            used, codes, vectors, penalties = self._used(rows, noise), [], [], []
             for number, book in enumerate(self.books):
                 left = left - vectors[-1] if vectors else left
-                chosen, e = self._through(number, left, noise, None if present is None else present.flatten())
-                penalties.append(self.commitment * F.mse_loss(left, e.detach(), reduction="none"))
+                here = None if present is None else present.flatten()
+                if used is not None:
+                    here = used > number if here is None else here & (used > number)
+                chosen, e = self._through(number, left, noise, here)
+                penalty = self.commitment * F.mse_loss(left, e.detach(), reduction="none")
                 if book.taught:
-                    penalties.append(F.mse_loss(left.detach(), e, reduction="none"))
+                    penalty = penalty + F.mse_loss(left.detach(), e, reduction="none")
+                if here is not None:
+                    chosen = chosen.masked_fill(~here[:, None], -1)
+                    e, penalty = (t.masked_fill(~here[:, None, None], 0) for t in (e, penalty))
                 codes.append(chosen)
+                penalties.append(penalty)
                 vectors.append(e.detach())
             z = self.gradient(z, _sum(vectors))
             grid = torch.cat(codes, 1).reshape(*rows.shape[:-1], self.code_shape[0]).movedim(-1, 1)
             penalty = _sum(penalties).view(rows.shape)
-            if present is not None:
-                penalty = penalty.masked_fill(~present.unsqueeze(-1), 0)
             z = z.view(rows.shape).movedim(-1, 1)
             return self.output(z, grid.contiguous(), penalty.flatten(1).sum(1), present)
+
+    def _used(self, rows: Tensor, noise: Noise | None) -> Tensor | None:
+        """Return how many codebooks each row of `[B, *spatial, ...]` uses, `[N]` int64; None: all."""
+        count, positions = len(self.books), rows[0, ..., 0].numel()
+        if not self.training:
+            return None if self.codes_used is None else torch.full_like(rows[..., 0], self.codes_used).long().flatten()
+        if not self.dropout or noise is None or count == 1:
+            return None
+        chance, share = noise.split("dropout").uniform(len(rows), 2).unbind(1)
+        fewer = 1 + (share * count).long().clamp(max=count - 1)
+        return fewer.where(chance < self.dropout, count).to(rows.device).repeat_interleave(positions)
 
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
         with torch.autocast(features.device.type, enabled=False):
@@ -168,7 +188,8 @@ class CodebookQuantizer(Quantizer):
         with torch.autocast(codes.device.type, enabled=False):
             rows = codes.movedim(1, -1)
             chosen = rows.reshape(-1, len(self.books), self.groups).unbind(1)
-            z = _sum([_vectors(book.table(), c) for book, c in zip(self.books, chosen, strict=True)])
+            pairs = list(zip(self.books, chosen, strict=True))[: self.codes_used]
+            z = _sum([_vectors(book.table(), c) for book, c in pairs])
             return z.view(*rows.shape[:-1], self.latent_shape[0]).movedim(-1, 1)
 
 

@@ -68,6 +68,7 @@ class Header:
         modes: mode of `MODES` in which each picture is restored, "" for the model's own; empty if all are "".
         kept: number of files stored unchanged, in addition to the examples.
         notes: what is not restored.
+        codes_used: number of codes of each position that are used, if not all of them; else 0.
         tiled: whether examples of another size are cut into tiles of the model's; else their codes form one grid.
         precision: precision of encoder and decoder.
         run: path of the run relative to the file, a hint.
@@ -91,6 +92,7 @@ class Header:
     kept: int = 0
     notes: str = ""
     tiled: bool = True
+    codes_used: int = 0
 
     @property
     def rank(self) -> int:
@@ -217,7 +219,7 @@ def pack_header(header: Header) -> bytes:
     out += _varint(header.count) + _packed_names(header.names)
     out += _packed(header.sizes.astype(WORD).tobytes())
     out += _packed(bytes(MODES.index(mode) + 1 if mode else 0 for mode in header.modes)) + _varint(header.kept)
-    out += _varint(header.tiled)
+    out += _varint(header.tiled) + _varint(header.codes_used)
     plain = MAGIC + bytes([VERSION]) + struct.pack("<I", len(out)) + bytes(out)
     return plain + blake2b(plain, digest_size=8).digest()
 
@@ -431,6 +433,7 @@ def _header(reader: _Reader) -> Header:
     each = WORD.itemsize * rank
     sizes = np.frombuffer(packed[: len(packed) // each * each], WORD).reshape(-1, rank)
     numbers, kept, tiled = _unpacked(reader.blob(HEADER_MOST)), reader.varint(), bool(reader.varint(1))
+    codes_used = reader.varint()
     modes = [("", *MODES)[number] for number in numbers] if max(numbers, default=0) <= len(MODES) else ["?"]
     sound = len(shape) in (1, 2, 3) and 0 not in shape and count + kept and len(names) == count and not reader.left
     sound = sound and len(modes) in (0, count) and (len(shape) - 1 == 2 or not (modes or kept))
@@ -441,7 +444,7 @@ def _header(reader: _Reader) -> Header:
     return Header(
         cast(Method, METHODS[method]), model, fingerprint, prior, prior_fingerprint, values,
         shape, count, names, sizes, cast(ComputePrecision, PRECISIONS[precision]), run, made,
-        modes, kept, notes, tiled,
+        modes, kept, notes, tiled, codes_used,
     )  # fmt: skip
 
 

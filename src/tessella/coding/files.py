@@ -190,6 +190,7 @@ def write_compressed(
             method, model.name, weights.model, weights.prior, weights.prior_fingerprint, model.schema.values.name,
             model.schema.shape, len(names), names, other, computed, os.path.relpath(weights.run, folder),
             software_versions(), modes if any(modes) else [], len(kept), said, tiled,
+            next((q.codes_used or 0 for q in model.levels), 0),
         )  # fmt: skip
 
         start, kept_bytes = pack_header(header), 0
@@ -321,6 +322,8 @@ def read_compressed(
         DataError: if the file is damaged, or decodes to other values on this machine.
     """
     header, coder = container.header, coder_for(model, lossy=container.header.method == "codes")
+    if header.codes_used:
+        cast(CodeModel, model).use_codes(header.codes_used)
     parts = (
         _decoded_codes(container, model, coder, workers, device)
         if isinstance(coder, CodesOnly) and not header.tiled

@@ -44,8 +44,8 @@ class Train:
 
     Attributes:
         model: its name. The run's own when resuming.
-        data: clothes, digits, sprites, tones, hf:NAME, a folder of pictures, or a file. When resuming, where
-            the run's data lies now, if it was moved.
+        data: clothes, digits, sprites, tones, hf:NAME, a folder of pictures or sounds, or a file. When
+            resuming, where the run's data lies now, if it was moved.
         out: the run folder.
         config: a TOML file of options, or a run whose options are taken; flags come before it.
         print_config: print the configuration that would run, as TOML, and end.

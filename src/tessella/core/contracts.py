@@ -197,6 +197,10 @@ class Quantizer(Bottleneck, ABC):
     """K: codes are 0 ... K - 1."""
     code_shape: tuple[int, ...]
     """Shape of one example's codes: `(C, *spatial)`, C codes per position."""
+    nested: bool = False
+    """Whether the first codes of a position stand for z without the others, less closely."""
+    codes_used: int | None = None
+    """Number of codes of each position that are used, of nested ones; the others hold -1. None: all."""
 
     @abstractmethod
     def forward(self, features: Tensor, noise: Noise | None, present: Tensor | None = None) -> BottleneckOutput:

@@ -53,7 +53,7 @@ class Data:
         labelling: origin of the labels, in words.
         fingerprint: hash of the content in 16 hex digits: shape, values, class names and, for each split, examples and
             labels. It does not depend on the place of the data.
-        survey: measures the content of the files when called: names and texts, a line each.
+        measure_files: measures the content of the files when called: names and texts, a line each.
     """
 
     spec: str
@@ -65,7 +65,7 @@ class Data:
     division: str = ""
     labelling: str = ""
     fingerprint: str = ""
-    survey: Callable[[], list[tuple[str, str]]] = list
+    measure_files: Callable[[], list[tuple[str, str]]] = list
 
     def split(self, name: str) -> Split:
         """Return the split with a given name.
@@ -223,7 +223,7 @@ def open_data(
     }
     of = _division(found, rows)
     return Data(
-        spec, options, schema, splits, tuple(notes), all_examples, of, found.labelling, fingerprint, found.survey
+        spec, options, schema, splits, tuple(notes), all_examples, of, found.labelling, fingerprint, found.measure_files
     )
 
 

@@ -1,6 +1,6 @@
 """Read INPUTS, the examples given to a task. All tasks use one grammar:
 
-    FILE                a file of one example, such as a picture, recognised by its ending
+    FILE                a file of one example, such as a picture, recognised by its ending; all windows of a recording
     FOLDER              all such files below a folder; sub-folders are classes
     7    3:20           example 7 of `split`; examples 3 to 19
     valid    valid:7    a split of the run's data (train, valid, test); example 7 of it
@@ -30,6 +30,7 @@ from tessella.core.batches import Batch, to_read
 from tessella.core.schema import Schema
 from tessella.data.dataset import SPLITS, Data
 from tessella.data.folders.layout import arranged, example_files
+from tessella.data.folders.read import part_name
 from tessella.data.sources import HUB
 from tessella.data.splits import Split
 from tessella.foundation import registry
@@ -40,8 +41,8 @@ from tessella.foundation.text import abridged, shown
 from tessella.kinds.base import kind_of, kinds_in_files
 
 GRAMMAR = (
-    f"give picture files, folders of pictures, example numbers (7, 3:20, valid:7), splits ({', '.join(SPLITS)}), "
-    f"or other data (files of arrays, tables, {', '.join(registry.names('data'))}, hf:NAME)"
+    f"give files of pictures or sounds, folders of these, example numbers (7, 3:20, valid:7), splits "
+    f"({', '.join(SPLITS)}), or other data (files of arrays, tables, {', '.join(registry.names('data'))}, hf:NAME)"
 )
 """Grammar of INPUTS, for messages."""
 _NUMBERS = re.compile(rf"(?:({'|'.join(SPLITS)}):)?(\d+)?(:(\d+)?)?", re.ASCII)
@@ -97,10 +98,13 @@ class _Rows:
 
 @dataclass
 class _Files:
-    """Files of one example each. Unreadable ones are skipped if `found` in a folder, and an error otherwise."""
+    """Examples in files: path, and number in the file. Unreadable ones are skipped if `found` in a folder, and an
+    error otherwise.
+    """
 
     names: list[str]
     paths: list[str]
+    parts: list[int]
     classes: list[str | None]
     found: bool
 
@@ -153,9 +157,9 @@ class Inputs:
         self._groups: list[_Rows | _Files] = []
         for kind, together in groupby(words or (split,), key=self._kind):
             self._add(kind, list(together))
-        if native_size and self.from_data:
+        if native_size and (self.from_data or (self._reader.files is not None and self._reader.files.windowed)):
             raise SpecError(
-                f"{option('native_size')} works only for picture files and folders: leave it out for examples of data",
+                f"{option('native_size')} works only for picture files and folders: leave it out for other examples",
                 code="native-size-of-data",
             )
         unknown = any(isinstance(group, _Files) and None in group.classes for group in self._groups)
@@ -235,7 +239,7 @@ class Inputs:
     def _add(self, kind: str, words: list[str]) -> None:
         if kind == "file":
             names = [word if self._keep_endings else Path(word).stem for word in words]
-            self._groups.append(_Files(names, words, [None] * len(words), found=False))
+            self._groups.append(self._examples(names, words, [None] * len(words), found=False))
         elif kind == "folder":
             self._groups += map(self._folder, words)
         elif kind == "data":
@@ -255,7 +259,28 @@ class Inputs:
         classes: dict[str, str | None] = dict(zip(of, arranged(below, kind).labels, strict=True))
         if not any(classes.values()):  # no classes as data sets have them: the first folder
             classes = {place: place.partition("/")[0] or None for place in of}
-        return _Files(names, paths, [classes[place] for place in of], found=True)
+        return self._examples(names, paths, [classes[place] for place in of], found=True)
+
+    def _examples(self, names: list[str], paths: list[str], classes: list[str | None], *, found: bool) -> _Files:
+        """Expand files to their examples, and note how they are converted."""
+        files, schema = self._reader.files, self._model.schema
+        if files is None or not files.windowed or not self._reader.in_files:
+            return _Files(names, paths, [0] * len(paths), classes, found)
+        headers = [files.header(path) for path in paths]
+        for line in files.changes([header for header in headers if not header.trouble], schema):
+            note(line)
+        rows = [
+            (i, part)
+            for i, header in enumerate(headers)
+            for part in range(1 if header.trouble else files.parts(header, schema))
+        ]
+        return _Files(
+            [part_name(names[i], part) for i, part in rows],
+            [paths[i] for i, _ in rows],
+            [part for _, part in rows],
+            [classes[i] for i, _ in rows],
+            found,
+        )
 
     def _other_data(self, spec: str) -> _Rows:
         data, name = self._data(spec), PurePosixPath(spec).stem or spec
@@ -283,9 +308,9 @@ class Inputs:
         before = len(self)
         for group in self._groups:
             if isinstance(group, _Files):
-                each = list(zip(group.names, group.paths, group.classes, strict=True))
-                kept = [one for one in each if not skip(one[0], one[1])]
-                group.names, group.paths, group.classes = map(list, zip(*kept, strict=True)) if kept else ([], [], [])
+                kept = [i for i, each in enumerate(zip(group.names, group.paths, strict=True)) if not skip(*each)]
+                group.names, group.paths = [group.names[i] for i in kept], [group.paths[i] for i in kept]
+                group.parts, group.classes = [group.parts[i] for i in kept], [group.classes[i] for i in kept]
         return before - len(self)
 
     # their values
@@ -322,7 +347,7 @@ class Inputs:
         parts, rows = [], []
         for i in numbers:
             try:
-                parts.append(self._reader.read(group.paths[i], spatial=size))
+                parts.append(self._reader.read(group.paths[i], group.parts[i], spatial=size))
                 rows.append(i)
             except DataError as error:
                 if not group.found or error.code != "unreadable":

@@ -107,7 +107,7 @@ class RawDataset:
         by_content: whether keys are content hashes, so that splits do not depend on file names.
         origins: origin of each official split, in words.
         labelling: origin of the labels, in words.
-        survey: measures the content of its files when called: names and texts, a line each.
+        measure_files: measures the content of its files when called: names and texts, a line each.
     """
 
     parts: dict[str, RawSplit]
@@ -118,7 +118,7 @@ class RawDataset:
     origins: dict[str, str] = field(default_factory=dict)
     labelling: str = ""
     columns: tuple[str, ...] = ()
-    survey: Callable[[], list[tuple[str, str]]] = list
+    measure_files: Callable[[], list[tuple[str, str]]] = list
 
 
 def number_of(text: str) -> int:

@@ -26,14 +26,14 @@ PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".ckpt")
 
 def known_sources() -> str:
     """List the possible SPECs, for messages."""
-    return f"{', '.join(registry.names('data'))}, hf:NAME, a folder of pictures or a file"
+    return f"{', '.join(registry.names('data'))}, hf:NAME, a folder of pictures or sounds, or a file"
 
 
 def find_raw(spec: str, options: ReadOptions, label: str | None = None) -> RawDataset:
     """Read the raw data set that a SPEC names.
 
     Args:
-        label: name of the table column or `.npz` array with the labels.
+        label: name of the table column or `.npz` array with the labels; of a folder, as `folder` takes it.
 
     Raises:
         DataError: if the data does not exist or cannot be read.
@@ -49,6 +49,8 @@ def find_raw(spec: str, options: ReadOptions, label: str | None = None) -> RawDa
             from tessella.data.tables.read import table
 
             return table(spec, label, options.like)
+        if not named and path.is_dir():
+            return _folder(spec, options, label)
         if label is not None:
             raise DataError(
                 f"{spec} has no named columns or arrays, so {shown(label)!r} cannot be found: leave out "
@@ -57,8 +59,6 @@ def find_raw(spec: str, options: ReadOptions, label: str | None = None) -> RawDa
             )
         if named:
             return registry.find("data", spec).load()(options.size)
-        if path.is_dir():
-            return _folder(spec, options)
         if path.is_file():
             return _file(spec, ending)
     except PermissionError as error:
@@ -68,7 +68,7 @@ def find_raw(spec: str, options: ReadOptions, label: str | None = None) -> RawDa
     raise DataError(f"no such data: {shown(spec)}; give {known_sources()}", code="no-such-data")
 
 
-def _folder(path: str, options: ReadOptions) -> RawDataset:
+def _folder(path: str, options: ReadOptions, label: str | None) -> RawDataset:
     files = [name for name in sorted(os.listdir(path)) if os.path.isfile(os.path.join(path, name))]
     if any(IDX.search(name) for name in files):
         return idx_folder(path, files)
@@ -76,7 +76,7 @@ def _folder(path: str, options: ReadOptions) -> RawDataset:
         return cifar_binary(path, files)
     if any(CIFAR_PICKLE.fullmatch(name) for name in files):
         raise _pickled(path)
-    return folder(path, options)
+    return folder(path, options, label)
 
 
 def _ending(path: str) -> str:
@@ -98,7 +98,8 @@ def _file(path: str, ending: str) -> RawDataset:
         return npy(path)
     known = ", ".join((".npz", ".npy", ".bin", "idx", *TABLES))
     raise DataError(
-        f"{path} has an unknown file type: give a folder of pictures, or a file of type {known}", code="no-known-kind"
+        f"{path} has an unknown file type: give a folder of pictures or sounds, or a file of type {known}",
+        code="no-known-kind",
     )
 
 

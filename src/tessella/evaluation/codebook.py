@@ -67,11 +67,12 @@ def counts(codes: Tensor, size: int) -> Tensor:
 
 
 def perplexity(counted: Tensor) -> float:
-    """Compute the perplexity of counts `[C, K]`, averaged over the C slots.
+    """Compute the perplexity of counts `[C, K]`, averaged over the slots that are used.
 
     exp(-sum_k p_k log p_k) ranges from 1 (a single code) to K (all codes equally often).
     """
-    p = counted.double() / counted.sum(1, keepdim=True).clamp_min(1)
+    p = counted[counted.sum(1) > 0].double()
+    p = p / p.sum(1, keepdim=True)
     return float(torch.special.entr(p).sum(1).exp().mean())
 
 

@@ -127,6 +127,10 @@ class FileReader(ABC):
         """Return the number of examples in a file: 1, unless the reader is `windowed`."""
         return 1
 
+    def changes(self, headers: Sequence[FileHeader], schema: Schema) -> list[str]:
+        """Describe how readable files are changed to fit a schema, a line for each change, if the reader says so."""
+        return []
+
     def facts(self, files: Sequence[tuple[Callable[[], File], FileHeader]], schema: Schema) -> list[tuple[str, str]]:
         """Measure the content of readable files: names and texts, one line each."""
         return []

@@ -79,7 +79,10 @@ class SoundFiles(FileReader):
         else:
             schema = _agreed(headers, options)
         lengths = [resampled_length(header, schema) for header in headers]
-        notes += [*_conversions(headers, schema), _windows(lengths, schema)]
+        changes = self.changes(headers, schema)
+        if changes and options.like is None:
+            changes[-1] += f"; choose otherwise with {option('rate')}, {option('channels')} or {option('values')}"
+        notes += [*changes, _windows(lengths, schema)]
         return schema
 
     def holds(self, schema: Schema) -> bool:
@@ -105,6 +108,42 @@ class SoundFiles(FileReader):
         stored = np.full((schema.channels, window), np.nan if schema.partial else 0, np.float32)
         stored[:, : len(x)] = _quantized(x, schema).T
         return torch.from_numpy(stored.astype(np.uint8) if schema.in_bytes else stored)
+
+    def changes(self, headers: Sequence[FileHeader], schema: Schema) -> list[str]:
+        count, rate, levels = len(headers), round(schema.rate), schema.values.levels
+        lines = []
+
+        def line(chosen: list[FileHeader], which: str, change: str) -> None:
+            if chosen:
+                lines.append(f"{len(chosen):,} of {count:,} recordings {which} are {change}")
+
+        other = [h for h in headers if h.rate != rate]
+        rates = ", ".join(f"{r:,}" for r in sorted({h.rate for h in other}))
+        line(other, f"of {rates} Hz", f"resampled to {rate:,} Hz")
+        other = [h for h in headers if h.channels != schema.channels]
+        have = " or ".join(channel_words(c) for c in sorted({h.channels for h in other}))
+        how = "mixed down to mono" if schema.channels == 1 else f"converted to {channel_words(schema.channels)}"
+        line(other, f"in {have}", how)
+        if schema.mu_law:
+            lines.append(
+                "samples are stored as 8-bit mu-law codes: compression without loss restores the codes, not the files"
+            )
+        elif levels:
+            bits = levels.bit_length() - 1
+            kept = f"compression without loss restores these {bits}-bit samples, not the file"
+            for deep in sorted({_BITS.get(h.coding, 0) for h in headers}):
+                if deep > bits:
+                    these = [h for h in headers if _BITS.get(h.coding) == deep]
+                    line(these, f"of {deep} bits", f"rounded to {bits} bits: {kept}")
+            line(
+                [h for h in headers if h.coding in _FLOATS], "of floats", f"rounded to {bits} bits and clipped: {kept}"
+            )
+            lossy = [h for h in headers if h.coding in _LOSSY]
+            names = " or ".join(sorted({_LOSSY[h.coding] for h in lossy}))
+            line(lossy, f"in {names}", f"decoded and rounded to {bits} bits: {kept}")
+            small = [h for h in headers if h.coding in _BYTES and bits > 8]
+            line(small, "of 8 bits", f"stored as {bits} bits, each value times {1 << (bits - 8)}")
+        return lines
 
     def facts(self, files: Sequence[tuple[Callable[[], File], FileHeader]], schema: Schema) -> list[tuple[str, str]]:
         """Measure durations, rates, levels and lattices of recordings as they are in their files."""
@@ -135,9 +174,11 @@ class SoundFiles(FileReader):
         ]
 
     def trouble(self, error: Exception) -> str:
+        import soundfile
+
         known = {PermissionError: "no permission", FileNotFoundError: "no such file"}
         words = next((words for kind, words in known.items() if isinstance(error, kind)), None)
-        text = one_line(error, 90).rpartition("': ")[2]  # without the path
+        text = error.error_string if isinstance(error, soundfile.LibsndfileError) else one_line(error, 90)
         return words or ("not a sound" if "not recognised" in text else text)
 
 
@@ -266,44 +307,6 @@ def _agreed(headers: Sequence[FileHeader], options: ReadOptions) -> Schema:
     return Schema(of, (window,), values, lengths=not whole, rate=float(rate), mu_law=options.values == "mu-law")
 
 
-def _conversions(headers: Sequence[FileHeader], schema: Schema) -> list[str]:
-    """Describe how recordings are changed to fit a schema, a line for each change."""
-    count, rate, levels = len(headers), round(schema.rate), schema.values.levels
-    lines = []
-
-    def line(chosen: list[FileHeader], which: str, change: str) -> None:
-        if chosen:
-            lines.append(f"{len(chosen):,} of {count:,} recordings {which} are {change}")
-
-    other = [h for h in headers if h.rate != rate]
-    rates = ", ".join(f"{r:,}" for r in sorted({h.rate for h in other}))
-    line(other, f"of {rates} Hz", f"resampled to {rate:,} Hz; choose another rate with {option('rate')}")
-    other = [h for h in headers if h.channels != schema.channels]
-    have = " or ".join(channel_words(c) for c in sorted({h.channels for h in other}))
-    how = "mixed down to mono" if schema.channels == 1 else f"converted to {channel_words(schema.channels)}"
-    line(other, f"in {have}", f"{how}; choose with {option('channels')}")
-    if schema.mu_law:
-        lines.append(
-            "samples are stored as 8-bit mu-law codes: compression without loss restores the codes, not the files"
-        )
-    elif levels:
-        bits = levels.bit_length() - 1
-        kept = f"compression without loss restores these {bits}-bit samples, not the file"
-        for deep in sorted({_BITS.get(h.coding, 0) for h in headers}):
-            if deep > bits:
-                these = [h for h in headers if _BITS.get(h.coding) == deep]
-                line(these, f"of {deep} bits", f"rounded to {bits} bits: {kept}")
-        line([h for h in headers if h.coding in _FLOATS], "of floats", f"rounded to {bits} bits and clipped: {kept}")
-        lossy = [h for h in headers if h.coding in _LOSSY]
-        names = " or ".join(sorted({_LOSSY[h.coding] for h in lossy}))
-        line(lossy, f"in {names}", f"decoded and rounded to {bits} bits: {kept}")
-        if bits > 8:
-            line(
-                [h for h in headers if h.coding in _BYTES], "of 8 bits", f"stored as {bits} bits, each value times 256"
-            )
-    return lines
-
-
 def _windows(lengths: Sequence[int], schema: Schema) -> str:
     """Describe the windows into which recordings of these lengths in samples are cut."""
     (window,) = schema.spatial
@@ -385,7 +388,7 @@ def _lattice(levels: Sequence[_Levels]) -> list[str]:
     few = [n for n in levels if 1 < n.distinct <= FEW_LEVELS and n.spread > 4 * n.distinct * n.step]
     if few:
         most = max(one.distinct for one in few)
-        lines.append(f"{len(few):,} of {count:,} recordings use at most {most} of the values between their ends")
+        lines.append(f"{len(few):,} of {count:,} recordings use only up to {most} of the values in their range")
     return lines
 
 

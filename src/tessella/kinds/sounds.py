@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tessella.core.observed import trimmed
 from tessella.core.schema import UINT8, Schema
 from tessella.kinds import spectra
 from tessella.kinds.base import Codec
@@ -56,23 +57,22 @@ def from_pressure(p: Tensor, schema: Schema) -> Tensor:
     return (p * values.levels / 2 + _middle(schema)).round().clamp(values.low, values.high)
 
 
-def trimmed(x: Tensor) -> Tensor:
-    """Cut the end of an example `[C, T]` at which nothing was observed."""
-    observed = torch.nonzero(~x.isnan().all(0))
-    return x[:, : int(observed[-1]) + 1] if len(observed) else x[:, :0]
+def until_end(x: Tensor) -> Tensor:
+    """Cut off what comes after the end of one example `[C, T]`."""
+    return trimmed(x[None], 1)[0]
 
 
 def wav(x: Tensor, schema: Schema) -> bytes:
     """Encode one example `[C, T]` as a WAV file: 8 or 16 bits as stored, mu-law as 16 bits, real values as floats."""
     if not schema.mu_law:
         return _encoded(*_samples(x, schema), schema, "WAV")
-    return _encoded((pressure(trimmed(x), schema).nan_to_num() * 32_768).numpy().astype(np.int16), 16, schema, "WAV")
+    return _encoded((pressure(until_end(x), schema).nan_to_num() * 32_768).numpy().astype(np.int16), 16, schema, "WAV")
 
 
 def one_after_another(examples: Sequence[Tensor], schema: Schema) -> Tensor:
     """Join examples `[C, T]` without their unobserved ends, with a pause after each that was not observed either."""
     pause = torch.full((schema.channels, round(PAUSE * schema.rate)), math.nan)
-    return torch.cat([part for x in examples for part in (trimmed(x.float()), pause)], 1)
+    return torch.cat([part for x in examples for part in (until_end(x.float()), pause)], 1)
 
 
 def codecs(schema: Schema, *, lossy: bool) -> tuple[Codec, ...]:
@@ -98,7 +98,7 @@ def lossy_copy(x: Tensor, schema: Schema) -> Tensor:
     import soundfile
 
     p = pressure(x, schema)
-    kept = trimmed(p).nan_to_num()
+    kept = until_end(p).nan_to_num()
     if not kept.shape[1]:
         return x.float()
     file = io.BytesIO(_ogg(kept, schema, "VORBIS", 0.5))
@@ -151,7 +151,7 @@ def _samples(x: Tensor, schema: Schema) -> tuple[np.ndarray, int]:
 
     Eight bits, also those of mu-law codes, become the upper half of 16.
     """
-    values, x = schema.values, trimmed(x.detach().cpu().float())
+    values, x = schema.values, until_end(x.detach().cpu().float())
     if values == UINT8:
         return ((x.nan_to_num(128).round().clamp(0, 255) - 128) * 256).numpy().astype(np.int16), 8
     if values.discrete and values.low >= -32_768 and values.high <= 32_767:
@@ -166,7 +166,7 @@ def _encoded(samples: np.ndarray, bits: int, schema: Schema, form: str) -> bytes
 
 
 def _lossy(x: Tensor, schema: Schema, subtype: str) -> bytes:
-    return _ogg(trimmed(pressure(x, schema)).nan_to_num(), schema, subtype, 1.0)
+    return _ogg(until_end(pressure(x, schema)).nan_to_num(), schema, subtype, 1.0)
 
 
 def _ogg(p: Tensor, schema: Schema, subtype: str, level: float) -> bytes:

@@ -153,8 +153,9 @@ class InterlacedValues(StoredValues):
         """
         of, levels = self.likelihood, [(parameters, value, observed)]
         for _ in of.levels:
-            first = tuple(None if maps is None else _first(maps) for maps in levels[-1][1:])
-            levels.append((_first(levels[-1][0]), *first))
+            coarser, *given = levels[-1]
+            known, here = (None if maps is None else _first(maps) for maps in given)
+            levels.append((_first(coarser), known, here))
         with torch.autocast(parameters.device.type, enabled=False):
             x = draw(of.mixture(levels[-1][0]), *levels[-1][1:])
             for level, (parameters, *given) in reversed(list(zip(of.levels, levels, strict=False))):

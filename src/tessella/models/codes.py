@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast, final
+from typing import cast, final
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,11 @@ from tessella.likelihoods import likelihood_for
 from tessella.models.base import LatentModel
 from tessella.models.penalties import SpectralPenalty
 from tessella.models.spec import ModelConfig
+from tessella.models.streaming import Stream
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, crop, is_colour
 from tessella.networks.mlp import VectorDecoder, VectorEncoder
 from tessella.networks.pyramid import Merge, Pyramid
 from tessella.priors.uniform import UniformModule
-
-if TYPE_CHECKING:
-    from tessella.models.streaming import Stream
 
 Codes = Sequence[Tensor]
 """Codes of each level `[B, *code_shape]` int64, coarsest first."""
@@ -224,10 +222,27 @@ class CodeModel(LatentModel):
 
     # what models of codes do besides
 
+    def use_codes(self, count: int | None) -> None:
+        """Use only the first codes of each position; None: all.
+
+        Raises:
+            SpecError: if the codes of a position are not nested, or there are not so many.
+        """
+        most = min(q.code_shape[0] for q in self.levels)
+        if count is not None and not (all(q.nested for q in self.levels) and 1 <= count <= most):
+            remedy = (
+                f"give {option('codes_used')} from 1 to {most}"
+                if all(q.nested for q in self.levels)
+                else f"leave out {option('codes_used')}, or train with {option('quantizer')} residual"
+            )
+            raise SpecError(
+                f"the model {self.name} cannot use {count} codes of a position: {remedy}", code="codes-used"
+            )
+        for quantizer in self.levels:
+            quantizer.codes_used = count
+
     def stream(self) -> Stream:
         """Return an encoder and decoder of recordings of any length, piece by piece."""
-        from tessella.models.streaming import Stream
-
         return Stream(self)
 
     def lookup(self, codes: Codes) -> Tensor:
@@ -338,11 +353,14 @@ class CodeModel(LatentModel):
         def generate(level: int, prior: CodePrior, condition: Condition) -> Tensor:
             shape = (count, *prior.code_shape)
             known = None if codes is None else codes[level].reshape(shape)
-            here = present[level] if present else None
-            if here is None:
+            here, used = present[level] if present else None, self.levels[level].codes_used
+            if here is None and used is None:
                 return prior.code(coder, count, known, condition)
-            here = here.unsqueeze(1).expand(count, *self.levels[level].code_shape).reshape(shape)
-            return prior.code(coder, count, known, condition, here).masked_fill(~here, -1)
+            slots, *grid = self.levels[level].code_shape
+            mask = torch.ones(count, slots, *grid, dtype=torch.bool) if here is None else here.unsqueeze(1)
+            mask = mask & (torch.arange(slots) < (used or slots)).view(-1, *(1,) * len(grid))
+            mask = mask.reshape(shape)
+            return prior.code(coder, count, known, condition, mask).masked_fill(~mask, -1)
 
         return self._by_level(count, label, generate)
 
@@ -383,7 +401,8 @@ class CodeModel(LatentModel):
                     f"{_by(expected)}: encode the examples with this run",
                     code="other-codes",
                 )
-            if len(c) and (int(c.min()) < -int(self.schema.lengths) or int(c.max()) >= q.codebook_size):
+            least = -1 if self.schema.lengths or q.codes_used else 0
+            if len(c) and (int(c.min()) < least or int(c.max()) >= q.codebook_size):
                 raise SpecError(
                     f"codes of level {level} must be between 0 and {q.codebook_size - 1}, got {int(c.min())} to "
                     f"{int(c.max())}: encode the examples with this run",

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
 
+from tessella.core.contracts import Decoder, Encoder, Quantizer, StoredValues
+from tessella.core.outputs import Latent
+from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError
 from tessella.kinds.base import kind_of
-from tessella.models.codes import CodeModel
 
 WINDOW = 1 << 14
 """Samples of a window, about, besides its margins."""
+
+
+class StreamedModel(Protocol):
+    """Model of signals whose codes and samples can be computed in windows; a `CodeModel` may be one."""
+
+    name: str
+    downsampling: tuple[int, ...]
+    encoder: Encoder
+    decoder: Decoder
+
+    @property
+    def levels(self) -> Sequence[Quantizer]: ...
+    @property
+    def schema(self) -> Schema: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def level_margin(self) -> int: ...
+    def eval(self) -> Any: ...
+    def features(self, x: Tensor) -> list[Tensor]: ...
+    def quantise(self, grids: Sequence[Tensor], *, present: Sequence[Tensor | None]) -> Latent: ...
+    def lookup(self, codes: Sequence[Tensor]) -> Tensor: ...
+    def decode(self, z: Tensor) -> StoredValues: ...
 
 
 @final
@@ -31,11 +56,12 @@ class Stream:
         SpecError: if each code depends on the whole example.
     """
 
-    def __init__(self, model: CodeModel) -> None:
+    def __init__(self, model: StreamedModel) -> None:
         encoder, decoder = model.encoder.margin, model.decoder.margin
         if not kind_of(model.schema).timed or encoder is None or decoder is None:
             raise SpecError(f"the model {model.name} does not encode signals piece by piece", code="no-stream")
-        self.model = model.eval()
+        model.eval()
+        self.model = model
         self.coarsest = model.downsampling[0]
         self.window = -(-WINDOW // self.coarsest) * self.coarsest
         between = model.level_margin
@@ -89,7 +115,7 @@ class Stream:
             kept = [k[:, self.window // stride :] for k, (_, stride) in zip(kept, self._levels(), strict=True)]
             done += self.window
 
-    def _levels(self) -> Iterator[tuple]:
+    def _levels(self) -> Iterator[tuple[Quantizer, int]]:
         return zip(self.model.levels, self.model.downsampling, strict=True)
 
     def _codes(self, x: Tensor, start: int, end: int | None) -> tuple[Tensor, ...]:

@@ -165,7 +165,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
         data=config.data,
         split=config.split,
         native_size=config.native_size,
-        skip=originals.keeps if kind_of(model.schema).in_files else None,
+        skip=originals.keeps if kind_of(model.schema).pixels else None,
     )
     of_split = f"examples of the split {config.split} as the run reads its data" if inputs.from_data else ""
     codecs = BaselineCodecs(model.schema, lossy=config.lossy)

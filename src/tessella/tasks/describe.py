@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ class DescribeConfig(DataOptions):
     """Describe data before training: shape, values, splits and classes as they were understood, and a contact sheet.
 
     Attributes:
-        spec: clothes, digits, sprites, tones, hf:NAME, a folder of pictures, or a file.
+        spec: clothes, digits, sprites, tones, hf:NAME, a folder of pictures or sounds, or a file.
     """
 
     spec: Positional[str]
@@ -40,9 +40,15 @@ class DescribeConfig(DataOptions):
 
 @dataclass(frozen=True)
 class DataDescription(Result):
-    """What was understood of some data."""
+    """What was understood of some data.
+
+    Attributes:
+        data: the data.
+        files: measures of the content of its files, such as rates and levels of sounds: names and texts.
+    """
 
     data: Data
+    files: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> Mapping[str, Any]:
         data = self.data
@@ -52,13 +58,14 @@ class DataDescription(Result):
             "schema": data.schema.to_json(),
             "splits": {name: len(split) for name, split in data.splits.items()},
             "classes": class_counts(data),
+            "files": dict(self.files),
             "notes": list(data.notes),
             "fingerprint": data.fingerprint,
         }
 
     def page(self) -> Page:
-        sheet = contact_figure(self.data)
-        return Page(f"What {self.data.spec} holds", [Table(("", ""), data_facts(self.data), figures=()), sheet])
+        facts = Table(("", ""), data_facts(self.data, self.files), figures=())
+        return Page(f"What {self.data.spec} holds", [facts, contact_figure(self.data)])
 
     def save(self, out: Path) -> None:
         sheet = contact_sheet(self.data)
@@ -74,11 +81,12 @@ class DataDescription(Result):
 )
 def describe_data(config: DescribeConfig) -> DataDescription:
     """Open data and describe it."""
-    return DataDescription(config.open(config.spec))
+    data = config.open(config.spec)
+    return DataDescription(data, tuple(data.measure_files()))
 
 
-def data_facts(data: Data) -> list[tuple[str, str]]:
-    """What was understood of some data: names and texts, a line each."""
+def data_facts(data: Data, files: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """What was understood of some data, and measures of its files: names and texts, a line each."""
     from tessella.core.schema import Binary
     from tessella.foundation.text import abridged
     from tessella.kinds.base import kind_of
@@ -98,6 +106,7 @@ def data_facts(data: Data) -> list[tuple[str, str]]:
         ("values", values + (f" ({binarize} binarisation)" if binarize and schema.values == Binary() else "")),
         ("splits", f"{splits}{_aside(data.division)}"),
         ("classes", classes),
+        *files,
         *(("note", note) for note in data.notes),
     ]
 

@@ -66,11 +66,15 @@ class Names(Sequence[str]):
         return os.fsdecode(bytes(self._names[index]))
 
 
-def example_files(path: str) -> tuple[list[str], type[Kind], list[str]]:
-    """Find the files below a folder that hold one example each: relative paths in order, their kind, and notes.
+def example_files(path: str, unnoted: tuple[str, ...] = ()) -> tuple[list[str], type[Kind], list[str]]:
+    """Find the files below a folder that hold examples: relative paths in order, their kind, and notes.
 
     Of several kinds, the one with most files is chosen. The notes name everything that is ignored. Links are followed,
     except to a folder above them.
+
+    Args:
+        path: the folder.
+        unnoted: endings of other files that are ignored without a note.
 
     Raises:
         DataError: if the folder has no such files.
@@ -99,7 +103,7 @@ def example_files(path: str) -> tuple[list[str], type[Kind], list[str]]:
             what = _what(entry, kinds)
             if what == "folder":
                 inner.append((entry.path, f"{inside}{entry.name}/", above | {here}, link))
-            elif what:
+            elif what and not (what == "others" and entry.name.lower().endswith(unnoted)):
                 (names if what == "example" else passed[what]).append(inside + entry.name)
         waiting += reversed(inner)
     of_kind: dict[type[Kind], list[str]] = {kind: [] for kind in kinds.values()}
@@ -161,13 +165,14 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def arranged(names: Sequence[str], kind: type[Kind]) -> Layout:
+def arranged(names: Sequence[str], kind: type[Kind], *, by_folder: bool = True) -> Layout:
     """Find the splits and classes of files from their paths `folder/.../file` below the common folder.
 
     Args:
         kind: kind of data, for the words of the notes.
+        by_folder: whether sub-folders may be classes.
     """
-    arranging = _Arranging([name.split("/") for name in names], kind)
+    arranging = _Arranging([name.split("/") for name in names], kind, by_folder)
     arranging.decide()
     return arranging.layout
 
@@ -175,8 +180,8 @@ def arranged(names: Sequence[str], kind: type[Kind]) -> Layout:
 class _Arranging:
     """Search for splits and classes from the outermost folder inwards; `depth` is the number of folders above."""
 
-    def __init__(self, paths: list[list[str]], kind: type[Kind]) -> None:
-        self.paths, self.reader = paths, reader_of(kind)
+    def __init__(self, paths: list[list[str]], kind: type[Kind], by_folder: bool) -> None:
+        self.paths, self.reader, self.by_folder = paths, reader_of(kind), by_folder
         self.layout = Layout([WHOLE] * len(paths), [None] * len(paths))
 
     def decide(self) -> None:
@@ -292,6 +297,8 @@ class _Arranging:
     def _take_classes(self, by_split: dict[str, Rows], depth: int) -> None:
         """Label files by their sub-folder at this depth; a split without sub-folders has no labels."""
         layout = self.layout
+        if not self.by_folder:
+            return
         labels: dict[int, str] = {}
         strays: Rows = []
         for split, rows in by_split.items():

@@ -13,6 +13,7 @@ import numpy as np
 
 from tessella.data.arrays import natural
 from tessella.data.duplicates import WHOLE_BYTES, alike, distinct_keys, file_hash, whole_hash
+from tessella.data.folders.labels import TABLES, is_pattern, set_labels
 from tessella.data.folders.layout import Names, arranged, example_files
 from tessella.data.raw import RawDataset, RawSplit, SelectedRows, mixed, name_keys
 from tessella.foundation.errors import DataError
@@ -28,14 +29,19 @@ AT_ONCE = 64
 A = TypeVar("A")
 
 
-def folder(path: str, options: ReadOptions) -> RawDataset:
+def folder(path: str, options: ReadOptions, label: str | None = None) -> RawDataset:
     """Read all examples below a folder, whose sub-folders are classes or official splits.
 
+    Args:
+        label: pattern of the file names, or column of a CSV file in the folder, with the classes instead.
+
     Raises:
-        DataError: if no file can be read.
+        DataError: if no file can be read, or gets a class by `label`.
     """
-    names, kind, notes = example_files(path)
-    layout = arranged(names, kind)
+    names, kind, notes = example_files(path, () if label is None or is_pattern(label) else TABLES)
+    layout = arranged(names, kind, by_folder=label is None)
+    if label is not None:
+        set_labels(layout, names, label, path, reader_of(kind).examples, known=options.like is not None)
     rows = [row for row, split in enumerate(layout.splits) if split]
     labels = [layout.labels[row] for row in rows]
     classes = tuple(sorted({label for label in labels if label is not None}, key=natural))
@@ -149,7 +155,7 @@ def read_files(
                 content=of_example[chosen],
             )
     known = [(partial(file, i), headers[i]) for i in kept.tolist() if i in headers]
-    found.survey = partial(files.facts, known, reader.schema)
+    found.measure_files = partial(files.facts, known, reader.schema)
     return found
 
 

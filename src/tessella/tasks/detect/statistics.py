@@ -94,7 +94,7 @@ def possible(model: Model) -> frozenset[str]:
     found = {"distortion"}
     if model.has_bound:
         found |= {"rate", "regret"} if model.has_decoder else {"rate"}
-    if kind_of(model.schema).in_files:
+    if (kind := kind_of(model.schema)).pixels and kind.in_files:
         found |= {"length"}
     return frozenset(found)
 
