@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, final, get_args
+from typing import Any, cast, final, get_args
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from tessella.foundation import registry
 from tessella.foundation.errors import DataError, RunError, option
 from tessella.foundation.notes import note
 from tessella.foundation.text import abridged
-from tessella.kinds.base import ReadOptions, SoundValues, kind_of
+from tessella.kinds.base import DataKind, ReadOptions, SoundValues, kind_of
 
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 RECORDED = ("fingerprint", "examples")
@@ -134,10 +134,12 @@ def open_data(
     binarize: Binarization | None = None,
     seed: int = 0,
     label: str | None = None,
-    kind: Literal["signal"] | None = None,
+    kind: DataKind | None = None,
     rate: int | None = None,
     seconds: float | None = None,
     values: SoundValues | None = None,
+    window: int | None = None,
+    stride: int | None = None,
     valid_share: float | None = None,
     test_share: float | None = None,
     like: Schema | None = None,
@@ -153,14 +155,19 @@ def open_data(
         binarize: `dynamic` samples each pixel from Bernoulli(v / 255) each time a training batch is read, `static`
             samples it once, `threshold` sets it to 1 if v > 127. Validation and test splits never change.
         seed: seed of the split and of static binarization.
-        kind: `signal` to read arrays `[N, C, T]` and `[N, T]` as signals instead of grey images and vectors.
+        kind: `signal` to read arrays `[N, C, T]` and `[N, T]`, and the rows of tables, as signals instead of grey
+            images and vectors; `series` to read the rows of a table, or of an array `[T, C]`, as consecutive times.
         label: name of the table column, or of the `.npz` array, with the labels. In a folder: a pattern of the file
             names such as `{digit}_{speaker}_{index}:speaker`, whose field after the colon is the class, or a column of
             a CSV file in the folder, whose first column names the files.
         rate: samples per second of sounds; others are resampled. Default: that of most recordings.
-        seconds: length of the windows into which recordings are cut. Default: the longest recording, at most 1 s.
+        seconds: length of the windows into which recordings are cut, or series whose rows have dates. Default: the
+            longest recording, at most 1 s.
         values: values of sounds: `pcm` whole numbers of 16 bits, or of 8 if all files have 8; `mu-law` the 256 codes of
             ITU-T G.711; `real` floats. Default: `pcm`.
+        window: rows of the windows into which series are cut. Default: twice their period.
+        stride: rows from one training window of a series to the next. Default: a window, or a quarter of it if there
+            would be few. Windows of other splits never overlap.
         valid_share, test_share: shares of the examples that are cut out for validation and test, if the data has no
             such splits; 0.05 and 0.1 by default, 0 for none.
         like: schema of the data that a model was trained on. Table columns are matched with it by name and stored in
@@ -171,28 +178,41 @@ def open_data(
     """
     box = _checked(size, channels, binarize)
     _check_sound_options(rate, seconds, values)
+    _check_series_options(kind, window, stride)
     for name, share in (("valid_share", valid_share), ("test_share", test_share)):
         if share is not None and not 0 <= share < 1:
             raise DataError(f"{option(name)} must be at least 0 and below 1, got {share:g}", code="bad-option")
-    spec, asked = _absolute(spec), ReadOptions(box, channels, rate, seconds, values, like)
+    spec, asked = (
+        _absolute(spec),
+        ReadOptions(box, channels, rate, seconds, values, kind, window, stride, valid_share, test_share, seed, like),
+    )
     found = find_raw(spec, asked, label)
     notes = found.notes
     schema = _unified(found, asked, kind)
-    if not schema.rate and (asked.rate, seconds, values) != (None, None, None):
+    series = found.everything is not None
+    if not schema.rate and (rate is not None or values is not None or (seconds is not None and not series)):
         raise DataError(
             f"{spec} holds no recordings: leave out {option('rate')}, {option('seconds')} and {option('values')}",
             code="no-sounds",
         )
-    if schema.rate and binarize is not None:
-        raise DataError(f"sounds cannot be binarized: leave out {option('binarize')}", code="no-pictures")
-    labels, classes = arrays.label_numbers(found.parts, found.classes, notes)
-    for name, part in found.parts.items():
+    if not series and (window is not None or stride is not None):
+        raise DataError(
+            f"{spec} is not read as series: leave out {option('window')} and {option('stride')}, or give "
+            f"{option('kind')} series",
+            code="no-series",
+        )
+    if (schema.rate or series) and binarize is not None:
+        what = "series" if series else "sounds"
+        raise DataError(f"{what} cannot be binarized: leave out {option('binarize')}", code="no-pictures")
+    together = found.parts if found.everything is None else {**found.parts, WHOLE: found.everything}
+    labels, classes = arrays.label_numbers(together, found.classes, notes)
+    for name, part in together.items():
         part.labels = labels[name]
     mark_duplicates(found, classes, schema)
     shares = {"valid": valid_share, "test": test_share}
     rows = _divided(found, seed, shares, notes)
     splits: dict[str, Split] = {name: PartSplit(part, chosen) for name, (part, chosen) in rows.items()}
-    whole = found.parts.get(WHOLE) if len(found.parts) == 1 else None
+    whole = found.everything or (found.parts.get(WHOLE) if len(found.parts) == 1 else None)
     all_examples = None if whole is None else PartSplit(whole, np.arange(len(whole.example_ids)))
     schema = _measured(replace(schema, classes=classes), *rows["train"])
     if binarize is not None and not schema.values.discrete:
@@ -218,6 +238,8 @@ def open_data(
         "rate": rate,
         "seconds": seconds,
         "values": values,
+        "window": window,
+        "stride": stride,
         "valid_share": valid_share,
         "test_share": test_share,
     }
@@ -253,6 +275,14 @@ def _check_sound_options(rate: int | None, seconds: float | None, values: str | 
     else:
         return
     raise DataError(wrong, code="bad-option")
+
+
+def _check_series_options(kind: str | None, window: int | None, stride: int | None) -> None:
+    if kind is not None and kind not in get_args(DataKind):
+        raise DataError(f"{option('kind')} must be one of {', '.join(get_args(DataKind))}", code="bad-option")
+    for name, rows, least in (("window", window, 2), ("stride", stride, 1)):
+        if rows is not None and rows < least:
+            raise DataError(f"{option(name)} must be at least {least}, got {rows}", code="bad-option")
 
 
 def _absolute(spec: str) -> str:
@@ -310,14 +340,16 @@ def _divided(
     for name in ("valid", "test"):
         if name in parts:
             share[name] = 0.0
-            if shares[name] is not None:
+            if shares[name] is not None and found.everything is None:
                 notes.append(f"the data has a {name} split of its own, so no share is cut out for it")
+    if found.everything is not None:
+        share = dict.fromkeys(share, 0.0)
     taken = divide(main, test=share["test"], valid=share["valid"], seed=seed)
     rows = {name: (main, chosen) for name, chosen in taken.items()}
     for name in ("valid", "test"):
         if name in parts and parts[name] is not main:
             rows[name] = (parts[name], np.arange(len(parts[name].example_ids)))
-        elif name not in rows and share[name]:
+        elif name not in rows and share[name] and found.everything is None:
             count, why = len(main.example_ids), "too few examples"
             if count > 1 and main.groups is not None and len(np.unique(main.groups)) == 1:
                 same = main.content is not None and len(np.unique(main.content)) == 1

@@ -128,7 +128,7 @@ def mark_duplicates(found: RawDataset, classes: tuple[str, ...], schema: Schema)
         return
     kind = kind_of(schema)
     alone = found.schema is not None or kind.pixels  # an example by itself, not a row of an array
-    what = kind.examples if alone else "rows"
+    what = "rows" if not alone else kind.examples if found.everything is None else "windows"
     for name, earlier in (("test", ("train",)), ("valid", ("train", "test"))):
         for other in earlier:
             if name in found.parts and other in found.parts:
@@ -147,8 +147,8 @@ def _keep_apart(found: RawDataset, name: str, other: str, what: str) -> None:
     number, where = int(same.sum()), "training" if other == "train" else other
     if not number:
         return
-    if what == "rows":
-        found.notes.append(f"{number:,} of {len(same):,} {name} rows also occur in {where}")
+    if what in ("rows", "windows"):
+        found.notes.append(f"{number:,} of {len(same):,} {name} {what} also occur in {where}")
         return
     said = f"{number:,} of {len(same):,} {name} {what} are byte-identical to {where} {what}"
     if not found.by_content:  # rows of arrays are known by their numbers
@@ -170,7 +170,7 @@ def _count_repeats(found: RawDataset, name: str, part: RawSplit, what: str, clas
     if not repeats:
         return
     of = f"{len(part.content):,} {what}" if name == WHOLE else f"{len(part.content):,} {name} {what}"
-    if what == "rows":
+    if what in ("rows", "windows"):
         found.notes.append(f"{repeats:,} of {of} repeat an earlier one exactly")
         return
     said = f"{repeats:,} of {of} are byte-identical to others ({len(values):,} different ones)"

@@ -108,6 +108,7 @@ class RawDataset:
         origins: origin of each official split, in words.
         labelling: origin of the labels, in words.
         measure_files: measures the content of its files when called: names and texts, a line each.
+        everything: all examples in the order of their source, if `parts` were divided by the source itself.
     """
 
     parts: dict[str, RawSplit]
@@ -119,6 +120,7 @@ class RawDataset:
     labelling: str = ""
     columns: tuple[str, ...] = ()
     measure_files: Callable[[], list[tuple[str, str]]] = list
+    everything: RawSplit | None = None
 
 
 def number_of(text: str) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from tessella.data.array_files import CIFAR, CIFAR_PICKLE, IDX, cifar_binary, idx_folder, npy, npz
 from tessella.data.folders.read import folder, read_files
 from tessella.data.raw import SPLIT_WORDS, WHOLE, RawDataset
+from tessella.data.series import is_unmistakable, series_files
 from tessella.data.tables import PARQUET
 from tessella.foundation import registry
 from tessella.foundation.errors import DataError, option
@@ -43,6 +44,12 @@ def find_raw(spec: str, options: ReadOptions, label: str | None = None) -> RawDa
     path, named = Path(spec), spec in registry.names("data")
     try:
         ending = _ending(spec) if not named and path.is_file() else ""
+        if (options.kind == "series" and path.exists()) or (
+            options.kind is None and not named and is_unmistakable(spec)
+        ):
+            from tessella.data.series.windows import open_series
+
+            return open_series(spec, options, label)
         if ending == ".npz":
             return npz(spec, label)
         if ending in TABLES:
@@ -76,7 +83,13 @@ def _folder(path: str, options: ReadOptions, label: str | None) -> RawDataset:
         return cifar_binary(path, files)
     if any(CIFAR_PICKLE.fullmatch(name) for name in files):
         raise _pickled(path)
-    return folder(path, options, label)
+    try:
+        return folder(path, options, label)
+    except DataError as error:
+        if error.code != "no-pictures" or not series_files(path):
+            raise
+        hint = f"for a folder of series, one a file, give {option('kind')} series"
+        raise DataError(f"{error.message}; {hint}", error.code, **error.parameters) from None
 
 
 def _ending(path: str) -> str:

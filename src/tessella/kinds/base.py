@@ -27,6 +27,8 @@ File = str | bytes
 """Path of a file, or its content."""
 SoundValues = Literal["pcm", "mu-law", "real"]
 """Values as which sounds are stored: whole numbers as in the file, mu-law codes, or floats."""
+DataKind = Literal["signal", "series"]
+"""How arrays and tables are read if not as pictures and vectors: each row a signal, or each row a time."""
 
 
 @final
@@ -54,6 +56,10 @@ class ReadOptions:
         rate: samples per second to which sounds are resampled.
         seconds: length of the windows into which sounds are cut.
         values: values as which sounds are stored: `pcm`, `mu-law` or `real`.
+        kind: `signal` to read arrays as signals, `series` to read rows as consecutive times.
+        window, stride: rows of a window of a series, and from one training window to the next.
+        valid_share, test_share: shares of a series that are cut out for validation and test.
+        seed: seed of the division into splits.
         like: schema of the data that a model was trained on.
     """
 
@@ -62,6 +68,12 @@ class ReadOptions:
     rate: int | None = None
     seconds: float | None = None
     values: SoundValues | None = None
+    kind: DataKind | None = None
+    window: int | None = None
+    stride: int | None = None
+    valid_share: float | None = None
+    test_share: float | None = None
+    seed: int = 0
     like: Schema | None = None
 
 

@@ -92,11 +92,16 @@ class DataOptions:
             or target that holds few values. In a folder, a pattern of the file names such as
             {digit}_{speaker}_{index}:speaker, whose field after the colon is the class, or a column of a CSV file in
             the folder whose first column names the files; by default the sub-folder.
-        kind: signal if arrays (N, C, T) and (N, T) are signals, not grey pictures and vectors.
+        kind: signal if arrays (N, C, T) and (N, T), or the rows of a table, are signals, not grey pictures and vectors;
+            series if the rows of a table or of an array (T, C) are consecutive times.
         rate: samples per second of sounds; others are resampled. Default: that of most recordings.
-        seconds: length of the windows into which recordings are cut. Default: the longest recording, at most 1 s.
+        seconds: length of the windows into which recordings are cut, or series whose rows have dates. Default: the
+            longest recording, at most 1 s.
         values: values of sounds: pcm is whole numbers of 16 bits, or of 8 bits if all files have 8; mu-law is the 256
             codes of ITU-T G.711; real is floats. Default: pcm.
+        window: rows of the windows into which series are cut. Default: twice their period.
+        stride: rows from one training window of a series to the next. Default: a window, or a quarter of it if there
+            would be few. Windows of other splits never overlap.
         valid_share: share of the examples that is cut out for validation, if the data has no such split (default 0.05).
         test_share: share of the examples that is cut out for the test, if the data has no such split (default 0.1).
     """
@@ -105,10 +110,12 @@ class DataOptions:
     channels: int | None = None
     binarize: Literal["dynamic", "static", "threshold"] | None = None
     label: str | None = None
-    kind: Literal["signal"] | None = None
+    kind: Literal["signal", "series"] | None = None
     rate: int | None = None
     seconds: float | None = None
     values: Literal["pcm", "mu-law", "real"] | None = None
+    window: int | None = None
+    stride: int | None = None
     valid_share: float | None = None
     test_share: float | None = None
 
@@ -136,6 +143,8 @@ class DataOptions:
             rate=self.rate,
             seconds=self.seconds,
             values=self.values,
+            window=self.window,
+            stride=self.stride,
             valid_share=self.valid_share,
             test_share=self.test_share,
         )

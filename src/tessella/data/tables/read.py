@@ -67,8 +67,21 @@ def table(path: str, label: str | None = None, like: Schema | None = None) -> Ra
         DataError: if it cannot be read, a column is not numeric or has empty cells, or the columns do not match `like`.
     """
     notes: list[str] = []
-    read = _parquet(path) if Path(path).suffix.lower() in PARQUET else _text(path, notes, like)
+    read = read_columns(path, notes, like.columns if like is not None else ())
     return _vectors(read, {WHOLE: slice(None)}, path, notes, label, like)
+
+
+def read_columns(path: str, notes: list[str], known: Sequence[str] = ()) -> Read:
+    """Read the columns of a text table or a parquet file.
+
+    Args:
+        notes: receives a line for each decision.
+        known: names of columns that the first line is known to hold.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    return _parquet(path) if Path(path).suffix.lower() in PARQUET else _text(path, notes, known)
 
 
 def vectors(reads: Mapping[str, pyarrow.Table], where: str, notes: list[str], label: str | None = None,
@@ -92,7 +105,7 @@ def vectors(reads: Mapping[str, pyarrow.Table], where: str, notes: list[str], la
 # reading
 
 
-def _text(path: str, notes: list[str], like: Schema | None) -> Read:
+def _text(path: str, notes: list[str], known: Sequence[str]) -> Read:
     cells = read_cells(path, notes)
     first = [column[0].as_py().strip() for column in cells.columns]
 
@@ -105,8 +118,7 @@ def _text(path: str, notes: list[str], like: Schema | None) -> Read:
     style = style_of(below, cells, path, notes)
     if style != "plain":
         below = columns(first, 1, style)
-    known = set(like.columns) if like is not None else set()
-    if (known and known <= set(first)) or is_header(first, below, notes):
+    if (known and set(known) <= set(first)) or is_header(first, below, notes):
         return Read(below)
     if cells.comment:
         notes.append("the column names are read from the comment line above the table")
@@ -150,7 +162,10 @@ def _vectors(
     if like is not None and not like.values.discrete:
         x = x if x.dtype.kind == "f" or any(like.offset) else x.astype(np.float64)
     if not known and len(data) > 1 and len(x) > 2 and data[0].whole and (np.diff(data[0].values) == 1).all():
-        notes.append(f"{data[0].name} numbers the rows but is read as data: remove this column if it has no meaning")
+        notes.append(
+            f"{data[0].name} numbers the rows but is read as data: remove this column if it has no "
+            f"meaning, or give {option('kind')} series if the rows are consecutive times"
+        )
     labels = None if chosen is None else _labels(chosen, where)
     parts = {}
     for name, of in rows.items():
@@ -297,7 +312,8 @@ def _check_numbers(data: list[Column], where: str) -> None:
 
 TOO_LARGE = "whole numbers too large to store exactly in columns"
 REMEDIES = {
-    "dates or times in columns": "write them as numbers, such as days since the first date, or remove them",
+    "dates or times in columns": f"if the rows are consecutive times, give {option('kind')} series; else write them as "
+    "numbers, such as days since the first date, or remove them",
     "values that are not numbers in columns": f"remove them, write them as numbers, or choose one as the labels with "
     f"{option('label')}",
     "empty cells in columns": "fill or remove these rows",
