@@ -44,6 +44,7 @@ from tessella.likelihoods import LogisticMixture as LogisticMixture
 from tessella.models.base import Model as Model
 from tessella.models.presets import AE as AE
 from tessella.models.presets import CVAE as CVAE
+from tessella.models.presets import CVQVAE as CVQVAE
 from tessella.models.presets import VAE as VAE
 from tessella.models.presets import VQVAE as VQVAE
 from tessella.models.presets import VQVAE2 as VQVAE2
