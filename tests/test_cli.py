@@ -164,7 +164,8 @@ def test_evaluation_is_json_with_all_keys_and_kept_with_the_run(
         outputs.append(json.loads(capsys.readouterr().out))
     first, second = outputs
     keys = "model data split examples dims rate distortion bound bits_per_dim importance_bound kl_per_unit active_units"
-    assert {*keys.split(), *["mse", "psnr", "parameters", "seconds", "codes", "collapse", "notes"]} == set(first)
+    last = ["mse", "psnr", "parameters", "seconds", "codes", "collapse", "sound", "notes"]
+    assert {*keys.split(), *last} == set(first)
     assert set(first["importance_bound"]) == {"samples", "nats", "bits_per_dim"}
     del first["seconds"], second["seconds"]
     assert first == second

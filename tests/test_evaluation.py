@@ -57,7 +57,7 @@ def test_the_numbers_are_one_ruler(digits, vae):
     assert 0 < e.mse < 1
     assert e.psnr == pytest.approx(-10 * math.log10(e.mse))
     keys = "model data split examples dims rate distortion bound bits_per_dim importance_bound kl_per_unit active_units"
-    last = "mse psnr parameters seconds codes collapse notes"
+    last = "mse psnr parameters seconds codes collapse sound notes"
     assert list(json.loads(json.dumps(e.to_json()))) == [*keys.split(), *last.split()]
 
 

@@ -24,8 +24,8 @@ from tessella.core.schema import Schema
 from tessella.core.tensors import read_tensors
 from tessella.data import Data, open_data
 from tessella.evaluation import classifier, fidelity
+from tessella.evaluation.quality.sharpness import high_frequency_energy, sharpness
 from tessella.evaluation.results import FidelityEvaluation
-from tessella.evaluation.sharpness import high_frequency_energy, sharpness
 from tessella.models.spec import TrainOptions
 
 PICTURE = Schema.of((1, 16, 16), "uint8")

@@ -15,13 +15,20 @@ from torch import Tensor
 
 from expect import raises
 from tessella.core.rng import Noise
-from tessella.core.schema import UINT8, Integers, Real, Schema
+from tessella.core.schema import UINT8, Integers, Real, Schema, Values
 from tessella.data import open_data
+from tessella.data.raw import RawSplit
+from tessella.data.splits import PartSplit
 from tessella.data.tones import RATE, TONE_FACTORS, pitch_hertz, render_tones
+from tessella.evaluation.bounds import evaluate
+from tessella.evaluation.metric_text import numbers
+from tessella.evaluation.quality.sounds import log_mel_distance, si_sdr, stoi
+from tessella.evaluation.results import Evaluation
 from tessella.foundation.blocks import Clips, Page
 from tessella.kinds import sounds, spectra
 from tessella.kinds.base import kind_of
 from tessella.kinds.figures import MOST_CLIPS, MOST_SECONDS, named_examples, players
+from tessella.models.presets import VQVAE
 from tessella.pages.html import html_page
 from tessella.pages.terminal import print_page
 from tessella.tasks.generate import SheetResult
@@ -227,3 +234,69 @@ def test_tones_have_the_pitch_loudness_vibrato_and_timbre_of_their_factors() -> 
     assert np.abs(swung - swung[:1]).max(1).argsort().tolist() == [0, 1, 2, 3]
     with raises("no-pictures"):
         open_data("tones", size=32)
+
+
+def speech(count: int = 4) -> Tensor:
+    """Noise whose level rises and falls as that of speech, `[count, 1, 8000]`, at 8 kHz."""
+    draw = torch.Generator().manual_seed(0)
+    level = (torch.arange(8000) / 8000 * 2 * math.pi * 4).sin() + 1.1
+    return 0.1 * torch.randn(count, 1, 8000, generator=draw) * level
+
+
+def test_si_sdr_is_that_of_its_noise_whatever_the_gain() -> None:
+    x = speech()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    noise -= x * (noise * x).sum(2, keepdim=True) / x.square().sum(2, keepdim=True)
+    noise *= x.norm(dim=2, keepdim=True) / noise.norm(dim=2, keepdim=True) / 10
+    for gain in (0.01, 1.0, 30.0):
+        torch.testing.assert_close(si_sdr(x, gain * (x + noise)), torch.full((4,), 20.0).double(), rtol=0, atol=1e-3)
+        assert (si_sdr(x, gain * x) > 99).all()
+    assert (si_sdr(x, 0 * x) == -100).all()
+    silent = x * 0
+    assert si_sdr(silent, x).isfinite().all()
+
+
+def test_log_mel_distance_is_the_gain_in_powers_of_ten_and_ignores_what_was_not_observed() -> None:
+    x = speech()
+    assert float(log_mel_distance(x, x, 8000)) == 0
+    assert float(log_mel_distance(x, x / 10, 8000)) == pytest.approx(1, abs=0.01)
+    ended = x.clone()
+    ended[..., 4000:] = math.nan
+    assert float(log_mel_distance(ended, x, 8000)) == 0
+    assert (si_sdr(ended, x) == 100).all()
+
+
+def test_stoi_is_one_for_copies_falls_with_noise_and_needs_time() -> None:
+    x = speech(1)[0]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    scores = [stoi(x, x + level * noise, 8000) for level in (0, 0.03, 0.1, 0.5)]
+    assert scores[0] == pytest.approx(1, abs=1e-4)
+    assert scores == sorted(scores, reverse=True)
+    assert stoi(x[:, :2400], x[:, :2400], 8000) is None
+    ended = x.clone()
+    ended[:, 6000:] = math.nan
+    assert stoi(ended, torch.cat([x[:, :6000], noise[:, 6000:]], 1), 8000) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("values", [PCM16, Real()])
+def test_evaluations_of_sounds_count_bits_per_second(values: Values) -> None:
+    schema = Schema(2, (512,), values, rate=1000)
+    model = VQVAE(schema, grid_size=8, width=8, depth=1).eval()
+    x = (torch.rand(6, *schema.shape) * 2 - 1) * (30_000 if values.discrete else 1)
+    part = RawSplit(x.round().numpy() if values.discrete else x.numpy(), None, np.arange(6, dtype=np.uint64))
+    e = evaluate(model, PartSplit(part, np.arange(6)), collapse_examples=0)
+    s = e.sound
+    assert s is not None
+    assert s.rate_per_second == pytest.approx(e.rate / math.log(2) / 0.512)
+    assert s.quality is not None
+    assert s.quality.clips == 6
+    assert s.quality.stoi_clips <= 6
+    if values.discrete:
+        assert s.bits_per_sample == pytest.approx(e.bits_per_dim)
+        assert s.bits_per_second == pytest.approx(e.bound / math.log(2) / 0.512)
+    else:
+        assert (s.bits_per_sample, s.bits_per_second) == (None, None), "a density has no bits"
+    assert Evaluation.from_json(e.to_json()) == e
+    names = [row.name for row in numbers(e, schema)]
+    assert {"SI-SDR", "log-mel distance", "bits per second, latent"} <= set(names)
+    assert ("bits per second" in names) == values.discrete

@@ -28,10 +28,10 @@ from tessella.evaluation.collapse import measure_collapse as measure_collapse
 from tessella.evaluation.fidelity import frechet_distance as frechet_distance
 from tessella.evaluation.fidelity import measure_fidelity as measure_fidelity
 from tessella.evaluation.gap import measure_gap as measure_gap
+from tessella.evaluation.quality.sharpness import high_frequency_energy as high_frequency_energy
 from tessella.evaluation.results import CollapseEvaluation as CollapseEvaluation
 from tessella.evaluation.results import GapConfig as GapConfig
 from tessella.evaluation.results import GapEvaluation as GapEvaluation
-from tessella.evaluation.sharpness import high_frequency_energy as high_frequency_energy
 from tessella.foundation.errors import TessellaError as TessellaError
 from tessella.kinds.pictures import image_grid as image_grid
 from tessella.likelihoods import Autoregressive as Autoregressive
@@ -44,6 +44,7 @@ from tessella.likelihoods import LogisticMixture as LogisticMixture
 from tessella.models.base import Model as Model
 from tessella.models.presets import AE as AE
 from tessella.models.presets import CVAE as CVAE
+from tessella.models.presets import CVQVAE as CVQVAE
 from tessella.models.presets import VAE as VAE
 from tessella.models.presets import VQVAE as VQVAE
 from tessella.models.presets import VQVAE2 as VQVAE2

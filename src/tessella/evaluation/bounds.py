@@ -21,7 +21,8 @@ from tessella.core.rng import Noise
 from tessella.core.schema import Precision, bits_per_dim
 from tessella.data import Split, batches
 from tessella.evaluation import codebook, collapse
-from tessella.evaluation.results import CollapseEvaluation, Evaluation, ImportanceBound
+from tessella.evaluation.quality import sounds
+from tessella.evaluation.results import CollapseEvaluation, Evaluation, ImportanceBound, SoundQuality
 from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import track
 from tessella.models.base import Model
@@ -39,6 +40,7 @@ def evaluate(
     *,
     importance_samples: int = 0,
     collapse_examples: int = collapse.EXAMPLES,
+    quality_examples: int = sounds.EXAMPLES,
     seed: int = 0,
     limit: int | None = None,
     precision: Precision = "float32",
@@ -51,6 +53,7 @@ def evaluate(
     Args:
         importance_samples: posterior samples per example for the importance-weighted bound; 0 omits it.
         collapse_examples: number of examples that posterior collapse is tested on; 0 omits the test.
+        quality_examples: number of sounds whose reconstructions are compared with the inputs; 0 omits the comparison.
         limit: number of examples to measure, the same each time, spread over the split; all by default.
         precision: arithmetic of the networks; the bound holds for the model at this precision.
         data, split_name: names of the data and the split in the result.
@@ -87,9 +90,11 @@ def evaluate(
         examples = split.batch(split.random_rows(collapse_examples))
         with autocast(precision, model.schema, model.device):
             diagnosis = collapse.measure_collapse(model, examples, seed=seed)
+    with autocast(precision, model.schema, model.device):
+        quality = sounds.measure_quality(model, measured, quality_examples)
     model.train(training)
     return _evaluation(
-        model, sums, diagnosis, importance_samples, data, split_name, seconds=time.perf_counter() - started
+        model, sums, diagnosis, quality, importance_samples, data, split_name, seconds=time.perf_counter() - started
     )
 
 
@@ -97,6 +102,7 @@ def _evaluation(
     model: Model,
     sums: dict[str, Tensor],
     diagnosis: CollapseEvaluation | None,
+    quality: SoundQuality | None,
     importance_samples: int,
     data: str,
     split_name: str,
@@ -134,6 +140,7 @@ def _evaluation(
         seconds=seconds,
         codes=codes,
         collapse=diagnosis,
+        sound=sounds.sound_evaluation(schema, rate, bound, dims, quality),
         notes=(*warned, *([diagnosis.advice] if diagnosis and diagnosis.collapsed else [])),
     )
 

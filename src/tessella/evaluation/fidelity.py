@@ -34,9 +34,9 @@ from tessella.core.outputs import Sampling
 from tessella.core.schema import Binary, Schema
 from tessella.data import Split
 from tessella.evaluation.classifier import Classifier
+from tessella.evaluation.quality.sharpness import sharpness
 from tessella.evaluation.results import Against, FidelityEvaluation
 from tessella.evaluation.samples import CHUNK, sample_chunks
-from tessella.evaluation.sharpness import sharpness
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.foundation.progress import track
 from tessella.kinds.base import kind_of

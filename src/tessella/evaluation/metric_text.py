@@ -16,6 +16,7 @@ from tessella.evaluation.results import (
     Evaluation,
     FidelityEvaluation,
     LevelEvaluation,
+    SoundEvaluation,
 )
 from tessella.kinds.base import kind_of
 
@@ -62,6 +63,8 @@ def numbers(e: Evaluation, schema: Schema) -> list[Number]:
         lines += _codes(e.codes, one)
     if e.collapse is not None:
         lines += _collapse(e.collapse, one, codes=e.codes is not None)
+    if e.sound is not None:
+        lines += _sound(e.sound)
     if e.psnr is not None and e.mse is not None:
         error, span = math.sqrt(e.mse), schema.values.high - schema.values.low
         meaning = f"the reconstruction error is {error:.3g} (root mean square) in a range of {span:g}"
@@ -188,6 +191,27 @@ def _collapse(c: CollapseEvaluation, one: str, *, codes: bool) -> list[Number]:
         unit, how = ("codes", "") if codes else ("units", f" (variance of their posterior mean above {MOVES:g})")
         meaning = f"latent {unit} that differ from {one} to {one}{how}"
         lines.append(Number(f"{unit} that vary", f"{c.active_units:,} of {c.units:,}", meaning))
+    return lines
+
+
+def _sound(s: SoundEvaluation) -> list[Number]:
+    """Describe the bits of sounds per second, and the quality of reconstructions."""
+    lines = []
+    if s.bits_per_second is not None and s.bits_per_sample is not None:
+        meaning = f"the bound: {s.bits_per_sample:.3f} bits per sample; a lossless file takes as much"
+        lines.append(Number("bits per second", f"{s.bits_per_second:,.0f}", meaning))
+    if s.rate_per_second is not None:
+        meaning = "the rate: a lossy file, which holds the latent alone, takes as much"
+        lines.append(Number("bits per second, latent", f"{s.rate_per_second:,.0f}", meaning))
+    if (q := s.quality) is not None:
+        of = f"of {q.clips:,} reconstructed sounds"
+        ratio = f"scale-invariant signal-to-distortion ratio {of}; higher is better"
+        lines.append(Number("SI-SDR", f"{q.si_sdr:.1f} dB", ratio))
+        distance = f"mean |log10 mel(x) - log10 mel(y)| {of}; 0: equal"
+        lines.append(Number("log-mel distance", f"{q.log_mel_distance:.3f}", distance))
+        if q.stoi is not None:
+            meaning = f"objective intelligibility of the {q.stoi_clips:,} of them that are long enough; 1: equal"
+            lines.append(Number("STOI", f"{q.stoi:.3f}", meaning))
     return lines
 
 

@@ -89,11 +89,48 @@ class CollapseEvaluation:
 
 
 @dataclass(frozen=True)
+class SoundQuality:
+    """Likeness of reconstructed sounds and their inputs (`evaluation.quality.sounds`), means over the clips.
+
+    Attributes:
+        clips: number of sounds compared.
+        si_sdr: scale-invariant signal-to-distortion ratio in decibels; 100 for exact copies.
+        log_mel_distance: mean |log10 mel(x) - log10 mel(y)|.
+        stoi: short-time objective intelligibility; None if `pystoi` is not installed or all clips are too short.
+        stoi_clips: number of clips that are long enough for it.
+    """
+
+    clips: int
+    si_sdr: float
+    log_mel_distance: float
+    stoi: float | None
+    stoi_clips: int
+
+
+@dataclass(frozen=True)
+class SoundEvaluation:
+    """Bits of sounds per sample and per second, and the quality of reconstructions.
+
+    Attributes:
+        bits_per_sample: the bound, per sample of each channel; None for densities, and without a bound.
+        bits_per_second: the bound, per second of all channels.
+        rate_per_second: bits per second of the latent alone under the prior: of a file that holds only the codes.
+        quality: None where a reconstruction takes a pass over all samples.
+    """
+
+    bits_per_sample: float | None
+    bits_per_second: float | None
+    rate_per_second: float | None
+    quality: SoundQuality | None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Evaluation of a model on one split, in nats per example; None where a number does not apply.
 
     `mse` and `psnr` are those of reconstructions, in stored units; None where a reconstruction takes a pass over all
-    pixels (autoregressive likelihoods). `codes` belongs to models with discrete latents. `notes` are warnings.
+    pixels (autoregressive likelihoods). `codes` belongs to models with discrete latents, `sound` to sounds. `notes` are
+    warnings.
     """
 
     model: str
@@ -114,6 +151,7 @@ class Evaluation:
     seconds: float
     codes: CodesEvaluation | None = None
     collapse: CollapseEvaluation | None = None
+    sound: SoundEvaluation | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

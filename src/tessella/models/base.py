@@ -42,6 +42,8 @@ class Model(nn.Module, ABC):
     """Number of data positions, along each axis, per position of each level's latent grid, coarsest level first."""
     prior_part: Literal["prior", "code-prior"] | None = None
     """Kind of part that can be fitted as its prior after training; None: the model has its own prior."""
+    networks_see_labels: bool = False
+    """Whether encoder or decoder take the label; a prior may take it as well."""
     has_decoder: bool = False
     """Whether a decoder maps z to x, so that z may be small and get another prior; otherwise z is as large as x."""
     sequential_density: bool = False

@@ -49,6 +49,7 @@ class CodeModel(LatentModel):
         decoder: maps z to the likelihood's parameters.
         merge_depth: residual blocks for the features of each further level.
         penalty: penalty `[B]` of reconstructions and stored values `[B, *shape]` in training; None: none.
+        conditional: whether the decoder takes the label, which the codes then need not carry: p(x | c, label).
     """
 
     prior_part, has_decoder = "code-prior", True
@@ -63,9 +64,11 @@ class CodeModel(LatentModel):
         decoder: Decoder,
         merge_depth: int = 2,
         penalty: SpectralPenalty | None = None,
+        conditional: bool = False,
         config: ModelConfig | None = None,
     ) -> None:
-        super().__init__(name, likelihood, config, conditional=False)
+        super().__init__(name, likelihood, config, conditional=conditional)
+        self.networks_see_labels = conditional
         channels, levels, self._penalty = encoder.feature_shape[0], len(quantizers), penalty
         self.encoder, self.decoder, self.merge_depth = encoder, decoder, merge_depth
         self.quantizers = nn.ModuleList(quantizers)
@@ -110,7 +113,7 @@ class CodeModel(LatentModel):
     def set_prior(self, priors: Sequence[CodePrior]) -> None:
         self.priors = nn.ModuleList(priors)
         self.fitted = not all(isinstance(prior, UniformModule) for prior in priors)
-        self.conditional = any(prior.classes for prior in priors)
+        self.conditional = self.networks_see_labels or any(prior.classes for prior in priors)
 
     # what every model does
 
@@ -122,7 +125,7 @@ class CodeModel(LatentModel):
         if draws is not None:
             return self._of_draws(x, label, noise or Noise(0), draws)
         latent = self.encode(x, noise=noise)
-        rate, p_x, penalty = self.rate(latent, label), self.decode(latent.z), latent.penalty
+        rate, p_x, penalty = self.rate(latent, label), self.decode(latent.z, label), latent.penalty
         if self.training and self._penalty is not None:
             heard = self._penalty(p_x.mean[..., : x.shape[-1]], x)
             penalty = heard if penalty is None else penalty + heard
@@ -141,7 +144,7 @@ class CodeModel(LatentModel):
         log_p = [level.flatten(1).sum(1) for level in self.log_prob_codes(codes, labels, vectors)]
         rate = log_q.detach() - torch.stack(log_p).sum(0)
         z = _joined(vectors, vectors[-1].shape[2:])
-        distortion = -self.decode(z).log_prob(x.repeat_interleave(draws, 0))
+        distortion = -self.decode(z, labels).log_prob(x.repeat_interleave(draws, 0))
         log_w = -(distortion + rate).view(len(x), draws).T
         toward = None
         if log_q.requires_grad:
@@ -208,7 +211,8 @@ class CodeModel(LatentModel):
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> StoredValues:
         # The memory layout of z decides how kernels round, and differs between codes looked up and encoded.
-        return self.likelihood(self.decoder(z.clone(memory_format=torch.contiguous_format), None))
+        shown = self.check_label(label) if self.networks_see_labels else None
+        return self.likelihood(self.decoder(z.clone(memory_format=torch.contiguous_format), shown))
 
     @torch.no_grad()
     def sample_prior(
@@ -301,10 +305,11 @@ class CodeModel(LatentModel):
 
     @torch.no_grad()
     def sample_uniform(self, count: int, *, seed: int = 0) -> Tensor:
-        """Sample `[count, *shape]` as `sample` does, but with all codes equally probable."""
+        """Sample `[count, *shape]` as `sample` does, but with all codes equally probable, and each class in turn."""
         priors = [UniformModule(q.code_shape, q.codebook_size) for q in self.levels]
         codes = [prior.sample(count, Noise(seed, level, "prior")) for level, prior in enumerate(priors)]
-        return self.decode(self.lookup([c.to(self.device) for c in codes])).mean
+        label = torch.arange(count, device=self.device) % max(1, len(self.schema.classes))
+        return self.decode(self.lookup([c.to(self.device) for c in codes]), label).mean
 
     def inpaint_codes(
         self,
@@ -381,7 +386,8 @@ class CodeModel(LatentModel):
     def _condition(self, coarser: Codes, grid: torch.Size, label: Tensor | None) -> Condition:
         """Make the condition of a level's prior: the label, and the vectors of the coarser levels."""
         context = _joined(coarser, grid).detach() if coarser else None
-        return Condition(self.check_label(label), context)
+        sees = any(prior.classes for prior in self.priors)
+        return Condition(self.check_label(label) if sees else None, context)
 
     def checked_codes(self, codes: Codes) -> tuple[Tensor, ...]:
         """Return the codes as int64 on the model's device, after checking shapes and values.
@@ -447,8 +453,13 @@ def build_code_model(
     width: int | None,
     depth: int | None,
     spectral_penalty: float,
+    classes: int = 0,
 ) -> CodeModel:
-    """Make a model of codes for such data: `levels` grids, each coarser one of half the side."""
+    """Make a model of codes for such data: `levels` grids, each coarser one of half the side.
+
+    Args:
+        classes: number of labels that the decoder sees; 0: none.
+    """
     p_x, size = likelihood_for(schema, likelihood), {"width": width or 256, "depth": depth or 3}
     plan: ConvPlan | None = None
     if schema.rank:
@@ -464,9 +475,9 @@ def build_code_model(
     quantizers = [quantizer.build((features, *sides)) for sides in grids]
     latent = (sum(q.latent_shape[0] for q in quantizers), *grid)
     if plan is not None:
-        decoder: Decoder = ConvDecoder(latent, plan, p_x.parameter_channels)
+        decoder: Decoder = ConvDecoder(latent, plan, p_x.parameter_channels, classes=classes)
     else:
-        decoder = VectorDecoder(latent[0], p_x.parameter_channels, **size)
+        decoder = VectorDecoder(latent[0], p_x.parameter_channels, **size, classes=classes)
     if (bias := p_x.initial_bias()) is not None:
         decoder.start_at(bias)
     if spectral_penalty and p_x.sequential_mean:
@@ -482,5 +493,6 @@ def build_code_model(
         quantizers=quantizers,
         decoder=decoder,
         penalty=SpectralPenalty(schema, spectral_penalty) if spectral_penalty else None,
+        conditional=bool(classes),
         config=config,
     )

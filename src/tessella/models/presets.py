@@ -86,6 +86,17 @@ VECTOR_SIZES = tuple({"width": width, "depth": depth} for width, depth in ((64, 
 """Sizes of networks for vectors, from small to large."""
 
 
+def no_labels(instead: str) -> SpecError:
+    """Make the error of a conditional model for data without labels.
+
+    Args:
+        instead: model that needs no labels.
+    """
+    return SpecError(
+        f"a conditional model needs labels, but this data has none: use {instead}, or labelled data", code="no-labels"
+    )
+
+
 class ContinuousConfig(ModelConfig, ABC):
     """Options of models with continuous latents.
 
@@ -151,8 +162,8 @@ class CodesConfig(ImportanceWeighted, ABC):
     def sizes(self, schema: Schema) -> Sequence[Mapping[str, int]]:
         return GRID_SIZES if schema.rank else VECTOR_SIZES
 
-    def compose(self, schema: Schema, *, levels: int) -> CodeModel:
-        """Make the model with so many grids of codes."""
+    def compose(self, schema: Schema, *, levels: int, classes: int = 0) -> CodeModel:
+        """Make the model with so many grids of codes; the decoder sees the label if there are classes."""
         from tessella.models.codes import build_code_model
 
         return build_code_model(
@@ -165,6 +176,7 @@ class CodesConfig(ImportanceWeighted, ABC):
             width=self.width,
             depth=self.depth,
             spectral_penalty=self.spectral_penalty,
+            classes=classes,
         )
 
 
@@ -224,10 +236,7 @@ class VAEConfig(ContinuousConfig, ImportanceWeighted):
 
     def build(self, schema: Schema) -> LatentVariableModel:
         if self.conditional and not schema.classes:
-            raise SpecError(
-                "a conditional model needs labels, but this data has none: use vae, or labelled data",
-                code="no-labels",
-            )
+            raise no_labels("vae")
         return self.compose(schema, self.posterior, self.prior, len(schema.classes) if self.conditional else 0)
 
 
@@ -252,6 +261,19 @@ class VQVAEConfig(CodesConfig):
 
     def build(self, schema: Schema) -> CodeModel:
         return self.compose(schema, levels=1)
+
+
+@register("model", "cvqvae", summary="a grid of codes whose decoder takes the label, for what the codes need not carry")
+class CVQVAEConfig(CodesConfig):
+    """VQ-VAE with a decoder that takes the label: codes of speech need not tell who speaks.
+
+    So an example is decoded as one of another class by another label (van den Oord et al. 2017, section 4.3).
+    """
+
+    def build(self, schema: Schema) -> CodeModel:
+        if not schema.classes:
+            raise no_labels("vqvae")
+        return self.compose(schema, levels=1, classes=len(schema.classes))
 
 
 @register("model", "vqvae2", summary="grids of codes, coarse and fine (Razavi et al. 2019)")
@@ -348,6 +370,7 @@ VAE = preset(VAEConfig)
 BetaVAE = preset(BetaVAEConfig)
 CVAE = preset(CVAEConfig)
 VQVAE = preset(VQVAEConfig)
+CVQVAE = preset(CVQVAEConfig)
 VQVAE2 = preset(VQVAE2Config)
 Flow = preset(FlowConfig)
 Diffusion = preset(DiffusionConfig)

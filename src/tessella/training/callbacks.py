@@ -43,6 +43,8 @@ PATIENCE = 4
 LOST = 0.02
 """Least rise of their cost, as a share of what was learned."""
 EXAMPLES = 500
+BOUND_ALONE: Any = {"limit": EXAMPLES, "collapse_examples": 0, "quality_examples": 0, "split_name": "valid"}
+"""Options of an evaluation during training."""
 SHOWN = 16
 PARTS = 1000
 """Units into which the budget is divided for progress reports."""
@@ -104,7 +106,7 @@ class ModelProbe(ValidationProbe):
         if "valid" not in self.data.splits:
             return {}
         valid = self.data.split("valid")
-        e = evaluate(model, valid, limit=EXAMPLES, collapse_examples=0, precision=self.precision, split_name="valid")
+        e = evaluate(model, valid, precision=self.precision, **BOUND_ALONE)
         figures = {key: getattr(e, key) for key in ("distortion", "rate", "bound", "bits_per_dim", "mse")}
         if e.codes is not None:
             figures |= {"code_usage": e.codes.code_usage, "perplexity": e.codes.perplexity}
@@ -168,7 +170,7 @@ class KeepBest(Callback):
 
     def _measure(self, state: TrainState) -> None:
         with state.averaged() as model:
-            found = evaluate(cast(Model, model), self.valid, limit=EXAMPLES, collapse_examples=0, split_name="valid")
+            found = evaluate(cast(Model, model), self.valid, **BOUND_ALONE)
             state.validated(found.distortion if found.bound is None else found.bound)
 
 

@@ -12,7 +12,7 @@ from tessella.core.observed import count_observed, zero_filled
 from tessella.core.rng import Noise
 from tessella.core.schema import Precision, bits_per_dim
 from tessella.data import Data, Split
-from tessella.evaluation.sharpness import FEWEST, high_frequency_energy
+from tessella.evaluation.quality.sharpness import FEWEST, high_frequency_energy
 from tessella.evaluation.verdict.marginal import marginal_bound
 from tessella.evaluation.verdict.principal import principal_components
 from tessella.foundation.errors import option

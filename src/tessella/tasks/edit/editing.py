@@ -229,9 +229,8 @@ def receptive_field(model: Model, level: int = -1) -> tuple[int, int, int, int] 
 
 def _undecided(model: Model, z: Tensor, label: Tensor | None) -> Tensor:
     """Find the positions `[*spatial]` whose decoded parameters are NaN for z `[1, D, *grid]`."""
-    sees = model.conditional and not model.levels
     decoder = cast(CodeModel | LatentVariableModel, model).decoder
-    return decoder(z, label if sees else None)[0].isnan().any(0)
+    return decoder(z, label if model.networks_see_labels else None)[0].isnan().any(0)
 
 
 def box(corners: Sequence[int], size: Sequence[int]) -> Tensor:

@@ -135,6 +135,8 @@ def _opening(spec: Spec, model: Model, e: Evaluation, passed_over: str) -> tuple
         if schema.values.discrete:
             raw = schema.dims * math.log(schema.values.levels)
             cards.append((size_text(e.bound), f"per {one}, against {size_text(raw)} stored raw"))
+    if e.sound is not None and e.sound.rate_per_second is not None:
+        cards.append((f"{e.sound.rate_per_second:,.0f} bit/s", f"for the latents of the {one}s, without the residual"))
     if e.psnr is not None:
         cards.append((psnr_text(e.psnr), "PSNR of the reconstructions; higher is better"))
     if e.active_units is not None and e.kl_per_unit is not None:
