@@ -160,6 +160,9 @@ def test_audio_codecs_take_less_for_tones_than_general_ones_and_flac_is_exact() 
     assert sizes.keys() >= {"FLAC", "zlib", "xz", "Ogg Vorbis, lowest quality", "Opus, lowest quality"}
     assert sizes["FLAC"] < sizes["zlib"] < 2 * 6000
     assert sizes["Opus, lowest quality"] < sizes["FLAC"]
+    long = Schema(1, (3_000_000,), PCM16, rate=8000)
+    assert sounds.codecs(long, lossy=True)[0].size([torch.zeros(long.shape)]) > 100, "no overflow"
+    assert sounds.codecs(Schema(9, (4,), PCM16, rate=8000), lossy=True) == ()
     for codes in (SOUNDS["mu-law"], SOUNDS["8 bit, stereo"]):
         one = torch.arange(256.0).expand(codes.channels, -1)
         flac = sounds._encoded(*sounds._samples(one, codes), codes, "FLAC")
