@@ -231,6 +231,7 @@ def test_tones_have_the_pitch_loudness_vibrato_and_timbre_of_their_factors() -> 
     assert np.abs(np.log2(loudest.numpy() / hertz) * 1200).max() < 60, "less than vibrato and half a bin"
     second = power.where((near > 1.8) & (near < 2.2), torch.zeros(())).amax(1) / power.amax(1)
     assert ((second > 0.05).numpy() == (values["timbre"][rows] == 3)).all(), "the sawtooth alone has even harmonics"
+    assert not (x.signbit() & (x == 0)).any(), "files would not come back bit for bit"
     louder = render_tones(np.array([[5, 1, loudness, 0] for loudness in range(4)])).max((1, 2))
     assert np.allclose(louder / louder[0], [1, 2, 4, 8], rtol=2e-3)
     swung = render_tones(np.array([[5, 0, 3, vibrato] for vibrato in range(4)]))[:, 0]

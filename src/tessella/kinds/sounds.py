@@ -57,7 +57,7 @@ def from_pressure(p: Tensor, schema: Schema) -> Tensor:
     if schema.mu_law:
         whole = (p.nan_to_num() * 32_768).round().clamp(-32_768, 32_767)
         return torch.where(p.isnan(), p, torch.from_numpy(mu_law_codes(whole.cpu().numpy())).to(p))
-    return (p * values.levels / 2 + _middle(schema)).round().clamp(values.low, values.high)
+    return (p * values.levels / 2 + _middle(schema)).round().clamp(values.low, values.high) + 0.0  # no negative zero
 
 
 def until_end(x: Tensor) -> Tensor:
