@@ -115,7 +115,7 @@ def test_the_greedy_drawing_is_the_recomputed_one(values: str, shape: tuple[int,
     with torch.no_grad():
         for place in order(likelihood, *x.shape[2:]).flatten().argsort().tolist():
             i, j = divmod(place, x.shape[3])
-            mean = likelihood.whole(likelihood.conditionals(x, of.context)).mean
+            mean = likelihood.wholes[0](likelihood.conditionals(x, of.context, torch.zeros(2))).mean
             x[:, :, i, j] = (mean if values == "real" else mean.round())[:, :, i, j]
     torch.testing.assert_close(of.mean, likelihood.stored(x))
 
@@ -136,7 +136,7 @@ def test_a_pixel_depends_on_those_before_it_and_on_the_decoder_everywhere() -> N
     likelihood, parameters = made("uint8", (3, 4, 4))
     x = torch.randint(0, 256, (2, 3, 4, 4)).float().requires_grad_()
     parameters.requires_grad_()
-    out = likelihood.conditionals(likelihood.standard(x), likelihood(parameters).context)
+    out = likelihood.conditionals(likelihood.standard(x), likelihood(parameters).context, torch.zeros(2))
     by_x, by_parameters = torch.autograd.grad(out[:, :, 1, 2].square().sum(), [x, parameters])
     number = order(likelihood, 4, 4)
     assert torch.equal(by_x.abs().amax((0, 1)) > 0, number < number[1, 2])

@@ -30,7 +30,7 @@ def made(
     values: Values, channels: int, length: int, examples: int = 2, depth: int = 3
 ) -> tuple[AutoregressiveModule, Tensor]:
     """A likelihood whose samples depend on one another and on the decoder, and a decoder's output for examples."""
-    schema = replace(Schema.of((channels, length), values), missing=True)
+    schema = replace(Schema.of((channels, length), values), missing=True, rate=8000.0)
     components = 3 if values.kind == "integers" else None
     likelihood = Autoregressive(components=components, pixel_width=6, pixel_depth=depth).build(schema)
     with torch.no_grad():
@@ -83,6 +83,7 @@ def test_signals_are_coded_exactly_at_the_cost_of_their_probability(values: Valu
 def test_a_sample_changes_only_what_comes_after(values: Values) -> None:
     likelihood, parameters = made(values, 2, 20)
     x = likelihood(parameters).sample()
+    x[:, 0, 0] = 1  # an odd number: on no lattice
     other = x.clone()
     other[..., 9] = values.high + values.low - other[..., 9]
     now, then = (likelihood(parameters).by_position(some) for some in (x, other))
@@ -95,6 +96,7 @@ def test_missing_samples_cost_nothing_and_say_nothing(values: Values) -> None:
     """A sample behind the end, or in a gap, is marginal: the others are priced alike whatever it was."""
     likelihood, parameters = made(values, 1, 20)
     x = likelihood(parameters).sample()
+    x[..., 0] = 1  # an odd number: on no lattice
     partial = x.clone()
     partial[0, :, 15:], partial[1, :, 4:6] = torch.nan, torch.nan
     nats, whole = (likelihood(parameters).by_position(some) for some in (partial, x))
@@ -125,3 +127,36 @@ def test_a_prediction_is_worth_its_bits() -> None:
     bits = -likelihood(context).log_prob(x) / 400 / torch.tensor(2.0).log()
     assert bits[0] < 9.5
     assert bits[1] < 5
+
+
+def test_sound_of_8_bits_in_16_costs_what_8_bits_cost() -> None:
+    likelihood, parameters = made(PCM, 1, 40, examples=4)
+    x = likelihood(parameters).sample().div(256).round().mul(256)
+    x[..., 0], x[2, :, 30:], x[3, :, 5] = 256.0, torch.nan, 1.0
+    p_x = likelihood(parameters)
+    nats = p_x.by_position(x)
+    assert likelihood.lattice.exponents(x).tolist() == [8, 8, 8, 0]
+    torch.testing.assert_close(nats.sum(1), p_x.log_prob(x))
+    fine = likelihood.wholes[0](likelihood.conditionals(likelihood.standard(x), p_x.context, torch.full((4,), 8)))
+    gained = (nats.sum(1) - fine.by_position(likelihood.standard(x)).flatten(1).sum(1)) / math.log(2)
+    assert gained[0] > 6 * 40
+    assert gained[2] > 6 * 30
+    seen, stack = ~x.isnan().all(1), AnsStack()
+    encoder = SymbolEncoder(stack)
+    p_x.code(encoder, x, seen)
+    assert encoder.bits == pytest.approx(-p_x.log_prob(x).sum().item() / math.log(2), rel=0.01)
+    encoder.flush()
+    assert torch.equal(p_x.code(SymbolDecoder(stack), None, seen).nan_to_num(), x.nan_to_num())
+
+
+@pytest.mark.parametrize("e", [0, 7, 8])
+def test_values_on_a_lattice_sum_to_one(e: int) -> None:
+    """Levels 0 to 511 in steps of 1 (one sample), 128 or 256 (three samples)."""
+    likelihood, parameters = made(Integers(512), 1, 3 if e else 1, examples=1)
+    steps = torch.arange(0, 512, 2**e).float()
+    x = torch.cartesian_prod(*[steps] * parameters.shape[-1]).view(-1, 1, parameters.shape[-1])
+    where = torch.full((len(x),), e)
+    grid = likelihood.standard(x)
+    context = likelihood(parameters.expand(len(x), -1, -1)).context
+    p_x = likelihood.wholes[e](likelihood.conditionals(grid, context, where))
+    torch.testing.assert_close(p_x.log_prob(grid / 2**e).exp().sum(), torch.tensor(1.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +194,17 @@ def test_inputs_are_all_windows_of_a_recording(tmp_path: Path) -> None:
     assert (~x.isnan()).sum((1, 2)).tolist() == [*[2000] * 6, 500, 700, 2000, 500, 1600, 2000, 1400]
 
 
+def test_data_for_a_model_is_converted_to_what_it_was_trained_on(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "clip.wav", np.repeat(noise(25_000), 2, 1), 2 * RATE)
+    like = replace(Schema(1, (2000,), UINT8), rate=float(RATE), mu_law=True)
+    with raises("nothing-readable"):  # its last window is shorter than the model takes
+        open_data(str(tmp_path), like=like)
+    data = open_data(str(tmp_path), like=replace(like, lengths=True))
+    assert replace(data.schema, observed=1.0) == replace(like, lengths=True)
+    x = everything(data)
+    assert (x.shape, (~x.isnan()).sum()) == ((7, 1, 2000), 12_500)
+
+
 # labels
 
 
@@ -224,6 +235,11 @@ def test_labels_come_from_names_or_a_table_beside_the_files(tmp_path: Path, labe
     assert not said(data, "who.csv")
     assert open_data(str(folder), **data.options).fingerprint == data.fingerprint
     assert open_data(str(folder)).schema.classes == ("0", "1")
+    (folder / "test" / "who.csv").write_text("file,speaker\n1/1_ann_15,ann\n1/1_bob_7,bob\n1/1_bob_23,bob\n")
+    (folder / "train" / "1" / "who.csv").write_text("file,speaker\n1_bob_1.wav,bob\n")
+    words = [str(folder / "test"), str(folder / "train" / "1" / "1_bob_1.wav")]
+    named = list(Inputs(Model(data.schema, conditional=True), words, no_data, labelled_by=label))
+    assert [name for batch in named for name in batch.classes] == ["ann", "bob", "bob", "bob"]
 
 
 def test_labels_that_match_nothing_are_refused_with_an_example(tmp_path: Path) -> None:
@@ -336,3 +352,5 @@ def test_options_out_of_their_range_are_refused(tmp_path: Path) -> None:
     for options in ({"values": "pcm"}, {"seconds": 1.0}, {"rate": 8000}):
         with raises("no-sounds"):
             open_data("digits", **options)  # pyright: ignore[reportArgumentType]
+        with raises("no-sounds"):
+            open_data("tones", **options)  # pyright: ignore[reportArgumentType]

@@ -190,9 +190,12 @@ def open_data(
     notes = found.notes
     schema = _unified(found, asked, kind)
     series = found.everything is not None
-    if not schema.rate and (rate is not None or values is not None or (seconds is not None and not series)):
+    of_sounds = (rate, values, None if series else seconds, channels if schema.rate else None)
+    in_files = schema.rate > 0 and spec not in registry.names("data")
+    if not in_files and any(given is not None for given in of_sounds):
         raise DataError(
-            f"{spec} holds no recordings: leave out {option('rate')}, {option('seconds')} and {option('values')}",
+            f"{spec} holds no recordings: leave out {option('rate')}, {option('seconds')}, {option('values')}"
+            + (f" and {option('channels')}" if schema.rate else ""),
             code="no-sounds",
         )
     if not series and (window is not None or stride is not None):

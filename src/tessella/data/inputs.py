@@ -29,6 +29,7 @@ from torch import Tensor
 from tessella.core.batches import Batch, to_read
 from tessella.core.schema import Schema
 from tessella.data.dataset import SPLITS, Data
+from tessella.data.folders.labels import TABLES, find_labels
 from tessella.data.folders.layout import arranged, example_files
 from tessella.data.folders.read import part_name
 from tessella.data.sources import HUB
@@ -126,7 +127,9 @@ class Inputs:
         words: INPUTS in the grammar of this module; none for all of `split`.
         data: opens the run's own data (None), or other data by its SPEC, with the reading options of the run.
         split: split for example numbers, and for a SPEC with official splits.
-        label: class of picture files for a conditional model, by name or number; None for the sub-folder's name.
+        label: class of files for a conditional model, by name or number; None for their own.
+        labelled_by: pattern of file names, or column of a CSV file beside them, with the classes of files, as
+            `open_data` takes it; None for the name of the sub-folder.
         native_size: keep the size of picture files instead of resizing them to the model's size.
         keep_endings: name picture files by their full path instead of their path below the folder without ending.
         skip: called with the name and path of each picture file before reading; true leaves the file out.
@@ -145,6 +148,7 @@ class Inputs:
         *,
         split: str = "test",
         label: str | None = None,
+        labelled_by: str | None = None,
         native_size: bool = False,
         keep_endings: bool = False,
         skip: Callable[[str, str], bool] | None = None,
@@ -152,6 +156,7 @@ class Inputs:
         self._model, self._data, self._split, self._words = model, data, split, words
         self._reader = kind_of(model.schema)
         self._label = None if label is None else label_number(model.schema, label)
+        self._labelled_by = labelled_by
         self._native_size, self._keep_endings = native_size, keep_endings
         self._own: Data | None = None
         self._groups: list[_Rows | _Files] = []
@@ -239,7 +244,9 @@ class Inputs:
     def _add(self, kind: str, words: list[str]) -> None:
         if kind == "file":
             names = [word if self._keep_endings else Path(word).stem for word in words]
-            self._groups.append(self._examples(names, words, [None] * len(words), found=False))
+            whole = map(os.path.abspath, words)
+            classes = [self._classes([path], os.path.dirname(path))[0] for path in whole]
+            self._groups.append(self._examples(names, words, classes, found=False))
         elif kind == "folder":
             self._groups += map(self._folder, words)
         elif kind == "data":
@@ -251,15 +258,24 @@ class Inputs:
             self._groups.append(_Rows(kind, split, rows, self._own.schema.classes))
 
     def _folder(self, folder: str) -> _Files:
-        below, kind, notes = example_files(folder)
+        below, kind, notes = example_files(folder, TABLES if self._labelled_by else ())
         for line in notes:
             note(f"{folder}: {line}")
         paths, of = [os.path.join(folder, name) for name in below], list(map(os.path.dirname, below))
         names = list(paths) if self._keep_endings else [os.path.splitext(name)[0] for name in below]
+        if self._labelled_by is not None:
+            return self._examples(names, paths, self._classes(below, folder), found=True)
         classes: dict[str, str | None] = dict(zip(of, arranged(below, kind).labels, strict=True))
         if not any(classes.values()):  # no classes as data sets have them: the first folder
             classes = {place: place.partition("/")[0] or None for place in of}
         return self._examples(names, paths, [classes[place] for place in of], found=True)
+
+    def _classes(self, names: list[str], folder: str) -> list[str | None]:
+        """Find the classes of files by their names or a table beside them."""
+        try:
+            return find_labels(names, self._labelled_by, folder)[0] if self._labelled_by else [None] * len(names)
+        except DataError:
+            return [None] * len(names)
 
     def _examples(self, names: list[str], paths: list[str], classes: list[str | None], *, found: bool) -> _Files:
         """Expand files to their examples, and note how they are converted."""

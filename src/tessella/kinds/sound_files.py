@@ -82,7 +82,7 @@ class SoundFiles(FileReader):
         changes = self.changes(headers, schema)
         if changes and options.like is None:
             changes[-1] += f"; choose otherwise with {option('rate')}, {option('channels')} or {option('values')}"
-        notes += [*changes, _windows(lengths, schema)]
+        notes += [*changes, _windows(lengths, schema, fixed=options.like is not None)]
         return schema
 
     def holds(self, schema: Schema) -> bool:
@@ -307,17 +307,15 @@ def _agreed(headers: Sequence[FileHeader], options: ReadOptions) -> Schema:
     return Schema(of, (window,), values, lengths=not whole, rate=float(rate), mu_law=options.values == "mu-law")
 
 
-def _windows(lengths: Sequence[int], schema: Schema) -> str:
+def _windows(lengths: Sequence[int], schema: Schema, *, fixed: bool) -> str:
     """Describe the windows into which recordings of these lengths in samples are cut."""
     (window,) = schema.spatial
     size = f"{window / schema.rate:.4g} s ({window:,} samples)"
     count, longest = sum(max(1, math.ceil(n / window)) for n in lengths), max(lengths)
     if count == len(lengths):
         return f"windows of {size} hold every recording whole; the longest has {longest:,} samples"
-    return (
-        f"{len(lengths):,} recordings are cut into {count:,} windows of {size}; choose the length with "
-        f"{option('seconds')}"
-    )
+    choose = "" if fixed else f"; choose the length with {option('seconds')}"
+    return f"{len(lengths):,} recordings are cut into {count:,} windows of {size}{choose}"
 
 
 # levels

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from itertools import product
-from typing import final
+from typing import cast, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.types import _size
 
@@ -18,6 +17,7 @@ from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.observed import observed
 from tessella.core.schema import Schema
 from tessella.likelihoods.history import LocatedLikelihood, PlainHistory, SampleHistory
+from tessella.likelihoods.lattice import Lattice
 from tessella.likelihoods.shared import Standardizer, checked_parameters, over_channels
 from tessella.networks.causal_conv import BlockHead, CausalConv
 from tessella.networks.dilated_conv import DilatedConv
@@ -27,6 +27,8 @@ WIDTH, WIDTH_OF_COLOUR = 64, 96
 DEPTH, DEPTH_OF_SIGNALS = 6, 22
 BLOCK, SMALL = (2, 2), 16
 """Height and width of a block in pixels, and the smallest side of pictures that are divided into blocks."""
+Rows = Tensor | slice
+Choose = Callable[[StoredValues, int, int, Rows], Tensor]
 
 
 @final
@@ -71,17 +73,18 @@ class AutoregressiveModule(Likelihood):
         self.grid = {0: (1, 1, schema.dims), 1: (schema.channels, 1, *schema.spatial)}.get(schema.rank, schema.shape)
         self.features = FEATURES if schema.rank else FEATURES_OF_A_NUMBER
         self.units = Standardizer(schema)
-        standard = Schema.of(self.grid, schema.values)
-        self.whole = whole = pixel(standard)
-        self.one = pixel(replace(standard, spatial=(1, 1)))
         network, usual = {1: (DilatedConv, DEPTH_OF_SIGNALS)}.get(schema.rank, (CausalConv, DEPTH))
         signal, channels = network is DilatedConv, self.grid[0]
+        self.lattice = Lattice(schema.values, look=schema.rate > 0)
+        self.wholes = _modules(pixel(Schema.of(self.grid, values)) for values in self.lattice.values)
+        self.ones = _modules(pixel(Schema.of((channels, 1, 1), values)) for values in self.lattice.values)
+        whole = self.wholes[0]
         history, bias = PlainHistory(channels), whole.initial_bias()
         if signal and isinstance(whole, LocatedLikelihood):
             history, bias = SampleHistory(whole, channels, schema.values), whole.residual_bias()
         width = width or (WIDTH_OF_COLOUR if channels > 1 and not signal else WIDTH)
         self.block = BLOCK if min(self.grid[1:]) >= SMALL else (1, 1)
-        pixels, values = math.prod(self.block), history.features + 1
+        pixels, values = math.prod(self.block), history.features + 1 + (len(self.lattice.values) > 1)
         self.trunk = network(pixels * values, width, depth or usual, context=pixels * self.features)
         self.history, self.head = history, BlockHead(width, values, pixels, whole.parameter_channels)
         if bias is not None:
@@ -102,7 +105,7 @@ class AutoregressiveModule(Likelihood):
         return PixelByPixel(self, parameters.reshape(len(parameters), self.features, *self._sides(parameters)))
 
     def standard(self, x: Tensor) -> Tensor:
-        """Convert stored values `[B, *shape]` to `[B, *grid]` for `whole`; only real values are standardised."""
+        """Convert stored values `[B, *shape]` to `[B, *grid]` for `wholes`; only real values are standardised."""
         if not self.schema.values.discrete:
             x = self.units.to_network(x).masked_fill(x.isnan(), torch.nan)
         return x.reshape(len(x), self.grid[0], *self._sides(x))
@@ -117,9 +120,19 @@ class AutoregressiveModule(Likelihood):
 
         That share, `[B, 1, H, W]`, is 1 without NaN. The network also sees the border by it, since padding is 0.
         """
-        y, seen = self.whole.to_network(x), observed(x)
+        y, seen = self.wholes[0].to_network(x), observed(x)
         known = torch.ones_like(y[:, :1]) if seen is None else seen.to(y.dtype).mean(1, keepdim=True)
         return y, known
+
+    def seen(self, y: Tensor, known: Tensor, exponents: Tensor) -> Tensor:
+        """Compute the network's input `[B, values, H, W]` from the output of `units_of`, y with its past.
+
+        With lattices, the input also has the share of the bits that an example leaves empty.
+        """
+        maps, steps = [self.history(y), known], len(self.lattice.values)
+        if steps > 1:
+            maps.append(known * (exponents / steps)[:, None, None, None])
+        return torch.cat(maps, 1)
 
     def blocks(self, maps: Tensor) -> Tensor:
         """Convert maps `[B, C, H, W]` to blocks `[B, pixels * C, h, w]`, padded with zeros."""
@@ -133,18 +146,23 @@ class AutoregressiveModule(Likelihood):
         cells = blocks.unflatten(1, (*self.block, -1)).permute(0, 3, 4, 1, 5, 2)
         return cells.flatten(4, 5).flatten(2, 3)[..., :height, :width]
 
-    def conditionals(self, x: Tensor, context: Tensor) -> Tensor:
-        """Compute each pixel's parameters for `whole` given the pixels before it, `[B, parameters, H, W]`.
+    def conditionals(self, x: Tensor, context: Tensor, exponents: Tensor) -> Tensor:
+        """Compute each pixel's parameters for `wholes` given the pixels before it, `[B, parameters, H, W]`.
 
         Args:
             x: result of `standard`.
             context: `[B, features, H, W]`.
+            exponents: of the step of each example's lattice, `[B]`.
         """
         y, known = self.units_of(x)
         y = F.pad(y, (self.history.past, 0))
-        values = self.blocks(torch.cat([self.history(y), known], 1))
+        values = self.blocks(self.seen(y, known, exponents))
         parameters = self.head(self.trunk(values, self.blocks(context)), values)
-        return self.history.located(self.unblocked(parameters, *x.shape[2:]), y)
+        return self.located(self.unblocked(parameters, *x.shape[2:]), y, exponents)
+
+    def located(self, parameters: Tensor, y: Tensor, exponents: Tensor) -> Tensor:
+        """Place the locations of parameters `[B, parameters, H, W]` as the history y demands."""
+        return self.history.located(parameters, y, lambda near: self.lattice.align(near, exponents))
 
     def _sides(self, maps: Tensor) -> tuple[int, ...]:
         """Return height and width of pictures of any size; a signal or a vector is one row."""
@@ -172,7 +190,14 @@ class PixelByPixel(StoredValues):
     def by_position(self, value: Tensor) -> Tensor:
         of = self.likelihood
         x = of.standard(value)
-        each = of.whole(of.conditionals(x, self.context)).by_position(x)
+        exponents = of.lattice.exponents(x)
+        parameters, steps = of.conditionals(x, self.context, exponents), self._steps(exponents)
+        each = of.lattice.by_step(
+            exponents, lambda e, rows: of.wholes[e](parameters[rows]).by_position((x / steps)[rows] if e else x[rows])
+        )
+        if of.lattice.logits is not None:  # the first observed position pays for the step
+            seen = ~x.isnan().all(1)
+            each = each + of.lattice.log_prob(exponents)[:, None, None] * (seen & (seen.cumsum(-1) == 1))
         each = each.reshape(len(x), *(self.event_shape[1:] or self.event_shape))
         if of.schema.values.discrete:
             return each
@@ -185,43 +210,67 @@ class PixelByPixel(StoredValues):
 
         Discrete values are rounded.
         """
-        return self._drawn(self.context, lambda pixel, row, column: self._greedy(pixel))
+        return self._drawn(self._exponents(self.likelihood.lattice.mode), lambda pixel, *_: self._greedy(pixel))
 
     def redrawn(self, x: Tensor, where: Tensor) -> Tensor:
         """Reconstruct only the pixels `where` `[*spatial]` (bool) greedily; take all others from `x` `[1, *shape]`."""
-        known = self.likelihood.standard(x).expand(len(self.context), -1, -1, -1)
+        known = self.likelihood.standard(x)
+        exponents = self._exponents(int(self.likelihood.lattice.exponents(known)))
+        known = known / self._steps(exponents)
         free = where.reshape(known.shape[2:]).tolist()
 
-        def choose(pixel: StoredValues, row: int, column: int) -> Tensor:
-            return self._greedy(pixel) if free[row][column] else known[:, :, row, column, None, None]
+        def choose(pixel: StoredValues, row: int, column: int, rows: Rows) -> Tensor:
+            return self._greedy(pixel) if free[row][column] else known[rows, :, row, column, None, None]
 
-        return self._drawn(self.context, choose)
+        return self._drawn(exponents, choose)
 
     def _greedy(self, pixel: StoredValues) -> Tensor:
         return pixel.mean.round() if self.likelihood.schema.values.discrete else pixel.mean
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         context = self.context.expand(*sample_shape, *self.context.shape).flatten(0, -4)
-        drawn = self._drawn(context, lambda pixel, row, column: pixel.sample())
+        exponents = self.likelihood.lattice.sample(len(context)).to(context.device)
+        drawn = self._drawn(exponents, lambda pixel, *_: pixel.sample(), context)
         return drawn.reshape(*sample_shape, *self.batch_shape, *self.event_shape)
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
-        known = None if value is None else self.likelihood.standard(value)
+        of, count = self.likelihood, len(self.context)
+        known = None if value is None else of.standard(value)
         seen = None if observed is None else observed.reshape(-1, *self.context.shape[2:])
+        exponents = of.lattice.code(coder, count, None if known is None else of.lattice.exponents(known))
+        known = None if known is None else known / self._steps(exponents)
 
-        def choose(pixel: StoredValues, row: int, column: int) -> Tensor:
-            here = None if seen is None else seen[:, row, column, None, None]
-            return pixel.code(coder, None if known is None else known[:, :, row, column], here)
+        def choose(pixel: StoredValues, row: int, column: int, rows: Rows) -> Tensor:
+            here = None if seen is None else seen[rows, row, column, None, None]
+            return pixel.code(coder, None if known is None else known[rows, :, row, column], here)
 
-        return self._drawn(self.context, choose)
+        return self._drawn(exponents, choose)
+
+    def _exponents(self, e: int) -> Tensor:
+        return torch.full((len(self.context),), e, dtype=torch.int64, device=self.context.device)
+
+    def _steps(self, exponents: Tensor) -> Tensor:
+        """Return the step of each example's lattice, `[B, 1, 1, 1]`."""
+        return torch.exp2(exponents.float())[:, None, None, None]
+
+    def _drawn(self, exponents: Tensor, choose: Choose, context: Tensor | None = None) -> Tensor:
+        """Generate pixels one after another, `[B, *shape]`; the examples of each lattice together.
+
+        `choose` gets the distribution of a pixel divided by the step, its row and column, and which examples these are.
+        """
+        context = self.context if context is None else context
+
+        def draw(e: int, rows: Rows) -> Tensor:
+            return self._on_lattice(e, context[rows], lambda pixel, i, k: choose(pixel, i, k, rows))
+
+        return self.likelihood.lattice.by_step(exponents, draw)
 
     @torch.no_grad()
-    def _drawn(self, context: Tensor, choose: Callable[[StoredValues, int, int], Tensor]) -> Tensor:
-        """Generate pixels one after another, `[B, *shape]`; `choose` gets the pixel's distribution, row and column."""
-        of, (height, width) = self.likelihood, context.shape[2:]
-        history, (tall, wide) = of.history, of.block
+    def _on_lattice(self, e: int, context: Tensor, choose: Callable[[StoredValues, int, int], Tensor]) -> Tensor:
+        of, (height, width), exponents = self.likelihood, context.shape[2:], self._exponents(e)[:1]
+        (tall, wide), past = of.block, of.history.past
         x = context.new_empty(len(context), of.grid[0], height, width)
-        y = x.new_zeros(*x.shape[:3], history.past + width)
+        y = x.new_zeros(*x.shape[:3], past + width)
         with torch.autocast(context.device.type, enabled=False):
             rows, columns = -(-height // tall), -(-width // wide)
             decoder = of.trunk.incremental(len(context), rows, columns, of.blocks(context))
@@ -233,12 +282,17 @@ class PixelByPixel(StoredValues):
                     if i >= height or k >= width:
                         seen = begun.new_zeros(len(context), of.head.values)
                     else:
-                        window = y[:, :, i : i + 1, k : k + history.past + 1]
-                        parameters = history.located(of.head.pixel(begun, values, j)[:, :, None, None], window)
-                        x[:, :, i, k] = choose(of.one(parameters), i, k)[..., 0, 0]
+                        window = y[:, :, i : i + 1, k : k + past + 1]
+                        parameters = of.located(of.head.pixel(begun, values, j)[:, :, None, None], window, exponents)
+                        pixel = choose(of.ones[e](parameters), i, k)
+                        x[:, :, i, k] = pixel[..., 0, 0] * 2**e
                         units, known = of.units_of(x[:, :, i : i + 1, k : k + 1])
                         window[..., -1:] = units
-                        seen = torch.cat([history(window), known], 1).flatten(1)
+                        seen = of.seen(window, known, exponents).flatten(1)
                     values = torch.cat([values, seen], 1)
                 decoder.append(values)
             return of.stored(x)
+
+
+def _modules(likelihoods: Iterable[Likelihood]) -> Sequence[Likelihood]:
+    return cast(Sequence[Likelihood], nn.ModuleList(likelihoods))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -17,6 +18,7 @@ ORDER = 32
 """Earlier samples from which a location is predicted."""
 FINEST = 1000.0
 """Steps per scale of real values at which the compression of their differences begins."""
+Align = Callable[[Tensor], Tensor]
 
 
 class LocatedLikelihood(Likelihood, ABC):
@@ -55,8 +57,14 @@ class History(nn.Module, ABC):
         """Compute the network's input at each position, `[B, features, H, W]`."""
 
     @abstractmethod
-    def located(self, parameters: Tensor, y: Tensor) -> Tensor:
-        """Return parameters `[B, P, H, W]` with locations relative to the values before each position."""
+    def located(self, parameters: Tensor, y: Tensor, align: Align) -> Tensor:
+        """Return parameters `[B, P, H, W]` with locations relative to the values before each position.
+
+        Args:
+            parameters: `[B, P, H, W]`.
+            y: values `[B, C, H, past + W]`, of which the last per row are not used.
+            align: converts predictions from the network units of y to those of the locations.
+        """
 
 
 @final
@@ -72,7 +80,7 @@ class PlainHistory(History):
     def forward(self, y: Tensor) -> Tensor:
         return y
 
-    def located(self, parameters: Tensor, y: Tensor) -> Tensor:
+    def located(self, parameters: Tensor, y: Tensor, align: Align) -> Tensor:
         return parameters
 
 
@@ -109,8 +117,8 @@ class SampleHistory(History):
     def _compressed(self, y: Tensor) -> Tensor:
         return torch.asinh(y * self.finest) / math.asinh(self.finest)
 
-    def located(self, parameters: Tensor, y: Tensor) -> Tensor:
+    def located(self, parameters: Tensor, y: Tensor, align: Align) -> Tensor:
         with torch.autocast(y.device.type, enabled=False):  # bfloat16 would be off by many levels
             weight = self.predict.weight
             near = F.conv1d(y[..., :-1].squeeze(2).to(weight.dtype), weight).unsqueeze(2)
-            return self.around(near, parameters.to(near.dtype))
+            return self.around(align(near), parameters.to(near.dtype))

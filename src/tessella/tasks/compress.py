@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 from tyro.conf import Positional, arg
 
+from tessella.core.observed import count_observed
 from tessella.foundation.blocks import Page, Table, Text
 from tessella.foundation.errors import DataError, option
 from tessella.foundation.notes import note
@@ -202,7 +203,7 @@ class BaselineCodecs:
     """Collects the first examples, and codes them with other codecs for their kind of data.
 
     Attributes:
-        numbers: number of values in the examples collected.
+        numbers: number of observed values in the examples collected.
         count: number of examples collected.
     """
 
@@ -220,9 +221,10 @@ class BaselineCodecs:
     def collect(self, x: Tensor) -> None:
         """Collect examples `[B, *shape]`, up to the limit."""
         for one in x[: max(0, MOST - self.count)] if self._codecs else ():
-            if self.numbers + one.numel() <= NUMBERS:
+            observed = count_observed(one)
+            if self.numbers + observed <= NUMBERS:
                 self._kept.append(one.clone())
-                self.numbers += one.numel()
+                self.numbers += observed
 
     def sizes(self) -> list[CodecSize]:
         """Code the collected examples with each available codec."""

@@ -160,6 +160,7 @@ class Run:
             data: SPEC of other data for example numbers and splits; None for the run's own data.
             options: further arguments of `tessella.data.inputs.Inputs`.
         """
+        options.setdefault("labelled_by", self.spec.data.get("label"))
         return Inputs(model, words, lambda spec: self.data(spec or data, model), **options)
 
     @property

@@ -37,9 +37,8 @@ def set_labels(layout: Layout, names: Sequence[str], label: str, folder: str, ex
         DataError: if no file gets a class (`no-such-label`).
     """
     rows = [row for row, split in enumerate(layout.splits) if split]
-    find = _by_pattern if is_pattern(label) else _by_column
     try:
-        found, layout.labelling = find([names[row] for row in rows], label, folder)
+        found, layout.labelling = find_labels([names[row] for row in rows], label, folder)
     except DataError as error:
         if not known:
             raise
@@ -53,6 +52,18 @@ def set_labels(layout: Layout, names: Sequence[str], label: str, folder: str, ex
             layout.splits[row] = ""
     for row, name in zip(rows, found, strict=True):
         layout.labels[row] = name
+
+
+def find_labels(names: Sequence[str], label: str, folder: str) -> tuple[list[str | None], str]:
+    """Find the class of each file, or None; and say in words where the classes come from.
+
+    Args:
+        names, label, folder: as `set_labels` takes them.
+
+    Raises:
+        DataError: if no file gets a class (`no-such-label`), or the pattern has no such field (`bad-option`).
+    """
+    return (_by_pattern if is_pattern(label) else _by_column)(names, label, folder)
 
 
 def _by_pattern(names: Sequence[str], label: str, folder: str) -> tuple[list[str | None], str]:
