@@ -360,7 +360,8 @@ def _divided(
             if 1 == different < count:
                 why = f"all {count:,} examples are the same, so there is none"
             elif apart < different:
-                why = f"all {count:,} examples come from {apart} files, which are not divided, so there is none"
+                files = "one file, which is" if apart == 1 else f"{apart} files, which are"
+                why = f"all {count:,} examples come from {files} not divided, so there is none"
             notes.append(f"{why} for a {name} split")
     if found.by_content:
         rows = {name: (part, chosen[np.argsort(part.example_ids[chosen])]) for name, (part, chosen) in rows.items()}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tessella.core.schema import LARGEST, UINT8, Integers, Real, Schema, Values
 from tessella.foundation.errors import DataError, option
+from tessella.foundation.progress import track
 from tessella.foundation.text import one_line
 from tessella.kinds.base import File, FileHeader, FileReader, ReadOptions
 from tessella.kinds.mu_law import mu_law_codes
@@ -48,8 +49,8 @@ _FLOATS = ("FLOAT", "DOUBLE")
 _LOSSY = {"VORBIS": "Vorbis", "OPUS": "Opus", "MPEG_LAYER_I": "MP1", "MPEG_LAYER_II": "MP2", "MPEG_LAYER_III": "MP3"}
 _STATED = re.compile(r"(?:data|SSND|Data Size)\s*:\s*(\d+) \(should be (\d+)\)")
 """Line in the log of libsndfile: the bytes of sound by the header, and those that the file holds."""
-_UNKNOWN = (0, 0x7FFFFFFF)
-"""Numbers of bytes, or larger, in headers that were written before the length was known."""
+_UNKNOWN = 0x7FFFF000
+"""Such a number of bytes, or a larger one, is in headers that were written before the length was known; or 0 is."""
 
 
 @final
@@ -135,14 +136,15 @@ class SoundFiles(FileReader):
                 if deep > bits:
                     these = [h for h in headers if _BITS.get(h.coding) == deep]
                     line(these, f"of {deep} bits", f"rounded to {bits} bits: {kept}")
-            line(
-                [h for h in headers if h.coding in _FLOATS], "of floats", f"rounded to {bits} bits and clipped: {kept}"
-            )
+            floats = [h for h in headers if h.coding in _FLOATS]
+            line(floats, "of floats", f"rounded to {bits} bits and clipped: {kept}")
             lossy = [h for h in headers if h.coding in _LOSSY]
             names = " or ".join(sorted({_LOSSY[h.coding] for h in lossy}))
             line(lossy, f"in {names}", f"decoded and rounded to {bits} bits: {kept}")
             small = [h for h in headers if h.coding in _BYTES and bits > 8]
             line(small, "of 8 bits", f"stored as {bits} bits, each value times {1 << (bits - 8)}")
+        else:
+            line([h for h in headers if h.coding in ("PCM_32", "DOUBLE")], "of 32 or 64 bits", "rounded to float32")
         return lines
 
     def facts(self, files: Sequence[tuple[Callable[[], File], FileHeader]], schema: Schema) -> list[tuple[str, str]]:
@@ -152,7 +154,8 @@ class SoundFiles(FileReader):
         ends = (seconds.min(), np.median(seconds), seconds.max())
         least, middle, most = (f"{value:.3g}" if value < 100 else f"{value:,.0f}" for value in ends)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            levels = [one for one in threads.map(lambda each: _levels(each[0]()), files) if one is not None]
+            measured = threads.map(lambda each: _levels(each[0]()), files)
+            levels = [one for one in track(measured, "measuring", len(files)) if one is not None]
         samples, frames = sum(one.samples for one in levels), sum(one.frames for one in levels)
         loudness = math.sqrt(sum(one.energy for one in levels) / max(1, samples))
         clipped, silent = sum(one.clipped for one in levels), sum(one.silent for one in levels)
@@ -202,7 +205,7 @@ def _opened(file: File) -> Iterator[SoundFile]:
 def _trouble(header: FileHeader, log: str) -> str:
     """Return why a recording cannot be used, by its header and the log of libsndfile, or ""."""
     for stated, there in _STATED.findall(log):
-        if int(there) < int(stated) < _UNKNOWN[1] and int(stated) > _UNKNOWN[0]:
+        if int(there) < int(stated) < _UNKNOWN:
             return f"truncated: {int(there):,} of {int(stated):,} bytes of sound are there"
     if not header.spatial[0]:
         return "it holds no samples"
