@@ -160,6 +160,9 @@ def test_audio_codecs_take_less_for_tones_than_general_ones_and_flac_is_exact() 
     assert sizes.keys() >= {"FLAC", "zlib", "xz", "Ogg Vorbis, lowest quality", "Opus, lowest quality"}
     assert sizes["FLAC"] < sizes["zlib"] < 2 * 6000
     assert sizes["Opus, lowest quality"] < sizes["FLAC"]
+    long = Schema(1, (3_000_000,), PCM16, rate=8000)
+    assert sounds.codecs(long, lossy=True)[0].size([torch.zeros(long.shape)]) > 100, "no overflow"
+    assert sounds.codecs(Schema(9, (4,), PCM16, rate=8000), lossy=True) == ()
     for codes in (SOUNDS["mu-law"], SOUNDS["8 bit, stereo"]):
         one = torch.arange(256.0).expand(codes.channels, -1)
         flac = sounds._encoded(*sounds._samples(one, codes), codes, "FLAC")
@@ -228,6 +231,7 @@ def test_tones_have_the_pitch_loudness_vibrato_and_timbre_of_their_factors() -> 
     assert np.abs(np.log2(loudest.numpy() / hertz) * 1200).max() < 60, "less than vibrato and half a bin"
     second = power.where((near > 1.8) & (near < 2.2), torch.zeros(())).amax(1) / power.amax(1)
     assert ((second > 0.05).numpy() == (values["timbre"][rows] == 3)).all(), "the sawtooth alone has even harmonics"
+    assert not (x.signbit() & (x == 0)).any(), "files would not come back bit for bit"
     louder = render_tones(np.array([[5, 1, loudness, 0] for loudness in range(4)])).max((1, 2))
     assert np.allclose(louder / louder[0], [1, 2, 4, 8], rtol=2e-3)
     swung = render_tones(np.array([[5, 0, 3, vibrato] for vibrato in range(4)]))[:, 0]

@@ -15,7 +15,7 @@ from tessella.coding import files
 from tessella.coding.container import Container
 from tessella.coding.weights import Weights
 from tessella.core.batches import Batch
-from tessella.core.observed import before_end
+from tessella.core.observed import before_end, hide
 from tessella.core.rng import Noise
 from tessella.core.schema import Binary, Integers, Real, Schema, Symbols, Values
 from tessella.data.inputs import NamedBatch
@@ -152,3 +152,37 @@ def test_recordings_of_any_length_come_back_from_a_file(
         assert all(x.isfinite().all() for x in restored)
     else:
         assert all(torch.equal(a, b) for a, b in zip(restored, originals, strict=True))
+
+
+MISSING = replace(Schema.of((2, 48), Real()), missing=True)
+
+
+@pytest.mark.parametrize("config", [VAEConfig, VQVAEConfig])
+def test_the_encoder_is_told_what_is_missing_and_training_hides_more(config: type[ModelConfig]) -> None:
+    torch.manual_seed(0)
+    model = config.from_options({"width": 8, "depth": 1}).build(MISSING)
+    x = torch.randn(6, 2, 48)
+    x[:, :, 20:30] = torch.nan
+    guessed = x.nan_to_num(0.0)  # the mean, which the network sees at missing places too
+    assert torch.equal(model.likelihood.to_network(x), model.likelihood.to_network(guessed))
+    seen = model.encoder_input(x)
+    assert torch.equal(seen[:, 2:].bool(), ~x.isnan())
+    assert not torch.equal(model.encoder(seen, None), model.encoder(model.encoder_input(guessed), None))
+    hidden = model.encoder_input(x, Noise(0))  # a new model is in training mode
+    assert (hidden[:, 2:] <= seen[:, 2:]).all()
+    assert hidden[:, 2:].sum() < seen[:, 2:].sum()
+    assert torch.equal(model.eval().encoder_input(x, Noise(0)), seen)
+    assert model.reconstruct(x).isfinite().all()
+
+
+def test_what_is_hidden_is_up_to_half_of_the_values_or_of_the_positions() -> None:
+    x = torch.zeros(4000, 3, 40)
+    gone = hide(x, Noise(0)).isnan()
+    assert torch.equal(gone, hide(x, Noise(0)).isnan())
+    together = (gone.all(1) == gone.any(1)).all(1)  # all channels at once
+    assert 0.45 < together.float().mean() < 0.6  # half, and those of which nothing is hidden
+    runs = (gone.any(1).int().diff(dim=1, prepend=torch.zeros(4000, 1).int()) > 0).sum(1)
+    assert (runs[together & (gone.flatten(1).float().mean(1) > 0.1)] == 1).all()
+    share = gone.flatten(1).float().mean(1)
+    assert share.max() < 0.65
+    assert share.mean() == pytest.approx(0.25, abs=0.02)

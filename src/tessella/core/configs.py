@@ -62,7 +62,7 @@ class InferenceNetwork(NamedTuple):
     Attributes:
         encoder: the model's encoder.
         bottleneck: the model's bottleneck.
-        input_shape: shape of one example after `Likelihood.to_network`.
+        input_shape: shape of one example as the encoder's input.
         labelled: whether the encoder takes labels.
         examples: function that returns a number of different examples in that form, at which pseudo-inputs start; None:
             they start as noise.

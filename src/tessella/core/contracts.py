@@ -94,7 +94,10 @@ class Likelihood(nn.Module, ABC):
 
 
 class Encoder(nn.Module, ABC):
-    """Maps data, and a label if any, to features."""
+    """Maps data, and a label if any, to features.
+
+    Where values may be missing, its input has a mask for each channel besides: 1 where the value is observed, else 0.
+    """
 
     feature_shape: tuple[int, ...]
     """Shape of one example's features: `(F, *spatial)`."""
@@ -105,7 +108,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
-        """Map the output of `Likelihood.to_network` `[B, *shape]` to features `[B, *feature_shape]`."""
+        """Map the output of `Model.encoder_input` `[B, *encoder_shape]` to features `[B, *feature_shape]`."""
 
 
 class Decoder(nn.Module, ABC):

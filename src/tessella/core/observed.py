@@ -6,6 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tessella.core.rng import Noise
+
+MOST_HIDDEN = 0.5
+"""Largest share of the values of an example that is hidden from an encoder in training."""
+
 
 def observed(x: Tensor) -> Tensor | None:
     """Return which values are observed, a bool tensor of the same shape; None if the type of x cannot hold NaN."""
@@ -15,6 +20,24 @@ def observed(x: Tensor) -> Tensor | None:
 def zero_filled(x: Tensor) -> Tensor:
     """Replace the values that are not observed by 0."""
     return x.nan_to_num(0.0, torch.inf, -torch.inf) if x.is_floating_point() else x
+
+
+def hide(x: Tensor, noise: Noise) -> Tensor:
+    """Replace values of `[B, C, *spatial]` by NaN at random, so that an encoder learns to do without them.
+
+    Of each example up to half is hidden: single values, or one stretch along the first spatial axis in all channels.
+    """
+    share = MOST_HIDDEN * noise.split("share").uniform(len(x), device=x.device).view(-1, *(1,) * (x.dim() - 1))
+    hidden = noise.split("values").uniform(*x.shape, device=x.device) < share
+    if x.dim() > 2:
+        rows, how = x.shape[2], noise.split("stretch").uniform(len(x), 2, device=x.device)
+        length = (share.flatten() * rows).round()
+        start = (how[:, 0] * (rows - length + 1)).floor()
+        row = torch.arange(rows, device=x.device)
+        stretch = (row >= start[:, None]) & (row < (start + length)[:, None])
+        stretch = stretch.view(len(x), 1, rows, *(1,) * (x.dim() - 3)).expand_as(hidden)
+        hidden = torch.where((how[:, 1] < 0.5).view(share.shape), stretch, hidden)
+    return x.masked_fill(hidden, torch.nan)
 
 
 def count_observed(x: Tensor) -> int:

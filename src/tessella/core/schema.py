@@ -218,6 +218,11 @@ class Schema:
         return (self.channels, *self.spatial)
 
     @property
+    def encoder_shape(self) -> tuple[int, ...]:
+        """Return the shape of an encoder's input: with missing values, a channel more for each one, its mask."""
+        return (self.channels * (2 if self.missing else 1), *self.spatial)
+
+    @property
     def rank(self) -> int:
         """Return the number of spatial axes: 0 for vectors, 1 for signals, 2 for pictures."""
         return len(self.spatial)

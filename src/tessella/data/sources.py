@@ -44,9 +44,7 @@ def find_raw(spec: str, options: ReadOptions, label: str | None = None) -> RawDa
     path, named = Path(spec), spec in registry.names("data")
     try:
         ending = _ending(spec) if not named and path.is_file() else ""
-        if (options.kind == "series" and path.exists()) or (
-            options.kind is None and not named and is_unmistakable(spec)
-        ):
+        if options.kind != "signal" and not named and path.exists() and (options.kind or is_unmistakable(spec)):
             from tessella.data.series.windows import open_series
 
             return open_series(spec, options, label)

@@ -51,7 +51,8 @@ def render_tones(numbers: np.ndarray) -> np.ndarray:
     left = time[-1] - time
     envelope = np.minimum(1, time / ATTACK) * np.minimum(1, left / RELEASE) * np.exp(-time / DECAY)
     waves = np.stack([_wave(phase[i], _period(timbre[i], highest[i])) for i in range(len(numbers))])
-    return np.round(32_767 * PEAKS[loudness, None] * envelope * waves).astype(np.float32)[:, None]
+    whole = np.round(32_767 * PEAKS[loudness, None] * envelope * waves).astype(np.int16)
+    return whole.astype(np.float32)[:, None]  # by way of integers, which have no negative zero
 
 
 def _wave(phase: np.ndarray, period: np.ndarray) -> np.ndarray:

@@ -90,7 +90,7 @@ def base_moments(
         labels = None if label is None else label.repeat_interleave(MOMENTS)
         draws = model.prior.sample(count * MOMENTS, noise, model.check_label(labels))
     else:
-        features = model.encoder(model.likelihood.to_network(x), model.check_label(label))
+        features = model.encoder(model.encoder_input(x), model.check_label(label))
         q = model.bottleneck(features, None).posterior
         if isinstance(q, Independent) and isinstance(q.base_dist, Normal):
             return q.base_dist.loc, q.base_dist.scale

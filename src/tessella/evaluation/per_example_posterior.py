@@ -237,7 +237,7 @@ class FlowFamily(VariationalFamily):
 def from_encoder(model: LatentVariableModel, x: Tensor, label: Tensor | None) -> VariationalFamily:
     """Return the family of the model's q, starting at the encoder's output."""
     with torch.no_grad():
-        features = model.encoder(model.likelihood.to_network(x), model.check_label(label))
+        features = model.encoder(model.encoder_input(x), model.check_label(label))
         q = model.bottleneck(features, None).posterior
     if isinstance(q, Independent) and isinstance(q.base_dist, Normal):
         return GaussianFamily(q.base_dist.loc, q.base_dist.scale)

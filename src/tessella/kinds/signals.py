@@ -78,8 +78,9 @@ class Signals(Arrays):
             level = p.square().nanmean((1, 2), keepdim=True).nan_to_num().sqrt()
             noisy = p + SOFT_NOISE * level * noise.normal(*p.shape)
             copies = [sounds.from_pressure(copy, self.schema).to(x.dtype) for copy in (noisy, LOUDER * p)]
-            again = torch.stack([sounds.lossy_copy(one, self.schema).to(x.dtype) for one in x])
-            return [copies[0], late, copies[1], again]
+            if sounds.codable(self.schema):
+                copies.append(torch.stack([sounds.lossy_copy(one, self.schema).to(x.dtype) for one in x]))
+            return [*copies, late]
         copies = [self.noisy_copy(x, noise), late]
         if values == Binary():
             return copies

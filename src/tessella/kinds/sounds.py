@@ -32,6 +32,9 @@ CONTRAST = 1.5
 PAPER, PALE, INK = 255, 248, 20
 PAUSE = 0.25
 """Seconds between sounds that are joined."""
+BLOCK = 1 << 14
+MOST_CHANNELS, HIGHEST_RATE = 8, 192_000
+"""Limits within which the audio codecs are safe to use."""
 OPUS_RATES = (8000, 12_000, 16_000, 24_000, 48_000)
 
 
@@ -54,7 +57,7 @@ def from_pressure(p: Tensor, schema: Schema) -> Tensor:
     if schema.mu_law:
         whole = (p.nan_to_num() * 32_768).round().clamp(-32_768, 32_767)
         return torch.where(p.isnan(), p, torch.from_numpy(mu_law_codes(whole.cpu().numpy())).to(p))
-    return (p * values.levels / 2 + _middle(schema)).round().clamp(values.low, values.high)
+    return (p * values.levels / 2 + _middle(schema)).round().clamp(values.low, values.high) + 0.0  # no negative zero
 
 
 def until_end(x: Tensor) -> Tensor:
@@ -76,8 +79,10 @@ def one_after_another(examples: Sequence[Tensor], schema: Schema) -> Tensor:
 
 
 def codecs(schema: Schema, *, lossy: bool) -> tuple[Codec, ...]:
-    """List the installed audio codecs, applied to each example without its unobserved end."""
+    """List the installed audio codecs, applied to each example without what comes after its end."""
     found: dict[str, Callable[[Tensor], bytes]] = {}
+    if not codable(schema):
+        return ()
     if lossy:
         found["Ogg Vorbis, lowest quality"] = partial(_lossy, schema=schema, subtype="VORBIS")
         if schema.rate in OPUS_RATES:
@@ -91,6 +96,11 @@ def codecs(schema: Schema, *, lossy: bool) -> tuple[Codec, ...]:
         return sum(len(encode(x)) for x in examples)
 
     return tuple(Codec(name, partial(size, encode=encode)) for name, encode in found.items())
+
+
+def codable(schema: Schema) -> bool:
+    """Return whether audio codecs take sounds with so many channels and samples per second."""
+    return schema.channels <= MOST_CHANNELS and schema.rate <= HIGHEST_RATE
 
 
 def lossy_copy(x: Tensor, schema: Schema) -> Tensor:
@@ -174,11 +184,13 @@ def _ogg(p: Tensor, schema: Schema, subtype: str, level: float) -> bytes:
 
 
 def _file(samples: np.ndarray, rate: float, form: str, subtype: str, options: dict[str, Any]) -> bytes:
-    """Encode samples `[C, T]` as a file."""
+    """Encode samples `[C, T]` as a file, in blocks, as the Vorbis encoder of libsndfile 1.2 overflows its stack."""
     import soundfile
 
     buffer = io.BytesIO()
-    soundfile.write(buffer, samples.T, max(1, round(rate)), subtype, format=form, **options)
+    with soundfile.SoundFile(buffer, "w", max(1, round(rate)), len(samples), subtype, format=form, **options) as file:
+        for start in range(0, samples.shape[1], BLOCK):
+            file.write(samples[:, start : start + BLOCK].T)
     return buffer.getvalue()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tessella.core.contracts import Likelihood, Quantizer, StoredValues
-from tessella.core.observed import before_end
+from tessella.core.observed import before_end, hide
 from tessella.core.outputs import Latent, Rate, Sampling, Terms
 from tessella.core.rng import Noise, seeded
 from tessella.core.schema import Schema
@@ -135,6 +135,17 @@ class Model(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def encoder_input(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Convert stored values `[B, *shape]` to the encoder's input `[B, *encoder_shape]`.
+
+        If values may be missing, the input says which are observed. In training, with `noise`, more of them are hidden:
+        q(z | x) then learns to infer z from a part of x, and the bound stays one, for any q gives a bound.
+        """
+        if not self.schema.missing:
+            return self.likelihood.to_network(x)
+        seen = hide(x, noise.split("hide")) if self.training and noise is not None else x
+        return torch.cat([self.likelihood.to_network(seen), (~seen.isnan()).float()], 1)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, label: Tensor | None = None) -> Tensor:

@@ -173,11 +173,11 @@ class CodeModel(LatentModel):
         return codes, vectors, log_q
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        return self.quantise(self.features(x), noise=noise, present=self.before_end(x))
+        return self.quantise(self.features(x, noise), noise=noise, present=self.before_end(x))
 
-    def features(self, x: Tensor) -> list[Tensor]:
+    def features(self, x: Tensor, noise: Noise | None = None) -> list[Tensor]:
         """Compute the features of each level, `[B, F, *grid]`, coarsest first, from stored values `[B, *shape]`."""
-        features = self.encoder(self.likelihood.to_network(x), None)
+        features = self.encoder(self.encoder_input(x, noise), None)
         return [features] if self.pyramid is None else self.pyramid(features)
 
     def before_end(self, x: Tensor) -> list[Tensor | None]:
@@ -467,9 +467,9 @@ def build_code_model(
         plan = ConvPlan.usual(
             schema.shape, fine=fine, rate=schema.rate, side=grid_size, width=width, depth=depth, coarser=True
         )
-        encoder: Encoder = ConvEncoder(schema.shape, plan)
+        encoder: Encoder = ConvEncoder(schema.encoder_shape, plan)
     else:
-        encoder = VectorEncoder(schema.dims, **size)
+        encoder = VectorEncoder(schema.encoder_shape[0], **size)
     features, *grid = encoder.feature_shape
     grids = [[-(-side // 2**i) for side in grid] for i in reversed(range(levels))]
     quantizers = [quantizer.build((features, *sides)) for sides in grids]

@@ -58,7 +58,7 @@ class LatentVariableModel(LatentModel):
         self, config: PriorConfig, classes: int = 0, examples: Callable[[int], Tensor] | None = None
     ) -> list[Standardised]:
         inference = InferenceNetwork(
-            self.encoder, self.bottleneck, self.schema.shape, self.networks_see_labels, examples
+            self.encoder, self.bottleneck, self.schema.encoder_shape, self.networks_see_labels, examples
         )
         return [Standardised(config.build(self.latent_shape, classes, inference), self.latent_shape, classes)]
 
@@ -72,7 +72,7 @@ class LatentVariableModel(LatentModel):
     def forward(
         self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None, draws: int | None = None
     ) -> Terms:
-        features = self.encoder(self.likelihood.to_network(x), self._shown(label))
+        features = self.encoder(self.encoder_input(x, noise), self._shown(label))
         if draws is not None:
             return self._of_draws(features, x, label, noise, draws)
         latent = self._latent(features, noise)
@@ -81,7 +81,7 @@ class LatentVariableModel(LatentModel):
         return Terms.of(distortion, rate, latent.penalty)
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:
-        return self._latent(self.encoder(self.likelihood.to_network(x), self._shown(label)), noise)
+        return self._latent(self.encoder(self.encoder_input(x), self._shown(label)), noise)
 
     def _latent(self, features: Tensor, noise: Noise | None) -> Latent:
         out = self.bottleneck(features, noise)
@@ -176,10 +176,10 @@ def build_latent_variable_model(
     if schema.rank:
         grid = layout == "grid" or (layout is None and is_colour(schema.shape))
         plan = ConvPlan.usual(schema.shape, fine=grid, rate=schema.rate, width=width, depth=depth)
-        encoder: Encoder = ConvEncoder(schema.shape, plan, features=None if grid else 256, classes=classes)
+        encoder: Encoder = ConvEncoder(schema.encoder_shape, plan, features=None if grid else 256, classes=classes)
         usual = 16 if grid else 40
     else:
-        encoder, usual = VectorEncoder(schema.dims, **size), min(32, max(2, schema.dims // 2))
+        encoder, usual = VectorEncoder(schema.encoder_shape[0], **size), min(32, max(2, schema.dims // 2))
     bottleneck = posterior.build(encoder.feature_shape, latent_dim or usual)
     if plan is not None:
         decoder: Decoder = ConvDecoder(bottleneck.latent_shape, plan, p_x.parameter_channels, classes=classes)
@@ -187,7 +187,7 @@ def build_latent_variable_model(
         decoder = VectorDecoder(bottleneck.latent_shape[0], p_x.parameter_channels, **size)
     if (bias := p_x.initial_bias()) is not None:
         decoder.start_at(bias)
-    inference = InferenceNetwork(encoder, bottleneck, schema.shape, bool(classes))
+    inference = InferenceNetwork(encoder, bottleneck, schema.encoder_shape, bool(classes))
     seen = classes if prior is not None and prior.labels != "none" else 0
     return LatentVariableModel(
         config.name,

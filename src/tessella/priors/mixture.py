@@ -108,7 +108,7 @@ class VampPriorModule(Prior):
         latent_shape: shape of one example's z, `(D, *spatial)`.
         classes: number of labels; 0: the prior takes no labels.
         encoder, bottleneck: networks of q(z | x), which must be a diagonal Gaussian.
-        input_shape: shape of one example after `Likelihood.to_network`.
+        input_shape: shape of one example as the encoder's input.
         components: K.
         labelled: whether the encoder takes labels.
         examples: as in `InferenceNetwork`.

@@ -260,7 +260,7 @@ def _exactness(file: Compressed, originals: Originals, of_split: str) -> str:
 
 @dataclass(frozen=True)
 class DecompressConfig:
-    """Restore the examples of a file: one picture each (or one array each for vectors), if the checksums match.
+    """Restore the examples of a file: a picture, a sound or an array each, if the checksums match.
 
     Attributes:
         file: file that the task `compress` wrote.
@@ -281,14 +281,14 @@ class DecompressResult(Result):
     """Examples restored into a folder.
 
     Attributes:
-        examples: number of pictures, or of arrays.
-        pictures: whether the examples are pictures.
+        examples: number of examples.
+        kind: word for them.
         kept: number of files that were stored unchanged.
         out: the folder.
     """
 
     examples: int
-    pictures: bool
+    kind: str
     kept: int
     out: str
 
@@ -297,8 +297,7 @@ class DecompressResult(Result):
 
     def page(self) -> Page:
         also = f" and {self.kept:,} files" if self.kept else ""
-        kind = "pictures" if self.pictures else "arrays"
-        return Page("Decompressed", (Text(f"wrote {self.examples:,} {kind}{also} into {Path(self.out)}"),))
+        return Page("Decompressed", (Text(f"wrote {self.examples:,} {self.kind}{also} into {Path(self.out)}"),))
 
 
 @task("decompress", summary="restore the examples of a compressed file exactly", group="use")
@@ -321,7 +320,7 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
         _say_where(device)
     model = model_for(container, config.run) if header.count else None
     kind = None if model is None else kind_of(model.schema)
-    ending = ".png" if kind is None else kind.file_ending
+    ending, words = (".png", "examples") if kind is None else (kind.file_ending, kind.examples)
     kept = files.kept_names(container)
     targets = Outputs(config.out, header.names, ending, kept, overwrite=config.overwrite)
     if isinstance(header.names, list) and len(set(header.names)) < header.count:
@@ -338,7 +337,7 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
             outputs.write(file.name, lambda draft, data=file.data: draft.write_bytes(data))
     if header.notes:
         note(header.notes)
-    return DecompressResult(header.count, ending == ".png", len(kept), config.out)
+    return DecompressResult(header.count, words, len(kept), config.out)
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def fit_prior(
         before = trainer.rate_before(valid, precision)
 
         def examples(count: int) -> Tensor:
-            return model.likelihood.to_network(train.batch(train.random_rows(count)).x.to(model.device))
+            return model.encoder_input(train.batch(train.random_rows(count)).x.to(model.device))
 
         def sized_trainer(config: PriorConfig | CodePriorConfig) -> PriorTrainer:
             trainer.set_prior(replace(spec, config=config).build(trainer.model, examples))
