@@ -106,6 +106,7 @@ def test_windows_together_are_the_recording(tmp_path: Path, ending: str, subtype
     assert data.schema.values == (UINT8 if eight else PCM16)
     x = everything(data)
     assert (len(x), x.dtype) == (11, torch.float32)
+    assert said(data, "all 11 examples come from 1 files, which are not divided, so there is none for a test split")
     joined = torch.cat(list(x), 1)
     assert torch.equal(joined[:, :20_500].T, torch.from_numpy(stored))
     assert joined[:, 20_500:].isnan().all()
@@ -182,7 +183,7 @@ def test_inputs_are_all_windows_of_a_recording(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "long.flac", np.repeat(noise(25_000), 2, 1), 2 * RATE)
     (folder / "a" / "bad.wav").write_bytes(b"bad")
     schema = open_data(str(folder), seconds=0.25).schema
-    with pytest.warns(UserWarning, match="recordings") as noted:
+    with pytest.warns(UserWarning, match="recordings|sounds") as noted:
         named = list(Inputs(Model(schema), [str(tmp_path / "long.flac"), str(folder)], no_data))
     notes = " ".join(str(one.message) for one in noted)
     for text in ("of 16,000 Hz are resampled to 8,000 Hz", "in stereo are mixed down to mono", "a/bad (not a sound)"):

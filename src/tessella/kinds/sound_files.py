@@ -149,7 +149,8 @@ class SoundFiles(FileReader):
         """Measure durations, rates, levels and lattices of recordings as they are in their files."""
         headers = [header for _, header in files]
         seconds = np.array([header.spatial[0] / header.rate for header in headers])
-        least, middle, most = (f"{value:.3g}" for value in (seconds.min(), np.median(seconds), seconds.max()))
+        ends = (seconds.min(), np.median(seconds), seconds.max())
+        least, middle, most = (f"{value:.3g}" if value < 100 else f"{value:,.0f}" for value in ends)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             levels = [one for one in threads.map(lambda each: _levels(each[0]()), files) if one is not None]
         samples, frames = sum(one.samples for one in levels), sum(one.frames for one in levels)
@@ -349,12 +350,13 @@ class _Levels:
 
 def _levels(file: File) -> _Levels | None:
     """Decode a recording block by block and measure it; None if it cannot be read, which its reading reports."""
-    found, step, values = _Levels(), 0, np.empty(0, np.int64)
+    found, step, first = _Levels(), 0, None
     try:
         with _opened(file) as sound:
             bits = _BITS.get(sound.subtype, 0)
             top = 1 - 2.0 ** (1 - bits) if bits else 1.0
             frame = max(1, round(FRAME_SECONDS * sound.samplerate))
+            counts = np.zeros(1 << min(bits, 16), np.int64)  # of each value, of up to 16 bits
             for x in sound.blocks(frame * max(1, BLOCK // frame), dtype="float64", always_2d=True):
                 loud = np.abs(x).max(1)
                 peaks = np.maximum.reduceat(loud, np.arange(0, len(x), frame))
@@ -366,15 +368,19 @@ def _levels(file: File) -> _Levels | None:
                     found.frames + len(peaks),
                     found.silent + int((peaks < SILENCE).sum()),
                 )
-                if bits:
-                    whole = np.unique(np.rint(x * 2.0 ** (bits - 1)).astype(np.int64))
-                    values = np.union1d(values, whole) if bits <= 16 else np.append(values[:1], whole)
-                    step = math.gcd(step, int(np.gcd.reduce(np.diff(values)))) if len(values) > 1 else step
+                whole = np.rint((x + 1) * 2.0 ** (bits - 1)).astype(np.int64).ravel() if bits else np.empty(0, int)
+                if 0 < bits <= 16:
+                    counts += np.bincount(whole, minlength=len(counts))
+                elif bits:
+                    first = whole[0] if first is None else first
+                    step = math.gcd(step, int(np.gcd.reduce(whole - first)))
     except Exception:  # decoders of broken files raise nearly anything
         return None
-    if not found.samples or not bits or bits > 16:
+    values = np.flatnonzero(counts)
+    if len(values) < 2:
         return replace(found, step=step)
-    return replace(found, step=step, distinct=len(values), spread=int(values[-1] - values[0]) + 1)
+    spread = int(values[-1] - values[0]) + 1
+    return replace(found, step=int(np.gcd.reduce(np.diff(values))), distinct=len(values), spread=spread)
 
 
 def _lattice(levels: Sequence[_Levels]) -> list[str]:
