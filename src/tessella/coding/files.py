@@ -158,7 +158,7 @@ def write_compressed(
         for some in examples:
             names.extend(some.names)
             sizes.extend(_sizes(some.batch.x, model.schema))
-            yield some.batch.x
+            yield some.batch.x + 0  # no negative zeros, which checksums would tell from zeros
 
     computed: ComputePrecision = "float32"
     worth = precision == "bfloat16" or method == "lossless"  # to round a narrow q(z | x) costs 0.5 %
@@ -322,7 +322,7 @@ def read_compressed(
     """
     header, coder = container.header, coder_for(model, lossy=container.header.method == "codes")
     if header.codes_used:
-        cast(CodeModel, model).use_codes(header.codes_used)
+        model.use_codes(header.codes_used)
     parts = (
         _decoded_codes(container, model, coder, workers, device)
         if isinstance(coder, CodesOnly) and not header.tiled

@@ -53,6 +53,8 @@ class CompressConfig:
         split: split to compress, or that numbers of examples refer to.
         prior: kind of the fitted prior to use, or `trained` (for codes `uniform`, which is fast): the model's own.
         precision: precision of encoder and decoder; `auto` is bfloat16 for lossless codes if the CPU supports it.
+        codes_used: number of codes of each position to use, of a model trained with the quantizer residual and its
+            dropout; fewer codes take fewer bits. Default: all.
         compare: also code the first examples with other codecs: pictures with PNG, WebP and JPEG XL, numbers with xz.
         overwrite: replace an existing file.
     """
@@ -65,6 +67,7 @@ class CompressConfig:
     split: str = "test"
     prior: str | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    codes_used: int | None = None
     compare: Literal["yes", "no"] = "yes"
     overwrite: bool = False
 
@@ -156,7 +159,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
             code="exists",
         )
     _say_where(run.device)
-    model = run.model(config.prior, device="cpu")
+    model = run.model(config.prior, device="cpu", codes_used=config.codes_used)
     weights = Weights.of(str(run.path), model, config.prior)
     files.coder_for(model, lossy=config.lossy)
     originals = Originals(model.schema, lossy=config.lossy, native_size=config.native_size)
