@@ -100,8 +100,10 @@ CASES: list[tuple[str, tuple[int, ...]]] = [
     ("binary", (5,)),
     ("uint8", (3, 3, 2)),
     ("uint8", (1, 1, 4)),
+    ("uint8", (2, 5)),
     ("uint8", (4,)),
     ("real", (2, 3, 3)),
+    ("real", (1, 5)),
     ("real", (3,)),
     ("real", (1,)),
 ]
@@ -203,7 +205,9 @@ def test_refusals() -> None:
         likelihood(parameters[:, :2])
 
 
-@pytest.mark.parametrize(("values", "shape"), [("uint8", (3, 4, 5)), ("binary", (1, 5, 4)), ("real", (2, 4, 4))])
+@pytest.mark.parametrize(
+    ("values", "shape"), [("uint8", (3, 4, 5)), ("binary", (1, 5, 4)), ("real", (2, 4, 4)), ("uint8", (2, 9))]
+)
 def test_a_part_is_drawn_given_the_rest(values: str, shape: tuple[int, ...]) -> None:
     likelihood, parameters = made(values, shape)
     drawing = likelihood(parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -77,6 +78,19 @@ def test_what_is_given_stays_and_other_budgets_measure_nothing(digits, clock):
     assert (found.config.width, found.options.batch_size) == (24, 16)
     assert found.config.depth == 2
     assert sized(digits, VAEConfig(), steps=10).config == VAEConfig()
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_one_thread_is_used_where_several_wait_for_one_another(digits, monkeypatch, busy):
+    def taken(model, split, batch, options, device):
+        return 1e-3 if options.threads == 1 or not busy else 5e-3
+
+    monkeypatch.setattr(sizing, "_update_time", taken)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    with pytest.warns(UserWarning, match="busy") if busy else nullcontext():
+        found = sized(digits, VAEConfig(), minutes=6)
+    assert found.options.threads == (1 if busy else None)
+    assert sized(digits, VAEConfig(), minutes=6, threads=3).options.threads == 3
 
 
 def test_networks_are_compiled_where_that_pays_within_the_budget(digits, clock, monkeypatch):

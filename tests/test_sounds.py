@@ -12,9 +12,11 @@ import soundfile
 import torch
 
 from expect import raises
+from tessella.cli import main
 from tessella.core.schema import UINT8, Integers, Real, Schema
 from tessella.data import Data, open_data
 from tessella.data.folders import read as module
+from tessella.data.folders.read import windows_of
 from tessella.data.inputs import Inputs
 from tessella.kinds.mu_law import SAMPLES, mu_law_codes, mu_law_samples
 from tessella.tasks.describe import DescribeConfig, describe_data
@@ -106,6 +108,7 @@ def test_windows_together_are_the_recording(tmp_path: Path, ending: str, subtype
     assert data.schema.values == (UINT8 if eight else PCM16)
     x = everything(data)
     assert (len(x), x.dtype) == (11, torch.float32)
+    assert said(data, "all 11 examples come from one file, which is not divided, so there is none for a test split")
     joined = torch.cat(list(x), 1)
     assert torch.equal(joined[:, :20_500].T, torch.from_numpy(stored))
     assert joined[:, 20_500:].isnan().all()
@@ -181,17 +184,18 @@ def test_inputs_are_all_windows_of_a_recording(tmp_path: Path) -> None:
     folder = recordings(tmp_path / "x", 4)
     soundfile.write(tmp_path / "long.flac", np.repeat(noise(25_000), 2, 1), 2 * RATE)
     (folder / "a" / "bad.wav").write_bytes(b"bad")
+    shutil.copy(folder / "a" / "0.wav", folder / "b" / "3@1.wav")
     schema = open_data(str(folder), seconds=0.25).schema
-    with pytest.warns(UserWarning, match="recordings") as noted:
+    with pytest.warns(UserWarning, match="recordings|sounds") as noted:
         named = list(Inputs(Model(schema), [str(tmp_path / "long.flac"), str(folder)], no_data))
     notes = " ".join(str(one.message) for one in noted)
     for text in ("of 16,000 Hz are resampled to 8,000 Hz", "in stereo are mixed down to mono", "a/bad (not a sound)"):
         assert text in notes, text
     names = [name for batch in named for name in batch.names]
     assert names[:7] == ["long", *(f"long@{part}" for part in range(1, 7))]
-    assert names[7:] == ["a/0", "a/2", "a/2@1", "b/1", "b/3", "b/3@1"]
+    assert names[7:] == ["a/0", "a/2", "a/2@1", "b/1", "b/3", "b/3@1", "b/3-1"]
     x = torch.cat([batch.batch.x for batch in named])
-    assert (~x.isnan()).sum((1, 2)).tolist() == [*[2000] * 6, 500, 700, 2000, 500, 1600, 2000, 1400]
+    assert (~x.isnan()).sum((1, 2)).tolist() == [*[2000] * 6, 500, 700, 2000, 500, 1600, 2000, 1400, 700]
 
 
 def test_data_for_a_model_is_converted_to_what_it_was_trained_on(tmp_path: Path) -> None:
@@ -203,6 +207,24 @@ def test_data_for_a_model_is_converted_to_what_it_was_trained_on(tmp_path: Path)
     assert replace(data.schema, observed=1.0) == replace(like, lengths=True)
     x = everything(data)
     assert (x.shape, (~x.isnan()).sum()) == ((7, 1, 2000), 12_500)
+
+
+def test_windows_are_joined_by_their_names() -> None:
+    assert windows_of(["a", "a@1", "a@2", "b", "b@2", "a@3", "c@1"]) == {"a": 3, "b": 1, "b@2": 1, "a@3": 1, "c@1": 1}
+
+
+@pytest.mark.slow
+def test_a_recording_comes_back_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = recordings(tmp_path / "x", 40)
+    network = ["--steps", "2", "--width", "8", "--depth", "1", "--codebook-size", "8", "--grid-size", "8"]
+    assert main(["train", "vqvae", "--data", str(folder), "--seconds", "0.5", *network, "--out", "run"]) == 0
+    files = [str(folder / "b" / "39.wav"), str(folder / "a" / "2.wav")]
+    assert main(["compress", "run", *files, "-o", "x.tes"]) == 0
+    assert main(["decompress", "x.tes", "-o", "back"]) == 0
+    assert sorted(path.name for path in Path("back").iterdir()) == ["2.wav", "39.wav"]
+    for file in files:
+        assert Path("back", Path(file).name).read_bytes() == Path(file).read_bytes()
 
 
 # labels

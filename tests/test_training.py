@@ -397,12 +397,12 @@ def test_free_bits_take_the_gradient_from_units_below_the_floor():
 def test_the_warm_up_and_the_learning_rate_follow_the_fraction_of_the_budget():
     assert [step.beta_at(Objective(beta=4, warmup=0.5), u) for u in (0, 0.25, 0.5, 1)] == [0, 2, 4, 4]
     assert step.beta_at(Objective(beta=4), 0) == 4
-    for steps in (20, 300, 20_000):  # the rate rises over fifty steps or 3 % of the budget, at most over a tenth
+    for steps in (20, 300, 20_000):  # the rate rises over fifty steps or 3 % of the budget, at most over 30 %
         rates = [step.learning_rate_factor(u / steps, u) for u in range(steps + 1)]
         risen = rates.index(max(rates)) / steps
-        assert max(rates) > 0.8
+        assert max(rates) > 0.7
         assert 0 < rates[0] < 0.03
-        assert risen == pytest.approx(max(0.03, min(50 / steps, 0.1)), abs=1 / steps)
+        assert risen == pytest.approx(max(0.03, min(50 / steps, 0.3)), abs=1 / steps)
         assert rates[-1] == pytest.approx(0, abs=1e-9)
 
 

@@ -350,14 +350,15 @@ def test_averages_follow_the_paper() -> None:
     z = torch.randn(40, 1, 3)
     book.start(z, Noise(0))
     count, total = book.count.clone()[0], book.total.clone()[0]
-    for step in range(3):
+    for step in range(90):
         z = torch.randn(30, 1, 3)
         codes = nearest_codes(z, book.table())
         book.learn(z, codes, Noise(0, step))
+        decay = min(0.9, (1 + step) / (10 + step))  # at first the averages are short
         for k in range(4):
             mine = z[codes[:, 0] == k, 0]
-            count[k] = 0.9 * count[k] + 0.1 * len(mine)
-            total[k] = 0.9 * total[k] + 0.1 * mine.sum(0)
+            count[k] = decay * count[k] + (1 - decay) * len(mine)
+            total[k] = decay * total[k] + (1 - decay) * mine.sum(0)
         torch.testing.assert_close(book.count[0], count)
         torch.testing.assert_close(book.total[0], total)
         smooth = (count + 1e-5) / (count.sum() + 4e-5) * count.sum()

@@ -26,6 +26,9 @@ from tessella.core.rng import Noise
 Distance = Callable[[Tensor], Tensor]
 """Map applied to vectors before they are compared."""
 
+EARLY = 9.0
+"""After t updates the weight of a batch is at least `EARLY / (EARLY + 1 + t)`."""
+
 
 def euclidean(z: Tensor) -> Tensor:
     """Return the vectors unchanged."""
@@ -78,6 +81,8 @@ class AveragedCodebook(nn.Module):
         count_k <- decay count_k + (1 - decay) n_k,    total_k <- decay total_k + (1 - decay) s_k,
         e_k = total_k / count_k, with Laplace smoothing of the counts.
 
+    After t updates the decay is at most (1 + t) / (10 + t): at first the encoder changes faster than slow averages
+    could follow.
     The vectors are initialised by k-means. A code is dead if its count is below one use per batch and below `revive`
     times the mean count (so a rare code of a small codebook is not dead). A dead code gets a random vector of the batch
     and the mean count. A batch with NaN or infinite values is ignored.
@@ -106,6 +111,7 @@ class AveragedCodebook(nn.Module):
         self.register_buffer("total", self.vectors.clone())
         self.register_buffer("count", torch.ones(groups, size))
         self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("updates", torch.zeros(()))
 
     def table(self) -> Tensor:
         return self.distance(self.vectors)
@@ -123,13 +129,16 @@ class AveragedCodebook(nn.Module):
     def learn(self, z: Tensor, codes: Tensor, noise: Noise) -> None:
         size = self.count.shape[1]
         count, total = _joined(*per_code(z, codes, size))
-        count = self.count.lerp(count, 1 - self.decay)
+        usual = 1 - self.decay
+        weight = (EARLY / (EARLY + 1 + self.updates)).clamp_min(usual) if usual else torch.zeros_like(self.updates)
+        count = self.count.lerp(count, weight)
         all_, mean = count.sum(1, keepdim=True), count.mean(1, keepdim=True)
         dead = count < (self.revive * mean).clamp(max=1)
         finite, any_dead = torch.stack([total.sum().isfinite(), dead.any()]).tolist()
         if not finite:
             return
-        self.total.lerp_(total, 1 - self.decay)
+        self.updates += 1
+        self.total.lerp_(total, weight)
         if any_dead:
             group, _ = dead.nonzero(as_tuple=True)
             given = mean.expand_as(count)[dead]

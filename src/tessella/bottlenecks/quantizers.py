@@ -146,7 +146,7 @@ class CodebookQuantizer(Quantizer):
 
     def _used(self, rows: Tensor, noise: Noise | None) -> Tensor | None:
         """Return how many codebooks each row of `[B, *spatial, ...]` uses, `[N]` int64; None: all."""
-        count, positions = len(self.books), rows[0, ..., 0].numel()
+        count, positions = len(self.books), math.prod(rows.shape[1:-1])
         if not self.training:
             return None if self.codes_used is None else torch.full_like(rows[..., 0], self.codes_used).long().flatten()
         if not self.dropout or noise is None or count == 1:

@@ -12,8 +12,8 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -64,17 +64,6 @@ class CodedChunk:
 
     chunk: Chunk
     bound: float
-
-
-@contextmanager
-def single_threaded() -> Iterator[None]:
-    """Run each operation on one thread, so that sums have one order on any number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @cache

@@ -24,7 +24,6 @@ from tessella.coding.coders import (
     Coder,
     CodesOnly,
     Lossless,
-    single_threaded,
     software_versions,
 )
 from tessella.coding.codes_file import StoredCodes, decode_codes
@@ -42,7 +41,7 @@ from tessella.coding.container import (
 )
 from tessella.coding.originals import Originals
 from tessella.coding.weights import Weights
-from tessella.core.device import autocast, lowers
+from tessella.core.device import autocast, lowers, thread_count
 from tessella.core.entropy_coding import WORD
 from tessella.core.observed import before_end
 from tessella.core.schema import Precision, Schema
@@ -159,7 +158,7 @@ def write_compressed(
         for some in examples:
             names.extend(some.names)
             sizes.extend(_sizes(some.batch.x, model.schema))
-            yield some.batch.x
+            yield some.batch.x + 0  # no negative zeros, which checksums would tell from zeros
 
     computed: ComputePrecision = "float32"
     worth = precision == "bfloat16" or method == "lossless"  # to round a narrow q(z | x) costs 0.5 %
@@ -172,7 +171,7 @@ def write_compressed(
     folder.mkdir(parents=True, exist_ok=True)
     bound = 0.0
     chunks: list[tuple[Chunk, int]] = []
-    with tempfile.TemporaryFile(dir=folder) as body, single_threaded():
+    with tempfile.TemporaryFile(dir=folder) as body, thread_count(1):
         for coded in _in_parallel(encode, batches, workers):
             words = coded.chunk.words
             body.write(words.tobytes())
@@ -323,7 +322,7 @@ def read_compressed(
     """
     header, coder = container.header, coder_for(model, lossy=container.header.method == "codes")
     if header.codes_used:
-        cast(CodeModel, model).use_codes(header.codes_used)
+        model.use_codes(header.codes_used)
     parts = (
         _decoded_codes(container, model, coder, workers, device)
         if isinstance(coder, CodesOnly) and not header.tiled
@@ -361,7 +360,7 @@ def _tiles(
 
     kept = torch.empty(0, *shape, dtype=torch.float32 if isinstance(coder, CodesOnly) else coder.dtype)
     number = 0
-    with single_threaded():
+    with thread_count(1):
         in_precision = _in_precision(decode, model, header.precision)
         for x in _in_parallel(_guarded(container, in_precision), with_lengths(), workers):
             kept = torch.cat([kept, x])
@@ -394,7 +393,7 @@ def _decoded_codes(
         chunk, size = item
         return [x for _, x in decode_codes(decoder, _stored(coder.decode_codes(chunk, size), size))]
 
-    with single_threaded():
+    with thread_count(1):
         for xs in _in_parallel(_guarded(container, decode), sized(), workers):
             yield from xs
 

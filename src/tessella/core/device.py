@@ -6,6 +6,8 @@ Likelihoods, rates and quantizers are computed in float32 whatever the precision
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -19,6 +21,17 @@ ACCELERATORS = ("cuda", "xpu", "mps")
 """Device types besides the processor, best first."""
 SMALL = 16
 """Positions per side below which float32 is faster than converting to bfloat16."""
+
+
+@contextmanager
+def thread_count(threads: int | None) -> Iterator[None]:
+    """Run operations of the processor on so many threads; None: as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def resolve_device(asked: str | torch.device | None = None) -> torch.device:

@@ -353,10 +353,15 @@ def _divided(
         if name in parts and parts[name] is not main:
             rows[name] = (parts[name], np.arange(len(parts[name].example_ids)))
         elif name not in rows and share[name] and found.everything is None:
-            count, why = len(main.example_ids), "too few examples"
-            if count > 1 and main.groups is not None and len(np.unique(main.groups)) == 1:
-                same = main.content is not None and len(np.unique(main.content)) == 1
-                why = f"all {count:,} examples are {'the same' if same else 'of one recording'}, so there is none"
+            count = len(main.example_ids)
+            apart = count if main.groups is None else len(np.unique(main.groups))
+            different = apart if main.content is None else len(np.unique(main.content))
+            why = "too few examples"
+            if 1 == different < count:
+                why = f"all {count:,} examples are the same, so there is none"
+            elif apart < different:
+                files = "one file, which is" if apart == 1 else f"{apart} files, which are"
+                why = f"all {count:,} examples come from {files} not divided, so there is none"
             notes.append(f"{why} for a {name} split")
     if found.by_content:
         rows = {name: (part, chosen[np.argsort(part.example_ids[chosen])]) for name, (part, chosen) in rows.items()}

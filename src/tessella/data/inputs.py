@@ -46,6 +46,8 @@ GRAMMAR = (
     f"({', '.join(SPLITS)}), or other data (files of arrays, tables, {', '.join(registry.names('data'))}, hf:NAME)"
 )
 """Grammar of INPUTS, for messages."""
+_NUMBERED = re.compile(r"@(?=\d+$)", re.ASCII)
+"""Sign that numbers the examples of a file, in the name of a file itself."""
 _NUMBERS = re.compile(rf"(?:({'|'.join(SPLITS)}):)?(\d+)?(:(\d+)?)?", re.ASCII)
 
 
@@ -291,7 +293,7 @@ class Inputs:
             for part in range(1 if header.trouble else files.parts(header, schema))
         ]
         return _Files(
-            [part_name(names[i], part) for i, part in rows],
+            [part_name(_NUMBERED.sub("-", names[i]), part) for i, part in rows],
             [paths[i] for i, _ in rows],
             [part for _, part in rows],
             [classes[i] for i, _ in rows],

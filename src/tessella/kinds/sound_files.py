@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tessella.core.schema import LARGEST, UINT8, Integers, Real, Schema, Values
 from tessella.foundation.errors import DataError, option
+from tessella.foundation.progress import track
 from tessella.foundation.text import one_line
 from tessella.kinds.base import File, FileHeader, FileReader, ReadOptions
 from tessella.kinds.mu_law import mu_law_codes
@@ -48,8 +49,8 @@ _FLOATS = ("FLOAT", "DOUBLE")
 _LOSSY = {"VORBIS": "Vorbis", "OPUS": "Opus", "MPEG_LAYER_I": "MP1", "MPEG_LAYER_II": "MP2", "MPEG_LAYER_III": "MP3"}
 _STATED = re.compile(r"(?:data|SSND|Data Size)\s*:\s*(\d+) \(should be (\d+)\)")
 """Line in the log of libsndfile: the bytes of sound by the header, and those that the file holds."""
-_UNKNOWN = (0, 0x7FFFFFFF)
-"""Numbers of bytes, or larger, in headers that were written before the length was known."""
+_UNKNOWN = 0x7FFFF000
+"""Such a number of bytes, or a larger one, is in headers that were written before the length was known; or 0 is."""
 
 
 @final
@@ -135,23 +136,26 @@ class SoundFiles(FileReader):
                 if deep > bits:
                     these = [h for h in headers if _BITS.get(h.coding) == deep]
                     line(these, f"of {deep} bits", f"rounded to {bits} bits: {kept}")
-            line(
-                [h for h in headers if h.coding in _FLOATS], "of floats", f"rounded to {bits} bits and clipped: {kept}"
-            )
+            floats = [h for h in headers if h.coding in _FLOATS]
+            line(floats, "of floats", f"rounded to {bits} bits and clipped: {kept}")
             lossy = [h for h in headers if h.coding in _LOSSY]
             names = " or ".join(sorted({_LOSSY[h.coding] for h in lossy}))
             line(lossy, f"in {names}", f"decoded and rounded to {bits} bits: {kept}")
             small = [h for h in headers if h.coding in _BYTES and bits > 8]
             line(small, "of 8 bits", f"stored as {bits} bits, each value times {1 << (bits - 8)}")
+        else:
+            line([h for h in headers if h.coding in ("PCM_32", "DOUBLE")], "of 32 or 64 bits", "rounded to float32")
         return lines
 
     def facts(self, files: Sequence[tuple[Callable[[], File], FileHeader]], schema: Schema) -> list[tuple[str, str]]:
         """Measure durations, rates, levels and lattices of recordings as they are in their files."""
         headers = [header for _, header in files]
         seconds = np.array([header.spatial[0] / header.rate for header in headers])
-        least, middle, most = (f"{value:.3g}" for value in (seconds.min(), np.median(seconds), seconds.max()))
+        ends = (seconds.min(), np.median(seconds), seconds.max())
+        least, middle, most = (f"{value:.3g}" if value < 100 else f"{value:,.0f}" for value in ends)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            levels = [one for one in threads.map(lambda each: _levels(each[0]()), files) if one is not None]
+            measured = threads.map(lambda each: _levels(each[0]()), files)
+            levels = [one for one in track(measured, "measuring", len(files)) if one is not None]
         samples, frames = sum(one.samples for one in levels), sum(one.frames for one in levels)
         loudness = math.sqrt(sum(one.energy for one in levels) / max(1, samples))
         clipped, silent = sum(one.clipped for one in levels), sum(one.silent for one in levels)
@@ -201,7 +205,7 @@ def _opened(file: File) -> Iterator[SoundFile]:
 def _trouble(header: FileHeader, log: str) -> str:
     """Return why a recording cannot be used, by its header and the log of libsndfile, or ""."""
     for stated, there in _STATED.findall(log):
-        if int(there) < int(stated) < _UNKNOWN[1] and int(stated) > _UNKNOWN[0]:
+        if int(there) < int(stated) < _UNKNOWN:
             return f"truncated: {int(there):,} of {int(stated):,} bytes of sound are there"
     if not header.spatial[0]:
         return "it holds no samples"
@@ -349,12 +353,13 @@ class _Levels:
 
 def _levels(file: File) -> _Levels | None:
     """Decode a recording block by block and measure it; None if it cannot be read, which its reading reports."""
-    found, step, values = _Levels(), 0, np.empty(0, np.int64)
+    found, step, first = _Levels(), 0, None
     try:
         with _opened(file) as sound:
             bits = _BITS.get(sound.subtype, 0)
             top = 1 - 2.0 ** (1 - bits) if bits else 1.0
             frame = max(1, round(FRAME_SECONDS * sound.samplerate))
+            counts = np.zeros(1 << min(bits, 16), np.int64)  # of each value, of up to 16 bits
             for x in sound.blocks(frame * max(1, BLOCK // frame), dtype="float64", always_2d=True):
                 loud = np.abs(x).max(1)
                 peaks = np.maximum.reduceat(loud, np.arange(0, len(x), frame))
@@ -366,15 +371,19 @@ def _levels(file: File) -> _Levels | None:
                     found.frames + len(peaks),
                     found.silent + int((peaks < SILENCE).sum()),
                 )
-                if bits:
-                    whole = np.unique(np.rint(x * 2.0 ** (bits - 1)).astype(np.int64))
-                    values = np.union1d(values, whole) if bits <= 16 else np.append(values[:1], whole)
-                    step = math.gcd(step, int(np.gcd.reduce(np.diff(values)))) if len(values) > 1 else step
+                whole = np.rint((x + 1) * 2.0 ** (bits - 1)).astype(np.int64).ravel() if bits else np.empty(0, int)
+                if 0 < bits <= 16:
+                    counts += np.bincount(whole, minlength=len(counts))
+                elif bits:
+                    first = whole[0] if first is None else first
+                    step = math.gcd(step, int(np.gcd.reduce(whole - first)))
     except Exception:  # decoders of broken files raise nearly anything
         return None
-    if not found.samples or not bits or bits > 16:
+    values = np.flatnonzero(counts)
+    if len(values) < 2:
         return replace(found, step=step)
-    return replace(found, step=step, distinct=len(values), spread=int(values[-1] - values[0]) + 1)
+    spread = int(values[-1] - values[0]) + 1
+    return replace(found, step=int(np.gcd.reduce(np.diff(values))), distinct=len(values), spread=spread)
 
 
 def _lattice(levels: Sequence[_Levels]) -> list[str]:

@@ -69,11 +69,12 @@ def wav(x: Tensor, schema: Schema) -> bytes:
     """Encode one example `[C, T]` as a WAV file: 8 or 16 bits as stored, mu-law as 16 bits, real values as floats."""
     if not schema.mu_law:
         return _encoded(*_samples(x, schema), schema, "WAV")
-    return _encoded((pressure(until_end(x), schema).nan_to_num() * 32_768).numpy().astype(np.int16), 16, schema, "WAV")
+    whole = (pressure(until_end(x.detach().cpu()), schema).nan_to_num() * 32_768).numpy().astype(np.int16)
+    return _encoded(whole, 16, schema, "WAV")
 
 
 def one_after_another(examples: Sequence[Tensor], schema: Schema) -> Tensor:
-    """Join examples `[C, T]` without their unobserved ends, with a pause after each that was not observed either."""
+    """Join examples `[C, T]` without what comes after their ends. The pause after each is not observed."""
     pause = torch.full((schema.channels, round(PAUSE * schema.rate)), math.nan)
     return torch.cat([part for x in examples for part in (until_end(x.float()), pause)], 1)
 
@@ -107,14 +108,14 @@ def lossy_copy(x: Tensor, schema: Schema) -> Tensor:
     """Encode one example as Ogg Vorbis at middle quality and decode it; what was not observed stays so."""
     import soundfile
 
-    p = pressure(x, schema)
+    p = pressure(x.cpu(), schema)
     kept = until_end(p).nan_to_num()
     if not kept.shape[1]:
         return x.float()
     file = io.BytesIO(_ogg(kept, schema, "VORBIS", 0.5))
     again = torch.from_numpy(soundfile.read(file, dtype="float32", always_2d=True)[0].T)
     p = torch.cat([again[:, : kept.shape[1]], p[:, again.shape[1] :]], 1)[:, : x.shape[1]]
-    return torch.where(x.isnan(), x, from_pressure(p, schema))
+    return torch.where(x.isnan(), x, from_pressure(p, schema).to(x.device))
 
 
 def tiles(x: Tensor, schema: Schema, channels: int) -> np.ndarray:

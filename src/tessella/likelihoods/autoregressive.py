@@ -27,6 +27,7 @@ WIDTH, WIDTH_OF_COLOUR = 64, 96
 DEPTH, DEPTH_OF_SIGNALS = 6, 22
 BLOCK, SMALL = (2, 2), 16
 """Height and width of a block in pixels, and the smallest side of pictures that are divided into blocks."""
+BLOCK_OF_SIGNALS = (1, 1)
 Rows = Tensor | slice
 Choose = Callable[[StoredValues, int, int, Rows], Tensor]
 
@@ -83,7 +84,7 @@ class AutoregressiveModule(Likelihood):
         if signal and isinstance(whole, LocatedLikelihood):
             history, bias = SampleHistory(whole, channels, schema.values), whole.residual_bias()
         width = width or (WIDTH_OF_COLOUR if channels > 1 and not signal else WIDTH)
-        self.block = BLOCK if min(self.grid[1:]) >= SMALL else (1, 1)
+        self.block = BLOCK_OF_SIGNALS if signal else BLOCK if min(self.grid[1:]) >= SMALL else (1, 1)
         pixels, values = math.prod(self.block), history.features + 1 + (len(self.lattice.values) > 1)
         self.trunk = network(pixels * values, width, depth or usual, context=pixels * self.features)
         self.history, self.head = history, BlockHead(width, values, pixels, whole.parameter_channels)

@@ -15,7 +15,7 @@ from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
 from tessella.likelihoods.logistic import LogisticMixtureModule
-from tessella.networks.conv import blocked, conv, crop, unblocked
+from tessella.networks.conv import blocked, conv, convolve, crop, unblocked
 
 ORDER = {1: ((0,), (1,)), 2: ((0,), (3,), (1, 2))}
 """Cells of a block of 2 positions per axis, in groups in coding order; each has known neighbours on all sides."""
@@ -24,6 +24,8 @@ LEVELS, SMALLEST = 2, 4
 CONTEXT = 8
 """Channels to which the decoder's parameters at a position are reduced."""
 Drawn = Callable[[StoredValues, Tensor | None, Tensor | None], Tensor]
+GAIN = 0.1
+"""Factor on the weights of neighbours: a step of the optimiser moves all of them, and narrow components bear little."""
 LOG_SCALE = -2.5
 """Initial log scale of positions with known neighbours: those of photographs differ by about a tenth."""
 
@@ -218,8 +220,9 @@ class _Level(nn.Module):
 class _Step(nn.Module):
     """Network that gives the mixtures of a group of cells from the cells known before.
 
-    Each component's location is relative to a linear function of the known neighbours, at first their mean or one of
-    them: photographs are smooth, and drawings repeat colours. Channels depend on how much earlier ones differ from it.
+    Each component's location is a linear function of the known neighbours, at first their mean or one of them, and an
+    offset in units of its scale: photographs are smooth, drawings repeat colours, and narrow components stay near.
+    Channels depend on how much earlier ones differ from that function.
     """
 
     def __init__(
@@ -253,7 +256,7 @@ class _Step(nn.Module):
             for k, channel in product(range(mixtures), range(count)):
                 chosen = choices[k % len(choices)]
                 for known, place in chosen:
-                    weights[(i, channel, k, known * count + channel, *place)] = 1 / len(chosen)
+                    weights[(i, channel, k, known * count + channel, *place)] = 1 / len(chosen) / GAIN
         bias = torch.zeros(self.cells, self.head.out_channels // self.cells // mixtures, mixtures)
         bias[:, 1 + count : 1 + 2 * count] = LOG_SCALE
         self.head.weight.mul_(0.1)
@@ -273,12 +276,13 @@ class _Step(nn.Module):
             h = h + layer(F.silu(h))
         parts = self.head(F.silu(h)).unflatten(1, (self.cells, -1, self.mixtures))
         with torch.autocast(seen.device.type, enabled=False):  # bfloat16 would be off by a level of 256
-            near = self.near(seen.to(self.near.weight.dtype)).unflatten(1, (self.cells, self.channels, self.mixtures))
+            near = convolve(seen.to(self.near.weight.dtype), GAIN * self.near.weight)
+            near = near.unflatten(1, (self.cells, self.channels, self.mixtures))
         logits, locations, scales, coefficients = parts.split(
             [1, self.channels, self.channels, parts.shape[2] - 1 - 2 * self.channels], 2
         )
         pairs = [(v, j) for v in range(self.channels) for j in range(v)]
-        relative = list((locations + near).unbind(2))
+        relative = list((near + locations * scales.clamp(max=0).exp()).unbind(2))
         if pairs:
             slopes = coefficients.tanh()
             for i, (v, j) in enumerate(pairs):

@@ -113,6 +113,15 @@ class Model(nn.Module, ABC):
             SpecError: if draws are requested from a model without a prior.
         """
 
+    def use_codes(self, count: int | None) -> None:
+        """Use only the first codes of each position, of a model with nested codes; None: all.
+
+        Raises:
+            SpecError: if the codes of a position are not nested, or there are not so many.
+        """
+        if count is not None:
+            raise SpecError(f"the model {self.name} has no codes: leave out {option('codes_used')}", code="codes-used")
+
     @abstractmethod
     def compile_networks(self) -> None:
         """Compile the networks by `torch.compile` at first use; likelihood and rate are not compiled."""

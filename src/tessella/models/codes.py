@@ -227,11 +227,6 @@ class CodeModel(LatentModel):
     # what models of codes do besides
 
     def use_codes(self, count: int | None) -> None:
-        """Use only the first codes of each position; None: all.
-
-        Raises:
-            SpecError: if the codes of a position are not nested, or there are not so many.
-        """
         most = min(q.code_shape[0] for q in self.levels)
         if count is not None and not (all(q.nested for q in self.levels) and 1 <= count <= most):
             remedy = (

@@ -171,6 +171,7 @@ class TrainOptions:
             measurement, is more than it takes.
         seed: seed of the weights, the order of the examples and all sampling.
         save_every: seconds between checkpoints; a killed run loses at most this time.
+        threads: threads of the processor. Default: all, or one where the machine is so busy that it is faster alone.
         workers: processes that read files, for streamed data.
         device: device of the networks: auto (the best available), cpu, cuda, mps or xpu; cuda:1 is the second GPU.
             Default: the environment variable TESSELLA_DEVICE, or else auto.
@@ -192,6 +193,7 @@ class TrainOptions:
     compile: Literal["auto", "yes", "no"] = "auto"
     seed: int = 0
     save_every: float = 60.0
+    threads: int | None = None
     workers: int = 2
     device: str | None = None
     rank_timeout: float = 300.0
@@ -206,6 +208,7 @@ class TrainOptions:
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
             "rank_timeout": self.rank_timeout,
+            "threads": self.threads,
         }.items():
             if value is not None and not value > 0:
                 raise SpecError(f"{option(name)} must be more than 0, got {value}", code="out-of-range")

@@ -53,6 +53,8 @@ class CompressConfig:
         split: split to compress, or that numbers of examples refer to.
         prior: kind of the fitted prior to use, or `trained` (for codes `uniform`, which is fast): the model's own.
         precision: precision of encoder and decoder; `auto` is bfloat16 for lossless codes if the CPU supports it.
+        codes_used: number of codes of each position to use, of a model trained with the quantizer residual and its
+            dropout; fewer codes take fewer bits. Default: all.
         compare: also code the first examples with other codecs: pictures with PNG, WebP and JPEG XL, numbers with xz.
         overwrite: replace an existing file.
     """
@@ -65,6 +67,7 @@ class CompressConfig:
     split: str = "test"
     prior: str | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    codes_used: int | None = None
     compare: Literal["yes", "no"] = "yes"
     overwrite: bool = False
 
@@ -156,7 +159,7 @@ def compress(run: Run, config: CompressConfig) -> CompressResult:
             code="exists",
         )
     _say_where(run.device)
-    model = run.model(config.prior, device="cpu")
+    model = run.model(config.prior, device="cpu", codes_used=config.codes_used)
     weights = Weights.of(str(run.path), model, config.prior)
     files.coder_for(model, lossy=config.lossy)
     originals = Originals(model.schema, lossy=config.lossy, native_size=config.native_size)
@@ -262,6 +265,8 @@ def _exactness(file: Compressed, originals: Originals, of_split: str) -> str:
 class DecompressConfig:
     """Restore the examples of a file: a picture, a sound or an array each, if the checksums match.
 
+    Consecutive windows of a recording are joined.
+
     Attributes:
         file: file that the task `compress` wrote.
         out: folder to write into; examples keep their names.
@@ -306,10 +311,13 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
 
     Networks run on the CPU, except that codes alone are decoded to pictures on `device`.
     """
+    import torch
+
     from tessella.coding import files
     from tessella.coding.container import Container
     from tessella.coding.weights import model_for
     from tessella.core.device import resolve_device
+    from tessella.data.folders.read import windows_of
     from tessella.foundation.output_folder import Outputs, check_folder
     from tessella.kinds.base import kind_of
 
@@ -322,22 +330,27 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
     kind = None if model is None else kind_of(model.schema)
     ending, words = (".png", "examples") if kind is None else (kind.file_ending, kind.examples)
     kept = files.kept_names(container)
-    targets = Outputs(config.out, header.names, ending, kept, overwrite=config.overwrite)
     if isinstance(header.names, list) and len(set(header.names)) < header.count:
         raise container.damaged("several examples have the same name")
+    windowed = kind is not None and kind.files is not None and kind.files.windowed
+    parts = windows_of(header.names) if windowed and isinstance(header.names, list) else {}
+    targets = Outputs(config.out, list(parts) or header.names, ending, kept, overwrite=config.overwrite)
     decoded = ()
     if model is not None:
         place = resolve_device(device) if header.method == "codes" else None
         decoded = files.read_compressed(container, model, device=place)
+    decoded = iter(decoded)
     with targets as outputs:
         for number, (name, x) in enumerate(decoded):
             assert kind is not None
-            outputs.write(name + ending, partial(kind.write, x=x, form=header.mode(number)))
+            rest = [window for _, window in islice(decoded, parts.get(name, 1) - 1)]
+            whole = torch.cat([x, *rest], -1) if rest else x
+            outputs.write(name + ending, partial(kind.write, x=whole, form=header.mode(number)))
         for file in container.files():
             outputs.write(file.name, lambda draft, data=file.data: draft.write_bytes(data))
     if header.notes:
         note(header.notes)
-    return DecompressResult(header.count, words, len(kept), config.out)
+    return DecompressResult(len(parts) or header.count, words, len(kept), config.out)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,8 @@ class EvaluateConfig:
         fidelity: number of samples to compare with data in the features of a small classifier; 0 omits the comparison.
         features: features for the comparison: `classifier`; `inception`, which adds the standard FID (needs
             torchmetrics); or an .npz file of your own features, with the arrays `samples` and `data`.
+        codes_used: number of codes of each position to use, of a model trained with the quantizer residual and its
+            dropout; fewer codes take fewer bits. Default: all.
         seed: seed of all random numbers.
         precision: arithmetic of the networks; the bound holds for the model at this precision.
     """
@@ -42,6 +44,7 @@ class EvaluateConfig:
     importance_samples: int = 0
     fidelity: int = 0
     features: str = "classifier"
+    codes_used: int | None = None
     seed: int = 0
     precision: Precision = "float32"
 
@@ -108,7 +111,7 @@ def evaluate_run(run: Run, config: EvaluateConfig) -> EvaluateResult:
     from tessella.evaluation.bounds import evaluate
     from tessella.training.run import EVALUATION, FIDELITY
 
-    model = run.model(config.prior)
+    model = run.model(config.prior, codes_used=config.codes_used)
     if config.fidelity and not model.has_prior:
         raise model.no_prior_error()
     data = run.data(config.data, model)
@@ -123,7 +126,7 @@ def evaluate_run(run: Run, config: EvaluateConfig) -> EvaluateResult:
         data=data.spec,
         split_name=config.split,
     )
-    if config.data is None and config.prior is None:
+    if config.data is None and config.prior is None and config.codes_used is None:
         run.results.save(EVALUATION.format(config.split), evaluation, seed=config.seed, precision=config.precision)
         if fidelity is not None and not config.of_file:
             run.results.save(FIDELITY, fidelity, seed=config.seed)

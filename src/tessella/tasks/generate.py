@@ -153,7 +153,9 @@ class ReconstructConfig:
         count: number of examples, if no inputs are given.
         data: data set to use instead of the run's own; it is read with the run's options.
         split: split that numbers of examples refer to.
-        label: class of picture files, by name or number, for a conditional model.
+        label: class of picture or sound files, by name or number, for a conditional model.
+        codes_used: number of codes of each position to use, of a model trained with the quantizer residual and its
+            dropout; fewer codes take fewer bits. Default: all.
     """
 
     inputs: Positional[tuple[str, ...]] = ()
@@ -161,6 +163,7 @@ class ReconstructConfig:
     data: str | None = None
     split: str = "test"
     label: str | None = None
+    codes_used: int | None = None
 
 
 @task(
@@ -176,7 +179,7 @@ def reconstruct(run: Run, config: ReconstructConfig) -> SheetResult:
 
     if config.count < 1:
         raise SpecError(f"{option('count')} must be at least 1, got {config.count}", code="out-of-range")
-    model = run.model("trained")
+    model = run.model("trained", codes_used=config.codes_used)
     if config.inputs:
         examples = _read(run, model, config, *config.inputs)
     else:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import tessella
 from tessella.core.batches import Batch
-from tessella.core.device import autocast
+from tessella.core.device import autocast, thread_count
 from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -265,7 +265,7 @@ class _Loop:
             workers=options.workers,
         )
         started, resumed_at = time.monotonic() - state.seconds, state.step
-        with _asked_to_stop() as asked:
+        with _asked_to_stop() as asked, thread_count(options.threads):
             while True:
                 state.used, stop = self._agree(time.monotonic() - started, asked.is_set)
                 if state.used >= 1 or stop or state.converged:

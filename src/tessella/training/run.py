@@ -124,9 +124,18 @@ class Run:
         """
         return checkpoint.read_spec(self.path)
 
-    def model(self, prior: str | None = None, device: str | torch.device | None = None) -> Model:
-        """Load the trained model (see `load`); each call returns a new object."""
-        return load(self.path, prior=prior, device=self.device if device is None else device)
+    def model(
+        self, prior: str | None = None, device: str | torch.device | None = None, codes_used: int | None = None
+    ) -> Model:
+        """Load the trained model (see `load`); each call returns a new object.
+
+        Args:
+            prior, device: as in `load`.
+            codes_used: number of codes of each position to use, of nested ones; None: all.
+        """
+        model = load(self.path, prior=prior, device=self.device if device is None else device)
+        model.use_codes(codes_used)
+        return model
 
     def data(self, spec: str | None = None, model: Model | None = None) -> Data:
         """Open the run's own data, or other data converted in the same way.

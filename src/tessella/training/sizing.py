@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 import torch.distributed as dist
 
-from tessella.core.device import autocast, resolve_device
+from tessella.core.device import autocast, resolve_device, thread_count
 from tessella.core.rng import Noise, seeded
 from tessella.data import Split
 from tessella.foundation.config import Config
@@ -45,6 +45,8 @@ FASTEST = 2.0
 """Largest factor on the learning rate of a network that is narrower than usual."""
 COMPILED_FROM = 20 * 60.0
 """Least budget in seconds in which compiling is tried, which itself takes about a minute."""
+SLOWED = 1.2
+"""Several threads are not worth it if one of them alone takes less than the time over this factor."""
 TIMED = 2
 """Updates that are timed for each size, after one to warm up."""
 
@@ -92,7 +94,17 @@ def fit_to_budget(
     seconds, device = 60 * options.minutes, resolve_device(options.device)
     wanted = UPDATES * math.sqrt(options.minutes / REFERENCE)
     with tracking("measuring this machine"):
-        times = {0: _update_time(make(candidates[0]), split, batch, options, device)}
+        each = _update_time(make(candidates[0]), split, batch, options, device)
+        if options.threads is None and device.type == "cpu" and torch.get_num_threads() > 1:
+            alone = _update_time(make(candidates[0]), split, batch, replace(options, threads=1), device)
+            if SLOWED * alone < each:
+                note(
+                    f"the machine is busy: one thread is faster than {torch.get_num_threads()} and is used alone "
+                    f"({1000 * alone:,.0f} instead of {1000 * each:,.0f} ms per update); change it with "
+                    f"{option('threads')}"
+                )
+                options, each = replace(options, threads=1), alone
+        times = {0: each}
         low, high = 0, len(candidates) - 1
         while low < high and (1 + TIMED) * sum(times.values()) < SHARE * seconds:
             middle = (low + high + 1) // 2
@@ -188,7 +200,7 @@ def _update_time(model: Trainable, split: Split, batch: int, options: TrainOptio
     rows = [i % len(split) for i in range(batch)]
     examples = split.batch(rows).to(device)
     taken: list[float] = []
-    with seeded(0, device):
+    with seeded(0, device), thread_count(options.threads):
         for number in range(1 + TIMED):
             started = time.perf_counter()
             with autocast(options.precision, module.schema, device):

@@ -15,7 +15,7 @@ from tessella.core.rng import Noise
 from tessella.models.spec import Objective, TrainOptions
 from tessella.training.state import first_not_finite
 
-RISE, RISE_STEPS, LATEST = 0.03, 50, 0.1
+RISE, RISE_STEPS, LATEST = 0.03, 50, 0.3
 """The learning rate rises over this fraction of the budget and this many steps, whichever is longer, but is risen after
 the fraction `LATEST`."""
 VALUES = 1 << 17

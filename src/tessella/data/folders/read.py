@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -181,6 +181,18 @@ def _hash_or_error(file: File) -> int | OSError:
 def part_name(name: str, part: int) -> str:
     """Name an example of a file: `clip` for the first one, then `clip@1`, `clip@2`, ..."""
     return f"{name}@{part}" if part else name
+
+
+def windows_of(names: Iterable[str]) -> dict[str, int]:
+    """Count the consecutive examples `clip`, `clip@1`, ... of each file, by the name of the first one."""
+    found: dict[str, int] = {}
+    file = ""
+    for name in names:
+        if file and name == part_name(file, found[file]):
+            found[file] += 1
+        else:
+            file, found[name] = name, 1
+    return found
 
 
 def _of_part(hashes: np.ndarray, part: np.ndarray) -> np.ndarray:
