@@ -14,7 +14,7 @@ from expect import raises
 from tessella.core.schema import Real, Schema
 from tessella.models.presets import VAEConfig
 from tessella.tasks.detect import DetectConfig, detect
-from tessella.tasks.detect.series.made_up import CHANGES, make_up_rows
+from tessella.tasks.detect.series.made_up import CHANGES, insert_anomalies
 from tessella.tasks.detect.series.result import SeriesDetection
 from tessella.tasks.detect.series.scores import PATCHES, SURPRISE, Cover, NeighbourDistance, RowScores, model_scores
 from tessella.training.run import Run
@@ -85,7 +85,7 @@ def test_the_cost_of_a_row_is_given_the_rows_around_its_patch() -> None:
 def test_made_up_anomalies_change_the_rows_that_they_say() -> None:
     x = wave(1000, 4)
     for change in CHANGES.values():
-        changed, anomalous = make_up_rows(x, change, WINDOW, x.std(0), np.random.default_rng(0))
+        changed, anomalous = insert_anomalies(x, change, WINDOW, x.std(0), np.random.default_rng(0))
         assert np.array_equal(changed[~anomalous], x[~anomalous])
         assert not np.array_equal(changed[anomalous], x[anomalous])
         assert 0.02 < anomalous.mean() < 0.3

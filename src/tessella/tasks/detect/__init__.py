@@ -187,19 +187,19 @@ def _detect_series(run: Run, config: DetectConfig) -> SeriesDetection:
 
     with ExitStack() as stack:
         if config.train is not None:
-            normals, words = prepared.normal_rows(config.train, config.window), (str(run.path), *config.inputs)
-            inputs = prepared.inputs_of(words, normals.schema, normals)
+            inliers, words = prepared.normal_rows(config.train, config.window), (str(run.path), *config.inputs)
+            inputs = prepared.inputs_of(words, inliers.schema, inliers)
             kept = config.keep or os.path.join(stack.enter_context(TemporaryDirectory()), "detector")
             how: dict[str, Any] = {"minutes": config.minutes, "seed": config.seed, "device": run.device}
-            run, name = prepared.train_on_rows(normals, config.train, Path(kept), **how), Path(config.train).name
+            run, name = prepared.train_on_rows(inliers, config.train, Path(kept), **how), Path(config.train).name
             model = run.model(None)
         else:
             name, model = run.path.name, run.model(config.prior)
-            normals, inputs = prepared.rows_of_run(run, model, config.calibration_data)
+            inliers, inputs = prepared.rows_of_run(run, model, config.calibration_data)
             words = tuple(word for word in config.inputs if word != config.split)
-            inputs = prepared.inputs_of(words, model.schema, normals) if words else inputs
+            inputs = prepared.inputs_of(words, model.schema, inliers) if words else inputs
         return prepared.detect_rows(
-            name, model, normals, inputs, config.false_positives, score=config.score, seed=config.seed
+            name, model, inliers, inputs, config.false_positives, score=config.score, seed=config.seed
         )
 
 

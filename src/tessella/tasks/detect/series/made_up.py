@@ -75,7 +75,7 @@ CHANGES: Mapping[str, Change] = {
 amplitude, from another time, in reverse order, and of another speed."""
 
 
-def make_up_rows(
+def insert_anomalies(
     x: np.ndarray, change: Change, window: int, scale: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Copy rows `[T, C]` with an anomaly in every few windows; return also which rows were changed, `[T]`."""
@@ -112,19 +112,19 @@ class RowChoice:
         return {"score": self.score, "rows": self.rows, "average_precision": self.figures}
 
 
-def choose_score(scores: RowScores, held_out: Sequence[np.ndarray], window: int, seed: int) -> RowChoice:
+def choose_score(scores: RowScores, calibration: Sequence[np.ndarray], window: int, seed: int) -> RowChoice:
     """Choose a score on copies of held-out normal rows with made-up anomalies.
 
     It is the combined one, unless its mean average precision is lower than the best one's by more than `LOSS`.
     """
-    longest = max(held_out, key=len)[:MOST_ROWS]
+    longest = max(calibration, key=len)[:MOST_ROWS]
     copies = min(MOST_COPIES, max(1, -(-EACH * APART * window // len(longest))))
     scale = np.nanstd(longest, 0)
     figures: dict[str, dict[str, float]] = {name: {} for name in scores.names}
     for number, (kind, change) in enumerate(track(list(CHANGES.items()), "comparing scores")):
         rng = np.random.default_rng((seed, number))
-        made = [make_up_rows(longest, change, window, scale, rng) for _ in range(copies)]
-        found = [scores(x, held_out=True) for x, _ in made]
+        made = [insert_anomalies(longest, change, window, scale, rng) for _ in range(copies)]
+        found = [scores(x, calibration=True) for x, _ in made]
         anomalous = np.concatenate([labels for _, labels in made])
         for name, by_kind in figures.items():
             by_kind[kind] = average_precision(np.concatenate([one[name] for one in found]), anomalous)

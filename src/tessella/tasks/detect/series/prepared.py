@@ -114,7 +114,7 @@ def normal_rows(spec: str, window: int | None) -> NormalRows:
     return NormalRows(fit, held_out, replace(schema, columns=first.columns), os.path.abspath(first.path), end)
 
 
-def windows_of(rows: Sequence[np.ndarray], window: int) -> np.ndarray:
+def training_windows(rows: Sequence[np.ndarray], window: int) -> np.ndarray:
     """Cut overlapping windows `[N, C, window]` from stretches; NaN fills those that are shorter than a window."""
     segments = [(i, 0, len(x)) for i, x in enumerate(rows)]
     count = sum(map(len, rows))
@@ -127,15 +127,18 @@ def windows_of(rows: Sequence[np.ndarray], window: int) -> np.ndarray:
     return found
 
 
-def train_on_rows(normals: NormalRows, spec: str, place: Path, *, minutes: float, seed: int, device: Any) -> Run:
+def train_on_rows(inliers: NormalRows, spec: str, place: Path, *, minutes: float, seed: int, device: Any) -> Run:
     """Train a VAE on windows of the normal rows, hiding parts of each window from its encoder."""
-    parts = {"train": windows_of(normals.fit, normals.window), "valid": windows_of(normals.held_out, normals.window)}
-    schema = replace(normals.schema, observed=float((~np.isnan(parts["train"])).mean()))
+    parts = {
+        "train": training_windows(inliers.fit, inliers.window),
+        "valid": training_windows(inliers.held_out, inliers.window),
+    }
+    schema = replace(inliers.schema, observed=float((~np.isnan(parts["train"])).mean()))
     splits = {
         name: PartSplit(RawSplit(of, None, index_keys(len(of), name), name=spec), np.arange(len(of)))
         for name, of in parts.items()
     }
-    options = {"kind": "series", "window": normals.window}
+    options = {"kind": "series", "window": inliers.window}
     data = Data(os.path.abspath(spec), options, schema, dict(splits), ())
     torch.manual_seed(seed)
     model = ModelConfig.chosen("vae").from_options({"width": 16, "depth": 1}).build(schema)
@@ -178,7 +181,7 @@ def rows_of_run(run: Run, model: Model, calibration: Sequence[str]) -> tuple[Nor
 def detect_rows(
     name: str,
     model: Model,
-    normals: NormalRows,
+    inliers: NormalRows,
     inputs: Sequence[ScoredSeries],
     rate: float | None,
     *,
@@ -197,7 +200,7 @@ def detect_rows(
         SpecError: if there is no such score.
         DataError: if there are too few held-out rows, or a series is too short.
     """
-    count, asked = sum(map(len, normals.held_out)), rate is not None
+    count, asked = sum(map(len, inliers.held_out)), rate is not None
     rate = DEFAULT_RATE if rate is None else rate
     enough = count * rate >= 1
     if asked and not enough:
@@ -207,22 +210,22 @@ def detect_rows(
             code="too-few-normal-examples",
             needed=math.ceil(1 / rate),
         )
-    if count < FEWEST_WINDOWS * normals.window:
+    if count < FEWEST_WINDOWS * inliers.window:
         note(
-            f"the {count:,} held-out normal rows hold {count / normals.window:.1f} windows: the false-positive rate of "
+            f"the {count:,} held-out normal rows hold {count / inliers.window:.1f} windows: the false-positive rate of "
             "other rows may differ from the stated one"
             if enough
             else f"the {count:,} held-out normal rows are too few for a threshold: give more with "
             f"{option('calibration_data')}"
         )
-    scores = RowScores(normals.fit, normals.held_out, max(2, normals.window // 2), model)
+    scores = RowScores(inliers.fit, inliers.held_out, max(2, inliers.window // 2), model)
     if score is not None and score not in scores.names:
         raise SpecError(
             f"the score {score} is not computed here; there are: {', '.join(scores.names)}", code="no-such-score"
         )
     choice: RowChoice | None = None
     if score is None:
-        choice = choose_score(scores, normals.held_out, normals.window, seed)
+        choice = choose_score(scores, inliers.held_out, inliers.window, seed)
         note(f"score {choice.score}: mean average precision {choice.mean(choice.score):.3f} of made-up anomalies")
     normal = scores.normal if enough else {}
     thresholds = {of: float(np.quantile(values, 1 - rate, method="higher")) for of, values in normal.items()}
@@ -238,11 +241,11 @@ def detect_rows(
     by = score if choice is None else choice.score
     assert by is not None
     return SeriesDetection(
-        name, model.name, normals.window, by, found, rate if enough else None, thresholds, count, choice, rankings
+        name, model.name, inliers.window, by, found, rate if enough else None, thresholds, count, choice, rankings
     )
 
 
-def inputs_of(words: Sequence[str], like: Schema, normals: NormalRows) -> list[ScoredSeries]:
+def inputs_of(words: Sequence[str], like: Schema, inliers: NormalRows) -> list[ScoredSeries]:
     """Read the series that words name; of the file of the normal rows, only the rows after those are scored.
 
     Raises:
@@ -253,11 +256,11 @@ def inputs_of(words: Sequence[str], like: Schema, normals: NormalRows) -> list[S
         if not os.path.exists(word):
             raise DataError(f"no such input: {word}; give files or folders of series", code="no-such-input", input=word)
         for series in read_series(word, [], like=like):
-            same = os.path.abspath(series.path) == normals.source
-            if same and normals.end is None:
+            same = os.path.abspath(series.path) == inliers.source
+            if same and inliers.end is None:
                 raise DataError(
                     f"all rows of {series.path} are used as normal ones, so none is left to score: give other inputs",
                     code="all-normal",
                 )
-            found.append(ScoredSeries(series, {}, (normals.end or 0) if same else 0))
+            found.append(ScoredSeries(series, {}, (inliers.end or 0) if same else 0))
     return found

@@ -64,15 +64,15 @@ class NeighbourDistance:
     count as the mean.
 
     Args:
-        normals: normal rows, `[T, C]` each.
+        inliers: normal rows, `[T, C]` each.
         length: rows of a stretch.
     """
 
-    def __init__(self, normals: Sequence[np.ndarray], length: int) -> None:
+    def __init__(self, inliers: Sequence[np.ndarray], length: int) -> None:
         self.length = length
         self.step = next(step for step in range(max(1, length // PLACES), 0, -1) if length % step == 0)
-        self.scale = np.nanstd(np.concatenate(normals), 0)
-        long = [x for x in normals if len(x) >= length]
+        self.scale = np.nanstd(np.concatenate(inliers), 0)
+        long = [x for x in inliers if len(x) >= length]
         starts = [np.arange(len(x) - length + 1) for x in long]
         count = sum(map(len, starts))
         if not count:
@@ -165,34 +165,34 @@ class RowScores:
     make no distance larger, so thresholds set on held-out rows are not too low.
 
     Args:
-        normals: normal rows, `[T, C]` each.
-        held_out: further normal rows that the model was not trained on.
+        inliers: normal rows, `[T, C]` each.
+        calibration: further normal rows that the model was not trained on.
         length: rows of the stretches that are compared.
         model: model of windows; None for the distance alone.
     """
 
     def __init__(
-        self, normals: Sequence[np.ndarray], held_out: Sequence[np.ndarray], length: int, model: Model | None
+        self, inliers: Sequence[np.ndarray], calibration: Sequence[np.ndarray], length: int, model: Model | None
     ) -> None:
-        self.model, self.neighbours = model, NeighbourDistance(normals, length)
-        found = [self._plain(x, self.neighbours) for x in held_out]
+        self.model, self.neighbours = model, NeighbourDistance(inliers, length)
+        found = [self._plain(x, self.neighbours) for x in calibration]
         self.normal = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
         self._surprises = {name: Surprise(values) for name, values in self.normal.items()}
         self.normal |= self._combined(self.normal)
-        self._compared_with_all = NeighbourDistance([*normals, *held_out], length)
+        self._compared_with_all = NeighbourDistance([*inliers, *calibration], length)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of the scores."""
         return tuple(self.normal)
 
-    def __call__(self, x: np.ndarray, *, held_out: bool = False) -> dict[str, np.ndarray]:
+    def __call__(self, x: np.ndarray, *, calibration: bool = False) -> dict[str, np.ndarray]:
         """Compute all scores of the rows `[T, C]` of a series, `[T]` each; higher is more anomalous.
 
         Args:
-            held_out: whether they are made of held-out rows.
+            calibration: whether they are made of held-out rows.
         """
-        plain = self._plain(x, self.neighbours if held_out else self._compared_with_all)
+        plain = self._plain(x, self.neighbours if calibration else self._compared_with_all)
         return plain | self._combined(plain)
 
     def _plain(self, x: np.ndarray, neighbours: NeighbourDistance) -> dict[str, np.ndarray]:
