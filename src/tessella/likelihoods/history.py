@@ -16,6 +16,8 @@ from tessella.core.schema import Values
 
 ORDER = 32
 """Earlier samples from which a location is predicted."""
+GAIN = 0.1
+"""Factor on the weights of predictions: an optimiser's step moves all of them, and narrow components bear little."""
 FINEST = 1000.0
 """Steps per scale of real values at which the compression of their differences begins."""
 Align = Callable[[Tensor], Tensor]
@@ -106,8 +108,8 @@ class SampleHistory(History):
         with torch.no_grad():
             weights = self.predict.weight.zero_().unflatten(0, (channels, -1))
             for c in range(channels):
-                weights[c, 0::3, c, -1] = 1
-                weights[c, 1::3, c, -2:] = torch.tensor([-1.0, 2.0])
+                weights[c, 0::3, c, -1] = 1 / GAIN
+                weights[c, 1::3, c, -2:] = torch.tensor([-1.0, 2.0]) / GAIN
 
     def forward(self, y: Tensor) -> Tensor:
         steps = y.diff()
@@ -119,6 +121,6 @@ class SampleHistory(History):
 
     def located(self, parameters: Tensor, y: Tensor, align: Align) -> Tensor:
         with torch.autocast(y.device.type, enabled=False):  # bfloat16 would be off by many levels
-            weight = self.predict.weight
+            weight = GAIN * self.predict.weight
             near = F.conv1d(y[..., :-1].squeeze(2).to(weight.dtype), weight).unsqueeze(2)
             return self.around(align(near), parameters.to(near.dtype))

@@ -14,6 +14,7 @@ from torch.types import _size
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
 from tessella.core.schema import Schema
+from tessella.likelihoods.history import GAIN
 from tessella.likelihoods.logistic import LogisticMixtureModule
 from tessella.networks.conv import blocked, conv, convolve, crop, unblocked
 
@@ -24,8 +25,6 @@ LEVELS, SMALLEST = 2, 4
 CONTEXT = 8
 """Channels to which the decoder's parameters at a position are reduced."""
 Drawn = Callable[[StoredValues, Tensor | None, Tensor | None], Tensor]
-GAIN = 0.1
-"""Factor on the weights of neighbours: a step of the optimiser moves all of them, and narrow components bear little."""
 LOG_SCALE = -2.5
 """Initial log scale of positions with known neighbours: those of photographs differ by about a tenth."""
 
@@ -236,7 +235,7 @@ class _Step(nn.Module):
     ) -> None:
         super().__init__()
         self.known, self.cells = known, len(group)
-        self.mixtures, self.channels = mixture.mixtures, mixture.channels
+        self.mixtures, self.channels, self.around = mixture.mixtures, mixture.channels, mixture.around
         values = len(known) * self.channels
         self.near = conv(rank, values, len(group) * self.channels * self.mixtures, 3, bias=False)
         self.values = conv(rank, values, width, 3)
@@ -274,20 +273,10 @@ class _Step(nn.Module):
         h = self.values(seen) + self.context(context)
         for layer in self.layers:
             h = h + layer(F.silu(h))
-        parts = self.head(F.silu(h)).unflatten(1, (self.cells, -1, self.mixtures))
+        parts = self.head(F.silu(h)).unflatten(1, (self.cells, -1)).flatten(0, 1)
         with torch.autocast(seen.device.type, enabled=False):  # bfloat16 would be off by a level of 256
             near = convolve(seen.to(self.near.weight.dtype), GAIN * self.near.weight)
-            near = near.unflatten(1, (self.cells, self.channels, self.mixtures))
-        logits, locations, scales, coefficients = parts.split(
-            [1, self.channels, self.channels, parts.shape[2] - 1 - 2 * self.channels], 2
-        )
-        pairs = [(v, j) for v in range(self.channels) for j in range(v)]
-        relative = list((near + locations * scales.clamp(max=0).exp()).unbind(2))
-        if pairs:
-            slopes = coefficients.tanh()
-            for i, (v, j) in enumerate(pairs):
-                relative[v] = relative[v] - slopes[:, :, i] * near[:, :, j]
-        return torch.cat([logits, torch.stack(relative, 2), scales, coefficients], 2).flatten(2, 3)
+        return self.around(near.unflatten(1, (self.cells, -1)).flatten(0, 1), parts).unflatten(0, (-1, self.cells))
 
 
 def _cells(maps: Tensor) -> Tensor:

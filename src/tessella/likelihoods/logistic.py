@@ -95,7 +95,7 @@ class LogisticMixtureModule(LocatedLikelihood):
         parts = parameters.unflatten(1, (-1, self.mixtures))
         near = predictions.unflatten(1, (count, self.mixtures))
         logits, offsets, log_scales, coefficients = parts.split([1, count, count, parts.shape[1] - 1 - 2 * count], 1)
-        scales = log_scales.clamp(_least_log_scale(self.schema.values.levels), LOG_SCALE_MAX).exp()
+        scales = log_scales.clamp(_least_log_scale(self.schema.values.levels), 0.0).exp()
         locations, slopes = list((near + offsets * scales).unbind(1)), coefficients.tanh()
         for i, (c, j) in enumerate(_pairs(count)):
             locations[c] = locations[c] - slopes[:, i] * near[:, j]
