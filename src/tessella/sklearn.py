@@ -1,7 +1,8 @@
 """Estimators for scikit-learn: `LatentOutlierDetector` and `LatentTransformer`.
 
 `fit` trains a model of this package on rows of numbers `[n, features]`. With `image_shape` the rows are flattened
-pictures, and pictures `[n, H, W]` or `[n, H, W, C]` are accepted too.
+pictures, and pictures `[n, H, W]` or `[n, H, W, C]` are accepted too. With `signal=True` the examples are signals
+`[n, T]` or `[n, C, T]`.
 
     >>> from tessella import LatentOutlierDetector
     >>> detector = LatentOutlierDetector(contamination=0.05, random_state=0).fit(X)  # doctest: +SKIP
@@ -32,6 +33,8 @@ from tessella.data.splits import PartSplit
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.tasks.detect.detector import Detector
+from tessella.tasks.detect.series.scores import NEIGHBOURS
+from tessella.tasks.detect.series.signals import SignalScorer
 from tessella.tasks.detect.tables import (
     GLOBAL,
     LOCAL,
@@ -64,6 +67,7 @@ class _Fitted(BaseEstimator, ABC):
     model: str
     max_steps: int
     image_shape: tuple[int, ...] | None
+    signal: bool
     model_options: dict[str, Any] | None
     random_state: Any
     device: str | None
@@ -92,6 +96,8 @@ class _Fitted(BaseEstimator, ABC):
         """Validate X as `[n, features]` by scikit-learn's own checks."""
         if self.image_shape is not None:
             X = self._flat(X)
+        elif self.signal:
+            X = self._flat_signals(X, reset=reset)
         kinds: Any = [np.float64, np.float32, np.uint8]
         return cast(np.ndarray, validate_data(self, X, reset=reset, dtype=kinds, ensure_min_samples=2 if reset else 1))
 
@@ -110,6 +116,22 @@ class _Fitted(BaseEstimator, ABC):
             )
         return X
 
+    def _flat_signals(self, X: Any, *, reset: bool) -> Any:
+        """Flatten signals `[n, C, T]` to rows; leave `[n, T]` as it is."""
+        kind: Any = None
+        X = check_array(X, allow_nd=True, dtype=kind, ensure_all_finite=False, ensure_2d=False)
+        if X.ndim == 3:
+            shape = X.shape[1:]
+        elif reset or X.ndim != 2:
+            shape = (1, X.shape[-1])
+        else:
+            shape = self.signal_shape_
+        if reset:
+            self.signal_shape_ = shape
+        if shape != self.signal_shape_:
+            raise ValueError(f"X has signals of shape {shape}, but the estimator was fitted on {self.signal_shape_}")
+        return X.reshape(len(X), -1) if X.ndim == 3 else X
+
     @property
     def _shape(self) -> tuple[int, int, int]:
         """Return (H, W, C)."""
@@ -118,8 +140,10 @@ class _Fitted(BaseEstimator, ABC):
         return height, width, channels[0] if channels else 1
 
     def _examples(self, X: np.ndarray) -> np.ndarray:
-        """Convert rows to examples `[n, D]` or `[n, C, H, W]`, uint8 or float32."""
+        """Convert rows to examples `[n, D]`, `[n, C, T]` or `[n, C, H, W]`, uint8 or float32."""
         x = X if X.dtype == np.uint8 and self.image_shape is not None else _single(X)
+        if self.image_shape is None and self.signal:
+            return x.reshape(len(x), *self.signal_shape_)
         if self.image_shape is None:
             return x
         return np.ascontiguousarray(np.moveaxis(x.reshape(len(x), *self._shape), 3, 1))
@@ -145,12 +169,14 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
 
     Args:
         model: name of a registered model with a bound (any model with `criterion="distortion"`).
-        criterion: the outlier score. auto: `combined` for rows, `complexity-corrected` for uint8 pictures, `bound` for
-            other pictures. Or one of distortion, rate, bound and regret, for rows also global, neighbours and
-            rank-neighbours, for uint8 pictures complexity-corrected: see `tessella.tasks.detect.detector`.
+        criterion: the outlier score. auto: `combined` for rows, `neighbours` for signals, `complexity-corrected` for
+            uint8 pictures, `bound` for other pictures. Or one of distortion, rate, bound and regret, for rows also
+            global, neighbours and rank-neighbours, for uint8 pictures complexity-corrected: see
+            `tessella.tasks.detect.detector`.
         contamination: share of outliers in the training data, in (0, 0.5]; it determines `offset_`.
         max_steps: largest number of training steps; on rows training stops when the validation bound stops falling.
         image_shape: (height, width) or (height, width, channels) of pictures; None for vectors.
+        signal: whether X holds signals `[n, T]` or `[n, C, T]`, not vectors.
         model_options: options of the model and its parts, for instance `{"latent_dim": 4}`.
         random_state: seed of the weights, the order of the examples and all samples.
         device: device of the model: auto (the best available), cpu, cuda, mps or xpu; None: the environment variable
@@ -159,6 +185,7 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
     Attributes:
         offset_: threshold on `score_samples`; rows below it are outliers.
         n_features_in_: number of features in a row.
+        signal_shape_: (channels, samples) of signals.
         n_iter_: number of training steps.
         criterion_: the outlier score that is used.
         choice_: for rows, the local scores in `combined`, and the AUROC of each score against made-up anomalies.
@@ -173,6 +200,7 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         contamination: float = 0.1,
         max_steps: int = 600,
         image_shape: tuple[int, ...] | None = None,
+        signal: bool = False,
         model_options: dict[str, Any] | None = None,
         random_state: Any = None,
         device: str | None = None,
@@ -182,6 +210,7 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         self.contamination = contamination
         self.max_steps = max_steps
         self.image_shape = image_shape
+        self.signal = signal
         self.model_options = model_options
         self.random_state = random_state
         self.device = device
@@ -195,7 +224,13 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         _check_steps(self.max_steps)
         if not 0 < self.contamination <= 0.5:
             raise ValueError(f"contamination must be above 0 and at most 0.5, got {self.contamination}")
-        if self.image_shape is None:
+        if self.signal and self.image_shape is not None:
+            raise ValueError("signals are no pictures: give either signal or image_shape")
+        if self.signal:
+            examples = self._fit(X)
+            self.neighbours_ = SignalScorer(examples)
+            self.criterion_ = NEIGHBOURS if self.criterion == "auto" else self.criterion
+        elif self.image_shape is None:
             examples = self._fit_rows(X)
         else:
             examples = self._fit(X)
@@ -254,7 +289,9 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         """Compute the outlier score of examples."""
         if self.criterion_ == "combined":
             return self.choice_.combined(self._row_scores(x, "bound" in self.choice_.local))
-        if self.image_shape is None and self.criterion_ in (GLOBAL, *LOCAL):
+        if self.signal and self.criterion_ == NEIGHBOURS:
+            return self.neighbours_.pooled(Batch(torch.from_numpy(x)))[:, 0]
+        if self.image_shape is None and not self.signal and self.criterion_ in (GLOBAL, *LOCAL):
             return self._row_scores(x, False)[self.criterion_]
         return self._model_score(x, self.criterion_)
 
@@ -262,7 +299,7 @@ class LatentOutlierDetector(OutlierMixin, _Fitted):
         """Compute a score of examples under the model."""
         model = self.model_.on(self.device)
         detector = Detector(model, [criterion], seed=self.seed_)
-        x = self._ranges(x) if self.image_shape is None else x
+        x = self._ranges(x) if self.image_shape is None and not self.signal else x
         return np.concatenate([detector.score(batch)[criterion] for batch in _batches(x, model.device)])
 
 
@@ -272,7 +309,7 @@ class LatentTransformer(TransformerMixin, _Fitted):
 
     Args:
         model: name of a registered model; `vae` gives real numbers, `vqvae` codes.
-        max_steps, image_shape, model_options, random_state, device: as in `LatentOutlierDetector`.
+        max_steps, image_shape, signal, model_options, random_state, device: as in `LatentOutlierDetector`.
 
     Attributes:
         n_features_in_: number of features in a row.
@@ -285,6 +322,7 @@ class LatentTransformer(TransformerMixin, _Fitted):
         *,
         max_steps: int = 1000,
         image_shape: tuple[int, ...] | None = None,
+        signal: bool = False,
         model_options: dict[str, Any] | None = None,
         random_state: Any = None,
         device: str | None = None,
@@ -292,6 +330,7 @@ class LatentTransformer(TransformerMixin, _Fitted):
         self.model = model
         self.max_steps = max_steps
         self.image_shape = image_shape
+        self.signal = signal
         self.model_options = model_options
         self.random_state = random_state
         self.device = device

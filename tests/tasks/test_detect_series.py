@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from expect import raises
+from tessella import LatentOutlierDetector, LatentTransformer
+from tessella.core.batches import Batch
 from tessella.core.schema import Real, Schema
 from tessella.models.presets import VAEConfig
 from tessella.tasks.detect import DetectConfig, detect
 from tessella.tasks.detect.series.made_up import CHANGES, insert_anomalies
 from tessella.tasks.detect.series.result import SeriesDetection
 from tessella.tasks.detect.series.scores import PATCHES, SURPRISE, Cover, NeighbourDistance, RowScores, model_scores
+from tessella.tasks.detect.series.signals import SignalScorer
 from tessella.training.run import Run
 
 WINDOW = 64
@@ -162,3 +165,29 @@ def test_normal_rows_that_are_too_few_are_refused(tmp_path: Path) -> None:
         detect(Run(str(tmp_path / "x.csv"), None), DetectConfig(train=config.train, kind="series", window=16))
     with raises("only-with-train"):
         detect(Run(str(tmp_path / "x.csv"), None), DetectConfig(window=16))
+
+
+def test_normal_signals_are_scored_as_new_ones() -> None:
+    x = np.stack([wave(100, seed)[:, 0] * (1 + seed / 40) for seed in range(40)])[:, None]
+    scorer = SignalScorer(x)
+    np.testing.assert_allclose(scorer.pooled(Batch(torch.from_numpy(x)))[:, 0], scorer.of_normal, rtol=1e-6)
+    alone = SignalScorer(x[1:]).pooled(Batch(torch.from_numpy(x[:1])))[0, 0]
+    assert alone == pytest.approx(scorer.of_normal[0], rel=0.2)
+    between = (x[3] + x[4]) / 2  # a combination of normal signals
+    assert scorer.pooled(Batch(torch.from_numpy(between[None])))[0, 0] < np.median(scorer.of_normal)
+    assert scorer.pooled(Batch(torch.from_numpy(x[:1, :, ::-1].copy())))[0, 0] > scorer.of_normal.max()
+
+
+def test_estimators_take_signals() -> None:
+    x = np.stack([wave(64, seed, channels=2).T for seed in range(30)])
+    strange = x[:2] + np.where(np.arange(64) % 16 < 3, 1.5, 0)
+    detector = LatentOutlierDetector(signal=True, max_steps=5, contamination=0.1, random_state=0).fit(x)
+    assert detector.signal_shape_ == (2, 64)
+    assert detector.predict(strange).tolist() == [-1, -1]
+    np.testing.assert_allclose(detector.score_samples(x), detector.score_samples(x.reshape(30, -1)))
+    by_bound = LatentOutlierDetector(signal=True, criterion="bound", max_steps=5, random_state=0).fit(x[:, 0])
+    assert (by_bound.signal_shape_, by_bound.score_samples(x[:, 0]).shape) == ((1, 64), (30,))
+    latents = LatentTransformer(signal=True, max_steps=5, random_state=0).fit(x).transform(x)
+    assert latents.shape[0] == 30
+    with pytest.raises(ValueError, match="shape"):
+        detector.predict(x[:, :, :32])

@@ -19,8 +19,9 @@ from tessella.foundation.errors import DataError, SpecError, option
 from tessella.kinds.base import kind_of
 from tessella.models.base import Model
 from tessella.tasks.detect.local_scores import NEAREST, LocalScorer
+from tessella.tasks.detect.series.scores import NEIGHBOURS
 from tessella.tasks.detect.statistics import SAMPLES, STEPS, ReferenceScorer, Statistics, StatisticsExtractor, possible
-from tessella.tasks.detect.tables import COMBINED, RowScorer
+from tessella.tasks.detect.tables import COMBINED
 
 Rule = Callable[[Statistics], np.ndarray]
 """Maps the statistics of N examples to scores `[N]`."""
@@ -142,7 +143,7 @@ SCORES: tuple[Score, ...] = (
         needs_fit=True,
     ),
 )
-PREFERRED = (COMBINED, "complexity-corrected", "bound", "distortion")
+PREFERRED = (COMBINED, NEIGHBOURS, "complexity-corrected", "bound", "distortion")
 """Default score to sort and flag by: the first of these that is available."""
 
 
@@ -301,7 +302,8 @@ class Detector:
         inliers: batches of normal examples that were not used in training, to fit scores on; without them, scores that
             need a fit are left out.
         samples, steps, seed: as in `StatisticsExtractor`.
-        local, rows: computes scores of pictures or of rows relative to training examples; without it there are none.
+        local, rows: computes scores relative to training examples, of pictures, or of rows and signals; without it
+            there are none.
 
     Attributes:
         scores: scores that are computed.
@@ -329,7 +331,7 @@ class Detector:
         steps: int = STEPS,
         seed: int = 0,
         local: LocalScorer | None = None,
-        rows: RowScorer | None = None,
+        rows: ReferenceScorer | None = None,
     ) -> None:
         relative = local or rows
         wanted = chosen(model, scores, relative)

@@ -24,6 +24,7 @@ from tessella.tasks.detect.choice import FEWEST_TO_CHOOSE, Choice, choose
 from tessella.tasks.detect.detector import FEWEST, SCORES, Calibration, Detector, check_rate, needed, too_few
 from tessella.tasks.detect.local import Normalization
 from tessella.tasks.detect.local_scores import FEWEST_PICTURES, LocalScorer, say_alignment, useful_rows
+from tessella.tasks.detect.series.signals import MOST_SIGNALS, SignalScorer
 from tessella.tasks.detect.statistics import SAMPLES, STEPS, Statistics
 from tessella.tasks.detect.tables import RowScorer, most_rows
 from tessella.training.loop import train
@@ -152,10 +153,11 @@ def prepare_detector(
     normals = None if calibration is not None else _own_normals(own)
     independent = normals is not None or (calibration is not None and len(calibration) >= fewest_to_divide(rate))
     local = _local_scorer(model, own, normalize, wanted, independent)
-    rows = _row_scorer(model, own, wanted)
+    signals = _signal_scorer(model, own, wanted, calibration)
+    rows = signals or _row_scorer(model, own, wanted)
     how: dict[str, Any] = {"samples": samples, "steps": steps, "seed": seed, "local": local, "rows": rows}
     plain = Detector(model, wanted, **how)
-    choosing = score is None and kind_of(model.schema).pixels
+    choosing = score is None and (kind_of(model.schema).pixels or signals is not None)
     thresholds = None
     if calibration is not None:
         held_out = measure_held_out(plain, calibration, rate, choosing=choosing)
@@ -180,6 +182,8 @@ def prepare_detector(
     if thresholds is None:
         return Prepared(detector, by, None, choice)
     calibrated = detector.calibrate(thresholds, rate)
+    if signals is not None and signals.names[0] in calibrated.inliers:
+        calibrated = Calibration({**calibrated.inliers, signals.names[0]: signals.of_normal}, rate)
     _say_suspicious(calibrated.inliers[by], rate)
     return Prepared(detector, by, calibrated, choice)
 
@@ -227,6 +231,20 @@ def _row_scorer(model: Model, own: Callable[[], Data], wanted: Sequence[str]) ->
     return None if normals is None else RowScorer(normals)
 
 
+def _signal_scorer(
+    model: Model, own: Callable[[], Data], wanted: Sequence[str], calibration: Inputs | None
+) -> SignalScorer | None:
+    """Fit the distance from normal signals on the training signals and those that set thresholds."""
+    kind = kind_of(model.schema)
+    if not model.schema.rank or kind.pixels or kind.audible or _others_alone(wanted):
+        return None
+    inliers = _training_examples(own, FEWEST, lambda examples: MOST_SIGNALS, "distances from normal signals")
+    if inliers is None:
+        return None
+    more = [] if calibration is None else [named.batch.x.float() for named in calibration]
+    return SignalScorer(torch.cat([inliers.x.float(), *more]).numpy())
+
+
 def _others_alone(wanted: Sequence[str]) -> bool:
     """Return whether scores are named, and all of them need no training examples."""
     return bool(wanted) and all(name in [s.name for s in SCORES] for name in wanted)
@@ -253,7 +271,10 @@ def _training_examples(own: Callable[[], Data], fewest: int, rows: Callable[[int
 
 def _choice_text(choice: Choice) -> str:
     others = sorted((n for n in choice.figures if n != choice.score), key=lambda name: -choice.mean(name))
-    second = f"; next {others[0]}, {choice.mean(others[0]):.3f}" if others else ""
+    second = ""
+    if others:
+        how = "next" if choice.mean(others[0]) <= choice.mean(choice.score) else "not much better is"
+        second = f"; {how} {others[0]}, {choice.mean(others[0]):.3f}"
     return (
         f"score {choice.score}: mean AUROC {choice.mean(choice.score):.3f} over kinds of made-up anomalies, "
         f"{choice.made_up} against {choice.inliers} held-out normal examples{second}"

@@ -61,6 +61,17 @@ def _faster(rows: np.ndarray, x: np.ndarray, scale: np.ndarray, rng: np.random.G
     return rows[at]
 
 
+def _bent(rows: np.ndarray, x: np.ndarray, scale: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    bump = np.sin(np.linspace(0, np.pi, len(rows))) ** 2
+    return rows + rng.choice([-1, 1]) * rng.uniform(0.5, 1.5) * scale * bump[:, None]
+
+
+def _warped(rows: np.ndarray, x: np.ndarray, scale: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    along = np.linspace(0, 1, len(rows))
+    along = along + rng.choice([-1, 1]) * rng.uniform(0.08, 0.15) * np.sin(2 * np.pi * along)
+    return rows[(along * (len(rows) - 1)).round().astype(int).clip(0, len(rows) - 1)]
+
+
 CHANGES: Mapping[str, Change] = {
     "spike": _spike,
     "shifted": _shifted,
@@ -70,9 +81,11 @@ CHANGES: Mapping[str, Change] = {
     "moved": _moved,
     "reversed": _reversed,
     "faster": _faster,
+    "bent": _bent,
+    "warped": _warped,
 }
 """Kinds of made-up anomalies: a few extreme rows, and stretches with an offset, with noise, of one value, of another
-amplitude, from another time, in reverse order, and of another speed."""
+amplitude, from another time, in reverse order, of another speed, with a smooth bump, and with bent time."""
 
 
 def insert_anomalies(
