@@ -16,7 +16,7 @@ from tessella.likelihoods import Autoregressive, LogisticMixture, history
 from tessella.likelihoods.autoregressive import AutoregressiveModule
 from tessella.networks import dilated_conv
 
-PCM = Integers(1 << 16, -32768.0)
+PCM, MU_LAW = Integers(1 << 16, -32768.0), Integers()
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +30,9 @@ def made(
     values: Values, channels: int, length: int, examples: int = 2, depth: int = 3
 ) -> tuple[AutoregressiveModule, Tensor]:
     """A likelihood whose samples depend on one another and on the decoder, and a decoder's output for examples."""
-    schema = replace(Schema.of((channels, length), values), missing=True, rate=8000.0)
-    components = 3 if values.kind == "integers" else None
+    mu_law = values is MU_LAW
+    schema = replace(Schema.of((channels, length), values), missing=True, rate=8000.0, mu_law=mu_law)
+    components = 3 if values.kind == "integers" and not mu_law else None
     likelihood = Autoregressive(components=components, pixel_width=6, pixel_depth=depth).build(schema)
     with torch.no_grad():
         likelihood.head.exit.weight.mul_(30)
@@ -60,7 +61,7 @@ def test_all_sequences_of_a_small_alphabet_sum_to_one(values: Values, channels: 
     assert (len(p) * p).std() > 0.01  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
-@pytest.mark.parametrize("values", [PCM, Integers(256), Binary(), Symbols(5)])
+@pytest.mark.parametrize("values", [PCM, Integers(256), Binary(), Symbols(5), MU_LAW])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_signals_are_coded_exactly_at_the_cost_of_their_probability(values: Values, channels: int) -> None:
     likelihood, parameters = made(values, channels, 30)

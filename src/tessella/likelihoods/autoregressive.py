@@ -80,9 +80,11 @@ class AutoregressiveModule(Likelihood):
         self.wholes = _modules(pixel(Schema.of(self.grid, values)) for values in self.lattice.values)
         self.ones = _modules(pixel(Schema.of((channels, 1, 1), values)) for values in self.lattice.values)
         whole = self.wholes[0]
-        history, bias = PlainHistory(channels), whole.initial_bias()
+        numbers = signal and schema.values.kind in ("integers", "real")
+        history = SampleHistory(whole, channels, schema.values) if numbers else PlainHistory(channels)
+        bias = whole.initial_bias()
         if signal and isinstance(whole, LocatedLikelihood):
-            history, bias = SampleHistory(whole, channels, schema.values), whole.residual_bias()
+            bias = whole.residual_bias()
         width = width or (WIDTH_OF_COLOUR if channels > 1 and not signal else WIDTH)
         self.block = BLOCK_OF_SIGNALS if signal else BLOCK if min(self.grid[1:]) >= SMALL else (1, 1)
         pixels, values = math.prod(self.block), history.features + 1 + (len(self.lattice.values) > 1)
