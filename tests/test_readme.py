@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from tessella import cli
@@ -46,13 +47,16 @@ RUNS = (
 
 @pytest.fixture(scope="module")
 def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pictures that the pages speak of, and the runs of the README."""
+    """A folder with the pictures and sounds that the pages speak of, and the runs of the README."""
     place = tmp_path_factory.mktemp("readme")
     random = np.random.default_rng(0)
     names = [f"my-pictures/{c}/{n}.png" for c in "ab" for n in range(30)]
     for name in (*names, "a.png", "b.png", *(f"new-pictures/{n}.png" for n in range(4))):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(place / name)
+    for name in ("clip.wav", *(f"my-recordings/{c}/{n}.wav" for c in "ab" for n in range(20))):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(place / name, random.uniform(-0.1, 0.1, 2000), 4000, "PCM_16")
     with chdir(place):
         for line in RUNS:
             small = "--data my-pictures --steps 2 --width 8 --depth 1 --batch-size 8 --workers 0 --quiet"

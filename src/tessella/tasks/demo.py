@@ -373,7 +373,7 @@ def _anomalies(run: Run) -> DetectionResult:
         scores=(SCORE,),
         top=SHOWN,
     )
-    result = detect(run, config)
+    result = cast("DetectionResult", detect(run, config))
     caught, strange, false, normal = _caught(result)
     above = f"{caught} of {strange} handwritten digits lie above the threshold, and {false} of {normal} clothes"
     note(f"7 of 8: anomalies: {above}")

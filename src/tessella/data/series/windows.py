@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import final
 
 import numpy as np
 
@@ -34,18 +36,38 @@ Segment = tuple[int, int, int]
 """Stretch of a series: its number, first row, and row after the last."""
 
 
-def open_series(spec: str, options: ReadOptions, label: str | None) -> RawDataset:
-    """Read series as windows `[C, T]`, whose splits are consecutive in time.
+@final
+@dataclass(frozen=True)
+class DividedSeries:
+    """Series with their rows divided into splits.
+
+    Attributes:
+        series: the series.
+        segments: stretches of rows of each split.
+        window: rows of a window.
+        origins: origin of each split, in words.
+        labels: class of each series; None if unknown.
+    """
+
+    series: list[TimeSeries]
+    segments: dict[str, list[Segment]]
+    window: int
+    origins: dict[str, str]
+    labels: np.ndarray | None
+
+
+def divide_series(spec: str, options: ReadOptions, label: str | None, notes: list[str]) -> DividedSeries:
+    """Read series, choose the length of their windows, and divide their rows into splits.
 
     Args:
         spec: a file, or a folder of files with one series each.
         options: options of the user.
         label: name of the column that says which rows are anomalous.
+        notes: receives a line for each decision.
 
     Raises:
         DataError: as `read_series`, or if a window is longer than all series.
     """
-    notes: list[str] = []
     like = options.like
     found = read_series(spec, notes, label=label, like=like)
     segments, origins, labels = _segments(spec, found, options, notes)
@@ -59,13 +81,21 @@ def open_series(spec: str, options: ReadOptions, label: str | None) -> RawDatase
         by_name = any(series.train_end for series in found)
         origins = {"train": "the first rows", "valid": "the next ones", "test": "the last rows"}
         origins["test"] = "the rows after training, by the file name" if by_name else origins["test"]
+    return DividedSeries(found, segments, window, origins, labels)
+
+
+def open_series(spec: str, options: ReadOptions, label: str | None) -> RawDataset:
+    """Read series as windows `[C, T]`, whose splits are consecutive in time; as `divide_series`."""
+    notes: list[str] = []
+    divided, like = divide_series(spec, options, label, notes), options.like
+    found, segments, window, labels = divided.series, divided.segments, divided.window, divided.labels
     values = like.values if like is not None else _values(found, notes)
     cut = partial(_cut, found, window=window)
-    stride = options.stride or _stride(segments["train"], window)
+    stride = options.stride or training_stride(segments["train"], window)
     if options.stride is None and stride < window and like is None:
         notes.append(f"training windows overlap: one begins every {stride} rows")
     starts = {
-        name: _starts(of, window, stride if name == "train" else window, padded=name != "train")
+        name: window_starts(of, window, stride if name == "train" else window, padded=name != "train")
         for name, of in segments.items()
     }
     count = sum(map(len, starts.values())) + sum(map(len, found)) // window
@@ -82,9 +112,9 @@ def open_series(spec: str, options: ReadOptions, label: str | None) -> RawDatase
         return RawSplit(_stored(x, schema, spec), classes, index_keys(len(x), name), name=spec)
 
     raw = RawDataset({name: split(name, parts[name], starts[name]) for name in starts}, notes=notes, schema=schema)
-    everything = _starts([(i, 0, len(series)) for i, series in enumerate(found)], window, window, padded=lengths)
+    everything = window_starts([(i, 0, len(series)) for i, series in enumerate(found)], window, window, padded=lengths)
     raw.everything = split(WHOLE, cut(everything, ends=[len(found[i]) for i, _ in everything]), everything)
-    raw.origins = origins
+    raw.origins = divided.origins
     raw.labelling = "by sub-folder" if labels is not None else ""
     raw.measure_files = partial(_facts, found)
     return raw
@@ -241,7 +271,7 @@ def _said(found: Sequence[TimeSeries], train: Sequence[Segment], window: int) ->
     return f"the series is cut into windows of {window} rows ({why}); choose another length with {option('window')}"
 
 
-def _stride(train: Sequence[Segment], window: int) -> int:
+def training_stride(train: Sequence[Segment], window: int) -> int:
     windows = sum(-(-(stop - start) // window) for _, start, stop in train)
     single = all(stop - start <= window for _, start, stop in train)
     return window if windows >= FEW_WINDOWS or single else max(1, window // OVERLAP)
@@ -250,7 +280,9 @@ def _stride(train: Sequence[Segment], window: int) -> int:
 # windows and their values
 
 
-def _starts(segments: Sequence[Segment], window: int, stride: int, *, padded: bool = True) -> list[tuple[int, int]]:
+def window_starts(
+    segments: Sequence[Segment], window: int, stride: int, *, padded: bool = True
+) -> list[tuple[int, int]]:
     """List the windows of segments as (series, first row).
 
     Overlapping ones end where the segment ends; so does the last one of others if it is not `padded`.

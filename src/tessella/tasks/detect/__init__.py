@@ -7,6 +7,7 @@ made_up      made-up anomalies; choice: the default score, chosen on them
 prepared     a detector with its model, score and thresholds
 detection    scores of all inputs, which may exceed memory
 regions      masks of what is flagged, and their agreement with known masks
+series       scores of the rows of series, a folder of its own
 result       JSON, CSV and page; ranking: AUROC and average precision if the anomalies are known
 """
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from tessella.tasks.detect.detection import Extreme
     from tessella.tasks.detect.regions import Regions
     from tessella.tasks.detect.result import DetectionResult, ShownExample
+    from tessella.tasks.detect.series.result import SeriesDetection
     from tessella.training.run import Run
 
 FALSE_POSITIVES, TRAINED_RATE = 0.01, 0.05
@@ -57,6 +59,9 @@ class DetectConfig:
         top: number of examples on the page with the highest scores, and with the lowest.
         train: normal examples to train a model on, of which a quarter is held out to choose the score and set
             the threshold. Then no run is given, and all other arguments are inputs.
+        kind: with `train`, signal if arrays (N, C, T) or the rows of a table are signals; series if rows are
+            consecutive times: then each row of the inputs gets a score.
+        window: rows of a window of a series with `train`; by default twice the period.
         minutes: training time with `train`.
         size: side of pictures with `train`; by default their own, at most 128.
         keep: run folder to keep the model of `train` in; by default it is deleted.
@@ -81,6 +86,8 @@ class DetectConfig:
     normalize: Literal["local-contrast", "none"] = "local-contrast"
     top: int = 40
     train: str | None = None
+    kind: Literal["signal", "series"] | None = None
+    window: int | None = None
     minutes: float = 2.0
     size: int | None = None
     keep: str | None = None
@@ -106,7 +113,7 @@ class DetectConfig:
                     code="no-calibration-data",
                 )
         if self.train is None:
-            for name in ("keep", "size"):
+            for name in ("keep", "size", "kind", "window"):
                 if getattr(self, name) is not None:
                     raise SpecError(f"{option(name)} can only be used with {option('train')}", code="only-with-train")
         if self.masks is not None and not Path(self.masks).exists():
@@ -127,7 +134,7 @@ class DetectConfig:
     out="anomalies",
     page="index.html",
 )
-def detect(run: Run, config: DetectConfig) -> DetectionResult:
+def detect(run: Run, config: DetectConfig) -> DetectionResult | SeriesDetection:
     """Score examples by how anomalous they are for a run that was trained on normal ones.
 
     Raises:
@@ -140,14 +147,23 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
     from tempfile import TemporaryDirectory
 
     from tessella.tasks.detect.prepared import train_on
+    from tessella.tasks.detect.series.prepared import is_series
 
+    if is_series(config.train, config.kind) if config.train else is_series(*_source(run)):
+        return _detect_series(run, config)
     with ExitStack() as stack:
         trained_on = None
         if (normals := config.train) is not None:
             rate = TRAINED_RATE if config.false_positives is None else config.false_positives
             kept = config.keep or os.path.join(stack.enter_context(TemporaryDirectory()), "detector")
             first = str(run.path)
-            how: dict[str, Any] = {"size": config.size, "minutes": config.minutes, "rate": rate, "seed": config.seed}
+            how: dict[str, Any] = {
+                "size": config.size,
+                "kind": config.kind,
+                "minutes": config.minutes,
+                "rate": rate,
+                "seed": config.seed,
+            }
             config = replace(config, inputs=(first, *config.inputs), false_positives=rate)
             check = partial(_check_inputs, config)
             run, trained_on = train_on(normals, Path(kept), **how, device=run.device, check=check)
@@ -156,12 +172,43 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult:
         return _detected(run, config, trained_on)
 
 
+def _source(run: Run) -> tuple[str | None, str | None]:
+    """Return the SPEC and the kind of a run's data."""
+    return run.spec.data.get("spec"), run.spec.data.get("kind")
+
+
+def _detect_series(run: Run, config: DetectConfig) -> SeriesDetection:
+    """Score the rows of series, for a run or a model that is trained for it."""
+    import os
+    from contextlib import ExitStack
+    from tempfile import TemporaryDirectory
+
+    from tessella.tasks.detect.series import prepared
+
+    with ExitStack() as stack:
+        if config.train is not None:
+            inliers, words = prepared.normal_rows(config.train, config.window), (str(run.path), *config.inputs)
+            inputs = prepared.inputs_of(words, inliers.schema, inliers)
+            kept = config.keep or os.path.join(stack.enter_context(TemporaryDirectory()), "detector")
+            how: dict[str, Any] = {"minutes": config.minutes, "seed": config.seed, "device": run.device}
+            run, name = prepared.train_on_rows(inliers, config.train, Path(kept), **how), Path(config.train).name
+            model = run.model(None)
+        else:
+            name, model = run.path.name, run.model(config.prior)
+            inliers, inputs = prepared.rows_of_run(run, model, config.calibration_data)
+            words = tuple(word for word in config.inputs if word != config.split)
+            inputs = prepared.inputs_of(words, model.schema, inliers) if words else inputs
+        return prepared.detect_rows(
+            name, model, inliers, inputs, config.false_positives, score=config.score, seed=config.seed
+        )
+
+
 def _check_inputs(config: DetectConfig, model: Model, own: Data) -> None:
     """Raise if the inputs are missing or the masks do not fit them, before the time of a training is spent."""
     from tessella.data import open_data
     from tessella.kinds.base import kind_of
 
-    like: dict[str, Any] = {"size": model.schema.spatial} if kind_of(model.schema).pixels else {}
+    like: dict[str, Any] = {"size": model.schema.spatial} if kind_of(model.schema).pixels else {"kind": config.kind}
     _inputs(config, model, _reader(config, model, lambda spec: own if spec is None else open_data(spec, **like)))
 
 

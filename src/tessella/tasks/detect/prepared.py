@@ -17,7 +17,7 @@ from tessella.data.inputs import Inputs
 from tessella.data.splits import batches
 from tessella.foundation.errors import DataError, SpecError, TessellaError, option
 from tessella.foundation.notes import note
-from tessella.kinds.base import kind_of
+from tessella.kinds.base import DataKind, kind_of
 from tessella.models.base import Model
 from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.tasks.detect.choice import FEWEST_TO_CHOOSE, Choice, choose
@@ -300,6 +300,7 @@ def train_on(
     place: Path,
     *,
     size: int | None,
+    kind: DataKind | None,
     minutes: float,
     rate: float,
     seed: int,
@@ -312,6 +313,7 @@ def train_on(
         spec: SPEC of the normal examples.
         place: the run folder.
         size: side of the pictures; None for their own.
+        kind: how arrays and tables are read, as in `open_data`.
         rate: false-positive rate that the held-out examples are to calibrate.
         check: called with the model and the data before the training; raises if they will not do.
 
@@ -321,9 +323,9 @@ def train_on(
     Raises:
         DataError: if there are too few examples for the rate.
     """
-    data = open_data(spec, size=size)
-    kind = kind_of(data.schema)
-    if kind.pixels and size is None and max(data.schema.spatial) > LARGEST_SIDE:
+    data = open_data(spec, size=size, kind=kind)
+    described = kind_of(data.schema)
+    if described.pixels and size is None and max(data.schema.spatial) > LARGEST_SIDE:
         data = open_data(spec, size=LARGEST_SIDE)
         note(f"pictures are reduced to {LARGEST_SIDE} pixels per side: keep more with {option('size')}")
     everything = data.all_examples or data.split("train")
@@ -331,8 +333,8 @@ def train_on(
     held_out = min(len(rows) // HELD_OUT, MOST_HELD_OUT)
     if held_out < needed(rate):
         raise DataError(
-            f"{len(rows)} normal {kind.examples} are too few for a false-positive rate of {rate:g}, since a quarter is "
-            f"held out to set the threshold: give at least {HELD_OUT * needed(rate)}, or a higher "
+            f"{len(rows)} normal {described.examples} are too few for a false-positive rate of {rate:g}, since a "
+            f"quarter is held out to set the threshold: give at least {HELD_OUT * needed(rate)}, or a higher "
             f"{option('false_positives')}",
             code="too-few-normal-examples",
             needed=HELD_OUT * needed(rate),
@@ -345,11 +347,11 @@ def train_on(
     }
     data = replace(data, splits=splits, all_examples=None)
     note(
-        f"{len(rows) - held_out} normal {kind.examples} to train on, {held_out} held out to choose the score and set "
-        "its threshold"
+        f"{len(rows) - held_out} normal {described.examples} to train on, {held_out} held out to choose the score and "
+        "set its threshold"
     )
     torch.manual_seed(seed)
-    model = ModelConfig.chosen("vae").from_options(SMALL if kind.pixels else {}).build(data.schema)
+    model = ModelConfig.chosen("vae").from_options(SMALL if described.pixels else {}).build(data.schema)
     check(model, data)
     train(model, data, place, TrainOptions(minutes=minutes, batch_size=32, seed=seed, device=device))
     splits = {"train": everything.subset(rows[held_out:]), "test": splits["test"]}
