@@ -433,7 +433,7 @@ def test_edits_that_cannot_be_are_refused(runs: Path, tmp_path: Path, refused: C
         ("vq", "3", [*where], "no operation is given"),
         ("vq", "3", [*where, "--code", 1, "--paste", 7], "--paste and --code cannot be combined"),
         ("vq", "3", ["--code", 1], "--region x,y,width,height, --seconds START:END and --mask"),
-        ("vq", "3", [*where, "--mask", picture, "--code", 1], "--region x,y,width,height, --seconds START:END and --mask"),
+        ("vq", "3", [*where, "--mask", picture, "--code", 1], "--seconds START:END and --mask"),
         ("vq", "3", ["--region", "4,2,3", "--code", 1], "four integers"),
         ("vq", "3", ["--region", "4,2,30,3", "--code", 1], "which is 8x8 at the model's size"),
         ("vq", "3", ["--region", "4,2,0,3", "--code", 1], "no area"),
