@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tessella.core.entropy_coding import AnsStack, SymbolDecoder, SymbolEncoder
 from tessella.core.schema import Binary, Integers, Real, Schema, Symbols, Values
-from tessella.likelihoods import Autoregressive, LogisticMixture, history
+from tessella.likelihoods import Autoregressive, LogisticMixture, history, likelihood_for
 from tessella.likelihoods.autoregressive import AutoregressiveModule
 from tessella.networks import dilated_conv
 
@@ -161,3 +161,18 @@ def test_values_on_a_lattice_sum_to_one(e: int) -> None:
     context = likelihood(parameters.expand(len(x), -1, -1)).context
     p_x = likelihood.wholes[e](likelihood.conditionals(grid, context, where))
     torch.testing.assert_close(p_x.log_prob(grid / 2**e).exp().sum(), torch.tensor(1.0))
+
+
+def test_silence_at_the_end_of_a_batch_takes_no_time_in_training() -> None:
+    torch.manual_seed(0)
+    schema = replace(Schema.of((1, 40), Integers(16)), lengths=True)
+    likelihood = likelihood_for(schema, Autoregressive(pixel_width=8, pixel_depth=3))
+    x = torch.randint(0, 16, (3, 1, 40)).float()
+    for row, length in zip(x, (25, 7, 0), strict=True):
+        row[:, length:] = torch.nan
+    parameters = torch.randn(3, likelihood.parameter_channels, 40)
+    seen: list[int] = []
+    likelihood.trunk.register_forward_hook(lambda module, given, out: seen.append(out.shape[-1]))  # type: ignore[union-attr]
+    nats = [one(parameters).by_position(x) for one in (likelihood.train(), likelihood.eval())]
+    torch.testing.assert_close(nats[0], nats[1])
+    assert seen == [25, 40]
