@@ -175,4 +175,4 @@ def test_silence_at_the_end_of_a_batch_takes_no_time_in_training() -> None:
     likelihood.trunk.register_forward_hook(lambda module, given, out: seen.append(out.shape[-1]))  # type: ignore[union-attr]
     nats = [one(parameters).by_position(x) for one in (likelihood.train(), likelihood.eval())]
     torch.testing.assert_close(nats[0], nats[1])
-    assert seen == [25, 40]
+    assert sorted(set(seen)) == [25, 40]
