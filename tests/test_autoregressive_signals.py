@@ -173,6 +173,6 @@ def test_silence_at_the_end_of_a_batch_takes_no_time_in_training() -> None:
     parameters = torch.randn(3, likelihood.parameter_channels, 40)
     seen: list[int] = []
     likelihood.trunk.register_forward_hook(lambda module, given, out: seen.append(out.shape[-1]))  # type: ignore[union-attr]
-    nats = [one(parameters).by_position(x) for one in (likelihood.train(), likelihood.eval())]
+    nats = [likelihood.train(training)(parameters).by_position(x) for training in (True, False)]
     torch.testing.assert_close(nats[0], nats[1])
     assert sorted(set(seen)) == [25, 40]
