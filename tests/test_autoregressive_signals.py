@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tessella.core.entropy_coding import AnsStack, SymbolDecoder, SymbolEncoder
 from tessella.core.schema import Binary, Integers, Real, Schema, Symbols, Values
-from tessella.likelihoods import Autoregressive, LogisticMixture, history
+from tessella.likelihoods import Autoregressive, LogisticMixture, history, likelihood_for
 from tessella.likelihoods.autoregressive import AutoregressiveModule
 from tessella.networks import dilated_conv
 
-PCM = Integers(1 << 16, -32768.0)
+PCM, MU_LAW = Integers(1 << 16, -32768.0), Integers()
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +30,9 @@ def made(
     values: Values, channels: int, length: int, examples: int = 2, depth: int = 3
 ) -> tuple[AutoregressiveModule, Tensor]:
     """A likelihood whose samples depend on one another and on the decoder, and a decoder's output for examples."""
-    schema = replace(Schema.of((channels, length), values), missing=True, rate=8000.0)
-    components = 3 if values.kind == "integers" else None
+    mu_law = values is MU_LAW
+    schema = replace(Schema.of((channels, length), values), missing=True, rate=8000.0, mu_law=mu_law)
+    components = 3 if values.kind == "integers" and not mu_law else None
     likelihood = Autoregressive(components=components, pixel_width=6, pixel_depth=depth).build(schema)
     with torch.no_grad():
         likelihood.head.exit.weight.mul_(30)
@@ -60,7 +61,7 @@ def test_all_sequences_of_a_small_alphabet_sum_to_one(values: Values, channels: 
     assert (len(p) * p).std() > 0.01  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
-@pytest.mark.parametrize("values", [PCM, Integers(256), Binary(), Symbols(5)])
+@pytest.mark.parametrize("values", [PCM, Integers(256), Binary(), Symbols(5), MU_LAW])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_signals_are_coded_exactly_at_the_cost_of_their_probability(values: Values, channels: int) -> None:
     likelihood, parameters = made(values, channels, 30)
@@ -160,3 +161,18 @@ def test_values_on_a_lattice_sum_to_one(e: int) -> None:
     context = likelihood(parameters.expand(len(x), -1, -1)).context
     p_x = likelihood.wholes[e](likelihood.conditionals(grid, context, where))
     torch.testing.assert_close(p_x.log_prob(grid / 2**e).exp().sum(), torch.tensor(1.0))
+
+
+def test_silence_at_the_end_of_a_batch_takes_no_time_in_training() -> None:
+    torch.manual_seed(0)
+    schema = replace(Schema.of((1, 40), Integers(16)), lengths=True)
+    likelihood = likelihood_for(schema, Autoregressive(pixel_width=8, pixel_depth=3))
+    x = torch.randint(0, 16, (3, 1, 40)).float()
+    for row, length in zip(x, (25, 7, 0), strict=True):
+        row[:, length:] = torch.nan
+    parameters = torch.randn(3, likelihood.parameter_channels, 40)
+    seen: list[int] = []
+    likelihood.trunk.register_forward_hook(lambda module, given, out: seen.append(out.shape[-1]))  # type: ignore[union-attr]
+    nats = [likelihood.train(training)(parameters).by_position(x) for training in (True, False)]
+    torch.testing.assert_close(nats[0], nats[1])
+    assert sorted(set(seen)) == [25, 40]

@@ -25,6 +25,7 @@ from tessella.evaluation import bounds
 from tessella.likelihoods import likelihood_for
 from tessella.models.presets import DiffusionConfig, FlowConfig, VAEConfig, VQVAE2Config, VQVAEConfig
 from tessella.models.spec import ModelConfig
+from tessella.priors import MaskedTransformer, PixelCNN
 from tessella.testing.examples import random_examples
 
 LENGTH = 64
@@ -186,3 +187,16 @@ def test_what_is_hidden_is_up_to_half_of_the_values_or_of_the_positions() -> Non
     share = gone.flatten(1).float().mean(1)
     assert share.max() < 0.65
     assert share.mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_inpainted_codes_end_where_the_example_does() -> None:
+    torch.manual_seed(0)
+    model = making.make("vqvae", SOUND, width=8, depth=1, grid_size=8).eval()
+    for config in (None, MaskedTransformer(width=8, depth=1), PixelCNN(width=8, depth=1)):
+        if config is not None:
+            model.set_prior(model.build_priors(config))
+        codes = model.encode(clips(64, 20, 9)).codes
+        known = [torch.rand(c.shape) < 0.5 for c in codes]
+        (new,) = model.inpaint_codes(codes, known, seed=1)
+        assert torch.equal(new < 0, codes[0] < 0)
+        assert torch.equal(new[known[0]], codes[0][known[0]])

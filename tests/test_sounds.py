@@ -13,6 +13,7 @@ import torch
 
 from expect import raises
 from tessella.cli import main
+from tessella.core.rng import Noise
 from tessella.core.schema import UINT8, Integers, Real, Schema
 from tessella.data import Data, open_data
 from tessella.data.folders import read as module
@@ -112,6 +113,32 @@ def test_windows_together_are_the_recording(tmp_path: Path, ending: str, subtype
     joined = torch.cat(list(x), 1)
     assert torch.equal(joined[:, :20_500].T, torch.from_numpy(stored))
     assert joined[:, 20_500:].isnan().all()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_training_windows_begin_anywhere_in_their_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streamed: bool
+) -> None:
+    monkeypatch.setattr(module, "MEMORY_FILES", 0 if streamed else 1000)
+    folder = recordings(tmp_path, 30)
+    shutil.copy(folder / "b" / "9.wav", folder / "b" / "again.wav")
+    train = open_data(str(folder), seconds=0.25).split("train")
+    wholes = [noise(700 + 900 * i, seed=i)[:, 0].astype(np.float32) for i in range(30)]
+    fixed, rows, starts = train.batch(range(len(train))).x, np.arange(len(train)), set()
+    for step in range(4):
+        x = train.batch(rows, Noise(0, step)).x
+        assert torch.equal(x.nan_to_num(1e9), train.batch(rows, Noise(0, step)).x.nan_to_num(1e9))
+        for shifted, before in zip(x[:, 0].numpy(), fixed[:, 0].numpy(), strict=True):
+            seen = shifted[~np.isnan(shifted)]
+            assert np.isnan(shifted[len(seen) :]).all()
+            (i,) = [i for i, whole in enumerate(wholes) if before[:9].tobytes() in whole.tobytes()]
+            (start,) = [
+                s for s in np.flatnonzero(wholes[i] == seen[0]) if np.array_equal(wholes[i][s : s + 2000], seen)
+            ]
+            starts.add(int(start) % 2000)
+            assert start == 0 or len(wholes[i]) > 2000
+    assert len(starts) > 100  # of at most 400
+    assert torch.equal(fixed.nan_to_num(1e9), train.batch(rows).x.nan_to_num(1e9))
 
 
 def test_bytes_without_short_windows_stay_bytes(tmp_path: Path) -> None:

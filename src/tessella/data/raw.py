@@ -66,6 +66,8 @@ class RawSplit:
         name, labels_name: names of x and of the labels in their source, for messages.
         factors: ground-truth factors of variation by name, each `[N]`.
         content: content hashes `[N]` uint64; None to hash the rows of x.
+        continued: whether the next example continues each one, as the windows of a recording do, `[N]` bool; training
+            then takes windows at random offsets. None: none does.
     """
 
     x: np.ndarray | Reader
@@ -76,13 +78,29 @@ class RawSplit:
     content: np.ndarray | None = None
     name: str = ""
     labels_name: str = ""
+    continued: np.ndarray | None = None
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Read the examples with row numbers `[B]`."""
         return self.x[rows] if isinstance(self.x, np.ndarray) else self.x.read(rows)
 
+    def read_shifted(self, rows: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """Read windows that begin later than the examples with row numbers `[B]`, by these shares of a window."""
+        x = self.read(rows)
+        later = np.zeros(len(rows), bool) if self.continued is None else self.continued[rows]
+        if later.any():
+            length = x.shape[-1]
+            joined = np.concatenate([x[later], self.read(rows[later] + 1)], -1)
+            first = (shares[later] * length).astype(np.int64)
+            x = x.copy()
+            x[later] = np.stack([one[..., i : i + length] for one, i in zip(joined, first.tolist(), strict=True)])
+        return x
+
     def select(self, rows: np.ndarray) -> RawSplit:
         """Select examples by their row numbers."""
+        continued = self.continued
+        if continued is not None:
+            continued = continued[rows] & np.append(np.diff(rows) == 1, False)
         return replace(
             self,
             x=self.x[rows] if isinstance(self.x, np.ndarray) else SelectedRows(self.x, rows),
@@ -91,6 +109,7 @@ class RawSplit:
             groups=None if self.groups is None else self.groups[rows],
             factors={name: values[rows] for name, values in self.factors.items()},
             content=None if self.content is None else self.content[rows],
+            continued=continued,
         )
 
 

@@ -55,7 +55,8 @@ class Split(ABC):
         """Read the examples with row numbers `indices` `[B]` as stored values.
 
         Args:
-            noise: random numbers for dynamic binarization; without it the batch is deterministic.
+            noise: random numbers for dynamic binarization and for offsets of windows; without it the batch is
+                deterministic.
         """
 
 
@@ -91,7 +92,8 @@ class Renumbered(Split):
 class PartSplit(Split):
     """Split of rows of a part, which several splits may share.
 
-    An unreadable example is replaced by the next readable one of the split, with its label; a note names it.
+    An unreadable example is replaced by the next readable one of the split, with its label; a note names it. With
+    noise, windows of recordings begin at random offsets.
     """
 
     def __init__(self, part: RawSplit, rows: np.ndarray) -> None:
@@ -103,7 +105,11 @@ class PartSplit(Split):
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         at = np.asarray(indices, dtype=np.int64)
         try:
-            x = self._part.read(self._rows[at])
+            if noise is None or self._part.continued is None:
+                x = self._part.read(self._rows[at])
+            else:
+                shares = noise.split("offset").uniform(len(at)).numpy()
+                x = self._part.read_shifted(self._rows[at], shares)
         except DataError:
             readable = [self._readable(int(i)) for i in at]
             at = np.array([i for i, _ in readable], dtype=np.int64)

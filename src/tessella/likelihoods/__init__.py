@@ -138,7 +138,8 @@ class Autoregressive(LikelihoodConfig):
     """Autoregressive likelihood: p(x | z) = prod_i p(x_i | x_<i, h(z)).
 
     Attributes:
-        components: number of logistics in the mixture of each integer. Default: 10.
+        components: number of logistics in the mixture of each integer. Default: 10; for mu-law codes no mixture but
+            a free probability for each code.
         pixel_width: channels of the causal network. Default: 64, or 96 for colour.
         pixel_depth: layers of the causal network. Default: 6, or 22 for signals.
     """
@@ -150,11 +151,11 @@ class Autoregressive(LikelihoodConfig):
     def build(self, schema: Schema) -> Likelihood:
         from tessella.likelihoods.autoregressive import AutoregressiveModule
 
-        mixture = None if self.components is None else LogisticMixture(components=self.components)
-        if mixture is None and schema.values.kind == "integers":
-            mixture = LogisticMixture()
+        each = None if self.components is None else LogisticMixture(components=self.components)
+        if each is None and schema.values.kind == "integers":
+            each = Categorical() if schema.mu_law else LogisticMixture()
         return AutoregressiveModule(
-            schema, lambda part: likelihood_for(part, mixture), width=self.pixel_width, depth=self.pixel_depth
+            schema, lambda part: likelihood_for(part, each), width=self.pixel_width, depth=self.pixel_depth
         )
 
 

@@ -14,7 +14,7 @@ from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
 from tessella.core.entropy_coding import SymbolCoder
-from tessella.core.observed import observed
+from tessella.core.observed import observed, trimmed
 from tessella.core.schema import Schema
 from tessella.likelihoods.history import LocatedLikelihood, PlainHistory, SampleHistory
 from tessella.likelihoods.lattice import Lattice
@@ -80,9 +80,11 @@ class AutoregressiveModule(Likelihood):
         self.wholes = _modules(pixel(Schema.of(self.grid, values)) for values in self.lattice.values)
         self.ones = _modules(pixel(Schema.of((channels, 1, 1), values)) for values in self.lattice.values)
         whole = self.wholes[0]
-        history, bias = PlainHistory(channels), whole.initial_bias()
+        numbers = signal and schema.values.kind in ("integers", "real")
+        history = SampleHistory(whole, channels, schema.values) if numbers else PlainHistory(channels)
+        bias = whole.initial_bias()
         if signal and isinstance(whole, LocatedLikelihood):
-            history, bias = SampleHistory(whole, channels, schema.values), whole.residual_bias()
+            bias = whole.residual_bias()
         width = width or (WIDTH_OF_COLOUR if channels > 1 and not signal else WIDTH)
         self.block = BLOCK_OF_SIGNALS if signal else BLOCK if min(self.grid[1:]) >= SMALL else (1, 1)
         pixels, values = math.prod(self.block), history.features + 1 + (len(self.lattice.values) > 1)
@@ -190,16 +192,25 @@ class PixelByPixel(StoredValues):
 
     def by_position(self, value: Tensor) -> Tensor:
         of = self.likelihood
+        if not (of.training and of.schema.lengths):
+            return self._nats(value, self.context)
+        seen = trimmed(value, 1)  # the silence at the end of a batch would only take time
+        nats = self._nats(seen, self.context[..., : seen.shape[-1]])
+        return F.pad(nats, (0, value.shape[-1] - seen.shape[-1]))
+
+    def _nats(self, value: Tensor, context: Tensor) -> Tensor:
+        """Compute log p of each position, given its context `[B, features, H, W]`."""
+        of = self.likelihood
         x = of.standard(value)
         exponents = of.lattice.exponents(x)
-        parameters, steps = of.conditionals(x, self.context, exponents), self._steps(exponents)
+        parameters, steps = of.conditionals(x, context, exponents), self._steps(exponents)
         each = of.lattice.by_step(
             exponents, lambda e, rows: of.wholes[e](parameters[rows]).by_position((x / steps)[rows] if e else x[rows])
         )
         if of.lattice.logits is not None:  # the first observed position pays for the step
             seen = ~x.isnan().all(1)
             each = each + of.lattice.log_prob(exponents)[:, None, None] * (seen & (seen.cumsum(-1) == 1))
-        each = each.reshape(len(x), *(self.event_shape[1:] or self.event_shape))
+        each = each.reshape(len(x), *(value.shape[2:] or value.shape[1:]))
         if of.schema.values.discrete:
             return each
         volume = of.units.scale.log().expand_as(value).masked_fill(value.isnan(), 0)

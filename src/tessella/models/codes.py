@@ -333,7 +333,10 @@ class CodeModel(LatentModel):
             if known[level].all():
                 return codes[level]
             grid, mask = (t[level].reshape(-1, *prior.code_shape) for t in (codes, known))
-            return prior.inpaint(grid, mask, Noise(seed, level, "prior"), condition, sampling=sampling)
+            none = grid < 0
+            noise = Noise(seed, level, "prior")
+            new = prior.inpaint(grid.clamp_min(0), mask | none, noise, condition, sampling=sampling)
+            return new.masked_fill(none, -1)
 
         return self._by_level(len(codes[0]), label, generate)
 

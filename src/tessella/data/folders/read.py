@@ -153,6 +153,7 @@ def read_files(
                 keys[chosen],
                 None if groups is None else groups[chosen],
                 content=of_example[chosen],
+                continued=_continued(reader.files[chosen], part[chosen]) if part.any() else None,
             )
     known = [(partial(file, i), headers[i]) for i in kept.tolist() if i in headers]
     found.measure_files = partial(files.facts, known, reader.schema)
@@ -193,6 +194,11 @@ def windows_of(names: Iterable[str]) -> dict[str, int]:
         else:
             file, found[name] = name, 1
     return found
+
+
+def _continued(files: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Return whether the next example is the next one of the same file, `[N]` bool."""
+    return np.append((np.diff(files) == 0) & (np.diff(part) == 1), False)
 
 
 def _of_part(hashes: np.ndarray, part: np.ndarray) -> np.ndarray:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 VERSION, VARIANTS = 2, 8
 OPERATIONS = ("resample", "paste", "code", "blend")
+SECONDS = re.compile(r"\s*\d*\.?\d+\s*:\s*\d*\.?\d+\s*")
 PLACED = re.compile(r"(.+)@(-?\d+(?:,-?\d+)?)")
 
 
@@ -42,13 +43,14 @@ PLACED = re.compile(r"(.+)@(-?\d+(?:,-?\d+)?)")
 class EditConfig:
     """Change one region of an example by its codes, and measure how far the change reaches. All other codes stay.
 
-    Give a region, by `region` or `mask`, and one operation: `resample`, `paste`, `code` or `blend`. The output folder
-    gets the edited examples, sheet.png (before, after, difference), edit.json (which codes changed, and how far the
-    change reached) and edit.html. A model without codes is edited in its latents z.
+    Give a region, by `region`, `seconds` or `mask`, and one operation: `resample`, `paste`, `code` or `blend`. The
+    output folder gets the edited examples, sheet.png (before, after, difference), edit.json (which codes changed, and
+    how far the change reached) and edit.html. A model without codes is edited in its latents z.
 
     Attributes:
         picture: picture file, or number of an example of the split.
         region: x,y,width,height in pixels of the picture at the model's size; start,length for a signal.
+        seconds: START:END of the region in seconds, for a sound.
         mask: picture of the same size that is white in the region.
         level: with several levels of codes, edit only this one; 0 is the coarsest.
         resample: sample the region from the prior over codes, given everything around it.
@@ -70,6 +72,7 @@ class EditConfig:
 
     picture: Positional[str]
     region: str | None = None
+    seconds: str | None = None
     mask: str | None = None
     level: int | None = None
     resample: bool = False
@@ -94,24 +97,41 @@ class EditConfig:
         if len(asked) != 1:
             given = f"{' and '.join(asked)} cannot be combined" if asked else "no operation is given"
             raise SpecError(f"{given}: give one of {every}", code="one-operation")
-        if (self.region is None) == (self.mask is None):
-            either = f"{option('region')} x,y,width,height and {option('mask')} PICTURE"
+        if [self.region, self.seconds, self.mask].count(None) != 2:
+            either = f"{option('region')} x,y,width,height, {option('seconds')} START:END and {option('mask')} PICTURE"
             raise SpecError(f"give the region by one of {either}", code="one-region")
         if not self.resample and (self.count is not None or self.prior is not None):
             raise SpecError(
                 f"{option('count')} and {option('prior')} can only be used with {option('resample')}",
                 code="only-with-resample",
             )
-        if self.region is not None and len(self.corners) not in (2, 4):
+        if self.region is not None and len(self.corners(0)) not in (2, 4):
             raise SpecError(
                 f"the region {self.region!r} is malformed: give four integers x,y,width,height, or for a signal "
                 "start,length",
                 code="malformed-region",
             )
 
-    @property
-    def corners(self) -> tuple[int, ...]:
-        """Return the numbers of `region`; none if it is malformed."""
+        if self.seconds is not None and not SECONDS.fullmatch(self.seconds):
+            raise SpecError(
+                f"the region {self.seconds!r} is malformed: give {option('seconds')} START:END, such as 0.4:0.9",
+                code="malformed-region",
+            )
+
+    def corners(self, rate: float) -> tuple[int, ...]:
+        """Return the numbers of the region; none if they are malformed.
+
+        Args:
+            rate: samples per second of a sound, for a region in seconds.
+
+        Raises:
+            SpecError: if the region is in seconds and there is no rate.
+        """
+        if self.seconds is not None:
+            if not rate:
+                raise SpecError(f"{option('seconds')} is for sounds: give {option('region')}", code="malformed-region")
+            start, end = (round(float(number) * rate) for number in self.seconds.split(":"))
+            return start, end - start
         well_formed = re.fullmatch(r"\s*-?\d+\s*(,\s*-?\d+\s*)+", self.region or "")
         return tuple(map(int, (self.region or "").split(","))) if well_formed else ()
 
@@ -187,7 +207,7 @@ def edit(run: Run, config: EditConfig) -> EditResult:
     model = run.model((config.prior or _inpainting_prior(run)) if config.resample else "trained")
     example = _read(run, model, config, config.picture)
     size = tuple(example.x.shape[2:])
-    region = box(config.corners, size) if config.mask is None else read_mask(config.mask, size)
+    region = read_mask(config.mask, size) if config.mask else box(config.corners(model.schema.rate), size)
     operation, what = _operation(run, model, config)
     if config.resample and model.levels:
         _note_on_the_prior(cast("CodeModel", model), run)
