@@ -32,6 +32,8 @@ from tessella.tasks.detect.series.scores import RowScores
 from tessella.training.loop import train
 from tessella.training.run import Run
 
+FEWEST_NORMAL = 3
+"""Fewest windows of normal rows."""
 HELD_OUT = 4
 """One of so many normal rows is held out: the last ones of each series."""
 DEFAULT_RATE = 0.01
@@ -83,7 +85,7 @@ def normal_rows(spec: str, window: int | None) -> NormalRows:
     """Read normal series: the first rows of each to fit on, the last ones held out.
 
     Raises:
-        DataError: as `divide_series`, or if there are fewer than eight windows.
+        DataError: as `divide_series`, or if there are fewer than three windows.
     """
     notes: list[str] = []
     divided = divide_series(spec, ReadOptions(kind="series", window=window, valid_share=0, test_share=0), None, notes)
@@ -101,10 +103,10 @@ def normal_rows(spec: str, window: int | None) -> NormalRows:
     least = max(2, divided.window // 2)
     fit, held_out = ([x for x in of if len(x) >= least] for of in (fit, held_out))
     rows = sum(map(len, fit)) + sum(map(len, held_out))
-    if rows < 2 * HELD_OUT * least or not held_out:
+    if rows < FEWEST_NORMAL * divided.window or not held_out:
         raise DataError(
             f"{rows:,} normal rows are too few for windows of {divided.window} rows: give at least "
-            f"{2 * HELD_OUT * least:,}, or a smaller {option('window')}",
+            f"{FEWEST_NORMAL * divided.window:,}, or a smaller {option('window')}",
             code="too-few-normal-examples",
         )
     end = divided.series[0].train_end if len(divided.series) == 1 else None
