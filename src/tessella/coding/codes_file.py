@@ -4,7 +4,7 @@ version   int           version of this format
 model     str           fingerprint of the weights that made the codes
 names     str [N]       path of each example without ending
 sizes     int [N, rank] height and width of each picture, length of each signal; [N, 0] for vectors
-level0    int [N, C, *grid], the coarsest level; level1, ...
+level0    int [N, C, *grid], the coarsest level; level1, ...; -1 after the end of a signal
 level0.i  instead, if pictures differ in size: array [C, *grid] of example i
 """
 
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tessella.core import observed
 from tessella.core.batches import Batch, filled, fixed_batches, size_of
 from tessella.core.rng import chunks, seeded
 from tessella.data.array_files import NumpyArchive
@@ -78,9 +79,10 @@ def encode_codes(model: CodeModel, examples: Iterable[NamedBatch], fingerprint: 
     for named in examples:
         x = named.batch.x
         for stored, quantizer, c in zip(levels, model.levels, codes_of(model, x), strict=True):
-            stored.extend(c.numpy().astype(np.min_scalar_type(quantizer.codebook_size - 1)))
+            most = quantizer.codebook_size
+            stored.extend(c.numpy().astype(np.min_scalar_type(-most if bool((c < 0).any()) else most - 1)))
         names += named.names
-        sizes += [tuple(x.shape[2:])] * len(x)
+        sizes += observed.extents(x, model.schema)
     if not names:
         raise DataError("there are no examples to encode", code="no-examples")
     stacked = all(len({c.shape for c in stored}) == 1 for stored in levels)
@@ -114,8 +116,8 @@ def decode_codes(
         sample: whether to sample from p(x | z) rather than take its mean.
         seed: seed of the samples.
     """
-    trained = model.schema.shape[1:]
-    at_once = size_of(model.schema.shape, model.device) if (stored.sizes == trained).all() else 1
+    whole = model.schema.lengths or bool((stored.sizes == model.schema.shape[1:]).all())
+    at_once = size_of(model.schema.shape, model.device) if whole else 1
     with tracking("decoding", len(stored)) as advance:
         for rows, chunk_seed in chunks(len(stored), at_once, seed):
             z = model.lookup([filled(_tensor(level[rows]), at_once, model.device) for level in stored.levels])
@@ -156,9 +158,14 @@ def check_codes(stored: StoredCodes, model: CodeModel, fingerprint: str) -> None
             model.checked_codes([_tensor(level[rows]) for level in stored.levels])
     except SpecError as error:
         raise DataError(error.message, code="codes-of-another-model") from error
-    stride = model.downsampling[-1]
+    stride, window = model.downsampling[-1], list(model.schema.spatial)
     for name, size, codes in zip(stored.names, stored.sizes.tolist(), stored.levels[-1], strict=True):
-        if [-(-side // stride) for side in size] != list(codes.shape[1:]) or 0 in size:
+        grid, cells = list(codes.shape[1:]), [-(-side // stride) for side in size]
+        fits = cells == grid
+        if model.schema.lengths:  # all have the grid of a whole window, with -1 after the end
+            fits = size <= window and [-(-side // stride) for side in window] == grid
+            fits = fits and [int((codes[0] >= 0).sum())] == cells
+        if not fits or 0 in size:
             raise DataError(
                 f"{shown(name)} has codes that do not fit its size {size}: encode it again", code="codes-and-size"
             )

@@ -41,9 +41,9 @@ from tessella.coding.container import (
 )
 from tessella.coding.originals import Originals
 from tessella.coding.weights import Weights
+from tessella.core import observed
 from tessella.core.device import autocast, lowers, thread_count
 from tessella.core.entropy_coding import WORD
-from tessella.core.observed import before_end
 from tessella.core.schema import Precision, Schema
 from tessella.data.inputs import NamedBatch
 from tessella.foundation.errors import DataError, SpecError, option
@@ -157,7 +157,7 @@ def write_compressed(
     def noted() -> Iterator[Tensor]:
         for some in examples:
             names.extend(some.names)
-            sizes.extend(_sizes(some.batch.x, model.schema))
+            sizes.extend(observed.extents(some.batch.x, model.schema))
             yield some.batch.x + 0  # no negative zeros, which checksums would tell from zeros
 
     computed: ComputePrecision = "float32"
@@ -209,13 +209,6 @@ def write_compressed(
     numbers = sum(model.schema.shape[0] * math.prod(size) for size in sizes)
     seconds = time.perf_counter() - started
     return Compressed(method, len(names), numbers, os.path.getsize(out), bound, seconds, len(kept), kept_bytes)
-
-
-def _sizes(x: Tensor, schema: Schema) -> list[tuple[int, ...]]:
-    """Return the size of each example `[B, *shape]`: height and width, or the length up to its end."""
-    if not schema.lengths:
-        return [tuple(x.shape[2:])] * len(x)
-    return [(length,) for length in before_end(x, 1).sum(1).tolist()]
 
 
 def _of_one_size(xs: Iterable[Tensor], at_once: int) -> Iterator[Tensor]:

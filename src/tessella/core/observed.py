@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tessella.core.rng import Noise
+from tessella.core.schema import Schema
 
 MOST_HIDDEN = 0.5
 """Largest share of the values of an example that is hidden from an encoder in training."""
@@ -53,6 +54,13 @@ def before_end(x: Tensor, block: int) -> Tensor:
     seen = (~x.isnan()).any(1)
     blocks = F.pad(seen, (0, -seen.shape[1] % block)).unflatten(1, (-1, block)).any(2)
     return blocks.flip(1).cummax(1).values.flip(1)
+
+
+def extents(x: Tensor, schema: Schema) -> list[tuple[int, ...]]:
+    """Return the size of each example `[B, *shape]`: height and width, or the length up to its end."""
+    if not schema.lengths:
+        return [tuple(x.shape[2:])] * len(x)
+    return [(length,) for length in before_end(x, 1).sum(1).tolist()]
 
 
 def trimmed(x: Tensor, block: int) -> Tensor:

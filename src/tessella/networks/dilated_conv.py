@@ -2,7 +2,7 @@
 
 This is the WaveNet of van den Oord et al. 2016 ("WaveNet: a generative model for raw audio", sections 2.1, 2.3 and 2.5)
 without skip connections: the residual sum itself is the output. Each layer is one matrix product of a sample, an
-earlier sample and the context; on one CPU core that takes three quarters of the time of a dilated convolution.
+earlier sample and the context; on one CPU core that takes four fifths of the time of a dilated convolution.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessella.networks.causal_conv import gate
-
 FIRST = 16
 """Samples before the current one that the first layer sees."""
 CYCLE = 11
@@ -25,7 +23,7 @@ CYCLE = 11
 
 @final
 class DilatedLayer(nn.Module):
-    """Layer `h_t + gate(K_0 h_(t - dilation) + K_1 h_t + C c_t)`, with `gate(a, b) = a sigmoid(b)` and the context c.
+    """Layer `h_t + gate(K_0 h_(t - dilation) + K_1 h_t + C c_t)`, with gate(a, b) = a sigmoid(b) and the context c.
 
     Args:
         width: channels of h.
@@ -42,7 +40,7 @@ class DilatedLayer(nn.Module):
             self.mix.weight.mul_(scale)
 
     def forward(self, h: Tensor, context: Sequence[Tensor]) -> Tensor:
-        return h + gate(self.mix(torch.cat([delayed(h, self.dilation), h, *context], 1)), 1)
+        return h + F.glu(self.mix(torch.cat([delayed(h, self.dilation), h, *context], 1)), 1)
 
 
 def delayed(x: Tensor, steps: int) -> Tensor:
@@ -128,7 +126,7 @@ class IncrementalDilatedConv:
                 place = ring[self._t % len(ring)]
                 seen = torch.cat([place, h, *context], 1)
                 place.copy_(h)
-                h = h + gate(_product(matrix, seen), 1)
+                h = h + F.glu(_product(matrix, seen), 1)
             return F.silu(_product(self._last, F.silu(h)))
 
     @torch.no_grad()

@@ -406,7 +406,7 @@ class InspectResult(Result):
         sizes = ""
         if len(h.sizes):
             low, high = ("x".join(map(str, side.tolist())) for side in (h.sizes.min(0), h.sizes.max(0)))
-            sizes = f"from {low} to {high} pixels"
+            sizes = f"from {low} to {high} {'pixels' if h.rank > 1 else 'samples'}"
         rows = {
             "method": METHODS[h.method],
             "model": f"{h.model} {h.fingerprint}, prior {prior}, in {h.precision}",

@@ -54,7 +54,12 @@ REPORTED = 0.5
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Metrics of one training step, in nats per example; `bad` is the number of batches skipped so far."""
+    """Metrics of one training step, in nats per example.
+
+    Attributes:
+        values: mean number of observed values of an example.
+        bad: number of batches skipped so far.
+    """
 
     loss: float
     gradient: float
@@ -63,6 +68,7 @@ class StepMetrics:
     beta: float
     learning_rate: float
     examples: int
+    values: float
     bad: int
 
 
@@ -178,7 +184,6 @@ class Metrics(Callback):
     """Callback that writes `metrics.jsonl` of a run, logs to trackers, and reports progress.
 
     Args:
-        dims: mean number of observed values of one example, for bits per dimension.
         resumed_at: step from which the run is resumed; later records are dropped. None for a new run.
         seconds: budget, if it is a time.
         trackers: trackers that receive metrics and images too.
@@ -188,13 +193,12 @@ class Metrics(Callback):
         self,
         run: Path,
         *,
-        dims: float,
         resumed_at: int | None,
         seconds: float | None = None,
         trackers: Sequence[GeneralTracker] = (),
     ) -> None:
         self.seconds = seconds
-        self.run, self.dims, self.trackers = run, dims, trackers
+        self.run, self.trackers = run, trackers
         self.recent: deque[tuple[float, StepMetrics]] = deque(maxlen=EVERY)
         self.reported_at = self.reported = 0.0
         if resumed_at is not None:
@@ -263,6 +267,7 @@ class Metrics(Callback):
         distortion = _mean([r.distortion for r in readings])
         rates = [r.rate for r in readings if r.rate is not None]
         rate = _mean(rates) if rates else None
+        bits = None if rate is None else bits_per_dim(distortion + rate, _mean([r.values for r in readings]))
         seconds = self.recent[-1][0] - self.recent[0][0]
         examples = sum(r.examples for r in readings[1:])
         last = readings[-1]
@@ -271,7 +276,7 @@ class Metrics(Callback):
             "loss": _mean([r.loss for r in readings]),
             "distortion": distortion,
             "rate": rate,
-            "bits_per_dim": None if rate is None else bits_per_dim(distortion + rate, self.dims),
+            "bits_per_dim": bits,
             "beta": last.beta,
             "learning_rate": last.learning_rate,
             "gradient": _mean([r.gradient for r in readings]),

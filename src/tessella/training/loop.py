@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import tessella
 from tessella.core.batches import Batch
 from tessella.core.device import autocast, thread_count
+from tessella.core.observed import count_observed
 from tessella.core.outputs import Terms
 from tessella.core.rng import Noise
 from tessella.core.schema import Schema
@@ -162,7 +163,6 @@ def run_loop(
             return loop.go()
         metrics = Metrics(
             run,
-            dims=model.schema.observed_dims,
             resumed_at=loop.state.step if resume else None,
             seconds=options.minutes and 60 * options.minutes,
             trackers=started_trackers(accelerator, options.track, run, loop.state.step),
@@ -336,8 +336,15 @@ class _Loop:
             beta=beta,
             learning_rate=rate,
             examples=len(x) * accelerator.num_processes,
+            values=self._values(batch.x),
             bad=state.bad,
         )
+
+    def _values(self, x: Tensor) -> float:
+        """Return the mean number of observed values of an example."""
+        schema = self.model.schema
+        whole = not schema.partial or x.shape[1:] != schema.shape  # rows of a prior are no examples
+        return schema.observed_dims if whole else count_observed(x) / len(x)
 
     def _watch(self, numbers: list[float], beta: float) -> None:
         """Let the guard judge the loss; while the weight of the rate rises, only the distortion."""
