@@ -24,7 +24,7 @@ import torch
 import common
 import tessella
 from startup import script
-from tessella.data.series.windows import window_starts
+from tessella.tasks.fill import fill_gaps
 
 SHARE, SEED = 0.2, 0
 COLUMNS = ("pm2.5", "DEWP", "TEMP", "PRES", "Iws", "Is", "Ir")
@@ -56,20 +56,16 @@ def interpolated(x: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def imputed(run: Path, rest: np.ndarray, x: np.ndarray, removed: np.ndarray) -> tuple[np.ndarray, float]:
-    """Fill the gaps of `rest` by a run's model, and return the mean cost of the removed values in nats too."""
-    model = tessella.load(run).cpu()
-    (window,), filled, nats = model.schema.spatial, rest.copy(), 0.0
-    for _, start in window_starts([(0, 0, len(rest))], window, window, padded=False):
+def nats_of(model: tessella.Model, rest: np.ndarray, x: np.ndarray, removed: np.ndarray) -> float:
+    """The mean cost of the removed values given the rest of their window."""
+    (window,), nats, count = model.schema.spatial, 0.0, 0
+    for start in range(0, len(rest) - window + 1, window):
         rows = slice(start, start + window)
         seen = torch.from_numpy(rest[rows].T.astype(np.float32))[None]
         wanted = torch.from_numpy(np.where(removed[rows], x[rows], np.nan).T.astype(np.float32))[None]
-        p_x = model.decode(model.encode(seen).z)
-        new = np.isnan(filled[rows])
-        filled[rows][new] = p_x.mean[0].numpy().T[new]
-        if start + window < len(rest) or start % window == 0:  # not what the window before has had
-            nats -= float(p_x.log_prob(wanted).sum())
-    return filled, nats / int(removed.sum())
+        nats -= float(model.decode(model.encode(seen).z).log_prob(wanted).sum())
+        count += int(removed[rows].sum())
+    return nats / count
 
 
 def error(filled: np.ndarray, x: np.ndarray, removed: np.ndarray) -> dict[str, float]:
@@ -87,8 +83,9 @@ def measured(path: Path, out: Path, minutes: float) -> dict[str, Any]:
     if not (run / "model.safetensors").is_file():
         common.say(f"tessella {' '.join(words)}")
         subprocess.run([*script(), *words, "--quiet"], check=True, stdout=subprocess.DEVNULL)
-    filled, nats = imputed(run, rest, x, removed)
-    of_model, of_lines = error(filled, x, removed), error(interpolated(rest), x, removed)
+    model = tessella.load(run).cpu()
+    nats = nats_of(model, rest, x, removed)
+    of_model, of_lines = error(fill_gaps(model, rest), x, removed), error(interpolated(rest), x, removed)
     ratio = of_model["all"] / of_lines["all"]
     return {
         "about": __doc__.splitlines()[0],

@@ -15,7 +15,6 @@ import torch
 from tessella.core.schema import Real, Schema
 from tessella.data import Data, arrays
 from tessella.data.raw import RawSplit, index_keys
-from tessella.data.series import is_unmistakable
 from tessella.data.series.read import TimeSeries, read_series
 from tessella.data.series.windows import divide_series, training_stride, window_starts
 from tessella.data.splits import PartSplit
@@ -65,11 +64,6 @@ class NormalRows:
     def window(self) -> int:
         """Return the rows of a window."""
         return self.schema.spatial[0]
-
-
-def is_series(spec: str | None, kind: str | None) -> bool:
-    """Return whether data is read as series: because it was asked for, or by the names of its files."""
-    return kind == "series" or (kind is None and spec is not None and is_unmistakable(spec))
 
 
 def without_anomalies(series: TimeSeries, first: int, last: int) -> list[np.ndarray]:
