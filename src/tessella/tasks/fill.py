@@ -38,9 +38,10 @@ class FilledSeries:
         names = series.columns or tuple(f"channel {c}" for c in range(series.x.shape[1]))
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["row" if series.times is None else series.times.name, *names])
-            for time, row in zip(times, series.x.tolist(), strict=True):
-                writer.writerow([time, *(f"{value:.9g}" for value in row)])
+            time = "row" if series.times is None else series.times.name
+            writer.writerow(["time" if "," in time else time, *names])
+            for at, row in zip(times, series.x.tolist(), strict=True):
+                writer.writerow([at, *(f"{value:.9g}" for value in row)])
 
 
 @torch.no_grad()

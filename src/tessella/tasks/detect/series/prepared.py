@@ -134,7 +134,7 @@ def train_on_rows(inliers: NormalRows, spec: str, place: Path, *, minutes: float
         name: PartSplit(RawSplit(of, None, index_keys(len(of), name), name=spec), np.arange(len(of)))
         for name, of in parts.items()
     }
-    options = {"kind": "series", "window": inliers.window}
+    options = {"kind": "series", "window": inliers.window, "valid_share": 1 / HELD_OUT, "test_share": 0.0}
     data = Data(os.path.abspath(spec), options, schema, dict(splits), ())
     torch.manual_seed(seed)
     model = ModelConfig.chosen("vae").from_options({"width": 16, "depth": 1}).build(schema)
