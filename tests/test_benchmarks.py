@@ -155,3 +155,14 @@ def test_pythae_is_given_the_same_network(bench) -> None:
     )
     torch.testing.assert_close(found[1], terms.distortion.mean())
     torch.testing.assert_close(found[2], terms.rate.mean())
+
+
+@pytest.mark.parametrize(("seed", "area"), [(0, 0.98436295), (1, 0.96478946), (2, 0.96565885), (3, 0.99235004)])
+def test_the_volume_under_the_surface_is_that_of_its_authors(bench, seed: int, area: float) -> None:
+    """The areas are those of `RangeAUC_volume_opt` of the package vus 0.0.6."""
+    rng, labels = np.random.default_rng(seed), np.zeros(1500, int)
+    for first, last in ((100, 140), (170, 175), (1200, 1230), (1490, 1496 if seed else 1490)):
+        labels[first:last] = 1
+    scores = np.convolve(rng.normal(size=1500) + 2 * labels, np.ones(5) / 5, "same")
+    scores = scores.round(1) if seed == 3 else scores
+    assert bench("series").vus_pr(labels, scores, 20) == pytest.approx(area, abs=1e-8)

@@ -191,3 +191,23 @@ def test_estimators_take_signals() -> None:
     assert latents.shape[0] == 30
     with pytest.raises(ValueError, match="shape"):
         detector.predict(x[:, :, :32])
+
+
+def test_gaps_of_a_series_are_filled_and_other_values_kept(tmp_path: Path) -> None:
+    from tessella import cli
+
+    x = wave(600, 8)
+    x[::7] = np.nan
+    times = (np.datetime64("2024-01-01T00", "h") + np.arange(600)).astype(str)
+    lines = [f"{t},{'' if np.isnan(v) else v}" for t, v in zip(times, x[:, 0], strict=True)]
+    (tmp_path / "x.csv").write_text("\n".join(["time,a", *lines]) + "\n")
+    run, out = str(tmp_path / "run"), tmp_path / "filled.csv"
+    words = ["train", "vae", "--data", str(tmp_path / "x.csv"), "--kind", "series", "--steps", "60", "--width", "16"]
+    assert cli.main([*words, "--depth", "1", "--quiet", "--out", run]) == 0
+    assert cli.main(["reconstruct", run, str(tmp_path / "x.csv"), "-o", str(out), "--quiet"]) == 0
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["time"] for row in rows] == times.tolist()
+    filled, gaps = np.array([float(row["a"]) for row in rows]), np.isnan(x[:, 0])
+    np.testing.assert_allclose(filled[~gaps], x[~gaps, 0], rtol=1e-6)
+    assert np.abs(filled[gaps] - np.sin(2 * np.pi * np.arange(600) / 32)[gaps]).mean() < 0.6

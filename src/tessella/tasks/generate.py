@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tessella.core.batches import Batch
     from tessella.core.schema import Schema
     from tessella.models.base import Model
+    from tessella.tasks.fill import FilledSeries
     from tessella.training.run import Run
 
 
@@ -37,6 +39,7 @@ class SheetResult(Result):
         schema: schema of the examples.
         rows: names of the rows, top to bottom, if they have any.
         columns: what varies from column to column; empty if nothing does.
+        filled: series that were given as inputs, with their gaps filled.
     """
 
     title: str
@@ -44,6 +47,7 @@ class SheetResult(Result):
     schema: Schema
     rows: tuple[str, ...] = ()
     columns: str = ""
+    filled: Sequence[FilledSeries] = ()
 
     def to_json(self) -> Mapping[str, Any]:
         rows, columns = self.examples.shape[:2]
@@ -61,7 +65,7 @@ class SheetResult(Result):
         return Page(self.title, joined(rows, columns, sheet, heard))
 
     def save(self, out: Path) -> None:
-        """Write the sheet as a picture, all sounds one after another as a WAV file, or each example into a folder."""
+        """Write the sheet as a picture, all sounds as a WAV file, a filled series as CSV, or examples into a folder."""
         from tessella.evaluation.samples import examples_sheet
         from tessella.foundation.files import write_atomic
         from tessella.foundation.output_folder import Outputs
@@ -71,7 +75,11 @@ class SheetResult(Result):
         from tessella.kinds.sounds import one_after_another
 
         kind, named = kind_of(self.schema), named_examples(self.examples, self.rows)
-        if out.suffix.lower() == ".wav":
+        if out.suffix.lower() == ".csv":
+            if len(self.filled) != 1:
+                raise DataError(f"{out} takes one series: give the file of one series as input", code="one-series")
+            write_atomic(out, self.filled[0].write_csv)
+        elif out.suffix.lower() == ".wav":
             if not kind.audible:
                 raise DataError(
                     f"{out} has the ending of a sound, but the examples are {kind.examples}: give a .png file or a "
@@ -147,6 +155,8 @@ def sample(run: Run, config: SampleConfig) -> SheetResult:
 class ReconstructConfig:
     """Reconstruct examples, with each row of inputs above the row of its reconstructions.
 
+    Missing values of a series are filled; a result that ends in .csv is the whole series, complete.
+
     Attributes:
         inputs: picture files, folders, numbers of examples, names of splits, or other data; by default some of the
             split.
@@ -171,15 +181,20 @@ class ReconstructConfig:
     summary="reconstruct examples",
     group="look",
     out="reconstructions.png",
-    endings=(".png", ".html", ".wav", ""),
+    endings=(".png", ".html", ".wav", ".csv", ""),
 )
 def reconstruct(run: Run, config: ReconstructConfig) -> SheetResult:
-    """Reconstruct examples with the model of a run."""
+    """Reconstruct examples with the model of a run, and fill the gaps of series."""
+    from tessella.data.series import is_series
     from tessella.evaluation.samples import reconstruct_rows
+    from tessella.tasks.fill import fill_series
 
     if config.count < 1:
         raise SpecError(f"{option('count')} must be at least 1, got {config.count}", code="out-of-range")
     model = run.model("trained", codes_used=config.codes_used)
+    filled: Sequence[FilledSeries] = ()
+    if is_series(run.spec.data.get("spec"), run.spec.data.get("kind")):
+        filled = [one for word in config.inputs if os.path.exists(word) for one in fill_series(model, word)]
     if config.inputs:
         examples = _read(run, model, config, *config.inputs)
     else:
@@ -187,7 +202,7 @@ def reconstruct(run: Run, config: ReconstructConfig) -> SheetResult:
         examples = split.batch(split.random_rows(config.count))
     rows = reconstruct_rows(model, examples)
     labels = ("input", "reconstruction") * (len(rows) // 2)
-    return SheetResult("Inputs, each row above its reconstructions", rows, model.schema, labels)
+    return SheetResult("Inputs, each row above its reconstructions", rows, model.schema, labels, filled=filled)
 
 
 @dataclass(frozen=True)

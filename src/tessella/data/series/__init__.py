@@ -20,6 +20,11 @@ def is_unmistakable(path: str) -> bool:
     return os.path.isfile(path) and _by_name(os.path.basename(path))
 
 
+def is_series(spec: str | None, kind: str | None) -> bool:
+    """Return whether data is read as series: because it was asked for, or by the names of its files."""
+    return kind == "series" or (kind is None and spec is not None and is_unmistakable(spec))
+
+
 def _by_name(name: str) -> bool:
     return name.lower().endswith(".out") or UCR.search(name) is not None
 

@@ -146,8 +146,8 @@ def detect(run: Run, config: DetectConfig) -> DetectionResult | SeriesDetection:
     from contextlib import ExitStack
     from tempfile import TemporaryDirectory
 
+    from tessella.data.series import is_series
     from tessella.tasks.detect.prepared import train_on
-    from tessella.tasks.detect.series.prepared import is_series
 
     if is_series(config.train, config.kind) if config.train else is_series(*_source(run)):
         return _detect_series(run, config)

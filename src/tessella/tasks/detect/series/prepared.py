@@ -15,7 +15,6 @@ import torch
 from tessella.core.schema import Real, Schema
 from tessella.data import Data, arrays
 from tessella.data.raw import RawSplit, index_keys
-from tessella.data.series import is_unmistakable
 from tessella.data.series.read import TimeSeries, read_series
 from tessella.data.series.windows import divide_series, training_stride, window_starts
 from tessella.data.splits import PartSplit
@@ -32,6 +31,8 @@ from tessella.tasks.detect.series.scores import RowScores
 from tessella.training.loop import train
 from tessella.training.run import Run
 
+FEWEST_NORMAL = 3
+"""Fewest windows of normal rows."""
 HELD_OUT = 4
 """One of so many normal rows is held out: the last ones of each series."""
 DEFAULT_RATE = 0.01
@@ -65,11 +66,6 @@ class NormalRows:
         return self.schema.spatial[0]
 
 
-def is_series(spec: str | None, kind: str | None) -> bool:
-    """Return whether data is read as series: because it was asked for, or by the names of its files."""
-    return kind == "series" or (kind is None and spec is not None and is_unmistakable(spec))
-
-
 def without_anomalies(series: TimeSeries, first: int, last: int) -> list[np.ndarray]:
     """Return the stretches of rows from `first` to before `last` that no label calls anomalous."""
     x = np.asarray(series.x[first:last], np.float64)
@@ -83,7 +79,7 @@ def normal_rows(spec: str, window: int | None) -> NormalRows:
     """Read normal series: the first rows of each to fit on, the last ones held out.
 
     Raises:
-        DataError: as `divide_series`, or if there are fewer than eight windows.
+        DataError: as `divide_series`, or if there are fewer than three windows.
     """
     notes: list[str] = []
     divided = divide_series(spec, ReadOptions(kind="series", window=window, valid_share=0, test_share=0), None, notes)
@@ -101,10 +97,10 @@ def normal_rows(spec: str, window: int | None) -> NormalRows:
     least = max(2, divided.window // 2)
     fit, held_out = ([x for x in of if len(x) >= least] for of in (fit, held_out))
     rows = sum(map(len, fit)) + sum(map(len, held_out))
-    if rows < 2 * HELD_OUT * least or not held_out:
+    if rows < FEWEST_NORMAL * divided.window or not held_out:
         raise DataError(
             f"{rows:,} normal rows are too few for windows of {divided.window} rows: give at least "
-            f"{2 * HELD_OUT * least:,}, or a smaller {option('window')}",
+            f"{FEWEST_NORMAL * divided.window:,}, or a smaller {option('window')}",
             code="too-few-normal-examples",
         )
     end = divided.series[0].train_end if len(divided.series) == 1 else None
