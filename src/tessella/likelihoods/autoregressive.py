@@ -80,16 +80,15 @@ class AutoregressiveModule(Likelihood):
         self.wholes = _modules(pixel(Schema.of(self.grid, values)) for values in self.lattice.values)
         self.ones = _modules(pixel(Schema.of((channels, 1, 1), values)) for values in self.lattice.values)
         whole = self.wholes[0]
-        numbers = signal and schema.values.kind in ("integers", "real")
-        history = SampleHistory(whole, channels, schema.values) if numbers else PlainHistory(channels)
-        bias = whole.initial_bias()
-        if signal and isinstance(whole, LocatedLikelihood):
-            bias = whole.residual_bias()
+        history, bias = PlainHistory(channels), whole.initial_bias()
+        if signal and schema.values.kind != "symbols" and isinstance(whole, LocatedLikelihood):
+            history, bias = SampleHistory(whole, channels, schema.values), whole.residual_bias()
         width = width or (WIDTH_OF_COLOUR if channels > 1 and not signal else WIDTH)
         self.block = BLOCK_OF_SIGNALS if signal else BLOCK if min(self.grid[1:]) >= SMALL else (1, 1)
         pixels, values = math.prod(self.block), history.features + 1 + (len(self.lattice.values) > 1)
+        outputs = whole.parameter_channels if bias is None else len(bias)
         self.trunk = network(pixels * values, width, depth or usual, context=pixels * self.features)
-        self.history, self.head = history, BlockHead(width, values, pixels, whole.parameter_channels)
+        self.history, self.head = history, BlockHead(width, values, pixels, outputs)
         if bias is not None:
             self.head.start_at(bias)
 

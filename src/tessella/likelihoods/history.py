@@ -35,12 +35,13 @@ class LocatedLikelihood(Likelihood, ABC):
     def around(self, predictions: Tensor, parameters: Tensor) -> Tensor:
         """Place the locations of parameters `[B, P, *spatial]` around predictions `[B, locations, *spatial]`.
 
-        They are then prediction + scale * location, so that narrow components stay near.
+        They are then prediction + scale * location, so that narrow components stay near. The result is what `forward`
+        takes.
         """
 
     @abstractmethod
     def residual_bias(self) -> Tensor:
-        """Return the initial parameters `[P]` of values whose locations are predictions: narrow and wide ones."""
+        """Return the initial parameters `[P]` that `around` takes."""
 
 
 class History(nn.Module, ABC):
@@ -95,23 +96,21 @@ class SampleHistory(History):
     a linear function of the last samples (Atal & Hanauer 1971), at first y_(t-1), 2 y_(t-1) - y_(t-2) or 0 in turn.
 
     Args:
-        likelihood: likelihood of the values, which gets the predictions if it has locations.
+        likelihood: likelihood of the values, which gets the predictions.
         channels: C.
         values: of one number.
     """
 
-    def __init__(self, likelihood: Likelihood, channels: int, values: Values) -> None:
+    def __init__(self, likelihood: LocatedLikelihood, channels: int, values: Values) -> None:
         super().__init__()
-        self.past, self.features = ORDER, 4 * channels
+        self.around, self.past, self.features = likelihood.around, ORDER, 4 * channels
         self.finest = (values.levels - 1) / 2 if values.discrete else FINEST
-        self.around = likelihood.around if isinstance(likelihood, LocatedLikelihood) else None
-        if isinstance(likelihood, LocatedLikelihood):
-            self.predict = nn.Conv1d(channels, likelihood.locations, self.past, bias=False)
-            with torch.no_grad():
-                weights = self.predict.weight.zero_().unflatten(0, (channels, -1))
-                for c in range(channels):
-                    weights[c, 0::3, c, -1] = 1 / GAIN
-                    weights[c, 1::3, c, -2:] = torch.tensor([-1.0, 2.0]) / GAIN
+        self.predict = nn.Conv1d(channels, likelihood.locations, self.past, bias=False)
+        with torch.no_grad():
+            weights = self.predict.weight.zero_().unflatten(0, (channels, -1))
+            for c in range(channels):
+                weights[c, 0::3, c, -1] = 1 / GAIN
+                weights[c, 1::3, c, -2:] = torch.tensor([-1.0, 2.0]) / GAIN
 
     def forward(self, y: Tensor) -> Tensor:
         steps = y.diff()
@@ -122,8 +121,6 @@ class SampleHistory(History):
         return torch.asinh(y * self.finest) / math.asinh(self.finest)
 
     def located(self, parameters: Tensor, y: Tensor, align: Align) -> Tensor:
-        if self.around is None:
-            return parameters
         with torch.autocast(y.device.type, enabled=False):  # bfloat16 would be off by many levels
             weight = GAIN * self.predict.weight
             near = F.conv1d(y[..., :-1].squeeze(2).to(weight.dtype), weight).unsqueeze(2)

@@ -24,6 +24,8 @@ from tessella.likelihoods.shared import (
 )
 
 SCALE_FLOOR = 1e-3
+LOG_SCALES = -7.0, 3.0
+"""Smallest and largest log scale of categorical values around a prediction."""
 
 
 @final
@@ -87,10 +89,11 @@ class BernoulliLogits(IndependentValues):
 
 
 @final
-class CategoricalModule(Likelihood):
+class CategoricalModule(LocatedLikelihood):
     """Categorical likelihood with a free probability for each of K values, independent given z.
 
-    Parameters: `[B, K * C, *spatial]`, the logits, laid out as `[B, K, C, *spatial]`.
+    Parameters: `[B, K * C, *spatial]`, the logits, laid out as `[B, K, C, *spatial]`. Around a prediction there are C
+    locations m and C log scales s more, and value y in network units gets -|y - m| / exp(s) in addition.
 
     Raises:
         SpecError: if the values are neither integers nor symbols.
@@ -111,6 +114,23 @@ class CategoricalModule(Likelihood):
     def initial_bias(self) -> Tensor:
         """Return zeros: all values are equally probable."""
         return torch.zeros(self.parameter_channels)
+
+    @property
+    def locations(self) -> int:
+        return self.schema.shape[0]
+
+    def around(self, predictions: Tensor, parameters: Tensor) -> Tensor:
+        count, levels = self.locations, self.schema.values.levels
+        logits, offset, log_scale = parameters.split([levels * count, count, count], 1)
+        log_scale = log_scale.clamp(*LOG_SCALES)
+        location = (predictions + offset * log_scale.exp()).unsqueeze(1)
+        y = torch.linspace(-1, 1, levels).to(location).view(-1, *(1,) * (location.dim() - 2))
+        return logits - ((y - location).abs() * log_scale.neg().exp().unsqueeze(1)).flatten(1, 2)
+
+    def residual_bias(self) -> Tensor:
+        """Return equal logits, locations 0, and scales of a twelfth of half the range."""
+        count = self.locations
+        return torch.cat([self.initial_bias(), torch.zeros(count), torch.full((count,), -2.5)])
 
     def forward(self, parameters: Tensor) -> StoredValues:
         parameters = checked_parameters(parameters, self.schema, self.parameter_channels)
