@@ -53,7 +53,8 @@ class DetectConfig:
         anomalies: inputs known to be anomalous; all other inputs then count as normal. May be repeated.
         normal: names of normal classes; examples of all other classes count as anomalous. May be repeated.
         score: score to sort and flag by; of pictures by default the one, or the mean of two, that separates held-out
-            normal examples best from made-up anomalies; else the bound.
+            normal examples best from made-up anomalies; of rows of tables combined, of signals neighbours, of the rows
+            of series combined or what is clearly better on made-up anomalies; else the bound.
         scores: scores to compute; by default all that the model allows, but for the slow regret.
         normalize: `local-contrast` ignores illumination and contrast of a picture in local features, `none` keeps them.
         top: number of examples on the page with the highest scores, and with the lowest.

@@ -3,8 +3,7 @@
 An anomaly is a small part that is wrong, or a picture of something else, and which of them will come is unknown. So the
 default is a mean of the best local score and the best score of whole examples, each standardised by normal examples.
 "Best" is the mean AUROC over kinds of made-up anomalies. If one of the two is so weak that the mean loses more than
-`LOSS`, the better one is used alone. For signals the default is their distance from normal ones, which needs no
-training, unless it loses more than that.
+`LOSS`, the better one is used alone.
 """
 
 from __future__ import annotations
@@ -18,13 +17,10 @@ import torch
 
 from tessella.core.batches import Batch
 from tessella.foundation.progress import track
-from tessella.kinds.base import kind_of
 from tessella.tasks.detect.detector import Detector
 from tessella.tasks.detect.local_scores import levels_of
 from tessella.tasks.detect.made_up import CONTENTS, DEFECTS, make_up
 from tessella.tasks.detect.ranking import auroc
-from tessella.tasks.detect.series.scores import NEIGHBOURS
-from tessella.tasks.detect.series.signals import make_up_signals
 from tessella.tasks.detect.statistics import Statistics
 
 FEWEST_TO_CHOOSE, MOST_TO_CHOOSE = 20, 100
@@ -75,20 +71,16 @@ def choose(
     """Compare the scores of a detector on made-up anomalies, and add the mean of the two best.
 
     Args:
-        inliers: normal pictures or signals that were not used to fit the scores, and are not used for thresholds.
+        inliers: normal pictures that were not used to fit the scores, and are not used for thresholds.
         candidates: names of the scores to compare; None for all.
         seed: seed of the made-up anomalies.
 
     Returns:
         the detector with the chosen score, and the choice.
     """
-    inliers, schema = inliers[:MOST_TO_CHOOSE], detector.model.schema
-    pixels = kind_of(schema).pixels
-    if pixels:
-        made = make_up(inliers.x.numpy(), (*DEFECTS, *CONTENTS), EACH, levels_of(schema), seed)
-    else:
-        made = make_up_signals(inliers.x.float().numpy(), EACH, seed)
-    x = torch.from_numpy(made.x.round() if schema.values.discrete else made.x).to(inliers.x.dtype)
+    inliers = inliers[:MOST_TO_CHOOSE]
+    made = make_up(inliers.x.numpy(), (*DEFECTS, *CONTENTS), EACH, levels_of(detector.model.schema), seed)
+    x = torch.from_numpy(made.x.round() if detector.model.schema.values.discrete else made.x).to(inliers.x.dtype)
     altered = Batch(x, None if inliers.label is None else inliers.label[torch.from_numpy(made.of)])
     parts = list(track([*inliers.split(EACH), *altered.split(EACH)], "comparing scores on made-up anomalies"))
     found = Statistics.cat(detector.extract(part) for part in parts)
@@ -101,12 +93,11 @@ def choose(
 
     known = {name: figures(values) for name, values in scores.items()}
     means = {name: float(np.mean(list(kinds.values()))) for name, kinds in known.items()}
-    families = [[name for name in means if (name in detector.local_maps) == wanted] for wanted in (True, False)]
+    of_maps = detector.local_maps
+    families = [[name for name in means if (name in of_maps) == wanted] for wanted in (True, False)]
     best = tuple(max(family, key=means.__getitem__) for family in families if family)
     single = max(best, key=means.__getitem__)
-    if not pixels and means.get(NEIGHBOURS, 0.0) > means[single] - LOSS:
-        single = NEIGHBOURS
-    elif len(best) > 1:
+    if len(best) > 1:
         both = detector.mean_of(dict(zip(best, WEIGHTS, strict=True)), found.rows(slice(0, count)))
         known[both.name] = figures(both.rule(None)(found))
         choice = Choice(both.name, best, known, count, len(made.x))

@@ -157,7 +157,7 @@ def prepare_detector(
     rows = signals or _row_scorer(model, own, wanted)
     how: dict[str, Any] = {"samples": samples, "steps": steps, "seed": seed, "local": local, "rows": rows}
     plain = Detector(model, wanted, **how)
-    choosing = score is None and (kind_of(model.schema).pixels or signals is not None)
+    choosing = score is None and kind_of(model.schema).pixels
     thresholds = None
     if calibration is not None:
         held_out = measure_held_out(plain, calibration, rate, choosing=choosing)
@@ -271,10 +271,7 @@ def _training_examples(own: Callable[[], Data], fewest: int, rows: Callable[[int
 
 def _choice_text(choice: Choice) -> str:
     others = sorted((n for n in choice.figures if n != choice.score), key=lambda name: -choice.mean(name))
-    second = ""
-    if others:
-        how = "next" if choice.mean(others[0]) <= choice.mean(choice.score) else "not much better is"
-        second = f"; {how} {others[0]}, {choice.mean(others[0]):.3f}"
+    second = f"; next {others[0]}, {choice.mean(others[0]):.3f}" if others else ""
     return (
         f"score {choice.score}: mean AUROC {choice.mean(choice.score):.3f} over kinds of made-up anomalies, "
         f"{choice.made_up} against {choice.inliers} held-out normal examples{second}"

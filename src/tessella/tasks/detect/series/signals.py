@@ -1,4 +1,4 @@
-"""Anomaly score of whole signals: distance from the nearest normal ones, and made-up anomalies to compare scores on."""
+"""Anomaly score of whole signals: distance from the nearest normal ones. It is the default, and needs no training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from tessella.core.batches import Batch
-from tessella.tasks.detect.made_up import MadeUp
-from tessella.tasks.detect.series.made_up import CHANGES
 from tessella.tasks.detect.series.scores import NEIGHBOURS
 
 SCALES = (0.0, 1.0, 2.0)
@@ -85,19 +83,3 @@ def _from_combinations(x: Tensor, normal: Tensor) -> np.ndarray:
         weights = torch.linalg.solve(products + ridge[:, None, None] * torch.eye(count).double(), apart @ target.mT)
         found.append((target - weights.mT @ apart)[:, 0].norm(dim=1))
     return torch.cat(found).numpy()
-
-
-def make_up_signals(inliers: np.ndarray, each: int, seed: int) -> MadeUp:
-    """Make `each` anomalies of each kind of change from normal signals `[N, C, T]`."""
-    rng = np.random.default_rng(seed)
-    names = np.repeat(list(CHANGES), each)
-    of, others = rng.integers(len(inliers), size=(2, len(names)))
-    scale, length = np.nanstd(inliers, (0, 2)), inliers.shape[2]
-    made, masks = inliers[of].astype(np.float32), np.zeros((len(names), length), bool)
-    for row, (kind, other) in enumerate(zip(names.tolist(), others, strict=True)):
-        rows = int(rng.integers(max(2, length // 8), length + 1))
-        start = int(rng.integers(length - rows + 1))
-        here = made[row, :, start : start + rows].T.astype(np.float64)
-        made[row, :, start : start + rows] = CHANGES[kind](here, inliers[other].T, scale, rng).T
-        masks[row, start : start + rows] = True
-    return MadeUp(made, masks, names, of)
