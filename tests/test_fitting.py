@@ -316,7 +316,7 @@ def test_a_prior_of_other_weights_is_refused_by_its_hash(run: Path, digits: Data
         model = loaded(run)
     assert not model.fitted
     fitted(run, digits, overwrite=True)
-    assert loaded(run).fitted
+    assert loaded(run, "pixelcnn").fitted
 
 
 def test_a_prior_without_a_checkpoint_is_not_used(run: Path, digits: Data) -> None:

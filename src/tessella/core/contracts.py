@@ -51,6 +51,11 @@ class StoredValues(Distribution, ABC):
     def by_position(self, value: Tensor) -> Tensor:
         """Compute log p of each position, `[B, *spatial]` nats. Its sum is `log_prob`."""
 
+    @property
+    def independent(self) -> StoredValues:
+        """Return the distribution of each position given z alone, if there is a cheap one; else itself."""
+        return self
+
     @abstractmethod
     def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         """Write `value` to an encoder or read it from a decoder, at a cost of -log p; SpecError for densities.

@@ -92,9 +92,13 @@ class InterlacedValues(StoredValues):
     """
 
     def __init__(self, likelihood: InterlacedModule, parameters: Tensor) -> None:
-        self.likelihood, self.independent = likelihood, likelihood.mixture(parameters)
+        self.likelihood, self._independent = likelihood, likelihood.mixture(parameters)
         self.parameters = parameters.detach() if likelihood.training else parameters
-        super().__init__(len(parameters), self.independent.event_shape)
+        super().__init__(len(parameters), self._independent.event_shape)
+
+    @property
+    def independent(self) -> StoredValues:
+        return self._independent
 
     def log_prob(self, value: Tensor) -> Tensor:
         each = self.independent.by_position(value)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 from tyro.conf import Positional, arg
 
-from tessella.core.observed import count_observed
 from tessella.foundation.blocks import Page, Table, Text
 from tessella.foundation.errors import DataError, option
 from tessella.foundation.notes import note
@@ -223,6 +222,8 @@ class BaselineCodecs:
 
     def collect(self, x: Tensor) -> None:
         """Collect examples `[B, *shape]`, up to the limit."""
+        from tessella.core.observed import count_observed
+
         for one in x[: max(0, MOST - self.count)] if self._codecs else ():
             observed = count_observed(one)
             if self.numbers + observed <= NUMBERS:

@@ -49,7 +49,7 @@ POOLS = ("max", "top")
 SOURCES = {
     "local": "features of a place against those of normal {examples}{where}",
     "latent": "latent of a place against those of normal {examples}",
-    "distortion": "-log p(x | z) of a place against that of normal {examples}",
+    "distortion": "-log p(x | z) of a place by itself against that of normal {examples}",
     "rate": "cost of the latent of a place against that of normal {examples}",
 }
 NEAREST = "nearest"
@@ -271,8 +271,8 @@ class Maps:
     """Heat maps of a batch, in nats.
 
     Attributes:
-        error: -log p(x | z) of each position, `[B, *spatial]`, or of each value of vectors, `[B, D]`; it sums to the
-            distortion at the latent's mean.
+        error: -log p(x_i | z) of each position by itself, `[B, *spatial]`, or of each value of vectors, `[B, D]`. Its
+            sum is the distortion at the latent's mean, if positions are independent given z.
         surprise: rate of the latent at each position, `[B, *spatial]`, which sums to the rate: -log p(code) for codes,
             KL for a grid of latents, spread evenly over the positions of each cell. None if the latent has no positions
             (vectors, one latent for the whole example) or no rate (an autoencoder).
@@ -295,7 +295,9 @@ def maps(model: Model, batch: Batch) -> Maps:
     reconstruction = None if model.likelihood.sequential_mean else p_x.mean.cpu()
     has_grid = len(model.latent_shape) == 1 + model.schema.rank > 1
     z = latent.z.movedim(1, -1).cpu() if has_grid else None
-    return Maps(-p_x.by_position(batch.x).cpu(), _surprise(model, rate and rate.per_unit), reconstruction, z)
+    # given its neighbours, what is smooth is ordinary, also inside a defect
+    error = -p_x.independent.by_position(batch.x).cpu()
+    return Maps(error, _surprise(model, rate and rate.per_unit), reconstruction, z)
 
 
 def _surprise(model: Model, per_unit: Tensor | None) -> Tensor | None:
