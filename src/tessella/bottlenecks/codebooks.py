@@ -130,7 +130,7 @@ class AveragedCodebook(nn.Module):
         size = self.count.shape[1]
         count, total = _joined(*per_code(z, codes, size))
         usual = 1 - self.decay
-        early = torch.reciprocal((EARLY + 1 + self.updates) / EARLY)
+        early = (self.updates + EARLY + 1).reciprocal() * EARLY
         weight = early.clamp_min(usual) if usual else torch.zeros_like(early)
         count = self.count.lerp(count, weight)
         all_, mean = count.sum(1, keepdim=True), count.mean(1, keepdim=True)
