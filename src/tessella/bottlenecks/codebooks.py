@@ -107,6 +107,7 @@ class AveragedCodebook(nn.Module):
         self.total: Tensor
         self.count: Tensor
         self.started: Tensor
+        self.updates: Tensor
         self.register_buffer("vectors", torch.randn(groups, size, dims))
         self.register_buffer("total", self.vectors.clone())
         self.register_buffer("count", torch.ones(groups, size))
@@ -130,7 +131,7 @@ class AveragedCodebook(nn.Module):
         size = self.count.shape[1]
         count, total = _joined(*per_code(z, codes, size))
         usual = 1 - self.decay
-        early = (self.updates + EARLY + 1).reciprocal() * EARLY
+        early = EARLY / (EARLY + 1 + self.updates)
         weight = early.clamp_min(usual) if usual else torch.zeros_like(early)
         count = self.count.lerp(count, weight)
         all_, mean = count.sum(1, keepdim=True), count.mean(1, keepdim=True)
