@@ -53,6 +53,7 @@ class CodeModel(LatentModel):
     """
 
     prior_part, has_decoder = "code-prior", True
+    learning_rate = 3e-3
 
     def __init__(
         self,

@@ -161,8 +161,8 @@ class TrainOptions:
         batch_size: examples per step and process. Default: about 131,072 values, from 8 to 64 examples, or more where
             that costs no time.
         learning_rate: peak learning rate; it rises over the first 50 updates or 3 % of the budget, then falls to zero
-            along a cosine. Default: 2e-3 for most models, 1e-3 for flows, diffusion and priors; narrow networks take
-            more.
+            along a cosine. Default: 3e-3 for models of codes, 2e-3 for other ones, 1e-3 for flows, diffusion and
+            priors; narrow networks take more.
         weight_decay: weight decay of AdamW (Loshchilov & Hutter 2017).
         grad_clip: largest norm of the gradient, of the loss in nats per dimension.
         ema_decay: decay of the averaged weights that evaluation uses.
