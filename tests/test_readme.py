@@ -31,6 +31,7 @@ SMALL = {
     "claims": {"--only": "4", "--seeds": "2"},
     "inference-gap": {"--chains": "2", "--steps": "16"},
     "detect": {"--scores": "bound"},
+    "detect series": {},
     "compare": {"--minutes": "0.02"},
 }
 """What is added to a command so that it takes a moment, unless the page says it."""
@@ -38,6 +39,7 @@ FEW = {"--size": "24", "--importance-samples": "2", "--examples": "2", "--false-
 """What is said instead."""
 
 
+UCR = "001_UCR_Anomaly_X_500_700_720.txt"
 RUNS = (
     "train vae --size 8 --channels 1 --latent-dim 4 --out runs/mine",
     "train vqvae --size 24 --out runs/codes",
@@ -57,6 +59,9 @@ def readme(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("clip.wav", *(f"my-recordings/{c}/{n}.wav" for c in "ab" for n in range(20))):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(place / name, random.uniform(-0.1, 0.1, 2000), 4000, "PCM_16")
+    for name, count in (("normal.csv", 900), ("new.csv", 400), (UCR, 900)):
+        wave = np.sin(np.arange(count) / 4) + 0.1 * random.normal(size=count)
+        (place / name).write_text("value\n" * name.endswith(".csv") + "\n".join(f"{v:.4f}" for v in wave), "ascii")
     with chdir(place):
         for line in RUNS:
             small = "--data my-pictures --steps 2 --width 8 --depth 1 --batch-size 8 --workers 0 --quiet"
@@ -77,6 +82,7 @@ def quick(line: str) -> list[str]:
         if flag in rest:
             rest[rest.index(flag) + 1] = value
     kind = f"{name} {rest[rest.index('--kind') + 1]}" if "--kind" in rest else name
+    kind = f"{name} series" if any("_UCR_" in word for word in rest) else kind
     for flag, value in SMALL.get(kind, SMALL.get(name, {})).items():
         if flag in rest and flag in ("--width", "--depth"):
             rest[rest.index(flag) + 1] = value

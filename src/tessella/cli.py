@@ -49,7 +49,7 @@ class UsageError(TessellaError):
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command, and return its exit status: 0, 2 for an error of the user, 130 if interrupted."""
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what an Apple GPU lacks runs on the processor
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait by spinning starve on a busy machine
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # longer, waiting threads starve the others on a busy machine
     first, *rest = args if args is not None else sys.argv[1:] or ["--help"]
     _open_streams()
     try:
