@@ -363,7 +363,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = ("--steps", "20", "--batch-size", "32", "--width", "8", "--depth", "1", "--quiet")
     train = ["train", "vqvae", "--data", "digits", *size, "--grid-size", "4", "--codebook-size", "8"]
     assert main([*train, "--out", str(folder / "vq")]) == 0
-    assert main(["fit-prior", str(folder / "vq"), "--kind", "pixelcnn", *size, "--class-conditional"]) == 0
+    enough = ("--steps", "100", *size[2:])  # for a prior that costs less than the uniform one
+    assert main(["fit-prior", str(folder / "vq"), "--kind", "pixelcnn", *enough, "--class-conditional"]) == 0
     assert main(["train", "vae", "--data", "digits", *size, "--out", str(folder / "vae")]) == 0
     return folder
 
