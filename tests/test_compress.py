@@ -223,7 +223,7 @@ def test_codes_alone_are_as_long_as_their_rate(tmp_path: Path) -> None:
     rate = float(model.rate(model.encode(x)).total.sum())
     result = written(model, x, tmp_path / "file", lossy=True)
     assert result.bound == pytest.approx(rate, rel=1e-4)
-    assert result.bytes < 1.01 * rate / math.log(2) / 8 + 200
+    assert result.bytes < 1.01 * rate / math.log(2) / 8 + 300  # names and header
 
 
 # what is refused
