@@ -281,6 +281,11 @@ def test_labels_come_from_names_or_a_table_beside_the_files(tmp_path: Path, labe
     train = data.split("train")
     assert train.labels is not None
     assert 0.5 < train.labels.mean() < 0.9
+    index = train.factors.get("n", train.factors.get("index"))
+    assert ("digit" in train.factors) == (index is not None) == ("{" in label)
+    if index is not None:  # numbers that are no multiples of 3 are bob's, odd ones the digit 1
+        assert np.array_equal(train.labels, index.astype(int) % 3 > 0)
+        assert np.array_equal(train.factors["digit"].astype(int), index.astype(int) % 2)
     assert not said(data, "who.csv")
     assert open_data(str(folder), **data.options).fingerprint == data.fingerprint
     assert open_data(str(folder)).schema.classes == ("0", "1")

@@ -20,6 +20,7 @@ from tessella_experiments.claims import (
     latent_diffusion,
     levels,
     locality,
+    speakers,
     unseen_noise,
 )
 from tessella_experiments.records import Finding
@@ -219,6 +220,28 @@ def test_an_invertible_model_gives_everything_back(digits: Data) -> None:
     assert inference_gap.given_back(model, digits.split("test").batch(range(20)).x, 0) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("codes", "others", "verdict"),
+    [
+        ((0.8, 0.3), (0.8, 0.9), "held"),
+        ((0.4, 0.3), (0.8, 0.9), "failed"),  # little of what is said is kept
+        ((0.8, 0.9), (0.8, 0.9), "failed"),  # more of who speaks is kept
+        ((0.8, 0.3), (0.2, 0.9), "failed"),  # the words are lost
+        ((0.8, 0.3), (0.8, 0.2), "failed"),  # the voice stays
+    ],
+)
+def test_speakers(codes: tuple[float, float], others: tuple[float, float], verdict: str) -> None:
+    found = [
+        speakers.Listened((0.95, 0.95), (codes[0] + e, codes[1]), (0.9, 0.9), (others[0], others[1] + e))
+        for e in (0.0, 0.01, 0.02)
+    ]
+    assert readable(speakers.conclude(found, (10, 6), "word")).verdict == verdict
+
+
+def test_what_is_said_is_a_factor_that_the_class_does_not_tell() -> None:
+    assert list(speakers.contents(open_data("tones").split("train"))) == ["pitch", "loudness", "vibrato"]
+
+
 # where they do not apply
 
 
@@ -233,7 +256,7 @@ def test_vectors_without_labels(tmp_path: Path) -> None:
 def test_pictures_of_ink_without_labels(tmp_path: Path) -> None:
     data = of_values(tmp_path, np.random.default_rng(0).integers(0, 2, size=(400, 8, 8, 1), dtype=np.uint8))
     runner = ExperimentRunner(data)
-    assert [n for n in NUMBERS if experiments.claim(n).skip_reason(runner)] == [15, 17, 18]
+    assert [n for n in NUMBERS if experiments.claim(n).skip_reason(runner)] == [15, 16, 17, 18]
     assert "needs bytes" in str(experiments.claim(15).skip_reason(runner))
 
 
@@ -255,3 +278,9 @@ def test_every_claim_comes_to_an_end_on_digits(number: int, digits: Data) -> Non
     """With next to no training: whichever verdict it is, and though a model may use no code, so that a share is NaN."""
     result = experiments.run(digits, experiments.chosen((number,)), minutes=0.002, seeds=(0, 1))[number]
     assert readable(result, finite=False).verdict in ("held", "failed", "undecided")
+
+
+@pytest.mark.slow
+def test_the_claim_of_sounds_comes_to_an_end_on_tones() -> None:
+    result = experiments.run(open_data("tones"), experiments.chosen((16,)), minutes=0.002, seeds=(0, 1))[16]
+    assert readable(result, finite=False).verdict == "undecided"

@@ -58,6 +58,8 @@ from tessella.foundation.registry import find as find
 from tessella.foundation.registry import register as register
 from tessella.foundation.validation import Range as Range
 from tessella.kinds.base import Kind as Kind
+from tessella.kinds.sounds import pressure as pressure
+from tessella.kinds.spectra import log_mel as log_mel
 from tessella.likelihoods import likelihood_for as likelihood_for
 from tessella.likelihoods.shared import RealValues as RealValues
 from tessella.likelihoods.shared import Standardizer as Standardizer

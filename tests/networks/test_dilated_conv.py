@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from tessella.likelihoods.autoregressive import DEPTH_OF_SIGNALS
 from tessella.networks import dilated_conv
-from tessella.networks.dilated_conv import DilatedConv
+from tessella.networks.dilated_conv import DilatedConv, DilatedLayer
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +43,22 @@ def test_the_receptive_field_is_the_stated_one() -> None:
 def test_the_usual_network_sees_two_thousand_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert DilatedConv(1, 2, DEPTH_OF_SIGNALS).receptive_field >= 2000
+
+
+@pytest.mark.parametrize("dilation", [1, 4, 9])
+@pytest.mark.parametrize("context", [0, 2])
+def test_the_gradient_of_a_layer_is_that_of_its_formula(dilation: int, context: int) -> None:
+    layer = DilatedLayer(3, context, dilation, 0.5).double()
+    h = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
+    around = torch.randn(2, context, 7, dtype=torch.float64, requires_grad=True) if context else None
+
+    def formula() -> Tensor:
+        past = F.pad(h, (dilation, 0))[..., :7]
+        return h + F.glu(layer.mix(torch.cat([past, h, *([] if around is None else [around])], 1)), 1)
+
+    inputs = [h, *layer.parameters(), *([] if around is None else [around])]
+    weights = torch.randn(2, 3, 7, dtype=torch.float64)
+    whole, plain = layer(h, around), formula()
+    torch.testing.assert_close(whole, plain)
+    ours, theirs = (torch.autograd.grad((y * weights).sum(), inputs) for y in (whole, plain))
+    torch.testing.assert_close(ours, theirs)

@@ -158,8 +158,8 @@ def open_data(
         kind: `signal` to read arrays `[N, C, T]` and `[N, T]`, and the rows of tables, as signals instead of grey
             images and vectors; `series` to read the rows of a table, or of an array `[T, C]`, as consecutive times.
         label: name of the table column, or of the `.npz` array, with the labels. In a folder: a pattern of the file
-            names such as `{digit}_{speaker}_{index}:speaker`, whose field after the colon is the class, or a column of
-            a CSV file in the folder, whose first column names the files.
+            names such as `{digit}_{speaker}_{index}:speaker`, whose field after the colon is the class and whose
+            other fields are factors, or a column of a CSV file in the folder, whose first column names the files.
         rate: samples per second of sounds; others are resampled. Default: that of most recordings.
         seconds: length of the windows into which recordings are cut, or series whose rows have dates. Default: the
             longest recording, at most 1 s.

@@ -1,19 +1,20 @@
 """Dilated causal convolutions: features of each sample of a signal from the thousands of samples before it.
 
 This is the WaveNet of van den Oord et al. 2016 ("WaveNet: a generative model for raw audio", sections 2.1, 2.3 and 2.5)
-without skip connections: the residual sum itself is the output. Each layer is one matrix product of a sample, an
-earlier sample and the context; on one CPU core that takes four fifths of the time of a dilated convolution.
+without skip connections: the residual sum itself is the output. Each layer is a matrix product of a sample, an earlier
+sample and the context. Its gradient is written by hand: nothing is joined or padded, which takes a quarter less time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import cast, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 FIRST = 16
 """Samples before the current one that the first layer sees."""
@@ -39,13 +40,49 @@ class DilatedLayer(nn.Module):
         with torch.no_grad():
             self.mix.weight.mul_(scale)
 
-    def forward(self, h: Tensor, context: Sequence[Tensor]) -> Tensor:
-        return h + F.glu(self.mix(torch.cat([delayed(h, self.dilation), h, *context], 1)), 1)
+    def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
+        return cast(Tensor, _GatedSum.apply(h, context, self.mix.weight.squeeze(2), self.mix.bias, self.dilation))
 
 
-def delayed(x: Tensor, steps: int) -> Tensor:
-    """Delay `[B, C, T]` by `steps` samples; zeros come first."""
-    return F.pad(x, (steps, 0))[..., : x.shape[-1]]
+class _GatedSum(torch.autograd.Function):
+    """The function of `DilatedLayer`, for weights `[2 width, 2 width + context]`: K_0, K_1 and C side by side."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, context: Tensor | None, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+        early, late, of_context = _by_input(weight, h)
+        past = h[..., : max(0, h.shape[-1] - dilation)]
+        y = torch.baddbmm(bias[:, None], late, h)
+        if past.shape[-1]:
+            y[..., dilation:].baddbmm_(early, past)
+        if context is not None:
+            y.baddbmm_(of_context, context)
+        ctx.save_for_backward(h, context, weight, y)
+        ctx.dilation = dilation
+        return F.glu(y, 1).add_(h)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (by_sum,) = grad_outputs
+        h, context, weight, y = ctx.saved_tensors
+        early, late, of_context = _by_input(weight, h)
+        width, past = h.shape[1], h[..., : max(0, h.shape[-1] - ctx.dilation)]
+        by_y = torch.ops.aten.glu_backward(by_sum, y, 1)
+        by_h, by_weight, by_context = torch.baddbmm(by_sum, late.mT, by_y), torch.zeros_like(weight), None
+        if past.shape[-1]:
+            later = by_y[..., ctx.dilation :]
+            by_h[..., : past.shape[-1]].baddbmm_(early.mT, later)
+            by_weight[:, :width] = (later @ past.mT).sum(0)
+        by_weight[:, width : 2 * width] = (by_y @ h.mT).sum(0)
+        if context is not None:
+            by_weight[:, 2 * width :] = (by_y @ context.mT).sum(0)
+            by_context = of_context.mT @ by_y
+        return by_h, by_context, by_weight, by_y.sum((0, 2)), None
+
+
+def _by_input(weight: Tensor, h: Tensor) -> tuple[Tensor, ...]:
+    """Divide the weights of a layer into K_0, K_1 and C, for each example of `h` `[B, width, T]`."""
+    return weight.expand(len(h), -1, -1).tensor_split((h.shape[1], 2 * h.shape[1]), 2)
 
 
 @final
@@ -85,7 +122,7 @@ class DilatedConv(nn.Module):
             return self(x.squeeze(2), None if context is None else context.squeeze(2)).unsqueeze(2)
         with torch.autocast(x.device.type, enabled=False):
             dtype = self.last.weight.dtype
-            seen = [] if context is None else [context.to(dtype)]
+            seen = None if context is None else context.to(dtype)
             h = self.first(F.pad(x.to(dtype), (FIRST, -1)))
             for layer in self.layers:
                 h = layer(h, seen)

@@ -27,7 +27,7 @@ def set_labels(layout: Layout, names: Sequence[str], label: str, folder: str, ex
     """Set the class of each file; files without one are left out, with a note.
 
     Args:
-        layout: splits of the files; receives the labels.
+        layout: splits of the files; receives the labels, and the other fields of a pattern as factors.
         names: paths of the files below the folder.
         label: pattern of file names `{digit}_{speaker}_{index}:speaker`, or column of a CSV file in the folder.
         examples: word for several files.
@@ -38,7 +38,9 @@ def set_labels(layout: Layout, names: Sequence[str], label: str, folder: str, ex
     """
     rows = [row for row, split in enumerate(layout.splits) if split]
     try:
-        found, layout.labelling = find_labels([names[row] for row in rows], label, folder)
+        chosen = [names[row] for row in rows]
+        found, layout.labelling = find_labels(chosen, label, folder)
+        layout.factors = _other_fields(names, label) if is_pattern(label) else {}
     except DataError as error:
         if not known:
             raise
@@ -68,7 +70,7 @@ def find_labels(names: Sequence[str], label: str, folder: str) -> tuple[list[str
 
 def _by_pattern(names: Sequence[str], label: str, folder: str) -> tuple[list[str | None], str]:
     """Match the paths without ending, or as many of their last parts as the pattern has, and return a field of each."""
-    pattern, _, field = label.rpartition(":") if label.rpartition(":")[0] else (label, "", "")
+    pattern, field = _divided(label)
     fields = _FIELD.findall(pattern)
     field = field or (fields[0] if len(fields) == 1 else "")
     texts = _FIELD.split(pattern)  # the texts between the fields, and the fields
@@ -78,9 +80,7 @@ def _by_pattern(names: Sequence[str], label: str, folder: str) -> tuple[list[str
             "{digit}_{speaker}_{index}:speaker",
             code="bad-option",
         )
-    parts = [f"(?P<{text}>[^/]+?)" if at % 2 else re.escape(text) for at, text in enumerate(texts)]
-    fitting = re.compile("(?:.*/)?" + "".join(parts))
-    matches = [fitting.fullmatch(os.path.splitext(name)[0]) for name in names]
+    matches = _matches(names, pattern)
     if not any(matches):
         raise DataError(
             f"no file name in {folder} fits the pattern {shown(pattern)!r}; one of them is {shown(names[0])!r}",
@@ -88,6 +88,27 @@ def _by_pattern(names: Sequence[str], label: str, folder: str) -> tuple[list[str
             example=names[0],
         )
     return [match and match[field] for match in matches], f"by {field} in the file names"
+
+
+def _divided(label: str) -> tuple[str, str]:
+    """Divide `pattern:field`; the field may be missing."""
+    pattern, _, field = label.rpartition(":")
+    return (pattern, field) if pattern else (label, "")
+
+
+def _matches(names: Sequence[str], pattern: str) -> list[re.Match[str] | None]:
+    texts = _FIELD.split(pattern)
+    parts = [f"(?P<{text}>[^/]+?)" if at % 2 else re.escape(text) for at, text in enumerate(texts)]
+    fitting = re.compile("(?:.*/)?" + "".join(parts))
+    return [fitting.fullmatch(os.path.splitext(name)[0]) for name in names]
+
+
+def _other_fields(names: Sequence[str], label: str) -> dict[str, list[str]]:
+    """Return the fields of a pattern that are not the class, by name; empty for files that do not fit."""
+    pattern, field = _divided(label)
+    matches = _matches(names, pattern)
+    others = [name for name in _FIELD.findall(pattern) if name != field]
+    return {name: ["" if match is None else match[name] for match in matches] for name in others if field}
 
 
 def _by_column(names: Sequence[str], label: str, folder: str) -> tuple[list[str | None], str]:

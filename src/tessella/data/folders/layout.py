@@ -155,6 +155,7 @@ class Layout:
         labels: class name of each file, or None.
         origins: origin of each split, in words.
         labelling: origin of the classes, in words.
+        factors: values of what else is known of each file, by name.
         notes: what was ignored, one line each.
     """
 
@@ -162,6 +163,7 @@ class Layout:
     labels: list[str | None]
     origins: dict[str, str] = field(default_factory=dict)
     labelling: str = ""
+    factors: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -58,6 +58,7 @@ def folder(path: str, options: ReadOptions, label: str | None = None) -> RawData
         notes=notes + layout.notes,
         where=path,
         by_content=True,
+        factors={name: np.array(values)[rows] for name, values in layout.factors.items()},
     )
     found.origins, found.labelling = layout.origins, layout.labelling
     return found
@@ -79,6 +80,7 @@ def read_files(
     notes: list[str],
     where: str,
     by_content: bool = False,
+    factors: Mapping[str, np.ndarray] | None = None,
 ) -> RawDataset:
     """Read files of one kind from any source, converted to one schema.
 
@@ -89,6 +91,7 @@ def read_files(
         labels: class numbers `[N]`, or None; a split with only -1 has no labels.
         where: name of the source, for messages.
         by_content: make the keys from the content of the files, not from their names.
+        factors: values of what else is known of the files, by name, each `[N]`.
 
     Raises:
         DataError: if no file can be read.
@@ -146,14 +149,16 @@ def read_files(
     for name in dict.fromkeys(splits):
         chosen = np.flatnonzero(parted == name)
         if len(chosen):
-            of = None if labels is None else labels[reader.files[chosen]]
+            holders = reader.files[chosen]
+            of = None if labels is None else labels[holders]
             found.parts[name] = RawSplit(
                 SelectedRows(reader, chosen) if x is None else x if len(chosen) == len(x) else x[chosen],
                 None if of is None or (of == -1).all() else of,
                 keys[chosen],
                 None if groups is None else groups[chosen],
+                {name: values[holders] for name, values in (factors or {}).items()},
                 content=of_example[chosen],
-                continued=_continued(reader.files[chosen], part[chosen]) if part.any() else None,
+                continued=_continued(holders, part[chosen]) if part.any() else None,
             )
     known = [(partial(file, i), headers[i]) for i in kept.tolist() if i in headers]
     found.measure_files = partial(files.facts, known, reader.schema)
