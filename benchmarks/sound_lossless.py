@@ -27,7 +27,7 @@ BARS = {"pcm": 7.9, "mu-law": 4.4}
 NICOLAS = 3.0
 SPEAKER = "{digit}_{speaker}_{index}:speaker"
 SMALL = ["--latent-dim", "1", "--width", "8", "--depth", "1"]
-MODEL = ["vae", "--likelihood", "autoregressive", *SMALL, "--seconds", "0.5", "--batch-size", "8"]
+MODEL = ["vae", "--likelihood", "autoregressive", *SMALL, "--seconds", "0.5", "--batch-size", "4"]
 
 
 def measured(data: Path, values: str, minutes: float, split: str, options: list[str], run: str) -> dict[str, Any]:

@@ -45,9 +45,9 @@ class CodedExamples:
 
     Attributes:
         x: `[N, *shape]`, as stored.
-        codes: `[N, C, h, w]` for each level; codes without a grid have h = w = 1.
+        codes: `[N, C, h, w]` for each level; signals have h = 1, codes without a grid h = w = 1; -1 is no code.
         sizes: codebook size of each level.
-        grids: whether each code has a place in the picture.
+        grids: whether each code has a place in the example.
         strides: side of a patch in pixels, for each level; without places, the side of the picture.
     """
 
@@ -107,12 +107,12 @@ def encode_examples(model: CodeModel, split: Split, count: int = EXAMPLES) -> Co
         some = some.to(model.device)
         parts.append([c.cpu() for c in model.encode(some.x, some.label).codes])
     codes = tuple(torch.cat(level) for level in zip(*parts, strict=True))
-    grids = all(len(shape) > 2 for shape in model.code_shapes)
+    grids = all(len(shape) > 1 for shape in model.code_shapes)
     return CodedExamples(
         model.schema,
         batch.x,
         batch.label,
-        codes if grids else tuple(c[..., None, None] for c in codes),
+        tuple(c.reshape(*c.shape[:2], *(1,) * (4 - c.dim()), *c.shape[2:]) for c in codes),
         tuple(q.codebook_size for q in model.levels),
         grids,
         model.downsampling if grids else (max(model.schema.spatial, default=1),) * len(model.levels),

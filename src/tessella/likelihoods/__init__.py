@@ -141,7 +141,7 @@ class Autoregressive(LikelihoodConfig):
         components: number of logistics in the mixture of each integer. Default: 10; for mu-law codes no mixture but
             a free probability for each code.
         pixel_width: channels of the causal network. Default: 64, or 96 for colour.
-        pixel_depth: layers of the causal network. Default: 6, or 22 for signals.
+        pixel_depth: layers of the causal network. Default: 6, or 11 for signals.
     """
 
     components: Count | None = None

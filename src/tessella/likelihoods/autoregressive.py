@@ -24,7 +24,7 @@ from tessella.networks.dilated_conv import DilatedConv
 
 FEATURES, FEATURES_OF_A_NUMBER = 32, 16
 WIDTH, WIDTH_OF_COLOUR = 64, 96
-DEPTH, DEPTH_OF_SIGNALS = 6, 22
+DEPTH, DEPTH_OF_SIGNALS = 6, 11
 BLOCK, SMALL = (2, 2), 16
 """Height and width of a block in pixels, and the smallest side of pictures that are divided into blocks."""
 BLOCK_OF_SIGNALS = (1, 1)
@@ -57,7 +57,7 @@ class AutoregressiveModule(Likelihood):
         schema: of one example.
         pixel: makes the likelihood of the values of a grid, or of one of its pixels.
         width: channels of the causal network. Default: 64, or 96 for colour.
-        depth: layers of the causal network. Default: 6, or 22 for signals.
+        depth: layers of the causal network. Default: 6, or 11 for signals.
     """
 
     sequential_mean = True

@@ -22,6 +22,7 @@ from tessella.kinds.figures import named_examples, players
 from tessella.kinds.sheets import enlarged, strip
 from tessella.models.base import Model
 from tessella.models.codes import CodeModel
+from tessella.tasks.signal_code_blocks import codes_along, sounds_of_codes
 
 HALF = 424
 """Pixels of half a page."""
@@ -41,14 +42,18 @@ def code_blocks(
         over_training: charts of usage and perplexity during training.
     """
     kind = kind_of(model.schema)
-    if model.schema.rank and not kind.pixels:  # patches are no pictures
-        return ()
     coded = code_atlas.encode_examples(model, split)
     one = kind.example
     found: list[Block] = [Heading("Codes"), Text(_introduction(codes, coded, one))]
     if coded.grids and kind.pixels:
         found += [_one_picture(model, coded), *code_strips(model, coded, name)]
-    found += [*_atlas(coded, one), *_usage(coded)]
+    elif coded.grids:
+        found += codes_along(model, coded)
+    if kind.audible:
+        found += sounds_of_codes(model, coded)
+    if kind.pixels or not coded.grids:
+        found += _atlas(coded, one)
+    found += _usage(coded)
     if over_training:
         caption = "Codes in use during training, on part of the validation split" + (
             "; of the level that uses least of them." if len(codes.levels) > 1 else "."
@@ -105,13 +110,14 @@ def _introduction(codes: CodesEvaluation, coded: CodedExamples, one: str) -> str
     said = []
     for level, (of, c) in enumerate(zip(codes.levels, coded.codes, strict=True)):
         slots, rows, columns = c.shape[1:]
-        where = f"a grid of {columns}x{rows} positions" if coded.grids else "one position"
+        positions = f"{columns} positions" if rows == 1 else f"a grid of {columns}x{rows} positions"
+        where = positions if coded.grids else "one position"
         each = f"{slots} codes each" if slots > 1 else "a code each"
         name = level_name(level, len(codes.levels))
         said.append(f"{name + ': ' if name else ''}{where}, {each}, out of {of.codebook_size:,}")
     return (
         f"Between encoder and decoder a {one} is a set of integers: {'; '.join(said)}. Each integer selects a vector "
-        "that the decoder sees. What each stands for was learned; here are the patches that it is used for."
+        "that the decoder sees. What each stands for was learned; here is what it is used for."
     )
 
 
