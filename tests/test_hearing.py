@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 from expect import raises
+from tessella.bottlenecks import ResidualQuantizer
+from tessella.coding.code_atlas import encode_examples
+from tessella.core.batches import Batch
 from tessella.core.rng import Noise
 from tessella.core.schema import UINT8, Integers, Real, Schema, Values
 from tessella.data import open_data
@@ -24,14 +27,16 @@ from tessella.evaluation.bounds import evaluate
 from tessella.evaluation.metric_text import numbers
 from tessella.evaluation.quality.sounds import log_mel_distance, si_sdr, stoi
 from tessella.evaluation.results import Evaluation
-from tessella.foundation.blocks import Clips, Page
+from tessella.foundation.blocks import Charts, Clips, Page, Rows
 from tessella.kinds import sounds, spectra
 from tessella.kinds.base import kind_of
 from tessella.kinds.figures import MOST_CLIPS, MOST_SECONDS, named_examples, players
-from tessella.models.presets import VQVAE
+from tessella.models.presets import CVQVAE, VQVAE, VQVAE2
 from tessella.pages.html import html_page
 from tessella.pages.terminal import print_page
+from tessella.priors import PixelCNN
 from tessella.tasks.generate import SheetResult
+from tessella.tasks.signal_code_blocks import codes_along, sounds_of_codes
 
 PCM16 = Integers(1 << 16, -32_768)
 SOUNDS = {
@@ -304,3 +309,41 @@ def test_evaluations_of_sounds_count_bits_per_second(values: Values) -> None:
     names = [row.name for row in numbers(e, schema)]
     assert {"SI-SDR", "log-mel distance", "bits per second, latent"} <= set(names)
     assert ("bits per second" in names) == values.discrete
+
+
+@pytest.mark.parametrize(
+    ("kind", "bands", "heard"), [("vqvae", 1, 2), ("residual", 3, 1), ("vqvae2", 2, 1), ("cvqvae", 1, 2)]
+)
+def test_the_codes_of_a_sound_are_drawn_priced_and_heard(kind: str, bands: int, heard: int) -> None:
+    torch.manual_seed(0)
+    schema = Schema(1, (400,), PCM16, lengths=True, rate=2000, classes=("ann", "bob"))
+    small = {"grid_size": 25, "width": 8, "depth": 1}
+    model = {
+        "vqvae": lambda: VQVAE(schema, **small),
+        "residual": lambda: VQVAE(schema, quantizer=ResidualQuantizer(codebook_size=16, codes_per_position=3), **small),
+        "vqvae2": lambda: VQVAE2(schema, **small),
+        "cvqvae": lambda: CVQVAE(schema, **small),
+    }[kind]().eval()
+    x = (torch.rand(6, 1, 400) * 60_000 - 30_000).round()
+    x[:5, :, 330:] = math.nan
+    part = RawSplit(x.numpy(), np.arange(6) % 2, np.arange(6, dtype=np.uint64))
+    coded = encode_examples(model, PartSplit(part, np.arange(6)))
+    (rows,) = codes_along(model, coded)
+    assert isinstance(rows, Rows)
+    assert len(rows.rows) == 1 + bands
+    blocks = sounds_of_codes(model, coded)
+    clips = [block for block in blocks if isinstance(block, Clips)]
+    assert len(clips) == heard
+    for clip in (clip for block in clips for clip in block.clips):
+        assert np.abs(soundfile.read(io.BytesIO(clip.audio))[0]).max() > 0
+    model.set_prior(model.build_priors(PixelCNN(width=8, depth=1)))
+    _, charts = codes_along(model, coded)
+    assert isinstance(charts, Charts)
+    seconds = [stride / 2000 for stride in model.downsampling]
+    of_whole = coded.x.isnan().flatten(1).any(1).logical_not().nonzero().item()
+    batch = Batch(coded.x, coded.label)[of_whole : of_whole + 1]
+    rate = model.rate(model.encode(batch.x), batch.label)
+    bits = sum(s * sum(series.y) for s, series in zip(seconds, charts.charts[0].series, strict=True))
+    assert bits == pytest.approx(float(rate.total.detach()) / math.log(2), rel=1e-4), (
+        "the clip that is not cut is the longest"
+    )
