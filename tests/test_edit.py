@@ -215,8 +215,15 @@ def test_resampling_draws_from_the_prior_given_all_else(kind: type) -> None:
     if kind is not MaskedTransformerModule:  # whose order is drawn
         assert torch.equal(likeliest.after[0], likeliest.after[1])
     large = examples(model, 1, (90, 80))[0]
-    with raises("grid-of-prior"):
-        edit_example(model, large, box((0, 0, 9, 9), (90, 80)), Inpaint(1))
+    for place in ((0, 0, 20, 20), (30, 44, 20, 20), (60, 70, 20, 20)):  # the prior sees the part around it
+        found = edit_example(model, large, box(place, (90, 80)), Inpaint(2), seed=5)
+        for level in found.levels:
+            kept = ~level.chosen
+            assert torch.equal(level.after[..., kept], level.before[..., kept].expand(2, -1, -1))
+        assert not torch.equal(found.levels[-1].after[0], found.levels[-1].after[1])
+    for place, size in (((0, 0, 60, 9), (90, 80)), ((0, 0, 9, 9), (40, 40))):
+        with raises("grid-of-prior"):
+            edit_example(model, examples(model, 1, size)[0], box(place, size), Inpaint(1))
     with raises("out-of-range"):
         Inpaint(0)
 

@@ -254,6 +254,36 @@ def test_a_recording_comes_back_whole(tmp_path: Path, monkeypatch: pytest.Monkey
         assert Path("back", Path(file).name).read_bytes() == Path(file).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_part_of_a_long_recording_is_edited_and_spoken_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recording has ten windows, the last one short."""
+    monkeypatch.chdir(tmp_path)
+    folder = recordings(tmp_path / "x", 40)
+    network = ["--steps", "2", "--width", "8", "--depth", "1", "--codebook-size", "8", "--grid-size", "8"]
+    assert main(["train", "cvqvae", "--data", str(folder), "--seconds", "0.5", *network, "--out", "run"]) == 0
+    file = folder / "b" / "39.wav"
+    before = soundfile.read(file, dtype="int16")[0]
+
+    def edited(out: str, *how: str, name: str = "edited.wav") -> np.ndarray:
+        assert main(["edit", "run", str(file), *how, "--out", out]) == 0
+        return soundfile.read(Path(out, name), dtype="int16")[0]
+
+    spoken, part = edited("whole", "--label", "a"), edited("part", "--label", "a", "--seconds", "1.2:2.1")
+    assert len(spoken) == len(part) == len(before)
+    assert np.array_equal(part[9600:16_800], spoken[9600:16_800])
+    outside = np.r_[part[:9000], part[17_400:]]
+    assert np.array_equal(outside, np.r_[before[:9000], before[17_400:]]), "who spoke is not known, so nothing changes"
+    code = edited("code", "--label", "b", "--code", "3", "--seconds", "4.1:4.2", "--blend-original")
+    assert np.flatnonzero(code != before).min() > 4 * RATE
+    assert np.flatnonzero(code != before).max() < 4.3 * RATE
+    drawn = edited("drawn", "--label", "b", "--resample", "-n", "1", "--seconds", "4.1:4.2", name="edited-1.wav")
+    assert len(drawn) == len(before)
+    assert main(["edit", "run", str(file), "--label", "b", "--resample", "--seconds", "1:2", "--out", "no"]) == 2
+    assert main(["edit", "run", str(file), "--label", "c", "--out", "no"]) == 2
+
+
 # labels
 
 

@@ -1,7 +1,8 @@
 """Task `edit`: changes one region of a picture or signal by its codes, and measures how far the change reaches.
 
 A position of the code grid is edited if at least half of its cell lies in the region; all other codes stay. The decoded
-examples before and after are compared. A model without codes is edited in its latents, so that both can be compared.
+examples before and after are compared. A model without codes is edited in its latents, so that both can be compared. A
+model whose decoder takes the label can also decode the same codes as another class.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from tessella.foundation.text import json_text
 from tessella.tasks.task import Result, task
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from tessella.core.batches import Batch
     from tessella.core.schema import Schema
     from tessella.models.base import Model
@@ -43,12 +46,13 @@ PLACED = re.compile(r"(.+)@(-?\d+(?:,-?\d+)?)")
 class EditConfig:
     """Change one region of an example by its codes, and measure how far the change reaches. All other codes stay.
 
-    Give a region, by `region`, `seconds` or `mask`, and one operation: `resample`, `paste`, `code` or `blend`. The
-    output folder gets the edited examples, sheet.png (before, after, difference), edit.json (which codes changed, and
-    how far the change reached) and edit.html. A model without codes is edited in its latents z.
+    Give a region, by `region`, `seconds` or `mask`, and one operation: `resample`, `paste`, `code` or `blend`. Without
+    one, `label` decodes the same codes as another class, in the region or everywhere. The output folder gets the
+    edited examples, sheet.png (before, after, difference), edit.json (which codes changed, and how far the change
+    reached) and edit.html. A model without codes is edited in its latents z.
 
     Attributes:
-        picture: picture file, or number of an example of the split.
+        picture: picture or sound file, or number of an example of the split.
         region: x,y,width,height in pixels of the picture at the model's size; start,length for a signal.
         seconds: START:END of the region in seconds, for a sound.
         mask: picture of the same size that is white in the region.
@@ -67,7 +71,7 @@ class EditConfig:
         seed: seed of the sampling.
         data: data set to use instead of the run's own; it is read with the run's options.
         split: split that numbers of examples refer to.
-        label: class of picture files, by name or number, for a conditional model.
+        label: class by name or number, of files for a conditional model; without an operation, the class to decode as.
     """
 
     picture: Positional[str]
@@ -94,10 +98,11 @@ class EditConfig:
     def __post_init__(self) -> None:
         asked = [option(name) for name in OPERATIONS if getattr(self, name) not in (None, False)]
         every = f"{', '.join(map(option, OPERATIONS[:-1]))} and {option(OPERATIONS[-1])}"
-        if len(asked) != 1:
+        if len(asked) != 1 and not self.relabels:
             given = f"{' and '.join(asked)} cannot be combined" if asked else "no operation is given"
-            raise SpecError(f"{given}: give one of {every}", code="one-operation")
-        if [self.region, self.seconds, self.mask].count(None) != 2:
+            also = "" if asked else f", or {option('label')} to decode as another class"
+            raise SpecError(f"{given}: give one of {every}{also}", code="one-operation")
+        if self.region_options > 1 or not (self.region_options or self.relabels):
             either = f"{option('region')} x,y,width,height, {option('seconds')} START:END and {option('mask')} PICTURE"
             raise SpecError(f"give the region by one of {either}", code="one-region")
         if not self.resample and (self.count is not None or self.prior is not None):
@@ -117,6 +122,16 @@ class EditConfig:
                 f"the region {self.seconds!r} is malformed: give {option('seconds')} START:END, such as 0.4:0.9",
                 code="malformed-region",
             )
+
+    @property
+    def region_options(self) -> int:
+        """Return the number of options that give a region."""
+        return 3 - [self.region, self.seconds, self.mask].count(None)
+
+    @property
+    def relabels(self) -> bool:
+        """Return whether the codes stay and are decoded as another class."""
+        return self.label is not None and all(getattr(self, name) in (None, False) for name in OPERATIONS)
 
     def corners(self, rate: float) -> tuple[int, ...]:
         """Return the numbers of the region; none if they are malformed.
@@ -205,9 +220,12 @@ def edit(run: Run, config: EditConfig) -> EditResult:
     from tessella.tasks.edit.editing import box, edit_example, read_mask
 
     model = run.model((config.prior or _inpainting_prior(run)) if config.resample else "trained")
-    example = _read(run, model, config, config.picture)
+    example, own = _read(run, model, config, config.picture)
     size = tuple(example.x.shape[2:])
-    region = read_mask(config.mask, size) if config.mask else box(config.corners(model.schema.rate), size)
+    corners = config.corners(model.schema.rate) if config.region_options else (*(0,) * len(size), *reversed(size))
+    region = read_mask(config.mask, size) if config.mask else box(corners, size)
+    if config.relabels:
+        return _relabelled(run, model, config, example, own, region)
     operation, what = _operation(run, model, config)
     if config.resample and model.levels:
         _note_on_the_prior(cast("CodeModel", model), run)
@@ -218,14 +236,43 @@ def edit(run: Run, config: EditConfig) -> EditResult:
     return EditResult(config, edited, model.schema, what, run.fingerprint)
 
 
-def _read(run: Run, model: Model, config: EditConfig, word: str) -> Batch:
-    """Read one example, `[1, C, *spatial]`."""
+def _relabelled(
+    run: Run, model: Model, config: EditConfig, example: Batch, own: str | None, region: Tensor
+) -> EditResult:
+    """Decode the codes of an example as another class."""
+    from tessella.data.inputs import label_number
+    from tessella.tasks.edit.editing import decode_as
+
+    if not model.networks_see_labels:
+        raise SpecError(
+            f"the model {model.name} does not decode by the class: train a cvqvae, or give an operation",
+            code="no-conditional-decoder",
+        )
+    classes = model.schema.classes
+    label = label_number(model.schema, str(config.label))
+    before = classes.index(own) if own in classes else None
+    edited = decode_as(model, example.x[0], region, label, own=before, blend_original=config.blend_original)
+    what = f"The same codes, decoded as {classes[label]}" + (f" instead of {own}" if before is not None else "")
+    return EditResult(config, edited, model.schema, what, run.fingerprint)
+
+
+def _read(run: Run, model: Model, config: EditConfig, word: str) -> tuple[Batch, str | None]:
+    """Read one example `[1, C, *spatial]`, and the name of its class; the windows of a recording are joined."""
+    from tessella.core.batches import Batch
+    from tessella.core.observed import trimmed
+    from tessella.data.folders.read import windows_of
+
     native = config.native_size and os.path.isfile(word)
     options = {"data": config.data, "split": config.split, "label": config.label, "native_size": native}
-    batch = run.inputs(model, (word,), **options).batch()
+    inputs = run.inputs(model, (word,), **options)
+    batches = list(inputs)
+    batch, own = Batch.cat([named.batch for named in batches]), batches[0].classes[0]
+    if len(batch) > 1 and os.path.isfile(word) and len(windows_of(inputs.names)) == 1:
+        joined = trimmed(batch.x.movedim(0, 1).flatten(1, 2)[None], 1)
+        batch = Batch(joined, None if batch.label is None else batch.label[:1])
     if len(batch) != 1:
         raise DataError(f"{word} names {len(batch)} examples: give one", code="one-example")
-    return batch
+    return batch, own
 
 
 def _operation(run: Run, model: Model, config: EditConfig) -> tuple[Operation, str]:
@@ -233,7 +280,7 @@ def _operation(run: Run, model: Model, config: EditConfig) -> tuple[Operation, s
     from tessella.tasks.edit.operations import Blend, Inpaint, Paste, SetCode
 
     def read(word: str):
-        return _read(run, model, config, word).x[0]
+        return _read(run, model, config, word)[0].x[0]
 
     if config.paste is not None:
         placed = None if os.path.isfile(config.paste) else PLACED.fullmatch(config.paste)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tessella.coding.codes_file import pad_latent
+from tessella.core.observed import before_end
 from tessella.core.schema import UINT8, Schema
 from tessella.foundation.errors import DataError, SpecError, option
 from tessella.kinds.image_files import ImageFiles
@@ -82,6 +83,44 @@ def edit_example(
     return Edited(x.cpu(), before[0], after, result, region.cpu(), cells.cpu(), reach.cpu(), levels, moved)
 
 
+@torch.no_grad()
+def decode_as(
+    model: Model, x: Tensor, region: Tensor, label: int, *, own: int | None = None, blend_original: bool = False
+) -> Edited:
+    """Decode the codes of one example as another class, in a region; the rest is decoded as before.
+
+    Args:
+        model: any model whose decoder takes the label.
+        x, region, blend_original: as in `edit_example`.
+        label: class to decode as.
+        own: class of the example, as which the rest is decoded; if it is not known, the rest is the example itself.
+
+    Raises:
+        SpecError: if example, region and model do not fit together.
+    """
+    _check(model, x, region, None)
+    device, size = model.device, tuple(region.shape)
+    encoded = model.encode(x[None].to(device), torch.tensor([label if own is None else own], device=device))
+    z = pad_latent(model, encoded.z, size)
+
+    def decoded(number: int | None) -> Tensor:
+        if number is None:
+            return x[None].float()
+        mean = model.decode(z, torch.tensor([number], device=device)).mean
+        return _ended(crop(mean, size).cpu(), x[None], model)
+
+    weight = region.float() if bool(region.all()) else feathered(region, 2 * max(model.downsampling))
+    before, spoken = decoded(own), decoded(label)
+    after = torch.lerp(before, spoken, weight)
+    result = torch.lerp(x[None].float(), spoken, weight) if blend_original else after
+    levels = tuple(
+        EditedLevel(torch.zeros_like(c[0, 0], dtype=torch.bool).cpu(), c[0].cpu(), c.cpu(), stride)
+        for c, stride in zip(encoded.codes, model.downsampling, strict=True)
+    )
+    moved = None if levels else torch.zeros(1)
+    return Edited(x, before[0], after, result, region, region, weight > 0, levels, moved)
+
+
 @dataclass(frozen=True)
 class _Change:
     """Latents `[1, ...]` before, `[N, ...]` after, and `[1, ...]` with the edited ones set to NaN."""
@@ -116,8 +155,8 @@ def _check(model: Model, x: Tensor, region: Tensor, level: int | None) -> None:
         raise SpecError(f"there is no level {level}: the model has 0 (the coarsest) to {count - 1}",
                         code="no-such-level")  # fmt: skip
     if len(model.latent_shape) == 1 and size != trained:
-        raise SpecError(f"the model {name} takes examples of {in_words(trained)}, not of {in_words(size)}",
-                        code="other-size")  # fmt: skip
+        raise SpecError(f"the model {name} takes examples of {in_words(trained)}, not of {in_words(size)}: give such "
+                        "an example, or train a vqvae", code="other-size")  # fmt: skip
     stride = model.downsampling[-1]
     if len(model.latent_shape) > 1 and min(size) < stride:
         raise SpecError(f"an example of {in_words(size)} is smaller than the cell of one code, "
@@ -185,10 +224,16 @@ def _decode(scene: Scene, change: _Change, reach: Tensor, weight: Tensor | None)
             decoded = inserted = p_x.mean
         after.append(crop(decoded, size))
         blended.append(crop(inserted, size))
-    result = torch.cat(blended)
+    result = _ended(torch.cat(blended), scene.x, scene.model)
     if weight is not None:
         result = torch.lerp(x.expand_as(result), result, weight)
-    return crop(before, size), torch.cat(after), result
+    before, edited = crop(before, size), torch.cat(after)
+    return _ended(before, scene.x, scene.model), _ended(edited, scene.x, scene.model), result
+
+
+def _ended(decoded: Tensor, x: Tensor, model: Model) -> Tensor:
+    """Set what comes after the end of an example `[1, C, *spatial]` to NaN in decoded ones `[N, C, *spatial]`."""
+    return decoded.masked_fill(~before_end(x, 1).unsqueeze(1), torch.nan) if model.schema.lengths else decoded
 
 
 def _padded(maps: Tensor, like: Tensor) -> Tensor:

@@ -74,18 +74,15 @@ class Inpaint:
 
     def edit_codes(self, scene: Scene, codes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         model = cast(CodeModel, scene.model)
-        for shape, c in zip(model.code_shapes, codes, strict=True):
-            if tuple(c.shape[1:]) != shape:
-                raise SpecError(
-                    f"the prior models grids of {in_words(shape[1:])} codes, and this example has "
-                    f"{in_words(c.shape[2:])}: leave out {option('native_size')}, or edit by {option('paste')}, "
-                    f"{option('code')} or {option('blend')}",
-                    code="grid-of-prior",
-                )
-        many = [c.expand(self.count, *c.shape[1:]) for c in codes]
-        known = [k.expand(c.shape) for k, c in zip(scene.known, many, strict=True)]
+        windows = _windows_of_prior(model, scene.known)
+        many = [c.expand(self.count, *c.shape[1:]).clone() for c in codes]
+        seen = [c[w] for c, w in zip(many, windows, strict=True)]
+        known = [k[w].expand(c.shape) for k, w, c in zip(scene.known, windows, seen, strict=True)]
         with autocast("auto", model.schema, model.device):
-            return model.inpaint_codes(many, known, scene.labels(self.count), seed=scene.seed, sampling=self.sampling)
+            new = model.inpaint_codes(seen, known, scene.labels(self.count), seed=scene.seed, sampling=self.sampling)
+        for c, window, part in zip(many, windows, new, strict=True):
+            c[window] = part
+        return tuple(many)
 
     def edit_latents(self, scene: Scene, z: Tensor) -> Tensor:
         if z.shape[1:] != scene.model.latent_shape:
@@ -96,6 +93,32 @@ class Inpaint:
             )
         labels = scene.labels(self.count)
         return scene.model.sample_prior(self.count, labels, seed=scene.seed, sampling=self.sampling)
+
+
+def _windows_of_prior(model: CodeModel, known: Sequence[Tensor]) -> list[tuple[slice, ...]]:
+    """Find the part of each level's codes that the prior sees: as large as in training, with the region in its middle.
+
+    Raises:
+        SpecError: if an example is smaller than that, or the region larger.
+    """
+    windows: list[list[slice]] = [[slice(None), slice(None)] for _ in known]
+    for axis in range(2, known[0].dim()):
+        seen = [shape[axis - 1] for shape in model.code_shapes]
+        edited = [(~k).movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist() for k in known]
+        coarse = [place >> level for level, places in enumerate(edited) for place in places]
+        first, end = min(coarse), max(coarse) + 1
+        room = min((k.shape[axis] - side) >> level for level, (k, side) in enumerate(zip(known, seen, strict=True)))
+        if room < 0 or end - first > seen[0]:
+            raise SpecError(
+                f"the prior models grids of {in_words(model.code_shapes[-1][1:])} codes, and this example has "
+                f"{in_words(known[-1].shape[2:])}: give a smaller region, leave out {option('native_size')}, or edit "
+                f"by {option('paste')}, {option('code')} or {option('blend')}",
+                code="grid-of-prior",
+            )
+        start = min(max((first + end - seen[0]) // 2, 0), room)
+        for level, side in enumerate(seen):
+            windows[level].append(slice(start << level, (start << level) + side))
+    return [tuple(window) for window in windows]
 
 
 @final

@@ -70,8 +70,8 @@ class Edited:
 
     @property
     def change(self) -> Tensor:
-        """Compute the squared change from `before` to `after`, summed over channels, `[N, *spatial]`."""
-        return (self.after.double() - self.before.double()).square().sum(1)
+        """Compute the squared change from `before` to `after`, summed over channels, `[N, *spatial]`; 0 where NaN."""
+        return (self.after.double() - self.before.double()).nan_to_num().square().sum(1)
 
     def share_outside(self, mask: Tensor) -> Tensor:
         """Compute the share of the squared change outside `mask` `[*spatial]`, `[N]`.
