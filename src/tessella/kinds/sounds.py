@@ -39,14 +39,18 @@ OPUS_RATES = (8000, 12_000, 16_000, 24_000, 48_000)
 
 
 def pressure(x: Tensor, schema: Schema) -> Tensor:
-    """Convert stored values to sound pressure, -1 ... 1 if they are discrete; NaN stays NaN."""
+    """Convert stored values to sound pressure, -1 ... 1 if they are discrete; NaN stays NaN.
+
+    It is differentiable: linear between mu-law codes.
+    """
     if not schema.values.discrete:
         return x.float()
-    whole = x.float().round().clamp(schema.values.low, schema.values.high)
+    y = x.float().clamp(schema.values.low, schema.values.high)
     if schema.mu_law:
         table = torch.from_numpy(mu_law_samples(np.arange(256))).to(x.device) / 32_768
-        return torch.where(whole.isnan(), whole, table[whole.nan_to_num().int()])
-    return (whole - _middle(schema)) * 2 / schema.values.levels
+        below = y.detach().nan_to_num().floor().clamp_max(254)
+        return torch.lerp(table[below.int()], table[below.int() + 1], y - below)
+    return (y - _middle(schema)) * 2 / schema.values.levels
 
 
 def from_pressure(p: Tensor, schema: Schema) -> Tensor:
@@ -69,7 +73,7 @@ def wav(x: Tensor, schema: Schema) -> bytes:
     """Encode one example `[C, T]` as a WAV file: 8 or 16 bits as stored, mu-law as 16 bits, real values as floats."""
     if not schema.mu_law:
         return _encoded(*_samples(x, schema), schema, "WAV")
-    whole = (pressure(until_end(x.detach().cpu()), schema).nan_to_num() * 32_768).numpy().astype(np.int16)
+    whole = (pressure(until_end(x.detach().cpu()).round(), schema).nan_to_num() * 32_768).numpy().astype(np.int16)
     return _encoded(whole, 16, schema, "WAV")
 
 

@@ -11,10 +11,10 @@ from tessella.core.observed import observed
 from tessella.core.schema import Schema
 from tessella.foundation.errors import SpecError, option
 from tessella.kinds import spectra
+from tessella.kinds.sounds import pressure
 
 SCALES = (0.5, 1.0, 2.0)
 """Lengths of the windows, relative to 25 ms."""
-MU = 255.0
 
 
 @final
@@ -45,7 +45,7 @@ class SpectralPenalty:
         with torch.autocast(x.device.type, enabled=False):
             seen = observed(x)
             silent = ~seen if seen is not None else torch.zeros_like(x, dtype=torch.bool)
-            pair = torch.stack([self._pressure(t.float()).masked_fill(silent, 0) for t in (mean, x)])
+            pair = torch.stack([pressure(t, self.schema).masked_fill(silent, 0) for t in (mean, x)])
             samples = (~silent).flatten(1).sum(1)
             return self.weight * samples * torch.stack([self._distance(pair, silent, s) for s in SCALES]).mean(0)
 
@@ -57,11 +57,3 @@ class SpectralPenalty:
         heard = (~silent[..., ::hop]).unsqueeze(-2).to(ours.dtype)
         total = ((ours - theirs).abs() * heard).flatten(1).sum(1)
         return total / (heard.flatten(1).sum(1) * ours.shape[-2]).clamp_min(1)
-
-    def _pressure(self, x: Tensor) -> Tensor:
-        """Convert stored values to pressure, differentiably: -1 ... 1 if they are discrete."""
-        values = self.schema.values
-        if not values.discrete:
-            return x
-        y = (x - values.low) * 2 / (values.levels - 1) - 1
-        return y.sign() * ((1 + MU) ** y.abs() - 1) / MU if self.schema.mu_law else y

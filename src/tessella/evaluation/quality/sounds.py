@@ -67,7 +67,8 @@ def measure_quality(model: Model, split: Split, count: int) -> SoundQuality | No
     difference, frames = 0.0, 0
     for batch in track(batches(measured, PORTION), "listening", -(-len(measured) // PORTION)):
         batch = batch.to(model.device)
-        x, y = (pressure(v, schema).cpu() for v in (batch.x, model.reconstruct(batch.x, batch.label)))
+        y = model.reconstruct(batch.x, batch.label)
+        x, y = (pressure(v.round() if schema.values.discrete else v, schema).cpu() for v in (batch.x, y))
         decibels.append(si_sdr(x, y))
         seen = int(observed_count(x, schema.rate))
         difference += float(log_mel_distance(x, y, schema.rate)) * seen
