@@ -282,6 +282,11 @@ def test_a_part_of_a_long_recording_is_edited_and_spoken_by_another(
     assert len(drawn) == len(before)
     assert main(["edit", "run", str(file), "--label", "b", "--resample", "--seconds", "1:2", "--out", "no"]) == 2
     assert main(["edit", "run", str(file), "--label", "c", "--out", "no"]) == 2
+    assert main(["encode", "run", str(file), "--out", "codes.npz"]) == 0
+    assert main(["decode", "run", "codes.npz", "--out", "no"]) == 2
+    assert main(["decode", "run", "codes.npz", "--label", "a", "--out", "decoded"]) == 0
+    windows = soundfile.read(Path("decoded", "39.wav"), dtype="int16")[0]
+    assert len(windows) == len(before)
 
 
 # labels

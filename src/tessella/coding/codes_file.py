@@ -106,13 +106,14 @@ def codes_of(model: CodeModel, x: Tensor) -> tuple[Tensor, ...]:
 
 @torch.inference_mode()
 def decode_codes(
-    model: CodeModel, stored: StoredCodes, *, sample: bool = False, seed: int = 0
+    model: CodeModel, stored: StoredCodes, *, label: int | None = None, sample: bool = False, seed: int = 0
 ) -> Iterator[tuple[str, Tensor]]:
     """Decode codes that `check_codes` accepts, yielding each name and example `[*shape]`.
 
     Examples are float32 in stored units and have their original sizes.
 
     Args:
+        label: class to decode as, for a model whose decoder takes it.
         sample: whether to sample from p(x | z) rather than take its mean.
         seed: seed of the samples.
     """
@@ -122,7 +123,8 @@ def decode_codes(
         for rows, chunk_seed in chunks(len(stored), at_once, seed):
             z = model.lookup([filled(_tensor(level[rows]), at_once, model.device) for level in stored.levels])
             sizes = [tuple(size) for size in stored.sizes[rows].tolist()]
-            p_x = model.decode(pad_latent(model, z, sizes[0]))
+            labels = None if label is None else torch.full((len(z),), label, device=model.device)
+            p_x = model.decode(pad_latent(model, z, sizes[0]), labels)
             with seeded(chunk_seed, model.device):
                 x = (p_x.sample() if sample else p_x.mean)[: len(sizes)].cpu()
             for name, size, one in zip(stored.names[rows], sizes, x, strict=True):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
@@ -397,6 +397,19 @@ def _row_numbers(word: str, split: str, examples: int) -> np.ndarray:
             split=split,
         )
     return np.arange(first, after)
+
+
+def joined_windows(examples: Iterable[tuple[str, Tensor]], parts: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """Join consecutive windows of one file, and yield the others unchanged.
+
+    Args:
+        examples: names and examples `[*shape]`.
+        parts: number of windows of each file, from `windows_of`.
+    """
+    waiting = iter(examples)
+    for name, x in waiting:
+        rest = [window for _, window in islice(waiting, parts.get(name, 1) - 1)]
+        yield name, torch.cat([x, *rest], -1) if rest else x
 
 
 def label_number(schema: Schema, given: str) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, final
 from tyro.conf import Positional, arg
 
 from tessella.foundation.blocks import Page, Text
-from tessella.foundation.errors import DataError, SpecError
+from tessella.foundation.errors import DataError, SpecError, option
 from tessella.tasks.task import Result, task
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def encode(run: Run, config: EncodeConfig) -> EncodeResult:
 
     model = _code_model(run)
     options: dict[str, Any] = {"data": config.data, "split": config.split, "native_size": config.native_size}
+    if model.conditional:
+        options["label"] = model.schema.classes[0]  # an encoder of codes does not see it
     examples = run.inputs(model, config.inputs, **options).track("encoding")
     stored = encode_codes(model, examples, run.fingerprint)
     return EncodeResult(stored, tuple(q.codebook_size for q in model.levels))
@@ -100,6 +102,7 @@ class DecodeConfig:
     Attributes:
         codes: file of codes that the task `encode` wrote.
         out: folder to write into; examples keep their names.
+        label: class to decode as, by name or number, for a model whose decoder takes the label.
         sample: sample from p(x | z), noise included, instead of taking its mean.
         seed: seed of the samples.
         overwrite: replace existing files.
@@ -107,6 +110,7 @@ class DecodeConfig:
 
     codes: Positional[str]
     out: Annotated[str, arg(aliases=("-o",))] = "decoded"
+    label: str | None = None
     sample: bool = False
     seed: int = 0
     overwrite: bool = False
@@ -132,6 +136,8 @@ class DecodeResult(Result):
 def decode(run: Run, config: DecodeConfig) -> DecodeResult:
     """Decode a file of codes with the model of a run."""
     from tessella.coding.codes_file import check_codes, decode_codes, read_codes
+    from tessella.data.folders.read import windows_of
+    from tessella.data.inputs import joined_windows, label_number
     from tessella.foundation.output_folder import Outputs, check_folder
     from tessella.kinds.base import kind_of
 
@@ -141,14 +147,21 @@ def decode(run: Run, config: DecodeConfig) -> DecodeResult:
         check_codes(stored, model, run.fingerprint)
     except DataError as error:
         raise DataError(f"{config.codes}: {error.message}", code=error.code) from error
+    if model.networks_see_labels != (config.label is not None):
+        takes = "decodes by the class: give it with" if model.networks_see_labels else "takes no class: leave out"
+        raise SpecError(f"the model {model.name} {takes} {option('label')}", code="label-needed")
+    label = None if config.label is None else label_number(model.schema, config.label)
     kind = kind_of(model.schema)
-    files = Outputs(config.out, stored.names, kind.file_ending, overwrite=config.overwrite)
+    windowed = kind.files is not None and kind.files.windowed
+    parts = windows_of(stored.names) if windowed else dict.fromkeys(stored.names, 1)
+    files = Outputs(config.out, list(parts), kind.file_ending, overwrite=config.overwrite)
     if len(set(stored.names)) < len(stored):
         raise DataError(f"{config.codes} has several examples with the same name: encode again", code="equal-names")
     with files as outputs:
-        for name, x in decode_codes(model, stored, sample=config.sample, seed=config.seed):
+        decoded = decode_codes(model, stored, label=label, sample=config.sample, seed=config.seed)
+        for name, x in joined_windows(decoded, parts):
             outputs.write(name + kind.file_ending, partial(kind.write, x=x))
-    return DecodeResult(len(stored), kind.examples, config.out)
+    return DecodeResult(len(parts), kind.examples, config.out)
 
 
 def _code_model(run: Run) -> CodeModel:

@@ -312,13 +312,12 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
 
     Networks run on the CPU, except that codes alone are decoded to pictures on `device`.
     """
-    import torch
-
     from tessella.coding import files
     from tessella.coding.container import Container
     from tessella.coding.weights import model_for
     from tessella.core.device import resolve_device
     from tessella.data.folders.read import windows_of
+    from tessella.data.inputs import joined_windows
     from tessella.foundation.output_folder import Outputs, check_folder
     from tessella.kinds.base import kind_of
 
@@ -340,13 +339,10 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
     if model is not None:
         place = resolve_device(device) if header.method == "codes" else None
         decoded = files.read_compressed(container, model, device=place)
-    decoded = iter(decoded)
     with targets as outputs:
-        for number, (name, x) in enumerate(decoded):
+        for number, (name, x) in enumerate(joined_windows(decoded, parts)):
             assert kind is not None
-            rest = [window for _, window in islice(decoded, parts.get(name, 1) - 1)]
-            whole = torch.cat([x, *rest], -1) if rest else x
-            outputs.write(name + ending, partial(kind.write, x=whole, form=header.mode(number)))
+            outputs.write(name + ending, partial(kind.write, x=x, form=header.mode(number)))
         for file in container.files():
             outputs.write(file.name, lambda draft, data=file.data: draft.write_bytes(data))
     if header.notes:
