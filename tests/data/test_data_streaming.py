@@ -62,6 +62,17 @@ def test_an_epoch_shows_each_example_once(count: int, size: int, epoch: int) -> 
         assert set(rows.tolist()) == set(range(count))
 
 
+@given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 2), st.integers(0, 3))
+def test_batches_of_about_one_length_show_each_example_once(count: int, size: int, world: int, epoch: int) -> None:
+    lengths = np.random.default_rng(count).integers(1, 100, count)
+    ranks = [Schedule(count, size, seed=0, rank=rank, world=world, lengths=lengths) for rank in range(world)]
+    plain = Schedule(count, size * world, seed=0)
+    steps = range(epoch * plain.steps_per_epoch, (epoch + 1) * plain.steps_per_epoch)
+    rows = np.array([np.concatenate([schedule.rows(step) for schedule in ranks]) for step in steps])
+    assert sorted(rows.flatten()) == sorted(np.concatenate([plain.rows(step) for step in steps]))
+    assert lengths[rows].max(1).mean() <= np.array([lengths[plain.rows(step)].max() for step in steps]).mean()
+
+
 def test_epochs_and_seeds_differ() -> None:
     rows = [Schedule(100, 100, seed=seed).rows(epoch).tolist() for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     assert rows[0] != rows[1] != rows[2] != rows[0]

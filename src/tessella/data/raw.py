@@ -68,6 +68,7 @@ class RawSplit:
         content: content hashes `[N]` uint64; None to hash the rows of x.
         continued: whether the next example continues each one, as the windows of a recording do, `[N]` bool; training
             then takes windows at random offsets. None: none does.
+        lengths: positions of each example before its end `[N]`; None if all are whole, or it is not known.
     """
 
     x: np.ndarray | Reader
@@ -79,6 +80,7 @@ class RawSplit:
     name: str = ""
     labels_name: str = ""
     continued: np.ndarray | None = None
+    lengths: np.ndarray | None = None
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Read the examples with row numbers `[B]`."""
@@ -110,6 +112,7 @@ class RawSplit:
             factors={name: values[rows] for name, values in self.factors.items()},
             content=None if self.content is None else self.content[rows],
             continued=continued,
+            lengths=None if self.lengths is None else self.lengths[rows],
         )
 
 

@@ -22,6 +22,8 @@ Indices = Sequence[int] | np.ndarray | torch.Tensor
 
 TEST_FRACTION, VALID_FRACTION, FEW = 0.10, 0.05, 8
 SUBSTITUTES, PREFETCH = 100, 4
+POOL = 32
+"""Joined batches whose examples are sorted by length together."""
 
 
 class Split(ABC):
@@ -32,12 +34,14 @@ class Split(ABC):
         labels: class numbers `[N]` int64, or None.
         factors: ground-truth factors of variation by name, each `[N]`; empty if unknown.
         in_memory: whether a batch is so cheap that worker processes would only slow it down.
+        lengths: positions of each example before its end `[N]`; None if all are whole, or it is not known.
     """
 
     example_ids: np.ndarray
     labels: np.ndarray | None
     factors: Mapping[str, np.ndarray]
     in_memory: bool = True
+    lengths: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -69,6 +73,7 @@ class Subset(Split):
         self.example_ids = base.example_ids[rows]
         self.labels = None if base.labels is None else base.labels[rows]
         self.factors = {name: values[rows] for name, values in base.factors.items()}
+        self.lengths = None if base.lengths is None else base.lengths[rows]
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         return self._base.batch(self._rows[np.asarray(indices, dtype=np.int64)], noise)
@@ -80,7 +85,7 @@ class Renumbered(Split):
 
     def __init__(self, base: Split, numbers: np.ndarray) -> None:
         self._base, self._numbers, self.in_memory = base, torch.from_numpy(numbers), base.in_memory
-        self.example_ids, self.factors = base.example_ids, base.factors
+        self.example_ids, self.factors, self.lengths = base.example_ids, base.factors, base.lengths
         self.labels = None if base.labels is None else numbers[base.labels]
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
@@ -101,6 +106,7 @@ class PartSplit(Split):
         self.example_ids = part.example_ids[rows]
         self.labels = None if part.labels is None else part.labels[rows]
         self.factors = {name: values[rows] for name, values in part.factors.items()}
+        self.lengths = None if part.lengths is None else part.lengths[rows]
 
     def batch(self, indices: Indices, noise: Noise | None = None) -> Batch:
         at = np.asarray(indices, dtype=np.int64)
@@ -199,15 +205,27 @@ class Schedule:
     Each epoch is a permutation drawn from (seed, epoch) and chopped into joined batches of `batch_size * world`
     rows; what is left over is dropped. A split smaller than one joined batch is repeated to fill it. Process `rank`
     gets rows `[rank * batch_size, (rank + 1) * batch_size)` of the joined batch.
+
+    If `lengths` of the examples are given, those of some joined batches are sorted by them and these batches shuffled:
+    a batch then has examples of about one length, and little time is spent on what comes after their ends.
     """
 
-    def __init__(self, examples: int, batch_size: int, *, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        examples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        lengths: np.ndarray | None = None,
+    ) -> None:
         if examples < 1:
             raise DataError("the split has no examples: give more data", code="no-examples")
         if batch_size < 1 or not 0 <= rank < world:
             raise ValueError(f"batch_size must be at least 1 and 0 <= rank < world, got {batch_size}, {rank}, {world}")
         self.examples, self.batch_size, self.seed, self.rank, self.world = examples, batch_size, seed, rank, world
-        self.joined = batch_size * world
+        self.joined, self.lengths = batch_size * world, lengths
         self.steps_per_epoch = max(1, examples // self.joined)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
@@ -217,10 +235,17 @@ class Schedule:
         if epoch != self._epoch:
             generator = np.random.Generator(np.random.PCG64(number_of(f"{self.seed}/{epoch}/order")))
             order = generator.permutation(self.examples)
-            self._order = np.resize(order, max(self.examples, self.joined))
+            order = np.resize(order, max(self.examples, self.joined))
+            self._order = order if self.lengths is None else self._by_length(order, self.lengths, generator)
             self._epoch = epoch
         start = k * self.joined + self.rank * self.batch_size
         return self._order[start : start + self.batch_size]
+
+    def _by_length(self, order: np.ndarray, lengths: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        whole = order[: self.steps_per_epoch * self.joined]
+        pools = np.array_split(whole, -(-self.steps_per_epoch // POOL))
+        ordered = np.concatenate([pool[lengths[pool].argsort(kind="stable")] for pool in pools])
+        return generator.permutation(ordered.reshape(-1, self.joined)).flatten()
 
 
 def stream(
@@ -243,7 +268,7 @@ def stream(
     Raises:
         DataError: if the split is empty, or its images cannot be read.
     """
-    schedule = Schedule(len(split), batch_size, seed=seed, rank=rank, world=world)
+    schedule = Schedule(len(split), batch_size, seed=seed, rank=rank, world=world, lengths=split.lengths)
     return _in_turn(_Fetched(split, schedule), count(start_step), 0 if split.in_memory else workers)
 
 

@@ -139,6 +139,10 @@ class FileReader(ABC):
         """Return the number of examples in a file: 1, unless the reader is `windowed`."""
         return 1
 
+    def length(self, header: FileHeader, schema: Schema) -> int:
+        """Return the number of positions in all examples of a file, if the reader is `windowed`."""
+        return 0
+
     def changes(self, headers: Sequence[FileHeader], schema: Schema) -> list[str]:
         """Describe how readable files are changed to fit a schema, a line for each change, if the reader says so."""
         return []

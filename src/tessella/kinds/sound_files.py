@@ -79,7 +79,7 @@ class SoundFiles(FileReader):
             schema = replace(options.like, classes=())
         else:
             schema = _agreed(headers, options)
-        lengths = [resampled_length(header, schema) for header in headers]
+        lengths = [self.length(header, schema) for header in headers]
         changes = self.changes(headers, schema)
         if changes and options.like is None:
             changes[-1] += f"; choose otherwise with {option('rate')}, {option('channels')} or {option('values')}"
@@ -91,7 +91,10 @@ class SoundFiles(FileReader):
 
     def parts(self, header: FileHeader, schema: Schema) -> int:
         """Return the number of windows of a recording; its last one may be shorter."""
-        return max(1, math.ceil(resampled_length(header, schema) / schema.spatial[0]))
+        return max(1, math.ceil(self.length(header, schema) / schema.spatial[0]))
+
+    def length(self, header: FileHeader, schema: Schema) -> int:
+        return header.spatial[0] * round(schema.rate) // header.rate
 
     def read(self, file: File, schema: Schema, part: int = 0) -> Tensor:
         """Decode one window of a recording, found by seeking; positions after the end of the recording are NaN.
@@ -212,11 +215,6 @@ def _trouble(header: FileHeader, log: str) -> str:
     if header.rate < SLOWEST:
         return f"its rate is {header.rate} Hz, but at least {SLOWEST} are needed"
     return ""
-
-
-def resampled_length(header: FileHeader, schema: Schema) -> int:
-    """Return the number of samples of a recording at the rate of a schema."""
-    return header.spatial[0] * round(schema.rate) // header.rate
 
 
 # reading

@@ -144,7 +144,11 @@ def read_files(
         content = alike(content, x, at, part)
     of_example = _of_part(content[at], part)
     keys, groups = _of_part(keys[at], part), content[at] if part.any() else None
-    parted = np.array(splits)[reader.files]
+    parted, lengths = np.array(splits)[reader.files], None
+    if reader.schema.lengths:
+        (window,) = reader.schema.spatial
+        whole = np.array([0 if i in trouble else files.length(headers[i], reader.schema) for i in range(count)])
+        lengths = np.clip(whole[reader.files] - part * window, 1, window)
     found = RawDataset({}, classes, notes, schema=reader.schema, by_content=by_content)
     for name in dict.fromkeys(splits):
         chosen = np.flatnonzero(parted == name)
@@ -159,6 +163,7 @@ def read_files(
                 {name: values[holders] for name, values in (factors or {}).items()},
                 content=of_example[chosen],
                 continued=_continued(holders, part[chosen]) if part.any() else None,
+                lengths=None if lengths is None else lengths[chosen],
             )
     known = [(partial(file, i), headers[i]) for i in kept.tolist() if i in headers]
     found.measure_files = partial(files.facts, known, reader.schema)
