@@ -94,6 +94,12 @@ def test_positions_after_the_end_have_no_codes(config: type[ModelConfig], quanti
     torch.testing.assert_close(terms.rate.detach(), expected)
     rebuilt = model.reconstruct(x)
     assert torch.equal(rebuilt.isnan(), x.isnan())
+    draws = [model(x, noise=Noise(seed), draws=16) for seed in range(8)]
+    assert all((one.rate <= expected + 1e-3).all() for one in draws), "log q is at most 0"
+    tight = torch.stack([-(one.log_weights.logsumexp(0) - np.log(16)) for one in draws]).mean(0)
+    single = torch.stack([-one.log_weights for one in draws]).flatten(0, 1)
+    slack = 4 * single.std(0) / len(single) ** 0.5  # 3 comparisons at 4 sigma: 1 in 10,000
+    assert (tight <= single.mean(0) + slack + 1e-3).all(), "more draws are a tighter bound"
 
 
 def test_codebooks_learn_from_what_is_before_the_end() -> None:

@@ -159,14 +159,14 @@ class CodebookQuantizer(Quantizer):
         with torch.autocast(features.device.type, enabled=False):
             rows = self.head(features.float().movedim(1, -1))
             left = self.distance(rows.reshape(-1, self.groups, self.code_dim))
-            codes, log_q = [], rows.new_zeros(len(rows))
+            codes, log_q = [], rows.new_zeros(rows.shape[:-1])
             for number, book in enumerate(self.books):
                 table = book.table()
                 u = noise.split(f"soften {number}").uniform(len(rows), left[..., 0].numel() // len(rows))
                 chosen, nats = sample_near(left, table, u.to(left.device).view(left.shape[:2]))
                 left = left - _vectors(table, chosen)
                 codes.append(chosen)
-                log_q = log_q + nats.view(len(rows), -1).sum(1)
+                log_q = log_q + nats.sum(1).view(log_q.shape)
             return torch.cat(codes, 1).reshape(*rows.shape[:-1], -1).movedim(-1, 1).contiguous(), log_q
 
     @torch.compiler.disable()  # control flow depends on values: a compiler would break the graph at every line
@@ -244,7 +244,7 @@ class FSQModule(Quantizer):
                 levels = torch.linspace(-1, 1, most + 1, device=value.device)
                 logits = -(value[..., None] - levels).square() / (2 * (2 / most) ** 2 / 12)
                 digit, nats = sample_with_log_prob(logits, uniform_for(noise.split(f"soften {number}"), value))
-                codes, log_q = codes + base * digit, log_q + nats.flatten(1).sum(1)
+                codes, log_q = codes + base * digit, log_q + nats.sum(-1)
             return cast(Tensor, codes).movedim(-1, 1).contiguous(), cast(Tensor, log_q)
 
     def vectors(self, codes: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ class LFQModule(Quantizer):
             z = self.head(features.float().movedim(1, -1)).unflatten(-1, (-1, len(self.base)))
             logits = torch.stack([torch.zeros_like(z), 4 * z], -1)
             bits, nats = sample_with_log_prob(logits, uniform_for(noise.split("soften"), z))
-            return (bits * self.base).sum(-1).movedim(-1, 1).contiguous(), nats.flatten(1).sum(1)
+            return (bits * self.base).sum(-1).movedim(-1, 1).contiguous(), nats.sum((-2, -1))
 
     def vectors(self, codes: Tensor) -> Tensor:
         bits = codes.movedim(1, -1)[..., None] // self.base % 2

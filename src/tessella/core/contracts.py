@@ -229,9 +229,12 @@ class Quantizer(Bottleneck, ABC):
 
     @abstractmethod
     def sample_proposal(self, features: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """Sample codes near those of `forward` for importance sampling, with their log-probabilities `[B]`.
+        """Sample codes near those of `forward` for importance sampling, with their log-probabilities.
 
         The closer to p(codes | x), the tighter the bound.
+
+        Returns:
+            Codes `[B, C, *spatial]`, and log q of the C codes of each position together, `[B, *spatial]`.
         """
 
     @abstractmethod

@@ -158,19 +158,18 @@ class CodeModel(LatentModel):
         grids = self.features(x)
         codes: list[Tensor] = []
         vectors: list[Tensor] = []
-        if self.schema.lengths:
-            raise SpecError(
-                f"codes of examples that end early are not sampled: leave out {option('iwae_samples')}", code="lengths"
-            )
         log_q = grids[0].new_zeros(len(x) * draws, dtype=torch.float32)
-        for level, (quantizer, grid) in enumerate(zip(self.levels, grids, strict=True)):
+        for level, (quantizer, grid, present) in enumerate(zip(self.levels, grids, self.before_end(x), strict=True)):
             grid = grid.repeat_interleave(draws, 0)
             if level:
                 grid = self.merges[level - 1](grid, _joined(vectors, grid.shape[2:]))
             c, nats = quantizer.sample_proposal(grid, noise.split(f"level{level}"))
+            if present is not None:
+                ended = ~present.repeat_interleave(draws, 0)
+                c, nats = c.masked_fill(ended.unsqueeze(1), -1), nats.masked_fill(ended, 0)
             codes.append(c)
             vectors.append(quantizer.lookup(c))
-            log_q = log_q + nats
+            log_q = log_q + nats.view(len(nats), -1).sum(1)
         return codes, vectors, log_q
 
     def encode(self, x: Tensor, label: Tensor | None = None, *, noise: Noise | None = None) -> Latent:

@@ -169,7 +169,7 @@ def check_quantizer(config: QuantizerConfig) -> None:
         assert features.grad.isfinite().all()
         near, log_q = quantizer.sample_proposal(features.detach(), Noise(1))
         assert near.shape == codes.shape
-        assert log_q.shape == (BATCH,)
+        assert log_q.shape == (BATCH, *feature_shape[1:])
         assert log_q.isfinite().all()
         assert log_q.max() <= 0
         wide = torch.randn(BATCH, feature_shape[0], *(side + 1 for side in feature_shape[1:]))
