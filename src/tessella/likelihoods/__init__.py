@@ -1,6 +1,6 @@
 """Likelihoods p(x | z), each a normalised distribution over the stored values.
 
-    binary     Bernoulli
+    binary     Bernoulli, MADE
     integers   Interlaced, LogisticMixture, Categorical
     symbols    Categorical
     real       Gaussian, FixedGaussian
@@ -32,6 +32,16 @@ class Bernoulli(LikelihoodConfig):
         from tessella.likelihoods.independent import BernoulliModule
 
         return BernoulliModule(schema)
+
+
+@register("likelihood", "made", summary="binary values, each given the channels before it", values=("binary",))
+class MADE(LikelihoodConfig):
+    """Likelihood of binary values, each given z and the channels before it at its position."""
+
+    def build(self, schema: Schema) -> Likelihood:
+        from tessella.likelihoods.made import MADEModule
+
+        return MADEModule(schema)
 
 
 @register(
@@ -154,6 +164,8 @@ class Autoregressive(LikelihoodConfig):
         each = None if self.components is None else LogisticMixture(components=self.components)
         if each is None and schema.values.kind == "integers":
             each = Categorical() if schema.mu_law else LogisticMixture()
+        if each is None and schema.values.kind == "binary" and schema.channels > 1:
+            each = MADE()
         return AutoregressiveModule(
             schema, lambda part: likelihood_for(part, each), width=self.pixel_width, depth=self.pixel_depth
         )

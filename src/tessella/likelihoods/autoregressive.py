@@ -78,8 +78,10 @@ class AutoregressiveModule(Likelihood):
         signal, channels = network is DilatedConv, self.grid[0]
         self.lattice = Lattice(schema.values, look=schema.rate > 0)
         self.wholes = _modules(pixel(Schema.of(self.grid, values)) for values in self.lattice.values)
-        self.ones = _modules(pixel(Schema.of((channels, 1, 1), values)) for values in self.lattice.values)
         whole = self.wholes[0]
+        self._ones: Sequence[Likelihood] = ()
+        if not any(True for _ in whole.parameters()):  # weights must be the same for all positions and for one
+            self._ones = _modules(pixel(Schema.of((channels, 1, 1), values)) for values in self.lattice.values)
         history, bias = PlainHistory(channels), whole.initial_bias()
         if signal and schema.values.kind != "symbols" and isinstance(whole, LocatedLikelihood):
             history, bias = SampleHistory(whole, channels, schema.values), whole.residual_bias()
@@ -91,6 +93,11 @@ class AutoregressiveModule(Likelihood):
         self.history, self.head = history, BlockHead(width, values, pixels, outputs)
         if bias is not None:
             self.head.start_at(bias)
+
+    @property
+    def ones(self) -> Sequence[Likelihood]:
+        """Return the likelihoods of one pixel, for the step of each lattice."""
+        return self._ones or self.wholes
 
     @property
     def parameter_channels(self) -> int:
