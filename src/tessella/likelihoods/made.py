@@ -46,7 +46,7 @@ class MADEModule(Likelihood):
         last = torch.arange(channels).repeat_interleave(UNITS)  # the last channel that each unit sees
         self.direct = nn.Parameter(torch.zeros(channels, channels))
         self.into = nn.Parameter(torch.randn(UNITS * channels, channels) / channels**0.5)
-        self.out = nn.Parameter(0.1 * torch.randn(channels, UNITS * channels) / channels**0.5)
+        self.out = nn.Parameter(torch.zeros(channels, UNITS * channels))
         self.register_buffer("seen", (torch.arange(channels) <= last[:, None]).float(), persistent=False)
         self.seen: Tensor
         self.register_buffer("later", (torch.arange(channels)[:, None] > last).float(), persistent=False)
@@ -66,9 +66,10 @@ class MADEModule(Likelihood):
     def forward(self, parameters: Tensor) -> StoredValues:
         return MADEValues(self, checked_parameters(parameters, self.schema, self.parameter_channels))
 
-    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+    def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return W `[C, C]`, V `[M, C]` and U `[C, M]`, masked."""
-        return self.direct.tril(-1), self.into * self.seen, self.out * self.later
+        direct, into, out = self.direct.tril(-1), self.into * self.seen, self.out * self.later
+        return direct.to(dtype), into.to(dtype), out.to(dtype)
 
 
 @final
@@ -97,7 +98,7 @@ class MADEValues(StoredValues):
         seen = observed(value)
         with torch.autocast(self.logits.device.type, enabled=False):
             x = zero_filled(value).reshape(self.logits.shape).to(self.logits.dtype)
-            direct, into, out = self.likelihood.weights()
+            direct, into, out = self.likelihood.weights(self.logits.dtype)
             logits = self.logits + direct @ x + out @ F.silu(self.hidden + into @ x)
             each = -F.binary_cross_entropy_with_logits(logits, x, reduction="none")
         return each if seen is None else each.masked_fill(~seen.reshape(each.shape), 0)
@@ -136,7 +137,7 @@ class MADEValues(StoredValues):
     @torch.no_grad()
     def _one_after_another(self, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Choose each channel `[B, N]` by its logit given the channels before it; return all, `[B, *event_shape]`."""
-        direct, into, out = self.likelihood.weights()
+        direct, into, out = self.likelihood.weights(self.logits.dtype)
         logits, hidden = self.logits.clone(), self.hidden.clone()
         x = torch.zeros_like(logits)
         with torch.autocast(logits.device.type, enabled=False):
