@@ -34,8 +34,8 @@ from tessella.evaluation.results import GapConfig as GapConfig
 from tessella.evaluation.results import GapEvaluation as GapEvaluation
 from tessella.foundation.errors import TessellaError as TessellaError
 from tessella.kinds.pictures import image_grid as image_grid
-from tessella.likelihoods import Autoregressive as Autoregressive
 from tessella.likelihoods import MADE as MADE
+from tessella.likelihoods import Autoregressive as Autoregressive
 from tessella.likelihoods import Bernoulli as Bernoulli
 from tessella.likelihoods import Categorical as Categorical
 from tessella.likelihoods import FixedGaussian as FixedGaussian

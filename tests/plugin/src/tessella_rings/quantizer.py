@@ -50,7 +50,7 @@ class BSQModule(Quantizer):
         """Turn each bit with probability 0.1."""
         codes = self(features, None).posterior.value
         turned = noise.uniform(*codes.shape, len(self.base), device=codes.device) < 0.1
-        log_q = torch.where(turned, 0.1, 0.9).log().flatten(1).sum(1)
+        log_q = torch.where(turned, 0.1, 0.9).log().sum((1, -1))
         return codes ^ (turned * self.base).sum(-1), log_q
 
     def vectors(self, codes: Tensor) -> Tensor:
