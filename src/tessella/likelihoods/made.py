@@ -18,6 +18,8 @@ from tessella.likelihoods.shared import Standardizer, checked_parameters, over_c
 
 UNITS = 4
 """Hidden units for each channel."""
+GAIN = 10.0
+"""Factor on logits and weights: keys are rarely pressed, and an optimiser's small steps take long to logits of -5."""
 
 
 @final
@@ -26,7 +28,7 @@ class MADEModule(Likelihood):
 
     It is a masked autoencoder (Germain et al. 2015, "MADE", section 3) with parameters from the decoder:
 
-        logit_c = a_c + sum_(j<c) W_cj x_j + sum_m U_cm silu(b_m + sum_j V_mj x_j),
+        logit_c = 10 a_c + sum_(j<c) W_cj x_j + sum_m U_cm silu(b_m + sum_j V_mj x_j),
 
     where unit m sees the channels up to a channel d(m), and only the channels after d(m) see it. So the keys of a chord
     are not independent. Positions are independent given z. A value that is missing counts as 0 for the others. The
@@ -45,7 +47,7 @@ class MADEModule(Likelihood):
         self.units = Standardizer(schema)
         last = torch.arange(channels).repeat_interleave(UNITS)  # the last channel that each unit sees
         self.direct = nn.Parameter(torch.zeros(channels, channels))
-        self.into = nn.Parameter(torch.randn(UNITS * channels, channels) / channels**0.5)
+        self.into = nn.Parameter(torch.randn(UNITS * channels, channels) / (GAIN * channels**0.5))
         self.out = nn.Parameter(torch.zeros(channels, UNITS * channels))
         self.register_buffer("seen", (torch.arange(channels) <= last[:, None]).float(), persistent=False)
         self.seen: Tensor
@@ -69,7 +71,7 @@ class MADEModule(Likelihood):
     def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return W `[C, C]`, V `[M, C]` and U `[C, M]`, masked."""
         direct, into, out = self.direct.tril(-1), self.into * self.seen, self.out * self.later
-        return direct.to(dtype), into.to(dtype), out.to(dtype)
+        return GAIN * direct.to(dtype), GAIN * into.to(dtype), GAIN * out.to(dtype)
 
 
 @final
@@ -84,7 +86,8 @@ class MADEValues(StoredValues):
     def __init__(self, likelihood: MADEModule, parameters: Tensor) -> None:
         self.likelihood = likelihood
         channels, maps = likelihood.channels, parameters.reshape(*parameters.shape[:2], -1)
-        self.logits, self.hidden = maps.split((channels, UNITS * channels), 1)  # [B, ., N]
+        logits, self.hidden = maps.split((channels, UNITS * channels), 1)  # [B, ., N]
+        self.logits = GAIN * logits
         super().__init__(len(parameters), (channels, *parameters.shape[2:]))
 
     def log_prob(self, value: Tensor) -> Tensor:
