@@ -24,9 +24,10 @@ from tessella.data.splits import PartSplit
 from tessella.evaluation import bounds
 from tessella.likelihoods import likelihood_for
 from tessella.models.presets import DiffusionConfig, FlowConfig, VAEConfig, VQVAE2Config, VQVAEConfig
-from tessella.models.spec import ModelConfig
+from tessella.models.spec import ModelConfig, TrainOptions
 from tessella.priors import MaskedTransformer, PixelCNN
 from tessella.testing.examples import random_examples
+from tessella.training.loop import fit
 
 LENGTH = 64
 SOUND = replace(Schema.of((1, LENGTH), Integers(1 << 16, -32768.0)), lengths=True, rate=8000.0)
@@ -206,3 +207,13 @@ def test_inpainted_codes_end_where_the_example_does() -> None:
         (new,) = model.inpaint_codes(codes, known, seed=1)
         assert torch.equal(new < 0, codes[0] < 0)
         assert torch.equal(new[known[0]], codes[0][known[0]])
+
+
+def test_batches_of_other_lengths_are_no_divergence(recwarn: pytest.WarningsRecorder) -> None:
+    """Each batch has examples of one length, so the loss of an example goes up and down tenfold."""
+    torch.manual_seed(0)
+    lengths = np.random.default_rng(0).integers(6, 65, 400)
+    part = RawSplit(clips(*lengths.tolist()).numpy(), None, index_keys(400, "clips"), lengths=lengths)
+    model = VAEConfig.from_options({"width": 8, "depth": 1}).build(replace(SOUND, observed=float(lengths.mean() / 64)))
+    fit(model, PartSplit(part, np.arange(400)), TrainOptions(steps=250, batch_size=2, learning_rate=1e-9))
+    assert not [w for w in recwarn if "diverged" in str(w.message)]

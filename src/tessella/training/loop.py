@@ -319,13 +319,14 @@ class _Loop:
         norm = clipped_norm(self.groups, options.grad_clip)
         zero = loss.new_zeros(())
         rates = zero if terms.rate is None else terms.rate.detach().mean()
-        numbers = self._of_all(torch.stack([loss.detach(), norm, terms.distortion.detach().mean(), rates])).tolist()
+        measured = [loss.detach(), norm, terms.distortion.detach().mean(), rates, zero + self._values(batch.x)]
+        *numbers, values = self._of_all(torch.stack(measured)).tolist()
         if math.isfinite(numbers[0]) and math.isfinite(numbers[1]):
             state.optimizer.step()
             state.average.update(state.step)
             state.bad_in_a_row = 0
             self.learned += 1
-            self._watch(numbers, beta)
+            self._watch(numbers, beta, model.schema.observed_dims / max(values, 1e-6))
         else:
             self._count_bad(x, label)
         return StepMetrics(
@@ -336,7 +337,7 @@ class _Loop:
             beta=beta,
             learning_rate=rate,
             examples=len(x) * accelerator.num_processes,
-            values=self._values(batch.x),
+            values=values,
             bad=state.bad,
         )
 
@@ -346,13 +347,17 @@ class _Loop:
         whole = not schema.partial or x.shape[1:] != schema.shape  # rows of a prior are no examples
         return schema.observed_dims if whole else count_observed(x) / len(x)
 
-    def _watch(self, numbers: list[float], beta: float) -> None:
-        """Let the guard judge the loss; while the weight of the rate rises, only the distortion."""
+    def _watch(self, numbers: list[float], beta: float, scale: float) -> None:
+        """Let the guard judge the loss; while the weight of the rate rises, only the distortion.
+
+        Args:
+            scale: factor to nats of an example with the mean number of observed values; batches are of one length.
+        """
         final = beta == beta_at(self.model.objective, 1.0)
         if final != self.final_beta:
             self.guard.forget()
             self.final_beta = final
-        self.guard.after_update(numbers[0] * self.model.schema.dims if final else numbers[2])
+        self.guard.after_update(scale * (numbers[0] * self.model.schema.dims if final else numbers[2]))
 
     def _noise(self, stream: str) -> Noise:
         a = self.accelerator
