@@ -33,7 +33,6 @@ import tessella
 from sound_lossless import SPEAKER
 from tessella_experiments.claims.speakers import averages, decoded, fitted, spectrum
 
-PENALTY = ["--spectral-penalty", "5"]
 BITS, SWAP_BITS = 1300, 400
 """Bits a second of the codec, and of codes that are decoded as another speaker."""
 
@@ -45,7 +44,7 @@ def command(*words: str) -> str:
 
 def measured(o: argparse.Namespace, run: str, folder: Path) -> dict[str, Any]:
     """Train model and prior, and measure likeness, length and voices."""
-    words = ["train", o.model, *PENALTY, "--data", str(o.data), "--label", SPEAKER, "--minutes", str(o.minutes)]
+    words = ["train", o.model, "--data", str(o.data), "--label", SPEAKER, "--minutes", str(o.minutes)]
     started = time.perf_counter()
     command(*words, "-o", run, *o.options)
     seconds = time.perf_counter() - started

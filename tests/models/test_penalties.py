@@ -67,6 +67,17 @@ def test_models_add_it_in_training_only() -> None:
     assert torch.equal(a.penalty, b.penalty)
 
 
+def test_sounds_have_it_by_default_and_others_none() -> None:
+    x = tones(4)
+    losses = []
+    for weight in (None, 5.0):
+        torch.manual_seed(0)
+        model = making.make("vqvae", SOUND, width=8, depth=1, spectral_penalty=weight).train()
+        losses.append(model(x, noise=Noise(0)).penalty)
+    assert torch.equal(*losses)
+    making.make("vqvae", SOUND, likelihood="autoregressive", width=8, depth=1)
+
+
 def test_it_is_refused_where_there_is_nothing_to_hear() -> None:
     with raises("no-sound"):
         making.make("vqvae", Schema.of((1, 8, 8), "uint8"), spectral_penalty=1.0)

@@ -21,7 +21,7 @@ from tessella.foundation.errors import SpecError, option
 from tessella.foundation.progress import track
 from tessella.likelihoods import likelihood_for
 from tessella.models.base import LatentModel
-from tessella.models.penalties import SpectralPenalty
+from tessella.models.penalties import SPECTRAL_PENALTY, SpectralPenalty
 from tessella.models.spec import ModelConfig
 from tessella.models.streaming import Stream
 from tessella.networks.conv import ConvDecoder, ConvEncoder, ConvPlan, crop, is_colour
@@ -450,7 +450,7 @@ def build_code_model(
     grid_size: int | None,
     width: int | None,
     depth: int | None,
-    spectral_penalty: float,
+    spectral_penalty: float | None,
     classes: int = 0,
 ) -> CodeModel:
     """Make a model of codes for such data: `levels` grids, each coarser one of half the side.
@@ -478,6 +478,8 @@ def build_code_model(
         decoder = VectorDecoder(latent[0], p_x.parameter_channels, **size, classes=classes)
     if (bias := p_x.initial_bias()) is not None:
         decoder.start_at(bias)
+    if spectral_penalty is None:
+        spectral_penalty = SPECTRAL_PENALTY if schema.rate and not p_x.sequential_mean else 0.0
     if spectral_penalty and p_x.sequential_mean:
         raise SpecError(
             f"{option('spectral_penalty')} needs reconstructions, which this likelihood makes sample by sample: "

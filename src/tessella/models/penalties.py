@@ -17,6 +17,10 @@ SCALES = (0.5, 1.0, 2.0)
 """Lengths of the windows, relative to 25 ms."""
 
 
+SPECTRAL_PENALTY = 5.0
+"""Usual weight, in nats per sample and factor of ten."""
+
+
 @final
 class SpectralPenalty:
     """Distance of the log-mel spectra of sounds and their reconstructions, at several resolutions.

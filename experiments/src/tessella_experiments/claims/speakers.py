@@ -39,7 +39,7 @@ SHOWN = 8
 
 
 def _options(schema: Schema) -> dict[str, Any]:
-    return {"quantizer": EMAQuantizer(codebook_size=64), "width": 32, "depth": 1, "spectral_penalty": 5.0}
+    return {"quantizer": EMAQuantizer(codebook_size=64), "width": 32, "depth": 1}
 
 
 SPEECH = of_model("cvqvae of sounds", tessella.CVQVAE, _options, weight=3.0, steps=2500)
