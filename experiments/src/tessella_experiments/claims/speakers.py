@@ -42,7 +42,7 @@ def _options(schema: Schema) -> dict[str, Any]:
     return {"quantizer": EMAQuantizer(codebook_size=64), "width": 32, "depth": 1}
 
 
-SPEECH = of_model("cvqvae of sounds", tessella.CVQVAE, _options, weight=3.0, steps=2500)
+SPEECH = of_model("cvqvae of sounds", tessella.CVQVAE, _options, weight=3.0, steps=2000, batch_size=8)
 
 
 Pair = tuple[float, float]
