@@ -145,7 +145,7 @@ class CodesConfig(ImportanceWeighted, ABC):
         likelihood: likelihood p(x | z). Default: the one that suits the values of the data.
         quantizer: method that turns features into codes.
         grid_size: target side of the grid of codes; the data's grid is halved until it has at most 2 grid_size^2
-            positions. Default: 7, or 16 for colour pictures, but coarser than the data.
+            positions. Default: 7, 16 for colour pictures, for sounds about 100 a second; but coarser than the data.
         width: channels at the finest resolution (pictures) or units per layer (vectors). Default: what fits the budget.
         depth: residual blocks per resolution. Default: what fits the budget.
         spectral_penalty: weight of the distance of log-mel spectra in the training loss of sounds, in nats per sample
