@@ -78,7 +78,7 @@ def test_start_is_near_the_even_odds() -> None:
             {"likelihood": "categorical"},
             "needs integer or symbol values.*likelihood gaussian",
         ),
-        (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: bernoulli, made, categorical"),
+        (VAE, GREY, {"likelihood": "gauss"}, "no likelihood is called 'gauss'; there are: bernoulli, made"),
         (VAE, BINARY, {"components": 5}, "has no components"),
         (VAE, Schema.of((4,), "real"), {"latent_layout": "grid"}, "vectors have no grid"),
         (VAE, Schema.of((5, 8, 8), "uint8"), {}, "1 to 4 channels, got 5"),

@@ -90,7 +90,7 @@ def sounds_of_codes(model: CodeModel, coded: CodedExamples) -> list[Block]:
     places = [_places(coded, k) for k in common]
     longest = max(x.shape[1] for x in places)
     places = [F.pad(x, (0, longest - x.shape[1]), value=torch.nan) for x in places]
-    first = " of the first codebook" if len(coded.codes) > 1 or coded.codes[0].shape[1] > 1 else ""
+    first = " of the first codebook" if sum(codes.shape[1] for codes in coded.codes) > 1 else ""
     caption = (
         f"The commonest codes{first}, with their share of all positions: places in recordings where each occurs, with "
         f"{1000 * AROUND:.0f} ms on both sides. A code depends on more than its own samples."
