@@ -92,6 +92,13 @@ def quantized_cdf(cumulated: Tensor) -> Tensor:
     return table.to(torch.float32)
 
 
+def code_bits(coder: SymbolCoder, logits: Tensor, bits: Tensor | None) -> Tensor:
+    """Write or read bits of the shape of `logits`, each 1 with probability sigmoid(logit)."""
+    zero = torch.sigmoid(-logits.float()).flatten()
+    table = quantized_cdf(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)]))
+    return coder.code(table, None if bits is None else bits.flatten().long()).view(logits.shape)
+
+
 def code_categorical(coder: SymbolCoder, logits: Tensor, symbols: Tensor | None) -> Tensor:
     """Write or read symbols `[n]` with probabilities softmax(logits), where logits is `[n, K]`."""
     cumulated = logits.float().softmax(-1).double().cumsum(-1)

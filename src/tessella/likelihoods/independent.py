@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
-from tessella.core.entropy_coding import SymbolCoder, code_categorical, of_observed, quantized_cdf
+from tessella.core.entropy_coding import SymbolCoder, code_bits, code_categorical, of_observed
 from tessella.core.schema import Schema, Values
 from tessella.likelihoods.history import LocatedLikelihood
 from tessella.likelihoods.shared import (
@@ -72,11 +72,9 @@ class BernoulliLogits(IndependentValues):
             return -F.binary_cross_entropy_with_logits(self.logits, value, reduction="none")
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
-        zero = torch.sigmoid(-self.logits.float()).flatten()
-        table = quantized_cdf(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)]))
         seen = self.each_observed(observed)
-        known = None if value is None else value.nan_to_num().flatten().long()
-        told = of_observed(coder, seen).code(table, known).view(self.logits.shape).float()
+        known = None if value is None else value.nan_to_num()
+        told = code_bits(of_observed(coder, seen), self.logits, known).float()
         return told if seen is None else told.masked_fill(~seen, torch.nan)
 
     @property

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.types import _size
 
 from tessella.core.contracts import Likelihood, StoredValues
-from tessella.core.entropy_coding import SymbolCoder, of_observed, quantized_cdf
+from tessella.core.entropy_coding import SymbolCoder, code_bits, of_observed
 from tessella.core.observed import observed, zero_filled
 from tessella.core.schema import Schema
 from tessella.likelihoods.shared import Standardizer, checked_parameters, over_channels, require_values
@@ -107,15 +107,13 @@ class MADEValues(StoredValues):
         return each if seen is None else each.masked_fill(~seen.reshape(each.shape), 0)
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
-        known = None if value is None else value.nan_to_num().reshape(self.logits.shape).long()
+        known = None if value is None else value.nan_to_num().reshape(self.logits.shape)
         seen = None if observed is None else observed.reshape(len(self.logits), -1, self.logits.shape[2])
 
         def choose(logit: Tensor, c: int) -> Tensor:
-            zero = torch.sigmoid(-logit.float()).flatten()
-            table = quantized_cdf(torch.stack([torch.zeros_like(zero), zero, torch.ones_like(zero)]))
             here = None if seen is None else seen[:, c % seen.shape[1]]
-            bits = of_observed(coder, here).code(table, None if known is None else known[:, c].flatten())
-            return bits.view(logit.shape).to(logit.dtype)
+            bits = code_bits(of_observed(coder, here), logit, None if known is None else known[:, c])
+            return bits.to(logit.dtype)
 
         told = self._one_after_another(choose)
         return told if seen is None else told.masked_fill(~seen.expand_as(self.logits).reshape(told.shape), torch.nan)

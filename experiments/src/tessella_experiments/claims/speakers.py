@@ -83,7 +83,7 @@ def run(runner: ExperimentRunner) -> Finding:
     rows: list[tuple[str, Any]] = []
     for seed in runner.seeds:
         model = cast(CodeModel, runner.model(SPEECH, seed))
-        by_codes, _ = told(*(averages(vectors(model, x), x) for x in (sounds, later)))
+        by_codes, _ = told(*(averages(_vectors(model, x), x) for x in (sounds, later)))
         shift = np.random.default_rng(seed).integers(1, speakers, len(unseen))
         asked = (who[1], (who[1] + shift) % speakers)
         spoken = [decoded(model, later, torch.from_numpy(label)) for label in asked]
@@ -154,7 +154,7 @@ def decoded(model: CodeModel, x: Tensor, label: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def vectors(model: CodeModel, x: Tensor) -> Tensor:
+def _vectors(model: CodeModel, x: Tensor) -> Tensor:
     return torch.cat([model.encode(part).z for part in x.split(AT_ONCE)])
 
 
