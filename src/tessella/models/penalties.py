@@ -15,8 +15,6 @@ from tessella.kinds.sounds import pressure
 
 SCALES = (0.5, 1.0, 2.0)
 """Lengths of the windows, relative to 25 ms."""
-
-
 SPECTRAL_PENALTY = 5.0
 """Usual weight, in nats per sample and factor of ten."""
 

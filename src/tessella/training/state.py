@@ -193,7 +193,7 @@ class TrainState:
 
 @final
 class Guard:
-    """Watches the loss of each update, in nats per example.
+    """Watches the loss of each update, in nats per example of the mean number of observed values.
 
     Let `b` be the lowest median of 20 losses so far, and `r` the loss of knowing nothing: that of the marginal
     distribution of the values, or the first loss. Training has diverged if the median of the last 20 losses is above
