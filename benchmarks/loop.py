@@ -8,7 +8,7 @@ the check for bad batches, progress, metrics and TensorBoard. Start-up lies befo
 validation split is measured and pictures are drawn are left out and reported apart (there are 12 such looks in a run,
 however long it is); checkpoints are timed apart and charged at one a minute, the default.
 
-    python benchmarks/loop.py [--blocks 20] [--tiny-blocks 60]
+    python benchmarks/loop.py [--cases mnist-shaped sounds tiny]
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import pstats
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +38,7 @@ from tessella.core.batches import Batch
 from tessella.core.device import autocast
 from tessella.core.rng import Noise
 from tessella.data import Data, Split
+from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.models.spec import TrainOptions
 from tessella.training.callbacks import EVERY, VALIDATE_AT
@@ -49,24 +52,24 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its data and the options of both loops."""
+    """A network, its data, the options of both loops and the loss of the bare one."""
 
     name: str
-    shape: tuple[int, int, int]
+    claim: str
+    make: Callable[..., Any]
     options: dict[str, Any]
     batch_size: int
+    write: Callable[[Path], Path]
+    bare_loss: Callable[[Any, Tensor], Tensor]
+    blocks: int
 
-    def data(self, folder: Path, examples: int = 6000) -> Data:
-        """Random binary pictures; a file, so that they come the way that anybody's do."""
-        generator = np.random.default_rng(0)
-        x = generator.integers(0, 2, (examples, *self.shape[1:]), dtype=np.uint8)
-        path = folder / f"{self.shape[1]}x{self.shape[2]}.npz"
-        np.savez(path, x=x)
-        return tessella.open_data(str(path))
+    def data(self, folder: Path) -> Data:
+        """Random examples in files, so that they come the way that anybody's do."""
+        return tessella.open_data(str(self.write(folder / self.name)))
 
-    def model(self, data: Data) -> LatentVariableModel:
+    def model(self, data: Data) -> Any:
         torch.manual_seed(0)
-        return tessella.VAE(data.schema, **self.options)
+        return self.make(data.schema, **self.options)
 
     def training(self, steps: int, save_every: float) -> TrainOptions:
         return TrainOptions(steps=steps, batch_size=self.batch_size, save_every=save_every)
@@ -80,12 +83,30 @@ class Case:
             return "bfloat16 autocast" if torch.is_autocast_enabled(DEVICE.type) else "float32"
 
 
-def cases() -> tuple[Case, Case]:
-    """The default model for MNIST's shape, and one so small that whatever is not the network shows."""
+def cases() -> tuple[Case, ...]:
+    """The default models of MNIST's shape and of sounds, and one so small that whatever is not the network shows."""
+    vae, vqvae, small = tessella.VAE, tessella.VQVAE, {"width": 8, "depth": 1, "latent_dim": 8}
+    of_pictures, of_sounds = "default VAE on 28x28, batch 128", "default VQ-VAE of sounds of 0.5 s at 8 kHz, batch 32"
     return (
-        Case("mnist-shaped", (1, 28, 28), {}, 128),
-        Case("tiny", (1, 8, 8), {"width": 8, "depth": 1, "latent_dim": 8}, 32),
+        Case("mnist-shaped", of_pictures, vae, {}, 128, partial(pictures, side=28), bare_loss, 20),
+        Case("sounds", of_sounds, vqvae, {}, 32, sounds, bare_loss_of_sounds, 10),
+        Case("tiny", "", vae, small, 32, partial(pictures, side=8), bare_loss, 60),
     )
+
+
+def pictures(path: Path, side: int, examples: int = 6000) -> Path:
+    """Write random binary pictures."""
+    x = np.random.default_rng(0).integers(0, 2, (examples, side, side), dtype=np.uint8)
+    np.savez(path.with_suffix(".npz"), x=x)
+    return path.with_suffix(".npz")
+
+
+def sounds(path: Path, examples: int = 600, rate: int = 8000) -> Path:
+    """Write a folder of recordings of noise."""
+    path.mkdir(exist_ok=True)
+    for i, x in enumerate(np.random.default_rng(0).integers(-9000, 9000, (examples, rate // 2), dtype=np.int16)):
+        soundfile.write(path / f"{i}.wav", x, rate)
+    return path
 
 
 # the bare loop
@@ -105,6 +126,14 @@ def bare_loss(model: LatentVariableModel, x: Tensor, eps: Tensor | None = None) 
     return (rate + distortion).mean() / model.schema.dims
 
 
+def bare_loss_of_sounds(model: CodeModel, x: Tensor) -> Tensor:
+    """The loss of a VQ-VAE of sounds, whose prior is uniform: nats per dimension."""
+    out = model.levels[0](model.encoder(model.likelihood.to_network(x), None), None, None)
+    p_x = model.likelihood(model.decoder(out.z, None))
+    assert model.spectral_penalty is not None
+    return (out.penalty - p_x.log_prob(x) + model.spectral_penalty(p_x.mean, x)).mean() / model.schema.dims
+
+
 def bare_loop(case: Case, data: Data) -> Callable[[int], None]:
     """A loop of that many steps that does nothing but learn: no metrics, averages, checkpoints or progress."""
     model = case.model(data).to(DEVICE, memory_format=torch.channels_last).train()  # pyright: ignore
@@ -122,7 +151,7 @@ def bare_loop(case: Case, data: Data) -> Callable[[int], None]:
             at += size
             optimizer.zero_grad(set_to_none=True)
             with case.autocast(data):
-                loss = bare_loss(model, x[rows])
+                loss = case.bare_loss(model, x[rows])
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -274,23 +303,25 @@ def profile(case: Case, data: Data, bare_step: float, steps: int = 200) -> commo
         bound = made(batch, None, noise=Noise(0, number, "latent")).bound
         return bound.mean() / data.schema.dims
 
-    by = common.alternate({"parts": timed(by_parts), "hand": timed(lambda: bare_loss(made, batch))}, 30)
+    by = common.alternate({"parts": timed(by_parts), "hand": timed(lambda: case.bare_loss(made, batch))}, 30)
     found["model by parts"] = 1e3 * (statistics.median(by["parts"]) - statistics.median(by["hand"]))
     return {**found, "bare step, for comparison": 1e3 * bare_step}
 
 
-def loop(blocks: int = 20, tiny_blocks: int = 60, block: int = BLOCK) -> common.Record:
-    """The record of both cases."""
+def loop(chosen: Sequence[str], block: int = BLOCK) -> common.Record:
+    """The record of the cases of these names."""
+    some = [case for case in cases() if case.name in chosen]
     with tempfile.TemporaryDirectory() as folder:
-        taken = {
-            case.name: measure(case, count, block, Path(folder))
-            for case, count in zip(cases(), (blocks, tiny_blocks), strict=True)
-        }
-    claim = "training step / step of a bare PyTorch loop, default VAE on 28x28, batch 128"
-    figure = taken["mnist-shaped"]["ratio"]["median_with_checkpoints"]
+        taken = {case.name: measure(case, case.blocks, block, Path(folder)) for case in some}
+    claim = "training step / step of a bare PyTorch loop"
+    rows = [
+        common.row(f"{claim}, {case.claim}", BAR, taken[case.name]["ratio"]["median_with_checkpoints"], better="lower")
+        for case in some
+        if case.claim
+    ]
     return {
         "about": "seconds a step of tessella.train over those of a bare loop of the same network, in turns",
-        "rows": [common.row(claim, BAR, figure, better="lower")],
+        "rows": rows,
         **taken,
         "environment": common.environment(),
     }
@@ -298,12 +329,13 @@ def loop(blocks: int = 20, tiny_blocks: int = 60, block: int = BLOCK) -> common.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=int, default=20, help="of the default model's loops")
-    parser.add_argument("--tiny-blocks", type=int, default=60, help="of the tiny model's loops")
+    names = [case.name for case in cases()]
+    parser.add_argument("--cases", nargs="*", choices=names, default=names)
     parser.add_argument("--block", type=int, default=BLOCK, help="steps in a block")
-    chosen = parser.parse_args()
-    record = loop(chosen.blocks, chosen.tiny_blocks, chosen.block)
-    common.write("loop", record)
+    parser.add_argument("--record", default="loop", help="write results/NAME.json")
+    o = parser.parse_args()
+    record = loop(o.cases, o.block)
+    common.write(o.record, record)
     common.show(record)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -115,7 +116,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=50.0)
     parser.add_argument("--prior", type=float, default=10.0)
     parser.add_argument("--split", choices=["valid", "test"], default="valid")
-    parser.add_argument("--options", nargs="*", default=[])
+    parser.add_argument("--options", type=shlex.split, default=[], help="of the training, in one string")
     parser.add_argument("--keep", type=Path, help="folder for the run; it is deleted without it")
     parser.add_argument("--record", help="write results/NAME.json")
     o = parser.parse_args()

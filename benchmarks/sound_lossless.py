@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -87,7 +88,7 @@ def main() -> int:
     parser.add_argument("--values", nargs="*", choices=BARS, default=list(BARS))
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--split", choices=["valid", "test"], default="valid")
-    parser.add_argument("--options", nargs="*", default=[])
+    parser.add_argument("--options", type=shlex.split, default=[], help="of the training, in one string")
     parser.add_argument("--keep", type=Path, help="folder for the runs, which are trained if they are not there")
     parser.add_argument("--record", action="store_true", help="write results/sound_lossless.json")
     o = parser.parse_args()

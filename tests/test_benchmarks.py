@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 import tessella
 from tessella.core.rng import Noise
-from tessella.core.schema import Schema
+from tessella.core.schema import Integers, Schema
 from tessella.models.presets import VAEConfig
 from tessella.models.spec import Spec, TrainOptions
 
@@ -38,11 +39,23 @@ def test_the_bare_loss_is_the_models_bound(bench) -> None:
     torch.testing.assert_close(loop.bare_loss(model, x, eps), ours)
 
 
+def test_the_bare_loss_of_sounds_is_the_models_but_for_the_constant_rate(bench) -> None:
+    loop: ModuleType = bench("loop")
+    torch.manual_seed(0)
+    schema = Schema(1, (256,), Integers(65536, -32768.0), rate=8000.0)
+    model = tessella.VQVAE(schema, width=8, depth=1)
+    x = torch.randint(-9000, 9000, (3, 1, 256)).float()
+    terms = model.train()(x)
+    ours = (terms.distortion + terms.penalty).mean() / schema.dims
+    torch.testing.assert_close(loop.bare_loss_of_sounds(model, x), ours)
+
+
 @pytest.mark.slow
 def test_the_loops_take_turns_over_all_steps(bench, tmp_path: Path) -> None:
     loop: ModuleType = bench("loop")
-    case = loop.cases()[1]
-    data = case.data(tmp_path, examples=200)
+    case = loop.cases()[-1]
+    case = replace(case, write=partial(case.write, examples=200))
+    data = case.data(tmp_path)
     blocks: list[int] = []
     turns = loop.train_in_turns(case, data, 7, block=3, turn=blocks.append, save=loop.NEVER)
     assert blocks == [3, 3, 3]

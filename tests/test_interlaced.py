@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from tessella.core.entropy_coding import AnsStack, SymbolEncoder
 from tessella.core.schema import Integers, Schema
 from tessella.likelihoods import Interlaced, LogisticMixture, interlaced
 from tessella.likelihoods.interlaced import InterlacedModule
@@ -47,6 +49,16 @@ def test_probabilities_sum_to_one(shape: tuple[int, ...], levels: int, monkeypat
     with torch.no_grad():
         nats = likelihood(parameters.expand(len(every), *parameters.shape[1:])).log_prob(every)
     assert nats.double().exp().sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 13), (3, 6, 5)])
+def test_writing_tells_log_p_too(shape: tuple[int, ...]) -> None:
+    likelihood = made(shape).eval()
+    p, x = drawn(likelihood)
+    p_x, encoder = likelihood(p), SymbolEncoder(AnsStack())
+    nats = p_x.encode(encoder, x)
+    torch.testing.assert_close(nats, p_x.log_prob(x).double())
+    assert encoder.bits * math.log(2) == pytest.approx(-float(nats.sum()), rel=1e-3)
 
 
 def test_draws_have_their_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -407,6 +408,19 @@ def test_logistic_sums_to_one(channels: int) -> None:
         nats = likelihood(parameters.expand(len(every), -1, 1, 1)).log_prob(every)
         assert nats.isfinite().all()
         assert abs(nats.double().exp().sum().item() - 1) < 3e-5
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_logistic_of_a_sound_is_in_units_of_its_level(channels: int) -> None:
+    schema = Schema(channels, (6,), Integers(1 << 16, -(2.0**15)), rate=8000.0)
+    soft, plain = replace(schema, scale=(512.0,)), LogisticMixture(components=3).build(schema)
+    likelihood, log_gain = LogisticMixture(components=3).build(soft), math.log((2**16 - 1) / 2 / 512)
+    parameters, x = random_parameters(likelihood, 4, torch.float64), torch.randint(-3000, 3000, (4, channels, 6))
+    wide = parameters.unflatten(1, (-1, 3)).clone()
+    wide[:, 1 : 1 + channels] /= math.exp(log_gain)
+    wide[:, 1 + channels : 1 + 2 * channels] -= log_gain
+    torch.testing.assert_close(likelihood(parameters).log_prob(x), plain(wide.flatten(1, 2)).log_prob(x))
+    torch.testing.assert_close(likelihood.to_network(x), (x.float() + 0.5) / 512)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])

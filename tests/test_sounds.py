@@ -19,6 +19,7 @@ from tessella.data import Data, open_data
 from tessella.data.folders import read as module
 from tessella.data.folders.read import windows_of
 from tessella.data.inputs import Inputs
+from tessella.kinds.base import kind_of
 from tessella.kinds.mu_law import SAMPLES, mu_law_codes, mu_law_samples
 from tessella.tasks.describe import DescribeConfig, describe_data
 
@@ -238,6 +239,25 @@ def test_data_for_a_model_is_converted_to_what_it_was_trained_on(tmp_path: Path)
 
 def test_windows_are_joined_by_their_names() -> None:
     assert windows_of(["a", "a@1", "a@2", "b", "b@2", "a@3", "c@1"]) == {"a": 3, "b": 1, "b@2": 1, "a@3": 1, "c@1": 1}
+
+
+def test_the_level_of_the_training_split_is_measured(tmp_path: Path) -> None:
+    data = open_data(str(recordings(tmp_path)))
+    x = data.split("train").batch(range(len(data.split("train")))).x.double() + 0.5
+    assert data.schema.scale == pytest.approx([float(x.square().nanmean().sqrt())])
+    (quiet := tmp_path / "quiet").mkdir()
+    soundfile.write(quiet / "1.wav", np.zeros(9000, np.int16), RATE)
+    assert open_data(str(quiet)).schema.scale == (1.0,)
+
+
+def test_windows_make_the_file_of_the_whole(tmp_path: Path) -> None:
+    x = torch.from_numpy(noise(5000, 2).T.copy()).float()
+    for schema in (Schema(2, (2000,), PCM16, rate=8000.0), Schema(2, (2000,), Real(-1, 1), rate=8000.0)):
+        kind = kind_of(schema)
+        parts = [x[:, :2000], x[:, 2000:4000], torch.cat([x[:, 4000:], torch.full((2, 1000), torch.nan)], 1)]
+        kind.write_joined(tmp_path / "joined", iter(parts))
+        kind.write(tmp_path / "whole", x)
+        assert (tmp_path / "joined").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 @pytest.mark.slow

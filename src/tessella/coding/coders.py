@@ -40,8 +40,8 @@ from tessella.models.codes import CodeModel
 from tessella.models.latent_variable import LatentVariableModel
 from tessella.priors.normal import StandardNormalModule
 
-PARAMETERS = 1 << 24
-"""Values that a decoder outputs at once: 64 MiB."""
+PARAMETERS = 1 << 22
+"""Values that a decoder outputs at once: 16 MiB; larger batches take more memory and no less time."""
 BATCH, LONGEST = 1024, 1 << 24
 """Maximum number of examples in a batch, and of values in a chunk of bits-back coding."""
 SETTINGS = (
@@ -117,10 +117,8 @@ class Lossless:
         codes, seen = codes_of(self._model, x), _observed(self._model, x)
         self._model.code(encoder, len(x), codes, present=self._model.before_end(x))
         bound = encoder.bits * math.log(2)
-        p_x = self._decode(codes)
-        p_x.code(encoder, x, seen)
+        bound -= float(self._decode(codes).encode(encoder, x, seen).double().sum())
         encoder.flush()
-        bound -= float(p_x.log_prob(x).double().sum())
         return CodedChunk(Chunk((len(x),), stack.words(), 0, checksum(x.numpy())), bound)
 
     @torch.inference_mode()
@@ -192,11 +190,9 @@ class BitsBack:
             p_x = self._decode(at)
             encoder = SymbolEncoder(stack)
             q.code_prior(encoder, at)
-            p_x.code(encoder, part, _observed(self._model, part))
+            log_p = p_x.encode(encoder, part, _observed(self._model, part))
             encoder.flush()
-            bound += float(
-                cast(Rate, self._model.rate(latent)).total.double().sum() - p_x.log_prob(part).double().sum()
-            )
+            bound += float(cast(Rate, self._model.rate(latent)).total.double().sum() - log_p.double().sum())
             sizes.append(count)
             done += count
         stack.drop_initial_bits(untouched)

@@ -67,6 +67,11 @@ class StoredValues(Distribution, ABC):
                 result. None: all positions.
         """
 
+    def encode(self, coder: SymbolCoder, value: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Write `value` to an encoder, as `code` does, and compute its log p `[B]`."""
+        self.code(coder, value, observed)
+        return self.log_prob(value)
+
 
 class Likelihood(nn.Module, ABC):
     """Maps parameters to p(x | z), normalised over stored values; SpecError if they do not suit the schema."""

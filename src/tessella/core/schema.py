@@ -167,8 +167,8 @@ class Schema:
         lengths: whether examples may be shorter than `spatial`; positions after the end are NaN in all channels.
         missing: whether values may be missing; these are NaN. What is NaN costs nothing and trains nothing.
         observed: share of the values in the training split that are not NaN.
-        center, scale: mean and standard deviation of each channel in the training split for `real` data; `(0.0,)` and
-            `(1.0,)` otherwise.
+        center, scale: mean and standard deviation of each channel in the training split for `real` data. Of sounds of
+            integers, the scale is their root mean square around silence. Otherwise `(0.0,)` and `(1.0,)`.
         classes: names of the classes in the order of their labels; empty if there are none.
         depth: for pictures from files of more than 8 bits, the file values that were mapped to 0 and 255.
         columns: names of a table's columns, in order; empty if they have none.

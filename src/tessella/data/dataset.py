@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -401,12 +402,20 @@ def _fingerprint(schema: Schema, rows: dict[str, tuple[RawSplit, np.ndarray]], b
 
 
 def _measured(schema: Schema, part: RawSplit, rows: np.ndarray) -> Schema:
-    """Measure on the training split the share of observed values, and range, mean and deviation of real values."""
+    """Measure on the training split the share of observed values, and range, mean and deviation of real values.
+
+    Of sounds of integers the level is measured, as most are far softer than the largest values.
+    """
     if schema.partial:
         some = part.read(rows[: max(1, SURVEYED // schema.dims)])
         schema = replace(schema, observed=max(float((~np.isnan(some)).mean()), 1 / some.size))
-    if schema.values.discrete:
-        return schema
+    values = schema.values
+    if values.discrete:
+        if not schema.rate or schema.mu_law:
+            return schema
+        some = part.read(rows[: max(1, SURVEYED // schema.dims)]).astype(np.float64)
+        level = math.sqrt(np.nanmean((some - (values.low + values.span / 2)) ** 2))
+        return replace(schema, scale=(max(1.0, level),))
     x = part.x
     if not isinstance(x, np.ndarray):
         x, rows = part.read(rows[:MEASURED]), np.arange(min(len(rows), MEASURED))

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path, PurePosixPath
 from typing import Protocol, final
 
@@ -399,8 +399,12 @@ def _row_numbers(word: str, split: str, examples: int) -> np.ndarray:
     return np.arange(first, after)
 
 
-def joined_windows(examples: Iterable[tuple[str, Tensor]], parts: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
-    """Join consecutive windows of one file, and yield the others unchanged.
+def joined_windows(
+    examples: Iterable[tuple[str, Tensor]], parts: Mapping[str, int]
+) -> Iterator[tuple[str, Iterator[Tensor]]]:
+    """Group consecutive windows of one file; of another example the group has one part.
+
+    A group must be used up before the next one is asked for.
 
     Args:
         examples: names and examples `[*shape]`.
@@ -408,8 +412,8 @@ def joined_windows(examples: Iterable[tuple[str, Tensor]], parts: Mapping[str, i
     """
     waiting = iter(examples)
     for name, x in waiting:
-        rest = [window for _, window in islice(waiting, parts.get(name, 1) - 1)]
-        yield name, torch.cat([x, *rest], -1) if rest else x
+        rest = islice(waiting, parts.get(name, 1) - 1)
+        yield name, chain([x], (window for _, window in rest))
 
 
 def label_number(schema: Schema, given: str) -> int:

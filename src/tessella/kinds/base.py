@@ -7,7 +7,7 @@ in files of their own, such as pictures, its `files` reads them: folders, INPUTS
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -262,6 +262,10 @@ class Kind(ABC):
             x: the example.
             form: format of the restored file, if the kind has several: the mode of a picture.
         """
+
+    def write_joined(self, path: Path, windows: Iterable[Tensor], form: str = "") -> None:
+        """Write one example that comes as consecutive windows `[*shape]`, as `write` does."""
+        self.write(path, torch.cat(list(windows), -1), form)
 
     @abstractmethod
     def baseline_codecs(self, *, lossy: bool) -> tuple[Codec, ...]:

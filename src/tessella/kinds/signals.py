@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import final
 
@@ -61,9 +62,15 @@ class Signals(Arrays):
 
     def write(self, path: Path, x: Tensor, form: str = "") -> None:
         if self.audible:
-            path.write_bytes(sounds.wav(x, self.schema))
+            sounds.write_wav(path, [x], self.schema)
         else:
             self.write_array(path, x)
+
+    def write_joined(self, path: Path, windows: Iterable[Tensor], form: str = "") -> None:
+        if self.audible:
+            sounds.write_wav(path, windows, self.schema)
+        else:
+            super().write_joined(path, windows, form)
 
     def baseline_codecs(self, *, lossy: bool) -> tuple[Codec, ...]:
         own = sounds.codecs(self.schema, lossy=lossy) if self.audible else ()

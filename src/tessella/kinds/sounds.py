@@ -7,7 +7,7 @@ import math
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,25 @@ def until_end(x: Tensor) -> Tensor:
 
 
 def wav(x: Tensor, schema: Schema) -> bytes:
-    """Encode one example `[C, T]` as a WAV file: 8 or 16 bits as stored, mu-law as 16 bits, real values as floats."""
-    if not schema.mu_law:
-        return _encoded(*_samples(x, schema), schema, "WAV")
-    whole = (pressure(until_end(x.detach().cpu()).round(), schema).nan_to_num() * 32_768).numpy().astype(np.int16)
-    return _encoded(whole, 16, schema, "WAV")
+    """Encode one example `[C, T]` as a WAV file; see `write_wav`."""
+    buffer = io.BytesIO()
+    write_wav(buffer, [x], schema)
+    return buffer.getvalue()
+
+
+def write_wav(file: Path | io.BytesIO, windows: Iterable[Tensor], schema: Schema) -> None:
+    """Write consecutive windows `[C, T]` as a WAV file.
+
+    Samples have 8 or 16 bits as stored, those of mu-law codes 16 bits, and real values are floats. What comes after the
+    end of a window is left out.
+    """
+    import soundfile
+
+    bits = _wav_samples(torch.zeros(schema.channels, 1), schema)[1]
+    rate, subtype = max(1, round(schema.rate)), _subtype(bits, "WAV")
+    with soundfile.SoundFile(file, "w", rate, schema.channels, subtype, format="WAV") as sound:
+        for x in windows:
+            sound.write(_wav_samples(x, schema)[0].T)
 
 
 def one_after_another(examples: Sequence[Tensor], schema: Schema) -> Tensor:
@@ -175,9 +189,21 @@ def _samples(x: Tensor, schema: Schema) -> tuple[np.ndarray, int]:
     return pressure(x, schema).nan_to_num().numpy(), 0
 
 
+def _wav_samples(x: Tensor, schema: Schema) -> tuple[np.ndarray, int]:
+    """Convert as `_samples` does, but mu-law codes to the samples of 16 bits that they stand for."""
+    if not schema.mu_law:
+        return _samples(x, schema)
+    p = pressure(until_end(x.detach().cpu()).round(), schema).nan_to_num()
+    return (p * 32_768).numpy().astype(np.int16), 16
+
+
+def _subtype(bits: int, form: str) -> str:
+    return {0: "FLOAT", 8: "PCM_U8" if form == "WAV" else "PCM_S8", 16: "PCM_16"}[bits]
+
+
 def _encoded(samples: np.ndarray, bits: int, schema: Schema, form: str) -> bytes:
-    subtype = {0: "FLOAT", 8: "PCM_U8" if form == "WAV" else "PCM_S8", 16: "PCM_16"}[bits]
-    return _file(samples, schema.rate, form, subtype, {"compression_level": 1.0} if form == "FLAC" else {})
+    options = {"compression_level": 1.0} if form == "FLAC" else {}
+    return _file(samples, schema.rate, form, _subtype(bits, form), options)
 
 
 def _lossy(x: Tensor, schema: Schema, subtype: str) -> bytes:

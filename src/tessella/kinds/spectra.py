@@ -17,6 +17,8 @@ WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
 MOST_BANDS = 80
 FLOOR = 1e-5
 """Smallest magnitude that counts, for samples in -1 ... 1: the level of rounding to 16 bits."""
+SMALLEST = 1e-10
+"""Magnitude below which the gradient fades, as that of a root has no bound at 0."""
 _LINEAR, _KNEE = 200 / 3, 1000.0
 """Slaney's mel scale: hertz per mel below the knee, and the knee in hertz; above it, a factor of 6.4 is 27 mels."""
 
@@ -44,7 +46,9 @@ def magnitudes(x: Tensor, window: int, hop: int) -> Tensor:
     shape = torch.hann_window(window, periodic=True, device=x.device)
     frames = pad(x, (window // 2, window)).unfold(-1, window, hop)[..., : -(-x.shape[-1] // hop), :]
     size = _transform_size(window)
-    return torch.fft.rfft(frames * (shape / shape.norm()), size).abs().transpose(-1, -2)
+    parts = torch.view_as_real(torch.fft.rfft(frames * (shape / shape.norm()), size))
+    power = parts[..., 0].square() + parts[..., 1].square()
+    return (power + SMALLEST**2).sqrt().transpose(-1, -2)  # half the time of abs() and its gradient
 
 
 def mel_magnitudes(x: Tensor, rate: float, window: int, hop: int, bands: int) -> Tensor:

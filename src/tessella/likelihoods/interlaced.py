@@ -140,13 +140,27 @@ class InterlacedValues(StoredValues):
 
     def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         """Write or read one group of positions after the other, from the coarsest lattice on."""
-        whole = None if value is None else value.reshape(self._extended_shape())
-        seen = None if observed is None else observed.unsqueeze(1)
 
         def draw(p_x: StoredValues, known: Tensor | None, here: Tensor | None) -> Tensor:
             return p_x.code(coder, known, None if here is None else here.squeeze(1))
 
-        return self._drawn(self.parameters, draw, whole, seen)
+        return self._coded(draw, value, observed)
+
+    def encode(self, coder: SymbolCoder, value: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Write groups of positions; their networks run once for both the code and log p."""
+        nats = self.parameters.new_zeros(len(self.parameters), dtype=torch.float64)
+
+        def draw(p_x: StoredValues, known: Tensor | None, here: Tensor | None) -> Tensor:
+            assert known is not None
+            nats.add_(p_x.log_prob(known))
+            return p_x.code(coder, known, None if here is None else here.squeeze(1))
+
+        self._coded(draw, value, observed)
+        return nats
+
+    def _coded(self, draw: Drawn, value: Tensor | None, observed: Tensor | None) -> Tensor:
+        whole = None if value is None else value.reshape(self._extended_shape())
+        return self._drawn(self.parameters, draw, whole, None if observed is None else observed.unsqueeze(1))
 
     @torch.no_grad()
     def _drawn(

@@ -42,8 +42,8 @@ class LogisticMixtureModule(LocatedLikelihood):
 
     Parameters: `[B, K * (1 + 2 C + C (C - 1) / 2), *spatial]`, blocks of K channels: the mixture's logits; the
     locations m of channel 0, 1, ...; the log scales of channel 0, 1, ...; the coefficients a of the pairs (1, 0), (2,
-    0), (2, 1), ... The values of a vector `(D,)` are independent given z: parameters `[B, 3 * K * D]`, read as `[B, 3 *
-    K, D]` with the same blocks.
+    0), (2, 1), ... Locations and scales of sounds are in units of the level of the training split. The values of a
+    vector `(D,)` are independent given z: parameters `[B, 3 * K * D]`, read as `[B, 3 * K, D]` with the same blocks.
 
     Raises:
         SpecError: if the values are not integers, or a position has more than 4 channels.
@@ -61,7 +61,9 @@ class LogisticMixtureModule(LocatedLikelihood):
                 code="channels",
             )
         self.mixtures = components
-        self.units = Standardizer(schema)
+        self.units = Standardizer(schema, by_level=True)
+        self.log_gain = math.log(schema.values.span / 2 / float(self.units.scale.flatten()[0]))
+        self.least_log_scale = _least_log_scale(schema.values.levels) + self.log_gain
 
     @property
     def parameter_channels(self) -> int:
@@ -73,6 +75,15 @@ class LogisticMixtureModule(LocatedLikelihood):
 
     def to_network(self, x: Tensor) -> Tensor:
         return self.units.to_network(x)
+
+    def _in_half_ranges(self, parameters: Tensor) -> Tensor:
+        """Convert locations and scales in units of the level, `[B, P, N]`, to those of half the range."""
+        parameters, count = parameters.to(_precision(parameters)), self.locations
+        moved = parameters.new_zeros(self._parameters_per_position)
+        moved[self.mixtures + count : self.mixtures + 2 * count] = -self.log_gain
+        factor = torch.ones_like(moved)
+        factor[self.mixtures : self.mixtures + count] = math.exp(-self.log_gain)
+        return torch.addcmul(moved[:, None], parameters, factor[:, None])
 
     def initial_bias(self) -> Tensor:
         """Return equal weights, locations spread over [-1, 1] and independent channels: 7.5 bits per value on
@@ -95,7 +106,7 @@ class LogisticMixtureModule(LocatedLikelihood):
         parts = parameters.unflatten(1, (-1, self.mixtures))
         near = predictions.unflatten(1, (count, self.mixtures))
         logits, offsets, log_scales, coefficients = parts.split([1, count, count, parts.shape[1] - 1 - 2 * count], 1)
-        scales = log_scales.clamp(_least_log_scale(self.schema.values.levels), 0.0).exp()
+        scales = log_scales.clamp(self.least_log_scale, 0.0).exp()
         locations, slopes = list((near + offsets * scales).unbind(1)), coefficients.tanh()
         for i, (c, j) in enumerate(_pairs(count)):
             locations[c] = locations[c] - slopes[:, i] * near[:, j]
@@ -103,7 +114,7 @@ class LogisticMixtureModule(LocatedLikelihood):
 
     def residual_bias(self) -> Tensor:
         """Return equal weights, locations 0, and scales from half a level to a tenth of the range."""
-        finest = math.log(1 / (self.schema.values.levels - 1))
+        finest = math.log(1 / (self.schema.values.levels - 1)) + self.log_gain
         bias = torch.zeros(self._parameters_per_position // self.mixtures, self.mixtures)
         bias[1 + self.channels : 1 + 2 * self.channels] = torch.linspace(finest, -2.3, self.mixtures)
         return bias.flatten()
@@ -112,6 +123,8 @@ class LogisticMixtureModule(LocatedLikelihood):
         checked_parameters(parameters, self.schema, self.parameter_channels)
         shape = (self.schema.shape[0], *parameters.shape[2:])
         parameters = parameters.reshape(parameters.shape[0], self._parameters_per_position, -1)
+        if self.log_gain:
+            parameters = self._in_half_ranges(parameters)
         return LogisticMixtureValues(parameters, self.mixtures, self.channels, shape, self.schema.values)
 
 

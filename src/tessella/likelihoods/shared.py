@@ -22,18 +22,22 @@ class Standardizer(nn.Module):
 
     Discrete values go to [-1, 1]. Real values are standardised with the schema's center and scale, per channel
     (pictures), per feature (vectors) or one for all. A scale of zero (a constant feature) counts as one.
+
+    Args:
+        schema: of one example.
+        by_level: whether sounds of integers are divided by their level, the schema's scale, instead.
     """
 
     center: Tensor
     scale: Tensor
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, *, by_level: bool = False) -> None:
         super().__init__()
         if not schema.values.discrete:
             center, scale = schema.center, tuple(s if s > 0 else 1.0 for s in schema.scale)
         else:
-            half = schema.values.span / 2
-            center, scale = (schema.values.low + half,), (half,)
+            half, level = schema.values.span / 2, max(schema.scale)
+            center, scale = (schema.values.low + half,), (level if by_level and level > 1 else half,)
         for name, numbers in (("center", center), ("scale", scale)):
             if len(numbers) not in (1, schema.shape[0]):
                 raise SpecError(

@@ -48,7 +48,7 @@ class CodeModel(LatentModel):
         quantizers: one per level, coarsest first.
         decoder: maps z to the likelihood's parameters.
         merge_depth: residual blocks for the features of each further level.
-        penalty: penalty `[B]` of reconstructions and stored values `[B, *shape]` in training; None: none.
+        spectral_penalty: penalty `[B]` of reconstructions and stored values `[B, *shape]` in training; None: none.
         conditional: whether the decoder takes the label, which the codes then need not carry: p(x | c, label).
     """
 
@@ -64,13 +64,13 @@ class CodeModel(LatentModel):
         quantizers: Sequence[Quantizer],
         decoder: Decoder,
         merge_depth: int = 2,
-        penalty: SpectralPenalty | None = None,
+        spectral_penalty: SpectralPenalty | None = None,
         conditional: bool = False,
         config: ModelConfig | None = None,
     ) -> None:
         super().__init__(name, likelihood, config, conditional=conditional)
         self.networks_see_labels = conditional
-        channels, levels, self._penalty = encoder.feature_shape[0], len(quantizers), penalty
+        channels, levels, self.spectral_penalty = encoder.feature_shape[0], len(quantizers), spectral_penalty
         self.encoder, self.decoder, self.merge_depth = encoder, decoder, merge_depth
         self.quantizers = nn.ModuleList(quantizers)
         self.levels = tuple(quantizers)
@@ -127,8 +127,8 @@ class CodeModel(LatentModel):
             return self._of_draws(x, label, noise or Noise(0), draws)
         latent = self.encode(x, noise=noise)
         rate, p_x, penalty = self.rate(latent, label), self.decode(latent.z, label), latent.penalty
-        if self.training and self._penalty is not None:
-            heard = self._penalty(p_x.mean[..., : x.shape[-1]], x)
+        if self.training and self.spectral_penalty is not None:
+            heard = self.spectral_penalty(p_x.mean[..., : x.shape[-1]], x)
             penalty = heard if penalty is None else penalty + heard
         return Terms.of(-p_x.log_prob(x), rate, penalty)
 
@@ -492,7 +492,7 @@ def build_code_model(
         encoder=encoder,
         quantizers=quantizers,
         decoder=decoder,
-        penalty=SpectralPenalty(schema, spectral_penalty) if spectral_penalty else None,
+        spectral_penalty=SpectralPenalty(schema, spectral_penalty) if spectral_penalty else None,
         conditional=bool(classes),
         config=config,
     )

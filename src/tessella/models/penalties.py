@@ -47,15 +47,20 @@ class SpectralPenalty:
         with torch.autocast(x.device.type, enabled=False):
             seen = observed(x)
             silent = ~seen if seen is not None else torch.zeros_like(x, dtype=torch.bool)
-            pair = torch.stack([pressure(t, self.schema).masked_fill(silent, 0) for t in (mean, x)])
+            ours, theirs = (pressure(t, self.schema).masked_fill(silent, 0) for t in (mean, x))
             samples = (~silent).flatten(1).sum(1)
-            return self.weight * samples * torch.stack([self._distance(pair, silent, s) for s in SCALES]).mean(0)
+            apart = torch.stack([self._distance(ours, theirs, silent, s) for s in SCALES]).mean(0)
+            return self.weight * samples * apart
 
-    def _distance(self, pair: Tensor, silent: Tensor, scale: float) -> Tensor:
+    def _distance(self, ours: Tensor, theirs: Tensor, silent: Tensor, scale: float) -> Tensor:
         window = max(16, round(scale * spectra.frame_sizes(self.schema.rate)[0]))
         hop = window // 4
-        mel = spectra.mel_magnitudes(pair, self.schema.rate, window, hop, spectra.band_count(window))
-        ours, theirs = mel.clamp_min(spectra.FLOOR).log10().unbind(0)
+
+        def log_mel(p: Tensor) -> Tensor:
+            mel = spectra.mel_magnitudes(p, self.schema.rate, window, hop, spectra.band_count(window))
+            return mel.clamp_min(spectra.FLOOR).log10()
+
+        ours, theirs = log_mel(ours), log_mel(theirs)
         heard = (~silent[..., ::hop]).unsqueeze(-2).to(ours.dtype)
         total = ((ours - theirs).abs() * heard).flatten(1).sum(1)
         return total / (heard.flatten(1).sum(1) * ours.shape[-2]).clamp_min(1)

@@ -159,8 +159,8 @@ def decode(run: Run, config: DecodeConfig) -> DecodeResult:
         raise DataError(f"{config.codes} has several examples with the same name: encode again", code="equal-names")
     with files as outputs:
         decoded = decode_codes(model, stored, label=label, sample=config.sample, seed=config.seed)
-        for name, x in joined_windows(decoded, parts):
-            outputs.write(name + kind.file_ending, partial(kind.write, x=x))
+        for name, windows in joined_windows(decoded, parts):
+            outputs.write(name + kind.file_ending, partial(kind.write_joined, windows=windows))
     return DecodeResult(len(parts), kind.examples, config.out)
 
 

@@ -340,9 +340,9 @@ def decompress(config: DecompressConfig, device: str | None = None) -> Decompres
         place = resolve_device(device) if header.method == "codes" else None
         decoded = files.read_compressed(container, model, device=place)
     with targets as outputs:
-        for number, (name, x) in enumerate(joined_windows(decoded, parts)):
+        for number, (name, windows) in enumerate(joined_windows(decoded, parts)):
             assert kind is not None
-            outputs.write(name + ending, partial(kind.write, x=x, form=header.mode(number)))
+            outputs.write(name + ending, partial(kind.write_joined, windows=windows, form=header.mode(number)))
         for file in container.files():
             outputs.write(file.name, lambda draft, data=file.data: draft.write_bytes(data))
     if header.notes:

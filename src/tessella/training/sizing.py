@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -38,7 +39,9 @@ SMALLEST_BATCH = 2
 LARGEST_BATCH = 512
 """Largest batch that is chosen on an accelerator."""
 UNDERUSED = 1.3
-"""A device is underused if a batch of twice the size takes less than this many times the time."""
+"""A device is underused if a batch of twice the size takes less than this many times the time. A larger network that
+takes less is worth it: what is not the network takes most of the time then.
+"""
 SHARE = 0.03
 """Largest share of the budget for measuring."""
 FASTEST = 2.0
@@ -76,8 +79,8 @@ def fit_to_budget(
 ) -> Sized[C]:
     """Choose the sizes that are not given, so that a budget in minutes holds enough updates.
 
-    The largest network is taken that leaves `UPDATES` updates in 6 minutes; if none does, the smallest with smaller
-    batches. On an accelerator the batch grows while that costs little.
+    The largest network is taken that leaves `UPDATES` updates in 6 minutes, or a larger one if it takes hardly longer;
+    if none does, the smallest with smaller batches. On an accelerator the batch grows while that costs little.
 
     Args:
         config: options, in which None means: not given.
@@ -110,8 +113,17 @@ def fit_to_budget(
             middle = (low + high + 1) // 2
             times[middle] = _update_time(make(candidates[middle]), split, batch, options, device)
             low, high = (middle, high) if times[middle] * wanted <= seconds else (low, middle - 1)
+        most = UNDERUSED * times[low]
+        while low + 1 < len(candidates):
+            if low + 1 not in times:
+                if (1 + TIMED) * sum(times.values()) >= SHARE * seconds:
+                    break
+                times[low + 1] = _update_time(make(candidates[low + 1]), split, batch, options, device)
+            if times[low + 1] > most:
+                break
+            low += 1
         chosen, each = candidates[low], times[low]
-        while options.batch_size is None and batch // 2 >= SMALLEST_BATCH and each * wanted > seconds:
+        while options.batch_size is None and batch // 2 >= SMALLEST_BATCH and each * wanted > UNDERUSED * seconds:
             halved = _update_time(make(chosen), split, batch // 2, options, device)
             if UNDERUSED * halved > each:
                 break
@@ -197,8 +209,7 @@ def _update_time(model: Trainable, split: Split, batch: int, options: TrainOptio
     assert isinstance(model, torch.nn.Module)
     module = model.to(device).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-6)
-    rows = [i % len(split) for i in range(batch)]
-    examples = split.batch(rows).to(device)
+    examples = split.batch(_typical_rows(split, batch)).to(device)
     taken: list[float] = []
     with seeded(0, device), thread_count(options.threads):
         for number in range(1 + TIMED):
@@ -212,6 +223,14 @@ def _update_time(model: Trainable, split: Split, batch: int, options: TrainOptio
             float(loss.detach())  # waits for an accelerator
             taken.append(time.perf_counter() - started)
     return _of_all(min(taken[1:]), device)
+
+
+def _typical_rows(split: Split, batch: int) -> np.ndarray:
+    """Choose the rows of a batch; where examples have lengths, those of about the mean length."""
+    rows = np.arange(len(split))
+    if split.lengths is not None:
+        rows = np.abs(split.lengths - split.lengths.mean()).argsort(kind="stable")
+    return np.resize(rows, batch)
 
 
 def _of_all(seconds: float, device: torch.device) -> float:
