@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+import tessella
 from expect import raises
 from tessella.cli import main
 from tessella.core.rng import Noise
@@ -463,3 +464,24 @@ def test_options_out_of_their_range_are_refused(tmp_path: Path) -> None:
             open_data("digits", **options)  # pyright: ignore[reportArgumentType]
         with raises("no-sounds"):
             open_data("tones", **options)  # pyright: ignore[reportArgumentType]
+
+
+def test_whole_windows_are_all_the_sound_that_fills_them(tmp_path: Path) -> None:
+    folder = recordings(tmp_path)  # of 700, 1,600, ..., 10,600 samples
+    data = open_data(str(folder), seconds=0.25, whole_windows=True)
+    assert not data.schema.lengths
+    x = everything(data)
+    assert len(x) == sum((700 + 900 * i) // 2000 for i in range(12))
+    assert not x.is_floating_point() or not x.isnan().any()
+    assert any("ends that are shorter than a window are left out" in line for line in data.notes)
+    assert any("2 of 12 recordings have no whole one" in line for line in data.notes)
+    assert open_data(str(folder), whole_windows=True).schema.spatial == (1664,)  # 90 % have 1,690 or more
+    with raises("too-short"):
+        open_data(str(folder), seconds=2.0, whole_windows=True)
+
+
+def test_a_flow_takes_whole_windows_and_says_so(tmp_path: Path) -> None:
+    folder = str(recordings(tmp_path))
+    with raises("partial"):
+        tessella.Flow(open_data(folder, seconds=0.25).schema)
+    assert tessella.Flow(open_data(folder, seconds=0.25, whole_windows=True).schema, width=8).schema.rate == RATE

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from making import make
 from tessella.coding.files import coder_for
 from tessella.core.outputs import Sampling
 from tessella.core.rng import Noise
-from tessella.core.schema import Real, Schema
+from tessella.core.schema import Integers, Real, Schema
 from tessella.data import open_data
 from tessella.evaluation import samples
 from tessella.evaluation.bounds import evaluate
@@ -95,6 +96,17 @@ def test_rate_of_real_values_is_the_density_of_stored_units() -> None:
         density = -0.5 * (model.encode(x).z[i] ** 2 + math.log(2 * math.pi)).sum() + torch.linalg.slogdet(square)[1]
         torch.testing.assert_close(-rate[i], density, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(model.reconstruct(x), x, rtol=1e-4, atol=1e-4)
+
+
+def test_units_of_a_sound_are_those_of_its_level() -> None:
+    """All values come back from network units, where a cell has the volume 1 / level."""
+    schema = Schema(1, (65536,), Integers(65536, -32768.0), rate=8000.0, scale=(500.0,))
+    units = make(Flow, replace(schema, spatial=(64,)), **SMALL).likelihood
+    every = torch.arange(-32768.0, 32768.0).view(1, 1, -1)
+    y = units.to_network(every)
+    torch.testing.assert_close(y, (every + 0.5) / 500)
+    assert torch.equal(units(y).mean, every)
+    torch.testing.assert_close(units.log_unit, 64 * math.log(500.0))
 
 
 def test_probabilities_sum_to_what_the_cells_hold() -> None:

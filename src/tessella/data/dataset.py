@@ -139,6 +139,7 @@ def open_data(
     rate: int | None = None,
     seconds: float | None = None,
     values: SoundValues | None = None,
+    whole_windows: bool = False,
     window: int | None = None,
     stride: int | None = None,
     valid_share: float | None = None,
@@ -166,6 +167,7 @@ def open_data(
             longest recording, at most 1 s.
         values: values of sounds: `pcm` whole numbers of 16 bits, or of 8 if all files have 8; `mu-law` the 256 codes of
             ITU-T G.711; `real` floats. Default: `pcm`.
+        whole_windows: whether the end of a sound that is shorter than a window is left out.
         window: rows of the windows into which series are cut. Default: twice their period.
         stride: rows from one training window of a series to the next. Default: a window, or a quarter of it if there
             would be few. Windows of other splits never overlap.
@@ -183,20 +185,18 @@ def open_data(
     for name, share in (("valid_share", valid_share), ("test_share", test_share)):
         if share is not None and not 0 <= share < 1:
             raise DataError(f"{option(name)} must be at least 0 and below 1, got {share:g}", code="bad-option")
-    spec, asked = (
-        _absolute(spec),
-        ReadOptions(box, channels, rate, seconds, values, kind, window, stride, valid_share, test_share, seed, like),
-    )
+    spec, of_windows = _absolute(spec), (whole_windows, kind, window, stride)
+    asked = ReadOptions(box, channels, rate, seconds, values, *of_windows, valid_share, test_share, seed, like)
     found = find_raw(spec, asked, label)
     notes = found.notes
     schema = _unified(found, asked, kind)
     series = found.everything is not None
-    of_sounds = (rate, values, None if series else seconds, channels if schema.rate else None)
+    of_sounds = (rate, values, whole_windows or None, None if series else seconds, channels if schema.rate else None)
     in_files = schema.rate > 0 and spec not in registry.names("data")
     if not in_files and any(given is not None for given in of_sounds):
         raise DataError(
-            f"{spec} holds no recordings: leave out {option('rate')}, {option('seconds')}, {option('values')}"
-            + (f" and {option('channels')}" if schema.rate else ""),
+            f"{spec} holds no recordings: leave out {option('rate')}, {option('seconds')}, {option('values')}, "
+            f"{option('whole_windows')}" + (f" and {option('channels')}" if schema.rate else ""),
             code="no-sounds",
         )
     if not series and (window is not None or stride is not None):
@@ -242,6 +242,7 @@ def open_data(
         "rate": rate,
         "seconds": seconds,
         "values": values,
+        "whole_windows": whole_windows,
         "window": window,
         "stride": stride,
         "valid_share": valid_share,

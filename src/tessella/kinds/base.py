@@ -56,6 +56,7 @@ class ReadOptions:
         rate: samples per second to which sounds are resampled.
         seconds: length of the windows into which sounds are cut.
         values: values as which sounds are stored: `pcm`, `mu-law` or `real`.
+        whole_windows: whether what is shorter than a window is left out of sounds.
         kind: `signal` to read arrays as signals, `series` to read rows as consecutive times.
         window, stride: rows of a window of a series, and from one training window to the next.
         valid_share, test_share: shares of a series that are cut out for validation and test.
@@ -68,6 +69,7 @@ class ReadOptions:
     rate: int | None = None
     seconds: float | None = None
     values: SoundValues | None = None
+    whole_windows: bool = False
     kind: DataKind | None = None
     window: int | None = None
     stride: int | None = None

@@ -34,6 +34,8 @@ SLOWEST, SHORTEST = 16, 16
 """Smallest number of samples per second, and in a window."""
 WHOLE_UP_TO, MULTIPLE = 1.0, 64
 """By default, windows hold the longest recording but at most a second, rounded up to a multiple of samples."""
+SHORT_SHARE = 0.1
+"""Share of the recordings that may be shorter than a window, if windows must be whole."""
 MARGIN = 2048
 """Samples of the lower rate that are resampled on both sides of a window, so that its ends do not differ."""
 PREROLL = 8192
@@ -83,7 +85,8 @@ class SoundFiles(FileReader):
         changes = self.changes(headers, schema)
         if changes and options.like is None:
             changes[-1] += f"; choose otherwise with {option('rate')}, {option('channels')} or {option('values')}"
-        notes += [*changes, _windows(lengths, schema, fixed=options.like is not None)]
+        ends = _left_out(lengths, schema) if options.whole_windows else []
+        notes += [*changes, *ends, _windows(lengths, schema, options)]
         return schema
 
     def holds(self, schema: Schema) -> bool:
@@ -294,9 +297,12 @@ def _agreed(headers: Sequence[FileHeader], options: ReadOptions) -> Schema:
         values = UINT8
     elif options.values == "real":
         values = Real(-1.0, 1.0)
-    longest = max(header.spatial[0] * rate // header.rate for header in headers)
-    if options.seconds is None:
-        window = math.ceil(min(longest, WHOLE_UP_TO * rate) / MULTIPLE) * MULTIPLE
+    lengths = [header.spatial[0] * rate // header.rate for header in headers]
+    if options.seconds is None and options.whole_windows:
+        longest = min(float(np.quantile(lengths, SHORT_SHARE)), WHOLE_UP_TO * rate)
+        window = max(SHORTEST, math.floor(longest / MULTIPLE) * MULTIPLE)
+    elif options.seconds is None:
+        window = math.ceil(min(max(lengths), WHOLE_UP_TO * rate) / MULTIPLE) * MULTIPLE
     else:
         window = round(options.seconds * rate)
     if not SHORTEST <= window <= LARGEST // of:
@@ -305,18 +311,38 @@ def _agreed(headers: Sequence[FileHeader], options: ReadOptions) -> Schema:
             f"{SHORTEST / rate:.2g} to {LARGEST // of / rate:,.0f}",
             code="bad-option",
         )
-    whole = all(header.spatial[0] * rate // header.rate % window == 0 for header in headers)
-    return Schema(of, (window,), values, lengths=not whole, rate=float(rate), mu_law=options.values == "mu-law")
+    partial = not options.whole_windows and any(length % window for length in lengths)
+    return Schema(of, (window,), values, lengths=partial, rate=float(rate), mu_law=options.values == "mu-law")
 
 
-def _windows(lengths: Sequence[int], schema: Schema, *, fixed: bool) -> str:
+def _left_out(lengths: Sequence[int], schema: Schema) -> list[str]:
+    """Say how much sound is left out where windows must be whole.
+
+    Raises:
+        DataError: if no recording is as long as a window.
+    """
+    (window,), longest = schema.spatial, max(lengths)
+    if longest < window:
+        raise DataError(
+            f"no recording is as long as a window of {window / schema.rate:.4g} s; the longest has "
+            f"{longest / schema.rate:.4g} s: choose the length with {option('seconds')}",
+            code="too-short",
+        )
+    over, short = sum(n % window for n in lengths), sum(n < window for n in lengths)
+    none = f", and {short:,} of {len(lengths):,} recordings have no whole one" if short else ""
+    share = f"{over / sum(lengths):.0%} of the sound"
+    return [f"ends that are shorter than a window are left out, {share}{none}"] if over else []
+
+
+def _windows(lengths: Sequence[int], schema: Schema, options: ReadOptions) -> str:
     """Describe the windows into which recordings of these lengths in samples are cut."""
     (window,) = schema.spatial
     size = f"{window / schema.rate:.4g} s ({window:,} samples)"
-    count, longest = sum(max(1, math.ceil(n / window)) for n in lengths), max(lengths)
-    if count == len(lengths):
+    whole, longest = options.whole_windows, max(lengths)
+    count = sum(n // window if whole else max(1, math.ceil(n / window)) for n in lengths)
+    if count == len(lengths) and longest <= window:
         return f"windows of {size} hold every recording whole; the longest has {longest:,} samples"
-    choose = "" if fixed else f"; choose the length with {option('seconds')}"
+    choose = "" if options.like is not None else f"; choose the length with {option('seconds')}"
     return f"{len(lengths):,} recordings are cut into {count:,} windows of {size}{choose}"
 
 

@@ -153,7 +153,9 @@ def require_complete(schema: Schema, model: str) -> None:
     """
     if schema.partial:
         what = "examples of different lengths" if schema.lengths else "missing values"
-        raise SpecError(f"the {model} model takes no {what}: train a vae or a vqvae", code="partial")
+        whole = f"leave out what is shorter than a window ({option('whole_windows')} and {option('seconds')}), or "
+        instead = f"{whole if schema.rate else ''}train a vae or a vqvae"
+        raise SpecError(f"the {model} model takes no {what}: {instead}", code="partial")
 
 
 def checked_parameters(parameters: Tensor, schema: Schema, channels: int) -> Tensor:

@@ -85,7 +85,7 @@ class FlowModel(Model):
             log_q = y.new_zeros(len(y))
             if self.dequantizer is not None and noise is not None:
                 u, log_q = self.dequantizer(y, noise.split("dequantisation"))
-                y = y + (u - 0.5) / self.likelihood.half_range
+                y = y + (u - 0.5) / self.likelihood.unit
             z, log_det = self.flow(y)
         return Latent(z, trace=(log_q, log_det))
 
@@ -120,20 +120,20 @@ class DeltaLikelihood(Likelihood):
     """Likelihood p(x | z) of a flow: probability one on the x that z stands for.
 
     Parameters: `[B, C, *spatial]`, f^-1(z) in network units. The cells of n discrete values from `low` on are centred
-    at (x - low + 1/2) / (n / 2) - 1; real values are standardised.
+    at (x - low + 1/2 - n / 2) / s, where s is the level of sounds and n / 2 else; real values are standardised.
     """
 
     def __init__(self, schema: Schema) -> None:
         super().__init__(schema)
         require_complete(schema, "flow")
         self.discrete = schema.values.discrete
-        self.half_range, self.low = schema.values.levels / 2, schema.values.low
-        self.units = Standardizer(schema)
+        self.units = Standardizer(schema, by_level=True)
+        self.low, self.levels, half = schema.values.low, schema.values.levels, schema.values.levels / 2
+        self.unit = half if max(schema.scale) <= 1 else float(self.units.scale.flatten()[0])
+        self.middle = half / self.unit
         scale = self.units.scale.double().log()
         self.log_unit = (
-            schema.dims * math.log(self.half_range)
-            if self.discrete
-            else float(scale.sum()) * schema.dims / scale.numel()
+            schema.dims * math.log(self.unit) if self.discrete else float(scale.sum()) * schema.dims / scale.numel()
         )
         """Log-volume in stored units of a unit cell in network units, in nats."""
 
@@ -144,7 +144,7 @@ class DeltaLikelihood(Likelihood):
     def to_network(self, x: Tensor) -> Tensor:
         if not self.discrete:
             return self.units.to_network(x)
-        return (x.to(torch.float32) - self.low + 0.5) / self.half_range - 1
+        return (x.to(torch.float32) - self.low + 0.5) / self.unit - self.middle
 
     def initial_bias(self) -> None:
         """Return None: there is no decoder."""
@@ -152,8 +152,8 @@ class DeltaLikelihood(Likelihood):
     def forward(self, parameters: Tensor) -> StoredValues:
         if not self.discrete:
             return Delta(self.units.to_stored(parameters), NEAR * self.units.scale)
-        cell = torch.floor((parameters + 1) * self.half_range)
-        return Delta(cell.clamp(0, 2 * self.half_range - 1) + self.low, 0.5)
+        cell = torch.floor((parameters + self.middle) * self.unit)
+        return Delta(cell.clamp(0, self.levels - 1) + self.low, 0.5)
 
 
 @final

@@ -99,6 +99,7 @@ class DataOptions:
             longest recording, at most 1 s.
         values: values of sounds: pcm is whole numbers of 16 bits, or of 8 bits if all files have 8; mu-law is the 256
             codes of ITU-T G.711; real is floats. Default: pcm.
+        whole_windows: leave out the end of a sound that is shorter than a window, as flows and diffusion need it.
         window: rows of the windows into which series are cut. Default: twice their period.
         stride: rows from one training window of a series to the next. Default: a window, or a quarter of it if there
             would be few. Windows of other splits never overlap.
@@ -114,6 +115,7 @@ class DataOptions:
     rate: int | None = None
     seconds: float | None = None
     values: Literal["pcm", "mu-law", "real"] | None = None
+    whole_windows: bool = False
     window: int | None = None
     stride: int | None = None
     valid_share: float | None = None
@@ -143,6 +145,7 @@ class DataOptions:
             rate=self.rate,
             seconds=self.seconds,
             values=self.values,
+            whole_windows=self.whole_windows,
             window=self.window,
             stride=self.stride,
             valid_share=self.valid_share,

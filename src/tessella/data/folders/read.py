@@ -115,6 +115,8 @@ def read_files(
         if good := [(partial(file, i), headers[i]) for i in by_hash if i in headers]:
             schema = files.schema(good, options, notes)
             parts = np.array([files.parts(headers[i], schema) if files.windowed else 1 for i in kept.tolist()])
+            if files.windowed and options.whole_windows:
+                parts = np.array([files.length(headers[i], schema) // schema.spatial[0] for i in kept.tolist()])
             reader = FilesOnAccess(kind(schema), file, names, kept, parts)
             if len(reader) <= MEMORY_FILES and len(reader) * reader.nbytes <= MEMORY_BYTES:
                 x = np.empty((len(reader), *reader.shape), reader.dtype)
