@@ -175,6 +175,8 @@ def test_the_guard_forgives_single_losses_short_rises_and_slow_learning():
         early.state.go_back(early.good)
         early.state.lowest = early.good_lowest
         deque(map(early.after_update, 40 * [100.0]))
+        quiet = state.Guard(state.TrainState(torch.nn.Linear(2, 2), TrainOptions(), 1e-3), 100.0, dims=10)
+        deque(map(quiet.after_update, [40.0, *80 * [90.0]]))  # the first batch alone says little
     assert torch.equal(model.weight, before)
 
 

@@ -135,9 +135,8 @@ def fit_to_budget(
             batch, each = 2 * batch, doubled
         compiled = options.compile
         if compiled == "auto":
-            pays = seconds >= COMPILED_FROM and _compiling_pays(
-                make(chosen), split, batch, options, device, each, seconds
-            )
+            worth = seconds >= COMPILED_FROM and split.lengths is None  # each length would be compiled by itself
+            pays = worth and _compiling_pays(make(chosen), split, batch, options, device, each, seconds)
             compiled = "yes" if pays else "no"
         smaller = min(1.0, math.sqrt(batch / usual))  # as noisier gradients need of Adam (Malladi et al. 2022)
         rate = options.learning_rate or make(chosen).learning_rate * _rate_factor(chosen, sizes) * smaller

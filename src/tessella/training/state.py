@@ -195,11 +195,11 @@ class TrainState:
 class Guard:
     """Watches the loss of each update, in nats per example of the mean number of observed values.
 
-    Let `b` be the lowest median of 20 losses so far, and `r` the loss of knowing nothing: that of the marginal
-    distribution of the values, or the first loss. Training has diverged if the median of the last 20 losses is above
-    `b` by half of `r - b`, which is half of what was learned, and by half a bit per dimension, and so are those of the
-    20 updates before and the 20 before those: a short rise passes by itself. Then the last copy of a good state comes
-    back, and the learning rate is halved.
+    Let `b` be the lowest median of 20 losses so far, at most the larger one of the first loss and `r`, the loss of
+    knowing nothing: that of the marginal distribution of the values, or else the first loss. Training has diverged if
+    the median of the last 20 losses is above `b` by half of `r - b`, which is half of what was learned, and by half a
+    bit per dimension, and so are those of the 20 updates before and the 20 before those: a short rise passes by itself.
+    Then the last copy of a good state comes back, and the learning rate is halved.
 
     Args:
         state: state of the training, which also stores the losses, so that a resumed training goes on with them.
@@ -221,8 +221,8 @@ class Guard:
             return
         medians = [median(state.recent[max(0, end - WINDOW) : end]) for end in range(len(state.recent), 0, -WINDOW)]
         now = medians[0]
-        lowest = min(now, state.first if state.lowest is None else state.lowest)
         nothing = state.first if self.marginal is None else self.marginal
+        lowest = min(now, max(state.first, nothing) if state.lowest is None else state.lowest)
         allowed = max((nothing - lowest) / 2, self.margin)
         if len(state.recent) == WINDOWS * WINDOW and min(medians) > lowest + allowed:
             self.go_back(f"the loss rose from {lowest:,.0f} to {now:,.0f} nats")
