@@ -26,7 +26,7 @@ class EncodeConfig:
     """Encode examples to codes: a few integers each, in a file of plain arrays that numpy reads.
 
     Attributes:
-        inputs: picture files, folders, numbers of examples, names of splits, or other data; by default the whole split.
+        inputs: files, folders, numbers of examples, names of splits, or other data; by default the whole split.
         native_size: keep pictures at their own size, instead of cropping and resizing them.
         data: data set to use instead of the run's own; it is read with the run's options.
         split: split to encode, or that numbers of examples refer to.

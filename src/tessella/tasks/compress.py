@@ -44,7 +44,7 @@ class CompressConfig:
     `native_size`.
 
     Attributes:
-        inputs: picture files, folders, numbers of examples, names of splits, or other data; by default the whole split.
+        inputs: files, folders, numbers of examples, names of splits, or other data; by default the whole split.
         out: file to write.
         lossy: store only the codes (for a model with codes), so that decompression gives reconstructions.
         native_size: keep pictures at their own size, instead of cropping and resizing them.

@@ -158,7 +158,7 @@ class ReconstructConfig:
     Missing values of a series are filled; a result that ends in .csv is the whole series, complete.
 
     Attributes:
-        inputs: picture files, folders, numbers of examples, names of splits, or other data; by default some of the
+        inputs: files, folders, numbers of examples, names of splits, or other data; by default some of the
             split.
         count: number of examples, if no inputs are given.
         data: data set to use instead of the run's own; it is read with the run's options.
@@ -210,11 +210,11 @@ class InterpolateConfig:
     """Interpolate between two examples through the latent space; the examples are at the ends.
 
     Attributes:
-        first, last: picture files, or numbers of examples of the split.
+        first, last: files, or numbers of examples of the split.
         steps: number of pictures between the two.
         data: data set to use instead of the run's own; it is read with the run's options.
         split: split that numbers of examples refer to.
-        label: class of picture files, by name or number, for a conditional model.
+        label: class of files, by name or number, for a conditional model.
     """
 
     first: Positional[str]
@@ -251,13 +251,13 @@ class TraverseConfig:
     """Traverse latent dimensions: decode one example with one dimension changed at a time, in a row each.
 
     Attributes:
-        example: picture file, or number of an example of the split.
+        example: file, or number of an example of the split.
         dimensions: number of dimensions, those with the highest rate first.
         steps: number of pictures in a row.
         span: largest change to each side, in standard deviations of the dimension.
         data: data set to use instead of the run's own; it is read with the run's options.
         split: split that numbers of examples refer to.
-        label: class of picture files, by name or number, for a conditional model.
+        label: class of files, by name or number, for a conditional model.
     """
 
     example: Positional[str] = "0"

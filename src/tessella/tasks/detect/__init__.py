@@ -45,7 +45,7 @@ class DetectConfig:
     """Detect anomalies: scores, a threshold with a stated false-positive rate, and heat maps of the examples.
 
     Attributes:
-        inputs: picture files, folders (sub-folders are classes), numbers of examples (7, 3:20), names of splits
+        inputs: files, folders (sub-folders are classes), numbers of examples (7, 3:20), names of splits
             (valid), or other data; by default the whole split.
         calibration_data: normal examples that were not used in training, which set the thresholds; `valid` is the run's
             own validation split. May be repeated.
@@ -70,7 +70,7 @@ class DetectConfig:
             named like these, or a file with an array [N, H, W]. What is not 0 is anomalous.
         split: split that numbers refer to, and that is used of other data with several splits.
         prior: kind of the fitted prior to use, or trained (uniform for codes): the model's own; by default the best.
-        label: class of picture files, by name or number, for a conditional model; by default their sub-folder's.
+        label: class of files, by name or number, for a conditional model; by default their sub-folder's.
         data: data set to use for numbers and splits instead of the run's own; it is read with the run's options.
         samples: posterior samples of z per example.
         steps: steps of per-example optimisation for the regret.

@@ -34,7 +34,7 @@ class IndexConfig:
     """Index many examples once, so that they can be searched: one file, stored in the run.
 
     Attributes:
-        inputs: folders of pictures, picture files, numbers of examples (7, 3:20), names of splits (valid), or other
+        inputs: folders, files, numbers of examples (7, 3:20), names of splits (valid), or other
             data; by default the whole split.
         out: file to write; by default index.safetensors in the run.
         data: data set to use for numbers and splits instead of the run's own; it is read with the run's options.
@@ -107,7 +107,7 @@ class SearchConfig:
     """Search an index for the nearest examples to some queries, or for the near-duplicates in it.
 
     Attributes:
-        queries: picture files, folders, numbers of examples (7, 3:20), names of splits, or other data.
+        queries: files, folders, numbers of examples (7, 3:20), names of splits, or other data.
         count: number of examples to find for each query.
         index: index file, written by the task `index`; by default index.safetensors in the run.
         space: latent, for distances in latent space; or codes, for the share of codes that differ.
