@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -76,14 +77,28 @@ def test_posterior_is_that_of_all_values(levels: int) -> None:
     torch.testing.assert_close(single[0].double(), mean, rtol=0, atol=1e-5)
 
 
-def test_thinned_sum_is_near_and_does_not_look_at_other_examples() -> None:
+@pytest.mark.parametrize("levels", [256, 65_536])
+def test_posterior_of_dense_values_is_near_that_of_all_and_does_not_look_at_others(levels: int) -> None:
     torch.manual_seed(0)
-    location = torch.rand(8, 200) * 2.2 - 1.1
-    precision = torch.logspace(0, 6, 8)[:, None] * (1 + torch.rand(8, 200))
-    every, thinned = (posterior(location, precision, 256, thin=thin)[0] for thin in (False, True))
-    assert ((every - thinned).abs() * precision.sqrt()).max() < 0.02
-    assert not torch.equal(every[0], thinned[0])
-    assert torch.equal(thinned[2:3], posterior(location[2:3], precision[2:3], 256, thin=True)[0])
+    location = (torch.rand(8, 50, dtype=torch.float64) * 3 - 1.5).requires_grad_()
+    precision = torch.logspace(-2, 2 * math.log10(levels), 8, dtype=torch.float64)[:, None].expand(8, 50).contiguous()
+    every, near = (posterior(location, precision, levels, mean_only=only)[0] for only in (False, True))
+    assert ((every - near).abs() * precision.sqrt()).max() < 0.02
+    slopes = [torch.autograd.grad(mean.sum(), location)[0] for mean in (every, near)]
+    torch.testing.assert_close(*slopes, rtol=0.02, atol=2e-3)
+    single = posterior(location.detach().float(), precision.float(), levels, mean_only=True)[0]
+    torch.testing.assert_close(single.double(), near.detach(), rtol=0, atol=1e-5)
+    some = posterior(location[2:3, 7:].detach().float(), precision[2:3, 7:].float(), levels, mean_only=True)[0]
+    assert torch.equal(single[2:3, 7:], some)
+
+
+def test_gradients_of_dense_values() -> None:
+    torch.manual_seed(0)
+    location = (torch.rand(20, dtype=torch.float64) * 4 - 2).requires_grad_()
+    precision = torch.logspace(-2, 3, 20, dtype=torch.float64).requires_grad_()
+    mean = partial(posterior, levels=256, mean_only=True)
+    assert torch.autograd.gradcheck(lambda m: mean(m, precision.detach())[0], location)
+    assert torch.autograd.gradcheck(lambda p: mean(location.detach(), p)[0], precision)
 
 
 @pytest.mark.parametrize("of", [UINT8, Integers(7, -3.0), Integers(300)], ids=str)

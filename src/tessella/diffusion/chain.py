@@ -80,7 +80,7 @@ class Chain(nn.Module):
         location = location + spread.sqrt() * shift
         if not self.levels:
             return location
-        return posterior(location, log_precision.clamp(-6, 6).exp() / spread, self.levels, thin=True)[0]
+        return posterior(location, log_precision.clamp(-6, 6).exp() / spread, self.levels, mean_only=True)[0]
 
     def start(self, y: Tensor, noise: Noise | None) -> Tensor:
         """Sample z_0 ~ q(z_0 | y), `[B, *shape]`; the mean if `noise` is None."""

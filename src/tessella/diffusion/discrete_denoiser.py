@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,13 +13,14 @@ CHUNK = 2**17
 """Numbers processed at once on a CPU: half a megabyte, which fits the cache."""
 DENSE = 3.0
 """Smallest number of values per standard deviation at which a sum is as good as the integral."""
-SMALL = 64
-"""Smallest number of values, and of numbers per example, for which thinning saves time."""
+FEW = 64
+"""Largest number of values that are always summed: with few, ends count."""
 FAR = 200.0
 """Twice the difference in nats beyond which a value has no weight in float32."""
+HALF_LOG_2_PI = math.log(2 * math.pi) / 2
 
 
-def posterior(location: Tensor, precision: Tensor, levels: int, *, thin: bool = False) -> tuple[Tensor, Tensor]:
+def posterior(location: Tensor, precision: Tensor, levels: int, *, mean_only: bool = False) -> tuple[Tensor, Tensor]:
     """Compute the mean and log-normaliser of p(v) proportional to exp(-precision / 2 (y_v - location)^2).
 
     The values y_v are `levels` evenly spaced numbers from -1 to 1. Values without weight in float32 are skipped, so low
@@ -29,13 +29,13 @@ def posterior(location: Tensor, precision: Tensor, levels: int, *, thin: bool = 
     Args:
         location, precision: any common shape, float32 or float64.
         levels: at least 2.
-        thin: whether to sum over every n-th value only, for examples (first axis) whose numbers all spread over many
-            values; the mean is then nearly exact, but the log-normaliser is not valid.
+        mean_only: whether numbers that spread over many values are treated as continuous, which makes high noise cheap
+            too; the mean is then nearly exact, but the log-normaliser is not valid.
 
     Returns:
         E[y] and log sum_v exp(...), in the shape of the arguments.
     """
-    return _Posterior.apply(location, precision, levels, thin)
+    return _Posterior.apply(location, precision, levels, mean_only)
 
 
 class _Posterior(torch.autograd.Function):
@@ -46,18 +46,23 @@ class _Posterior(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, location: Tensor, precision: Tensor, levels: int, thin: bool) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, location: Tensor, precision: Tensor, levels: int, mean_only: bool) -> tuple[Tensor, Tensor]:
         m, p = location.reshape(-1), precision.reshape(-1)
-        mean, log_total, by_m, by_p, second = (torch.empty_like(m) for _ in range(5))
-        thin = thin and levels > SMALL and location[0].numel() > SMALL
-        for at, stride in _pieces(p.view(len(location) if thin else 1, -1), levels, thin):
-            m1, m2, m3, log_total[at] = _moments(m[at], p[at], levels, stride)
-            mean[at] = m[at] + m1
-            by_m[at] = p[at] * (m2 - m1 * m1).clamp_min(0)
-            by_p[at] = (m1 * m2 - m3) / 2
-            second[at] = m2
-        ctx.save_for_backward(by_m, by_p, (mean - m) * p, second / -2)
-        return mean.view_as(location), log_total.view_as(location)
+        moments, log_total = m.new_empty(3, len(m)), torch.zeros_like(m)
+        spacing, mean_only = 2 / (levels - 1), mean_only and levels > FEW
+        dense = torch.zeros_like(p, dtype=torch.bool)
+        if mean_only:  # also beyond the ends, where the weights fall by e every 1 / (p * distance)
+            dense = p * torch.maximum(m.abs() - 1, torch.full_like(m, DENSE * spacing)) * DENSE * spacing < 1
+        if bool(dense.any()):
+            moments[:, dense] = _continuous_moments(m[dense], p[dense], spacing)
+        rest = (~dense).nonzero().flatten()
+        least = (DENSE * spacing) ** -2 if mean_only else float(p.min())  # the former does not depend on other examples
+        width = min(levels, 2 * math.ceil(math.sqrt(FAR / least) / spacing) + 3)
+        for some in rest.split(max(1, (CHUNK if p.device.type == "cpu" else 2**26) // width)):
+            moments[:, some], log_total[some] = _moments(m[some], p[some], levels, width)
+        m1, m2, m3 = moments
+        ctx.save_for_backward(p * (m2 - m1 * m1).clamp_min(0), (m1 * m2 - m3) / 2, m1 * p, m2 / -2)
+        return (m + m1).view_as(location), log_total.view_as(location)
 
     @staticmethod
     @once_differentiable
@@ -74,36 +79,34 @@ class _Posterior(torch.autograd.Function):
         )
 
 
-def _pieces(precision: Tensor, levels: int, thin: bool) -> Iterator[tuple[slice, int]]:
-    """Yield slices of numbers to process at once, each with the stride of its values."""
-    spacing, each = 2 / (levels - 1), precision.shape[1]
-    strides = [n for n in range(1, levels) if (levels - 1) % n == 0]
-    for row, sharpest in enumerate(precision.max(1).values.tolist() if thin else [math.inf]):
-        widest = 1 / (DENSE * spacing * math.sqrt(sharpest))
-        stride = max(n for n in strides if n <= max(1.0, widest))
-        step = max(1, CHUNK * stride // levels) if precision.device.type == "cpu" else max(1, 2**26 // levels)
-        for start in range(0, each, step):
-            yield slice(row * each + start, row * each + min(start + step, each)), stride
-
-
-def _moments(m: Tensor, p: Tensor, levels: int, stride: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _moments(m: Tensor, p: Tensor, levels: int, width: int) -> tuple[Tensor, Tensor]:
+    """Compute M_1, M_2, M_3 `[3, n]` and the log-normaliser `[n]` by sums over the `width` nearest values."""
     spacing = 2 / (levels - 1)
     nearest = ((m + 1) / spacing).round_().clamp_(0, levels - 1)
-    reach = math.ceil(math.sqrt(FAR / float(p.min())) / spacing) + 1
     outside = None
-    if stride == 1 and 2 * reach + 1 < levels:
-        index = nearest + torch.arange(-reach, reach + 1, dtype=m.dtype, device=m.device).unsqueeze(1)
+    if width < levels:
+        index = nearest + (torch.arange(width, dtype=m.dtype, device=m.device) - width // 2).unsqueeze(1)
         outside = (index < 0) | (index > levels - 1)
     else:
-        index = torch.arange(0, levels, stride, dtype=m.dtype, device=m.device).unsqueeze(1)
+        index = torch.arange(levels, dtype=m.dtype, device=m.device).unsqueeze(1)
     d = index * spacing - (m + 1)
     top = (nearest * spacing - (m + 1)).square_().mul_(p / 2)
     weight = (d * d).mul_(p / -2).add_(top).exp_()
     if outside is not None:
         weight.masked_fill_(outside, 0)
-    if stride > 1:  # the trapezium rule, and half a value beyond each end
-        weight[0] *= (stride + 1) / (2 * stride)
-        weight[-1] *= (stride + 1) / (2 * stride)
     total = weight.sum(0)
-    moments = [weight.mul_(d).sum(0) / total for _ in range(3)]
-    return moments[0], moments[1], moments[2], total.log() - top
+    return torch.stack([weight.mul_(d).sum(0) / total for _ in range(3)]), total.log() - top
+
+
+def _continuous_moments(m: Tensor, p: Tensor, spacing: float) -> Tensor:
+    """Compute M_1, M_2, M_3 `[3, n]` of N(m, 1 / p), truncated to half a value beyond the first and the last one."""
+    side = torch.where(m > 0, -1.0, 1.0).double()  # mirrored, so that the lower edge is the nearer one
+    scale, middle = p.double().sqrt(), m.double() * side
+    low, high = ((edge - middle) * scale for edge in (-1 - spacing / 2, 1 + spacing / 2))
+    above_low, above_high = (torch.special.log_ndtr(-edge) for edge in (low, high))
+    log_mass = above_low + torch.log1p(-(above_high - above_low).exp())
+    at_low, at_high = ((edge.square() / -2 - log_mass - HALF_LOG_2_PI).exp() for edge in (low, high))
+    first = (at_low - at_high) / scale
+    second = (1 + low * at_low - high * at_high) / scale**2
+    third = (2 * (at_low - at_high) + low**2 * at_low - high**2 * at_high) / scale**3
+    return torch.stack([side * first, second, side * third]).to(m.dtype)
