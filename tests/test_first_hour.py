@@ -177,6 +177,8 @@ def test_the_guard_forgives_single_losses_short_rises_and_slow_learning():
         deque(map(early.after_update, 40 * [100.0]))
         quiet = state.Guard(state.TrainState(torch.nn.Linear(2, 2), TrainOptions(), 1e-3), 100.0, dims=10)
         deque(map(quiet.after_update, [40.0, *80 * [90.0]]))  # the first batch alone says little
+        uneven = state.Guard(state.TrainState(torch.nn.Linear(2, 2), TrainOptions(), 1e-3), 100.0, dims=10)
+        deque(map(uneven.after_update, [*20 * [75.0], *noise.normal(90, 20, 1000)]))
     assert torch.equal(model.weight, before)
 
 
