@@ -198,7 +198,7 @@ class Guard:
     Let `b` be the lowest median of 20 losses so far, at most the larger one of the first loss and `r`, the loss of
     knowing nothing: that of the marginal distribution of the values, or else the first loss. Training has diverged if
     the median of the last 20 losses is above `b` by half of `r - b`, which is half of what was learned, and by half a
-    bit per dimension, and so are those of the 20 updates before and the 20 before those, and the lower quartile of all
+    bit per dimension, and so are those of the 20 updates before and the 20 before those, and nine tenths of all
     60: a short rise passes by itself, and where losses differ from batch to batch, the lowest median is a lucky one.
     Then the last copy of a good state comes back, and the learning rate is halved.
 
@@ -225,8 +225,8 @@ class Guard:
         nothing = state.first if self.marginal is None else self.marginal
         lowest = min(now, max(state.first, nothing) if state.lowest is None else state.lowest)
         allowed = max((nothing - lowest) / 2, self.margin)
-        quarter = sorted(state.recent)[len(state.recent) // 4]
-        if len(state.recent) == WINDOWS * WINDOW and min(*medians, quarter) > lowest + allowed:
+        tenth = sorted(state.recent)[len(state.recent) // 10]
+        if len(state.recent) == WINDOWS * WINDOW and min(*medians, tenth) > lowest + allowed:
             self.go_back(f"the loss rose from {lowest:,.0f} to {now:,.0f} nats")
             return
         state.lowest = lowest
