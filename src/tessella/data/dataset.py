@@ -185,8 +185,10 @@ def open_data(
     for name, share in (("valid_share", valid_share), ("test_share", test_share)):
         if share is not None and not 0 <= share < 1:
             raise DataError(f"{option(name)} must be at least 0 and below 1, got {share:g}", code="bad-option")
-    spec, of_windows = _absolute(spec), (whole_windows, kind, window, stride)
-    asked = ReadOptions(box, channels, rate, seconds, values, *of_windows, valid_share, test_share, seed, like)
+    spec = _absolute(spec)
+    asked = ReadOptions(
+        box, channels, rate, seconds, values, whole_windows, kind, window, stride, valid_share, test_share, seed, like
+    )
     found = find_raw(spec, asked, label)
     notes = found.notes
     schema = _unified(found, asked, kind)
