@@ -158,6 +158,7 @@ def say(text: str) -> None:
 
 def row(claim: str, bar: float, figure: float | None, *, unit: str = "", better: Literal["lower", "higher"]) -> Record:
     """A line of the table. `figure` is None if it could not be measured; then the bar is not reached."""
+    figure = None if figure is None else float(figure)  # numpy's numbers are no JSON
     kept = figure is not None and (figure <= bar if better == "lower" else figure >= bar)
     return {"claim": claim, "bar": bar, "better": better, "unit": unit, "figure": figure, "reached": kept}
 

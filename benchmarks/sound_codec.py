@@ -22,7 +22,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,10 @@ def command(*words: str) -> str:
 def measured(o: argparse.Namespace, run: str, folder: Path) -> dict[str, Any]:
     """Train model and prior, and measure likeness, length and voices."""
     words = ["train", o.model, "--data", str(o.data), "--label", SPEAKER, "--minutes", str(o.minutes)]
-    started = time.perf_counter()
-    command(*words, "-o", run, *o.options)
-    seconds = time.perf_counter() - started
-    command("fit-prior", run, "--minutes", str(o.prior))
+    if not Path(run, "spec.json").exists():
+        command(*words, "-o", run, *o.options)
+        command("fit-prior", run, "--minutes", str(o.prior))
+    seconds = json.loads(Path(run, "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
     evaluation = json.loads(command("evaluate", run, "--split", o.split, "--json"))
     opened, model = tessella.Run(run).data(), tessella.load(run)
     train, split = opened.split("train"), opened.split(o.split)
@@ -117,7 +116,7 @@ def main() -> int:
     parser.add_argument("--prior", type=float, default=10.0)
     parser.add_argument("--split", choices=["valid", "test"], default="valid")
     parser.add_argument("--options", type=shlex.split, default=[], help="of the training, in one string")
-    parser.add_argument("--keep", type=Path, help="folder for the run; it is deleted without it")
+    parser.add_argument("--keep", type=Path, help="the run, which is trained if it is not there; deleted without it")
     parser.add_argument("--record", help="write results/NAME.json")
     o = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Fills the gaps of series: missing values become the mean of p(x | z), with z inferred from the observed ones."""
+"""Fills the gaps of series from a model and from the values beside them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ class FilledSeries:
 
 @torch.no_grad()
 def fill_gaps(model: Model, x: np.ndarray) -> np.ndarray:
-    """Replace the values that are NaN in rows `[T, C]` by their means under a model of windows."""
+    """Replace the values that are NaN in rows `[T, C]` from a model of windows and the values beside them.
+
+    They become the mean of p(x | z), with z inferred from the observed values, plus what the mean misses at the observed
+    values beside the gap, interpolated linearly: what z does not tell of a series is alike at neighbouring times.
+    """
     (window,), count = model.schema.spatial, len(x)
     padded = np.full((max(count, window), x.shape[1]), np.nan)
     padded[:count] = x
@@ -62,7 +66,12 @@ def fill_gaps(model: Model, x: np.ndarray) -> np.ndarray:
         for start, one in zip(some, mean, strict=True):
             sums[start : start + window] += one.T
             counts[start : start + window] += 1
-    return np.where(np.isnan(padded), sums / counts, padded)[:count]
+    mean, at = (sums / counts)[:count], np.arange(count)
+    for column, known in zip(mean.T, x.T, strict=True):
+        seen = ~np.isnan(known)
+        if seen.any():
+            column += np.interp(at, at[seen], (known - column)[seen])
+    return np.where(np.isnan(x), mean, x)
 
 
 def fill_series(model: Model, path: str) -> Sequence[FilledSeries]:
