@@ -48,8 +48,8 @@ class FilledSeries:
 def fill_gaps(model: Model, x: np.ndarray) -> np.ndarray:
     """Replace the values that are NaN in rows `[T, C]` from a model of windows and the values beside them.
 
-    They become the mean of p(x | z), with z inferred from the observed values, plus what the mean misses at the observed
-    values beside the gap, interpolated linearly: what z does not tell of a series is alike at neighbouring times.
+    They become the mean of p(x | z), with z inferred from the observed values, plus what the mean misses at the
+    observed values beside the gap, interpolated linearly: what z does not tell is alike at neighbouring times.
     """
     (window,), count = model.schema.spatial, len(x)
     padded = np.full((max(count, window), x.shape[1]), np.nan)
