@@ -3,9 +3,9 @@
     python benchmarks/imputation.py --data pollution.csv [--minutes 20] [--out FOLDER]
 
 A fifth of the observed values is removed at random. `tessella train vae --kind series` trains on what is left, and the
-mean of p(x | z) fills the gaps, as in `tessella reconstruct`. The error is the root mean square over removed values,
-each divided by the standard deviation of its column; so is that of linear interpolation in time. The nats are the mean
-of -log p(x | z) of the removed values, z inferred from the rest. Nothing but the rest was used for training.
+gaps are filled as by `tessella reconstruct`. The error is the root mean square over removed values, each divided by the
+standard deviation of its column; so is that of linear interpolation in time. The nats are the mean of -log p(x | z) of
+the removed values, z inferred from the rest. Nothing but the rest was used for training.
 """
 
 from __future__ import annotations
