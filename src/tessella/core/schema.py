@@ -238,6 +238,11 @@ class Schema:
         return self.dims * self.observed
 
     @property
+    def level(self) -> float:
+        """Return the level of sounds of integers; 0 for other data, or if it was not measured."""
+        return max(self.scale) if self.values.discrete and max(self.scale) > 1 else 0.0
+
+    @property
     def partial(self) -> bool:
         """Return whether stored values may be NaN: after the end of a shorter example, or missing."""
         return self.lengths or self.missing

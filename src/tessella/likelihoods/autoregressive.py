@@ -73,7 +73,7 @@ class AutoregressiveModule(Likelihood):
         super().__init__(schema)
         self.grid = {0: (1, 1, schema.dims), 1: (schema.channels, 1, *schema.spatial)}.get(schema.rank, schema.shape)
         self.features = FEATURES if schema.rank else FEATURES_OF_A_NUMBER
-        self.units = Standardizer(schema)
+        self.units = Standardizer(schema, by_level=True)
         network, usual = {1: (DilatedConv, DEPTH_OF_SIGNALS)}.get(schema.rank, (CausalConv, DEPTH))
         signal, channels = network is DilatedConv, self.grid[0]
         self.lattice = Lattice(schema.values, look=schema.rate > 0)

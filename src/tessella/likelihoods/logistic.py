@@ -62,7 +62,7 @@ class LogisticMixtureModule(LocatedLikelihood):
             )
         self.mixtures = components
         self.units = Standardizer(schema, by_level=True)
-        self.log_gain = math.log(schema.values.span / 2 / float(self.units.scale.flatten()[0]))
+        self.log_gain = math.log(schema.values.span / 2 / schema.level) if schema.level else 0.0
         self.least_log_scale = _least_log_scale(schema.values.levels) + self.log_gain
 
     @property

@@ -36,8 +36,8 @@ class Standardizer(nn.Module):
         if not schema.values.discrete:
             center, scale = schema.center, tuple(s if s > 0 else 1.0 for s in schema.scale)
         else:
-            half, level = schema.values.span / 2, max(schema.scale)
-            center, scale = (schema.values.low + half,), (level if by_level and level > 1 else half,)
+            half = schema.values.span / 2
+            center, scale = (schema.values.low + half,), ((by_level and schema.level) or half,)
         for name, numbers in (("center", center), ("scale", scale)):
             if len(numbers) not in (1, schema.shape[0]):
                 raise SpecError(

@@ -117,7 +117,7 @@ def build_diffusion_model(
     levels = schema.values.levels
     least = {0: -8.0, 2: -4.0}.get(levels) or -13.3 - 2 * math.log((levels - 1) / 255)
     schedule, variance = NoiseSchedule(least), 0.25 if schema.values.kind == "integers" else 1.0
-    if levels and (level := max(schema.scale)) > 1:  # a sound's
-        variance = (2 * level / schema.values.span) ** 2
+    if schema.level:
+        variance = (2 * schema.level / schema.values.span) ** 2
     chain = Chain(schema.shape, network, schedule, levels=likelihood.levels, variance=variance, classes=classes)
     return DiffusionModel(config.name, likelihood=likelihood, chain=chain, config=config)

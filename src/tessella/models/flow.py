@@ -129,8 +129,8 @@ class DeltaLikelihood(Likelihood):
         self.discrete = schema.values.discrete
         self.units = Standardizer(schema, by_level=True)
         self.low, self.levels, half = schema.values.low, schema.values.levels, schema.values.levels / 2
-        self.unit = half if max(schema.scale) <= 1 else float(self.units.scale.flatten()[0])
-        self.middle = half / self.unit
+        self.unit = schema.level or half
+        self.middle = half / self.unit if self.discrete else 0.0
         scale = self.units.scale.double().log()
         self.log_unit = (
             schema.dims * math.log(self.unit) if self.discrete else float(scale.sum()) * schema.dims / scale.numel()
