@@ -88,8 +88,8 @@ def cases() -> tuple[Case, ...]:
     vae, vqvae, small = tessella.VAE, tessella.VQVAE, {"width": 8, "depth": 1, "latent_dim": 8}
     of_pictures, of_sounds = "default VAE on 28x28, batch 128", "default VQ-VAE of sounds of 0.5 s at 8 kHz, batch 4"
     return (
-        Case("mnist-shaped", of_pictures, vae, {}, 128, partial(pictures, side=28), bare_loss, 20),
-        Case("sounds", of_sounds, vqvae, {}, 4, sounds, bare_loss_of_sounds, 20),
+        Case("mnist-shaped", of_pictures, vae, {}, 128, partial(pictures, side=28), bare_loss, 40),
+        Case("sounds", of_sounds, vqvae, {}, 4, sounds, bare_loss_of_sounds, 40),
         Case("tiny", "", vae, small, 32, partial(pictures, side=8), bare_loss, 60),
     )
 
