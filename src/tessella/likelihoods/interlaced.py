@@ -141,24 +141,24 @@ class InterlacedValues(StoredValues):
     def code(self, coder: SymbolCoder, value: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         """Write or read one group of positions after the other, from the coarsest lattice on."""
 
-        def draw(p_x: StoredValues, known: Tensor | None, here: Tensor | None) -> Tensor:
-            return p_x.code(coder, known, None if here is None else here.squeeze(1))
-
-        return self._coded(draw, value, observed)
+        return self._coded(coder, value, observed)
 
     def encode(self, coder: SymbolCoder, value: Tensor, observed: Tensor | None = None) -> Tensor:
         """Write groups of positions; their networks run once for both the code and log p."""
         nats = self.parameters.new_zeros(len(self.parameters), dtype=torch.float64)
-
-        def draw(p_x: StoredValues, known: Tensor | None, here: Tensor | None) -> Tensor:
-            assert known is not None
-            nats.add_(p_x.log_prob(known))
-            return p_x.code(coder, known, None if here is None else here.squeeze(1))
-
-        self._coded(draw, value, observed)
+        self._coded(coder, value, observed, nats)
         return nats
 
-    def _coded(self, draw: Drawn, value: Tensor | None, observed: Tensor | None) -> Tensor:
+    def _coded(
+        self, coder: SymbolCoder, value: Tensor | None, observed: Tensor | None, nats: Tensor | None = None
+    ) -> Tensor:
+        """Write or read values, and add log p of those that are written to `nats` `[B]`."""
+
+        def draw(p_x: StoredValues, known: Tensor | None, here: Tensor | None) -> Tensor:
+            if nats is not None and known is not None:
+                nats.add_(p_x.log_prob(known))
+            return p_x.code(coder, known, None if here is None else here.squeeze(1))
+
         whole = None if value is None else value.reshape(self._extended_shape())
         return self._drawn(self.parameters, draw, whole, None if observed is None else observed.unsqueeze(1))
 

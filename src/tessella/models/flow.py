@@ -127,7 +127,7 @@ class DeltaLikelihood(Likelihood):
         super().__init__(schema)
         require_complete(schema, "flow")
         self.discrete = schema.values.discrete
-        self.units = Standardizer(schema, by_level=True)
+        self.units = Standardizer(schema)
         self.low, self.levels, half = schema.values.low, schema.values.levels, schema.values.levels / 2
         self.unit = schema.level or half
         self.middle = half / self.unit if self.discrete else 0.0
